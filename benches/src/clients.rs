@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::header::HOST as HOST_HEADER;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, Uri};
+use http::{HeaderName, HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -17,7 +17,10 @@ use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::filter::{Decision, Filter, FilterFactory};
 use mesh_core::fixed::{Fixed, route_to};
-use mesh_core::model::{FilterConfig, Forward, NamedFilter, RetryPolicy, RouteAction};
+use mesh_core::model::{
+    CorsPolicy, FilterConfig, Forward, HeaderChange, NamedFilter, PathTest, QueryTest, RetryPolicy, Route, RouteAction,
+    StringTest,
+};
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_tower::{Client, Mesh};
 use tokio::net::TcpStream;
@@ -61,6 +64,14 @@ impl Job<Full<Bytes>> {
     /// Bodies of this many bytes, each way; the URI is for those who know the server as `host`.
     pub fn plain(host: &str, bytes: usize) -> Result<Self> {
         Job::new(host, &plain_path(bytes), plain(bytes), bytes)
+    }
+}
+
+impl Job<Full<Bytes>> {
+    /// The same, with the query that the last route of [`routed_mesh`] is for.
+    pub fn routed(host: &str, bytes: usize) -> Result<Self> {
+        let path = format!("{}?tenant=t{}", plain_path(bytes), ROUTES - 1);
+        Job::new(host, &path, plain(bytes), bytes)
     }
 }
 
@@ -193,6 +204,36 @@ pub fn armed_mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mes
     let source = source.filters(HOST, ["one", "two", "three"].map(filter).into());
     let factory: FilterFactory = Arc::new(|_, _| Ok(Arc::new(Pass)));
     Ok(Mesh::builder().source(source).filter("pass", factory).observer(Count::default()).start()?)
+}
+
+/// How many routes the service of [`routed_mesh`] has.
+pub const ROUTES: usize = 100;
+
+/// A mesh that knows one service under [`HOST`] by many routes, each with a query to match, changes of headers and a policy on
+/// pages of other origins; the last is for [`Job::routed`].
+pub fn routed_mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
+    let source = Fixed::new().service(HOST, addresses).routes(HOST, (0..ROUTES).map(routed).collect());
+    let cors = NamedFilter::new(CORS, FilterConfig::Cors(Arc::default()));
+    Ok(Mesh::builder().source(source.filters(HOST, vec![cors])).start()?)
+}
+
+const CORS: &str = "envoy.filters.http.cors";
+
+fn routed(position: usize) -> Route {
+    let exact = |value: String| StringTest::Exact { value, ignore_case: false };
+    let set = |name: &'static str, value: &'static str| {
+        HeaderChange::Set(HeaderName::from_static(name), HeaderValue::from_static(value).into())
+    };
+    let mut route = route_to(HOST);
+    let path = if position + 1 == ROUTES { "/".to_owned() } else { format!("/r{position}/") };
+    route.matches.path = PathTest::Prefix { value: path, ignore_case: false };
+    route.matches.query.push(QueryTest::new("tenant", Some(exact(format!("t{position}")))));
+    route.mutations.request = vec![set("x-tenant", "one"), HeaderChange::Remove(HeaderName::from_static("x-internal"))];
+    route.mutations.response =
+        vec![set("x-served-by", "mesh"), HeaderChange::Remove(HeaderName::from_static("x-debug"))];
+    let policy = CorsPolicy::for_origins(vec![exact("https://shop.example".to_owned())]);
+    route.filters.insert(CORS.into(), FilterConfig::Cors(Arc::new(policy)));
+    route
 }
 
 /// A filter that lets every request go on.

@@ -15,16 +15,18 @@ use crate::servers::{self, ServerKind};
 use crate::{Result, grpc};
 
 /// All cases, by what they compare with: the first of each protocol is the floor.
-pub const CASES: [&str; 15] = [
+pub const CASES: [&str; 17] = [
     "raw-http1",
     "pooled-http1",
     "mesh-http1",
     "armed-http1",
+    "routed-http1",
     "server-http1",
     "raw-http2",
     "pooled-http2",
     "mesh-http2",
     "armed-http2",
+    "routed-http2",
     "server-http2",
     "raw-grpc",
     "channel-grpc",
@@ -38,6 +40,7 @@ const WARM_UP: u64 = 100;
 
 /// Runs a case: some requests to warm up, then `requests` inside `measure`. In `mesh-` cases the client is the
 /// mesh's and the server bare; in `armed-` cases that client has an observer, three filters and a retry policy; in
+/// `routed-` cases its service has 100 routes with header operations, CORS and query matches; in
 /// `server-` cases the client is raw and the server is the mesh's.
 ///
 /// # Errors
@@ -77,7 +80,11 @@ fn server_of(who: &str) -> ServerKind {
 }
 
 fn mesh_of(who: &str, address: SocketAddr) -> Result<Mesh> {
-    if who == "armed" { clients::armed_mesh([address]) } else { clients::mesh([address]) }
+    match who {
+        "armed" => clients::armed_mesh([address]),
+        "routed" => clients::routed_mesh([address]),
+        _ => clients::mesh([address]),
+    }
 }
 
 fn http<'r>(runtime: &'r Runtime, who: &str, version: Version, bytes: usize) -> Result<Send<'r>> {
@@ -88,8 +95,8 @@ fn http<'r>(runtime: &'r Runtime, who: &str, version: Version, bytes: usize) -> 
             let client = clients::pooled::<Full<Bytes>>(version);
             Box::new(move |times| runtime.block_on(repeat(times, async || clients::send_pooled(&client, &job).await)))
         }
-        "mesh" | "armed" => {
-            let job = Job::plain(HOST, bytes)?;
+        "mesh" | "armed" | "routed" => {
+            let job = if who == "routed" { Job::routed(HOST, bytes)? } else { Job::plain(HOST, bytes)? };
             let client = mesh_of(who, address)?.client();
             Box::new(move |times| {
                 runtime.block_on(repeat(times, async || clients::send_mesh(&client, version, &job).await))

@@ -236,6 +236,11 @@ pub trait Catalog: Send + Sync + 'static {
         None
     }
 
+    /// What a client gets in the place of a resource that it refused, where it must not go on with what it had.
+    fn instead(&self, _client: &Client, _kind: Kind, _name: &str) -> Option<Encoded> {
+        None
+    }
+
     /// Why there is nothing for a client: it is refused, rather than given nothing.
     fn refusal(&self, _client: &Client) -> Option<String> {
         None

@@ -20,7 +20,7 @@ use crate::catalog::Client;
 use crate::config::file::is_namespace;
 use crate::plane::Snapshot;
 use crate::policy::route::{ClusterKey, Written};
-use seen::{Seen, client};
+use seen::{Seen, client, not_by_tls};
 use workload::{Workload, pair};
 
 /// A request that is asked about, of headers `NAME:VALUE`.
@@ -50,6 +50,12 @@ pub(crate) fn asker(snapshot: &Snapshot, from: &str) -> anyhow::Result<Client> {
 
 /// Why a client's request goes where it goes.
 pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'_>) -> anyhow::Result<Explanation> {
+    if !["http", "https"].contains(&head.scheme) {
+        return Err(anyhow!(
+            "{:?} is no scheme of the mesh: http is, and https where the application speaks TLS itself",
+            head.scheme
+        ));
+    }
     let target = host_and_port(head.authority, head.scheme)?;
     let seen = match Seen::of_target(snapshot, client, &target) {
         Ok(seen) => seen,
@@ -67,6 +73,10 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
         Some(connections) => connections.explain(&by_name, &mut fastrand::Rng::new()),
         None => seen.table.explain(head, &mut fastrand::Rng::new()),
     };
+    if head.scheme == "https" && connections.is_none() && !explained.is_failure() && !seen.passes_through(&seen.table) {
+        explained.error = Some(not_by_tls());
+    }
+    explained.notes.extend(seen.hidden.clone());
     for choice in &mut explained.clusters {
         choice.leaves = seen.clusters.get(&choice.name).map(|told| told.leaves().to_vec()).unwrap_or_default();
         choice.problem = seen.problem(&choice.name).map(Arc::from);

@@ -17,6 +17,7 @@ use crate::model::{HeaderTest, PathTest, QueryTest, SegmentTemplate, StringTest,
 use crate::request::RequestHead;
 
 pub use index::RouteIndex;
+pub(crate) use unmet::string;
 pub use unmet::{Unmet, conditions};
 
 /// Finds the virtual host of an authority: exact, then the longest `*.suffix`, then the longest `prefix.*`,

@@ -16,6 +16,7 @@ mod refused;
 mod rules;
 mod security;
 mod service;
+mod sidecar;
 mod telemetry;
 mod tls;
 mod unknown;
@@ -158,6 +159,7 @@ fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>, jud
     export_to::check(objects, &mut found);
     hosts::check(policy, &mut found);
     service::check(policy, &mut found);
+    sidecar::check(objects, policy, &mut found);
     security::check(objects, policy, &mut found);
     rules::check(objects, policy, &mut found);
     telemetry::check(objects, policy, &mut found);

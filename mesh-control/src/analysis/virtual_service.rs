@@ -1,19 +1,20 @@
 //! VirtualServices: destinations, ports and subsets that do not exist, rules that never get a turn, and delegates
 //! to which nobody delegates.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use super::unknown::{entry_of_short_name, nearby, unknown_host};
 use super::{alias_finding, unmet};
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::extensions::Extensions;
 use crate::config::file::Objects;
-use crate::config::istio::virtual_service::{Destination, HttpDestination, HttpRoute};
+use crate::config::istio::virtual_service::{Destination, HttpDestination, HttpMatch, HttpRoute};
 use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
-use crate::policy::compile::{self, Rule, Surroundings, authority_in};
+use crate::policy::compile::{self, Rule, authority_in};
 use crate::policy::route::{ClusterKey, Written};
+use crate::policy::shadow::Earlier;
 use crate::policy::traffic::HashedBy;
 use crate::policy::view::View;
 use crate::policy::virtual_services::Entry;
@@ -70,12 +71,35 @@ impl Checker<'_> {
         for rule in &self.entry.rules {
             self.check_rule(rule);
         }
+        self.check_order();
+    }
+
+    /// Rules and conditions that never get a turn.
+    fn check_order(&mut self) {
         let mut catch_all: Option<&Rule> = None;
+        let mut before: Earlier<String> = Earlier::default();
         for rule in &self.entry.rules {
             if let Some(earlier) = catch_all {
                 let message = format!("never reached: {} matches every request", earlier.written.field);
                 self.say(rule, rule.route.span, "", Severity::Warning, Code::Conflict, message);
-            } else if is_catch_all(rule) {
+                continue;
+            }
+            // Of conditions of one rule, only those that say the same are of no use.
+            let (mut own, mut alike) = (Vec::new(), HashMap::new());
+            for (index, condition) in rule.route.matches.iter().enumerate() {
+                let field = format!("match[{index}]");
+                let asked = compile::condition_of(condition);
+                let is_open = is_of_everyone(condition);
+                let same = is_open.then(|| alike.insert(format!("{asked:?}"), field.clone())).flatten();
+                if let Some(earlier) = before.takes_all_of(&asked).or(same.as_ref()) {
+                    let message = format!("never reached: {earlier} takes all of its requests");
+                    self.say(rule, condition.span, &field, Severity::Warning, Code::Conflict, message);
+                } else if is_open {
+                    own.push((asked, format!("{}.{field}", rule.written.field)));
+                }
+            }
+            own.into_iter().for_each(|(asked, field)| before.push(asked, field));
+            if is_catch_all(rule) {
                 catch_all = Some(rule);
             }
         }
@@ -344,23 +368,19 @@ fn named(by: &HashedBy) -> String {
 
 /// Whether a rule takes every request of every client, whatever the port.
 fn is_catch_all(rule: &Rule) -> bool {
-    let everyone = View::default();
-    if rule.route.matches.is_empty() {
-        return true;
-    }
-    let open = rule.route.matches.iter().filter(|condition| {
-        condition.source_labels.is_empty()
-            && condition.source_namespace.is_empty()
-            && condition.gateways.is_empty()
-            && condition.port.is_none()
-    });
-    let mut open_rule = rule.clone();
-    open_rule.route.matches = open.cloned().collect();
-    let routes = match open_rule.route.matches.is_empty() {
-        true => return false,
-        false => compile::routes(&[open_rule], &everyone, 0, &Surroundings::NONE),
-    };
-    routes.iter().any(|route| route.condition.is_catch_all())
+    let mut open = rule.route.matches.iter().filter(|condition| is_of_everyone(condition));
+    rule.route.matches.is_empty() || open.any(|condition| compile::condition_of(condition).is_catch_all())
+}
+
+/// Whether a condition is for every client of the mesh, whatever the port.
+fn is_of_everyone(condition: &HttpMatch) -> bool {
+    let mut names = condition.headers.keys().chain(condition.without_headers.keys());
+    condition.source_labels.is_empty()
+        && condition.source_namespace.is_empty()
+        && condition.gateways.is_empty()
+        && condition.port.is_none()
+        // Claims of a token are known to a gateway only.
+        && !names.any(|name| name.starts_with('@'))
 }
 
 fn check_delegates(objects: &Objects, found: &mut Vec<Diagnostic>) {

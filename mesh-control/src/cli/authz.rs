@@ -87,7 +87,7 @@ struct Single {
     #[arg(long, value_name = "KEY=VALUE", conflicts_with = "requests")]
     label: Vec<String>,
     /// Who asks: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT. Nobody who is known, unless set.
-    #[arg(long, value_name = "ID", conflicts_with = "requests")]
+    #[arg(long = "identity", alias = "from", value_name = "ID", conflicts_with = "requests")]
     from: Option<String>,
     /// The protocol: http, grpc or tcp (bytes that nobody looks into).
     #[arg(long, value_enum, default_value_t, value_name = "PROTOCOL", conflicts_with = "requests")]
@@ -296,7 +296,8 @@ fn claims(given: &[String]) -> anyhow::Result<Option<serde_json::Map<String, ser
 fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
     const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let destination = SocketAddr::new(asked.destination_ip.unwrap_or(LOCALHOST), asked.destination_port.unwrap_or(80));
-    let mut notes = Vec::from_iter(workload::foreign(&asked.workload.namespace, servers.plane));
+    let mut notes =
+        Vec::from_iter(workload::foreign(&asked.workload.namespace, &servers.plane.snapshot().namespaces()));
     let (table, paths) = servers.table(&asked.workload, destination)?;
     let peer: Option<SpiffeId> = asked
         .principal

@@ -16,7 +16,8 @@ use crate::plane::Plane;
 /// Says why a request goes where it goes: the route that it takes, the first condition that each route before does not hold by,
 /// the clusters with their weights, and the settings in force, each with the file and the line that it comes from.
 ///
-/// It is what is published, decided on by the library's own matcher. Endpoints are not looked at.
+/// It is what is published, decided on by the library's own matcher. Endpoints are not looked at. The exit code is 1 where the
+/// request fails.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -53,7 +54,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Format::Text => super::say(&explained.to_string())?,
         Format::Json => super::say(&format!("{:#}\n", explained.to_json()))?,
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if explained.is_failure() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Who asks. Nobody has to describe who only calls others.

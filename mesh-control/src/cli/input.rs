@@ -39,25 +39,50 @@ impl Lines {
         Lines { name, reader: Box::new(reader), number: 0 }
     }
 
-    /// The next line, and where it stands.
+    /// The next line, and where it stands. One that is too long is an error.
     pub(super) fn next_line(&mut self) -> anyhow::Result<Option<(String, Vec<u8>)>> {
+        match self.next_of_any_length()? {
+            Some((place, None)) => bail!("{place}: {}", too_long()),
+            Some((place, Some(line))) => Ok(Some((place, line))),
+            None => Ok(None),
+        }
+    }
+
+    /// The same; of a line that is too long there is nothing, and those behind it are there.
+    pub(super) fn next_of_any_length(&mut self) -> anyhow::Result<Option<(String, Option<Vec<u8>>)>> {
         loop {
             let mut line = Vec::new();
-            let mut part = self.reader.by_ref().take(LONGEST_LINE);
-            let length = part.read_until(b'\n', &mut line).with_context(|| format!("cannot read {}", self.name))?;
+            let length = self.read_part(&mut line)?;
             if length == 0 {
                 return Ok(None);
             }
             self.number += 1;
             let place = format!("{}:{}", self.name, self.number);
-            if length as u64 == LONGEST_LINE && !line.ends_with(b"\n") {
-                bail!("{place}: a line of more than {} MiB", LONGEST_LINE >> 20);
+            if length == LONGEST_LINE && !line.ends_with(b"\n") {
+                while !line.ends_with(b"\n") {
+                    line.clear();
+                    if self.read_part(&mut line)? == 0 {
+                        break;
+                    }
+                }
+                return Ok(Some((place, None)));
             }
             if !line.iter().all(u8::is_ascii_whitespace) {
-                return Ok(Some((place, line)));
+                return Ok(Some((place, Some(line))));
             }
         }
     }
+
+    fn read_part(&mut self, into: &mut Vec<u8>) -> anyhow::Result<u64> {
+        let mut part = self.reader.by_ref().take(LONGEST_LINE);
+        let length = part.read_until(b'\n', into).with_context(|| format!("cannot read {}", self.name))?;
+        Ok(length as u64)
+    }
+}
+
+/// What is wrong with a line that is too long.
+pub(super) fn too_long() -> String {
+    format!("a line of more than {} MiB", LONGEST_LINE >> 20)
 }
 
 /// A line as what it says: an object. A list would be read by the places of its items.

@@ -176,7 +176,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
 
@@ -197,5 +197,16 @@ mod tests {
             }
         }
         assert!(known.contains_key("MESH_CONTROL_FOR") && known.contains_key("MESH_CONTROL_TLS_CERT"));
+        // Who asks is a workload to one command, and an identity to another.
+        fn values(command: &clap::Command, name: &str, found: &mut BTreeSet<String>) {
+            let options = command.get_arguments().filter(|option| option.get_env().is_some_and(|env| env == name));
+            found.extend(
+                options.flat_map(|option| option.get_value_names().unwrap_or_default()).map(ToString::to_string),
+            );
+            command.get_subcommands().for_each(|command| values(command, name, found));
+        }
+        let mut found = BTreeSet::new();
+        values(&line(), "MESH_CONTROL_FROM", &mut found);
+        assert!(!found.is_empty() && found.iter().all(|value| value.starts_with("NAMESPACE/")), "{found:?}");
     }
 }

@@ -14,7 +14,7 @@ use super::input::Lines;
 use super::{Format, Printing};
 use answer::{Answer, Deciders};
 use difference::Difference;
-use request::Asked;
+use request::{Asked, NoRequest};
 
 /// Works with routes.
 #[derive(Clone, Debug, clap::Args)]
@@ -62,9 +62,9 @@ fn test(args: &Test) -> anyhow::Result<ExitCode> {
     let mut before = before.map(|before| Deciders::of(before.snapshot()));
     let (mut is_good, mut asked, mut changed) = (true, 0_usize, 0_usize);
     let mut lines = Lines::of(&args.requests)?;
-    while let Some((place, line)) = lines.next_line()? {
+    while let Some((place, line)) = lines.next_of_any_length()? {
         asked += 1;
-        let request = match Asked::read(&line) {
+        let request = match line.map_or_else(|| Err(NoRequest::too_long()), |line| Asked::read(&line)) {
             Ok(request) => request,
             Err(wrong) => {
                 is_good = false;

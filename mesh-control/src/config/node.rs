@@ -137,6 +137,38 @@ pub fn parse_each(source: &Source) -> Option<Vec<Part>> {
     parts.ok()
 }
 
+/// The documents of the one part of a text, divided by `---`, that a byte is in: what it costs has nothing to do with the rest.
+pub fn parse_around(source: &Source, byte: usize) -> Option<Vec<Node>> {
+    let place = documents(&source.text).into_iter().find(|place| place.bytes.contains(&byte))?;
+    parse_part(source, source.text.get(place.bytes.clone())?, &place)
+}
+
+/// The item of a list in block style that begins at a place. `None` where it is written otherwise, or says something that is
+/// said elsewhere (an alias).
+pub fn parse_item(source: &Source, at: Span) -> Option<Node> {
+    let (text, start) = (&source.text, usize::try_from(at.start).ok()?);
+    let line = text.get(..start)?.rfind('\n').map_or(0, |end| end + 1);
+    let before = text.get(line..start).filter(|before| before.bytes().all(|byte| matches!(byte, b' ' | b'-')))?;
+    let indent = Some(before.len()).filter(|indent| *indent > 0)?;
+    let belongs = |line: &&str| {
+        let said = line.trim_start_matches(' ');
+        line.len() - said.len() >= indent || said.trim_end().is_empty() || said.starts_with('#')
+    };
+    let rest = text.get(start..)?;
+    let mut lines = rest.split_inclusive('\n');
+    let length = lines.next()?.len() + lines.take_while(belongs).map(str::len).sum::<usize>();
+    let part = format!("{}{}", " ".repeat(indent), rest.get(..length)?);
+    let place = Place { lines: at.line.checked_sub(1)?, bytes: line..start + length };
+    parse_part(source, &part, &place)?.pop()
+}
+
+fn parse_part(source: &Source, part: &str, place: &Place) -> Option<Vec<Node>> {
+    let read = on_large_stack(source, || read(part).map_err(|wrong| wrong.in_text(source, place)));
+    let mut documents = read.ok()?;
+    documents.iter_mut().for_each(|document| place.shift(document));
+    Some(documents)
+}
+
 /// Reading recurses once per level of nesting, with frames that are large in a debug build: the depth limit and this stack
 /// belong together, whatever thread the caller is on.
 fn on_large_stack<T: Send>(

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::diagnostic::{Code, Diagnostic, Severity, Source};
-use super::file::{self, Item, Meta, ObjectKey, Objects, ParsedFile, Refused};
+use super::file::{self, Item, Meta, Object, ObjectKey, Objects, ParsedFile, Refused};
 use super::load::{Scan, Unreadable, printable};
 use super::state::{Good, State};
 use super::support::ObjectKind;
@@ -357,11 +357,11 @@ impl Store {
             };
             if let Some(earlier) = self.good.get(&key) {
                 say(Standing::Held);
-                let message = "its last good state stays in force";
+                let (item, message) = held(&earlier.item, refused);
                 let finding = Diagnostic::at(&refused.meta.origin, Severity::Warning, Code::File, message);
                 found.push(finding.object(refused.id()));
-                loaded.objects.push(earlier.item.clone());
-                good.insert(key, Good { file, item: earlier.item.clone() });
+                loaded.objects.push(item.clone());
+                good.insert(key, Good { file, item });
             } else if !refused.is_identified && kept.values().any(|good| is_like(good, refused, &file)) {
                 // It is one of those that are kept, most likely.
                 say(Standing::Held);
@@ -473,6 +473,19 @@ impl Text {
 /// Whether it is some object, and not a file that may hold any.
 fn is_object(item: &Item) -> bool {
     !matches!(item, Item::Refused(refused) if !refused.is_object())
+}
+
+/// What stays in force of the last good state of an object that is wrong now. What may be referred to grows with nobody's
+/// mistake, nor does it stay where the text takes it away.
+fn held(good: &Item, wrong: &Refused) -> (Item, &'static str) {
+    match good {
+        Item::ReferenceGrant(grant) => {
+            let (meta, spec) = (grant.meta.clone(), grant.spec.and(&wrong.grants));
+            let message = "of its last good state, what is granted here as well stays in force";
+            (Item::ReferenceGrant(Arc::new(Object { meta, spec })), message)
+        }
+        other => (other.clone(), "its last good state stays in force"),
+    }
 }
 
 fn say_kept(name: &Arc<str>, count: usize, why: &str) -> Option<Diagnostic> {

@@ -36,6 +36,8 @@ pub(crate) struct Seen {
     pub(crate) paths: PathNormalization,
     /// What the clusters of the routes are made of.
     pub(crate) clusters: HashMap<ClusterName, Told>,
+    /// Why the workload does not see what the target would be to others.
+    pub(crate) hidden: Option<String>,
 }
 
 /// A cluster as a workload is told of it.
@@ -88,6 +90,7 @@ impl Seen {
                 seen.clusters.insert(name.clone(), told);
             }
         }
+        seen.hidden = snapshot.hidden(client, target);
         Ok(seen)
     }
 
@@ -117,7 +120,12 @@ impl Seen {
         };
         let table = compile(routes, http, name)?;
         let (max_stream, paths) = (http.max_stream_duration, http.paths);
-        Ok(Seen { table, connections: None, max_stream, paths, clusters: HashMap::new() })
+        Ok(Seen { table, connections: None, max_stream, paths, clusters: HashMap::new(), hidden: None })
+    }
+
+    /// Whether requests go on to where they ask for.
+    pub(crate) fn passes_through(&self, table: &RouteTable) -> bool {
+        table.clusters().iter().any(|name| self.clusters.get(name).is_some_and(Told::passes_through))
     }
 
     /// Why nothing can be called by a cluster.
@@ -127,6 +135,13 @@ impl Seen {
             _ => None,
         }
     }
+}
+
+/// That a client which speaks TLS over the mesh is for hosts that nothing describes.
+pub(crate) fn not_by_tls() -> MeshError {
+    let why = "https is not for the mesh, which secures connections itself: ask for http. Rules on TLS connections (tls) hold at \
+               ports whose protocol is TLS or HTTPS, or is not said";
+    MeshError::new(ErrorKind::Security, why)
 }
 
 fn compile(routes: Arc<RouteConfiguration>, http: &HttpManager, name: &str) -> Result<RouteTable, MeshError> {
@@ -157,7 +172,7 @@ fn told(snapshot: &Snapshot, client: &Client, name: &ClusterName, depth: usize) 
         return Ok(nowhere());
     };
     Ok(match &cluster.kind {
-        ClusterKind::Eds { service_name } if **service_name == *BLACK_HOLE => nowhere(),
+        _ if cluster.leads_nowhere() || cluster.name.as_str() == BLACK_HOLE => nowhere(),
         ClusterKind::Aggregate(parts) if depth > 0 => {
             let parts =
                 parts.iter().map(|part| told(snapshot, client, part, depth - 1)).collect::<Result<Vec<_>, _>>()?;

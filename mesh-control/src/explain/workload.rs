@@ -1,7 +1,7 @@
 //! A workload that a command is about: by its name, and what the configuration knows of it. One that it does not know is most
 //! likely mistyped, and nothing would be for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{anyhow, bail};
 use serde::Deserialize;
@@ -90,9 +90,8 @@ fn unknown(name: &str, namespace: &str, snapshot: &Snapshot) -> String {
     )
 }
 
-/// That no object is in a namespace: it is most likely mistyped.
-pub(crate) fn foreign(namespace: &str, plane: &Plane) -> Option<String> {
-    let known = plane.snapshot().namespaces();
+/// That no object is in a namespace, of those that objects are in: it is most likely mistyped.
+pub(crate) fn foreign(namespace: &str, known: &BTreeSet<String>) -> Option<String> {
     if known.contains(namespace) {
         return None;
     }

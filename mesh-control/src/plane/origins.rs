@@ -5,7 +5,7 @@ use mesh_core::model::PASSTHROUGH_CLUSTER;
 use super::Snapshot;
 use crate::catalog::Client;
 use crate::config::file::Meta;
-use crate::config::locate::{locate, locate_all};
+use crate::config::locate::{locate, written_in};
 use crate::policy::Address;
 use crate::policy::route::{ClusterKey, FallbackName, Written};
 
@@ -23,6 +23,12 @@ impl Snapshot {
         routes.into_iter().map(|route| route.written).collect()
     }
 
+    /// Why a client does not see what a target would be to others: its Sidecar does not have it.
+    pub(crate) fn hidden(&self, client: &Client, target: &str) -> Option<String> {
+        let policy = &self.compiled.policy;
+        policy.hidden(target, &policy.view(&client.namespace, &client.labels))
+    }
+
     /// The rule on connections of this name, as a client of a target sees it: `tcp[0]`, `tls[1].match[0]`.
     pub(crate) fn rule_on_connections(&self, client: &Client, target: &str, name: &str) -> Option<String> {
         let policy = &self.compiled.policy;
@@ -36,10 +42,14 @@ impl Snapshot {
     /// Where the settings of a rule are written.
     pub(crate) fn settings_of_rule(&self, rule: &Written) -> Origins {
         /// A setting's name, and its field in a rule.
-        const FIELDS: [(&str, &str); 15] = [
+        const FIELDS: [(&str, &str); 23] = [
             ("timeout", "timeout"),
             ("retry", "retries"),
+            ("per_try_timeout", "retries.perTryTimeout"),
             ("fault", "fault"),
+            ("cors", "corsPolicy"),
+            ("request_headers", "headers.request"),
+            ("response_headers", "headers.response"),
             ("redirect", "redirect"),
             ("direct_response", "directResponse"),
             ("path", "rewrite"),
@@ -49,22 +59,25 @@ impl Snapshot {
             // The same in a route of Gateway API.
             ("timeout", "timeouts"),
             ("retry", "retry"),
+            ("per_try_timeout", "timeouts.backendRequest"),
+            ("cors", "filters"),
+            ("request_headers", "filters"),
+            ("response_headers", "filters"),
             ("redirect", "filters"),
             ("path", "filters"),
             ("authority", "filters"),
             ("mirrors", "filters"),
         ];
-        let paths = FIELDS.iter().map(|(_, field)| format!("{}.{field}", rule.field));
-        let mut places = locate_all(&rule.origin, &paths.chain([rule.field.to_string()]).collect::<Vec<_>>());
-        let whole = places.pop();
-        let places = FIELDS.iter().zip(places).filter_map(|((name, _), place)| {
-            // Of a field that is not there, the place is that of what it would be in.
-            let is_written = whole.as_ref().is_some_and(|whole| whole.span != place.span);
-            is_written.then(|| (*name, place.to_string()))
-        });
+        let places = written_in(&rule.origin, &rule.field, &FIELDS.map(|(_, field)| field));
+        let places = FIELDS.iter().zip(places).filter_map(|((name, _), place)| Some((*name, place?.to_string())));
         let mut all: Origins = places.collect();
-        if !all.iter().any(|(name, _)| *name == "retry") {
+        let is_written = |all: &Origins, wanted: &str| all.iter().any(|(name, _)| *name == wanted);
+        if !is_written(&all, "retry") {
             all.push(("retry", self.default_retry()));
+            // A time of each try that is not written comes with it.
+            if !is_written(&all, "per_try_timeout") {
+                all.push(("per_try_timeout", self.default_retry()));
+            }
         }
         all
     }

@@ -8,9 +8,10 @@ use super::snapshot::{Peers, Snapshot};
 use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind, Sidecar, WORKLOAD_IP};
 use crate::policy::Policy;
 use crate::policy::locality::Place;
+use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
 use crate::policy::telemetry::Side;
-use crate::policy::traffic::ServerTls;
+use crate::policy::traffic::{ServerTls, Tls};
 use crate::policy::view::View;
 use crate::registry::protocol::Protocol;
 use crate::registry::services::ServedPorts;
@@ -78,6 +79,16 @@ impl Snapshot {
         // A name may stand in a route and have nothing behind it.
         let names = names.into_iter().filter(|name| self.resource(client, kind, name).is_some());
         names.map(Arc::from).collect()
+    }
+
+    /// A cluster that leads nowhere, in the place of one that is called by TLS and that the sidecar refused: its files may not be
+    /// there, and the cluster that it has is perhaps called in plaintext.
+    pub(super) fn sidecar_instead(&self, client: &Client, name: &str) -> Option<Encoded> {
+        let policy = &self.compiled.policy;
+        let view = policy.view(&client.namespace, &client.labels);
+        let seen = policy.cluster(ClusterKey::parse(name)?, &view)?;
+        let asks_for_tls = !matches!(seen.traffic.tls, Tls::Plaintext | Tls::Automatic);
+        asks_for_tls.then(|| render::leads_nowhere(name))
     }
 
     /// Where a sidecar serves for its workload, as an endpoint that comes and goes with it.
@@ -166,14 +177,23 @@ impl Snapshot {
         };
         self.note_lost(client, sidecar);
         let labels = self.labels(client);
+        let written = match only {
+            Some(_) => BTreeSet::new(),
+            None => policy.security.peer_selections(&client.namespace, &labels).ports,
+        };
+        let others = written
+            .into_iter()
+            .filter(|port| !ports.contains_key(port))
+            .map(|port| Inbound { is_of_service: false, ..self.inbound(client, &labels, port, Protocol::Tcp) });
+        let others: Vec<Inbound<'_>> = others.collect();
         let ports = ports.into_iter().filter(|(port, _)| only.is_none_or(|only| only == *port));
-        let ports: Vec<Inbound<'_>> =
-            ports.map(|(port, protocol)| self.inbound(client, &labels, port, protocol)).collect();
+        let ports = ports.map(|(port, protocol)| self.inbound(client, &labels, port, protocol));
+        let ports: Vec<Inbound<'_>> = ports.chain(others).collect();
         for port in ports.iter().filter(|port| port.shuts_connections()) {
             let what = "connections are closed where policies guard what is not HTTP";
             self.note_ports(client, sidecar, port.port, what);
         }
-        // A port that no service has is guarded by what guards any port.
+        // A port that no service has is guarded by what guards any port, unless a PeerAuthentication names it.
         let any = self.inbound(client, &labels, 0, Protocol::Tcp);
         let passes = !any.is_shut() && any.tls != ServerTls::Strict;
         Some(envoy::inbound_listener(name, sidecar, &ports, &self.keys, policy.paths, passes))
@@ -192,6 +212,7 @@ impl Snapshot {
         let applied = telemetries.of(&client.namespace, labels, services);
         Inbound {
             port,
+            is_of_service: true,
             protocol,
             refusal: self.not_served(client, served),
             access: security.access(served, services, self.compiled.allow_unenforced),

@@ -239,9 +239,11 @@ impl Snapshot {
 
     /// The namespaces of services, groups and objects of security.
     pub fn namespaces(&self) -> BTreeSet<String> {
-        let Policy { services, security, .. } = &self.compiled.policy;
+        let Policy { services, security, virtual_services, sidecars, gateway_routes, .. } = &self.compiled.policy;
         let all = services.iter().map(|(_, service)| &*service.namespace);
         let all = all.chain(services.groups().map(|(namespace, _)| namespace));
+        let all = all.chain(virtual_services.iter().map(|rule| &*rule.meta.namespace)).chain(sidecars.namespaces());
+        let all = all.chain(gateway_routes.attached().flat_map(|(.., namespaces)| namespaces));
         all.chain(security.selectors().map(|(namespace, _)| namespace)).map(str::to_owned).collect()
     }
 
@@ -458,6 +460,11 @@ impl Catalog for Snapshot {
         let names = self.compiled.names(view, kind);
         // A name may stand in a route and have nothing behind it.
         names.iter().filter(|name| self.resource(client, kind, name).is_some()).cloned().collect()
+    }
+
+    fn instead(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
+        client.sidecar.as_ref().filter(|_| kind == Kind::Cluster)?;
+        self.sidecar_instead(client, name)
     }
 
     fn absence(&self, client: &Client, kind: Kind, name: &str) -> Option<String> {

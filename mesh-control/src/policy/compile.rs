@@ -129,7 +129,8 @@ fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, around: &Surroundi
     })
 }
 
-fn condition_of(condition: &HttpMatch) -> Condition {
+/// What a condition asks of a request, whoever makes it.
+pub fn condition_of(condition: &HttpMatch) -> Condition {
     let text = |written: &Option<StringMatch>| written.as_ref().map(TextMatch::from);
     let lower = |headers: &BTreeMap<String, StringMatch>| {
         let headers = headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.into()));

@@ -16,8 +16,10 @@ pub mod mesh;
 pub mod outbound;
 pub mod paths;
 pub mod retry;
+mod rivals;
 pub mod route;
 pub mod security;
+pub mod shadow;
 pub mod sidecars;
 pub mod split;
 pub mod telemetry;
@@ -43,7 +45,7 @@ use crate::registry::{Service, ServiceId, ServicePort, Services};
 use compile::Surroundings;
 use connections::{Addressed, Connections};
 use destination_rules::{DestinationRules, MergedRule};
-use gateway_api::{GatewayRoutes, goes_before};
+use gateway_api::GatewayRoutes;
 use locality::LocalitySetting;
 use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
@@ -132,7 +134,6 @@ impl Policy {
         found.extend(conflicts);
         let (gateway_routes, about_routes) = GatewayRoutes::new(objects, &services, mesh.retry.as_ref());
         found.extend(about_routes);
-        found.extend(gateway_routes.conflicts(&virtual_services));
         let (destination_rules, conflicts) =
             DestinationRules::new(&objects.destination_rules, &objects.refused, &mesh.fixed.root_namespace);
         found.extend(conflicts);
@@ -162,6 +163,7 @@ impl Policy {
             destinations,
             trust_domain: None,
         };
+        found.extend(policy.rivals());
         (policy, found)
     }
 
@@ -250,10 +252,8 @@ impl Policy {
                 _ => format!("ports {}", numbers.join(", ")),
             }
         };
-        if let Some(host) = self.is_left_out(target, view)
-            && let Some(scope) = self.scope(view)
-        {
-            return Some(format!("{} does not have {host} among the hosts of its egress", scope.object.meta.id()));
+        if let Some(why) = self.hidden(target, view) {
+            return Some(why);
         }
         let (host, port) = split_port(target)?;
         let names = candidates(host, &view.namespace);
@@ -368,7 +368,9 @@ impl Policy {
     pub fn refuses_connections(&self, address: &Address, view: &View) -> bool {
         let key = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
         let entry = self.virtual_services.find(&address.host, self.sight(view));
-        self.refusal(&key, view).is_some() || entry.is_some_and(|entry| entry.object.is_none())
+        self.refusal(&key, view).is_some()
+            || entry.is_some_and(|entry| entry.object.is_none())
+            || self.gateway_table(&address.host, address.port, view).is_some_and(|table| table.is_refused())
     }
 
     /// The addresses that are known of an address: itself, where it is one.
@@ -433,21 +435,6 @@ impl Policy {
         let Some((_, service, _)) = self.service_port(&key.host, key.port, view) else { return false };
         let rule = || self.destination_rules.find(&key.host, &service.namespace, view);
         key.subset.is_empty() || rule().is_some_and(|rule| rule.has_subset(&key.subset))
-    }
-
-    /// The routes that rules give to a host: those of Gateway API where there are some, unless a VirtualService goes before
-    /// them; else those of a VirtualService.
-    fn ruled(&self, host: &str, port: u16, view: &View) -> Vec<Route> {
-        let service = self.services.find(host, &view.namespace).map(|(_, service)| &service.host);
-        let table = service.and_then(|host| self.gateway_routes.find(host, port, &view.namespace));
-        let Some(table) = table else { return self.of_virtual_service(host, port, view) };
-        let entry = self.virtual_services.find(host, self.sight(view));
-        let is_first = |entry: &virtual_services::Entry| {
-            let is_exact = entry.hosts.iter().any(|own| own == host);
-            is_exact && !table.is_consumer && table.meta().is_some_and(|meta| goes_before(entry, meta))
-        };
-        let first = entry.filter(|entry| is_first(entry)).map(|_| self.of_virtual_service(host, port, view));
-        first.filter(|routes| !routes.is_empty()).unwrap_or_else(|| table.routes())
     }
 
     fn of_virtual_service(&self, host: &str, port: u16, view: &View) -> Vec<Route> {

@@ -50,6 +50,12 @@ impl Policy {
         (!is_refused && self.resolve(target, view).is_none()).then_some(meant)
     }
 
+    /// The same in words.
+    pub fn hidden(&self, target: &str, view: &View) -> Option<String> {
+        let (host, scope) = (self.is_left_out(target, view)?, self.scope(view)?);
+        Some(format!("{} does not have {host} among the hosts of its egress", scope.object.meta.id()))
+    }
+
     /// Whether no object speaks of this target.
     pub fn is_undescribed(&self, target: &str, view: &View) -> bool {
         let is_address = |host: &str| host.parse::<IpAddr>().is_ok();

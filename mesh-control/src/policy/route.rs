@@ -63,15 +63,19 @@ pub struct Condition {
 }
 
 impl Condition {
-    /// Whether every request meets it, so that no later route is ever reached.
-    pub fn is_catch_all(&self) -> bool {
-        let any_path = match &self.path {
+    /// Whether any path will do.
+    pub fn has_any_path(&self) -> bool {
+        match &self.path {
             TextMatch::Present => true,
             TextMatch::Prefix(prefix) => prefix == "/" || prefix.is_empty(),
             TextMatch::Regex(regex) => regex == ".*",
             TextMatch::Exact(_) => false,
-        };
-        any_path
+        }
+    }
+
+    /// Whether every request meets it, so that no later route is ever reached.
+    pub fn is_catch_all(&self) -> bool {
+        self.has_any_path()
             && self.method.is_none()
             && self.scheme.is_none()
             && self.authority.is_none()

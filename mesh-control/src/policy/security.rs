@@ -365,7 +365,7 @@ impl Peers {
         let of_targets = sure.iter().chain(&doubtful).map(|port| written(port).unwrap_or(self.mode));
         let modes: Vec<MtlsMode> = own.into_iter().chain(of_targets).chain(bound).collect();
         let is_strict = modes.contains(&MtlsMode::Strict);
-        if is_strict { MtlsMode::Strict } else { modes.first().copied().unwrap_or(self.mode) }
+        if is_strict { MtlsMode::Strict } else { bound.or(modes.first().copied()).unwrap_or(self.mode) }
     }
 }
 

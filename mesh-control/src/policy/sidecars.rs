@@ -24,10 +24,11 @@ pub struct Scope {
 
 /// Hosts of namespaces.
 #[derive(Debug)]
-struct Import {
+pub struct Import {
     /// `None` is every namespace.
-    namespace: Option<Arc<str>>,
-    host: String,
+    pub namespace: Option<Arc<str>>,
+    /// The host, or those that its wildcard stands for.
+    pub host: String,
     is_left_out: bool,
 }
 
@@ -45,9 +46,8 @@ impl Scope {
 
     /// Whether what an object of a namespace says of a host is seen.
     pub fn imports(&self, namespace: &str, host: &str) -> bool {
-        let is_meant = |import: &&Import| {
-            import.namespace.as_deref().is_none_or(|of| of == namespace) && covers(&import.host, host)
-        };
+        let is_meant =
+            |import: &&Import| import.namespace.as_deref().is_none_or(|of| of == namespace) && import.covers(host);
         let is_left_out = self.imports.iter().filter(|import| import.is_left_out).any(|import| is_meant(&import));
         let is_imported = self.imports.iter().filter(|import| !import.is_left_out).any(|import| is_meant(&import));
         !is_left_out && (is_imported || self.object.spec.egress.is_empty())
@@ -62,7 +62,7 @@ impl Scope {
 
 impl Import {
     /// An entry of `hosts`; `~/*` is none.
-    fn parse(entry: &str, own: &Arc<str>) -> Option<Import> {
+    pub fn parse(entry: &str, own: &Arc<str>) -> Option<Import> {
         let (namespace, host) = entry.split_once('/')?;
         let (namespace, is_left_out) = match namespace.strip_prefix('~') {
             Some("") => return None,
@@ -75,6 +75,11 @@ impl Import {
             name => Some(name.into()),
         };
         Some(Import { namespace, host: plain(host), is_left_out })
+    }
+
+    /// Whether a host is one of these, of whichever namespace.
+    pub fn covers(&self, host: &str) -> bool {
+        covers(&self.host, host)
     }
 }
 
@@ -115,6 +120,11 @@ impl Sidecars {
         find(&|scope| in_namespace(scope) && selects(scope))
             .or_else(|| find(&|scope| in_namespace(scope) && scope.selector().is_none()))
             .or_else(|| find(&|scope| scope.object.meta.namespace == self.root_namespace && scope.selector().is_none()))
+    }
+
+    /// Those that there are Sidecars in.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.scopes.iter().map(|scope| &*scope.object.meta.namespace)
     }
 
     /// Whether one of them lets calls to hosts pass that nothing describes.

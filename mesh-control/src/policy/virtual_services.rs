@@ -113,6 +113,11 @@ impl VirtualServices {
         })
     }
 
+    /// Whether any object, whoever sees it, has exactly this host.
+    pub fn has_exact(&self, host: &str) -> bool {
+        self.exact.contains_key(host)
+    }
+
     /// Whether some object has exactly this host.
     pub fn names_exactly(&self, host: &str, client: Sight<'_>) -> bool {
         self.exact.get(host).and_then(|indexes| self.best(indexes, host, client)).is_some()

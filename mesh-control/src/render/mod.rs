@@ -64,7 +64,7 @@ use proto::OfRoutes;
 use tls::Security;
 
 /// The cluster of calls that go nowhere, by Istio's name.
-pub const BLACK_HOLE: &str = "BlackHoleCluster";
+pub const BLACK_HOLE: &str = mesh_core::model::BLACK_HOLE_CLUSTER;
 
 /// The cluster of calls to hosts that nothing describes, by Istio's name: each goes where its own authority says.
 pub const PASSTHROUGH: &str = mesh_core::model::PASSTHROUGH_CLUSTER;
@@ -420,9 +420,11 @@ pub fn render_cluster(
     let seen = policy.cluster(key, view).filter(is_callable);
     let Some(seen) = seen else {
         // A client waits for what it is not told of, and with it for every route beside: gRPC's clients for 15 s. Told
-        // that there is no endpoint, it fails what this route takes, and nothing else.
+        // that there is no endpoint, it fails what this route takes, and nothing else. An Envoy waits for nothing.
         let encoded = encode(name, &nowhere(name));
-        let is_good = is_destination && judge.verdict(ResourceType::Cluster, &encoded.body).is_ok();
+        let is_good = is_destination
+            && class != ClientClass::Envoy
+            && judge.verdict(ResourceType::Cluster, &encoded.body).is_ok();
         return is_good.then(|| plain(encoded));
     };
     let (written, unknown) = dns_endpoints(policy, &seen, identities);
@@ -802,6 +804,11 @@ fn nowhere(name: &str) -> cluster::Cluster {
         }),
         ..Default::default()
     }
+}
+
+/// A cluster of which nothing can be called.
+pub fn leads_nowhere(name: &str) -> Encoded {
+    encode(name, &nowhere(name))
 }
 
 /// The one field of `envoy.config.cluster.v3.Cluster` that is encoded apart.

@@ -197,6 +197,23 @@ fn a_mistake_hides_nothing_that_is_to_be_said_of_other_objects() {
     assert!(!said.iter().any(|line| line.contains("no service is called lost")), "{said:#?}");
 }
 
+/// As Istio has it.
+#[test]
+fn inside_of_the_mesh_a_rule_is_for_hosts_that_it_names() {
+    let rule = |gateways: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: a}}\nspec: {{hosts: ['*']{gateways}, http: [{{redirect: {{uri: /}}}}]}}\n"
+        )
+    };
+    for (gateways, is_error) in [("", true), (", gateways: [mesh, g]", true), (", gateways: [g]", false)] {
+        let found = validate([("t.yaml", rule(gateways).as_str())]);
+        let is_told = found.iter().any(|one| {
+            one.to_string().contains("error[invalid-value]: VirtualService default/a: hosts[0]: `*` is for gateways")
+        });
+        assert_eq!(is_told, is_error, "{gateways}: {found:?}");
+    }
+}
+
 #[test]
 fn rules_without_effect_are_named() {
     check(

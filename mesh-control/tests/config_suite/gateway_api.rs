@@ -157,6 +157,156 @@ fn rules_without_a_turn_and_hosts_of_others_are_told_with_both_places() {
     );
 }
 
+/// One place decides what counts and what is said to count.
+#[test]
+fn the_winner_that_is_told_beside_several_routes_is_the_one_that_counts() {
+    let of = |name: &str, namespace: &str, path: &str| {
+        let redirect = format!(
+            "filters: [{{type: RequestRedirect, requestRedirect: {{path: {{type: ReplaceFullPath, replaceFullPath: {path}}}}}}}]"
+        );
+        let parent = "{group: '', kind: Service, name: web, namespace: shop}";
+        let route =
+            route("HTTPRoute", name, parent, &format!("[{{matches: [{{path: {{value: {path}}}}}], {redirect}}}]"));
+        route.replace("namespace: shop}\nspec", &format!("namespace: {namespace}}}\nspec"))
+    };
+    let rules = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: b, namespace: shop}\nspec: {hosts: [web], http: [{redirect: {uri: /rule}}]}\n";
+    for (first, second, expected) in [
+        // The first of them competes for all.
+        (of("a", "shop", "/a"), of("c", "shop", "/c"), &["VirtualService shop/b loses to HTTPRoute shop/a"][..]),
+        (
+            of("c", "shop", "/a"),
+            of("d", "shop", "/c"),
+            &["HTTPRoute shop/c loses to VirtualService shop/b", "HTTPRoute shop/d loses to VirtualService shop/b"],
+        ),
+        (
+            of("c", "shop", "/a"),
+            of("d", "other", "/c"),
+            &["HTTPRoute shop/c loses to VirtualService shop/b", "VirtualService shop/b loses to HTTPRoute other/d"],
+        ),
+    ] {
+        let all = format!("{first}---\n{second}---\n{rules}");
+        let found = said(&[&all]);
+        let told = found.iter().filter_map(|one| {
+            let (loser, rest) = one.split_once("conflict]: ")?.1.split_once(": ")?;
+            let winner = rest.split_once("is also that of ")?.1.split_once(" (")?.0;
+            Some(format!("{loser} loses to {winner}"))
+        });
+        let mut told: Vec<String> = told.collect();
+        told.sort();
+        told.dedup();
+        assert_eq!(told, expected, "{found:#?}");
+        let plane = Plane::from_yaml(&format!("{SERVICES}---\n{all}")).unwrap();
+        let routes = format!("{:?}", Seen::new(&plane, client("shop")).routes_of("web.shop:80"));
+        assert_eq!(
+            routes.contains("/rule"),
+            expected.iter().any(|one| one.ends_with("VirtualService shop/b")),
+            "{all}"
+        );
+    }
+}
+
+#[test]
+fn conditions_that_an_earlier_one_takes_all_of_are_told_with_it() {
+    let rules = |rules: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: a, namespace: shop}}\nspec: {{hosts: [web], http: [{rules}]}}\n"
+        )
+    };
+    let to = "route: [{destination: {host: web}}]";
+    let http = |rules: &str| route("HTTPRoute", "a", WEB, rules);
+    for (text, expected) in [
+        (
+            rules(&format!(
+                "{{match: [{{uri: {{prefix: /a}}}}], {to}}}, {{match: [{{uri: {{prefix: /a/b}}}}, {{uri: {{exact: /c}}}}], {to}}}"
+            )),
+            Some("VirtualService shop/a: http[1].match[0]: never reached: http[0].match[0] takes all of its requests"),
+        ),
+        (
+            rules(&format!(
+                "{{match: [{{uri: {{prefix: /a}}, headers: {{x: {{exact: b}}}}}}], {to}}}, {{match: [{{uri: {{prefix: /a}}, headers: {{x: {{exact: b}}}}, method: {{exact: GET}}}}], {to}}}"
+            )),
+            Some("http[1].match[0]: never reached: http[0].match[0] takes"),
+        ),
+        (
+            rules(&format!("{{match: [{{uri: {{exact: /a}}}}, {{uri: {{exact: /a}}}}], {to}}}")),
+            Some("http[0].match[1]: never reached: match[0] takes all"),
+        ),
+        // For other clients, ports and values, it gets its turn.
+        (
+            rules(&format!(
+                "{{match: [{{uri: {{prefix: /a}}, sourceLabels: {{a: b}}}}], {to}}}, {{match: [{{uri: {{prefix: /a}}}}], {to}}}"
+            )),
+            None,
+        ),
+        (
+            rules(&format!(
+                "{{match: [{{uri: {{prefix: /a}}, port: 80}}], {to}}}, {{match: [{{uri: {{prefix: /a}}}}], {to}}}"
+            )),
+            None,
+        ),
+        (
+            rules(&format!("{{match: [{{uri: {{prefix: /a/b}}}}], {to}}}, {{match: [{{uri: {{prefix: /a}}}}], {to}}}")),
+            None,
+        ),
+        (
+            http(&format!(
+                "[{{matches: [{{path: {{value: /a}}}}], {TO_WEB}}}, {{matches: [{{path: {{value: /a}}}}], {TO_WEB}}}]"
+            )),
+            Some(
+                "HTTPRoute shop/a: rules[1].matches[0]: never reached: rules[0] of HTTPRoute shop/a takes all of its requests",
+            ),
+        ),
+        (
+            http(&format!(
+                "[{{matches: [{{path: {{value: /a}}}}], {TO_WEB}}}, {{matches: [{{path: {{value: /a/b}}}}], {TO_WEB}}}]"
+            )),
+            None,
+        ),
+    ] {
+        let found = said(&[&text]);
+        let told: Vec<&String> = found.iter().filter(|one| one.contains("never reached")).collect();
+        match expected {
+            Some(expected) => assert!(told.len() == 1 && told[0].contains(expected), "{text}: {found:#?}"),
+            None => assert!(told.is_empty(), "{text}: {found:#?}"),
+        }
+    }
+}
+
+#[test]
+fn routes_that_do_nothing_or_nothing_good_are_told() {
+    let raw = "---\napiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec: {selector: {app: db}, ports: [{name: tcp, port: 5432}, {name: https, port: 443}]}\n";
+    let db = |more: &str| format!("{{group: '', kind: Service, name: db{more}}}");
+    let rules = format!("[{{{TO_WEB}}}]");
+    for (text, expected) in [
+        (route("HTTPRoute", "r", "", &rules), Some("parentRefs: without effect: it is attached to nothing")),
+        (route("GRPCRoute", "r", "", "[]"), Some("parentRefs: without effect: it is attached to nothing")),
+        (route("HTTPRoute", "r", WEB, "[]"), Some("rules: there are no rules: every request")),
+        (route("GRPCRoute", "r", WEB, "[]"), Some("rules: without effect: there are no rules")),
+        (
+            route("HTTPRoute", "r", &db(""), &rules),
+            Some("parentRefs[0]: port 5432 of db.shop.svc.cluster.local is none of HTTP"),
+        ),
+        (route("HTTPRoute", "r", &db(", port: 443"), &rules), Some("parentRefs[0]: port 443 of db.shop")),
+        (route("HTTPRoute", "r", WEB, &rules), None),
+    ] {
+        let found = said(&[&format!("{text}{raw}")]);
+        let told: Vec<&String> = found.iter().filter(|one| one.contains("Route shop/r: ")).collect();
+        match expected {
+            Some(expected) => assert!(told.len() == 1 && told[0].contains(expected), "{text}: {found:#?}"),
+            None => assert!(told.is_empty(), "{text}: {found:#?}"),
+        }
+    }
+    // A call goes to its service as if there were no such route.
+    let plane = Plane::from_yaml(&format!(
+        "{SERVICES}---\n{}---\n{}",
+        route("GRPCRoute", "r", WEB, "[]"),
+        route("HTTPRoute", "s", WEB, "[{filters: [{type: RequestRedirect, requestRedirect: {hostname: a.example}}]}]")
+    ))
+    .unwrap();
+    let routes = format!("{:?}", Seen::new(&plane, client("shop")).routes_of("web.shop:80"));
+    assert!(routes.contains("a.example"), "{routes}");
+}
+
 #[test]
 fn what_the_schemas_refuse_is_an_error_at_its_place() {
     for (rules, field, reason) in [

@@ -229,7 +229,7 @@ fn faults_hit_their_share_and_none_without_one() {
 #[test]
 fn the_most_specific_host_counts_and_then_the_first_by_name() {
     let rules = [
-        vs("a", "  hosts: ['*']\n  http: [{redirect: {uri: /a}}]"),
+        vs("a", "  hosts: ['*.local']\n  http: [{redirect: {uri: /a}}]"),
         vs("b", "  hosts: ['*.shop.svc.cluster.local']\n  http: [{redirect: {uri: /b}}]"),
         vs("d", "  hosts: [web]\n  http: [{redirect: {uri: /d}}]"),
         vs("c", "  hosts: [web.shop.svc.cluster.local]\n  http: [{redirect: {uri: /c}}]"),

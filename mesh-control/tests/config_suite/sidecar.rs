@@ -160,6 +160,38 @@ fn connections_are_taken_as_the_peer_authentication_says_and_none_falls_back_to_
 }
 
 #[test]
+fn a_port_that_no_service_has_is_taken_as_the_peer_authentication_says_of_it() {
+    const ALONE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: alone, namespace: shop}
+spec: {selector: {app: alone}, ports: [{name: http, port: 9080}]}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: alone, namespace: shop}
+spec: {selector: {matchLabels: {app: alone}}, mtls: {mode: MODE}, portLevelMtls: {7000: {mode: PORT}}}
+";
+    let client = Client::new("c", ClientClass::Envoy, [127, 0, 0, 1].into()).namespace("shop");
+    let client = client.labels([("app", "alone"), ("security.istio.io/tlsMode", "istio")]).sidecar([10, 0, 0, 1], true);
+    let of = |mode: &str, port: &str, more: &str| {
+        let plane = plane(&format!("{}---{more}", ALONE.replace("MODE", mode).replace("PORT", port)));
+        let all = chains(&listener(&plane, &client, "virtualInbound"));
+        all.into_iter().filter(|(what, ..)| !what.starts_with("9080")).collect::<Vec<_>>()
+    };
+    let chain = |what: &str, is_mutual, leads| (what.to_owned(), is_mutual, leads);
+    let any = |leads| chain("", false, leads);
+    assert_eq!(of("PERMISSIVE", "STRICT", ""), [chain("7000tls", true, true), chain("7000", false, false), any(true)]);
+    assert_eq!(of("PERMISSIVE", "DISABLE", ""), [chain("7000", false, true), any(true)]);
+    // What guards any port guards this one.
+    let deny = "\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: shop}\nspec: {}\n";
+    assert_eq!(
+        of("PERMISSIVE", "STRICT", deny),
+        [chain("7000tls", true, false), chain("7000", false, false), any(false)]
+    );
+}
+
+#[test]
 fn calls_are_mutual_tls_with_who_serves_and_with_nobody_where_that_is_not_known() {
     let plane = plane("");
     let name = "outbound|9090||reviews.shop.svc.cluster.local";

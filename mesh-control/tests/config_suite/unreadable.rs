@@ -429,3 +429,94 @@ async fn a_refused_policy_guards_those_whom_its_mistyped_fields_name() {
         assert_eq!(started.refusal("shop", &[("app", "other")]).is_some(), whom == everybody, "{spec}");
     }
 }
+
+const GRANTED: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: front, namespace: other}
+spec: {ports: [{name: http, port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: front, namespace: other}
+spec:
+  parentRefs: [{group: '', kind: Service, name: front}]
+  rules:
+  - {matches: [{path: {value: /reviews}}], backendRefs: [{name: reviews, namespace: shop, port: 80}]}
+  - {matches: [{path: {value: /ratings}}], backendRefs: [{name: ratings, namespace: shop, port: 80}]}
+---
+";
+
+/// One edit may narrow a grant and mistype it.
+#[tokio::test]
+async fn a_grant_that_becomes_wrong_grants_what_its_text_still_says_of_its_last_good_state() {
+    let grant = |from: &str, to: &str| {
+        let from = format!("{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: other}}{from}");
+        format!(
+            "{GRANTED}apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {{name: a, namespace: shop}}\n\
+             spec:\n  from: [{from}]\n  to: [{to}]\n"
+        )
+    };
+    let (all, only) = ("{group: '', kind: Service}", "{group: '', kind: Service, name: reviews}");
+    let wrong = ", {group: gateway.networking.k8s.io, kind: HTTPRoute, namspace: third}";
+    for (good, then, expected) in [
+        (all, grant(wrong, all), &["reviews", "ratings"][..]),
+        (all, grant(wrong, only), &["reviews"]),
+        (all, grant("", &format!("{only}, {{group: '', kind: Service, nam: ratings}}")), &["reviews"]),
+        (only, grant(wrong, all), &["reviews"]),
+        (all, grant("", all).replace("  to:", "  too:"), &["reviews", "ratings"]),
+        (all, grant("", all).replace("kind: HTTPRoute, namespace: other}]", "kind: HTTPRoute, namespac: other}]"), &[]),
+        (
+            all,
+            grant("", all).replace("kind: HTTPRoute, namespace: other}]", "kind: [HTTPRoute], namespace: other}]"),
+            &[],
+        ),
+        // Of what nobody can read, the last good state stays.
+        (all, grant("", only).replace("spec:", "spec: {"), &["reviews", "ratings"]),
+    ] {
+        let started = started("grant.yaml", grant("", good).as_bytes(), |options| options);
+        fs::write(started._dir.path().join("grant.yaml"), &then).unwrap();
+        started.plane.reload().await;
+        assert!(!started.plane.wrong().is_empty(), "{then}");
+        let routes = format!("{:?}", Seen::new(&started.plane, client("other")).routes_of("front.other:80"));
+        let granted = ["reviews", "ratings"].into_iter().filter(|name| routes.contains(&format!("||{name}.shop.svc")));
+        assert_eq!(granted.collect::<Vec<_>>(), expected, "{good}, then {then}");
+    }
+}
+
+/// It may be attached to any service of its namespace, and as a consumer's to any that is called from there.
+#[tokio::test]
+async fn a_wrong_route_of_which_nobody_can_read_what_it_is_attached_to_fails_what_it_may_be_attached_to() {
+    let route = |spec: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: a, namespace: shop}}\n{spec}\n"
+        )
+    };
+    let other = "---\napiVersion: v1\nkind: Service\nmetadata: {name: other, namespace: other}\nspec: {ports: [{name: http, port: 80}]}\n";
+    let parent = "group: '', kind: Service";
+    for (spec, is_any) in [
+        ("spec: {parentRefs: 5}".to_owned(), true),
+        ("spec: {parentRefs: [5]}".to_owned(), true),
+        (format!("spec: {{parentRefs: [{{{parent}}}]}}"), true),
+        (format!("spec: {{parentRefs: [{{{parent}, name: {{}}}}]}}"), true),
+        (format!("spec: {{parentRefs: [{{{parent}, name: reviews, namespace: [5]}}]}}"), true),
+        (format!("spec: {{attachedTo: [{{{parent}, name: reviews}}], rules: []}}"), true),
+        ("spec: 5".to_owned(), true),
+        // What is attached to nothing, to something else, or to something plainly.
+        ("spec: {rulez: []}".to_owned(), false),
+        ("spec: {parentRefs: [], rulez: []}".to_owned(), false),
+        ("spec: {parentRefs: [{name: gateway}], rulez: []}".to_owned(), false),
+        (format!("spec: {{parentRefs: [{{{parent}, name: others}}], rulez: []}}"), false),
+    ] {
+        let started = started("route.yaml", format!("{}{other}", route(&spec)).as_bytes(), |options| options);
+        let fails = |namespace: &str, target: &str| {
+            let routes = Seen::new(&started.plane, client(namespace)).routes_of(target);
+            format!("{routes:?}").contains("HTTPRoute shop/a is wrong")
+        };
+        assert_eq!(fails("shop", "reviews:80"), is_any, "{spec}");
+        assert_eq!(fails("other", "reviews.shop:80"), is_any, "{spec}: a producer's");
+        assert_eq!(fails("shop", "other.other:80"), is_any, "{spec}: a consumer's");
+        assert!(!fails("other", "other:80"), "{spec}: neither");
+        assert!(!started.plane.wrong().is_empty(), "{spec}");
+    }
+}

@@ -110,10 +110,8 @@ async fn every_enforced_field_of_a_rule_on_connections_makes_its_difference_to_o
     let tcp_to = |route: &str| rules(&format!("tcp: [{{route: [{route}]}}]"));
     let tls =
         |condition: &str| rules(&format!("tls: [{{match: [{{sniHosts: ['*.db.example.com']{condition}}}], {to_v2}}}]"));
-    let tls_to = |route: &str| {
-        rules(&format!("tls: [{{match: [{{sniHosts: ['*']}}], route: [{route}]}}]"))
-            .replace("hosts: [", "hosts: ['*', ")
-    };
+    let tls_to =
+        |route: &str| rules(&format!("tls: [{{match: [{{sniHosts: ['*.db.example.com']}}], route: [{route}]}}]"));
     let mut cases: Vec<(&str, String, To, &str)> = vec![
         ("", String::new(), DB, "v1 v2"),
         ("", String::new(), REPLICA, "v1 v2"),
@@ -205,6 +203,29 @@ async fn a_name_of_a_server_finds_the_rule_that_is_for_it_most_closely() {
     ] {
         let error = connect(&world, to).await.unwrap_err();
         assert!(error.kind() == ErrorKind::NoRoute && error.to_string().contains(expected), "{error}");
+    }
+}
+
+/// Nobody knows what a wrong rule would have said of connections, so they lead nowhere, as requests do.
+#[tokio::test]
+async fn connections_to_what_a_wrong_rule_is_for_lead_nowhere() {
+    let services = services().await;
+    let route = |rules: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: db}}\nspec:\n  \
+             parentRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: db}}]\n  rules: [{rules}]\n"
+        )
+    };
+    let to_other = "{backendRefs: [{group: networking.istio.io, kind: Hostname, name: other.example.com, port: 5432}]}";
+    for (rule, expected) in
+        [(route(to_other), "v1 v2"), (route("{backends: []}"), "NoRoute"), (rules("htpt: []"), "NoRoute")]
+    {
+        let world = World::of_file(&format!("{services}{rule}")).await;
+        for to in [DB, REPLICA, To("db.example.com", 5433, None), To("db.example.com", 5434, None)] {
+            let expected = if to.1 == 5434 && expected == "v1 v2" { "other" } else { expected };
+            assert_eq!(reached(&world, to).await, expected, "{rule}");
+        }
+        assert_eq!(reached(&world, To("other.example.com", 5432, None)).await, "other", "{rule}");
     }
 }
 

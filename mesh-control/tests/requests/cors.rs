@@ -119,3 +119,94 @@ async fn an_answer_of_the_configuration_has_no_cross_origin_headers_and_that_is_
     let said: Vec<String> = said.iter().map(ToString::to_string).collect();
     assert!(said.iter().any(|line| line.contains("corsPolicy: without effect: `directResponse` answers")), "{said:?}");
 }
+
+#[tokio::test]
+async fn the_answer_to_a_preflight_is_called_what_envoy_calls_it() {
+    let world = world(
+        "  - corsPolicy: {allowOrigins: [{exact: 'https://a.example'}], allowMethods: [PUT]}
+    route: [{destination: {host: web.example.com}}]
+",
+    )
+    .await;
+    assert_eq!(ask(&world, "OPTIONS", "a.example", FIRST).await.status, 200);
+    assert_eq!((world.details(), world.flag()), ("cors_response".to_owned(), "-".to_owned()));
+    assert_eq!(ask(&world, "PUT", "a.example", &[]).await.status, 200);
+    assert_eq!(world.details(), "via_upstream");
+}
+
+/// `*` is for requests without credentials; a VirtualService's is sent as it is, as by Istio.
+#[tokio::test]
+async fn of_a_route_of_gateway_api_a_star_is_not_exposed_where_there_are_credentials() {
+    let web = web(&[("v1", server("v1").await)]);
+    let route = |credentials: bool| {
+        format!(
+            "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: web}}
+spec:
+  parentRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: web}}]
+  rules:
+  - filters: [{{type: CORS, cors: {{allowOrigins: ['https://a.example'], exposeHeaders: ['*', x-a], allowCredentials: {credentials}}}}}]
+    backendRefs: [{{group: networking.istio.io, kind: Hostname, name: web.example.com, port: 80}}]
+"
+        )
+    };
+    for (credentials, expected) in [(true, "expose-headers: x-a"), (false, "expose-headers: *,x-a")] {
+        let world = World::new(&format!("{web}{}", route(credentials))).await;
+        let told = told(&ask(&world, "GET", "a.example", &[]).await);
+        assert!(told.contains(&expected.to_owned()), "{credentials}: {told:?}");
+    }
+}
+
+#[test]
+fn what_lets_nobody_or_everybody_in_is_told() {
+    let rule = |policy: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: a}}\nspec: {{hosts: [a.example], http: [{{corsPolicy: {policy}, directResponse: {{status: 200}}}}]}}\n"
+        )
+    };
+    let route = |policy: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: a}}\nspec: {{parentRefs: [{{name: g}}], rules: [{{filters: [{{type: CORS, cors: {policy}}}]}}]}}\n"
+        )
+    };
+    let any = "allowOrigins: [{exact: '*'}]";
+    for (text, expected) in [
+        (rule("{allowMethods: [GET]}"), Some("corsPolicy.allowOrigins: without effect: no page of another origin")),
+        (
+            rule(&format!("{{{any}, allowCredentials: true}}")),
+            Some("corsPolicy.allowCredentials: pages of every origin may read"),
+        ),
+        (
+            rule("{allowOrigins: [{regex: '.*'}], allowCredentials: true}"),
+            Some("corsPolicy.allowCredentials: pages of every origin"),
+        ),
+        (rule(&format!("{{{any}}}")), None),
+        (
+            rule("{allowOrigins: [{exact: 'https://a'}], allowCredentials: true, exposeHeaders: ['*']}"),
+            Some("corsPolicy.exposeHeaders: without effect: where there are credentials"),
+        ),
+        (rule("{allowOrigins: [{exact: 'https://a'}], exposeHeaders: ['*'], allowMethods: ['*']}"), None),
+        (route("{}"), Some("filters[0].cors.allowOrigins: without effect: no page of another origin")),
+        (
+            route("{allowOrigins: ['*'], allowCredentials: true}"),
+            Some("filters[0].cors.allowCredentials: pages of every origin"),
+        ),
+        (
+            route("{allowOrigins: ['https://a'], allowCredentials: true, exposeHeaders: ['*']}"),
+            Some("filters[0].cors.exposeHeaders: without effect"),
+        ),
+        (route("{allowOrigins: ['*'], exposeHeaders: ['*']}"), None),
+    ] {
+        let found: Vec<String> = validate([("a.yaml", text.as_str())]).iter().map(ToString::to_string).collect();
+        let told: Vec<&String> = found
+            .iter()
+            .filter(|one| one.contains("ors") && (one.contains("credentials") || one.contains("another origin")))
+            .collect();
+        match expected {
+            Some(expected) => assert!(told.len() == 1 && told[0].contains(expected), "{text}: {found:#?}"),
+            None => assert!(told.is_empty(), "{text}: {found:#?}"),
+        }
+    }
+}

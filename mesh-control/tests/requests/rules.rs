@@ -407,7 +407,7 @@ async fn a_route_to_an_unknown_host_or_subset_fails_alone_and_at_once() {
     assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
     for path in ["/host", "/subset", "/port"] {
         let error = world.get(&format!("http://web.example.com{path}")).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NoHealthyEndpoint, "{path}: {error}");
+        assert_eq!(error.kind(), ErrorKind::NoCluster, "{path}: {error}");
     }
 }
 
@@ -467,4 +467,15 @@ async fn a_route_that_changes_how_messages_are_framed_answers_with_the_reason() 
         }
         assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200, "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_subset_that_nothing_defines_is_no_cluster_in_envoys_words() {
+    let web = web(&[("v1", server("v1").await)]);
+    let rule = "  - match: [{uri: {prefix: /lost}}]\n    route: [{destination: {host: web.example.com, subset: v9}}]\n  - route: [{destination: {host: web.example.com}}]\n";
+    let world = World::new(&format!("{web}{}", rules(rule))).await;
+    let error = world.get("http://web.example.com/lost").await.unwrap_err();
+    assert_eq!(error.kind().http_status(), 503, "{error}");
+    assert_eq!((world.flag().as_str(), world.details().as_str()), ("NC", "cluster_not_found"), "{error}");
+    assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
 }

@@ -138,3 +138,64 @@ fn two_sidecars_for_a_whole_namespace_are_told_of() {
     let said: Vec<String> = validate([("t.yaml", bad.as_str())]).iter().map(ToString::to_string).collect();
     assert!(said.iter().any(|line| line.contains("is not NAMESPACE/HOST")), "{said:#?}");
 }
+
+/// As rules of a VirtualService, which have the same effect.
+#[tokio::test]
+async fn routes_of_gateway_api_count_where_the_sidecar_has_the_hosts_of_their_namespace() {
+    let host = host("a.example.com", "mesh", 80, server("a").await);
+    let route = |namespace: &str, status: u16| {
+        format!(
+            "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: a, namespace: {namespace}}}
+spec:
+  parentRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: a, namespace: mesh}}]
+  rules: [{{filters: [{{type: RequestRedirect, requestRedirect: {{path: {{type: ReplaceFullPath, replaceFullPath: /x}}, statusCode: {status}}}}}]}}]
+"
+        )
+    };
+    for (hosts, expected) in [
+        ("'*/*'", 302),
+        ("mesh/*, ./*", 302),
+        // Its own route is of no namespace that it has.
+        ("mesh/*", 301),
+        ("mesh/*, ~mesh/b.example.com", 301),
+    ] {
+        let yaml = format!("{host}{}{}{}", route("mesh", 301), route("shop", 302), only("few", "shop", "", hosts));
+        let world = World::of("shop", &[], &yaml).await;
+        assert_eq!(world.get("http://a.example.com/").await.unwrap().status, expected, "{hosts}");
+    }
+}
+
+#[test]
+fn hosts_of_a_sidecar_that_nothing_has_are_told() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: reviews, namespace: shop}\nspec: {ports: [{name: http, port: 80}]}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: r, namespace: shop}\nspec: {hosts: [only.by.rule], http: [{directResponse: {status: 200}}]}\n";
+    for (entry, expected) in [
+        ("./reviews.shop.svc.cluster.local", None),
+        ("'*/reviews.shop.svc.cluster.local'", None),
+        ("shop/only.by.rule", None),
+        ("./*.svc.cluster.local", None),
+        ("./*", None),
+        ("'*/*'", None),
+        ("~/*", None),
+        ("istio-system/*", None),
+        ("./reviews", Some("did you mean `./reviews.shop.svc.cluster.local`?")),
+        (
+            "other/reviews.shop.svc.cluster.local",
+            Some("nothing of namespace other has such a host; did you mean `./reviews.shop"),
+        ),
+        ("./revews.shop.svc.cluster.local", Some("did you mean `./reviews.shop.svc.cluster.local`?")),
+        ("./*.example.com", Some("nothing of namespace shop has such a host")),
+        ("shpo/*", Some("nothing of namespace shpo")),
+    ] {
+        let text = format!("{service}{}", sidecar("few", "shop", &format!("{{egress: [{{hosts: [{entry}]}}]}}")));
+        let found: Vec<String> = validate([("a.yaml", text.as_str())]).iter().map(ToString::to_string).collect();
+        let told: Vec<&String> =
+            found.iter().filter(|one| one.contains("Sidecar shop/few: egress[0].hosts[0]")).collect();
+        match expected {
+            Some(expected) => assert!(told.len() == 1 && told[0].contains(expected), "{entry}: {found:#?}"),
+            None => assert!(told.is_empty(), "{entry}: {found:#?}"),
+        }
+    }
+}

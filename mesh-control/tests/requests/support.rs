@@ -52,12 +52,13 @@ pub(crate) struct World {
 struct Ends(Arc<Mutex<Vec<End>>>);
 
 /// One of them.
-type End = (u32, String, String);
+type End = (u32, String, String, String);
 
 impl Observer for Ends {
     fn on_end(&self, request: &RequestInfo) {
         let route = request.route().unwrap_or_default().to_owned();
-        self.0.lock().unwrap().push((request.attempts, route, request.response_flags().to_string()));
+        let (flags, details) = (request.response_flags().to_string(), request.response_details().to_owned());
+        self.0.lock().unwrap().push((request.attempts, route, flags, details));
     }
 }
 
@@ -182,6 +183,11 @@ impl World {
     /// Why the mesh failed the last request, as Envoy says it.
     pub(crate) fn flag(&self) -> String {
         self.last().2
+    }
+
+    /// Why it was answered as it was, as Envoy says it.
+    pub(crate) fn details(&self) -> String {
+        self.last().3
     }
 
     /// Gives the file another text.

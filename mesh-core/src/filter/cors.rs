@@ -84,7 +84,10 @@ impl Filter for CorsFilter {
         }
         request.answer_headers = Some(Box::new(answer));
         match is_preflight {
-            true => Decision::Reply(Reply::new(StatusCode::OK, "")),
+            true => {
+                request.note_details("cors_response");
+                Decision::Reply(Reply::new(StatusCode::OK, ""))
+            }
             false => Decision::Continue,
         }
     }

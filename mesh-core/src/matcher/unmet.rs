@@ -110,7 +110,8 @@ fn of_requests(share: Fraction) -> (String, String) {
     ("share".to_owned(), format!("{} % of requests", f64::from(share.per_million()) / 10_000.0))
 }
 
-fn string(test: &StringTest) -> String {
+/// A test of a text in words.
+pub(crate) fn string(test: &StringTest) -> String {
     match test {
         StringTest::Exact { value, ignore_case } => text("exact", value, *ignore_case),
         StringTest::Prefix { value, ignore_case } => text("prefix", value, *ignore_case),

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::id::ClusterName;
 use crate::identity::SpiffeId;
-use crate::model::{CircuitBreakers, DirectResponse, Endpoints, FileTls, Health, HealthCheck, OutlierDetection};
+use crate::model::{
+    BLACK_HOLE_CLUSTER, CircuitBreakers, DirectResponse, Endpoints, FileTls, Health, HealthCheck, OutlierDetection,
+};
 
 /// A validated Cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -366,6 +368,13 @@ impl ClusterTls {
 }
 
 impl Cluster {
+    /// Whether nothing is known of it: its endpoints are those of calls that go nowhere.
+    pub fn leads_nowhere(&self) -> bool {
+        let is_black_hole = |name: &str| name == BLACK_HOLE_CLUSTER;
+        matches!(&self.kind, ClusterKind::Eds { service_name } if is_black_hole(service_name))
+            && !is_black_hole(self.name.as_str())
+    }
+
     /// A cluster with every default.
     ///
     /// ```

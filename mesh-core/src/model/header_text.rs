@@ -95,6 +95,20 @@ impl HeaderText {
             _ => Ok(HeaderText::Format(Arc::new(HeaderFormat { parts, keep_empty }))),
         }
     }
+
+    /// It as Envoy's configuration has it: what [`parse`](HeaderText::parse) reads.
+    pub fn written(&self, target: HeaderTarget) -> String {
+        let escaped = |text: &[u8]| String::from_utf8_lossy(text).replace('%', "%%");
+        let written = |part: &Part| match part {
+            Part::Text(text) => escaped(text),
+            Part::Fact(fact, None) => format!("%{}%", fact.written(target)),
+            Part::Fact(fact, Some(length)) => format!("%{}:{length}%", fact.written(target)),
+        };
+        match self {
+            HeaderText::Fixed(value) => escaped(value.as_bytes()),
+            HeaderText::Format(format) => format.parts.iter().map(written).collect(),
+        }
+    }
 }
 
 fn part(&Command { name, arguments, length }: &Command<'_>, target: HeaderTarget) -> Result<Part, Invalid> {
@@ -135,6 +149,26 @@ fn names_in(text: &str, target: HeaderTarget) -> Result<Vec<Name>, Invalid> {
         return Err(Invalid::new(format!("{text:?} is more than a header and one that stands in for it")));
     }
     Ok(names)
+}
+
+impl Fact {
+    fn written(&self, target: HeaderTarget) -> String {
+        let names = match self {
+            Fact::Header(names) => names,
+            Fact::Protocol => return "PROTOCOL".to_owned(),
+            Fact::ResponseCode => return "RESPONSE_CODE".to_owned(),
+        };
+        let names = names.iter().map(|name| match name {
+            Name::Header(name) => name.as_str(),
+            Name::Method => ":method",
+            Name::Path => ":path",
+            Name::Authority => ":authority",
+            Name::Scheme => ":scheme",
+            Name::Status => ":status",
+        });
+        let command = if target == HeaderTarget::Request { "REQ" } else { "RESP" };
+        format!("{command}({})", names.collect::<Vec<_>>().join("?"))
+    }
 }
 
 impl HeaderFormat {

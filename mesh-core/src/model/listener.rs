@@ -22,6 +22,9 @@ pub enum Listener {
 
 /// The cluster whose requests go on to where they ask for. The name is Istio's.
 pub const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
+/// The cluster of calls that go nowhere, by Istio's name. Any other cluster whose endpoints are this one's is one of which nothing
+/// is known.
+pub const BLACK_HOLE_CLUSTER: &str = "BlackHoleCluster";
 
 impl Listener {
     /// Whether it only says that the target may be called as if there were no mesh: its requests go to the

@@ -64,8 +64,8 @@ pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWK
 pub use jwt::{ClaimHeader, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, TokenLocation};
 pub use limits::{CircuitBreakers, RetryLimit};
 pub use listener::{
-    ApiListener, FilterChain, FilterChainMatch, HeadersWithUnderscores, HttpManager, Listener, PASSTHROUGH_CLUSTER,
-    RouteSource, ServerListener, ServerTls,
+    ApiListener, BLACK_HOLE_CLUSTER, FilterChain, FilterChainMatch, HeadersWithUnderscores, HttpManager, Listener,
+    PASSTHROUGH_CLUSTER, RouteSource, ServerListener, ServerTls,
 };
 pub use log_filter::{Comparison, LogFilter};
 pub use metric_rules::{LabelRule, METRIC_NAMES, MetricGroup, MetricRules, MetricSet};

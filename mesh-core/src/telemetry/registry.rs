@@ -11,7 +11,9 @@ use foldhash::fast::RandomState;
 use serde_json::{Map, Value};
 use smallvec::SmallVec;
 
-use crate::model::{CelExpression, LabelRule, MetricRules, MetricSet, PASSTHROUGH_CLUSTER, ServiceNames};
+use crate::model::{
+    BLACK_HOLE_CLUSTER, CelExpression, LabelRule, MetricRules, MetricSet, PASSTHROUGH_CLUSTER, ServiceNames,
+};
 use crate::request_info::{Direction, Observer, RequestInfo};
 use crate::state::{EndpointState, lock};
 use crate::tls::Certificates;
@@ -434,9 +436,6 @@ impl Metrics {
         self.without_room.load(Ordering::Relaxed)
     }
 }
-
-/// Istio's name for where requests go that lead nowhere.
-const BLACK_HOLE_CLUSTER: &str = "BlackHoleCluster";
 
 impl Found {
     fn is_needed(&self, second: u32) -> bool {

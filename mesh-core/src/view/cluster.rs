@@ -371,6 +371,11 @@ impl ClusterView {
             let in_flight = state.visit(&id).enter_within(max).ok_or_else(|| overflow(cluster, max))?;
             return Ok(Pick { cluster, leaf: 0, priority: 0, in_flight });
         }
+        if let [Leaf { cluster, .. }] = self.leaves.as_slice()
+            && cluster.leads_nowhere()
+        {
+            return Err(error(ErrorKind::NoCluster, "nothing describes what it would be made of"));
+        }
         Err(error(ErrorKind::NoHealthyEndpoint, &format!("no healthy endpoint ({})", self.known())))
     }
 

@@ -5,15 +5,17 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::{AUTHORIZATION, COOKIE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, SET_COOKIE};
 use serde_json::{Map, Value, json};
 
-use super::RouteTable;
+use super::{Destination, RouteTable};
 use crate::error::MeshError;
 use crate::id::ClusterName;
-use crate::matcher::{DomainIndex, Unmet, conditions};
+use crate::matcher::{DomainIndex, Unmet, conditions, string};
 use crate::model::{
-    BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Clusters, Consecutive, Fault,
-    Forward, HealthCheck, OutlierDetection, PathChange, RetryLimit, RetryPolicy, Route, RouteAction, SplitBy,
+    BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Clusters, Consecutive,
+    CorsPolicy, Fault, Forward, Fraction, HeaderChange, HeaderMutations, HeaderTarget, HeaderText, HealthCheck,
+    OutlierDetection, PathChange, RetryLimit, RetryPolicy, Route, RouteAction, SplitBy,
 };
 use crate::request::RequestHead;
 use crate::rewrite::{location, rewrite};
@@ -58,6 +60,8 @@ pub struct Explanation {
     pub route: Option<RouteChoice>,
     /// Where it goes, by weight.
     pub clusters: Vec<ClusterChoice>,
+    /// What else there is to know: `mesh-control explain` says it.
+    pub notes: Vec<String>,
     /// Why it fails, where that is known by now.
     pub error: Option<MeshError>,
 }
@@ -101,6 +105,10 @@ pub struct RouteChoice {
     pub becomes: Option<String>,
     /// What goes wrong on purpose before anything else happens.
     pub fault: Option<Arc<Fault>>,
+    /// What pages of other origins may do.
+    pub cors: Option<CorsPolicy>,
+    /// What happens to headers, whichever cluster is chosen; where that makes a difference, the clusters say it.
+    pub headers: HeaderMutations,
     /// Where it is written, where that is known.
     pub origin: Option<Arc<str>>,
     /// The same of some of its settings, by their name.
@@ -119,6 +127,8 @@ pub struct ClusterChoice {
     pub leaves: Vec<Arc<Cluster>>,
     /// How many endpoints there are, and how many of them take load; `None` where nobody knows.
     pub endpoints: Option<(usize, usize)>,
+    /// What happens to headers, where other clusters of the route have other changes.
+    pub headers: HeaderMutations,
     /// Why it cannot be used.
     pub problem: Option<Arc<str>>,
     /// Where some of its settings are written, by their name, where that is known.
@@ -139,12 +149,18 @@ impl Explanation {
             passed_over: Vec::new(),
             route: None,
             clusters: Vec::new(),
+            notes: Vec::new(),
             error,
         }
     }
 
+    /// Whether the request fails for what is known by now.
+    pub fn is_failure(&self) -> bool {
+        self.outcome() == "error"
+    }
+
     /// The same for programs: an object with `request`, `outcome` (`forward`, `redirect`, `direct`, `serve`, `error`),
-    /// `virtual_host`, `passed_over`, `route` and `clusters`. Durations are texts such as `250ms`.
+    /// `virtual_host`, `passed_over`, `route`, `clusters` and `notes`. Durations are texts such as `250ms`.
     pub fn to_json(&self) -> Value {
         json!({
             "request": self.request,
@@ -153,6 +169,7 @@ impl Explanation {
             "passed_over": self.passed_over.iter().map(PassedOver::to_json).collect::<Vec<_>>(),
             "route": self.route.as_ref().map(RouteChoice::to_json),
             "clusters": self.clusters.iter().map(ClusterChoice::to_json).collect::<Vec<_>>(),
+            "notes": self.notes,
             "outcome": self.outcome(),
             "error": self.error(),
         })
@@ -199,6 +216,7 @@ impl fmt::Display for Explanation {
             writeln!(f, "{route}")?;
         }
         self.clusters.iter().try_for_each(|cluster| write!(f, "{cluster}"))?;
+        self.notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))?;
         match self.error() {
             Some(error) => writeln!(f, "error: {error}"),
             None => Ok(()),
@@ -332,6 +350,8 @@ impl RouteChoice {
             RouteAction::NonForwarding => all.push(("action", "the application answers".into())),
             RouteAction::Unusable(_) => {}
         }
+        all.extend(self.cors.as_ref().map(|policy| ("cors", cors(policy))));
+        all.extend(header_changes(&self.headers));
         if let Some(becomes) = &self.becomes {
             all.insert(0, ("becomes", becomes.as_str().into()));
         }
@@ -347,6 +367,8 @@ impl RouteChoice {
         }
         all.push(("timeout", self.time_limit.map_or(Value::Null, time)));
         all.push(("retry", forward.retry.as_deref().map_or(Value::Null, retry)));
+        let of_try = forward.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+        all.extend(of_try.map(|limit| ("per_try_timeout", time(limit))));
         let split = match &forward.split_by {
             SplitBy::Chance => None,
             SplitBy::HashPolicies => Some("hash of the request".to_owned()),
@@ -396,7 +418,8 @@ impl ClusterChoice {
             },
         });
         let Value::Object(start) = start else { return start };
-        let own = self.leaves.first().map(|leaf| settings(leaf)).unwrap_or_default();
+        let mut own = self.leaves.first().map(|leaf| settings(leaf)).unwrap_or_default();
+        own.extend(header_changes(&self.headers));
         with_settings(start, own, &self.origins)
     }
 }
@@ -415,6 +438,7 @@ impl fmt::Display for ClusterChoice {
         if let Some(problem) = &self.problem {
             write!(f, "\n  problem: {problem}")?;
         }
+        printed(f, "  ", header_changes(&self.headers), &self.origins)?;
         match self.leaves.as_slice() {
             [] => {}
             [only] => printed(f, "  ", settings(only), &self.origins)?,
@@ -544,7 +568,6 @@ fn retry(policy: &RetryPolicy) -> Value {
         "attempts": policy.retries,
         "on": on.join(","),
         "statuses": (!statuses.is_empty()).then(|| statuses.join(",")),
-        "per_try_timeout": policy.per_try_timeout.map(time),
         "back_off": format!("{:?} to {:?}", policy.base_interval, policy.max_interval),
         "avoids_tried_endpoints": policy.avoids_tried,
         "hedges": policy.hedges.then_some(true),
@@ -565,6 +588,53 @@ fn faults(fault: &Fault) -> Value {
         fields(with)
     });
     fields(json!({"delay": delay, "abort": abort}))
+}
+
+/// What happens to headers, in the order in which it does.
+fn header_changes(changes: &HeaderMutations) -> Settings {
+    let all = [
+        ("request_headers", &changes.request, HeaderTarget::Request),
+        ("response_headers", &changes.response, HeaderTarget::Response),
+    ];
+    let all = all.into_iter().filter(|(_, changes, _)| !changes.is_empty());
+    all.map(|(name, changes, target)| (name, changes.iter().map(|one| header_change(one, target)).collect())).collect()
+}
+
+fn header_change(change: &HeaderChange, target: HeaderTarget) -> Value {
+    let to = |name: &HeaderName, text: &HeaderText| match [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, SET_COOKIE]
+        .contains(name)
+    {
+        true => format!("{name} (not shown)"),
+        false => format!("{name}: {}", text.written(target)),
+    };
+    let said = match change {
+        HeaderChange::Append(name, text) => format!("add {}", to(name, text)),
+        HeaderChange::Set(name, text) => format!("set {}", to(name, text)),
+        HeaderChange::AddIfAbsent(name, text) => format!("add {}, where there is none", to(name, text)),
+        HeaderChange::ReplaceIfPresent(name, text) => format!("set {}, where there is one", to(name, text)),
+        HeaderChange::Remove(name) => format!("remove {name}"),
+    };
+    said.into()
+}
+
+fn cors(policy: &CorsPolicy) -> Value {
+    let text = |value: &Option<HeaderValue>| {
+        value.as_ref().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
+    let origins: Vec<String> = policy.allow_origins.iter().map(string).collect();
+    fields(json!({
+        "origins": if origins.is_empty() { "none".to_owned() } else { origins.join(" or ") },
+        "methods": text(&policy.allow_methods),
+        "headers": text(&policy.allow_headers),
+        "exposed": text(&policy.expose_headers),
+        "max_age": text(&policy.max_age),
+        "credentials": policy.allow_credentials,
+        "share": policy.enabled.filter(|share| *share != Fraction::ALL).map(|share| format!("{} % of requests", percent(share.per_million()))),
+        "preflights_of_others": match policy.forward_not_matching_preflights {
+            Some(false) => "answered",
+            _ => "go on",
+        },
+    }))
 }
 
 fn path_change(change: &PathChange) -> Value {
@@ -593,6 +663,11 @@ fn becomes(head: &RequestHead<'_>, route: &Route) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// What a destination makes of headers.
+fn changes(to: &Destination) -> HeaderMutations {
+    HeaderMutations { request: to.request_changes().to_vec(), response: to.response_changes().to_vec() }
 }
 
 impl RouteTable {
@@ -637,9 +712,23 @@ impl RouteTable {
                         weight,
                         leaves: Vec::new(),
                         endpoints: None,
+                        headers: HeaderMutations::default(),
                         problem: None,
                         origins: Vec::new(),
                     }),
+                }
+            }
+        }
+        let mut headers = HeaderMutations::default();
+        let choices = position.map(|position| self.destinations(position)).unwrap_or_default();
+        match choices.first() {
+            Some(first) if choices.iter().all(|other| changes(other) == changes(first)) => headers = changes(first),
+            _ => {
+                for choice in &mut clusters {
+                    let is_it = |to: &&Destination| {
+                        to.cluster().and_then(|at| self.clusters().get(at)).is_some_and(|name| *name == choice.name)
+                    };
+                    choice.headers = choices.iter().find(is_it).map(changes).unwrap_or_default();
                 }
             }
         }
@@ -650,6 +739,8 @@ impl RouteTable {
             time_limit,
             becomes: becomes(head, route),
             fault,
+            cors: position.and_then(|position| self.cors_of(position)),
+            headers,
             origin: None,
             origins: Vec::new(),
         });

@@ -409,6 +409,23 @@ impl RouteTable {
         faults.find(|fault| fault.delay.is_some() || fault.abort.is_some())
     }
 
+    /// What pages of other origins may do on the route at a position, each level completed by the one above; `None` where that is
+    /// nothing, or the route answers itself.
+    pub fn cors_of(&self, position: RoutePosition) -> Option<CorsPolicy> {
+        let host = self.virtual_host(position)?;
+        let route =
+            host.routes.get(position.route()).filter(|route| matches!(route.action, RouteAction::Forward(_)))?;
+        self.filters.iter().find_map(|filter| {
+            let levels = [&route.filters, &host.filters].into_iter().filter_map(|level| level.get(&filter.name));
+            let policies = levels.chain([&filter.config]).map_while(|config| match config {
+                FilterConfig::Cors(policy) => Some(&**policy),
+                _ => None,
+            });
+            let policy = policies.cloned().reduce(|own, above| own.or(&above))?;
+            (!policy.is_idle()).then_some(policy)
+        })
+    }
+
     /// All that the route at a position may choose among, by weight.
     pub fn destinations(&self, position: RoutePosition) -> &[Destination] {
         let route = self.hosts.get(position.host as usize).and_then(|host| host.routes.get(position.route as usize));

@@ -24,7 +24,7 @@ impl Mesh {
     /// that. The text may have values of the request's headers in it; those that are credentials are left out.
     ///
     /// # Errors
-    /// [`BadRequest`](mesh_core::error::ErrorKind::BadRequest) where the request names no target, and
+    /// [`BadRequest`](mesh_core::error::ErrorKind::BadRequest) where the request names no target, or is no HTTP, and
     /// [`UnknownTarget`](mesh_core::error::ErrorKind::UnknownTarget) where nothing is known of it yet. That a target does not
     /// exist is an explanation.
     ///
@@ -44,7 +44,7 @@ impl Mesh {
     /// # Ok(()) }
     /// ```
     pub async fn explain<B>(&self, request: &Request<B>) -> Result<Explanation, MeshError> {
-        let mut head = head_of(request);
+        let mut head = head_of(request)?;
         let entry = outbound::entry(&self.outbound(None), &mut head)?;
         let view = entry.wait(Instant::now() + self.cold_start_wait()).await?;
         explained(&view, &head)
@@ -52,7 +52,7 @@ impl Mesh {
 
     /// The same of a target that this process has asked for and knows: nothing is waited for.
     pub(crate) fn explain_known<B>(&self, request: &Request<B>) -> Result<Explanation, MeshError> {
-        let head = head_of(request);
+        let head = head_of(request)?;
         let seen = RequestHead::of(&head)?;
         let target = host_and_port(seen.authority, seen.scheme)?;
         let view = self.store().find(&target).and_then(|entry| entry.peek());
@@ -62,14 +62,15 @@ impl Mesh {
     }
 }
 
-fn head_of<B>(request: &Request<B>) -> Parts {
+fn head_of<B>(request: &Request<B>) -> Result<Parts, MeshError> {
     let (mut head, ()) = Request::new(()).into_parts();
     head.method.clone_from(request.method());
     head.uri.clone_from(request.uri());
     head.headers.clone_from(request.headers());
     head.version = request.version();
     complete_path(&mut head.uri);
-    head
+    outbound::refuse_scheme(&head.uri)?;
+    Ok(head)
 }
 
 fn explained(view: &TargetView, head: &Parts) -> Result<Explanation, MeshError> {

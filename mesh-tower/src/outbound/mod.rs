@@ -43,7 +43,7 @@ pub(crate) use mirror::Mirrors;
 pub use placement::{Follow, Placement};
 pub(crate) use request::{Attempt, FixedTarget, OutboundContext, within};
 pub use response_body::ResponseBody;
-pub(crate) use route::{entry, original_destination, refuse_tls};
+pub(crate) use route::{entry, original_destination, refuse_scheme, refuse_tls};
 
 use request::{ActiveRequest, Expired, Step, Wait, Woken};
 use response_body::{Content, Underway};

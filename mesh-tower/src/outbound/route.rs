@@ -147,6 +147,18 @@ pub(crate) fn entry(context: &OutboundContext, head: &mut Parts) -> Result<Arc<T
     context.store.target(&host_and_port(head.authority, head.scheme)?)
 }
 
+/// Refuses what is no HTTP.
+#[inline]
+pub(crate) fn refuse_scheme(uri: &Uri) -> Result<(), MeshError> {
+    match uri.scheme() {
+        Some(scheme) if *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS => {
+            let why = format!("{:?} is no scheme of the mesh: ask for http", scheme.as_str());
+            Err(MeshError::new(ErrorKind::BadRequest, why))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses what would go out in plaintext against the caller's will: nobody on the way would speak TLS.
 #[inline]
 pub(crate) fn refuse_tls(uri: &Uri) -> Result<(), MeshError> {
@@ -167,6 +179,7 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn start(&mut self, head: &mut Parts) -> Result<Step<T>, MeshError> {
         if !T::SPEAKS_TLS {
             refuse_tls(&head.uri)?;
+            refuse_scheme(&head.uri)?;
         }
         match resolve(&self.context, head)? {
             Resolved::View(view) => self.select(view, head),

@@ -289,6 +289,19 @@ async fn a_client_that_speaks_plaintext_says_what_to_use_for_https() {
 }
 
 #[tokio::test]
+async fn what_is_no_http_is_refused_as_explained() {
+    let control = control("", OutboundTrafficPolicy::AllowAny).await;
+    let mesh = mesh(&control);
+    for uri in ["ftp://outside.example/", "ws://outside.example/"] {
+        let request = http::Request::get(uri).body(()).unwrap();
+        let explained = mesh.explain(&request).await.unwrap_err();
+        let error = mesh.client().get(uri).await.unwrap_err();
+        assert_eq!((error.kind(), explained.kind()), (ErrorKind::BadRequest, ErrorKind::BadRequest), "{error}");
+        assert!(error.to_string().contains("is no scheme of the mesh"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn an_http2_request_goes_out_as_http2() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();

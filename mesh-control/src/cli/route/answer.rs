@@ -2,7 +2,7 @@
 //! workload and target; a request then costs a look-up.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,7 +14,6 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Decision, Reply};
-use mesh_core::id::ClusterName;
 use mesh_core::model::{Fault, Forward, Fraction, HeaderChange, Mirror, Route, RouteAction};
 use mesh_core::request::RequestHead;
 use mesh_core::request_info::RequestInfo;
@@ -24,8 +23,8 @@ use serde::Serialize;
 
 use super::request::{Asked, Kind, Protocol};
 use crate::cli::input::Values;
-use crate::explain::seen::{Seen, Told, client};
-use crate::explain::workload::Workload;
+use crate::explain::seen::{Seen, Told, client, not_by_tls};
+use crate::explain::workload::{self, Workload};
 use crate::plane::Snapshot;
 use crate::policy::route::{ClusterKey, FallbackName};
 
@@ -131,6 +130,8 @@ impl Answer {
 
 /// What requests are decided by, as far as it was asked for before: there is less of it than of requests.
 pub(super) struct Deciders {
+    /// Those that objects are in.
+    namespaces: BTreeSet<String>,
     snapshot: Arc<Snapshot>,
     /// By workload, then by target.
     targets: HashMap<Workload, HashMap<String, Result<Seen, MeshError>>>,
@@ -142,7 +143,8 @@ const MOST_REMEMBERED: usize = 10_000;
 
 impl Deciders {
     pub(super) fn of(snapshot: Arc<Snapshot>) -> Deciders {
-        Deciders { snapshot, targets: HashMap::new(), servers: HashMap::new() }
+        let namespaces = snapshot.namespaces();
+        Deciders { namespaces, snapshot, targets: HashMap::new(), servers: HashMap::new() }
     }
 
     /// What becomes of a request.
@@ -157,6 +159,10 @@ impl Deciders {
             Kind::Inbound => self.inbound(asked).unwrap_or_else(|error| Answer::failed(&error)),
         };
         answer.id = asked.id.clone();
+        // Nobody need say where a caller is.
+        if asked.kind != Kind::Gateway && asked.source.namespace != "default" {
+            answer.notes.extend(workload::foreign(&asked.source.namespace, &self.namespaces));
+        }
         answer
     }
 
@@ -195,6 +201,7 @@ impl Deciders {
                 answer
             }
         };
+        answer.notes.extend(seen.hidden.clone());
         if asked.address.is_some() {
             answer.notes.push("address has no effect: the library goes by the host".to_owned());
         }
@@ -391,14 +398,10 @@ impl Decided<'_> {
         }
     }
 
-    /// A client that speaks TLS over the mesh is for hosts that nothing describes.
     fn refuse_tls(&self, answer: &mut Answer) {
-        let passes = |name: &ClusterName| self.seen.clusters.get(name).is_some_and(Told::passes_through);
-        if answer.outcome == Outcome::Forward && !self.table.clusters().iter().any(passes) {
-            let why = "https is not for the mesh, which secures connections itself: ask for http. Rules on TLS connections (tls) \
-                       hold at ports whose protocol is TLS or HTTPS, or is not said";
+        if answer.outcome == Outcome::Forward && !self.seen.passes_through(self.table) {
             answer.request = None;
-            answer.fails(&MeshError::new(ErrorKind::Security, why));
+            answer.fails(&not_by_tls());
         }
     }
 

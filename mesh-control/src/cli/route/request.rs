@@ -1,6 +1,6 @@
 //! A request as a line has it, read strictly, and as a workload would make it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context, bail};
 use http::header::{CONTENT_TYPE, HOST};
@@ -11,7 +11,7 @@ use mesh_core::request::split_authority;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use crate::cli::input::{Values, object};
+use crate::cli::input::{Values, object, too_long};
 use crate::explain::workload::Workload;
 
 /// A line.
@@ -113,6 +113,13 @@ pub(super) struct NoRequest {
     pub(super) why: anyhow::Error,
 }
 
+impl NoRequest {
+    /// Longer than any request is.
+    pub(super) fn too_long() -> NoRequest {
+        NoRequest { id: serde_json::Value::Null, why: anyhow::Error::msg(too_long()) }
+    }
+}
+
 impl Asked {
     /// Reads a line. A field that is not known, or is for something else, is an error.
     pub(super) fn read(line: &[u8]) -> Result<Asked, NoRequest> {
@@ -177,10 +184,14 @@ impl Asked {
         if protocol == Protocol::Grpc {
             head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         }
+        let mut told = HashSet::new();
         for (name, values) in &headers {
             let header = HeaderName::try_from(name).with_context(|| format!("headers: {name:?}"))?;
             if header == HOST {
                 bail!("headers: the authority is `host`, which is a field of its own");
+            }
+            if !told.insert(header.clone()) {
+                bail!("headers: {header} is there twice, in letters of another case: its values are a list");
             }
             head.headers.remove(&header);
             for value in values.as_slice() {

@@ -169,6 +169,7 @@ pub(super) fn wrong(meta: Meta, finding: Option<&Diagnostic>) -> Refused {
         is_whole: true,
         is_identified: true,
         delegates: Vec::new(),
+        grants: Default::default(),
     }
 }
 

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use super::foreign::Foreign;
 use super::{Meta, is_name, is_namespace};
+use crate::config::decode::{Decode, Decoder};
 use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
 use crate::config::gateway_api::ParentKind;
+use crate::config::gateway_api::reference_grant::ReferenceGrant;
 use crate::config::istio::names::{export_faults, host_fault};
 use crate::config::istio::security::{TargetRef, is_workload_target};
 use crate::config::istio::service::exported_to;
@@ -35,6 +37,8 @@ pub struct Refused {
     pub is_identified: bool,
     /// The VirtualServices that it delegates to: namespace and name.
     pub delegates: Vec<(String, String)>,
+    /// What a ReferenceGrant still says plainly.
+    pub grants: ReferenceGrant,
 }
 
 /// What an object governs.
@@ -53,6 +57,9 @@ pub enum Governs {
     Delegated,
     /// Requests to what it is attached to.
     Parents(Vec<Parent>),
+    /// What it is attached to cannot be read: requests to any service of its namespace, and those of its namespace's clients to
+    /// any service.
+    AnyParent,
     /// Requests to workloads.
     Workloads(Workloads),
     /// Nobody can tell: it is a file of which nothing is known. It may guard any workload.
@@ -246,7 +253,8 @@ pub(super) fn foreign(document: &Node, foreign: Foreign, source: &Source, findin
     }
     let governs = Governs::Workloads(workloads(&Spec::of(document, kind), &meta.namespace));
     let reason = finding.in_short().into();
-    Refused { meta, reason, place: finding.span(), governs, is_whole: true, is_identified, delegates: Vec::new() }
+    let (delegates, grants) = Default::default();
+    Refused { meta, reason, place: finding.span(), governs, is_whole: true, is_identified, delegates, grants }
 }
 
 /// What is known of a wrong object; `None` where nobody can tell what it governs.
@@ -294,26 +302,45 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::Sidecar => (Governs::Nothing, spec.is_known() && spec.get("outboundTrafficPolicy").is_none()),
         // What is told of requests is no business of theirs: workloads tell what wider objects say.
         ObjectKind::Telemetry => (Governs::Nothing, true),
-        // Of a grant that is wrong, nothing is granted.
+        // Of a grant that is wrong, nothing is granted but what its last good state grants, too.
         ObjectKind::ReferenceGrant => (Governs::Nothing, true),
-        ObjectKind::HttpRoute | ObjectKind::GrpcRoute => parents(&spec, &meta.namespace)?,
+        ObjectKind::HttpRoute | ObjectKind::GrpcRoute => parents(&spec, &meta.namespace),
     };
     let delegates = delegates(&spec, &meta.namespace);
     // In a namespace that cannot be, nobody can tell which host a short name is.
     let is_whole = is_whole && (is_guard(kind) || is_namespace(&meta.namespace));
     let (reason, place) = (finding.in_short().into(), finding.span());
-    Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates })
+    let grants = if kind == ObjectKind::ReferenceGrant { grants(&spec, source) } else { ReferenceGrant::default() };
+    Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates, grants })
 }
 
-/// What a route is attached to. Where that cannot be read, every text there is taken for the name of a Service.
-fn parents(spec: &Spec<'_>, own: &str) -> Option<(Governs, bool)> {
-    let Some(written) = spec.get("parentRefs") else {
+/// The entries of a grant in which nothing is wrong.
+fn grants(spec: &Spec<'_>, source: &Source) -> ReferenceGrant {
+    fn good<T: Decode>(spec: &Spec<'_>, name: &str, source: &Source) -> Vec<T> {
+        let entries = spec.get(name).map(Node::items).unwrap_or_default();
+        let read = entries.iter().filter_map(|entry| {
+            let mut d = Decoder::new(source);
+            T::decode(entry, &mut d).filter(|_| !d.is_rejected())
+        });
+        read.collect()
+    }
+    let (from, to) = (good(spec, "from", source), good(spec, "to", source));
+    ReferenceGrant { span: spec.fields.span, from, to }
+}
+
+/// What a route is attached to, and whether each of these says so plainly. Where there is no kind that anybody knows, it is taken
+/// for a Service.
+fn parents(spec: &Spec<'_>, own: &str) -> (Governs, bool) {
+    let written = match spec.get("parentRefs") {
         // Attached to nothing, unless it is `parentRefs` that is mistyped.
-        return spec.is_known().then_some((Governs::Nothing, true));
+        None if spec.is_known() => return (Governs::Nothing, true),
+        None => return (Governs::AnyParent, true),
+        Some(written) => written,
     };
-    let items = match written.items() {
-        [] => std::slice::from_ref(written),
-        items => items,
+    let items = match &written.value {
+        Value::Null => &[],
+        Value::Seq(items) => items.as_slice(),
+        _ => std::slice::from_ref(written),
     };
     const FIELDS: [&str; 6] = ["group", "kind", "namespace", "name", "sectionName", "port"];
     let (mut parents, mut is_whole) = (Vec::new(), true);
@@ -328,15 +355,23 @@ fn parents(spec: &Spec<'_>, own: &str) -> Option<(Governs, bool)> {
             continue;
         }
         is_whole &= read.is_some();
-        let namespace = like(item, "namespace", &FIELDS).and_then(plain).unwrap_or_else(|| own.to_owned());
         let mut names = Vec::new();
-        collect(like(item, "name", &FIELDS).unwrap_or(item), &mut names);
+        match like(item, "name", &FIELDS) {
+            Some(name) => collect(name, &mut names),
+            None if item.entries().is_empty() => collect(item, &mut names),
+            None => {}
+        }
+        let namespace = match like(item, "namespace", &FIELDS).map(|written| (plain(written), &written.value)) {
+            None | Some((None, Value::Null)) => Some(own.to_owned()),
+            Some((read, _)) => read,
+        };
+        let Some(namespace) = namespace.filter(|_| !names.is_empty()) else { return (Governs::AnyParent, true) };
         let kind = read.unwrap_or(ParentKind::Service);
         parents.extend(names.into_iter().map(|name| Parent { kind, namespace: namespace.clone(), name }));
     }
     match parents.is_empty() {
-        true => is_whole.then_some((Governs::Nothing, true)),
-        false => Some((Governs::Parents(parents), is_whole)),
+        true => (Governs::Nothing, true),
+        false => (Governs::Parents(parents), is_whole),
     }
 }
 

@@ -64,6 +64,7 @@ pub(super) fn in_remains(remains: &Source, finding: &Diagnostic) -> Vec<Refused>
         is_whole: false,
         is_identified: false,
         delegates: Vec::new(),
+        grants: Default::default(),
     }]
 }
 
@@ -150,6 +151,7 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
         is_whole: false,
         is_identified: false,
         delegates: Vec::new(),
+        grants: Default::default(),
     })
 }
 

@@ -4,6 +4,7 @@ use super::{GatewayDuration, LocalReference, ObjectReference, check_reference, f
 use crate::config::decode::{At, Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::names::is_domain;
+use crate::config::istio::virtual_service::cors::Doubts;
 
 message! {
     /// A filter of an HTTPRoute.
@@ -494,6 +495,19 @@ impl Cors {
         }
         if self.max_age == Some(0) {
             fault(d, self.span, format!("{path}.maxAge"), "less than 1");
+        }
+        let doubts = Doubts {
+            allows_none: self.allow_origins.is_empty(),
+            allows_any: self.allow_origins.iter().any(|origin| origin.value == "*"),
+            with_credentials: self.allow_credentials == Some(true),
+            lists: [
+                ("allowMethods", self.allow_methods.contains(&CorsMethod::Any)),
+                ("allowHeaders", self.allow_headers.iter().any(|name| name == "*")),
+                ("exposeHeaders", self.expose_headers.iter().any(|name| name == "*")),
+            ],
+        };
+        for (field, code, message) in doubts.all() {
+            d.report_at(self.span, format!("{path}.{field}"), Severity::Warning, code, message);
         }
     }
 }

@@ -33,6 +33,24 @@ message! {
 }
 
 impl ReferenceGrant {
+    /// What both grant.
+    pub fn and(&self, other: &ReferenceGrant) -> ReferenceGrant {
+        let is_same = |a: &GrantedFrom, b: &GrantedFrom| {
+            (&a.group, &a.kind.value, &a.namespace.value) == (&b.group, &b.kind.value, &b.namespace.value)
+        };
+        let from = self.from.iter().filter(|from| other.from.iter().any(|other| is_same(from, other)));
+        let to = self.to.iter().flat_map(|to| {
+            let alike =
+                other.to.iter().filter(|other| (&to.group, &to.kind.value) == (&other.group, &other.kind.value));
+            alike.filter_map(|other| match (&to.name, &other.name) {
+                (Some(own), Some(name)) if own.value != name.value => None,
+                (None, Some(_)) => Some(other.clone()),
+                _ => Some(to.clone()),
+            })
+        });
+        ReferenceGrant { span: self.span, from: from.cloned().collect(), to: to.collect() }
+    }
+
     /// What the schema refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {
         for (field, is_empty) in [("from", self.from.is_empty()), ("to", self.to.is_empty())] {

@@ -2,7 +2,7 @@
 
 mod actions;
 mod connections;
-mod cors;
+pub mod cors;
 mod words;
 
 use std::collections::BTreeMap;
@@ -412,10 +412,10 @@ impl VirtualService {
                 d.report_at(host.span, format!("hosts[{index}]"), Severity::Error, Code::InvalidValue, message);
             }
             let is_in_mesh = self.gateways.is_empty() || self.gateways.iter().any(|gateway| gateway.value == "mesh");
+            // As Istio: it would be for every service of every namespace that sees it.
             if host.value == "*" && is_in_mesh {
-                let message = "every service of every namespace that sees it, and every host that nothing describes, goes by \
-                    it where no other object has the host; Istio refuses that inside of the mesh";
-                d.report_at(host.span, format!("hosts[{index}]"), Severity::Warning, Code::Conflict, message);
+                let message = "`*` is for gateways; inside of the mesh, hosts are named";
+                d.report_at(host.span, format!("hosts[{index}]"), Severity::Error, Code::InvalidValue, message);
             }
         }
         check_export(&self.export_to, false, d);

@@ -51,11 +51,14 @@ const MAX_AGE: u32 = 5;
 /// Preflights that nobody allows go no further, as in Istio.
 pub(super) fn cors(filters: &[HttpFilter]) -> Option<Cors> {
     let written = filters.iter().find_map(|filter| filter.cors.as_ref())?;
+    // `*` is for requests without credentials (Gateway API).
+    let has_credentials = written.allow_credentials == Some(true);
+    let exposed = written.expose_headers.iter().filter(|name| !has_credentials || *name != "*").map(String::as_str);
     Some(Cors {
         origins: written.allow_origins.iter().map(|origin| origin_match(origin)).collect(),
         methods: written.allow_methods.iter().map(|method| method.name()).collect::<Vec<_>>().join(","),
         headers: written.allow_headers.join(","),
-        exposed: written.expose_headers.join(","),
+        exposed: exposed.collect::<Vec<_>>().join(","),
         max_age: Some(Duration::from_secs(u64::from(written.max_age.unwrap_or(MAX_AGE)))),
         credentials: written.allow_credentials,
         forwards_others: Some(false),

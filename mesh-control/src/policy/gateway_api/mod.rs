@@ -11,17 +11,21 @@ mod references;
 mod status;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::route::{Action, Retry, Route, Written};
-use super::virtual_services::{Entry, VirtualServices};
-use crate::config::file::{Governs, Meta, Objects, Parent, Refused};
-use crate::config::gateway_api::{ParentKind, ParentReference};
+use super::shadow::Earlier;
+use super::sidecars::Sight;
+use super::virtual_services::Entry;
+use crate::config::file::{Governs, Meta, ObjectKey, Objects, Parent, Refused};
+use crate::config::gateway_api::{DefaultGateways, ParentKind, ParentReference};
+use crate::config::locate::locate;
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::host::service_host;
-use crate::registry::{Service, Services, Visibility};
+use crate::registry::protocol::Protocol;
+use crate::registry::{Service, ServicePort, Services, Visibility};
 use compile::{Compiled, Rules, grpc_rules, http_rules};
 use references::References;
 pub use status::{ParentStatus, RouteCondition};
@@ -42,6 +46,8 @@ struct Attached {
     /// The ports that it is for; all where nothing is said.
     ports: Option<Vec<u16>>,
     rules: Arc<Vec<Compiled>>,
+    /// Whether it is wrong, so that nobody knows its rules.
+    is_refused: bool,
 }
 
 /// The table that is in force for an address.
@@ -66,10 +72,26 @@ impl GatewayRoutes {
         let mut all = GatewayRoutes::default();
         let mut found = Vec::new();
         for object in &objects.http_routes {
+            let spec = &object.spec;
+            let is_for_gateways = spec.use_default_gateways != DefaultGateways::None;
+            report_idle(
+                &object.meta,
+                spec.parent_refs.is_empty() && !is_for_gateways,
+                spec.rules.is_empty(),
+                &mut found,
+            );
             let rules = http_rules(object, &references, retry);
             all.attach(&object.meta, &object.spec.parent_refs, rules, services, &mut found);
         }
         for object in &objects.grpc_routes {
+            let spec = &object.spec;
+            let is_for_gateways = spec.use_default_gateways != DefaultGateways::None;
+            report_idle(
+                &object.meta,
+                spec.parent_refs.is_empty() && !is_for_gateways,
+                spec.rules.is_empty(),
+                &mut found,
+            );
             let rules = grpc_rules(object, &references, retry);
             all.attach(&object.meta, &object.spec.parent_refs, rules, services, &mut found);
         }
@@ -102,6 +124,7 @@ impl GatewayRoutes {
             let named = format!("{} {}/{}", kind.name(), parent.namespace, parent.name);
             let hosts = hosts_of(&parent, services);
             let mut unmatched = hosts.is_empty().then(|| format!("there is no {named}"));
+            let mut raw = Vec::new();
             for service in &hosts {
                 let ports = match ports_of(reference, service) {
                     Ok(ports) => ports,
@@ -110,11 +133,13 @@ impl GatewayRoutes {
                         continue;
                     }
                 };
+                raw.extend(raw_ports(service, ports.as_deref()));
                 self.by_host.entry(service.host.clone()).or_default().push(Attached {
                     meta: shared.clone(),
                     is_consumer: parent.namespace != *meta.namespace,
                     ports,
                     rules: compiled.clone(),
+                    is_refused: false,
                 });
             }
             if let Some(message) = &unmatched {
@@ -123,34 +148,50 @@ impl GatewayRoutes {
                 let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
                 found.push(finding.object(meta.id()).field(format!("parentRefs[{index}]")));
             }
+            if let Some(message) = raw.into_iter().next() {
+                let origin = meta.origin.at(reference.span);
+                let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+                found.push(finding.object(meta.id()).field(format!("parentRefs[{index}]")));
+            }
             self.statuses.push(ParentStatus::new(meta, index, named, unmatched, (&rules.problems, rules.count)));
         }
     }
 
     fn attach_refused(&mut self, object: &Refused, services: &Services) {
-        let Governs::Parents(parents) = &object.governs else { return };
+        let hosts: Vec<(&Service, &str)> = match &object.governs {
+            Governs::Parents(parents) => {
+                let of = |parent: &'_ Parent| hosts_of(parent, services).into_iter();
+                parents.iter().flat_map(|parent| of(parent).map(|service| (service, &*parent.namespace))).collect()
+            }
+            // Its own namespace's as a producer, and all others as a consumer.
+            Governs::AnyParent => services.iter().map(|(_, service)| (&**service, &*service.namespace)).collect(),
+            _ => return,
+        };
         let written = Written { object: object.id(), field: "rules".into(), origin: object.meta.origin.clone() };
         let rule = compile::refused(object.meta.kind, object.answer(), written);
         let (meta, rules) = (Arc::new(object.meta.clone()), Arc::new(vec![rule]));
-        for parent in parents {
-            for service in hosts_of(parent, services) {
-                self.by_host.entry(service.host.clone()).or_default().push(Attached {
-                    meta: meta.clone(),
-                    is_consumer: parent.namespace != *object.meta.namespace,
-                    ports: None,
-                    rules: rules.clone(),
-                });
-            }
+        for (service, namespace) in hosts {
+            self.by_host.entry(service.host.clone()).or_default().push(Attached {
+                meta: meta.clone(),
+                is_consumer: *namespace != *object.meta.namespace,
+                ports: None,
+                rules: rules.clone(),
+                is_refused: true,
+            });
         }
     }
 
-    /// The table in force for a port of a service, as a client of some namespace sees it.
-    pub fn find(&self, service_host: &str, port: u16, client_namespace: &str) -> Option<Table<'_>> {
+    /// The table in force for a port of a service, as a client sees it: of routes that its Sidecar has, as for VirtualServices.
+    pub fn find<'s>(&self, service_host: &str, port: u16, client: impl Into<Sight<'s>>) -> Option<Table<'_>> {
         let all = self.by_host.get(service_host)?;
+        let client = client.into();
         let of = |is_consumer: bool| {
             let own = all.iter().filter(|attached| attached.is_consumer == is_consumer && attached.is_for(port));
+            let own = own.filter(|attached| client.imports(&attached.meta.namespace, service_host));
             let mut own: Vec<&Attached> =
-                own.filter(|attached| !is_consumer || *attached.meta.namespace == *client_namespace).collect();
+                own.filter(|attached| !is_consumer || *attached.meta.namespace == *client.namespace).collect();
+            // A route without rules says nothing.
+            own.retain(|attached| !attached.rules.is_empty());
             if own.iter().any(|attached| attached.meta.kind == ObjectKind::GrpcRoute) {
                 own.retain(|attached| attached.meta.kind == ObjectKind::GrpcRoute);
             }
@@ -187,57 +228,29 @@ impl GatewayRoutes {
         attached.into_iter().map(|attached| attached.rules.iter().map(|compiled| compiled.route.clone()).collect())
     }
 
-    /// What is to be said of hosts that VirtualServices are for, too.
-    pub fn conflicts(&self, virtual_services: &VirtualServices) -> Vec<Diagnostic> {
-        let mut found = Vec::new();
-        for (host, all) in &self.by_host {
-            for attached in all {
-                let Some(entry) = virtual_services
-                    .find(host, &attached.meta.namespace)
-                    .filter(|entry| entry.hosts.contains(&host.to_string()))
-                else {
-                    continue;
-                };
-                let (winner, loser) = match !attached.is_consumer && goes_before(entry, &attached.meta) {
-                    true => (&entry.meta, &*attached.meta),
-                    false => (&*attached.meta, &entry.meta),
-                };
-                let clients = match attached.is_consumer {
-                    true => format!("clients of {}", attached.meta.namespace),
-                    false => "it".to_owned(),
-                };
-                let message = format!(
-                    "host {host} is also that of {} ({}), whose rules count for {clients}",
-                    winner.id(),
-                    winner.origin
-                );
-                let field = if loser.kind == ObjectKind::VirtualService { "hosts" } else { "parentRefs" };
-                let finding = Diagnostic::at(&loser.origin, Severity::Warning, Code::Conflict, message);
-                found.push(finding.object(loser.id()).field(field));
-            }
-        }
-        found.sort_by(|a: &Diagnostic, b| (&a.object, &a.message).cmp(&(&b.object, &b.message)));
-        found.dedup();
-        found
+    /// The hosts that something is attached to, each with the ports that routes name, and 0 for all others, and with the
+    /// namespaces of the routes.
+    pub fn attached(&self) -> impl Iterator<Item = (&Arc<str>, BTreeSet<u16>, BTreeSet<&str>)> {
+        self.by_host.iter().map(|(host, all)| {
+            let ports = all.iter().filter_map(|attached| attached.ports.as_ref()).flatten().copied().chain([0]);
+            (host, ports.collect(), all.iter().map(|attached| &*attached.meta.namespace).collect())
+        })
     }
 
     /// Rules that never get a turn, and HTTPRoutes beside GRPCRoutes.
     fn report_shadowed(&self, found: &mut Vec<Diagnostic>) {
         let mut said = Vec::new();
-        for (host, all) in &self.by_host {
-            let explicit: BTreeSet<u16> =
-                all.iter().filter_map(|attached| attached.ports.as_ref()).flatten().copied().collect();
-            // Port 0 stands for those that no route names.
-            for port in explicit.into_iter().chain([0]) {
-                let clients: BTreeSet<&str> = all.iter().map(|attached| &*attached.meta.namespace).collect();
-                for client in clients {
-                    let Some(table) = self.find(host, port, client) else { continue };
+        for (host, ports, clients) in self.attached() {
+            let all = self.by_host.get(host).map(Vec::as_slice).unwrap_or_default();
+            for port in ports {
+                for client in &clients {
+                    let Some(table) = self.find(host, port, *client) else { continue };
                     table.report_shadowed(&mut said);
                     let beside = all.iter().filter(|attached| {
                         attached.is_consumer == table.is_consumer
                             && attached.is_for(port)
                             && attached.meta.kind != ObjectKind::GrpcRoute
-                            && (!attached.is_consumer || *attached.meta.namespace == *client)
+                            && (!attached.is_consumer || *attached.meta.namespace == **client)
                     });
                     let grpc = table.attached.iter().find(|attached| attached.meta.kind == ObjectKind::GrpcRoute);
                     for (attached, grpc) in beside.filter_map(|attached| Some((attached, grpc?))) {
@@ -275,6 +288,16 @@ impl Table<'_> {
         self.attached.first().map(|attached| &*attached.meta)
     }
 
+    /// All of its objects.
+    pub fn metas(&self) -> impl Iterator<Item = &Meta> {
+        self.attached.iter().map(|attached| &*attached.meta)
+    }
+
+    /// Whether something of it is wrong.
+    pub fn is_refused(&self) -> bool {
+        self.attached.iter().any(|attached| attached.is_refused)
+    }
+
     fn in_order(&self) -> Vec<(&Meta, &Compiled)> {
         let all = self.attached.iter().flat_map(|attached| attached.rules.iter().map(|rule| (&*attached.meta, rule)));
         let mut all: Vec<(&Meta, &Compiled)> = all.collect();
@@ -305,20 +328,68 @@ impl Table<'_> {
     }
 
     fn report_shadowed(&self, said: &mut Vec<Diagnostic>) {
-        let mut before: Option<&Route> = None;
+        let mut before: Earlier<&Written> = Earlier::default();
+        let mut catch_all: Option<&Written> = None;
+        // A condition may be several routes: it gets no turn where none of them does.
+        let mut parts: BTreeMap<(ObjectKey, (usize, usize)), Vec<Option<Diagnostic>>> = BTreeMap::new();
         for (meta, compiled) in self.in_order() {
             let Some(written) = &compiled.route.written else { continue };
-            if let Some(earlier) = before.and_then(|earlier| earlier.written.as_ref()) {
-                let message = format!("never reached: {} of {} matches every request", earlier.field, earlier.object);
-                let (rule, condition) = compiled.position;
-                let field = format!("rules[{rule}].matches[{condition}]");
-                let finding = Diagnostic::at(&written.origin, Severity::Warning, Code::Conflict, message);
-                said.push(finding.object(meta.id()).field(field));
-            } else if compiled.route.condition.is_catch_all() {
-                before = Some(&compiled.route);
+            let condition = &compiled.route.condition;
+            let taken = before.takes_all_of(condition);
+            let message = match (catch_all, taken) {
+                (Some(all), _) => Some(format!("never reached: {} of {} matches every request", all.field, all.object)),
+                (None, Some(by)) => {
+                    Some(format!("never reached: {} of {} takes all of its requests", by.field, by.object))
+                }
+                (None, None) => None,
+            };
+            if message.is_none() {
+                before.push(condition.clone(), written);
+                catch_all = catch_all.or_else(|| condition.is_catch_all().then_some(written));
             }
+            let (rule, position) = compiled.position;
+            let finding = message.map(|message| {
+                let finding = Diagnostic::at(&written.origin, Severity::Warning, Code::Conflict, message);
+                finding.object(meta.id()).field(format!("rules[{rule}].matches[{position}]"))
+            });
+            parts.entry((meta.key(), compiled.position)).or_default().push(finding);
+        }
+        said.extend(parts.into_values().filter_map(|parts| parts.into_iter().collect::<Option<Vec<_>>>()?.pop()));
+    }
+}
+
+/// What a route without parents, or without rules, is.
+fn report_idle(meta: &Meta, has_no_parents: bool, has_no_rules: bool, found: &mut Vec<Diagnostic>) {
+    let no_rules = match meta.kind {
+        ObjectKind::GrpcRoute => "without effect: there are no rules",
+        _ => "there are no rules: every request to what it is attached to is answered with 500",
+    };
+    for (field, is_so, message) in [
+        ("parentRefs", has_no_parents, "without effect: it is attached to nothing"),
+        ("rules", has_no_rules && !has_no_parents, no_rules),
+    ] {
+        if is_so {
+            let origin = locate(&meta.origin, field);
+            found.push(
+                Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message).object(meta.id()).field(field),
+            );
         }
     }
+}
+
+/// What is to be said where none of the ports that a route is for speaks HTTP.
+fn raw_ports(service: &Service, only: Option<&[u16]>) -> Option<String> {
+    let is_meant = |port: &&ServicePort| only.is_none_or(|only| only.contains(&port.number));
+    let is_raw = |port: &ServicePort| matches!(port.protocol, Protocol::Tcp | Protocol::Tls | Protocol::Https);
+    let mut ports = service.ports.iter().filter(is_meant).peekable();
+    let first = *ports.peek()?;
+    let number = first.number;
+    ports.all(is_raw).then(|| {
+        format!(
+            "port {number} of {} is none of HTTP by its name or protocol: connections to it do not go by the route",
+            service.host
+        )
+    })
 }
 
 /// The services that a parent is: a ServiceEntry has several hosts.

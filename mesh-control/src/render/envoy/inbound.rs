@@ -26,6 +26,8 @@ const REDIRECTED_TO: u16 = 15_006;
 pub struct Inbound<'a> {
     /// The port.
     pub port: u16,
+    /// Whether a service has it. To any other, connections that are let in go on as they are.
+    pub is_of_service: bool,
     /// What is spoken there.
     pub protocol: Protocol,
     /// Why nobody is served there, if nobody is.
@@ -73,9 +75,6 @@ pub fn inbound_listener(
     encode(name, &rendered)
 }
 
-/// What a server's own TLS and the mesh's are told apart by, where both may be.
-const OF_MESH: [&str; 2] = ["istio-peer-exchange", "istio"];
-
 fn chains(sidecar: &Sidecar, port: &Inbound<'_>, keys: &FetchedKeys, paths: PathNormalization) -> Vec<pb::FilterChain> {
     let filter = filter(port, keys, paths);
     let name = format!("{}_{}", sidecar.ip, port.port);
@@ -94,7 +93,7 @@ fn chains(sidecar: &Sidecar, port: &Inbound<'_>, keys: &FetchedKeys, paths: Path
     };
     let is_http = speaks_http(port.protocol);
     let secured = |alpn: &[&str]| {
-        let offered: &[&str] = if is_http { &["h2", "http/1.1"] } else { &OF_MESH };
+        let offered: &[&str] = if is_http { &["h2", "http/1.1"] } else { &tls::IN_MESH };
         of(name.clone(), "tls", alpn, Some(tls::downstream(offered)))
     };
     let plain = |protocol: &str| of(format!("{name}_plaintext"), protocol, &[], None);
@@ -106,8 +105,8 @@ fn chains(sidecar: &Sidecar, port: &Inbound<'_>, keys: &FetchedKeys, paths: Path
         }
         ServerTls::Strict => vec![secured(&[])],
         ServerTls::Permissive if is_http => vec![secured(&[]), plain("raw_buffer")],
-        // What is TLS of the application's own goes on to it.
-        ServerTls::Permissive => vec![secured(&OF_MESH), plain("")],
+        // What is TLS of the application's own, by these names, goes on to it.
+        ServerTls::Permissive => vec![secured(&tls::IN_MESH), plain("")],
         ServerTls::Plaintext => vec![plain("")],
     }
 }
@@ -118,7 +117,7 @@ pub(super) fn speaks_http(protocol: Protocol) -> bool {
 }
 
 fn filter(port: &Inbound<'_>, keys: &FetchedKeys, paths: PathNormalization) -> pb::Filter {
-    let cluster = inbound_cluster_name(port.port);
+    let cluster = if port.is_of_service { inbound_cluster_name(port.port) } else { INBOUND_PASSTHROUGH.to_owned() };
     if !speaks_http(port.protocol) {
         return proxy::bytes(if port.is_shut() { BLACK_HOLE.to_owned() } else { cluster });
     }
@@ -151,6 +150,6 @@ impl Inbound<'_> {
 
     /// Whether it is shut, and connections here are not HTTP, so that nobody is told why.
     pub fn shuts_connections(&self) -> bool {
-        !speaks_http(self.protocol) && self.is_shut()
+        self.is_of_service && !speaks_http(self.protocol) && self.is_shut()
     }
 }

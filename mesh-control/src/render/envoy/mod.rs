@@ -107,8 +107,8 @@ pub(super) fn cluster(
     if let (Some(rule), Tls::ByFiles(files)) = (seen.rule, &seen.traffic.tls)
         && (files.identity.is_some() || matches!(files.roots, Roots::File(_)) || files.revoked.is_some())
     {
-        let what = "it refuses a cluster whose files it cannot read, and goes on with what it had; they have to be there before \
-            the rule is";
+        let what = "it refuses a cluster whose files it cannot read, and calls fail then until the rule changes or it comes back; \
+            they have to be there before the rule is";
         degraded.push(Degraded::of_rule(rule, "tls", what.to_owned()).for_envoy());
     }
     let Some(security) = tls::upstream(seen, written, may_have_certificate, identities) else {

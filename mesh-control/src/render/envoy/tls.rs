@@ -1,6 +1,8 @@
 //! Transport sockets whose certificates and roots Envoy is told by its secret discovery service, under Istio's names
 //! (Istio: cluster_tls.go, authn/utils).
 
+use std::time::Duration;
+
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
@@ -22,7 +24,10 @@ use crate::registry::WrittenEndpoint;
 /// The static cluster of a bootstrap that serves secrets, by Istio's name.
 const SDS: &str = "sds-grpc";
 /// What connections inside of the mesh carry, in Istio's words.
-const IN_MESH: [&str; 2] = ["istio-peer-exchange", "istio"];
+pub(super) const IN_MESH: [&str; 2] = ["istio-peer-exchange", "istio"];
+/// How long what was in force before, which may be plaintext, goes on where a secret does not come. From then on, what takes its
+/// place lets nothing through until the secret is there.
+const WARMING: Duration = Duration::from_secs(5);
 /// Where a system has whom it trusts (Debian's place).
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// A name that no certificate has: without any name, Envoy would take anybody.
@@ -131,8 +136,7 @@ fn secret(name: &str) -> pb::SdsSecretConfig {
     pb::SdsSecretConfig {
         name: name.to_owned(),
         sds_config: Some(core::ConfigSource {
-            // Without its secret nothing is served or called, however long it takes.
-            initial_fetch_timeout: Some(duration(std::time::Duration::ZERO)),
+            initial_fetch_timeout: Some(duration(WARMING)),
             resource_api_version: core::ApiVersion::V3.into(),
             config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(source)),
             ..Default::default()

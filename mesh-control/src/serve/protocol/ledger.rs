@@ -26,11 +26,17 @@ pub(crate) struct View<'a> {
     pub(crate) client: &'a Client,
     /// Workloads had the time to register themselves again after the start of mesh-control.
     pub(crate) settled: bool,
+    /// The clusters in whose place the client is given something else, since it refused them, and which version that was.
+    pub(crate) given_up: &'a BTreeMap<Arc<str>, Arc<str>>,
 }
 
 impl View<'_> {
     fn find(&self, kind: Kind, name: &str) -> Option<Encoded> {
-        self.catalog.resource(self.client, kind, name)
+        let found = self.catalog.resource(self.client, kind, name)?;
+        match kind == Kind::Cluster && self.given_up.get(name) == Some(&found.version) {
+            true => Some(self.catalog.instead(self.client, kind, name).unwrap_or(found)),
+            false => Some(found),
+        }
     }
 }
 
@@ -64,14 +70,27 @@ struct Blame {
 /// Which sets a response may draw from, besides the answers that are owed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scope {
-    pub(crate) pushes: bool,
+    pub(crate) pushes: Pushes,
     pub(crate) removals: bool,
+}
+
+/// What of a kind may be pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushes {
+    /// Nothing.
+    None,
+    /// What the client waits for, since something before it was sent.
+    Awaited,
+    /// Everything that changed.
+    All,
 }
 
 /// The content of one response.
 #[derive(Debug, Default)]
 pub(crate) struct Parcel {
     pub(crate) resources: Vec<Encoded>,
+    /// Those of them that are not merely there because a response has to be whole.
+    pub(crate) given: Vec<Arc<str>>,
     pub(crate) absent: Vec<Arc<str>>,
 }
 
@@ -112,6 +131,8 @@ pub(crate) struct Ledger {
     nack: Option<Nack>,
     /// What the client refused and has not accepted since.
     refused: BTreeMap<Arc<str>, Blame>,
+    /// Those of them in whose place it was given something else: that it accepts this says nothing of them.
+    given_up: BTreeSet<Arc<str>>,
     sent_version: String,
     acked_version: String,
     acked_at: Option<Instant>,
@@ -139,6 +160,7 @@ impl Ledger {
             nonce: 0,
             nack: None,
             refused: BTreeMap::new(),
+            given_up: BTreeSet::new(),
             sent_version: String::new(),
             acked_version: String::new(),
             acked_at: None,
@@ -276,6 +298,7 @@ impl Ledger {
         self.sets.remove(name);
         self.bodies.remove(name);
         // A refusal of resources that the client no longer wants is settled.
+        self.given_up.remove(name);
         self.refused.remove(name);
     }
 
@@ -285,7 +308,7 @@ impl Ledger {
         self.sets.clear();
         for (name, entry) in &self.entries {
             let found = view.find(self.kind, name);
-            if let Some(set) = self.sets.of(duty(entry, found.as_ref(), view.settled), entry.asked) {
+            if let Some(set) = self.sets.of(duty(entry, found.as_ref(), view.settled), entry) {
                 set.insert(name.clone());
             }
         }
@@ -301,20 +324,22 @@ impl Ledger {
         };
         entry.asked |= owed;
         self.sets.remove(name);
-        if let Some(set) = self.sets.of(duty(entry, found, settled), entry.asked) {
+        if let Some(set) = self.sets.of(duty(entry, found, settled), entry) {
             set.insert(name.clone());
         }
     }
 
-    /// Has these names sent once more, in push order, if the client has them from this stream.
+    /// Has these names sent once more if the client has them from this stream: it waits for them.
     pub(crate) fn repeat<'a>(&mut self, names: impl Iterator<Item = &'a Arc<str>>) {
         for name in names {
             if let Some(entry) = self.entries.get_mut(name)
                 && matches!(entry.told, Told::Sent(_))
                 && !self.sets.leaving.contains(name)
+                && !self.sets.owed.contains(name)
             {
                 entry.again = true;
-                self.sets.changed.insert(name.clone());
+                self.sets.changed.remove(name);
+                self.sets.awaited.insert(name.clone());
             }
         }
     }
@@ -341,7 +366,13 @@ impl Ledger {
     /// its removal need not wait for anything.
     pub(crate) fn has_pushes(&self, removals: bool) -> bool {
         let listener_left = self.kind == Kind::Listener && self.has_removals();
-        (!self.sets.changed.is_empty() || listener_left) && (removals || !self.is_blind())
+        let is_changed = !self.sets.changed.is_empty() || self.has_awaited();
+        (is_changed || listener_left) && (removals || !self.is_blind())
+    }
+
+    /// There is something to push that the client waits for.
+    pub(crate) fn has_awaited(&self) -> bool {
+        !self.sets.awaited.is_empty()
     }
 
     /// There is something to remove.
@@ -398,9 +429,11 @@ impl Ledger {
         let mut parcel = Parcel::default();
         let mut bytes = 0;
         while bytes < limit {
-            let next = self.sets.owed.pop_first();
-            let next =
-                next.or_else(|| if scope.pushes || self.greeting { self.sets.changed.pop_first() } else { None });
+            let pushes = if self.greeting { Pushes::All } else { scope.pushes };
+            let sets = &mut self.sets;
+            let next = sets.owed.pop_first();
+            let next = next.or_else(|| if pushes != Pushes::None { sets.awaited.pop_first() } else { None });
+            let next = next.or_else(|| if pushes == Pushes::All { sets.changed.pop_first() } else { None });
             let Some(name) = next else { break };
             bytes += self.give(name, view, &mut parcel);
         }
@@ -417,7 +450,8 @@ impl Ledger {
     fn compose_whole(&mut self, scope: Scope, view: &View<'_>) -> Parcel {
         let mut parcel = Parcel::default();
         let owed = mem::take(&mut self.sets.owed);
-        let pushed = if scope.pushes || self.greeting { mem::take(&mut self.sets.changed) } else { BTreeSet::new() };
+        let pushes = scope.pushes != Pushes::None || self.greeting;
+        let pushed = if pushes { mem::take(&mut self.sets.changed) } else { BTreeSet::new() };
         let removed = if scope.removals { mem::take(&mut self.sets.leaving) } else { BTreeSet::new() };
         for name in self.entries.keys().cloned().collect::<Vec<_>>() {
             if removed.contains(&name) {
@@ -449,12 +483,17 @@ impl Ledger {
         entry.again = false;
         match view.find(self.kind, &name) {
             Some(found) => {
+                match view.given_up.contains_key(&name) {
+                    true => self.given_up.insert(name.clone()),
+                    false => self.given_up.remove(&name),
+                };
                 entry.told = Told::Sent(found.version.clone());
                 if self.whole {
                     self.bodies.insert(name.clone(), found.body.clone());
                 }
                 let bytes = found.body.len() + name.len();
                 parcel.resources.push(found);
+                parcel.given.push(name);
                 bytes
             }
             None => {
@@ -529,6 +568,9 @@ impl Ledger {
 
     /// The client works with the newest version of a name.
     fn clear(&mut self, name: &str) {
+        if self.given_up.contains(name) {
+            return;
+        }
         if let Some(Blame { shared: Some(nonce), .. }) = self.refused.remove(name) {
             // Who refuses without a name and then accepts one of them may never be sent the others again: a refusal
             // that nothing can end would hold back removals for ever. Those that were refused on their own stay so.
@@ -568,6 +610,12 @@ impl Ledger {
         self.nack = Some(Nack { at: now, text: text[..end].to_owned(), names });
         self.nacks += 1;
         true
+    }
+
+    /// What the client certainly refused, each with its version.
+    pub(crate) fn certainly_refused(&self) -> Vec<(Arc<str>, Arc<str>)> {
+        let certain = self.refused.iter().filter(|(_, blame)| blame.certain);
+        certain.filter_map(|(name, _)| Some((name.clone(), self.entries.get(name)?.told.version()?.clone()))).collect()
     }
 
     /// Expects no answer to anything sent so far: who has answered the newest response need not answer those before.

@@ -1,7 +1,8 @@
 //! Make before break: which kind of resource may be pushed next, and when a removal may follow.
 //!
 //! A change travels CDS, EDS, LDS, RDS, each after the answer to the one before (xDS protocol, "eventual
-//! consistency considerations"), so that a route never names a cluster that its client has not seen. What
+//! consistency considerations"), so that a route never names a cluster that its client has not seen. Endpoints
+//! alone follow their clusters at once: an Envoy does not answer for clusters before it has their endpoints. What
 //! disappeared is withdrawn last: once the client has confirmed the configuration that stopped referring
 //! to it. Everything here is a function of the lanes and of `now`; [`Session`](super::session::Session)
 //! keeps the lanes.
@@ -55,6 +56,8 @@ impl Pace {
 pub(crate) struct Lane {
     /// The catalog has something for the client that it has not been sent.
     pub(crate) work: bool,
+    /// Some of that has to follow what was sent of the kind before, which the client does not answer for without it.
+    pub(crate) awaited: bool,
     /// When the newest response that is still unanswered was sent.
     pub(crate) unanswered: Option<Instant>,
     /// The client refused the last push of this kind, at this time.
@@ -69,6 +72,11 @@ impl Lane {
     fn paused_until(&self, now: Instant, pace: &Pace) -> Option<Instant> {
         self.refused.map(|at| at + pace.nack_pause).filter(|at| *at > now)
     }
+
+    /// Until when its work has to wait for its own answers.
+    fn held_until(&self, now: Instant, pace: &Pace) -> Option<Instant> {
+        self.blocked_until(now, pace).max(self.paused_until(now, pace))
+    }
 }
 
 /// The lanes of a stream, in the order of [`Kind::ALL`].
@@ -79,23 +87,35 @@ pub(crate) type Lanes = [Lane; Kind::ALL.len()];
 pub(crate) enum Turn {
     /// This kind may be pushed now.
     Push(Kind),
+    /// What is awaited of this kind may be pushed now, and nothing else of it.
+    PushAwaited(Kind),
     /// Nothing may be pushed before the client answers, or before this time.
     Wait(Instant),
     /// Everything has been sent and answered.
     Quiet,
 }
 
-/// The first kind, in push order, that has work or an unanswered response decides.
+/// The first kind, in push order, that has work or an unanswered response decides; endpoints need not wait for the answer to
+/// clusters.
 pub(crate) fn turn(lanes: &Lanes, now: Instant, pace: &Pace) -> Turn {
+    let [clusters, endpoints, ..] = lanes;
+    let turn = first(lanes, now, pace);
+    // Those whose own cluster may still have to be sent come after it.
+    let follows = if clusters.work { endpoints.awaited } else { endpoints.work };
+    let (Turn::Wait(at), true, true) = (turn, follows, clusters.unanswered.is_some()) else { return turn };
+    match endpoints.held_until(now, pace) {
+        Some(held) => Turn::Wait(at.min(held)),
+        None if clusters.work => Turn::PushAwaited(Kind::Endpoints),
+        None => Turn::Push(Kind::Endpoints),
+    }
+}
+
+fn first(lanes: &Lanes, now: Instant, pace: &Pace) -> Turn {
     for (kind, lane) in Kind::ALL.into_iter().zip(lanes) {
-        let blocked = lane.blocked_until(now, pace);
         if lane.work {
-            return match blocked.max(lane.paused_until(now, pace)) {
-                Some(at) => Turn::Wait(at),
-                None => Turn::Push(kind),
-            };
+            return lane.held_until(now, pace).map_or(Turn::Push(kind), Turn::Wait);
         }
-        if let Some(at) = blocked {
+        if let Some(at) = lane.blocked_until(now, pace) {
             return Turn::Wait(at);
         }
     }
@@ -184,6 +204,32 @@ mod tests {
         });
         assert_eq!(turn(&held, now, &PACE), Turn::Wait(now + PACE.grace));
         assert_eq!(turn(&held, now + PACE.grace, &PACE), Turn::Push(Kind::Route));
+    }
+
+    #[test]
+    fn endpoints_do_not_wait_for_the_answer_to_clusters_and_what_follows_does() {
+        let now = Instant::now();
+        let unanswered = |edit: fn(&mut Lanes)| {
+            lanes(|lanes| {
+                lanes[0].unanswered = Some(now);
+                edit(lanes);
+            })
+        };
+        let follows = unanswered(|lanes| lanes[1].work = true);
+        assert_eq!(turn(&follows, now, &PACE), Turn::Push(Kind::Endpoints));
+        let both = unanswered(|lanes| {
+            lanes[1].unanswered = lanes[0].unanswered;
+            lanes[2].work = true;
+        });
+        assert_eq!(turn(&both, now, &PACE), Turn::Wait(now + PACE.grace));
+        // Of endpoints, those whose cluster is still to be sent wait for that.
+        let more = unanswered(|lanes| (lanes[0].work, lanes[1].work) = (true, true));
+        assert_eq!(turn(&more, now, &PACE), Turn::Wait(now + PACE.grace));
+        let awaited = unanswered(|lanes| {
+            lanes[0].work = true;
+            (lanes[1].work, lanes[1].awaited) = (true, true);
+        });
+        assert_eq!(turn(&awaited, now, &PACE), Turn::PushAwaited(Kind::Endpoints));
     }
 
     #[test]

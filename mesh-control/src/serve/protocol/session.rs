@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
-use crate::serve::protocol::ledger::{Ledger, Report, Scope, View};
+use crate::serve::protocol::ledger::{Ledger, Pushes, Report, Scope, View};
 use crate::serve::protocol::push::{self, Gate, Lane, Lanes, Pace, Turn};
 
 /// The listener names that a server asks for to become part of the mesh; the address follows.
@@ -111,6 +111,8 @@ pub(crate) struct Session {
     /// How many removals waited after the last request.
     held: usize,
     behind_since: Option<Instant>,
+    /// See [`View::given_up`].
+    given_up: BTreeMap<Arc<str>, Arc<str>>,
 }
 
 impl Session {
@@ -133,6 +135,7 @@ impl Session {
             gate: Gate::default(),
             held: 0,
             behind_since: None,
+            given_up: BTreeMap::new(),
         }
     }
 
@@ -152,7 +155,8 @@ impl Session {
 
     /// The ledger of a kind, and what its names are looked up in.
     pub(crate) fn ledger(&mut self, kind: Kind) -> (&mut Ledger, View<'_>) {
-        let view = View { catalog: &*self.catalog, client: &self.client, settled: self.settled };
+        let (settled, given_up) = (self.settled, &self.given_up);
+        let view = View { catalog: &*self.catalog, client: &self.client, settled, given_up };
         (&mut self.ledgers[kind as usize], view)
     }
 
@@ -176,7 +180,24 @@ impl Session {
         let (ledger, _) = self.ledger(kind);
         match error {
             None => ledger.accept(number, now).then_some(Answer::Ack(kind)),
-            Some(text) => ledger.refuse(number, text, now).then(|| Answer::Nack(kind, text.to_owned())),
+            Some(text) => {
+                let is_news = ledger.refuse(number, text, now);
+                if is_news && kind == Kind::Cluster {
+                    self.give_up();
+                }
+                is_news.then(|| Answer::Nack(kind, text.to_owned()))
+            }
+        }
+    }
+
+    /// A client that refuses a cluster goes on with the one before. Where that may be less secure, something takes its place.
+    fn give_up(&mut self) {
+        let refused = self.ledgers[Kind::Cluster as usize].certainly_refused();
+        let has_other = |name: &str| self.catalog.instead(&self.client, Kind::Cluster, name).is_some();
+        let new: Vec<_> = refused.into_iter().filter(|(name, _)| has_other(name)).collect();
+        if !new.is_empty() {
+            self.given_up.extend(new);
+            self.compare(Kind::Cluster);
         }
     }
 
@@ -207,6 +228,11 @@ impl Session {
             return;
         }
         self.catalog = catalog;
+        // Another version is another try.
+        let is_same = |name: &str, version: &Arc<str>| {
+            self.catalog.resource(&self.client, Kind::Cluster, name).is_some_and(|found| found.version == *version)
+        };
+        self.given_up.retain(|name, version| is_same(name, version));
         for kind in Kind::ALL {
             let revision = self.catalog.revision(kind);
             let known = std::mem::replace(&mut self.revisions[kind as usize], revision);
@@ -241,17 +267,22 @@ impl Session {
             ledger.has_answers(open) && ledger.has_window(now, self.pace.grace)
         });
         if let Some(kind) = answers {
-            let scope = Scope { pushes: false, removals: open };
+            let scope = Scope { pushes: Pushes::None, removals: open };
             return self.compose(kind, scope, now);
         }
-        if let Turn::Push(kind) = push::turn(&self.lanes(), now, &self.pace) {
-            return self.compose(kind, Scope { pushes: true, removals: open }, now);
+        let pushed = match push::turn(&self.lanes(), now, &self.pace) {
+            Turn::Push(kind) => Some((kind, Scope { pushes: Pushes::All, removals: open })),
+            Turn::PushAwaited(kind) => Some((kind, Scope { pushes: Pushes::Awaited, removals: false })),
+            Turn::Wait(_) | Turn::Quiet => None,
+        };
+        if let Some((kind, scope)) = pushed {
+            return self.compose(kind, scope, now);
         }
         // What refers goes before what it refers to, and so does a listener that still waits for its turn to be
         // pushed: the gate may have opened because the client is silent.
         let removals = [Kind::Listener, Kind::Route, Kind::Cluster, Kind::Endpoints];
         let kind = removals.into_iter().find(|kind| open && self.ledgers[*kind as usize].has_removals())?;
-        self.compose(kind, Scope { pushes: false, removals: true }, now)
+        self.compose(kind, Scope { pushes: Pushes::None, removals: true }, now)
     }
 
     fn tick(&mut self, now: Instant) {
@@ -274,6 +305,7 @@ impl Session {
             let ledger = &self.ledgers[kind as usize];
             Lane {
                 work: ledger.has_pushes(open),
+                awaited: ledger.has_awaited(),
                 unanswered: ledger.unanswered(),
                 refused: ledger.refusal().map(|nack| nack.at),
             }
@@ -285,9 +317,9 @@ impl Session {
         let parcel = ledger.compose(scope, RESPONSE_BYTES, &view)?;
         let (number, version) = ledger.launch(&parcel, now);
         if kind == Kind::Cluster && self.client.class == ClientClass::Envoy {
-            // Envoy warms a changed cluster until its endpoints arrive, changed or not (envoy#13009).
-            let names = parcel.resources.iter().map(|resource| &resource.name);
-            self.ledgers[Kind::Endpoints as usize].repeat(names);
+            // Envoy warms a changed cluster until its endpoints arrive, changed or not (envoy#13009), and does not answer
+            // before (cluster_manager_impl.cc holds back what CDS has to say).
+            self.ledgers[Kind::Endpoints as usize].repeat(parcel.given.iter());
         }
         let reason = |name: &Arc<str>| Some((name.clone(), self.catalog.absence(&self.client, kind, name)?));
         Some(Response {
@@ -306,7 +338,7 @@ impl Session {
     pub(crate) fn wakes_at(&self, now: Instant) -> Option<Instant> {
         let turn = match push::turn(&self.lanes(), now, &self.pace) {
             Turn::Wait(at) => Some(at),
-            Turn::Push(_) | Turn::Quiet => None,
+            Turn::Push(_) | Turn::PushAwaited(_) | Turn::Quiet => None,
         };
         let window = self.ledgers.iter().filter(|ledger| ledger.has_answers(self.gate.is_open()));
         let window = window.filter_map(|ledger| ledger.unanswered().map(|at| at + self.pace.grace));

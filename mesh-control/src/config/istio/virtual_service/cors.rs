@@ -27,6 +27,57 @@ pub(super) fn check(route: &HttpRoute, path: &str, d: &mut Decoder<'_>) {
             ignored("", &format!("`{answer}` answers, and Envoy adds nothing to such an answer"));
         }
     }
+    let is_any = |origin: &StringMatch| match origin {
+        StringMatch::Exact(text) => text == "*",
+        StringMatch::Prefix(text) => text.is_empty(),
+        StringMatch::Regex(text) => text == ".*",
+        StringMatch::Present => false,
+    };
+    let doubts = Doubts {
+        allows_none: policy.allow_origins.is_empty() && policy.allow_origin.is_empty(),
+        allows_any: policy.allow_origins.iter().any(is_any)
+            || policy.allow_origins.is_empty() && policy.allow_origin.iter().any(|origin| origin == "*"),
+        with_credentials: policy.allow_credentials == Some(true),
+        lists: [
+            ("allowMethods", policy.allow_methods.iter().any(|method| method == "*")),
+            ("allowHeaders", policy.allow_headers.iter().any(|name| name == "*")),
+            ("exposeHeaders", policy.expose_headers.iter().any(|name| name == "*")),
+        ],
+    };
+    for (field, code, message) in doubts.all() {
+        d.report_at(policy.span, format!("{path}.corsPolicy.{field}"), Severity::Warning, code, message);
+    }
+}
+
+/// What of a policy on pages of other origins lets them do less, or more, than whoever wrote it may think.
+pub struct Doubts {
+    /// Whether no origin is written.
+    pub allows_none: bool,
+    /// Whether every origin is.
+    pub allows_any: bool,
+    /// Whether requests may carry a user's credentials.
+    pub with_credentials: bool,
+    /// Lists, and whether `*` is in them.
+    pub lists: [(&'static str, bool); 3],
+}
+
+impl Doubts {
+    /// Each with its field.
+    pub fn all(&self) -> Vec<(&'static str, Code, &'static str)> {
+        let mut all = Vec::new();
+        if self.allows_none {
+            all.push(("allowOrigins", Code::Ignored, "without effect: no page of another origin is allowed anything"));
+        }
+        if self.allows_any && self.with_credentials {
+            let message =
+                "pages of every origin may read what a user's credentials are answered with; name the origins";
+            all.push(("allowCredentials", Code::Conflict, message));
+        }
+        let stars = self.lists.iter().filter(|(_, has_star)| *has_star && self.with_credentials);
+        let message = "without effect: where there are credentials, a browser takes `*` for a name";
+        all.extend(stars.map(|(field, _)| (*field, Code::Ignored, message)));
+        all
+    }
 }
 
 impl CorsPolicy {

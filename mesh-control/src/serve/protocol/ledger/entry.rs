@@ -87,34 +87,37 @@ pub(super) fn duty(entry: &Entry, found: Option<&Encoded>, settled: bool) -> Dut
 #[derive(Debug, Default)]
 pub(super) struct Sets {
     pub(super) owed: BTreeSet<Arc<str>>,
+    /// To be sent once more, since the client waits for it.
+    pub(super) awaited: BTreeSet<Arc<str>>,
     pub(super) changed: BTreeSet<Arc<str>>,
     pub(super) leaving: BTreeSet<Arc<str>>,
     pub(super) settling: BTreeSet<Arc<str>>,
 }
 
 impl Sets {
-    pub(super) fn of(&mut self, duty: Duty, asked: bool) -> Option<&mut BTreeSet<Arc<str>>> {
+    pub(super) fn of(&mut self, duty: Duty, entry: &Entry) -> Option<&mut BTreeSet<Arc<str>>> {
         match duty {
             Duty::Hold => Some(&mut self.settling),
             Duty::Withdraw => Some(&mut self.leaving),
-            Duty::Nothing | Duty::Send if asked => Some(&mut self.owed),
+            Duty::Nothing | Duty::Send if entry.asked => Some(&mut self.owed),
+            Duty::Send if entry.again => Some(&mut self.awaited),
             Duty::Send => Some(&mut self.changed),
             Duty::Nothing => None,
         }
     }
 
     pub(super) fn remove(&mut self, name: &str) {
-        for set in [&mut self.owed, &mut self.changed, &mut self.leaving, &mut self.settling] {
+        for set in [&mut self.owed, &mut self.awaited, &mut self.changed, &mut self.leaving, &mut self.settling] {
             set.remove(name);
         }
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
-        [&self.owed, &self.changed, &self.leaving, &self.settling].iter().any(|set| set.contains(name))
+        [&self.owed, &self.awaited, &self.changed, &self.leaving, &self.settling].iter().any(|set| set.contains(name))
     }
 
     pub(super) fn len(&self) -> usize {
-        self.owed.len() + self.changed.len() + self.leaving.len() + self.settling.len()
+        self.owed.len() + self.awaited.len() + self.changed.len() + self.leaving.len() + self.settling.len()
     }
 
     pub(super) fn clear(&mut self) {

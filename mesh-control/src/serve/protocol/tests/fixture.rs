@@ -20,6 +20,8 @@ pub(crate) const PACE: Pace =
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Shelf {
     pub(crate) items: BTreeMap<(Kind, String), Encoded>,
+    /// Clusters that something takes the place of where they are refused.
+    pub(crate) instead: BTreeMap<String, Encoded>,
 }
 
 impl Shelf {
@@ -41,6 +43,13 @@ impl Shelf {
         self.items.get_mut(&(kind, name.to_owned())).expect("was just put there")
     }
 
+    /// A cluster that is another one where it is refused.
+    pub(crate) fn or_instead(mut self, name: &str, version: &str) -> Shelf {
+        let other = Shelf::default().with(Kind::Cluster, name, version).items.into_values().next();
+        self.instead.extend(other.map(|other| (name.to_owned(), other)));
+        self
+    }
+
     pub(crate) fn without(mut self, kind: Kind, name: &str) -> Shelf {
         self.items.remove(&(kind, name.to_owned()));
         self
@@ -60,6 +69,10 @@ impl Shelf {
 }
 
 impl Catalog for Shelf {
+    fn instead(&self, _client: &Client, _kind: Kind, name: &str) -> Option<Encoded> {
+        self.instead.get(name).cloned()
+    }
+
     fn resource(&self, _client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
         self.items.get(&(kind, name.to_owned())).cloned()
     }

@@ -42,10 +42,13 @@ fn settled_sotw(shelf: &Shelf) -> (Talk, Vec<Response>) {
 }
 
 #[test]
-fn server_rule_01_a_change_travels_clusters_endpoints_listeners_routes_each_after_the_ack_of_the_one_before() {
+fn server_rule_01_a_change_travels_clusters_endpoints_listeners_routes_and_the_last_two_wait_for_what_they_refer_to() {
     for mut talk in [settled_delta(&whole("1")), settled_sotw(&whole("1")).0] {
-        let mut sent = talk.publish(&whole("2"));
-        for expected in ["Cluster a=2", "Endpoints a=2", "Listener l=2", "Route r=2"] {
+        let sent = talk.publish(&whole("2"));
+        assert_eq!(told(&sent), ["Cluster a=2", "Endpoints a=2"]);
+        assert!(talk.ack(&sent[1]).is_empty(), "the cluster is not acknowledged");
+        let mut sent = talk.ack(&sent[0]);
+        for expected in ["Listener l=2", "Route r=2"] {
             assert_eq!(told(&sent), [expected]);
             sent = talk.ack(&sent[0]);
         }
@@ -56,16 +59,18 @@ fn server_rule_01_a_change_travels_clusters_endpoints_listeners_routes_each_afte
 #[test]
 fn server_rule_01_a_client_that_neither_acks_nor_nacks_holds_back_the_next_kind_for_the_grace_only() {
     let mut talk = settled_delta(&whole("1"));
-    assert_eq!(told(&talk.publish(&whole("2"))), ["Cluster a=2"]);
+    let sent = talk.publish(&whole("2"));
+    talk.ack(&sent[1]);
     assert!(talk.wait(PACE.grace - Duration::from_millis(1)).is_empty());
-    assert_eq!(told(&talk.wait(Duration::from_millis(1))), ["Endpoints a=2"]);
+    assert_eq!(told(&talk.wait(Duration::from_millis(1))), ["Listener l=2"]);
 }
 
 #[test]
 fn server_rule_01_a_refused_cluster_does_not_hold_back_the_good_rest() {
     let mut talk = settled_delta(&whole("1"));
     let sent = talk.publish(&whole("2"));
-    assert_eq!(told(&talk.nack(&sent[0], "no such policy")), ["Endpoints a=2"]);
+    talk.ack(&sent[1]);
+    assert_eq!(told(&talk.nack(&sent[0], "no such policy")), ["Listener l=2"]);
 }
 
 #[test]
@@ -215,9 +220,43 @@ fn server_rule_03_envoy_gets_endpoints_again_after_its_cluster_changed_though_th
                 talk.finish(answers);
             }
             let sent = talk.publish(&whole("1").with(Cluster, "a", "2"));
-            assert_eq!(told(&sent), ["Cluster a=2"]);
-            assert_eq!(told(&talk.ack(&sent[0])), expected, "{class:?} {variant:?}");
+            // An Envoy answers for the cluster once it has them.
+            assert_eq!(told(&sent), [&["Cluster a=2"], &expected[..]].concat(), "{class:?} {variant:?}");
         }
+    }
+}
+
+#[test]
+fn server_rule_03_envoy_gets_the_endpoints_of_a_cluster_that_warms_though_the_next_change_of_clusters_waits_for_its_answer()
+ {
+    for variant in [Variant::Sotw, Variant::Delta] {
+        let shelf = |clusters: &str| {
+            ["a", "b"]
+                .iter()
+                .fold(Shelf::default(), |shelf, name| shelf.with(Cluster, name, clusters).with(Endpoints, name, "1"))
+        };
+        let mut talk = Talk::open(variant, ClientClass::Envoy, &shelf("1"), Duration::ZERO);
+        for kind in [Cluster, Endpoints] {
+            let answers = match variant {
+                Variant::Sotw => talk.ask(kind, &["a", "b"], None),
+                Variant::Delta => talk.subscribe(kind, &["a", "b"]),
+            };
+            talk.finish(answers);
+        }
+        // It has not yet answered for endpoints of its own accord when one of its clusters changes, and then the other.
+        let endpoints = talk.publish(&shelf("1").with(Endpoints, "a", "2"));
+        assert_eq!(told(&endpoints), ["Endpoints a=2"]);
+        let sent = talk.publish(&shelf("1").with(Endpoints, "a", "2").with(Cluster, "a", "2"));
+        assert!(told(&sent)[0].starts_with("Cluster a=2") && sent.len() == 1, "{variant:?} {:?}", told(&sent));
+        let newest = shelf("2").with(Endpoints, "a", "2").with(Endpoints, "b", "2");
+        assert!(talk.publish(&newest).is_empty());
+        let awaited = talk.ack(&endpoints[0]);
+        assert_eq!(told(&awaited), ["Endpoints a=2"], "{variant:?}: those of b belong to its next cluster");
+        assert!(talk.ack(&awaited[0]).is_empty());
+        let rest = talk.ack(&sent[0]);
+        let (first, second) = (told(&rest)[0].clone(), told(&rest)[1].clone());
+        assert!(first.starts_with("Cluster ") && first.ends_with("b=2"), "{variant:?} {first}");
+        assert!(second.starts_with("Endpoints ") && second.contains("b=2"), "{variant:?} {second}");
     }
 }
 
@@ -509,6 +548,34 @@ fn server_rule_15_while_a_kind_is_refused_it_is_pushed_at_most_once_a_second() {
     assert_eq!(told(&next), ["Route r=4"]);
     talk.ack(&next[0]);
     assert_eq!(told(&talk.publish(&whole("1").with(Route, "r", "5"))), ["Route r=5"], "accepted: no pause any more");
+}
+
+/// An Envoy that cannot read the files of a cluster goes on with the one before, which may be plaintext.
+#[test]
+fn server_rule_15_what_must_not_be_called_as_before_gives_way_to_another_until_it_changes() {
+    for variant in [Variant::Sotw, Variant::Delta] {
+        let shelf = |version: &str| Shelf::default().with(Cluster, "a", version).or_instead("a", "nowhere");
+        let mut talk = Talk::open(variant, ClientClass::Envoy, &shelf("1"), Duration::ZERO);
+        let answers = match variant {
+            Variant::Sotw => talk.ask(Cluster, &["a"], None),
+            Variant::Delta => talk.subscribe(Cluster, &["a"]),
+        };
+        talk.finish(answers);
+        let sent = talk.publish(&shelf("2"));
+        assert_eq!(told(&sent), ["Cluster a=2"]);
+        talk.nack(&sent[0], "Error adding/updating cluster(s) a: Failed to load /etc/ca.pem");
+        let other = talk.wait(PACE.nack_pause);
+        assert_eq!(told(&other), ["Cluster a=nowhere"], "{variant:?}");
+        assert!(talk.ack(&other[0]).is_empty());
+        let report = talk.session.reports().into_iter().find(|report| report.kind == Cluster).unwrap();
+        assert!(report.refused && report.nack.is_some(), "that it takes another is no word on this one");
+        assert!(talk.publish(&shelf("2").with(Route, "r", "1")).is_empty(), "{variant:?}: nothing new");
+        let sent = talk.publish(&shelf("3"));
+        assert_eq!(told(&sent), ["Cluster a=3"], "{variant:?}: another version is another try");
+        talk.finish(sent);
+        let report = talk.session.reports().into_iter().find(|report| report.kind == Cluster).unwrap();
+        assert!(!report.refused);
+    }
 }
 
 #[test]
