@@ -33,7 +33,7 @@ deny:
 bookinfo *ARGS:
     cargo run --release --bin bookinfo -- {{ARGS}}
 
-# gRPC's own xDS clients, in Python and Node.js, against mesh-control.
+# gRPC's own xDS clients, in Python, Node.js, Go and Java, and Envoy against mesh-control.
 interop *ARGS:
     bash interop/run {{ARGS}}
 

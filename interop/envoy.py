@@ -110,8 +110,8 @@ def client_context(folder):
 class Connection:
     """HTTP/1.1, byte by byte as it is told, over a connection that is kept while it lasts."""
 
-    def __init__(self, port, context=None, server_name=None, source="127.0.0.1"):
-        self.address, self.context, self.server_name, self.source = ("127.0.0.1", port), context, server_name, source
+    def __init__(self, port, context=None, server_name=None, source="127.0.0.1", address="127.0.0.1"):
+        self.address, self.context, self.server_name, self.source = (address, port), context, server_name, source
         self.stream = None
 
     def _open(self):
@@ -124,19 +124,25 @@ class Connection:
 
     def ask(self, method, target, headers):
         """The status of the answer, and its body."""
+        status, _, body = self.exchange(method, target, headers)
+        return status, body
+
+    def exchange(self, method, target, headers):
+        """The status of the answer, its headers, by names in lower case, and its body."""
         if self.stream is None:
             self._open()
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
         self.stream.sendall("\r\n".join(lines).encode())
-        head = self._until(b"\r\n\r\n").decode("latin1").lower().split("\r\n")
-        fields = dict(line.split(": ", 1) for line in head[1:] if ": " in line)
-        length = int(fields.get("content-length", 0))
+        first, *lines = self._until(b"\r\n\r\n").decode("latin1").split("\r\n")
+        fields = [(name.lower(), value) for name, value in (line.split(": ", 1) for line in lines if ": " in line)]
+        named = dict(fields)
+        length = 0 if method == "HEAD" else int(named.get("content-length", 0))
         while len(self.read) < length:
             self._more()
         body, self.read = self.read[:length], self.read[length:]
-        if fields.get("connection") == "close":
+        if named.get("connection") == "close":
             self.close()
-        return int(head[0].split(" ")[1]), body.decode()
+        return int(first.split(" ")[1]), fields, body.decode()
 
     def _until(self, mark):
         while mark not in self.read:

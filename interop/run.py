@@ -1,4 +1,4 @@
-"""Holds mesh-control against gRPC's own xDS clients, grpcio and @grpc/grpc-js-xds, and against Envoy.
+"""Holds mesh-control against gRPC's own xDS clients, grpcio, @grpc/grpc-js-xds, grpc-go and grpc-java, and against Envoy.
 
 Real processes throughout: mesh-control on a folder of YAML, instances of a service that register themselves, and
 one client of each kind that calls without pause. The driver changes files, kills and restarts, and looks at every
@@ -27,6 +27,7 @@ import hashing
 import matrix
 import mutual
 import prometheus
+import routing
 import scan
 import sds
 import sidecar
@@ -370,7 +371,7 @@ class Suite:
         clients = [
             self.start_client("python", [sys.executable, HERE / "python" / "client.py"]),
             self.start_client(
-                "node", ["node", HERE / "node" / "client.js"], {"NODE_PATH": str(self.args.node_path.resolve())}
+                "node", ["node", HERE / "node" / "client.js"], {"NODE_PATH": str((self.args.peers / "node" / "node_modules").resolve())}
             ),
         ]
         self.each(clients, "calls are balanced over both endpoints of v1", on_both_of_v1)
@@ -401,6 +402,7 @@ class Suite:
         mutual.Mutual(self, Failure).run()
         matrix.Matrix(self, Failure).run()
         decisions.Decisions(self, Failure).run()
+        routing.Routing(self, Failure).run()
         sds.Sds(self, Failure).run()
         sidecar.Sidecar(self, Failure).run()
         prometheus.Metrics(self, Failure).run()
@@ -499,33 +501,41 @@ class Suite:
         return folder, targets
 
     def corpus(self):
-        """Whatever `validate` passes is accepted by a gRPC client: every field of every kind, in one go."""
+        """Whatever `validate` passes is accepted by gRPC's clients: every field of every kind, in one go."""
+        folder, targets = self.write_corpus()
+        control = self.start("mesh-control of the corpus", self.serve(folder, "127.0.0.1:0"))
+        xds = control.wait_for_line("xds listening on ", 240)
+        status = control.wait_for_line("status listening on ")
+        peers = self.args.peers
+        commands = {
+            "python": [sys.executable, HERE / "python" / "corpus.py"],
+            "go": [peers / "go" / "corpus"],
+            "java": ["java", "-cp", peers / "java" / "lib" / "*", HERE / "java" / "Corpus.java"],
+        }
+        for name, command in commands.items():
+            what = "whatever validate passes is accepted"
+            self.check(name, what, lambda name=name, command=command: self.accepts(name, command, xds, status))
+        control.end()
 
-        def run():
-            folder, targets = self.write_corpus()
-            control = self.start("mesh-control of the corpus", self.serve(folder, "127.0.0.1:0"))
-            xds = control.wait_for_line("xds listening on ")
-            status = control.wait_for_line("status listening on ")
-            env = self.bootstrap(xds, "corpus", "corpus")
-            client = self.start("corpus", [sys.executable, HERE / "python" / "corpus.py", self.folder / "targets"], env)
-            client.wait_for_line("all asked", 240)
-            end = time.monotonic() + PATIENCE
-            while True:
-                kinds = [kind for one in self.status(status)["clients"] for kind in one["kinds"] if kind["subscribed"]]
-                refused = [f"{kind['kind']}: {kind['last_nack']['text']}" for kind in kinds if kind["nacks"]]
-                if refused:
-                    raise Failure("; ".join(refused))
-                if kinds and all(kind["state"] == "synced" for kind in kinds):
-                    break
-                if time.monotonic() > end:
-                    raise Failure(f"not synced: {kinds}")
-                time.sleep(0.1)
-            client.child.stdin.close()
-            client.child.wait(30)
-            control.end()
-            return f"{len(targets)} manifests, {len(set(targets))} targets"
-
-        self.check("python", "whatever validate passes is accepted", run)
+    def accepts(self, name, command, xds, status):
+        env = self.bootstrap(xds, f"corpus-{name}", "corpus")
+        client = self.start(f"corpus {name}", [*command, self.folder / "targets"], env)
+        client.wait_for_line("all asked", 240)
+        end = time.monotonic() + PATIENCE
+        while True:
+            clients = [one for one in self.status(status)["clients"] if f"corpus-{name}" in one["node"]]
+            kinds = [kind for one in clients for kind in one["kinds"] if kind["subscribed"]]
+            refused = [f"{kind['kind']}: {kind['last_nack']['text']}" for kind in kinds if kind["nacks"]]
+            if refused:
+                raise Failure("; ".join(dict.fromkeys(refused)))
+            if kinds and all(kind["state"] == "synced" for kind in kinds):
+                break
+            if time.monotonic() > end:
+                raise Failure(f"not synced: {kinds}")
+            time.sleep(0.1)
+        client.child.stdin.close()
+        client.child.wait(30)
+        return f"{len(kinds)} subscriptions of {len(clients)} targets, all acked"
 
     def security(self, clients):
         """TLS is not built: a rule that asks for it must not be met by plaintext."""
@@ -566,9 +576,11 @@ def ended(client):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bin", type=pathlib.Path, help="the folder of " + ", ".join(PROGRAMS))
-    parser.add_argument("--node-path", type=pathlib.Path, required=True, help="the folder with @grpc/grpc-js-xds")
+    parser.add_argument("--peers", type=pathlib.Path, required=True, help="where interop/run has put other people's clients")
     parser.add_argument("--dashboards", action="store_true", help="write docs/dashboards.md anew, and do nothing else")
     parser.add_argument("--screenshots", type=pathlib.Path, help="looks at the console only, and writes its pictures to this folder")
+    parser.add_argument("--tables", type=int, help="compares routes with Envoy's only, of so many random tables")
+    parser.add_argument("--seed", type=int, default=routing.SEED, help="what these are made from")
     args = parser.parse_args()
     target = HERE.parent / "target"
     built = [args.bin] if args.bin else [target / "release", target / "debug"]
@@ -582,6 +594,8 @@ def main():
                 prometheus.Metrics(suite, Failure).run(write=True)
             elif args.screenshots:
                 console.Console(suite, Failure, args.screenshots.resolve()).run()
+            elif args.tables:
+                routing.Routing(suite, Failure, args.tables, args.seed).run()
             else:
                 suite.run()
         except Failure as failure:

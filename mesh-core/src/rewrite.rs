@@ -6,20 +6,23 @@ use http::header::HOST;
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use smallvec::SmallVec;
 
 use crate::error::{ErrorKind, MeshError};
 use crate::model::{Forward, HeaderChange, HeaderFormat, HeaderText, PathChange, PathTest, Redirect, RouteMatch};
 use crate::request::{RequestHead, split_authority};
 
-/// Makes a request what its route wants the cluster to see: headers, path, authority. An authority that it writes is in `Host`,
-/// and in the URI there is none then.
+/// Makes a request what its route wants the cluster to see: headers, path, authority. `own` is the authority that one of several
+/// clusters asks for; that of the route goes before it. An authority that is written is in `Host`, and in the URI there is none
+/// then.
 ///
 /// # Errors
 /// [`ErrorKind::BadRequest`] where its path becomes none.
 #[inline]
 pub fn rewrite(
     head: &mut Parts,
-    changes: &[HeaderChange],
+    changes: &[Vec<HeaderChange>],
+    own: Option<&HeaderValue>,
     forward: &Forward,
     matches: &RouteMatch,
 ) -> Result<(), MeshError> {
@@ -43,58 +46,64 @@ pub fn rewrite(
         })?;
         edit(&mut head.uri, |uri| uri.path_and_query = Some(path));
     }
-    if let Some(host) = &forward.authority {
+    if let Some(host) = forward.authority.as_ref().or(own) {
         head.headers.insert(HOST, host.clone());
         edit(&mut head.uri, |uri| uri.authority = None);
     }
     Ok(())
 }
 
-/// Applies the changes that a route makes to the headers of a request, in their order. The rest of its head is as it was
-/// before the route changes it.
-pub fn apply_to_request(changes: &[HeaderChange], head: &mut http::request::Parts) {
+/// Applies the changes that a route makes to the headers of a request, level by level. The rest of its head is as it was before
+/// the route changes it.
+pub fn apply_to_request(changes: &[Vec<HeaderChange>], head: &mut http::request::Parts) {
     let (method, uri, version) = (&head.method, &head.uri, head.version);
     apply(changes, &mut head.headers, |format, headers| {
         format.of_request(&RequestHead::of_parts(method, uri, headers), version)
     });
 }
 
-/// Applies the changes that a route makes to the headers of a response, in their order.
-pub fn apply_to_response(changes: &[HeaderChange], head: &mut http::response::Parts) {
+/// Applies the changes that a route makes to the headers of a response, level by level.
+pub fn apply_to_response(changes: &[Vec<HeaderChange>], head: &mut http::response::Parts) {
     let status: StatusCode = head.status;
     apply(changes, &mut head.headers, |format, headers| format.of_response(status, headers));
 }
 
-/// `value_of` puts a value together from the headers as they are by then.
+/// `value_of` puts a value together from the headers as a level of changes found them, without those that it takes off (Envoy:
+/// header_parser.cc).
 fn apply(
-    changes: &[HeaderChange],
+    levels: &[Vec<HeaderChange>],
     headers: &mut HeaderMap,
     value_of: impl Fn(&HeaderFormat, &HeaderMap) -> Option<HeaderValue>,
 ) {
-    for change in changes {
-        let (name, text) = match change {
-            HeaderChange::Remove(name) => {
-                headers.remove(name);
-                continue;
+    for changes in levels {
+        let removed = changes.iter().take_while(|change| matches!(change, HeaderChange::Remove(_))).count();
+        let (removed, written) = changes.split_at_checked(removed).unwrap_or_default();
+        removed.iter().for_each(|change| drop(headers.remove(change.name())));
+        let formats = written.iter().filter_map(|change| match change.text()? {
+            HeaderText::Fixed(_) => None,
+            HeaderText::Format(format) => Some(value_of(format, headers)),
+        });
+        let mut values = formats.collect::<SmallVec<[_; 2]>>().into_iter();
+        for change in written {
+            let value = match change.text() {
+                None => {
+                    headers.remove(change.name());
+                    continue;
+                }
+                Some(HeaderText::Fixed(value)) => Some(value.clone()),
+                Some(HeaderText::Format(_)) => values.next().flatten(),
+            };
+            let name = change.name();
+            let applies = match change {
+                HeaderChange::AddIfAbsent(..) => !headers.contains_key(name),
+                HeaderChange::ReplaceIfPresent(..) => headers.contains_key(name),
+                _ => true,
+            };
+            match value.filter(|_| applies) {
+                None => {}
+                Some(value) if matches!(change, HeaderChange::Append(..)) => _ = headers.append(name.clone(), value),
+                Some(value) => _ = headers.insert(name.clone(), value),
             }
-            HeaderChange::AddIfAbsent(name, _) if headers.contains_key(name) => continue,
-            HeaderChange::ReplaceIfPresent(name, _) if !headers.contains_key(name) => continue,
-            HeaderChange::Append(name, text)
-            | HeaderChange::Set(name, text)
-            | HeaderChange::AddIfAbsent(name, text)
-            | HeaderChange::ReplaceIfPresent(name, text) => (name, text),
-        };
-        let value = match text {
-            HeaderText::Fixed(value) => value.clone(),
-            HeaderText::Format(format) => match value_of(format, headers) {
-                Some(value) => value,
-                None => continue,
-            },
-        };
-        if let HeaderChange::Append(..) = change {
-            headers.append(name.clone(), value);
-        } else {
-            headers.insert(name.clone(), value);
         }
     }
 }
@@ -105,23 +114,29 @@ fn apply(
 /// [`ErrorKind::BadRequest`] where its path becomes none.
 pub fn location(redirect: &Redirect, matches: &RouteMatch, head: &RequestHead<'_>) -> Result<String, MeshError> {
     let scheme = redirect.scheme.as_deref().unwrap_or(head.scheme);
-    let (host, port) = split_authority(head.authority).unwrap_or((head.authority, None));
+    let written = redirect.host.as_deref().unwrap_or(head.authority);
+    let (host, port) = split_authority(written).unwrap_or((written, None));
     let port = port.filter(|port| !port.is_empty());
-    let mut location = format!("{scheme}://{}", redirect.host.as_deref().unwrap_or(host));
-    let standard = |port: &str| matches!((scheme, port), ("http", "80") | ("https", "443"));
+    let mut location = format!("{scheme}://{host}");
+    let standard = |scheme: &str, port: &str| matches!((scheme, port), ("http", "80") | ("https", "443"));
     match (redirect.port, port) {
-        (Some(port), _) if !standard(&port.to_string()) => _ = write!(location, ":{port}"),
-        // A port of the old scheme does not belong to the new one (Envoy's scheme redirect).
-        (None, Some(port)) if redirect.scheme.is_none() && redirect.host.is_none() => _ = write!(location, ":{port}"),
-        _ => {}
+        (Some(port), _) if !standard(scheme, &port.to_string()) => _ = write!(location, ":{port}"),
+        (Some(_), _) | (None, None) => {}
+        // The standard port of the old scheme does not belong to the new one (Envoy: processRequestHost).
+        (None, Some(port)) if redirect.host.is_none() && scheme != head.scheme && standard(head.scheme, port) => {}
+        (None, Some(port)) => _ = write!(location, ":{port}"),
     }
     let path = match &redirect.path {
         Some(change) => change_path(change, &matches.path, head.path())?,
         None => head.path().to_owned(),
     };
+    // A whole path brings its own query, and another prefix none in the place of the request's.
+    let is_whole = matches!(redirect.path, Some(PathChange::Full(_))) && path.contains('?');
+    let query = head.query().filter(|_| !redirect.strip_query && !is_whole);
+    let joined = if path.contains('?') { '&' } else { '?' };
     location.push_str(&path);
-    if let Some(query) = head.query().filter(|_| !redirect.strip_query && !path.contains('?')) {
-        _ = write!(location, "?{query}");
+    if let Some(query) = query {
+        _ = write!(location, "{joined}{query}");
     }
     Ok(location)
 }
@@ -203,43 +218,46 @@ mod tests {
             HeaderText::parse(text.as_bytes(), HeaderTarget::Request, false).expect("a format")
         };
         let name = |of: u32| HeaderName::try_from(format!("x{of}")).unwrap();
-        let changes: Vec<_> = (0..40).map(|of| HeaderChange::Set(name(of + 1), double(of))).collect();
+        let changes: Vec<_> = (0..40).map(|of| vec![HeaderChange::Set(name(of + 1), double(of))]).collect();
         let (mut head, ()) = http::Request::get("/").header("x0", "ab").body(()).unwrap().into_parts();
         apply_to_request(&changes, &mut head);
         assert_eq!((head.headers["x2"].as_bytes(), head.headers["x40"].len()), (&b"abababab"[..], 64 << 10));
     }
 
     #[test]
-    fn a_value_is_put_together_from_the_headers_as_they_are_by_then() {
+    fn a_value_is_put_together_from_the_headers_as_its_level_finds_them() {
         let format = |text: &str| HeaderText::parse(text.as_bytes(), HeaderTarget::Request, false).expect("a format");
-        let changes = [
-            HeaderChange::Set(http::header::ACCEPT, format("%REQ(:path)%")),
-            HeaderChange::Append(http::header::COOKIE, format("<%REQ(accept)%>")),
-            HeaderChange::Set(http::header::ACCEPT, format("%REQ(x-none)%")),
+        let set = |name, text| HeaderChange::Set(name, format(text));
+        let (accept, cookie) = (http::header::ACCEPT, http::header::COOKIE);
+        let exchange = vec![set(accept.clone(), "%REQ(cookie)%"), set(cookie.clone(), "%REQ(accept)%%REQ(etag)%")];
+        let above = vec![
+            set(accept.clone(), "<%REQ(accept)%>"),
+            HeaderChange::Append(cookie.clone(), format("%REQ(accept)%")),
+            set(accept.clone(), "%REQ(x-none)%"),
         ];
-        let (mut head, ()) = http::Request::get("http://shop:80/a?b").body(()).unwrap().into_parts();
+        let changes = [[vec![HeaderChange::Remove(http::header::ETAG)], exchange].concat(), above];
+        let request = http::Request::get("http://shop:80/a?b").header("accept", "a").header("cookie", "c");
+        let (mut head, ()) = request.header("etag", "gone").body(()).unwrap().into_parts();
         apply_to_request(&changes, &mut head);
-        let headers = &head.headers;
-        assert_eq!((&headers["accept"], &headers["cookie"]), (&"/a?b".parse().unwrap(), &"</a?b>".parse().unwrap()));
+        let cookies: Vec<_> = head.headers.get_all(&cookie).iter().map(|value| value.to_str().unwrap()).collect();
+        assert_eq!((&head.headers[&accept], &cookies[..]), (&HeaderValue::from_static("<c>"), &["a", "c"][..]));
     }
 
     #[test]
     fn header_changes_apply_in_order() {
         let (name, value) = (http::header::ACCEPT, HeaderText::from(HeaderValue::from_static("1")));
         let two = HeaderText::from(HeaderValue::from_static("2"));
-        let apply = |changes: &[HeaderChange], headers: &mut HeaderMap| super::apply(changes, headers, |_, _| None);
         let mut headers = HeaderMap::new();
-        apply(&[HeaderChange::ReplaceIfPresent(name.clone(), value.clone())], &mut headers);
-        assert!(headers.is_empty());
-        apply(&[HeaderChange::AddIfAbsent(name.clone(), value.clone())], &mut headers);
-        apply(&[HeaderChange::AddIfAbsent(name.clone(), two.clone())], &mut headers);
-        assert_eq!(headers[&name], "1");
-        apply(&[HeaderChange::Append(name.clone(), two.clone())], &mut headers);
-        assert_eq!(headers.get_all(&name).iter().count(), 2);
-        apply(&[HeaderChange::Set(name.clone(), two)], &mut headers);
-        assert_eq!(headers.get_all(&name).iter().count(), 1);
-        apply(&[HeaderChange::Remove(name)], &mut headers);
-        assert!(headers.is_empty());
+        let mut apply = |change: HeaderChange| {
+            super::apply(&[vec![change]], &mut headers, |_, _| None);
+            headers.get_all(&name).iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>().join(",")
+        };
+        assert_eq!(apply(HeaderChange::ReplaceIfPresent(name.clone(), value.clone())), "");
+        assert_eq!(apply(HeaderChange::AddIfAbsent(name.clone(), value.clone())), "1");
+        assert_eq!(apply(HeaderChange::AddIfAbsent(name.clone(), two.clone())), "1");
+        assert_eq!(apply(HeaderChange::Append(name.clone(), two.clone())), "1,2");
+        assert_eq!(apply(HeaderChange::Set(name.clone(), two)), "2");
+        assert_eq!(apply(HeaderChange::Remove(name.clone())), "");
     }
 
     #[test]
@@ -253,10 +271,16 @@ mod tests {
         let cases = [
             (changed(|it| it.host = Some("b".into())), "http://a:1/x?q", "http://b/x?q"),
             (changed(|it| it.scheme = Some("https".into())), "http://a:80/x", "https://a/x"),
+            (changed(|it| it.scheme = Some("https".into())), "http://a:81/x", "https://a:81/x"),
+            (changed(|it| it.scheme = Some("http".into())), "http://a:80/x", "http://a:80/x"),
+            (changed(|it| (it.host, it.port) = (Some("b:1".into()), Some(2))), "http://a/x", "http://b:2/x"),
+            (changed(|it| (it.host, it.port) = (Some("b:1".into()), Some(80))), "http://a/x", "http://b/x"),
             (changed(|it| it.port = Some(8443)), "http://a/x", "http://a:8443/x"),
             (changed(|it| it.strip_query = true), "http://a:1/x?q", "http://a:1/x"),
             (changed(|it| it.path = Some(PathChange::Full("/y".into()))), "http://a/x?q", "http://a/y?q"),
+            (changed(|it| it.path = Some(PathChange::Full("/y?r".into()))), "http://a/x?q", "http://a/y?r"),
             (changed(|it| it.path = Some(PathChange::Prefix("/y".into()))), "http://a/x/z", "http://a/y/z"),
+            (changed(|it| it.path = Some(PathChange::Prefix("/y?r".into()))), "http://a/x?q", "http://a/y?r&q"),
         ];
         for (it, uri, expected) in cases {
             let parts = http::Request::get(uri).body(()).unwrap().into_parts().0;

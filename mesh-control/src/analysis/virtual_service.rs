@@ -12,7 +12,7 @@ use crate::config::istio::virtual_service::{Destination, HttpDestination, HttpMa
 use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
-use crate::policy::compile::{self, Rule, authority_in};
+use crate::policy::compile::{self, Rule, Surroundings, authority_in};
 use crate::policy::route::{ClusterKey, Written};
 use crate::policy::shadow::Earlier;
 use crate::policy::traffic::HashedBy;
@@ -227,12 +227,6 @@ impl Checker<'_> {
                 let message = "0, so it gets no request";
                 self.say(rule, destination.span, &field, Severity::Info, Code::Ignored, message);
                 continue;
-            }
-            if is_split && authority_in(&destination.headers.request).is_some() {
-                let field = format!("route[{index}].headers.request");
-                let message =
-                    "not supported yet: an authority for one of several destinations; requests of this route fail";
-                self.say(rule, destination.span, &field, Severity::Warning, Code::NotSupportedYet, message);
             }
             let to = &destination.destination;
             let host = in_namespace(&to.host, &rule.namespace);

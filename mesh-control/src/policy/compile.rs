@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mesh_core::request::split_authority;
+
 use super::retry;
 use super::route::{
     AbortWith, Action, Body, Changes, ClusterKey, Condition, Cors, Faults, Forward, HeaderChanges, PathRewrite,
@@ -264,12 +266,19 @@ fn redirect_to(redirect: &Redirect, port: u16) -> RedirectTo {
     RedirectTo {
         path: some(&redirect.uri),
         prefix: some(&redirect.prefix_rewrite),
-        authority: some(&redirect.authority),
-        // The routes are those of one port, so that is the port of the request (Istio: route.go).
+        authority: some(&redirect.authority).map(|authority| match (redirect.port, redirect.derive_port) {
+            (None, None) => authority,
+            // The port that is said by itself counts. Envoy would put it behind the other one.
+            _ => split_authority(&authority).map_or(authority.as_str(), |(host, _)| host).to_owned(),
+        }),
         port: match (redirect.port, redirect.derive_port) {
             (Some(port), _) => Some(port.0),
+            // The routes are those of one port, so that is the port of the request (Istio: route.go).
             (None, Some(DerivePort::FromRequestPort)) => Some(port),
-            (None, Some(DerivePort::FromProtocolDefault) | None) => None,
+            (None, Some(DerivePort::FromProtocolDefault)) => {
+                Some(RedirectTo::standard_port(redirect.scheme.as_deref()))
+            }
+            (None, None) => None,
         },
         scheme: some(&redirect.scheme),
         status: redirect.redirect_code.as_ref().map_or(301, |code| code.value),
@@ -330,7 +339,7 @@ fn abort_with(abort: &FaultAbort) -> Option<AbortWith> {
 }
 
 /// Setting the header `Host` is a rewrite of the authority.
-pub(crate) fn authority_in(operations: &HeaderOperations) -> Option<String> {
+fn authority_in(operations: &HeaderOperations) -> Option<String> {
     operations.set.iter().chain(&operations.add).find(|(name, _)| is_authority(name)).map(|(_, v)| v.0.clone())
 }
 

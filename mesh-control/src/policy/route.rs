@@ -369,6 +369,13 @@ pub struct RedirectTo {
     pub status: u32,
 }
 
+impl RedirectTo {
+    /// The port that a scheme has where none is written; of no scheme, that of requests in the mesh.
+    pub fn standard_port(scheme: Option<&str>) -> u16 {
+        if scheme == Some("https") { 443 } else { 80 }
+    }
+}
+
 /// An answer that is given at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {

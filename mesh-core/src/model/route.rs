@@ -381,6 +381,8 @@ pub struct WeightedCluster {
     pub weight: u32,
     /// Header changes, applied first.
     pub mutations: HeaderMutations,
+    /// What the authority becomes, where the route does not say so.
+    pub authority: Option<HeaderValue>,
     /// Filter overrides.
     pub filters: FilterOverrides,
 }
@@ -389,7 +391,7 @@ impl WeightedCluster {
     /// This cluster with this share; it changes no headers.
     pub fn new(name: impl Into<ClusterName>, weight: u32) -> Self {
         let (mutations, filters) = (HeaderMutations::default(), FilterOverrides::new());
-        WeightedCluster { name: name.into(), weight, mutations, filters }
+        WeightedCluster { name: name.into(), weight, mutations, authority: None, filters }
     }
 }
 
@@ -487,6 +489,30 @@ pub enum HeaderChange {
     ReplaceIfPresent(HeaderName, HeaderText),
     /// Remove every value.
     Remove(HeaderName),
+}
+
+impl HeaderChange {
+    /// The header that changes.
+    pub fn name(&self) -> &HeaderName {
+        match self {
+            HeaderChange::Append(name, _)
+            | HeaderChange::Set(name, _)
+            | HeaderChange::AddIfAbsent(name, _)
+            | HeaderChange::ReplaceIfPresent(name, _)
+            | HeaderChange::Remove(name) => name,
+        }
+    }
+
+    /// What is written there, if anything is.
+    pub fn text(&self) -> Option<&HeaderText> {
+        match self {
+            HeaderChange::Append(_, text)
+            | HeaderChange::Set(_, text)
+            | HeaderChange::AddIfAbsent(_, text)
+            | HeaderChange::ReplaceIfPresent(_, text) => Some(text),
+            HeaderChange::Remove(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]

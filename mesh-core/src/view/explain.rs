@@ -656,7 +656,7 @@ fn becomes(head: &RequestHead<'_>, route: &Route) -> Option<String> {
         RouteAction::Forward(forward) if forward.path.is_some() || forward.authority.is_some() => {
             let (mut parts, ()) = http::Request::new(()).into_parts();
             parts.uri = head.path_and_query.parse().ok()?;
-            rewrite(&mut parts, &[], forward, &route.matches).ok()?;
+            rewrite(&mut parts, &[], None, forward, &route.matches).ok()?;
             let host = parts.headers.get(http::header::HOST);
             let host = host.map_or(head.authority.into(), |host| String::from_utf8_lossy(host.as_bytes()));
             Some(format!("{host}{}", parts.uri))

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use http::HeaderValue;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::Semaphore;
 
@@ -16,8 +17,8 @@ use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
-    Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HttpManager, Mirror, NamedFilter, Rbac, Route,
-    RouteAction, RouteConfiguration, RouteMatch, SplitBy, VirtualHost, WeightedCluster,
+    Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HeaderMutations, HttpManager, Mirror,
+    NamedFilter, Rbac, Route, RouteAction, RouteConfiguration, RouteMatch, SplitBy, VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
 use crate::state::States;
@@ -71,10 +72,11 @@ pub struct Destination {
     changes: Option<Box<Changes>>,
 }
 
-/// Header changes, in order.
+/// Header changes, a list for each level that has some, in the order of levels; and the authority that a cluster asks for.
 struct Changes {
-    request: Vec<HeaderChange>,
-    response: Vec<HeaderChange>,
+    request: Vec<Vec<HeaderChange>>,
+    response: Vec<Vec<HeaderChange>>,
+    authority: Option<HeaderValue>,
 }
 
 impl Destination {
@@ -97,14 +99,19 @@ impl Destination {
         &self.filters
     }
 
-    /// Header changes of the request, in order.
-    pub fn request_changes(&self) -> &[HeaderChange] {
+    /// Header changes of the request: lists for the levels that have some, in order.
+    pub fn request_changes(&self) -> &[Vec<HeaderChange>] {
         self.changes.as_ref().map_or(&[], |changes| &changes.request)
     }
 
-    /// Header changes of the response, in order.
-    pub fn response_changes(&self) -> &[HeaderChange] {
+    /// Header changes of the response: lists for the levels that have some, in order.
+    pub fn response_changes(&self) -> &[Vec<HeaderChange>] {
         self.changes.as_ref().map_or(&[], |changes| &changes.response)
+    }
+
+    /// What the authority becomes where its route does not say so.
+    pub fn authority(&self) -> Option<&HeaderValue> {
+        self.changes.as_ref()?.authority.as_ref()
     }
 }
 
@@ -202,9 +209,12 @@ impl RouteTable {
             if self.config.most_specific_mutations_win {
                 levels.reverse();
             }
-            let request: Vec<_> = levels.iter().flat_map(|level| level.request.clone()).collect();
-            let response: Vec<_> = levels.iter().flat_map(|level| level.response.clone()).collect();
-            let changes = !(request.is_empty() && response.is_empty());
+            let of_levels = |list: fn(&HeaderMutations) -> &Vec<HeaderChange>| -> Vec<_> {
+                levels.iter().map(|level| list(level)).filter(|changes| !changes.is_empty()).cloned().collect()
+            };
+            let (request, response) = (of_levels(|level| &level.request), of_levels(|level| &level.response));
+            let authority = own.and_then(|own| own.authority.clone());
+            let changes = !(request.is_empty() && response.is_empty() && authority.is_none());
             let own_filters = match own {
                 Some(own) => builder.level(&own.filters, &format!("{place}/{}", own.name))?,
                 None => FilterLevel::new(),
@@ -220,7 +230,7 @@ impl RouteTable {
                 weight,
                 filters,
                 access: (!is_as_above).then(|| Box::new(access)),
-                changes: changes.then(|| Box::new(Changes { request, response })),
+                changes: changes.then(|| Box::new(Changes { request, response, authority })),
             })
         };
         let destinations: SmallVec<[Destination; 1]> = match &route.action {

@@ -12,7 +12,8 @@ use crate::uri::SentHost;
 /// Makes a request what its route wants the cluster to see.
 #[inline]
 pub(super) fn rewrite(head: &mut Parts, forward: &Forward, route: &RouteRef<'_>) -> Result<(), MeshError> {
-    rewrite::rewrite(head, route.destination.request_changes(), forward, &route.route.matches)?;
+    let to = route.destination;
+    rewrite::rewrite(head, to.request_changes(), to.authority(), forward, &route.route.matches)?;
     if let Some(SentHost(host)) = head.extensions.remove::<SentHost>() {
         head.headers.insert(HOST, host);
         edit(&mut head.uri, |uri| uri.authority = None);

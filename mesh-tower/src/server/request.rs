@@ -377,7 +377,7 @@ impl ServerContext {
             self.mesh.count_unchecked();
             facts_of_it.info.note_unchecked();
         }
-        with_parts(request, |head| rewrite::apply_to_request(&changes.request, head));
+        with_parts(request, |head| rewrite::apply_to_request(std::slice::from_ref(&changes.request), head));
         let admission = self.enter_checked(asked, request, facts);
         admission.unwrap_or_else(|error| self.failed(&error, facts.as_deref_mut(), request))
     }

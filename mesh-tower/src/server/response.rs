@@ -351,7 +351,7 @@ impl Facts {
 
     /// Filters and the route's changes, on the way back.
     fn pass_back(&mut self, head: &mut Parts, is_end: bool) {
-        rewrite::apply_to_response(&self.checked, head);
+        rewrite::apply_to_response(std::slice::from_ref(&self.checked), head);
         if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
             filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
             rewrite::apply_to_response(destination.response_changes(), head);

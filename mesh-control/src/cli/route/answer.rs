@@ -11,7 +11,7 @@ use std::time::Instant;
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Response, Uri};
+use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Decision, Reply};
 use mesh_core::model::{Fault, Forward, Fraction, HeaderChange, Mirror, Route, RouteAction};
@@ -330,7 +330,7 @@ impl Decided<'_> {
             answer.outcome = Outcome::Direct;
             answer.status = Some(reply.status.as_u16());
             answer.reason = Some(of_fault.unwrap_or_else(|| "the mesh answers preflights (corsPolicy)".to_owned()));
-            let effects = response_changes(&passed.answer_headers, chosen.response_changes());
+            let effects = response_changes(reply.status, &passed.answer_headers, chosen.response_changes());
             (answer.response_headers, answer.response_headers_removed) = effects;
             return answer;
         }
@@ -355,7 +355,8 @@ impl Decided<'_> {
             }
         }
         if matches!(answer.outcome, Outcome::Redirect | Outcome::Direct) {
-            let effects = response_changes(&passed.answer_headers, chosen.response_changes());
+            let status = answer.status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or_default();
+            let effects = response_changes(status, &passed.answer_headers, chosen.response_changes());
             (answer.response_headers, answer.response_headers_removed) = effects;
         }
         answer
@@ -411,18 +412,19 @@ impl Decided<'_> {
         let mut all: Vec<(&str, u32, Effects)> = Vec::new();
         for destination in table.destinations(*position) {
             let Some(name) = destination.cluster().and_then(|at| names.get(at)) else { continue };
-            // A sticky split has several parts of one cluster.
-            if let Some((_, weight, _)) = all.iter_mut().find(|(known, ..)| *known == name.as_str()) {
-                *weight = weight.saturating_add(destination.weight());
-                continue;
-            }
             let mut head = passed.head.clone();
-            if let Err(error) = rewrite(&mut head, destination.request_changes(), forward, &route.matches) {
+            let (changes, own) = (destination.request_changes(), destination.authority());
+            if let Err(error) = rewrite(&mut head, changes, own, forward, &route.matches) {
                 return answer.fails(&error);
             }
-            let (response_headers, removed) = response_changes(&passed.answer_headers, destination.response_changes());
+            let changes = destination.response_changes();
+            let (response_headers, removed) = response_changes(StatusCode::OK, &passed.answer_headers, changes);
             let effects = Effects { request: sent(&head, &asked.host), response_headers, removed };
-            all.push((name.as_str(), destination.weight(), effects));
+            // A sticky split has several parts of one cluster.
+            match all.iter_mut().find(|(known, _, of_known)| *known == name.as_str() && *of_known == effects) {
+                Some((_, weight, _)) => *weight = weight.saturating_add(destination.weight()),
+                None => all.push((name.as_str(), destination.weight(), effects)),
+            }
         }
         let problems: Vec<&str> = all
             .iter()
@@ -572,14 +574,18 @@ fn values(headers: &HeaderMap) -> BTreeMap<String, Values> {
 }
 
 /// What filters and changes make of an answer without headers, and what they take off any other.
-fn response_changes(of_filters: &HeaderMap, changes: &[HeaderChange]) -> (BTreeMap<String, Values>, Vec<String>) {
+fn response_changes(
+    status: StatusCode,
+    of_filters: &HeaderMap,
+    changes: &[Vec<HeaderChange>],
+) -> (BTreeMap<String, Values>, Vec<String>) {
     if changes.is_empty() && of_filters.is_empty() {
         return (BTreeMap::new(), Vec::new());
     }
     let (mut head, ()) = Response::new(()).into_parts();
-    head.headers.clone_from(of_filters);
+    (head.status, head.headers) = (status, of_filters.clone());
     apply_to_response(changes, &mut head);
-    let removed = changes.iter().filter_map(|change| match change {
+    let removed = changes.iter().flatten().filter_map(|change| match change {
         HeaderChange::Remove(name) if !head.headers.contains_key(name) => Some(name.to_string()),
         _ => None,
     });

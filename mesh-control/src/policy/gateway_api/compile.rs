@@ -301,11 +301,14 @@ impl Compiler<'_> {
             }
         }
         if let Some(redirect) = way.filters.iter().find_map(|filter| filter.request_redirect.as_ref()) {
+            let scheme = redirect.scheme.map(|scheme| scheme.name().to_owned());
+            // Another scheme has another port, written or not.
+            let of_scheme = scheme.as_deref().map(|scheme| RedirectTo::standard_port(Some(scheme)));
             return (
                 Action::Redirect(RedirectTo {
                     authority: redirect.hostname.as_ref().map(|host| host.value.clone()),
-                    port: redirect.port.map(|port| port.0),
-                    scheme: redirect.scheme.map(|scheme| scheme.name().to_owned()),
+                    port: redirect.port.map(|port| port.0).or(of_scheme),
+                    scheme,
                     status: redirect.status_code.as_ref().map_or(302, |code| code.value),
                     ..RedirectTo::default()
                 }),

@@ -410,6 +410,11 @@ impl Ledger {
         self.refused.keys().any(|name| !self.sets.leaving.contains(name))
     }
 
+    /// The wildcard has had no answer yet.
+    pub(crate) fn owes_greeting(&self) -> bool {
+        self.greeting
+    }
+
     /// Takes the next response out of the sets, about `limit` bytes of it where it may be divided.
     pub(crate) fn compose(&mut self, scope: Scope, limit: usize, view: &View<'_>) -> Option<Parcel> {
         let removals = scope.removals || self.kind == Kind::Listener;

@@ -19,6 +19,9 @@ pub const SERVER_LISTENER_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
 /// About how much one response carries where it may be divided: keeps a client with small buffers going
 /// and bounds what a slow one makes the server hold.
 const RESPONSE_BYTES: usize = 64 << 10;
+/// The same for the first answer to a client that asks for whatever clusters there are: Envoy takes that answer for all of them, and
+/// opens listeners whose routes lead to clusters that it would only be told of later.
+const FIRST_CLUSTERS_BYTES: usize = 32 << 20;
 
 /// The two variants of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,7 +317,9 @@ impl Session {
 
     fn compose(&mut self, kind: Kind, scope: Scope, now: Instant) -> Option<Response> {
         let (ledger, view) = self.ledger(kind);
-        let parcel = ledger.compose(scope, RESPONSE_BYTES, &view)?;
+        let is_first = kind == Kind::Cluster && ledger.owes_greeting();
+        let limit = if is_first { FIRST_CLUSTERS_BYTES } else { RESPONSE_BYTES };
+        let parcel = ledger.compose(scope, limit, &view)?;
         let (number, version) = ledger.launch(&parcel, now);
         if kind == Kind::Cluster && self.client.class == ClientClass::Envoy {
             // Envoy warms a changed cluster until its endpoints arrive, changed or not (envoy#13009), and does not answer

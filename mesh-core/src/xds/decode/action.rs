@@ -191,12 +191,7 @@ fn host_rewrite(
     use pb::route_action::HostRewriteSpecifier as Kind;
     Ok(match value {
         None => Ok(None),
-        Some(Kind::HostRewriteLiteral(host)) if host.is_empty() => Ok(None),
-        Some(Kind::HostRewriteLiteral(host)) => {
-            let host =
-                HeaderValue::try_from(host).map_err(|_| Invalid::new("not a host").at("host_rewrite_literal"))?;
-            Ok(Some(host))
-        }
+        Some(Kind::HostRewriteLiteral(host)) => Ok(literal_host(host)?),
         Some(Kind::AutoHostRewrite(on)) => {
             // gRFC A81: honoured only from a server that is marked as trusted; not built.
             if on.value {
@@ -277,6 +272,7 @@ fn weighted_cluster(
     notes: &mut Notes<'_>,
     value: pb::weighted_cluster::ClusterWeight,
 ) -> Result<Result<WeightedCluster, &'static str>, Invalid> {
+    use pb::weighted_cluster::cluster_weight::HostRewriteSpecifier;
     let pb::weighted_cluster::ClusterWeight {
         name,
         cluster_header,
@@ -295,9 +291,7 @@ fn weighted_cluster(
     if metadata_match.is_some() {
         return Ok(Err("metadata_match (subsets of a cluster) is not supported"));
     }
-    if host_rewrite_specifier.is_some() {
-        return Ok(Err("host_rewrite_literal of a weighted cluster is not supported yet"));
-    }
+    let authority = host_rewrite_specifier.map(|HostRewriteSpecifier::HostRewriteLiteral(host)| literal_host(host));
     Ok(Ok(WeightedCluster {
         name: notes.field("name", |_| cluster_name(&name))?,
         weight: weight.map_or(0, |weight| weight.value),
@@ -310,8 +304,15 @@ fn weighted_cluster(
                 response_headers_to_remove,
             },
         )?,
+        authority: authority.transpose()?.flatten(),
         filters: filter::overrides(notes, typed_per_filter_config)?,
     }))
+}
+
+/// A host that is written; an empty one is none.
+fn literal_host(host: String) -> Result<Option<HeaderValue>, Invalid> {
+    let host = (!host.is_empty()).then(|| HeaderValue::try_from(host)).transpose();
+    host.map_err(|_| Invalid::new("not a host").at("host_rewrite_literal"))
 }
 
 fn stream_duration(

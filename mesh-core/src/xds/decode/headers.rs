@@ -15,7 +15,8 @@ pub(super) struct Lists {
     pub(super) response_headers_to_remove: Vec<String>,
 }
 
-/// What the lists ask for. Removals come first, as in Envoy: a header that is removed and added is there.
+/// What the lists ask for. As in Envoy, removals come first, then what is overwritten, then what is added, wherever they stand: a
+/// header that is removed and added is there, and one that is added and set has both values.
 pub(super) fn mutations(notes: &mut Notes<'_>, lists: Lists) -> Result<HeaderMutations, Invalid> {
     let mut request = notes.each("request_headers_to_remove", lists.request_headers_to_remove, remove)?;
     let add_to = |target| move |_: &mut Notes<'_>, option| add(option, target);
@@ -24,6 +25,13 @@ pub(super) fn mutations(notes: &mut Notes<'_>, lists: Lists) -> Result<HeaderMut
     let mut response = notes.each("response_headers_to_remove", lists.response_headers_to_remove, remove)?;
     let added = notes.each("response_headers_to_add", lists.response_headers_to_add, add_to(HeaderTarget::Response))?;
     response.extend(added.into_iter().flatten());
+    let order = |change: &HeaderChange| match change {
+        HeaderChange::Remove(_) => 0,
+        HeaderChange::Set(..) | HeaderChange::ReplaceIfPresent(..) => 1,
+        HeaderChange::Append(..) | HeaderChange::AddIfAbsent(..) => 2,
+    };
+    request.sort_by_key(order);
+    response.sort_by_key(order);
     Ok(HeaderMutations { request, response })
 }
 

@@ -506,6 +506,24 @@ fn server_rule_13_large_answers_are_divided() {
 }
 
 #[test]
+fn server_rule_13_the_first_answer_to_a_wildcard_has_every_cluster() {
+    let mut shelf = Shelf::default();
+    let put = |shelf: &mut Shelf, version: &str| {
+        for n in 0..64 {
+            shelf.put(Cluster, &format!("cluster-{n:02}"), version).body = bytes::Bytes::from(vec![0; 16 << 10]);
+        }
+    };
+    put(&mut shelf, "1");
+    let mut talk = Talk::delta(&shelf);
+    let first = talk.subscribe(Cluster, &["*"]);
+    assert_eq!(first.iter().map(|answer| answer.resources.len()).collect::<Vec<_>>(), [64]);
+    assert!(talk.ack(&first[0]).is_empty());
+    put(&mut shelf, "2");
+    let changed = talk.publish(&shelf);
+    assert!(changed.iter().all(|answer| answer.resources.len() <= 16), "what changes later is divided");
+}
+
+#[test]
 fn server_rule_15_a_nack_is_told_by_its_error_detail_and_kept_with_text_and_names() {
     for mut talk in [settled_delta(&whole("1")), settled_sotw(&whole("1")).0] {
         let sent = talk.publish(&whole("2"));
