@@ -6,6 +6,7 @@ use crate::config::file::{Object, Objects};
 use crate::config::istio::service_entry::{ServiceEntry, ServicePort};
 use crate::config::locate::locate;
 use crate::policy::Policy;
+use crate::policy::locality::Around;
 use crate::policy::route::ClusterKey;
 use crate::policy::traffic::Tls;
 use crate::registry::host::plain;
@@ -51,7 +52,8 @@ fn is_secured(object: &Object<ServiceEntry>, host: &str, port: u16, policy: &Pol
     let by_rule = policy.destination_rules.of_host(host).any(|rule| {
         let mut subsets = std::iter::once("").chain(rule.subset_names());
         // Of a wrong rule nobody knows what it says, and nobody calls.
-        rule.refused().is_some() || subsets.any(|subset| is_tls(&rule.traffic_policy(&key(subset), None).tls))
+        rule.refused().is_some()
+            || subsets.any(|subset| is_tls(&rule.traffic_policy(&key(subset), Around::default()).tls))
     });
     let known = policy.services.exact(host, &object.meta.namespace);
     let is_of_mesh = known.is_some_and(|(id, service)| {

@@ -15,6 +15,7 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::destination_rule::{ClientTls, DestinationRule, TrafficPolicy};
 use crate::config::locate::locate;
+use crate::policy::locality::Around;
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
 use crate::policy::traffic::{FileTls, Roots, ServerTls, Tls};
@@ -121,8 +122,9 @@ fn check_default(objects: &Objects, policy: &Policy, default: Option<ServerTls>,
         for port in &service.ports {
             let key = ClusterKey { host: service.host.clone(), port: port.number, subset: "".into() };
             let seen = policy.cluster(key.clone(), &view).filter(|seen| !seen.is_refused);
-            let is_silent =
-                |seen: &Cluster<'_>| seen.rule.is_none_or(|it| it.traffic_policy(&key, None).tls == Tls::Automatic);
+            let is_silent = |seen: &Cluster<'_>| {
+                seen.rule.is_none_or(|it| it.traffic_policy(&key, Around::default()).tls == Tls::Automatic)
+            };
             let Some(seen) = seen.filter(is_silent) else { continue };
             if let Some(why) = why_all_fail(&Tls::Plaintext, &seen, policy, default) {
                 failing.entry(why).or_default().push(format!("{}:{}", service.host, port.number));

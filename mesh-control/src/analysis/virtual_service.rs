@@ -13,6 +13,7 @@ use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
 use crate::policy::compile::{self, Rule, Surroundings, authority_in};
+use crate::policy::locality::Around;
 use crate::policy::route::{ClusterKey, Written};
 use crate::policy::shadow::Earlier;
 use crate::policy::traffic::HashedBy;
@@ -118,7 +119,7 @@ impl Checker<'_> {
                 let subset = to.destination.subset.as_ref().map_or("", |subset| subset.value.as_str());
                 let key = ClusterKey { host: host.as_str().into(), port, subset: subset.into() };
                 let rules = self.policy.destination_rules.of_host(&host);
-                let mut hashed = rules.filter_map(|rule| rule.traffic_policy(&key, None).hashed_by);
+                let mut hashed = rules.filter_map(|rule| rule.traffic_policy(&key, Around::default()).hashed_by);
                 hashed.any(|hashed| hashed != by)
             })
         };

@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use super::locality::LocalitySetting;
+use super::locality::{Around, LocalitySetting};
 use super::route::ClusterKey;
 use super::traffic::{self, Balancer, FileTls, HashedBy, Limit, LocalOrigin, Roots, Tls, Warmup};
 use super::view::View;
 use crate::config::diagnostic::{Origin, Span};
 use crate::config::file::{Governs, Meta, Object, Refused};
 use crate::config::istio::destination_rule::{
-    ClientTls, ConnectionPool, ConsistentHash, DestinationRule, H2UpgradePolicy, LoadBalancer, LocalityLb,
-    OutlierDetection, RetryBudget, SimpleLb, Subset, TlsMode, TrafficPolicy,
+    ClientTls, ConnectionPool, ConsistentHash, DestinationRule, H2UpgradePolicy, LoadBalancer, OutlierDetection,
+    RetryBudget, SimpleLb, Subset, TcpKeepalive, TlsMode, TrafficPolicy,
 };
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
@@ -170,9 +170,9 @@ impl MergedRule {
         self.subsets.iter().map(|subset| subset.part.name.value.as_str())
     }
 
-    /// How to call a cluster of the service: the whole of it, or the subset that the key names. `mesh` is what the mesh
-    /// says of localities.
-    pub fn traffic_policy(&self, key: &ClusterKey, mesh: Option<&LocalityLb>) -> traffic::TrafficPolicy {
+    /// How to call a cluster of the service: the whole of it, or the subset that the key names. `around` is what others say of
+    /// localities.
+    pub fn traffic_policy(&self, key: &ClusterKey, around: Around<'_>) -> traffic::TrafficPolicy {
         let settings = self.settings(key, self.subset_of(key));
         traffic::TrafficPolicy {
             balancer: settings.load_balancer.map(balancer).unwrap_or_default(),
@@ -182,7 +182,7 @@ impl MergedRule {
             warmup: settings.load_balancer.and_then(warmup),
             locality: LocalitySetting::of(
                 settings.load_balancer.and_then(|balancer| balancer.locality_lb_setting.as_ref()),
-                mesh,
+                around,
                 settings.outlier_detection.is_some(),
             ),
             connection_pool: settings.connection_pool.map(connection_pool).unwrap_or_default(),
@@ -327,11 +327,7 @@ fn connection_pool(written: &ConnectionPool) -> traffic::ConnectionPool {
         idle_timeout: http.and_then(|http| http.idle_timeout).or(tcp.and_then(|tcp| tcp.idle_timeout)),
         tcp_idle_timeout: tcp.and_then(|tcp| tcp.idle_timeout),
         max_connection_duration: tcp.and_then(|tcp| tcp.max_connection_duration),
-        tcp_keepalive: tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref()).map(|written| traffic::TcpKeepalive {
-            probes: written.probes,
-            time: written.time,
-            interval: written.interval,
-        }),
+        tcp_keepalive: tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref()).map(traffic::TcpKeepalive::from),
         max_requests_per_connection: http.and_then(|http| http.max_requests_per_connection).map(limit),
         max_connections: tcp.and_then(|tcp| tcp.max_connections).map(limit).unwrap_or_default(),
         max_pending_requests: http.and_then(|http| http.http1_max_pending_requests).map(limit).unwrap_or_default(),
@@ -343,6 +339,13 @@ fn connection_pool(written: &ConnectionPool) -> traffic::ConnectionPool {
         http2_keepalive: http
             .and_then(|http| http.http2_keep_alive.as_ref())
             .and_then(|pings| Some((pings.interval?, pings.timeout?))),
+    }
+}
+
+impl From<&TcpKeepalive> for traffic::TcpKeepalive {
+    fn from(written: &TcpKeepalive) -> Self {
+        let TcpKeepalive { probes, time, interval, .. } = *written;
+        traffic::TcpKeepalive { probes, time, interval }
     }
 }
 

@@ -51,11 +51,24 @@ pub enum Nearness {
     },
 }
 
+/// What is said of near and far endpoints besides a rule.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Around<'a> {
+    /// By the mesh.
+    pub mesh: Option<&'a LocalityLb>,
+    /// Whether the service is called in the client's own zone, where it is there (`trafficDistribution`).
+    pub prefers_near: bool,
+}
+
 impl LocalitySetting {
-    /// What is in force of a rule and of the mesh's settings. Without outlier detection nothing fails over, and only shares
-    /// count.
-    pub fn of(rule: Option<&LocalityLb>, mesh: Option<&LocalityLb>, detects_outliers: bool) -> Option<LocalitySetting> {
-        let written = rule.or(mesh);
+    /// What is in force of a rule, of the service and of the mesh's settings. Without outlier detection nothing fails over, and
+    /// only shares and what the service says count (Istio: loadbalancer.go).
+    pub fn of(rule: Option<&LocalityLb>, around: Around<'_>, detects_outliers: bool) -> Option<LocalitySetting> {
+        if rule.is_none() && around.prefers_near {
+            let labels = TOPOLOGY.iter().take(2).map(|&label| (label.to_owned(), None)).collect();
+            return Some(LocalitySetting { distribute: Vec::new(), failover: BTreeMap::new(), labels });
+        }
+        let written = rule.or(around.mesh);
         if written.is_some_and(|written| written.enabled == Some(false)) {
             return None;
         }

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_core::identity::{SpiffeId, TrustDomain};
 
@@ -11,7 +12,7 @@ use super::outbound::OutboundTrafficPolicy;
 use super::paths::PathNormalization;
 use super::retry;
 use super::route::Retry;
-use super::traffic::ServerTls;
+use super::traffic::{ServerTls, TcpKeepalive};
 use crate::config::decode::Text;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
 use crate::config::file::{Object, Objects};
@@ -77,6 +78,16 @@ impl MeshSettings {
     /// What is said of near and far endpoints, for services of which no rule says it.
     pub fn locality(&self) -> Option<&LocalityLb> {
         self.object.as_ref()?.spec.locality_lb_setting.as_ref()
+    }
+
+    /// How long establishing a connection may take where no rule says it.
+    pub fn connect_timeout(&self) -> Option<Duration> {
+        self.object.as_ref()?.spec.connect_timeout
+    }
+
+    /// The probes of idle connections where no rule says it.
+    pub fn tcp_keepalive(&self) -> Option<TcpKeepalive> {
+        self.object.as_ref()?.spec.tcp_keepalive.as_ref().map(TcpKeepalive::from)
     }
 
     /// The settings of these objects, and what is said against them: what was given goes before what they say, and what was

@@ -46,7 +46,7 @@ use compile::Surroundings;
 use connections::{Addressed, Connections};
 use destination_rules::{DestinationRules, MergedRule};
 use gateway_api::GatewayRoutes;
-use locality::LocalitySetting;
+use locality::{Around, LocalitySetting};
 use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
 use paths::PathNormalization;
@@ -494,12 +494,16 @@ impl Policy {
         addresses
     }
 
-    fn traffic(&self, rule: Option<&Arc<MergedRule>>, key: &ClusterKey) -> TrafficPolicy {
-        let mesh = self.mesh.locality();
-        match rule {
-            Some(rule) => rule.traffic_policy(key, mesh),
-            None => TrafficPolicy { locality: LocalitySetting::of(None, mesh, false), ..TrafficPolicy::default() },
-        }
+    fn traffic(&self, rule: Option<&Arc<MergedRule>>, key: &ClusterKey, service: &Service) -> TrafficPolicy {
+        let around = Around { mesh: self.mesh.locality(), prefers_near: service.prefers_near };
+        let mut traffic = match rule {
+            Some(rule) => rule.traffic_policy(key, around),
+            None => TrafficPolicy { locality: LocalitySetting::of(None, around, false), ..TrafficPolicy::default() },
+        };
+        let (pool, mesh) = (&mut traffic.connection_pool, &self.mesh);
+        pool.connect_timeout = pool.connect_timeout.or(mesh.connect_timeout());
+        pool.tcp_keepalive = pool.tcp_keepalive.or(mesh.tcp_keepalive());
+        traffic
     }
 
     /// Why nobody knows how to call a cluster, where an object that says so is wrong.
@@ -534,7 +538,7 @@ impl Policy {
             name => Some(rule?.labels_of(name)?),
         };
         let labels = labels.filter(|labels| !labels.is_empty()).map(|labels| Arc::new(labels.clone()));
-        let mut traffic = self.traffic(rule, &key);
+        let mut traffic = self.traffic(rule, &key, service);
         if traffic.tls == Tls::Automatic && !self.mesh.auto_mtls {
             traffic.tls = Tls::Plaintext;
         }

@@ -223,6 +223,8 @@ pub struct Service {
     pub visibility: Visibility,
     /// What carries the endpoint of a session, where requests of one stay at theirs.
     pub session: Option<Session>,
+    /// Whether endpoints in a client's zone go first (`trafficDistribution`).
+    pub prefers_near: bool,
     /// The object.
     pub meta: Meta,
 }
@@ -323,6 +325,10 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
         alias: external.map(Arc::from),
         visibility: Visibility::new(service::exported_to(&meta.annotations), &meta.namespace),
         session: service::session(&meta.labels).ok().flatten(),
+        prefers_near: matches!(
+            spec.traffic_distribution.as_deref(),
+            Some("PreferClose" | "PreferSameZone" | "PreferSameNode")
+        ),
         meta: meta.clone(),
     }
 }
@@ -389,6 +395,7 @@ pub fn of_entry(object: &Object<ServiceEntry>, domain: &TrustDomain) -> Vec<Serv
                 names: spec.subject_alt_names.clone(),
                 visibility: visibility.clone(),
                 session: service::session(&meta.labels).ok().flatten(),
+                prefers_near: false,
                 meta: meta.clone(),
             }
         })

@@ -32,7 +32,7 @@ use super::tls::Security;
 use super::{BLACK_HOLE, Degraded, Found, fault, found_by, hash_policy, nowhere};
 use crate::policy::Cluster;
 use crate::policy::destination_rules::MergedRule;
-use crate::policy::locality::LocalitySetting;
+use crate::policy::locality::{Around, LocalitySetting};
 use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, RetryOn, Route};
 use crate::policy::text::TextMatch;
 use crate::policy::traffic::{Balancer, HashedBy, Limit, LocalOrigin, OutlierDetection, OwnBalancer};
@@ -431,7 +431,8 @@ fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
     let Some(rule) = seen.rule else {
         return;
     };
-    let pool = &seen.traffic.connection_pool;
+    // What the mesh says of all of them is not the rule's.
+    let pool = &rule.traffic_policy(&seen.key, Around::default()).connection_pool;
     let limits = [
         ("tcp.connectTimeout", pool.connect_timeout.is_some()),
         ("tcp.tcpKeepalive", pool.tcp_keepalive.is_some()),

@@ -91,6 +91,11 @@ spec:
   selector: {app: vm}
   ports: [{port: 80, name: web, targetPort: http}, {port: 81, name: other}, {port: 82, name: calls, appProtocol: grpc}]
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: close, namespace: shop}
+spec: {selector: {app: web}, ports: [{port: 80, name: http}], trafficDistribution: PreferSameZone}
+---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: two, namespace: shop}

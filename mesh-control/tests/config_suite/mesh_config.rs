@@ -90,9 +90,39 @@ fn what_the_settings_say_is_in_force() {
 }
 
 #[test]
+fn connections_take_as_long_as_the_mesh_says_where_no_rule_does() {
+    let cluster = |yaml: &str| {
+        let plane = Plane::empty();
+        plane.set_yaml("config.yaml", yaml).unwrap_or_else(|why| panic!("{why}"));
+        let name = "outbound|9080||reviews.shop.svc.cluster.local";
+        let found = plane.snapshot().resource(&client("shop"), Kind::Cluster, name).unwrap();
+        let decoded = decode(ResourceType::Cluster, &found.body, &Options::default()).unwrap().resource;
+        let Resource::Cluster(cluster) = decoded else { panic!("no cluster") };
+        (cluster.connect_timeout, cluster.tcp_keepalive)
+    };
+    let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews, namespace: shop}\nspec: {host: reviews, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1s}}}}\n";
+    let settings = config_map("connectTimeout: 3s\ntcpKeepalive: {probes: 7, time: 9s, interval: 2s}\n");
+    let (timeout, probes) = cluster(SHOP);
+    assert!(timeout == Duration::from_secs(10) && probes.is_none(), "{timeout:?} {probes:?}");
+    let (timeout, probes) = cluster(&format!("{settings}---{SHOP}"));
+    assert_eq!(timeout, Duration::from_secs(3));
+    let probes = probes.expect("probes");
+    assert_eq!(
+        (probes.probes, probes.time, probes.interval),
+        (Some(7), Some(Duration::from_secs(9)), Some(Duration::from_secs(2)))
+    );
+    let (timeout, probes) = cluster(&format!("{settings}---{SHOP}{rule}"));
+    assert!(timeout == Duration::from_secs(1) && probes.is_some(), "a rule goes before it");
+}
+
+#[test]
 fn a_wrong_setting_is_told_with_its_line_and_column_in_the_file() {
     for (settings, expected) in [
         ("trustDomain: a.b\noutboundTrafficPolicy:\n  mode: OPEN\n", ":11:13: error[invalid-value]"),
+        (
+            "connectTimeout: 0s\n",
+            ": error[invalid-value]: MeshConfig istio-system/istio: connectTimeout: less than 1ms",
+        ),
         ("trustDomian: x\n", ":9:5: error[unknown-field]"),
         ("\n# why\nrootNamespace: 'A B'\n", ":11:20: error[invalid-value]"),
         ("trustDomain: Example.org\n", ":9:18: error[invalid-value]"),

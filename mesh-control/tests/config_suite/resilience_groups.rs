@@ -84,6 +84,8 @@ const RULE_SAYS_HOW: Test =
 const ANOTHER_NAME: Test = (TLS_FILES, "a_server_may_prove_another_name_where_a_rule_says_so");
 const MUTUAL: Test = (TLS_FILES, "a_client_shows_its_certificate_where_the_mode_is_mutual_and_only_there");
 const BY_BYTES: Test = ("mesh-tower/tests/security/mtls.rs", "both_sides_know_each_other_over_http1_and_http2");
+const OF_MESH: Test =
+    ("mesh-control/tests/config_suite/mesh_config.rs", "connections_take_as_long_as_the_mesh_says_where_no_rule_does");
 const MESH_RETRIES: Test = (POLICIES, "the_meshs_own_default_holds_where_a_rule_says_nothing");
 const LAYER_RETRIES: Test = (EDGES, "the_layer_tries_another_endpoint_where_one_refuses_and_says_what_failed");
 const DIALS_ANOTHER: Test = (CONNECTOR, "where_an_endpoint_refuses_another_one_is_dialled");
@@ -498,6 +500,14 @@ pub(crate) const GROUPS: &[Group] = &[
         SAID,
     ),
     // Settings of the mesh.
+    group(MeshConfig, &["connectTimeout"], Shown(&[OF_MESH]), CLIENTS_OWN, Untested),
+    group(
+        MeshConfig,
+        &["tcpKeepalive.time", "tcpKeepalive.interval", "tcpKeepalive.probes"],
+        Shown(&[OF_MESH]),
+        CLIENTS_OWN,
+        Untested,
+    ),
     group(
         MeshConfig,
         &["defaultHttpRetryPolicy.attempts", "defaultHttpRetryPolicy.retryOn"],

@@ -4,9 +4,9 @@
 use std::fmt::Write as _;
 
 use mesh_control::config::support::ObjectKind::{
-    self, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup,
+    self, GrpcRoute, HttpRoute, ReferenceGrant, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup,
 };
-use mesh_control::config::support::{Row, Support, is_own_row, row};
+use mesh_control::config::support::{Row, Support, by_envoy, is_own_row, row};
 
 use crate::resilience::{Tests, assert_page, reported};
 use crate::resilience_groups::Test;
@@ -19,10 +19,11 @@ writes it anew.
 
 \"Honoured (1)\" is shown by what a request, a connection or a client experiences, in test 1 of [the list](#tests). What is reported is
 a finding of `mesh-control validate` and of the log, with line and column; `validate --for grpc` has what gRPC's own clients do
-instead. What each way into the mesh makes of timeouts, retries, faults and mirrors is in [resilience.md](resilience.md).
+instead. An Envoy beside a workload does what the library does, but where it says otherwise; what annotations ask of one is in
+[envoy.md](envoy.md). What each way into the mesh makes of timeouts, retries, faults and mirrors is in [resilience.md](resilience.md).
 ";
 
-const KINDS: [(ObjectKind, &str); 5] = [
+const KINDS: [(ObjectKind, &str); 8] = [
     (
         VirtualService,
         "Rules of `http` are for requests, those of `tls` and `tcp` for `mesh.connect` and `mesh.connect_by_name`; gRPC's clients \
@@ -37,6 +38,13 @@ const KINDS: [(ObjectKind, &str); 5] = [
          oldest counts. A host that is not among `egress.hosts` is to a client as if nobody had described it: `outboundTrafficPolicy` \
          decides. Rules (VirtualServices) of namespaces that are not among them do not count. It is no firewall.",
     ),
+    (
+        HttpRoute,
+        "For requests to Services and ServiceEntries, its parents; parents of any other kind are reported, and the rules do not apply \
+         there. What goes before what is in [gateway-api.md](gateway-api.md).",
+    ),
+    (GrpcRoute, "The same for calls of gRPC."),
+    (ReferenceGrant, "Lets routes of other namespaces refer to Services of its own."),
 ];
 
 /// Values of which the table of support reports something, where it does not of every value.
@@ -55,6 +63,7 @@ const SAMPLES: &[(ObjectKind, &str, &str)] = &[
     (WorkloadEntry, "address", "unix:///a.sock"),
     (WorkloadEntry, "network", "a"),
     (WorkloadGroup, "template.network", "a"),
+    (HttpRoute, "rules.retry.attempts", "5"),
 ];
 
 const TABLE: Test = (
@@ -86,6 +95,18 @@ const NAMES: Test = (
 const GROUP: Test =
     (OBJECTS_OF_CONFIG, "a_member_of_a_wrong_group_does_not_serve_where_its_labels_tell_what_guards_it");
 const OBJECTS_OF_CONFIG: &str = "mesh-control/tests/config_suite/objects.rs";
+
+const OBJECTS_OF_GATEWAY_API: &str = "mesh-control/tests/requests/gateway_api/grants.rs";
+const RULES: &str = "mesh-control/tests/requests/gateway_api/rules.rs";
+const CONFORMANCE: &str = "mesh-control/tests/requests/gateway_api/conformance.rs";
+const CALLS: &str = "mesh-control/tests/requests/gateway_api/grpc.rs";
+/// Every field with a usual, an empty, an extreme and a wrong value, and what requests experience.
+const CORPUS: Test =
+    ("examples/tests/corpus/main.rs", "what_validate_passes_is_accepted_and_does_what_is_written_down");
+const GRANT: Test = (OBJECTS_OF_GATEWAY_API, "a_backend_of_another_namespace_is_reached_where_a_grant_there_says_so");
+const PARENTS: Test = (OBJECTS_OF_GATEWAY_API, "a_route_is_for_the_port_of_its_parent_by_number_or_name");
+const ORDER: Test = (RULES, "conditions_have_an_order_of_their_own_whatever_the_order_of_the_rules");
+const MODIFIERS: Test = (CONFORMANCE, "http_route_request_header_modifier");
 
 /// Which tests show fields, by what these begin with: the longest beginning counts.
 const SHOWN: &[(ObjectKind, &str, &[Test])] = &[
@@ -160,6 +181,38 @@ const SHOWN: &[(ObjectKind, &str, &[Test])] = &[
         "outboundTrafficPolicy",
         &[("mesh-control/tests/requests/sidecars.rs", "what_is_not_seen_is_as_if_nobody_had_described_it")],
     ),
+    (HttpRoute, "", &[CORPUS]),
+    (HttpRoute, "parentRefs", &[CORPUS, PARENTS]),
+    (HttpRoute, "rules.matches", &[CORPUS, ORDER, (CONFORMANCE, "http_route_matching")]),
+    (HttpRoute, "rules.matches.queryParams", &[CORPUS, (CONFORMANCE, "http_route_query_param_matching")]),
+    (HttpRoute, "rules.backendRefs", &[CORPUS, (CONFORMANCE, "http_route_weight")]),
+    (HttpRoute, "rules.backendRefs.namespace", &[CORPUS, GRANT]),
+    (HttpRoute, "rules.backendRefs.filters", &[CORPUS, (CONFORMANCE, "http_route_backend_request_header_modifier")]),
+    (HttpRoute, "rules.filters.requestHeaderModifier", &[CORPUS, MODIFIERS]),
+    (
+        HttpRoute,
+        "rules.filters.responseHeaderModifier",
+        &[CORPUS, (RULES, "hosts_are_rewritten_and_responses_get_their_headers")],
+    ),
+    (
+        HttpRoute,
+        "rules.filters.requestMirror",
+        &[CORPUS, (RULES, "copies_go_where_a_mirror_says_and_one_that_is_none_is_left_out")],
+    ),
+    (HttpRoute, "rules.filters.requestRedirect", &[CORPUS, (CONFORMANCE, "http_route_redirect_scheme")]),
+    (
+        HttpRoute,
+        "rules.filters.urlRewrite",
+        &[CORPUS, (RULES, "what_takes_the_place_of_a_prefix_is_joined_with_one_slash")],
+    ),
+    (HttpRoute, "rules.filters.cors", &[CORPUS, (RULES, "pages_of_other_origins_are_told_what_they_may")]),
+    (HttpRoute, "rules.timeouts", &[CORPUS, (RULES, "a_request_takes_no_longer_than_its_route_lets_it")]),
+    (HttpRoute, "rules.retry", &[CORPUS, (RULES, "what_is_tried_again_is_what_the_route_says")]),
+    (GrpcRoute, "", &[CORPUS, (CALLS, "calls_are_told_apart_by_service_method_and_headers")]),
+    (GrpcRoute, "rules.backendRefs", &[CORPUS, (CONFORMANCE, "grpc_route_weight")]),
+    (GrpcRoute, "rules.filters", &[CORPUS, (CONFORMANCE, "grpc_route_request_header_modifier")]),
+    (GrpcRoute, "rules.filters.requestMirror", &[CORPUS, (CONFORMANCE, "grpc_route_request_mirror")]),
+    (ReferenceGrant, "", &[CORPUS, GRANT]),
 ];
 
 /// With those of the other page.
@@ -215,7 +268,8 @@ fn page() -> String {
     for (kind, about) in KINDS {
         _ = write!(
             page,
-            "\n## {}\n\n{about}\n\n| field | this library | gRPC's own clients |\n| --- | --- | --- |\n",
+            "\n## {}\n\n{about}\n\n| field | this library | an Envoy beside a workload | gRPC's own clients |\n\
+             | --- | --- | --- | --- |\n",
             kind.name()
         );
         let text = std::fs::read_to_string(testdata("fields").join(format!("{}.txt", kind.name()))).unwrap();
@@ -226,7 +280,8 @@ fn page() -> String {
             let is_told = is_own_row(row, field) || !matches!(row.library, Support::Enforced);
             assert!(is_told, "{} {field} hides behind {}", kind.name(), row.path);
             let (library, grpc) = (library(kind, field, row, &mut tests), grpc(kind, field, row));
-            _ = writeln!(page, "| `{field}` | {library} | {grpc} |");
+            let envoy = by_envoy(kind, field).unwrap_or("the same");
+            _ = writeln!(page, "| `{field}` | {library} | {envoy} | {grpc} |");
         }
     }
     page + &tests.list()

@@ -294,3 +294,35 @@ async fn the_mesh_says_it_where_no_rule_does() {
         assert_eq!(counts.keys().collect::<Vec<_>>(), expected, "{mesh} {policy}: {counts:?}");
     }
 }
+
+#[tokio::test]
+async fn a_service_may_prefer_the_zone_of_its_client_without_any_rule() {
+    let (near, other, far) = (server("near").await, server("other").await, server("far").await);
+    let entry = |name: &str, at: std::net::SocketAddr, place: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}}}\nspec: {{address: {}, ports: {{http: {}}}, labels: {{app: web}}, locality: {place}}}\n",
+            at.ip(),
+            at.port()
+        )
+    };
+    let entries = [entry("a", near, "r/z/s"), entry("b", other, "r/z/t"), entry("c", far, "r/y/s")].concat();
+    let off = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\nspec: {host: web, trafficPolicy: {loadBalancer: {localityLbSetting: {enabled: false}}}}\n";
+    // (what the service says, rule) -> who answers
+    for (distribution, rule, expected) in [
+        ("", "", &["far", "near", "other"][..]),
+        (", trafficDistribution: PreferClose", "", &["near", "other"]),
+        (", trafficDistribution: PreferSameZone", "", &["near", "other"]),
+        (", trafficDistribution: PreferSameNode", "", &["near", "other"]),
+        (", trafficDistribution: PreferClose", off, &["far", "near", "other"]),
+    ] {
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{selector: {{app: web}}, ports: [{{name: http, port: 80}}]{distribution}}}\n"
+        );
+        let world = World::at(["r", "z", "s"], &[], &format!("{service}{entries}{rule}")).await;
+        let mut who_answers = BTreeMap::<String, usize>::new();
+        for _ in 0..60 {
+            *who_answers.entry(who(&world.get("http://web/").await.unwrap())).or_default() += 1;
+        }
+        assert_eq!(who_answers.keys().collect::<Vec<_>>(), expected, "{distribution}{rule}: {who_answers:?}");
+    }
+}

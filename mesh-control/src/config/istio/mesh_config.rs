@@ -8,8 +8,8 @@ use mesh_core::error::Invalid;
 use mesh_core::identity::TrustDomain;
 use mesh_core::model::{AccessLog, CheckedBody, IN_PROCESS, LogFormat, LogText};
 
-use super::destination_rule::LocalityLb;
 use super::destination_rule::balancer::check_locality;
+use super::destination_rule::{LocalityLb, TcpKeepalive};
 use super::names::export_faults;
 use super::virtual_service::Retry;
 use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, field_paths, keywords, message};
@@ -54,9 +54,9 @@ message! {
         /// Rules for cryptography.
         compliance_policy: Option<Text> = "compliancePolicy",
         /// How long a connection may take.
-        connect_timeout: Opaque = "connectTimeout",
+        connect_timeout: Option<Duration> = "connectTimeout",
         /// Whether idle connections are tried.
-        tcp_keepalive: Opaque = "tcpKeepalive",
+        tcp_keepalive: Option<TcpKeepalive> = "tcpKeepalive",
         /// What is tried again.
         default_http_retry_policy: Option<Retry> = "defaultHttpRetryPolicy",
         /// What servers try again.
@@ -477,6 +477,9 @@ impl MeshConfig {
                 let span = list.get(index).map_or(self.span, |entry| entry.span);
                 wrong(span, format!("{field}[{index}]"), message);
             }
+        }
+        if self.connect_timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
+            wrong(self.span, "connectTimeout".to_owned(), "less than 1ms".to_owned());
         }
         if let Err((span, message)) = self.access_log() {
             wrong(span, "accessLogFormat".to_owned(), message);

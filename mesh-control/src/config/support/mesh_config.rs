@@ -24,6 +24,7 @@ const NO_CA: super::Support = NotYet(
     "certificates are of the control plane's own authority, and of no other; roots of foreign trust domains are given by `mesh-control \
      serve --trust-bundle DOMAIN=FILE`",
 );
+const CLIENTS_OWN: &str = "gRPC's clients have their own";
 const DEFAULTS: super::Support = NotYet("calls are made as their own VirtualService and DestinationRule say");
 
 const MESH: &[Row] = &[
@@ -40,8 +41,10 @@ const MESH: &[Row] = &[
     both("verifyCertificateAtClient", Partly(verify)),
     both("tlsDefaults", NotYet("TLS with servers outside of the mesh takes no settings of the mesh")),
     both("compliancePolicy", Partly(compliance)),
-    both("connectTimeout", DEFAULTS),
-    both("tcpKeepalive", DEFAULTS),
+    http_only("connectTimeout", CLIENTS_OWN),
+    http_only("tcpKeepalive.probes", CLIENTS_OWN),
+    http_only("tcpKeepalive.time", CLIENTS_OWN),
+    http_only("tcpKeepalive.interval", CLIENTS_OWN),
     both("defaultInboundHttpRetryPolicy", DEFAULTS),
     both("defaultTrafficPolicy", DEFAULTS),
     both("localityLbSetting.distribute.from", Enforced),

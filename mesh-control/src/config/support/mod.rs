@@ -6,6 +6,7 @@
 //! reported with its position when the file is read, so nothing is ever dropped in silence.
 
 mod destination_rule;
+mod envoy;
 mod extensions;
 mod grpc_route;
 mod http_route;
@@ -24,6 +25,7 @@ use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Severity};
 use crate::config::node::{Key, Node, Value};
 
+pub use envoy::by_envoy;
 pub use extensions::{ANNOTATIONS, annotation};
 pub use virtual_service::GRPC_RETRY_TOKENS;
 

@@ -1,7 +1,8 @@
 //! What becomes of the fields of Kubernetes' `Service`.
 
-use super::Support::{Enforced, Indifferent, NotYet, Partly};
+use super::Support::{Enforced, Indifferent, Partly};
 use super::{Row, Tables, both, unneeded_by_grpc};
+use crate::config::diagnostic::quoted;
 use crate::config::node::Node;
 
 pub(super) const TABLES: Tables = &[("", SERVICE)];
@@ -26,10 +27,7 @@ const SERVICE: &[Row] = &[
     both("publishNotReadyAddresses", Indifferent),
     both("internalTrafficPolicy", Partly(internal_traffic_policy)),
     both("externalTrafficPolicy", Indifferent),
-    both(
-        "trafficDistribution",
-        NotYet("near endpoints are preferred where a DestinationRule has localityLbSetting and outlierDetection"),
-    ),
+    both("trafficDistribution", Partly(traffic_distribution)),
     both("loadBalancerIP", Indifferent),
     both("loadBalancerClass", Indifferent),
     both("loadBalancerSourceRanges", Indifferent),
@@ -44,6 +42,14 @@ fn transport(node: &Node) -> Option<String> {
 
 fn session_affinity(node: &Node) -> Option<String> {
     (node.as_str()? != "None").then(|| "requests are balanced without affinity".to_owned())
+}
+
+fn traffic_distribution(node: &Node) -> Option<String> {
+    match node.as_str()? {
+        "PreferClose" | "PreferSameZone" => None,
+        "PreferSameNode" => Some("endpoints in the client's zone go first; nodes are not known".to_owned()),
+        other => Some(format!("{}; every endpoint is used", quoted(other))),
+    }
 }
 
 fn internal_traffic_policy(node: &Node) -> Option<String> {
