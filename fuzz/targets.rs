@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use envoy_types::pb::google::protobuf::Any;
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header};
 use mesh_control::ca::CertificateAuthority;
 use mesh_control::calls::Record;
 use mesh_control::live_trace::Traced;
@@ -19,7 +19,7 @@ use mesh_core::live_trace::{Condition, Mark};
 use mesh_core::load_report::{BINARY, LoadReport};
 use mesh_core::model::{
     CelAttribute, CelExpression, CelValue, Facts, FilterConfig, FullRegex, HeaderTarget, HeaderText, HttpManager,
-    JwkSet, Listener, LoadWeights, RouteSource,
+    JwkSet, Listener, LoadWeights, RouteSource, Tracing,
 };
 use mesh_core::path::PathNormalization;
 use mesh_core::request::RequestHead;
@@ -29,6 +29,7 @@ use mesh_core::testing::resources::{
     filter_chain, http_filter, http_manager, route_to_application, routes, server_listener, virtual_host,
 };
 use mesh_core::tls::{Credentials, SpiffeBundle, TrustBundles, svid};
+use mesh_core::trace::Trace;
 use mesh_core::view::RouteTable;
 use mesh_core::xds::Bootstrap;
 use mesh_core::xds::access_log::{self, Entry};
@@ -64,6 +65,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("route", route),
     ("spiffe_id", spiffe_id),
     ("svid", certificate),
+    ("trace", trace),
     ("trust_bundle", trust_bundle),
 ];
 
@@ -290,6 +292,27 @@ impl Facts for NoFacts {
 
     fn entry(&self, _: CelAttribute, _: &str) -> Option<std::borrow::Cow<'_, str>> {
         None
+    }
+}
+
+/// Headers of a trace, names and values in lines of their own: what is handed on of them says the same.
+pub fn trace(data: &[u8]) {
+    let mut lines = data.split(|byte| *byte == b'\n');
+    let mut headers = HeaderMap::new();
+    while let (Some(name), Some(value)) = (lines.next(), lines.next()) {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            headers.append(name, value);
+        }
+    }
+    let came = Trace::of_headers(&headers);
+    let mut told = HeaderMap::new();
+    came.tell(None, &mut told);
+    assert_eq!(Trace::of_headers(&told).context(), came.context());
+    let mut next = came;
+    if let Some(begun) = next.begin(&Tracing::default(), &headers, &mut fastrand::Rng::with_seed(1)) {
+        let mut told = HeaderMap::new();
+        next.tell(Some(begun.context), &mut told);
+        assert_eq!(Trace::of_headers(&told).context(), Some(begun.context));
     }
 }
 

@@ -18,10 +18,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::filter::{Decision, Filter, FilterFactory};
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{
-    CorsPolicy, FilterConfig, Forward, HeaderChange, NamedFilter, PathTest, QueryTest, RetryPolicy, Route, RouteAction,
-    StringTest,
+    CorsPolicy, FilterConfig, Forward, Fraction, HeaderChange, NamedFilter, PathTest, QueryTest, RetryPolicy, Route,
+    RouteAction, StringTest, Tracing,
 };
 use mesh_core::request_info::{Observer, RequestInfo};
+use mesh_core::telemetry::{Span, SpanSink};
 use mesh_tower::{Client, Mesh};
 use tokio::net::TcpStream;
 use tonic::body::Body as GrpcBody;
@@ -234,6 +235,25 @@ fn routed(position: usize) -> Route {
     let policy = CorsPolicy::for_origins(vec![exact("https://shop.example".to_owned())]);
     route.filters.insert(CORS.into(), FilterConfig::Cors(Arc::new(policy)));
     route
+}
+
+/// A mesh that knows one service under [`HOST`], and records traces: of requests like those that are measured, none.
+pub fn traced_mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
+    Ok(Mesh::builder().source(Fixed::new().service(HOST, addresses)).traces(Unsampled).start()?)
+}
+
+/// Takes spans, and samples nothing by itself.
+#[derive(Debug)]
+pub struct Unsampled;
+
+impl SpanSink for Unsampled {
+    fn take(&self, _: Span) {}
+
+    fn tracing(&self) -> Tracing {
+        let mut tracing = Tracing::default();
+        tracing.random = Fraction::default();
+        tracing
+    }
 }
 
 /// A filter that lets every request go on.

@@ -15,24 +15,30 @@ use crate::servers::{self, ServerKind};
 use crate::{Result, grpc};
 
 /// All cases, by what they compare with: the first of each protocol is the floor.
-pub const CASES: [&str; 17] = [
+pub const CASES: [&str; 23] = [
     "raw-http1",
     "pooled-http1",
     "mesh-http1",
     "armed-http1",
     "routed-http1",
+    "traced-http1",
     "server-http1",
+    "traced_server-http1",
     "raw-http2",
     "pooled-http2",
     "mesh-http2",
     "armed-http2",
     "routed-http2",
+    "traced-http2",
     "server-http2",
+    "traced_server-http2",
     "raw-grpc",
     "channel-grpc",
     "mesh-grpc",
     "armed-grpc",
+    "traced-grpc",
     "server-grpc",
+    "traced_server-grpc",
 ];
 
 /// Requests before anything is counted.
@@ -40,8 +46,8 @@ const WARM_UP: u64 = 100;
 
 /// Runs a case: some requests to warm up, then `requests` inside `measure`. In `mesh-` cases the client is the
 /// mesh's and the server bare; in `armed-` cases that client has an observer, three filters and a retry policy; in
-/// `routed-` cases its service has 100 routes with header operations, CORS and query matches; in
-/// `server-` cases the client is raw and the server is the mesh's.
+/// `routed-` cases its service has 100 routes with header operations, CORS and query matches; in `traced-` cases it records
+/// traces, and this is of none; in `server-` and `traced_server-` cases the client is raw and the server is the mesh's.
 ///
 /// # Errors
 /// If no case is called so, or a request fails.
@@ -76,13 +82,18 @@ async fn repeat(times: u64, mut each: impl AsyncFnMut() -> Result) -> Result {
 }
 
 fn server_of(who: &str) -> ServerKind {
-    if who == "server" { ServerKind::Mesh } else { ServerKind::Bare }
+    match who {
+        "server" => ServerKind::Mesh,
+        "traced_server" => ServerKind::Traced,
+        _ => ServerKind::Bare,
+    }
 }
 
 fn mesh_of(who: &str, address: SocketAddr) -> Result<Mesh> {
     match who {
         "armed" => clients::armed_mesh([address]),
         "routed" => clients::routed_mesh([address]),
+        "traced" => clients::traced_mesh([address]),
         _ => clients::mesh([address]),
     }
 }
@@ -95,7 +106,7 @@ fn http<'r>(runtime: &'r Runtime, who: &str, version: Version, bytes: usize) -> 
             let client = clients::pooled::<Full<Bytes>>(version);
             Box::new(move |times| runtime.block_on(repeat(times, async || clients::send_pooled(&client, &job).await)))
         }
-        "mesh" | "armed" | "routed" => {
+        "mesh" | "armed" | "routed" | "traced" => {
             let job = if who == "routed" { Job::routed(HOST, bytes)? } else { Job::plain(HOST, bytes)? };
             let client = mesh_of(who, address)?.client();
             Box::new(move |times| {
@@ -122,7 +133,7 @@ fn unary<'r>(runtime: &'r Runtime, who: &str, count: usize) -> Result<Send<'r>> 
                     .block_on(repeat(times, async || Ok(grpc::call(client.clone(), body.clone()).await.map(drop)?)))
             })
         }
-        "mesh" | "armed" => {
+        "mesh" | "armed" | "traced" => {
             let client = mesh_tonic::channel(&mesh_of(who, address)?, HOST);
             Box::new(move |times| {
                 runtime

@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::Layer;
 
 use crate::Result;
+use crate::clients::Unsampled;
 use crate::exchange::{PLAIN_PREFIX, STREAM_PATH, bytes};
 use crate::grpc::EchoServer;
 
@@ -38,6 +39,8 @@ pub enum ServerKind {
     Bare,
     /// `mesh.bind`, `mesh_tower::server::serve` and `mesh.server_layer()`.
     Mesh,
+    /// The same, recording traces, which the requests are no part of.
+    Traced,
 }
 
 /// Any free port of this machine.
@@ -93,8 +96,8 @@ pub async fn http(kind: ServerKind) -> Result<SocketAddr> {
 
 /// The same at an address.
 pub async fn http_at(kind: ServerKind, address: SocketAddr) -> Result<SocketAddr> {
-    if kind == ServerKind::Mesh {
-        let mesh = serving_mesh()?;
+    if kind != ServerKind::Bare {
+        let mesh = serving_mesh(kind)?;
         let listener = listen(&mesh, address).await?;
         let layer = mesh.server_layer();
         let address = listener.local_addr();
@@ -110,8 +113,8 @@ pub async fn http_at(kind: ServerKind, address: SocketAddr) -> Result<SocketAddr
 
 /// Serves gRPC on a free port of this machine, on the present runtime.
 pub async fn grpc(kind: ServerKind) -> Result<SocketAddr> {
-    if kind == ServerKind::Mesh {
-        let mesh = serving_mesh()?;
+    if kind != ServerKind::Bare {
+        let mesh = serving_mesh(kind)?;
         let listener = listen(&mesh, FREE).await?;
         let layer = mesh_tonic::server_layer(&mesh);
         let address = listener.local_addr();
@@ -141,8 +144,9 @@ where
 }
 
 /// A mesh whose servers serve everything.
-fn serving_mesh() -> Result<Mesh> {
-    Ok(Mesh::builder().source(Fixed::new()).start()?)
+fn serving_mesh(kind: ServerKind) -> Result<Mesh> {
+    let builder = Mesh::builder().source(Fixed::new());
+    Ok(if kind == ServerKind::Traced { builder.traces(Unsampled) } else { builder }.start()?)
 }
 
 /// The one listener of a mesh, once it may serve.

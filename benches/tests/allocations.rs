@@ -3,6 +3,7 @@
 //! Client and server share one thread, and what the mesh adds is the difference to hyper and tonic alone.
 
 use allocation_counter::measure;
+use mesh_benches::clients::Unsampled;
 use mesh_benches::counts::run;
 use mesh_benches::fixtures::{Routes, account, cluster, guarded, random};
 use mesh_core::authz::Connection;
@@ -11,6 +12,8 @@ use mesh_core::calls::{Call, Recorder};
 use mesh_core::identity::SpiffeId;
 use mesh_core::model::BalancerPolicy;
 use mesh_core::request::RequestHead;
+use mesh_core::telemetry::SpanSink;
+use mesh_core::trace::Trace;
 
 /// What a client of the mesh may allocate for a request, above the bare connection.
 const CLIENT: f64 = 3.0;
@@ -20,6 +23,9 @@ const ARMED: f64 = 1.0;
 const ROUTED: f64 = 4.0;
 /// What a server of the mesh may, above the bare server.
 const SERVER: f64 = 2.0;
+
+/// The headers that tell a server of a trace.
+const NAMES: f64 = 2.0;
 
 #[test]
 fn finding_a_route_and_picking_an_endpoint_allocates_nothing() {
@@ -88,12 +94,37 @@ fn writing_down_a_call_like_one_before_allocates_nothing() {
 }
 
 #[test]
+fn a_trace_that_is_not_sampled_is_told_without_an_allocation_each() {
+    let tracing = Unsampled.tracing();
+    let mut random = random();
+    let mut headers = http::HeaderMap::with_capacity(8);
+    let mut tell = |times: u32| {
+        for _ in 0..times {
+            headers.clear();
+            let mut trace = Trace::default();
+            assert_eq!(trace.begin(&tracing, &headers, &mut random), None);
+            trace.tell(None, &mut headers);
+        }
+    };
+    tell(100);
+    let count = measure(|| tell(1000));
+    // Values of headers share memory, a piece of it for 45 requests.
+    assert!(count.count_total <= 50, "{}", count.count_total);
+}
+
+#[test]
 fn a_request_keeps_its_budget() {
     for protocol in ["http1", "http2", "grpc"] {
         let raw = allocations("raw", protocol);
         let client = allocations("mesh", protocol) - raw;
         let server = allocations("server", protocol) - raw;
         let armed = allocations("armed", protocol) - raw - client;
+        let traced =
+            [allocations("traced", protocol) - raw - client, allocations("traced_server", protocol) - raw - server];
+        println!("{protocol}: traced {traced:?}");
+        // The client's are the server's, which reads two names that hyper does not know.
+        assert!(traced[0] <= NAMES, "{protocol}: a client allocates {} times more for what is not sampled", traced[0]);
+        assert!(traced[1] <= 0.0, "{protocol}: a server allocates {} times more for what is not sampled", traced[1]);
         println!("{protocol}: raw {raw:.2}, client {client:+.2}, armed {armed:+.2}, server {server:+.2}");
         assert!(
             armed <= ARMED,

@@ -54,6 +54,7 @@ pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tls;
+pub mod trace;
 pub mod view;
 pub mod workload;
 #[cfg(feature = "xds")]

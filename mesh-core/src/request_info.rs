@@ -6,6 +6,7 @@
 mod inherited;
 mod messages;
 mod noting;
+mod spans;
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -31,6 +32,7 @@ use crate::workload::Peer;
 
 pub use inherited::{ATTEMPT_COUNT, CRITICALITY, Criticality, EXPECTED_TIMEOUT, Inherited, PREVIOUS_ATTEMPTS};
 pub use messages::Messages;
+pub use spans::{AttemptEnd, AttemptNotes, SpanNotes};
 
 /// When the caller of a request stops waiting. Put it into a request's extensions: the client enforces it, and
 /// a server puts it there for the requests that its handlers make in turn.
@@ -186,6 +188,8 @@ pub struct RequestInfo {
     /// What is held to its end.
     held: Vec<Box<dyn Any + Send + Sync>>,
     record: Option<Recycled<Record>>,
+    /// Only where they are recorded.
+    spans: Option<Box<SpanNotes>>,
 }
 
 /// One of the priorities of a cluster: which of its leaves it belongs to, and its number there.
@@ -278,6 +282,7 @@ impl RequestInfo {
             random,
             held: Vec::new(),
             record: None,
+            spans: None,
         }
     }
 

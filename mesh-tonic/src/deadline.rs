@@ -29,10 +29,12 @@ pub fn current() -> Option<Deadline> {
     inherited::current().deadline.map(Deadline)
 }
 
-/// What calls inherit that are made for one with this deadline.
+/// What calls inherit that are made for one with this deadline, which is a part of the present traces.
 fn until(deadline: Option<Deadline>) -> Inherited {
     let mut until = Inherited::default();
     until.deadline = deadline.map(|deadline| deadline.0);
+    let current = inherited::current();
+    (until.trace, until.mark) = (current.trace, current.mark);
     until
 }
 

@@ -19,7 +19,13 @@ tokio::task_local! {
 /// ```
 #[inline]
 pub fn current() -> Inherited {
-    CURRENT.try_with(|inherited| *inherited).unwrap_or_default()
+    look(Inherited::clone).unwrap_or_default()
+}
+
+/// Looks at what calls of this task inherit; `None` where there is nothing.
+#[inline]
+pub(crate) fn look<R>(look: impl FnOnce(&Inherited) -> R) -> Option<R> {
+    CURRENT.try_with(look).ok()
 }
 
 /// Has all calls inherit this that a future makes.

@@ -55,10 +55,13 @@ mod io;
 mod listeners;
 mod mesh;
 mod metrics;
+#[cfg(feature = "otel")]
+pub mod otel;
 mod outbound;
 pub mod reply;
 pub mod server;
 mod telemetry;
+pub mod trace;
 mod transport;
 mod uri;
 

@@ -16,6 +16,7 @@ use mesh_core::id::Target;
 use mesh_core::model::{AccessLog, LogFormat};
 use mesh_core::request_info::{Observer, Observers};
 use mesh_core::store::{Source, Store};
+use mesh_core::telemetry::SpanSink;
 use mesh_core::tls::{Certificates, Credentials};
 use mesh_core::view::{EndpointStatus, Extensions};
 
@@ -24,6 +25,7 @@ use crate::drain::Drain;
 use crate::listeners::Listeners;
 use crate::outbound::{Coalescer, FixedTarget, MirrorCounts, Mirrors, OutboundContext};
 use crate::telemetry::Telemetry;
+use crate::trace::Tracer;
 use crate::transport::{close_idle, look_after};
 
 /// The longest time that can be set. Longer ones mean "for ever", and a clock cannot add them to the present.
@@ -70,6 +72,7 @@ struct Inner {
     mirrors: Arc<Mirrors>,
     coalescer: Arc<Coalescer>,
     telemetry: Option<Arc<Telemetry>>,
+    tracer: Option<Arc<Tracer>>,
     access_logs: Arc<AccessLogs>,
     /// By which this process is known to others, without a port.
     address: Arc<str>,
@@ -203,6 +206,7 @@ impl Mesh {
             coalescer: Arc::clone(&self.inner.coalescer),
             telemetry: self.inner.telemetry.clone(),
             live_traces: Arc::clone(self.inner.store.live_traces()),
+            tracer: self.inner.tracer.clone(),
             caller: Caller::new(Arc::clone(&self.inner.address), fastrand::u64(..)),
         })
     }
@@ -237,10 +241,23 @@ impl Mesh {
         self.inner.access_logs.flush();
     }
 
+    /// Waits until the spans that were recorded until now are sent, or a few seconds: before the process ends.
+    pub async fn flush_spans(&self) {
+        if let Some(tracer) = &self.inner.tracer {
+            tracer.flush().await;
+        }
+    }
+
     /// What keeps the metrics, where they are kept.
     #[inline]
     pub(crate) fn telemetry(&self) -> Option<&Arc<Telemetry>> {
         self.inner.telemetry.as_ref()
+    }
+
+    /// Who takes spans, where somebody does.
+    #[inline]
+    pub(crate) fn tracer(&self) -> Option<&Arc<Tracer>> {
+        self.inner.tracer.as_ref()
     }
 
     /// The targets of which it was said what a connector cannot honour.
@@ -271,7 +288,10 @@ pub struct MeshBuilder {
     lame_duck: Option<Duration>,
     credentials: Option<Credentials>,
     keeps_metrics: bool,
+    spans: Option<Box<dyn SpanSink>>,
     access_logs: AccessLogs,
+    /// Why it cannot start.
+    failure: Option<StartError>,
 }
 
 impl MeshBuilder {
@@ -338,6 +358,34 @@ impl MeshBuilder {
         self
     }
 
+    /// Records traces, and gives their spans to somebody: one for each request that a server answers, for each that a client
+    /// makes, and for each of its tries. The last one set counts. Feature `otel` has one for OpenTelemetry.
+    ///
+    /// A request that is a part of a trace which is recorded, is recorded; of others as many as the configuration says, or
+    /// else the sink: one of a hundred by default. Without anybody who takes spans nothing is recorded, and what requests say
+    /// of a trace is handed on all the same to calls that are made for them.
+    ///
+    /// ```
+    /// use std::sync::Mutex;
+    /// use mesh_core::telemetry::{Span, SpanSink};
+    /// use mesh_tower::Mesh;
+    ///
+    /// #[derive(Debug, Default)]
+    /// struct Names(Mutex<Vec<String>>);
+    ///
+    /// impl SpanSink for Names {
+    ///     fn take(&self, span: Span) {
+    ///         self.0.lock().unwrap().push(span.name);
+    ///     }
+    /// }
+    ///
+    /// let builder = Mesh::builder().traces(Names::default());
+    /// ```
+    pub fn traces(mut self, sink: impl SpanSink) -> Self {
+        self.spans = Some(Box::new(sink));
+        self
+    }
+
     /// Adds a line for each request that ended to a file: `/dev/stdout` and `/dev/stderr` are this process's own.
     /// [`Mesh::lost_log_lines`] counts those that the file was too slow for. What the configuration wants logged is so without.
     ///
@@ -366,12 +414,22 @@ impl MeshBuilder {
         self
     }
 
+    /// It cannot start, for this reason.
+    #[cfg(feature = "otel")]
+    pub(crate) fn fail(mut self, why: StartError) -> Self {
+        self.failure.get_or_insert(why);
+        self
+    }
+
     /// Starts the mesh: the source gets a thread of its own, the only one that the mesh has, so that a flood of updates
     /// cannot stall the application's.
     ///
     /// # Errors
     /// [`StartError`] without a source, or if no thread can be had.
     pub fn start(self) -> Result<Mesh, StartError> {
+        if let Some(why) = self.failure {
+            return Err(why);
+        }
         let mut observers = self.observers;
         let source = self.source.ok_or_else(|| StartError("no source of configuration was set".into()))?;
         let idle = self.target_idle.unwrap_or(Duration::from_secs(600));
@@ -385,6 +443,8 @@ impl MeshBuilder {
             Arc::new(Telemetry::new(own, source.introductions(), store.certificates(), node))
         });
         observers.extend(telemetry.iter().map(|telemetry| Arc::clone(telemetry.metrics()) as Arc<dyn Observer>));
+        let tracer = self.spans.map(|sink| Arc::new(Tracer::new(sink, source.workload())));
+        observers.extend(tracer.iter().map(|tracer| Arc::clone(tracer) as Arc<dyn Observer>));
         let access_logs = Arc::new(self.access_logs.of_node(source.node_metadata()));
         observers.push(Arc::clone(&access_logs) as Arc<dyn Observer>);
         let targets = store.targets();
@@ -414,6 +474,7 @@ impl MeshBuilder {
             mirrors: Arc::default(),
             coalescer: Arc::default(),
             telemetry,
+            tracer,
             access_logs,
             address: own_address(),
         };

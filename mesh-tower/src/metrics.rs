@@ -140,6 +140,11 @@ impl Mesh {
         text.sample("mesh_requests_unchecked_total", [], unchecked);
         text.family("mesh_access_log_lost_total", Kind::Counter, "Lines of access logs that were left out.");
         text.sample("mesh_access_log_lost_total", [], self.lost_log_lines());
+        if let Some(tracer) = self.tracer() {
+            let help = "Spans that were left out, since whoever gets them was too slow or gone.";
+            text.family("mesh_trace_spans_dropped_total", Kind::Counter, help);
+            text.sample("mesh_trace_spans_dropped_total", [], tracer.dropped());
+        }
     }
 
     fn configuration(&self, text: &mut Exposition) {

@@ -111,6 +111,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
     let ends = Stop { stop: told.notified(), abort };
     let summary = curl::run(&mesh, call, pace, output, ends, &mut io::stdout().lock()).await?;
+    mesh.flush_spans().await;
     Ok(if summary.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

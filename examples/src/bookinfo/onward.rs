@@ -13,28 +13,18 @@ use crate::text::millis;
 /// The header that says who is asking.
 pub const USER: &str = "end-user";
 
-/// What a request takes along: who is asking, the trace that it belongs to, and how long anybody waits for it.
+/// What a request takes along: who is asking, and how long anybody waits for it. The mesh sees to the trace that it belongs to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Onward {
     headers: HeaderMap,
     deadline: Option<Deadline>,
 }
 
-const CARRIED: [HeaderName; 4] = [
-    HeaderName::from_static(USER),
-    HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("traceparent"),
-    HeaderName::from_static("tracestate"),
-];
-
 impl Onward {
     fn of(parts: &Parts) -> Self {
-        let mut headers = HeaderMap::new();
-        for name in CARRIED {
-            if let Some(value) = parts.headers.get(&name) {
-                headers.insert(name, value.clone());
-            }
-        }
+        let user = HeaderName::from_static(USER);
+        let headers = parts.headers.get(&user).map(|value| (user.clone(), value.clone()));
+        let headers = HeaderMap::from_iter(headers);
         Onward { headers, deadline: parts.extensions.get::<Deadline>().copied() }
     }
 

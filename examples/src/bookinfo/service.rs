@@ -172,10 +172,12 @@ impl Running {
     /// # Errors
     /// If requests had to be cut.
     pub async fn ended(&mut self) -> io::Result<()> {
-        match (&mut self.serving).await {
+        let ended = match (&mut self.serving).await {
             Ok(result) => result.map_err(io::Error::other),
             Err(error) => Err(io::Error::other(error)),
-        }
+        };
+        self.mesh.flush_spans().await;
+        ended
     }
 }
 

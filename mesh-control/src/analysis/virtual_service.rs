@@ -12,7 +12,7 @@ use crate::config::istio::virtual_service::{Destination, HttpDestination, HttpMa
 use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
-use crate::policy::compile::{self, Rule, Surroundings, authority_in};
+use crate::policy::compile::{self, Rule};
 use crate::policy::locality::Around;
 use crate::policy::route::{ClusterKey, Written};
 use crate::policy::shadow::Earlier;

@@ -212,7 +212,7 @@ async fn a_request_for_several_says_what_all_of_them_inherit() {
     let mut tasks = Vec::new();
     for inherited in [Inherited::default(), retried, sheddable] {
         for is_by_task in [true, false] {
-            tasks.push(send_inheriting(&world, inherited, is_by_task));
+            tasks.push(send_inheriting(&world, inherited.clone(), is_by_task));
         }
     }
     until("there is one of each", || server.asked() == 3).await;
@@ -234,7 +234,7 @@ async fn inherited_times_end_the_wait_of_their_caller_and_of_nobody_else() {
         let soon = Some(std::time::Instant::now() + Duration::from_millis(30));
         *if is_of_answer { &mut inherited.answer_by } else { &mut inherited.deadline } = soon;
         // The one that makes the request, and one that joins.
-        let hurried = [0, 1].map(|_| send_inheriting(&world, inherited, is_by_task));
+        let hurried = [0, 1].map(|_| send_inheriting(&world, inherited.clone(), is_by_task));
         let patient = send(&world, get(&[]));
         for hurried in hurried {
             assert_eq!(hurried.await.unwrap(), Err(ErrorKind::Timeout), "{is_by_task} {is_of_answer}");

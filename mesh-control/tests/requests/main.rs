@@ -27,5 +27,6 @@ mod support;
 mod table;
 mod telemetry;
 mod telemetry_api;
+mod traces;
 mod unreachable;
 mod upstream;

@@ -234,6 +234,8 @@ pub enum LogFact {
     GrpcStatus,
     /// `UPSTREAM_REQUEST_ATTEMPT_COUNT`
     Attempts,
+    /// `TRACE_ID`
+    TraceId,
     /// Another one of Envoy's, which there is none of in a process without a proxy.
     Other(String),
 }
@@ -313,6 +315,7 @@ fn part(&Command { name, arguments, length }: &Command<'_>) -> Result<LogPart, I
         "ROUTE_NAME" => LogFact::RouteName,
         "GRPC_STATUS" | "GRPC_STATUS_NUMBER" => LogFact::GrpcStatus,
         "UPSTREAM_REQUEST_ATTEMPT_COUNT" => LogFact::Attempts,
+        "TRACE_ID" => LogFact::TraceId,
         other => LogFact::Other(other.to_owned()),
     };
     Ok(LogPart::Fact(fact, length))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::id::{ListenerName, RouteName};
 use crate::model::{
-    AccessLog, Clusters, Forward, MetricRules, NamedFilter, RouteAction, RouteConfiguration, ServiceNames,
+    AccessLog, Clusters, Forward, MetricRules, NamedFilter, RouteAction, RouteConfiguration, ServiceNames, Tracing,
 };
 use crate::path::PathNormalization;
 
@@ -104,6 +104,8 @@ pub struct HttpManager {
     pub access_logs: Arc<[AccessLog]>,
     /// How they are counted, where that is otherwise than usual.
     pub metrics: Option<Arc<MetricRules>>,
+    /// How requests are traced; `None` where that is the application's to say.
+    pub tracing: Option<Arc<Tracing>>,
 }
 
 /// What a server makes of headers whose names have an underscore: some applications take `x_role` for `x-role`. The later is
@@ -124,7 +126,8 @@ impl HttpManager {
     pub fn new(routes: RouteSource) -> Self {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
         let (filters, access_logs) = (Vec::new(), Arc::default());
-        HttpManager { routes, filters, max_stream_duration: None, paths, underscores, access_logs, metrics: None }
+        let (metrics, tracing) = (None, None);
+        HttpManager { routes, filters, max_stream_duration: None, paths, underscores, access_logs, metrics, tracing }
     }
 
     /// Whether the filters of both are the same, and what is made of a request before they see it.

@@ -45,6 +45,7 @@ mod retry;
 mod route;
 mod session;
 mod strings;
+mod tracing;
 
 pub use access_log::{AccessLog, DEFAULT_JSON, DEFAULT_LINE, LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText};
 pub use cel::{CelAttribute, CelExpression, CelFault, CelValue, Facts, LONGEST_EXPRESSION};
@@ -80,3 +81,4 @@ pub use route::{
 };
 pub use session::{SessionCarrier, StatefulSession};
 pub use strings::{FullRegex, StringTest};
+pub use tracing::{CustomTag, TagValue, TraceHeaders, Tracing};

@@ -1,5 +1,5 @@
 //! What a request inherits from the one that it is made for: how much time is left, whether it is being retried already,
-//! and how much it matters. Each hop reads it from the headers of the request that it serves, and tells it with the
+//! how much it matters, and which trace it is a part of. Each hop reads it from the headers of the request that it serves, and tells it with the
 //! requests that it makes meanwhile.
 //!
 //! The headers are the field's own where there are any. Nothing in them can do more than take away from the request that
@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::grpc_timeout::{self, GRPC_TIMEOUT};
 use crate::live_trace::Mark;
+use crate::trace::Trace;
 
 /// How long an answer is waited for, in milliseconds (Envoy's).
 pub const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
@@ -47,7 +48,7 @@ pub enum Criticality {
 /// let request = http::Request::get("http://reviews/next-page").extension(prefetching).body(())?;
 /// # Ok::<(), http::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Inherited {
     /// When nobody waits any more, for any of it.
@@ -60,12 +61,21 @@ pub struct Inherited {
     pub criticality: Criticality,
     /// The live trace that it belongs to, where somebody follows it.
     pub mark: Option<Mark>,
+    /// The trace that it is a part of.
+    pub trace: Trace,
 }
 
 /// Of a request that nobody waits for with a limit, and that is not retried.
 impl Default for Inherited {
     fn default() -> Self {
-        Inherited { deadline: None, answer_by: None, attempt: 1, criticality: Criticality::default(), mark: None }
+        Inherited {
+            deadline: None,
+            answer_by: None,
+            attempt: 1,
+            criticality: Criticality::default(),
+            mark: None,
+            trace: Trace::default(),
+        }
     }
 }
 
@@ -77,8 +87,14 @@ impl Inherited {
         let may_be_one = |name: &HeaderName| {
             matches!(name.as_str().as_bytes(), [b'x', b'-', b'e' | b'm', ..] | [b'g', b'r', b'p', b'c', b'-', ..])
         };
-        if !headers.keys().any(may_be_one) {
-            return Inherited::default();
+        let (mut is_any, mut is_traced) = (false, false);
+        for name in headers.keys() {
+            is_any |= may_be_one(name);
+            is_traced |= Trace::may_have(name);
+        }
+        let trace = if is_traced { Trace::of_headers(headers) } else { Trace::default() };
+        if !is_any {
+            return Inherited { trace, ..Inherited::default() };
         }
         let number =
             |name: HeaderName| -> Option<u64> { std::str::from_utf8(headers.get(name)?.as_bytes()).ok()?.parse().ok() };
@@ -95,6 +111,7 @@ impl Inherited {
             criticality: if is_sheddable { Criticality::Sheddable } else { Criticality::Critical },
             // Whether it is one is asked only where somebody follows.
             mark: None,
+            trace,
         }
     }
 
@@ -149,7 +166,7 @@ mod tests {
         ] {
             let inherited = Inherited::of_headers(&headers(fields), true, || now);
             assert_eq!(
-                (inherited.is_retried(), inherited),
+                (inherited.is_retried(), inherited.clone()),
                 (false, Inherited { ..Inherited::default() }.with(&inherited))
             );
             assert!(inherited.answer_by.is_none_or(|by| by > now + Duration::from_secs(1 << 40)), "{fields:?}");

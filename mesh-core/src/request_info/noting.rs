@@ -168,10 +168,16 @@ impl RequestInfo {
                 }
             }
         }
+        if self.spans.is_some() {
+            self.note_attempt_span(endpoint);
+        }
     }
 
-    /// Notes that the answer is that of an earlier try, which went to this endpoint.
-    pub fn note_winner(&mut self, endpoint: &Arc<EndpointState>) {
+    /// Notes that the answer is that of an earlier try, by its number, which went to this endpoint.
+    pub fn note_winner(&mut self, number: u32, endpoint: &Arc<EndpointState>) {
+        if let Some(spans) = &mut self.spans {
+            spans.winner = number;
+        }
         if let Some(record) = &mut self.record {
             record.endpoint = Some(Arc::clone(endpoint));
         }

@@ -465,10 +465,11 @@ impl Assembly {
             match self.route_table(&chain.http, before, &place, walk) {
                 None => {}
                 Some(Ok(routes)) => {
-                    let HttpManager { paths, underscores, access_logs, metrics, .. } = &chain.http;
+                    let HttpManager { paths, underscores, access_logs, metrics, tracing, .. } = &chain.http;
                     let (tls, access_logs) = (chain.tls.clone(), Arc::clone(access_logs));
-                    let (paths, underscores, metrics) = (*paths, *underscores, metrics.clone());
-                    chains.push(ChainView { routes, tls, paths, underscores, access_logs, metrics });
+                    let (paths, underscores) = (*paths, *underscores);
+                    let (metrics, tracing) = (metrics.clone(), tracing.clone());
+                    chains.push(ChainView { routes, tls, paths, underscores, access_logs, metrics, tracing });
                 }
                 Some(Err(reason)) => return Some(Err(format!("filter chain {:?}: {reason}", chain.name))),
             }

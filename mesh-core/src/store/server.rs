@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::model::{
-    AccessLog, FilterChain, FilterChainMatch, HeadersWithUnderscores, MetricRules, ServerListener, ServerTls,
+    AccessLog, FilterChain, FilterChainMatch, HeadersWithUnderscores, MetricRules, ServerListener, ServerTls, Tracing,
 };
 use crate::path::PathNormalization;
 use crate::view::RouteTable;
@@ -47,13 +47,16 @@ pub struct ChainView {
     pub access_logs: Arc<[AccessLog]>,
     /// How they are counted, where that is otherwise than usual.
     pub metrics: Option<Arc<MetricRules>>,
+    /// How its requests are traced; `None` where that is the application's to say.
+    pub tracing: Option<Arc<Tracing>>,
 }
 
 impl ChainView {
     /// A chain with these routes whose connections are let in, and whose paths and headers stay as they were sent.
     pub fn new(routes: Arc<RouteTable>) -> Self {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
-        ChainView { routes, tls: ServerTls::None, paths, underscores, access_logs: Arc::default(), metrics: None }
+        let (tls, access_logs) = (ServerTls::None, Arc::default());
+        ChainView { routes, tls, paths, underscores, access_logs, metrics: None, tracing: None }
     }
 
     /// Whether a connection may be served by this chain. `is_mutual_tls` says whether its peer has shown who it is.

@@ -100,6 +100,7 @@ impl Entry<'_> {
             LogFact::RouteName => request.route().and_then(known),
             LogFact::GrpcStatus => request.grpc_response_status().and_then(|status| text(status.to_string())),
             LogFact::Attempts => text(request.attempts.to_string()),
+            LogFact::TraceId => request.inherited.trace.context().and_then(|trace| text(trace.trace_id.to_string())),
             LogFact::Other(_) => None,
         }
     }

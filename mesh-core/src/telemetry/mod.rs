@@ -11,6 +11,7 @@ mod log_line;
 mod peers;
 mod registry;
 mod series;
+mod span;
 mod text;
 
 pub use crate::histogram::{BOUNDS, Histogram};
@@ -21,4 +22,5 @@ pub use log_line::line as log_line;
 pub use peers::Peers;
 pub use registry::{Ends, MOST_SERIES, Metrics, Reporter};
 pub use series::{Sample, Series};
+pub use span::{Span, SpanKind, SpanSink, SpanValue, spans_of};
 pub use text::{Exposition, Kind};

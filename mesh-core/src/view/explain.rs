@@ -667,7 +667,7 @@ fn becomes(head: &RequestHead<'_>, route: &Route) -> Option<String> {
 
 /// What a destination makes of headers.
 fn changes(to: &Destination) -> HeaderMutations {
-    HeaderMutations { request: to.request_changes().to_vec(), response: to.response_changes().to_vec() }
+    HeaderMutations { request: to.request_changes().concat(), response: to.response_changes().concat() }
 }
 
 impl RouteTable {

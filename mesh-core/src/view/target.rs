@@ -8,7 +8,7 @@ use http::HeaderValue;
 use super::{ClusterView, Destination, Explanation, RoutePosition, RouteTable};
 use crate::error::MeshError;
 use crate::id::Target;
-use crate::model::{AccessLog, HttpManager, MetricRules, Route, RouteAction};
+use crate::model::{AccessLog, HttpManager, MetricRules, Route, RouteAction, Tracing};
 use crate::request::RequestHead;
 
 /// Everything that a request to one target needs, compiled.
@@ -24,6 +24,7 @@ struct Content {
     max_stream_duration: Option<Duration>,
     access_logs: Arc<[AccessLog]>,
     metrics: Option<Arc<MetricRules>>,
+    tracing: Option<Arc<Tracing>>,
     routes: Arc<RouteTable>,
     /// Those of the routes, then those of the connections.
     clusters: Vec<Arc<ClusterView>>,
@@ -97,6 +98,7 @@ impl TargetView {
                 max_stream_duration: http.max_stream_duration,
                 access_logs: Arc::clone(&http.access_logs),
                 metrics: http.metrics.clone(),
+                tracing: http.tracing.clone(),
                 routes,
                 clusters,
                 connections: None,
@@ -121,10 +123,10 @@ impl TargetView {
 
     /// The same with its clusters renewed, in the same order; `None` if it is a failure.
     pub fn with_clusters(&self, clusters: Vec<Arc<ClusterView>>) -> Option<Self> {
-        let Content { max_stream_duration, access_logs, metrics, routes, connections, .. } =
+        let Content { max_stream_duration, access_logs, metrics, tracing, routes, connections, .. } =
             self.content.as_ref().ok()?;
         let (max_stream_duration, routes) = (*max_stream_duration, Arc::clone(routes));
-        let (access_logs, metrics) = (Arc::clone(access_logs), metrics.clone());
+        let (access_logs, metrics, tracing) = (Arc::clone(access_logs), metrics.clone(), tracing.clone());
         let connections = match connections {
             Some(connections) => {
                 let own = clusters.get(routes.clusters().len()..)?;
@@ -132,7 +134,8 @@ impl TargetView {
             }
             None => None,
         };
-        let content = Ok(Content { max_stream_duration, access_logs, metrics, routes, clusters, connections });
+        let content = Content { max_stream_duration, access_logs, metrics, tracing, routes, clusters, connections };
+        let content = Ok(content);
         Some(TargetView { target: self.target.clone(), host: self.host.clone(), content })
     }
 
@@ -161,6 +164,12 @@ impl TargetView {
     #[inline]
     pub fn metrics(&self) -> Option<&Arc<MetricRules>> {
         self.content.as_ref().ok()?.metrics.as_ref()
+    }
+
+    /// How requests are traced; `None` where that is the application's to say.
+    #[inline]
+    pub fn tracing(&self) -> Option<&Arc<Tracing>> {
+        self.content.as_ref().ok()?.tracing.as_ref()
     }
 
     /// The compiled routes, unless the view is a failure.

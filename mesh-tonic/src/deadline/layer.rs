@@ -88,8 +88,8 @@ where
             let ends = TcpConnectInfo { local_addr: Some(connection.local), remote_addr: Some(connection.peer) };
             request.extensions_mut().insert(ends);
         }
-        let call =
-            inherited::scope(until(deadline), inherited::sync_scope(until(deadline), || self.inner.call(request)));
+        let until = until(deadline);
+        let call = inherited::scope(until.clone(), inherited::sync_scope(until, || self.inner.call(request)));
         let sleep = deadline.map(|deadline| tokio::time::sleep_until(deadline.0.into()));
         DeadlineFuture { state: State::Running { call, sleep, deadline } }
     }

@@ -19,7 +19,7 @@ use mesh_core::live_trace::{MARK, Stage};
 use mesh_core::load_report::LoadReport;
 use mesh_core::model::{BalancerPolicy, Cluster, RetryConditions, RetryPolicy, RouteAction};
 use mesh_core::outlier::Outcome as Outlier;
-use mesh_core::request_info::{Criticality, EXPECTED_TIMEOUT, Repeat, RequestInfo};
+use mesh_core::request_info::{AttemptEnd, Criticality, EXPECTED_TIMEOUT, Repeat, RequestInfo};
 use mesh_core::response_flags::ResponseFlags;
 use mesh_core::retry::{self, Outcome, RetryDecision};
 use mesh_core::state::{EndpointState, RetryPermit, RetryPrice, TooManyRetries};
@@ -64,6 +64,7 @@ impl Attempt {
         }
         let attempt = Attempt {
             security: Security::of(pick.cluster, endpoint.is_mutual_tls())?,
+            number: info.attempts,
             leaf: pick.leaf,
             priority: pick.priority,
             version: HttpVersion::Http1,
@@ -149,6 +150,7 @@ impl Attempt {
         info: &mut RequestInfo,
     ) -> (MeshError, Option<Retry>) {
         self.report_failure(error.kind(), route, info);
+        info.note_attempt_end(self.number, AttemptEnd::Failed(error.kind()));
         let error = self.within(route, error);
         match self.again(route, Outcome::Failed(error.kind()), info) {
             Again::Wanted(retry) => (error, Some(retry)),
@@ -316,6 +318,7 @@ impl<T: Transport> ActiveRequest<T> {
             }
         }
         self.info.inherited.tell(self.info.attempts, self.info.is_grpc, &mut head.headers);
+        self.info.tell_trace(&mut head.headers);
         let ready = match self.was_cut {
             false => self.transport.ready(cluster, attempt.endpoint(), attempt.version, attempt.security),
             true => None,
@@ -530,12 +533,22 @@ impl<T: Transport> ActiveRequest<T> {
         let route = selected.get();
         let outcome = Outcome::Answered(response.status(), response.headers());
         self.retry = None;
-        let Again::Wanted(retry) = self.attempt.as_ref()?.again(&route, outcome, &mut self.info) else { return None };
+        let attempt = self.attempt.as_ref()?;
+        let Again::Wanted(retry) = attempt.again(&route, outcome, &mut self.info) else { return None };
         let request = self.replay.restore()?;
         self.info.note_event("attempt answered", || json!({"status": response.status().as_u16()}));
+        self.info.note_attempt_end(attempt.number, AttemptEnd::Answered(response.status()));
         // An answer that is not read leaves its connection in no state to be used again.
         self.give_up(response.body().is_end_stream());
         Some((self.pause(retry), request))
+    }
+
+    /// The present try was answered, which is not the end of the request.
+    #[cold]
+    pub(super) fn note_answered(&mut self, status: StatusCode) {
+        if let Some(attempt) = &self.attempt {
+            self.info.note_attempt_end(attempt.number, AttemptEnd::Answered(status));
+        }
     }
 
     pub(super) fn pause(&mut self, retry: Retry) -> Step<T> {

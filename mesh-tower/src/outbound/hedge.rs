@@ -8,6 +8,7 @@ use std::time::Instant;
 use http::Response;
 use http::request::Parts;
 use mesh_core::error::MeshError;
+use mesh_core::request_info::AttemptEnd;
 use mesh_core::retry::{self, Outcome};
 
 use super::attempt::policy;
@@ -80,10 +81,13 @@ impl<T: Transport> ActiveRequest<T> {
         rival.attempt.note_answer(response.status(), response.headers(), &route, &mut self.info);
         let outcome = Outcome::Answered(response.status(), response.headers());
         if !is_last && retry::wants(policy(&route), outcome, &self.info) {
+            self.info.note_attempt_end(rival.attempt.number, AttemptEnd::Answered(response.status()));
             return None;
         }
-        self.end_attempt();
-        self.info.note_winner(rival.attempt.endpoint());
+        if let Some((present, _)) = self.end_attempt() {
+            self.info.note_attempt_end(present.number, AttemptEnd::GivenUp);
+        }
+        self.info.note_winner(rival.attempt.number, rival.attempt.endpoint());
         (self.attempt, self.connection, self.retry) = (Some(rival.attempt), rival.connection, None);
         self.replay.follow(rival.sending);
         Some(response)
@@ -98,8 +102,17 @@ impl<T: Transport> ActiveRequest<T> {
             rival.attempt.endpoint().note_unreachable(Instant::now(), &mut self.info.random);
         }
         rival.attempt.report_failure(failure.error.kind(), &route, &mut self.info);
+        self.info.note_attempt_end(rival.attempt.number, AttemptEnd::Failed(failure.error.kind()));
         let error = rival.attempt.within(&route, failure.error);
         is_last.then(|| self.fail(error))
+    }
+
+    /// The answer is there: tries beside it are given up.
+    #[cold]
+    pub(super) fn give_up_rivals(&mut self) {
+        for rival in self.rivals.drain(..) {
+            self.info.note_attempt_end(rival.attempt.number, AttemptEnd::GivenUp);
+        }
     }
 
     /// Whether the present answer is not the request's as long as there may be a better one.

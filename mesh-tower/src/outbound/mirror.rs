@@ -130,6 +130,7 @@ impl Copies {
         let (mut own, ()) = Request::new(()).into_parts();
         (own.method, own.uri, own.version, own.headers) =
             (head.method.clone(), head.uri.clone(), head.version, head.headers.clone());
+        info.tell_trace(&mut own.headers);
         let mut copied = RequestInfo::new(Instant::now(), fastrand::Rng::new());
         (copied.is_grpc, copied.is_http2, copied.hash) = (info.is_grpc, info.is_http2, info.hash);
         let limit = forward.time_limit(info.is_grpc, None).unwrap_or(LONGEST);

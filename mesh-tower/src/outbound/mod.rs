@@ -246,6 +246,7 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                     }
                     Ok(Ok(response)) => match this.request.try_again_after(&response) {
                         None if this.request.waits_for_a_better(&response) => {
+                            this.request.note_answered(response.status());
                             this.request.give_up(response.body().is_end_stream());
                             None
                         }
@@ -326,7 +327,9 @@ impl<T: Transport> ActiveRequest<T> {
         self.replay.forget();
         self.retry = None;
         // They are given up before the answer is read.
-        self.rivals.clear();
+        if !self.rivals.is_empty() {
+            self.give_up_rivals();
+        }
         self.pass_back(&mut head, body.is_end_stream());
         if self.follows {
             self.tell_placement(&mut head);

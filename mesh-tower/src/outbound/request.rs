@@ -26,6 +26,7 @@ use tokio::time::Sleep;
 use super::coalesced::Coalescer;
 use super::mirror::{Copies, Mirrors};
 use crate::telemetry::Telemetry;
+use crate::trace::Tracer;
 use crate::transport::{HttpVersion, Replay, Security, Sending, Transport};
 use crate::{filters, followed};
 
@@ -44,6 +45,8 @@ pub(crate) struct OutboundContext {
     pub(crate) telemetry: Option<Arc<Telemetry>>,
     /// Which requests somebody follows.
     pub(crate) live_traces: Arc<LiveTraces>,
+    /// Who takes spans, where somebody does.
+    pub(crate) tracer: Option<Arc<Tracer>>,
     /// Who this client is, for routes that hash by it.
     pub(crate) caller: Caller,
 }
@@ -142,6 +145,8 @@ pub(super) struct Rival<T: Transport> {
 /// One try: the endpoint that it goes to, counted among its requests in flight.
 pub(crate) struct Attempt {
     pub(super) in_flight: InFlight,
+    /// Which try of its request it is, from 1 on.
+    pub(super) number: u32,
     /// Which of the cluster's leaves the endpoint belongs to.
     pub(super) leaf: usize,
     /// Which of that leaf's priorities.

@@ -73,10 +73,16 @@ fn follow(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
     info.follow(hop);
 }
 
-/// What a request inherits: as it says itself, or else from the one that this task serves.
+/// What a request inherits: as it says itself, or else from the one that this task serves. A trace that it does not say is that
+/// one's in any case.
 #[inline]
 pub(super) fn inherited_by(head: &Parts) -> Inherited {
-    head.extensions.get::<Inherited>().copied().unwrap_or_else(inherited::current)
+    let Some(own) = head.extensions.get::<Inherited>() else { return inherited::current() };
+    let mut own = own.clone();
+    if own.trace.is_empty() {
+        own.trace = inherited::look(|inherited| inherited.trace.clone()).unwrap_or_default();
+    }
+    own
 }
 
 /// Notes from here on what becomes of the request.
@@ -193,6 +199,9 @@ impl<T: Transport> ActiveRequest<T> {
     /// Finds the route.
     #[inline]
     pub(super) fn select(&mut self, view: Arc<TargetView>, head: &mut Parts) -> Result<Step<T>, MeshError> {
+        if self.context.tracer.is_some() {
+            self.trace(&view, head);
+        }
         if let Some(logs) = view.access_logs() {
             if !self.info.is_observed() {
                 observe(&mut self.info, &self.context, head);
@@ -227,6 +236,30 @@ impl<T: Transport> ActiveRequest<T> {
         let leaf = route.cluster.and_then(|cluster| cluster.leaves().first());
         self.info.note_service(leaf.and_then(|leaf| leaf.cluster.service.as_ref()));
         if has_filters { self.filter(&route, head) } else { self.act(&route, head) }
+    }
+
+    /// Decides whether spans of the request are recorded.
+    fn trace(&mut self, view: &TargetView, head: &mut Parts) {
+        let Some(tracer) = &self.context.tracer else { return };
+        let tracing = view.tracing().unwrap_or(tracer.tracing());
+        let RequestInfo { inherited, random, .. } = &mut self.info;
+        inherited.trace.or_own(&head.headers);
+        let begun = inherited.trace.begin(tracing, &head.headers, random);
+        let is_logged = view.access_logs().is_some() || self.info.head().is_some();
+        if begun.is_none() && !is_logged {
+            return;
+        }
+        // The heads of what is told of it have its id.
+        self.info.inherited.trace.tell_request_id(&mut head.headers);
+        if let Some(begun) = begun {
+            if !self.info.is_observed() {
+                observe(&mut self.info, &self.context, head);
+            }
+            self.info.note_span(begun, tracing);
+        }
+        if begun.is_some() || self.info.head().is_some() {
+            note_head(&mut self.info, head);
+        }
     }
 
     /// Passes the route's filters.

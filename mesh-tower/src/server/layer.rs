@@ -250,7 +250,7 @@ where
         complete_path(request.uri_mut());
         let mut inherited = inherited_by(&request);
         let mut facts = self.context.observed(&mut request);
-        let admission = self.context.route(&mut request, &mut facts);
+        let admission = self.context.route(&mut request, &mut facts, &mut inherited.trace);
         if let Some(facts) = &mut facts
             && facts.info.is_observed()
             && let Some(count) = facts.counts_body(&request)

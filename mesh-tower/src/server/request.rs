@@ -22,13 +22,14 @@ use mesh_core::id::ListenerName;
 use mesh_core::identity::SpiffeId;
 use mesh_core::jwt::{Authenticated, Claims, Refusal};
 use mesh_core::live_trace::{LiveTraces, MARK, Mark, Side, Stage};
-use mesh_core::model::{AccessLog, HeadersWithUnderscores, Route, RouteAction, ServerTls};
+use mesh_core::model::{AccessLog, HeadersWithUnderscores, Route, RouteAction, ServerTls, Tracing};
 use mesh_core::recycled::Recycled;
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, Interest, Messages, RequestInfo, interest_of};
 use mesh_core::response_flags::ResponseFlags;
 use mesh_core::rewrite;
 use mesh_core::store::{ChainView, ServerState, ServerView};
+use mesh_core::trace::{Begun, Trace};
 use mesh_core::view::{Destination, Found, RouteTable};
 use mesh_core::workload::{Peer, Workload};
 use serde_json::json;
@@ -156,6 +157,34 @@ impl ServerContext {
         }
     }
 
+    /// Spans of a request are recorded, or its head is: who is told of it is told its id, and so is the application, which sees
+    /// the span that it works for.
+    #[cold]
+    fn trace<B>(
+        &self,
+        begun: Option<(Begun, &Arc<Tracing>)>,
+        trace: &Trace,
+        facts: &mut Option<Recycled<Facts>>,
+        request: &mut Request<B>,
+    ) {
+        trace.tell_request_id(request.headers_mut());
+        if let Some((begun, tracing)) = begun {
+            trace.tell(Some(begun.context), request.headers_mut());
+            let facts = facts.get_or_insert_with(|| facts_of(request));
+            if !facts.info.is_observed() {
+                self.observe(&mut facts.info, request);
+                facts.info.note_authority(RequestHead::received(request).map_or("", |head| head.authority));
+            }
+            facts.info.note_span(begun, tracing);
+        }
+        if let Some(facts) = facts
+            && (begun.is_some() || facts.info.head().is_some())
+        {
+            facts.info.inherited.trace.clone_from(trace);
+            self.note_head(&mut facts.info, request, self.connection(request).as_deref());
+        }
+    }
+
     /// The configuration wants it in these access logs.
     #[cold]
     fn log<B>(&self, logs: &Arc<[AccessLog]>, facts: &mut Facts, request: &Request<B>) {
@@ -196,8 +225,13 @@ impl ServerContext {
     }
 
     #[inline]
-    pub(super) fn route<B>(&self, request: &mut Request<B>, facts: &mut Option<Recycled<Facts>>) -> Admission {
-        let admission = self.find_and_filter(request, facts);
+    pub(super) fn route<B>(
+        &self,
+        request: &mut Request<B>,
+        facts: &mut Option<Recycled<Facts>>,
+        trace: &mut Trace,
+    ) -> Admission {
+        let admission = self.find_and_filter(request, facts, trace);
         admission.unwrap_or_else(|error| self.failed(&error, facts.as_deref_mut(), request))
     }
 
@@ -205,6 +239,7 @@ impl ServerContext {
         &self,
         request: &mut Request<B>,
         facts: &mut Option<Recycled<Facts>>,
+        trace: &mut Trace,
     ) -> Result<Admission, MeshError> {
         if headers::are_reserved(request.headers()) && !self.is_trusted_proxy(request) {
             headers::strip_reserved(request.headers_mut());
@@ -240,9 +275,26 @@ impl ServerContext {
         if let Some(facts) = facts {
             facts.info.note_service(view.listener.service.as_ref());
         }
-        let ChainView { routes, paths, underscores, access_logs, metrics, .. } = chain(view, connection)?;
+        let ChainView { routes, paths, underscores, access_logs, metrics, tracing, .. } = chain(view, connection)?;
+        let head = match self.mesh.tracer() {
+            None => head,
+            Some(tracer) => {
+                let tracing = tracing.as_ref().unwrap_or(tracer.tracing());
+                let begun = trace.begin(tracing, request.headers(), &mut fastrand::Rng::new());
+                let is_logged =
+                    !access_logs.is_empty() || facts.as_ref().is_some_and(|facts| facts.info.head().is_some());
+                if begun.is_some() || is_logged {
+                    self.trace(begun.map(|begun| (begun, tracing)), trace, facts, request);
+                    RequestHead::received(request)
+                } else {
+                    head
+                }
+            }
+        };
         if !access_logs.is_empty() {
-            self.log(access_logs, facts.get_or_insert_with(|| facts_of(request)), request);
+            let facts = facts.get_or_insert_with(|| facts_of(request));
+            facts.info.inherited.trace.clone_from(trace);
+            self.log(access_logs, facts, request);
         }
         if let (Some(rules), Some(facts)) = (metrics, facts.as_mut().filter(|facts| facts.info.is_observed())) {
             facts.info.note_metric_rules(rules);

@@ -50,6 +50,9 @@ struct Attached {
     is_refused: bool,
 }
 
+/// A condition of a rule of an object.
+type Place = (ObjectKey, (usize, usize));
+
 /// The table that is in force for an address.
 pub struct Table<'a> {
     attached: Vec<&'a Attached>,
@@ -331,7 +334,7 @@ impl Table<'_> {
         let mut before: Earlier<&Written> = Earlier::default();
         let mut catch_all: Option<&Written> = None;
         // A condition may be several routes: it gets no turn where none of them does.
-        let mut parts: BTreeMap<(ObjectKey, (usize, usize)), Vec<Option<Diagnostic>>> = BTreeMap::new();
+        let mut parts: BTreeMap<Place, Vec<Option<Diagnostic>>> = BTreeMap::new();
         for (meta, compiled) in self.in_order() {
             let Some(written) = &compiled.route.written else { continue };
             let condition = &compiled.route.condition;

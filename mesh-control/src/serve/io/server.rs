@@ -233,7 +233,6 @@ impl Server {
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .add_service(Ads(state.clone()))
             .add_service(InterceptedService::new(Csds::service(state.clone()), certified))
-            .add_service(InterceptedService::new(Reporting::service(state.clone()), certified))
             .add_service(InterceptedService::new(LiveTraces(state.clone()), certified))
             .add_service(InterceptedService::new(LoadReports::service(&state), certified))
             .add_optional_service(AccessLogs::service(&state).map(|logs| InterceptedService::new(logs, certified)))

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 
 use super::common::{duration, same_stream};
 use super::notes::{Notes, ignored};
-use super::{access_log, filter, route};
+use super::{access_log, filter, route, tracing as traces};
 use crate::error::Invalid;
 use crate::id::RouteName;
 use crate::model::{HeadersWithUnderscores, HttpManager, RouteSource};
@@ -86,7 +86,7 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
         return Err(Invalid::new("must be empty").at("original_ip_detection_extensions"));
     }
     ignored!(notes;
-        add_user_agent, tracing, http1_safe_max_connection_duration, http_protocol_options, http2_protocol_options,
+        add_user_agent, http1_safe_max_connection_duration, http_protocol_options, http2_protocol_options,
         http3_protocol_options, server_name, server_header_transformation, scheme_header_transformation,
         max_request_headers_kb, stream_idle_timeout, stream_flush_timeout, request_timeout, request_headers_timeout,
         drain_timeout, drain_timeout_jitter, delayed_close_timeout, access_log_flush_interval,
@@ -110,9 +110,11 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
     let (max_stream_duration, underscores) = common.unwrap_or_default();
     let access_logs = notes.each("access_log", access_log, access_log::decode)?.into_iter().flatten().collect();
     let (filters, metrics) = filter::chain(notes, http_filters)?;
+    let tracing = notes.optional("tracing", tracing, traces::decode)?.map(Arc::new);
     Ok(HttpManager {
         access_logs,
         metrics,
+        tracing,
         paths,
         underscores,
         routes: route_source(notes, route_specifier)?,

@@ -41,6 +41,7 @@ mod tcp;
 mod tests;
 mod tls;
 mod tls_files;
+mod tracing;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -486,7 +486,7 @@ fn header_changes_in_envoys_order_and_words() {
         .collect();
     assert_eq!(
         names,
-        ["remove gone", "append a=100%", "append user with facts", "absent b", "set c", "present d", "set e"]
+        ["remove gone", "set c", "present d", "set e", "append a=100%", "append user with facts", "absent b"]
     );
 }
 
