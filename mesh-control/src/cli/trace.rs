@@ -54,7 +54,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut is_first = true;
     loop {
         let mut line = Vec::new();
-        let read = (&mut lines).take_line(&mut line).await.context("the answer broke off")?;
+        let read = lines.take_line(&mut line).await.context("the answer broke off")?;
         if read == 0 {
             bail!("the answer broke off");
         }

@@ -36,7 +36,7 @@ fn status(hop: &Value) -> u64 {
 
 fn has_failed(hop: &Value) -> bool {
     let grpc = hop.get("grpc_status").and_then(Value::as_u64);
-    status(hop) == 0 || status(hop) >= 400 || grpc.is_some_and(|code| code != 0) || text(hop, "error") != ""
+    status(hop) == 0 || status(hop) >= 400 || grpc.is_some_and(|code| code != 0)
 }
 
 /// How it answered, in words.
@@ -169,15 +169,11 @@ fn server_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
         causes.push(format!("a fault that {} injects answered {}", who(hop), answer(hop)));
         return;
     }
-    let onward = made(hops, hop, None).filter(|made| has_failed(made));
-    let before = causes.len();
-    if let Some(onward) = onward.last() {
+    // What it asked of others was there first.
+    if let Some(onward) = made(hops, hop, None).rev().find(|made| has_failed(made)) {
         failed(hops, onward, causes, depth + 1);
     }
-    let application = format!("the application of {} answered {} after {}", who(hop), answer(hop), took(hop));
-    // What it asked of others was there first.
-    let at = if causes.len() > before { causes.len() } else { before };
-    causes.insert(at, application);
+    causes.push(format!("the application of {} answered {} after {}", who(hop), answer(hop), took(hop)));
 }
 
 /// What failed on the way of a request that did not: somebody did without it.

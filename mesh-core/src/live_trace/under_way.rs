@@ -163,7 +163,7 @@ impl Seats {
             })
         });
         let mut seen: Vec<UnderWay> = seen.collect();
-        seen.sort_by(|a, b| b.age.cmp(&a.age));
+        seen.sort_by_key(|one| std::cmp::Reverse(one.age));
         (seen, self.without.load(Ordering::Relaxed))
     }
 }

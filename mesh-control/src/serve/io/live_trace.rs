@@ -180,10 +180,9 @@ impl LiveTrace {
                     self.inspect.locate(&client, &mut hop);
                     self.gathering.add(hop);
                 }
+                // The time is over, or what is there has to do.
                 () = tokio::time::sleep_until(wake.into()) => {
-                    if has_to_do_at.is_none() {
-                        return None;
-                    }
+                    has_to_do_at?;
                 }
             }
         }
