@@ -274,7 +274,7 @@ impl Trace {
 /// A UUID of version 4 of this chance.
 fn uuid(chance: u128) -> [u8; 36] {
     let mut digits = [0; 32];
-    write_long_hex(chance & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62, &mut digits);
+    write_long_hex((chance & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62), &mut digits);
     let mut uuid = [b'-'; 36];
     let places = (0..36).filter(|place| !matches!(place, 8 | 13 | 18 | 23));
     for (place, digit) in places.zip(digits) {
@@ -296,9 +296,7 @@ mod tests {
     }
 
     fn tracing(percent: u32) -> Tracing {
-        let mut tracing = Tracing::default();
-        tracing.random = Fraction::new(percent, 100);
-        tracing
+        Tracing { random: Fraction::new(percent, 100), ..Tracing::default() }
     }
 
     fn told(trace: &Trace, step: Option<TraceContext>, own: &[(&'static str, &str)]) -> Vec<(String, String)> {
@@ -382,8 +380,8 @@ mod tests {
         let begun = (0..10_000).filter(|_| Trace::default().begin(&tracing(25), &none, &mut random).is_some()).count();
         assert!((2200..2800).contains(&begun), "{begun}");
         // What caps all of it caps parents' decisions, too.
-        let (mut off, parent) = (tracing(100), headers(&[("traceparent", W3C)]));
-        off.overall = Fraction::new(0, 1);
+        let parent = headers(&[("traceparent", W3C)]);
+        let off = Tracing { overall: Fraction::new(0, 1), ..tracing(100) };
         let mut trace = Trace::of_headers(&parent);
         assert_eq!(trace.begin(&off, &parent, &mut random), None);
         assert_eq!(trace.context().unwrap().to_string(), W3C, "it is handed on all the same");

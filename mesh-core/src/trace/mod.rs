@@ -47,7 +47,7 @@ impl TraceId {
         // W3C, level 2: the last 56 bits are random.
         const BITS: u32 = 56;
         let random = self.0.get() & ((1 << BITS) - 1);
-        u32::try_from(random * 1_000_000 >> BITS).unwrap_or_default()
+        u32::try_from((random * 1_000_000) >> BITS).unwrap_or_default()
     }
 }
 

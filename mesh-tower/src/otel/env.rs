@@ -64,11 +64,14 @@ fn wanted(variable: &impl Fn(&str) -> Option<String>) -> Result<Option<Wanted>, 
         let default = u64::try_from(default.as_millis()).unwrap_or_default();
         number(name, 0, default).map(Duration::from_millis)
     };
-    let mut limits = Limits::default();
-    limits.queue = count("OTEL_BSP_MAX_QUEUE_SIZE", limits.queue)?;
-    limits.batch = count("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", limits.batch)?.min(limits.queue);
-    limits.delay = time("OTEL_BSP_SCHEDULE_DELAY", limits.delay)?;
-    limits.timeout = time("OTEL_BSP_EXPORT_TIMEOUT", limits.timeout)?;
+    let Limits { queue, batch, delay, timeout } = Limits::default();
+    let queue = count("OTEL_BSP_MAX_QUEUE_SIZE", queue)?;
+    let limits = Limits {
+        queue,
+        batch: count("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", batch)?.min(queue),
+        delay: time("OTEL_BSP_SCHEDULE_DELAY", delay)?,
+        timeout: time("OTEL_BSP_EXPORT_TIMEOUT", timeout)?,
+    };
     let tracing = sampled(said("OTEL_TRACES_SAMPLER").as_deref(), said("OTEL_TRACES_SAMPLER_ARG").as_deref())?;
     Ok(Some(Wanted { limits, tracing }))
 }

@@ -189,6 +189,7 @@ impl MeshBuilder {
     /// let mesh = Mesh::builder().source(Fixed::new()).traces_from_env().start()?;
     /// # Ok::<(), mesh_tower::StartError>(())
     /// ```
+    #[expect(clippy::disallowed_methods, reason = "what it is for")]
     pub fn traces_from_env(self) -> Self {
         match env::exporter(|name| std::env::var(name).ok()) {
             Ok(Some(exporter)) => self.traces(exporter),
@@ -244,8 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_exporter_that_hangs_costs_spans_which_are_counted_and_nothing_else() {
-        let mut limits = Limits::default();
-        (limits.queue, limits.batch, limits.delay) = (100, 10, Duration::ZERO);
+        let limits = Limits { queue: 100, batch: 10, delay: Duration::ZERO, ..Limits::default() };
         let (_never, receiver) = std::sync::mpsc::channel();
         let hanging = Exporter::with_limits(Hanging, limits).unwrap();
         let blocking = Exporter::with_limits(Blocking(receiver.into()), limits).unwrap();
@@ -258,8 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_that_takes_too_long_is_given_up_and_counted() {
-        let mut limits = Limits::default();
-        (limits.delay, limits.timeout) = (Duration::ZERO, Duration::from_millis(1));
+        let limits = Limits { delay: Duration::ZERO, timeout: Duration::from_millis(1), ..Limits::default() };
         let exporter = Exporter::with_limits(Hanging, limits).unwrap();
         exporter.take(span());
         exporter.flush().await;

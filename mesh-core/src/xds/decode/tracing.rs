@@ -30,16 +30,16 @@ pub(super) fn decode(notes: &mut Notes<'_>, value: pb::Tracing) -> Result<Tracin
         no_context_propagation,
     } = value;
     ignored!(notes; verbose, operation, upstream_operation, no_context_propagation);
-    let mut decoded = Tracing::default();
-    decoded.client = share(notes, "client_sampling", client_sampling)?;
-    decoded.random = share(notes, "random_sampling", random_sampling)?;
-    decoded.overall = share(notes, "overall_sampling", overall_sampling)?;
-    if let Some(length) = max_path_tag_length {
-        decoded.max_path_length = usize::try_from(length.value).unwrap_or(usize::MAX);
-    }
-    decoded.custom_tags = notes.each("custom_tags", custom_tags, custom_tag)?.into_iter().flatten().collect();
-    decoded.headers = notes.optional("provider", provider, headers)?.unwrap_or_default();
-    Ok(decoded)
+    let default = Tracing::default();
+    let length = max_path_tag_length.map(|length| usize::try_from(length.value).unwrap_or(usize::MAX));
+    Ok(Tracing {
+        client: share(notes, "client_sampling", client_sampling)?,
+        random: share(notes, "random_sampling", random_sampling)?,
+        overall: share(notes, "overall_sampling", overall_sampling)?,
+        max_path_length: length.unwrap_or(default.max_path_length),
+        custom_tags: notes.each("custom_tags", custom_tags, custom_tag)?.into_iter().flatten().collect(),
+        headers: notes.optional("provider", provider, headers)?.unwrap_or_default(),
+    })
 }
 
 /// Envoy's default is all.
