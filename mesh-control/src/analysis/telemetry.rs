@@ -8,6 +8,7 @@ use crate::config::decode::Text;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::file::{Meta, Objects};
 use crate::config::istio::mesh_config::ExtensionProvider;
+use crate::config::istio::security::selected;
 use crate::config::istio::telemetry::{METRICS, Metric, Telemetry};
 use crate::policy::Policy;
 use crate::policy::telemetry::{Found, find};
@@ -35,7 +36,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         check_targets(objects, &object.meta, &object.spec.targets(), found);
         check_providers(&object.meta, &object.spec, policy, found);
         check_metrics(&object.meta, &object.spec, found);
-        check_sides(&object.meta, &object.spec, found);
+        check_scope(&object.meta, &object.spec, &policy.mesh.fixed.root_namespace, found);
     }
     if let Some(settings) = &policy.mesh.object
         && let Some(defaults) = &settings.spec.default_providers
@@ -189,8 +190,14 @@ fn check_metrics(meta: &Meta, spec: &Telemetry, found: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Fields of one another that cannot both count.
-fn check_sides(meta: &Meta, spec: &Telemetry, found: &mut Vec<Diagnostic>) {
+/// Objects that are for fewer workloads than they may seem to be, or say nothing.
+fn check_scope(meta: &Meta, spec: &Telemetry, root: &str, found: &mut Vec<Diagnostic>) {
+    if *meta.namespace == *root && !selected(spec.selector.as_ref()).is_empty() {
+        let message = format!(
+            "with a selector it is for workloads of namespace {root} alone, although that is the root namespace"
+        );
+        say(meta, spec.span, "selector", (Severity::Info, Code::Ignored), message, found);
+    }
     if spec.access_logging.is_empty() && spec.metrics.is_empty() && spec.tracing.is_empty() {
         let message = "it says nothing: accessLogging, metrics and tracing are empty".to_owned();
         say(meta, spec.span, "spec", (Severity::Warning, Code::Ignored), message, found);

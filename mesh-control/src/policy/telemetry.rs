@@ -147,7 +147,7 @@ impl Telemetries {
             }
         }
         let mut logs: BTreeMap<&str, Option<String>> = BTreeMap::new();
-        if self.scopes(applied).all(|object| object.spec.access_logging.is_empty()) {
+        if !self.scopes(applied).flat_map(|object| &object.spec.access_logging).any(|logging| is_meant(&logging)) {
             logs.extend(defaults.iter().map(|name| (*name, None)));
         }
         let mut providers = defaults;

@@ -424,7 +424,10 @@ fn walk(value: &Json, field: &str, is_keyed: bool, way: &mut Vec<Step>, collect:
         Json::Object(entries) => {
             for (key, value) in entries {
                 // The key of a map is not a part of the path of the field.
-                let is_map = matches!(field.rsplit('.').next(), Some("headers" | "withoutHeaders" | "queryParams"));
+                let is_map = matches!(
+                    field.rsplit('.').next(),
+                    Some("headers" | "withoutHeaders" | "queryParams" | "customTags" | "tagOverrides")
+                );
                 let is_key = is_map && !is_keyed && !matches!(&**key, "request" | "response");
                 let field = match is_key || field.is_empty() {
                     true if is_key => field.to_owned(),
@@ -579,9 +582,17 @@ impl Learned {
 }
 
 /// Fields of which nobody is told where no certificates are issued, as here: `mutual_tls.rs` has their effect. Shares of
-/// localities, of which none can be changed alone: `requests/balancing.rs` has theirs. And words that say which other field
-/// there is: `requests/gateway_api` has theirs.
-const ELSEWHERE_TESTED: [&str; 7] = [
+/// localities, of which none can be changed alone: `requests/balancing.rs` has theirs. Words that say which other field
+/// there is: `requests/gateway_api` has theirs. And what of Telemetry nobody here is meant by, or needs settings of the mesh:
+/// `telemetry.rs` and `requests/telemetry_api.rs` have theirs.
+const ELSEWHERE_TESTED: [&str; 14] = [
+    "Telemetry targetRef.kind",
+    "Telemetry targetRef.name",
+    "Telemetry targetRefs.kind",
+    "Telemetry targetRefs.name",
+    "Telemetry tracing.providers.name",
+    "Telemetry metrics.overrides.tagOverrides.operation",
+    "Telemetry metrics.overrides.tagOverrides.value",
     "serviceAccount",
     "ServiceEntry location",
     "ServiceEntry subjectAltNames",

@@ -172,7 +172,7 @@ fn a_wrong_setting_is_told_with_its_line_and_column_in_the_file() {
 #[test]
 fn what_is_not_enforced_is_told_and_what_guards_louder() {
     let plane = plane(
-        "enableTracing: true\ndefaultConfig: {concurrency: 2}\ncaCertificates: [{pem: x}]\nmeshMTLS: {minProtocolVersion: TLSV1_3, cipherSuites: [a]}\nenableAutoMtls: false\nextensionProviders:\n- name: logs\n  envoyFileAccessLog: {path: /dev/stdout}\n",
+        "enableTracing: true\ndefaultConfig: {concurrency: 2}\ncaCertificates: [{pem: x}]\nmeshMTLS: {minProtocolVersion: TLSV1_3, cipherSuites: [a]}\nenableAutoMtls: false\ningressClass: istio\n",
     );
     let said = said(&plane);
     for expected in [
@@ -180,7 +180,7 @@ fn what_is_not_enforced_is_told_and_what_guards_louder() {
         "config.yaml:11:5: warning[not-supported-yet]: MeshConfig istio-system/istio: caCertificates",
         "config.yaml:12:",
         "config.yaml:13:5: warning[not-supported-yet]: MeshConfig istio-system/istio: enableAutoMtls",
-        "info[ignored]: MeshConfig: extensionProviders.envoyFileAccessLog",
+        "info[ignored]: MeshConfig: ingressClass",
     ] {
         assert!(said.iter().any(|line| line.contains(expected)), "{expected} is not in\n{}", said.join("\n"));
     }

@@ -16,7 +16,7 @@ const EDGES: [&str; 2] = ["<!-- Telemetry's fields: made by a test -->\n", "<!--
 
 /// What is said of the values of which something is said.
 fn said(judge: fn(&Node) -> Option<String>) -> String {
-    let values = ["false", "true", "Gateway"];
+    let values = ["false", "true", "Gateway", "{line: {formatter: {}}}"];
     let said = values.iter().find_map(|value| {
         let source = Source { name: "sample".into(), text: (*value).into() };
         let said = judge(node::parse(&source).unwrap().first()?)?;

@@ -160,14 +160,14 @@ async fn the_narrower_object_goes_before_the_wider_and_each_side_has_its_own() {
     for (more, objects, client, server) in [
         ("", telemetry("istio-system", "mesh", logged), 1, 1),
         ("", telemetry("elsewhere", "other", logged), 0, 0),
-        ("", telemetry("istio-system", "mesh", logged) + &telemetry("shop", "off", off), 0, 0),
+        ("", telemetry("istio-system", "mesh", logged) + &telemetry("shop", "silent", off), 0, 0),
         ("", telemetry("istio-system", "mesh", logged) + &telemetry("shop", "one", &of("web", off)), 0, 1),
         ("", telemetry("shop", "all", logged) + &telemetry("shop", "one", target), 1, 0),
         ("", telemetry("shop", "all", client_only), 1, 0),
         // The older of two counts; here, where neither has an age, the first by name.
         ("", telemetry("shop", "a", off) + &telemetry("shop", "b", logged), 0, 0),
         ("defaultProviders: {accessLogging: [file]}", String::new(), 1, 1),
-        ("defaultProviders: {accessLogging: [file]}", telemetry("shop", "off", off), 0, 0),
+        ("defaultProviders: {accessLogging: [file]}", telemetry("shop", "silent", off), 0, 0),
         (
             "defaultProviders: {accessLogging: [file]}",
             telemetry("shop", "few", "{accessLogging: [{filter: {expression: 'response.code == 404'}}]}"),
@@ -175,7 +175,7 @@ async fn the_narrower_object_goes_before_the_wider_and_each_side_has_its_own() {
             0,
         ),
         (legacy, String::new(), 1, 1),
-        (legacy, telemetry("shop", "off", off), 0, 0),
+        (legacy, telemetry("shop", "silent", off), 0, 0),
         (legacy, telemetry("shop", "few", "{accessLogging: [{match: {mode: SERVER}, disabled: true}]}"), 1, 0),
     ] {
         let world = World::start(more, &objects).await;

@@ -1,6 +1,6 @@
 //! What becomes of the fields of Telemetry.
 
-use super::Support::{Enforced, Indifferent, NotYet, Partly};
+use super::Support::{Indifferent, NotYet, Partly};
 use super::security::target;
 use super::{Row, Tables, both, http_only};
 use crate::config::node::{Node, Value};
@@ -15,12 +15,17 @@ pub(super) const TABLES: Tables = &[
     ("tracing", TRACING),
 ];
 
-const TELEMETRY: &[Row] = &[both("selector.matchLabels", Enforced)];
+const TELEMETRY: &[Row] = &[http_only("selector.matchLabels", NOTHING)];
 
-const TARGET: &[Row] =
-    &[both("group", Indifferent), both("kind", Partly(target)), both("name", Enforced), both("namespace", Indifferent)];
+const TARGET: &[Row] = &[
+    both("group", Indifferent),
+    Row { path: "kind", library: Partly(target), grpc: NotYet(NOTHING) },
+    http_only("name", NOTHING),
+    both("namespace", Indifferent),
+];
 
 /// What gRPC's own clients and servers do with each.
+const NOTHING: &str = "gRPC's own clients and servers are told nothing of it";
 const NO_LOG: &str = "gRPC's own clients and servers write no access log";
 const NO_METRICS: &str = "gRPC's own clients and servers count as their application says";
 const NO_SPANS: &str = "gRPC's own clients and servers trace as their application says";
@@ -56,11 +61,17 @@ const TRACING: &[Row] = &[
     http_only("customTags.environment.defaultValue", NO_SPANS),
     http_only("customTags.header.name", NO_SPANS),
     http_only("customTags.header.defaultValue", NO_SPANS),
-    both("customTags.formatter", NotYet("a tag is a text, a variable of the environment or a header")),
+    Row { path: "customTags", library: Partly(formatted), grpc: NotYet(NO_SPANS) },
     both("enableIstioTags", Partly(istio_tags)),
     both("useRequestIdForTraceSampling", Partly(by_request_id)),
     both("disableContextPropagation", Partly(not_told)),
 ];
+
+/// Tags are known by their names, below which their fields stand.
+fn formatted(tags: &Node) -> Option<String> {
+    let formatted = tags.entries().iter().find(|(_, tag)| tag.get("formatter").is_some());
+    formatted.map(|(key, _)| format!("{}: a tag is a text, a variable of the environment or a header", key.name))
+}
 
 fn istio_tags(node: &Node) -> Option<String> {
     (node.value == Value::Bool(false)).then(|| "spans say whose they are in Istio's words in any case".to_owned())
