@@ -321,7 +321,7 @@ fn default_providers(spec: &MeshConfig) -> Defaults<'_> {
 
 /// Where a provider writes, and what; `None` for one that writes no file. What is wrong with a format was said where it is read.
 fn file_log(name: &str, spec: Option<&MeshConfig>) -> Option<(String, LogLines)> {
-    let spec = spec.filter(|_| name == LEGACY).map_or(Err(spec), Ok);
+    let spec = spec.filter(|_| name == LEGACY).ok_or(spec);
     match spec {
         Ok(legacy) => {
             legacy.access_log().ok()??;
