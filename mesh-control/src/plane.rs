@@ -472,6 +472,15 @@ impl Plane {
         self.inner.live().compiled.objects
     }
 
+    /// Waits until the workloads that are registered now are published: for as long as their changes are gathered, at most.
+    pub(crate) async fn published(&self) {
+        let mut snapshots = self.inner.snapshots.subscribe();
+        if self.inner.live().is_due {
+            // The plane is still there, and so is who publishes.
+            let _ = snapshots.changed().await;
+        }
+    }
+
     /// Every object of the configuration, those that are wrong among them: `Kind namespace/name`, and `file:line`.
     pub(crate) fn object_places(&self) -> Vec<(String, String)> {
         let store = self.inner.store.lock().unwrap_or_else(PoisonError::into_inner);
@@ -645,8 +654,7 @@ impl Inner {
         }
     }
 
-    /// Only these count as "just now": the first workload after a change of the configuration is not held back, so
-    /// that it is an endpoint before it is told to serve.
+    /// Only these count as "just now": the first workload after a change of the configuration is not held back.
     fn publish_endpoints(&self, live: &mut Live) {
         self.publish(live);
         live.published = Some(Instant::now());

@@ -1,6 +1,7 @@
 //! The plane as the server sees it: catalogs, a registry, and something to report.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,10 @@ impl Workloads for Plane {
 
     fn unregister(&self, key: &WorkloadKey) {
         Plane::unregister(self, &key.to_string());
+    }
+
+    fn known(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.published())
     }
 }
 

@@ -33,6 +33,21 @@ async fn a_delta_client_walks_from_listener_to_endpoints_and_sees_a_change() {
     assert_eq!(client.take().await, ["c=2"]);
 }
 
+/// A workload that registered a moment ago is among the endpoints that somebody asks for.
+#[tokio::test]
+async fn what_is_asked_for_is_told_as_it_is_and_not_as_it_was_when_streams_were_last_told_of_a_change() {
+    let fixture = Fixture::plain(Shelf::default().with(Cluster, "c", "1").with(Endpoints, "c", "1")).await;
+    let mut client = Delta::open(fixture.channel().await, node("mesh-core")).await.unwrap();
+    client.send(Cluster, &["c"], &[]).await;
+    assert_eq!(client.take().await, ["c=1"]);
+    // The first change is told at once, and the next one not for a while.
+    fixture.publish(|shelf| shelf.put(Cluster, "c", "2"));
+    assert_eq!(client.take().await, ["c=2"]);
+    fixture.publish(|shelf| shelf.put(Endpoints, "c", "2"));
+    client.send(Endpoints, &["c"], &[]).await;
+    assert_eq!(client.take().await, ["c=2"]);
+}
+
 #[tokio::test]
 async fn a_sotw_client_is_served_over_the_same_listener_and_its_refusal_is_reported() {
     let fixture = Fixture::plain(Shelf::default().with(Cluster, "a", "1").with(Cluster, "b", "1")).await;

@@ -311,6 +311,10 @@ pub struct ProxyConfig {
 
 impl Decode for ProxyConfig {
     fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        let Value::Map(_) = &node.value else {
+            d.wrong_type(node, "a mapping");
+            return None;
+        };
         Some(ProxyConfig { tracing: d.optional(node, "tracing")? })
     }
 

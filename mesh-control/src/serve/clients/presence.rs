@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -85,6 +86,11 @@ pub trait Workloads: Send + Sync + 'static {
     fn register(&self, workload: Workload);
     /// It no longer does.
     fn unregister(&self, key: &WorkloadKey);
+
+    /// Ends once the catalog has whoever is registered now: changes may be gathered for a moment.
+    fn known(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// What the registry has to be told.
@@ -240,6 +246,11 @@ pub(crate) struct Registered {
 impl Presence {
     pub(crate) fn new(workloads: Arc<dyn Workloads>, grace: Duration) -> Presence {
         Presence { roll: Mutex::default(), workloads, grace, lost: Notify::new() }
+    }
+
+    /// Ends once the catalog has whoever is registered now.
+    pub(crate) async fn known(&self) {
+        self.workloads.known().await;
     }
 
     /// A stream announces a workload.

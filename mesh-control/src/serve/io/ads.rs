@@ -344,9 +344,12 @@ async fn exchange<M: Method>(
     let mut old = std::pin::pin!(tokio::time::sleep(age.unwrap_or(FAR)));
     let mut dismissal = std::pin::pin!(stay.stream.dismissal());
     stay.attend_sidecar(false)?;
-    stay.hear::<M>(&first)?;
+    let mut has_registered = stay.hear::<M>(&first)?;
     let mut room = None;
     loop {
+        if std::mem::take(&mut has_registered) {
+            stay.until_known().await;
+        }
         let wake = {
             let mut session = stay.stream.session();
             session.on_settling(state.settling.ends_at());
@@ -371,7 +374,7 @@ async fn exchange<M: Method>(
                 Err(_) => return Ok(End::ClientLeft),
             },
             request = requests.message() => match request? {
-                Some(request) => stay.hear::<M>(&request)?,
+                Some(request) => has_registered = stay.hear::<M>(&request)?,
                 None => return Ok(End::ClientLeft),
             },
             changed = pulse.changed() => match changed {
@@ -396,8 +399,13 @@ async fn exchange<M: Method>(
 }
 
 impl Stay<'_> {
-    fn hear<M: Method>(&self, request: &M::Request) -> Result<(), Status> {
+    /// Whether a workload registered by it.
+    fn hear<M: Method>(&self, request: &M::Request) -> Result<bool, Status> {
         let heard = M::hear(&mut self.stream.session(), request, now());
+        if self.stream.session().owes_answers() {
+            // What is asked for now is told as it is now: the next beat of the feed may be a while away.
+            self.refresh();
+        }
         match &heard.answer {
             Some(Answer::Ack(kind)) => self.state.metrics.acked(*kind),
             Some(Answer::Nack(kind, text)) => self.refused(*kind, text),
@@ -414,7 +422,14 @@ impl Stay<'_> {
         if has_taken {
             self.attend_sidecar(true)?;
         }
-        self.attend(&heard)
+        self.attend(&heard)?;
+        Ok(has_taken || !heard.joined.is_empty())
+    }
+
+    /// Waits until everybody may know of the workload: it is an endpoint before it is told to serve.
+    async fn until_known(&self) {
+        self.state.presence.known().await;
+        self.refresh();
     }
 
     /// Tells the registry where a sidecar serves. It comes to serve where it `has_taken` listeners, and stops as soon as the

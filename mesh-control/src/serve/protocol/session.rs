@@ -255,6 +255,11 @@ impl Session {
         }
     }
 
+    /// Whether the client asked for what it was not told of yet.
+    pub(crate) fn owes_answers(&self) -> bool {
+        self.ledgers.iter().any(|ledger| ledger.has_answers(true))
+    }
+
     /// Notes until when the registry is filling up after a start: a crowd that comes back takes longer.
     pub(crate) fn on_settling(&mut self, until: Instant) {
         self.settles_at = until;
