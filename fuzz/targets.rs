@@ -22,6 +22,7 @@ use mesh_core::model::{
     JwkSet, Listener, LoadWeights, RouteSource, Tracing,
 };
 use mesh_core::path::PathNormalization;
+use mesh_core::printable::is_unseen;
 use mesh_core::request::RequestHead;
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::state::States;
@@ -104,7 +105,7 @@ pub fn live_trace(data: &[u8]) {
     }
     let hops = text.lines().take(64).filter_map(|line| serde_json::from_str(line).ok());
     if let Some(traced) = Traced::of(hops) {
-        let printable = |line: &str| !line.contains(char::is_control);
+        let printable = |line: &str| !line.contains(is_unseen);
         assert!(traced.to_string().lines().all(printable), "{traced}");
     }
 }

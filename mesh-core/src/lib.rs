@@ -41,6 +41,7 @@ pub mod matcher;
 pub mod model;
 pub mod outlier;
 pub mod path;
+pub mod printable;
 pub mod recycled;
 pub mod request;
 pub mod request_info;

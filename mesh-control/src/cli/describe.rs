@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use anyhow::{Context, bail};
+use mesh_core::printable::printable;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::status::{get, printable, short};
+use super::status::{get, short};
 use super::top::graph;
 use super::{Format, Printing};
 use crate::config::spelling::nearest;

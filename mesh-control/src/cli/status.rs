@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
+use mesh_core::printable::printable;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -233,11 +234,6 @@ pub(super) fn section<const N: usize>(rows: Vec<[String; N]>, out: &mut String) 
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{:width$}", printable(cell)));
         let _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
-}
-
-/// What clients say about themselves must not reach the terminal as control sequences.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
+use mesh_core::printable::is_unseen;
+
 use super::diagnostic::Diagnostic;
 use super::node::MAX_FILE_BYTES;
 use super::overlooked;
@@ -84,7 +86,7 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
 /// A file's name may hold anything but a slash; what is printed may not.
 pub(super) fn printable(name: &str) -> String {
     let escaped = |c: char| {
-        if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
+        if is_unseen(c) { c.escape_default().to_string() } else { c.to_string() }
     };
     name.chars().map(escaped).collect()
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use mesh_core::printable::printable;
 use serde_json::Value;
 
 use super::Traced;
@@ -110,11 +111,6 @@ fn shown(value: Option<&Value>) -> String {
     match value {
         Some(Value::String(text)) => printable(text),
         Some(Value::Null) | None => "-".to_owned(),
-        Some(value) => value.to_string(),
+        Some(value) => printable(&value.to_string()),
     }
-}
-
-/// Whatever a workload tells, a terminal is given no control characters.
-fn printable(text: &str) -> String {
-    text.replace(char::is_control, " ")
 }

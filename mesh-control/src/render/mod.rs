@@ -464,9 +464,11 @@ pub fn render_cluster(
     };
     let mut encoded = with_metadata(&rendered);
     if may_have_certificate && seen.service.takes_registrations() {
-        // Who may answer is known when the workloads are: until they have come back, nobody is told of fewer.
-        let version = Encoded::version_of(xxh3_64(&encoded.body), identities.len());
-        (encoded.version, encoded.endpoints, encoded.self_registered) = (version.into(), identities.len(), true);
+        // Who may answer is known when the workloads are: until they have come back, nobody is told of fewer. One more than
+        // there are: who has nothing is told of the cluster at once, which may have endpoints that are written down.
+        let told = identities.len() + 1;
+        let version = Encoded::version_of(xxh3_64(&encoded.body), told);
+        (encoded.version, encoded.endpoints, encoded.self_registered) = (version.into(), told, true);
     }
     // What the library would not take of what is said, Envoy would not either. Hosts that stand for many are Envoy's alone.
     let judged = match class {

@@ -168,9 +168,9 @@ impl ClusterState {
                     continue;
                 }
                 let is_secured = match &cluster.tls {
-                    ClusterTls::Mutual(_) | ClusterTls::Files(_) => true,
+                    ClusterTls::Mutual(_) => true,
                     ClusterTls::MutualWhereMarked(_) => endpoint.mutual_tls,
-                    ClusterTls::None | ClusterTls::Unusable(_) => false,
+                    ClusterTls::None | ClusterTls::Files(_) | ClusterTls::Unusable(_) => false,
                 };
                 let key = (locality.locality.clone(), is_secured);
                 let counts = self.traffic.counts(cluster, &self.shared, key);

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{HeaderMap, Method, Version};
 
 use crate::model::{LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText};
+use crate::printable::is_unseen;
 use crate::request_info::{Heads, RequestInfo};
 
 /// A request that ended now, as a line with its end.
@@ -147,7 +148,7 @@ fn shortened(text: &str, length: Option<usize>) -> &str {
 /// A text in which no quote, no backslash and no control character stands by itself, nor what turns around the order in which
 /// a terminal shows it.
 fn escaped(text: &str) -> Cow<'_, str> {
-    let is_plain = |c: char| !c.is_control() && !matches!(c, '"' | '\\') && !is_unseen(c);
+    let is_plain = |c: char| !matches!(c, '"' | '\\') && !is_unseen(c);
     if text.chars().all(is_plain) {
         return Cow::Borrowed(text);
     }
@@ -163,11 +164,6 @@ fn escaped(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(out)
-}
-
-/// Ends of lines and directions of writing, of which Unicode has characters beyond its control characters.
-fn is_unseen(c: char) -> bool {
-    matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// `2026-11-29T08:00:00.123Z`

@@ -2,6 +2,7 @@
 //! would change how calls are made or secured is said with more weight.
 
 use super::Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
+use super::telemetry::{NO_LOG, NO_METRICS, NO_SPANS, istio_tags};
 use super::{Row, Tables, both, http_only};
 use crate::config::diagnostic::NO_PROXY;
 use crate::config::node::{Node, Value};
@@ -92,7 +93,7 @@ const TRACING: &[Row] = &[
     http_only("customTags.header.name", NO_SPANS),
     http_only("customTags.header.defaultValue", NO_SPANS),
     http_only("maxPathTagLength", NO_SPANS),
-    both("enableIstioTags", Partly(istio_tags)),
+    Row { path: "enableIstioTags", library: Partly(istio_tags), grpc: NotYet(NO_SPANS) },
     both("zipkin", ELSEWHERE),
     both("lightstep", ELSEWHERE),
     both("datadog", ELSEWHERE),
@@ -100,9 +101,6 @@ const TRACING: &[Row] = &[
     both("openCensusAgent", ELSEWHERE),
     both("tlsSettings", ELSEWHERE),
 ];
-
-/// What gRPC's own clients and servers do with tracing.
-const NO_SPANS: &str = "gRPC's own clients and servers trace as their application says";
 
 const ELSEWHERE: super::Support =
     NotYet("spans go where the application sends them (OTEL_EXPORTER_OTLP_ENDPOINT), whatever the settings say");
@@ -138,12 +136,6 @@ const NO_PROVIDER: super::Support = NotYet("nothing is sent there");
 fn omits(node: &Node) -> Option<String> {
     (node.value == Value::Bool(true)).then(|| "what is not there is written as `-`, or `null`".to_owned())
 }
-
-/// What gRPC's own clients and servers do with metrics.
-const NO_METRICS: &str = "gRPC's own clients and servers count as their application says";
-
-/// What gRPC's own clients and servers do with access logs.
-const NO_LOG: &str = "gRPC's own clients and servers write no access log";
 
 const NO_SERVER: &str = "gRPC's servers ask nobody; every call of those that a CUSTOM policy is for fails";
 
@@ -197,10 +189,6 @@ fn auto_mtls(node: &Node) -> Option<String> {
          STRICT refuse them"
             .to_owned()
     })
-}
-
-fn istio_tags(node: &Node) -> Option<String> {
-    (node.value == Value::Bool(false)).then(|| "spans say whose they are in Istio's words in any case".to_owned())
 }
 
 fn version(node: &Node) -> Option<String> {

@@ -26,9 +26,9 @@ const TARGET: &[Row] = &[
 
 /// What gRPC's own clients and servers do with each.
 const NOTHING: &str = "gRPC's own clients and servers are told nothing of it";
-const NO_LOG: &str = "gRPC's own clients and servers write no access log";
-const NO_METRICS: &str = "gRPC's own clients and servers count as their application says";
-const NO_SPANS: &str = "gRPC's own clients and servers trace as their application says";
+pub(super) const NO_LOG: &str = "gRPC's own clients and servers write no access log";
+pub(super) const NO_METRICS: &str = "gRPC's own clients and servers count as their application says";
+pub(super) const NO_SPANS: &str = "gRPC's own clients and servers trace as their application says";
 
 const LOGGING: &[Row] = &[
     http_only("match.mode", NO_LOG),
@@ -62,9 +62,9 @@ const TRACING: &[Row] = &[
     http_only("customTags.header.name", NO_SPANS),
     http_only("customTags.header.defaultValue", NO_SPANS),
     Row { path: "customTags", library: Partly(formatted), grpc: NotYet(NO_SPANS) },
-    both("enableIstioTags", Partly(istio_tags)),
-    both("useRequestIdForTraceSampling", Partly(by_request_id)),
-    both("disableContextPropagation", Partly(not_told)),
+    Row { path: "enableIstioTags", library: Partly(istio_tags), grpc: NotYet(NO_SPANS) },
+    Row { path: "useRequestIdForTraceSampling", library: Partly(by_request_id), grpc: NotYet(NO_SPANS) },
+    Row { path: "disableContextPropagation", library: Partly(not_told), grpc: NotYet(NO_SPANS) },
 ];
 
 /// Tags are known by their names, below which their fields stand.
@@ -73,7 +73,7 @@ fn formatted(tags: &Node) -> Option<String> {
     formatted.map(|(key, _)| format!("{}: a tag is a text, a variable of the environment or a header", key.name))
 }
 
-fn istio_tags(node: &Node) -> Option<String> {
+pub(super) fn istio_tags(node: &Node) -> Option<String> {
     (node.value == Value::Bool(false)).then(|| "spans say whose they are in Istio's words in any case".to_owned())
 }
 
