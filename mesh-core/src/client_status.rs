@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -29,28 +29,31 @@ impl ClientStatus {
     /// the last error, or else who was asked.
     ///
     /// ```
+    /// use std::time::{Duration, Instant};
+    ///
     /// use mesh_core::client_status::{ClientStatus, ServerStatus};
     ///
-    /// let mut status = ClientStatus::default();
-    /// assert_eq!(status.silence(), "no answer from the control plane");
+    /// let (mut status, now) = (ClientStatus::default(), Instant::now());
+    /// assert_eq!(status.silence(now), "no answer from the control plane");
     /// let mut server = ServerStatus::new("mesh:15010");
     /// server.error = Some("cannot connect: connection refused".to_owned());
     /// status.servers = vec![server];
-    /// assert_eq!(status.silence(), "no answer from the control plane mesh:15010: cannot connect: connection refused");
+    /// assert_eq!(status.silence(now), "no answer from the control plane mesh:15010: cannot connect: connection refused");
     /// let mut server = ServerStatus::new("mesh:15010");
-    /// (server.connected, server.last_ack_age) = (true, Some(std::time::Duration::from_millis(200)));
+    /// (server.connected, server.last_ack) = (true, Some(now));
+    /// let now = now + Duration::from_millis(200);
     /// status.servers = vec![server];
-    /// assert!(status.silence().ends_with("; other answers are arriving, the last one 0.2 s ago"), "{}", status.silence());
+    /// assert!(status.silence(now).ends_with("; other answers are arriving, the last one 0.2 s ago"), "{}", status.silence(now));
     /// ```
-    pub fn silence(&self) -> String {
+    pub fn silence(&self, now: Instant) -> String {
         let failed =
             self.servers.iter().filter_map(|server| Some(format!("{}: {}", server.uri, server.error.as_ref()?)));
         let mut servers: Vec<String> = failed.collect();
         // Much may have been asked for, and not all of it be there yet.
         let connected = self.servers.iter().filter(|server| server.connected && server.error.is_none());
-        let last = connected.filter_map(|server| server.last_ack_age).min();
-        let arriving = match last {
-            Some(age) => format!("; other answers are arriving, the last one {:.1} s ago", age.as_secs_f64()),
+        let last = connected.filter_map(|server| server.last_ack).max();
+        let arriving = match last.map(|last| now.saturating_duration_since(last).as_secs_f64()) {
+            Some(age) => format!("; other answers are arriving, the last one {age:.1} s ago"),
             None => String::new(),
         };
         if servers.is_empty() {
@@ -72,8 +75,8 @@ pub struct ServerStatus {
     pub uri: String,
     /// Whether a stream to it is open and has had a response (gRFC A78, `grpc.xds_client.connected`).
     pub connected: bool,
-    /// How long ago a response of it was last acknowledged or rejected.
-    pub last_ack_age: Option<Duration>,
+    /// When a response of it was last acknowledged or rejected.
+    pub last_ack: Option<Instant>,
     /// How often it could not be reached or broke off before it had answered (`grpc.xds_client.server_failure`).
     pub failures: u64,
     /// Resources received from it that were accepted (`grpc.xds_client.resource_updates_valid`).
@@ -90,7 +93,7 @@ impl ServerStatus {
         ServerStatus {
             uri: uri.into(),
             connected: false,
-            last_ack_age: None,
+            last_ack: None,
             failures: 0,
             accepted: 0,
             rejected: 0,

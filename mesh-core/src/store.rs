@@ -161,7 +161,7 @@ impl TargetEntry {
                 return Ok(view);
             }
             if tokio::time::timeout_at(deadline.into(), news).await.is_err() {
-                let silence = self.status.get().silence();
+                let silence = self.status.get().silence(Instant::now());
                 let detail = format!("listener {}: no configuration yet ({silence})", self.listener);
                 return Err(MeshError::new(ErrorKind::UnknownTarget, detail));
             }
@@ -222,7 +222,7 @@ impl Store {
 
     /// Why nothing has answered yet: what keeps the source's servers from it, and the workload from its certificate.
     pub fn silence(&self) -> String {
-        let silence = self.shared.source.status().get().silence();
+        let silence = self.shared.source.status().get().silence(Instant::now());
         match self.shared.certificates.lack() {
             Some(lack) if !silence.contains(&lack) => format!("{silence}; {lack}"),
             _ => silence,

@@ -70,6 +70,7 @@ pub use client::Client;
 pub use mesh::{Mesh, MeshBuilder, StartError};
 pub use mesh_core as core;
 pub use mesh_core::error::MeshError;
+pub use mesh_core::model::{AccessLog, LogFormat};
 pub use mesh_core::request_info::{Deadline, Repeat};
 #[cfg(feature = "xds")]
 pub use mesh_core::xds::Bootstrap;

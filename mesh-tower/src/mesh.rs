@@ -390,8 +390,7 @@ impl MeshBuilder {
     /// [`Mesh::lost_log_lines`] counts those that the file was too slow for. What the configuration wants logged is so without.
     ///
     /// ```
-    /// use mesh_core::model::{AccessLog, LogFormat};
-    /// use mesh_tower::Mesh;
+    /// use mesh_tower::{AccessLog, LogFormat, Mesh};
     ///
     /// // Istio's default line, or its JSON (`LogFormat::json()`).
     /// let builder = Mesh::builder().access_log(AccessLog::new("/dev/stdout", LogFormat::default()));

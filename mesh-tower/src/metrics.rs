@@ -159,8 +159,9 @@ impl Mesh {
         let help = "How long ago the control plane last told something, in seconds.";
         text.family("mesh_xds_last_update_age_seconds", Kind::Gauge, help);
         for server in &status.servers {
-            if let Some(age) = server.last_ack_age {
-                text.sample("mesh_xds_last_update_age_seconds", [("server", server.uri.as_str())], age.as_secs_f64());
+            if let Some(at) = server.last_ack {
+                let age = at.elapsed().as_secs_f64();
+                text.sample("mesh_xds_last_update_age_seconds", [("server", server.uri.as_str())], age);
             }
         }
         text.family("mesh_xds_failures_total", Kind::Counter, "Times that the control plane could not be reached.");

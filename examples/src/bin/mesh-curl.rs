@@ -110,7 +110,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         signals.second().await;
     };
     let ends = Stop { stop: told.notified(), abort };
-    let summary = curl::run(&mesh, call, pace, output, ends, &mut io::stdout().lock()).await?;
+    let summary = curl::run(&mesh, call, pace, output, ends, &mut io::stdout()).await?;
     mesh.flush_spans().await;
     Ok(if summary.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

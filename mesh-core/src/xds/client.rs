@@ -527,7 +527,7 @@ impl<C: Consumer> Client<C> {
         resources.sort_by(|a, b| a.key.cmp(&b.key));
         self.status.set(ClientStatus {
             node_id: self.bootstrap.node.id.clone(),
-            servers: self.sessions.iter().flat_map(|running| running.session.servers(now)).collect(),
+            servers: self.sessions.iter().flat_map(|running| running.session.servers()).collect(),
             resources,
             ignored_fields: self.sessions.iter().map(|running| running.session.ignored_fields()).sum(),
         });

@@ -304,11 +304,11 @@ impl Session {
     }
 
     /// How the servers are doing.
-    pub(crate) fn servers(&self, now: Instant) -> impl Iterator<Item = ServerStatus> {
-        self.links.iter().map(move |link| ServerStatus {
+    pub(crate) fn servers(&self) -> impl Iterator<Item = ServerStatus> {
+        self.links.iter().map(|link| ServerStatus {
             uri: link.server.uri.clone(),
             connected: link.phase == Phase::Open && link.responded,
-            last_ack_age: link.last_ack.map(|at| now.saturating_duration_since(at)),
+            last_ack: link.last_ack,
             failures: link.failures,
             accepted: link.accepted,
             rejected: link.rejected,

@@ -474,7 +474,7 @@ async fn client_rule_36_the_status_has_every_resource_as_it_was_received() {
         let expected = if features.is_empty() { ResourceState::Requested } else { ResourceState::DoesNotExist };
         assert_eq!(e.state, expected);
         let server = &status.servers[0];
-        assert!(server.connected && server.last_ack_age.is_some());
+        assert!(server.connected && server.last_ack.is_some());
         assert_eq!((server.accepted, server.rejected), (1, 1));
     }
 }

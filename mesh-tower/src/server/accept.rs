@@ -291,7 +291,7 @@ pub(super) async fn serving(listener: &ListenerState, mesh: &Mesh, deadline: Ins
             () = tokio::time::sleep_until(deadline) => return match &**listener.state() {
                 ServerState::NotServing(reason) => refused(ErrorKind::NotServing, reason),
                 _ => {
-                    let silence = mesh.client_status().silence();
+                    let silence = mesh.client_status().silence(std::time::Instant::now());
                     refused(ErrorKind::NotServingYet, &format!("no configuration yet ({silence})"))
                 }
             },
