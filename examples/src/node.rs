@@ -75,9 +75,9 @@ pub enum Control {
 }
 
 impl Control {
-    /// A mesh of this workload, to be started; it records traces as the environment says (`OTEL_*`).
+    /// A mesh of this workload, to be started; it sends traces and metrics where the environment says (`OTEL_*`).
     pub fn mesh(&self, workload: &Workload) -> MeshBuilder {
-        Mesh::builder().traces_from_env().source(match self {
+        Mesh::builder().traces_from_env().metrics_from_env().source(match self {
             Control::Server(server) => XdsSource::new(workload.introduce(Bootstrap::new(server.as_str()))),
             Control::Embedded(embedded) => {
                 embedded.source(workload.introduce(Bootstrap::new(embedded.xds_addr().to_string())))
@@ -121,7 +121,9 @@ impl Join {
     pub fn mesh(&self, mut workload: Workload) -> anyhow::Result<MeshBuilder> {
         let Some(server) = &self.control else {
             let bootstrap = self.complete(Bootstrap::from_env()?, &workload);
-            return Ok(self.counted(Mesh::builder().traces_from_env().source(XdsSource::new(bootstrap))));
+            return Ok(
+                self.counted(Mesh::builder().traces_from_env().metrics_from_env().source(XdsSource::new(bootstrap)))
+            );
         };
         workload.labels.extend(self.labels.iter().cloned());
         if let Some(namespace) = &self.namespace {
@@ -133,7 +135,7 @@ impl Join {
         Ok(self.counted(Control::Server(server.clone()).mesh(&workload)))
     }
 
-    /// Metrics are kept where there is a port to read them from.
+    /// Metrics are kept where there is a port to read them from, or the environment wants them.
     fn counted(&self, builder: MeshBuilder) -> MeshBuilder {
         if self.admin_addr.is_some() { builder.metrics() } else { builder }
     }

@@ -83,7 +83,7 @@ fn traced(program: &str, arguments: &[&str], control: &Embedded, (receiver, prot
     command.args(arguments).args(["--control", &control.xds_addr().to_string()]);
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{receiver}"));
     command.env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol).env("OTEL_TRACES_SAMPLER", "parentbased_always_on");
-    command.env("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test");
+    command.env("OTEL_METRICS_EXPORTER", "none").env("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test");
     command.stdin(Stdio::null()).kill_on_drop(true);
     command
 }

@@ -16,7 +16,7 @@ use mesh_core::id::Target;
 use mesh_core::model::{AccessLog, LogFormat};
 use mesh_core::request_info::{Observer, Observers};
 use mesh_core::store::{Source, Store};
-use mesh_core::telemetry::SpanSink;
+use mesh_core::telemetry::{MetricsReader, MetricsWriter, SpanSink};
 use mesh_core::tls::{Certificates, Credentials};
 use mesh_core::view::{EndpointStatus, Extensions};
 
@@ -73,6 +73,7 @@ struct Inner {
     coalescer: Arc<Coalescer>,
     telemetry: Option<Arc<Telemetry>>,
     tracer: Option<Arc<Tracer>>,
+    metrics_reader: Option<Box<dyn MetricsReader>>,
     access_logs: Arc<AccessLogs>,
     /// By which this process is known to others, without a port.
     address: Arc<str>,
@@ -241,10 +242,14 @@ impl Mesh {
         self.inner.access_logs.flush();
     }
 
-    /// Waits until the spans that were recorded until now are sent, or a few seconds: before the process ends.
-    pub async fn flush_spans(&self) {
+    /// Waits until the spans that were recorded and what was counted until now are sent, or a few seconds: before the process
+    /// ends.
+    pub async fn flush_telemetry(&self) {
         if let Some(tracer) = &self.inner.tracer {
             tracer.flush().await;
+        }
+        if let Some(reader) = &self.inner.metrics_reader {
+            reader.flush().await;
         }
     }
 
@@ -289,6 +294,7 @@ pub struct MeshBuilder {
     credentials: Option<Credentials>,
     keeps_metrics: bool,
     spans: Option<Box<dyn SpanSink>>,
+    metrics_reader: Option<Box<dyn MetricsReader>>,
     access_logs: AccessLogs,
     /// Why it cannot start.
     failure: Option<StartError>,
@@ -356,6 +362,37 @@ impl MeshBuilder {
     pub fn metrics(mut self) -> Self {
         self.keeps_metrics = true;
         self
+    }
+
+    /// Keeps metrics, and has them read by somebody who sends them on. The last one set counts. Feature `otel` has one for
+    /// OpenTelemetry.
+    ///
+    /// ```
+    /// use mesh_tower::Mesh;
+    /// use mesh_tower::core::fixed::Fixed;
+    /// use mesh_tower::core::telemetry::{Exposition, MetricsReader, ReadMetrics};
+    /// use mesh_tower::core::workload::Workload;
+    ///
+    /// #[derive(Debug)]
+    /// struct Printer;
+    ///
+    /// impl MetricsReader for Printer {
+    ///     fn begin(&self, _: &Workload, read: ReadMetrics) {
+    ///         std::thread::spawn(move || {
+    ///             let mut text = Exposition::default();
+    ///             if read(&mut text) {
+    ///                 println!("{}", text.finish());
+    ///             }
+    ///         });
+    ///     }
+    /// }
+    ///
+    /// let mesh = Mesh::builder().source(Fixed::new()).metrics_to(Printer).start()?;
+    /// # Ok::<(), mesh_tower::StartError>(())
+    /// ```
+    pub fn metrics_to(mut self, reader: impl MetricsReader) -> Self {
+        self.metrics_reader = Some(Box::new(reader));
+        self.metrics()
     }
 
     /// Records traces, and gives their spans to somebody: one for each request that a server answers, for each that a client
@@ -474,10 +511,17 @@ impl MeshBuilder {
             coalescer: Arc::default(),
             telemetry,
             tracer,
+            metrics_reader: self.metrics_reader,
             access_logs,
             address: own_address(),
         };
-        Ok(Mesh { inner: Arc::new(inner) })
+        let mesh = Mesh { inner: Arc::new(inner) };
+        if let (Some(reader), Some(telemetry)) = (&mesh.inner.metrics_reader, &mesh.inner.telemetry) {
+            let weak = mesh.downgrade();
+            let read = move |to: &mut dyn MetricsWriter| weak.upgrade().map(|mesh| mesh.write_metrics(to)).is_some();
+            reader.begin(telemetry.metrics().own(), Box::new(read));
+        }
+        Ok(mesh)
     }
 }
 

@@ -1,11 +1,11 @@
-//! What Prometheus reads of a mesh: Istio's standard metrics, and what is so now of its clusters, its certificate, its
+//! The metrics of a mesh: Istio's standard metrics, and what is so now of its clusters, its certificate, its
 //! configuration and itself.
 
 use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use mesh_core::client_status::ResourceState;
-use mesh_core::telemetry::{Exposition, Kind};
+use mesh_core::telemetry::{Exposition, Kind, MetricsWriter, Value, write_standard};
 
 use crate::mesh::Mesh;
 
@@ -40,22 +40,52 @@ impl Mesh {
     /// ```
     pub fn prometheus(&self) -> String {
         let mut text = Exposition::default();
-        if let Some(telemetry) = self.telemetry() {
-            let series = telemetry.metrics().gather(Instant::now());
-            text.standard(&series);
-            let help = "Kinds of requests that found no room for a series of their own.";
-            text.family("mesh_telemetry_without_room_total", Kind::Counter, help);
-            text.sample("mesh_telemetry_without_room_total", [], telemetry.metrics().without_room());
-        }
-        text.family("istio_build", Kind::Gauge, "The version of this library.");
-        text.sample("istio_build", [("component", "proxy"), ("tag", env!("CARGO_PKG_VERSION"))], 1);
-        self.clusters(&mut text);
-        self.itself(&mut text);
-        self.configuration(&mut text);
+        self.write_metrics(&mut text);
         text.finish()
     }
 
-    fn clusters(&self, text: &mut Exposition) {
+    /// The same in any other form.
+    ///
+    /// ```
+    /// use std::time::Instant;
+    ///
+    /// use mesh_tower::Mesh;
+    /// use mesh_tower::core::fixed::Fixed;
+    /// use mesh_tower::core::telemetry::{Kind, MetricsWriter, Value};
+    ///
+    /// /// The names of all that only grows.
+    /// #[derive(Default)]
+    /// struct Counters(Vec<&'static str>);
+    ///
+    /// impl MetricsWriter for Counters {
+    ///     fn family(&mut self, name: &'static str, kind: Kind, _: &'static str) {
+    ///         self.0.extend((kind == Kind::Counter).then_some(name));
+    ///     }
+    ///
+    ///     fn sample(&mut self, _: &[(&str, &str)], _: Value<'_>, _: Option<Instant>) {}
+    /// }
+    ///
+    /// let mesh = Mesh::builder().source(Fixed::new()).metrics().start()?;
+    /// let mut counters = Counters::default();
+    /// mesh.write_metrics(&mut counters);
+    /// assert!(counters.0.contains(&"mesh_cluster_retries_total"));
+    /// # Ok::<(), mesh_tower::StartError>(())
+    /// ```
+    pub fn write_metrics(&self, to: &mut dyn MetricsWriter) {
+        if let Some(telemetry) = self.telemetry() {
+            write_standard(&telemetry.metrics().gather(Instant::now()), to);
+            let help = "Kinds of requests that found no room for a series of their own.";
+            to.family("mesh_telemetry_without_room_total", Kind::Counter, help);
+            to.sample(&[], telemetry.metrics().without_room().into(), None);
+        }
+        to.family("istio_build", Kind::Gauge, "The version of this library.");
+        to.sample(&[("component", "proxy"), ("tag", env!("CARGO_PKG_VERSION"))], Value::Count(1), None);
+        self.clusters(to);
+        self.itself(to);
+        self.configuration(to);
+    }
+
+    fn clusters(&self, to: &mut dyn MetricsWriter) {
         let mut clusters = BTreeMap::<String, Cluster>::new();
         for entry in self.store().targets().list() {
             let Some(view) = entry.peek() else { continue };
@@ -107,72 +137,70 @@ impl Mesh {
             ),
         ];
         for (name, kind, help, read) in families {
-            text.family(name, kind, help);
+            to.family(name, kind, help);
             for (cluster, one) in &clusters {
-                text.sample(name, [("cluster", cluster.as_str())], read(one));
+                to.sample(&[("cluster", cluster.as_str())], read(one).into(), None);
             }
         }
-        let name = "mesh_cluster_endpoints";
-        text.family(name, Kind::Gauge, "Endpoints, by what this process knows of them.");
+        to.family("mesh_cluster_endpoints", Kind::Gauge, "Endpoints, by what this process knows of them.");
         for (cluster, one) in &clusters {
             for (state, count) in
                 ["known", "taking_load", "ejected", "unreachable", "failing_checks"].into_iter().zip(one.endpoints)
             {
-                text.sample(name, [("cluster", cluster.as_str()), ("state", state)], count);
+                to.sample(&[("cluster", cluster.as_str()), ("state", state)], count.into(), None);
             }
         }
     }
 
-    fn itself(&self, text: &mut Exposition) {
+    fn itself(&self, to: &mut dyn MetricsWriter) {
         let certificates = self.certificates();
         if let Some(current) = certificates.current() {
             let end = current.not_after().duration_since(UNIX_EPOCH).unwrap_or_default();
             let help = "When this process's certificate expires, in seconds since 1970.";
-            text.family("mesh_certificate_expiry_timestamp_seconds", Kind::Gauge, help);
-            text.sample("mesh_certificate_expiry_timestamp_seconds", [], end.as_secs());
+            to.family("mesh_certificate_expiry_timestamp_seconds", Kind::Gauge, help);
+            to.sample(&[], end.as_secs().into(), None);
         }
         let problems = certificates.problems(SystemTime::now()).len();
-        text.family("mesh_certificate_problems", Kind::Gauge, "What is wrong with certificates and TLS files.");
-        text.sample("mesh_certificate_problems", [], problems);
+        to.family("mesh_certificate_problems", Kind::Gauge, "What is wrong with certificates and TLS files.");
+        to.sample(&[], (problems as u64).into(), None);
         let unchecked = self.passed_unchecked();
         let help = "Requests that passed although no authorizer answered (failOpen).";
-        text.family("mesh_requests_unchecked_total", Kind::Counter, help);
-        text.sample("mesh_requests_unchecked_total", [], unchecked);
-        text.family("mesh_access_log_lost_total", Kind::Counter, "Lines of access logs that were left out.");
-        text.sample("mesh_access_log_lost_total", [], self.lost_log_lines());
+        to.family("mesh_requests_unchecked_total", Kind::Counter, help);
+        to.sample(&[], unchecked.into(), None);
+        to.family("mesh_access_log_lost_total", Kind::Counter, "Lines of access logs that were left out.");
+        to.sample(&[], self.lost_log_lines().into(), None);
         if let Some(tracer) = self.tracer() {
             let help = "Spans that were left out, since whoever gets them was too slow or gone.";
-            text.family("mesh_trace_spans_dropped_total", Kind::Counter, help);
-            text.sample("mesh_trace_spans_dropped_total", [], tracer.dropped());
+            to.family("mesh_trace_spans_dropped_total", Kind::Counter, help);
+            to.sample(&[], tracer.dropped().into(), None);
         }
     }
 
-    fn configuration(&self, text: &mut Exposition) {
+    fn configuration(&self, to: &mut dyn MetricsWriter) {
         let status = self.client_status();
         if status.servers.is_empty() {
             return;
         }
-        text.family("mesh_xds_connected", Kind::Gauge, "Whether a stream to the control plane is open.");
+        to.family("mesh_xds_connected", Kind::Gauge, "Whether a stream to the control plane is open.");
         for server in &status.servers {
-            text.sample("mesh_xds_connected", [("server", server.uri.as_str())], u8::from(server.connected));
+            to.sample(&[("server", server.uri.as_str())], u64::from(server.connected).into(), None);
         }
         let help = "How long ago the control plane last told something, in seconds.";
-        text.family("mesh_xds_last_update_age_seconds", Kind::Gauge, help);
+        to.family("mesh_xds_last_update_age_seconds", Kind::Gauge, help);
         for server in &status.servers {
             if let Some(at) = server.last_ack {
-                let age = at.elapsed().as_secs_f64();
-                text.sample("mesh_xds_last_update_age_seconds", [("server", server.uri.as_str())], age);
+                to.sample(&[("server", server.uri.as_str())], at.elapsed().as_secs_f64().into(), None);
             }
         }
-        text.family("mesh_xds_failures_total", Kind::Counter, "Times that the control plane could not be reached.");
+        to.family("mesh_xds_failures_total", Kind::Counter, "Times that the control plane could not be reached.");
         for server in &status.servers {
-            text.sample("mesh_xds_failures_total", [("server", server.uri.as_str())], server.failures);
+            to.sample(&[("server", server.uri.as_str())], server.failures.into(), None);
         }
         let rejected = status.resources.iter().filter(|resource| resource.state == ResourceState::Nacked).count();
         let help = "Resources whose last version was rejected; an older one stays in use.";
-        text.family("mesh_xds_resources_rejected", Kind::Gauge, help);
-        text.sample("mesh_xds_resources_rejected", [], rejected);
-        text.family("mesh_xds_resources", Kind::Gauge, "Resources that are subscribed to.");
-        text.sample("mesh_xds_resources", [], status.resources.len());
+        to.family("mesh_xds_resources_rejected", Kind::Gauge, help);
+        to.sample(&[], (rejected as u64).into(), None);
+        to.family("mesh_xds_resources", Kind::Gauge, "Resources that are subscribed to.");
+        to.sample(&[], (status.resources.len() as u64).into(), None);
     }
 }

@@ -111,7 +111,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
     let ends = Stop { stop: told.notified(), abort };
     let summary = curl::run(&mesh, call, pace, output, ends, &mut io::stdout()).await?;
-    mesh.flush_spans().await;
+    mesh.flush_telemetry().await;
     Ok(if summary.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -64,6 +64,6 @@ async fn main() -> anyhow::Result<()> {
         Err(reason) => tracing::warn!("not serving yet: {reason}"),
     }
     serving.await??;
-    mesh.flush_spans().await;
+    mesh.flush_telemetry().await;
     Ok(())
 }

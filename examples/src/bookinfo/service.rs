@@ -176,7 +176,7 @@ impl Running {
             Ok(result) => result.map_err(io::Error::other),
             Err(error) => Err(io::Error::other(error)),
         };
-        self.mesh.flush_spans().await;
+        self.mesh.flush_telemetry().await;
         ended
     }
 }

@@ -1,5 +1,5 @@
-//! Istio's standard metrics of the requests and connections of this process: their names, their 25 labels, and what
-//! Prometheus reads.
+//! Istio's standard metrics of the requests and connections of this process: their names, their 25 labels, and how they are
+//! read, by Prometheus among others.
 //!
 //! [`Metrics`] is an [`Observer`](crate::request_info::Observer). A request like one before costs a hash, a look, and a few
 //! additions; nothing is allocated for it. How many series there are is bounded, and those of endpoints that are gone go, too.
@@ -13,6 +13,7 @@ mod registry;
 mod series;
 mod span;
 mod text;
+mod writer;
 
 pub use crate::histogram::{BOUNDS, Histogram};
 pub use facts::Ended;
@@ -23,4 +24,5 @@ pub use peers::Peers;
 pub use registry::{Ends, MOST_SERIES, Metrics, Reporter};
 pub use series::{Sample, Series};
 pub use span::{Span, SpanKind, SpanSink, SpanValue, spans_of};
-pub use text::{Exposition, Kind};
+pub use text::Exposition;
+pub use writer::{Kind, MetricsReader, MetricsWriter, ReadMetrics, Value, write_standard};

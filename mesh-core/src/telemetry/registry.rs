@@ -5,7 +5,7 @@ use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use foldhash::fast::RandomState;
 use serde_json::{Map, Value};
@@ -400,6 +400,7 @@ impl Metrics {
         });
         let labels = labels.changed(changes);
         let (is_tcp, is_grpc) = (outcome.protocol == Protocol::Tcp, outcome.protocol == Protocol::Grpc);
+        let since = self.began + Duration::from_secs(second.into());
         let mut all = lock(&self.series);
         if let Some(series) = all.get(&(labels.clone(), is_tcp)) {
             return Arc::clone(series);
@@ -407,10 +408,10 @@ impl Metrics {
         if all.len() >= MOST_SERIES {
             self.without_room.fetch_add(1, Ordering::Relaxed);
             let rest = Labels::of_the_rest(ends.reporter).changed(changes);
-            let make = || Arc::new(Series::new(rest.clone(), is_tcp, is_grpc));
+            let make = || Arc::new(Series::new(rest.clone(), is_tcp, is_grpc, since));
             return Arc::clone(all.entry((rest.clone(), is_tcp)).or_insert_with(make));
         }
-        let series = Arc::new(Series::new(labels.clone(), is_tcp, is_grpc));
+        let series = Arc::new(Series::new(labels.clone(), is_tcp, is_grpc, since));
         series.touch(second);
         all.insert((labels, is_tcp), Arc::clone(&series));
         series

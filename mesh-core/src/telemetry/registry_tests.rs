@@ -9,7 +9,7 @@ use crate::model::{CelExpression, LabelRule};
 use crate::request_info::Observers;
 use crate::response_flags::ResponseFlags;
 use crate::state::ClusterState;
-use crate::telemetry::{Exposition, LABELS};
+use crate::telemetry::{Exposition, LABELS, write_standard};
 
 fn metrics(now: Instant) -> Metrics {
     let mut own = Workload::of_endpoint("web-v1;shop;web;v1;east");
@@ -88,7 +88,7 @@ fn requests_that_are_alike_are_one_series_with_all_labels() {
         ]
     );
     let mut text = Exposition::default();
-    text.standard(&all);
+    write_standard(&all, &mut text);
     let text = text.finish();
     let bucket = text.lines().find(|line| line.starts_with("istio_request_duration_milliseconds_bucket{"));
     assert!(bucket.unwrap().contains("le=\"0.5\""));
@@ -183,7 +183,7 @@ fn connections_that_are_not_http_have_series_of_their_own() {
     let shown = ["request_protocol", "response_code", "connection_security_policy"].map(|name| series.labels.get(name));
     assert_eq!(shown, [Some("tcp"), Some("0"), Some("mutual_tls")]);
     let mut text = Exposition::default();
-    text.standard(&metrics.gather(now));
+    write_standard(&metrics.gather(now), &mut text);
     let text = text.finish();
     assert!(text.contains("istio_tcp_connections_opened_total{") && !text.contains("istio_requests_total"), "{text}");
 }
@@ -199,7 +199,7 @@ fn rules(all: &[(usize, Option<&[(&str, Option<&str>)]>)]) -> Arc<MetricRules> {
 
 fn page(metrics: &Metrics, now: Instant) -> String {
     let mut text = Exposition::default();
-    text.standard(&metrics.gather(now));
+    write_standard(&metrics.gather(now), &mut text);
     text.finish()
 }
 

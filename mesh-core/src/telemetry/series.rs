@@ -1,7 +1,7 @@
 //! What is counted under one set of labels.
 
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::labels::Labels;
 use crate::histogram::Histogram;
@@ -16,6 +16,8 @@ pub struct Series {
     pub is_tcp: bool,
     /// Whether it is of gRPC.
     pub is_grpc: bool,
+    /// Since when it has been counted, to the second.
+    pub since: Instant,
     /// Requests that ended.
     pub requests: AtomicU64,
     /// How long they took, in milliseconds.
@@ -59,11 +61,12 @@ pub struct Sample {
 }
 
 impl Series {
-    pub(super) fn new(labels: Labels, is_tcp: bool, is_grpc: bool) -> Series {
+    pub(super) fn new(labels: Labels, is_tcp: bool, is_grpc: bool, since: Instant) -> Series {
         Series {
             labels,
             is_tcp,
             is_grpc,
+            since,
             requests: AtomicU64::new(0),
             duration: Histogram::default(),
             request_bytes: Histogram::default(),

@@ -1,20 +1,18 @@
-//! What the environment says of traces, in OpenTelemetry's words.
+//! What the environment says of traces and metrics, in OpenTelemetry's words.
 
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use mesh_core::model::{Fraction, Tracing};
 use opentelemetry_otlp::SpanExporter;
 
+use super::otlp::Collector;
 use super::{Exporter, Limits};
 use crate::mesh::StartError;
 
-/// Where spans go.
-const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
-const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
-
-/// The exporter that the environment asks for, if it asks for one.
+/// The exporter of spans that the environment asks for, if it asks for one.
 pub(super) fn exporter(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Exporter>, StartError> {
-    let Some(wanted) = wanted(&variable).map_err(StartError::new)? else { return Ok(None) };
+    let Some(wanted) = wanted(&Variables(variable)).map_err(StartError::new)? else { return Ok(None) };
     let make = || SpanExporter::builder().build().map_err(|error| error.to_string());
     Ok(Some(Exporter::made(make, wanted.limits)?.tracing(wanted.tracing)))
 }
@@ -26,38 +24,83 @@ struct Wanted {
     tracing: Tracing,
 }
 
-fn wanted(variable: &impl Fn(&str) -> Option<String>) -> Result<Option<Wanted>, String> {
-    // What is empty counts as not set.
-    let said = |name: &str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
-    let first = |names: [&'static str; 2]| names.into_iter().find_map(|name| Some((name, said(name)?)));
-    if said("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
-        return Ok(None);
+/// What it says of metrics.
+#[derive(Debug)]
+pub(super) enum WantedMetrics {
+    /// Nothing.
+    None,
+    /// They are kept, for whoever reads them.
+    Kept,
+    /// They are sent, so often, each time within so long.
+    Sent { collector: Collector, interval: Duration, timeout: Duration },
+}
+
+/// The variables of the environment.
+struct Variables<F>(F);
+
+impl<F: Fn(&str) -> Option<String>> Variables<F> {
+    /// What is empty counts as not set.
+    fn said(&self, name: &str) -> Option<String> {
+        (self.0)(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
     }
-    let endpoint = first(ENDPOINTS);
-    match said("OTEL_TRACES_EXPORTER").as_deref() {
-        Some("none") => return Ok(None),
-        Some("otlp") => {}
-        None if endpoint.is_some() => {}
-        None => return Ok(None),
-        Some(other) => return Err(format!("OTEL_TRACES_EXPORTER={other}: not supported; there are otlp and none")),
+
+    /// The first of these that is set: one for this kind of data, one for all.
+    fn first(&self, names: [&'static str; 2]) -> Option<(&'static str, String)> {
+        names.into_iter().find_map(|name| Some((name, self.said(name)?)))
     }
-    if let Some((name, endpoint)) = endpoint {
+
+    fn is_disabled(&self) -> bool {
+        self.said("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"))
+    }
+
+    fn endpoint(&self, names: [&'static str; 2]) -> Result<Option<(&'static str, String)>, String> {
+        let Some((name, endpoint)) = self.first(names) else { return Ok(None) };
         let scheme = endpoint.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
         if scheme.as_deref() != Some("http") {
             return Err(format!(
                 "{name}={endpoint}: only http:// is supported; a collector beside the process speaks TLS"
             ));
         }
+        Ok(Some((name, endpoint)))
     }
-    if let Some((name, protocol)) = first(PROTOCOLS).filter(|(_, it)| !["grpc", "http/protobuf"].contains(&it.as_str()))
-    {
-        return Err(format!("{name}={protocol}: not supported; there are grpc and http/protobuf"));
+
+    /// Whether gRPC is spoken.
+    fn is_grpc(&self, names: [&'static str; 2]) -> Result<bool, String> {
+        match self.first(names) {
+            None => Ok(false),
+            Some((_, protocol)) if protocol == "http/protobuf" => Ok(false),
+            Some((_, protocol)) if protocol == "grpc" => Ok(true),
+            Some((name, protocol)) => {
+                Err(format!("{name}={protocol}: not supported; there are grpc and http/protobuf"))
+            }
+        }
     }
-    let number = |name: &str, least: u64, default: u64| match said(name).map(|text| (text.parse::<u64>(), text)) {
-        None => Ok(default),
-        Some((Ok(number), _)) if (least..=1_000_000).contains(&number) => Ok(number),
-        Some((_, text)) => Err(format!("{name}={text}: not a number from {least} to 1000000")),
-    };
+
+    fn number(&self, name: &str, least: u64, most: u64, default: u64) -> Result<u64, String> {
+        match self.said(name).map(|text| (text.parse::<u64>(), text)) {
+            None => Ok(default),
+            Some((Ok(number), _)) if (least..=most).contains(&number) => Ok(number),
+            Some((_, text)) => Err(format!("{name}={text}: not a number from {least} to {most}")),
+        }
+    }
+}
+
+fn wanted(variables: &Variables<impl Fn(&str) -> Option<String>>) -> Result<Option<Wanted>, String> {
+    if variables.is_disabled() {
+        return Ok(None);
+    }
+    let endpoints = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+    let has_endpoint = variables.first(endpoints).is_some();
+    match variables.said("OTEL_TRACES_EXPORTER").as_deref() {
+        Some("none") => return Ok(None),
+        Some("otlp") => {}
+        None if has_endpoint => {}
+        None => return Ok(None),
+        Some(other) => return Err(format!("OTEL_TRACES_EXPORTER={other}: not supported; there are otlp and none")),
+    }
+    variables.endpoint(endpoints)?;
+    variables.is_grpc(["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"])?;
+    let number = |name, least, default| variables.number(name, least, 1_000_000, default);
     let count =
         |name, default: usize| number(name, 1, default as u64).map(|number| usize::try_from(number).unwrap_or(default));
     let time = |name, default: Duration| {
@@ -72,8 +115,95 @@ fn wanted(variable: &impl Fn(&str) -> Option<String>) -> Result<Option<Wanted>, 
         delay: time("OTEL_BSP_SCHEDULE_DELAY", delay)?,
         timeout: time("OTEL_BSP_EXPORT_TIMEOUT", timeout)?,
     };
-    let tracing = sampled(said("OTEL_TRACES_SAMPLER").as_deref(), said("OTEL_TRACES_SAMPLER_ARG").as_deref())?;
+    let tracing = sampled(
+        variables.said("OTEL_TRACES_SAMPLER").as_deref(),
+        variables.said("OTEL_TRACES_SAMPLER_ARG").as_deref(),
+    )?;
     Ok(Some(Wanted { limits, tracing }))
+}
+
+/// What the environment says of metrics.
+pub(super) fn metrics(variable: impl Fn(&str) -> Option<String>) -> Result<WantedMetrics, String> {
+    let variables = Variables(variable);
+    if variables.is_disabled() {
+        return Ok(WantedMetrics::None);
+    }
+    let endpoints = ["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+    let (mut is_sent, mut is_kept) = (false, false);
+    match variables.said("OTEL_METRICS_EXPORTER") {
+        None => is_sent = variables.first(endpoints).is_some(),
+        Some(wanted) => {
+            for one in wanted.split(',').map(str::trim) {
+                match one {
+                    "otlp" => is_sent = true,
+                    "prometheus" => is_kept = true,
+                    "none" => {}
+                    other => {
+                        return Err(format!(
+                            "OTEL_METRICS_EXPORTER={other}: not supported; there are otlp, prometheus and none"
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    if !is_sent {
+        return Ok(if is_kept { WantedMetrics::Kept } else { WantedMetrics::None });
+    }
+    for name in ["OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"] {
+        if let Some(other) = variables.said(name).filter(|said| said != "none") {
+            return Err(format!("{name}={other}: not supported; there is none"));
+        }
+    }
+    let preference = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
+    if let Some(other) = variables.said(preference).filter(|said| !said.eq_ignore_ascii_case("cumulative")) {
+        return Err(format!("{preference}={other}: not supported; there is cumulative"));
+    }
+    let is_grpc = variables.is_grpc(["OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"])?;
+    let port = if is_grpc { 4317 } else { 4318 };
+    let (name, endpoint) = variables.endpoint(endpoints)?.unwrap_or((endpoints[1], format!("http://localhost:{port}")));
+    let base = endpoint.trim_end_matches('/');
+    let uri = match (is_grpc, name == endpoints[0]) {
+        (true, _) => format!("{base}{}", Collector::GRPC_PATH),
+        // That for metrics is where they go; below that for all they have a place.
+        (false, true) => endpoint.clone(),
+        (false, false) => format!("{base}/v1/metrics"),
+    };
+    let uri: Uri = uri.parse().map_err(|error| format!("{name}={endpoint}: {error}"))?;
+    let headers = match variables.first(["OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"]) {
+        // What is wrong is not told: there are credentials in it.
+        Some((name, text)) => headers(&text).ok_or_else(|| format!("{name}: not a list of NAME=VALUE"))?,
+        None => HeaderMap::new(),
+    };
+    let time = |name: &str, least, default| variables.number(name, least, 86_400_000, default);
+    let default = time("OTEL_EXPORTER_OTLP_TIMEOUT", 1, 10_000)?;
+    let each = Duration::from_millis(time("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", 1, default)?);
+    Ok(WantedMetrics::Sent {
+        collector: Collector::new(uri, headers, is_grpc, each),
+        interval: Duration::from_millis(time("OTEL_METRIC_EXPORT_INTERVAL", 1, 60_000)?),
+        timeout: Duration::from_millis(time("OTEL_METRIC_EXPORT_TIMEOUT", 1, 30_000)?),
+    })
+}
+
+/// `NAME=VALUE,...`, values as in URLs.
+fn headers(text: &str) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for one in text.split(',').map(str::trim).filter(|one| !one.is_empty()) {
+        let (name, value) = one.split_once('=')?;
+        let mut decoded = Vec::new();
+        let mut bytes = value.trim().bytes();
+        while let Some(byte) = bytes.next() {
+            decoded.push(match byte {
+                b'%' => {
+                    let mut digit = || char::from(bytes.next()?).to_digit(16);
+                    u8::try_from(digit()? << 4 | digit()?).ok()?
+                }
+                byte => byte,
+            });
+        }
+        headers.try_append(HeaderName::try_from(name.trim()).ok()?, HeaderValue::from_bytes(&decoded).ok()?).ok()?;
+    }
+    Some(headers)
 }
 
 /// How many traces begin here, of which the configuration says nothing. A parent's decision counts in any case.
@@ -109,7 +239,7 @@ mod tests {
     /// The share of traces that begin, or why there is nothing to be had.
     fn check(variables: &[(&str, &str)], expected: Result<Option<u32>, &str>) {
         let variable = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, text)| (*text).to_owned());
-        match (wanted(&variable), expected) {
+        match (wanted(&Variables(variable)), expected) {
             (Ok(wanted), Ok(expected)) => {
                 assert_eq!(wanted.map(|wanted| wanted.tracing.random.per_million()), expected, "{variables:?}");
             }
@@ -138,5 +268,52 @@ mod tests {
         check(&[AT, ratio, ("OTEL_TRACES_SAMPLER_ARG", "25")], Err("from 0 to 1"));
         check(&[AT, ("OTEL_TRACES_SAMPLER", "jaeger_remote")], Err("there are always_on"));
         check(&[AT, ("OTEL_BSP_MAX_QUEUE_SIZE", "0")], Err("OTEL_BSP_MAX_QUEUE_SIZE=0"));
+    }
+
+    #[test]
+    fn the_environment_says_whether_and_where_metrics_go() {
+        const AT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318/");
+        const GRPC: (&str, &str) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+        const OTLP: (&str, &str) = ("OTEL_METRICS_EXPORTER", "otlp");
+        fn said(variables: &[(&str, &str)]) -> String {
+            let variable =
+                |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, text)| (*text).to_owned());
+            match metrics(variable) {
+                Ok(WantedMetrics::Sent { collector, interval, .. }) => {
+                    format!("{} {}", collector.uri(), interval.as_millis())
+                }
+                Ok(other) => format!("{other:?}"),
+                Err(why) => why,
+            }
+        }
+        let grpc = "http://localhost:4317/opentelemetry.proto.collector.metrics.v1.MetricsService/Export 60000";
+        for (variables, expected) in [
+            (&[][..], "None"),
+            (&[AT], "http://localhost:4318/v1/metrics 60000"),
+            (&[AT, ("OTEL_METRIC_EXPORT_INTERVAL", "5000")], "http://localhost:4318/v1/metrics 5000"),
+            (&[OTLP], "http://localhost:4318/v1/metrics 60000"),
+            (&[OTLP, GRPC], grpc),
+            (&[("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://a/b"), AT], "http://a/b 60000"),
+            (&[AT, ("OTEL_METRICS_EXPORTER", "none")], "None"),
+            (&[AT, ("OTEL_METRICS_EXPORTER", "prometheus")], "Kept"),
+            (&[AT, ("OTEL_METRICS_EXPORTER", "prometheus,otlp")], "http://localhost:4318/v1/metrics 60000"),
+            (&[AT, ("OTEL_SDK_DISABLED", "true")], "None"),
+        ] {
+            assert_eq!(said(variables), expected, "{variables:?}");
+        }
+        for (name, value, why) in [
+            ("OTEL_METRICS_EXPORTER", "console", "there are otlp, prometheus and none"),
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "https://a", "only http://"),
+            ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json", "there are grpc and http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta", "there is cumulative"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", "there is none"),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "0", "OTEL_METRIC_EXPORT_INTERVAL=0"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "secret", "OTEL_EXPORTER_OTLP_HEADERS: not a list of NAME=VALUE"),
+        ] {
+            let text = said(&[AT, (name, value)]);
+            assert!(text.contains(why), "{name}={value}: {text}");
+        }
+        assert_eq!(headers("a=b%20c, D=e").unwrap()["a"], "b c");
+        assert!(["a=%2", "a=%zz", "a b=c", "a=%0a"].iter().all(|text| headers(text).is_none()));
     }
 }

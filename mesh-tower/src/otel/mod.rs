@@ -1,9 +1,13 @@
-//! Spans to OpenTelemetry (feature `otel`): to an exporter of the application's own, or over OTLP as the environment says.
+//! Spans and metrics to OpenTelemetry (feature `otel`): over OTLP as the environment says, spans also to an exporter of the
+//! application's own.
 //!
 //! Requests put spans into a queue with a bound and go on; a thread sends them. One that is slow, hangs or is gone costs spans,
-//! which are counted ([`Exporter::dropped`](SpanSink::dropped)), and neither time nor memory.
+//! which are counted ([`Exporter::dropped`](SpanSink::dropped)), and neither time nor memory. Metrics wait nowhere: another thread
+//! reads them now and then.
 
 mod env;
+mod metrics;
+mod otlp;
 mod queue;
 
 use std::fmt;
@@ -21,7 +25,7 @@ use tokio::sync::oneshot;
 
 use crate::mesh::{MeshBuilder, StartError};
 
-/// How long [`Mesh::flush_spans`](crate::Mesh::flush_spans) waits at most.
+/// How long [`Mesh::flush_telemetry`](crate::Mesh::flush_telemetry) waits at most.
 const FLUSHED: Duration = Duration::from_secs(5);
 /// How many may wait for a flush at a time.
 const FLUSHES: usize = 16;
@@ -69,7 +73,7 @@ impl Default for Limits {
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let mesh = Mesh::builder().source(Fixed::new()).traces(Exporter::new(Names)?).start()?;
 /// // Before the process ends.
-/// mesh.flush_spans().await;
+/// mesh.flush_telemetry().await;
 /// # Ok(()) }
 /// ```
 pub struct Exporter {
@@ -179,7 +183,7 @@ impl MeshBuilder {
     /// many as `OTEL_TRACES_SAMPLER` says. Nothing is done without an endpoint and without `OTEL_TRACES_EXPORTER=otlp`, and
     /// with `OTEL_TRACES_EXPORTER=none` or `OTEL_SDK_DISABLED=true`.
     ///
-    /// What cannot be understood of it fails [`MeshBuilder::start`]. Call [`Mesh::flush_spans`](crate::Mesh::flush_spans)
+    /// What cannot be understood of it fails [`MeshBuilder::start`]. Call [`Mesh::flush_telemetry`](crate::Mesh::flush_telemetry)
     /// before the process ends.
     ///
     /// ```

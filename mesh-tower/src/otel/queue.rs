@@ -103,9 +103,9 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-/// What spans are of: this workload, unless the environment says otherwise. The service's name is Istio's, `APP.NAMESPACE`.
-#[expect(clippy::disallowed_methods, reason = "whose spans they are, the environment says in OpenTelemetry's words")]
-fn resource(own: Workload) -> Resource {
+/// What spans and metrics are of: this workload, unless the environment says otherwise. The service's name is Istio's, `APP.NAMESPACE`.
+#[expect(clippy::disallowed_methods, reason = "whose they are, the environment says in OpenTelemetry's words")]
+pub(super) fn resource(own: Workload) -> Resource {
     let name = own.canonical_name.as_deref().or(own.app.as_deref()).or(own.name.as_deref());
     let name = name.map(|name| match own.namespace.as_deref() {
         Some(namespace) => format!("{name}.{namespace}"),

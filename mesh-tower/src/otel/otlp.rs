@@ -1,0 +1,288 @@
+//! Metrics as OTLP has them, and the way to a collector.
+//!
+//! OpenTelemetry's own exporter takes nothing but what its own instruments have counted; ours are counted already.
+
+use std::fmt;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{CONTENT_TYPE, TE};
+use http::{HeaderMap, HeaderValue, Request, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use mesh_core::telemetry::{BOUNDS, Kind, MetricsWriter, Value};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Text;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics,
+    ScopeMetrics, Sum,
+};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use prost::Message;
+
+/// How many numbers are sent together: with all labels far below the 4 MiB that collectors take over gRPC.
+const MOST_POINTS: usize = 1000;
+/// What is read of an answer.
+const MOST_ANSWER: usize = 64 << 10;
+
+/// All metrics at a moment, as messages to a collector.
+pub(super) struct Page<'a> {
+    resource: &'a Resource,
+    now: Instant,
+    /// When it is, and when this process began, in nanoseconds since 1970.
+    time: u64,
+    began: u64,
+    family: (&'static str, Kind, &'static str),
+    metrics: Vec<Metric>,
+    points: usize,
+    messages: Vec<Vec<u8>>,
+}
+
+impl<'a> Page<'a> {
+    pub(super) fn new(resource: &'a Resource, began: SystemTime, (now, time): (Instant, SystemTime)) -> Self {
+        let (time, began) = (nanoseconds(time), nanoseconds(began));
+        let family = ("", Kind::Gauge, "");
+        Page { resource, now, time, began, family, metrics: Vec::new(), points: 0, messages: Vec::new() }
+    }
+
+    /// What is to be sent, one after the other.
+    pub(super) fn finish(mut self) -> Vec<Vec<u8>> {
+        self.close();
+        self.messages
+    }
+
+    fn open(&mut self) {
+        let temporality = AggregationTemporality::Cumulative.into();
+        let (name, kind, help) = self.family;
+        let data = match kind {
+            Kind::Counter => {
+                Data::Sum(Sum { aggregation_temporality: temporality, is_monotonic: true, ..Sum::default() })
+            }
+            Kind::Gauge => Data::Gauge(Gauge::default()),
+            Kind::Histogram => {
+                Data::Histogram(Histogram { aggregation_temporality: temporality, ..Histogram::default() })
+            }
+        };
+        let (name, description) = (name.to_owned(), help.to_owned());
+        self.metrics.push(Metric { name, description, data: Some(data), ..Metric::default() });
+    }
+
+    fn close(&mut self) {
+        let mut metrics = std::mem::take(&mut self.metrics);
+        metrics.retain(|metric| match &metric.data {
+            Some(Data::Sum(sum)) => !sum.data_points.is_empty(),
+            Some(Data::Gauge(gauge)) => !gauge.data_points.is_empty(),
+            Some(Data::Histogram(histogram)) => !histogram.data_points.is_empty(),
+            _ => false,
+        });
+        if metrics.is_empty() {
+            return;
+        }
+        self.points = 0;
+        let scope = InstrumentationScope {
+            name: "mesh-tower".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..InstrumentationScope::default()
+        };
+        let scope = ScopeMetrics { scope: Some(scope), metrics, ..ScopeMetrics::default() };
+        let resource = ResourceMetrics {
+            resource: Some(self.resource.clone()),
+            scope_metrics: vec![scope],
+            ..ResourceMetrics::default()
+        };
+        self.messages.push(ExportMetricsServiceRequest { resource_metrics: vec![resource] }.encode_to_vec());
+    }
+}
+
+impl MetricsWriter for Page<'_> {
+    fn family(&mut self, name: &'static str, kind: Kind, help: &'static str) {
+        self.family = (name, kind, help);
+        self.open();
+    }
+
+    fn sample(&mut self, labels: &[(&str, &str)], value: Value<'_>, since: Option<Instant>) {
+        if self.points >= MOST_POINTS {
+            self.close();
+            self.open();
+        }
+        let Some(Metric { data: Some(data), .. }) = self.metrics.last_mut() else { return };
+        let attributes = labels.iter().map(|(name, value)| text(name, value)).collect();
+        let start_time_unix_nano = since.map_or(self.began, |since| {
+            let age = self.now.saturating_duration_since(since).as_nanos();
+            self.time.saturating_sub(u64::try_from(age).unwrap_or(u64::MAX))
+        });
+        let time_unix_nano = self.time;
+        let number = |value| {
+            let value = match value {
+                Value::Count(count) => Number::AsInt(i64::try_from(count).unwrap_or(i64::MAX)),
+                Value::Amount(amount) => Number::AsDouble(amount),
+                _ => return NumberDataPoint::default(),
+            };
+            NumberDataPoint { value: Some(value), ..NumberDataPoint::default() }
+        };
+        match (data, value) {
+            (Data::Sum(sum), value) => sum.data_points.push(NumberDataPoint {
+                attributes,
+                start_time_unix_nano,
+                time_unix_nano,
+                ..number(value)
+            }),
+            (Data::Gauge(gauge), value) => {
+                gauge.data_points.push(NumberDataPoint { attributes, time_unix_nano, ..number(value) });
+            }
+            (Data::Histogram(histogram), Value::Histogram(counts, sum)) => {
+                histogram.data_points.push(HistogramDataPoint {
+                    attributes,
+                    start_time_unix_nano,
+                    time_unix_nano,
+                    count: counts.iter().sum(),
+                    sum: Some(sum),
+                    bucket_counts: counts.to_vec(),
+                    explicit_bounds: BOUNDS.to_vec(),
+                    ..HistogramDataPoint::default()
+                });
+            }
+            _ => return,
+        }
+        self.points += 1;
+    }
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// An attribute.
+pub(super) fn text(name: &str, value: &str) -> KeyValue {
+    let value = Some(AnyValue { value: Some(Text::StringValue(value.to_owned())) });
+    KeyValue { key: name.to_owned(), value, ..KeyValue::default() }
+}
+
+/// Who takes metrics, over HTTP/1.1 or gRPC.
+pub(super) struct Collector {
+    client: Client<HttpConnector, Full<Bytes>>,
+    uri: Uri,
+    headers: HeaderMap,
+    is_grpc: bool,
+    timeout: Duration,
+}
+
+impl Collector {
+    pub(super) const GRPC_PATH: &'static str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+
+    /// The one that is there. A message is given up after `timeout`.
+    pub(super) fn new(uri: Uri, mut headers: HeaderMap, is_grpc: bool, timeout: Duration) -> Self {
+        let kind = if is_grpc { "application/grpc" } else { "application/x-protobuf" };
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        if is_grpc {
+            headers.insert(TE, const { HeaderValue::from_static("trailers") });
+        }
+        let client = Client::builder(TokioExecutor::new()).http2_only(is_grpc).build_http();
+        Collector { client, uri, headers, is_grpc, timeout }
+    }
+
+    #[cfg(test)]
+    pub(super) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    pub(super) async fn send(&self, message: Vec<u8>) -> Result<(), String> {
+        let sent = tokio::time::timeout(self.timeout, self.exchange(message)).await;
+        sent.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.timeout)))
+    }
+
+    async fn exchange(&self, message: Vec<u8>) -> Result<(), String> {
+        let body = match self.is_grpc {
+            true => framed(&message),
+            false => message.into(),
+        };
+        let mut request = Request::post(self.uri.clone()).body(Full::new(body)).map_err(|error| error.to_string())?;
+        request.headers_mut().extend(self.headers.clone());
+        let answer = self.client.request(request).await.map_err(|error| causes(&error))?;
+        let (head, body) = answer.into_parts();
+        if !head.status.is_success() {
+            return Err(format!("the collector answered {}", head.status));
+        }
+        if !self.is_grpc {
+            return Ok(());
+        }
+        let rest = Limited::new(body, MOST_ANSWER).collect().await.map_err(|error| error.to_string())?;
+        let status = head.headers.get("grpc-status").or_else(|| rest.trailers()?.get("grpc-status"));
+        match status.map(HeaderValue::as_bytes) {
+            Some(b"0") => Ok(()),
+            other => Err(format!(
+                "the collector answered gRPC status {}",
+                other.map_or_else(|| "none".into(), String::from_utf8_lossy)
+            )),
+        }
+    }
+}
+
+impl fmt::Debug for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Collector").field("uri", &self.uri).finish_non_exhaustive()
+    }
+}
+
+/// An error with what it comes of.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+/// A message of gRPC, not compressed.
+fn framed(message: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(message.len() + 5);
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    frame.put_slice(message);
+    frame.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn much_is_sent_in_parts_and_every_part_says_whose_and_of_what() {
+        let resource = Resource { attributes: vec![text("service.name", "a")], ..Resource::default() };
+        let (now, time) = (Instant::now() + Duration::from_secs(60), UNIX_EPOCH + Duration::from_secs(100));
+        let mut page = Page::new(&resource, UNIX_EPOCH + Duration::from_secs(10), (now, time));
+        page.family("nothing", Kind::Gauge, "");
+        page.family("calls", Kind::Counter, "Calls.");
+        for number in 0..MOST_POINTS as u64 + 1 {
+            let since = (number > 0).then(|| now - Duration::from_secs(1));
+            page.sample(&[("to", &number.to_string())], number.into(), since);
+        }
+        let messages = page.finish();
+        let mut points = Vec::new();
+        for message in &messages {
+            assert!(message.len() < 4 << 20);
+            let message = ExportMetricsServiceRequest::decode(&message[..]).unwrap();
+            let [of_one] = &message.resource_metrics[..] else { panic!("{message:?}") };
+            assert_eq!(of_one.resource.as_ref(), Some(&resource));
+            let [metric] = &of_one.scope_metrics[0].metrics[..] else { panic!("{message:?}") };
+            assert_eq!((&*metric.name, &*metric.description), ("calls", "Calls."));
+            let Some(Data::Sum(sum)) = &metric.data else { panic!("{metric:?}") };
+            assert!(sum.is_monotonic && sum.aggregation_temporality() == AggregationTemporality::Cumulative);
+            points.extend(sum.data_points.clone());
+        }
+        assert_eq!((messages.len(), points.len()), (2, MOST_POINTS + 1));
+        let seconds = |point: &NumberDataPoint| {
+            [point.start_time_unix_nano, point.time_unix_nano].map(|time| time / 1_000_000_000)
+        };
+        assert_eq!((seconds(&points[0]), seconds(&points[1])), ([10, 100], [99, 100]));
+        assert_eq!(points[7].value, Some(Number::AsInt(7)));
+    }
+}
