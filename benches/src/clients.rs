@@ -2,14 +2,14 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::HOST as HOST_HEADER;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -23,7 +23,8 @@ use mesh_core::model::{
 };
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_core::telemetry::{Span, SpanSink};
-use mesh_tower::{Client, Mesh};
+use mesh_core::trace::Trace;
+use mesh_tower::{Client, Mesh, MeshBuilder};
 use tokio::net::TcpStream;
 use tonic::body::Body as GrpcBody;
 use tower::Service;
@@ -155,15 +156,22 @@ impl<B: Payload> Raw<B> {
 
     /// One request, its response read to the end.
     pub async fn send(&mut self, job: &Job<B>) -> Result {
+        self.send_with(job, |_| ()).await
+    }
+
+    /// The same with other headers.
+    pub async fn send_with(&mut self, job: &Job<B>, change: impl FnOnce(&mut HeaderMap)) -> Result {
         let response = match self {
             Raw::Http1(sender) => {
                 let mut request = job.request(&job.path)?;
                 request.headers_mut().insert(HOST_HEADER, const { HeaderValue::from_static(HOST) });
+                change(request.headers_mut());
                 sender.ready().await?;
                 sender.send_request(request).await?
             }
             Raw::Http2(sender) => {
-                let request = job.request(&job.uri)?;
+                let mut request = job.request(&job.uri)?;
+                change(request.headers_mut());
                 sender.ready().await?;
                 sender.send_request(request).await?
             }
@@ -242,6 +250,26 @@ pub fn traced_mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Me
     Ok(Mesh::builder().source(Fixed::new().service(HOST, addresses)).traces(Unsampled).start()?)
 }
 
+/// The same, which counts requests, too, and serves its admin port: to be called on a runtime.
+pub fn observed_mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
+    observed(Mesh::builder().source(Fixed::new().service(HOST, addresses)))
+}
+
+/// A mesh that tells all that it can of itself.
+pub fn observed(builder: MeshBuilder) -> Result<Mesh> {
+    let mesh = builder.traces(Unsampled).metrics().start()?;
+    mesh.serve_admin(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    Ok(mesh)
+}
+
+/// Tells of a trace that is not recorded, as a client of the mesh would that records some.
+pub fn tell(headers: &mut HeaderMap) {
+    static TRACING: LazyLock<Tracing> = LazyLock::new(|| Unsampled.tracing());
+    let mut trace = Trace::default();
+    trace.begin(&TRACING, headers, &mut fastrand::Rng::new());
+    trace.tell(None, headers);
+}
+
 /// Takes spans, and samples nothing by itself.
 #[derive(Debug)]
 pub struct Unsampled;
@@ -290,16 +318,24 @@ pub async fn send_mesh<B: Payload>(client: &Client, version: Version, job: &Job<
 
 /// tonic's codec over hyper's bare connection.
 #[derive(Clone)]
-pub struct RawGrpc(http2::SendRequest<GrpcBody>);
+pub struct RawGrpc {
+    sender: http2::SendRequest<GrpcBody>,
+    change: fn(&mut HeaderMap),
+}
 
 impl RawGrpc {
     /// Connects.
     pub async fn connect(address: SocketAddr) -> Result<Self> {
+        RawGrpc::connect_with(address, |_| ()).await
+    }
+
+    /// The same, to send other headers.
+    pub async fn connect_with(address: SocketAddr, change: fn(&mut HeaderMap)) -> Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        Ok(RawGrpc(sender))
+        Ok(RawGrpc { sender, change })
     }
 }
 
@@ -309,7 +345,7 @@ impl Service<Request<GrpcBody>> for RawGrpc {
     type Future = Pin<Box<dyn Future<Output = std::result::Result<Response<Incoming>, hyper::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(cx)
+        self.sender.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<GrpcBody>) -> Self::Future {
@@ -317,6 +353,7 @@ impl Service<Request<GrpcBody>> for RawGrpc {
         uri.scheme = Some(http::uri::Scheme::HTTP);
         uri.authority = Some(http::uri::Authority::from_static(HOST));
         *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
-        Box::pin(self.0.send_request(request))
+        (self.change)(request.headers_mut());
+        Box::pin(self.sender.send_request(request))
     }
 }

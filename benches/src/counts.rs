@@ -15,7 +15,7 @@ use crate::servers::{self, ServerKind};
 use crate::{Result, grpc};
 
 /// All cases, by what they compare with: the first of each protocol is the floor.
-pub const CASES: [&str; 23] = [
+pub const CASES: [&str; 32] = [
     "raw-http1",
     "pooled-http1",
     "mesh-http1",
@@ -24,6 +24,9 @@ pub const CASES: [&str; 23] = [
     "traced-http1",
     "server-http1",
     "traced_server-http1",
+    "told-http1",
+    "observed-http1",
+    "observed_server-http1",
     "raw-http2",
     "pooled-http2",
     "mesh-http2",
@@ -32,6 +35,9 @@ pub const CASES: [&str; 23] = [
     "traced-http2",
     "server-http2",
     "traced_server-http2",
+    "told-http2",
+    "observed-http2",
+    "observed_server-http2",
     "raw-grpc",
     "channel-grpc",
     "mesh-grpc",
@@ -39,6 +45,9 @@ pub const CASES: [&str; 23] = [
     "traced-grpc",
     "server-grpc",
     "traced_server-grpc",
+    "told-grpc",
+    "observed-grpc",
+    "observed_server-grpc",
 ];
 
 /// Requests before anything is counted.
@@ -47,7 +56,9 @@ const WARM_UP: u64 = 100;
 /// Runs a case: some requests to warm up, then `requests` inside `measure`. In `mesh-` cases the client is the
 /// mesh's and the server bare; in `armed-` cases that client has an observer, three filters and a retry policy; in
 /// `routed-` cases its service has 100 routes with header operations, CORS and query matches; in `traced-` cases it records
-/// traces, and this is of none; in `server-` and `traced_server-` cases the client is raw and the server is the mesh's.
+/// traces, and this is of none; in `observed-` cases it counts requests and has its admin port, too; in `told-` cases a raw client
+/// tells the same of a trace; in `server-`, `traced_server-` and `observed_server-` cases the client is raw and the server is the
+/// mesh's.
 ///
 /// # Errors
 /// If no case is called so, or a request fails.
@@ -85,15 +96,18 @@ fn server_of(who: &str) -> ServerKind {
     match who {
         "server" => ServerKind::Mesh,
         "traced_server" => ServerKind::Traced,
+        "observed_server" => ServerKind::Observed,
         _ => ServerKind::Bare,
     }
 }
 
-fn mesh_of(who: &str, address: SocketAddr) -> Result<Mesh> {
+fn mesh_of(runtime: &Runtime, who: &str, address: SocketAddr) -> Result<Mesh> {
+    let _on_it = runtime.enter();
     match who {
         "armed" => clients::armed_mesh([address]),
         "routed" => clients::routed_mesh([address]),
         "traced" => clients::traced_mesh([address]),
+        "observed" => clients::observed_mesh([address]),
         _ => clients::mesh([address]),
     }
 }
@@ -106,12 +120,17 @@ fn http<'r>(runtime: &'r Runtime, who: &str, version: Version, bytes: usize) -> 
             let client = clients::pooled::<Full<Bytes>>(version);
             Box::new(move |times| runtime.block_on(repeat(times, async || clients::send_pooled(&client, &job).await)))
         }
-        "mesh" | "armed" | "routed" | "traced" => {
+        "mesh" | "armed" | "routed" | "traced" | "observed" => {
             let job = if who == "routed" { Job::routed(HOST, bytes)? } else { Job::plain(HOST, bytes)? };
-            let client = mesh_of(who, address)?.client();
+            let client = mesh_of(runtime, who, address)?.client();
             Box::new(move |times| {
                 runtime.block_on(repeat(times, async || clients::send_mesh(&client, version, &job).await))
             })
+        }
+        "told" => {
+            let job = Job::plain(HOST, bytes)?;
+            let mut client = runtime.block_on(Raw::connect(address, version))?;
+            Box::new(move |times| runtime.block_on(repeat(times, async || client.send_with(&job, clients::tell).await)))
         }
         _ => {
             let job = Job::plain(HOST, bytes)?;
@@ -133,15 +152,16 @@ fn unary<'r>(runtime: &'r Runtime, who: &str, count: usize) -> Result<Send<'r>> 
                     .block_on(repeat(times, async || Ok(grpc::call(client.clone(), body.clone()).await.map(drop)?)))
             })
         }
-        "mesh" | "armed" | "traced" => {
-            let client = mesh_tonic::channel(&mesh_of(who, address)?, HOST);
+        "mesh" | "armed" | "traced" | "observed" => {
+            let client = mesh_tonic::channel(&mesh_of(runtime, who, address)?, HOST);
             Box::new(move |times| {
                 runtime
                     .block_on(repeat(times, async || Ok(grpc::call(client.clone(), body.clone()).await.map(drop)?)))
             })
         }
         _ => {
-            let client = runtime.block_on(RawGrpc::connect(address))?;
+            let change = if who == "told" { clients::tell } else { |_: &mut http::HeaderMap| () };
+            let client = runtime.block_on(RawGrpc::connect_with(address, change))?;
             Box::new(move |times| {
                 runtime
                     .block_on(repeat(times, async || Ok(grpc::call(client.clone(), body.clone()).await.map(drop)?)))

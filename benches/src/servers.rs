@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::Layer;
 
 use crate::Result;
-use crate::clients::Unsampled;
+use crate::clients::{Unsampled, observed};
 use crate::exchange::{PLAIN_PREFIX, STREAM_PATH, bytes};
 use crate::grpc::EchoServer;
 
@@ -41,6 +41,8 @@ pub enum ServerKind {
     Mesh,
     /// The same, recording traces, which the requests are no part of.
     Traced,
+    /// The same, counting requests, too, with the admin port.
+    Observed,
 }
 
 /// Any free port of this machine.
@@ -146,7 +148,11 @@ where
 /// A mesh whose servers serve everything.
 fn serving_mesh(kind: ServerKind) -> Result<Mesh> {
     let builder = Mesh::builder().source(Fixed::new());
-    Ok(if kind == ServerKind::Traced { builder.traces(Unsampled) } else { builder }.start()?)
+    match kind {
+        ServerKind::Traced => Ok(builder.traces(Unsampled).start()?),
+        ServerKind::Observed => observed(builder),
+        ServerKind::Bare | ServerKind::Mesh => Ok(builder.start()?),
+    }
 }
 
 /// The one listener of a mesh, once it may serve.

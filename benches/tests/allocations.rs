@@ -23,9 +23,8 @@ const ARMED: f64 = 1.0;
 const ROUTED: f64 = 4.0;
 /// What a server of the mesh may, above the bare server.
 const SERVER: f64 = 2.0;
-
-/// What the two headers that tell a server of a trace may cost the connection, as any headers do.
-const HEADERS: f64 = 6.0;
+/// That by which sums of counts to a tenth may differ.
+const ROUNDING: f64 = 0.101;
 
 #[test]
 fn finding_a_route_and_picking_an_endpoint_allocates_nothing() {
@@ -119,16 +118,6 @@ fn a_request_keeps_its_budget() {
         let client = allocations("mesh", protocol) - raw;
         let server = allocations("server", protocol) - raw;
         let armed = allocations("armed", protocol) - raw - client;
-        let traced =
-            [allocations("traced", protocol) - raw - client, allocations("traced_server", protocol) - raw - server];
-        println!("{protocol}: traced {traced:?}");
-        // Of a client's, what two headers cost hyper on both sides is in it: names that it does not know, and room for them.
-        assert!(
-            traced[0] <= HEADERS,
-            "{protocol}: a client allocates {} times more for what is not sampled",
-            traced[0]
-        );
-        assert!(traced[1] <= 0.0, "{protocol}: a server allocates {} times more for what is not sampled", traced[1]);
         println!("{protocol}: raw {raw:.2}, client {client:+.2}, armed {armed:+.2}, server {server:+.2}");
         assert!(
             armed <= ARMED,
@@ -136,6 +125,24 @@ fn a_request_keeps_its_budget() {
         );
         assert!(client <= CLIENT, "{protocol}: the client allocates {client:.2} times above raw");
         assert!(server <= SERVER, "{protocol}: the server allocates {server:.2} times above bare");
+    }
+}
+
+#[test]
+fn a_request_that_is_not_sampled_costs_what_its_two_headers_cost_the_connection() {
+    for protocol in ["http1", "http2", "grpc"] {
+        let (raw, client, server) =
+            (allocations("raw", protocol), allocations("mesh", protocol), allocations("server", protocol));
+        // Names that HTTP does not know, values that are new each time, and room for them, on both sides of a bare connection.
+        let headers = allocations("told", protocol) - raw;
+        println!("{protocol}: headers {headers:+.2}");
+        // Alone, and beside metrics and the list of what is under way.
+        for (who, server_of) in [("traced", "traced_server"), ("observed", "observed_server")] {
+            let (more, served) = (allocations(who, protocol) - client, allocations(server_of, protocol) - server);
+            println!("{protocol}: {who} {more:+.2}, {server_of} {served:+.2}");
+            assert!(more <= headers + ROUNDING, "{protocol}: a client ({who}) allocates {more:.2} times more");
+            assert!(served <= ROUNDING, "{protocol}: a server ({server_of}) allocates {served:.2} times more");
+        }
     }
 }
 

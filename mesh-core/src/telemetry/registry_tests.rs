@@ -188,8 +188,11 @@ fn connections_that_are_not_http_have_series_of_their_own() {
     assert!(text.contains("istio_tcp_connections_opened_total{") && !text.contains("istio_requests_total"), "{text}");
 }
 
+/// Of a metric, by its place: its labels that are otherwise, or that there is none of it.
+type Rule<'a> = (usize, Option<&'a [(&'a str, Option<&'a str>)]>);
+
 /// Rules for these metrics, by their places: `None` for one that is not there, else labels with what they are set to.
-fn rules(all: &[(usize, Option<&[(&str, Option<&str>)]>)]) -> Arc<MetricRules> {
+fn rules(all: &[Rule<'_>]) -> Arc<MetricRules> {
     let label = |(name, value): &(&str, Option<&str>)| -> LabelRule {
         ((*name).into(), value.map(|text| CelExpression::value(text).unwrap()))
     };

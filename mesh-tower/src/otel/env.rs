@@ -32,7 +32,7 @@ pub(super) enum WantedMetrics {
     /// They are kept, for whoever reads them.
     Kept,
     /// They are sent, so often, each time within so long.
-    Sent { collector: Collector, interval: Duration, timeout: Duration },
+    Sent { collector: Box<Collector>, interval: Duration, timeout: Duration },
 }
 
 /// The variables of the environment.
@@ -179,7 +179,7 @@ pub(super) fn metrics(variable: impl Fn(&str) -> Option<String>) -> Result<Wante
     let default = time("OTEL_EXPORTER_OTLP_TIMEOUT", 1, 10_000)?;
     let each = Duration::from_millis(time("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", 1, default)?);
     Ok(WantedMetrics::Sent {
-        collector: Collector::new(uri, headers, is_grpc, each),
+        collector: Box::new(Collector::new(uri, headers, is_grpc, each)),
         interval: Duration::from_millis(time("OTEL_METRIC_EXPORT_INTERVAL", 1, 60_000)?),
         timeout: Duration::from_millis(time("OTEL_METRIC_EXPORT_TIMEOUT", 1, 30_000)?),
     })

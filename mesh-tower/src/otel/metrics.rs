@@ -26,7 +26,7 @@ enum Order {
 }
 
 impl MetricsExporter {
-    fn new(collector: Collector, interval: Duration, timeout: Duration) -> Result<Self, StartError> {
+    fn new(collector: Box<Collector>, interval: Duration, timeout: Duration) -> Result<Self, StartError> {
         let failed =
             |why: std::io::Error| StartError::new(format!("cannot start the thread that sends metrics: {why}"));
         let (orders, told) = channel(FLUSHES + 1);

@@ -250,7 +250,7 @@ mod tests {
     #[tokio::test]
     async fn an_exporter_that_hangs_costs_spans_which_are_counted_and_nothing_else() {
         let limits = Limits { queue: 100, batch: 10, delay: Duration::ZERO, ..Limits::default() };
-        let (_never, receiver) = std::sync::mpsc::channel();
+        let (_never, receiver) = std::sync::mpsc::sync_channel(1);
         let hanging = Exporter::with_limits(Hanging, limits).unwrap();
         let blocking = Exporter::with_limits(Blocking(receiver.into()), limits).unwrap();
         for exporter in [hanging, blocking] {

@@ -256,11 +256,14 @@ where
             && let Some(count) = facts.counts_body(&request)
         {
             let (head, body) = request.into_parts();
-            let body = self.context.bodies.counted(body, &count);
-            if body.is_ok() {
-                facts.body_counted_by(count);
-            }
-            request = Request::from_parts(head, body.unwrap_or_else(|body| body));
+            let body = match self.context.bodies.counted(body, count) {
+                Ok((body, count)) => {
+                    facts.body_counted_by(count);
+                    body
+                }
+                Err(body) => body,
+            };
+            request = Request::from_parts(head, body);
         }
         if let Some(hop) = facts.as_ref().and_then(|facts| facts.info.hop()) {
             inherited.mark = Some(hop.mark(0));

@@ -107,9 +107,12 @@ impl Bodies {
     }
 
     /// A body whose bytes are counted as the application reads them; it comes back where nobody said how it is made.
-    pub(super) fn counted<B: 'static>(&self, body: B, count: &Arc<BodyCount>) -> Result<B, B> {
+    pub(super) fn counted<B: 'static>(&self, body: B, count: BodyCount) -> Result<(B, Arc<BodyCount>), B> {
         match self.known.iter().find_map(|known| known.downcast_ref::<Known<B>>()) {
-            Some(known) => Ok((known.count)(body, self.held(None), Arc::clone(count))),
+            Some(known) => {
+                let count = Arc::new(count);
+                Ok(((known.count)(body, self.held(None), Arc::clone(&count)), count))
+            }
             None => Err(body),
         }
     }

@@ -334,14 +334,14 @@ impl Facts {
     }
 
     /// What is to count the request's body, where its headers do not say all: it has no length, or has messages of gRPC in it.
-    pub(super) fn counts_body<B: 'static>(&self, request: &Request<B>) -> Option<Arc<BodyCount>> {
+    pub(super) fn counts_body<B: 'static>(&self, request: &Request<B>) -> Option<BodyCount> {
         let is_told = || {
             let headers = request.headers();
             // Without either, a request of HTTP/1.1 has no body (RFC 9112, 6.3).
             let has_none = request.version() <= Version::HTTP_11 && !headers.contains_key(TRANSFER_ENCODING);
             has_none || headers.contains_key(CONTENT_LENGTH) || is_empty(request.body())
         };
-        (self.info.is_grpc || !is_told()).then(|| Arc::new(BodyCount::new(self.info.is_grpc)))
+        (self.info.is_grpc || !is_told()).then(|| BodyCount::new(self.info.is_grpc))
     }
 
     /// The request's body is counted by this.
