@@ -19,8 +19,7 @@ impl Snapshot {
         let policy = &self.compiled.policy;
         let Some(key) = ClusterKey::parse(routes) else { return Vec::new() };
         let view = policy.view(&client.namespace, &client.labels);
-        let routes = policy.routes(&Address { host: key.host, port: key.port }, &view);
-        routes.into_iter().map(|route| route.written).collect()
+        policy.rules_of_routes(&Address { host: key.host, port: key.port }, &view)
     }
 
     /// Why a client does not see what a target would be to others: its Sidecar does not have it.

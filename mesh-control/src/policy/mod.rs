@@ -30,7 +30,8 @@ pub mod traffic;
 pub mod view;
 pub mod virtual_services;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -52,7 +53,7 @@ use outbound::OutboundTrafficPolicy;
 use paths::PathNormalization;
 use route::{
     Action, Body, ClusterKey, Condition, Fallback, Faults, Forward, HeaderChanges, PathRewrite, Response, Retry, Route,
-    Target,
+    Target, Written,
 };
 use security::Security;
 use sidecars::{Scope, Sidecars, Sight};
@@ -122,6 +123,16 @@ pub struct Cluster<'a> {
     pub fallback: Option<Fallback>,
     /// Nobody knows how to call it, for an object that says so is wrong: it has no endpoints.
     pub is_refused: bool,
+}
+
+/// What the rest of the configuration says of a cluster that a route leads to.
+struct OfDestination {
+    /// Why nobody knows how to call it.
+    refused: Option<Arc<str>>,
+    /// Whether another cluster stands in for it.
+    falls_back: bool,
+    /// What requests are hashed by, there and where it falls back to.
+    hashed_by: Vec<HashedBy>,
 }
 
 impl Policy {
@@ -304,26 +315,41 @@ impl Policy {
         if routes.is_empty() && (is_refused() || self.has_cluster(address, view)) {
             routes = vec![default_route(address, self.mesh.retry.clone())];
         }
+        // Many routes lead to few clusters.
+        let mut known: HashMap<ClusterKey, OfDestination> = HashMap::new();
         for route in &mut routes {
-            if let Action::Forward(forward) = &route.action
-                && let Some(reasons) =
-                    forward.targets.iter().map(|target| self.refusal(&target.cluster, view)).collect::<Option<Vec<_>>>()
-                && let Some(reason) = reasons.into_iter().next()
-            {
-                route.action = Action::Fail(reason);
+            let Action::Forward(forward) = &mut route.action else { continue };
+            for target in &mut forward.targets {
+                let of = known.entry(target.cluster.clone());
+                target.falls_back = of.or_insert_with_key(|key| self.of_destination(key, view)).falls_back;
             }
-            if let Action::Forward(forward) = &mut route.action {
-                for target in &mut forward.targets {
-                    target.falls_back = self.stand_in(&target.cluster, view).is_some();
+            let destinations = || forward.targets.iter().filter_map(|target| known.get(&target.cluster));
+            if let Some(first) = destinations().next()
+                && destinations().all(|of| of.refused.is_some())
+                && let Some(reason) = &first.refused
+            {
+                route.action = Action::Fail(Arc::clone(reason));
+                continue;
+            }
+            let mut hashed_by: Vec<HashedBy> = Vec::new();
+            for by in destinations().flat_map(|of| &of.hashed_by) {
+                if !hashed_by.contains(by) {
+                    hashed_by.push(by.clone());
                 }
-                forward.hashed_by = self.hashed_by(forward, view);
-                // Who is to be found by a hash is asked again (Istio: retry.go).
-                if let ([_], [_, ..], Some(retry)) = (&*forward.targets, &*forward.hashed_by, &mut forward.retry) {
-                    retry.avoids_tried.get_or_insert(false);
-                }
+            }
+            forward.hashed_by = hashed_by;
+            // Who is to be found by a hash is asked again (Istio: retry.go).
+            if let ([_], [_, ..], Some(retry)) = (&*forward.targets, &*forward.hashed_by, &mut forward.retry) {
+                retry.avoids_tried.get_or_insert(false);
             }
         }
         routes
+    }
+
+    /// Of each of the routes of an address, in their order, the rule that it is made of; `None` for the one to the service.
+    pub fn rules_of_routes(&self, address: &Address, view: &View) -> Vec<Option<Written>> {
+        let ruled = self.ruled(&address.host, address.port, view);
+        if ruled.is_empty() { vec![None] } else { ruled.into_iter().map(|route| route.written).collect() }
     }
 
     /// Where connections to an address go whose bytes are not HTTP: by the rules in force for them, or else to the service
@@ -389,18 +415,12 @@ impl Policy {
         Some(Arc::clone(&service.host))
     }
 
-    /// What the rules on a route's destinations want its requests to be hashed by.
-    fn hashed_by(&self, forward: &Forward, view: &View) -> Vec<HashedBy> {
-        let mut all = Vec::new();
-        let clusters = forward.targets.iter().flat_map(|target| {
-            let stand_in = target.falls_back.then(|| self.stand_in(&target.cluster, view)).flatten();
-            std::iter::once(target.cluster.clone()).chain(stand_in)
-        });
-        for cluster in clusters {
-            let hashed_by = self.cluster(cluster, view).and_then(|seen| seen.traffic.hashed_by);
-            all.extend(hashed_by.filter(|hashed_by| !all.contains(hashed_by)));
-        }
-        all
+    fn of_destination(&self, key: &ClusterKey, view: &View) -> OfDestination {
+        let stand_in = self.stand_in(key, view);
+        let falls_back = stand_in.is_some();
+        let clusters = std::iter::once(key.clone()).chain(stand_in);
+        let hashed_by = clusters.filter_map(|cluster| self.cluster(cluster, view)?.traffic.hashed_by).collect();
+        OfDestination { refused: self.refusal(key, view), falls_back, hashed_by }
     }
 
     /// The cluster that stands in for one that has nothing healthy.
@@ -438,7 +458,16 @@ impl Policy {
     }
 
     fn of_virtual_service(&self, host: &str, port: u16, view: &View) -> Vec<Route> {
-        let service_of = |host: &str| self.ports_of(host, view);
+        // Many routes lead to few hosts.
+        let known = RefCell::new(HashMap::<String, Option<_>>::new());
+        let service_of = |host: &str| {
+            let found = known.borrow().get(host).cloned();
+            found.unwrap_or_else(|| {
+                let found = self.ports_of(host, view);
+                known.borrow_mut().insert(host.to_owned(), found.clone());
+                found
+            })
+        };
         let entry = self.virtual_services.find(host, self.sight(view));
         let around = Surroundings { service_of: &service_of, default_retry: self.mesh.retry.as_ref() };
         entry.map(|entry| compile::routes(&entry.rules, view, port, &around)).unwrap_or_default()

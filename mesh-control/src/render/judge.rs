@@ -25,41 +25,65 @@ const MOST_REMEMBERED: usize = 65_536;
 /// it is forgotten when it is full.
 #[derive(Debug, Default)]
 pub struct Judge {
-    accepted: Mutex<HashSet<(ResourceType, u64)>>,
+    accepted: Mutex<HashSet<(Judged, u64)>>,
+}
+
+/// What bytes are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Judged {
+    Resource(ResourceType),
+    /// One route of a route configuration.
+    Route,
 }
 
 impl Judge {
     /// What the decoder says of a resource.
     pub(super) fn verdict(&self, kind: ResourceType, bytes: &[u8]) -> Result<(), Invalid> {
-        let key = (kind, xxh3_64(bytes));
+        self.remembered((Judged::Resource(kind), xxh3_64(bytes)), || decode(kind, bytes, &Options::default()).map(drop))
+    }
+
+    /// Gives back a route configuration that is accepted. It is judged route by route: none depends on another.
+    pub(super) fn verdict_on_routes(
+        &self,
+        mut config: pb::RouteConfiguration,
+    ) -> Result<pb::RouteConfiguration, Invalid> {
+        let mut accepted = Vec::with_capacity(config.virtual_hosts.len());
+        for host in &mut config.virtual_hosts {
+            let routes = std::mem::take(&mut host.routes);
+            routes.iter().try_for_each(|route| self.verdict_on_route(route))?;
+            accepted.push(routes);
+        }
+        self.verdict(ResourceType::Route, &config.encode_to_vec())?;
+        for (host, routes) in config.virtual_hosts.iter_mut().zip(accepted) {
+            host.routes = routes;
+        }
+        Ok(config)
+    }
+
+    fn verdict_on_route(&self, route: &pb::Route) -> Result<(), Invalid> {
+        self.remembered((Judged::Route, xxh3_64(&route.encode_to_vec())), || {
+            let (domains, routes) = (vec!["*".to_owned()], vec![route.clone()]);
+            let alone = pb::RouteConfiguration {
+                name: "judged".to_owned(),
+                virtual_hosts: vec![pb::VirtualHost { domains, routes, ..Default::default() }],
+                ..Default::default()
+            };
+            decode(ResourceType::Route, &alone.encode_to_vec(), &Options::default()).map(drop)
+        })
+    }
+
+    fn remembered(&self, key: (Judged, u64), judge: impl FnOnce() -> Result<(), Invalid>) -> Result<(), Invalid> {
         let accepted = || self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
         if accepted().contains(&key) {
             return Ok(());
         }
-        decode(kind, bytes, &Options::default())?;
+        judge()?;
         let mut accepted = accepted();
         if accepted.len() >= MOST_REMEMBERED {
             accepted.clear();
         }
         accepted.insert(key);
         Ok(())
-    }
-
-    /// The same of a route configuration, route by route: none depends on another.
-    pub(super) fn verdict_on_routes(&self, config: &pb::RouteConfiguration) -> Result<(), Invalid> {
-        let mut rest = config.clone();
-        for host in &mut rest.virtual_hosts {
-            for route in std::mem::take(&mut host.routes) {
-                let host = pb::VirtualHost { domains: vec!["*".to_owned()], routes: vec![route], ..Default::default() };
-                let alone = pb::RouteConfiguration {
-                    name: "judged".to_owned(),
-                    virtual_hosts: vec![host],
-                    ..Default::default()
-                };
-                self.verdict(ResourceType::Route, &alone.encode_to_vec())?;
-            }
-        }
-        self.verdict(ResourceType::Route, &rest.encode_to_vec())
     }
 }
 
@@ -167,8 +191,8 @@ mod tests {
     fn published(routes: Vec<Route>) -> Vec<Route> {
         let render = |routes: &[Route]| library::route_configuration("r", vec!["*".to_owned()], routes);
         let judge = Judge::default();
-        let (published, _) = publishable(routes, |routes| judge.verdict_on_routes(&render(routes)));
-        judge.verdict_on_routes(&render(&published)).expect("what is published is accepted");
+        let (published, _) = publishable(routes, |routes| judge.verdict_on_routes(render(routes)).map(drop));
+        judge.verdict_on_routes(render(&published)).expect("what is published is accepted");
         published
     }
 

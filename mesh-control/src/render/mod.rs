@@ -363,22 +363,20 @@ pub fn render_routes(judge: &Judge, policy: &Policy, class: ClientClass, view: &
         ClientClass::Library | ClientClass::Envoy => library::route_configuration(name, domains.clone(), routes),
     };
     let mut degraded = Vec::new();
-    let rendered = render(&routes, &mut degraded);
-    if judge.verdict_on_routes(&rendered).is_ok() {
+    if let Ok(rendered) = judge.verdict_on_routes(render(&routes, &mut degraded)) {
         return Some(Rendered { encoded: encode_routes(name, rendered), degraded, refused: Vec::new() });
     }
-    let verdict = |routes: &[Route]| judge.verdict_on_routes(&render(routes, &mut Vec::new()));
+    let verdict = |routes: &[Route]| judge.verdict_on_routes(render(routes, &mut Vec::new())).map(drop);
     let (routes, refused) = judge::publishable(routes, verdict);
     degraded.clear();
-    let rendered = render(&routes, &mut degraded);
-    let is_good = judge.verdict_on_routes(&rendered).is_ok();
-    is_good.then(|| Rendered { encoded: encode_routes(name, rendered), degraded, refused })
+    let rendered = judge.verdict_on_routes(render(&routes, &mut degraded)).ok()?;
+    Some(Rendered { encoded: encode_routes(name, rendered), degraded, refused })
 }
 
 /// What the data plane would refuse of these routes, whoever they are for.
 pub fn refused_routes(judge: &Judge, routes: Vec<Route>) -> Vec<Diagnostic> {
     let verdict = |routes: &[Route]| {
-        judge.verdict_on_routes(&library::route_configuration("judged", vec!["*".to_owned()], routes))
+        judge.verdict_on_routes(library::route_configuration("judged", vec!["*".to_owned()], routes)).map(drop)
     };
     if verdict(&routes).is_ok() {
         return Vec::new();
