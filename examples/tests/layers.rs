@@ -55,7 +55,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-control",
         layers: &[
-            &["ca", "calls", "catalog", "config/diagnostic", "live_trace"],
+            &["ca", "calls", "catalog", "config/diagnostic"],
             &["config/node", "config/spelling"],
             &["config/decode", "config/locate"],
             &["config/istio", "config/support"],
@@ -71,6 +71,7 @@ const CRATES: [Crate; 4] = [
             &["analysis", "jwks"],
             &["plane"],
             &["explain"],
+            &["live_trace"],
             &["serve/protocol"],
             &["serve/clients"],
             &["serve/io"],

@@ -17,11 +17,10 @@ use mesh_core::view::Explanation;
 use serde_json::{Value, json};
 
 use crate::catalog::Client;
-use crate::config::file::is_namespace;
 use crate::plane::Snapshot;
 use crate::policy::route::{ClusterKey, Written};
 use seen::{Seen, client, not_by_tls};
-use workload::{Workload, pair};
+use workload::{Named, Workload, WorkloadName, pair};
 
 /// A request that is asked about, of headers `NAME:VALUE`.
 pub(crate) fn request(method: &Method, url: &Uri, headers: &[String]) -> anyhow::Result<Parts> {
@@ -38,14 +37,12 @@ pub(crate) fn request(method: &Method, url: &Uri, headers: &[String]) -> anyhow:
     Ok(head)
 }
 
-/// Who NAMESPACE/NAME is, as far as the configuration says; whom it does not know has no labels.
-pub(crate) fn asker(snapshot: &Snapshot, from: &str) -> anyhow::Result<Client> {
-    let parts = from.split_once('/').filter(|(namespace, name)| {
-        is_namespace(namespace) && !name.is_empty() && name.len() <= 253 && !name.contains('/')
-    });
-    let (namespace, name) = parts.ok_or_else(|| anyhow!("from {from:?}: NAMESPACE/NAME is needed"))?;
-    let labels = snapshot.labels_of(namespace, name).unwrap_or_default();
-    Ok(client(&Workload { namespace: namespace.to_owned(), labels }))
+/// Who NAMESPACE/NAME is, as far as the configuration says, and what whoever asks should know of that; whom it does not know has
+/// no labels.
+pub(crate) fn asker(snapshot: &Snapshot, from: &str) -> anyhow::Result<(Client, Option<String>)> {
+    let name: WorkloadName = from.parse().map_err(|why| anyhow!("from {from:?}: {why}"))?;
+    let Named { workload, note, .. } = Workload::caller("from", &name, &[], snapshot)?;
+    Ok((client(&workload), note))
 }
 
 /// Why a client's request goes where it goes.

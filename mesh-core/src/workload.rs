@@ -85,14 +85,38 @@ impl Workload {
         Workload {
             app: label("app"),
             version: label("version"),
-            canonical_name: NAMES.iter().find_map(|key| label(key)).or_else(|| name.clone()),
-            canonical_revision: REVISIONS.iter().find_map(|key| label(key)),
+            canonical_name: canonical_name(&label).map(|(_, name)| name).or_else(|| name.clone()),
+            canonical_revision: canonical_revision(&label),
             name,
             namespace,
             cluster,
             node: None,
         }
     }
+}
+
+/// The canonical name that labels say, with the label that says it.
+///
+/// ```
+/// use mesh_core::workload::canonical_name;
+///
+/// let label = |key: &str| (key == "app").then_some("web");
+/// assert_eq!(canonical_name(label), Some(("app", "web")));
+/// ```
+pub fn canonical_name<T>(label: impl Fn(&str) -> Option<T>) -> Option<(&'static str, T)> {
+    NAMES.into_iter().find_map(|key| Some((key, label(key)?)))
+}
+
+/// The canonical revision that labels say.
+///
+/// ```
+/// use mesh_core::workload::canonical_revision;
+///
+/// let label = |key: &str| (key == "version").then_some("v2");
+/// assert_eq!(canonical_revision(label), Some("v2"));
+/// ```
+pub fn canonical_revision<T>(label: impl Fn(&str) -> Option<T>) -> Option<T> {
+    REVISIONS.into_iter().find_map(label)
 }
 
 /// A name that somebody says, unless it is empty; of one that is too long the beginning.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_core::calls::{Book, Call, CallKey, Counted, Lost};
+use mesh_core::workload::canonical_name;
 use mesh_core::xds::access_log::{Entry, is_rule};
 use serde::{Deserialize, Serialize};
 
@@ -35,9 +36,6 @@ const FLEETING: [&str; 4] = [
     "statefulset.kubernetes.io/pod-name",
     "apps.kubernetes.io/pod-index",
 ];
-
-/// The labels by which workloads are told apart, as Istio takes them.
-const NAMES: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
 
 impl Workload {
     /// A workload without labels.
@@ -77,7 +75,7 @@ impl Workload {
 
     /// The label by which a policy selects it, and all others of its name.
     pub fn selector(&self) -> Option<(&'static str, &str)> {
-        NAMES.into_iter().find_map(|key| Some((key, self.labels.get(key).filter(|name| !name.is_empty())?.as_str())))
+        canonical_name(|key| self.labels.get(key).map(String::as_str).filter(|name| !name.is_empty()))
     }
 }
 

@@ -32,9 +32,9 @@ use mesh_core::xds::decode::{Options, decode};
 use serde::{Deserialize, Serialize};
 
 use super::input::{Lines, Values, object};
-use super::{Format, Printing, directory};
+use super::{Format, Printing, directory, tell};
 use crate::catalog::{Catalog, Client, ClientClass, Kind};
-use crate::explain::workload::{self, Workload, pair};
+use crate::explain::workload::{self, Named, Workload, WorkloadName, pair};
 use crate::plane::{Plane, PlaneOptions};
 use crate::render::listener::SERVER_PREFIX;
 
@@ -82,7 +82,7 @@ struct Single {
     /// Who is asked: NAMESPACE/NAME. Its labels are those that the service of its name selects, those of the WorkloadGroup
     /// of its name, or `app: NAME` where an object selects that. What no object knows is an error.
     #[arg(long, value_name = "NAMESPACE/NAME")]
-    to: Option<String>,
+    to: Option<WorkloadName>,
     /// A label of the workload, in place of those: KEY=VALUE. May be given several times.
     #[arg(long, value_name = "KEY=VALUE", conflicts_with = "requests")]
     label: Vec<String>,
@@ -243,8 +243,8 @@ fn test(args: &Test) -> anyhow::Result<ExitCode> {
 
 /// The request of the command line.
 fn asked(args: &Single, plane: &Plane) -> anyhow::Result<Asked> {
-    let to = args.to.as_deref().unwrap_or_default();
-    let (name, workload) = Workload::named("--to", to, &args.label, plane)?;
+    let to = args.to.as_ref().context("--to NAMESPACE/NAME is needed")?;
+    let Named { name, workload, .. } = tell(Workload::named("--to", to, &args.label, &plane.snapshot())?);
     let mut headers: BTreeMap<String, Values> = BTreeMap::new();
     for text in &args.header {
         let (name, value) = pair(text, ':')?;

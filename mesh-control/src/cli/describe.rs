@@ -1,7 +1,7 @@
 //! `mesh-control describe`: everything that a running server knows of one service, workload or object, in the manner of
 //! `istioctl experimental describe`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use anyhow::{Context, bail};
@@ -9,10 +9,11 @@ use mesh_core::printable::printable;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::status::{get, short};
+use super::status::{get, path, short};
 use super::top::graph;
 use super::{Format, Printing};
 use crate::config::spelling::nearest;
+use crate::explain::workload::WorkloadName;
 use crate::serve::status::{Edge, ObjectStatus, ServiceStatus, Status};
 
 /// Says what a running server knows of one service, workload or object of the configuration.
@@ -25,9 +26,10 @@ pub(super) struct Args {
     /// its node. An object: KIND/NAMESPACE/NAME.
     #[arg(value_name = "NAME")]
     name: String,
-    /// As whom the routes of a service are looked at: NAMESPACE/NAME.
-    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "default/client")]
-    from: String,
+    /// As whom the routes of a service are looked at: NAMESPACE/NAME. Somebody in the namespace `default` whom nothing describes,
+    /// unless it is said.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    from: Option<WorkloadName>,
     /// Where mesh-control serves its status.
     #[arg(long, aliases = ["addr", "control"], value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
     status_addr: String,
@@ -81,10 +83,17 @@ async fn service(args: &Args, status: &Status, known: &Known, edges: &[Edge]) ->
             }
         },
     };
-    let mut routes = Vec::new();
+    let from = args.from.as_ref().map_or_else(|| "default/client".to_owned(), WorkloadName::to_string);
+    let (mut routes, mut notes) = (Vec::new(), BTreeSet::new());
     for port in &service.ports {
-        let path = format!("/api/routes?from={}&target={}:{port}", args.from, service.host);
-        routes.push(serde_json::from_str::<Value>(&get(&args.status_addr, &path).await?).context("no routes")?);
+        let path = path("/api/routes", &[("from", &from), ("target", &format!("{}:{port}", service.host))]);
+        let mut of_port: Value = serde_json::from_str(&get(&args.status_addr, &path).await?).context("no routes")?;
+        let note = of_port.as_object_mut().and_then(|fields| fields.remove("note"));
+        notes.extend(note.as_ref().and_then(Value::as_str).filter(|_| args.from.is_some()).map(str::to_owned));
+        routes.push(of_port);
+    }
+    for note in notes {
+        eprintln!("mesh-control: {}", printable(&note));
     }
     let serves = |of: &&crate::serve::status::WorkloadStatus| {
         of.serves.iter().any(|served| served.rsplit_once(':').is_some_and(|(host, _)| host == service.host))
@@ -126,10 +135,6 @@ fn workload(args: &Args, status: &Status, edges: &[Edge]) -> anyhow::Result<Valu
         let nack = kind.last_nack.as_ref()?;
         Some(json!({ "kind": kind.kind, "text": nack.text, "names": nack.names, "seconds_ago": nack.seconds_ago }))
     });
-    let label = |names: &[&str]| names.iter().find_map(|name| client.labels.get(*name)).cloned();
-    let canonical = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
-        .unwrap_or_else(|| short(&client.node).split('.').next().unwrap_or_default().to_owned());
-    let caller = format!("{}/{canonical}", client.namespace);
     Ok(json!({
         "workload": short(&client.node),
         "node": client.node,
@@ -142,7 +147,7 @@ fn workload(args: &Args, status: &Status, edges: &[Edge]) -> anyhow::Result<Valu
         "refused": refusals.collect::<Vec<_>>(),
         "serves": registered.iter().flat_map(|one| one.serves.clone()).collect::<Vec<_>>(),
         "notes": registered.iter().filter_map(|one| one.note.clone()).collect::<Vec<_>>(),
-        "calls": edges.iter().filter(|edge| edge.workload == caller).map(told).collect::<Vec<_>>(),
+        "calls": edges.iter().filter(|edge| edge.workload == client.workload).map(told).collect::<Vec<_>>(),
     }))
 }
 

@@ -6,12 +6,10 @@ use http::{Method, Uri};
 use mesh_core::request::RequestHead;
 
 use super::directory::Configuration;
-use super::{Format, Printing};
-use crate::config::file::is_namespace;
+use super::{Format, Printing, tell};
 use crate::explain::seen::client;
-use crate::explain::workload::Workload;
+use crate::explain::workload::{Workload, WorkloadName};
 use crate::explain::{explain, request};
-use crate::plane::Plane;
 
 /// Says why a request goes where it goes: the route that it takes, the first condition that each route before does not hold by,
 /// the clusters with their weights, and the settings in force, each with the file and the line that it comes from.
@@ -25,7 +23,7 @@ pub(super) struct Args {
     /// Who asks: NAMESPACE/NAME. Its labels are those that the service of its name selects, those of the WorkloadGroup of its
     /// name, or `app: NAME` where an object selects that.
     #[arg(long, value_name = "NAMESPACE/NAME")]
-    from: String,
+    from: WorkloadName,
     /// A label of the workload, in place of those: KEY=VALUE. May be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<String>,
@@ -46,7 +44,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = super::runtime()?;
     let _entered = runtime.enter();
     let plane = args.configuration.plane()?;
-    let workload = caller(args, &plane)?;
+    let workload = tell(Workload::caller("--from", &args.from, &args.label, &plane.snapshot())?).workload;
     let head = request(&args.method, &args.url, &args.header)?;
     let head = RequestHead::of(&head)?;
     let explained = explain(&plane.snapshot(), &client(&workload), &head)?;
@@ -55,19 +53,4 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Format::Json => super::say(&format!("{:#}\n", explained.to_json()))?,
     }
     Ok(if explained.is_failure() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-/// Who asks. Nobody has to describe who only calls others.
-fn caller(args: &Args, plane: &Plane) -> anyhow::Result<Workload> {
-    let given = Workload::named("--from", &args.from, &args.label, plane);
-    match (given, args.from.split_once('/')) {
-        (Ok((_, workload)), _) => Ok(workload),
-        (Err(unknown), Some((namespace, name)))
-            if is_namespace(namespace) && !name.is_empty() && !name.contains('/') && args.label.is_empty() =>
-        {
-            eprintln!("mesh-control: {unknown}; taken for a workload without labels");
-            Ok(Workload { namespace: namespace.to_owned(), labels: Default::default() })
-        }
-        (Err(error), _) => Err(error),
-    }
 }

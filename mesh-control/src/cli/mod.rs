@@ -25,6 +25,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
+use crate::explain::workload::Named;
+
 /// The control plane of the mesh: reads Istio's YAML, serves xDS.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-control", version, arg_required_else_help = true)]
@@ -168,6 +170,14 @@ fn say(text: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         said => said,
     }
+}
+
+/// Tells what whoever asks about a workload should know of it.
+fn tell(named: Named) -> Named {
+    if let Some(note) = &named.note {
+        eprintln!("mesh-control: {note}");
+    }
+    named
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -142,7 +142,7 @@ pub(super) struct Args {
     /// Keeps no records of who called what, and workloads make none: `authz suggest` and `authz preview` have nothing to go by.
     #[arg(long)]
     no_call_records: bool,
-    /// How many streams of xDS one identity may have at a time. Those without a certificate are counted by their address.
+    /// How many streams one identity may have at a time: of xDS, of secrets, of load, of calls and of live requests. Those without a certificate are counted by their address.
     #[arg(long, value_name = "COUNT", default_value = "10000")]
     streams_per_identity: NonZeroUsize,
     /// How many MiB of names all streams of one identity may ask for together, 64 bytes of bookkeeping each included.

@@ -40,6 +40,23 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     Ok(super::say(&text)?)
 }
 
+/// A path with a query, in which a value means nothing but itself.
+pub(super) fn path(path: &str, query: &[(&str, &str)]) -> String {
+    let mut out = path.to_owned();
+    for (at, (name, value)) in query.iter().enumerate() {
+        let _ = write!(out, "{}{name}=", if at == 0 { '?' } else { '&' });
+        for byte in value.bytes() {
+            let _ = match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
+                    write!(out, "{}", char::from(byte))
+                }
+                _ => write!(out, "%{byte:02X}"),
+            };
+        }
+    }
+    out
+}
+
 /// What a page of the status says.
 pub(super) async fn get(address: &str, path: &str) -> anyhow::Result<String> {
     let answer = tokio::time::timeout(PATIENCE, ask(address, path)).await;
@@ -274,6 +291,7 @@ mod tests {
                 class: "grpc".to_owned(),
                 user_agent: "gRPC C-core".to_owned(),
                 namespace: "shop".to_owned(),
+                workload: "shop/web".to_owned(),
                 labels: Default::default(),
                 identity: None,
                 certificate_serial: None,

@@ -8,6 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use super::{Format, Printing};
+use crate::explain::workload::WorkloadName;
 use crate::live_trace::{Traced, Wanted};
 
 /// The longest line that is read.
@@ -27,7 +28,7 @@ pub(super) struct Args {
     /// Whose requests: NAMESPACE/WORKLOAD, by the workload's name or its label `app`. Without it anybody's, also those that come
     /// from outside of the mesh.
     #[arg(long, value_name = "NAMESPACE/WORKLOAD")]
-    from: Option<String>,
+    from: Option<WorkloadName>,
     /// The host that they ask for, with or without a port.
     #[arg(long, value_name = "HOST", default_value = "", hide_default_value = true)]
     to: String,
@@ -47,7 +48,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut wanted = Wanted::to(&args.to).next(args.next).seconds(args.timeout);
-    wanted.from.clone_from(&args.from);
+    wanted.from = args.from.as_ref().map(WorkloadName::to_string);
     wanted.r#where.clone_from(&args.conditions);
     wanted.check().map_err(anyhow::Error::msg)?;
     let mut lines = ask(&args.status_addr, &serde_json::to_string(&wanted)?).await?;

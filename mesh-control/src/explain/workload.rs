@@ -2,15 +2,58 @@
 //! likely mistyped, and nothing would be for it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
 
 use anyhow::{anyhow, bail};
 use serde::Deserialize;
 
+use crate::config::file::is_namespace;
 use crate::config::spelling::nearest;
-use crate::plane::{Plane, Snapshot};
+use crate::plane::Snapshot;
 
 /// How many names are told where none is like the one that was given.
 const FEW: usize = 5;
+
+/// How a workload is called: NAMESPACE/NAME.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WorkloadName {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl FromStr for WorkloadName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<WorkloadName, String> {
+        let is_plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        let is_name = |name: &str| (1..=253).contains(&name.len()) && is_plain(name);
+        match text.split_once('/') {
+            Some((namespace, name)) if is_namespace(namespace) && is_name(name) => {
+                Ok(WorkloadName { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            Some((namespace, name)) if is_name(namespace) && is_name(name) => {
+                Err(format!("NAMESPACE/NAME is needed, and {namespace:?} is no namespace"))
+            }
+            _ => Err("NAMESPACE/NAME is needed".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for WorkloadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A workload that somebody asks about.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) workload: Workload,
+    /// What whoever asks should know of it.
+    pub(crate) note: Option<String>,
+}
 
 /// A workload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
@@ -28,21 +71,38 @@ pub(crate) fn pair(text: &str, by: char) -> anyhow::Result<(String, String)> {
 }
 
 impl Workload {
-    /// That of a command line, with its name: NAMESPACE/NAME, and labels in place of those that the configuration knows. The other
-    /// way round is understood where the configuration knows a workload by that only.
+    /// That of a name, with labels in place of those that the configuration knows. The other way round is understood where the
+    /// configuration knows a workload by that only. `option` is where the name was given.
     pub(crate) fn named(
         option: &str,
-        to: &str,
+        to: &WorkloadName,
         labels: &[String],
-        plane: &Plane,
-    ) -> anyhow::Result<(String, Workload)> {
-        let is_name = |part: &str| !part.is_empty() && !part.contains('/');
-        let (first, second) = to
-            .split_once('/')
-            .filter(|(first, second)| is_name(first) && is_name(second))
-            .ok_or_else(|| anyhow!("{option} {to}: NAMESPACE/NAME is needed"))?;
+        snapshot: &Snapshot,
+    ) -> anyhow::Result<Named> {
+        match Workload::known(option, to, labels, snapshot)? {
+            Some(named) => Ok(named),
+            None => bail!("{option} {to}: {}; its labels can be given by --label KEY=VALUE", unknown(to, snapshot)),
+        }
+    }
+
+    /// The same of who only calls others: nobody has to describe those.
+    pub(crate) fn caller(
+        option: &str,
+        from: &WorkloadName,
+        labels: &[String],
+        snapshot: &Snapshot,
+    ) -> anyhow::Result<Named> {
+        let unlabelled = || Named {
+            name: from.name.clone(),
+            workload: Workload { namespace: from.namespace.clone(), labels: BTreeMap::new() },
+            note: Some(format!("{option} {from}: {}; taken for a workload without labels", unknown(from, snapshot))),
+        };
+        Ok(Workload::known(option, from, labels, snapshot)?.unwrap_or_else(unlabelled))
+    }
+
+    fn known(option: &str, to: &WorkloadName, labels: &[String], snapshot: &Snapshot) -> anyhow::Result<Option<Named>> {
+        let (first, second) = (to.namespace.as_str(), to.name.as_str());
         let given: BTreeMap<_, _> = labels.iter().map(|text| pair(text, '=')).collect::<Result<_, _>>()?;
-        let snapshot = plane.snapshot();
         let (straight, turned) = match given.is_empty() {
             true => (snapshot.labels_of(first, second), snapshot.labels_of(second, first)),
             false => {
@@ -51,32 +111,36 @@ impl Workload {
                 ((!is_turned).then(|| given.clone()), is_turned.then_some(given))
             }
         };
-        let (namespace, name, labels) = match (straight, turned) {
+        let named = |namespace: &str, name: &str, labels, note| Named {
+            name: name.to_owned(),
+            workload: Workload { namespace: namespace.to_owned(), labels },
+            note,
+        };
+        Ok(match (straight, turned) {
             (Some(labels), turned) => {
-                if turned.is_some() {
-                    eprintln!(
-                        "mesh-control: {option} {to} is {second} in namespace {first}; there is {first} in namespace {second}, too"
-                    );
-                }
-                (first, second, labels)
+                let both = || {
+                    format!(
+                        "{option} {to} is {second} in namespace {first}; there is {first} in namespace {second}, too"
+                    )
+                };
+                Some(named(first, second, labels, turned.map(|_| both())))
             }
             (None, Some(labels)) => {
-                eprintln!("mesh-control: {option} {to} is taken for {second}/{first}: the namespace comes first");
-                (second, first, labels)
+                let note = format!("{option} {to} is taken for {second}/{first}: the namespace comes first");
+                Some(named(second, first, labels, Some(note)))
             }
-            (None, None) => bail!("{option} {to}: {}", unknown(second, first, &snapshot)),
-        };
-        Ok((name.to_owned(), Workload { namespace: namespace.to_owned(), labels }))
+            (None, None) => None,
+        })
     }
 }
 
 /// That nobody is called so, and who may be meant.
-fn unknown(name: &str, namespace: &str, snapshot: &Snapshot) -> String {
+fn unknown(of: &WorkloadName, snapshot: &Snapshot) -> String {
+    let WorkloadName { namespace, name } = of;
     let known: Vec<String> =
         snapshot.workloads().into_iter().map(|(name, namespace)| format!("{namespace}/{name}")).collect();
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    let near =
-        nearest(&format!("{namespace}/{name}"), &known).or_else(|| nearest(&format!("{name}/{namespace}"), &known));
+    let near = nearest(&of.to_string(), &known).or_else(|| nearest(&format!("{name}/{namespace}"), &known));
     let meant = match near {
         Some(near) => format!("did you mean {near}?"),
         None if known.is_empty() => "no workload is known".to_owned(),
@@ -85,9 +149,7 @@ fn unknown(name: &str, namespace: &str, snapshot: &Snapshot) -> String {
             format!("known are {}{more}", known.iter().take(FEW).copied().collect::<Vec<_>>().join(", "))
         }
     };
-    format!(
-        "no object of the configuration names this workload, and {meant}; its labels can be given by --label KEY=VALUE"
-    )
+    format!("no object of the configuration names this workload, and {meant}")
 }
 
 /// That no object is in a namespace, of those that objects are in: it is most likely mistyped.
@@ -98,4 +160,32 @@ pub(crate) fn foreign(namespace: &str, known: &BTreeSet<String>) -> Option<Strin
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     let meant = nearest(namespace, &known).map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
     Some(format!("no object of the configuration is in the namespace {namespace:?}{meant}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workload_is_called_by_its_namespace_and_its_name() {
+        for (text, expected) in [
+            ("shop/web", ""),
+            ("shop/Web_1.2", ""),
+            ("web", "NAMESPACE/NAME is needed"),
+            ("a/b/c", "NAMESPACE/NAME is needed"),
+            ("/web", "NAMESPACE/NAME is needed"),
+            ("shop/", "NAMESPACE/NAME is needed"),
+            ("shop/web&target=b", "NAMESPACE/NAME is needed"),
+            ("SHOP/web", "is no namespace"),
+        ] {
+            let why = text.parse::<WorkloadName>().map_or_else(
+                |why| why,
+                |name| {
+                    assert_eq!(name.to_string(), text);
+                    String::new()
+                },
+            );
+            assert!(why.contains(expected) && why.is_empty() == expected.is_empty(), "{text}: {why}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use mesh_core::live_trace::Condition;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::explain::workload::WorkloadName;
 pub(crate) use gather::Gathering;
 
 /// How long requests are waited for, unless it is said.
@@ -87,18 +88,18 @@ impl Wanted {
         self
     }
 
+    /// Whose requests, if it is said.
+    pub(crate) fn whose(&self) -> Result<Option<WorkloadName>, String> {
+        let parsed = self.from.as_deref().map(str::parse).transpose();
+        parsed.map_err(|why: String| format!("from {:?}: {why}", self.from.as_deref().unwrap_or_default()))
+    }
+
     /// Whether it makes sense.
     ///
     /// # Errors
     /// With a sentence for whoever asks.
     pub fn check(&self) -> Result<(), String> {
-        if self
-            .from
-            .as_deref()
-            .is_some_and(|from| from.split_once('/').is_none_or(|(a, b)| a.is_empty() || b.is_empty()))
-        {
-            return Err("--from: expected NAMESPACE/WORKLOAD".to_owned());
-        }
+        self.whose()?;
         if self.to.len() > 253 || self.r#where.len() > 16 {
             return Err("no host has more than 253 characters, and there may be 16 conditions".to_owned());
         }
@@ -151,8 +152,10 @@ mod tests {
     fn what_makes_no_sense_is_refused_with_the_reason() {
         for (wanted, expected) in [
             (Wanted::to("a"), ""),
-            (Wanted::to("a").from("web"), "NAMESPACE/WORKLOAD"),
-            (Wanted::to("a").from("/web"), "NAMESPACE/WORKLOAD"),
+            (Wanted::to("a").from("web"), "NAMESPACE/NAME"),
+            (Wanted::to("a").from("/web"), "NAMESPACE/NAME"),
+            (Wanted::to("a").from("a/b/c"), "NAMESPACE/NAME"),
+            (Wanted::to("a").from("SHOP/web"), "no namespace"),
             (Wanted::to("a").next(0), "1 to 100"),
             (Wanted::to("a").seconds(1 << 40), "3600 s"),
             (Wanted::to("a").and("header"), "expected `header"),

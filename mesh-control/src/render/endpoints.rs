@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 
 use envoy_types::pb::google::protobuf::UInt32Value;
+use mesh_core::workload::{canonical_name, canonical_revision};
 use prost::Message;
 
 use super::proto::{OrderedMetadata, address, number, socket_address, text_metadata};
@@ -240,15 +241,14 @@ fn plain(host: &str, port: u16, weight: u32) -> pb::LbEndpoint {
 /// `workload;namespace;canonical name;canonical revision;cluster` (Istio: networking/util/util.go, with
 /// the labels of pkg/kube/labels).
 fn workload(endpoint: &Endpoint) -> String {
-    let label = |keys: &[&str]| keys.iter().find_map(|key| endpoint.labels.get(*key).map(String::as_str));
-    let name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
-    let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    let label = |key: &str| endpoint.labels.get(key).map(String::as_str);
+    let name = canonical_name(label).map(|(_, name)| name);
     format!(
         "{};{};{};{};{}",
         endpoint.workload,
         endpoint.namespace,
         name.unwrap_or(&endpoint.workload),
-        revision.unwrap_or("latest"),
+        canonical_revision(label).unwrap_or("latest"),
         endpoint.cluster
     )
 }

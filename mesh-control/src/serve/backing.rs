@@ -129,8 +129,9 @@ impl Inspect for Plane {
         let head = explain::request(&method, &url, &headers).map_err(said)?;
         let head = RequestHead::of(&head).map_err(|error| error.to_string())?;
         let snapshot = self.snapshot();
-        let client = explain::asker(&snapshot, &question.from).map_err(said)?;
-        let explained = explain::explain(&snapshot, &client, &head).map_err(said)?;
+        let (client, note) = explain::asker(&snapshot, &question.from).map_err(said)?;
+        let mut explained = explain::explain(&snapshot, &client, &head).map_err(said)?;
+        explained.notes.extend(note);
         let mut json = explained.to_json();
         // For people: the same in words.
         json["text"] = explained.to_string().into();
@@ -139,8 +140,10 @@ impl Inspect for Plane {
 
     fn routes(&self, from: &str, target: &str) -> Result<serde_json::Value, String> {
         let snapshot = self.snapshot();
-        let client = explain::asker(&snapshot, from).map_err(|error| format!("{error:#}"))?;
-        Ok(explain::routes(&snapshot, &client, target))
+        let (client, note) = explain::asker(&snapshot, from).map_err(|error| format!("{error:#}"))?;
+        let mut routes = explain::routes(&snapshot, &client, target);
+        routes["note"] = note.into();
+        Ok(routes)
     }
 
     fn serving(&self) -> BTreeMap<String, Serving> {

@@ -7,11 +7,12 @@ use std::time::SystemTime;
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest};
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
-use mesh_control::ca::CertificateAuthority;
+use mesh_control::ca::{CertificateAuthority, Issued};
 use mesh_control::catalog::Kind;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_control::serve::{self, Certificates, Server};
 use tonic::{Code, Status};
+use zeroize::Zeroizing;
 
 use crate::certificates::{NAMES, create, files, plain, request, secured};
 use crate::certificates_process::{Logged, plugged_in};
@@ -214,9 +215,13 @@ impl Door {
 
     /// A channel with a certificate of this identity.
     pub(crate) async fn enter(&self, authority: &CertificateAuthority, identity: &str) -> tonic::transport::Channel {
-        let (key, issued) = authority.issue_with_key(&identity.parse().unwrap(), 600, SystemTime::now()).unwrap();
+        self.enter_with(&authority.issue_with_key(&identity.parse().unwrap(), 600, SystemTime::now()).unwrap()).await
+    }
+
+    /// One with this certificate.
+    pub(crate) async fn enter_with(&self, (key, issued): &(Zeroizing<String>, Issued)) -> tonic::transport::Channel {
         let (_, chain) = issued.chain.split_last().unwrap();
-        secured(self.address, &[self.operator.0.der().clone()], Some((&key, chain))).await.unwrap()
+        secured(self.address, &[self.operator.0.der().clone()], Some((key, chain))).await.unwrap()
     }
 }
 

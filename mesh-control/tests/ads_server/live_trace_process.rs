@@ -43,6 +43,7 @@ async fn trace_says_why_a_request_went_as_it_went_and_no_page_of_a_browser_can_a
         ("text/plain", r#"{"to": "a"}"#, " 415 "),
         ("application/x-www-form-urlencoded", "to=a", " 415 "),
         ("application/json", r#"{"to": "a", "next": 0}"#, " 400 "),
+        ("application/json", r#"{"to": "a", "from": "a/b/c"}"#, " 400 "),
         ("application/json", r#"{"too": "a"}"#, " 422 "),
     ] {
         let answer = post(&status, "/trace", content_type, body).await;
@@ -81,7 +82,6 @@ async fn trace_says_why_a_request_went_as_it_went_and_no_page_of_a_browser_can_a
 
     for (wanted, expected) in [
         (&["--where", "colour red"][..], "expected `header NAME=VALUE`"),
-        (&["--from", "web"], "NAMESPACE/WORKLOAD"),
         (&["--to", "nobody", "--timeout", "1"], "not as many requests came"),
     ] {
         let out = output(&[&["trace", "--status-addr", &status][..], wanted].concat());

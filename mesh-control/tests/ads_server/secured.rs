@@ -259,7 +259,7 @@ async fn a_connection_that_says_nothing_is_closed_and_keeps_nobody_out() {
 }
 
 /// A report of one call to a workload that says that it is `reviews` of a namespace.
-fn report(namespace: &str) -> StreamAccessLogsMessage {
+pub(crate) fn report(namespace: &str) -> StreamAccessLogsMessage {
     let text = |text: &str| Value { kind: Some(value::Kind::StringValue(text.to_owned())) };
     let labels = Struct { fields: [("app".to_owned(), text("reviews"))].into() };
     let labels = Value { kind: Some(value::Kind::StructValue(labels)) };

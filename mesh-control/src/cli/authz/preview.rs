@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use mesh_core::calls::{ANY, REST, template};
 use serde::Serialize;
 
-use super::records::{From, workload};
+use super::records::From;
 use super::suggest::REFUSES;
 use super::{Asked, Protocol, Servers, answer, plane, started};
 use crate::calls::{Protocol as Spoken, Record, Workload};
@@ -19,6 +19,7 @@ use crate::cli::{Format, Printing};
 use crate::config::file::{self, Meta, Objects};
 use crate::config::support::ObjectKind;
 use crate::config::{Source, load};
+use crate::explain::workload::WorkloadName;
 use crate::plane::Plane;
 use crate::policy::access::{Condition, Fact, Value};
 use crate::policy::traffic::ServerTls;
@@ -43,7 +44,7 @@ pub(super) struct Args {
     federated: bool,
     /// Only the calls to this workload.
     #[arg(long, value_name = "NAMESPACE/NAME")]
-    workload: Option<String>,
+    workload: Option<WorkloadName>,
     #[command(flatten)]
     from: From,
     #[command(flatten)]
@@ -79,7 +80,6 @@ impl Decided {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let wanted = args.workload.as_deref().map(workload).transpose()?;
     let runtime = super::super::runtime()?;
     let (before, after) = {
         let _entered = runtime.enter();
@@ -106,7 +106,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let format = args.printing.format();
     let mut preview = Preview::new(&before, &after);
-    args.from.each(wanted, |record| {
+    args.from.each(args.workload.as_ref(), |record| {
         let Some(difference) = preview.look(&record)? else { return Ok(()) };
         let line = match format {
             Format::Json => format!("{}\n", serde_json::to_string(&difference)?),

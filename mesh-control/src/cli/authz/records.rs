@@ -3,11 +3,12 @@
 use std::io::Cursor;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 
 use super::super::{runtime, status};
 use crate::calls::Record;
 use crate::cli::input::Lines;
+use crate::explain::workload::WorkloadName;
 
 /// Where the records are.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,36 +31,27 @@ impl From {
     /// Hands out every record, or those of one workload.
     pub(super) fn each(
         &self,
-        workload: Option<(&str, &str)>,
+        workload: Option<&WorkloadName>,
         mut take: impl FnMut(Record) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let mut lines = match &self.records {
             Some(file) => Lines::of(file)?,
             None => {
-                let query =
-                    workload.map(|(namespace, name)| format!("?workload={namespace}/{name}")).unwrap_or_default();
-                let path = format!("/calls{query}");
+                let path = match workload {
+                    Some(name) => status::path("/calls", &[("workload", &name.to_string())]),
+                    None => "/calls".to_owned(),
+                };
                 let text = runtime()?.block_on(status::get(&self.status_addr, &path))?;
                 Lines::read(self.status_addr.clone(), Cursor::new(text))
             }
         };
         while let Some((place, line)) = lines.next_line()? {
             let record = Record::parse(&line).with_context(|| format!("{place}: no record of calls"))?;
-            let of = (&*record.workload.namespace, &*record.workload.name);
-            if workload.is_none_or(|wanted| wanted == of) {
+            let of = &record.workload;
+            if workload.is_none_or(|wanted| *of.namespace == *wanted.namespace && *of.name == *wanted.name) {
                 take(record)?;
             }
         }
         Ok(())
     }
-}
-
-/// NAMESPACE/NAME.
-pub(super) fn workload(text: &str) -> anyhow::Result<(&str, &str)> {
-    let plain = |part: &str| {
-        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
-    };
-    text.split_once('/')
-        .filter(|(namespace, name)| plain(namespace) && plain(name))
-        .ok_or_else(|| anyhow!("--workload {text}: NAMESPACE/NAME is needed"))
 }

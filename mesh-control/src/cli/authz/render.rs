@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 
 use crate::catalog::{Client, ClientClass};
-use crate::explain::workload::Workload;
+use crate::cli::tell;
+use crate::explain::workload::{Workload, WorkloadName};
 
 /// Prints the policies that are for a workload as Envoy's filters: the part of a connection manager, as JSON, that decides
 /// what `authz test` says. Where Envoy cannot tell for sure, it lets nobody in.
@@ -23,7 +24,7 @@ pub(super) struct Args {
     /// Who is asked: NAMESPACE/NAME. Its labels are those that the service of its name selects, those of the WorkloadGroup
     /// of its name, or `app: NAME` where an object selects that. What no object knows is an error.
     #[arg(long, value_name = "NAMESPACE/NAME")]
-    to: String,
+    to: WorkloadName,
     /// A label of the workload, in place of those: KEY=VALUE. May be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<String>,
@@ -36,7 +37,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = super::super::runtime()?;
     let _entered = runtime.enter();
     let plane = super::plane(&args.config, args.federated)?;
-    let (_, workload) = Workload::named("--to", &args.to, &args.label, &plane)?;
+    let workload = tell(Workload::named("--to", &args.to, &args.label, &plane.snapshot())?).workload;
     let labels = workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     // It has a certificate, as the library does.
     let client = Client::new("authz", ClientClass::Library, IpAddr::V4(Ipv4Addr::LOCALHOST))

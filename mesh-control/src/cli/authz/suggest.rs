@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 
-use super::records::{From, workload};
+use super::records::From;
 use crate::calls::{of_workload, suggest};
+use crate::explain::workload::WorkloadName;
 
 /// Writes the AuthorizationPolicy that lets in the calls to a workload that were seen, and nothing else.
 ///
@@ -16,7 +17,7 @@ use crate::calls::{of_workload, suggest};
 pub(super) struct Args {
     /// Whose server was called: its namespace, and the value of its label `app` (or what Istio puts before that).
     #[arg(long, value_name = "NAMESPACE/NAME")]
-    workload: String,
+    workload: WorkloadName,
     /// Its service account, where several say that they are this workload.
     #[arg(long, value_name = "NAME")]
     service_account: Option<String>,
@@ -31,9 +32,9 @@ pub(super) struct Args {
 pub(super) const REFUSES: u8 = 3;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let (namespace, name) = workload(&args.workload)?;
+    let WorkloadName { namespace, name } = &args.workload;
     let mut records = Vec::new();
-    args.from.each(Some((namespace, name)), |record| {
+    args.from.each(Some(&args.workload), |record| {
         records.push(record);
         Ok(())
     })?;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::catalog::Client;
 use crate::serve::clients::metrics::short;
 use crate::serve::clients::node::About;
+use crate::serve::clients::traffic::Caller;
 use crate::serve::protocol::ledger::Report;
 use crate::serve::protocol::session::Session;
 
@@ -46,14 +47,18 @@ impl ClientStream {
 
 /// Whose streams are counted together: an identity's that was proven, or those that come from one address without one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Who {
+pub(crate) enum Who {
     Identity(SpiffeId),
     Address(IpAddr),
 }
 
 impl Who {
-    fn of(client: &Client) -> Who {
-        client.identity.clone().map_or(Who::Address(client.peer_ip), Who::Identity)
+    pub(crate) fn of(identity: Option<&SpiffeId>, ip: IpAddr) -> Who {
+        identity.cloned().map_or(Who::Address(ip), Who::Identity)
+    }
+
+    fn of_client(client: &Client) -> Who {
+        Who::of(client.identity.as_ref(), client.peer_ip)
     }
 }
 
@@ -79,17 +84,48 @@ struct Share {
     name_bytes: usize,
 }
 
+/// What each has.
+type Shares = Mutex<BTreeMap<Who, Share>>;
+
+fn lock(shares: &Shares) -> MutexGuard<'_, BTreeMap<Who, Share>> {
+    shares.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts out a stream that asked for so many bytes of names.
+fn leave(shares: &Shares, who: &Who, name_bytes: usize) {
+    let mut shares = lock(shares);
+    if let Some(share) = shares.get_mut(who) {
+        share.streams = share.streams.saturating_sub(1);
+        share.name_bytes = share.name_bytes.saturating_sub(name_bytes);
+        if share.streams == 0 {
+            shares.remove(who);
+        }
+    }
+}
+
+/// A place among the streams of somebody, until it is dropped.
+pub(crate) struct Place {
+    shares: Arc<Shares>,
+    who: Who,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        leave(&self.shares, &self.who, 0);
+    }
+}
+
 /// All streams.
 pub(crate) struct Fleet {
     streams: Mutex<BTreeMap<u64, Arc<ClientStream>>>,
-    shares: Mutex<BTreeMap<Who, Share>>,
+    shares: Arc<Shares>,
     limits: Limits,
     last: AtomicU64,
 }
 
 impl Fleet {
     pub(crate) fn new(limits: Limits) -> Fleet {
-        Fleet { streams: Mutex::default(), shares: Mutex::default(), limits, last: AtomicU64::default() }
+        Fleet { streams: Mutex::default(), shares: Arc::default(), limits, last: AtomicU64::default() }
     }
 
     /// Takes in a stream, with the serial number and the end of the certificate that it came with.
@@ -102,7 +138,7 @@ impl Fleet {
         about: About,
         certificate: Option<(String, SystemTime)>,
     ) -> Result<Arc<ClientStream>, String> {
-        self.take_share(Who::of(session.client()))?;
+        self.take_share(Who::of_client(session.client()))?;
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let stream = Arc::new(ClientStream {
             id,
@@ -117,28 +153,13 @@ impl Fleet {
         Ok(stream)
     }
 
-    /// Counts a stream of secrets in; [`exit_secrets`](Self::exit_secrets) counts it out.
+    /// Counts in a stream of something else than resources, for as long as its place is held.
     ///
     /// # Errors
     /// Its identity has too many.
-    pub(crate) fn enter_secrets(&self, identity: &SpiffeId) -> Result<(), String> {
-        self.take_share(Who::Identity(identity.clone()))
-    }
-
-    pub(crate) fn exit_secrets(&self, identity: &SpiffeId) {
-        self.leave_share(&Who::Identity(identity.clone()), 0);
-    }
-
-    /// Counts a stream of reports in; [`exit_reports`](Self::exit_reports) counts it out.
-    ///
-    /// # Errors
-    /// Its identity has too many.
-    pub(crate) fn enter_reports(&self, client: &Client) -> Result<(), String> {
-        self.take_share(Who::of(client))
-    }
-
-    pub(crate) fn exit_reports(&self, client: &Client) {
-        self.leave_share(&Who::of(client), 0);
+    pub(crate) fn place(&self, who: Who) -> Result<Place, String> {
+        self.take_share(who.clone())?;
+        Ok(Place { shares: Arc::clone(&self.shares), who })
     }
 
     fn take_share(&self, who: Who) -> Result<(), String> {
@@ -153,17 +174,6 @@ impl Fleet {
         Ok(())
     }
 
-    fn leave_share(&self, who: &Who, name_bytes: usize) {
-        let mut shares = self.shares();
-        if let Some(share) = shares.get_mut(who) {
-            share.streams = share.streams.saturating_sub(1);
-            share.name_bytes = share.name_bytes.saturating_sub(name_bytes);
-            if share.streams == 0 {
-                shares.remove(who);
-            }
-        }
-    }
-
     /// Notes by how much the names of a stream have become more, from `before` bytes to `now`.
     ///
     /// # Errors
@@ -172,7 +182,7 @@ impl Fleet {
         if before == now {
             return Ok(());
         }
-        let who = Who::of(client);
+        let who = Who::of_client(client);
         let mut shares = self.shares();
         let share = shares.entry(who.clone()).or_default();
         share.name_bytes = (share.name_bytes + now).saturating_sub(before);
@@ -189,8 +199,8 @@ impl Fleet {
     /// Forgets a stream that asked for so many bytes of names.
     pub(crate) fn exit(&self, stream: &ClientStream, name_bytes: usize) {
         self.streams().remove(&stream.id);
-        let who = Who::of(stream.session().client());
-        self.leave_share(&who, name_bytes);
+        let who = Who::of_client(stream.session().client());
+        leave(&self.shares, &who, name_bytes);
     }
 
     /// Ends a stream, with the reason.
@@ -210,7 +220,7 @@ impl Fleet {
     }
 
     fn shares(&self) -> MutexGuard<'_, BTreeMap<Who, Share>> {
-        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shares)
     }
 
     fn streams(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<ClientStream>>> {
@@ -230,6 +240,9 @@ pub struct ClientStatus {
     pub user_agent: String,
     /// The namespace in which its short names are resolved.
     pub namespace: String,
+    /// The workload that it is of, NAMESPACE/NAME: who calls, in the graph.
+    #[serde(default)]
+    pub workload: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Who it is, where its stream came with a certificate.
@@ -320,6 +333,7 @@ impl ClientStream {
             class: client.class.name().to_owned(),
             user_agent: self.about.user_agent.clone(),
             namespace: client.namespace.to_string(),
+            workload: Caller::of(client, &self.about).to_string(),
             labels: (*client.labels).clone(),
             identity: client.identity.as_ref().map(ToString::to_string),
             certificate_serial: self.certificate.as_ref().map(|(serial, _)| serial.clone()),

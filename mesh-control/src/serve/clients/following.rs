@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use mesh_core::live_trace::MOST_ORDERS;
 use mesh_core::xds::live_trace::{Orders, WireOrder};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use crate::catalog::Client;
+use crate::explain::workload::WorkloadName;
 use crate::live_trace::Wanted;
 
-/// So many are followed at a time.
-const MOST_TRACES: usize = 16;
 /// So many hops wait for whoever asked; what else comes is dropped.
 const MOST_WAITING: usize = 1024;
 
@@ -38,6 +38,7 @@ struct Workload {
 
 struct Trace {
     wanted: Wanted,
+    whose: Option<WorkloadName>,
     until: Instant,
     hops: mpsc::Sender<Told>,
 }
@@ -85,16 +86,17 @@ impl Following {
     /// Follows what is wanted from now on.
     pub(crate) fn arm(self: &Arc<Self>, wanted: Wanted, now: Instant) -> Result<Armed, String> {
         wanted.check()?;
+        let whose = wanted.whose()?;
         let until = now.checked_add(Duration::from_secs(wanted.seconds)).ok_or("no clock goes so far")?;
         let mut state = self.state();
-        if state.traces.len() >= MOST_TRACES {
-            return Err(format!("{MOST_TRACES} requests are followed already: wait for one, or end it"));
+        if state.traces.len() >= MOST_ORDERS {
+            return Err(format!("{MOST_ORDERS} requests are followed already: wait for one, or end it"));
         }
         // Who is not asked cannot guess it.
         let trace = fastrand::u64(1..);
         let (sender, hops) = mpsc::channel(MOST_WAITING);
-        let starting = state.workloads.values().filter(|one| begins(one, &wanted)).count();
-        state.traces.insert(trace, Trace { wanted, until, hops: sender });
+        let starting = state.workloads.values().filter(|one| begins(one, whose.as_ref())).count();
+        state.traces.insert(trace, Trace { wanted, whose, until, hops: sender });
         state.tell(now);
         let processes = (state.workloads.len(), starting);
         Ok(Armed { following: Arc::clone(self), trace, until, hops, processes })
@@ -106,17 +108,17 @@ impl Following {
 }
 
 /// Whether requests of a workload, or to it, begin a trace.
-fn begins(workload: &Workload, wanted: &Wanted) -> bool {
-    let Some((namespace, name)) = wanted.from.as_deref().and_then(|from| from.split_once('/')) else { return true };
+fn begins(workload: &Workload, whose: Option<&WorkloadName>) -> bool {
+    let Some(WorkloadName { namespace, name }) = whose else { return true };
     let is_app = || workload.client.labels.get("app").is_some_and(|app| app == name);
-    *workload.client.namespace == *namespace && (workload.name == name || is_app())
+    *workload.client.namespace == **namespace && (workload.name == *name || is_app())
 }
 
 impl State {
     fn orders_of(&self, workload: &Workload, now: Instant) -> Orders {
         let orders = self.traces.iter().map(|(trace, one)| WireOrder {
             trace: *trace,
-            starts: begins(workload, &one.wanted),
+            starts: begins(workload, one.whose.as_ref()),
             host: one.wanted.to.clone(),
             conditions: one.wanted.r#where.clone(),
             next: one.wanted.next,
@@ -225,7 +227,7 @@ mod tests {
     fn no_more_is_followed_than_there_is_room_for() {
         let (following, now) = (Arc::new(Following::default()), Instant::now());
         let arm = || following.arm(Wanted::to("a"), now);
-        let all: Vec<Armed> = (0..MOST_TRACES).map(|_| arm().unwrap()).collect();
+        let all: Vec<Armed> = (0..MOST_ORDERS).map(|_| arm().unwrap()).collect();
         assert!(arm().is_err());
         drop(all);
         assert!(arm().is_ok());

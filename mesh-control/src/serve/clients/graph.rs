@@ -100,7 +100,7 @@ pub(crate) fn graph(
         let more = Edge {
             source: source.clone(),
             destination: destination.clone(),
-            workload: format!("{}/{}", edge.caller.namespace, edge.caller.name),
+            workload: edge.caller.to_string(),
             service: edge.callee.host.to_string(),
             subset: Some(edge.callee.subset.to_string()).filter(|subset| !subset.is_empty()),
             class: edge.class.name().to_owned(),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterStats;
 use mesh_core::telemetry::BOUNDS;
+use mesh_core::workload::{Workload, said};
 use mesh_core::xds::load_stats::Details;
 
 use crate::catalog::{Client, ClientClass};
@@ -25,7 +26,7 @@ const MOST_EDGES: usize = 10_000;
 const MOST_OF_ONE: usize = 1_000;
 /// An edge without a request for so long is forgotten.
 const FORGET: Duration = Duration::from_secs(600);
-/// The longest name of a host or a subset, and of a caller.
+/// The longest name of a host or a subset.
 const MOST_NAME: usize = 253;
 
 /// Who calls: all replicas of a workload together.
@@ -41,15 +42,20 @@ pub(crate) struct Caller {
 impl Caller {
     /// Who a client is.
     pub(crate) fn of(client: &Client, about: &About) -> Caller {
-        let label = |names: &[&str]| names.iter().find_map(|name| client.labels.get(*name)).map(String::as_str);
-        let name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
-        let version = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
-        let brief = |text: &str| text.chars().take(MOST_NAME).collect::<String>().into();
+        let label = |key: &str| client.labels.get(key).and_then(|value| said(value));
+        let workload = Workload::of_parts(said(&about.name), None, None, label);
         Caller {
             namespace: client.namespace.clone(),
-            name: brief(name.filter(|name| !name.is_empty()).unwrap_or(&about.name)),
-            version: brief(version.unwrap_or_default()),
+            name: workload.canonical_name.unwrap_or_default(),
+            version: workload.canonical_revision.unwrap_or_default(),
         }
+    }
+}
+
+/// `NAMESPACE/NAME`.
+impl std::fmt::Display for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 

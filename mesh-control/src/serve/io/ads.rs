@@ -30,17 +30,16 @@ use crate::catalog::{Catalog, Client, Kind};
 use crate::serve::clients::clock::now;
 use crate::serve::clients::fleet::ClientStream;
 use crate::serve::clients::metrics::short;
-use crate::serve::clients::node::{self, About};
+use crate::serve::clients::node::About;
 use crate::serve::clients::presence::Workload;
 use crate::serve::clients::refusals::Reason;
 use crate::serve::clients::state::ServerState;
+use crate::serve::io::guest::{FAR, FIRST, certificate_ends, identify, still_holds};
 use crate::serve::io::server::Peer;
 use crate::serve::io::wire::AdsCodec;
 use crate::serve::protocol::session::{Answer, Heard, Opening, Response, Session, Variant};
 use crate::serve::protocol::{delta, sotw};
 
-/// A client that has opened a stream says who it is within this time.
-const FIRST_REQUEST: Duration = Duration::from_secs(15);
 /// The largest request; a list of a hundred thousand long names, with versions.
 const MAX_REQUEST: usize = 32 << 20;
 /// The largest response: one resource that is larger is an error on our side, not a reason to run the
@@ -174,7 +173,7 @@ async fn converse<M: Method>(
     let mut stop = state.stop.clone();
     let first = async {
         tokio::time::sleep(wait).await;
-        tokio::time::timeout(FIRST_REQUEST, requests.message()).await
+        tokio::time::timeout(FIRST, requests.message()).await
     };
     let first = tokio::select! {
         first = first => first,
@@ -192,6 +191,8 @@ async fn converse<M: Method>(
     let anonymous = Node::default();
     let node = M::node(&request).unwrap_or(&anonymous);
     let catalog = state.feed.latest();
+    // From before the look at the certificate, so that nothing is missed in between.
+    let revoked = state.revoked.subscribe();
     let client = identify(node, &peer).and_then(|client| match still_holds(&state, &peer) {
         Ok(()) => Ok(client),
         Err(status) => Err((Reason::Identity, status)),
@@ -231,7 +232,7 @@ async fn converse<M: Method>(
     };
     state.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = M::VARIANT.name(), "stream opened");
-    let end = exchange::<M>(&stay, request, &mut requests, &sender, stop).await;
+    let end = exchange::<M>(&stay, request, &mut requests, &sender, revoked, stop).await;
     // A goodbye may lie unread behind the end of the stream: it makes the difference between an endpoint
     // that is gone and one that is waited for.
     while let Some(Ok(Some(request))) = requests.message().now_or_never() {
@@ -246,43 +247,10 @@ async fn converse<M: Method>(
     }
 }
 
-/// A client with a certificate is who that says; its node may not claim to be somebody else.
-pub(super) fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Status)> {
-    let refused = |why: String| Err((Reason::Identity, Status::permission_denied(why)));
-    if let Some(unreadable) = node::unreadable(node) {
-        return Err((Reason::Node, Status::invalid_argument(unreadable)));
-    }
-    let mut client = node::read(node, peer.ip);
-    match &peer.identity {
-        None => {}
-        Some(Err(anonymous)) => {
-            return refused(format!("the client certificate names nobody: {anonymous}"));
-        }
-        Some(Ok(identity)) => {
-            if let Some(contradiction) = node::contradiction(node, identity) {
-                return refused(contradiction);
-            }
-            if let Some((namespace, _)) = identity.workload() {
-                client.namespace = Arc::from(namespace);
-            }
-            client.identity = Some(identity.clone());
-        }
-    }
-    Ok(client)
-}
-
 /// What a status report says of the certificate of a client.
 fn certificate_of(peer: &Peer) -> Option<(String, SystemTime)> {
     let leaf = peer.chain.as_ref()?.first()?;
     Some((svid::serial(leaf)?, peer.expires?))
-}
-
-/// Whether the certificate of a client is still one of the server's authority: it may have been revoked since the connection
-/// was made.
-pub(super) fn still_holds(state: &ServerState, peer: &Peer) -> Result<(), Status> {
-    let (Some(desk), Some(chain)) = (&state.desk, &peer.chain) else { return Ok(()) };
-    let verified = desk.authority().verify(chain, SystemTime::now());
-    verified.map_err(|why| Status::unauthenticated(format!("the client certificate is not good any more: {why:#}")))
 }
 
 /// A client for which there is nothing is told so: an empty list would pass for all that there is.
@@ -322,6 +290,7 @@ impl Drop for Stay<'_> {
 enum End {
     ClientLeft,
     Age,
+    CertificateEnded,
     Revoked,
     Stop,
 }
@@ -331,17 +300,16 @@ async fn exchange<M: Method>(
     first: M::Request,
     requests: &mut Streaming<M::Request>,
     sender: &Sender,
+    mut revoked: watch::Receiver<()>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<End, Status> {
     let state = stay.state;
     let mut pulse = state.feed.pulse();
     pulse.mark_changed();
-    let mut revoked = state.revoked.subscribe();
     let age = state.max_stream_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
-    // A client is who its certificate says for as long as that holds: it comes back with the next one.
-    let left = stay.expires.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
-    let age = age.into_iter().chain(left.filter(|left| *left < FAR)).min();
     let mut old = std::pin::pin!(tokio::time::sleep(age.unwrap_or(FAR)));
+    // A client is who its certificate says for as long as that holds: it comes back with the next one.
+    let mut certificate_ends = std::pin::pin!(certificate_ends(stay.expires));
     let mut dismissal = std::pin::pin!(stay.stream.dismissal());
     stay.attend_sidecar(false)?;
     let mut has_registered = stay.hear::<M>(&first)?;
@@ -392,6 +360,7 @@ async fn exchange<M: Method>(
                 return Err(Status::permission_denied(why));
             }
             () = &mut old, if age.is_some() => return Ok(End::Age),
+            () = &mut certificate_ends => return Ok(End::CertificateEnded),
             Ok(()) = revoked.changed() => return Ok(End::Revoked),
             _ = stop.wait_for(|stop| *stop) => return Ok(End::Stop),
         }
@@ -514,9 +483,6 @@ impl Stay<'_> {
         self.stream.session().on_catalog(self.state.feed.latest(), now());
     }
 }
-
-/// Long enough to be never, short enough for the timer.
-const FAR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 async fn sleep_until(at: Option<Instant>) {
     match at {

@@ -5,11 +5,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use mesh_core::xds::live_trace::{FOLLOW, Followed, MAX_MESSAGE, Orders, SERVICE};
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, StreamingService};
@@ -22,11 +22,9 @@ use crate::serve::clients::following::{Armed, Told};
 use crate::serve::clients::node::About;
 use crate::serve::clients::state::ServerState;
 use crate::serve::clients::status::Inspect;
-use crate::serve::io::ads::{identify, still_holds};
-use crate::serve::io::server::{Peer, Server};
+use crate::serve::io::guest::Guest;
+use crate::serve::io::server::Server;
 
-/// A workload says within this time who it is.
-const FIRST: Duration = Duration::from_secs(15);
 /// So long others are waited for after the first hop of a request told what it saw.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -67,74 +65,55 @@ impl StreamingService<Followed> for Streams {
     type Future = std::future::Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<Followed>>) -> Self::Future {
-        let Some(peer) = request.extensions().get::<Peer>().cloned() else {
-            return std::future::ready(Err(Status::internal("a connection without an address")));
+        let guest = match Guest::enter(&self.0, &request) {
+            Ok(guest) => guest,
+            Err(status) => return std::future::ready(Err(status)),
         };
         let (sender, receiver) = mpsc::channel(1);
+        let state = Arc::clone(&self.0);
         // It ends with the stream, and with the server.
-        tokio::spawn(converse(Arc::clone(&self.0), peer, request.into_inner(), sender));
+        tokio::spawn(async move {
+            if let Err(status) = exchange(&state, &guest, request.into_inner(), &sender).await {
+                // Whoever is gone is not told.
+                _ = sender.send(Err(status)).await;
+            }
+        });
         std::future::ready(Ok(Response::new(ReceiverStream::new(receiver))))
     }
 }
 
-async fn converse(
-    state: Arc<ServerState>,
-    peer: Peer,
-    messages: Streaming<Followed>,
-    sender: mpsc::Sender<Result<Orders, Status>>,
-) {
-    if let Err(status) = exchange(&state, &peer, messages, &sender).await {
-        // Whoever is gone is not told.
-        _ = sender.send(Err(status)).await;
-    }
-}
-
 async fn exchange(
-    state: &Arc<ServerState>,
-    peer: &Peer,
+    state: &ServerState,
+    guest: &Guest,
     mut messages: Streaming<Followed>,
     sender: &mpsc::Sender<Result<Orders, Status>>,
 ) -> Result<(), Status> {
-    let mut stop = state.stop.clone();
-    let first = tokio::select! {
-        first = tokio::time::timeout(FIRST, messages.message()) => first,
-        () = stopped(&mut stop) => return Err(Status::unavailable("the server stops")),
-    };
-    let Some(first) = first.map_err(|_| Status::deadline_exceeded("nobody said who this is"))?? else { return Ok(()) };
-    let node = first.node.ok_or_else(|| Status::invalid_argument("the first message has no node"))?;
-    let client = identify(&node, peer).map_err(|(reason, status)| {
-        state.refusals.note(peer.ip, reason, &node.id, status.message(), now());
-        status
-    })?;
-    let name = About::read(&node).name;
-    let mut ready = state.following.enter(Arc::new(client), name, now());
-    ready.orders.mark_changed();
+    let Some(first) = guest.first(&mut messages).await? else { return Ok(()) };
+    let (client, node) = guest.client(first.node)?;
+    let mut ready = state.following.enter(Arc::new(client), About::read(&node).name, now());
+    let mut is_news = true;
+    let mut over = std::pin::pin!(guest.over());
     loop {
         tokio::select! {
-            changed = ready.orders.changed() => {
-                let orders = ready.orders.borrow_and_update().clone();
-                if changed.is_err() || sender.send(Ok(orders)).await.is_err() {
-                    return Ok(());
-                }
+            biased;
+            status = &mut over => return Err(status),
+            () = sender.closed() => return Ok(()),
+            // Who does not read is told what there is when it does.
+            permit = sender.reserve(), if is_news => {
+                let Ok(permit) = permit else { return Ok(()) };
+                permit.send(Ok(ready.orders.borrow_and_update().clone()));
+                is_news = false;
             }
+            changed = ready.orders.changed(), if !is_news => match changed {
+                Ok(()) => is_news = true,
+                Err(_) => return Ok(()),
+            },
             message = messages.message() => match message? {
-                Some(message) => {
-                    if peer.expires.is_some_and(|expires| expires <= SystemTime::now()) {
-                        return Err(Status::unauthenticated("the client certificate has expired"));
-                    }
-                    still_holds(state, peer)?;
-                    ready.take(&message.hop);
-                }
+                Some(message) => ready.take(&message.hop),
                 None => return Ok(()),
             },
-            () = sender.closed() => return Ok(()),
-            () = stopped(&mut stop) => return Err(Status::unavailable("the server stops")),
         }
     }
-}
-
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    drop(stop.wait_for(|stop| *stop).await);
 }
 
 /// Live requests that somebody waits for. Nothing is followed any more when it is dropped.

@@ -5,7 +5,6 @@
 //! ([`Traffic`](crate::serve::clients::traffic::Traffic)).
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_server::{
@@ -18,14 +17,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use crate::catalog::{Client, Kind};
+use crate::catalog::Kind;
 use crate::serve::clients::clock::now;
 use crate::serve::clients::node::About;
-use crate::serve::clients::refusals::Reason;
 use crate::serve::clients::state::ServerState;
 use crate::serve::clients::traffic::Caller;
-use crate::serve::io::ads::{identify, still_holds};
-use crate::serve::io::server::Peer;
+use crate::serve::io::guest::Guest;
 
 /// How often clients report, in seconds, and how often where there are many of them.
 const INTERVAL: i64 = 2;
@@ -51,13 +48,11 @@ impl LoadReportingService for LoadReports {
         &self,
         requests: Request<Streaming<LoadStatsRequest>>,
     ) -> Result<Response<Self::StreamLoadStatsStream>, Status> {
-        let Some(peer) = requests.extensions().get::<Peer>().cloned() else {
-            return Err(Status::internal("a connection without an address"));
-        };
+        let guest = Guest::enter(&self.0, &requests)?;
         let (sender, receiver) = mpsc::channel(1);
         let state = self.0.clone();
         tokio::spawn(async move {
-            if let Err(status) = gather(&state, &peer, requests.into_inner(), &sender).await {
+            if let Err(status) = gather(&state, &guest, requests.into_inner(), &sender).await {
                 // The client may be gone: then there is nobody to tell.
                 let _ = sender.send(Err(status)).await;
             }
@@ -66,66 +61,33 @@ impl LoadReportingService for LoadReports {
     }
 }
 
-/// A place among the streams of its identity.
-struct Place<'s>(&'s ServerState, Client);
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fleet.exit_reports(&self.1);
-    }
-}
-
 /// The life of one stream: one answer to the first request, then reports until somebody leaves.
 async fn gather(
     state: &ServerState,
-    peer: &Peer,
+    guest: &Guest,
     mut requests: Streaming<LoadStatsRequest>,
     sender: &mpsc::Sender<Result<LoadStatsResponse, Status>>,
 ) -> Result<(), Status> {
-    let (mut stop, mut revoked) = (state.stop.clone(), state.revoked.subscribe());
-    still_holds(state, peer)?;
-    let mut reporter: Option<(Place<'_>, Caller)> = None;
+    let Some(mut request) = guest.first(&mut requests).await? else { return Ok(()) };
+    let (client, node) = guest.client(request.node.take())?;
+    let caller = Caller::of(&client, &About::read(&node));
+    // The client may have left; the loop finds out.
+    let _ = sender.send(Ok(answer(state, &node))).await;
+    let mut over = std::pin::pin!(guest.over());
     loop {
-        let request = tokio::select! {
-            request = requests.message() => request,
-            () = sender.closed() => return Ok(()),
-            Ok(()) = revoked.changed() => {
-                still_holds(state, peer)?;
-                continue;
-            }
-            _ = stop.wait_for(|stop| *stop) => return Ok(()),
-        };
-        let Ok(Some(request)) = request else { return Ok(()) };
-        // Somebody is who their certificate says for as long as that holds.
-        if peer.expires.is_some_and(|expires| expires <= SystemTime::now()) {
-            return Err(Status::unauthenticated("the client certificate has expired: come back with the next one"));
-        }
-        if reporter.is_none() {
-            let node = request.node.as_ref();
-            let node = node.ok_or_else(|| Status::invalid_argument("the first report has no node"))?;
-            reporter = Some(admit(state, peer, node)?);
-            // The client may have left; the next turn of the loop finds out.
-            let _ = sender.send(Ok(answer(state, node))).await;
-        }
-        let Some((place, caller)) = &reporter else { continue };
         for stats in request.cluster_stats.iter().take(MOST_CLUSTERS) {
             state.load.add(stats);
-            state.traffic.add(caller, place.1.class, stats, now());
+            state.traffic.add(&caller, client.class, stats, now());
         }
+        let next = tokio::select! {
+            biased;
+            status = &mut over => return Err(status),
+            () = sender.closed() => return Ok(()),
+            next = requests.message() => next,
+        };
+        let Ok(Some(next)) = next else { return Ok(()) };
+        request = next;
     }
-}
-
-/// Who reports, if they may.
-fn admit<'s>(state: &'s ServerState, peer: &Peer, node: &Node) -> Result<(Place<'s>, Caller), Status> {
-    let refused = |(reason, status): (Reason, Status)| {
-        state.refusals.note(peer.ip, reason, &node.id, status.message(), now());
-        status
-    };
-    let client = identify(node, peer).map_err(refused)?;
-    let entered = state.fleet.enter_reports(&client);
-    entered.map_err(|why| refused((Reason::Limit, Status::resource_exhausted(why))))?;
-    let caller = Caller::of(&client, &About::read(node));
-    Ok((Place(state, client), caller))
 }
 
 fn answer(state: &ServerState, node: &Node) -> LoadStatsResponse {

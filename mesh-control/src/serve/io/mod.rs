@@ -6,6 +6,7 @@ pub(crate) mod ads;
 pub(crate) mod certificates;
 mod console;
 mod door;
+mod guest;
 pub(crate) mod live_trace;
 pub(crate) mod load_stats;
 mod own_tls;

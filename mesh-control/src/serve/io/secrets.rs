@@ -30,9 +30,10 @@ use crate::render::proto::{any, extension};
 use crate::serve::clients::authority::untold;
 use crate::serve::clients::certificates::{Desk, Rejection};
 use crate::serve::clients::clock::now;
+use crate::serve::clients::fleet::{Place, Who};
 use crate::serve::clients::refusals::Reason;
 use crate::serve::clients::state::ServerState;
-use crate::serve::io::ads::still_holds;
+use crate::serve::io::guest::{certificate_ends, still_holds};
 use crate::serve::io::server::Peer;
 
 /// Its own certificate, by Istio's name.
@@ -102,12 +103,7 @@ struct Subscriber {
     peer: Peer,
     identity: SpiffeId,
     trust: Arc<Trust>,
-}
-
-impl Drop for Subscriber {
-    fn drop(&mut self) {
-        self.state.fleet.exit_secrets(&self.identity);
-    }
+    _place: Place,
 }
 
 impl Subscriber {
@@ -123,11 +119,11 @@ impl Subscriber {
             Some(Ok(identity)) if peer.chain.is_some() => {
                 still_holds(state, &peer)?;
                 let identity = identity.clone();
-                if let Err(why) = state.fleet.enter_secrets(&identity) {
+                let place = state.fleet.place(Who::of(Some(&identity), peer.ip)).map_err(|why| {
                     state.refusals.note(peer.ip, Reason::Limit, "", &why, now());
-                    return Err(Status::resource_exhausted(why));
-                }
-                Ok(Subscriber { state: state.clone(), desk, peer, identity, trust: trust.clone() })
+                    Status::resource_exhausted(why)
+                })?;
+                Ok(Subscriber { state: state.clone(), desk, peer, identity, trust: trust.clone(), _place: place })
             }
             Some(Err(why)) => {
                 refused(format!("secrets are for who shows a certificate, and this one names nobody: {why}"))
@@ -147,9 +143,8 @@ impl Subscriber {
         sender: &mpsc::Sender<Result<DiscoveryResponse, Status>>,
     ) -> Result<(), Status> {
         let (mut trust, mut stop) = (self.state.revoked.subscribe(), self.state.stop.clone());
-        let left = self.peer.expires.and_then(|at| at.duration_since(SystemTime::now()).ok()).unwrap_or_default();
         // It comes back with the next one.
-        let mut ended = std::pin::pin!(tokio::time::sleep(left.min(FAR)));
+        let mut ended = std::pin::pin!(certificate_ends(self.peer.expires));
         let mut look = tokio::time::interval(LOOK);
         let (mut names, mut own, mut sent, mut number) = (Vec::new(), None, Vec::<Arc<Any>>::new(), 0_u64);
         let mut envoy = None;
@@ -256,9 +251,6 @@ struct Own {
     secret: Arc<Any>,
     renewed_at: Instant,
 }
-
-/// Long enough to be never, short enough for the timer.
-const FAR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// A stream on which an Envoy is told whom to trust, until it is dropped.
 struct Envoy(Arc<Desk>);

@@ -1,0 +1,85 @@
+//! How workloads are called on the command line and in what a server tells.
+
+use mesh_core::xds::{Bootstrap, XdsSource};
+use mesh_tower::Mesh;
+use serde_json::Value;
+
+use crate::process::{Control, output, text};
+use crate::support::PATIENCE;
+
+const GONE: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: gone, namespace: shop}\nspec:\n  \
+     hosts: [gone.example.com]\n  resolution: STATIC\n  ports: [{number: 80, name: http, protocol: HTTP}]\n  \
+     endpoints: [{address: 192.0.2.1}]\n---\n\
+     apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n\
+     spec: {selector: {app: web}, ports: [{port: 80, name: http}]}\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_is_called_the_same_by_all_commands_and_what_is_no_name_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("shop.yaml"), GONE).unwrap();
+    let mut control = Control::start(dir.path(), &[]);
+    drop(control.address("xds listening on "));
+    assert!(control.line().starts_with("secured xds not listening"));
+    let status = control.address("status listening on ").to_string();
+    let said = |arguments: &[&str]| {
+        let out = output(&[arguments, &["--status-addr", &status]].concat());
+        (out.status.code(), text(&out.stdout), text(&out.stderr))
+    };
+
+    let describe = ["describe", "service", "gone.example.com"];
+    for (name, expected) in [
+        ("shop/web", ""),
+        ("web/shop", "web/shop is taken for shop/web"),
+        ("shop/nobody", "taken for a workload without labels"),
+    ] {
+        let (code, _, told) = said(&[&describe[..], &["--from", name]].concat());
+        assert!(code == Some(0) && told.contains(expected) && told.is_empty() == expected.is_empty(), "{name}: {told}");
+    }
+    assert_eq!(said(&describe).2, "", "nobody asked for somebody");
+    for name in ["web", "a/b/c", "SHOP/web", "shop/web&target=other:80", "shop/"] {
+        for command in [
+            &["describe", "service", "gone.example.com", "--from", name][..],
+            &["trace", "--timeout", "3600", "--from", name],
+            &["authz", "suggest", "--workload", name],
+        ] {
+            let (code, _, told) = said(command);
+            assert!(code == Some(2) && told.contains("NAMESPACE/NAME is needed"), "{command:?}: {code:?} {told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn describe_finds_the_calls_of_a_workload_whose_name_is_not_that_of_its_node() {
+    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: gone, namespace: shop}}\nspec:\n  \
+         hosts: [gone.example.com]\n  resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  \
+         endpoints: [{{address: {}, ports: {{http: {}}}}}]\n",
+        gone.ip(),
+        gone.port()
+    );
+    std::fs::write(dir.path().join("gone.yaml"), yaml).unwrap();
+    let mut control = Control::start(dir.path(), &[]);
+    let xds = control.address("xds listening on ");
+    assert!(control.line().starts_with("secured xds not listening"));
+    let status = control.address("status listening on ").to_string();
+    let bootstrap = Bootstrap::new(xds.to_string())
+        .node_id("mesh~127.0.0.1~web-7.shop~shop.svc.cluster.local")
+        .metadata("NAMESPACE", "shop")
+        .metadata("WORKLOAD_NAME", "web");
+    let mesh = Mesh::builder().source(XdsSource::new(bootstrap)).cold_start_wait(PATIENCE).start().unwrap();
+    let described = async {
+        loop {
+            // It fails, as it has to.
+            _ = mesh.client().get("http://gone.example.com/x").await;
+            let out = output(&["describe", "workload", "web-7.shop", "--status-addr", &status, "-o", "json"]);
+            let Ok(said) = serde_json::from_str::<Value>(&text(&out.stdout)) else { continue };
+            if said["calls"][0]["destination"] == "gone.example.com" {
+                return said;
+            }
+        }
+    };
+    let said = tokio::time::timeout(PATIENCE, described).await.expect("its calls are told");
+    assert_eq!(said["calls"][0]["source"], "shop/web", "{said}");
+}
