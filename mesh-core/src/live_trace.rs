@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use crate::request::RequestHead;
 
 pub use condition::{Condition, Where};
-pub use hop::{End, Hop, Side};
+pub use hop::{End, Hop, LARGEST_HOP, MOST_EVENTS, Side};
 pub use under_way::{Place, Stage, UnderWay};
 
 use under_way::Seats;

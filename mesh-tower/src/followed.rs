@@ -10,12 +10,18 @@ use std::sync::Arc;
 /// So many routes that were passed over, and so many endpoints, are told of.
 const MOST: usize = 50;
 
-/// Why it goes where it goes, and who might answer it there. Decides nothing: the source of random choices is a copy.
+/// Why it goes where it goes, and who might answer it there. Decides nothing: the source of random choices is a copy. Values of
+/// headers are told of those that `tells` names.
 #[cold]
-pub(crate) fn route(view: &Arc<TargetView>, head: &RequestHead<'_>, mut random: fastrand::Rng) -> Value {
+pub(crate) fn route(
+    view: &Arc<TargetView>,
+    head: &RequestHead<'_>,
+    mut random: fastrand::Rng,
+    tells: &dyn Fn(&str) -> bool,
+) -> Value {
     let found = SelectedRoute::find(view, head, &mut random.clone());
     let cluster = found.as_ref().ok().and_then(|(_, route)| route.cluster).map(|cluster| cluster.name().to_string());
-    let mut explanation = view.explain(head, &mut random).to_json();
+    let mut explanation = view.explain(head, &mut random).discreet(head, tells).to_json();
     if let Some(passed_over) = explanation.get_mut("passed_over").and_then(Value::as_array_mut) {
         // The last ones are the nearest to the one that was found.
         passed_over.drain(..passed_over.len().saturating_sub(MOST));

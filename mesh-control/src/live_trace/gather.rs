@@ -1,20 +1,23 @@
 //! Hops as they come, in any order, put together to the requests that they are of.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
 use super::Traced;
 use super::cause::causes;
 
-/// The most hops that are kept.
-const MOST_HOPS: usize = 4096;
+/// The most hops that wait to be placed.
+const MOST_WAITING: usize = 4096;
+/// Others are made by nobody who is near.
+const DEEPEST: u64 = 32;
 
 /// Hops of one trace.
 #[derive(Debug, Default)]
 pub(crate) struct Gathering {
-    hops: Vec<Value>,
-    /// The first hops of requests that were handed out.
+    /// Those that were not handed out, each with the process that told of it.
+    hops: Vec<(u64, Value)>,
+    /// Those that were.
     told: HashSet<String>,
 }
 
@@ -38,60 +41,93 @@ pub(super) fn parent(hop: &Value) -> Option<(&str, u64)> {
     Some((text(parent, "hop"), parent.get("attempt").and_then(Value::as_u64).unwrap_or_default()))
 }
 
+/// Whether nobody made it who is followed.
+pub(crate) fn is_first(hop: &Value) -> bool {
+    parent(hop).is_none()
+}
+
 impl Gathering {
-    /// Takes in what a process tells.
-    pub(crate) fn add(&mut self, hop: Value) {
+    /// Takes in what a process tells. A hop is what the process says that told of it first.
+    pub(crate) fn add(&mut self, process: u64, hop: Value) {
         let id = text(&hop, "hop");
-        // One that was told of before is told of anew.
-        if let Some(before) = self.hops.iter_mut().find(|before| is_unfinished(before) && text(before, "hop") == id) {
-            *before = hop;
-        } else if self.hops.len() < MOST_HOPS && hop.is_object() {
-            self.hops.push(hop);
+        // What comes too late for its request is of no use.
+        let is_late = self.told.contains(id) || parent(&hop).is_some_and(|(made_by, _)| self.told.contains(made_by));
+        if is_late || !hop.is_object() {
+            return;
+        }
+        if let Some((of, before)) = self.hops.iter_mut().find(|(_, before)| text(before, "hop") == id) {
+            // One that was told of before it was over is told of anew.
+            if *of == process && is_unfinished(before) {
+                *before = hop;
+            }
+            return;
+        }
+        if self.hops.len() < MOST_WAITING {
+            self.hops.push((process, hop));
         }
     }
 
-    /// The next request whose first hop is there, and which is whole, or has to do as it is.
+    /// The next request whose first hop is there, and which is whole, or has to do as it is. Its hops are handed out once.
     pub(crate) fn next(&mut self, has_to_do: bool) -> Option<Traced> {
-        let firsts = self.hops.iter().filter(|hop| parent(hop).is_none() && !self.told.contains(text(hop, "hop")));
-        let whole = |first: &Value| {
-            let mut hops = Vec::new();
-            let complete = self.follow(first, 0, &mut hops);
-            (complete || has_to_do).then_some((hops, complete))
-        };
-        let (first, (hops, complete)) = firsts.filter_map(|first| Some((first, whole(first)?))).next()?;
-        let first = text(first, "hop").to_owned();
-        self.told.insert(first);
+        let made = self.made();
+        let begun = self.hops.iter().enumerate().filter(|(_, (_, hop))| is_first(hop));
+        let (placed, complete) =
+            begun.map(|(first, _)| self.follow(first, &made)).find(|(_, complete)| *complete || has_to_do)?;
+        let mut left: Vec<Option<(u64, Value)>> = std::mem::take(&mut self.hops).into_iter().map(Some).collect();
+        let mut hops = Vec::with_capacity(placed.len());
+        for (at, depth) in placed {
+            let Some((_, mut hop)) = left.get_mut(at).and_then(Option::take) else { continue };
+            if let Some(fields) = hop.as_object_mut() {
+                fields.insert("depth".to_owned(), depth.into());
+            }
+            self.told.insert(text(&hop, "hop").to_owned());
+            hops.push(hop);
+        }
+        self.hops = left.into_iter().flatten().collect();
         Some(Traced { causes: causes(&hops), hops, complete })
     }
 
     /// Whether the first hop of a request is there that was not handed out yet.
     pub(crate) fn has_begun(&self) -> bool {
-        self.hops.iter().any(|hop| parent(hop).is_none() && !self.told.contains(text(hop, "hop")))
+        self.hops.iter().any(|(_, hop)| is_first(hop))
     }
 
-    /// A hop and those that it made, and whether all are there that it heard of.
-    fn follow(&self, hop: &Value, depth: u64, into: &mut Vec<Value>) -> bool {
-        let id = text(hop, "hop");
-        let mut told = hop.clone();
-        if let Some(fields) = told.as_object_mut() {
-            fields.insert("depth".to_owned(), depth.into());
+    /// Which hops each one made, the oldest first.
+    fn made(&self) -> HashMap<String, Vec<usize>> {
+        let mut made: HashMap<String, Vec<usize>> = HashMap::new();
+        for (at, (_, hop)) in self.hops.iter().enumerate() {
+            if let Some((by, _)) = parent(hop) {
+                made.entry(by.to_owned()).or_default().push(at);
+            }
         }
-        into.push(told);
-        let mut made: Vec<&Value> =
-            self.hops.iter().filter(|other| parent(other).is_some_and(|(of, _)| of == id)).collect();
-        made.sort_by_key(|other| other.get("started_us").and_then(Value::as_u64));
-        // Nobody can make himself: what somebody tells who lies ends here.
-        let is_too_deep = depth >= 32 || into.len() >= MOST_HOPS;
-        let mut is_whole = text(hop, "side") != "client" || self.has_heard_all(hop, &made);
-        for other in made.into_iter().filter(|_| !is_too_deep) {
-            is_whole &= self.follow(other, depth + 1, into);
+        let started = |at: &usize| self.hops.get(*at).and_then(|(_, hop)| hop.get("started_us")?.as_u64());
+        made.values_mut().for_each(|all| all.sort_by_key(started));
+        made
+    }
+
+    /// Where a hop is and those that it made, with their depth, and whether all are there that it heard of. Each has one that made
+    /// it, and the first has none: none of them is met twice, and who says to have made himself is not met at all.
+    fn follow(&self, first: usize, made: &HashMap<String, Vec<usize>>) -> (Vec<(usize, u64)>, bool) {
+        let (mut placed, mut is_whole, mut open) = (Vec::new(), true, vec![(first, 0)]);
+        while let Some((at, depth)) = open.pop() {
+            let Some((_, hop)) = self.hops.get(at) else { continue };
+            placed.push((at, depth));
+            let made = made.get(text(hop, "hop")).map(Vec::as_slice).unwrap_or_default();
+            is_whole &= text(hop, "side") != "client" || self.has_heard_all(hop, made);
+            if depth < DEEPEST {
+                open.extend(made.iter().rev().map(|at| (*at, depth + 1)));
+            }
         }
-        is_whole
+        (placed, is_whole)
     }
 
     /// Whether the servers told what they saw that were sent something, and those all of it that answered.
-    fn has_heard_all(&self, hop: &Value, made: &[&Value]) -> bool {
-        let told = |attempt: u64| made.iter().find(|other| parent(other).is_some_and(|(_, of)| of == attempt));
+    fn has_heard_all(&self, hop: &Value, made: &[usize]) -> bool {
+        let mut by_attempt: HashMap<u64, &Value> = HashMap::new();
+        for (_, other) in made.iter().filter_map(|at| self.hops.get(*at)) {
+            by_attempt.entry(parent(other).map_or(0, |(_, attempt)| attempt)).or_insert(other);
+        }
+        let told = |attempt: u64| by_attempt.get(&attempt);
         let all = hop.get("events").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let mut sent = None;
         all.iter().all(|event| match text(event, "what") {
@@ -129,19 +165,19 @@ mod tests {
     fn hops_come_in_any_order_and_are_waited_for_as_far_as_somebody_has_heard_of_them() {
         let answered = || json!([{"what": "picked", "attempt": 1}, {"what": "sent", "attempt": 1}, {"what": "answered", "status": 200}]);
         let mut gathering = Gathering::default();
-        gathering.add(hop("c", "client", Some(("b", 0)), json!([])));
+        gathering.add(1, hop("c", "client", Some(("b", 0)), json!([])));
         assert!(gathering.next(true).is_none(), "nobody began it");
-        gathering.add(hop("a", "client", None, answered()));
+        gathering.add(1, hop("a", "client", None, answered()));
         assert!(gathering.next(false).is_none(), "its server has answered, and did not tell");
         let mut unfinished = hop("b", "server", Some(("a", 1)), json!([]));
         unfinished["unfinished"] = true.into();
-        gathering.add(unfinished);
+        gathering.add(1, unfinished);
         assert!(gathering.next(false).is_none(), "it has not told all");
-        gathering.add(hop("b", "server", Some(("a", 1)), json!([])));
+        gathering.add(1, hop("b", "server", Some(("a", 1)), json!([])));
         let traced = gathering.next(false).unwrap();
         assert_eq!((order(&traced), traced.complete), (vec![("a", 0), ("b", 1), ("c", 2)], true));
         assert!(gathering.next(true).is_none(), "it is told once");
-        gathering.add(hop("d", "client", None, answered()));
+        gathering.add(1, hop("d", "client", None, answered()));
         assert!(gathering.has_begun() && gathering.next(false).is_none());
         assert!(!gathering.next(true).unwrap().complete);
     }
@@ -149,14 +185,39 @@ mod tests {
     #[test]
     fn who_lies_about_hops_keeps_nobody_busy() {
         let mut gathering = Gathering::default();
-        gathering.add(hop("a", "client", None, json!([])));
+        gathering.add(1, hop("a", "client", None, json!([])));
         for _ in 0..50 {
-            gathering.add(hop("x", "server", Some(("a", 1)), json!([])));
+            gathering.add(1, hop("x", "server", Some(("a", 1)), json!([])));
         }
-        gathering.add(json!("no hop"));
-        gathering.add(json!({"hop": 7, "parent": 3, "events": {"a": 1}}));
-        gathering.add(hop("x", "server", Some(("x", 1)), json!([])));
+        gathering.add(1, json!("no hop"));
+        gathering.add(1, json!({"hop": 7, "parent": 3, "events": {"a": 1}}));
+        gathering.add(1, hop("self", "server", Some(("self", 1)), json!([])));
+        gathering.add(1, hop("y", "server", Some(("z", 1)), json!([])));
+        gathering.add(1, hop("z", "server", Some(("y", 1)), json!([])));
+        // Somebody else's hop, and one that is over, are not told anew.
+        gathering.add(2, hop("a", "client", Some(("x", 1)), json!([])));
+        let mut unfinished = hop("b", "server", Some(("a", 2)), json!([]));
+        unfinished["unfinished"] = true.into();
+        gathering.add(1, unfinished);
+        gathering.add(2, hop("b", "server", Some(("y", 1)), json!([])));
         let traced = gathering.next(true).unwrap();
-        assert!(traced.hops.len() <= MOST_HOPS + 33, "{}", traced.hops.len());
+        assert_eq!(order(&traced), [("a", 0), ("x", 1), ("b", 1)]);
+        assert!(gathering.next(true).is_none());
+        // What comes too late takes no room.
+        let before = gathering.hops.len();
+        gathering.add(1, hop("late", "server", Some(("x", 1)), json!([])));
+        gathering.add(1, hop("a", "client", None, json!([])));
+        assert_eq!(gathering.hops.len(), before);
+    }
+
+    #[test]
+    fn a_chain_of_hops_that_is_told_of_ends_somewhere() {
+        let mut gathering = Gathering::default();
+        gathering.add(0, hop("0", "server", None, json!([])));
+        for n in 1..MOST_WAITING {
+            let by = (n - 1).to_string();
+            gathering.add(n as u64, hop(&n.to_string(), "server", Some((&by, 0)), json!([])));
+        }
+        assert_eq!(gathering.next(true).unwrap().hops.len() as u64, DEEPEST + 1);
     }
 }

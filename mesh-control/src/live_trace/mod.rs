@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::explain::workload::WorkloadName;
-pub(crate) use gather::Gathering;
+pub(crate) use gather::{Gathering, is_first};
 
 /// How long requests are waited for, unless it is said.
 const TIME: u64 = 60;
@@ -139,7 +139,7 @@ impl Traced {
     /// ```
     pub fn of(hops: impl IntoIterator<Item = Value>) -> Option<Traced> {
         let mut gathering = Gathering::default();
-        hops.into_iter().for_each(|hop| gathering.add(hop));
+        hops.into_iter().for_each(|hop| gathering.add(0, hop));
         gathering.next(true)
     }
 }

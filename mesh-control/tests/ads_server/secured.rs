@@ -326,6 +326,7 @@ async fn whose_calls_a_report_of_load_is_of_says_the_certificate_and_not_the_nod
         // The server ends its side when it has read all of it.
         answers.message().await.map(drop).map_err(|status| status.code())
     };
+    secured.fixture.publish(|shelf| shelf.put(Kind::Cluster, "outbound|80||bank.pay.svc.cluster.local", "1"));
     let edges = || status::graph(&secured.fixture.server, &crate::support::Quiet).edges;
     // Another namespace's, and without a certificate.
     assert_eq!(send(Some(SHOP), "pay").await, Err(tonic::Code::PermissionDenied));

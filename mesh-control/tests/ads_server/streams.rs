@@ -91,7 +91,8 @@ async fn server_rule_17_the_fleet_is_told_over_csds() {
 
 #[tokio::test]
 async fn server_rule_19_load_reports_are_taken_from_any_number_of_streams_of_a_node() {
-    let fixture = Fixture::plain(Shelf::default().with(Cluster, "a", "1")).await;
+    let long = "a".repeat(513);
+    let fixture = Fixture::plain(Shelf::default().with(Cluster, "a", "1").with(Cluster, &long, "1")).await;
     let mut client = Delta::open(fixture.channel().await, node("mesh-core")).await.unwrap();
     client.send(Cluster, &["a"], &[]).await;
     client.take().await;
@@ -104,7 +105,13 @@ async fn server_rule_19_load_reports_are_taken_from_any_number_of_streams_of_a_n
             upstream_locality_stats: vec![locality],
             ..ClusterStats::default()
         };
-        let report = LoadStatsRequest { cluster_stats: vec![cluster], ..LoadStatsRequest::default() };
+        // What nobody has, and what nobody can have done, does not count.
+        let named = |name: &str| ClusterStats { cluster_name: name.to_owned(), ..cluster.clone() };
+        let invented = (0..4990).map(|n| named(&format!("outbound|80||invented-{n}.shop.svc.cluster.local")));
+        let too_many = ClusterStats { total_dropped_requests: u64::MAX, ..cluster.clone() };
+        let lies = [named(&long), too_many].into_iter().chain(invented);
+        let report =
+            LoadStatsRequest { cluster_stats: lies.chain([cluster.clone()]).collect(), ..LoadStatsRequest::default() };
         let requests = tokio_stream::iter([first, report]);
         let mut lrs = LoadReportingServiceClient::new(fixture.channel().await);
         let mut answers = lrs.stream_load_stats(requests).await.unwrap().into_inner();
@@ -115,6 +122,12 @@ async fn server_rule_19_load_reports_are_taken_from_any_number_of_streams_of_a_n
     }
     let sum = "mesh_reported_requests_total{cluster=\"a\",outcome=\"issued\"} 10";
     until("both reports are counted", || status::metrics(&fixture.server, &Quiet).contains(sum)).await;
+    let metrics = fixture.metrics();
+    assert_eq!(metrics.matches("mesh_reported_requests_total{").count(), 4, "of one cluster");
+    for lost in ["{reason=\"unknown_cluster\"} 9982\n", "{reason=\"too_many\"} 2\n"] {
+        assert!(metrics.contains(&format!("mesh_reports_lost_total{lost}")), "{lost}");
+    }
+    assert!(metrics.contains("mesh_traffic_edges 0\n"), "{metrics}");
 }
 
 #[tokio::test]

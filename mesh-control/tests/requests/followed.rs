@@ -198,6 +198,35 @@ async fn a_live_request_comes_back_from_every_hop_and_both_sides() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn queries_of_urls_and_values_of_headers_that_nobody_asked_for_are_not_told() {
+    let rules = "  - match: [{uri: {exact: /none}}]\n    route: [{destination: {host: reviews}}]\n  \
+         - match: [{queryParams: {token: {exact: other}}}]\n    route: [{destination: {host: reviews}}]\n  \
+         - match: [{headers: {x-api-key: {exact: other}}}]\n    route: [{destination: {host: reviews}}]\n  \
+         - match: [{headers: {end-user: {exact: other}}}]\n    route: [{destination: {host: reviews}}]\n  \
+         - rewrite: {uri: /x}\n    route: [{destination: {host: reviews}}]\n";
+    let world = World::start(&routes("reviews", rules)).await;
+    let headers = [("x-api-key", "secret"), ("end-user", "jason")];
+    let wanted = web_to_reviews().and("header end-user=jason");
+    let traced = world.follow(wanted, "http://reviews/y?token=secret", &headers).await;
+    let all = serde_json::to_string(&traced).unwrap();
+    assert!(!all.contains("secret") && !traced.to_string().contains("secret"), "{traced}\n{all}");
+    let routed = traced.hops[0]["events"].as_array().unwrap().iter().find(|event| event["what"] == "routed").unwrap();
+    let explained = &routed["explanation"];
+    assert_eq!(
+        (&explained["request"], &explained["route"]["becomes"]),
+        (&"GET reviews/y".into(), &"reviews/xy".into())
+    );
+    let found: Vec<&str> = explained["passed_over"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|over| over["unmet"]["found"].as_str())
+        .collect();
+    let another = "request has another";
+    assert_eq!(found, [r#"request has "/y""#, another, another, r#"request has "jason""#]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_failed_on_the_way_of_a_request_that_did_not_is_told_too() {
     let closed = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: none, namespace: shop}\n\
          spec: {selector: {matchLabels: {app: ratings}}}\n";

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use serde_json::{Map, Value, json};
 
 use super::{LiveTraces, Mark, Where};
@@ -19,13 +19,13 @@ pub enum Side {
 }
 
 /// So many events are kept of a hop; of a longer story the end is missing.
-const MOST_EVENTS: usize = 100;
+pub const MOST_EVENTS: usize = 100;
 /// So many headers are named.
 const MOST_HEADERS: usize = 64;
 /// The longest text of a request that is kept.
 const LONGEST: usize = 1024;
-/// The largest hop. One that is larger loses its events.
-const LARGEST: usize = 256 << 10;
+/// The largest hop, in bytes of JSON. One that is larger loses its events.
+pub const LARGEST_HOP: usize = 256 << 10;
 
 /// Headers whose values are told: what the mesh itself reads, and what joins a request to other records of it.
 const TOLD: [&str; 12] = [
@@ -53,6 +53,8 @@ pub struct Hop {
     trace: u64,
     id: u64,
     started: Instant,
+    /// The headers that a condition is about.
+    asked: Vec<HeaderName>,
     said: Map<String, Value>,
     events: Vec<Value>,
 }
@@ -86,6 +88,7 @@ impl Hop {
     ) -> Self {
         let id = fastrand::u64(..);
         let parent = made_by.map(|mark| json!({"hop": format!("{:016x}", mark.hop), "attempt": mark.attempt}));
+        let asked: Vec<HeaderName> = start.into_iter().flat_map(Where::headers).cloned().collect();
         let since_1970 = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
         let said = json!({
             "trace": format!("{trace:016x}"),
@@ -96,15 +99,20 @@ impl Hop {
             "method": head.method.as_str(),
             "authority": short(head.authority),
             "path": short(head.path()),
-            "headers": headers(head.headers, start),
+            "headers": headers(head.headers, &asked),
         });
         let said = if let Value::Object(said) = said { said } else { Map::new() };
-        Hop { to, trace, id, started: now, said, events: Vec::new() }
+        Hop { to, trace, id, started: now, asked, said, events: Vec::new() }
     }
 
     /// What a request is marked with that this hop makes.
     pub fn mark(&self, attempt: u32) -> Mark {
         Mark::new(self.trace, self.id, attempt)
+    }
+
+    /// Whether the values of a header are told: what the mesh reads, or a condition is about, and no credential.
+    pub fn tells_header(&self, name: &str) -> bool {
+        is_told(name, &self.asked)
     }
 
     /// Notes what happens now, with what there is to say of it (an object).
@@ -147,7 +155,7 @@ fn whole(said: &Map<String, Value>, events: &[Value]) -> String {
         Value::Object(whole).to_string()
     };
     let text = with(events);
-    if text.len() > LARGEST { with(&[json!({"what": "too much to tell", "ms": 0.0})]) } else { text }
+    if text.len() > LARGEST_HOP { with(&[json!({"what": "too much to tell", "ms": 0.0})]) } else { text }
 }
 
 /// A time in milliseconds, to the microsecond.
@@ -159,12 +167,15 @@ fn short(text: &str) -> String {
     text.chars().take(LONGEST).collect()
 }
 
+fn is_told(name: &str, asked: &[HeaderName]) -> bool {
+    !SECRET.contains(&name) && (TOLD.contains(&name) || asked.iter().any(|asked| asked == name))
+}
+
 /// The headers by name; of those that nobody but the application reads, the values are left out.
-fn headers(headers: &HeaderMap, start: Option<&Where>) -> Map<String, Value> {
+fn headers(headers: &HeaderMap, asked: &[HeaderName]) -> Map<String, Value> {
     let mut all = Map::new();
     for (name, value) in headers.iter().take(MOST_HEADERS) {
-        let is_asked_for = || start.is_some_and(|start| start.headers().any(|asked| asked == name));
-        let is_told = !SECRET.contains(&name.as_str()) && (TOLD.contains(&name.as_str()) || is_asked_for());
+        let is_told = is_told(name.as_str(), asked) && !value.is_sensitive();
         let told = if is_told { short(&String::from_utf8_lossy(value.as_bytes())) } else { "...".to_owned() };
         all.entry(name.as_str()).or_insert_with(|| told.into());
     }
@@ -218,7 +229,7 @@ mod tests {
         let many = |hop: &mut Hop| (0..500).for_each(|_| hop.note("retry", json!({})));
         let many = told(request(), Where::to("a"), many).await;
         assert_eq!(many["events"].as_array().map(Vec::len), Some(MOST_EVENTS));
-        let large = |hop: &mut Hop| hop.note("routed", json!({"text": "x".repeat(LARGEST)}));
+        let large = |hop: &mut Hop| hop.note("routed", json!({"text": "x".repeat(LARGEST_HOP)}));
         let large = told(request(), Where::to("a"), large).await;
         assert_eq!(large["events"][0]["what"], "too much to tell");
     }

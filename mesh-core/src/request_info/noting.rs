@@ -111,6 +111,12 @@ impl RequestInfo {
         }
     }
 
+    /// Whether who follows it is told the values of a header.
+    pub fn tells_header(&self, name: &str) -> bool {
+        let hop = self.record.as_ref().and_then(|record| record.hop.as_ref());
+        hop.is_some_and(|hop| hop.tells_header(name))
+    }
+
     /// Tells who follows it what happens now, as an object.
     #[inline]
     pub fn note_event(&mut self, what: &str, of_it: impl FnOnce() -> Value) {

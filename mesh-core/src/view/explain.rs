@@ -154,6 +154,28 @@ impl Explanation {
         }
     }
 
+    /// The same without what the query of the URL says, and without values of headers but of those that `tells` names: for who may
+    /// know the way of a request, and not what is in it.
+    ///
+    /// ```
+    /// use mesh_core::error::{ErrorKind, MeshError};
+    /// use mesh_core::request::RequestHead;
+    /// use mesh_core::view::Explanation;
+    ///
+    /// let (parts, ()) = http::Request::get("http://reviews/x?token=secret").body(()).unwrap().into_parts();
+    /// let error = MeshError::new(ErrorKind::NoRoute, "no route");
+    /// let explained = Explanation::failed("GET reviews/x?token=secret".to_owned(), error);
+    /// assert_eq!(explained.discreet(&RequestHead::of(&parts).unwrap(), &|_| false).request, "GET reviews/x");
+    /// ```
+    pub fn discreet(mut self, head: &RequestHead<'_>, tells: &dyn Fn(&str) -> bool) -> Self {
+        self.request = format!("{} {}{}", head.method, head.authority, head.path());
+        self.passed_over.iter_mut().for_each(|over| over.unmet.discreet(head, tells));
+        if let Some(becomes) = self.route.as_mut().and_then(|route| route.becomes.as_mut()) {
+            becomes.truncate(becomes.find('?').unwrap_or(becomes.len()));
+        }
+        self
+    }
+
     /// Whether the request fails for what is known by now.
     pub fn is_failure(&self) -> bool {
         self.outcome() == "error"

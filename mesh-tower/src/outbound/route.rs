@@ -215,7 +215,8 @@ impl<T: Transport> ActiveRequest<T> {
             && let Ok(seen) = head_of(&self.context, head)
         {
             let random = self.info.random.clone();
-            self.info.note_event("routed", || followed::route(&view, &seen, random));
+            let routed = followed::route(&view, &seen, random, &|name| self.info.tells_header(name));
+            self.info.note_event("routed", || routed);
         }
         if let Some(rules) = view.metrics().filter(|_| self.info.is_observed()) {
             self.info.note_metric_rules(rules);

@@ -1,21 +1,31 @@
 //! Who can be asked to follow live requests, what is followed now, and for whom. Orders last as long as somebody waits for what
 //! comes of them; what a workload tells of no order is dropped.
+//!
+//! Workloads may lie: nobody begins a trace, or knows what is looked for, who was not asked to begin it, and what one tells, and all
+//! together, has its bounds here, whatever theirs are.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mesh_core::live_trace::MOST_ORDERS;
+use mesh_core::live_trace::{LARGEST_HOP, MOST_EVENTS, MOST_HOPS, MOST_ORDERS};
 use mesh_core::xds::live_trace::{Orders, WireOrder};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use crate::catalog::Client;
 use crate::explain::workload::WorkloadName;
-use crate::live_trace::Wanted;
+use crate::live_trace::{Wanted, is_first};
 
 /// So many hops wait for whoever asked; what else comes is dropped.
 const MOST_WAITING: usize = 1024;
+/// So many bytes of hops are taken for one trace, and of one process.
+const MOST_BYTES: usize = 4 << 20;
+const MOST_BYTES_OF_ONE: usize = 1 << 20;
+/// Each hop is told once before it is over, and once when it is.
+const MOST_OF_ONE: usize = 2 * MOST_HOPS as usize;
+/// The longest name of a workload or a node that stands with what it tells.
+const LONGEST_NAME: usize = 253;
 
 /// See the [module](self).
 #[derive(Default)]
@@ -41,12 +51,29 @@ struct Trace {
     whose: Option<WorkloadName>,
     until: Instant,
     hops: mpsc::Sender<Told>,
+    /// How many hops were told, and bytes of them, by process.
+    told: BTreeMap<u64, (usize, usize)>,
+}
+
+impl Trace {
+    /// Whether there is room for so much more that a process tells.
+    fn make_room(&mut self, process: u64, bytes: usize) -> bool {
+        let all: usize = self.told.values().map(|(_, bytes)| bytes).sum();
+        let (count, own) = self.told.entry(process).or_default();
+        let has_room = *count < MOST_OF_ONE && *own + bytes <= MOST_BYTES_OF_ONE && all + bytes <= MOST_BYTES;
+        if has_room {
+            (*count, *own) = (*count + 1, *own + bytes);
+        }
+        has_room
+    }
 }
 
 /// What a workload tells.
 pub(crate) struct Told {
     /// Who it is.
     pub(crate) client: Arc<Client>,
+    /// Which of the processes that are there.
+    pub(crate) process: u64,
     /// What it saw.
     pub(crate) hop: Value,
 }
@@ -96,7 +123,7 @@ impl Following {
         let trace = fastrand::u64(1..);
         let (sender, hops) = mpsc::channel(MOST_WAITING);
         let starting = state.workloads.values().filter(|one| begins(one, whose.as_ref())).count();
-        state.traces.insert(trace, Trace { wanted, whose, until, hops: sender });
+        state.traces.insert(trace, Trace { wanted, whose, until, hops: sender, told: BTreeMap::new() });
         state.tell(now);
         let processes = (state.workloads.len(), starting);
         Ok(Armed { following: Arc::clone(self), trace, until, hops, processes })
@@ -116,13 +143,21 @@ fn begins(workload: &Workload, whose: Option<&WorkloadName>) -> bool {
 
 impl State {
     fn orders_of(&self, workload: &Workload, now: Instant) -> Orders {
-        let orders = self.traces.iter().map(|(trace, one)| WireOrder {
-            trace: *trace,
-            starts: begins(workload, one.whose.as_ref()),
-            host: one.wanted.to.clone(),
-            conditions: one.wanted.r#where.clone(),
-            next: one.wanted.next,
-            left_ms: u64::try_from(one.until.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX),
+        let orders = self.traces.iter().map(|(trace, one)| {
+            let left = one.until.saturating_duration_since(now).as_millis();
+            let left_ms = u64::try_from(left).unwrap_or(u64::MAX);
+            let order = WireOrder { trace: *trace, left_ms, ..WireOrder::default() };
+            // What is looked for may be a credential.
+            match begins(workload, one.whose.as_ref()) {
+                true => WireOrder {
+                    starts: true,
+                    host: one.wanted.to.clone(),
+                    conditions: one.wanted.r#where.clone(),
+                    next: one.wanted.next,
+                    ..order
+                },
+                false => order,
+            }
         });
         Orders { orders: orders.collect() }
     }
@@ -138,20 +173,39 @@ impl State {
 impl Ready {
     /// Takes in what the workload tells: who it is, is known better here.
     pub(crate) fn take(&self, hop: &str) {
+        let bytes = hop.len();
+        if bytes > LARGEST_HOP {
+            return;
+        }
         let Ok(mut hop) = serde_json::from_str::<Value>(hop) else { return };
         let trace = hop.get("trace").and_then(Value::as_str).and_then(|text| u64::from_str_radix(text, 16).ok());
-        let state = self.following.state();
-        let (Some(fields), Some(trace)) = (hop.as_object_mut(), trace.and_then(|trace| state.traces.get(&trace)))
-        else {
+        let is_first = is_first(&hop);
+        let mut state = self.following.state();
+        let State { workloads, traces, .. } = &mut *state;
+        let (Some(fields), Some(trace)) = (hop.as_object_mut(), trace.and_then(|trace| traces.get_mut(&trace))) else {
             return;
         };
-        fields.insert("workload".to_owned(), format!("{}/{}", self.client.namespace, self.name).into());
-        fields.insert("node".to_owned(), self.client.node_id.to_string().into());
+        // Nobody makes a request up that somebody else is said to have made.
+        if is_first && !workloads.get(&self.id).is_some_and(|own| begins(own, trace.whose.as_ref())) {
+            return;
+        }
+        if !trace.make_room(self.id, bytes) {
+            return;
+        }
+        if let Some(events) = fields.get_mut("events").and_then(Value::as_array_mut) {
+            events.truncate(MOST_EVENTS);
+        }
+        fields.insert("workload".to_owned(), format!("{}/{}", self.client.namespace, brief(&self.name)).into());
+        fields.insert("node".to_owned(), brief(&self.client.node_id).into());
         let identity = self.client.identity.as_ref().map(ToString::to_string);
         fields.insert("identity".to_owned(), identity.into());
         // Whoever asked and does not read gets no more.
-        _ = trace.hops.try_send(Told { client: Arc::clone(&self.client), hop });
+        _ = trace.hops.try_send(Told { client: Arc::clone(&self.client), process: self.id, hop });
     }
+}
+
+fn brief(text: &str) -> String {
+    text.chars().take(LONGEST_NAME).collect()
 }
 
 impl Drop for Ready {
@@ -190,14 +244,20 @@ mod tests {
             let name = format!("web-{}", number % 2);
             following.enter(client("shop", &name), name, now)
         };
+        let wanted = Wanted::to("reviews").from("shop/web-1").and("header authorization=Bearer secret");
         let mut all: Vec<Ready> = (0..200).map(enter).collect();
-        let armed = following.arm(Wanted::to("reviews").from("shop/web-1"), now).unwrap();
+        let armed = following.arm(wanted, now).unwrap();
         assert_eq!(armed.processes, (200, 100));
         all.push(enter(1));
         for (number, ready) in all.iter().enumerate() {
             let orders = ready.orders.borrow();
             assert_eq!(orders.orders.len(), 1, "{number}");
-            assert_eq!(orders.orders[0].starts, number % 2 == 1 || number == 200, "{number}");
+            let order = &orders.orders[0];
+            let expected = number % 2 == 1 || number == 200;
+            assert_eq!(order.starts, expected, "{number}");
+            // What is looked for is nobody's business who is not to look.
+            let what = (order.host.is_empty(), order.conditions.is_empty(), order.next == 0, order.left_ms > 0);
+            assert_eq!(what, (!expected, !expected, !expected, true), "{number}");
         }
         drop(armed);
         assert!(all.iter().all(|ready| ready.orders.borrow().orders.is_empty()));
@@ -224,6 +284,48 @@ mod tests {
     }
 
     #[test]
+    fn who_was_not_asked_to_begin_a_trace_goes_on_with_one_and_begins_none() {
+        let (following, now) = (Arc::new(Following::default()), Instant::now());
+        let enter = |name: &str| following.enter(client("shop", name), name.to_owned(), now);
+        let (web, liar) = (enter("web"), enter("liar"));
+        let mut armed = following.arm(Wanted::to("reviews").from("shop/web"), now).unwrap();
+        let trace = armed.trace;
+        let parent = r#","parent": {"hop": "a", "attempt": 1}"#;
+        for (ready, parent, expected) in
+            [(&web, "", true), (&liar, "", false), (&liar, r#","parent": null"#, false), (&liar, parent, true)]
+        {
+            ready.take(&format!(r#"{{"trace": "{trace:016x}"{parent}}}"#));
+            assert_eq!(armed.hops.try_recv().is_ok(), expected, "{} {parent}", ready.name);
+        }
+    }
+
+    #[test]
+    fn what_processes_tell_has_its_bounds_here() {
+        let (following, now) = (Arc::new(Following::default()), Instant::now());
+        let enter = || following.enter(client("shop", "web"), "w".repeat(10_000), now);
+        let all: Vec<Ready> = (0..8).map(|_| enter()).collect();
+        let mut armed = following.arm(Wanted::to("reviews"), now).unwrap();
+        let trace = armed.trace;
+        let of = |bytes: usize| {
+            let start = format!(r#"{{"trace": "{trace:016x}", "text": ""#);
+            format!("{start}{}\"}}", "x".repeat(bytes - start.len() - 2))
+        };
+        all[0].take(&of(LARGEST_HOP + 1));
+        assert!(armed.hops.try_recv().is_err());
+        let mut told = |ready: &Ready| {
+            (0..64).for_each(|_| ready.take(&of(LARGEST_HOP)));
+            std::iter::from_fn(|| armed.hops.try_recv().ok()).count() * LARGEST_HOP
+        };
+        let each: Vec<usize> = all.iter().map(&mut told).collect();
+        assert_eq!(each, [[MOST_BYTES_OF_ONE; 4], [0; 4]].concat());
+        let mut armed = following.arm(Wanted::to("reviews"), now).unwrap();
+        all[0].take(&format!(r#"{{"trace": "{:016x}", "events": [{}0]}}"#, armed.trace, "0,".repeat(10_000)));
+        let hop = armed.hops.try_recv().unwrap().hop;
+        assert_eq!(hop["events"].as_array().unwrap().len(), MOST_EVENTS);
+        assert!(hop.to_string().len() < 2000);
+    }
+
+    #[test]
     fn no_more_is_followed_than_there_is_room_for() {
         let (following, now) = (Arc::new(Following::default()), Instant::now());
         let arm = || following.arm(Wanted::to("a"), now);
@@ -231,10 +333,14 @@ mod tests {
         assert!(arm().is_err());
         drop(all);
         assert!(arm().is_ok());
-        let ready = following.enter(client("shop", "web"), "web".to_owned(), now);
+        let enter = || following.enter(client("shop", "web"), "web".to_owned(), now);
         let armed = arm().unwrap();
         let hop = format!(r#"{{"trace": "{:016x}"}}"#, armed.trace);
-        (0..2 * MOST_WAITING).for_each(|_| ready.take(&hop));
-        assert_eq!(armed.hops.len(), MOST_WAITING);
+        let tell = || {
+            let ready = enter();
+            (0..2 * MOST_WAITING).for_each(|_| ready.take(&hop));
+            armed.hops.len()
+        };
+        assert_eq!([tell(), tell(), tell()], [MOST_OF_ONE, MOST_WAITING, MOST_WAITING]);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It is made of the reports of load of all clients, which are differences since the one before. Who calls is who reports, by
 //! the certificate of the stream as far as that goes: nobody can put calls into another namespace's mouth. What is kept is
-//! bounded, by caller and altogether, and forgotten when it is old.
+//! bounded, by who reports it (not by whom that claims to be) and altogether, and forgotten when it is old.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ use crate::serve::clients::node::About;
 const WINDOW: Duration = Duration::from_secs(15);
 const SLOTS: usize = 5;
 const SLOT: Duration = Duration::from_secs(WINDOW.as_secs() / SLOTS as u64);
-/// How many edges there are at most, and how many of one caller.
+/// How many edges there are at most, and how many of one who reports.
 const MOST_EDGES: usize = 10_000;
 const MOST_OF_ONE: usize = 1_000;
 /// An edge without a request for so long is forgotten.
@@ -56,6 +56,22 @@ impl Caller {
 impl std::fmt::Display for Caller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Who reports: who calls, and whose edges are counted together.
+#[derive(Clone, Debug)]
+pub(crate) struct Reporter {
+    pub(crate) caller: Caller,
+    class: ClientClass,
+    /// An identity that was proven, else the address: what a client says of itself would give it as much room as it makes up.
+    who: Arc<str>,
+}
+
+impl Reporter {
+    pub(crate) fn of(client: &Client, about: &About) -> Reporter {
+        let who = client.identity.as_ref().map_or_else(|| client.peer_ip.to_string(), ToString::to_string);
+        Reporter { caller: Caller::of(client, about), class: client.class, who: who.into() }
     }
 }
 
@@ -173,6 +189,8 @@ pub(crate) struct EdgeNow {
 #[derive(Debug)]
 struct Edge {
     class: ClientClass,
+    /// Who reported it first.
+    who: Arc<str>,
     requests: f64,
     /// Since when there is something to tell.
     since: Instant,
@@ -192,6 +210,8 @@ pub(crate) struct Traffic {
 #[derive(Debug, Default)]
 struct Book {
     edges: BTreeMap<(Caller, Callee), Edge>,
+    /// How many are whose.
+    shares: BTreeMap<Arc<str>, usize>,
     /// Reports that found no place.
     lost: u64,
 }
@@ -201,8 +221,9 @@ impl Traffic {
         Traffic { started: now, book: Mutex::default() }
     }
 
-    /// Takes in what a client says of one cluster.
-    pub(crate) fn add(&self, caller: &Caller, class: ClientClass, stats: &ClusterStats, now: Instant) {
+    /// Takes in what a client says of a cluster that it has.
+    pub(crate) fn add(&self, reporter: &Reporter, stats: &ClusterStats, now: Instant) {
+        let Reporter { caller, class, who } = reporter;
         let Some(callee) = Callee::of(&stats.cluster_name) else { return };
         let figures = Figures::of(stats);
         if figures.is_nothing() {
@@ -217,12 +238,16 @@ impl Traffic {
         let slot = self.slot(now);
         let mut book = self.book();
         let key = (caller.clone(), callee);
-        if !book.edges.contains_key(&key) && !book.make_room(caller, now) {
-            book.lost += 1;
-            return;
+        if !book.edges.contains_key(&key) {
+            if !book.make_room(who, now) {
+                book.lost += 1;
+                return;
+            }
+            *book.shares.entry(Arc::clone(who)).or_default() += 1;
         }
         let edge = book.edges.entry(key).or_insert_with(|| Edge {
-            class,
+            class: *class,
+            who: Arc::clone(who),
             requests: 0.0,
             since: now.checked_sub(time.min(WINDOW)).unwrap_or(now),
             last: now,
@@ -231,7 +256,7 @@ impl Traffic {
         if figures.issued + figures.dropped > 0.0 {
             edge.last = now;
         }
-        edge.class = class;
+        edge.class = *class;
         edge.requests += figures.issued + figures.dropped;
         edge.slots.retain(|(at, _)| slot.saturating_sub(*at) < SLOTS as u64);
         match edge.slots.last_mut().filter(|(at, _)| *at == slot) {
@@ -248,7 +273,14 @@ impl Traffic {
     pub(crate) fn edges(&self, now: Instant) -> Vec<EdgeNow> {
         let slot = self.slot(now);
         let mut book = self.book();
-        book.edges.retain(|_, edge| now.saturating_duration_since(edge.last) < FORGET);
+        let Book { edges, shares, .. } = &mut *book;
+        edges.retain(|_, edge| {
+            let is_kept = now.saturating_duration_since(edge.last) < FORGET;
+            if !is_kept {
+                give_back(shares, &edge.who);
+            }
+            is_kept
+        });
         let edges = book.edges.iter().map(|((caller, callee), edge)| {
             let mut figures = Figures::default();
             let present = edge.slots.iter().filter(|(at, _)| slot.saturating_sub(*at) < SLOTS as u64);
@@ -285,22 +317,33 @@ impl Traffic {
 }
 
 impl Book {
-    /// Whether there is room for another edge of a caller, if need be in the place of one that is idle.
-    fn make_room(&mut self, caller: &Caller, now: Instant) -> bool {
-        let idle = |edge: &Edge| now.saturating_duration_since(edge.last);
-        let own = || (caller.clone(), Callee { host: "".into(), subset: "".into() });
-        let is_own = |(of, _): &&(Caller, Callee)| of == caller;
-        let of_caller = self.edges.range(own()..).take_while(|(key, _)| is_own(key)).count();
-        let oldest = if of_caller >= MOST_OF_ONE {
-            self.edges.range(own()..).take_while(|(key, _)| is_own(key)).max_by_key(|(_, edge)| idle(edge))
+    /// Whether there is room for another edge of one who reports, if need be in the place of one that is idle: of their own where
+    /// they have as many as one may have, else of whoever has the most.
+    fn make_room(&mut self, who: &Arc<str>, now: Instant) -> bool {
+        let full_one = if self.shares.get(who).is_some_and(|share| *share >= MOST_OF_ONE) {
+            Some(who)
         } else if self.edges.len() >= MOST_EDGES {
-            self.edges.iter().max_by_key(|(_, edge)| idle(edge))
+            self.shares.iter().max_by_key(|(_, share)| **share).map(|(who, _)| who)
         } else {
             return true;
         };
-        match oldest.filter(|(_, edge)| idle(edge) > WINDOW).map(|(key, _)| key.clone()) {
-            Some(key) => self.edges.remove(&key).is_some(),
-            None => false,
+        let idle = |edge: &Edge| now.saturating_duration_since(edge.last);
+        let own = self.edges.iter().filter(|(_, edge)| full_one == Some(&edge.who));
+        let oldest = own.max_by_key(|(_, edge)| idle(edge)).filter(|(_, edge)| idle(edge) > WINDOW);
+        let Some(edge) = oldest.map(|(key, _)| key.clone()).and_then(|key| self.edges.remove(&key)) else {
+            return false;
+        };
+        give_back(&mut self.shares, &edge.who);
+        true
+    }
+}
+
+/// An edge of theirs is gone.
+fn give_back(shares: &mut BTreeMap<Arc<str>, usize>, who: &Arc<str>) {
+    if let Some(share) = shares.get_mut(who) {
+        *share -= 1;
+        if *share == 0 {
+            shares.remove(who);
         }
     }
 }
@@ -315,8 +358,9 @@ mod tests {
 
     use super::*;
 
-    fn caller(name: &str) -> Caller {
-        Caller { namespace: "shop".into(), name: name.into(), version: "".into() }
+    fn reporter(name: &str) -> Reporter {
+        let caller = Caller { namespace: "shop".into(), name: name.into(), version: "".into() };
+        Reporter { caller, class: ClientClass::Grpc, who: name.into() }
     }
 
     fn stats(cluster: &str, issued: u64, failed: u64, seconds: i64) -> ClusterStats {
@@ -341,7 +385,7 @@ mod tests {
         let traffic = Traffic::new(start);
         let add = |issued, seconds, at| {
             let now = start + Duration::from_secs(at);
-            traffic.add(&caller("web"), ClientClass::Grpc, &stats(REVIEWS, issued, issued / 10, seconds), now);
+            traffic.add(&reporter("web"), &stats(REVIEWS, issued, issued / 10, seconds), now);
         };
         let rate = |at| traffic.edges(start + Duration::from_secs(at)).first().map(|edge| edge.rate.round());
         add(20, 2, 2);
@@ -383,7 +427,7 @@ mod tests {
         told.upstream_locality_stats[0].load_metric_stats =
             vec![metric(LATENCY, 4), metric("mesh.latency_ms.le_10", 4), metric(SECURED, 3)];
         let traffic = Traffic::new(start);
-        traffic.add(&caller("web"), ClientClass::Library, &told, start);
+        traffic.add(&reporter("web"), &told, start);
         let edge = &traffic.edges(start)[0];
         assert_eq!((edge.figures.secured_share(), edge.figures.quantile(1.0)), (Some(0.75), Some(10.0)));
         assert_eq!((&*edge.callee.host, &*edge.callee.subset), ("reviews.shop.svc.cluster.local", "v2"));
@@ -394,7 +438,7 @@ mod tests {
         let start = Instant::now();
         let traffic = Traffic::new(start);
         let add = |who: &str, cluster: &str, at| {
-            traffic.add(&caller(who), ClientClass::Grpc, &stats(cluster, 1, 0, 1), start + Duration::from_secs(at));
+            traffic.add(&reporter(who), &stats(cluster, 1, 0, 1), start + Duration::from_secs(at));
         };
         let long = format!("outbound|80||{}", "a".repeat(300));
         for cluster in
@@ -406,14 +450,25 @@ mod tests {
         add("web", REVIEWS, 0);
         (0..2 * MOST_OF_ONE).for_each(|n| add("liar", &format!("outbound|80||h{n}"), 0));
         assert_eq!(traffic.counts(), (1 + MOST_OF_ONE, MOST_OF_ONE as u64));
+        // Under other names, too.
+        let other = Reporter { who: "liar".into(), ..reporter("made up") };
+        traffic.add(&other, &stats(REVIEWS, 1, 0, 1), start);
+        assert_eq!(traffic.counts(), (1 + MOST_OF_ONE, MOST_OF_ONE as u64 + 1));
         // Idle ones make room: first the liar's own.
         add("liar", "outbound|80||another", 20);
-        assert_eq!(traffic.counts(), (1 + MOST_OF_ONE, MOST_OF_ONE as u64));
+        assert_eq!(traffic.counts(), (1 + MOST_OF_ONE, MOST_OF_ONE as u64 + 1));
         assert!(traffic.edges(start + Duration::from_secs(20)).iter().any(|edge| &*edge.caller.name == "web"));
         for n in 0..20 {
             (0..MOST_OF_ONE).for_each(|m| add(&format!("l{n}"), &format!("outbound|80||h{m}"), 21));
         }
         assert_eq!(traffic.counts().0, MOST_EDGES);
+        // Where all is taken, whoever has the most gives way, not who has little.
+        let late = start + Duration::from_secs(60);
+        add("newcomer", REVIEWS, 60);
+        let edges = traffic.edges(late);
+        let has = |name: &str| edges.iter().filter(|edge| &*edge.caller.name == name).count();
+        assert_eq!((has("newcomer"), has("web"), edges.len()), (1, 1, MOST_EDGES));
+        assert!(traffic.edges(start + 2 * FORGET).is_empty() && traffic.book().shares.is_empty());
     }
 
     #[test]

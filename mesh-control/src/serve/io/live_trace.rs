@@ -155,9 +155,9 @@ impl LiveTrace {
             let wake = has_to_do_at.unwrap_or(until);
             tokio::select! {
                 told = self.armed.hops.recv() => {
-                    let Told { client, mut hop } = told?;
+                    let Told { client, process, mut hop } = told?;
                     self.inspect.locate(&client, &mut hop);
-                    self.gathering.add(hop);
+                    self.gathering.add(process, hop);
                 }
                 // The time is over, or what is there has to do.
                 () = tokio::time::sleep_until(wake.into()) => {

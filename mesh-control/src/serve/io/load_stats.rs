@@ -19,9 +19,10 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::catalog::Kind;
 use crate::serve::clients::clock::now;
+use crate::serve::clients::load::{Allowance, Lost, MOST_NAME};
 use crate::serve::clients::node::About;
 use crate::serve::clients::state::ServerState;
-use crate::serve::clients::traffic::Caller;
+use crate::serve::clients::traffic::Reporter;
 use crate::serve::io::guest::Guest;
 
 /// How often clients report, in seconds, and how often where there are many of them.
@@ -70,14 +71,24 @@ async fn gather(
 ) -> Result<(), Status> {
     let Some(mut request) = guest.first(&mut requests).await? else { return Ok(()) };
     let (client, node) = guest.client(request.node.take())?;
-    let caller = Caller::of(&client, &About::read(&node));
+    let reporter = Reporter::of(&client, &About::read(&node));
+    let mut allowance = Allowance::new(now());
     // The client may have left; the loop finds out.
     let _ = sender.send(Ok(answer(state, &node))).await;
     let mut over = std::pin::pin!(guest.over());
     loop {
+        let catalog = state.feed.latest();
         for stats in request.cluster_stats.iter().take(MOST_CLUSTERS) {
-            state.load.add(stats);
-            state.traffic.add(&caller, client.class, stats, now());
+            let (name, now) = (&stats.cluster_name, now());
+            // A client can tell of what it has, and of nothing that it makes up.
+            if name.len() > MOST_NAME || catalog.resource(&client, Kind::Cluster, name).is_none() {
+                state.load.lose(Lost::Unknown);
+            } else if !allowance.take(stats, now) {
+                state.load.lose(Lost::TooMany);
+            } else {
+                state.load.add(stats, now);
+                state.traffic.add(&reporter, stats, now);
+            }
         }
         let next = tokio::select! {
             biased;
