@@ -18,7 +18,7 @@ async fn a_workload_is_called_the_same_by_all_commands_and_what_is_no_name_is_re
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("shop.yaml"), GONE).unwrap();
     let mut control = Control::start(dir.path(), &[]);
-    drop(control.address("xds listening on "));
+    control.address("xds listening on ");
     assert!(control.line().starts_with("secured xds not listening"));
     let status = control.address("status listening on ").to_string();
     let said = |arguments: &[&str]| {
