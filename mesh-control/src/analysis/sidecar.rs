@@ -6,7 +6,7 @@ use super::unknown::nearby;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::file::Objects;
 use crate::policy::Policy;
-use crate::policy::sidecars::Import;
+use crate::policy::sidecars::{Import, Namespaces};
 use crate::registry::host::candidates;
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
@@ -16,14 +16,26 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     let known = Known::of(objects, policy);
     for object in &objects.sidecars {
         let own = &object.meta.namespace;
+        let is_of_mesh = *own == policy.mesh.fixed.root_namespace && object.spec.selector().is_none();
         for (index, egress) in object.spec.egress.iter().enumerate() {
             for (position, entry) in egress.hosts.iter().enumerate() {
-                let Some(import) = Import::parse(entry, own).filter(|import| !known.has(import, policy, own)) else {
-                    continue;
+                let Some(import) = Import::parse(entry) else { continue };
+                let namespace = match &import.of {
+                    Namespaces::Any => None,
+                    // Its clients are in any namespace.
+                    Namespaces::OfClient if is_of_mesh => None,
+                    Namespaces::OfClient => Some(&**own),
+                    Namespaces::Named(name) => Some(&**name),
                 };
-                let of = import.namespace.as_deref().map_or("any namespace".to_owned(), |of| format!("namespace {of}"));
-                let meant = match known.meant(&import, policy, own) {
-                    Some(meant) => format!("; did you mean {}?", quoted(&meant)),
+                if known.has(&import, namespace, policy, own) {
+                    continue;
+                }
+                let of = namespace.map_or("any namespace".to_owned(), |of| format!("namespace {of}"));
+                let meant = match known.meant(&import, namespace, policy, own) {
+                    Some((of, host)) => {
+                        let of = if *of == **own && !is_of_mesh { "." } else { of };
+                        format!("; did you mean {}?", quoted(&format!("{of}/{host}")))
+                    }
                     None => String::new(),
                 };
                 let message = format!("without effect: nothing of {of} has such a host{meant}");
@@ -53,12 +65,11 @@ impl<'a> Known<'a> {
         Known { namespaces: objects.metas().map(|meta| &*meta.namespace).collect(), by_host }
     }
 
-    fn has(&self, import: &Import, policy: &Policy, own: &str) -> bool {
-        let of_namespace =
-            |namespaces: &Vec<&str>| import.namespace.as_deref().is_none_or(|wanted| namespaces.contains(&wanted));
+    fn has(&self, import: &Import, namespace: Option<&str>, policy: &Policy, own: &str) -> bool {
+        let of_namespace = |namespaces: &Vec<&str>| namespace.is_none_or(|wanted| namespaces.contains(&wanted));
         match import.host.strip_prefix('*') {
             // Whatever there will be: the root namespace is often named before anything is in it.
-            Some("") => import.namespace.as_deref().is_none_or(|wanted| {
+            Some("") => namespace.is_none_or(|wanted| {
                 wanted == own || *wanted == *policy.mesh.fixed.root_namespace || self.namespaces.contains(wanted)
             }),
             Some(_) => self.by_host.iter().any(|(host, of)| import.covers(host) && of_namespace(of)),
@@ -70,15 +81,14 @@ impl<'a> Known<'a> {
         }
     }
 
-    /// What there is, as an entry would name it: hosts are written in full.
-    fn meant(&self, import: &Import, policy: &Policy, own: &str) -> Option<String> {
-        let namespace = import.namespace.as_deref();
+    /// What there is, as an entry would name it, with its namespace: hosts are written in full.
+    fn meant(&self, import: &Import, namespace: Option<&str>, policy: &Policy, own: &str) -> Option<(&'a str, String)> {
         let full = candidates(&import.host, namespace.unwrap_or(own));
         let full = full.into_iter().skip(1).find(|host| self.by_host.contains_key(host.as_str()));
         let elsewhere = || self.by_host.contains_key(import.host.as_str()).then(|| import.host.clone());
         let host = full.or_else(elsewhere).or_else(|| nearby(policy, &import.host, ""))?;
         let of = self.by_host.get(host.as_str())?;
-        let of = of.iter().find(|of| namespace == Some(**of)).or(of.first())?;
-        Some(format!("{}/{host}", if *of == own { "." } else { of }))
+        let of = *of.iter().find(|of| namespace == Some(**of)).or(of.first())?;
+        Some((of, host))
     }
 }

@@ -1,17 +1,20 @@
 //! Telemetry objects that name who takes what they tell: providers that there are not, that are of another use, or that nothing
 //! is sent to; and what they say of metrics that there are not. Nothing is left out without a word.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
 use mesh_core::model::CelExpression;
 
 use super::security::check_targets;
 use crate::config::decode::Text;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
-use crate::config::file::{Meta, Objects};
-use crate::config::istio::mesh_config::ExtensionProvider;
+use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
+use crate::config::istio::mesh_config::{ExtensionProvider, LogEncoding};
 use crate::config::istio::security::selected;
-use crate::config::istio::telemetry::{METRICS, Metric, Telemetry};
+use crate::config::istio::telemetry::{AccessLogging, METRICS, Metric, Telemetry};
 use crate::policy::Policy;
-use crate::policy::telemetry::{Found, find};
+use crate::policy::telemetry::{Found, LEGACY, Side, default_logs, find, has_format_of_mesh, names};
 
 /// What a provider is named for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,9 +38,12 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     for object in policy.telemetries.iter() {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
         check_providers(&object.meta, &object.spec, policy, found);
+        check_logs(&object.meta, &object.spec, policy, found);
         check_metrics(&object.meta, &object.spec, found);
         check_scope(&object.meta, &object.spec, &policy.mesh.fixed.root_namespace, found);
     }
+    found.extend(objects.refused.iter().filter_map(|object| withheld(object, &policy.mesh.fixed.root_namespace)));
+    check_format(policy, found);
     if let Some(settings) = &policy.mesh.object
         && let Some(defaults) = &settings.spec.default_providers
     {
@@ -77,32 +83,123 @@ fn check_providers(meta: &Meta, spec: &Telemetry, policy: &Policy, found: &mut V
             say(meta, spec.span, "tracing.providers", (Severity::Warning, Code::Ignored), message, found);
         }
     }
-    let settings = policy.mesh.object.as_ref().map(|object| &object.spec);
-    let has_default = settings.is_some_and(|settings| {
-        let defaults = settings.default_providers.as_ref();
-        !settings.access_log_file.is_empty() || defaults.is_some_and(|defaults| !defaults.access_logging.is_empty())
-    });
-    let root = &policy.mesh.fixed.root_namespace;
-    let wider = policy
-        .telemetries
-        .iter()
-        .filter(|other| other.meta.namespace == *root && *other.meta.namespace != *meta.namespace);
-    let is_named = wider.flat_map(|other| &other.spec.access_logging).any(|one| !one.providers.is_empty());
-    for logging in &spec.access_logging {
-        if logging.providers.is_empty() && logging.disabled != Some(true) && !has_default && !is_named {
-            let message = "nothing is written: no provider is named here, in the root namespace or in \
-                defaultProviders.accessLogging of the mesh, and it has no accessLogFile; `providers: [{name: envoy}]` is \
-                the standard output";
-            say(
-                meta,
-                logging.span,
-                "accessLogging.providers",
-                (Severity::Warning, Code::Ignored),
-                message.to_owned(),
-                found,
-            );
+}
+
+/// Entries of access logs that nothing is written by, or that a later one of the object goes before.
+fn check_logs(meta: &Meta, spec: &Telemetry, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let mut told = BTreeSet::new();
+    for side in [Side::Client, Side::Server] {
+        let mut providers = inherited(meta, spec, policy);
+        let mut entries = Vec::new();
+        let is_meant = |(_, entry): &(usize, &AccessLogging)| side.is_of(entry.side.as_ref());
+        for (index, entry) in spec.access_logging.iter().enumerate().filter(is_meant) {
+            // One that names nobody is for those of the entry before it.
+            if !entry.providers.is_empty() {
+                providers = names(&entry.providers).collect();
+            }
+            entries.push((index, entry, providers.clone()));
+        }
+        // Where the object names any, what it says of others is over.
+        let first = entries.iter().find(|(_, entry, _)| !entry.providers.is_empty()).map(|(index, ..)| *index);
+        let named: BTreeSet<&str> = entries.iter().flat_map(|(_, entry, _)| names(&entry.providers)).collect();
+        for (place, (index, entry, providers)) in entries.iter().enumerate() {
+            let counting = |name: &&str| named.is_empty() || named.contains(name);
+            let mut counting = providers.iter().filter(|name| counting(name)).peekable();
+            if counting.peek().is_none() {
+                let message = match first {
+                    Some(first) => format!(
+                        "without effect: it names no provider, and those of accessLogging[{first}] are the only ones \
+                         that count; name one here, too"
+                    ),
+                    None if entry.disabled == Some(true) => continue,
+                    None => NOT_WRITTEN.to_owned(),
+                };
+                told.insert((*index, "providers", message));
+                continue;
+            }
+            let is_disabled = entry.disabled == Some(true);
+            let field = match (is_disabled, is_filtered(entry)) {
+                (true, _) => "disabled",
+                (false, true) => "filter",
+                (false, false) => continue,
+            };
+            for name in counting {
+                let later = entries.iter().skip(place + 1).find(|(_, later, of)| {
+                    let goes_before = is_disabled || is_filtered(later) || later.disabled == Some(true);
+                    goes_before && of.contains(name)
+                });
+                if let Some((later, ..)) = later {
+                    let of = if *name == LEGACY { "accessLogFile".to_owned() } else { quoted(name) };
+                    let message = format!("without effect on {of}: accessLogging[{later}] is for it, too, and counts");
+                    told.insert((*index, field, message));
+                }
+            }
         }
     }
+    for (index, field, message) in told {
+        let Some(entry) = spec.access_logging.get(index) else { continue };
+        let field = format!("accessLogging[{index}].{field}");
+        say(meta, entry.span, &field, (Severity::Warning, Code::Ignored), message, found);
+    }
+}
+
+const NOT_WRITTEN: &str = "nothing is written: no provider is named here, in a wider Telemetry or in \
+    defaultProviders.accessLogging of the mesh, and it has no accessLogFile; `providers: [{name: envoy}]` is the standard output";
+
+fn is_filtered(entry: &AccessLogging) -> bool {
+    let expression = entry.filter.as_ref().and_then(|filter| filter.expression.as_ref());
+    expression.is_some_and(|expression| !expression.is_empty())
+}
+
+/// The access logs that an object is for that names none.
+fn inherited<'a>(meta: &Meta, spec: &Telemetry, policy: &'a Policy) -> Vec<&'a str> {
+    let is_narrow = |spec: &Telemetry| !selected(spec.selector.as_ref()).is_empty() || !spec.targets().is_empty();
+    let is_wider = |other: &&Arc<Object<Telemetry>>| {
+        let is_of_mesh =
+            other.meta.namespace == policy.mesh.fixed.root_namespace && other.meta.namespace != meta.namespace;
+        let is_of_namespace = other.meta.namespace == meta.namespace && is_narrow(spec);
+        (is_of_mesh || is_of_namespace) && !is_narrow(&other.spec)
+    };
+    let wider = policy.telemetries.iter().filter(is_wider).flat_map(|other| &other.spec.access_logging);
+    let named: Vec<&str> = wider.flat_map(|entry| names(&entry.providers)).collect();
+    match named.is_empty() {
+        true => default_logs(policy.mesh.object.as_ref().map(|object| &object.spec)),
+        false => named,
+    }
+}
+
+/// A format of the mesh's settings that nothing is written in.
+fn check_format(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let Some(settings) = &policy.mesh.object else { return };
+    let spec = &settings.spec;
+    let of_objects = policy.telemetries.iter().flat_map(|object| &object.spec.access_logging);
+    let mut logs = of_objects.flat_map(|entry| names(&entry.providers)).chain(default_logs(Some(spec)));
+    if logs.any(|name| has_format_of_mesh(name, spec)) || !spec.access_log_file.is_empty() {
+        return;
+    }
+    let message = "without effect: accessLogFile is not set, neither defaultProviders nor a Telemetry names the provider \
+        `envoy` without a format of its own, and other providers have theirs";
+    let how = (Severity::Warning, Code::Ignored);
+    if let Some(format) = spec.access_log_format.as_ref().filter(|format| !format.is_empty()) {
+        say(&settings.meta, format.span, "accessLogFormat", how, message.to_owned(), found);
+    } else if spec.access_log_encoding == Some(LogEncoding::Json) {
+        say(&settings.meta, spec.span, "accessLogEncoding", how, message.to_owned(), found);
+    }
+}
+
+/// What is wrong may have kept requests out of access logs.
+fn withheld(refused: &Refused, root: &str) -> Option<Diagnostic> {
+    let Governs::Logs(workloads) = &refused.governs else { return None };
+    let namespace = &refused.meta.namespace;
+    let is_for_all = *workloads == Workloads::Labelled(BTreeMap::new());
+    let whom = if is_for_all { "" } else { "the selected " };
+    let place = match !is_namespace(namespace) || (**namespace == *root && is_for_all) {
+        true => "of every namespace".to_owned(),
+        false => format!("of namespace {namespace}"),
+    };
+    let message = format!("until it is right, no access log of {whom}workloads {place} is written");
+    let origin = refused.meta.origin.at(refused.place);
+    Some(Diagnostic::at(&origin, Severity::Warning, Code::Unenforced, message).object(refused.id()))
 }
 
 fn check_provider(meta: &Meta, name: &Text, field: &str, of: Use, policy: &Policy, found: &mut Vec<Diagnostic>) {

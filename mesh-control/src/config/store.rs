@@ -83,7 +83,7 @@ pub struct Wrong {
 pub enum Standing {
     /// Its last good state.
     Held,
-    /// Nothing, and requests that it governs fail.
+    /// Nothing: requests that it governs fail, and access logs that it governs are not written.
     FailsClosed,
     /// Nothing, and nobody can tell what it governs.
     Unread,
@@ -106,7 +106,9 @@ impl Standing {
     pub const fn instead(self) -> &'static str {
         match self {
             Standing::Held => "its last good state",
-            Standing::FailsClosed => "nothing, so what it governs fails",
+            Standing::FailsClosed => {
+                "nothing, so what it governs fails; of a Telemetry, that is access logs, which are not written"
+            }
             Standing::Unread => "nothing, and nobody can tell what it governs",
         }
     }

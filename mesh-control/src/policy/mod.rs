@@ -204,7 +204,7 @@ impl Policy {
     pub(crate) fn is_imported(&self, host: &str, view: &View) -> bool {
         let Some(scope) = self.scope(view) else { return true };
         if let Some((_, service)) = self.services.find(host, &view.namespace) {
-            return scope.imports(&service.namespace, host);
+            return scope.imports(&view.namespace, &service.namespace, host);
         }
         // Rules that are not seen are not found; without any, nobody says anything of the host.
         self.virtual_services.find(host, &view.namespace).is_none()

@@ -25,17 +25,39 @@ pub struct Scope {
 /// Hosts of namespaces.
 #[derive(Debug)]
 pub struct Import {
-    /// `None` is every namespace.
-    pub namespace: Option<Arc<str>>,
+    /// Of which.
+    pub of: Namespaces,
     /// The host, or those that its wildcard stands for.
     pub host: String,
     is_left_out: bool,
 }
 
+/// Which namespaces an entry of `hosts` is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    /// Every one.
+    Any,
+    /// That of the client, also in a Sidecar of the root namespace, which is for clients of all.
+    OfClient,
+    /// This one.
+    Named(Arc<str>),
+}
+
+impl Namespaces {
+    /// Whether this one is among them, for a client.
+    fn has(&self, namespace: &str, client: &str) -> bool {
+        match self {
+            Namespaces::Any => true,
+            Namespaces::OfClient => namespace == client,
+            Namespaces::Named(name) => **name == *namespace,
+        }
+    }
+}
+
 impl Scope {
     fn new(object: &Arc<Object<Sidecar>>) -> Scope {
         let entries = object.spec.egress.iter().flat_map(|egress| &egress.hosts);
-        let imports = entries.filter_map(|entry| Import::parse(entry, &object.meta.namespace));
+        let imports = entries.filter_map(|entry| Import::parse(entry));
         // A policy that does not say its mode is REGISTRY_ONLY: that is the enumeration's zero.
         let outbound = object.spec.outbound_traffic_policy.as_ref().map(|policy| match policy.mode {
             None | Some(OutboundMode::RegistryOnly) => OutboundTrafficPolicy::RegistryOnly,
@@ -44,10 +66,9 @@ impl Scope {
         Scope { imports: imports.collect(), outbound, object: Arc::clone(object) }
     }
 
-    /// Whether what an object of a namespace says of a host is seen.
-    pub fn imports(&self, namespace: &str, host: &str) -> bool {
-        let is_meant =
-            |import: &&Import| import.namespace.as_deref().is_none_or(|of| of == namespace) && import.covers(host);
+    /// Whether a client of a namespace sees what an object of another one says of a host.
+    pub fn imports(&self, client: &str, namespace: &str, host: &str) -> bool {
+        let is_meant = |import: &&Import| import.of.has(namespace, client) && import.covers(host);
         let is_left_out = self.imports.iter().filter(|import| import.is_left_out).any(|import| is_meant(&import));
         let is_imported = self.imports.iter().filter(|import| !import.is_left_out).any(|import| is_meant(&import));
         !is_left_out && (is_imported || self.object.spec.egress.is_empty())
@@ -55,26 +76,25 @@ impl Scope {
 
     /// The labels of the workloads that it is for; none are all.
     fn selector(&self) -> Option<&BTreeMap<String, String>> {
-        let labels = &self.object.spec.workload_selector.as_ref()?.labels;
-        (!labels.is_empty()).then_some(labels)
+        self.object.spec.selector()
     }
 }
 
 impl Import {
     /// An entry of `hosts`; `~/*` is none.
-    pub fn parse(entry: &str, own: &Arc<str>) -> Option<Import> {
+    pub fn parse(entry: &str) -> Option<Import> {
         let (namespace, host) = entry.split_once('/')?;
         let (namespace, is_left_out) = match namespace.strip_prefix('~') {
             Some("") => return None,
             Some(rest) => (rest, true),
             None => (namespace, false),
         };
-        let namespace = match namespace {
-            "*" => None,
-            "." => Some(Arc::clone(own)),
-            name => Some(name.into()),
+        let of = match namespace {
+            "*" => Namespaces::Any,
+            "." => Namespaces::OfClient,
+            name => Namespaces::Named(name.into()),
         };
-        Some(Import { namespace, host: plain(host), is_left_out })
+        Some(Import { of, host: plain(host), is_left_out })
     }
 
     /// Whether a host is one of these, of whichever namespace.
@@ -155,7 +175,7 @@ pub struct Sight<'a> {
 impl Sight<'_> {
     /// Whether what an object of a namespace says of a host is seen.
     pub fn imports(&self, namespace: &str, host: &str) -> bool {
-        self.scope.is_none_or(|scope| scope.imports(namespace, host))
+        self.scope.is_none_or(|scope| scope.imports(self.namespace, namespace, host))
     }
 }
 

@@ -11,10 +11,12 @@ use super::mesh::MeshSettings;
 use super::tracing::{Provider, Tag, Tracing};
 use super::view::Applied;
 use crate::config::decode::Text;
-use crate::config::file::{Meta, Object, Objects, Workloads};
-use crate::config::istio::mesh_config::{ExtensionProvider, FileAccessLog, LogEncoding, MeshConfig, STDOUT_LOG};
+use crate::config::file::{Governs, Meta, Object, Objects, Workloads, is_namespace};
+use crate::config::istio::mesh_config::{
+    ExtensionProvider, FileAccessLog, LogEncoding, MeshConfig, STDOUT_LOG, is_empty,
+};
 use crate::config::istio::security::selected;
-use crate::config::istio::telemetry::{METRICS, Metric, ProviderRef, TagOperation, Telemetry};
+use crate::config::istio::telemetry::{AccessLogging, METRICS, Metric, ProviderRef, TagOperation, Telemetry};
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Services;
 use crate::registry::service::is_subset;
@@ -25,6 +27,8 @@ pub struct Telemetries {
     root: Arc<str>,
     /// In the order in which they compete.
     entries: Vec<Entry>,
+    /// Those that are wrong, and whom each is for. Its namespace may be none that can be: then it is for all.
+    wrong: Vec<(Arc<str>, Workloads)>,
 }
 
 #[derive(Debug)]
@@ -72,7 +76,7 @@ pub struct MetricOverride {
 }
 
 /// The access log that the settings of the mesh name without a provider (`accessLogFile`): the default, where there is no other.
-const LEGACY: &str = "";
+pub const LEGACY: &str = "";
 
 impl Telemetries {
     /// Those of these objects, and what is to be said about them.
@@ -95,7 +99,11 @@ impl Telemetries {
                 found.push(Diagnostic::at(&meta.origin, Severity::Warning, Code::Conflict, message).object(meta.id()));
             }
         }
-        (Telemetries { root: Arc::clone(root), entries }, found)
+        let wrong = objects.refused.iter().filter_map(|object| match &object.governs {
+            Governs::Logs(workloads) => Some((Arc::clone(&object.meta.namespace), workloads.clone())),
+            _ => None,
+        });
+        (Telemetries { root: Arc::clone(root), entries, wrong: wrong.collect() }, found)
     }
 
     /// Those that are for a workload.
@@ -105,13 +113,13 @@ impl Telemetries {
         let root = find(&|entry| is_in(entry, &self.root) && entry.is_for_all());
         let own = find(&|entry| is_in(entry, namespace) && entry.is_for_all());
         let workload = find(&|entry| {
-            is_in(entry, namespace)
-                && match &entry.workloads {
-                    Workloads::Labelled(wanted) => !wanted.is_empty() && is_subset(wanted, labels),
-                    Workloads::OfServices(names) => services.any_selects(namespace, names, labels),
-                }
+            is_in(entry, namespace) && !entry.is_for_all() && is_one_of(&entry.workloads, namespace, labels, services)
         });
-        Applied([root, own.filter(|_| *namespace != *self.root), workload])
+        let is_withheld = self.wrong.iter().any(|(of, workloads)| {
+            let is_of_mesh = !is_namespace(of) || (*of == self.root && *workloads == everybody());
+            is_of_mesh || (**of == *namespace && is_one_of(workloads, namespace, labels, services))
+        });
+        Applied { places: [root, own.filter(|_| *namespace != *self.root), workload], is_withheld }
     }
 
     /// All of them.
@@ -126,17 +134,17 @@ impl Telemetries {
 
     /// The wider first.
     fn scopes(&self, applied: Applied) -> impl Iterator<Item = &Object<Telemetry>> {
-        applied.0.into_iter().flatten().filter_map(|place| Some(&*self.entries.get(place)?.object))
+        applied.places.into_iter().flatten().filter_map(|place| Some(&*self.entries.get(place)?.object))
     }
 
     /// Where the requests of a side are logged. One file that several providers name is written for each.
     pub fn access_logs(&self, applied: Applied, side: Side, mesh: &MeshSettings) -> Vec<AccessLogFile> {
-        let spec = mesh.object.as_ref().map(|object| &object.spec);
-        let mut defaults = spec.map(|spec| default_providers(spec).access_logging).unwrap_or_default();
-        if defaults.is_empty() && spec.is_some_and(|spec| !spec.access_log_file.is_empty()) {
-            defaults.push(LEGACY);
+        if applied.is_withheld {
+            return Vec::new();
         }
-        let is_meant = |logging: &&crate::config::istio::telemetry::AccessLogging| side.is_of(logging.side.as_ref());
+        let spec = mesh.object.as_ref().map(|object| &object.spec);
+        let defaults = default_logs(spec);
+        let is_meant = |logging: &&AccessLogging| side.is_of(logging.side.as_ref());
         // The providers of the narrowest scope that names any; what a wider one says of others is over.
         let mut counting: BTreeSet<&str> = defaults.iter().copied().collect();
         for object in self.scopes(applied) {
@@ -251,12 +259,25 @@ impl Telemetries {
 
 impl Entry {
     fn is_for_all(&self) -> bool {
-        self.workloads == Workloads::Labelled(BTreeMap::new())
+        self.workloads == everybody()
+    }
+}
+
+fn everybody() -> Workloads {
+    Workloads::Labelled(BTreeMap::new())
+}
+
+/// Whether a workload of their namespace is one of them.
+fn is_one_of(workloads: &Workloads, namespace: &str, labels: &BTreeMap<String, String>, services: &Services) -> bool {
+    match workloads {
+        Workloads::Labelled(wanted) => wanted.is_empty() || is_subset(wanted, labels),
+        Workloads::OfServices(names) => services.any_selects(namespace, names, labels),
     }
 }
 
 impl Side {
-    fn is_of(self, side: Option<&crate::config::istio::telemetry::Side>) -> bool {
+    /// Whether its requests are meant.
+    pub fn is_of(self, side: Option<&crate::config::istio::telemetry::Side>) -> bool {
         side.is_none_or(|side| side.mode.has(self == Side::Client))
     }
 }
@@ -296,7 +317,8 @@ fn is_prometheus(name: &str, spec: Option<&MeshConfig>) -> bool {
     matches!(find(name, spec), Some(Found::Prometheus))
 }
 
-fn names(providers: &[ProviderRef]) -> impl Iterator<Item = &str> {
+/// The names of providers.
+pub fn names(providers: &[ProviderRef]) -> impl Iterator<Item = &str> {
     providers.iter().map(|provider| provider.name.value.as_str())
 }
 
@@ -319,41 +341,62 @@ fn default_providers(spec: &MeshConfig) -> Defaults<'_> {
     }
 }
 
+/// The access logs that count where no Telemetry names any.
+pub fn default_logs(spec: Option<&MeshConfig>) -> Vec<&str> {
+    let mut defaults = spec.map(|spec| default_providers(spec).access_logging).unwrap_or_default();
+    if defaults.is_empty() && spec.is_some_and(|spec| !spec.access_log_file.is_empty()) {
+        defaults.push(LEGACY);
+    }
+    defaults
+}
+
+/// Whether what a provider writes is what `accessLogFormat` and `accessLogEncoding` say (Istio: the built-in provider without a
+/// format of its own).
+pub fn has_format_of_mesh(name: &str, spec: &MeshConfig) -> bool {
+    let is_without_format = match find(name, Some(spec)) {
+        Some(Found::File(log)) => log.log_format.is_none(),
+        found => matches!(found, Some(Found::Stdout)),
+    };
+    name == LEGACY || (name == STDOUT_LOG && is_without_format)
+}
+
 /// Where a provider writes, and what; `None` for one that writes no file. What is wrong with a format was said where it is read.
 fn file_log(name: &str, spec: Option<&MeshConfig>) -> Option<(String, LogLines)> {
-    let spec = spec.filter(|_| name == LEGACY).ok_or(spec);
-    match spec {
-        Ok(legacy) => {
-            legacy.access_log().ok()??;
-            let written = legacy.access_log_format.as_ref().map_or("", |text| text.value.as_str());
-            let is_json = legacy.access_log_encoding == Some(LogEncoding::Json);
-            let lines = match (is_json, written) {
-                (true, "") => {
-                    LogLines::Json(DEFAULT_JSON.map(|(key, text)| (key.to_owned(), text)).into_iter().collect())
-                }
-                (true, written) => LogLines::Json(serde_json::from_str(written).ok()?),
-                (false, "") => LogLines::Text(DEFAULT_LINE.to_owned()),
-                (false, written) => LogLines::Text(written.to_owned()),
-            };
-            Some((legacy.access_log_file.clone(), lines))
-        }
-        Err(spec) => {
-            let stdout = FileAccessLog::to_stdout();
-            let log = match find(name, spec)? {
-                Found::File(log) => log,
-                Found::Stdout => &stdout,
-                Found::Prometheus | Found::Other(_) => return None,
-            };
-            log.format().ok()?;
-            let written = log.log_format.as_ref();
-            let text = written.and_then(|format| format.text.as_ref()).filter(|text| !text.is_empty());
-            let labels = written.and_then(|format| format.labels.as_ref());
-            let lines = match (text, labels) {
-                (Some(text), _) => LogLines::Text(text.value.clone()),
-                (None, Some(labels)) => LogLines::Json(labels.value.0.clone()),
-                (None, None) => LogLines::Text(DEFAULT_LINE.to_owned()),
-            };
-            Some((log.path().to_owned(), lines))
-        }
+    let lines_of_mesh = spec.filter(|spec| has_format_of_mesh(name, spec)).map(lines_of_mesh);
+    if let Some(legacy) = spec.filter(|_| name == LEGACY) {
+        return Some((legacy.access_log_file.clone(), lines_of_mesh??));
     }
+    let stdout = FileAccessLog::to_stdout();
+    let log = match find(name, spec)? {
+        Found::File(log) => log,
+        Found::Stdout => &stdout,
+        Found::Prometheus | Found::Other(_) => return None,
+    };
+    log.format().ok()?;
+    let written = log.log_format.as_ref();
+    let text = written.and_then(|format| format.text.as_ref()).filter(|text| !text.is_empty());
+    let labels = written.and_then(|format| format.labels.as_ref());
+    let lines = match (lines_of_mesh, text, labels) {
+        (Some(lines), ..) => lines?,
+        (None, Some(text), _) => LogLines::Text(text.value.clone()),
+        (None, None, Some(labels)) if is_empty(&labels.value.0) => default_json(),
+        (None, None, Some(labels)) => LogLines::Json(labels.value.0.clone()),
+        (None, None, None) => LogLines::Text(DEFAULT_LINE.to_owned()),
+    };
+    Some((log.path().to_owned(), lines))
+}
+
+fn lines_of_mesh(spec: &MeshConfig) -> Option<LogLines> {
+    spec.log_format().ok()?;
+    let written = spec.access_log_format.as_ref().map_or("", |text| text.value.as_str());
+    Some(match (spec.access_log_encoding == Some(LogEncoding::Json), written) {
+        (true, "") => default_json(),
+        (true, written) => LogLines::Json(serde_json::from_str(written).ok()?),
+        (false, "") => LogLines::Text(DEFAULT_LINE.to_owned()),
+        (false, written) => LogLines::Text(written.to_owned()),
+    })
+}
+
+fn default_json() -> LogLines {
+    LogLines::Json(DEFAULT_JSON.map(|(key, text)| (key.to_owned(), text)).into_iter().collect())
 }

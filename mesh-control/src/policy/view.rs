@@ -16,9 +16,14 @@ pub struct View {
     pub telemetry: Applied,
 }
 
-/// The Telemetry objects that are for a workload, by their places among all: of the root namespace, of its own, for itself.
+/// The Telemetry objects that are for a workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Applied(pub [Option<usize>; 3]);
+pub struct Applied {
+    /// By their places among all: of the root namespace, of its own, for itself.
+    pub places: [Option<usize>; 3],
+    /// One that is wrong is, too: it may have kept requests out of access logs, and none is written.
+    pub is_withheld: bool,
+}
 
 impl View {
     /// A client of this namespace without labels, for whom no Sidecar is, and no Telemetry.

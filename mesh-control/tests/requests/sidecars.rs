@@ -80,6 +80,9 @@ async fn a_client_sees_the_hosts_of_the_sidecar_that_is_for_it() {
         // That of the root namespace is for all that have none, and its own selector is of its own workloads.
         (only("all", "istio-system", "", "'shop/*'"), "b"),
         (only("all", "istio-system", selected, "'shop/*'"), "a b c"),
+        // Its `.` is the namespace of the client, and not its own.
+        (only("all", "istio-system", "", "'./*', 'istio-system/*'"), "a"),
+        (only("all", "istio-system", "", "'*/*', '~./*'"), "b c"),
         ([only("all", "istio-system", "", "'~/*'"), only("own", "default", "", "'./*'")].concat(), "a"),
         ([only("aa", "default", "", "'./*'"), only("zz", "default", selected, "'other/*'")].concat(), "c"),
         // Of two for a whole namespace, the first one counts.
@@ -165,6 +168,23 @@ spec:
         let yaml = format!("{host}{}{}{}", route("mesh", 301), route("shop", 302), only("few", "shop", "", hosts));
         let world = World::of("shop", &[], &yaml).await;
         assert_eq!(world.get("http://a.example.com/").await.unwrap().status, expected, "{hosts}");
+    }
+}
+
+#[test]
+fn hosts_of_the_meshs_own_sidecar_are_those_of_any_namespace() {
+    let service = host("a.example.com", "shop", 80, "127.0.0.1:1".parse().unwrap());
+    for (entry, expected) in [
+        ("./*", None),
+        ("./a.example.com", None),
+        ("./b.example.net", Some("nothing of any namespace has such a host")),
+        ("istio-system/a.example.com", Some("did you mean `shop/a.example.com`?")),
+    ] {
+        let text = format!("{service}{}", only("all", "istio-system", "", &format!("'{entry}'")));
+        let found: Vec<String> = validate([("a.yaml", text.as_str())]).iter().map(ToString::to_string).collect();
+        let told = found.iter().find(|one| one.contains("egress[0].hosts[0]"));
+        assert_eq!(told.is_some(), expected.is_some(), "{entry}: {found:#?}");
+        assert!(told.is_none_or(|told| told.contains(expected.unwrap())), "{entry}: {found:#?}");
     }
 }
 

@@ -59,7 +59,11 @@ impl World {
         let logs = tempfile::tempdir().unwrap();
         let more = more_settings.replace("LOGS", &logs.path().display().to_string());
         let yaml = format!("{SERVICE}{}{objects}", settings(logs.path(), &more));
-        let control = Embedded::start(Config::yaml(yaml), Options::default().dev()).await.unwrap();
+        // A folder: what is wrong in it does not keep the rest from being served.
+        let config = logs.path().join("config");
+        std::fs::create_dir(&config).unwrap();
+        std::fs::write(config.join("all.yaml"), yaml).unwrap();
+        let control = Embedded::start(Config::dir(config), Options::default().dev()).await.unwrap();
         let over = Arc::new(AtomicUsize::new(0));
         let start = |app: &str| {
             let bootstrap = Bootstrap::new("embedded")
@@ -229,6 +233,115 @@ fn who_takes_what_is_told_and_what_is_wrong_is_said_by_name_and_place() {
         let found: Vec<_> = validate([("t.yaml", yaml.as_str())]).iter().map(ToString::to_string).collect();
         assert!(found.iter().any(|one| one.contains(expected)), "{spec}: {found:#?}");
     }
+}
+
+#[test]
+fn entries_for_access_logs_that_another_one_goes_before_are_told() {
+    let (all, few, fewer) = ("{providers: [{name: envoy}]}", "response.code >= 400", "response.code != 200");
+    let filter = |text: &str| format!("{{filter: {{expression: '{text}'}}}}");
+    let of_envoy = |text: &str| format!("{{providers: [{{name: envoy}}], filter: {{expression: '{text}'}}}}");
+    let side = |mode: &str, rest: &str| format!("{{match: {{mode: {mode}}}, providers: [{{name: envoy}}], {rest}}}");
+    let (file, none) = ("accessLogFile: /dev/stdout\n", "");
+    let without = "accessLogging[0].providers: without effect: it names no provider, and those of accessLogging[1]";
+    let later = "accessLogging[0].filter: without effect on `envoy`: accessLogging[1] is for it, too, and counts";
+    for (settings, entries, expected) in [
+        // It is for those of the entry before it.
+        (none, [all.to_owned(), filter(few)], None),
+        (file, [filter(fewer), all.to_owned()], Some(without)),
+        (none, [filter(fewer), all.to_owned()], Some(without)),
+        (none, ["{disabled: true}".to_owned(), all.to_owned()], Some(without)),
+        (none, [of_envoy(fewer), of_envoy(few)], Some(later)),
+        (none, [of_envoy(fewer), "{disabled: true}".to_owned()], Some(later)),
+        (none, [of_envoy(fewer), all.to_owned()], None),
+        (
+            none,
+            ["{providers: [{name: envoy}], disabled: true}".to_owned(), all.to_owned()],
+            Some("accessLogging[0].disabled: without effect on `envoy`"),
+        ),
+        (file, [filter(fewer), filter(few)], Some("accessLogging[0].filter: without effect on accessLogFile")),
+        (none, [side("CLIENT", "disabled: true"), side("SERVER", "filter: {expression: 'response.code > 1'}")], None),
+        (none, [filter(few), "{disabled: true}".to_owned()], Some("accessLogging[0].providers: nothing is written")),
+    ] {
+        let object = telemetry("shop", "t", &format!("{{accessLogging: [{}]}}", entries.join(", ")));
+        let yaml = format!("{SERVICE}{}{object}", settings_of(settings));
+        let found: Vec<_> = validate([("t.yaml", yaml.as_str())]).iter().map(ToString::to_string).collect();
+        let told: Vec<_> = found.iter().filter(|one| one.contains("Telemetry shop/t")).collect();
+        assert_eq!(told.len(), usize::from(expected.is_some()), "{settings}{entries:?}: {found:#?}");
+        assert!(told.iter().all(|one| one.contains(expected.unwrap())), "{settings}{entries:?}: {found:#?}");
+    }
+}
+
+/// Settings, without any provider.
+fn settings_of(more: &str) -> String {
+    let more = if more.is_empty() { "enableTracing: false" } else { more };
+    format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n{}",
+        more.lines().map(|line| format!("    {line}\n")).collect::<String>()
+    )
+}
+
+#[test]
+fn a_format_of_the_mesh_is_without_effect_where_no_log_has_it() {
+    let of_envoy = telemetry("shop", "t", "{accessLogging: [{providers: [{name: envoy}]}]}");
+    let own = "extensionProviders: [{name: envoy, envoyFileAccessLog: {logFormat: {text: a}}}]\n";
+    for (format, field) in
+        [("accessLogFormat: 'a'\n", "accessLogFormat"), ("accessLogEncoding: JSON\n", "accessLogEncoding")]
+    {
+        for (more, objects, is_told) in [
+            ("", "", true),
+            ("", &*of_envoy, false),
+            ("defaultProviders: {accessLogging: [envoy]}", "", false),
+            ("accessLogFile: /dev/stdout", "", false),
+            (own, &*of_envoy, true),
+        ] {
+            let yaml = format!("{SERVICE}{}{objects}", settings_of(&format!("{format}{more}")));
+            let found: Vec<_> = validate([("t.yaml", yaml.as_str())]).iter().map(ToString::to_string).collect();
+            let expected = format!("{field}: without effect: accessLogFile is not set");
+            assert_eq!(found.iter().any(|one| one.contains(&expected)), is_told, "{format}{more}: {found:#?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_provider_envoy_writes_in_the_format_of_the_mesh_and_no_labels_are_the_default_json() {
+    let here = "- name: envoy\n  envoyFileAccessLog: {path: LOGS/file.log}\n";
+    let labels = "- name: json\n  envoyFileAccessLog: {path: LOGS/file.log, logFormat: {labels: {}}}\n";
+    for (settings, provider, expected) in [
+        (format!("{here}accessLogFormat: 'mesh %RESPONSE_CODE%'"), "envoy", "mesh 200"),
+        (format!("{here}accessLogEncoding: JSON"), "envoy", "\"response_code\":200"),
+        (format!("{labels}accessLogFormat: 'mesh %RESPONSE_CODE%'"), "json", "\"response_code\":200"),
+    ] {
+        let object = telemetry("shop", "t", &format!("{{accessLogging: [{{providers: [{{name: {provider}}}]}}]}}"));
+        let world = World::start(&settings, &object).await;
+        world.get("/", &[]).await;
+        let (one, other) = world.lines().await;
+        let all: Vec<String> = one.into_iter().chain(other).collect();
+        assert!(all.len() == 2 && all.iter().all(|line| line.contains(expected)), "{settings}: {all:?}");
+    }
+}
+
+/// Without a good state of it nobody knows which requests it would have kept out.
+#[tokio::test]
+async fn a_telemetry_that_is_wrong_keeps_the_access_logs_of_its_scope_from_being_written() {
+    let wrong = "accessLogging: [{filter: {expression: 'response.cod > 1'}}]";
+    let default = "defaultProviders: {accessLogging: [file]}";
+    for (namespace, selector, client, server) in [
+        ("shop", "", 0, 0),
+        ("istio-system", "", 0, 0),
+        ("other", "", 1, 1),
+        ("shop", "selector: {matchLabels: {app: web}}, ", 0, 1),
+        ("shop", "targetRefs: [{kind: Service, group: '', name: reviews}], ", 1, 0),
+        ("istio-system", "selector: {matchLabels: {app: web}}, ", 1, 1),
+    ] {
+        let world = World::start(default, &telemetry(namespace, "t", &format!("{{{selector}{wrong}}}"))).await;
+        world.get("/", &[]).await;
+        let (of_client, of_server) = world.lines().await;
+        assert_eq!((of_client.len(), of_server.len()), (client, server), "{namespace} {selector}");
+    }
+    let yaml = format!("{SERVICE}{}", telemetry("shop", "t", &format!("{{{wrong}}}")));
+    let found: Vec<_> = validate([("t.yaml", yaml.as_str())]).iter().map(ToString::to_string).collect();
+    let expected = "Telemetry shop/t: until it is right, no access log of workloads of namespace shop is written";
+    assert!(found.iter().any(|one| one.contains(expected)), "{found:#?}");
 }
 
 #[tokio::test]

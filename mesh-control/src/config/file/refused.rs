@@ -62,6 +62,8 @@ pub enum Governs {
     AnyParent,
     /// Requests to workloads.
     Workloads(Workloads),
+    /// What workloads write of requests.
+    Logs(Workloads),
     /// Nobody can tell: it is a file of which nothing is known. It may guard any workload.
     Anything,
     /// Nothing that anything could be let through by.
@@ -300,8 +302,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => (Governs::Nothing, true),
         // What it hides is no secret. It may keep calls inside of the mesh, and nobody can tell whose.
         ObjectKind::Sidecar => (Governs::Nothing, spec.is_known() && spec.get("outboundTrafficPolicy").is_none()),
-        // What is told of requests is no business of theirs: workloads tell what wider objects say.
-        ObjectKind::Telemetry => (Governs::Nothing, true),
+        // It may have kept requests out of the access logs.
+        ObjectKind::Telemetry => (Governs::Logs(workloads(&spec, &meta.namespace)), true),
         // Of a grant that is wrong, nothing is granted but what its last good state grants, too.
         ObjectKind::ReferenceGrant => (Governs::Nothing, true),
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => parents(&spec, &meta.namespace),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use mesh_core::error::Invalid;
 use mesh_core::identity::TrustDomain;
-use mesh_core::model::{AccessLog, CheckedBody, IN_PROCESS, LogFormat, LogText};
+use mesh_core::model::{CheckedBody, IN_PROCESS, LogFormat, LogText};
 
 use super::destination_rule::balancer::check_locality;
 use super::destination_rule::{LocalityLb, TcpKeepalive};
@@ -417,6 +417,8 @@ impl FileAccessLog {
                 let read = LogText::parse(text).map(LogFormat::Text);
                 read.map_err(|invalid| (text.span, "text".to_owned(), invalid.to_string()))
             }
+            // Istio: without any labels it is the default JSON.
+            (None, Some(labels)) if is_empty(&labels.value.0) => Ok(LogFormat::json()),
             (None, Some(labels)) => LogFormat::of_json(&labels.value.0).map_err(|invalid| {
                 let field =
                     if invalid.field.is_empty() { "labels".to_owned() } else { format!("labels.{}", invalid.field) };
@@ -427,29 +429,28 @@ impl FileAccessLog {
     }
 }
 
+/// Whether it is an object of JSON with nothing in it.
+pub fn is_empty(value: &serde_json::Value) -> bool {
+    value.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
 impl MeshConfig {
-    /// The access log that all workloads write, where they write one.
+    /// What a line is made of in `accessLogFile`, and in the log of [`STDOUT_LOG`] where that has no format of its own.
     ///
     /// # Errors
-    /// What is wrong with its format, and where.
-    pub fn access_log(&self) -> Result<Option<AccessLog>, (Span, String)> {
+    /// What is wrong with it, and where.
+    pub fn log_format(&self) -> Result<LogFormat, (Span, String)> {
         let is_json = self.access_log_encoding == Some(LogEncoding::Json);
-        let format = match &self.access_log_format {
-            None if is_json => LogFormat::json(),
-            None => LogFormat::default(),
-            Some(text) if text.is_empty() && is_json => LogFormat::json(),
-            Some(text) if text.is_empty() => LogFormat::default(),
-            Some(text) => {
-                let format = match is_json {
-                    true => serde_json::from_str(text)
-                        .map_err(|error| Invalid::new(format!("not an object of JSON: {error}")))
-                        .and_then(|value| LogFormat::of_json(&value)),
-                    false => LogText::parse(text).map(LogFormat::Text),
-                };
-                format.map_err(|invalid| (text.span, invalid.to_string()))?
-            }
+        let Some(text) = self.access_log_format.as_ref().filter(|text| !text.is_empty()) else {
+            return Ok(if is_json { LogFormat::json() } else { LogFormat::default() });
         };
-        Ok((!self.access_log_file.is_empty()).then(|| AccessLog::new(self.access_log_file.as_str(), format)))
+        let format = match is_json {
+            true => serde_json::from_str(text)
+                .map_err(|error| Invalid::new(format!("not an object of JSON: {error}")))
+                .and_then(|value| LogFormat::of_json(&value)),
+            false => LogText::parse(text).map(LogFormat::Text),
+        };
+        format.map_err(|invalid| (text.span, invalid.to_string()))
     }
 
     /// What is wrong with it.
@@ -485,7 +486,7 @@ impl MeshConfig {
         if self.connect_timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
             wrong(self.span, "connectTimeout".to_owned(), "less than 1ms".to_owned());
         }
-        if let Err((span, message)) = self.access_log() {
+        if let Err((span, message)) = self.log_format() {
             wrong(span, "accessLogFormat".to_owned(), message);
         }
         if let Some(tracing) = self.default_config.as_ref().and_then(|config| config.tracing.as_ref()) {
@@ -544,22 +545,14 @@ impl MeshConfig {
                 say(span, field.to_owned(), Severity::Warning, message);
             }
         };
-        if let (Ok(Some(log)), Some(written)) = (self.access_log(), &self.access_log_format) {
-            of_format(written.span, "accessLogFormat", &log.format);
+        if let (Ok(format), Some(written)) = (self.log_format(), &self.access_log_format) {
+            of_format(written.span, "accessLogFormat", &format);
         }
         let logs = self.extension_providers.iter().enumerate();
         let logs = logs.filter_map(|(index, provider)| Some((index, provider.envoy_file_access_log.as_ref()?)));
         for (index, log) in logs.clone() {
             if let (Some(written), Ok(format)) = (&log.log_format, log.format()) {
                 of_format(written.span, &format!("extensionProviders[{index}].envoyFileAccessLog.logFormat"), &format);
-            }
-        }
-        if self.access_log_file.is_empty() {
-            let message = "without effect: accessLogFile is not set, and providers have formats of their own";
-            if let Some(format) = self.access_log_format.as_ref().filter(|format| !format.is_empty()) {
-                say(format.span, "accessLogFormat".to_owned(), Severity::Warning, message.to_owned());
-            } else if self.access_log_encoding == Some(LogEncoding::Json) {
-                say(self.span, "accessLogEncoding".to_owned(), Severity::Warning, message.to_owned());
             }
         }
         let files = logs

@@ -48,6 +48,12 @@ message! {
 }
 
 impl Sidecar {
+    /// The labels of the workloads that it is for; none are all.
+    pub fn selector(&self) -> Option<&BTreeMap<String, String>> {
+        let labels = &self.workload_selector.as_ref()?.labels;
+        (!labels.is_empty()).then_some(labels)
+    }
+
     /// What Istio's own validation refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {
         if let Some(selector) = &self.workload_selector

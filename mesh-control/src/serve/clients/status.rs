@@ -196,8 +196,8 @@ pub struct WrongStatus {
     pub object: Option<String>,
     /// The file that it is in.
     pub file: String,
-    /// `held`: its last good state is in force. `fails-closed`: there is none, and requests that it governs fail. `unread`:
-    /// there is none, and nobody can tell what it governs.
+    /// `held`: its last good state is in force. `fails-closed`: there is none, requests that it governs fail, and
+    /// access logs that it governs (Telemetry) are not written. `unread`: there is none, and nobody can tell what it governs.
     pub standing: String,
     /// What is wrong, with its place.
     pub reason: String,
