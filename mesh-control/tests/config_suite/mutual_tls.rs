@@ -71,7 +71,7 @@ fn while_nobody_serves_a_marked_endpoint_is_still_not_called_in_plaintext() {
     assert!(endpoints(&plane).iter().all(|endpoint| endpoint.mutual_tls));
     // Whoever had more is not told of fewer before the workloads have come back: the version says how many there are.
     let told = plane.snapshot().resource(&library, Kind::Cluster, NAME).unwrap();
-    assert!(told.self_registered && told.endpoints == 1 && told.version.ends_with("-1"), "{}", told.version);
+    assert!(told.self_registered && told.endpoints == 2 && told.version.ends_with("-2"), "{}", told.version);
     let before = plane.snapshot().revision(Kind::Cluster);
     plane.unregister("one");
     assert_eq!(peers(&cluster(&plane, &library)), Vec::<String>::new());

@@ -174,8 +174,9 @@ const STREAM_PATIENCE: Duration = Duration::from_secs(15);
 // Istiod's: a dead peer is noticed after 40 seconds.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams of one connection: one for most clients, many where a process runs many.
-const STREAMS_PER_CONNECTION: u32 = 1024;
+/// Streams of one connection: up to four for most clients. A process of gRPC C-core has two for each target, of resources and of
+/// load, over one connection; where there are no more, its calls wait.
+const STREAMS_PER_CONNECTION: u32 = 4096;
 /// Connections that were accepted and are not served yet.
 const BACKLOG: usize = 64;
 /// Between the GOAWAY of a connection and the end of its streams, so that clients see a server that
