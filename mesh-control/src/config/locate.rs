@@ -121,7 +121,7 @@ mod tests {
             (alias, alias.find("match").unwrap(), 5, [Some(6), None, Some(7), None]),
         ] {
             let source = Source { name: "t".into(), text: text.into() };
-            let line = 1 + text[..start].matches('\n').count() as u32;
+            let line = 1 + text.get(..start).unwrap().matches('\n').count() as u32;
             let start = start as u32;
             let origin = Origin { source, span: Span { line, column, start, end: start + 1 } };
             let fields = ["retries", "retries.perTryTimeout", "timeout", "fault"];
