@@ -5,7 +5,7 @@ use mesh_tower::Mesh;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::process::{Control, output, text};
+use crate::process::{Control, gone, output, text};
 use crate::support::PATIENCE;
 
 /// What a POST to the status port is answered with: the first line.
@@ -23,20 +23,8 @@ async fn post(status: &str, path: &str, content_type: &str, body: &str) -> Strin
 
 #[tokio::test(flavor = "multi_thread")]
 async fn trace_says_why_a_request_went_as_it_went_and_no_page_of_a_browser_can_ask_for_it() {
-    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let yaml = format!(
-        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: gone, namespace: shop}}\nspec:\n  \
-         hosts: [gone.example.com]\n  resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  \
-         endpoints: [{{address: {}, ports: {{http: {}}}}}]\n",
-        gone.ip(),
-        gone.port()
-    );
-    std::fs::write(dir.path().join("gone.yaml"), yaml).unwrap();
-    let mut control = Control::start(dir.path(), &[]);
-    let xds = control.address("xds listening on ");
-    assert!(control.line().starts_with("secured xds not listening"));
-    let status = control.address("status listening on ").to_string();
+    let dir = gone();
+    let (_control, xds, status) = Control::listening(dir.path());
 
     // What a form can send, and what is no question.
     for (content_type, body, expected) in [

@@ -4,7 +4,7 @@ use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::Mesh;
 use serde_json::Value;
 
-use crate::process::{Control, output, text};
+use crate::process::{Control, gone, output, text};
 use crate::support::PATIENCE;
 
 const GONE: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: gone, namespace: shop}\nspec:\n  \
@@ -17,10 +17,7 @@ const GONE: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmeta
 async fn a_workload_is_called_the_same_by_all_commands_and_what_is_no_name_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("shop.yaml"), GONE).unwrap();
-    let mut control = Control::start(dir.path(), &[]);
-    control.address("xds listening on ");
-    assert!(control.line().starts_with("secured xds not listening"));
-    let status = control.address("status listening on ").to_string();
+    let (_control, _, status) = Control::listening(dir.path());
     let said = |arguments: &[&str]| {
         let out = output(&[arguments, &["--status-addr", &status]].concat());
         (out.status.code(), text(&out.stdout), text(&out.stderr))
@@ -50,20 +47,8 @@ async fn a_workload_is_called_the_same_by_all_commands_and_what_is_no_name_is_re
 
 #[tokio::test(flavor = "multi_thread")]
 async fn describe_finds_the_calls_of_a_workload_whose_name_is_not_that_of_its_node() {
-    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let yaml = format!(
-        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: gone, namespace: shop}}\nspec:\n  \
-         hosts: [gone.example.com]\n  resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  \
-         endpoints: [{{address: {}, ports: {{http: {}}}}}]\n",
-        gone.ip(),
-        gone.port()
-    );
-    std::fs::write(dir.path().join("gone.yaml"), yaml).unwrap();
-    let mut control = Control::start(dir.path(), &[]);
-    let xds = control.address("xds listening on ");
-    assert!(control.line().starts_with("secured xds not listening"));
-    let status = control.address("status listening on ").to_string();
+    let dir = gone();
+    let (_control, xds, status) = Control::listening(dir.path());
     let bootstrap = Bootstrap::new(xds.to_string())
         .node_id("mesh~127.0.0.1~web-7.shop~shop.svc.cluster.local")
         .metadata("NAMESPACE", "shop")

@@ -18,6 +18,21 @@ metadata: {name: reviews, namespace: shop}
 spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}
 ";
 
+/// A service `gone.example.com` whose only endpoint refuses connections.
+pub(crate) fn gone() -> tempfile::TempDir {
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: gone, namespace: shop}}\nspec:\n  \
+         hosts: [gone.example.com]\n  resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  \
+         endpoints: [{{address: {}, ports: {{http: {}}}}}]\n",
+        gone.ip(),
+        gone.port()
+    );
+    std::fs::write(dir.path().join("gone.yaml"), yaml).unwrap();
+    dir
+}
+
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
     command.args(arguments).env("RUST_LOG", "warn");
@@ -39,6 +54,15 @@ pub(crate) struct Control {
 }
 
 impl Control {
+    /// A server of a folder, and where it listens: xDS, and the status port.
+    pub(crate) fn listening(config: &Path) -> (Control, SocketAddr, String) {
+        let mut control = Control::start(config, &[]);
+        let xds = control.address("xds listening on ");
+        assert!(control.line().starts_with("secured xds not listening"));
+        let status = control.address("status listening on ").to_string();
+        (control, xds, status)
+    }
+
     pub(crate) fn start(dir: &Path, more: &[&str]) -> Control {
         let dir = dir.to_str().expect("a plain path");
         let free = "127.0.0.1:0";

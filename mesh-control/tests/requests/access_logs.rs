@@ -9,12 +9,11 @@ use http_body_util::BodyExt;
 use mesh_control::analysis::validate;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::model::LogFormat;
-use mesh_core::xds::Bootstrap;
 use mesh_tower::{Mesh, MeshBuilder};
 use serde_json::{Value, json};
 use tower_layer::Layer;
 
-use crate::support::nobody;
+use crate::support::{introduced, mesh_settings, nobody};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -23,13 +22,6 @@ struct World {
     _control: Embedded,
     client: Mesh,
     _server: Mesh,
-}
-
-fn settings(settings: &str) -> String {
-    let indented: String = settings.lines().map(|line| format!("    {line}\n")).collect();
-    format!(
-        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n{indented}"
-    )
 }
 
 impl World {
@@ -41,14 +33,10 @@ kind: Service
 metadata: {name: reviews, namespace: shop}
 spec: {selector: {app: reviews}, ports: [{name: http, port: 80}]}
 ";
-        let yaml = format!("{services}{}{more}", settings(mesh));
+        let yaml = format!("{services}{}{more}", mesh_settings(mesh));
         let control = Embedded::start(Config::yaml(yaml), Options::default().dev()).await.unwrap();
         let start = |app: &str| {
-            let bootstrap = Bootstrap::new("embedded")
-                .node_id(format!("mesh~127.0.0.1~{app}-1.shop~shop.svc.cluster.local"))
-                .metadata("NAMESPACE", "shop")
-                .metadata("SERVICE_ACCOUNT", app)
-                .metadata("LABELS", json!({"app": app}));
+            let bootstrap = introduced(&format!("{app}-1"), json!({"app": app})).metadata("SERVICE_ACCOUNT", app);
             let builder = Mesh::builder().source(control.source(bootstrap)).cold_start_wait(PATIENCE);
             allow(builder).start().unwrap()
         };
@@ -201,7 +189,7 @@ fn a_format_that_cannot_be_read_is_an_error_where_it_is_written() {
         ("accessLogFile: /dev/stdout\naccessLogEncoding: JSON\naccessLogFormat: 'x'", "not an object of JSON"),
         ("accessLogFile: /dev/stdout\naccessLogEncoding: JSON\naccessLogFormat: '{\"a\": \"%x%\"}'", "not a command"),
     ] {
-        let found = validate([("t.yaml", settings(mesh).as_str())]);
+        let found = validate([("t.yaml", mesh_settings(mesh).as_str())]);
         let found: Vec<_> = found.iter().map(ToString::to_string).filter(|line| line.contains("error[")).collect();
         assert!(found.first().is_some_and(|line| line.contains(expected)), "{mesh}: {found:?}");
     }
@@ -246,7 +234,11 @@ async fn a_server_writes_who_called_and_how_much_it_was_sent_also_without_metric
 fn a_command_that_is_unknown_is_told() {
     let told = |format: &str| {
         let mesh = format!("accessLogFile: /dev/stdout\naccessLogFormat: '{format}'");
-        validate([("t.yaml", settings(&mesh).as_str())]).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        validate([("t.yaml", mesh_settings(&mesh).as_str())])
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n")
     };
     assert!(told("%NO_SUCH% %RESPONSE_CODE%").contains("%NO_SUCH%: there is nothing of it here"));
     assert_eq!(told("%RESPONSE_CODE% %CONNECTION_TERMINATION_DETAILS%"), "");

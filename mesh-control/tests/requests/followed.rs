@@ -9,13 +9,12 @@ use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_control::live_trace::{Traced, Wanted};
-use mesh_core::xds::Bootstrap;
 use mesh_tower::body::Body;
 use mesh_tower::{Mesh, inherited};
 use serde_json::json;
 use tower_layer::Layer;
 
-use crate::support::nobody;
+use crate::support::{introduced, nobody};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -49,12 +48,9 @@ struct World {
 }
 
 fn workload(control: &Embedded, app: &str) -> Mesh {
-    let bootstrap = Bootstrap::new("embedded")
-        .node_id(format!("mesh~127.0.0.1~{app}-v1-7.shop~shop.svc.cluster.local"))
-        .metadata("NAMESPACE", "shop")
+    let bootstrap = introduced(&format!("{app}-v1-7"), json!({"app": app, "version": "v1"}))
         .metadata("SERVICE_ACCOUNT", app)
-        .metadata("WORKLOAD_NAME", format!("{app}-v1"))
-        .metadata("LABELS", json!({"app": app, "version": "v1"}));
+        .metadata("WORKLOAD_NAME", format!("{app}-v1"));
     Mesh::builder().source(control.source(bootstrap)).cold_start_wait(PATIENCE).start().unwrap()
 }
 

@@ -10,14 +10,13 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::model::LogFormat;
-use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
 use serde_json::json;
 use tower_layer::Layer;
 
 use crate::access_logs::columns;
-use crate::support::nobody;
+use crate::support::{introduced, nobody};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -90,11 +89,7 @@ impl World {
             let lines = Lines::default();
             let told = Arc::clone(&lines);
             let note = move |line: &str| told.lock().unwrap().push(line.trim_end().to_owned());
-            let bootstrap = Bootstrap::new("embedded")
-                .node_id(format!("mesh~127.0.0.1~{app}-1.shop~shop.svc.cluster.local"))
-                .metadata("NAMESPACE", "shop")
-                .metadata("SERVICE_ACCOUNT", app)
-                .metadata("LABELS", json!({"app": app}));
+            let bootstrap = introduced(&format!("{app}-1"), json!({"app": app})).metadata("SERVICE_ACCOUNT", app);
             let builder = Mesh::builder().source(control.source(bootstrap)).cold_start_wait(PATIENCE);
             (builder.access_log_to(LogFormat::default(), note).start().unwrap(), lines)
         };

@@ -9,13 +9,14 @@ use axum::extract::Request as Received;
 use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_control::serve::status;
-use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tower_layer::Layer;
+
+use crate::support::introduced;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 const HOST: &str = "reviews.shop.svc.cluster.local";
@@ -61,12 +62,9 @@ impl Control {
     }
 
     fn mesh(&self, app: &str, version: &str) -> Mesh {
-        let bootstrap = Bootstrap::new("embedded")
-            .node_id(format!("mesh~127.0.0.1~{app}-{version}-7.shop~shop.svc.cluster.local"))
-            .metadata("NAMESPACE", "shop")
+        let bootstrap = introduced(&format!("{app}-{version}-7"), json!({"app": app, "version": version}))
             .metadata("SERVICE_ACCOUNT", app)
-            .metadata("WORKLOAD_NAME", format!("{app}-{version}"))
-            .metadata("LABELS", json!({"app": app, "version": version}));
+            .metadata("WORKLOAD_NAME", format!("{app}-{version}"));
         Mesh::builder().source(self.embedded.source(bootstrap)).cold_start_wait(PATIENCE).start().unwrap()
     }
 

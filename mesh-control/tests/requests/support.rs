@@ -21,6 +21,22 @@ use tokio::net::TcpListener;
 use tower_layer::Layer;
 use tower_service::Service;
 
+/// What a workload of the namespace `shop` says of itself, for an embedded control plane.
+pub(crate) fn introduced(name: &str, labels: serde_json::Value) -> Bootstrap {
+    Bootstrap::new("embedded")
+        .node_id(format!("mesh~127.0.0.1~{name}.shop~shop.svc.cluster.local"))
+        .metadata("NAMESPACE", "shop")
+        .metadata("LABELS", labels)
+}
+
+/// Settings of the mesh, as Istio's users write them.
+pub(crate) fn mesh_settings(settings: &str) -> String {
+    let indented: String = settings.lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n{indented}"
+    )
+}
+
 /// The answer to a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {

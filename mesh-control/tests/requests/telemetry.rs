@@ -12,7 +12,6 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::telemetry::LABELS;
-use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
 use serde_json::json;
@@ -20,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower_layer::Layer;
 
-use crate::support::nobody;
+use crate::support::{introduced, nobody};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -53,13 +52,10 @@ struct Sample {
 
 impl Workload {
     fn start(control: &Embedded, app: &str) -> Workload {
-        let bootstrap = Bootstrap::new("embedded")
-            .node_id(format!("mesh~127.0.0.1~{app}-v1-7.shop~shop.svc.cluster.local"))
-            .metadata("NAMESPACE", "shop")
+        let bootstrap = introduced(&format!("{app}-v1-7"), json!({"app": app, "version": "v1"}))
             .metadata("SERVICE_ACCOUNT", app)
             .metadata("WORKLOAD_NAME", format!("{app}-v1"))
-            .metadata("CLUSTER_ID", "east")
-            .metadata("LABELS", json!({"app": app, "version": "v1"}));
+            .metadata("CLUSTER_ID", "east");
         let builder = Mesh::builder().source(control.source(bootstrap)).metrics();
         let mesh = builder.cold_start_wait(PATIENCE).start().unwrap();
         let admin = mesh.serve_admin("127.0.0.1:0".parse().unwrap()).unwrap();

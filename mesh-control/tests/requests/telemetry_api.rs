@@ -9,11 +9,12 @@ use http_body_util::BodyExt;
 use mesh_control::analysis::validate;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::model::LogFormat;
-use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
 use serde_json::json;
 use tower_layer::Layer;
+
+use crate::support::introduced;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -66,12 +67,9 @@ impl World {
         let control = Embedded::start(Config::dir(config), Options::default().dev()).await.unwrap();
         let over = Arc::new(AtomicUsize::new(0));
         let start = |app: &str| {
-            let bootstrap = Bootstrap::new("embedded")
-                .node_id(format!("mesh~127.0.0.1~{app}-1.shop~shop.svc.cluster.local"))
-                .metadata("NAMESPACE", "shop")
+            let bootstrap = introduced(&format!("{app}-1"), json!({"app": app}))
                 .metadata("SERVICE_ACCOUNT", app)
-                .metadata("CLUSTER_ID", "east")
-                .metadata("LABELS", json!({"app": app}));
+                .metadata("CLUSTER_ID", "east");
             let over = Arc::clone(&over);
             let note = move |_: &str| _ = over.fetch_add(1, Ordering::SeqCst);
             let builder = Mesh::builder().source(control.source(bootstrap)).cold_start_wait(PATIENCE).metrics();

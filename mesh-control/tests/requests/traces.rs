@@ -13,11 +13,12 @@ use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::model::{LogFormat, LogText};
 use mesh_core::telemetry::{Span, SpanKind, SpanSink, SpanValue};
 use mesh_core::trace::TraceContext;
-use mesh_core::xds::Bootstrap;
 use mesh_tower::body::Body;
 use mesh_tower::{Mesh, inherited};
 use serde_json::json;
 use tower_layer::Layer;
+
+use crate::support::{introduced, mesh_settings};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const SAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -62,13 +63,6 @@ struct World {
     seen: Seen,
 }
 
-fn settings(settings: &str) -> String {
-    let indented: String = settings.lines().map(|line| format!("    {line}\n")).collect();
-    format!(
-        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n{indented}"
-    )
-}
-
 fn service(name: &str) -> String {
     format!(
         "---
@@ -93,14 +87,11 @@ spec:
 
 impl World {
     async fn start(mesh: &str, records: bool) -> World {
-        let yaml = [service("reviews"), service("ratings"), RETRIES.to_owned(), settings(mesh)].concat();
+        let yaml = [service("reviews"), service("ratings"), RETRIES.to_owned(), mesh_settings(mesh)].concat();
         let control = Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap();
         let spans = Spans::default();
         let start = |app: &str| {
-            let bootstrap = Bootstrap::new("embedded")
-                .node_id(format!("mesh~127.0.0.1~{app}-1.shop~shop.svc.cluster.local"))
-                .metadata("NAMESPACE", "shop")
-                .metadata("LABELS", json!({"app": app, "version": "v1"}));
+            let bootstrap = introduced(&format!("{app}-1"), json!({"app": app, "version": "v1"}));
             let builder = Mesh::builder().source(control.source(bootstrap)).cold_start_wait(PATIENCE);
             let builder = if records { builder.traces(spans.clone()) } else { builder };
             builder.start().unwrap()
@@ -249,10 +240,7 @@ async fn lines_of_access_logs_have_the_trace_and_its_request() {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let control = Embedded::start(Config::yaml(service("reviews")), Options::default()).await.unwrap();
     let start = |app: &str| {
-        let bootstrap = Bootstrap::new("embedded")
-            .node_id(format!("mesh~127.0.0.1~{app}-1.shop~shop.svc.cluster.local"))
-            .metadata("NAMESPACE", "shop")
-            .metadata("LABELS", json!({"app": app}));
+        let bootstrap = introduced(&format!("{app}-1"), json!({"app": app}));
         let lines = Arc::clone(&lines);
         let format = LogFormat::Text(LogText::parse("%TRACE_ID% %REQ(X-REQUEST-ID)%").unwrap());
         let builder = Mesh::builder().source(control.source(bootstrap)).cold_start_wait(PATIENCE);

@@ -30,6 +30,7 @@ use tonic::transport::Channel;
 
 use crate::calls::{Call, CallKey, Counted, Lost, Recorder, Report};
 use crate::identity::SpiffeId;
+use crate::xds::backoff;
 use crate::xds::channels::{Open, OpenStream};
 
 /// In the head of the responses on a stream of xDS: the server keeps records of calls, and wants this workload's.
@@ -50,8 +51,6 @@ const SOON: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_secs(60);
 /// How long a server may take for a report.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// After a failure: 1 s, doubling to one minute.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Entries of one message.
 const MOST_ENTRIES: usize = 500;
 
@@ -152,9 +151,8 @@ async fn due(calls: &Recorder, open: &mut watch::Receiver<Open>, failures: u32, 
         return;
     }
     if failures > 0 {
-        let longest = RETRY.0.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RETRY.1);
         // A new stream may be to a server that is back.
-        _ = tokio::time::timeout(longest.mul_f64(0.5 + 0.5 * jitter), open.changed()).await;
+        _ = tokio::time::timeout(backoff::pause(failures, jitter), open.changed()).await;
         return;
     }
     // A timeout is the time for the counts.

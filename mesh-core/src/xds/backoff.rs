@@ -11,6 +11,13 @@ const JITTER: f64 = 0.2;
 /// must be back soon after it has restarted; the long waits are for a server that takes streams and fails them.
 const MAX_REFUSED: Duration = Duration::from_secs(3);
 
+/// How long to wait with what goes beside a stream of resources, after so many failures: 1 s, doubling to one minute, less up to half
+/// of it by `jitter` (0 to 1).
+pub(crate) fn pause(failures: u32, jitter: f64) -> Duration {
+    let longest = BASE.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(Duration::from_secs(60));
+    longest.mul_f64(0.5 + 0.5 * jitter)
+}
+
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {

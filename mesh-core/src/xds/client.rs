@@ -26,6 +26,7 @@ use crate::xds::access_log::Telling;
 use crate::xds::bootstrap::{Bootstrap, Server};
 use crate::xds::certificates::{self, Showing};
 use crate::xds::client_status::{ClientStatus, StatusHandle};
+use crate::xds::clock::{now, sleep_until};
 use crate::xds::connect::Connector;
 use crate::xds::decode::Options;
 use crate::xds::dns::{Dns, Resolver, cluster_of};
@@ -581,17 +582,5 @@ impl<C: Consumer> Client<C> {
 impl<C> fmt::Debug for Client<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Client({} sessions)", self.sessions.len())
-    }
-}
-
-/// The time, by the runtime's clock, which tests can hold.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }

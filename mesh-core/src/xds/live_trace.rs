@@ -17,6 +17,9 @@ use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 
 use crate::live_trace::{Condition, LiveTraces, Order, Where};
+use crate::xds::backoff;
+use crate::xds::channels::{Open, OpenStream};
+use crate::xds::clock::{now, sleep_until};
 use crate::xds::task::Owned;
 
 /// The service's name.
@@ -30,9 +33,6 @@ pub const TRACES: &str = "x-mesh-traces";
 
 /// The largest message, either way.
 pub const MAX_MESSAGE: usize = 1 << 20;
-
-/// After a failure: 1 s, doubling to one minute.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// What a workload says: first who it is, then hop after hop.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -95,27 +95,14 @@ impl WireOrder {
     }
 }
 
-/// The connection of a stream whose server may want requests followed, and which stream that is.
-type Open = Option<(u64, Channel)>;
-
 /// One stream's word on whether its server may want requests followed, for as long as the stream lasts.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    open: watch::Sender<Open>,
-    stream: u64,
-}
+pub(crate) struct Asked(OpenStream);
 
 impl Asked {
     /// What the head of the stream's responses says of it.
     pub(crate) fn hear(&self, head: &MetadataMap, channel: &Channel) {
-        self.open.send_replace(head.contains_key(TRACES).then(|| (self.stream, channel.clone())));
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        // Another stream may have taken its place already.
-        self.open.send_if_modified(|open| open.take_if(|(stream, _)| *stream == self.stream).is_some());
+        self.0.set(head.contains_key(TRACES).then_some(channel));
     }
 }
 
@@ -136,7 +123,7 @@ impl Following {
 
     /// For a new stream, by its number.
     pub(crate) fn asked(&self, stream: u64) -> Asked {
-        Asked { open: self.open.clone(), stream }
+        Asked(OpenStream::new(&self.open, stream))
     }
 }
 
@@ -159,8 +146,7 @@ async fn follow(traces: Arc<LiveTraces>, mut open: watch::Receiver<Open>, node: 
         let Some(end) = end else { continue };
         tracing::debug!("no live request is followed: {}", end.err().unwrap_or_else(|| "the stream ended".to_owned()));
         failures = failures.saturating_add(1);
-        let longest = RETRY.0.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RETRY.1);
-        _ = tokio::time::timeout(longest.mul_f64(0.5 + 0.5 * random.f64()), open.changed()).await;
+        _ = tokio::time::timeout(backoff::pause(failures, random.f64()), open.changed()).await;
     }
 }
 
@@ -194,18 +180,6 @@ async fn converse(channel: Channel, traces: &Arc<LiveTraces>, node: &Node, failu
             }
             () = sleep_until(due) => due = traces.expire(now()),
         }
-    }
-}
-
-/// By the clock of the runtime, which tests may have stopped.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -26,6 +26,7 @@ use crate::state::{ClusterTraffic, LocalityFigures, Traffic};
 use crate::telemetry::BOUNDS;
 use crate::xds::backoff::{Attempt, Backoff};
 use crate::xds::channels::{Open, OpenStream};
+use crate::xds::clock::{now, sleep_until};
 
 /// A client with this feature takes "all clusters" for an answer.
 pub const SEND_ALL: &str = "envoy.lrs.supports_send_all_clusters";
@@ -321,18 +322,6 @@ fn bucket_of(rest: &str) -> Option<usize> {
             let bound: f64 = bound.parse().ok()?;
             BOUNDS.iter().position(|known| *known == bound)
         }
-    }
-}
-
-/// The time, by the runtime's clock, which tests can hold.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -38,6 +38,7 @@ pub(crate) mod certificates;
 pub(crate) mod channels;
 pub mod check;
 pub mod client;
+pub(crate) mod clock;
 pub(crate) mod connect;
 pub mod decode;
 pub(crate) mod delta;
