@@ -118,8 +118,8 @@ impl Order {
 #[derive(Debug)]
 struct Armed {
     order: Order,
-    /// How many more requests begin it.
-    starts: u32,
+    /// How many requests have begun it.
+    begun: u32,
     /// How many more hops are told.
     hops: u32,
 }
@@ -202,8 +202,8 @@ impl LiveTraces {
             .filter(|order| order.until > now)
             .take(MOST_ORDERS)
             .map(|order| match before.iter().find(|one| one.order.trace == order.trace) {
-                Some(one) => Armed { starts: one.starts, hops: one.hops, order },
-                None => Armed { starts: order.next, hops: MOST_HOPS, order },
+                Some(one) => Armed { begun: one.begun, hops: one.hops, order },
+                None => Armed { begun: 0, hops: MOST_HOPS, order },
             })
             .collect();
         self.look(&armed);
@@ -234,8 +234,8 @@ impl LiveTraces {
             Some(mark) => armed.iter_mut().find(|one| is_due(one) && one.order.trace == mark.trace)?,
             None => {
                 let fits = |one: &Armed| one.order.start.as_ref().is_some_and(|start| start.fits(head));
-                let one = armed.iter_mut().find(|one| is_due(one) && one.starts > 0 && fits(one))?;
-                one.starts -= 1;
+                let one = armed.iter_mut().find(|one| is_due(one) && one.begun < one.order.next && fits(one))?;
+                one.begun += 1;
                 one
             }
         };
@@ -300,6 +300,8 @@ mod tests {
         };
         let order = || Order::new(5, now + Duration::from_secs(9)).starting(Where::to("a"), 2);
         assert!(!begin(Some(Mark::new(5, 1, 1)), "http://a/", now), "nobody asked");
+        traces.set(vec![Order::new(5, now + Duration::from_secs(9))], now);
+        assert!(!begin(None, "http://a/", now), "it does not begin here yet");
         traces.set(vec![order()], now);
         assert!(!begin(None, "http://b/", now));
         assert!(begin(None, "http://a/", now));

@@ -65,7 +65,7 @@ async fn serve(mesh: &Mesh) -> SocketAddr {
                 "/broken" => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
                 "/hang" => std::future::pending().await,
                 "/slow" => {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    tokio::time::sleep(Duration::from_millis(500)).await;
                     (StatusCode::OK, String::new())
                 }
                 "/page" => {
@@ -112,12 +112,17 @@ impl World {
         tokio::time::timeout(PATIENCE, known).await.expect("they are endpoints");
         // Who calls nobody has no stream. From here on all three are asked to follow.
         world.get("http://reviews/", &[]).await;
-        let wait = async {
-            while world.control.trace(Wanted::to("x")).unwrap().processes().0 < 3 {
-                tokio::task::yield_now().await;
+        let trace = world.control.trace(Wanted::to("x")).unwrap();
+        let are_armed = async |expected: bool| {
+            for mesh in world._others.iter().chain([&world.web]) {
+                while mesh.store().live_traces().is_armed() != expected {
+                    tokio::task::yield_now().await;
+                }
             }
         };
-        tokio::time::timeout(PATIENCE, wait).await.expect("they follow");
+        tokio::time::timeout(PATIENCE, are_armed(true)).await.expect("they follow");
+        drop(trace);
+        tokio::time::timeout(PATIENCE, are_armed(false)).await.expect("nobody asks any more");
         world
     }
 
@@ -156,6 +161,13 @@ impl World {
         let traced = tokio::time::timeout(PATIENCE, traced).await.expect("one is followed");
         traced.expect("one is followed")
     }
+}
+
+/// The first cause, on a machine that has time for other things: of what took long only where that is expected.
+fn first<'t>(traced: &'t Traced, expected: &[&str]) -> &'t str {
+    let is_expected =
+        |cause: &&String| !cause.contains(" took ") || expected.iter().any(|part| part.ends_with(" took"));
+    traced.causes.iter().find(is_expected).map_or("", String::as_str)
 }
 
 fn web_to_reviews() -> Wanted {
@@ -228,7 +240,7 @@ async fn what_failed_on_the_way_of_a_request_that_did_not_is_told_too() {
          spec: {selector: {matchLabels: {app: ratings}}}\n";
     let world = World::start(closed).await;
     let traced = world.follow(web_to_reviews(), "http://reviews/page", &[]).await;
-    assert!(traced.causes[0].starts_with("route 0"), "{traced}");
+    assert!(first(&traced, &[]).starts_with("route 0"), "{traced}");
     let on_the_way =
         traced.causes.iter().find(|cause| cause.starts_with("a call of shop/reviews-v1 failed on the way"));
     assert!(on_the_way.is_some_and(|cause| cause.contains("no policy lets in")), "{traced}");
@@ -325,9 +337,9 @@ async fn the_planted_cause_is_the_first_thing_that_is_said() {
         ),
         (
             "a timeout that is too short",
-            routes("reviews", "  - timeout: 50ms\n    route: [{destination: {host: reviews}}]\n"),
+            routes("reviews", "  - timeout: 300ms\n    route: [{destination: {host: reviews}}]\n"),
             "http://reviews/hang",
-            &["the application of shop/reviews-v1", "had not answered", "50ms"],
+            &["the application of shop/reviews-v1", "had not answered", "300ms"],
         ),
         (
             "an application that is broken",
@@ -377,7 +389,7 @@ async fn the_planted_cause_is_the_first_thing_that_is_said() {
     for (planted, yaml, uri, expected) in cases {
         let world = World::start(&yaml).await;
         let traced = world.follow(Wanted::to("").from("shop/web"), uri, &[]).await;
-        let first = traced.causes.first().map_or("", String::as_str);
+        let first = first(&traced, expected);
         if !expected.iter().all(|part| first.contains(part)) {
             wrong.push(format!("{planted}: {expected:?} in\n{traced}"));
         }

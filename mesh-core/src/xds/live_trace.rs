@@ -1,5 +1,6 @@
 //! How a control plane has live requests followed, over a stream of its own beside that of the resources: it sends all
-//! [orders](WireOrder) that there are for a workload, as often as they change, and the workload sends what it saw, hop by hop.
+//! [orders](WireOrder) that there are for a workload, as often as they change; the workload says that it follows them now, and sends
+//! what it saw, hop by hop.
 //!
 //! The stream is opened where the head of the responses on a stream of xDS asks for it ([`TRACES`]), so that other control
 //! planes never see it. When it ends, nothing is followed any more.
@@ -34,18 +35,21 @@ pub const TRACES: &str = "x-mesh-traces";
 /// The largest message, either way.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
-/// What a workload says: first who it is, then hop after hop.
+/// What a workload says: first who it is, then what it follows, and hop after hop.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Followed {
     /// Who says it, in the first message.
     #[prost(message, optional, tag = "1")]
     pub node: Option<Node>,
-    /// A hop as JSON; empty in the first message.
+    /// A hop as JSON; empty where something else is said.
     #[prost(string, tag = "2")]
     pub hop: String,
     /// How many hops were lost since the one before.
     #[prost(uint64, tag = "3")]
     pub lost: u64,
+    /// The [`Orders::serial`] of what is followed from now on; 0 where nothing changed.
+    #[prost(uint64, tag = "4")]
+    pub heard: u64,
 }
 
 /// What a control plane wants followed: all of it.
@@ -54,6 +58,9 @@ pub struct Orders {
     /// All orders that there are for this workload.
     #[prost(message, repeated, tag = "1")]
     pub orders: Vec<WireOrder>,
+    /// Which telling this is, for [`Followed::heard`].
+    #[prost(uint64, tag = "2")]
+    pub serial: u64,
 }
 
 /// An [`Order`] on the wire.
@@ -170,11 +177,14 @@ async fn converse(channel: Channel, traces: &Arc<LiveTraces>, node: &Node, failu
                     let now = now();
                     traces.set(message.orders.into_iter().filter_map(|order| order.read(now)).collect(), now);
                     due = traces.expire(now);
+                    if sender.send(Followed { heard: message.serial, ..Followed::default() }).await.is_err() {
+                        return Ok(());
+                    }
                 }
                 None => return Ok(()),
             },
             (hop, lost) = traces.next() => {
-                if sender.send(Followed { node: None, hop, lost }).await.is_err() {
+                if sender.send(Followed { hop, lost, ..Followed::default() }).await.is_err() {
                     return Ok(());
                 }
             }

@@ -1,10 +1,13 @@
 //! Who can be asked to follow live requests, what is followed now, and for whom. Orders last as long as somebody waits for what
 //! comes of them; what a workload tells of no order is dropped.
 //!
+//! All are asked to go on with a trace before anybody is asked to begin it. Else the first request would pass processes that do not
+//! know its mark yet, and what these saw would be missing.
+//!
 //! Workloads may lie: nobody begins a trace, or knows what is looked for, who was not asked to begin it, and what one tells, and all
 //! together, has its bounds here, whatever theirs are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +27,8 @@ const MOST_BYTES: usize = 4 << 20;
 const MOST_BYTES_OF_ONE: usize = 1 << 20;
 /// Each hop is told once before it is over, and once when it is.
 const MOST_OF_ONE: usize = 2 * MOST_HOPS as usize;
+/// So long those are waited for who have not said yet that they follow, before a trace begins.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// The longest name of a workload or a node that stands with what it tells.
 const LONGEST_NAME: usize = 253;
 
@@ -36,6 +41,8 @@ pub(crate) struct Following {
 #[derive(Default)]
 struct State {
     next: u64,
+    /// How often anybody was told.
+    serial: u64,
     workloads: BTreeMap<u64, Workload>,
     traces: BTreeMap<u64, Trace>,
 }
@@ -51,6 +58,10 @@ struct Trace {
     whose: Option<WorkloadName>,
     until: Instant,
     hops: mpsc::Sender<Told>,
+    /// Who has not said yet that it follows, of those who were there; nobody begins before. Once it has begun, nobody.
+    waits_for: BTreeSet<u64>,
+    /// The telling that they have to have heard.
+    serial: u64,
     /// How many hops were told, and bytes of them, by process.
     told: BTreeMap<u64, (usize, usize)>,
 }
@@ -92,6 +103,8 @@ pub(crate) struct Armed {
     following: Arc<Following>,
     trace: u64,
     pub(crate) until: Instant,
+    /// When it begins, whoever has not said then that it follows.
+    pub(crate) begins_by: Instant,
     pub(crate) hops: mpsc::Receiver<Told>,
     /// How many processes follow, and with the requests of how many it begins.
     pub(crate) processes: (usize, usize),
@@ -123,10 +136,13 @@ impl Following {
         let trace = fastrand::u64(1..);
         let (sender, hops) = mpsc::channel(MOST_WAITING);
         let starting = state.workloads.values().filter(|one| begins(one, whose.as_ref())).count();
-        state.traces.insert(trace, Trace { wanted, whose, until, hops: sender, told: BTreeMap::new() });
+        let waits_for = state.workloads.keys().copied().collect();
+        let serial = state.serial + 1;
+        let told = BTreeMap::new();
+        state.traces.insert(trace, Trace { wanted, whose, until, hops: sender, waits_for, serial, told });
         state.tell(now);
         let processes = (state.workloads.len(), starting);
-        Ok(Armed { following: Arc::clone(self), trace, until, hops, processes })
+        Ok(Armed { following: Arc::clone(self), trace, until, begins_by: now + PATIENCE, hops, processes })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -148,7 +164,7 @@ impl State {
             let left_ms = u64::try_from(left).unwrap_or(u64::MAX);
             let order = WireOrder { trace: *trace, left_ms, ..WireOrder::default() };
             // What is looked for may be a credential.
-            match begins(workload, one.whose.as_ref()) {
+            match one.waits_for.is_empty() && begins(workload, one.whose.as_ref()) {
                 true => WireOrder {
                     starts: true,
                     host: one.wanted.to.clone(),
@@ -159,18 +175,46 @@ impl State {
                 false => order,
             }
         });
-        Orders { orders: orders.collect() }
+        Orders { orders: orders.collect(), serial: self.serial }
+    }
+
+    /// Nobody waits for these any more. Traces that waited for nobody else begin.
+    fn follows(&mut self, now: Instant, is_heard: impl Fn(u64, u64) -> bool) {
+        let mut is_news = false;
+        for trace in self.traces.values_mut().filter(|trace| !trace.waits_for.is_empty()) {
+            let serial = trace.serial;
+            trace.waits_for.retain(|id| !is_heard(*id, serial));
+            is_news |= trace.waits_for.is_empty();
+        }
+        if is_news {
+            self.tell(now);
+        }
     }
 
     /// Tells everybody what there is to follow.
-    fn tell(&self, now: Instant) {
+    fn tell(&mut self, now: Instant) {
+        self.serial += 1;
         for workload in self.workloads.values() {
             workload.orders.send_replace(self.orders_of(workload, now));
         }
     }
 }
 
+impl Armed {
+    /// It begins now, if it has not.
+    pub(crate) fn begin(&self, now: Instant) {
+        let mut state = self.following.state();
+        let serial = state.traces.get(&self.trace).map(|trace| trace.serial);
+        state.follows(now, |_, of| Some(of) == serial);
+    }
+}
+
 impl Ready {
+    /// The workload says what it follows, by the number of the telling.
+    pub(crate) fn hear(&self, heard: u64, now: Instant) {
+        self.following.state().follows(now, |id, serial| id == self.id && serial <= heard);
+    }
+
     /// Takes in what the workload tells: who it is, is known better here.
     pub(crate) fn take(&self, hop: &str) {
         let bytes = hop.len();
@@ -210,7 +254,9 @@ fn brief(text: &str) -> String {
 
 impl Drop for Ready {
     fn drop(&mut self) {
-        self.following.state().workloads.remove(&self.id);
+        let mut state = self.following.state();
+        state.workloads.remove(&self.id);
+        state.follows(Instant::now(), |id, _| id == self.id);
     }
 }
 
@@ -249,6 +295,13 @@ mod tests {
         let armed = following.arm(wanted, now).unwrap();
         assert_eq!(armed.processes, (200, 100));
         all.push(enter(1));
+        // Nobody begins before all go on who were there.
+        let starts = |all: &[Ready]| all.iter().filter(|one| one.orders.borrow().orders[0].starts).count();
+        let serial = all[0].orders.borrow().serial;
+        all[1..200].iter().for_each(|ready| ready.hear(serial, now));
+        all[0].hear(serial - 1, now);
+        assert_eq!(starts(&all), 0);
+        all[0].hear(serial, now);
         for (number, ready) in all.iter().enumerate() {
             let orders = ready.orders.borrow();
             assert_eq!(orders.orders.len(), 1, "{number}");
@@ -261,6 +314,25 @@ mod tests {
         }
         drop(armed);
         assert!(all.iter().all(|ready| ready.orders.borrow().orders.is_empty()));
+    }
+
+    #[test]
+    fn a_trace_begins_without_those_who_are_gone_or_say_nothing() {
+        let (following, now) = (Arc::new(Following::default()), Instant::now());
+        let enter = |name: &str| following.enter(client("shop", name), name.to_owned(), now);
+        let (web, gone, silent) = (enter("web"), enter("gone"), enter("silent"));
+        let first = following.arm(Wanted::to("reviews"), now).unwrap();
+        let second = following.arm(Wanted::to("reviews"), now).unwrap();
+        let starts = || web.orders.borrow().orders.iter().filter(|order| order.starts).count();
+        let serial = web.orders.borrow().serial;
+        web.hear(serial, now);
+        drop(gone);
+        assert_eq!(starts(), 0);
+        first.begin(now);
+        assert_eq!(starts(), 1);
+        drop(silent);
+        assert_eq!(starts(), 2);
+        drop(second);
     }
 
     #[test]

@@ -109,6 +109,7 @@ async fn exchange(
                 Err(_) => return Ok(()),
             },
             message = messages.message() => match message? {
+                Some(message) if message.heard > 0 => ready.hear(message.heard, now()),
                 Some(message) => ready.take(&message.hop),
                 None => return Ok(()),
             },
@@ -143,7 +144,8 @@ impl LiveTrace {
     /// The next request; `None` when there were as many as were asked for, or the time is over.
     pub async fn next(&mut self) -> Option<Traced> {
         let mut has_to_do_at = None;
-        let until = self.armed.until;
+        let Armed { until, begins_by, .. } = self.armed;
+        let mut has_begun = false;
         while self.left > 0 {
             if let Some(traced) = self.gathering.next(has_to_do_at.is_some_and(|at| at <= now())) {
                 self.left -= 1;
@@ -158,6 +160,10 @@ impl LiveTrace {
                     let Told { client, process, mut hop } = told?;
                     self.inspect.locate(&client, &mut hop);
                     self.gathering.add(process, hop);
+                }
+                () = tokio::time::sleep_until(begins_by.into()), if !has_begun => {
+                    has_begun = true;
+                    self.armed.begin(now());
                 }
                 // The time is over, or what is there has to do.
                 () = tokio::time::sleep_until(wake.into()) => {
