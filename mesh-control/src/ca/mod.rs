@@ -9,6 +9,7 @@
 //! Whoever calls [`CertificateAuthority::issue`] has proven who they are: names in a request are not looked at.
 
 mod authority;
+mod bundle_map;
 mod csr;
 mod federation;
 mod files;
@@ -36,6 +37,7 @@ pub(crate) use authority::Authority;
 pub(crate) use authority::verifier;
 pub use authority::{DEFAULT_TTL, Issued, MAX_TTL, Refused};
 use authority::{Serial, since_epoch};
+pub(crate) use bundle_map::bundle_map;
 use federation::Federation;
 pub use federation::TrustBundle;
 use key::Key;

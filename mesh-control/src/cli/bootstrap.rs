@@ -55,8 +55,8 @@ pub(super) struct Args {
     /// The environment may have it, where other people's `ps` does not show it.
     #[arg(long, value_name = "TOKEN", value_parser = token, env = "MESH_CONTROL_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// Where the workload's key, certificate and roots are, as `mesh-control ca issue` writes them: for gRPC's own programs,
-    /// which do not ask for a certificate. The workload gets the label `security.istio.io/tlsMode: istio`, which says that it
+    /// Where the workload's key, certificate and roots are, as `mesh-control ca issue` writes them, and the bundles of trust domains
+    /// where it wrote some: for gRPC's own programs, which do not ask for a certificate. The workload gets the label `security.istio.io/tlsMode: istio`, which says that it
     /// has one.
     #[arg(long, value_name = "DIR", conflicts_with = "token")]
     certificates: Option<PathBuf>,
@@ -168,12 +168,19 @@ fn bootstrap(args: &Args) -> anyhow::Result<Value> {
     }
     if let Some(dir) = &args.certificates {
         let file = |name: &str| json!(dir.join(name).display().to_string());
-        bootstrap["certificate_providers"] = json!({ "default": { "plugin_name": "file_watcher", "config": {
+        let mut config = json!({
             "certificate_file": file("cert-chain.pem"),
             "private_key_file": file("key.pem"),
             "ca_certificate_file": file("root-cert.pem"),
             "refresh_interval": "60s",
-        } } });
+        });
+        if dir.join(super::ca::BUNDLES).exists() {
+            // In the words of gRFC A87, and in those of gRPC's C core.
+            for key in ["spiffe_trust_bundle_map_file", "spiffe_bundle_map_file"] {
+                config[key] = file(super::ca::BUNDLES);
+            }
+        }
+        bootstrap["certificate_providers"] = json!({ "default": { "plugin_name": "file_watcher", "config": config } });
     }
     if let Some(socket) = &args.workload_api {
         bootstrap["certificate_providers"] =

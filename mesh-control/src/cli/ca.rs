@@ -31,7 +31,8 @@ enum Command {
 
 /// Writes a new key (key.pem), its certificate chain (cert-chain.pem) and the roots (root-cert.pem) into a directory, for
 /// programs that do not ask for certificates themselves; and what tells an Envoy to read them, again whenever they are
-/// replaced (envoy-certificate.json, envoy-roots.json).
+/// replaced (envoy-certificate.json, envoy-roots.json). With --trust-bundle, whom to trust by trust domain, too, as gRPC reads it
+/// (trust-bundles.json).
 #[derive(Clone, Debug, clap::Args)]
 struct Issue {
     /// Whom the certificate is for: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT.
@@ -43,6 +44,10 @@ struct Issue {
     /// How long the certificate holds: 24 hours unless set, 7 days at most.
     #[arg(long, value_name = "SECONDS", value_parser = super::serve::seconds)]
     ttl: Option<Duration>,
+    /// A foreign trust domain whose workloads the program knows, too, and the file of the roots that vouch for them: PEM, or a
+    /// bundle in SPIFFE's form (JSON). May be given several times, or separated by commas.
+    #[arg(long, value_name = "DOMAIN=FILE", value_delimiter = ',', value_parser = super::serve::trust_bundle)]
+    trust_bundle: Vec<(TrustDomain, PathBuf)>,
     /// Replaces what another identity has there, too.
     #[arg(long)]
     force: bool,
@@ -91,6 +96,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 const KEY: &str = "key.pem";
 const CHAIN: &str = "cert-chain.pem";
 const ROOTS: &str = "root-cert.pem";
+/// Where gRPC is told whom to trust by trust domain.
+pub(super) const BUNDLES: &str = "trust-bundles.json";
 
 /// Where an Envoy is told of the files of a certificate.
 pub(super) const ENVOY_CERTIFICATE: &str = "envoy-certificate.json";
@@ -134,14 +141,27 @@ fn issue(args: &Issue) -> anyhow::Result<()> {
         check_place(&args.out, &args.identity)?;
     }
     let authority = open(args.place.ca_dir.as_deref(), args.place.state_dir.as_deref(), &domain)?;
-    let ttl = i64::try_from(args.ttl.unwrap_or_default().as_secs())?;
-    let (key, issued) = authority.issue_with_key(&args.identity, ttl, SystemTime::now())?;
+    let (ttl, now) = (i64::try_from(args.ttl.unwrap_or_default().as_secs())?, SystemTime::now());
+    // What the server has in force is its own: nothing of it is kept here.
+    let authority = authority.trust_bundles(args.trust_bundle.clone(), None, now).context("--trust-bundle")?;
+    if let Some(problem) = authority.federated(now).into_iter().find_map(|bundle| bundle.problem) {
+        bail!("--trust-bundle: {problem}");
+    }
+    let (key, issued) = authority.issue_with_key(&args.identity, ttl, now)?;
     let dir = &args.out;
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let (roots, chain) = issued.chain.split_last().context("the chain is empty")?;
+    // One that is there is read: whom it named goes with it.
+    let bundles = match args.trust_bundle.is_empty() && !dir.join(BUNDLES).exists() {
+        true => None,
+        false => Some(crate::ca::bundle_map(&domain, roots, &issued.trust_bundles, now)?),
+    };
     write(&dir.join(KEY), key.as_bytes(), 0o600)?;
     write(&dir.join(CHAIN), chain.concat().as_bytes(), 0o644)?;
     write(&dir.join(ROOTS), roots.as_bytes(), 0o644)?;
+    if let Some(bundles) = bundles {
+        write(&dir.join(BUNDLES), format!("{bundles:#}\n").as_bytes(), 0o644)?;
+    }
     for (name, secret) in envoy_secrets(&fs::canonicalize(dir)?) {
         write(&dir.join(name), format!("{secret:#}\n").as_bytes(), 0o644)?;
     }

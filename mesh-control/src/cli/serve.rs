@@ -411,7 +411,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     addresses.next().ok_or_else(|| "this host has no address".to_owned())
 }
 
-fn trust_bundle(text: &str) -> Result<(TrustDomain, PathBuf), String> {
+pub(super) fn trust_bundle(text: &str) -> Result<(TrustDomain, PathBuf), String> {
     let (domain, file) = text.split_once('=').filter(|(_, file)| !file.is_empty()).ok_or("expected DOMAIN=FILE")?;
     let domain = domain.parse::<TrustDomain>().map_err(|why| why.to_string())?;
     Ok((domain, PathBuf::from(file)))

@@ -60,6 +60,19 @@ impl Realm {
         mesh(Bootstrap::from_json(&text(&made.stdout), "printed").unwrap())
     }
 
+    /// A workload with files, as gRPC's own programs have them, and why it has none.
+    fn issued(&self, dir: &Path, more: &[&str]) -> Result<Mesh, String> {
+        let identity = format!("spiffe://{}/ns/shop/sa/caller", self.domain);
+        let place = ["--ca-dir", self.dirs.ca.path().to_str().unwrap(), "--out", dir.to_str().unwrap()];
+        let made = output(&[&["ca", "issue", "--identity", &identity], &place[..], more].concat());
+        if !made.status.success() {
+            return Err(text(&made.stderr));
+        }
+        let who = ["--namespace", "shop", "--service-account", "caller", "--certificates", dir.to_str().unwrap()];
+        let made = output(&[&["bootstrap", "--server", &self.control.xds.to_string()], &who[..]].concat());
+        Ok(mesh(Bootstrap::from_json(&text(&made.stdout), "printed").unwrap()))
+    }
+
     fn put(&self, name: &str, yaml: &str) {
         let (new, path) = (self.dirs.config.path().join("new"), self.dirs.config.path().join(name));
         fs::write(&new, yaml).unwrap();
@@ -239,6 +252,43 @@ async fn roots_of_a_foreign_domain_are_followed_and_a_file_that_cannot_be_used_l
     put(&of_a, "{\"keys\": []}");
     becomes(&caller, Result::is_err).await;
     assert!(ready().contains("revoked all its roots"), "{}", ready());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m6_a_program_with_files_trusts_each_domain_of_its_bundle_map_by_its_own_roots() {
+    let (root_a, root_b) = (Authority::signing(), Authority::signing());
+    let files = tempfile::tempdir().unwrap();
+    let (of_a, of_b) = (files.path().join("a.pem"), files.path().join("b.json"));
+    put(&of_a, &root_a.0.pem());
+    put(&of_b, &json_of(&root_b, 7));
+    let b = Realm::start(B, &root_b, WEB, &[(A, &of_a)]);
+    let web = b.workload("web");
+    let port = serve(&web).await.port();
+    let a = Realm::start(A, &root_a, &abroad(port, &format!("spiffe://{B}/ns/shop/sa/web")), &[]);
+    let (dir, wrong) = (files.path().join("caller"), files.path().join("wrong.pem"));
+    let trust = |file: &Path| format!("{B}={}", file.display());
+
+    let told = get(&a.issued(&dir, &[]).unwrap()).await.unwrap_err();
+    assert!(told.contains(B), "nobody of the other domain is known: {told}");
+    assert!(!dir.join("trust-bundles.json").exists());
+    let told = get(&a.issued(&dir, &["--trust-bundle", &trust(&of_b)]).unwrap()).await;
+    assert_eq!(told.as_deref(), Ok("spiffe://a.example/ns/shop/sa/caller"));
+    // The roots of another domain vouch for nobody of this one.
+    put(&wrong, &root_a.0.pem());
+    let refused = a.issued(&dir, &["--trust-bundle", &trust(&wrong)]).err().expect("they are the mesh's own");
+    assert!(refused.contains("one of the mesh, too"), "{refused}");
+    put(&wrong, &Authority::signing().0.pem());
+    get(&a.issued(&dir, &["--trust-bundle", &trust(&wrong)]).unwrap()).await.unwrap_err();
+    // Half a map is none.
+    let caller = a.issued(&dir, &["--trust-bundle", &trust(&of_b)]).unwrap();
+    let map = dir.join("trust-bundles.json");
+    put(&map, &fs::read_to_string(&map).unwrap().replace("x5c", "x5"));
+    get(&caller).await.unwrap_err();
+    let problem = caller.certificates().problem().expect("a reason").to_string();
+    assert!(problem.contains("trust-bundles.json") && problem.contains("x5c"), "{problem}");
+    // Who is not named any more is not trusted any more.
+    get(&a.issued(&dir, &[]).unwrap()).await.unwrap_err();
+    assert!(!fs::read_to_string(&map).unwrap().contains(B));
 }
 
 #[tokio::test(flavor = "multi_thread")]

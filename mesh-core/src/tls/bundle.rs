@@ -48,8 +48,13 @@ impl TrustBundles {
         let roots = roots.map_err(|error| Invalid::new(format!("not a certificate: {}", pem_error(&error))))?;
         let revoked = Revoked::from_pem(pem)?;
         self.add(domain.clone(), &roots)?;
-        self.domains.entry(domain).or_default().revoked.extend(revoked);
+        self.revoke(domain, revoked);
         Ok(())
+    }
+
+    /// Whom a domain's authorities no longer vouch for.
+    pub(super) fn revoke(&mut self, domain: TrustDomain, revoked: Revoked) {
+        self.domains.entry(domain).or_default().revoked.extend(revoked);
     }
 
     /// The same of roots that were parsed before.

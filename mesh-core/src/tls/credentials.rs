@@ -14,6 +14,8 @@ use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use super::bundle::TrustBundles;
 use super::chain::Side;
+use super::revoked::Revoked;
+use super::spiffe_bundle::SpiffeBundleMap;
 use super::{bundle, handshake, pem_error, svid};
 use crate::error::Invalid;
 use crate::identity::{SpiffeId, TrustDomain};
@@ -53,9 +55,7 @@ impl Credentials {
         roots: &[u8],
         foreign: &BTreeMap<String, String>,
     ) -> Result<Self, Invalid> {
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
-        let chain = chain.map_err(|error| Invalid::new(pem_error(&error)).at("certificate chain"))?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| Invalid::new("no private key").at("private key"))?;
+        let (chain, key) = parsed(chain, key)?;
         let leaf = chain.first().ok_or_else(|| Invalid::new("no certificate").at("certificate chain"))?;
         let id = svid::identity(leaf).map_err(|invalid| invalid.at("certificate chain"))?;
         let domain: TrustDomain = id.trust_domain().parse()?;
@@ -69,6 +69,24 @@ impl Credentials {
             bundles.add_pem(domain.parse().map_err(at)?, roots.as_bytes()).map_err(at)?;
         }
         Self::new(chain, key, bundles, bundle::trust_fingerprint(roots, foreign))
+    }
+
+    /// The same, trusting these bundles, one of which is that of its own domain, but for whom its authority has revoked (`X509 CRL`
+    /// in PEM). Nobody vouches for a domain that has revoked all its keys.
+    ///
+    /// # Errors
+    /// As [`from_pem`](Self::from_pem).
+    pub fn with_bundles(chain: &[u8], key: &[u8], map: &SpiffeBundleMap, revoked: &[u8]) -> Result<Self, Invalid> {
+        let (chain, key) = parsed(chain, key)?;
+        let leaf = chain.first().ok_or_else(|| Invalid::new("no certificate").at("certificate chain"))?;
+        let id = svid::identity(leaf).map_err(|invalid| invalid.at("certificate chain"))?;
+        let mut bundles = TrustBundles::new();
+        bundles.revoke(id.trust_domain().parse()?, Revoked::from_pem(revoked)?);
+        for (domain, bundle) in map.domains.iter().filter(|(_, bundle)| !bundle.roots.is_empty()) {
+            let at = |invalid: Invalid| invalid.at(format!("trust_domains[{:?}]", domain.as_str()));
+            bundles.add(domain.clone(), &bundle.roots).map_err(at)?;
+        }
+        Self::new(chain, key, bundles, String::new())
     }
 
     /// From what was parsed before: the chain with the leaf first, its key, and whom to trust.
@@ -150,6 +168,14 @@ impl Credentials {
         let life = self.not_after.duration_since(now).unwrap_or_default();
         life.mul_f64(0.45 + 0.1 * jitter.clamp(0.0, 1.0))
     }
+}
+
+/// A chain, which may be empty, and a key, from PEM.
+fn parsed(chain: &[u8], key: &[u8]) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Invalid> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+    let chain = chain.map_err(|error| Invalid::new(pem_error(&error)).at("certificate chain"))?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| Invalid::new("no private key").at("private key"))?;
+    Ok((chain, key))
 }
 
 /// The key stays where it is.

@@ -29,4 +29,5 @@ pub use peer::Peer;
 pub use pem::pem_error;
 pub use provider::Certificates;
 pub use revoked::{NewestLists, Revoked};
-pub use spiffe_bundle::SpiffeBundle;
+pub(crate) use spiffe_bundle::NewestBundles;
+pub use spiffe_bundle::{SpiffeBundle, SpiffeBundleMap};

@@ -1,5 +1,7 @@
-//! Bundles in SPIFFE's own form (SPIFFE Trust Domain and Bundle, 4): the roots of one trust domain as a set of JWKs.
+//! Bundles in SPIFFE's own form (SPIFFE Trust Domain and Bundle, 4): the roots of one trust domain as a set of JWKs; and those of
+//! several domains in one file (gRFC A87).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -8,6 +10,7 @@ use serde_json::Value as Json;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use crate::error::Invalid;
+use crate::identity::TrustDomain;
 
 /// What such a bundle says of X.509. Keys for other uses (`jwt-svid`) are passed over, as the standard wants it.
 ///
@@ -37,7 +40,10 @@ impl SpiffeBundle {
     /// # Errors
     /// The key that is wrong. One entry that is makes all of it so: nobody knows whose root would be left out.
     pub fn from_json(text: &[u8]) -> Result<Self, Invalid> {
-        let json: Json = serde_json::from_slice(text).map_err(|error| Invalid::new(format!("not JSON: {error}")))?;
+        Self::of(&json(text)?)
+    }
+
+    fn of(json: &Json) -> Result<Self, Invalid> {
         let whole = |key: &str| match json.get(key) {
             None | Some(Json::Null) => Ok(None),
             Some(value) => {
@@ -62,6 +68,75 @@ impl SpiffeBundle {
         }
         Ok(SpiffeBundle { roots, sequence, refresh_hint: refresh_hint.map(Duration::from_secs) })
     }
+}
+
+/// The bundles of several trust domains, each of which vouches for its own domain alone: what gRPC reads where its bootstrap says
+/// `spiffe_trust_bundle_map_file`.
+///
+/// ```
+/// use mesh_core::tls::SpiffeBundleMap;
+///
+/// let map = SpiffeBundleMap::from_json(br#"{"trust_domains": {"a.example": {"keys": []}}}"#)?;
+/// assert_eq!(map.domains.len(), 1);
+/// assert!(SpiffeBundleMap::from_json(br#"{"trust_domains": {"A": {"keys": []}}}"#).is_err());
+/// # Ok::<(), mesh_core::error::Invalid>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpiffeBundleMap {
+    /// By the names of their domains.
+    pub domains: BTreeMap<TrustDomain, SpiffeBundle>,
+}
+
+impl SpiffeBundleMap {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// The key that is wrong. One domain that is makes all of it so.
+    pub fn from_json(text: &[u8]) -> Result<Self, Invalid> {
+        let json = json(text)?;
+        let domains = json.get("trust_domains").and_then(Json::as_object);
+        let domains = domains.ok_or_else(|| Invalid::new("missing, or no object").at("trust_domains"))?;
+        let read = domains.iter().map(|(name, bundle)| {
+            let at = |invalid: Invalid| invalid.at(format!("trust_domains[{name:?}]"));
+            Ok((name.parse().map_err(at)?, SpiffeBundle::of(bundle).map_err(at)?))
+        });
+        Ok(SpiffeBundleMap { domains: read.collect::<Result<_, Invalid>>()? })
+    }
+}
+
+/// How new the bundles were that were in force: an older one does not come back (SPIFFE Trust Domain and Bundle, 4.1.1).
+#[derive(Default)]
+pub(crate) struct NewestBundles(BTreeMap<TrustDomain, u64>);
+
+impl NewestBundles {
+    /// Whether none of these is older than what was in force of its domain.
+    ///
+    /// # Errors
+    /// The first one that is.
+    pub(crate) fn check(&self, map: &SpiffeBundleMap) -> Result<(), Invalid> {
+        map.domains.iter().try_for_each(|(domain, bundle)| match (self.0.get(domain), bundle.sequence) {
+            (Some(newest), Some(sequence)) if sequence < *newest => {
+                let why = format!("{sequence} is smaller than {newest}, which was in force");
+                Err(Invalid::new(why).at("spiffe_sequence").at(format!("trust_domains[{:?}]", domain.as_str())))
+            }
+            _ => Ok(()),
+        })
+    }
+
+    /// These are in force now.
+    pub(crate) fn note(&mut self, map: &SpiffeBundleMap) {
+        for (domain, bundle) in &map.domains {
+            if let Some(sequence) = bundle.sequence {
+                let newest = self.0.entry(domain.clone()).or_default();
+                *newest = sequence.max(*newest);
+            }
+        }
+    }
+}
+
+fn json(text: &[u8]) -> Result<Json, Invalid> {
+    serde_json::from_slice(text).map_err(|error| Invalid::new(format!("not JSON: {error}")))
 }
 
 /// The one certificate of a JWK (RFC 7517, 4.7).
@@ -104,6 +179,39 @@ mod tests {
             (r#"{"keys": [{"use": "x509-svid", "kty": "EC", "x5c": ["*"]}]}"#, "x5c"),
             (r#"{"keys": [], "spiffe_sequence": -1}"#, "spiffe_sequence"),
             (r#"{"keys": [], "spiffe_refresh_hint": "300"}"#, "spiffe_refresh_hint"),
+        ] {
+            let refused = read(text).expect_err("it is wrong");
+            assert!(refused.contains(key), "{text}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_map_of_bundles_is_read_whole_or_refused_with_the_domain_and_never_goes_back() {
+        let read = |text: &str| SpiffeBundleMap::from_json(text.as_bytes()).map_err(|invalid| invalid.to_string());
+        let of = |a: u64, b: &str| {
+            let key = r#"{"use": "x509-svid", "kty": "EC", "x5c": ["MAA="]}"#;
+            let map = format!(
+                r#"{{"trust_domains": {{"a.example": {{"keys": [{key}], "spiffe_sequence": {a}}}, "b.example": {{"keys": [{key}]{b}}}}}}}"#
+            );
+            read(&map).expect("a map")
+        };
+        let mut newest = NewestBundles::default();
+        let first = of(2, "");
+        assert_eq!(first.domains.keys().map(TrustDomain::as_str).collect::<Vec<_>>(), ["a.example", "b.example"]);
+        newest.check(&first).expect("nothing was there before");
+        newest.note(&first);
+        newest.check(&of(2, r#", "spiffe_sequence": 0"#)).expect("the same, and one that had no number");
+        newest.note(&of(3, ""));
+        let older = newest.check(&first).expect_err("it is older").to_string();
+        assert!(older.contains(r#"trust_domains["a.example"].spiffe_sequence: 2 is smaller than 3"#), "{older}");
+        for (text, key) in [
+            ("", "not JSON"),
+            (r#"{"keys": []}"#, "trust_domains"),
+            (r#"{"trust_domains": []}"#, "trust_domains"),
+            (r#"{"trust_domains": {"": {"keys": []}}}"#, r#"trust_domains[""]"#),
+            (r#"{"trust_domains": {"spiffe://a": {"keys": []}}}"#, r#"trust_domains["spiffe://a"]"#),
+            (r#"{"trust_domains": {"a": {"keys": []}, "b": {}}}"#, r#"trust_domains["b"].keys"#),
+            (r#"{"trust_domains": {"a": {"keys": [{"use": "x509-svid"}]}}}"#, r#"trust_domains["a"].keys[0].kty"#),
         ] {
             let refused = read(text).expect_err("it is wrong");
             assert!(refused.contains(key), "{text}: {refused}");

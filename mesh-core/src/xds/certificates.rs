@@ -17,7 +17,9 @@ use tonic_prost::ProstCodec;
 
 use crate::error::Invalid;
 use crate::request::split_authority;
-use crate::tls::{CertificateRequest, Certificates, Credentials, NewestLists, Revoked, files};
+use crate::tls::{
+    CertificateRequest, Certificates, Credentials, NewestBundles, NewestLists, Revoked, SpiffeBundleMap, files,
+};
 use crate::xds::bootstrap::{Bootstrap, CertificateProvider, ChannelCredentials, Node, Server};
 use crate::xds::connect::Connector;
 use crate::xds::istio_ca::{
@@ -179,6 +181,8 @@ fn backoff(failures: u32, jitter: f64) -> Duration {
 struct Known {
     /// How new the lists of revoked certificates were in a file.
     newest: NewestLists,
+    /// How new the bundles were in a file.
+    bundles: NewestBundles,
     /// Why an answer was not understood. The token that it was the answer to is used up: what it says of later tries is no reason.
     unread: Option<String>,
 }
@@ -198,8 +202,18 @@ impl From<String> for Unsigned {
 
 /// Where certificates come from.
 enum Provider {
-    Files { certificate: PathBuf, key: PathBuf, roots: PathBuf, refresh: Duration },
-    Authority { token: Option<String> },
+    Files {
+        certificate: PathBuf,
+        key: PathBuf,
+        /// The roots of the workload's own trust domain, with the lists of those whom they have revoked.
+        roots: Option<PathBuf>,
+        /// Bundles of trust domains, which take the place of the roots, and not that of the lists (gRFC A87).
+        bundles: Option<PathBuf>,
+        refresh: Duration,
+    },
+    Authority {
+        token: Option<String>,
+    },
 }
 
 impl Provider {
@@ -214,7 +228,11 @@ impl Provider {
             FILE_WATCHER => Ok(Provider::Files {
                 certificate: path("certificate_file")?,
                 key: path("private_key_file")?,
-                roots: path("ca_certificate_file")?,
+                bundles: text("spiffe_trust_bundle_map_file")?.map(PathBuf::from),
+                roots: match text("spiffe_trust_bundle_map_file")? {
+                    None => Some(path("ca_certificate_file")?),
+                    Some(_) => text("ca_certificate_file")?.map(PathBuf::from),
+                },
                 refresh: match text("refresh_interval")? {
                     None => REFRESH,
                     Some(text) => {
@@ -242,17 +260,31 @@ impl Provider {
         known: &mut Known,
     ) -> Result<Credentials, String> {
         match self {
-            Provider::Files { certificate, key, roots, .. } => {
-                let read = |path| files::bytes(path).map_err(|invalid| invalid.to_string());
-                let (certificate, key, authority) = (read(certificate)?, read(key)?, read(roots)?);
+            Provider::Files { certificate, key, roots, bundles, .. } => {
+                let read = |path: &PathBuf| files::bytes(path).map_err(|invalid| invalid.to_string());
+                let within = |path: &PathBuf, invalid: Invalid| format!("{}: {invalid}", path.display());
+                let (certificate, key) = (read(certificate)?, read(key)?);
+                let authority = roots.as_ref().map(read).transpose()?.unwrap_or_default();
                 let revoked = Revoked::from_pem(&authority).and_then(|revoked| {
                     revoked.check(SystemTime::now())?;
                     known.newest.check(&revoked).map(|()| revoked)
                 });
-                let revoked = revoked.map_err(|invalid| format!("{}: {invalid}", roots.display()))?;
-                let credentials = Credentials::from_pem(&certificate, &key, &authority);
+                let revoked = revoked.map_err(|invalid| within(roots.as_ref().unwrap_or(&PathBuf::new()), invalid))?;
+                let map = match bundles {
+                    None => None,
+                    Some(path) => {
+                        let map = SpiffeBundleMap::from_json(&read(path)?);
+                        let map = map.and_then(|map| known.bundles.check(&map).map(|()| map));
+                        Some(map.map_err(|invalid| within(path, invalid))?)
+                    }
+                };
+                let credentials = match &map {
+                    None => Credentials::from_pem(&certificate, &key, &authority),
+                    Some(map) => Credentials::with_bundles(&certificate, &key, map, &authority),
+                };
                 let credentials = credentials.map_err(|invalid| invalid.to_string())?;
                 known.newest.note(&revoked);
+                map.iter().for_each(|map| known.bundles.note(map));
                 Ok(credentials)
             }
             Provider::Authority { token } => {
@@ -412,10 +444,18 @@ mod tests {
         };
         let files = json!({"certificate_file": "a", "private_key_file": "b", "ca_certificate_file": "c"});
         assert_eq!(of("file_watcher", files), Ok(()));
+        let files = json!({"certificate_file": "a", "private_key_file": "b", "spiffe_trust_bundle_map_file": "c"});
+        assert_eq!(of("file_watcher", files), Ok(()), "the bundles take the place of the roots");
         assert_eq!(of("mesh_ca", json!({"token": "t"})), Ok(()));
         for (plugin, config, key) in [
             ("file_watcher", json!({"certificate_file": "a"}), "config.private_key_file"),
             ("file_watcher", json!({"certificate_file": 1}), "config.certificate_file"),
+            ("file_watcher", json!({"certificate_file": "a", "private_key_file": "b"}), "config.ca_certificate_file"),
+            (
+                "file_watcher",
+                json!({"certificate_file": "a", "private_key_file": "b", "spiffe_trust_bundle_map_file": {}}),
+                "config.spiffe_trust_bundle_map_file",
+            ),
             ("mesh_ca", json!({"token": 1}), "config.token"),
             ("vault", json!({}), "plugin_name"),
             ("spiffe_workload_api", json!({}), "config.socket"),
