@@ -8,6 +8,10 @@ default:
 ci:
     bash .ci/run
 
+# What takes too long for every change.
+nightly *STEPS:
+    bash .ci/nightly {{STEPS}}
+
 # Every test, documentation included.
 test *ARGS:
     cargo test --workspace {{ARGS}}

@@ -29,7 +29,7 @@ use mesh_core::state::States;
 use mesh_core::testing::resources::{
     filter_chain, http_filter, http_manager, route_to_application, routes, server_listener, virtual_host,
 };
-use mesh_core::tls::{Credentials, SpiffeBundle, TrustBundles, svid};
+use mesh_core::tls::{Credentials, SpiffeBundle, SpiffeBundleMap, TrustBundles, svid};
 use mesh_core::trace::Trace;
 use mesh_core::view::RouteTable;
 use mesh_core::xds::Bootstrap;
@@ -173,9 +173,15 @@ pub fn certificate_request(data: &[u8]) {
     }
 }
 
-/// Roots of a trust domain, in PEM and in SPIFFE's form.
+/// Roots of a trust domain, in PEM and in SPIFFE's form, and of several: what is a bundle by itself is one among others, too.
 pub fn trust_bundle(data: &[u8]) {
-    let _ = SpiffeBundle::from_json(data);
+    let bundle = SpiffeBundle::from_json(data).ok();
+    let _ = SpiffeBundleMap::from_json(data);
+    let among = [&br#"{"trust_domains": {"a": "#[..], data, b"}}"].concat();
+    if let Some(bundle) = bundle {
+        let map = SpiffeBundleMap::from_json(&among).expect("it is one by itself");
+        assert!(map.domains.values().eq([&bundle]));
+    }
     let _ = TrustBundles::new().add_pem("a".parse().expect("a trust domain"), data);
 }
 

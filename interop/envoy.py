@@ -107,6 +107,19 @@ def client_context(folder):
     return context
 
 
+def speaks_http2(address, context):
+    """Whether a server speaks HTTP/2 with whoever shows this certificate. It says nothing before it knows who that is."""
+    host, port = address.rsplit(":", 1)
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with context.wrap_socket(socket.create_connection((host, int(port)), timeout=20)) as stream:
+            stream.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+            return bool(stream.recv(9))
+    except OSError:
+        return False
+
+
 class Connection:
     """HTTP/1.1, byte by byte as it is told, over a connection that is kept while it lasts."""
 

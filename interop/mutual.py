@@ -2,8 +2,10 @@
 
 import json
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 
 import authority
@@ -39,6 +41,23 @@ kind: AuthorizationPolicy
 metadata: {name: foreign}
 spec: {selector: {matchLabels: {app: foreign}}}
 """
+
+# A server of another trust domain.
+ABROAD = """\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: abroad}
+spec:
+  hosts: [abroad.example]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 9082, name: grpc, protocol: GRPC, targetPort: %d}]
+  subjectAltNames: ['spiffe://partner.example/ns/default/sa/server']
+  endpoints: [{address: 127.0.0.1, labels: {security.istio.io/tlsMode: istio}}]
+"""
+
+# gRPC reads bundles by trust domain (A87) only if it is told so.
+MAPS = {"GRPC_EXPERIMENTAL_XDS_MTLS_SPIFFE": "true"}
 
 
 def free_port():
@@ -88,6 +107,7 @@ class Mutual:
         (self.config / "policy.yaml").write_text(ONLY_PYTHON % "python")
         suite.each([client], "a policy names it: it is let in", self.is_ok)
         suite.check("python", "its server takes nothing but mutual TLS, and knows who calls", self.foreign_server)
+        suite.check("python", "its client verifies each trust domain of a bundle map by that one's roots", self.federated)
 
     @staticmethod
     def is_ok(calls):
@@ -100,6 +120,60 @@ class Mutual:
     @staticmethod
     def is_denied(calls):
         return all(call["status"] == "PERMISSION_DENIED" for call in calls)
+
+    def abroad(self, state, identity, *more):
+        """A certificate of an authority of its own."""
+        out = self.folder / f"{state}-{identity.rsplit('/', 1)[1]}"
+        command = [self.bin / "mesh-control", "ca", "issue", "--state-dir", self.folder / state, "--out", out, *more]
+        subprocess.run([*command, "--identity", identity], check=True, timeout=30, capture_output=True)
+        return out
+
+    def federated(self):
+        """Python's client, with bundles of two trust domains, and a server of the other one: called by its own roots, and not in
+        the name of somebody whose domain has others. (Python's server fails every handshake once it has bundles.)"""
+        partner = self.abroad("partner", "spiffe://partner.example/ns/default/sa/server")
+        forged = self.abroad("forger", "spiffe://cluster.local/ns/default/sa/server")
+        bundle = self.folder / "partner.pem"
+        bundle.write_text("".join((folder / "root-cert.pem").read_text() for folder in (partner, forged)))
+        account = self.folder / "federated"
+        command = [self.bin / "mesh-control", "ca", "issue", "--state-dir", self.state, "--out", account]
+        command += ["--identity", "spiffe://cluster.local/ns/default/sa/federated", "--trust-bundle", f"partner.example={bundle}"]
+        subprocess.run(command, check=True, timeout=30, capture_output=True)
+        found = {name: self.is_called(account, folder) for name, folder in {"the partner's": partner, "forged": forged}.items()}
+        if found != {"the partner's": True, "forged": False}:
+            raise self.failure(f"{found}")
+        return "the partner's is called, and the forged one is not"
+
+    def is_called(self, account, folder):
+        """Whether a client of Python speaks HTTP/2 with a server that shows this certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "cert-chain.pem", folder / "key.pem")
+        context.set_alpn_protocols(["h2"])
+        seen = []
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(30)
+
+            def serve():
+                while not seen:
+                    stream, _ = listener.accept()
+                    stream.settimeout(20)
+                    try:
+                        with context.wrap_socket(stream, server_side=True) as secured:
+                            seen.append(secured.recv(3) == b"PRI")
+                    except OSError:
+                        seen.append(False)
+
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            (self.config / "abroad.yaml").write_text(ABROAD % listener.getsockname()[1])
+            env = {**self.bootstrap("federated-client", "--service-account", "federated", "--certificates", account), **MAPS}
+            script = self.suite.here / "python" / "client.py"
+            client = self.suite.start("federated client", [sys.executable, script, "xds:///abroad.example:9082", "/a.B/C", "0.1"], env)
+            thread.join(30)
+            client.kill()
+        if not seen:
+            raise self.failure(f"nobody called: {list(client.errors)}")
+        return seen[0]
 
     def foreign_server(self):
         account = self.issue("foreign")

@@ -24,6 +24,7 @@ import console
 import corpus
 import decisions
 import hashing
+import kubernetes
 import matrix
 import mutual
 import prometheus
@@ -579,6 +580,7 @@ def main():
     parser.add_argument("--peers", type=pathlib.Path, required=True, help="where interop/run has put other people's clients")
     parser.add_argument("--dashboards", action="store_true", help="write docs/dashboards.md anew, and do nothing else")
     parser.add_argument("--screenshots", type=pathlib.Path, help="looks at the console only, and writes its pictures to this folder")
+    parser.add_argument("--kubernetes", action="store_true", help="asks the API server of Kubernetes about tokens only")
     parser.add_argument("--tables", type=int, help="compares routes with Envoy's only, of so many random tables")
     parser.add_argument("--seed", type=int, default=routing.SEED, help="what these are made from")
     args = parser.parse_args()
@@ -594,6 +596,8 @@ def main():
                 prometheus.Metrics(suite, Failure).run(write=True)
             elif args.screenshots:
                 console.Console(suite, Failure, args.screenshots.resolve()).run()
+            elif args.kubernetes:
+                kubernetes.Kubernetes(suite, Failure).run()
             elif args.tables:
                 routing.Routing(suite, Failure, args.tables, args.seed).run()
             else:

@@ -1,6 +1,12 @@
-"""The TLS of every port that speaks it, scanned with sslyze: TLS 1.3 and nothing else, and none of TLS's known holes."""
+"""The TLS of every port that speaks it, scanned with sslyze: TLS 1.3 and nothing else, and none of TLS's known holes. And keys and
+signatures that are too weak, shown to a workload by openssl.
+"""
+
+import ssl
+import subprocess
 
 import authority
+import envoy
 import sslyze
 from mutual import free_port
 
@@ -17,6 +23,16 @@ OLD = ["ssl_2_0", "ssl_3_0", "tls_1_0", "tls_1_1", "tls_1_2"]
 SUITES = {sslyze.ScanCommand(f"{name}_cipher_suites") for name in [*OLD, "tls_1_3"]}
 # Some of these can be seen only by who is let in.
 HOLES = ["heartbleed", "openssl_ccs_injection", "tls_compression", "tls_1_3_early_data", "session_renegotiation"]
+
+
+# A trust domain whose authority is openssl's.
+WEAK = "weak.example"
+LEAF = f"""\
+subjectAltName=URI:spiffe://{WEAK}/ns/default/sa/client
+keyUsage=critical,digitalSignature
+extendedKeyUsage=serverAuth,clientAuth
+basicConstraints=critical,CA:FALSE
+"""
 
 
 class Scan:
@@ -37,6 +53,8 @@ class Scan:
         suite = self.suite
         control, scanner = self.issue("control"), self.issue("scanner")
         command = [*suite.serve(self.config, "127.0.0.1:0"), "--dev", "--state-dir", self.state]
+        self.root()
+        command += ["--trust-bundle", f"{WEAK}={self.folder / 'weak.pem'}"]
         files = ["--tls-cert", control / "cert-chain.pem", "--tls-key", control / "key.pem"]
         process = suite.start("mesh-control with TLS", [*command, *files])
         xds = process.wait_for_line("xds listening on ")
@@ -47,6 +65,36 @@ class Scan:
         for name, address in [("xDS", xds), ("secured xDS, and the authority", secured), ("a workload", listen)]:
             what = f"{name}: TLS 1.3 alone, and no known hole"
             suite.check("sslyze", what, lambda address=address: self.scan(address, scanner))
+        what = "a workload lets nobody in by an RSA key of 1024 bits, or by SHA-1"
+        suite.check("openssl", what, lambda: self.weak(listen))
+
+    def openssl(self, *command, text=None):
+        run = ["openssl", *command]
+        return subprocess.run(run, input=text, cwd=self.folder, check=True, timeout=60, capture_output=True, text=True).stdout
+
+    def root(self):
+        made = ["-newkey", "rsa:2048", "-nodes", "-keyout", "weak.key", "-out", "weak.pem", "-subj", "/CN=weak", "-days", "2"]
+        extensions = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]
+        self.openssl("req", "-x509", *made, *extensions)
+        (self.folder / "leaf.txt").write_text(LEAF)
+
+    def weak(self, address):
+        """Of certificates of the same authority, the one that is as it should be is let in, and the others are not."""
+        found = {}
+        for name, bits, digest in [("good", 2048, "sha256"), ("RSA of 1024 bits", 1024, "sha256"), ("SHA-1", 2048, "sha1")]:
+            key, chain = self.folder / "leaf.key", self.folder / "leaf.pem"
+            request = self.openssl("req", "-new", "-newkey", f"rsa:{bits}", "-nodes", "-keyout", key, "-subj", "/")
+            signing = ["-CA", "weak.pem", "-CAkey", "weak.key", "-CAcreateserial", "-days", "1", "-extfile", "leaf.txt"]
+            chain.write_text(self.openssl("x509", "-req", f"-{digest}", *signing, text=request))
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            # As low as openssl goes, so that it shows whatever it is given.
+            context.set_ciphers("DEFAULT:@SECLEVEL=0")
+            context.load_cert_chain(chain, key)
+            found[name] = envoy.speaks_http2(address, context)
+        if found != {name: name == "good" for name in found}:
+            raise self.failure(f"{found}")
+        return "and by the same authority's RSA of 2048 bits with SHA-256, it does"
 
     def scan(self, address, client):
         host, port = address.rsplit(":", 1)

@@ -57,8 +57,11 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").to_owned()
 }
 
-/// Whether a file has a test of this name that is run, with its attribute not far above or inside `proptest!`.
+/// Whether a file has a test of this name that is run: a method that one of `interop`'s programs hands to `check`, or a function with its attribute not far above or inside `proptest!`.
 fn is_test(text: &str, name: &str) -> bool {
+    if text.contains(&format!("def {name}(self")) {
+        return [')', '('].iter().any(|behind| text.contains(&format!("self.{name}{behind}")));
+    }
     let Some((before, _)) = text.split_once(&format!("fn {name}(")) else { return false };
     let above: Vec<&str> = before.lines().rev().take(6).collect();
     above.iter().any(|line| line.trim_start().starts_with("#[") && line.contains("test"))

@@ -175,15 +175,20 @@ fn issue(args: &Issue) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// From now on a crash leaves no core dump, which would have the keys in it.
+pub(super) fn leave_no_core() -> anyhow::Result<()> {
+    #[cfg(target_os = "linux")]
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
 /// The authority: the plugged-in one, or that of a state directory, or one that ends with the process.
 pub(super) fn open(
     ca_dir: Option<&Path>,
     state_dir: Option<&Path>,
     domain: &TrustDomain,
 ) -> anyhow::Result<CertificateAuthority> {
-    // A core dump has the keys in it.
-    #[cfg(target_os = "linux")]
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    leave_no_core()?;
     let now = SystemTime::now();
     match ca_dir {
         Some(dir) => CertificateAuthority::plugged_in(dir, state_dir, domain.clone(), now),

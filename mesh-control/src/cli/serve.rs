@@ -163,6 +163,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
              clients; use a loopback address, serve others on --secure-addr, or say --insecure-allow-remote"
         );
     }
+    if args.tls_key.is_some() {
+        super::ca::leave_no_core()?;
+    }
     if args.xds_addr.0.is_none() && args.tls_cert.is_none() {
         bail!(
             "--xds-addr none, and there is no --tls-cert and --tls-key to serve --secure-addr with: nobody is served"

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -156,6 +157,42 @@ fn c11_serve_does_not_start_with_keys_that_others_can_read() {
     let out = output(&["serve", "--config", config.path().to_str().unwrap(), "--state-dir", state_dir]);
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("chmod 600"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn c10_a_server_that_has_keys_leaves_no_core_behind() {
+    let (config, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let operator = Authority::new();
+    let tls = crate::certificates::files(place.path(), &operator);
+    // A crash of a process that may leave as much as it likes. Whether one was left is what the system says.
+    let leaves_core = |script: &str| {
+        let script = format!("ulimit -c unlimited 2>/dev/null; {script}");
+        let mut crashing = Command::new("sh");
+        let crashing =
+            crashing.args(["-c", &script]).current_dir(place.path()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = crashing.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let killed = Command::new("kill").args(["-ABRT", &child.id().to_string()]).status().unwrap();
+        assert!(killed.success() && !line.is_empty(), "it has not begun");
+        child.wait().unwrap().core_dumped()
+    };
+    if !leaves_core("echo begun; while :; do sleep 1; done") {
+        println!("nobody leaves any here");
+        return;
+    }
+    let serve = format!(
+        "exec {} serve --config {} --xds-addr 127.0.0.1:0 --secure-addr 127.0.0.1:0 --status-addr none",
+        env!("CARGO_BIN_EXE_mesh-control"),
+        config.path().display()
+    );
+    for keys in [
+        "--dev".to_owned(),
+        format!("--state-dir {}", place.path().join("state").display()),
+        format!("--tls-cert {} --tls-key {}", tls.cert.display(), tls.key.display()),
+    ] {
+        assert!(!leaves_core(&format!("{serve} {keys}")), "{keys}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -642,6 +642,24 @@ fn asked() -> impl Strategy<Value = Asked> {
         })
 }
 
+#[test]
+fn a_token_whose_subject_is_a_workload_makes_nobody_that_workload() {
+    let claims = |subject: &str| {
+        let claims = json!({"iss": "idp", "sub": subject});
+        Claims::unverified(claims.as_object().expect("claims").clone(), &[].into())
+    };
+    let web = "spiffe://td/ns/shop/sa/web";
+    let of = |condition| [filter(RbacAction::Allow, &[("p", RbacPolicy::new(vec![Always], vec![condition]))])];
+    let by_certificate = of(peer(PeerTest::Id(exact(web))));
+    let by_token = of(RbacCondition::Token(TokenTest::Principal(exact("idp/spiffe://td/ns/shop/sa/web"))));
+    let mut asked = Asked::new("GET", "http://shop/");
+    let is_allowed = |filters, asked: &Asked| asked.ask(|request| verdict(filters, request)).is_allowed;
+    asked.token = Some(claims(web));
+    assert!(!is_allowed(&by_certificate, &asked) && is_allowed(&by_token, &asked));
+    (asked.token, asked.peer) = (None, Some(web.parse().expect("an ID")));
+    assert!(is_allowed(&by_certificate, &asked) && !is_allowed(&by_token, &asked));
+}
+
 /// Several requests a set of policies: compiling costs more than deciding.
 fn agrees(pairs: u32) {
     const REQUESTS: usize = 20;

@@ -399,6 +399,54 @@ fn m9_a_leaf_out_of_its_time_is_refused_with_the_reason() {
 }
 
 #[test]
+fn m9_a_leaf_stands_first_and_what_is_behind_it_may_have_any_order_but_not_any_date() {
+    let root = Authority::named("root");
+    let below = |name: &str, above: &Issuer<'static, KeyPair>, ends: i64| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let now = time::OffsetDateTime::now_utc();
+        (params.not_before, params.not_after) = (now - time::Duration::days(2), now + time::Duration::days(ends));
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, above).expect("a certificate").der().clone();
+        (certificate, Issuer::new(params, key))
+    };
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+    let check = |chain: &[&CertificateDer<'static>]| {
+        let (leaf, rest) = chain.split_first().expect("a leaf");
+        let rest: Vec<CertificateDer<'_>> = rest.iter().map(|one| (*one).clone()).collect();
+        let of = |side| {
+            let algorithms = &PROVIDER.signature_verification_algorithms;
+            root.trusted_for("td").verify(leaf, &rest, side, UnixTime::now(), algorithms).map_err(|why| why.to_string())
+        };
+        assert_eq!(of(Side::Server), of(Side::Client));
+        of(Side::Client)
+    };
+    let (upper, issuer) = below("upper", &root.issuer, 2);
+    let (lower, lowest) = below("lower", &issuer, 2);
+    let workload = leaf(&[WEB]).signed_by(&key, &lowest).expect("a certificate").der().clone();
+    let junk = der(&Authority::named("somebody").pem);
+    // RFC 8446, 4.4.2: any order, and what is of no use.
+    for good in [&[&workload, &lower, &upper][..], &[&workload, &upper, &lower], &[&workload, &junk, &upper, &lower]] {
+        assert_eq!(check(good).map(|id| id.to_string()), Ok(WEB.to_owned()));
+    }
+    for (wrong, why) in [
+        (&[&lower, &workload, &upper][..], "authority"),
+        (&[&workload, &lower], "no trusted authority has signed it"),
+        (&[&workload, &upper], "no trusted authority has signed it"),
+        (&[&junk, &workload, &lower, &upper], ""),
+    ] {
+        let refused = check(wrong).expect_err("it must be refused");
+        assert!(refused.contains(why), "{refused}");
+    }
+    let (late, of_late) = below("late", &root.issuer, -1);
+    let workload = leaf(&[WEB]).signed_by(&key, &of_late).expect("a certificate").der().clone();
+    let refused = check(&[&workload, &late]).expect_err("its authority's own time is over");
+    assert!(refused.contains("expired"), "{refused}");
+}
+
+#[test]
 fn m11_a_peer_passes_for_as_long_as_its_handshake_would_succeed() {
     let (authority, next) = (Authority::named("root"), Authority::named("next"));
     let now = SystemTime::now();

@@ -358,6 +358,31 @@ async fn every_request_of_a_live_connection_sees_the_policy_of_its_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h10_what_is_left_of_a_body_that_was_refused_unread_is_no_request() {
+    let control = start(&policy(&format!("{{rules: [{}]}}", to("paths: [/open]"))), Options::default()).await;
+    let (_server, address) = serve(&control).await;
+    let smuggled = format!("{}\r\n\r\n", get("/open"));
+    let shut = format!("{}\r\nconnection: close\r\n\r\n", get("/open"));
+    let chunked = format!("{:x}\r\n{smuggled}\r\n0\r\n\r\n", smuggled.len());
+    // All of the body, which is read and forgotten, or too much of it, whose end nobody waits for.
+    for (framing, body) in [
+        (format!("content-length: {}", smuggled.len()), smuggled.clone()),
+        ("transfer-encoding: chunked".to_owned(), chunked),
+        (format!("content-length: {}", 1_u64 << 40), smuggled.clone()),
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!("POST /closed HTTP/1.1\r\nhost: reviews\r\n{framing}\r\n\r\n");
+        stream.write_all(format!("{head}{body}{shut}").as_bytes()).await.unwrap();
+        let mut answers = String::new();
+        let read = tokio::time::timeout(Duration::from_secs(20), stream.read_to_string(&mut answers));
+        _ = read.await.expect("the connection ends");
+        let statuses: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+        // The request behind it is answered or not, and the body never is.
+        assert!(matches!(statuses[..], ["403"] | ["403", "200"]), "{framing}: {answers}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_enforced_is_enforced_whatever_else_is_allowed_not_to_be() {
     let lax = Options::default().plane(PlaneOptions::default().allow_unenforced(true));
     let control = start(&policy("{action: DENY, rules: [{}]}"), lax).await;

@@ -11,7 +11,7 @@ use crate::server_support::frames::{
 use crate::server_support::within;
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use mesh_core::fixed::Fixed;
 use mesh_tower::server::{Limits, Serve};
@@ -197,6 +197,42 @@ async fn h13_bytes_that_http1_would_read_otherwise_are_no_part_of_a_field() {
         assert!(is_refused(&answer), "{trailer:?}: {:?}", frames(&answer));
     }
     assert_eq!(served.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn h13_what_stands_in_trailers_is_no_part_of_the_request_that_they_end() {
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let bound = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = bound.local_addr();
+    let (told, mut seen) = tokio::sync::mpsc::channel(1);
+    let app = tower::service_fn(move |request: Request<Incoming>| {
+        let told = told.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.unwrap();
+            told.send((head, body.trailers().cloned(), body.to_bytes())).await.unwrap();
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))
+        }
+    });
+    tokio::spawn(server::serve(bound, mesh.server_layer().layer(app)).into_future());
+    within(mesh.serving()).await.unwrap();
+    let shut = frame(7, 0, 0, &[0; 8]);
+    for trailer in
+        [(&b":path"[..], &b"/admin"[..]), (b":authority", b"other"), (b"content-length", b"1"), (b"host", b"other")]
+    {
+        let said = [
+            PREFACE,
+            &frame(1, END_HEADERS, 1, GET),
+            &frame(0, 0, 1, b"body"),
+            &frame(1, END_STREAM | END_HEADERS, 1, &field(trailer.0, trailer.1)),
+            &shut,
+        ];
+        let answer = ask(address, &said.concat()).await;
+        let (head, trailers, body) = within(seen.recv()).await.unwrap();
+        assert_eq!((head.uri.to_string(), &body[..]), ("http://shop/".to_owned(), &b"body"[..]), "{answer:?}");
+        assert!(!head.headers.contains_key("host") && !head.headers.contains_key("content-length"), "{head:?}");
+        assert!(trailers.unwrap_or_default().keys().all(|name| !name.as_str().starts_with(':')));
+    }
 }
 
 #[tokio::test]

@@ -323,3 +323,37 @@ async fn an_upgraded_connection_passes_through() {
     within(stream.read_exact(&mut bytes)).await.unwrap();
     assert_eq!(&bytes, b"dcba");
 }
+
+#[tokio::test]
+async fn h11_what_follows_an_upgrade_that_is_not_agreed_on_is_a_request_of_its_own_or_refused() {
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let (asked, mut seen) = tokio::sync::mpsc::channel(4);
+    let refuse = service_fn(move |request: Request<Incoming>| {
+        let asked = asked.clone();
+        async move {
+            asked.send(request.uri().path().to_owned()).await.unwrap();
+            Ok::<_, Infallible>(Response::builder().status(403).body(Full::new(Bytes::new())).unwrap())
+        }
+    });
+    tokio::spawn(server::serve(listener, mesh.server_layer().layer(refuse)).into_future());
+    within(mesh.serving()).await.unwrap();
+    for (early, paths, statuses) in [
+        ("GET /early HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n", &["/", "/early"][..], &["403", "403"][..]),
+        ("\x01\x02 no request\r\n\r\n", &["/"], &["403", "400"]),
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = "GET / HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+        stream.write_all(format!("{head}{early}").as_bytes()).await.unwrap();
+        let mut answers = String::new();
+        _ = within(stream.read_to_string(&mut answers)).await;
+        let found: Vec<&str> =
+            answers.split("HTTP/1.1 ").skip(1).map(|answer| answer.split(' ').next().unwrap()).collect();
+        assert_eq!(found, statuses, "{answers}");
+        for path in paths {
+            assert_eq!(within(seen.recv()).await.as_deref(), Some(*path));
+        }
+        assert!(seen.try_recv().is_err());
+    }
+}
