@@ -28,7 +28,7 @@ def varint(number):
 
 
 def encoded(*parts):
-    """A base64 of JWTs."""
+    """Parts of a JWT."""
     return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
 
 
@@ -183,15 +183,15 @@ class Kubernetes:
                 raise self.failure(f"no call by mutual TLS: {done.stdout[-400:]} {done.stderr[-400:]}")
             time.sleep(0.2)
 
-    def refusal(self, token):
+    def refusal(self, name, token):
         """Why a token gives no certificate."""
         try:
             chain = self.sign(token)
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.UNAUTHENTICATED:
-                raise self.failure(f"{error.code()}: {error.details()}") from None
+                raise self.failure(f"{name}: {error.code()}: {error.details()}") from None
             return error.details()
-        raise self.failure(f"it gives a certificate of {self.identity(chain)}")
+        raise self.failure(f"{name}: it gives a certificate of {self.identity(chain)}")
 
     def refused(self):
         bound = ("web-2", self.pod("web-2"))
@@ -204,18 +204,21 @@ class Kubernetes:
         now = int(time.time())
         legacy = {"iss": "kubernetes/serviceaccount", "sub": "system:serviceaccount:shop:web"}
         legacy |= {"kubernetes.io/serviceaccount/namespace": "shop", "kubernetes.io/serviceaccount/service-account.name": "web"}
+        # The name of another account, and the uid of this one.
+        body = decoded(good.split(".")[1])["kubernetes.io"]
+        other = {**body, "serviceaccount": {**body["serviceaccount"], "name": "other"}}
         wrong = {
             "another audience": (self.token("web", audience="other", pod=bound), "audience"),
             "another issuer": (self.forged(good, iss="https://elsewhere.example"), "refuses the token"),
             "another key": (self.forged(good, key), "refuses the token"),
             "too old": (self.forged(good, iat=now - 900, nbf=now - 900, exp=now - 300), "expired"),
-            "another account": (self.forged(good, sub="system:serviceaccount:shop:other"), "refuses the token"),
+            "another account": (self.forged(good, **{"kubernetes.io": other}), "refuses the token"),
             "bound to no pod": (self.token("web"), "bound to no pod"),
             "a legacy one": (self.forged(good, **legacy), "refuses the token"),
             "the API server's own administrator": (f"{encoded(b'{}', b'{}')}.{ADMIN}", "refuses the token"),
         }
         for name, (token, why) in wrong.items():
-            if why not in (said := self.refusal(token)):
+            if why not in (said := self.refusal(name, token)):
                 raise self.failure(f"{name}: {said}")
         return ", ".join(wrong)
 

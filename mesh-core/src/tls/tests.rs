@@ -432,7 +432,7 @@ fn m9_a_leaf_stands_first_and_what_is_behind_it_may_have_any_order_but_not_any_d
         assert_eq!(check(good).map(|id| id.to_string()), Ok(WEB.to_owned()));
     }
     for (wrong, why) in [
-        (&[&lower, &workload, &upper][..], "authority"),
+        (&[&lower, &workload, &upper][..], "may sign certificates"),
         (&[&workload, &lower], "no trusted authority has signed it"),
         (&[&workload, &upper], "no trusted authority has signed it"),
         (&[&junk, &workload, &lower, &upper], ""),
