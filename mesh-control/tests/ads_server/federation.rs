@@ -275,7 +275,7 @@ async fn m6_a_program_with_files_trusts_each_domain_of_its_bundle_map_by_its_own
     assert_eq!(told.as_deref(), Ok("spiffe://a.example/ns/shop/sa/caller"));
     // The roots of another domain vouch for nobody of this one.
     put(&wrong, &root_a.0.pem());
-    let refused = a.issued(&dir, &["--trust-bundle", &trust(&wrong)]).err().expect("they are the mesh's own");
+    let Err(refused) = a.issued(&dir, &["--trust-bundle", &trust(&wrong)]) else { panic!("they are the mesh's own") };
     assert!(refused.contains("one of the mesh, too"), "{refused}");
     put(&wrong, &Authority::signing().0.pem());
     get(&a.issued(&dir, &["--trust-bundle", &trust(&wrong)]).unwrap()).await.unwrap_err();
