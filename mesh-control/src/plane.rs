@@ -265,16 +265,16 @@ impl Plane {
         };
         let plane = Plane::new(options, store);
         if let Some(dir) = &plane.inner.options.config_dir {
-            let (watcher, scan) = watched_scan(dir, |dir| plane.inner.options.scan(dir))?;
+            let settings = plane.inner.options.mesh_config.as_deref();
+            let (watcher, of_settings, scan) = watched_scan(dir, settings, |dir| plane.inner.options.scan(dir))?;
             plane.inner.store.lock().unwrap_or_else(PoisonError::into_inner).apply(Ok(scan));
             // Nothing is in force before that.
             plane.check_settings().map_err(io::Error::other)?;
             plane.inner.apply(|_| true);
             let task = tokio::spawn(keep_loading(Arc::downgrade(&plane.inner), watcher));
             let _ = plane.inner.loader.set(task.abort_handle());
-            if let Some(file) = &plane.inner.options.mesh_config {
-                let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                let task = tokio::spawn(keep_loading(Arc::downgrade(&plane.inner), Watcher::new(dir)));
+            if let Some(watcher) = of_settings {
+                let task = tokio::spawn(keep_loading(Arc::downgrade(&plane.inner), watcher));
                 let _ = plane.inner.mesh_loader.set(task.abort_handle());
             }
         }
@@ -669,11 +669,19 @@ impl Drop for Inner {
     }
 }
 
-/// Watches first: what is written after the scan is noticed.
-fn watched_scan(dir: &Path, scan: impl FnOnce(&Path) -> io::Result<Scan>) -> io::Result<(Watcher, Scan)> {
+/// Watches first, the directory and that of the mesh's settings: what is written after the scan is noticed.
+fn watched_scan(
+    dir: &Path,
+    settings: Option<&Path>,
+    scan: impl FnOnce(&Path) -> io::Result<Scan>,
+) -> io::Result<(Watcher, Option<Watcher>, Scan)> {
     fs::metadata(dir)?;
     let watcher = Watcher::new(dir);
-    Ok((watcher, scan(dir)?))
+    let of_settings = settings.map(|file| {
+        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
+        Watcher::new(dir.unwrap_or(Path::new(".")))
+    });
+    Ok((watcher, of_settings, scan(dir)?))
 }
 
 async fn keep_loading(inner: Weak<Inner>, watcher: Watcher) {
@@ -731,15 +739,19 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_written_after_the_first_scan_is_noticed_without_a_poll() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (watcher, scan) = watched_scan(dir.path(), |dir| {
+        let (dir, beside) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+        let settings = beside.path().join("mesh.yaml");
+        let (watcher, of_settings, scan) = watched_scan(dir.path(), Some(&settings), |dir| {
             let scan = load::scan(dir);
             fs::write(dir.join("late.yaml"), "a: 1").expect("written");
+            fs::write(&settings, "a: 1").expect("written");
             scan
         })
         .expect("readable");
         assert!(scan.files.is_empty());
-        let noticed = tokio::time::timeout(Duration::from_secs(30), watcher.noticed());
-        noticed.await.expect("the operating system tells");
+        for watcher in [watcher, of_settings.expect("there are settings")] {
+            let noticed = tokio::time::timeout(Duration::from_secs(30), watcher.noticed());
+            noticed.await.expect("the operating system tells");
+        }
     }
 }

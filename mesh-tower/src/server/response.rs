@@ -414,6 +414,17 @@ impl ActiveRequest {
         }
     }
 
+    /// What the application answered with is no answer: over HTTP/2 it would be sent, and the client would wait for the
+    /// one that comes after it (RFC 9110, 15.2).
+    #[cold]
+    fn answer_for<R: http_body::Body>(mut self, status: StatusCode) -> Response<ServerBody<R>> {
+        self.note_application_error();
+        let reason = format!("the application answered with {}, which only comes before an answer", status.as_u16());
+        let mut response = Response::new(Bytes::from(reason));
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        self.pass_back(response, |bytes| Content::Local { bytes })
+    }
+
     /// The head of the response passes.
     #[inline]
     fn pass_back<A, R: http_body::Body>(
@@ -422,6 +433,9 @@ impl ActiveRequest {
         content: impl FnOnce(A) -> Content<R>,
     ) -> Response<ServerBody<R>> {
         let (mut head, body) = response.into_parts();
+        if head.status.is_informational() && !(self.is_http1 && head.status == StatusCode::SWITCHING_PROTOCOLS) {
+            return self.answer_for(head.status);
+        }
         // From here on nobody waits for the head.
         self.inherited.answer_by = None;
         let content = content(body);

@@ -1,10 +1,6 @@
 //! HTTP/1.1: one request at a time, so idle connections wait on a stack; the one used last is used next.
 
-use std::io;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -14,13 +10,13 @@ use hyper_util::rt::TokioIo;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
 use mesh_core::state::{ConnectionPermit, EndpointState};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 
 use super::Security;
 use super::dial::HTTP1;
+use super::interim::{Allowance, Limited};
 use crate::body::Body;
-use crate::io::{Io, Retired};
+use crate::io::Retired;
 
 /// One connection. It ends when it is dropped, whatever it was doing.
 pub(crate) struct Http1Connection {
@@ -52,14 +48,14 @@ impl Http1Connection {
         request: Request<Body>,
     ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
         self.requests += 1;
-        self.allowance.set(BEFORE_ANSWER);
+        self.allowance.begin();
         self.sender.send_request(request)
     }
 
     /// The head of the answer is there.
     #[inline]
     pub(super) fn answered(&self) {
-        self.allowance.set(UNLIMITED);
+        self.allowance.end();
     }
 
     /// Lets it go on by itself: it is a tunnel now.
@@ -158,7 +154,7 @@ pub(super) async fn dial(
 ) -> Result<Http1Connection, MeshError> {
     let stream = super::dial(cluster, endpoint, security, Some(HTTP1), permit).await?;
     let (allowance, retired) = (Allowance::default(), stream.retired().clone());
-    let stream = Limited { stream, allowance: allowance.clone() };
+    let stream = Limited { stream, limit: allowance.clone() };
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| MeshError::new(ErrorKind::ConnectFailure, "HTTP/1.1 handshake").caused_by(error))?;
@@ -168,74 +164,4 @@ pub(super) async fn dial(
     });
     let driver = Driver(Some(driver.abort_handle()));
     Ok(Http1Connection { sender, driver, allowance, retired, requests: 0, idle_for: Duration::ZERO })
-}
-
-/// The most bytes from a request until the head of its answer: hyper passes over answers that are not the last (1xx),
-/// and a peer could send them for ever. It reads a few of its buffers, of some 400 KiB, ahead of who waits for the answer.
-const BEFORE_ANSWER: usize = 2 << 20;
-/// More than ever comes.
-const UNLIMITED: usize = usize::MAX / 2;
-
-/// How many bytes may still come.
-#[derive(Clone)]
-struct Allowance(Arc<AtomicUsize>);
-
-impl Default for Allowance {
-    fn default() -> Self {
-        Allowance(Arc::new(AtomicUsize::new(UNLIMITED)))
-    }
-}
-
-impl Allowance {
-    fn set(&self, bytes: usize) {
-        self.0.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Takes from it. Whether there was enough.
-    fn take(&self, bytes: usize) -> bool {
-        self.0.fetch_sub(bytes, Ordering::Relaxed) >= bytes
-    }
-}
-
-/// A stream that is read from as far as it is allowed.
-struct Limited {
-    stream: Io,
-    allowance: Allowance,
-}
-
-impl AsyncRead for Limited {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        if self.allowance.take(buffer.filled().len() - before) {
-            return Poll::Ready(Ok(()));
-        }
-        Poll::Ready(Err(io::Error::other(format!("{BEFORE_ANSWER} bytes came, and no answer but interim ones (1xx)"))))
-    }
-}
-
-impl AsyncWrite for Limited {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

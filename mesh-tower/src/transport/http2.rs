@@ -19,8 +19,9 @@ use tokio::sync::watch;
 
 use super::Security;
 use super::dial::HTTP2;
+use super::interim::{Heads, Limited};
 use crate::body::{self, Body};
-use crate::io::{Io, Retired};
+use crate::io::Retired;
 
 /// Until the peer says otherwise, the first connection is taken to carry this many streams.
 const INITIAL_STREAMS: u32 = 100;
@@ -32,7 +33,7 @@ struct Http2Connection {
     /// Behind a lock, and not cloned for each request: sending is a push onto a queue.
     sender: Mutex<http2::SendRequest<Body>>,
     streams: AtomicU32,
-    requests: AtomicU32,
+    requests: Arc<AtomicU32>,
     /// As many as the peer allows, but never none: a request that the peer does not allow yet waits here, where
     /// another connection would be no better.
     limit: Arc<AtomicU32>,
@@ -221,7 +222,8 @@ async fn dial(
     streams: u32,
 ) -> Result<Http2Connection, MeshError> {
     let stream = super::dial(cluster, endpoint, security, Some(HTTP2), permit).await?;
-    let retired = stream.retired().clone();
+    let (requests, retired) = (Arc::<AtomicU32>::default(), stream.retired().clone());
+    let stream = Limited { stream, limit: Heads::new(Arc::clone(&requests)) };
     let mut builder = http2::Builder::new(Tasks);
     builder.timer(TokioTimer::new()).max_header_list_size(MAX_HEADER_LIST_BYTES);
     if let Some(keepalive) = cluster.http2_keepalive {
@@ -239,7 +241,7 @@ async fn dial(
     Ok(Http2Connection {
         sender: Mutex::new(sender),
         streams: AtomicU32::new(0),
-        requests: AtomicU32::new(0),
+        requests,
         limit,
         retired,
         idle: Mutex::default(),
@@ -263,7 +265,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
 
 /// Drives a connection, and notes how many streams the peer allows.
 struct Driver {
-    connection: http2::Connection<TokioIo<Io>, Body, Tasks>,
+    connection: http2::Connection<TokioIo<Limited<Heads>>, Body, Tasks>,
     limit: Arc<AtomicU32>,
     host: Arc<HostConnections>,
 }

@@ -10,6 +10,7 @@ mod dial;
 mod failure;
 mod http1;
 mod http2;
+mod interim;
 mod orca;
 mod pool;
 mod replay;

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -18,23 +18,23 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::Fixed;
 use mesh_tower::body::Body;
-use mesh_tower::{Client, Deadline, Mesh};
+use mesh_tower::{Client, Mesh};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tower::{Layer, ServiceExt};
 
 /// Nothing in these tests takes this long.
-async fn within<F: Future>(future: F) -> F::Output {
+pub(super) async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("it hangs")
 }
 
-fn mesh(address: SocketAddr) -> Mesh {
+pub(super) fn mesh(address: SocketAddr) -> Mesh {
     Mesh::builder().source(Fixed::new().service("s:80", [address])).start().unwrap()
 }
 
 /// Reads the head of a request, byte by byte, and nothing of its body.
-async fn head(stream: &mut TcpStream) -> Option<String> {
+pub(super) async fn head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -91,7 +91,7 @@ fn stuck() -> impl Stream<Item = Bytes> + Send {
     stream::iter([chunk()]).chain(stream::pending())
 }
 
-fn post(version: Version, body: Body) -> Request<Body> {
+pub(super) fn post(version: Version, body: Body) -> Request<Body> {
     Request::post("http://s/").version(version).body(body).unwrap()
 }
 
@@ -259,6 +259,50 @@ async fn an_upload_that_waits_for_a_window_of_http2_is_reset_when_its_answer_has
     }
 }
 
+/// What is left of an upload waits in the connection's hands: nobody asks the application for more.
+#[tokio::test]
+async fn the_end_of_an_upload_that_waits_for_a_window_of_http2_arrives_when_that_opens_and_holds_up_nobody() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = mesh(listener.local_addr().unwrap()).client();
+    let (open, opens) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut server = h2::server::Builder::new();
+        server.initial_window_size(1).initial_connection_window_size(1 << 20);
+        let mut connection = server.handshake::<_, Bytes>(stream).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let mut opens = opens.clone();
+            tokio::spawn(async move {
+                let is_upload = request.method() == http::Method::POST;
+                let mut body = request.into_body();
+                let mut read = 0;
+                while let Some(part) = body.data().await {
+                    let part = part.unwrap();
+                    read += part.len();
+                    opens.wait_for(|open| *open).await.unwrap();
+                    body.flow_control().release_capacity(part.len()).unwrap();
+                }
+                let end = body.trailers().await.unwrap();
+                assert_eq!(end.is_some_and(|trailers| trailers["x-end"] == "1"), is_upload);
+                let answer = Response::new(());
+                respond.send_response(answer, false).unwrap().send_data(read.to_string().into(), true).unwrap();
+            });
+        }
+    });
+    let trailers = http::HeaderMap::from_iter([("x-end".parse().unwrap(), http::HeaderValue::from_static("1"))]);
+    let parts = [Frame::data(Bytes::from("all but the first byte waits")), Frame::trailers(trailers)];
+    let body = Body::new(StreamBody::new(stream::iter(parts.map(Ok::<_, Infallible>))));
+    let upload = tokio::spawn(client.request(post(Version::HTTP_2, body)));
+    for _ in 0..3 {
+        let get = Request::get("http://s/").version(Version::HTTP_2).body(Body::empty()).unwrap();
+        assert_eq!(within(client.request(get)).await.unwrap().status(), 200);
+    }
+    assert!(!upload.is_finished());
+    open.send(true).unwrap();
+    let answer = within(upload).await.unwrap().unwrap();
+    assert_eq!(within(answer.into_body().collect()).await.unwrap().to_bytes(), "28");
+}
+
 #[tokio::test]
 async fn under_the_layer_an_upload_ends_with_its_answer_too() {
     let (address, _) = hasty(TOO_LARGE).await;
@@ -363,72 +407,4 @@ async fn a_protocol_that_was_asked_for_belongs_to_the_caller() {
     within(tunnel.read_exact(&mut bytes)).await.unwrap();
     assert_eq!(&bytes, b"ping");
     within(server).await.unwrap();
-}
-
-/// A server that sends interim answers, and nothing else: as fast as they are read, or one at a time.
-async fn never_done(version: Version, pieces: usize) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                if version == Version::HTTP_11 {
-                    head(&mut stream).await.unwrap();
-                    let hints = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n".repeat(pieces);
-                    while stream.write_all(hints.as_bytes()).await.is_ok() {
-                        tokio::task::yield_now().await;
-                    }
-                    return;
-                }
-                let mut connection = h2::server::handshake(stream).await.unwrap();
-                while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    tokio::spawn(async move {
-                        let hint = || Response::builder().status(103).body(()).unwrap();
-                        while respond.send_informational(hint()).is_ok() {
-                            tokio::task::yield_now().await;
-                        }
-                    });
-                }
-            });
-        }
-    });
-    address
-}
-
-#[tokio::test]
-async fn interim_answers_do_not_put_off_the_deadline_of_a_request() {
-    for version in [Version::HTTP_11, Version::HTTP_2] {
-        let mesh = mesh(never_done(version, 1).await);
-        let mut request = post(version, Body::empty());
-        request.extensions_mut().insert(Deadline(Instant::now() + Duration::from_millis(50)));
-        let error = within(mesh.client().request(request)).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Timeout, "{version:?} {error:#}");
-    }
-}
-
-#[tokio::test]
-async fn interim_answers_that_never_end_fail_the_request_and_few_of_them_do_not() {
-    let address = never_done(Version::HTTP_11, 1000).await;
-    let mut request = post(Version::HTTP_11, Body::empty());
-    request.extensions_mut().insert(Deadline(Instant::now() + Duration::from_secs(3600)));
-    let error = within(mesh(address).client().request(request)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error:#}");
-    assert!(format!("{error:#}").contains("interim ones (1xx)"), "{error:#}");
-
-    // What was allowed is not used up by bodies, nor by one request after the other.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mesh = mesh(listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let body = "x".repeat(1 << 20);
-        while head(&mut stream).await.is_some() {
-            let hints = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(100);
-            let answer = format!("{hints}HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-            stream.write_all(answer.as_bytes()).await.unwrap();
-        }
-    });
-    for _ in 0..5 {
-        let response = within(mesh.client().get("http://s/")).await.unwrap();
-        assert_eq!(within(response.into_body().collect()).await.unwrap().to_bytes().len(), 1 << 20);
-    }
 }

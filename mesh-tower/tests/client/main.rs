@@ -6,6 +6,7 @@ mod edges;
 mod faults;
 mod filters;
 mod health_checks;
+mod interim;
 mod load;
 mod mesh;
 mod outside;

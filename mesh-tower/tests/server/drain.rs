@@ -214,6 +214,53 @@ async fn a_response_that_is_under_way_is_sent_to_its_end() {
     within(serving).await.unwrap().unwrap();
 }
 
+/// To the application the answer has ended: its last bytes and its trailers are the connection's.
+#[tokio::test]
+async fn the_end_of_an_answer_that_waits_for_a_window_of_http2_is_sent_though_the_server_drains() {
+    let mesh = Mesh::builder().source(Fixed::new()).lame_duck(Duration::ZERO).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let with_trailers = service_fn(|request: Request<Incoming>| async move {
+        let trailers = http::HeaderMap::from_iter([("grpc-status".parse().unwrap(), 0.into())]);
+        let end = (request.uri().path() == "/trailers").then(|| http_body::Frame::trailers(trailers));
+        let frames = [http_body::Frame::data(Bytes::from("all but the first byte waits"))].into_iter().chain(end);
+        let frames: Vec<_> = frames.map(Ok::<_, Infallible>).collect();
+        Ok::<_, Infallible>(Response::new(http_body_util::StreamBody::new(futures_util::stream::iter(frames))))
+    });
+    let serving = tokio::spawn(server::serve(listener, mesh.server_layer().layer(with_trailers)).into_future());
+    let (mut sender, connection) = h2::client::Builder::new()
+        .initial_window_size(1)
+        .handshake::<_, Bytes>(TcpStream::connect(address).await.unwrap())
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let mut bodies = Vec::new();
+    for path in ["/", "/trailers"] {
+        sender = within(sender.ready()).await.unwrap();
+        let (response, _) =
+            sender.send_request(Request::get(format!("http://h{path}")).body(()).unwrap(), true).unwrap();
+        let mut body = within(response).await.unwrap().into_body();
+        assert_eq!(within(body.data()).await.unwrap().unwrap(), "a");
+        bodies.push(body);
+    }
+    drop(sender);
+    within(mesh.drain().begin()).await;
+    for (body, has_trailers) in bodies.iter_mut().zip([false, true]) {
+        let mut read = 1;
+        body.flow_control().release_capacity(1).unwrap();
+        while let Some(part) = within(body.data()).await {
+            let part = part.expect("a whole response");
+            body.flow_control().release_capacity(part.len()).unwrap();
+            read += part.len();
+        }
+        assert_eq!(read, "all but the first byte waits".len());
+        assert_eq!(within(body.trailers()).await.unwrap().is_some(), has_trailers);
+    }
+    drop(bodies);
+    within(connection).await.unwrap().unwrap();
+    within(serving).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_connection_made_in_the_last_moment_gets_its_answer() {
     let server = Server::start().await;

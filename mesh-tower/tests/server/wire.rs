@@ -263,3 +263,36 @@ async fn a_client_that_has_closed_its_side_gets_its_answers() {
         while calls.try_recv().is_ok() {}
     }
 }
+
+/// RFC 9110, 15.2: they come before an answer, and an application has no way to send one that is followed by it.
+#[tokio::test]
+async fn an_application_that_answers_with_an_interim_status_has_failed_and_its_client_does_not_wait() {
+    let interim = service_fn(|request: Request<Incoming>| async move {
+        let status: u16 = request.uri().path()[1..].parse().unwrap();
+        Ok::<_, Infallible>(Response::builder().status(status).body(Full::new(Bytes::from("?"))).unwrap())
+    });
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let bound = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = bound.local_addr();
+    tokio::spawn(server::serve(bound, mesh.server_layer().layer(interim)).into_future());
+    let (mut sender, connection) = h2::client::handshake(TcpStream::connect(address).await.unwrap()).await.unwrap();
+    tokio::spawn(connection);
+    for (status, expected) in [(100, 500), (101, 500), (103, 500), (199, 500), (200, 200)] {
+        sender = within(sender.ready()).await.unwrap();
+        let request = Request::get(format!("http://shop/{status}")).body(()).unwrap();
+        let (response, _) = sender.send_request(request, true).unwrap();
+        let response = within(response).await.unwrap();
+        assert_eq!(response.status(), expected, "{status}");
+        let body = within(response.into_body().data()).await.unwrap().unwrap();
+        let text = String::from_utf8_lossy(&body);
+        assert!(expected == 200 || text.contains(&format!("answered with {status}")), "{text}");
+    }
+    for interim in [100, 103, 199] {
+        let two = format!(
+            "GET /{interim} HTTP/1.1\r\nhost: shop\r\n\r\nGET /200 HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n"
+        );
+        let answer = ask(address, &two).await;
+        assert_eq!(status(&answer), "500", "{answer}");
+        assert!(answer.contains("HTTP/1.1 200"), "the connection goes on: {answer}");
+    }
+}
