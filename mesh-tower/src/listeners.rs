@@ -53,8 +53,9 @@ impl Listeners {
 }
 
 /// What a request without a connection is told where the connection matters.
-pub(crate) const UNKNOWN_CONNECTION: &str = "the connection is not known: serve with `mesh_tower::server::serve`, or tell \
-    the layer how to find it (`ServerLayer::connection_by`)";
+pub(crate) const UNKNOWN_CONNECTION: &str = "the connection is not known: serve with `mesh_tower::server::serve`, or \
+    under `axum::serve` by `into_make_service_with_connect_info::<ConnectionInfo>()`, or tell the layer how to find it \
+    (`ServerLayer::connection_by`)";
 
 /// The listener that a request came by, by its connection.
 pub(crate) fn find<'l>(

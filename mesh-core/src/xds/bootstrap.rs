@@ -207,7 +207,9 @@ impl Bootstrap {
         match std::env::var(TEXT_VARIABLE) {
             Ok(text) if !text.is_empty() => Self::from_json(&text, TEXT_VARIABLE),
             Ok(_) | Err(std::env::VarError::NotPresent) => {
-                let reason = format!("neither {FILE_VARIABLE} nor {TEXT_VARIABLE} is set");
+                let reason = format!(
+                    "neither {FILE_VARIABLE} nor {TEXT_VARIABLE} is set (`mesh-control bootstrap --out FILE` writes a bootstrap)"
+                );
                 Err(BootstrapError { origin: "environment".into(), place: String::new(), reason })
             }
             Err(error) => {

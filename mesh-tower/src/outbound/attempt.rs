@@ -298,7 +298,8 @@ impl<T: Transport> ActiveRequest<T> {
         };
         if attempt.security.is_tls() && !T::SPEAKS_CLUSTER_TLS {
             let what = "it asks for TLS of the mesh's making, which a client below `client_layer` does not speak: use the \
-                mesh's own client, or a client over its connector";
+                mesh's own client or a client over its connector, or have a DestinationRule with `tls: {mode: DISABLE}` and a \
+                PERMISSIVE server say that these calls travel in plaintext";
             return Err(MeshError::new(ErrorKind::Security, what).within(format_args!("cluster {}", cluster.name)));
         }
         let host = self.route.as_ref().and_then(|route| route.view().host());
