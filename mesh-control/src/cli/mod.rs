@@ -195,6 +195,32 @@ mod tests {
         line().debug_assert();
     }
 
+    /// The others print what is a file of its own: a policy, a bootstrap, a token, a script.
+    #[test]
+    fn every_command_that_prints_data_prints_it_for_programs_where_asked_to() {
+        fn without(command: &clap::Command, place: &str, found: &mut Vec<String>) {
+            for command in command.get_subcommands() {
+                let place = format!("{place} {}", command.get_name());
+                let options: Vec<_> = command.get_arguments().filter(|option| option.get_id() == "output").collect();
+                if command.has_subcommands() {
+                    without(command, &place, found);
+                } else if let [option] = options[..] {
+                    assert_eq!((option.get_short(), option.get_long()), (Some('o'), Some("output")), "{place}");
+                    let forms = option.get_possible_values();
+                    assert!(forms.iter().any(|form| form.get_name() == "json"), "{place}");
+                } else {
+                    found.push(place);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        without(&line(), "", &mut found);
+        let files =
+            ["authz render", "authz suggest", "bootstrap", "ca issue", "ca rotate-root", "completions", "token create"];
+        found.sort();
+        assert_eq!(found.iter().map(|place| place.trim()).collect::<Vec<_>>(), files);
+    }
+
     #[test]
     fn a_name_in_the_environment_means_the_same_to_every_command_that_reads_it() {
         let mut known: BTreeMap<String, Vec<String>> = BTreeMap::new();
