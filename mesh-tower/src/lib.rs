@@ -8,7 +8,7 @@
 //! | | for whom | what it does |
 //! |---|---|---|
 //! | [`Mesh::client`] | code of its own, and everything that takes a `tower::Service` of `http` requests | everything: routes, filters, retries, timeouts, balancing, over connections of the mesh |
-//! | [`Mesh::client_layer`] | a client that is there already and can be wrapped, such as reqwest | the same, request by request; the client sends each try to the address that the mesh chose, over its own connections. `https` to a host outside of the mesh is the client's own |
+//! | [`Mesh::client_layer`] | a client that is there already and can be wrapped, such as reqwest | the same, request by request; the client sends each try to the address that the mesh chose, over its own connections. `https` to a host outside of the mesh is the client's own; the mesh's mutual TLS it does not speak |
 //! | [`Mesh::connector`] | a client that only takes a connector | chooses where each connection goes, and ends it when the configuration no longer allows it. It sees no requests: what it cannot honour is logged once for each target |
 //!
 //! ```

@@ -91,6 +91,20 @@ impl Mesh {
     /// It returns at once: the control plane need not be up yet. Requests wait for the configuration of their
     /// target, see [`MeshBuilder::cold_start_wait`].
     ///
+    /// ```no_run
+    /// # async fn service(app: tower::util::BoxCloneSyncService<
+    /// #     http::Request<hyper::body::Incoming>, http::Response<String>, std::convert::Infallible>)
+    /// # -> Result<(), Box<dyn std::error::Error>> {
+    /// use mesh_tower::{Mesh, server};
+    /// use tower::Layer;
+    ///
+    /// let mesh = Mesh::from_env()?;
+    /// mesh.drain_on_signals()?;
+    /// let listener = mesh.bind("0.0.0.0:8080").await?;
+    /// server::serve(listener, mesh.server_layer().layer(app)).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`StartError`] when there is no bootstrap or it is wrong; the text names the file, line, column or key.
     #[cfg(feature = "xds")]

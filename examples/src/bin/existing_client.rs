@@ -9,9 +9,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use mesh_control::embedded::{Config, Embedded, Options};
-use mesh_core::xds::Bootstrap;
-use mesh_tower::Mesh;
 use mesh_tower::server::{self, ConnectionInfo};
+use mesh_tower::{Bootstrap, Mesh};
 use serde_json::json;
 use tower::{Layer, ServiceExt};
 

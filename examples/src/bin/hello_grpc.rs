@@ -4,9 +4,8 @@
 //! `cargo run --bin hello_grpc`.
 
 use mesh_control::embedded::{Config, Embedded, Options};
-use mesh_core::xds::Bootstrap;
 use mesh_tonic::health::HealthService;
-use mesh_tower::{Mesh, server};
+use mesh_tower::{Bootstrap, Mesh, server};
 use serde_json::json;
 use tonic::service::Routes;
 use tonic_health::pb::HealthCheckRequest;

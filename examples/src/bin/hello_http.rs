@@ -6,10 +6,9 @@ use axum::extract::{ConnectInfo, Path};
 use axum::{Router, routing::get};
 use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options};
-use mesh_core::identity::SpiffeId;
-use mesh_core::xds::Bootstrap;
-use mesh_tower::Mesh;
+use mesh_tower::core::identity::SpiffeId;
 use mesh_tower::server::ConnectionInfo;
+use mesh_tower::{Bootstrap, Mesh};
 use serde_json::json;
 
 const CONFIG: &str = "

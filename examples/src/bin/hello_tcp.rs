@@ -4,9 +4,8 @@
 
 use anyhow::ensure;
 use mesh_control::embedded::{Config, Embedded, Options};
-use mesh_core::identity::SpiffeId;
-use mesh_core::xds::Bootstrap;
-use mesh_tower::Mesh;
+use mesh_tower::core::identity::SpiffeId;
+use mesh_tower::{Bootstrap, Mesh};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::server_support::frames::{END_HEADERS, END_STREAM, GET, PREFACE, ask, frame, frames, goaway};
+use crate::server_support::frames::{END_HEADERS, END_STREAM, GET, PREFACE, ask, frame, frames, goaway, is_reset};
 use crate::server_support::within;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -233,6 +233,30 @@ async fn h8_a_client_that_takes_nothing_of_its_answer_is_cut_off() {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
     let dropped = within(calls.recv()).await.unwrap();
     within(dropped).await.unwrap_err();
+}
+
+/// To the application they have ended: what is left of them is the connection's, and takes the place of a stream.
+#[tokio::test]
+async fn h8_answers_whose_windows_stay_closed_are_as_many_as_a_client_may_have_streams() {
+    let address = start(|limits| {
+        limits.max_concurrent_streams = 2;
+        (limits.idle_timeout, limits.half_close_timeout) = (Duration::from_millis(100), Duration::from_millis(100));
+    })
+    .await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // SETTINGS_INITIAL_WINDOW_SIZE is 1.
+    let settings = [&PREFACE[..24], &frame(4, 0, 0, &[0, 4, 0, 0, 0, 1])].concat();
+    let request = |id| frame(1, END_STREAM | END_HEADERS, id, GET);
+    stream.write_all(&[settings, request(1), request(3)].concat()).await.unwrap();
+    let mut answer = Vec::new();
+    let data = |answer: &[u8]| frames(answer).into_iter().filter(|(kind, ..)| *kind == 0).collect::<Vec<_>>();
+    while data(&answer).len() < 2 {
+        assert!(within(stream.read_buf(&mut answer)).await.unwrap() > 0, "the server ended");
+    }
+    stream.write_all(&request(5)).await.unwrap();
+    _ = within(stream.read_to_end(&mut answer)).await;
+    assert!(is_reset(&answer, 5), "{:?}", frames(&answer));
+    assert_eq!(data(&answer), [(0, 1, b"1".to_vec()), (0, 3, b"1".to_vec())], "a byte of each");
 }
 
 #[tokio::test]
