@@ -1,10 +1,33 @@
 //! What the request that this task is serving hands on to the requests that are made for it: see [`Inherited`].
 
+use std::sync::Arc;
+
 use mesh_core::request_info::Inherited;
 use tokio::task::futures::TaskLocalFuture;
 
 tokio::task_local! {
-    static CURRENT: Inherited;
+    static CURRENT: Shared;
+}
+
+/// What is inherited, shared by all that inherit it: every poll swaps it in and out.
+#[derive(Clone, Debug, Default)]
+pub struct Shared(Option<Arc<Inherited>>);
+
+impl From<Inherited> for Shared {
+    #[inline]
+    fn from(inherited: Inherited) -> Self {
+        Shared(if inherited.is_nothing() { None } else { Some(Arc::new(inherited)) })
+    }
+}
+
+impl Shared {
+    /// From here on nobody waits for the head of the answer.
+    #[inline]
+    pub(crate) fn is_answered(&mut self) {
+        if let Some(inherited) = self.0.as_mut().filter(|inherited| inherited.answer_by.is_some()) {
+            Arc::make_mut(inherited).answer_by = None;
+        }
+    }
 }
 
 /// What calls of this task inherit now. Below [`Mesh::server_layer`](crate::Mesh::server_layer) that is what the headers of
@@ -25,16 +48,16 @@ pub fn current() -> Inherited {
 /// Looks at what calls of this task inherit; `None` where there is nothing.
 #[inline]
 pub(crate) fn look<R>(look: impl FnOnce(&Inherited) -> R) -> Option<R> {
-    CURRENT.try_with(look).ok()
+    CURRENT.try_with(|current| current.0.as_deref().map(look)).ok().flatten()
 }
 
 /// Has all calls inherit this that a future makes.
-pub fn scope<F: Future>(inherited: Inherited, future: F) -> TaskLocalFuture<Inherited, F> {
-    CURRENT.scope(inherited, future)
+pub fn scope<F: Future>(inherited: impl Into<Shared>, future: F) -> TaskLocalFuture<Shared, F> {
+    CURRENT.scope(inherited.into(), future)
 }
 
 /// Has all calls inherit this that are made while `work` runs.
 #[inline]
-pub fn sync_scope<R>(inherited: Inherited, work: impl FnOnce() -> R) -> R {
-    CURRENT.sync_scope(inherited, work)
+pub fn sync_scope<R>(inherited: impl Into<Shared>, work: impl FnOnce() -> R) -> R {
+    CURRENT.sync_scope(inherited.into(), work)
 }

@@ -131,6 +131,18 @@ impl Inherited {
         }
     }
 
+    /// Whether it is nothing that anybody would inherit.
+    #[inline]
+    pub fn is_nothing(&self) -> bool {
+        let Inherited { deadline, answer_by, attempt, criticality, mark, trace } = self;
+        deadline.is_none()
+            && answer_by.is_none()
+            && *attempt <= 1
+            && *criticality == Criticality::default()
+            && mark.is_none()
+            && *trace == Trace::default()
+    }
+
     /// Whether one of its times is over.
     pub fn has_passed(&self, now: Instant) -> bool {
         self.deadline.into_iter().chain(self.answer_by).any(|by| by <= now)

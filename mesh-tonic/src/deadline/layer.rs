@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use mesh_core::request::is_grpc;
-use mesh_core::request_info::Inherited;
-use mesh_tower::inherited;
+
+use mesh_tower::inherited::{self, Shared};
 use mesh_tower::server::ConnectionInfo;
 use pin_project_lite::pin_project;
 use tokio::task::futures::TaskLocalFuture;
@@ -88,7 +88,7 @@ where
             let ends = TcpConnectInfo { local_addr: Some(connection.local), remote_addr: Some(connection.peer) };
             request.extensions_mut().insert(ends);
         }
-        let until = until(deadline);
+        let until = Shared::from(until(deadline));
         let call = inherited::scope(until.clone(), inherited::sync_scope(until, || self.inner.call(request)));
         let sleep = deadline.map(|deadline| tokio::time::sleep_until(deadline.0.into()));
         DeadlineFuture { state: State::Running { call, sleep, deadline } }
@@ -108,7 +108,7 @@ pin_project! {
     enum State<F> {
         Running {
             #[pin]
-            call: TaskLocalFuture<Inherited, F>,
+            call: TaskLocalFuture<Shared, F>,
             #[pin]
             sleep: Option<Sleep>,
             deadline: Option<Deadline>,

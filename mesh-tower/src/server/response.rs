@@ -291,7 +291,7 @@ pub(super) struct ActiveRequest {
     in_flight: InFlight,
     is_http1: bool,
     /// For those that are made for it.
-    inherited: Inherited,
+    inherited: inherited::Shared,
     /// Only where an observer, a filter or the route wants to see the response.
     facts: Option<Recycled<Facts>>,
 }
@@ -398,7 +398,7 @@ impl ActiveRequest {
         inherited: Inherited,
         facts: Option<Recycled<Facts>>,
     ) -> Self {
-        ActiveRequest { in_flight, is_http1, inherited, facts }
+        ActiveRequest { in_flight, is_http1, inherited: inherited.into(), facts }
     }
 
     /// Has the application do something for this request.
@@ -437,7 +437,7 @@ impl ActiveRequest {
             return self.answer_for(head.status);
         }
         // From here on nobody waits for the head.
-        self.inherited.answer_by = None;
+        self.inherited.is_answered();
         let content = content(body);
         if let Some(facts) = &mut self.facts {
             // Nobody reads the body of these.
