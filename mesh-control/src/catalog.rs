@@ -236,6 +236,11 @@ pub trait Catalog: Send + Sync + 'static {
         None
     }
 
+    /// The host of the service that a client means by a target, `host:port`, where there is one.
+    fn host_of(&self, _client: &Client, _target: &str) -> Option<Arc<str>> {
+        None
+    }
+
     /// What a client gets in the place of a resource that it refused, where it must not go on with what it had.
     fn instead(&self, _client: &Client, _kind: Kind, _name: &str) -> Option<Encoded> {
         None

@@ -570,10 +570,11 @@ impl Inner {
         let wrong = std::mem::take(&mut loaded.wrong);
         let (mut policy, mut diagnostics) = examine(loaded, &self.options.given(), self.fixed.get(), &self.judge);
         self.fixed.get_or_init(|| policy.mesh.fixed.clone());
-        let held_back = held_back(&wrong).filter(|_| policy.lets_any_pass());
-        if held_back.is_some() {
+        let (unread, lets_any_pass) = (held_back(&wrong), policy.lets_any_pass());
+        if unread.is_some() {
             policy.hold_back();
         }
+        let held_back = unread.filter(|_| lets_any_pass);
         policy.trust_domain = self.options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
         policy.security.is_permissive = self.options.permissive;
         diagnostics.retain(|finding| policy.trust_domain.is_none() || finding.code != Code::NeedsCertificates);

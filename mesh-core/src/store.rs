@@ -220,6 +220,11 @@ impl Store {
         (Store { shared, _alive: alive }, sink)
     }
 
+    /// What becomes of requests, for reports of load.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.shared.traffic
+    }
+
     /// Why nothing has answered yet: what keeps the source's servers from it, and the workload from its certificate.
     pub fn silence(&self) -> String {
         let silence = self.shared.source.status().get().silence(Instant::now());

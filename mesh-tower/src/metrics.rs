@@ -2,10 +2,13 @@
 //! configuration and itself.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use mesh_core::client_status::ResourceState;
-use mesh_core::telemetry::{Exposition, Kind, MetricsWriter, Value, write_standard};
+use mesh_core::model::MetricRules;
+use mesh_core::store::ServerState;
+use mesh_core::telemetry::{Exposition, Kind, Metrics, MetricsWriter, Reporter, Value, write_standard};
 
 use crate::mesh::Mesh;
 
@@ -24,6 +27,17 @@ struct Cluster {
     kept: u64,
     /// All, those that get requests, ejected ones, unreachable ones, those that fail their checks.
     endpoints: [u64; 5],
+}
+
+/// Each of them once: there are few that differ, and many targets that share them.
+fn distinct(all: impl Iterator<Item = Option<Arc<MetricRules>>>) -> Vec<Option<Arc<MetricRules>>> {
+    let mut distinct = Vec::new();
+    for rules in all {
+        if !distinct.contains(&rules) {
+            distinct.push(rules);
+        }
+    }
+    distinct
 }
 
 impl Mesh {
@@ -73,6 +87,7 @@ impl Mesh {
     /// ```
     pub fn write_metrics(&self, to: &mut dyn MetricsWriter) {
         if let Some(telemetry) = self.telemetry() {
+            self.tell_rules(telemetry.metrics());
             write_standard(&telemetry.metrics().gather(Instant::now()), to);
             let help = "Kinds of requests that found no room for a series of their own.";
             to.family("mesh_telemetry_without_room_total", Kind::Counter, help);
@@ -83,6 +98,22 @@ impl Mesh {
         self.clusters(to);
         self.itself(to);
         self.configuration(to);
+    }
+
+    /// What the configuration says by now of how requests are counted.
+    fn tell_rules(&self, metrics: &Metrics) {
+        let targets = self.store().targets().list();
+        let views = targets.iter().filter_map(|target| target.peek());
+        // Of a target that does not exist nobody says anything.
+        let views = views.filter(|view| !view.is_failure() || view.is_blocked());
+        metrics.set_rules(Reporter::Source, distinct(views.map(|view| view.metrics().cloned())));
+        let listeners = self.listeners().load();
+        let states = listeners.iter().map(|listener| Arc::clone(&listener.state()));
+        let chains = states.flat_map(|state| match &*state {
+            ServerState::Serving(view) => view.chains.iter().map(|chain| chain.metrics.clone()).collect(),
+            ServerState::Waiting | ServerState::NotServing(_) => Vec::new(),
+        });
+        metrics.set_rules(Reporter::Destination, distinct(chains));
     }
 
     fn clusters(&self, to: &mut dyn MetricsWriter) {

@@ -96,7 +96,7 @@ impl Telemetry {
     }
 
     /// Counts a connection that is not HTTP, from now until what is returned is dropped.
-    pub(crate) fn connection(&self, ends: &Ends<'_>, rules: Option<&MetricRules>) -> TcpCount {
+    pub(crate) fn connection(&self, ends: &Ends<'_>, rules: Option<&Arc<MetricRules>>) -> TcpCount {
         let series = self.metrics.connection(ends, rules, Instant::now());
         let count = TcpCount { series, is_server: ends.reporter == Reporter::Destination };
         count.add(OPENED, |series| &series.opened, 1);
@@ -108,7 +108,7 @@ impl Telemetry {
         &self,
         connection: &ConnectionInfo,
         service: Option<&Arc<ServiceNames>>,
-        rules: Option<&MetricRules>,
+        rules: Option<&Arc<MetricRules>>,
     ) -> TcpCount {
         let principal = connection.peer_identity();
         let source = self.peers.find(&[], principal, self.metrics.second(Instant::now()));

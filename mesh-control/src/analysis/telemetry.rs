@@ -12,7 +12,7 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::istio::mesh_config::{ExtensionProvider, LogEncoding};
 use crate::config::istio::security::selected;
-use crate::config::istio::telemetry::{AccessLogging, METRICS, Metric, Telemetry};
+use crate::config::istio::telemetry::{AccessLogging, METRICS, Metric, Override, Telemetry};
 use crate::policy::Policy;
 use crate::policy::telemetry::{Found, LEGACY, Side, default_logs, find, has_format_of_mesh, names};
 
@@ -40,6 +40,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         check_providers(&object.meta, &object.spec, policy, found);
         check_logs(&object.meta, &object.spec, policy, found);
         check_metrics(&object.meta, &object.spec, found);
+        check_disabled(&object.meta, &object.spec, policy, found);
         check_scope(&object.meta, &object.spec, &policy.mesh.fixed.root_namespace, found);
     }
     found.extend(objects.refused.iter().filter_map(|object| withheld(object, &policy.mesh.fixed.root_namespace)));
@@ -151,16 +152,22 @@ fn is_filtered(entry: &AccessLogging) -> bool {
     expression.is_some_and(|expression| !expression.is_empty())
 }
 
-/// The access logs that an object is for that names none.
-fn inherited<'a>(meta: &Meta, spec: &Telemetry, policy: &'a Policy) -> Vec<&'a str> {
+/// The objects that are for all of whom an object is for, and for others.
+fn wider<'a>(meta: &Meta, spec: &Telemetry, policy: &'a Policy) -> impl Iterator<Item = &'a Object<Telemetry>> {
     let is_narrow = |spec: &Telemetry| !selected(spec.selector.as_ref()).is_empty() || !spec.targets().is_empty();
-    let is_wider = |other: &&Arc<Object<Telemetry>>| {
-        let is_of_mesh =
-            other.meta.namespace == policy.mesh.fixed.root_namespace && other.meta.namespace != meta.namespace;
-        let is_of_namespace = other.meta.namespace == meta.namespace && is_narrow(spec);
+    let (root, own, is_own_narrow) =
+        (policy.mesh.fixed.root_namespace.clone(), meta.namespace.clone(), is_narrow(spec));
+    let is_wider = move |other: &&Arc<Object<Telemetry>>| {
+        let is_of_mesh = other.meta.namespace == root && root != own;
+        let is_of_namespace = other.meta.namespace == own && is_own_narrow;
         (is_of_mesh || is_of_namespace) && !is_narrow(&other.spec)
     };
-    let wider = policy.telemetries.iter().filter(is_wider).flat_map(|other| &other.spec.access_logging);
+    policy.telemetries.iter().filter(is_wider).map(|object| &**object)
+}
+
+/// The access logs that an object is for that names none.
+fn inherited<'a>(meta: &Meta, spec: &Telemetry, policy: &'a Policy) -> Vec<&'a str> {
+    let wider = wider(meta, spec, policy).flat_map(|other| &other.spec.access_logging);
     let named: Vec<&str> = wider.flat_map(|entry| names(&entry.providers)).collect();
     match named.is_empty() {
         true => default_logs(policy.mesh.object.as_ref().map(|object| &object.spec)),
@@ -282,6 +289,39 @@ fn check_metrics(meta: &Meta, spec: &Telemetry, found: &mut Vec<Diagnostic>) {
                 let message = format!("{label}: nothing of a request is known of connections; it is `unknown`");
                 let how = (Severity::Warning, Code::NotSupportedYet);
                 say(meta, value.span, "metrics.overrides.tagOverrides.value", how, message, found);
+            }
+        }
+    }
+}
+
+/// Labels of metrics that a wider object has taken away, and this one does not bring back.
+fn check_disabled(meta: &Meta, spec: &Telemetry, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let is_meant = |one: &Override, metric: Metric, is_client: bool| {
+        let named = one.selector.metric.as_ref().map(|metric| metric.value);
+        one.selector.mode.has(is_client) && named.is_none_or(|named| named == metric || named == Metric::All)
+    };
+    let mut told = BTreeSet::new();
+    for ((metric, name), is_client) in METRICS.into_iter().flat_map(|metric| [(metric, true), (metric, false)]) {
+        let before =
+            wider(meta, spec, policy).flat_map(|other| other.spec.metrics.iter().map(move |it| (Some(other), it)));
+        let all = before.chain(spec.metrics.iter().map(|own| (None, own)));
+        let mut taken_by = None;
+        let all = all.flat_map(|(of, metrics)| metrics.overrides.iter().map(move |one| (of, one)));
+        for (of, one) in all.filter(|(_, one)| is_meant(one, metric, is_client)) {
+            match (one.disabled, of) {
+                (Some(true), of) => taken_by = of,
+                (Some(false), _) => taken_by = None,
+                (None, None) if let Some(taker) = taken_by.filter(|_| !one.tag_overrides.is_empty()) => {
+                    if told.insert(name) {
+                        let why = format!(
+                            "without effect on {name}, which {} takes away: `disabled: false` beside them has it back",
+                            taker.meta.id()
+                        );
+                        let how = (Severity::Warning, Code::Ignored);
+                        say(meta, one.span, "metrics.overrides.tagOverrides", how, why, found);
+                    }
+                }
+                (None, _) => {}
             }
         }
     }

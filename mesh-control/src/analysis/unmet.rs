@@ -25,6 +25,10 @@ pub(super) fn in_rule(route: &HttpRoute, ports: &[u16]) -> Vec<(String, String)>
             }
         }
     }
+    if route.cors_policy.is_some() && !route.matches.is_empty() && !route.matches.iter().any(takes_preflights) {
+        let why = "preflights (OPTIONS, with no header of the page's own) meet none of its conditions: another rule answers them";
+        found.push(("corsPolicy".to_owned(), why.to_owned()));
+    }
     for (index, condition) in route.matches.iter().enumerate() {
         if let Some(why) = idle_case(condition) {
             found.push((format!("match[{index}].ignoreUriCase"), format!("without effect: {why}")));
@@ -35,6 +39,34 @@ pub(super) fn in_rule(route: &HttpRoute, ports: &[u16]) -> Vec<(String, String)>
         );
     }
     found
+}
+
+/// Whether a preflight may meet a condition: it is what a browser asks before a page of another origin may send a request, without
+/// the headers that the page sets, cookies and credentials.
+fn takes_preflights(condition: &HttpMatch) -> bool {
+    const OF_BROWSERS: [&str; 11] = [
+        ":authority",
+        "accept",
+        "accept-encoding",
+        "accept-language",
+        "cache-control",
+        "connection",
+        "host",
+        "origin",
+        "pragma",
+        "referer",
+        "user-agent",
+    ];
+    let is_sent = |name: &String| {
+        let name = name.to_ascii_lowercase();
+        OF_BROWSERS.contains(&&*name) || name.starts_with("access-control-request-") || name.starts_with("sec-")
+    };
+    let is_options = match &condition.method {
+        Some(StringMatch::Exact(method)) => method == Method::OPTIONS.as_str(),
+        Some(StringMatch::Prefix(start)) => Method::OPTIONS.as_str().starts_with(start.as_str()),
+        Some(StringMatch::Regex(_) | StringMatch::Present) | None => true,
+    };
+    is_options && condition.headers.keys().all(is_sent)
 }
 
 /// Why it makes no difference that the case of a path is ignored (Istio: it is for exact paths and prefixes).

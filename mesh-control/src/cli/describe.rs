@@ -84,11 +84,14 @@ async fn service(args: &Args, status: &Status, known: &Known, edges: &[Edge]) ->
         },
     };
     let from = args.from.as_ref().map_or_else(|| "default/client".to_owned(), WorkloadName::to_string);
-    let (mut routes, mut notes) = (Vec::new(), BTreeSet::new());
+    let (mut routes, mut notes, mut rules) = (Vec::new(), BTreeSet::new(), BTreeSet::from([service.object.clone()]));
     for port in &service.ports {
         let path = path("/api/routes", &[("from", &from), ("target", &format!("{}:{port}", service.host))]);
         let mut of_port: Value = serde_json::from_str(&get(&args.status_addr, &path).await?).context("no routes")?;
-        let note = of_port.as_object_mut().and_then(|fields| fields.remove("note"));
+        let mut take = |name: &str| of_port.as_object_mut().and_then(|fields| fields.remove(name));
+        let (note, ruled_by) = (take("note"), take("rules"));
+        let ruled_by = ruled_by.as_ref().and_then(Value::as_array).into_iter().flatten();
+        rules.extend(ruled_by.filter_map(Value::as_str).map(str::to_owned));
         notes.extend(note.as_ref().and_then(Value::as_str).filter(|_| args.from.is_some()).map(str::to_owned));
         routes.push(of_port);
     }
@@ -115,7 +118,7 @@ async fn service(args: &Args, status: &Status, known: &Known, edges: &[Edge]) ->
         "workloads": workloads.collect::<Vec<_>>(),
         "routes": routes,
         "called_by": edges.iter().filter(|edge| edge.service == service.host).map(told).collect::<Vec<_>>(),
-        "findings": findings(status, |object| object == service.object),
+        "findings": findings(status, |object| rules.contains(object)),
     }))
 }
 
@@ -188,7 +191,8 @@ fn findings(status: &Status, is_it: impl Fn(&str) -> bool) -> Vec<String> {
             (Some(file), Some(line)) => format!("{file}:{line}: "),
             _ => String::new(),
         };
-        format!("{place}{} {}: {}", one.severity, one.code, one.message)
+        let object = one.object.as_deref().unwrap_or_default();
+        format!("{place}{}[{}]: {object}: {}", one.severity, one.code, one.message)
     };
     all.map(line).collect()
 }
@@ -205,32 +209,73 @@ fn told(edge: &Edge) -> Value {
     })
 }
 
-/// The same to read: a line for each fact, lists below their title.
+/// What is said in lists of several columns, and which.
+const TABLES: [(&str, &[&str]); 4] = [
+    ("workloads", &["name", "address", "certificate", "connected"]),
+    ("called_by", &CALLS),
+    ("calls", &CALLS),
+    ("refused", &["kind", "seconds_ago", "text"]),
+];
+const CALLS: [&str; 7] =
+    ["source", "destination", "requests_per_second", "error_rate", "p50_ms", "p99_ms", "mutual_tls"];
+/// What is said line by line, last.
+const LISTS: [&str; 2] = ["notes", "findings"];
+
+/// The same to read: what it is, a fact a line; then tables and lists, each below its title.
 fn text(described: &Value) -> String {
+    let fields = || described.as_object().into_iter().flatten();
+    let is_more =
+        |name: &str| name == "routes" || LISTS.contains(&name) || TABLES.iter().any(|(table, _)| *table == name);
+    let facts = fields().filter(|(name, _)| !is_more(name)).map(|(name, value)| [title(name), line(value)]);
+    // What is described comes first.
+    let mut facts: Vec<[String; 2]> = facts.filter(|[_, value]| !value.is_empty()).collect();
+    facts.sort_by_key(|[name, _]| !matches!(&**name, "Service" | "Workload" | "Object"));
     let mut out = String::new();
-    for (name, value) in described.as_object().into_iter().flatten() {
-        let title = title(name);
-        match value {
-            Value::Null => {}
-            Value::Array(all) if all.is_empty() => {}
-            Value::Array(all) if all.iter().all(Value::is_number) => {
-                let _ = writeln!(out, "{title}: {}", all.iter().map(Value::to_string).collect::<Vec<_>>().join(", "));
-            }
-            Value::Array(all) => {
-                let _ = writeln!(out, "{title}:");
-                for one in all {
-                    let _ = writeln!(out, "   {}", line(one));
-                    for route in one["routes"].as_array().into_iter().flatten() {
-                        let _ = writeln!(out, "      {}", route_line(route));
-                    }
-                }
-            }
-            value => {
-                let _ = writeln!(out, "{title}: {}", line(value));
-            }
+    columns(facts.into_iter().map(Vec::from).collect(), &mut out);
+    for routes in described["routes"].as_array().into_iter().flatten() {
+        let _ = writeln!(out, "\nROUTES TO {}", line(&routes["target"]));
+        if let Some(why) = routes["error"].as_str() {
+            let _ = writeln!(out, "  {}", printable(why));
+        }
+        for (at, route) in routes["routes"].as_array().into_iter().flatten().enumerate() {
+            let _ = writeln!(out, "{:>3}. {}", at + 1, route_line(route));
+        }
+    }
+    for (name, heads) in TABLES {
+        let Some(rows) = described[name].as_array().filter(|rows| !rows.is_empty()) else { continue };
+        let _ = writeln!(out, "\n{}", title(name).to_uppercase());
+        let head = heads.iter().map(|head| title(head)).collect();
+        let cells = |row: &Value| heads.iter().map(|head| cell(head, &row[*head])).collect();
+        columns([head].into_iter().chain(rows.iter().map(cells)).collect(), &mut out);
+    }
+    for name in LISTS {
+        let Some(lines) = described[name].as_array().filter(|lines| !lines.is_empty()) else { continue };
+        let _ = writeln!(out, "\n{}", title(name).to_uppercase());
+        for one in lines {
+            let _ = writeln!(out, "  {}", line(one));
         }
     }
     out
+}
+
+/// Rows in columns as wide as they need to be.
+fn columns(rows: Vec<Vec<String>>, out: &mut String) {
+    let width = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..).map_while(width).collect();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let _ = writeln!(out, "  {}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
+/// A value of a table, in the units of its title.
+fn cell(head: &str, value: &Value) -> String {
+    match (head, value.as_f64()) {
+        (_, None) if value.is_null() => "-".to_owned(),
+        ("error_rate" | "mutual_tls", Some(share)) => format!("{:.1}%", share * 100.0),
+        ("requests_per_second" | "p50_ms" | "p99_ms", Some(number)) => format!("{number:.1}"),
+        _ => line(value),
+    }
 }
 
 fn title(name: &str) -> String {
@@ -241,12 +286,13 @@ fn title(name: &str) -> String {
 
 fn line(value: &Value) -> String {
     match value {
+        Value::Null => String::new(),
         Value::String(text) => printable(text),
         Value::Object(fields) => {
-            let fields = fields.iter().filter(|(name, value)| !value.is_null() && *name != "routes");
-            fields.map(|(name, value)| format!("{}: {}", title(name), line(value))).collect::<Vec<_>>().join(", ")
+            let fields = fields.iter().filter(|(_, value)| !value.is_null());
+            fields.map(|(name, value)| format!("{}={}", printable(name), line(value))).collect::<Vec<_>>().join(" ")
         }
-        Value::Array(all) => all.iter().map(line).collect::<Vec<_>>().join(" "),
+        Value::Array(all) => all.iter().map(line).collect::<Vec<_>>().join(", "),
         value => value.to_string(),
     }
 }

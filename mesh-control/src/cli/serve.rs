@@ -31,7 +31,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Development mode: gives everybody on this machine a certificate for whatever namespace and service account they
-    /// name, without any proof. Listens on loopback addresses only.
+    /// name, without any proof. Listens on loopback addresses only. Without --state-dir or --ca-dir, each start makes an authority
+    /// of its own, and certificates of the one before are good for nothing.
     #[arg(long, conflicts_with = "insecure_allow_remote")]
     dev: bool,
     /// The settings of the mesh, as Istio's MeshConfig in YAML; the file is read again whenever it changes. Without it they are
@@ -210,6 +211,12 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             "mutual TLS is PERMISSIVE: the authority in --state-dir signs for those who bring a token, they use mutual TLS among \
              themselves, and everybody else is let in and called in plaintext; a PeerAuthentication (STRICT), --dev or --ca-dir \
              asks for more"
+        );
+    }
+    if args.dev && args.ca_dir.is_none() && args.state_dir.is_none() {
+        tracing::warn!(
+            "--dev without --state-dir: this authority ends with this process, and the next start makes another. Workloads that hold \
+             certificates of one and of the other do not trust each other until all have new ones; --state-dir keeps it"
         );
     }
     let certificates = authority.map(|authority| {

@@ -354,6 +354,13 @@ impl Reader<'_> {
                 let message = format!("annotation {} has no effect: {}", quoted(PROXY_CONFIG), NO_PROXY);
                 d.report(span, Severity::Warning, Code::NotSupportedYet, message);
             }
+            Class::Elsewhere(_) if let Some((span, name)) = idle_of_namespace(document, kind) => {
+                let message = format!(
+                    "annotation {} has no effect on a Namespace: `spec.trafficDistribution` of its Services has",
+                    quoted(name)
+                );
+                d.report(span, Severity::Warning, Code::NotSupportedYet, message);
+            }
             Class::Elsewhere(why) => {
                 let message = format!("{kind} of {api_version_text} {why}");
                 d.report(kind_node.span, Severity::Info, Code::Ignored, message);
@@ -482,6 +489,15 @@ fn topology_of(document: &Node) -> Option<Span> {
         entries.iter().find(|(key, value)| value.as_str().is_some_and(|value| is_topology(&key.name, value)))
     });
     found.map(|(key, _)| key.span)
+}
+
+/// What Istio reads of a Namespace for the services in it, where it has that.
+fn idle_of_namespace<'n>(document: &'n Node, kind: &str) -> Option<(Span, &'n str)> {
+    const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+    let annotations =
+        document.get("metadata").and_then(|node| node.get("annotations")).filter(|_| kind == "Namespace")?;
+    let (key, _) = annotations.entries().iter().find(|(key, _)| *key.name == *TRAFFIC_DISTRIBUTION)?;
+    Some((key.span, &key.name))
 }
 
 /// `Kind namespace/name` of a document that may be wrong in every other way.

@@ -79,6 +79,9 @@ impl Seen {
         };
         let Resource::Listener(listener) = listener else { return Err(other(target)) };
         let Listener::Api(listener) = &*listener else { return Err(other(target)) };
+        if let Some(why) = listener.blocks() {
+            return Err(MeshError::new(ErrorKind::UnknownTarget, format!("listener {target}: {why}")));
+        }
         let mut seen = Seen::of(snapshot, client, &listener.http, target)?;
         if let Some(connections) = &listener.connections {
             let http = HttpManager::new(RouteSource::Inline(Arc::clone(connections)));

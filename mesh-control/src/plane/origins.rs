@@ -3,7 +3,7 @@
 use mesh_core::model::PASSTHROUGH_CLUSTER;
 
 use super::Snapshot;
-use crate::catalog::Client;
+use crate::catalog::{Catalog, Client};
 use crate::config::file::Meta;
 use crate::config::locate::{locate, written_in};
 use crate::policy::Address;
@@ -26,6 +26,12 @@ impl Snapshot {
     pub(crate) fn hidden(&self, client: &Client, target: &str) -> Option<String> {
         let policy = &self.compiled.policy;
         policy.hidden(target, &policy.view(&client.namespace, &client.labels))
+    }
+
+    /// The objects that say how a target is called, wrong ones among them.
+    pub(crate) fn rules_on(&self, client: &Client, target: &str) -> Vec<String> {
+        let host = self.host_of(client, target);
+        host.map(|host| self.compiled.policy.rules_on(&host).into_iter().collect()).unwrap_or_default()
     }
 
     /// The rule on connections of this name, as a client of a target sees it: `tcp[0]`, `tls[1].match[0]`.

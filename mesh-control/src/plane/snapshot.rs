@@ -478,6 +478,11 @@ impl Catalog for Snapshot {
         policy.absence(name, &view).or_else(held_back)
     }
 
+    fn host_of(&self, client: &Client, target: &str) -> Option<Arc<str>> {
+        let policy = &self.compiled.policy;
+        Some(policy.resolve(target, &policy.view(&client.namespace, &client.labels))?.host)
+    }
+
     fn refusal(&self, client: &Client) -> Option<String> {
         let is_other = client.class == ClientClass::Envoy && client.sidecar.is_none();
         is_other.then(|| {

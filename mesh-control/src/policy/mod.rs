@@ -33,14 +33,14 @@ pub mod virtual_services;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_core::identity::TrustDomain;
 
 use crate::config::extensions as config;
 use crate::config::istio::virtual_service::Subnet;
 use crate::config::{Diagnostic, Objects};
-use crate::registry::host::{candidates, split_port};
+use crate::registry::host::{candidates, covers, split_port};
 use crate::registry::protocol::Protocol;
 use crate::registry::{Service, ServiceId, ServicePort, Services};
 use compile::Surroundings;
@@ -77,6 +77,8 @@ pub struct Policy {
     pub sidecars: Sidecars,
     /// What becomes of calls to hosts that none of them describes.
     outbound: OutboundTrafficPolicy,
+    /// Whether there is something that cannot be read, and may describe any host.
+    is_held_back: bool,
     /// What servers make of the paths of their requests.
     pub paths: PathNormalization,
     /// The settings of the mesh.
@@ -91,6 +93,8 @@ pub struct Policy {
     label_keys: BTreeSet<String>,
     /// Host and subset of every destination that some rule names.
     destinations: HashSet<(Arc<str>, Arc<str>)>,
+    /// The routes that were asked for last.
+    lately: Mutex<Option<(Address, View, Arc<[Route]>)>>,
 }
 
 /// What a client means by `host:port`.
@@ -166,12 +170,14 @@ impl Policy {
             destination_rules,
             sidecars,
             outbound: mesh.outbound,
+            is_held_back: false,
             paths: mesh.paths,
             mesh,
             security,
             telemetries,
             label_keys,
             destinations,
+            lately: Mutex::default(),
             trust_domain: None,
         };
         found.extend(policy.rivals());
@@ -306,7 +312,21 @@ impl Policy {
     /// The routes of an address: those of the rules in force for it, or the one to the service itself. Rules that are all
     /// for other clients or ports count for nothing (Istio: buildSidecarVirtualHostsForVirtualService); where there is no
     /// service either, there is no route. A route that leads only to where nobody knows how to call fails.
-    pub fn routes(&self, address: &Address, view: &View) -> Vec<Route> {
+    ///
+    /// The last answer is remembered: whoever asks for a listener asks for its routes next, and there may be thousands.
+    pub fn routes(&self, address: &Address, view: &View) -> Arc<[Route]> {
+        let lately = || self.lately.lock().unwrap_or_else(PoisonError::into_inner);
+        let known =
+            lately().as_ref().filter(|(of, by, _)| of == address && by == view).map(|(.., routes)| routes.clone());
+        known.unwrap_or_else(|| {
+            let routes: Arc<[Route]> = self.compiled_routes(address, view).into();
+            *lately() = Some((address.clone(), view.clone(), routes.clone()));
+            routes
+        })
+    }
+
+    /// The same, made anew.
+    pub fn compiled_routes(&self, address: &Address, view: &View) -> Vec<Route> {
         let mut routes = self.ruled(&address.host, address.port, view);
         let is_refused = || {
             self.services.refused(&address.host, &view.namespace).is_some()
@@ -348,8 +368,7 @@ impl Policy {
 
     /// Of each of the routes of an address, in their order, the rule that it is made of; `None` for the one to the service.
     pub fn rules_of_routes(&self, address: &Address, view: &View) -> Vec<Option<Written>> {
-        let ruled = self.ruled(&address.host, address.port, view);
-        if ruled.is_empty() { vec![None] } else { ruled.into_iter().map(|route| route.written).collect() }
+        self.routes(address, view).iter().map(|route| route.written.clone()).collect()
     }
 
     /// Where connections to an address go whose bytes are not HTTP: by the rules in force for them, or else to the service
@@ -388,6 +407,15 @@ impl Policy {
     /// The VirtualService that a client sees for a host.
     pub fn rule_of(&self, host: &str, view: &View) -> Option<&virtual_services::Entry> {
         self.virtual_services.find(host, self.sight(view)).map(|entry| &**entry)
+    }
+
+    /// The objects that say how a host is called, whoever they are for, wrong ones among them: `Kind namespace/name`.
+    pub fn rules_on(&self, host: &str) -> BTreeSet<String> {
+        let routing =
+            self.virtual_services.iter().filter(|entry| entry.hosts.iter().any(|pattern| covers(pattern, host)));
+        let calling = self.destination_rules.of_host(host).map(|rule| &rule.meta);
+        let metas = routing.map(|entry| &entry.meta).chain(calling).chain(self.gateway_routes.on(host));
+        metas.map(|meta| meta.id().to_string()).collect()
     }
 
     /// Whether what says where connections to an address go is wrong.

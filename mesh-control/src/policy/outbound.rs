@@ -1,7 +1,7 @@
 //! Hosts that nothing describes: whether clients may call them (Istio's `outboundTrafficPolicy`).
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::Policy;
 use super::view::View;
@@ -18,11 +18,18 @@ pub enum OutboundTrafficPolicy {
 }
 
 impl Policy {
-    /// Whether a call to this target, `host:port`, passes by all that is configured. A name that any object has something
-    /// to say of does not, whoever may see that object, whatever its ports are, and whether or not it is right.
-    pub fn passes_by(&self, target: &str, view: &View) -> bool {
-        self.outbound(view) == OutboundTrafficPolicy::AllowAny
-            && (self.is_undescribed(target, view) || self.is_left_out(target, view).is_some())
+    /// What becomes of a call to this target, `host:port`, where nothing describes it: whether it passes by all that is configured,
+    /// or is refused. `None` of a name that any object has something to say of, whoever may see that object, whatever its ports are,
+    /// and whether or not it is right; and of a name that something may describe which cannot be read.
+    pub fn beside_the_mesh(&self, target: &str, view: &View) -> Option<OutboundTrafficPolicy> {
+        let is_outside = self.is_undescribed(target, view) || self.is_left_out(target, view).is_some();
+        (is_outside && !self.is_held_back).then(|| self.outbound(view))
+    }
+
+    /// Why a call to a target that nothing describes is refused.
+    pub fn why_blocked(&self, target: &str, view: &View) -> String {
+        let why = self.absence(target, view);
+        format!("{}, and such hosts are not called (REGISTRY_ONLY)", why.as_deref().unwrap_or("no object describes it"))
     }
 
     /// What becomes of a client's calls to hosts that nothing describes.
@@ -35,8 +42,10 @@ impl Policy {
         self.outbound == OutboundTrafficPolicy::AllowAny || self.sidecars.let_any_pass()
     }
 
-    /// Lets none of them pass, whatever a Sidecar says.
+    /// Lets none of them pass, whatever a Sidecar says, and does not say that nothing describes them: it is not known.
     pub fn hold_back(&mut self) {
+        self.is_held_back = true;
+        self.lately = Mutex::default();
         self.outbound = OutboundTrafficPolicy::RegistryOnly;
         self.sidecars.let_none_pass();
     }

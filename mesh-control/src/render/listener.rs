@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::config::route::v3 as route;
@@ -14,6 +16,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::Tracing;
 use envoy_types::pb::google::protobuf::BoolValue;
 
+use mesh_core::model::BLOCK_ALL;
 use mesh_core::path::{EscapedSlashes, PathNormalization};
 
 use super::extensions::session_filter;
@@ -72,7 +75,18 @@ pub fn passing_by(name: &str, telemetry: Telemetry) -> pb::Listener {
         timeout: Some(duration(Duration::ZERO)),
         ..Default::default()
     });
-    let mut manager = inline(ALLOW_ANY, ALLOW_ANY, action);
+    with_one_route(name, ALLOW_ANY, action, telemetry)
+}
+
+/// The listener of a host that nothing describes where such hosts are not called: every request is answered with 502, and why.
+pub fn blocked(name: &str, why: String, telemetry: Telemetry) -> pb::Listener {
+    let body = core::DataSource { specifier: Some(Specifier::InlineString(why)), ..Default::default() };
+    let action = route::DirectResponseAction { status: 502, body: Some(body), ..Default::default() };
+    with_one_route(name, BLOCK_ALL, route::route::Action::DirectResponse(action), telemetry)
+}
+
+fn with_one_route(name: &str, route: &str, action: route::route::Action, telemetry: Telemetry) -> pb::Listener {
+    let mut manager = inline(route, route, action);
     (manager.access_log, manager.tracing) = (telemetry.logs, telemetry.tracing);
     manager.http_filters.splice(0..0, telemetry.metrics);
     pb::Listener {

@@ -48,6 +48,7 @@ use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
 use crate::policy::access::Access;
 use crate::policy::destination_rules::MergedRule;
 use crate::policy::locality::{Nearness, Place};
+use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::policy::paths::PathNormalization;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Fallback, FallbackName, Faults, Route, Written};
 use crate::policy::telemetry::Side;
@@ -177,7 +178,7 @@ fn clusters(policy: &Policy, view: &View, addresses: &BTreeSet<Address>) -> BTre
             let subsets = rule.subset_names().map(|subset| ClusterKey { subset: subset.into(), ..whole.clone() });
             names.extend(subsets.map(|key| key.to_string()));
         }
-        for route in policy.routes(address, view) {
+        for route in policy.routes(address, view).iter() {
             if let Action::Forward(forward) = &route.action {
                 for target in &forward.targets {
                     names.extend([target.cluster.to_string(), target.cluster_name()]);
@@ -327,9 +328,13 @@ pub fn render_listener(
         ClientClass::Grpc | ClientClass::Envoy => Telemetry::default(),
     };
     let Some(address) = policy.resolve(name, view) else {
-        // A gRPC client that asks for a listener cannot look the name up instead.
-        let passes = class == ClientClass::Library && policy.passes_by(name, view);
-        return passes.then(|| plain(encode(name, &listener::passing_by(name, telemetry))));
+        // A gRPC client that asks for a listener cannot look the name up instead, and fails what there is no listener for.
+        let outside = policy.beside_the_mesh(name, view).filter(|_| class == ClientClass::Library)?;
+        let listener = match outside {
+            OutboundTrafficPolicy::AllowAny => listener::passing_by(name, telemetry),
+            OutboundTrafficPolicy::RegistryOnly => listener::blocked(name, policy.why_blocked(name, view), telemetry),
+        };
+        return Some(plain(encode(name, &listener)));
     };
     let routes = policy.routes(&address, view);
     let of_routes = OfRoutes {
@@ -367,7 +372,7 @@ pub fn render_routes(judge: &Judge, policy: &Policy, class: ClientClass, view: &
         return Some(Rendered { encoded: encode_routes(name, rendered), degraded, refused: Vec::new() });
     }
     let verdict = |routes: &[Route]| judge.verdict_on_routes(render(routes, &mut Vec::new())).map(drop);
-    let (routes, refused) = judge::publishable(routes, verdict);
+    let (routes, refused) = judge::publishable(routes.to_vec(), verdict);
     degraded.clear();
     let rendered = judge.verdict_on_routes(render(&routes, &mut degraded)).ok()?;
     Some(Rendered { encoded: encode_routes(name, rendered), degraded, refused })
@@ -415,11 +420,13 @@ pub fn render_cluster(
     let is_callable = |seen: &Cluster<'_>| {
         class == ClientClass::Envoy || found_by(seen) != Found::Host || !seen.key.host.starts_with('*')
     };
+    let whole = ClusterKey { subset: "".into(), ..key.clone() };
     let seen = policy.cluster(key, view).filter(is_callable);
     let Some(seen) = seen else {
         // A client waits for what it is not told of, and with it for every route beside: gRPC's clients for 15 s. Told
         // that there is no endpoint, it fails what this route takes, and nothing else. An Envoy waits for nothing.
-        let encoded = encode(name, &nowhere(name));
+        let whole = policy.cluster(whole, view);
+        let encoded = encoded(name, nowhere_of(name, class, whole.map(|seen| seen.service)));
         let is_good = is_destination
             && class != ClientClass::Envoy
             && judge.verdict(ResourceType::Cluster, &encoded.body).is_ok();
@@ -427,7 +434,7 @@ pub fn render_cluster(
     };
     let (written, unknown) = dns_endpoints(policy, &seen, identities);
     if written.is_empty() && unknown > 0 {
-        return Some(plain(encode(name, &nowhere(name))));
+        return Some(plain(encoded(name, nowhere_of(name, class, Some(seen.service)))));
     }
     let mut degraded = Vec::new();
     let peers = policy.mesh.with_aliases(identities);
@@ -804,6 +811,19 @@ fn nowhere(name: &str) -> cluster::Cluster {
         }),
         ..Default::default()
     }
+}
+
+/// The same, of which it is known whose it would be: calls that fail there are reported as failures of its service.
+fn nowhere_of(name: &str, class: ClientClass, service: Option<&Arc<Service>>) -> Vec<u8> {
+    let mut rendered = nowhere(name);
+    if class != ClientClass::Envoy {
+        rendered.lrs_server = Some(proto::its_own_server());
+    }
+    let mut bytes = rendered.encode_to_vec();
+    if let Some(service) = service {
+        bytes.extend(ClusterMetadata { metadata: Some(proto::service_metadata(service)) }.encode_to_vec());
+    }
+    bytes
 }
 
 /// A cluster of which nothing can be called.

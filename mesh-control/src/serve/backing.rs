@@ -143,6 +143,7 @@ impl Inspect for Plane {
         let (client, note) = explain::asker(&snapshot, from).map_err(|error| format!("{error:#}"))?;
         let mut routes = explain::routes(&snapshot, &client, target);
         routes["note"] = note.into();
+        routes["rules"] = snapshot.rules_on(&client, target).into();
         Ok(routes)
     }
 

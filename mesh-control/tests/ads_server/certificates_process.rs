@@ -132,6 +132,16 @@ async fn serve_dev_issues_says_so_loudly_and_notes_who_got_what_and_who_did_not(
 }
 
 #[test]
+fn serve_dev_says_that_its_authority_ends_with_it_unless_it_has_a_place() {
+    let (config, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let kept = ["--dev", "--state-dir", state.path().to_str().unwrap()];
+    for (more, is_told) in [(&["--dev"][..], true), (&kept, false)] {
+        let log = Logged::start(config.path(), more).log();
+        assert_eq!(log.contains("this authority ends with this process"), is_told, "{log}");
+    }
+}
+
+#[test]
 fn serve_dev_listens_on_loopback_alone() {
     let config = tempfile::tempdir().unwrap();
     let config = config.path().to_str().unwrap();

@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime};
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
 use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
 use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_client::LoadReportingServiceClient;
+use envoy_types::pb::envoy::service::status::v3::ClientStatusRequest;
+use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
 use futures_util::FutureExt;
 use hyper_util::rt::TokioIo;
 use mesh_control::ca::CertificateAuthority;
@@ -30,10 +32,11 @@ use crate::support::{Fixture, PATIENCE, ServiceFn, Shelf, settled, until};
 enum Side {
     LiveTrace,
     Load,
+    Status,
     Calls,
 }
 
-const SIDES: [Side; 3] = [Side::LiveTrace, Side::Load, Side::Calls];
+const SIDES: [Side; 4] = [Side::LiveTrace, Side::Load, Side::Status, Side::Calls];
 
 /// A stream of somebody who has said who they are, if that, and says nothing more.
 struct Silent {
@@ -68,6 +71,16 @@ impl Silent {
                 if introduces_itself {
                     sender.send(LoadStatsRequest { node, ..LoadStatsRequest::default() }).await.unwrap();
                     answers.message().await?.expect("an answer");
+                }
+                Box::pin(async move { answers.message().await.map(|_| drop(sender)) })
+            }
+            Side::Status => {
+                let (sender, messages) = mpsc::channel(1);
+                let mut client = ClientStatusDiscoveryServiceClient::new(channel);
+                let mut answers = client.stream_client_status(ReceiverStream::new(messages)).await?.into_inner();
+                if introduces_itself {
+                    sender.send(ClientStatusRequest::default()).await.unwrap();
+                    answers.message().await?.expect("the state of the fleet");
                 }
                 Box::pin(async move { answers.message().await.map(|_| drop(sender)) })
             }
@@ -212,7 +225,7 @@ async fn streams_beside_that_of_the_resources_have_a_share_of_those_of_an_identi
         let theirs = Silent::open(side, other.clone(), true).await.unwrap().end.now_or_never();
         assert!(theirs.is_none(), "{side:?} of another identity");
     }
-    assert!(served.fixture.metrics().contains("mesh_xds_refused_total{reason=\"limit\"} 3\n"));
+    assert!(served.fixture.metrics().contains("mesh_xds_refused_total{reason=\"limit\"} 4\n"));
     // Whoever leaves makes room.
     all.drain(..).for_each(|stream| stream.abort());
     let again = async { while Silent::open(Side::LiveTrace, web.clone(), true).await.is_err() {} };

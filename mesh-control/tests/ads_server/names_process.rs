@@ -68,3 +68,45 @@ async fn describe_finds_the_calls_of_a_workload_whose_name_is_not_that_of_its_no
     let said = tokio::time::timeout(PATIENCE, described).await.expect("its calls are told");
     assert_eq!(said["calls"][0]["source"], "shop/web", "{said}");
 }
+
+/// A service whose rule is wrong, and one that is right.
+const WRONG: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: broken, namespace: shop}
+spec: {hosts: [reviews], http: [{route: [{destination: {host: reviews}, weight: many}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: other, namespace: shop}
+spec: {host: elsewhere.example.com, subsets: [{name: v1}]}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn describe_service_has_the_findings_of_the_rules_on_it_and_is_read_in_columns() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("shop.yaml"), WRONG).unwrap();
+    let (_control, _, status) = Control::listening(dir.path());
+    let describe = |more: &[&str]| {
+        let out = output(&[&["describe", "service", "reviews", "--status-addr", &status], more].concat());
+        text(&out.stdout)
+    };
+    let said: Value = serde_json::from_str(&describe(&["-o", "json"])).unwrap();
+    let findings = said["findings"].as_array().unwrap();
+    let told = |line: &Value, part: &str| line.as_str().unwrap().contains(part);
+    assert!(
+        findings.iter().any(|line| told(line, "shop.yaml:10: error[") && told(line, "VirtualService shop/broken: "))
+    );
+    assert!(!findings.iter().any(|line| told(line, "DestinationRule shop/other")), "{said}");
+    let read = describe(&[]);
+    let lines: Vec<&str> = read.lines().collect();
+    assert!(lines[0].starts_with("  Service    reviews.shop.svc.cluster.local"), "{read}");
+    for title in ["ROUTES TO reviews.shop.svc.cluster.local:80", "FINDINGS"] {
+        assert!(lines.contains(&title), "{read}");
+    }
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mesh_control::catalog::Kind;
 use mesh_control::embedded::{Config, Embedded, Options, OutboundTrafficPolicy, PlaneOptions};
+use mesh_core::request::RequestHead;
 use mesh_core::store::{Source, Store};
 use mesh_core::view::Extensions;
 use mesh_core::xds::Bootstrap;
@@ -30,13 +31,18 @@ spec: {selector: {app: secret}, ports: [{name: http, port: 80}]}
 ";
 
 const TOLD: [(&str, &str); 4] = [
-    ("reviews.shop:80", "the host reviews.shop.svc.cluster.local has no port 80, it has ports 9080, 9090"),
+    (
+        "reviews.shop:80",
+        "the management server has none: the host reviews.shop.svc.cluster.local has no port 80, it has ports 9080, 9090 [xDS \
+         server embedded, node id \"web-1\"]",
+    ),
     (
         "reviews:9080",
-        "namespace default has no host \"reviews\", there is reviews.pay (port 80), reviews.shop (ports 9080, 9090)",
+        "the management server has none: namespace default has no host \"reviews\", there is reviews.pay (port 80), reviews.shop \
+         (ports 9080, 9090) [xDS server embedded, node id \"web-1\"]",
     ),
-    ("secret:80", ""),
-    ("nowhere:80", ""),
+    ("secret:80", "no object describes it, and such hosts are not called (REGISTRY_ONLY)"),
+    ("nowhere:80", "no object describes it, and such hosts are not called (REGISTRY_ONLY)"),
 ];
 
 #[tokio::test]
@@ -48,21 +54,13 @@ async fn an_unknown_host_is_answered_with_the_ports_and_namespaces_where_it_does
     let (store, sink) = Store::new(source.clone(), Extensions::default(), Duration::from_secs(600));
     tokio::spawn(source.clone().run(sink));
     for (target, told) in TOLD {
-        let _entry = store.target(target).unwrap();
-        let status = source.status();
-        let reason = || {
-            let status = status.get();
-            let resource = status.resources.iter().find(|resource| &*resource.key.name == target)?;
-            Some(resource.error.as_ref()?.details.to_string())
-        };
-        until("the answer is there", || reason().is_some()).await;
-        let expected = match told {
-            "" => format!("listener {target}: the management server has none [xDS server embedded, node id \"web-1\"]"),
-            told => format!(
-                "listener {target}: the management server has none: {told} [xDS server embedded, node id \"web-1\"]"
-            ),
-        };
-        assert_eq!(reason().unwrap(), expected);
+        let entry = store.target(target).unwrap();
+        until("the answer is there", || entry.view().is_some()).await;
+        let (head, ()) = http::Request::get(format!("http://{target}/")).body(()).unwrap().into_parts();
+        let head = RequestHead::of(&head).unwrap();
+        let view = entry.view().unwrap();
+        let error = view.find(&head, &mut fastrand::Rng::new()).err().map(|error| error.to_string());
+        assert_eq!(error.unwrap_or_default(), format!("listener {target}: {told}"));
     }
 
     let channel = Channel::from_shared(format!("http://{}", mesh.xds_addr())).unwrap().connect().await.unwrap();

@@ -52,7 +52,8 @@ fn said(plane: &Plane) -> Vec<String> {
 
 /// Whether a host that nothing describes is called.
 fn passes(plane: &Plane) -> bool {
-    plane.snapshot().resource(&client("shop"), Kind::Listener, "unknown.example.com:80").is_some()
+    let found = plane.snapshot().resource(&client("shop"), Kind::Listener, "unknown.example.com:80").unwrap();
+    String::from_utf8_lossy(&found.body).contains("allow_any")
 }
 
 fn paths(plane: &Plane) -> PathNormalization {

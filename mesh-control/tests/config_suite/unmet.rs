@@ -274,3 +274,38 @@ fn a_host_without_dots_that_a_rule_does_not_mean_is_told_with_the_form_that_it_t
         assert_eq!(said(&format!("{entry}{rule}")), [], "{rule}");
     }
 }
+
+#[test]
+fn a_cors_policy_whose_preflights_meet_none_of_its_conditions_is_told() {
+    let header = |name: &str| format!("[{{headers: {{{name}: {{exact: a}}}}}}]");
+    for (matches, is_told) in [
+        (header("x-tenant"), true),
+        (header("authorization"), true),
+        (header("origin"), false),
+        ("[{method: {exact: GET}}]".to_owned(), true),
+        ("[{method: {regex: 'GET|OPTIONS'}}]".to_owned(), false),
+        ("[{uri: {prefix: /a}, headers: {x-tenant: {}}}, {uri: {prefix: /a}}]".to_owned(), false),
+        ("[]".to_owned(), false),
+    ] {
+        let yaml = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec:\n  hosts: [web.example.com]\n  http:\n  \
+             - {{match: {matches}, corsPolicy: {{allowOrigins: [{{exact: 'https://a.example.com'}}]}}, route: [{{destination: {{host: web.example.com}}}}]}}\n"
+        );
+        let found: Vec<String> =
+            mesh_control::analysis::validate([("t.yaml", yaml.as_str())]).iter().map(ToString::to_string).collect();
+        let told = found.iter().any(|line| line.contains("corsPolicy: preflights (OPTIONS"));
+        assert_eq!(told, is_told, "{matches}: {found:#?}");
+    }
+}
+
+#[test]
+fn what_a_namespace_says_of_the_traffic_of_its_services_is_told_to_have_no_effect() {
+    let namespace = |more: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop{more}}}\n");
+    let annotated = namespace(", annotations: {networking.istio.io/traffic-distribution: PreferClose}");
+    for (yaml, is_told) in [(annotated, true), (namespace(""), false)] {
+        let found: Vec<String> =
+            mesh_control::analysis::validate([("t.yaml", yaml.as_str())]).iter().map(ToString::to_string).collect();
+        let told = found.iter().any(|line| line.contains("has no effect on a Namespace"));
+        assert_eq!(told, is_told, "{found:#?}");
+    }
+}

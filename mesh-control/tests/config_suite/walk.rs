@@ -97,7 +97,8 @@ fn names_that_mean_nothing_are_nothing() {
     assert!(snapshot.resource(&client("default"), Kind::Listener, "nowhere:80").is_some());
     let closed = PlaneOptions::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
     let closed = Plane::start(closed).unwrap().snapshot();
-    assert!(closed.resource(&client("default"), Kind::Listener, "nowhere:80").is_none());
+    let refused = closed.resource(&client("default"), Kind::Listener, "nowhere:80").unwrap();
+    assert!(String::from_utf8_lossy(&refused.body).contains("such hosts are not called (REGISTRY_ONLY)"));
 }
 
 #[test]

@@ -198,7 +198,7 @@ fn a_host_that_nothing_describes_follows_the_settings_of_the_mesh() {
     let request = r#"{"source": {"namespace": "shop"}, "host": "nobody.example.com"}"#;
     check(SHOP, &[(request, json!({"outcome": "forward"}))]);
     let refused = json!({"outcome": "error", "status": 502,
-        "reason": "listener nobody.example.com:80: no object describes it, and such hosts are not called"});
+        "reason": "listener nobody.example.com:80: no object describes it, and such hosts are not called (REGISTRY_ONLY)"});
     check(&format!("{SHOP}{settings}"), &[(request, refused)]);
 }
 

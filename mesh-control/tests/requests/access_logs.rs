@@ -214,6 +214,33 @@ spec: {hosts: [reviews], http: [{match: [{uri: {prefix: /a}}], route: [{destinat
 }
 
 #[tokio::test]
+async fn a_call_that_is_refused_by_registry_only_has_its_line_its_series_and_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, text) = file(&dir);
+    let allow = |builder: MeshBuilder| builder.access_log_files_in(dir.path()).metrics();
+    let format = "%RESPONSE_CODE% %RESPONSE_FLAGS% %REQ(:AUTHORITY)% %ROUTE_NAME% %UPSTREAM_CLUSTER%";
+    let settings =
+        format!("accessLogFile: {text}\naccessLogFormat: '{format}'\noutboundTrafficPolicy: {{mode: REGISTRY_ONLY}}");
+    let world = World::start(&settings, "", allow).await;
+    let error = world.client.client().get("http://nobody.example.com/").await.unwrap_err();
+    assert!(format!("{error:#}").contains("no object describes it") && format!("{error:#}").contains("REGISTRY_ONLY"));
+    let expected = "502 NR nobody.example.com block_all BlackHoleCluster";
+    assert!(lines(&path, 1).await.contains(&expected.to_owned()), "{:?}", lines(&path, 1).await);
+    let counted = world.client.prometheus();
+    let of_it = |line: &&str| line.starts_with("istio_requests_total{") && line.contains("BlackHoleCluster");
+    let line = counted.lines().find(of_it).unwrap_or_else(|| panic!("{counted}"));
+    for label in [
+        "destination_service_name=\"BlackHoleCluster\"",
+        "destination_service=\"unknown\"",
+        "response_code=\"502\"",
+        "response_flags=\"NR\"",
+    ] {
+        assert!(line.contains(label), "{label}: {line}");
+    }
+    assert!(!counted.contains("nobody.example.com"), "nobody makes up a series");
+}
+
+#[tokio::test]
 async fn a_server_writes_who_called_and_how_much_it_was_sent_also_without_metrics() {
     let dir = tempfile::tempdir().unwrap();
     let (path, text) = file(&dir);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::extract::Request as Received;
 use http_body_util::BodyExt;
-use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_control::embedded::{Config, Embedded, Options, OutboundTrafficPolicy, PlaneOptions};
 use mesh_control::serve::status;
 use mesh_tower::Mesh;
 use serde_json::{Value, json};
@@ -53,7 +53,11 @@ struct Control {
 
 impl Control {
     async fn start(options: Options) -> Control {
-        let embedded = Embedded::start(Config::yaml(CANARY), options).await.unwrap();
+        Control::of(CANARY, options).await
+    }
+
+    async fn of(yaml: &str, options: Options) -> Control {
+        let embedded = Embedded::start(Config::yaml(yaml), options).await.unwrap();
         let (stop, stopped) = watch::channel(false);
         let (server, plane) = (Arc::clone(embedded.server()), Arc::new(embedded.plane().clone()));
         let at = "127.0.0.1:0".parse().unwrap();
@@ -147,6 +151,9 @@ async fn what_a_client_sends_is_seen_by_subset_with_failures_times_and_tls() {
     assert_eq!((&canary["subset"], &canary["service"]), (&json!("v2"), &json!(HOST)));
     assert!(stable["requests_per_second"].as_f64() > Some(0.0) && stable["p99_ms"].as_f64() > Some(0.0), "{stable}");
     assert_eq!(stable["mutual_tls"], json!(1.0), "certificates are issued");
+    let workloads = control.json("/status").await["workloads"].clone();
+    let issued = workloads.as_array().unwrap().iter().filter(|one| one["certificate"] == "issued");
+    assert_eq!(issued.count(), 2, "streams are plaintext in development: {workloads}");
     let graph = control.json("/api/graph").await;
     let ids: Vec<_> = graph["nodes"].as_array().unwrap().iter().map(|node| node["id"].as_str().unwrap()).collect();
     assert!(ids.contains(&HOST) && ids.contains(&"shop/web/v1"), "{ids:?}");
@@ -175,6 +182,61 @@ async fn a_service_calling_another_is_one_path() {
     let v2 = control.mesh("reviews", "v2");
     call(&v2, "", false).await;
     control.edge(&format!("{HOST}/v2"), &format!("{HOST}/v1"), 1).await;
+}
+
+/// Of a service without an endpoint: it has nobody who could be picked, a fault, a subset that there is not, and paths without a
+/// route.
+const RATED: &str = "
+---
+apiVersion: v1
+kind: Service
+metadata: {name: rated, namespace: shop}
+spec: {selector: {app: rated}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: rated, namespace: shop}
+spec:
+  hosts: [rated]
+  http:
+  - match: [{uri: {prefix: /fault}}]
+    fault: {abort: {httpStatus: 500, percentage: {value: 100}}}
+    route: [{destination: {host: rated}}]
+  - match: [{uri: {prefix: /subset}}]
+    route: [{destination: {host: rated, subset: gone}}]
+  - match: [{uri: {prefix: /there}}]
+    route: [{destination: {host: rated}}]
+";
+
+#[tokio::test]
+async fn requests_for_which_no_endpoint_is_picked_are_failing_edges() {
+    let closed = PlaneOptions::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
+    let control = Control::of(&format!("{CANARY}{RATED}"), Options::default().plane(closed)).await;
+    let (web, other) = (control.mesh("web", "v1"), control.mesh("other", "v1"));
+    let ask = async |mesh: &Mesh, uri: &str, times: usize| {
+        for _ in 0..times {
+            match mesh.client().get(uri).await {
+                Ok(answer) => assert!(answer.status().is_server_error(), "{uri}"),
+                Err(error) => assert!(error.kind().http_status().as_u16() >= 404, "{uri}: {error:#}"),
+            }
+        }
+    };
+    ask(&web, "http://rated/there", 1).await;
+    ask(&web, "http://rated/fault", 2).await;
+    ask(&web, "http://rated/none", 3).await;
+    ask(&web, "http://rated/subset", 4).await;
+    // This one has nothing else to report.
+    ask(&other, "http://nobody.example.com/", 5).await;
+    let host = "rated.shop.svc.cluster.local";
+    for (source, destination, requests) in [
+        ("shop/web/v1", host, 6),
+        ("shop/web/v1", &format!("{host}/gone"), 4),
+        ("shop/other/v1", "BlackHoleCluster", 5),
+    ] {
+        let edge = control.edge(source, destination, requests).await;
+        assert_eq!((&edge["requests"], &edge["error_rate"]), (&json!(requests), &json!(1.0)), "{edge}");
+        assert!(edge["requests_per_second"].as_f64() > Some(0.0), "{edge}");
+    }
 }
 
 #[tokio::test]

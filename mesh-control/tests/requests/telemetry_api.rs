@@ -116,6 +116,14 @@ impl World {
         text.lines().map(str::to_owned).partition(|line| !line.ends_with(" -"))
     }
 
+    /// Gives the configuration other objects than those of the start.
+    fn rewrite(&self, objects: &str) {
+        let config = self.logs.path().join("config");
+        let yaml = format!("{SERVICE}{}{objects}", settings(self.logs.path(), ""));
+        std::fs::write(self.logs.path().join("next"), yaml).unwrap();
+        std::fs::rename(self.logs.path().join("next"), config.join("all.yaml")).unwrap();
+    }
+
     /// What a side counts, line by line, but for what it says of itself.
     async fn counted(&self, is_client: bool) -> Vec<String> {
         self.settle().await;
@@ -230,6 +238,30 @@ fn who_takes_what_is_told_and_what_is_wrong_is_said_by_name_and_place() {
         let yaml = format!("{SERVICE}{settings}{}", telemetry("shop", "t", spec));
         let found: Vec<_> = validate([("t.yaml", yaml.as_str())]).iter().map(ToString::to_string).collect();
         assert!(found.iter().any(|one| one.contains(expected)), "{spec}: {found:#?}");
+    }
+}
+
+#[test]
+fn labels_of_a_metric_that_a_wider_object_takes_away_are_told_unless_it_is_brought_back() {
+    let mesh = telemetry("istio-system", "mesh", "{metrics: [{overrides: [{match: {mode: CLIENT}, disabled: true}]}]}");
+    let labels = "tagOverrides: {team: {value: \"'a'\"}}";
+    for (spec, is_told) in [
+        (format!("{{metrics: [{{overrides: [{{match: {{metric: REQUEST_COUNT}}, {labels}}}]}}]}}"), true),
+        (
+            format!("{{metrics: [{{overrides: [{{match: {{metric: REQUEST_COUNT}}, disabled: false, {labels}}}]}}]}}"),
+            false,
+        ),
+        (
+            format!("{{metrics: [{{overrides: [{{match: {{metric: REQUEST_COUNT, mode: SERVER}}, {labels}}}]}}]}}"),
+            false,
+        ),
+        (format!("{{metrics: [{{overrides: [{{disabled: false}}, {{{labels}}}]}}]}}"), false),
+    ] {
+        let yaml = format!("{SERVICE}{mesh}{}", telemetry("shop", "t", &spec));
+        let found: Vec<_> = validate([("t.yaml", yaml.as_str())]).iter().map(ToString::to_string).collect();
+        let expected =
+            "without effect on requests_total, which Telemetry istio-system/mesh takes away: `disabled: false`";
+        assert_eq!(found.iter().any(|one| one.contains(expected)), is_told, "{spec}: {found:#?}");
     }
 }
 
@@ -361,6 +393,38 @@ async fn metrics_and_labels_are_those_that_the_object_leaves() {
         let lines = world.counted(side).await;
         assert!(has(&lines, "istio_request_bytes_count{"), "{lines:#?}");
         assert!(lines.iter().all(|line| line.starts_with("istio_request_bytes_")), "{lines:#?}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_object_takes_away_is_gone_from_processes_that_run_and_nobody_calls() {
+    let world = World::start("", "").await;
+    world.get("/", &[]).await;
+    let is_whole = |lines: &[String]| {
+        let has = |name: &str, part: &str| lines.iter().any(|line| line.starts_with(name) && line.contains(part));
+        has("istio_requests_total{", "") && has("istio_request_duration_milliseconds_sum{", "source_principal=")
+    };
+    for side in [true, false] {
+        assert!(is_whole(&world.counted(side).await));
+    }
+    let spec = "{metrics: [{overrides: [{match: {metric: REQUEST_COUNT}, disabled: true}, \
+        {match: {metric: REQUEST_DURATION}, tagOverrides: {source_principal: {operation: REMOVE}}}]}]}";
+    world.rewrite(&telemetry("istio-system", "mesh", spec));
+    let is_gone = |lines: &[String]| {
+        !lines.iter().any(|line| {
+            line.starts_with("istio_requests_total{")
+                || line.starts_with("istio_request_duration") && line.contains("source_principal=")
+        })
+    };
+    for side in [true, false] {
+        let gone = async {
+            while !is_gone(&world.counted(side).await) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("it is gone");
+        let rest = world.counted(side).await;
+        assert!(rest.iter().any(|line| line.starts_with("istio_request_bytes_count{")), "{rest:#?}");
     }
 }
 

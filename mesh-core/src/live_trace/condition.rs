@@ -32,6 +32,7 @@ pub struct Where {
 /// # Ok::<(), mesh_core::error::Invalid>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Condition {
     /// A header is there, with this value where one is said.
     Header(HeaderName, Option<HeaderValue>),

@@ -61,6 +61,7 @@ pub struct Hop {
 
 /// How a hop ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct End<'e> {
     /// The code of the answer; 0 for none.
     pub status: u16,

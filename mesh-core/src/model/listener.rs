@@ -4,9 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
+
 use crate::id::{ListenerName, RouteName};
 use crate::model::{
-    AccessLog, Clusters, Forward, MetricRules, NamedFilter, RouteAction, RouteConfiguration, ServiceNames, Tracing,
+    AccessLog, Clusters, Forward, MetricRules, NamedFilter, Route, RouteAction, RouteConfiguration, ServiceNames,
+    Tracing,
 };
 use crate::path::PathNormalization;
 
@@ -26,6 +29,9 @@ pub const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
 /// is known.
 pub const BLACK_HOLE_CLUSTER: &str = "BlackHoleCluster";
 
+/// The name of the only route where a target may not be called, for no object describes it. It is Istio's.
+pub const BLOCK_ALL: &str = "block_all";
+
 impl Listener {
     /// Whether it only says that the target may be called as if there were no mesh: its requests go to the
     /// [`PASSTHROUGH_CLUSTER`], all of them. It is a permission and no configuration of the target, so that none of it is
@@ -40,6 +46,11 @@ impl Listener {
                 matches!(action, RouteAction::Forward(Forward { clusters: Clusters::One(name), .. })
                     if name.as_str() == PASSTHROUGH_CLUSTER)
             })
+    }
+
+    /// Whether it says nothing of its target, but whether those may be called of which nothing is known.
+    pub fn says_nothing(&self) -> bool {
+        self.passes_by() || matches!(self, Listener::Api(listener) if listener.blocks().is_some())
     }
 
     /// The resource's name.
@@ -77,6 +88,23 @@ pub struct ApiListener {
     /// Where connections go whose bytes are not HTTP: a virtual host's domains are the names of servers that a client may ask
     /// for, and its first route is for all of its connections. `None`: as requests do.
     pub connections: Option<Arc<RouteConfiguration>>,
+}
+
+impl ApiListener {
+    /// Why the target may not be called, where that is all that it says: its one route is [`BLOCK_ALL`] and answers with 502. As
+    /// [passing by](Listener::passes_by), it says nothing of the target that would be worth keeping.
+    pub fn blocks(&self) -> Option<&str> {
+        let RouteSource::Inline(routes) = &self.http.routes else { return None };
+        let [host] = routes.virtual_hosts.as_slice() else { return None };
+        match host.routes.as_slice() {
+            [Route { name, action: RouteAction::Direct(answer), .. }]
+                if **name == *BLOCK_ALL && answer.status == StatusCode::BAD_GATEWAY =>
+            {
+                std::str::from_utf8(&answer.body).ok()
+            }
+            _ => None,
+        }
+    }
 }
 
 impl ApiListener {

@@ -7,8 +7,16 @@ use std::sync::Arc;
 use super::CelExpression;
 use crate::error::Invalid;
 
-/// Istio's metrics, in the words of its statistics: to Prometheus, `istio_` stands before each.
-pub const METRIC_NAMES: [&str; 10] = [
+macro_rules! metrics {
+    ($($name:literal),* $(,)?) => {
+        /// Istio's metrics, in the words of its statistics.
+        pub const METRIC_NAMES: [&str; 10] = [$($name),*];
+        /// The same to Prometheus: `istio_` stands before each.
+        pub const PROMETHEUS_NAMES: [&str; 10] = [$(concat!("istio_", $name)),*];
+    };
+}
+
+metrics![
     "requests_total",
     "request_duration_milliseconds",
     "request_bytes",
@@ -45,6 +53,11 @@ impl MetricSet {
         MetricSet(self.0 | others.0)
     }
 
+    /// Those of these that are among others.
+    pub const fn within(self, others: MetricSet) -> MetricSet {
+        MetricSet(self.0 & others.0)
+    }
+
     /// As a number.
     pub fn bits(self) -> u16 {
         self.0
@@ -74,6 +87,7 @@ pub struct MetricRules {
 
 /// Metrics whose labels are the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MetricGroup {
     /// Which they are.
     pub metrics: MetricSet,
@@ -105,7 +119,7 @@ impl MetricRules {
         for (place, labels) in rules {
             named = named.with(MetricSet::one(place));
             let Some(mut labels) = labels else { continue };
-            if let Some((name, _)) = labels.iter().find(|(name, _)| !is_label(name)) {
+            if let Some((name, _)) = labels.iter().find(|(name, _)| !is_metric_label(name)) {
                 return Err(Invalid::new(format!("{name:?} cannot be the name of a label")));
             }
             labels.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -132,7 +146,7 @@ impl MetricRules {
 }
 
 /// Whether Prometheus takes it as the name of a label; `le` is that of buckets.
-fn is_label(name: &str) -> bool {
+pub fn is_metric_label(name: &str) -> bool {
     let is_fine = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let begins_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && !name.starts_with("__");
     begins_well && name != "le" && name.len() <= 128 && name.chars().all(is_fine)

@@ -65,11 +65,13 @@ pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWK
 pub use jwt::{ClaimHeader, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, TokenLocation};
 pub use limits::{CircuitBreakers, RetryLimit};
 pub use listener::{
-    ApiListener, BLACK_HOLE_CLUSTER, FilterChain, FilterChainMatch, HeadersWithUnderscores, HttpManager, Listener,
-    PASSTHROUGH_CLUSTER, RouteSource, ServerListener, ServerTls,
+    ApiListener, BLACK_HOLE_CLUSTER, BLOCK_ALL, FilterChain, FilterChainMatch, HeadersWithUnderscores, HttpManager,
+    Listener, PASSTHROUGH_CLUSTER, RouteSource, ServerListener, ServerTls,
 };
 pub use log_filter::{Comparison, LogFilter};
-pub use metric_rules::{LabelRule, METRIC_NAMES, MetricGroup, MetricRules, MetricSet};
+pub use metric_rules::{
+    LabelRule, METRIC_NAMES, MetricGroup, MetricRules, MetricSet, PROMETHEUS_NAMES, is_metric_label,
+};
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 pub use path_rewrite::PathRewrite;
 pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};

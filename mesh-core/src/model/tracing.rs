@@ -41,6 +41,7 @@ impl Default for Tracing {
 
 /// In which headers requests are told of a trace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TraceHeaders {
     /// `traceparent`
     #[default]

@@ -14,7 +14,7 @@ use super::{Heads, Messages, RequestInfo, grpc_status};
 use crate::error::ErrorKind;
 use crate::id::ClusterName;
 use crate::live_trace::{Hop, Place, Stage};
-use crate::model::{AccessLog, MetricRules, ServiceNames};
+use crate::model::{AccessLog, BLACK_HOLE_CLUSTER, MetricRules, ServiceNames};
 use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
 use crate::workload::Peer;
@@ -57,6 +57,11 @@ impl RequestInfo {
             record.route = Some(Arc::clone(route));
             record.cluster = cluster.cloned();
         }
+    }
+
+    /// Notes that it leads nowhere: its target does not exist, or may not be called.
+    pub fn note_nowhere(&mut self, route: &'static str) {
+        self.note_route(&route.into(), Some(&BLACK_HOLE_CLUSTER.into()));
     }
 
     /// Notes the service that it is for.

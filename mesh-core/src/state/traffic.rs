@@ -1,6 +1,7 @@
 //! How many requests went where, for a control plane that wants to know (load reports, gRFC A27): by cluster and locality.
 //!
-//! A try costs a few additions where its cluster is reported, and one look where it is not. What was counted is
+//! A try costs a few additions where its cluster is reported, and one look where it is not. Requests for which no endpoint was
+//! picked are counted, too: as dropped by their cluster or, where there is none, by the target that was asked for. What was counted is
 //! [taken](Traffic::take) to be told, and begins at zero again. Counts last as long as an endpoint refers to them, or they are
 //! not told yet.
 
@@ -13,14 +14,26 @@ use tokio::sync::watch;
 
 use super::{ClusterState, EndpointState, Shared, lock};
 use crate::histogram::{BOUNDS, Histogram};
-use crate::id::{ClusterName, Locality};
-use crate::model::{Cluster, ClusterKind, ClusterTls, Endpoints};
+use crate::id::{ClusterName, Locality, Target};
+use crate::model::{BLACK_HOLE_CLUSTER, Cluster, ClusterKind, ClusterTls, Endpoints};
+
+/// So many targets whose requests lead to no cluster are told apart; those of all others count as of one without a name.
+const MOST_TARGETS: usize = 100;
 
 /// What there is to report, of all clusters that are reported.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    clusters: Mutex<BTreeMap<ClusterName, OfCluster>>,
+    counted: Mutex<Counted>,
     is_wanted: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    clusters: BTreeMap<ClusterName, OfCluster>,
+    /// Requests that led to no cluster, by their target.
+    nowhere: BTreeMap<Arc<str>, u64>,
+    /// Whether these are to be reported, whatever else is.
+    wants_nowhere: bool,
 }
 
 /// What is counted of one cluster.
@@ -28,6 +41,8 @@ pub struct Traffic {
 struct OfCluster {
     service_name: Arc<str>,
     shared: Weak<Shared>,
+    /// Requests for which no endpoint was picked; those that a limit was in the way of are counted elsewhere.
+    unsent: u64,
     /// By locality, and by whether connections are secured.
     localities: BTreeMap<(Locality, bool), Arc<LocalityTraffic>>,
 }
@@ -48,9 +63,9 @@ pub(super) struct LocalityTraffic {
 pub struct ClusterTraffic {
     /// Its name.
     pub name: ClusterName,
-    /// The name of its endpoints, where that is another one; empty else.
+    /// The name of its endpoints, where that is another one; empty else. Of [`BLACK_HOLE_CLUSTER`], the target that was asked for.
     pub service_name: Arc<str>,
-    /// Requests that a limit of the cluster kept from being sent.
+    /// Requests that were not sent: a limit of the cluster was in the way, it has nothing healthy, a fault was injected.
     pub dropped: u64,
     /// By where its endpoints are.
     pub localities: Vec<LocalityFigures>,
@@ -83,7 +98,7 @@ impl Traffic {
     /// What was counted since it was asked the last time; clusters without any are left out.
     pub fn take(&self) -> Vec<ClusterTraffic> {
         let mut taken = Vec::new();
-        let mut clusters = lock(&self.clusters);
+        let Counted { clusters, nowhere, wants_nowhere } = &mut *lock(&self.counted);
         clusters.retain(|name, of| {
             let told = of.take(name);
             let is_told = told.dropped > 0 || !told.localities.is_empty();
@@ -91,9 +106,17 @@ impl Traffic {
                 taken.push(told);
             }
             of.localities.retain(|_, counts| Arc::strong_count(counts) > 1);
-            is_told || !of.localities.is_empty()
+            // One without endpoints is there as long as its state is, besides in the list of all of them.
+            is_told || !of.localities.is_empty() || of.shared.strong_count() > 1
         });
-        let is_wanted = !clusters.is_empty();
+        let told = std::mem::take(nowhere).into_iter().map(|(target, dropped)| ClusterTraffic {
+            name: BLACK_HOLE_CLUSTER.into(),
+            service_name: target,
+            dropped,
+            localities: Vec::new(),
+        });
+        taken.extend(told);
+        let is_wanted = !clusters.is_empty() || *wants_nowhere;
         self.is_wanted.send_if_modified(|wanted| std::mem::replace(wanted, is_wanted) != is_wanted);
         taken
     }
@@ -103,25 +126,43 @@ impl Traffic {
         self.is_wanted.subscribe()
     }
 
-    fn counts(&self, cluster: &Cluster, shared: &Arc<Shared>, key: (Locality, bool)) -> Arc<LocalityTraffic> {
-        let mut clusters = lock(&self.clusters);
-        let of = clusters.entry(cluster.name.clone()).or_insert_with(|| OfCluster {
+    /// Counts a request that led to no cluster. `is_wanted`, that is to be reported even if nothing else is.
+    pub fn note_nowhere(&self, target: &Target, is_wanted: bool) {
+        let mut counted = lock(&self.counted);
+        let Counted { nowhere, wants_nowhere, .. } = &mut *counted;
+        let is_known = nowhere.contains_key(target.as_str()) || nowhere.len() < MOST_TARGETS;
+        *nowhere.entry(if is_known { target.as_str().into() } else { Arc::default() }).or_default() += 1;
+        if is_wanted {
+            *wants_nowhere = true;
+            self.want();
+        }
+    }
+
+    fn want(&self) {
+        self.is_wanted.send_if_modified(|wanted| !std::mem::replace(wanted, true));
+    }
+
+    /// Has something counted of a cluster that is reported.
+    fn of<T>(&self, cluster: &Cluster, shared: &Arc<Shared>, count: impl FnOnce(&mut OfCluster) -> T) -> T {
+        let mut counted = lock(&self.counted);
+        let of = counted.clusters.entry(cluster.name.clone()).or_insert_with(|| OfCluster {
             service_name: match &cluster.kind {
                 ClusterKind::Eds { service_name } if **service_name != *cluster.name.as_str() => service_name.clone(),
                 _ => Arc::default(),
             },
             shared: Weak::new(),
+            unsent: 0,
             localities: BTreeMap::new(),
         });
         of.shared = Arc::downgrade(shared);
-        let counts = Arc::clone(of.localities.entry(key).or_default());
-        self.is_wanted.send_if_modified(|wanted| !std::mem::replace(wanted, true));
-        counts
+        let result = count(of);
+        self.want();
+        result
     }
 }
 
 impl OfCluster {
-    fn take(&self, name: &ClusterName) -> ClusterTraffic {
+    fn take(&mut self, name: &ClusterName) -> ClusterTraffic {
         let mut localities: BTreeMap<&Locality, LocalityFigures> = BTreeMap::new();
         for ((locality, is_secured), counts) in &self.localities {
             let (latency, latency_sum) = counts.latency.take();
@@ -148,7 +189,8 @@ impl OfCluster {
         ClusterTraffic {
             name: name.clone(),
             service_name: Arc::clone(&self.service_name),
-            dropped: self.shared.upgrade().map_or(0, |shared| shared.usage.take_dropped()),
+            dropped: std::mem::take(&mut self.unsent)
+                + self.shared.upgrade().map_or(0, |shared| shared.usage.take_dropped()),
             localities: localities.into_values().collect(),
         }
     }
@@ -157,6 +199,9 @@ impl OfCluster {
 impl ClusterState {
     /// Takes in whether requests to these endpoints are counted, for reports of load.
     pub(crate) fn note_reported(&self, cluster: &Cluster, endpoints: &Endpoints) {
+        if cluster.reports_load {
+            self.traffic.of(cluster, &self.shared, |_| ());
+        }
         for locality in &endpoints.localities {
             for endpoint in &locality.endpoints {
                 let state = self.endpoint(&endpoint.id, endpoint.mutual_tls);
@@ -173,11 +218,19 @@ impl ClusterState {
                     ClusterTls::None | ClusterTls::Files(_) | ClusterTls::Unusable(_) => false,
                 };
                 let key = (locality.locality.clone(), is_secured);
-                let counts = self.traffic.counts(cluster, &self.shared, key);
+                let counts =
+                    self.traffic.of(cluster, &self.shared, |of| Arc::clone(of.localities.entry(key).or_default()));
                 if !state.traffic.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, &counts)) {
                     state.traffic.store(Some(counts));
                 }
             }
+        }
+    }
+
+    /// Counts a request for which no endpoint was picked, where its cluster is reported.
+    pub fn note_unsent(&self, cluster: &Cluster) {
+        if cluster.reports_load {
+            self.traffic.of(cluster, &self.shared, |of| of.unsent += 1);
         }
     }
 }
@@ -286,6 +339,35 @@ mod tests {
         state.note_reported(&cluster, &endpoints);
         assert!(endpoint.begin_reported(Instant::now).is_none());
         assert_eq!(CircuitBreakers::default(), cluster.circuit_breakers);
+    }
+
+    #[test]
+    fn requests_that_are_not_sent_are_told_of_their_cluster_or_of_their_target() {
+        let (states, (cluster, _)) = (States::default(), cluster(true));
+        let (traffic, state) = (Arc::clone(states.traffic()), states.cluster(&cluster.name, &cluster.tls));
+        state.note_reported(&cluster, &Endpoints::default());
+        let wanted = traffic.wanted();
+        assert!(*wanted.borrow() && traffic.take().is_empty(), "it has no endpoint, and is reported");
+        state.note_unsent(&cluster);
+        state.note_unsent(&self::cluster(false).0);
+        let target = |name: String| Target::from(name);
+        for n in 0..=MOST_TARGETS + 1 {
+            traffic.note_nowhere(&target(format!("made-up-{n}:80")), false);
+        }
+        let told = traffic.take();
+        let of =
+            |name: &str| told.iter().find(|one| &*one.service_name == name).map(|one| (one.name.as_str(), one.dropped));
+        assert_eq!((told[0].name.as_str(), told[0].dropped, told[0].localities.len()), ("c", 1, 0));
+        assert_eq!(of("made-up-0:80"), Some((BLACK_HOLE_CLUSTER, 1)));
+        assert!(
+            told.iter()
+                .any(|one| one.name.as_str() == BLACK_HOLE_CLUSTER && one.service_name.is_empty() && one.dropped == 2)
+        );
+        assert_eq!(told.len(), 1 + MOST_TARGETS + 1);
+        drop(state);
+        assert!(traffic.take().is_empty() && !*wanted.borrow());
+        traffic.note_nowhere(&target("blocked:80".to_owned()), true);
+        assert!(*wanted.borrow() && traffic.take().len() == 1 && *wanted.borrow());
     }
 
     #[test]

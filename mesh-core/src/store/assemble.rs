@@ -294,6 +294,10 @@ impl Assembly {
         let Listener::Api(listener) = &*listener else {
             return failed(format!("listener {name}: a server's listener, where a client's is needed"));
         };
+        if let Some(why) = listener.blocks() {
+            let error = MeshError::new(ErrorKind::UnknownTarget, format!("listener {name}: {why}"));
+            return Some(TargetView::blocked(entry.target.clone(), &listener.http, error));
+        }
         let previous = entry.view.load_full();
         let present = previous.as_ref().and_then(|view| view.routes());
         let routes = match self.route_table(&listener.http, present, name, walk)? {

@@ -87,6 +87,8 @@ pub struct Metrics {
     hashing: RandomState,
     ways: [RwLock<HashMap<Way, Found, RandomState>>; SHARDS],
     series: Mutex<HashMap<(Labels, bool), Arc<Series>>>,
+    /// How requests are counted by now, of a client and of a server.
+    in_force: Mutex<[Rules; 2]>,
     /// What labels have by expressions, by its hash, and when that was so last.
     values: RwLock<HashMap<u64, AtomicU32>>,
     /// When room was looked for last among them.
@@ -113,8 +115,23 @@ struct Way {
     kind: u8,
 }
 
+/// All that is said of how requests are counted; `None` where they are as usual. Nothing at all, as long as nothing is known.
+type Rules = Vec<Option<Arc<MetricRules>>>;
+
+/// By what a request counts under a series: what becomes of its labels, with the hash of that, for which metrics, and which group
+/// of which rules says so, where they do.
+#[derive(Clone, Copy)]
+struct By<'a> {
+    changes: &'a LabelChanges,
+    hash: u64,
+    metrics: MetricSet,
+    group: Option<(&'a Arc<MetricRules>, usize)>,
+}
+
 struct Found {
     series: Arc<Series>,
+    metrics: MetricSet,
+    group: Option<(Arc<MetricRules>, usize)>,
     endpoint: Option<Weak<EndpointState>>,
     /// Keeps its address from being another one's.
     peer: Option<Weak<Peer>>,
@@ -147,6 +164,7 @@ impl Metrics {
             hashing: RandomState::default(),
             ways: std::array::from_fn(|_| RwLock::default()),
             series: Mutex::default(),
+            in_force: Mutex::default(),
             values: RwLock::default(),
             values_swept: AtomicU32::new(u32::MAX),
             node: Map::new(),
@@ -203,7 +221,7 @@ impl Metrics {
         let second = self.second(now);
         match request.metric_rules() {
             None => {
-                let usual = (&LabelChanges::default(), 0, MetricSet::ALL);
+                let usual = By { changes: &LabelChanges::default(), hash: 0, metrics: MetricSet::ALL, group: None };
                 self.find(&ends, outcome, second, usual, |series| series.record(&sample, second, MetricSet::ALL));
             }
             Some(rules) => self.record_by(rules, (&ends, outcome), (&sample, second)),
@@ -214,7 +232,7 @@ impl Metrics {
     #[inline(never)]
     fn record_by(
         &self,
-        rules: &MetricRules,
+        rules: &Arc<MetricRules>,
         (ends, outcome): (&Ends<'_>, Outcome<'_>),
         (sample, second): (&Sample, u32),
     ) {
@@ -223,10 +241,11 @@ impl Metrics {
             Some(ended) => expression.show(ended),
             None => expression.show(&Nothing),
         };
-        for group in rules.groups() {
+        for (at, group) in rules.groups().iter().enumerate() {
             let (changes, hash) = self.changes(&group.labels, second, value);
             let record = |series: &Arc<Series>| series.record(sample, second, group.metrics);
-            self.find(ends, outcome, second, (&changes, hash, group.metrics), record);
+            let by = By { changes: &changes, hash, metrics: group.metrics, group: Some((rules, at)) };
+            self.find(ends, outcome, second, by, record);
         }
     }
 
@@ -282,35 +301,31 @@ impl Metrics {
     pub fn connection(
         &self,
         ends: &Ends<'_>,
-        rules: Option<&MetricRules>,
+        rules: Option<&Arc<MetricRules>>,
         now: Instant,
     ) -> SmallVec<[(Arc<Series>, MetricSet); 1]> {
         let outcome = Outcome { protocol: Protocol::Tcp, code: 0, grpc_status: None, request: None };
         let second = self.second(now);
         let mut all = SmallVec::new();
-        let mut add = |labels: &[LabelRule], metrics| {
+        let mut add = |labels: &[LabelRule], metrics, group| {
             let (changes, hash) = self.changes(labels, second, |expression| expression.show(&Nothing));
-            self.find(ends, outcome, second, (&changes, hash, metrics), |series| {
+            self.find(ends, outcome, second, By { changes: &changes, hash, metrics, group }, |series| {
                 series.touch(second);
                 all.push((Arc::clone(series), metrics));
             });
         };
         match rules {
-            None => add(&[], MetricSet::ALL),
-            Some(rules) => rules.groups().iter().for_each(|group| add(&group.labels, group.metrics)),
+            None => add(&[], MetricSet::ALL, None),
+            Some(rules) => {
+                let groups = rules.groups().iter().enumerate();
+                groups.for_each(|(at, group)| add(&group.labels, group.metrics, Some((rules, at))));
+            }
         }
         all
     }
 
     #[inline]
-    fn find(
-        &self,
-        ends: &Ends<'_>,
-        outcome: Outcome<'_>,
-        second: u32,
-        (changes, hash, metrics): (&LabelChanges, u64, MetricSet),
-        then: impl FnOnce(&Arc<Series>),
-    ) {
+    fn find(&self, ends: &Ends<'_>, outcome: Outcome<'_>, second: u32, by: By<'_>, then: impl FnOnce(&Arc<Series>)) {
         let peer = match ends.endpoint {
             Some(endpoint) => endpoint.peer(),
             None => ends.source.cloned(),
@@ -323,8 +338,8 @@ impl Metrics {
             code: outcome.code,
             grpc_status: outcome.grpc_status.map_or(u8::MAX, |status| u8::try_from(status).unwrap_or(2)),
             flags: outcome.request.map_or(0, |request| request.response_flags().bits()),
-            changes: hash,
-            metrics: metrics.bits(),
+            changes: by.hash,
+            metrics: by.metrics.bits(),
             kind: u8::from(ends.reporter == Reporter::Source)
                 | u8::from(ends.is_secured) << 1
                 | (outcome.protocol as u8) << 2,
@@ -333,11 +348,13 @@ impl Metrics {
         if let Some(found) = shard.read().unwrap_or_else(PoisonError::into_inner).get(&way) {
             return then(&found.series);
         }
-        let series = self.series_of(ends, peer.as_deref(), outcome, second, changes);
-        series.show(metrics);
+        let series = self.series_of(ends, peer.as_deref(), outcome, second, by.changes);
+        series.show(by.metrics);
         then(&series);
         let found = Found {
             series,
+            metrics: by.metrics,
+            group: by.group.map(|(rules, at)| (Arc::clone(rules), at)),
             endpoint: ends.endpoint.map(Arc::downgrade),
             peer: peer.as_ref().map(Arc::downgrade),
             _service: ends.service.cloned(),
@@ -417,17 +434,45 @@ impl Metrics {
         series
     }
 
-    /// All series, in order of their labels. Those of endpoints that are gone are given up.
+    /// Says how requests are counted by now: what was counted otherwise is given up. Nothing is, where nothing is said.
+    pub fn set_rules(&self, reporter: Reporter, rules: Vec<Option<Arc<MetricRules>>>) {
+        if let Some(present) = lock(&self.in_force).get_mut(usize::from(reporter == Reporter::Source)) {
+            *present = rules;
+        }
+    }
+
+    /// All series, in order of their labels. Those of endpoints that are gone are given up, and those that no rule in force has
+    /// any more; the latter are gathered once more, for requests that are counted meanwhile may find them again.
     pub fn gather(&self, now: Instant) -> Vec<Arc<Series>> {
         let second = self.second(now);
+        let is_over = |series: &Arc<Series>| Arc::strong_count(series) == 1 && series.is_superseded();
+        lock(&self.series).retain(|_, series| !is_over(series));
+        let in_force = lock(&self.in_force).clone();
+        let mut shown = HashMap::<*const Series, MetricSet>::new();
         for shard in &self.ways {
-            shard.write().unwrap_or_else(PoisonError::into_inner).retain(|_, found| found.is_needed(second));
+            shard.write().unwrap_or_else(PoisonError::into_inner).retain(|way, found| {
+                let metrics = found.metrics_by(in_force.get(usize::from(way.kind & 1)).map_or(&[], Vec::as_slice));
+                let is_superseded = metrics == MetricSet::default();
+                found.series.supersede(is_superseded);
+                let of_series = shown.entry(Arc::as_ptr(&found.series)).or_default();
+                *of_series = of_series.with(metrics);
+                !is_superseded && found.is_needed(second)
+            });
         }
         let mut series: Vec<Arc<Series>> = {
             let mut all = lock(&self.series);
             all.retain(|_, series| Arc::strong_count(series) > 1 || series.idle(second) < RETENTION);
             all.values().cloned().collect()
         };
+        for one in &series {
+            match shown.get(&Arc::as_ptr(one)) {
+                Some(metrics) if *metrics != MetricSet::default() => {
+                    one.supersede(false);
+                    one.show_only(*metrics);
+                }
+                _ => {}
+            }
+        }
         series.sort_by(|a, b| (&a.labels, a.is_tcp).cmp(&(&b.labels, b.is_tcp)));
         series
     }
@@ -439,6 +484,24 @@ impl Metrics {
 }
 
 impl Found {
+    /// Which of its metrics are there by rules.
+    fn metrics_by(&self, rules: &[Option<Arc<MetricRules>>]) -> MetricSet {
+        if rules.is_empty() {
+            return self.metrics;
+        }
+        let own = self.group.as_ref().and_then(|(rules, at)| rules.groups().get(*at));
+        let labels = own.map_or(&[][..], |group| &group.labels);
+        let all = rules.iter().map(|rules| match rules {
+            None if labels.is_empty() => MetricSet::ALL,
+            None => MetricSet::default(),
+            Some(rules) => {
+                let alike = rules.groups().iter().filter(|group| group.labels == labels);
+                alike.fold(MetricSet::default(), |all, group| all.with(group.metrics))
+            }
+        });
+        self.metrics.within(all.fold(MetricSet::default(), MetricSet::with))
+    }
+
     fn is_needed(&self, second: u32) -> bool {
         let is_gone = |peer: &Weak<Peer>| peer.strong_count() == 0;
         match &self.endpoint {

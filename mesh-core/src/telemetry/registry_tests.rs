@@ -240,6 +240,33 @@ fn rules_take_metrics_and_labels_away_and_add_labels() {
 }
 
 #[test]
+fn what_no_rule_in_force_has_any_more_is_gone_at_the_second_look_and_what_is_counted_meanwhile_goes_on() {
+    let now = Instant::now();
+    let metrics = metrics(now);
+    let (team, none) = (rules(&[(0, Some(&[("team", Some("'a'"))]))]), rules(&[(0, None)]));
+    let has = |part: &str| {
+        page(&metrics, now).lines().any(|line| line.starts_with("istio_requests_total{") && line.contains(part))
+    };
+    metrics.record(&asked(now, &team, "u"), now);
+    metrics.set_rules(Reporter::Destination, vec![None]);
+    metrics.set_rules(Reporter::Source, vec![None, Some(Arc::clone(&team))]);
+    assert!(has("team=\"a\"") && has("team=\"a\""));
+    // Written otherwise, and the same: the count goes on.
+    metrics.set_rules(Reporter::Source, vec![Some(rules(&[(0, Some(&[("team", Some("'a' + ''"))]))]))]);
+    assert!(has("} 1"));
+    metrics.record(&asked(now, &rules(&[(0, Some(&[("team", Some("'a' + ''"))]))]), "u"), now);
+    assert!(has("} 2") && has("} 2"));
+    metrics.set_rules(Reporter::Source, vec![Some(Arc::clone(&none))]);
+    assert!(has("team") && !has("team"));
+    assert!(page(&metrics, now).contains("istio_request_bytes_count{"), "the others have the labels that they had");
+    metrics.set_rules(Reporter::Source, vec![None]);
+    metrics.record(&asked(now, &rules(&[]), "u"), now);
+    assert!(has("} 1"));
+    metrics.set_rules(Reporter::Source, vec![Some(none)]);
+    assert!(!has(""), "one of its metrics, at once");
+}
+
+#[test]
 fn values_of_labels_that_clients_make_up_are_bounded_and_make_room_an_hour_later() {
     let now = Instant::now();
     let metrics = metrics(now);

@@ -1,6 +1,6 @@
 //! What is counted under one set of labels.
 
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::labels::Labels;
@@ -40,6 +40,8 @@ pub struct Series {
     pub received_bytes: AtomicU64,
     /// Which metrics have these labels, by their places.
     shown: AtomicU16,
+    /// Whether it has labels by rules that were not in force any more when it was gathered last.
+    is_superseded: AtomicBool,
     /// When something was counted last, in seconds of its metrics' own clock.
     used: AtomicU32,
 }
@@ -78,6 +80,7 @@ impl Series {
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
             shown: AtomicU16::new(0),
+            is_superseded: AtomicBool::new(false),
             used: AtomicU32::new(0),
         }
     }
@@ -108,6 +111,19 @@ impl Series {
     /// These metrics have its labels, too.
     pub(super) fn show(&self, metrics: MetricSet) {
         self.shown.fetch_or(metrics.bits(), Ordering::Relaxed);
+    }
+
+    /// These have, and no others.
+    pub(super) fn show_only(&self, metrics: MetricSet) {
+        self.shown.store(metrics.bits(), Ordering::Relaxed);
+    }
+
+    pub(super) fn supersede(&self, is_superseded: bool) {
+        self.is_superseded.store(is_superseded, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_superseded(&self) -> bool {
+        self.is_superseded.load(Ordering::Relaxed)
     }
 
     /// Which metrics have its labels.

@@ -15,6 +15,8 @@ use crate::request_info::{AttemptEnd, AttemptNotes, Direction, RequestInfo, Span
 use crate::trace::{REQUEST_ID, SpanId, TraceContext};
 use crate::workload::Workload;
 
+use super::log_line::protocol;
+
 /// Who takes spans.
 ///
 /// ```
@@ -307,12 +309,8 @@ impl Seen<'_> {
         attributes.add("http.url", format!("http://{}{}", info.authority(), self.path()));
         attributes.some("http.method", info.method().map(|method| method.as_str().to_owned()));
         let version = info.head().map_or(Version::HTTP_11, |head| head.version);
-        let (number, protocol) = match version {
-            Version::HTTP_2 => ("2", "HTTP/2"),
-            Version::HTTP_10 => ("1.0", "HTTP/1.0"),
-            _ => ("1.1", "HTTP/1.1"),
-        };
-        attributes.add("network.protocol.version", number);
+        let protocol = protocol(version);
+        attributes.add("network.protocol.version", protocol.trim_start_matches("HTTP/"));
         attributes.add("http.protocol", protocol);
         let agent = self.header(&http::header::USER_AGENT);
         attributes.some("user_agent.original", agent.clone());

@@ -16,15 +16,29 @@ use crate::request::RequestHead;
 pub struct TargetView {
     target: Target,
     host: Option<HeaderValue>,
+    told: Told,
     content: Result<Content, MeshError>,
+}
+
+/// What is told of its requests.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    access_logs: Arc<[AccessLog]>,
+    metrics: Option<Arc<MetricRules>>,
+    tracing: Option<Arc<Tracing>>,
+    is_blocked: bool,
+}
+
+impl Told {
+    fn of(http: &HttpManager) -> Told {
+        let (metrics, tracing) = (http.metrics.clone(), http.tracing.clone());
+        Told { access_logs: Arc::clone(&http.access_logs), metrics, tracing, is_blocked: false }
+    }
 }
 
 #[derive(Debug)]
 struct Content {
     max_stream_duration: Option<Duration>,
-    access_logs: Arc<[AccessLog]>,
-    metrics: Option<Arc<MetricRules>>,
-    tracing: Option<Arc<Tracing>>,
     routes: Arc<RouteTable>,
     /// Those of the routes, then those of the connections.
     clusters: Vec<Arc<ClusterView>>,
@@ -94,15 +108,8 @@ impl TargetView {
         TargetView {
             target,
             host,
-            content: Ok(Content {
-                max_stream_duration: http.max_stream_duration,
-                access_logs: Arc::clone(&http.access_logs),
-                metrics: http.metrics.clone(),
-                tracing: http.tracing.clone(),
-                routes,
-                clusters,
-                connections: None,
-            }),
+            told: Told::of(http),
+            content: Ok(Content { max_stream_duration: http.max_stream_duration, routes, clusters, connections: None }),
         }
     }
 
@@ -123,10 +130,8 @@ impl TargetView {
 
     /// The same with its clusters renewed, in the same order; `None` if it is a failure.
     pub fn with_clusters(&self, clusters: Vec<Arc<ClusterView>>) -> Option<Self> {
-        let Content { max_stream_duration, access_logs, metrics, tracing, routes, connections, .. } =
-            self.content.as_ref().ok()?;
+        let Content { max_stream_duration, routes, connections, .. } = self.content.as_ref().ok()?;
         let (max_stream_duration, routes) = (*max_stream_duration, Arc::clone(routes));
-        let (access_logs, metrics, tracing) = (Arc::clone(access_logs), metrics.clone(), tracing.clone());
         let connections = match connections {
             Some(connections) => {
                 let own = clusters.get(routes.clusters().len()..)?;
@@ -134,14 +139,30 @@ impl TargetView {
             }
             None => None,
         };
-        let content = Content { max_stream_duration, access_logs, metrics, tracing, routes, clusters, connections };
-        let content = Ok(content);
-        Some(TargetView { target: self.target.clone(), host: self.host.clone(), content })
+        let content = Ok(Content { max_stream_duration, routes, clusters, connections });
+        let (target, host, told) = (self.target.clone(), self.host.clone(), self.told.clone());
+        Some(TargetView { target, host, told, content })
     }
 
     /// A view that fails every request, because the target's own configuration does not exist.
     pub fn failed(target: Target, error: MeshError) -> Self {
-        TargetView { target, host: None, content: Err(error) }
+        TargetView { target, host: None, told: Told::default(), content: Err(error) }
+    }
+
+    /// The same where the configuration says so, and what is told of those requests.
+    pub fn blocked(target: Target, http: &HttpManager, error: MeshError) -> Self {
+        let told = Told { is_blocked: true, ..Told::of(http) };
+        TargetView { told, ..TargetView::failed(target, error) }
+    }
+
+    /// Whether it fails every request.
+    pub fn is_failure(&self) -> bool {
+        self.content.is_err()
+    }
+
+    /// Whether it does, and the configuration [says so](TargetView::blocked).
+    pub fn is_blocked(&self) -> bool {
+        self.told.is_blocked
     }
 
     /// Whose view it is.
@@ -157,19 +178,19 @@ impl TargetView {
     /// Where requests are logged.
     #[inline]
     pub fn access_logs(&self) -> Option<&Arc<[AccessLog]>> {
-        self.content.as_ref().ok().map(|content| &content.access_logs).filter(|logs| !logs.is_empty())
+        Some(&self.told.access_logs).filter(|logs| !logs.is_empty())
     }
 
     /// How requests are counted, where that is otherwise than usual.
     #[inline]
     pub fn metrics(&self) -> Option<&Arc<MetricRules>> {
-        self.content.as_ref().ok()?.metrics.as_ref()
+        self.told.metrics.as_ref()
     }
 
     /// How requests are traced; `None` where that is the application's to say.
     #[inline]
     pub fn tracing(&self) -> Option<&Arc<Tracing>> {
-        self.content.as_ref().ok()?.tracing.as_ref()
+        self.told.tracing.as_ref()
     }
 
     /// The compiled routes, unless the view is a failure.

@@ -405,10 +405,10 @@ impl Entry {
     }
 
     /// Whether there is nothing left of it once the server says that it is not for us: where the server's features say so
-    /// (gRFC A88), and where it was a permission to pass by the mesh, which must not outlive whoever gave it.
+    /// (gRFC A88), and where it was a permission to pass by the mesh, or a ban, which must not outlive whoever gave it.
     fn is_dropped_by(&self, server: &Server) -> bool {
-        let passes_by = |good: &Good| matches!(&good.resource, Resource::Listener(listener) if listener.passes_by());
-        server.fails_on_data_errors() || self.good.as_ref().is_some_and(passes_by)
+        let is_empty = |good: &Good| matches!(&good.resource, Resource::Listener(listener) if listener.says_nothing());
+        server.fails_on_data_errors() || self.good.as_ref().is_some_and(is_empty)
     }
 
     /// The server says that the resource is not for us.

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use mesh_core::request::is_grpc;
-
 use mesh_tower::inherited::{self, Shared};
 use mesh_tower::server::ConnectionInfo;
 use pin_project_lite::pin_project;

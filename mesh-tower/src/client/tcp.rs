@@ -71,9 +71,8 @@ impl Mesh {
             MeshError::new(ErrorKind::BadRequest, format!("{host:?} is not a host")).caused_by(error)
         })?;
         let stream = self.connector().open(uri, bytes).await?;
-        let count = self
-            .telemetry()
-            .map(|telemetry| telemetry.connection(&stream.both_ends(), stream.metric_rules().as_deref()));
+        let count =
+            self.telemetry().map(|telemetry| telemetry.connection(&stream.both_ends(), stream.metric_rules().as_ref()));
         Ok(MeshStream { stream: TokioIo::new(stream.of_bytes()), count })
     }
 }

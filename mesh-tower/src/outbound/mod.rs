@@ -30,6 +30,7 @@ use http::{Response, StatusCode};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::request_info::grpc_status;
 use pin_project_lite::pin_project;
 
 use crate::body::{Body, BoxError, length, note_frame};
@@ -371,6 +372,9 @@ impl<T: Transport> ActiveRequest<T> {
         // There was no try that would have asked.
         self.route_wants_response = true;
         let (mut head, bytes) = response.into_parts();
+        if head.status.is_server_error() || grpc_status(&head.headers).is_some_and(|code| code != 0) {
+            self.note_unsent();
+        }
         self.pass_back(&mut head, bytes.is_empty());
         Response::from_parts(head, ResponseBody::new(Content::Local { bytes }, None, self.info.is_observed()))
     }

@@ -265,6 +265,10 @@ impl<T: Transport> ActiveRequest<T> {
     #[cold]
     pub(super) fn fail(&mut self, error: MeshError) -> MeshError {
         self.end_attempt();
+        // Limits of a cluster count what they are in the way of.
+        if error.kind() != ErrorKind::Overflow {
+            self.note_unsent();
+        }
         let error = match &self.route {
             Some(route) => with_changes(route, within(route, error)),
             None => error,
@@ -272,6 +276,15 @@ impl<T: Transport> ActiveRequest<T> {
         self.info.note_error(error.kind());
         self.info.note_event("failed", || followed::failure(&error));
         error
+    }
+
+    /// It has failed: where no endpoint was picked, nobody else counts it for the report of load.
+    pub(super) fn note_unsent(&self) {
+        let Some(selected) = self.route.as_ref().filter(|_| self.info.attempts == 0) else { return };
+        match selected.get().cluster.and_then(|cluster| cluster.leaves().first()) {
+            Some(leaf) => leaf.state.note_unsent(&leaf.cluster),
+            None => self.context.store.traffic().note_nowhere(selected.view().target(), false),
+        }
     }
 
     /// The present try came to nothing, and there is none after it: what the request fails with, unless others go on.

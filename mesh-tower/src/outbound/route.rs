@@ -11,7 +11,7 @@ use mesh_core::filter::Resume;
 use mesh_core::hashing;
 use mesh_core::live_trace::{Side, Stage};
 use mesh_core::matcher::request_matches_any;
-use mesh_core::model::{Forward, RouteAction};
+use mesh_core::model::{BLOCK_ALL, Forward, RouteAction};
 use mesh_core::request::{RequestHead, has_port, host_and_port, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, Inherited, Interest, Repeat, RequestInfo, interest_of};
 use mesh_core::rewrite::{complete_path, edit};
@@ -224,7 +224,8 @@ impl<T: Transport> ActiveRequest<T> {
                 note_head(&mut self.info, head);
             }
         }
-        let (selected, route) = SelectedRoute::find(&view, &head_of(&self.context, head)?, &mut self.info.random)?;
+        let found = SelectedRoute::find(&view, &head_of(&self.context, head)?, &mut self.info.random);
+        let (selected, route) = found.map_err(|error| self.unrouted(&view, error))?;
         self.route = Some(selected);
         if T::SPEAKS_TLS && !route.cluster.is_some_and(|cluster| cluster.passes_through()) {
             refuse_tls(&head.uri)?;
@@ -237,6 +238,16 @@ impl<T: Transport> ActiveRequest<T> {
         let leaf = route.cluster.and_then(|cluster| cluster.leaves().first());
         self.info.note_service(leaf.and_then(|leaf| leaf.cluster.service.as_ref()));
         if has_filters { self.filter(&route, head) } else { self.act(&route, head) }
+    }
+
+    /// No route is for the request, or its target is not there at all.
+    #[cold]
+    fn unrouted(&mut self, view: &TargetView, error: MeshError) -> MeshError {
+        if view.is_failure() {
+            self.info.note_nowhere(if view.is_blocked() { BLOCK_ALL } else { "" });
+        }
+        self.context.store.traffic().note_nowhere(view.target(), view.is_blocked());
+        error
     }
 
     /// Decides whether spans of the request are recorded.

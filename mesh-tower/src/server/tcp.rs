@@ -155,7 +155,7 @@ async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<M
             }
             ServerState::NotServing(_) | ServerState::Waiting => (None, None),
         };
-        let count = telemetry.accepted(connection, service.as_ref(), rules.as_deref());
+        let count = telemetry.accepted(connection, service.as_ref(), rules.as_ref());
         io.counts_bytes(count);
     }
     io.counts_in(mesh.drain().enter());

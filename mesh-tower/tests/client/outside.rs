@@ -73,6 +73,10 @@ async fn a_host_that_nothing_describes_is_reached_unless_the_policy_says_otherwi
     let closed = control("", OutboundTrafficPolicy::RegistryOnly).await;
     let error = mesh(&closed).client().get(format!("http://localhost:{port}/")).await.unwrap_err();
     assert_eq!((error.kind(), error.kind().http_status()), (ErrorKind::UnknownTarget, http::StatusCode::BAD_GATEWAY));
+    assert!(
+        error.to_string().contains("no object describes it, and such hosts are not called (REGISTRY_ONLY)"),
+        "{error}"
+    );
     assert_eq!(connections.load(Ordering::SeqCst), before);
 }
 

@@ -101,7 +101,7 @@ async fn yaml_routes_requests_to_servers_that_registered_themselves() {
 }
 
 #[tokio::test]
-async fn an_unknown_host_is_an_error_that_names_the_listener_and_the_node() {
+async fn an_unknown_host_is_an_error_that_names_the_listener_and_the_reason() {
     let options =
         Options::default().plane(PlaneOptions::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly));
     let control = Embedded::start(Config::yaml(SERVICES), options).await.unwrap();
@@ -109,5 +109,5 @@ async fn an_unknown_host_is_an_error_that_names_the_listener_and_the_node() {
     let error = client.client().get("http://nobody:1/").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownTarget);
     let text = error.to_string();
-    assert!(text.contains("nobody:1") && text.contains("web-v1.default"), "{text}");
+    assert!(text.contains("listener nobody:1") && text.contains("REGISTRY_ONLY"), "{text}");
 }

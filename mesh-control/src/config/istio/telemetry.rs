@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_core::model::CelExpression;
+use mesh_core::model::{CelExpression, METRIC_NAMES, is_metric_label};
 
 use super::mesh_config::CustomTag;
 use super::security::{Selector, TargetRef, check_selector, check_targets};
@@ -163,16 +163,16 @@ keywords! {
 
 /// The metrics with the names that Istio's statistics have for them: those of Prometheus without `istio_`.
 pub const METRICS: [(Metric, &str); 10] = [
-    (Metric::RequestCount, "requests_total"),
-    (Metric::RequestDuration, "request_duration_milliseconds"),
-    (Metric::RequestSize, "request_bytes"),
-    (Metric::ResponseSize, "response_bytes"),
-    (Metric::TcpOpened, "tcp_connections_opened_total"),
-    (Metric::TcpClosed, "tcp_connections_closed_total"),
-    (Metric::TcpSent, "tcp_sent_bytes_total"),
-    (Metric::TcpReceived, "tcp_received_bytes_total"),
-    (Metric::GrpcRequests, "request_messages_total"),
-    (Metric::GrpcResponses, "response_messages_total"),
+    (Metric::RequestCount, METRIC_NAMES[0]),
+    (Metric::RequestDuration, METRIC_NAMES[1]),
+    (Metric::RequestSize, METRIC_NAMES[2]),
+    (Metric::ResponseSize, METRIC_NAMES[3]),
+    (Metric::TcpOpened, METRIC_NAMES[8]),
+    (Metric::TcpClosed, METRIC_NAMES[9]),
+    (Metric::TcpSent, METRIC_NAMES[6]),
+    (Metric::TcpReceived, METRIC_NAMES[7]),
+    (Metric::GrpcRequests, METRIC_NAMES[4]),
+    (Metric::GrpcResponses, METRIC_NAMES[5]),
 ];
 
 impl WorkloadMode {
@@ -255,7 +255,7 @@ impl Override {
         }
         for (name, tag) in &self.tag_overrides {
             let at = format!("{at}.tagOverrides[{name}]");
-            if !is_label(name) {
+            if !is_metric_label(name) {
                 wrong(
                     tag.span,
                     at.clone(),
@@ -276,14 +276,4 @@ impl Override {
             }
         }
     }
-}
-
-/// Whether Prometheus takes it as the name of a label; `le` and what begins with two underscores are its own.
-fn is_label(name: &str) -> bool {
-    let first = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    first
-        && !name.starts_with("__")
-        && name != "le"
-        && name.len() <= 128
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }

@@ -184,6 +184,11 @@ impl GatewayRoutes {
         }
     }
 
+    /// Those that are attached to a service, wrong ones among them.
+    pub fn on(&self, service_host: &str) -> impl Iterator<Item = &Meta> {
+        self.by_host.get(service_host).into_iter().flatten().map(|attached| &*attached.meta)
+    }
+
     /// The table in force for a port of a service, as a client sees it: of routes that its Sidecar has, as for VirtualServices.
     pub fn find<'s>(&self, service_host: &str, port: u16, client: impl Into<Sight<'s>>) -> Option<Table<'_>> {
         let all = self.by_host.get(service_host)?;

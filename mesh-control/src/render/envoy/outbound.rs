@@ -233,7 +233,7 @@ pub fn routes(judge: &Judge, policy: &Policy, view: &View, outbound: &Outbound, 
     let (mut degraded, mut refused) = (Vec::new(), Vec::new());
     let (mut hosts, mut told) = (Vec::new(), HashSet::new());
     for address in &at.http {
-        let routes = publishable(judge, policy.routes(address, view), &mut refused);
+        let routes = publishable(judge, policy.compiled_routes(address, view), &mut refused);
         for (route, written) in routes.iter().filter_map(|route| Some((route, route.written.as_ref()?))) {
             if matches!(&route.action, Action::Forward(forward) if forward.coalesces) {
                 let what = "identical requests are sent one by one".to_owned();

@@ -6,7 +6,6 @@ pub(crate) mod attest;
 pub(crate) mod authority;
 pub(crate) mod certificates;
 pub(crate) mod clock;
-pub(crate) mod csds;
 pub(crate) mod feed;
 pub(crate) mod fleet;
 pub(crate) mod following;

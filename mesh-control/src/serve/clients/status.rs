@@ -1,6 +1,6 @@
 //! What the server knows, for people and for Prometheus.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,7 +16,7 @@ use crate::serve::clients::fleet::{ClientStatus, seconds, unix};
 use crate::serve::clients::graph::{self, Graph};
 use crate::serve::clients::issued::IssuedStatus;
 use crate::serve::clients::metrics::{family, single};
-use crate::serve::clients::presence::Registered;
+use crate::serve::clients::presence::{Registered, Workload};
 use crate::serve::clients::refusals::TurnedAwayStatus;
 use crate::serve::clients::state::ServerState;
 use crate::serve::clients::traffic::Caller;
@@ -218,7 +218,8 @@ pub struct WorkloadStatus {
     /// Who it is, where its stream came with a certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<String>,
-    /// Whether it has a certificate of the mesh: `seen` on its stream, `claimed` by its label and not seen, or `unseen`.
+    /// Whether it has a certificate of the mesh: `seen` on its stream, `claimed` by its label and not seen, `issued` here to its
+    /// service account and not shown (as in development, where streams are plaintext), or `unseen`.
     #[serde(default)]
     pub certificate: String,
     /// `host:port` of every service of which it is an endpoint.
@@ -292,6 +293,16 @@ impl DiagnosticStatus {
 pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, names: usize) -> Status {
     let now = now();
     let mut serving = inspect.serving();
+    let authority = state.desk.as_ref().map(|desk| desk.status(SystemTime::now()));
+    let certificates = state.desk.as_ref().map(|desk| desk.held(SystemTime::now())).unwrap_or_default();
+    let holders: HashSet<&str> = certificates.iter().map(|one| &*one.identity).collect();
+    let has_one = |of: &Workload| {
+        let domain = authority.as_ref().map_or("", |authority| &*authority.trust_domain);
+        let (namespace, account) = (&of.client.namespace, &of.about.service_account);
+        holders.contains(&*format!("spiffe://{domain}/ns/{namespace}/sa/{account}"))
+    };
+    let workloads =
+        state.presence.registered().into_iter().map(|one| workload(one, &mut serving, has_one, now)).collect();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: unix(state.started),
@@ -304,11 +315,11 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, names: usize) -
             .filter(|left| !left.is_zero())
             .map(seconds),
         services: inspect.services(),
-        authority: state.desk.as_ref().map(|desk| desk.status(SystemTime::now())),
-        certificates: state.desk.as_ref().map(|desk| desk.held(SystemTime::now())).unwrap_or_default(),
+        workloads,
+        authority,
+        certificates,
         clients: state.fleet.all().iter().map(|stream| stream.status(names, now)).collect(),
         turned_away: state.refusals.report(now),
-        workloads: state.presence.registered().into_iter().map(|one| workload(one, &mut serving, now)).collect(),
         diagnostics: inspect.diagnostics(),
         wrong: inspect.wrong(),
     }
@@ -331,7 +342,12 @@ pub(crate) fn graph(state: &ServerState, inspect: &dyn Inspect) -> Graph {
     graph::graph(&state.traffic.edges(now()), &serves, &inspect.service_list())
 }
 
-fn workload(registered: Registered, serving: &mut BTreeMap<String, Serving>, now: Instant) -> WorkloadStatus {
+fn workload(
+    registered: Registered,
+    serving: &mut BTreeMap<String, Serving>,
+    has_certificate: impl Fn(&Workload) -> bool,
+    now: Instant,
+) -> WorkloadStatus {
     let Registered { workload, connected, expires } = registered;
     let serving = serving.remove(&workload.key().to_string()).unwrap_or_default();
     WorkloadStatus {
@@ -343,6 +359,7 @@ fn workload(registered: Registered, serving: &mut BTreeMap<String, Serving>, now
         certificate: match (&workload.client.identity, workload.client.shows_certificate()) {
             (Some(_), _) => "seen",
             (None, true) => "claimed",
+            (None, false) if has_certificate(&workload) => "issued",
             (None, false) => "unseen",
         }
         .to_owned(),

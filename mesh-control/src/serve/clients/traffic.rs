@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterStats;
+use mesh_core::model::BLACK_HOLE_CLUSTER;
 use mesh_core::telemetry::BOUNDS;
 use mesh_core::workload::{Workload, said};
 use mesh_core::xds::load_stats::Details;
@@ -84,8 +85,12 @@ pub(crate) struct Callee {
 }
 
 impl Callee {
-    /// What a cluster of a client leads to. Others than those of services are nobody's business here.
-    fn of(cluster: &str) -> Option<Callee> {
+    /// What a cluster of a client leads to. Others than those of services are nobody's business here, but for the one of calls that
+    /// lead nowhere: those are of the `host` that was meant, where that is known.
+    fn of(cluster: &str, host: impl FnOnce() -> Option<Arc<str>>) -> Option<Callee> {
+        if cluster == BLACK_HOLE_CLUSTER {
+            return Some(Callee { host: host().unwrap_or_else(|| cluster.into()), subset: Arc::default() });
+        }
         let ClusterKey { host, subset, .. } = ClusterKey::parse(cluster)?;
         let is_name = |text: &str| text.len() <= MOST_NAME && text.bytes().all(|byte| byte.is_ascii_graphic());
         (is_name(&host) && is_name(&subset)).then_some(Callee { host, subset })
@@ -221,10 +226,16 @@ impl Traffic {
         Traffic { started: now, book: Mutex::default() }
     }
 
-    /// Takes in what a client says of a cluster that it has.
-    pub(crate) fn add(&self, reporter: &Reporter, stats: &ClusterStats, now: Instant) {
+    /// Takes in what a client says of a cluster that it has. `host` is whose the service is that it calls, where it has no cluster.
+    pub(crate) fn add(
+        &self,
+        reporter: &Reporter,
+        stats: &ClusterStats,
+        host: impl FnOnce() -> Option<Arc<str>>,
+        now: Instant,
+    ) {
         let Reporter { caller, class, who } = reporter;
-        let Some(callee) = Callee::of(&stats.cluster_name) else { return };
+        let Some(callee) = Callee::of(&stats.cluster_name, host) else { return };
         let figures = Figures::of(stats);
         if figures.is_nothing() {
             return;
@@ -385,7 +396,7 @@ mod tests {
         let traffic = Traffic::new(start);
         let add = |issued, seconds, at| {
             let now = start + Duration::from_secs(at);
-            traffic.add(&reporter("web"), &stats(REVIEWS, issued, issued / 10, seconds), now);
+            traffic.add(&reporter("web"), &stats(REVIEWS, issued, issued / 10, seconds), || None, now);
         };
         let rate = |at| traffic.edges(start + Duration::from_secs(at)).first().map(|edge| edge.rate.round());
         add(20, 2, 2);
@@ -427,7 +438,7 @@ mod tests {
         told.upstream_locality_stats[0].load_metric_stats =
             vec![metric(LATENCY, 4), metric("mesh.latency_ms.le_10", 4), metric(SECURED, 3)];
         let traffic = Traffic::new(start);
-        traffic.add(&reporter("web"), &told, start);
+        traffic.add(&reporter("web"), &told, || None, start);
         let edge = &traffic.edges(start)[0];
         assert_eq!((edge.figures.secured_share(), edge.figures.quantile(1.0)), (Some(0.75), Some(10.0)));
         assert_eq!((&*edge.callee.host, &*edge.callee.subset), ("reviews.shop.svc.cluster.local", "v2"));
@@ -438,7 +449,7 @@ mod tests {
         let start = Instant::now();
         let traffic = Traffic::new(start);
         let add = |who: &str, cluster: &str, at| {
-            traffic.add(&reporter(who), &stats(cluster, 1, 0, 1), start + Duration::from_secs(at));
+            traffic.add(&reporter(who), &stats(cluster, 1, 0, 1), || None, start + Duration::from_secs(at));
         };
         let long = format!("outbound|80||{}", "a".repeat(300));
         for cluster in
@@ -452,7 +463,7 @@ mod tests {
         assert_eq!(traffic.counts(), (1 + MOST_OF_ONE, MOST_OF_ONE as u64));
         // Under other names, too.
         let other = Reporter { who: "liar".into(), ..reporter("made up") };
-        traffic.add(&other, &stats(REVIEWS, 1, 0, 1), start);
+        traffic.add(&other, &stats(REVIEWS, 1, 0, 1), || None, start);
         assert_eq!(traffic.counts(), (1 + MOST_OF_ONE, MOST_OF_ONE as u64 + 1));
         // Idle ones make room: first the liar's own.
         add("liar", "outbound|80||another", 20);

@@ -81,13 +81,14 @@ async fn gather(
         for stats in request.cluster_stats.iter().take(MOST_CLUSTERS) {
             let (name, now) = (&stats.cluster_name, now());
             // A client can tell of what it has, and of nothing that it makes up.
-            if name.len() > MOST_NAME || catalog.resource(&client, Kind::Cluster, name).is_none() {
+            let longest = name.len().max(stats.cluster_service_name.len());
+            if longest > MOST_NAME || catalog.resource(&client, Kind::Cluster, name).is_none() {
                 state.load.lose(Lost::Unknown);
             } else if !allowance.take(stats, now) {
                 state.load.lose(Lost::TooMany);
             } else {
                 state.load.add(stats, now);
-                state.traffic.add(&reporter, stats, now);
+                state.traffic.add(&reporter, stats, || catalog.host_of(&client, &stats.cluster_service_name), now);
             }
         }
         let next = tokio::select! {

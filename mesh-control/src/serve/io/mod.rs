@@ -5,6 +5,7 @@ pub(crate) mod admin;
 pub(crate) mod ads;
 pub(crate) mod certificates;
 mod console;
+pub(crate) mod csds;
 mod door;
 mod guest;
 pub(crate) mod live_trace;

@@ -1,7 +1,6 @@
 //! The client status discovery service, answered for the whole fleet: what mesh-control knows of its
 //! clients' acceptance, in the form that xDS tools read (gRFC A40 has the same for one client).
 
-use std::pin::Pin;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::admin::v3::{ClientResourceStatus, UpdateFailureState};
@@ -13,11 +12,13 @@ use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service
 use envoy_types::pb::envoy::service::status::v3::{
     ClientConfig, ClientStatusRequest, ClientStatusResponse, ConfigStatus,
 };
-use tokio_stream::{Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::serve::clients::fleet::ClientStream;
 use crate::serve::clients::state::ServerState;
+use crate::serve::io::guest::Guest;
 use crate::serve::protocol::ledger::Report;
 
 /// See the [module](self).
@@ -29,26 +30,63 @@ impl Csds {
     }
 }
 
-type Responses = Pin<Box<dyn Stream<Item = Result<ClientStatusResponse, Status>> + Send>>;
+type Answers = mpsc::Sender<Result<ClientStatusResponse, Status>>;
 
 #[async_trait]
 impl ClientStatusDiscoveryService for Csds {
-    type StreamClientStatusStream = Responses;
+    type StreamClientStatusStream = ReceiverStream<Result<ClientStatusResponse, Status>>;
 
     async fn stream_client_status(
         &self,
         requests: Request<Streaming<ClientStatusRequest>>,
-    ) -> Result<Response<Responses>, Status> {
+    ) -> Result<Response<Self::StreamClientStatusStream>, Status> {
+        let guest = Guest::enter(&self.0, &requests)?;
+        let (answers, receiver) = mpsc::channel(1);
         let state = self.0.clone();
-        let responses = requests.into_inner().map(move |request| answer(&state, &request?));
-        Ok(Response::new(Box::pin(responses)))
+        tokio::spawn(async move {
+            if let Err(status) = converse(&state, &guest, requests.into_inner(), &answers).await {
+                // The client may be gone: then there is nobody to tell.
+                let _ = answers.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn fetch_client_status(
         &self,
         request: Request<ClientStatusRequest>,
     ) -> Result<Response<ClientStatusResponse>, Status> {
+        let _guest = Guest::enter(&self.0, &request)?;
         answer(&self.0, request.get_ref()).map(Response::new)
+    }
+}
+
+/// The life of one stream: an answer to each request.
+async fn converse(
+    state: &ServerState,
+    guest: &Guest,
+    mut requests: Streaming<ClientStatusRequest>,
+    answers: &Answers,
+) -> Result<(), Status> {
+    let Some(mut request) = guest.first(&mut requests).await? else { return Ok(()) };
+    let mut over = std::pin::pin!(guest.over());
+    loop {
+        // Who does not read what it is told is not told more, and may not stay for that.
+        let place = tokio::select! {
+            biased;
+            status = &mut over => return Err(status),
+            place = answers.reserve() => place,
+        };
+        let Ok(place) = place else { return Ok(()) };
+        place.send(Ok(answer(state, &request)?));
+        let next = tokio::select! {
+            biased;
+            status = &mut over => return Err(status),
+            () = answers.closed() => return Ok(()),
+            next = requests.message() => next,
+        };
+        let Ok(Some(next)) = next else { return Ok(()) };
+        request = next;
     }
 }
 
