@@ -94,8 +94,11 @@ pub struct Policy {
     /// Host and subset of every destination that some rule names.
     destinations: HashSet<(Arc<str>, Arc<str>)>,
     /// The routes that were asked for last.
-    lately: Mutex<Option<(Address, View, Arc<[Route]>)>>,
+    lately: Mutex<Option<Lately>>,
 }
+
+/// The routes of an address, as clients of a view see them.
+type Lately = (Address, View, Arc<[Route]>);
 
 /// What a client means by `host:port`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

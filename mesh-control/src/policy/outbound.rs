@@ -18,18 +18,31 @@ pub enum OutboundTrafficPolicy {
 }
 
 impl Policy {
-    /// What becomes of a call to this target, `host:port`, where nothing describes it: whether it passes by all that is configured,
-    /// or is refused. `None` of a name that any object has something to say of, whoever may see that object, whatever its ports are,
-    /// and whether or not it is right; and of a name that something may describe which cannot be read.
+    /// What becomes of a call to this target, `host:port`, that is nothing for the client: whether it passes by all that is configured,
+    /// or is refused. A name that any object has something to say of never passes, whoever may see that object, whatever its ports
+    /// are, and whether or not it is right. `None` where that is not known, for something cannot be read that may describe it.
     pub fn beside_the_mesh(&self, target: &str, view: &View) -> Option<OutboundTrafficPolicy> {
-        let is_outside = self.is_undescribed(target, view) || self.is_left_out(target, view).is_some();
-        (is_outside && !self.is_held_back).then(|| self.outbound(view))
+        let outbound = self.outbound(view);
+        let is_meant = match outbound {
+            OutboundTrafficPolicy::AllowAny => self.is_outside(target, view),
+            OutboundTrafficPolicy::RegistryOnly => host_of(target).is_some(),
+        };
+        (is_meant && !self.is_held_back).then_some(outbound)
     }
 
-    /// Why a call to a target that nothing describes is refused.
+    /// Why a call to a target that is nothing for the client is refused. Nobody is told of what they do not see.
     pub fn why_blocked(&self, target: &str, view: &View) -> String {
-        let why = self.absence(target, view);
-        format!("{}, and such hosts are not called (REGISTRY_ONLY)", why.as_deref().unwrap_or("no object describes it"))
+        match self.absence(target, view) {
+            Some(why) if !self.is_outside(target, view) => why,
+            why => {
+                let why = why.as_deref().unwrap_or("no object describes it");
+                format!("{why}, and such hosts are not called (REGISTRY_ONLY)")
+            }
+        }
+    }
+
+    fn is_outside(&self, target: &str, view: &View) -> bool {
+        self.is_undescribed(target, view) || self.is_left_out(target, view).is_some()
     }
 
     /// What becomes of a client's calls to hosts that nothing describes.
@@ -67,15 +80,18 @@ impl Policy {
 
     /// Whether no object speaks of this target.
     pub fn is_undescribed(&self, target: &str, view: &View) -> bool {
-        let is_address = |host: &str| host.parse::<IpAddr>().is_ok();
-        let in_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        let is_name = |host: &str| is_address(host) || host.chars().all(in_a_name);
         let is_described = |host: &String| {
             self.services.describes(host)
                 || self.virtual_services.describes(host)
                 || self.destination_rules.describes(host)
         };
-        split_port(target)
-            .is_some_and(|(host, _)| is_name(host) && !candidates(host, &view.namespace).iter().any(is_described))
+        host_of(target).is_some_and(|host| !candidates(host, &view.namespace).iter().any(is_described))
     }
+}
+
+/// The host of a target, where it can be one.
+fn host_of(target: &str) -> Option<&str> {
+    let in_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let (host, _) = split_port(target)?;
+    (host.parse::<IpAddr>().is_ok() || host.chars().all(in_a_name)).then_some(host)
 }
