@@ -26,7 +26,7 @@ const CRATES: [Crate; 4] = [
             &["model", "workload"],
             &["matcher", "hashing", "outlier", "health_check", "resources", "rewrite", "tls", "trace"],
             &["state", "client_status", "jwt", "calls", "live_trace"],
-            &["authz"],
+            &["authz", "limits"],
             &["request_info"],
             &["balance", "filter", "retry", "telemetry"],
             &["view"],
@@ -174,6 +174,7 @@ fn matchers_compare_bytes() {
         "matcher/unmet.rs",
         "filter/mod.rs",
         "filter/fault.rs",
+        "limits/descriptor.rs",
         "view/routes.rs",
         "authz/condition.rs",
     ] {

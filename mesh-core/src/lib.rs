@@ -35,6 +35,7 @@ mod histogram;
 pub mod id;
 pub mod identity;
 pub mod jwt;
+pub mod limits;
 pub mod live_trace;
 pub mod load_report;
 pub mod matcher;

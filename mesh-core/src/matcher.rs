@@ -7,7 +7,6 @@ mod index;
 mod unmet;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName};
 use smallvec::SmallVec;
@@ -129,8 +128,9 @@ impl Field {
         Field::named(name)
     }
 
-    fn named(name: &Arc<str>) -> Result<Field, Invalid> {
-        Ok(match &**name {
+    /// The field of this name.
+    pub(crate) fn named(name: &str) -> Result<Field, Invalid> {
+        Ok(match name {
             ":method" => Field::Method,
             ":path" => Field::Path,
             ":authority" | "host" | "Host" => Field::Authority,
@@ -139,6 +139,17 @@ impl Field {
                 HeaderName::from_bytes(name.as_bytes())
                     .map_err(|_| Invalid::new(format!("{name:?} is no header name")).at("name"))?,
             ),
+        })
+    }
+
+    /// The first value of it that a request has.
+    pub(crate) fn first_value<'r>(&self, head: &RequestHead<'r>) -> Option<&'r [u8]> {
+        Some(match self {
+            Field::Method => head.method.as_str().as_bytes(),
+            Field::Path => head.path_and_query.as_bytes(),
+            Field::Authority => head.authority.as_bytes(),
+            Field::Scheme => head.scheme.as_bytes(),
+            Field::Header(name) => head.headers.get(name)?.as_bytes(),
         })
     }
 }
@@ -274,7 +285,7 @@ pub fn query_matches(test: &QueryTest, query: Option<&str>) -> bool {
 }
 
 /// The value of the first parameter of a name.
-fn query_value<'q>(wanted: &str, query: Option<&'q str>) -> Option<&'q str> {
+pub(crate) fn query_value<'q>(wanted: &str, query: Option<&'q str>) -> Option<&'q str> {
     let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))

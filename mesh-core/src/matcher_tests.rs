@@ -96,7 +96,7 @@ fn templates() {
 
 #[test]
 fn headers() {
-    let name = |name: &str| Arc::<str>::from(name);
+    let name = |name: &str| std::sync::Arc::<str>::from(name);
     let exact = |header: &str, value: &str, invert, missing_is_empty| HeaderTest::Value {
         name: name(header),
         test: StringTest::Exact { value: value.into(), ignore_case: false },

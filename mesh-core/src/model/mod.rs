@@ -39,6 +39,7 @@ mod log_filter;
 mod metric_rules;
 mod outlier;
 mod path_rewrite;
+mod rate_limit;
 mod rbac;
 mod re2;
 mod retry;
@@ -74,6 +75,9 @@ pub use metric_rules::{
 };
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 pub use path_rewrite::PathRewrite;
+pub use rate_limit::{
+    CLIENT_ENTRY, ClientPart, DescriptorAction, LAST_STAGE, LimitOverride, LimitUnit, MOST_HITS, PATH_ENTRY, RateLimit,
+};
 pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};
 pub use retry::{RateLimitedBackOff, RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{

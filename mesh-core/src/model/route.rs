@@ -7,7 +7,9 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::id::{ClusterName, RouteName};
-use crate::model::{FilterConfig, Fraction, FullRegex, HashPolicy, HeaderText, PathRewrite, RetryPolicy, StringTest};
+use crate::model::{
+    FilterConfig, Fraction, FullRegex, HashPolicy, HeaderText, PathRewrite, RateLimit, RetryPolicy, StringTest,
+};
 
 /// Filter overrides by filter name (`typed_per_filter_config`).
 type FilterOverrides = BTreeMap<Arc<str>, FilterConfig>;
@@ -47,6 +49,8 @@ pub struct VirtualHost {
     pub mutations: HeaderMutations,
     /// Filter overrides of every route in it.
     pub filters: FilterOverrides,
+    /// What requests are counted by whose route says nothing of it, or wants these besides.
+    pub rate_limits: Vec<Arc<RateLimit>>,
 }
 
 impl VirtualHost {
@@ -252,6 +256,10 @@ pub struct Forward {
     pub mirrors: Vec<Mirror>,
     /// Whether identical GETs that are under way at the same time may be one.
     pub coalesces: bool,
+    /// What requests are counted by.
+    pub rate_limits: Vec<Arc<RateLimit>>,
+    /// Whether those of the virtual host count besides.
+    pub includes_host_rate_limits: bool,
     /// How long a connection whose bytes are not HTTP may be idle; `None` = as long as both sides want.
     pub idle_timeout: Option<Duration>,
 }
@@ -305,6 +313,8 @@ impl Forward {
             hash_policies: Vec::new(),
             mirrors: Vec::new(),
             coalesces: false,
+            rate_limits: Vec::new(),
+            includes_host_rate_limits: false,
             idle_timeout: None,
         }
     }

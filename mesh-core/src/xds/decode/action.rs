@@ -14,7 +14,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use super::common::{duration, filled, fraction};
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
-use super::{filter, hashing, retry, route::cluster_name};
+use super::{filter, hashing, rate_limits, retry, route::cluster_name};
 use crate::error::Invalid;
 use crate::model::{
     Clusters, DirectResponse, Forward, Fraction, HashKey, HashPolicy, MaxStreamDuration, Mirror, MirrorHost,
@@ -88,8 +88,7 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
     } = value;
     ignored!(notes;
         cluster_not_found_response_code, append_x_forwarded_host, idle_timeout, flush_timeout, early_data_policy,
-        retry_policy_typed_config, priority, rate_limits, include_vh_rate_limits,
-        cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
+        retry_policy_typed_config, priority, cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects);
     let path = match (prefix_rewrite, regex_rewrite) {
         (prefix, None) if prefix.is_empty() => None,
@@ -129,6 +128,8 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
             .flatten()
             .collect(),
         coalesces: false,
+        rate_limits: rate_limits::rate_limits(notes, rate_limits)?,
+        includes_host_rate_limits: include_vh_rate_limits.is_some_and(|includes| includes.value),
         idle_timeout: None,
         hash_policies: notes.each("hash_policy", hash_policy, hashing::hash_policy)?.into_iter().flatten().collect(),
     };

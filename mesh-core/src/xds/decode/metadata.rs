@@ -14,8 +14,8 @@ use crate::error::Invalid;
 use crate::model::{ClaimTest, RbacCondition, ServiceNames, TokenTest};
 
 /// Who verifies tokens in Envoy, and where it leaves what they say.
-const JWT: &str = "envoy.filters.http.jwt_authn";
-const PAYLOAD: &str = "payload";
+pub(super) const JWT: &str = "envoy.filters.http.jwt_authn";
+pub(super) const PAYLOAD: &str = "payload";
 
 /// What did so for Istio.
 const ISTIO: &str = "istio_authn";

@@ -30,6 +30,7 @@ mod log_filter;
 mod metadata;
 mod metrics;
 mod notes;
+mod rate_limits;
 mod rbac;
 mod refused;
 mod retry;

@@ -225,7 +225,7 @@ fn part_of_peer(notes: &mut Notes<'_>, value: matcher::FilterStateMatcher) -> Re
     }
 }
 
-fn prefix(range: &core::CidrRange) -> Result<IpPrefix, Invalid> {
+pub(super) fn prefix(range: &core::CidrRange) -> Result<IpPrefix, Invalid> {
     let ip: IpAddr = range
         .address_prefix
         .parse()

@@ -11,7 +11,7 @@ use super::action::{self, Inherited, unusable};
 use super::common::{filled, parse};
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
-use super::{filter, retry, route_match};
+use super::{filter, rate_limits, retry, route_match};
 use crate::error::Invalid;
 use crate::id::{ClusterName, RouteName};
 use crate::model::{Forward, Route, RouteAction, RouteConfiguration, VirtualHost};
@@ -158,7 +158,7 @@ fn virtual_host(
         route_specifiers,
     } = value;
     ignored!(notes;
-        rate_limits, cors, include_request_attempt_count, include_attempt_count_in_response,
+        cors, include_request_attempt_count, include_attempt_count_in_response,
         retry_policy_typed_config, include_is_timeout_retry_header, per_request_buffer_limit_bytes,
         request_body_buffer_limit, request_mirror_policies);
     if matcher.is_some() {
@@ -181,6 +181,7 @@ fn virtual_host(
     }
     Ok(VirtualHost {
         name: Arc::from(name),
+        rate_limits: rate_limits::rate_limits(notes, rate_limits)?,
         domains,
         routes,
         mutations: mutations(

@@ -87,7 +87,7 @@ pub(super) fn template_policy(policy: &core::TypedExtensionConfig) -> Result<Pat
 
 /// A template such as `/users/{id}/*/{rest=**}`: `*` is one segment, `**` any number of them with nothing but literals
 /// behind it, a variable is `{name}` or `{name=pattern}`.
-fn template(text: &str) -> Result<SegmentTemplate, &'static str> {
+pub(super) fn template(text: &str) -> Result<SegmentTemplate, &'static str> {
     let text = text.strip_prefix('/').ok_or("must start with /")?;
     let mut parts = Vec::new();
     let mut rest = Some(text);
@@ -159,7 +159,7 @@ pub(super) fn header_test(notes: &mut Notes<'_>, value: pb::HeaderMatcher) -> Re
 }
 
 /// The name of a header that is looked at: a real one, or a pseudo-header that a request has.
-fn header_name(name: &str) -> Result<Arc<str>, Invalid> {
+pub(super) fn header_name(name: &str) -> Result<Arc<str>, Invalid> {
     if matches!(name, ":method" | ":path" | ":authority" | ":scheme") {
         return Ok(Arc::from(name));
     }
@@ -168,7 +168,7 @@ fn header_name(name: &str) -> Result<Arc<str>, Invalid> {
         .map_err(|_| Invalid::new(format!("{name:?} is not a header name")))
 }
 
-fn query_test(notes: &mut Notes<'_>, value: pb::QueryParameterMatcher) -> Result<QueryTest, Invalid> {
+pub(super) fn query_test(notes: &mut Notes<'_>, value: pb::QueryParameterMatcher) -> Result<QueryTest, Invalid> {
     use pb::query_parameter_matcher::QueryParameterMatchSpecifier as Kind;
     let pb::QueryParameterMatcher { name, query_parameter_match_specifier } = value;
     let name = filled("name", name)?;

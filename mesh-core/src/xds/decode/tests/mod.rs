@@ -9,6 +9,7 @@ mod health_checks;
 mod jwt;
 mod listeners;
 mod policies;
+mod rate_limits;
 mod rbac;
 mod retries;
 mod routes;

@@ -1,0 +1,462 @@
+//! The descriptors of a request: what it is counted by (`envoy.config.route.v3.RateLimit.Action`). Nothing is allocated:
+//! values are those of the request, and what has to be written first is short.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::error::Invalid;
+use crate::identity::SpiffeId;
+use crate::jwt::Claims;
+use crate::matcher::{Field, header_matches, query_matches, query_value, template_matches};
+use crate::model::{ClientPart, DescriptorAction, HeaderTest, LimitOverride, RateLimit};
+use crate::request::RequestHead;
+
+/// What is known of a request that is to be counted.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct LimitedRequest<'r> {
+    /// Its head.
+    pub head: RequestHead<'r>,
+    /// The service that this process is; empty where nobody said.
+    pub source_cluster: &'r str,
+    /// Where its route sends it; empty on a server.
+    pub destination_cluster: &'r str,
+    /// Where its client connected from.
+    pub remote: Option<IpAddr>,
+    /// Who its client is.
+    pub client: Option<&'r SpiffeId>,
+    /// What its tokens say.
+    pub tokens: &'r [Claims],
+}
+
+impl<'r> LimitedRequest<'r> {
+    /// A request of which its head is known.
+    pub fn new(head: RequestHead<'r>) -> Self {
+        LimitedRequest { head, source_cluster: "", destination_cluster: "", remote: None, client: None, tokens: &[] }
+    }
+}
+
+/// What a request is counted by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Descriptor<'r> {
+    /// Its entries, in the order of the actions.
+    pub entries: SmallVec<[Entry<'r>; 4]>,
+    /// How many hits the request is; `None`: as many as the filter says.
+    pub hits: Option<u64>,
+    /// Whether they are given back.
+    pub gives_back: bool,
+    /// The limit that its route says.
+    pub limit: Option<LimitOverride>,
+}
+
+/// One entry of a descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry<'r> {
+    /// Its key.
+    pub key: &'r str,
+    /// Its value.
+    pub value: Value<'r>,
+}
+
+/// The value of an entry: bytes, since headers need not be text.
+#[derive(Clone, Debug)]
+pub enum Value<'r> {
+    /// As the request or the configuration has it.
+    Borrowed(&'r [u8]),
+    /// Written for it.
+    Made(SmallVec<[u8; 48]>),
+}
+
+impl Value<'_> {
+    /// Its bytes.
+    #[inline]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Value::Borrowed(bytes) => bytes,
+            Value::Made(bytes) => bytes,
+        }
+    }
+
+    /// As text, with a sign in the place of what is none: for those who know text only.
+    pub fn to_text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.as_bytes())
+    }
+}
+
+impl PartialEq for Value<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Value<'_> {}
+
+/// Makes the descriptor of each request.
+#[derive(Clone, Debug)]
+pub struct DescriptorMaker {
+    actions: Box<[Action]>,
+    limit: Arc<RateLimit>,
+}
+
+/// An action, with what it takes to carry it out. As in the model otherwise.
+#[derive(Clone, Debug)]
+enum Action {
+    Header(Arc<str>, Field, bool),
+    HeaderMatch(Arc<str>, Arc<str>, bool, Box<[(Field, HeaderTest)]>),
+    Other(DescriptorAction),
+}
+
+/// What an action comes to.
+enum Yield<'r> {
+    Entry(Entry<'r>),
+    /// Nothing, and the others count.
+    Skipped,
+    /// Nothing, and there is no descriptor.
+    Nothing,
+}
+
+impl DescriptorMaker {
+    /// By this configuration; the unusable name of a header is invalid.
+    pub fn new(limit: &Arc<RateLimit>) -> Result<Self, Invalid> {
+        let actions = limit.actions.iter().map(|action| {
+            Ok(match action {
+                DescriptorAction::Header { key, name, skip_if_absent } => {
+                    Action::Header(Arc::clone(key), Field::named(name)?, *skip_if_absent)
+                }
+                DescriptorAction::HeaderMatch { key, value, expects, tests } => {
+                    let tests = tests.iter().map(|test| Ok((Field::of(test)?, test.clone())));
+                    let tests = tests.collect::<Result<_, Invalid>>()?;
+                    Action::HeaderMatch(Arc::clone(key), Arc::clone(value), *expects, tests)
+                }
+                other => Action::Other(other.clone()),
+            })
+        });
+        Ok(DescriptorMaker { actions: actions.collect::<Result<_, Invalid>>()?, limit: Arc::clone(limit) })
+    }
+
+    /// What it was made of.
+    pub fn config(&self) -> &Arc<RateLimit> {
+        &self.limit
+    }
+
+    /// What a request is counted by; `None` where an action yields nothing, or all are skipped.
+    #[inline]
+    pub fn describe<'r>(&'r self, request: &LimitedRequest<'r>) -> Option<Descriptor<'r>> {
+        let mut entries = SmallVec::new();
+        for action in &self.actions {
+            match action.entry(request) {
+                Yield::Entry(entry) => entries.push(entry),
+                Yield::Skipped => {}
+                Yield::Nothing => return None,
+            }
+        }
+        let RateLimit { hits, gives_back, limit, .. } = &*self.limit;
+        (!entries.is_empty()).then_some(Descriptor { entries, hits: *hits, gives_back: *gives_back, limit: *limit })
+    }
+}
+
+impl Action {
+    #[inline]
+    fn entry<'r>(&'r self, request: &LimitedRequest<'r>) -> Yield<'r> {
+        let head = &request.head;
+        let constant = |key: &'r str, value: &'r str| Yield::of(key, value.as_bytes());
+        match self {
+            Action::Header(key, field, skip) => Yield::of_optional(key, field.first_value(head), *skip),
+            Action::HeaderMatch(key, value, expects, tests) => {
+                let passes = tests.iter().all(|(field, test)| header_matches(field, test, head));
+                if passes == *expects { constant(key, value) } else { Yield::Nothing }
+            }
+            Action::Other(action) => other(action, request),
+        }
+    }
+}
+
+fn other<'r>(action: &'r DescriptorAction, request: &LimitedRequest<'r>) -> Yield<'r> {
+    let filled = |key, value: &'r str| if value.is_empty() { Yield::Nothing } else { Yield::of(key, value.as_bytes()) };
+    match action {
+        DescriptorAction::SourceCluster => filled("source_cluster", request.source_cluster),
+        DescriptorAction::DestinationCluster => filled("destination_cluster", request.destination_cluster),
+        DescriptorAction::Query { key, name, skip_if_absent } => {
+            match query_value(name, request.head.query()).map(decoded) {
+                Some(Cow::Borrowed(value)) => Yield::of(key, value),
+                Some(Cow::Owned(value)) => Yield::Entry(Entry { key, value: Value::Made(SmallVec::from_vec(value)) }),
+                None => Yield::absent(*skip_if_absent),
+            }
+        }
+        DescriptorAction::RemoteAddress => match request.remote {
+            Some(ip) => Yield::written("remote_address", format_args!("{}", ip.to_canonical())),
+            None => Yield::Nothing,
+        },
+        DescriptorAction::MaskedRemoteAddress { v4_bits, v6_bits } => {
+            match request.remote.map(|ip| ip.to_canonical()) {
+                Some(ip) => masked(ip, *v4_bits, *v6_bits),
+                None => Yield::Nothing,
+            }
+        }
+        DescriptorAction::RemoteAddressMatch { key, value, ranges, invert } => {
+            let is_of_one = request.remote.map(|ip| ranges.iter().any(|range| range.contains(ip)));
+            if is_of_one == Some(!invert) { Yield::of(key, value.as_bytes()) } else { Yield::Nothing }
+        }
+        DescriptorAction::Constant { key, value } => Yield::of(key, value.as_bytes()),
+        DescriptorAction::QueryMatch { key, value, expects, tests } => {
+            let passes = tests.iter().all(|test| query_matches(test, request.head.query()));
+            if passes == *expects { Yield::of(key, value.as_bytes()) } else { Yield::Nothing }
+        }
+        DescriptorAction::Claim { key, path, default, skip_if_absent } => {
+            let claim = request.tokens.iter().find_map(|claims| claims.find(path)?.as_str());
+            let claim = claim.filter(|claim| !claim.is_empty()).or(default.as_deref());
+            Yield::of_optional(key, claim.map(str::as_bytes), *skip_if_absent)
+        }
+        DescriptorAction::Client { key, part } => {
+            let workload = request.client.and_then(SpiffeId::workload);
+            match (part, request.client, workload) {
+                (ClientPart::Principal, Some(client), _) => Yield::of(key, client.as_str().as_bytes()),
+                (ClientPart::Namespace, _, Some((namespace, _))) => Yield::of(key, namespace.as_bytes()),
+                (ClientPart::ServiceAccount, _, Some((namespace, account))) => {
+                    Yield::written(key, format_args!("{namespace}/{account}"))
+                }
+                _ => Yield::Nothing,
+            }
+        }
+        DescriptorAction::PathTemplate { key, templates } => {
+            let path = request.head.path();
+            let fits = templates.iter().find(|(_, template)| template_matches(template, path));
+            fits.map_or(Yield::Nothing, |(text, _)| Yield::of(key, text.as_bytes()))
+        }
+        // These were made into actions of their own.
+        DescriptorAction::Header { .. } | DescriptorAction::HeaderMatch { .. } => Yield::Nothing,
+    }
+}
+
+impl<'r> Yield<'r> {
+    fn of(key: &'r str, value: &'r [u8]) -> Self {
+        Yield::Entry(Entry { key, value: Value::Borrowed(value) })
+    }
+
+    fn of_optional(key: &'r str, value: Option<&'r [u8]>, skip_if_absent: bool) -> Self {
+        value.map_or_else(|| Yield::absent(skip_if_absent), |value| Yield::of(key, value))
+    }
+
+    fn absent(is_skipped: bool) -> Self {
+        if is_skipped { Yield::Skipped } else { Yield::Nothing }
+    }
+
+    fn written(key: &'r str, text: std::fmt::Arguments<'_>) -> Self {
+        let mut bytes = Written(SmallVec::new());
+        // It takes everything.
+        _ = bytes.write_fmt(text);
+        Yield::Entry(Entry { key, value: Value::Made(bytes.0) })
+    }
+}
+
+struct Written(SmallVec<[u8; 48]>);
+
+impl std::fmt::Write for Written {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// The network of an address, as `10.1.0.0/16`.
+fn masked<'r>(ip: IpAddr, v4_bits: u8, v6_bits: u8) -> Yield<'r> {
+    let key = "masked_remote_address";
+    match ip {
+        IpAddr::V4(ip) => {
+            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(v4_bits.into())).unwrap_or(0);
+            let network = std::net::Ipv4Addr::from_bits(ip.to_bits() & mask);
+            Yield::written(key, format_args!("{network}/{v4_bits}"))
+        }
+        IpAddr::V6(ip) => {
+            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(v6_bits.into())).unwrap_or(0);
+            let network = std::net::Ipv6Addr::from_bits(ip.to_bits() & mask);
+            Yield::written(key, format_args!("{network}/{v6_bits}"))
+        }
+    }
+}
+
+/// A query parameter without its escapes; what is none stays as it is. `+` is no blank, as in Envoy.
+fn decoded(value: &str) -> Cow<'_, [u8]> {
+    if !value.contains('%') {
+        return Cow::Borrowed(value.as_bytes());
+    }
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digit = |at: usize| after.get(at).and_then(|digit| char::from(*digit).to_digit(16));
+        match (first, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push((high * 16 + low) as u8);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    Cow::Owned(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use http::request::Parts;
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{HeaderTest, IpPrefix, QueryTest, SegmentTemplate, StringTest, TemplatePart};
+
+    fn head(uri: &str, headers: &[(&str, &[u8])]) -> Parts {
+        let mut request = Request::get(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    /// `key=value` of each entry.
+    fn described(actions: Vec<DescriptorAction>, request: &LimitedRequest<'_>) -> Option<String> {
+        let maker = DescriptorMaker::new(&Arc::new(RateLimit::by(actions))).unwrap();
+        let descriptor = maker.describe(request)?;
+        let entries = descriptor.entries.iter().map(|entry| format!("{}={}", entry.key, entry.value.to_text()));
+        Some(entries.collect::<Vec<_>>().join(" "))
+    }
+
+    fn header(key: &str, name: &str, skip_if_absent: bool) -> DescriptorAction {
+        DescriptorAction::Header { key: key.into(), name: name.into(), skip_if_absent }
+    }
+
+    fn query(name: &str) -> DescriptorAction {
+        DescriptorAction::Query { key: "q".into(), name: name.into(), skip_if_absent: false }
+    }
+
+    fn constant(value: &str) -> DescriptorAction {
+        DescriptorAction::Constant { key: "generic_key".into(), value: value.into() }
+    }
+
+    #[test]
+    fn an_action_that_yields_nothing_drops_its_descriptor_and_one_that_is_skipped_keeps_the_rest() {
+        let parts =
+            head("http://h/p?a=1&b=%41%4&b=2&c", &[("user", b"jo"), ("user", b"mo"), ("empty", b""), ("raw", b"\xff")]);
+        let request = LimitedRequest::new(RequestHead::of(&parts).unwrap());
+        for (actions, expected) in [
+            (vec![header("u", "user", false)], Some("u=jo")),
+            (vec![header("u", "User", false), constant("x")], Some("u=jo generic_key=x")),
+            (vec![header("e", "empty", false)], Some("e=")),
+            (vec![header("r", "raw", false)], Some("r=\u{fffd}")),
+            (vec![header("n", "none", false), constant("x")], None),
+            (vec![header("n", "none", true), constant("x")], Some("generic_key=x")),
+            (vec![header("n", "none", true)], None),
+            (vec![header("m", ":method", false), header("p", ":path", false)], Some("m=GET p=/p?a=1&b=%41%4&b=2&c")),
+            (vec![query("a")], Some("q=1")),
+            (vec![query("b")], Some("q=A%4")),
+            (vec![query("c")], Some("q=")),
+            (vec![query("d")], None),
+            (vec![DescriptorAction::SourceCluster], None),
+            (vec![DescriptorAction::RemoteAddress], None),
+        ] {
+            assert_eq!(described(actions.clone(), &request).as_deref(), expected, "{actions:?}");
+        }
+    }
+
+    #[test]
+    fn clients_are_known_by_their_addresses_identities_and_tokens() {
+        let parts = head("http://h/users/7", &[]);
+        let client = "spiffe://cluster.local/ns/shop/sa/web".parse::<SpiffeId>().unwrap();
+        let claims = json!({"sub": "me", "level": 3, "none": "", "org": {"team": "red"}});
+        let tokens = [Claims::unverified(claims.as_object().unwrap().clone(), &[].into())];
+        let request = LimitedRequest {
+            source_cluster: "web.shop",
+            destination_cluster: "outbound|80||reviews",
+            remote: Some("10.1.2.3".parse().unwrap()),
+            client: Some(&client),
+            tokens: &tokens,
+            ..LimitedRequest::new(RequestHead::of(&parts).unwrap())
+        };
+        let claim = |path: &[&str], default: Option<&str>| DescriptorAction::Claim {
+            key: "c".into(),
+            path: path.iter().map(|part| (*part).to_owned()).collect(),
+            default: default.map(Arc::from),
+            skip_if_absent: false,
+        };
+        let of = |part| DescriptorAction::Client { key: "w".into(), part };
+        let near = |invert| DescriptorAction::RemoteAddressMatch {
+            key: "near".into(),
+            value: "yes".into(),
+            ranges: vec![IpPrefix::new("10.0.0.0".parse().unwrap(), 8).unwrap()],
+            invert,
+        };
+        let template = SegmentTemplate { parts: vec![TemplatePart::Literal("users".to_owned()), TemplatePart::One] };
+        let template =
+            DescriptorAction::PathTemplate { key: "t".into(), templates: vec![("/users/{id}".into(), template)] };
+        for (action, expected) in [
+            (DescriptorAction::SourceCluster, Some("source_cluster=web.shop")),
+            (DescriptorAction::DestinationCluster, Some("destination_cluster=outbound|80||reviews")),
+            (DescriptorAction::RemoteAddress, Some("remote_address=10.1.2.3")),
+            (
+                DescriptorAction::MaskedRemoteAddress { v4_bits: 16, v6_bits: 64 },
+                Some("masked_remote_address=10.1.0.0/16"),
+            ),
+            (DescriptorAction::MaskedRemoteAddress { v4_bits: 0, v6_bits: 0 }, Some("masked_remote_address=0.0.0.0/0")),
+            (near(false), Some("near=yes")),
+            (near(true), None),
+            (claim(&["sub"], None), Some("c=me")),
+            (claim(&["org", "team"], None), Some("c=red")),
+            (claim(&["level"], None), None),
+            (claim(&["none"], None), None),
+            (claim(&["absent"], Some("anybody")), Some("c=anybody")),
+            (of(ClientPart::Principal), Some("w=spiffe://cluster.local/ns/shop/sa/web")),
+            (of(ClientPart::Namespace), Some("w=shop")),
+            (of(ClientPart::ServiceAccount), Some("w=shop/web")),
+            (template, Some("t=/users/{id}")),
+        ] {
+            assert_eq!(described(vec![action.clone()], &request).as_deref(), expected, "{action:?}");
+        }
+        let v6 = LimitedRequest { remote: Some("2001:db8:1:2:3::7".parse().unwrap()), ..request };
+        let masked = DescriptorAction::MaskedRemoteAddress { v4_bits: 32, v6_bits: 64 };
+        assert_eq!(described(vec![masked], &v6).as_deref(), Some("masked_remote_address=2001:db8:1:2::/64"));
+    }
+
+    #[test]
+    fn constants_stand_for_tests_that_pass_or_do_not() {
+        let parts = head("http://h/?v=2", &[("end-user", b"jason")]);
+        let request = LimitedRequest::new(RequestHead::of(&parts).unwrap());
+        let is = |value: &str| StringTest::Exact { value: value.into(), ignore_case: false };
+        let header = |value: &str, expects| {
+            let test =
+                HeaderTest::Value { name: "end-user".into(), test: is(value), invert: false, missing_is_empty: false };
+            DescriptorAction::HeaderMatch { key: "h".into(), value: "x".into(), expects, tests: vec![test] }
+        };
+        let query = |value: &str, expects| {
+            let tests = vec![QueryTest::new("v", Some(is(value)))];
+            DescriptorAction::QueryMatch { key: "q".into(), value: "x".into(), expects, tests }
+        };
+        for (action, expected) in [
+            (header("jason", true), Some("h=x")),
+            (header("jason", false), None),
+            (header("other", true), None),
+            (header("other", false), Some("h=x")),
+            (query("2", true), Some("q=x")),
+            (query("3", true), None),
+            (query("3", false), Some("q=x")),
+        ] {
+            assert_eq!(described(vec![action.clone()], &request).as_deref(), expected, "{action:?}");
+        }
+    }
+
+    #[test]
+    fn hits_and_a_limit_of_the_routes_own_go_along() {
+        let parts = head("http://h/", &[]);
+        let limit = LimitOverride { requests: 7, unit: crate::model::LimitUnit::Hour };
+        let config = RateLimit { hits: Some(3), limit: Some(limit), ..RateLimit::by(vec![constant("x")]) };
+        let maker = DescriptorMaker::new(&Arc::new(config)).unwrap();
+        let described = maker.describe(&LimitedRequest::new(RequestHead::of(&parts).unwrap())).unwrap();
+        assert_eq!((described.hits, described.limit), (Some(3), Some(limit)));
+    }
+}
