@@ -69,7 +69,7 @@ pub enum Value<'r> {
     /// As the request or the configuration has it.
     Borrowed(&'r [u8]),
     /// Written for it.
-    Made(SmallVec<[u8; 48]>),
+    Made(SmallVec<[u8; 64]>),
 }
 
 impl Value<'_> {
@@ -254,7 +254,7 @@ impl<'r> Yield<'r> {
     }
 }
 
-struct Written(SmallVec<[u8; 48]>);
+struct Written(SmallVec<[u8; 64]>);
 
 impl std::fmt::Write for Written {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
