@@ -23,6 +23,7 @@ use smallvec::SmallVec;
 use crate::error::ErrorKind;
 use crate::id::{Address, ClusterName};
 use crate::identity::SpiffeId;
+use crate::jwt::Claims;
 use crate::live_trace::{End, Hop, Place};
 use crate::model::{AccessLog, MetricRules, ServiceNames};
 use crate::recycled::{Recycle, Recycled, Spare};
@@ -175,6 +176,8 @@ pub struct RequestInfo {
     pub pinned: Option<Box<Pinned>>,
     /// Headers that its answer gets, in the place of its own of the same names: who may read it.
     pub answer_headers: Option<Box<HeaderMap>>,
+    /// What is left of the limit that it comes nearest to, where its answer is to tell.
+    pub limit_note: Option<LimitNote>,
     /// What the application says of sending it more than once.
     pub repeat: Option<Repeat>,
     /// Tries so far, the current one included; 0 before the first.
@@ -190,6 +193,19 @@ pub struct RequestInfo {
     record: Option<Recycled<Record>>,
     /// Only where they are recorded.
     spans: Option<Box<SpanNotes>>,
+}
+
+/// What is left of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitNote {
+    /// How many requests there may be in a window.
+    pub max: u32,
+    /// How many of them are left.
+    pub left: u32,
+    /// The window.
+    pub window: Duration,
+    /// When all of them are there again.
+    pub full_in: Duration,
 }
 
 /// One of the priorities of a cluster: which of its leaves it belongs to, and its number there.
@@ -229,6 +245,8 @@ struct Record {
     authority: SmallVec<[u8; 64]>,
     method: Method,
     peer: Option<SocketAddr>,
+    client: Option<SpiffeId>,
+    tokens: SmallVec<[Claims; 1]>,
     source: Option<Arc<Peer>>,
     is_secured: bool,
     route: Option<Arc<str>>,
@@ -275,6 +293,7 @@ impl RequestInfo {
             hash: None,
             pinned: None,
             answer_headers: None,
+            limit_note: None,
             repeat: None,
             attempts: 0,
             tried: SmallVec::new(),
@@ -295,6 +314,8 @@ impl RequestInfo {
             authority: SmallVec::new(),
             method: method.clone(),
             peer: None,
+            client: None,
+            tokens: SmallVec::new(),
             source: None,
             is_secured: false,
             route: None,
@@ -363,6 +384,16 @@ impl RequestInfo {
     /// Who asked: on a server, where the connection is known.
     pub fn peer(&self) -> Option<SocketAddr> {
         self.record.as_ref()?.peer
+    }
+
+    /// Who its client has shown to be, on a server, where filters are passed.
+    pub fn client(&self) -> Option<&SpiffeId> {
+        self.record.as_ref()?.client.as_ref()
+    }
+
+    /// What its tokens say, on a server, where filters are passed.
+    pub fn tokens(&self) -> &[Claims] {
+        self.record.as_ref().map_or(&[], |record| &record.tokens)
     }
 
     /// The route's name; `None` where none was found. Routes may be nameless.

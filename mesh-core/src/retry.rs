@@ -10,6 +10,7 @@ use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::error::ErrorKind;
+use crate::limits::RATE_LIMITED;
 use crate::matcher::answer_matches;
 use crate::model::{RetryCondition, RetryConditions, RetryPolicy};
 use crate::request_info::{Repeat, RequestInfo, grpc_status};
@@ -165,8 +166,6 @@ const OF_GRPC_ANSWERS: RetryConditions = {
     codes.with(ResourceExhausted).with(Unavailable)
 };
 
-/// An answer of a proxy that refuses for the caller's rate.
-const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 /// An answer of a proxy that has too much to do: one more request would make it worse.
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 /// When to come back, in the head of a gRPC answer.

@@ -7,6 +7,7 @@
 mod checks;
 mod health;
 mod leaving;
+mod limited;
 mod load;
 mod peer;
 mod retries;
@@ -33,6 +34,7 @@ use crate::tls::Certificates;
 pub use checks::CheckedEndpoint;
 pub use health::HealthNews;
 pub use leaving::Leaving;
+pub use limited::{LimitCounts, Limited};
 pub use retries::{RetryPermit, RetryPrice, TooManyRetries};
 pub use traffic::{ClusterTraffic, LocalityFigures, ReportedTry, Traffic};
 pub use usage::{ConnectionPermit, Freed, HostConnections, PendingPermit, Usage};
@@ -557,6 +559,7 @@ pub struct States {
     certificates: Arc<Certificates>,
     news: Arc<HealthNews>,
     traffic: Arc<Traffic>,
+    limited: Arc<Limited>,
     clusters: Mutex<HashMap<ClusterName, Kept>>,
     filters: Mutex<HashMap<FilterKey, Weak<dyn Any + Send + Sync>>>,
 }
@@ -582,6 +585,11 @@ pub struct FilterState<'s> {
 }
 
 impl FilterState<'_> {
+    /// Where it is counted what became of requests that have limits.
+    pub fn limited(&self) -> &Limited {
+        &self.states.limited
+    }
+
     /// The state of this type: the present one while anything refers to it, else what `make` makes. The filter that
     /// holds it keeps it.
     pub fn get<T: Send + Sync + 'static>(&self, make: impl FnOnce() -> T) -> Arc<T> {
@@ -610,6 +618,11 @@ impl States {
     /// What becomes of requests, for reports of load.
     pub fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
+    }
+
+    /// What became of requests that have limits.
+    pub fn limited(&self) -> &Arc<Limited> {
+        &self.limited
     }
 
     /// Where it is told whose endpoints are not what they were.

@@ -25,7 +25,7 @@ use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::id::{ListenerName, Target};
 use crate::live_trace::LiveTraces;
 use crate::resources::{Progress, Update};
-use crate::state::{HealthNews, Traffic, lock};
+use crate::state::{HealthNews, Limited, Traffic, lock};
 use crate::tls::Certificates;
 use crate::view::{Extensions, TargetView};
 use crate::workload::{Introductions, Workload};
@@ -92,6 +92,7 @@ struct StoreState {
     calls: Arc<Recorder>,
     live_traces: Arc<LiveTraces>,
     traffic: Arc<Traffic>,
+    limited: Arc<Limited>,
     idle: Duration,
 }
 
@@ -207,6 +208,7 @@ impl Store {
             calls: Arc::default(),
             live_traces: Arc::default(),
             traffic: Arc::clone(assembly.traffic()),
+            limited: Arc::clone(assembly.limited()),
             targets: ArcSwap::default(),
             commands: Mutex::default(),
             news,
@@ -242,6 +244,11 @@ impl Store {
     /// Who called the servers of this process, where the control plane wants to know.
     pub fn calls(&self) -> &Arc<Recorder> {
         &self.shared.calls
+    }
+
+    /// What became of requests that have limits.
+    pub fn limited(&self) -> &Arc<Limited> {
+        &self.shared.limited
     }
 
     /// Which requests are followed through the mesh, where somebody asks why they go where they go.

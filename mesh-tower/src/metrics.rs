@@ -96,6 +96,7 @@ impl Mesh {
         to.family("istio_build", Kind::Gauge, "The version of this library.");
         to.sample(&[("component", "proxy"), ("tag", env!("CARGO_PKG_VERSION"))], Value::Count(1), None);
         self.clusters(to);
+        self.limits(to);
         self.itself(to);
         self.configuration(to);
     }
@@ -181,6 +182,18 @@ impl Mesh {
                 to.sample(&[("cluster", cluster.as_str()), ("state", state)], count.into(), None);
             }
         }
+    }
+
+    /// Rate limits: by their names, their rules, and what was said of requests.
+    fn limits(&self, to: &mut dyn MetricsWriter) {
+        let help = "Requests that a rate limit was for, by what it said of them.";
+        to.family("mesh_ratelimit_requests_total", Kind::Counter, help);
+        self.store().limited().each(|limit, rule, counts| {
+            let verdicts = [("within", counts.within()), ("over", counts.over()), ("shadow", counts.shadow())];
+            for (verdict, count) in verdicts {
+                to.sample(&[("limit", limit), ("rule", rule), ("verdict", verdict)], count.into(), None);
+            }
+        });
     }
 
     fn itself(&self, to: &mut dyn MetricsWriter) {

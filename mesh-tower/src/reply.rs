@@ -53,11 +53,16 @@ pub(crate) fn to(method: &Method, mut response: Response<Bytes>) -> Response<Byt
 
 /// A filter's answer.
 pub(crate) fn filter(reply: Reply, is_grpc: bool) -> Response<Bytes> {
-    if is_grpc {
+    let mut response = if is_grpc {
         let code = reply.grpc_code.unwrap_or_else(|| grpc_code(reply.status));
-        return trailers_only(code, &String::from_utf8_lossy(&reply.body));
+        trailers_only(code, &String::from_utf8_lossy(&reply.body))
+    } else {
+        text(reply.status, reply.body)
+    };
+    if let Some(headers) = reply.headers {
+        response.headers_mut().extend(*headers);
     }
-    text(reply.status, reply.body)
+    response
 }
 
 /// An answer from the configuration. To gRPC its status is the one that stands for the HTTP status, and its body the

@@ -140,6 +140,7 @@ fn answer(abort: &FaultAbort, headers: &HeaderMap, hit: &mut impl FnMut(Fraction
         status: status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(StatusCode::OK),
         grpc_code,
         body: abort.body.clone().unwrap_or(Bytes::from_static(b"fault filter abort")),
+        headers: None,
     })
 }
 

@@ -7,6 +7,7 @@
 
 mod cors;
 mod fault;
+mod local_rate_limit;
 mod session;
 
 use std::collections::HashMap;
@@ -16,8 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
-use http::{request, response};
+use http::{HeaderMap, StatusCode, request, response};
 
 use crate::error::Invalid;
 use crate::model::FilterConfig;
@@ -26,6 +26,7 @@ use crate::state::FilterState;
 
 pub use cors::CorsFilter;
 pub use fault::{ActiveFaults, FaultFilter};
+pub use local_rate_limit::{LocalLimit, LocalRateLimitFilter};
 pub use session::SessionFilter;
 
 /// What becomes of a request after a filter saw it. Exhaustive: one more must not pass for [`Decision::Continue`].
@@ -58,12 +59,14 @@ pub struct Reply {
     pub grpc_code: Option<u32>,
     /// The body for HTTP callers, the message for gRPC callers.
     pub body: Bytes,
+    /// Headers besides those that say what the body is.
+    pub headers: Option<Box<HeaderMap>>,
 }
 
 impl Reply {
     /// An answer with this status and text; the gRPC code follows from the status.
     pub fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
-        Reply { status, grpc_code: None, body: body.into() }
+        Reply { status, grpc_code: None, body: body.into(), headers: None }
     }
 
     /// The same with a gRPC code of its own.
@@ -167,6 +170,8 @@ impl FilterRegistry {
             FilterConfig::Fault(fault) => {
                 Ok(Some(Arc::new(FaultFilter::new(fault)?.counted(state.get(ActiveFaults::default)))))
             }
+            // What it goes by is the route's: `RouteTable::compile` makes it.
+            FilterConfig::LocalRateLimit(_) => Err(Invalid::new("a local rate limit is made for each route")),
             FilterConfig::Cors(policy) => Ok(Some(Arc::new(CorsFilter::new(policy)))),
             FilterConfig::StatefulSession(session) => Ok(Some(Arc::new(SessionFilter::new(session)))),
             FilterConfig::Custom(name, json) => match self.factories.get(name) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::model::{CorsPolicy, ExtAuthz, HeaderTest, JwtAuthentication, Rbac, StatefulSession};
+use crate::model::{CorsPolicy, ExtAuthz, HeaderTest, JwtAuthentication, LocalRateLimit, Rbac, StatefulSession};
 
 /// One entry of a listener's filter list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub enum FilterConfig {
     Rbac(Arc<Rbac>),
     /// `envoy.filters.http.ext_authz`. On servers only, after JWT and before RBAC.
     ExtAuthz(Arc<ExtAuthz>),
+    /// `envoy.filters.http.local_ratelimit`.
+    LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.filters.http.stateful_session`. On clients only.
     StatefulSession(Arc<StatefulSession>),
     /// A filter of the application's own: the name that it was registered under, and its configuration as

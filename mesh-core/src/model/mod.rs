@@ -35,10 +35,12 @@ mod jwks;
 mod jwt;
 mod limits;
 mod listener;
+mod local_rate_limit;
 mod log_filter;
 mod metric_rules;
 mod outlier;
 mod path_rewrite;
+mod path_template;
 mod rate_limit;
 mod rbac;
 mod re2;
@@ -69,6 +71,7 @@ pub use listener::{
     ApiListener, BLACK_HOLE_CLUSTER, BLOCK_ALL, FilterChain, FilterChainMatch, HeadersWithUnderscores, HttpManager,
     Listener, PASSTHROUGH_CLUSTER, RouteSource, ServerListener, ServerTls,
 };
+pub use local_rate_limit::{LocalRateLimit, LocalRule, OfHost, RestHeaders, TokenBucket};
 pub use log_filter::{Comparison, LogFilter};
 pub use metric_rules::{
     LabelRule, METRIC_NAMES, MetricGroup, MetricRules, MetricSet, PROMETHEUS_NAMES, is_metric_label,

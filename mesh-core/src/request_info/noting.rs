@@ -13,6 +13,8 @@ use smallvec::SmallVec;
 use super::{Heads, Messages, RequestInfo, grpc_status};
 use crate::error::ErrorKind;
 use crate::id::ClusterName;
+use crate::identity::SpiffeId;
+use crate::jwt::Claims;
 use crate::live_trace::{Hop, Place, Stage};
 use crate::model::{AccessLog, BLACK_HOLE_CLUSTER, MetricRules, ServiceNames};
 use crate::response_flags::ResponseFlags;
@@ -32,6 +34,13 @@ impl RequestInfo {
     pub fn note_peer(&mut self, peer: SocketAddr) {
         if let Some(record) = &mut self.record {
             record.peer = Some(peer);
+        }
+    }
+
+    /// Notes who its client has shown to be, and what its tokens say, on a server.
+    pub fn note_client(&mut self, client: Option<&SpiffeId>, tokens: &[Claims]) {
+        if let Some(record) = &mut self.record {
+            (record.client, record.tokens) = (client.cloned(), tokens.into());
         }
     }
 

@@ -14,7 +14,7 @@ use crate::model::{
     Cluster, ClusterKind, ClusterTls, HttpManager, Listener, RouteConfiguration, RouteSource, ServerListener, ServerTls,
 };
 use crate::resources::{Known, Progress, ResourceKey, ResourceType, Resources, Update};
-use crate::state::{HealthNews, States, Traffic};
+use crate::state::{HealthNews, Limited, States, Traffic};
 use crate::tls::Certificates;
 use crate::view::{ClusterView, Extensions, Leaf, RouteTable, TargetView};
 
@@ -93,6 +93,10 @@ impl Assembly {
     }
 
     /// What becomes of requests, for reports of load.
+    pub(super) fn limited(&self) -> &Arc<Limited> {
+        self.states.limited()
+    }
+
     pub(super) fn traffic(&self) -> &Arc<Traffic> {
         self.states.traffic()
     }

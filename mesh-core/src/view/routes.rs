@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::HeaderValue;
 use smallvec::{SmallVec, smallvec};
@@ -11,14 +12,15 @@ use tokio::sync::Semaphore;
 use crate::authz::external::{Asker, MOST_CHECKS};
 use crate::authz::{AccessRequest, Authorizer, Connection, Verdict, verdict};
 use crate::error::{ErrorKind, Invalid, MeshError};
-use crate::filter::{CorsFilter, Filter, FilterRegistry};
+use crate::filter::{CorsFilter, Filter, FilterRegistry, LocalLimit};
 use crate::hashing::hash_of_request;
 use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
     Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HeaderMutations, HttpManager, Mirror,
-    NamedFilter, Rbac, Route, RouteAction, RouteConfiguration, RouteMatch, SplitBy, VirtualHost, WeightedCluster,
+    NamedFilter, RateLimit, Rbac, Route, RouteAction, RouteConfiguration, RouteMatch, SplitBy, VirtualHost,
+    WeightedCluster,
 };
 use crate::request::RequestHead;
 use crate::state::States;
@@ -142,7 +144,7 @@ impl RouteTable {
             config: Arc::clone(&config),
         };
         let base = builder.base(listener)?;
-        table.access = builder.effective(&[&base], false).1;
+        table.access = builder.effective(&[&base], true, &((&[], false), &[]))?.1;
         table.needs_verdict = !table.access.is_empty() || !table.askers.is_empty();
         table.is_guarded = !table.askers.is_empty() || table.access.iter().any(|access| access.may_refuse());
         let mut known = HashMap::new();
@@ -195,6 +197,11 @@ impl RouteTable {
             name => format!("{place}/{name}"),
         };
         let filters = builder.level(&route.filters, &place)?;
+        let of_route = match &route.action {
+            RouteAction::Forward(forward) => (&*forward.rate_limits, forward.includes_host_rate_limits),
+            _ => (&[][..], false),
+        };
+        let limits: RouteLimits<'_> = (of_route, &host.rate_limits);
         let is_answered = matches!(route.action, RouteAction::Redirect(_) | RouteAction::Direct(_));
         let mut destination = |name: Option<&ClusterName>, weight, own: Option<&WeightedCluster>| {
             let cluster = name.map(|name| {
@@ -220,7 +227,7 @@ impl RouteTable {
                 None => FilterLevel::new(),
             };
             let levels = [&own_filters, &filters, above[0], above[1]];
-            let (filters, access) = builder.effective(&levels, is_answered);
+            let (filters, access) = builder.effective(&levels, is_answered, &limits)?;
             let is_as_above = access.len() == self.access.len()
                 && access.iter().zip(&self.access).all(|(own, above)| Arc::ptr_eq(own, above));
             self.needs_verdict |= !access.is_empty();
@@ -622,6 +629,7 @@ type FilterLevel = BTreeMap<Arc<str>, Built>;
 enum Built {
     Off,
     Cors(Arc<CorsPolicy>),
+    Limit(LocalLimit),
     Filter(Arc<dyn Filter>),
     Access(Arc<Authorizer>),
 }
@@ -666,6 +674,10 @@ impl FilterBuilder<'_> {
             },
             FilterConfig::Rbac(rbac) => Authorizer::new(rbac).map(|access| Built::Access(Arc::new(access))),
             FilterConfig::Cors(policy) => Ok(Built::Cors(Arc::clone(policy))),
+            FilterConfig::LocalRateLimit(limit) => {
+                // Buckets are as full as they were: nobody else asks what time it is.
+                Ok(Built::Limit(LocalLimit::new(limit, &self.states.filter(place, name), Instant::now())))
+            }
             config => {
                 let built = self.registry.build(config, &self.states.filter(place, name));
                 built.map(|filter| filter.map_or(Built::Off, Built::Filter))
@@ -676,19 +688,32 @@ impl FilterBuilder<'_> {
 
     /// The listener's filters with the most specific override of each (gRFC A39), those that decide who is let in apart.
     /// The most specific level is first. A route that answers itself has no cross-origin rules, as in Envoy.
-    fn effective(&self, levels: &[&FilterLevel], is_answered: bool) -> (Box<[Arc<dyn Filter>]>, Access) {
-        let (mut filters, mut access) = (Vec::new(), Vec::new());
+    fn effective(
+        &self,
+        levels: &[&FilterLevel],
+        is_answered: bool,
+        limits: &RouteLimits<'_>,
+    ) -> Result<(Box<[Arc<dyn Filter>]>, Access), Invalid> {
+        let (mut filters, mut access) = (Vec::<Arc<dyn Filter>>::new(), Vec::new());
         for filter in self.filters {
             match levels.iter().find_map(|level| level.get(&filter.name)) {
                 Some(Built::Cors(policy)) if !is_answered => filters.extend(cors(policy, &filter.name, levels)),
+                Some(Built::Limit(limit)) if !limit.is_idle() => {
+                    let (of_route, of_host) = *limits;
+                    filters.push(Arc::new(limit.filter(of_route, of_host)?));
+                }
                 Some(Built::Filter(filter)) => filters.push(Arc::clone(filter)),
                 Some(Built::Access(filter)) => access.push(Arc::clone(filter)),
-                Some(Built::Off | Built::Cors(_)) | None => {}
+                Some(Built::Off | Built::Cors(_) | Built::Limit(_)) | None => {}
             }
         }
-        (filters.into(), access.into())
+        Ok((filters.into(), access.into()))
     }
 }
+
+/// What the requests of a route are counted by: as the route says, with whether the virtual host counts besides, and as that
+/// says.
+type RouteLimits<'c> = ((&'c [Arc<RateLimit>], bool), &'c [Arc<RateLimit>]);
 
 /// The one filter for cross-origin requests that says what no level has to say alone: each completes the one below it.
 /// `None` where no request makes a difference to it.

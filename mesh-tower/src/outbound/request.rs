@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::hashing::Caller;
+use mesh_core::limits::RATE_LIMITED;
 use mesh_core::live_trace::LiveTraces;
 use mesh_core::model::{Cluster, LoadWeights};
 use mesh_core::outlier::Outcome as Outlier;
@@ -426,6 +427,10 @@ impl<T: Transport> Drop for ActiveRequest<T> {
 
 /// What the head of an answer says of the endpoint; `None` where the trailers will.
 pub(super) fn outcome_of(status: StatusCode, headers: &HeaderMap, is_grpc: bool) -> Option<Outlier> {
+    // A rate limit says nothing of how well the endpoint is, whatever code it answers with.
+    if headers.contains_key(RATE_LIMITED) {
+        return Some(Outlier::Status(StatusCode::TOO_MANY_REQUESTS.as_u16()));
+    }
     match grpc_status(headers).filter(|_| is_grpc) {
         Some(code) => Some(Outlier::of_grpc(code)),
         None if is_grpc && status == StatusCode::OK => None,

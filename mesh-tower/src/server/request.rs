@@ -372,7 +372,7 @@ impl ServerContext {
             }
         }
         let found = self.admit(routes, listener, &head, peer.as_deref(), tokens, facts.as_deref_mut())?;
-        self.enter(routes, found, request, facts)
+        self.enter(routes, found, tokens, request, facts)
     }
 
     /// Who is let in by the policies, which is told and written down, learns of its route.
@@ -443,7 +443,7 @@ impl ServerContext {
         let peer = self.connection(request);
         let head = RequestHead::received(request)?;
         let found = self.admit(routes, listener, &head, peer.as_deref(), tokens, facts.as_deref_mut())?;
-        self.enter(routes, found, request, facts)
+        self.enter(routes, found, tokens, request, facts)
     }
 
     /// A request that is let in passes the filters of its route.
@@ -452,6 +452,7 @@ impl ServerContext {
         &self,
         routes: &Arc<RouteTable>,
         (position, route, destination): Found<'_>,
+        tokens: &[Claims],
         request: &mut Request<B>,
         facts: &mut Option<Recycled<Facts>>,
     ) -> Result<Admission, MeshError> {
@@ -462,6 +463,10 @@ impl ServerContext {
         if !destination.filters().is_empty() && !facts.info.is_observed() {
             self.observe(&mut facts.info, request);
             facts.info.note_authority(RequestHead::received(request)?.authority);
+        }
+        if !destination.filters().is_empty() {
+            let connection = self.connection(request);
+            facts.info.note_client(connection.as_deref().and_then(ConnectionInfo::peer_identity), tokens);
         }
         facts.info.note_route(&route.name, None);
         facts.info.waits_for(Stage::Application);

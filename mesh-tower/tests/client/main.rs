@@ -10,6 +10,7 @@ mod interim;
 mod load;
 mod mesh;
 mod outside;
+mod rate_limits;
 mod requests;
 mod sessions;
 mod walk;

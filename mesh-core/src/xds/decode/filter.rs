@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPoli
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
+use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::{
@@ -21,6 +22,7 @@ use super::cors;
 use super::ext_authz::ext_authz;
 use super::fault::fault;
 use super::jwt::jwt;
+use super::local_rate_limit::local_rate_limit;
 use super::metrics;
 use super::notes::Notes;
 use super::rbac::{rbac, rbac_per_route};
@@ -181,6 +183,10 @@ fn config_per_route(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Resu
     if holds::<CorsPolicy>(any) {
         return Ok(Known::Filter(FilterConfig::Cors(Arc::new(cors::policy(notes, unpack(any)?)?))));
     }
+    if holds::<LocalRateLimit>(any) {
+        return local_rate_limit(notes, any, true)
+            .map(|limit| Known::Filter(FilterConfig::LocalRateLimit(Arc::new(limit))));
+    }
     match holds::<RbacPerRoute>(any) {
         true => rbac_per_route(notes, any).map(Known::Filter),
         false => config(notes, any, is_optional),
@@ -197,6 +203,10 @@ fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, 
     // It has no policy: routes and virtual hosts have.
     if holds::<Cors>(any) {
         return unpack::<Cors>(any).map(|_| Known::Filter(FilterConfig::Cors(Arc::default())));
+    }
+    if holds::<LocalRateLimit>(any) {
+        let limit = local_rate_limit(notes, any, false)?;
+        return Ok(Known::Filter(FilterConfig::LocalRateLimit(Arc::new(limit))));
     }
     if holds::<StatefulSession>(any) {
         return session::session(notes, unpack(any)?).map(Known::Filter);

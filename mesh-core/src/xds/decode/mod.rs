@@ -26,6 +26,7 @@ mod http_manager;
 mod jwt;
 mod limits;
 mod listener;
+mod local_rate_limit;
 mod log_filter;
 mod metadata;
 mod metrics;
@@ -56,6 +57,7 @@ use crate::resources::{Resource, ResourceType};
 use crate::view::Extensions;
 use crate::xds::names;
 
+pub use local_rate_limit::LocalRateLimitBesides;
 use notes::Notes;
 pub(crate) use refused::without_plaintext;
 

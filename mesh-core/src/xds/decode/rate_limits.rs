@@ -19,10 +19,11 @@ use super::common::{TypedStruct, filled, type_name};
 use super::metadata::{JWT, PAYLOAD};
 use super::notes::{Notes, ignored};
 use super::rbac::prefix;
-use super::route_match::{header_name, header_test, query_test, template};
+use super::route_match::{header_name, header_test, query_test};
 use crate::error::Invalid;
 use crate::model::{
     CLIENT_ENTRY, ClientPart, DescriptorAction, LAST_STAGE, LimitOverride, LimitUnit, MOST_HITS, PATH_ENTRY, RateLimit,
+    SegmentTemplate,
 };
 
 /// The rate limits of a route, a virtual host or a filter; those that nothing can be counted by are noted and left out.
@@ -268,7 +269,7 @@ fn extension(notes: &mut Notes<'_>, value: &TypedExtensionConfig) -> Result<Opti
             some("templates", written)?;
             let templates = notes.each("templates", written, |_, text| {
                 let text = text.as_str().ok_or_else(|| Invalid::new("must be a text"))?;
-                let read = template(text).map_err(|reason| Invalid::new(format!("{text:?}: {reason}")))?;
+                let read = SegmentTemplate::parse(text).map_err(|reason| Invalid::new(format!("{text:?}: {reason}")))?;
                 Ok((Arc::from(text), read))
             })?;
             Ok(Some(DescriptorAction::PathTemplate { key: text(&json, "key")?, templates }))

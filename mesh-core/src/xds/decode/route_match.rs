@@ -13,7 +13,7 @@ use http::HeaderName;
 use super::common::{filled, fraction, regex, string_test, unpack};
 use super::notes::Notes;
 use crate::error::Invalid;
-use crate::model::{Fraction, HeaderTest, PathTest, QueryTest, RouteMatch, SegmentTemplate, StringTest, TemplatePart};
+use crate::model::{Fraction, HeaderTest, PathTest, QueryTest, RouteMatch, SegmentTemplate, StringTest};
 
 pub(super) fn route_match(notes: &mut Notes<'_>, value: pb::RouteMatch) -> Result<RouteMatch, Invalid> {
     let pb::RouteMatch {
@@ -80,56 +80,9 @@ fn path(
 pub(super) fn template_policy(policy: &core::TypedExtensionConfig) -> Result<PathTest, Invalid> {
     let any = policy.typed_config.as_ref().ok_or_else(|| Invalid::new("missing").at("typed_config"))?;
     let config: UriTemplateMatchConfig = unpack(any).map_err(|invalid| invalid.at("typed_config"))?;
-    template(&config.path_template)
+    SegmentTemplate::parse(&config.path_template)
         .map(PathTest::Template)
         .map_err(|reason| Invalid::new(format!("{:?}: {reason}", config.path_template)).at("path_template"))
-}
-
-/// A template such as `/users/{id}/*/{rest=**}`: `*` is one segment, `**` any number of them with nothing but literals
-/// behind it, a variable is `{name}` or `{name=pattern}`.
-pub(super) fn template(text: &str) -> Result<SegmentTemplate, &'static str> {
-    let text = text.strip_prefix('/').ok_or("must start with /")?;
-    let mut parts = Vec::new();
-    let mut rest = Some(text);
-    while let Some(text) = rest {
-        let end = segment_end(text)?;
-        let (segment, after) = text.split_at(end);
-        rest = after.strip_prefix('/');
-        match segment.strip_prefix('{') {
-            Some(variable) => {
-                let variable = variable.strip_suffix('}').ok_or("a variable must be a whole segment")?;
-                let (name, pattern) = variable.split_once('=').unwrap_or((variable, "*"));
-                let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-                if name.is_empty() || !is_name {
-                    return Err("not a variable name");
-                }
-                for part in pattern.split('/') {
-                    parts.push(template_part(part)?);
-                }
-            }
-            None => parts.push(template_part(segment)?),
-        }
-    }
-    let mut after_many = parts.iter().skip_while(|part| **part != TemplatePart::Many).skip(1);
-    if after_many.any(|part| matches!(part, TemplatePart::One | TemplatePart::Many)) {
-        return Err("behind ** there are literals only");
-    }
-    Ok(SegmentTemplate { parts })
-}
-
-/// Where the first segment ends; a variable may contain slashes.
-fn segment_end(text: &str) -> Result<usize, &'static str> {
-    let from = if text.starts_with('{') { text.find('}').ok_or("a { without }")? } else { 0 };
-    Ok(text.get(from..).and_then(|rest| rest.find('/')).map_or(text.len(), |at| from + at))
-}
-
-fn template_part(segment: &str) -> Result<TemplatePart, &'static str> {
-    match segment {
-        "*" => Ok(TemplatePart::One),
-        "**" => Ok(TemplatePart::Many),
-        literal if literal.contains(['*', '{', '}', '?', '#']) => Err("* { } ? # cannot be part of a literal"),
-        literal => Ok(TemplatePart::Literal(literal.to_owned())),
-    }
 }
 
 /// One test on a header. A matcher without a known kind is invalid as in gRPC: a kind of a later release would
@@ -184,37 +137,4 @@ pub(super) fn query_test(notes: &mut Notes<'_>, value: pb::QueryParameterMatcher
 fn runtime(value: &core::RuntimeFractionalPercent) -> Result<Fraction, Invalid> {
     let default = value.default_value.as_ref().ok_or_else(|| Invalid::new("missing").at("default_value"))?;
     fraction(default).map_err(|invalid| invalid.at("default_value"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn templates_of_paths() {
-        let literal = |text: &str| TemplatePart::Literal(text.to_owned());
-        let cases: &[(&str, Option<Vec<TemplatePart>>)] = &[
-            ("/", Some(vec![literal("")])),
-            ("/a/b", Some(vec![literal("a"), literal("b")])),
-            ("/a/*", Some(vec![literal("a"), TemplatePart::One])),
-            ("/a/**", Some(vec![literal("a"), TemplatePart::Many])),
-            ("/{country}/x", Some(vec![TemplatePart::One, literal("x")])),
-            ("/{rest=**}", Some(vec![TemplatePart::Many])),
-            ("/{v=a/*}/b", Some(vec![literal("a"), TemplatePart::One, literal("b")])),
-            ("a", None),
-            ("/**/a", Some(vec![TemplatePart::Many, literal("a")])),
-            ("/**/*", None),
-            ("/**/{a}", None),
-            ("/**/a/**", None),
-            ("/a*", None),
-            ("/{a", None),
-            ("/{a}b", None),
-            ("/{}", None),
-            ("/{a=b{c}}", None),
-            ("/{a-b}", None),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(template(text).ok().map(|template| template.parts), *expected, "{text}");
-        }
-    }
 }

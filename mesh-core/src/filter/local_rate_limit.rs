@@ -1,0 +1,192 @@
+//! Local rate limits (`envoy.extensions.filters.http.local_ratelimit.v3`): who is over is answered, or only counted.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::RETRY_AFTER;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, response};
+
+use super::{Decision, Filter, Reply};
+use crate::error::Invalid;
+use crate::limits::{DescriptorMaker, LimitedRequest, LocalBuckets, LocalLimiter, LocalVerdict, RATE_LIMITED};
+use crate::model::{Fraction, LocalRateLimit, OfHost, RateLimit, RestHeaders};
+use crate::request::RequestHead;
+use crate::request_info::{LimitNote, RequestInfo};
+use crate::response_flags::ResponseFlags;
+use crate::rewrite::{apply_to_request, apply_to_response};
+use crate::state::{FilterState, LimitCounts};
+
+/// gRPC's codes.
+const RESOURCE_EXHAUSTED: u32 = 8;
+const UNAVAILABLE: u32 = 14;
+
+/// A limit as it is configured in one place, with what is kept of it: routes share it.
+#[derive(Clone, Debug)]
+pub struct LocalLimit {
+    config: Arc<LocalRateLimit>,
+    limiter: Arc<LocalLimiter>,
+    /// Those over the limit that are not refused.
+    passed: Arc<LimitCounts>,
+}
+
+impl LocalLimit {
+    /// The limit of a configuration; its buckets are as full as they were.
+    pub fn new(config: &Arc<LocalRateLimit>, state: &FilterState<'_>, now: Instant) -> Self {
+        let buckets = state.get(|| LocalBuckets::new(now));
+        let counts = |rule: &str| state.limited().counts(&config.name, rule);
+        let limiter = Arc::new(LocalLimiter::new(config, &buckets, counts, now));
+        LocalLimit { limiter, passed: counts("not_enforced"), config: Arc::clone(config) }
+    }
+
+    /// Whether it counts nothing, whatever comes.
+    pub fn is_idle(&self) -> bool {
+        let is_off = self.config.enabled == Fraction::default();
+        is_off || (self.config.bucket.is_none() && self.config.rules.is_empty())
+    }
+
+    /// The filter of a route, which goes by what the route and its virtual host say, unless the limit says it itself.
+    pub fn filter(
+        &self,
+        (of_route, includes_host): (&[Arc<RateLimit>], bool),
+        of_host: &[Arc<RateLimit>],
+    ) -> Result<LocalRateLimitFilter, Invalid> {
+        let stage = |limits: &[Arc<RateLimit>]| -> Vec<Arc<RateLimit>> {
+            limits.iter().filter(|limit| limit.stage == self.config.stage).cloned().collect()
+        };
+        let mut limits = match self.config.rate_limits.as_slice() {
+            [] => {
+                let (mut of_route, of_host) = (stage(of_route), stage(of_host));
+                let counts_host = match self.config.of_host {
+                    OfHost::Always => true,
+                    OfHost::Without => of_route.is_empty() || includes_host,
+                    OfHost::Never => false,
+                };
+                of_route.extend(of_host.into_iter().filter(|_| counts_host));
+                of_route
+            }
+            own => own.to_vec(),
+        };
+        if self.config.rules.is_empty() {
+            limits.clear();
+        }
+        let makers = limits.iter().map(DescriptorMaker::new).collect::<Result<_, _>>()?;
+        Ok(LocalRateLimitFilter { limit: self.clone(), makers })
+    }
+}
+
+/// Takes from the buckets of a limit, for the requests of one route.
+#[derive(Debug)]
+pub struct LocalRateLimitFilter {
+    limit: LocalLimit,
+    makers: Box<[DescriptorMaker]>,
+}
+
+impl LocalRateLimitFilter {
+    /// What the limit says of a request that began at `now`.
+    pub fn check<'l>(&'l self, request: &RequestInfo, head: &Parts) -> Option<LocalVerdict<'l>> {
+        let limiter = &self.limit.limiter;
+        if self.makers.is_empty() {
+            return limiter.take(std::iter::empty(), request.peer(), request.started);
+        }
+        let seen = RequestHead::of_parts(&head.method, &head.uri, &head.headers);
+        let mut limited = LimitedRequest::new(seen);
+        limited.remote = request.peer().map(|peer| peer.ip());
+        limited.destination_cluster = request.cluster().map_or("", |cluster| cluster.as_str());
+        limited.client = request.client();
+        limited.tokens = request.tokens();
+        let descriptors = self.makers.iter().filter_map(|maker| maker.describe(&limited));
+        limiter.take(descriptors, request.peer(), request.started)
+    }
+
+    /// The answer to a request that is over.
+    #[cold]
+    fn refuse(&self, request: &mut RequestInfo, verdict: &LocalVerdict<'_>) -> Decision {
+        let config = &self.limit.config;
+        request.note_flags(ResponseFlags::RATE_LIMITED);
+        request.note_details("request_rate_limited");
+        let code = if config.is_exhaustion { RESOURCE_EXHAUSTED } else { UNAVAILABLE };
+        let mut reply = Reply::new(config.status, Bytes::from_static(b"local_rate_limited")).grpc_code(code);
+        let mut headers = HeaderMap::new();
+        headers.insert(RATE_LIMITED, HeaderValue::from_static("true"));
+        if config.tells_when {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds(verdict.taken.enough_in).max(1)));
+        }
+        reply.headers = Some(Box::new(headers));
+        Decision::Reply(reply)
+    }
+}
+
+impl Filter for LocalRateLimitFilter {
+    #[inline]
+    fn on_request(&self, request: &mut RequestInfo, head: &mut Parts) -> Decision {
+        let config = &self.limit.config;
+        let mut is_hit = |share: Fraction| share == Fraction::ALL || share.contains(request.random.u32(0..1_000_000));
+        if !is_hit(config.enabled) {
+            return Decision::Continue;
+        }
+        let is_enforced = is_hit(config.enforced);
+        let Some(verdict) = self.check(request, head) else { return Decision::Continue };
+        if config.tells != RestHeaders::None {
+            note(request, &verdict);
+        }
+        request.note_event("rate limit", || {
+            serde_json::json!({
+                "limit": &*config.name, "rule": &*verdict.rule.name, "left": verdict.taken.left,
+                "is_within": verdict.is_within, "is_enforced": is_enforced,
+            })
+        });
+        match (verdict.is_within, is_enforced) {
+            (true, _) => Decision::Continue,
+            (false, true) => self.refuse(request, &verdict),
+            (false, false) => {
+                self.limit.passed.note_shadow();
+                apply_to_request(std::slice::from_ref(&config.request_changes), head);
+                Decision::Continue
+            }
+        }
+    }
+
+    fn on_response(&self, request: &mut RequestInfo, head: &mut response::Parts) {
+        let config = &self.limit.config;
+        let is_refused =
+            head.headers.contains_key(RATE_LIMITED) && request.response_flags().contains(ResponseFlags::RATE_LIMITED);
+        if is_refused && !config.response_changes.is_empty() {
+            apply_to_response(std::slice::from_ref(&config.response_changes), head);
+        }
+        let Some(note) = request.limit_note else { return };
+        let mut tell = |name: &'static str, value: String| {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                head.headers.insert(name, value);
+            }
+        };
+        let LimitNote { max, left, window, full_in } = note;
+        match config.tells {
+            RestHeaders::None => {}
+            RestHeaders::XRateLimit => {
+                tell("x-ratelimit-limit", format!("{max}, {max};w={}", seconds(window)));
+                tell("x-ratelimit-remaining", left.to_string());
+                tell("x-ratelimit-reset", seconds(full_in).to_string());
+            }
+            RestHeaders::RateLimit => {
+                tell("ratelimit-policy", format!("\"default\";q={max};w={}", seconds(window).max(1)));
+                tell("ratelimit", format!("\"default\";r={left};t={}", seconds(full_in)));
+            }
+        }
+    }
+}
+
+/// Notes what is left, where less is than is known.
+fn note(request: &mut RequestInfo, verdict: &LocalVerdict<'_>) {
+    let (left, bucket) = (verdict.taken.left, &verdict.rule.bucket);
+    if request.limit_note.is_none_or(|known| left <= known.left) {
+        let (max, window, full_in) = (bucket.max(), bucket.window(), verdict.taken.full_in);
+        request.limit_note = Some(LimitNote { max, left, window, full_in });
+    }
+}
+
+/// In whole seconds, and rather too long.
+fn seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
