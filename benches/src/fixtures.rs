@@ -3,18 +3,19 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use http::Request;
 use http::request::Parts;
 use mesh_core::error::Invalid;
-use mesh_core::filter::FilterRegistry;
+use mesh_core::filter::{FilterRegistry, LocalLimit, LocalRateLimitFilter};
 use mesh_core::fixed::route_to;
 use mesh_core::id::{ListenerName, Target};
 use mesh_core::model::{
-    ApiListener, BalancerPolicy, Cluster, ClusterKind, Endpoints, FilterConfig, HeaderTest, HttpManager, Listener,
-    NamedFilter, PathTest, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, Route, RouteConfiguration,
-    RouteSource, StringTest, VirtualHost,
+    ApiListener, BalancerPolicy, Cluster, ClusterKind, DescriptorAction, Endpoints, FilterConfig, HeaderTest,
+    HttpManager, Listener, LocalRateLimit, LocalRule, NamedFilter, PathTest, PeerTest, RateLimit, Rbac, RbacAction,
+    RbacCondition, RbacPolicy, RbacRules, Route, RouteConfiguration, RouteSource, StringTest, TokenBucket, VirtualHost,
 };
 use mesh_core::request::RequestHead;
 use mesh_core::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
@@ -280,4 +281,33 @@ mod tests {
         played.sink.apply(Update { changes });
         assert_eq!(played.view().unwrap().clusters().len(), 3);
     }
+}
+
+/// A limit with so many rules, of which three are for each request of [`limited_request`]: its tenant's, one for its user, whom
+/// nobody named, and one for its method.
+pub fn limited(rules: usize) -> Result<LocalRateLimitFilter> {
+    let by = |key: &str, name: &str| {
+        let action = DescriptorAction::Header { key: key.into(), name: name.into(), skip_if_absent: false };
+        Arc::new(RateLimit::by(vec![action]))
+    };
+    let bucket = TokenBucket::new(u32::MAX, 1_000_000_000, Duration::from_secs(1))?;
+    let rule =
+        |key: &str, value: &str| LocalRule::new(format!("{key}={value}"), vec![(key.into(), value.into())], bucket);
+    let mut config = LocalRateLimit::new("limit", None);
+    config.most_keys = 10_000;
+    config.rate_limits = vec![by("tenant", "x-tenant"), by("user", "x-user"), by("method", ":method")];
+    config.rules = vec![rule("user", ""), rule("method", "GET")];
+    config.rules.extend((2..rules).map(|number| rule("tenant", &format!("tenant-{number}"))));
+    let (states, name) = (States::default(), Arc::from("limit"));
+    let limit = LocalLimit::new(&Arc::new(config), &states.filter("listener", &name), Instant::now());
+    Ok(limit.filter((&[], false), &[])?)
+}
+
+/// A request of one of the tenants, by a user of this number.
+pub fn limited_request(tenant: usize, user: usize) -> Result<Parts> {
+    let request = http::Request::get("http://shop/cart")
+        .header("accept", "*/*")
+        .header("x-tenant", format!("tenant-{tenant}"))
+        .header("x-user", format!("user-{user}"));
+    Ok(request.body(())?.into_parts().0)
 }

@@ -5,13 +5,14 @@
 use allocation_counter::measure;
 use mesh_benches::clients::Unsampled;
 use mesh_benches::counts::run;
-use mesh_benches::fixtures::{Routes, account, cluster, guarded, random};
+use mesh_benches::fixtures::{Routes, account, cluster, guarded, limited, limited_request, random};
 use mesh_core::authz::Connection;
 use mesh_core::balance::PickArgs;
 use mesh_core::calls::{Call, Recorder};
 use mesh_core::identity::SpiffeId;
 use mesh_core::model::BalancerPolicy;
 use mesh_core::request::RequestHead;
+use mesh_core::request_info::RequestInfo;
 use mesh_core::telemetry::SpanSink;
 use mesh_core::trace::Trace;
 
@@ -65,6 +66,19 @@ fn a_verdict_of_a_hundred_policies_allocates_nothing() {
             });
             assert_eq!((admitted, count.count_total), (is_allowed, 0), "{by_account} {number}");
         }
+    }
+}
+
+#[test]
+fn a_limit_with_a_hundred_rules_of_which_three_apply_allocates_nothing() {
+    let filter = limited(100).unwrap();
+    let info = RequestInfo::new(std::time::Instant::now(), random());
+    // A user who was here before, and one who was not.
+    for user in [1, 1, 2] {
+        let parts = limited_request(50, user).unwrap();
+        let mut is_within = false;
+        let count = measure(|| is_within = filter.check(&info, &parts).is_some_and(|verdict| verdict.is_within));
+        assert_eq!((is_within, count.count_total), (true, 0), "{user}");
     }
 }
 

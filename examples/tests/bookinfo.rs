@@ -252,6 +252,32 @@ async fn policies_that_are_suggested_from_its_traffic_take_the_place_of_its_own(
     bookinfo.stop().await.unwrap();
 }
 
+/// `examples/manifests/limits/local.yaml`.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_reader_may_have_three_pages_by_one_file() {
+    let bookinfo = Bookinfo::start().await.unwrap();
+    let file = include_str!("../manifests/limits/local.yaml");
+    bookinfo.embedded().set_yaml("limits.yaml", file).unwrap();
+    let client = bookinfo.caller("reader").unwrap().client();
+    let ask = async |user: &str| client.get(&format!("http://productpage:9080/productpage?user={user}")).await.unwrap();
+    let in_force = async {
+        while !ask("nobody").await.headers().contains_key("ratelimit") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, in_force).await.expect("it is in force");
+    for user in ["jason", "alice"] {
+        for left in ["2", "1", "0"] {
+            let response = ask(user).await;
+            let told = response.headers()["ratelimit"].to_str().unwrap();
+            assert!(response.status() == 200 && told.contains(&format!("r={left};")), "{user} {told}");
+        }
+        let response = ask(user).await;
+        assert!(response.status() == 429 && response.headers().contains_key("retry-after"), "{user} {response:?}");
+    }
+    bookinfo.stop().await.unwrap();
+}
+
 /// `includeRequestBodyInCheck`, at a server of the examples' own.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authorizer_is_shown_the_bodies_of_requests_to_a_service() {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 use http::request::Parts;
 use mesh_benches::Result;
-use mesh_benches::fixtures::{Played, Routes, account, cluster, endpoints, guarded, random};
+use mesh_benches::fixtures::{Played, Routes, account, cluster, endpoints, guarded, limited, limited_request, random};
 use mesh_benches::process::machine;
 use mesh_benches::stats::median;
 use mesh_control::ca::CertificateAuthority;
@@ -26,8 +26,12 @@ use mesh_core::balance::PickArgs;
 use mesh_core::calls::{Call, Recorder, seconds};
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::jwt::Authenticator;
-use mesh_core::model::{BalancerPolicy, JwkSet, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, RouteMatch};
+use mesh_core::limits::{Epoch, KeyedBuckets, Rate};
+use mesh_core::model::{
+    BalancerPolicy, JwkSet, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, RouteMatch, TokenBucket,
+};
 use mesh_core::request::RequestHead;
+use mesh_core::request_info::RequestInfo;
 use mesh_core::resources::Update;
 use mesh_core::testing::TokenIssuer;
 use mesh_core::tls::CertificateRequest;
@@ -47,6 +51,10 @@ const ISSUE_BAR: f64 = 1e6;
 const TOKEN_BAR: f64 = 500.0;
 /// A call that is written down.
 const RECORD_BAR: f64 = 50.0;
+/// Taking from the three buckets that are for a request.
+const LIMIT_BAR: f64 = 100.0;
+/// How far an hour of ten thousand keys a second may be from what the limit says.
+const LIMIT_ERROR: f64 = 0.02;
 /// How much more than the smallest case the largest may cost.
 const GROWTH_BAR: f64 = 3.0;
 
@@ -87,6 +95,16 @@ fn main() -> Result<ExitCode> {
     worst = worst.max(recorded / RECORD_BAR);
     println!("| record a call: paths that came before | 512 forms | {recorded:.1} | ≤ {RECORD_BAR:.0} |");
     println!("| record a call: a new number in each path | 512 forms | {:.1} | |", record_numbers());
+    let (alone, together) = (limit(1)?, limit(2)?);
+    worst = worst.max(alone / LIMIT_BAR);
+    println!("| check a local limit | 100 rules, 3 apply | {alone:.0} | ≤ {LIMIT_BAR:.0} |");
+    println!("| the same, two threads at once, each its own keys | 100 rules, 3 apply | {together:.0} | |");
+    let (error, keys, each) = an_hour()?;
+    worst = worst.max(error / LIMIT_ERROR);
+    println!(
+        "| an hour of 10,000 distinct keys a second, {:.2} % off | {keys} places | {each:.0} | ≤ 2 % |",
+        error * 100.0
+    );
     println!("\nWorst bar: {worst:.2} of what is allowed.");
     Ok(if worst > 2.0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -137,6 +155,53 @@ fn admit(policies: usize, by_account: bool) -> Result<f64> {
         let admission = table.admit(black_box(&head), Some(black_box(connection)), &[], &mut random);
         black_box(admission.into_route().is_ok());
     }))
+}
+
+/// Asking a limit with a hundred rules about requests of which three are for each, on so many threads at once.
+fn limit(threads: usize) -> Result<f64> {
+    let filter = limited(100)?;
+    let info = RequestInfo::new(Instant::now(), random());
+    let requests = |thread: usize| -> Result<Vec<Parts>> {
+        (0..64).map(|user| limited_request(2 + thread * 49 + user % 49, thread * 64 + user)).collect()
+    };
+    let requests: Vec<_> = (0..threads).map(requests).collect::<Result<_>>()?;
+    let run = |requests: &[Parts]| {
+        let info = RequestInfo::new(info.started, random());
+        time(|turn| {
+            black_box(filter.check(&info, black_box(&requests[turn % requests.len()])));
+        })
+    };
+    let times: Vec<f64> = std::thread::scope(|scope| {
+        let all: Vec<_> = requests.iter().map(|requests| scope.spawn(|| run(requests))).collect();
+        all.into_iter().filter_map(|one| one.join().ok()).collect()
+    });
+    Ok(median(&times))
+}
+
+/// An hour in which ten thousand different keys come every second, a thousand of them again and again, who ask for twice what they
+/// may: how far what they get is from that, how many buckets there are, and what one request costs.
+fn an_hour() -> Result<(f64, usize, f64)> {
+    const KNOWN: u64 = 1000;
+    const OTHERS: u64 = 9000;
+    let (start, rate) = (Instant::now(), Rate::from(TokenBucket::new(20, 1, Duration::from_secs(1))?));
+    let (epoch, keys) = (Epoch::new(start), KeyedBuckets::new(20_000));
+    let hash = |key: u64| {
+        let mixed = key.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+    };
+    let (mut within, mut asked) = (0_u64, 0_u64);
+    for half in 0..7200_u64 {
+        let now = epoch.ticks(start + Duration::from_millis(500 * half));
+        let mut take = |key: u64| {
+            asked += 1;
+            keys.get(hash(key)).take(&rate, 1, now).is_within
+        };
+        within += (0..KNOWN).filter(|key| take(*key)).count() as u64;
+        let first = KNOWN + half * OTHERS / 2;
+        anyhow::ensure!((first..first + OTHERS / 2).all(take), "a key that came once was refused");
+    }
+    let (expected, time) = ((KNOWN * (20 + 3600)) as f64, start.elapsed());
+    Ok(((within as f64 / expected - 1.0).abs(), keys.room(), time.as_nanos() as f64 / asked as f64))
 }
 
 /// Picking an endpoint, and letting it go.

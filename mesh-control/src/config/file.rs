@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 use super::decode::{Decode, Decoder, Opaque, Text, message};
 use super::diagnostic::{Code, Diagnostic, NO_PROXY, Origin, Severity, Source, Span, quoted};
-use super::extensions::{self, Extensions};
+use super::extensions::rate_limit::RateLimit;
+use super::extensions::{self, Extensions, envoy_filter};
 use super::gateway_api::grpc_route::GrpcRoute;
 use super::gateway_api::http_route::HttpRoute;
 use super::gateway_api::reference_grant::ReferenceGrant;
@@ -170,6 +171,8 @@ objects! {
     grpc_routes: GrpcRoute,
     /// ReferenceGrants.
     reference_grants: ReferenceGrant,
+    /// RateLimits, and EnvoyFilters that say the same.
+    rate_limits: RateLimit,
 }
 
 impl Item {
@@ -324,7 +327,12 @@ impl Reader<'_> {
             d.error(document.span, Code::WrongType, "`apiVersion` and `kind` are strings");
             return self.unidentified(document, d);
         };
-        let class = classify(api_version_text, kind);
+        let class = match classify(api_version_text, kind) {
+            Class::Foreign(_) if kind == "EnvoyFilter" && envoy_filter::is_local_limit(document) => {
+                Class::Read(ObjectKind::EnvoyFilter)
+            }
+            class => class,
+        };
         d.object(loose_id(document, kind));
         if !matches!(class, Class::Read(_) | Class::List | Class::UnknownVersion(..) | Class::Mistyped(_)) {
             idle_extensions(document, kind, d);
@@ -545,6 +553,13 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
         ObjectKind::ReferenceGrant => Item::ReferenceGrant(read_spec(meta, spec, d, ReferenceGrant::check)?),
         ObjectKind::Telemetry => {
             Item::Telemetry(read_spec(meta, spec, d, |object: &Telemetry, d| object.check(&namespace, d))?)
+        }
+        ObjectKind::RateLimit => {
+            Item::RateLimit(read_spec(meta, spec, d, |limit: &RateLimit, d| limit.check(&namespace, d))?)
+        }
+        ObjectKind::EnvoyFilter => {
+            let limit = envoy_filter::read(spec, d)?;
+            Item::RateLimit(Arc::new(Object { meta, spec: limit }))
         }
         // They are no objects of their own: `mesh_config`, `foreign`.
         ObjectKind::MeshConfig | ObjectKind::Foreign(_) => return None,

@@ -305,7 +305,10 @@ impl Snapshot {
         let service = services.served_by(&client.namespace, &labels, port);
         let applied = self.compiled.policy.telemetries.of(&client.namespace, &labels, services);
         let telemetry = render::telemetry(&self.compiled.policy, applied, Side::Server);
-        let serving = render::Serving { paths: *paths, tls, service, telemetry };
+        let rate_limits = &self.compiled.policy.rate_limits;
+        let places = rate_limits.of(&client.namespace, &labels, services, Side::Server);
+        let limits = rate_limits.on_port(&places, port);
+        let serving = render::Serving { paths: *paths, tls, service, telemetry, limits };
         render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, serving)
     }
 

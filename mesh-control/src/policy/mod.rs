@@ -15,6 +15,7 @@ pub mod locality;
 pub mod mesh;
 pub mod outbound;
 pub mod paths;
+pub mod rate_limits;
 pub mod retry;
 mod rivals;
 pub mod route;
@@ -51,13 +52,14 @@ use locality::{Around, LocalitySetting};
 use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
 use paths::PathNormalization;
+use rate_limits::RateLimits;
 use route::{
     Action, Body, ClusterKey, Condition, Fallback, Faults, Forward, HeaderChanges, PathRewrite, Response, Retry, Route,
     Target, Written,
 };
 use security::Security;
 use sidecars::{Scope, Sidecars, Sight};
-use telemetry::Telemetries;
+use telemetry::{Side, Telemetries};
 use traffic::{HashedBy, Roots, Tls, TrafficPolicy};
 use view::View;
 use virtual_services::VirtualServices;
@@ -87,6 +89,8 @@ pub struct Policy {
     pub security: Security,
     /// What is told of requests.
     pub telemetries: Telemetries,
+    /// How many requests there may be.
+    pub rate_limits: RateLimits,
     /// The trust domain whose authority gives workloads their certificates; `None` where there is none, and so no mutual
     /// TLS.
     pub trust_domain: Option<TrustDomain>,
@@ -166,7 +170,9 @@ impl Policy {
         let security = Security::new(objects, &mesh);
         let (telemetries, conflicts) = Telemetries::new(objects, &mesh.fixed.root_namespace);
         found.extend(conflicts);
+        let rate_limits = RateLimits::new(objects, &mesh.fixed.root_namespace);
         let policy = Policy {
+            rate_limits,
             services,
             virtual_services,
             gateway_routes,
@@ -191,12 +197,13 @@ impl Policy {
     pub fn view(&self, namespace: &Arc<str>, labels: &BTreeMap<String, String>) -> View {
         let sidecar = self.sidecars.of(namespace, labels);
         let telemetry = self.telemetries.of(namespace, labels, &self.services);
+        let limits = self.rate_limits.of(namespace, labels, &self.services, Side::Client);
         if self.label_keys.is_empty() {
-            return View { namespace: namespace.clone(), labels: Arc::default(), sidecar, telemetry };
+            return View { namespace: namespace.clone(), labels: Arc::default(), sidecar, telemetry, limits };
         }
         let kept = labels.iter().filter(|(key, _)| self.label_keys.contains(*key));
         let labels = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
-        View { namespace: namespace.clone(), labels: Arc::new(labels), sidecar, telemetry }
+        View { namespace: namespace.clone(), labels: Arc::new(labels), sidecar, telemetry, limits }
     }
 
     /// What the Sidecar of a client says, where one is for it.

@@ -268,7 +268,12 @@ fn everybody() -> Workloads {
 }
 
 /// Whether a workload of their namespace is one of them.
-fn is_one_of(workloads: &Workloads, namespace: &str, labels: &BTreeMap<String, String>, services: &Services) -> bool {
+pub(super) fn is_one_of(
+    workloads: &Workloads,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    services: &Services,
+) -> bool {
     match workloads {
         Workloads::Labelled(wanted) => wanted.is_empty() || is_subset(wanted, labels),
         Workloads::OfServices(names) => services.any_selects(namespace, names, labels),

@@ -14,6 +14,8 @@ pub struct View {
     pub sidecar: Option<usize>,
     /// The Telemetry objects that are for it.
     pub telemetry: Applied,
+    /// The rate limits that are for what it calls, by their places among all.
+    pub limits: Arc<[usize]>,
 }
 
 /// The Telemetry objects that are for a workload.
@@ -28,6 +30,6 @@ pub struct Applied {
 impl View {
     /// A client of this namespace without labels, for whom no Sidecar is, and no Telemetry.
     pub fn of_namespace(namespace: &str) -> View {
-        View { namespace: namespace.into(), labels: Arc::default(), sidecar: None, telemetry: Applied::default() }
+        View { namespace: namespace.into(), ..View::default() }
     }
 }

@@ -23,7 +23,7 @@ use envoy_types::pb::google::protobuf::{self, BoolValue, FloatValue};
 use mesh_core::model::PEAK_EWMA;
 use prost::Message;
 
-use super::proto::{any, duration, extension, number};
+use super::proto::{OrderedStruct, any, duration, extension, number};
 use crate::policy::Cluster;
 use crate::policy::traffic::{Balancer, EndpointSubset, HealthCheck, OwnBalancer, Probe, Session, Warmup};
 
@@ -169,14 +169,19 @@ struct TypedStruct {
     #[prost(string, tag = "1")]
     type_url: String,
     #[prost(message, optional, tag = "2")]
-    value: Option<protobuf::Struct>,
+    value: Option<OrderedStruct>,
 }
 
 fn peak_ewma(decay: Duration) -> core::TypedExtensionConfig {
-    let seconds = protobuf::Value { kind: Some(protobuf::value::Kind::NumberValue(decay.as_secs_f64())) };
-    let value = Some(protobuf::Struct { fields: [("decay".to_owned(), seconds)].into() });
-    let own = TypedStruct { type_url: format!("type.googleapis.com/{PEAK_EWMA}"), value };
+    let own = typed_struct(PEAK_EWMA, &serde_json::json!({"decay": decay.as_secs_f64()}));
+    core::TypedExtensionConfig { name: "mesh.load_balancing.peak_ewma".to_owned(), ..own }
+}
+
+/// An extension of our own, by its name and an object of JSON.
+pub(super) fn typed_struct(name: &str, value: &serde_json::Value) -> core::TypedExtensionConfig {
+    let value = Some(OrderedStruct::of_json(value));
+    let own = TypedStruct { type_url: format!("type.googleapis.com/{name}"), value };
     let type_url = "type.googleapis.com/xds.type.v3.TypedStruct".to_owned();
     let typed_config = Some(protobuf::Any { type_url, value: own.encode_to_vec() });
-    core::TypedExtensionConfig { name: "mesh.load_balancing.peak_ewma".to_owned(), typed_config }
+    core::TypedExtensionConfig { name: name.to_owned(), typed_config }
 }

@@ -45,9 +45,11 @@ pub fn client(
     of_routes: OfRoutes,
     session: Option<&Session>,
     telemetry: Telemetry,
+    limits: Vec<hcm::HttpFilter>,
 ) -> pb::Listener {
     let mut filters = http_filters(of_routes);
-    filters.splice(0..0, session.map(session_filter).into_iter().chain(telemetry.metrics));
+    // What is over a limit does nothing else.
+    filters.splice(0..0, limits.into_iter().chain(session.map(session_filter)).chain(telemetry.metrics));
     let manager = hcm::HttpConnectionManager {
         stat_prefix: routes.to_owned(),
         route_specifier: Some(RouteSpecifier::Rds(hcm::Rds {

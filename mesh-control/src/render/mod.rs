@@ -17,6 +17,7 @@ mod library;
 pub mod listener;
 mod metrics;
 pub mod proto;
+pub mod rate_limits;
 mod tls;
 mod tokens;
 pub mod tracing;
@@ -50,6 +51,7 @@ use crate::policy::destination_rules::MergedRule;
 use crate::policy::locality::{Nearness, Place};
 use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::policy::paths::PathNormalization;
+use crate::policy::rate_limits::LimitInForce;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Fallback, FallbackName, Faults, Route, Written};
 use crate::policy::telemetry::Side;
 use crate::policy::tokens::{FetchedKeys, TokenRule};
@@ -212,6 +214,8 @@ pub struct Serving<'a> {
     pub service: Option<&'a Service>,
     /// What is told of its requests.
     pub telemetry: Telemetry,
+    /// How many there may be.
+    pub limits: Vec<LimitInForce>,
 }
 
 /// The listener of a server, by its name, with who may do what to it, and which tokens are good. With a reason not to serve, every request is answered
@@ -222,7 +226,7 @@ pub fn render_server(
     name: &str,
     refusal: Option<String>,
     (access, tokens, keys): (&Access<'_>, &[&TokenRule], &FetchedKeys),
-    Serving { paths, tls, service, telemetry }: Serving<'_>,
+    Serving { paths, tls, service, telemetry, limits }: Serving<'_>,
 ) -> Option<Encoded> {
     use envoy_types::pb::envoy::config::route::v3::NonForwardingAction;
     use envoy_types::pb::envoy::config::route::v3::route::Action;
@@ -242,7 +246,9 @@ pub fn render_server(
         (_, Some(reason)) => reason,
         (_, None) => match guards(access, tokens, keys, class) {
             Err(reason) => reason,
-            Ok(filters) => {
+            Ok(mut filters) => {
+                // Who is let in is decided before.
+                filters.extend(rate_limits::filters(&limits, class));
                 let action = Action::NonForwardingAction(NonForwardingAction {});
                 let encoded = with_service(
                     name,
@@ -345,7 +351,8 @@ pub fn render_listener(
     let service = policy.cluster(key, view).map(|seen| Arc::clone(seen.service));
     let session = service.as_ref().and_then(|service| service.session.as_ref());
     let session = session.filter(|_| class == ClientClass::Library);
-    let mut listener = listener::client(name, &routes_name(&address), of_routes, session, telemetry);
+    let limits = rate_limits::filters(&policy.rate_limits.to_host(&view.limits, &address.host), class);
+    let mut listener = listener::client(name, &routes_name(&address), of_routes, session, telemetry, limits);
     if class == ClientClass::Library {
         listener.filter_chains = connections::filter_chains(&policy.connections(&address, view));
     }

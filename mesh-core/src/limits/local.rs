@@ -121,7 +121,7 @@ impl LocalLimiter {
         let now = buckets.epoch.ticks(now);
         let rule = |rule: LocalRule| {
             let rate = Rate::from(rule.bucket);
-            let is_keyed = config.per_connection || rule.entries.iter().any(|(_, value)| value.is_empty());
+            let is_keyed = config.per_connection || rule.is_keyed();
             let keys = is_keyed.then_some(config.most_keys);
             let buckets = buckets.of((rule.entries.clone(), config.per_connection), rate, keys, now);
             Rule { rate, buckets, counts: counts(&rule.name), config: rule }
@@ -138,7 +138,7 @@ impl LocalLimiter {
         };
         for (position, rule) in limiter.rules.iter().enumerate() {
             let entries = || rule.config.entries.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes()));
-            let takes_any = rule.config.entries.iter().any(|(_, value)| value.is_empty());
+            let takes_any = rule.config.is_keyed();
             let (map, hash) = match takes_any {
                 true => (&mut limiter.any, limiter.buckets.hash(entries().map(|(key, _)| (key, &[][..])))),
                 false => (&mut limiter.exact, limiter.buckets.hash(entries())),

@@ -93,6 +93,11 @@ impl LocalRule {
     pub fn new(name: impl Into<Arc<str>>, entries: Vec<(Arc<str>, Arc<str>)>, bucket: TokenBucket) -> Self {
         LocalRule { name: name.into(), entries, bucket, is_shadow: false }
     }
+
+    /// Whether it has a bucket for each of some values.
+    pub fn is_keyed(&self) -> bool {
+        self.entries.iter().any(|(_, value)| value.is_empty())
+    }
 }
 
 /// Which of a virtual host's rate limits count on a route.

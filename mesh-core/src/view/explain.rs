@@ -15,7 +15,7 @@ use crate::matcher::{DomainIndex, Unmet, conditions, string};
 use crate::model::{
     BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Clusters, Consecutive,
     CorsPolicy, Fault, Forward, Fraction, HeaderChange, HeaderMutations, HeaderTarget, HeaderText, HealthCheck,
-    OutlierDetection, PathChange, RetryLimit, RetryPolicy, Route, RouteAction, SplitBy,
+    LocalRateLimit, OutlierDetection, PathChange, RetryLimit, RetryPolicy, Route, RouteAction, SplitBy, TokenBucket,
 };
 use crate::request::RequestHead;
 use crate::rewrite::{location, rewrite};
@@ -105,6 +105,8 @@ pub struct RouteChoice {
     pub becomes: Option<String>,
     /// What goes wrong on purpose before anything else happens.
     pub fault: Option<Arc<Fault>>,
+    /// How many requests there may be, by this process's own counting.
+    pub limits: Vec<Arc<LocalRateLimit>>,
     /// What pages of other origins may do.
     pub cors: Option<CorsPolicy>,
     /// What happens to headers, whichever cluster is chosen; where that makes a difference, the clusters say it.
@@ -352,6 +354,9 @@ impl RouteChoice {
         let mut all = Vec::new();
         if let Some(fault) = &self.fault {
             all.push(("fault", faults(fault)));
+        }
+        if !self.limits.is_empty() {
+            all.push(("rate_limits", self.limits.iter().map(|one| rate_limit(one)).collect()));
         }
         match &self.route.action {
             RouteAction::Forward(forward) => self.forwarded(forward, &mut all),
@@ -612,6 +617,28 @@ fn faults(fault: &Fault) -> Value {
     fields(json!({"delay": delay, "abort": abort}))
 }
 
+fn rate_limit(limit: &LocalRateLimit) -> Value {
+    let bucket = |bucket: &TokenBucket| {
+        let (per_fill, interval) = (bucket.per_fill(), time(bucket.interval()));
+        json!({"at_once": bucket.max(), "requests": per_fill, "per": interval})
+    };
+    let rules = limit.rules.iter().map(|rule| {
+        let by = rule.entries.iter().map(|(key, value)| match &**value {
+            "" => key.to_string(),
+            value => format!("{key}={value}"),
+        });
+        let by: Vec<String> = by.collect();
+        let shadow = rule.is_shadow.then_some(true);
+        fields(json!({"name": &*rule.name, "by": by, "limit": bucket(&rule.bucket), "shadow": shadow}))
+    });
+    fields(json!({
+        "name": &*limit.name,
+        "limit": limit.bucket.as_ref().map(bucket),
+        "rules": rules.collect::<Vec<_>>(),
+        "enforced_percent": percent(limit.enforced.per_million()),
+    }))
+}
+
 /// What happens to headers, in the order in which it does.
 fn header_changes(changes: &HeaderMutations) -> Settings {
     let all = [
@@ -761,6 +788,7 @@ impl RouteTable {
             time_limit,
             becomes: becomes(head, route),
             fault,
+            limits: position.map(|position| self.limits_of(position)).unwrap_or_default(),
             cors: position.and_then(|position| self.cors_of(position)),
             headers,
             origin: None,

@@ -18,8 +18,8 @@ use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
-    Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HeaderMutations, HttpManager, Mirror,
-    NamedFilter, RateLimit, Rbac, Route, RouteAction, RouteConfiguration, RouteMatch, SplitBy, VirtualHost,
+    Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HeaderMutations, HttpManager, LocalRateLimit,
+    Mirror, NamedFilter, RateLimit, Rbac, Route, RouteAction, RouteConfiguration, RouteMatch, SplitBy, VirtualHost,
     WeightedCluster,
 };
 use crate::request::RequestHead;
@@ -424,6 +424,23 @@ impl RouteTable {
             _ => None,
         });
         faults.find(|fault| fault.delay.is_some() || fault.abort.is_some())
+    }
+
+    /// The local rate limits in force on the route at a position: its own word for each, else that of its virtual host or
+    /// the listener.
+    pub fn limits_of(&self, position: RoutePosition) -> Vec<Arc<LocalRateLimit>> {
+        let host = self.virtual_host(position);
+        let route = host.and_then(|host| host.routes.get(position.route()));
+        let levels = || [route.map(|route| &route.filters), host.map(|host| &host.filters)].into_iter().flatten();
+        let configs = self
+            .filters
+            .iter()
+            .map(|filter| levels().find_map(|level| level.get(&filter.name)).unwrap_or(&filter.config));
+        let limits = configs.filter_map(|config| match config {
+            FilterConfig::LocalRateLimit(limit) => Some(Arc::clone(limit)),
+            _ => None,
+        });
+        limits.collect()
     }
 
     /// What pages of other origins may do on the route at a position, each level completed by the one above; `None` where that is

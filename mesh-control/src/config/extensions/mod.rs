@@ -6,11 +6,13 @@
 
 mod coalesce;
 mod endpoint_subset;
+pub mod envoy_filter;
 mod fallback;
 mod health_check;
 mod hedge;
 mod load_balancer;
 mod pairs;
+pub mod rate_limit;
 mod sticky_split;
 
 pub use coalesce::Coalesce;

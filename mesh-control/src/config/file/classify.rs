@@ -85,6 +85,7 @@ const SECURITY_KINDS: [(&str, ObjectKind); 3] = [
 
 const NETWORKING: &str = "networking.istio.io";
 const TELEMETRY: &str = "telemetry.istio.io";
+const POLICY: &str = "policy.mesh-control";
 const SECURITY: &str = "security.istio.io";
 const GATEWAY: &str = "gateway.networking.k8s.io";
 /// Istio's former security API.
@@ -105,7 +106,11 @@ pub(super) fn is_guarding_group(api_version: &str) -> bool {
 pub(super) fn without_version(kind: &str) -> Option<ObjectKind> {
     let networking = NETWORKING_KINDS.iter().find(|(name, _)| *name == kind).map(|(_, read)| *read);
     let gateway = || GATEWAY_KINDS.iter().find(|(name, ..)| *name == kind).map(|(_, read, ..)| *read);
-    let telemetry = || (kind == "Telemetry").then_some(ObjectKind::Telemetry);
+    let telemetry = || match kind {
+        "Telemetry" => Some(ObjectKind::Telemetry),
+        "RateLimit" => Some(ObjectKind::RateLimit),
+        _ => None,
+    };
     networking.or_else(gateway).or_else(telemetry).or_else(|| guard_like(kind))
 }
 
@@ -148,6 +153,11 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
             _ => Class::UnknownVersion(ObjectKind::Telemetry, "v1 or v1alpha1"),
         },
         TELEMETRY => Class::Mistyped(ObjectKind::Telemetry),
+        POLICY if kind == "RateLimit" => match version {
+            "v1alpha1" => Class::Read(ObjectKind::RateLimit),
+            _ => Class::UnknownVersion(ObjectKind::RateLimit, "v1alpha1"),
+        },
+        POLICY => Class::Mistyped(ObjectKind::RateLimit),
         "extensions.istio.io" if kind == "WasmPlugin" => Class::Foreign(Foreign::WasmPlugin),
         "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => Class::NotYet(Severity::Warning),
         GATEWAY => gateway_kind(kind, version),

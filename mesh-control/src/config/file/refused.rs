@@ -194,6 +194,10 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::Sidecar => {
             &["workloadSelector", "ingress", "egress", "inboundConnectionPool", "outboundTrafficPolicy"]
         }
+        ObjectKind::RateLimit => {
+            &["selector", "targetRefs", "mode", "hosts", "rules", "perConnection", "maxKeys", "answer"]
+        }
+        ObjectKind::EnvoyFilter => &["workloadSelector", "configPatches", "priority"],
         ObjectKind::Foreign(_) => &["workloadSelector", "selector", "targetRef", "targetRefs"],
         ObjectKind::Service | ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => &[],
     }
@@ -304,6 +308,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::Sidecar => (Governs::Nothing, spec.is_known() && spec.get("outboundTrafficPolicy").is_none()),
         // It may have kept requests out of the access logs.
         ObjectKind::Telemetry => (Governs::Logs(workloads(&spec, &meta.namespace)), true),
+        // It keeps others from too much of something, and is no guard: without it there is no limit, which is said.
+        ObjectKind::RateLimit | ObjectKind::EnvoyFilter => (Governs::Nothing, true),
         // Of a grant that is wrong, nothing is granted but what its last good state grants, too.
         ObjectKind::ReferenceGrant => (Governs::Nothing, true),
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => parents(&spec, &meta.namespace),

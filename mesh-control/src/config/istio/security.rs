@@ -386,7 +386,7 @@ pub fn selected(selector: Option<&Selector>) -> BTreeMap<String, String> {
     selector.map(|selector| selector.match_labels.clone()).unwrap_or_default()
 }
 
-pub(super) fn check_selector(span: Span, selector: Option<&Selector>, d: &mut Decoder<'_>) {
+pub(crate) fn check_selector(span: Span, selector: Option<&Selector>, d: &mut Decoder<'_>) {
     check_labels(&selected(selector), span, "selector.matchLabels", d);
 }
 
@@ -402,7 +402,7 @@ pub fn is_workload_target(kind: &str) -> bool {
     matches!(kind, "Service" | "ServiceEntry")
 }
 
-pub(super) fn check_targets(
+pub(crate) fn check_targets(
     span: Span,
     namespace: &str,
     selector: Option<&Selector>,

@@ -11,6 +11,7 @@ mod extensions;
 mod grpc_route;
 mod http_route;
 mod mesh_config;
+mod rate_limit;
 mod reference_grant;
 mod security;
 mod service;
@@ -65,13 +66,18 @@ pub enum ObjectKind {
     GrpcRoute,
     /// `ReferenceGrant` of Kubernetes' Gateway API.
     ReferenceGrant,
+    /// `RateLimit` of policy.mesh-control, our own.
+    RateLimit,
+    /// `EnvoyFilter` of networking.istio.io, where it says a local rate limit. It is none of [`Self::ALL`]: what of it is
+    /// understood, `config::extensions::envoy_filter` says.
+    EnvoyFilter,
     /// A kind that guards workloads elsewhere, of which nothing is known but whom it is for. It is none of [`Self::ALL`].
     Foreign(&'static str),
 }
 
 impl ObjectKind {
     /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 15] = [
+    pub const ALL: [ObjectKind; 16] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
@@ -87,6 +93,7 @@ impl ObjectKind {
         ObjectKind::HttpRoute,
         ObjectKind::GrpcRoute,
         ObjectKind::ReferenceGrant,
+        ObjectKind::RateLimit,
     ];
 
     /// The word after `kind:`.
@@ -107,6 +114,8 @@ impl ObjectKind {
             ObjectKind::HttpRoute => "HTTPRoute",
             ObjectKind::GrpcRoute => "GRPCRoute",
             ObjectKind::ReferenceGrant => "ReferenceGrant",
+            ObjectKind::RateLimit => "RateLimit",
+            ObjectKind::EnvoyFilter => "EnvoyFilter",
             ObjectKind::Foreign(name) => name,
         }
     }
@@ -172,7 +181,8 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::HttpRoute => http_route::TABLES,
         ObjectKind::GrpcRoute => grpc_route::TABLES,
         ObjectKind::ReferenceGrant => reference_grant::TABLES,
-        ObjectKind::Foreign(_) => &[],
+        ObjectKind::RateLimit => rate_limit::TABLES,
+        ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => &[],
     }
 }
 
@@ -292,6 +302,7 @@ fn needs_certificates(kind: ObjectKind, value: &Node) -> bool {
 mod tests {
     use super::*;
     use crate::config::decode::Decode;
+    use crate::config::extensions::rate_limit::RateLimit;
     use crate::config::gateway_api::grpc_route::GrpcRoute;
     use crate::config::gateway_api::http_route::HttpRoute;
     use crate::config::gateway_api::reference_grant::ReferenceGrant;
@@ -324,7 +335,8 @@ mod tests {
             ObjectKind::HttpRoute => HttpRoute::fields("", &mut out),
             ObjectKind::GrpcRoute => GrpcRoute::fields("", &mut out),
             ObjectKind::ReferenceGrant => ReferenceGrant::fields("", &mut out),
-            ObjectKind::Foreign(_) => {}
+            ObjectKind::RateLimit => RateLimit::fields("", &mut out),
+            ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => {}
         }
         out
     }

@@ -9,11 +9,12 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 use hcm::http_connection_manager::{ForwardClientCertDetails, SetCurrentClientCertDetails};
 
-use super::super::{BLACK_HOLE, encode, guards, library, listener};
+use super::super::{BLACK_HOLE, encode, guards, library, listener, rate_limits};
 use super::{INBOUND_PASSTHROUGH, VIRTUAL_INBOUND, inbound_cluster_name, proxy, tls};
 use crate::catalog::{ClientClass, Encoded, Sidecar};
 use crate::policy::access::Access;
 use crate::policy::paths::PathNormalization;
+use crate::policy::rate_limits::LimitInForce;
 use crate::policy::tokens::{FetchedKeys, TokenRule};
 use crate::policy::traffic::ServerTls;
 use crate::registry::protocol::Protocol;
@@ -40,6 +41,8 @@ pub struct Inbound<'a> {
     pub tls: ServerTls,
     /// Where its requests are logged.
     pub logs: Vec<AccessLog>,
+    /// How many of them there may be.
+    pub limits: Vec<LimitInForce>,
 }
 
 /// The listener of these ports: of one, which it binds, or of all, where connections are redirected. `passes` says whether
@@ -126,7 +129,10 @@ fn filter(port: &Inbound<'_>, keys: &FetchedKeys, paths: PathNormalization) -> p
         None => guards(&port.access, &port.tokens, keys, ClientClass::Envoy),
     };
     let (filters, action) = match guarded {
-        Ok(filters) => (filters, proxy::to_cluster(cluster.clone())),
+        Ok(mut filters) => {
+            filters.extend(rate_limits::filters(&port.limits, ClientClass::Envoy));
+            (filters, proxy::to_cluster(cluster.clone()))
+        }
         Err(reason) => (Vec::new(), Action::DirectResponse(library::unavailable(&reason))),
     };
     let routes = proxy::inline(cluster, format!("inbound|http|{}", port.port), action);

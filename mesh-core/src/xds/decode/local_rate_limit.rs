@@ -78,6 +78,11 @@ pub(super) fn local_rate_limit(notes: &mut Notes<'_>, any: &Any, is_override: bo
         let reason = format!("must be 1 to {}", KeyedBuckets::MOST);
         return Err(Invalid::new(reason).at("max_dynamic_descriptors"));
     }
+    let keyed = rules.iter().filter(|rule| per_connection || rule.is_keyed()).count();
+    if u64::from(most_keys) * keyed as u64 > u64::from(KeyedBuckets::MOST) {
+        let reason = format!("{keyed} descriptors for any value, and {most_keys} values of each, are too many buckets");
+        return Err(Invalid::new(reason).at("max_dynamic_descriptors"));
+    }
     let enabled = share(notes, "filter_enabled", filter_enabled)?;
     if enabled == Fraction::default() && (bucket.is_some() || !rules.is_empty()) {
         notes.ignore("(filter_enabled is 0 %, so that no request is counted)");

@@ -269,7 +269,8 @@ fn extension(notes: &mut Notes<'_>, value: &TypedExtensionConfig) -> Result<Opti
             some("templates", written)?;
             let templates = notes.each("templates", written, |_, text| {
                 let text = text.as_str().ok_or_else(|| Invalid::new("must be a text"))?;
-                let read = SegmentTemplate::parse(text).map_err(|reason| Invalid::new(format!("{text:?}: {reason}")))?;
+                let read =
+                    SegmentTemplate::parse(text).map_err(|reason| Invalid::new(format!("{text:?}: {reason}")))?;
                 Ok((Arc::from(text), read))
             })?;
             Ok(Some(DescriptorAction::PathTemplate { key: text(&json, "key")?, templates }))

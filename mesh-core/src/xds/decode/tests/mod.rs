@@ -8,6 +8,7 @@ mod ext_authz;
 mod health_checks;
 mod jwt;
 mod listeners;
+mod local_rate_limits;
 mod policies;
 mod rate_limits;
 mod rbac;

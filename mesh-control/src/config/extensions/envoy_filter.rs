@@ -1,0 +1,575 @@
+//! The one `EnvoyFilter` that is understood: the local rate limit that Istio documents ("Enabling Rate Limits using Envoy").
+//! A filter that is put into the inbound chain of workloads, and what virtual hosts and routes say in its place or count
+//! by. What it says besides is told, and then nothing of it is in force: a part of it might refuse what the whole would not.
+
+#![allow(missing_docs, reason = "the fields are Envoy's")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, StatusCode};
+use mesh_core::model::{
+    DescriptorAction, Fraction, HeaderChange, HeaderTarget, HeaderTest, HeaderText, LocalRateLimit, LocalRule, OfHost,
+    RateLimit as Counted, RestHeaders, StringTest, TokenBucket,
+};
+
+use super::rate_limit::{LimitMode, RateLimit};
+use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, keywords, message};
+use crate::config::diagnostic::{Code, Severity, Span, quoted};
+use crate::config::istio::security::{Selector, check_selector};
+use crate::config::node::{Node, Value};
+
+/// The filter, and the type of its configuration.
+const FILTER: &str = "envoy.filters.http.local_ratelimit";
+const TYPE: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+/// A configuration by the name of its type.
+const STRUCTS: [&str; 2] = ["udpa.type.v1.TypedStruct", "xds.type.v3.TypedStruct"];
+
+message! {
+    /// The specification.
+    pub struct Spec {
+        workload_selector: WorkloadSelector = "workloadSelector",
+        config_patches: Vec<Patch> = "configPatches",
+        priority: Option<i32> = "priority",
+    }
+    pub struct WorkloadSelector {
+        labels: std::collections::BTreeMap<String, String> = "labels",
+    }
+    pub struct Patch {
+        apply_to: Text = "applyTo" required,
+        matches: Match = "match",
+        patch: Change = "patch" required,
+    }
+    pub struct Match {
+        context: Option<Text> = "context",
+        listener: ListenerMatch = "listener",
+        routes: RoutesMatch = "routeConfiguration",
+    }
+    pub struct ListenerMatch {
+        port: Option<PortNumber> = "portNumber",
+        chain: ChainMatch = "filterChain",
+    }
+    pub struct ChainMatch {
+        filter: FilterMatch = "filter",
+    }
+    pub struct FilterMatch {
+        name: Option<Text> = "name",
+        sub_filter: SubFilterMatch = "subFilter",
+    }
+    pub struct SubFilterMatch {
+        name: Option<Text> = "name",
+    }
+    pub struct RoutesMatch {
+        port: Option<PortNumber> = "portNumber",
+        vhost: VhostMatch = "vhost",
+    }
+    pub struct VhostMatch {
+        name: Option<Text> = "name",
+        route: RouteMatch = "route",
+    }
+    pub struct RouteMatch {
+        action: Option<Text> = "action",
+    }
+    pub struct Change {
+        operation: Text = "operation" required,
+        value: Patched = "value",
+    }
+    /// A filter, a virtual host or a route.
+    pub struct Patched {
+        name: Option<Text> = "name",
+        typed_config: Option<Config> = "typed_config",
+        per_filter: PerFilter = "typed_per_filter_config",
+        rate_limits: Vec<RateLimitEntry> = "rate_limits",
+        route: RouteAction = "route",
+    }
+    pub struct RouteAction {
+        rate_limits: Vec<RateLimitEntry> = "rate_limits",
+    }
+    pub struct PerFilter {
+        local: Option<Config> = "envoy.filters.http.local_ratelimit",
+    }
+    /// `LocalRateLimit`.
+    pub struct Local {
+        stat_prefix: Text = "stat_prefix" required,
+        status: HttpStatus = "status",
+        token_bucket: Option<Bucket> = "token_bucket",
+        filter_enabled: Option<Share> = "filter_enabled",
+        filter_enforced: Option<Share> = "filter_enforced",
+        response_headers: Vec<AddedHeader> = "response_headers_to_add",
+        request_headers: Vec<AddedHeader> = "request_headers_to_add_when_not_enforced",
+        descriptors: Vec<DescriptorEntry> = "descriptors",
+        rate_limits: Vec<RateLimitEntry> = "rate_limits",
+        per_connection: Option<bool> = "local_rate_limit_per_downstream_connection",
+        always_consumes: Option<bool> = "always_consume_default_token_bucket",
+        is_exhaustion: Option<bool> = "rate_limited_as_resource_exhausted",
+        max_dynamic: Option<At<u32>> = "max_dynamic_descriptors",
+        retry_after: Option<bool> = "enable_retry_after_header",
+        rest: RestWord = "enable_x_ratelimit_headers",
+    }
+    pub struct HttpStatus {
+        code: Option<Code16> = "code",
+    }
+    pub struct Bucket {
+        max_tokens: u32 = "max_tokens" required,
+        tokens_per_fill: Option<u32> = "tokens_per_fill",
+        fill_interval: At<Duration> = "fill_interval" required,
+    }
+    pub struct Share {
+        runtime_key: Option<Text> = "runtime_key",
+        default_value: Percent = "default_value",
+    }
+    pub struct Percent {
+        numerator: u32 = "numerator",
+        denominator: Denominator = "denominator",
+    }
+    pub struct AddedHeader {
+        append: Option<bool> = "append",
+        action: AppendAction = "append_action",
+        header: HeaderPair = "header" required,
+    }
+    pub struct HeaderPair {
+        key: Text = "key" required,
+        value: String = "value",
+    }
+    pub struct DescriptorEntry {
+        entries: Vec<Entry> = "entries",
+        token_bucket: Bucket = "token_bucket" required,
+        shadow: Option<bool> = "shadow_mode",
+    }
+    pub struct Entry {
+        key: String = "key" required,
+        value: String = "value",
+    }
+    pub struct RateLimitEntry {
+        actions: Vec<Action> = "actions",
+    }
+    pub struct Action {
+        request_headers: Option<HeaderAction> = "request_headers",
+        query_parameters: Option<QueryAction> = "query_parameters",
+        remote_address: Option<Opaque> = "remote_address",
+        destination_cluster: Option<Opaque> = "destination_cluster",
+        generic_key: Option<ConstantAction> = "generic_key",
+        header_value_match: Option<HeaderMatchAction> = "header_value_match",
+    }
+    pub struct HeaderAction {
+        header_name: Text = "header_name" required,
+        descriptor_key: String = "descriptor_key" required,
+        skip_if_absent: Option<bool> = "skip_if_absent",
+    }
+    pub struct QueryAction {
+        name: Text = "query_parameter_name" required,
+        descriptor_key: String = "descriptor_key" required,
+        skip_if_absent: Option<bool> = "skip_if_absent",
+    }
+    pub struct ConstantAction {
+        descriptor_key: Option<String> = "descriptor_key",
+        descriptor_value: String = "descriptor_value" required,
+    }
+    pub struct HeaderMatchAction {
+        descriptor_key: Option<String> = "descriptor_key",
+        descriptor_value: String = "descriptor_value" required,
+        expect_match: Option<bool> = "expect_match",
+        headers: Vec<HeaderMatcher> = "headers",
+    }
+    pub struct HeaderMatcher {
+        name: Text = "name" required,
+        exact: Option<String> = "exact_match",
+        prefix: Option<String> = "prefix_match",
+        present: Option<bool> = "present_match",
+        string: StringMatcher = "string_match",
+        invert: Option<bool> = "invert_match",
+    }
+    pub struct StringMatcher {
+        exact: Option<String> = "exact",
+        prefix: Option<String> = "prefix",
+        suffix: Option<String> = "suffix",
+        contains: Option<String> = "contains",
+        ignore_case: Option<bool> = "ignore_case",
+    }
+}
+
+keywords! {
+    pub enum Denominator {
+        Hundred = "HUNDRED",
+        TenThousand = "TEN_THOUSAND",
+        Million = "MILLION",
+    }
+    pub enum AppendAction {
+        Append = "APPEND_IF_EXISTS_OR_ADD",
+        AddIfAbsent = "ADD_IF_ABSENT",
+        Overwrite = "OVERWRITE_IF_EXISTS_OR_ADD",
+        OverwriteIfExists = "OVERWRITE_IF_EXISTS",
+    }
+    pub enum RestWord {
+        Off = "OFF",
+        Draft = "DRAFT_VERSION_03",
+    }
+}
+
+/// A status, by its number or by Envoy's word for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Code16(u16);
+
+impl Decode for Code16 {
+    fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        match node.as_str() {
+            Some("TooManyRequests") => Some(Code16(429)),
+            Some("ServiceUnavailable") => Some(Code16(503)),
+            _ => u16::decode(node, d).map(Code16),
+        }
+    }
+}
+
+/// A configuration of the filter, in either of its two forms.
+#[derive(Clone, Debug, Default)]
+pub struct Config(Local);
+
+impl Decode for Config {
+    fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        let of = |name: &str| node.get(name).and_then(Node::as_str).map(|url| url.rsplit('/').next().unwrap_or(url));
+        let value = match (of("@type"), of("type_url")) {
+            (Some(wrapper), Some(TYPE)) if STRUCTS.contains(&wrapper) => node.get("value").cloned(),
+            (Some(TYPE), None) => {
+                let mut plain = node.clone();
+                if let Value::Map(entries) = &mut plain.value {
+                    entries.retain(|(key, _)| key.name != "@type");
+                }
+                Some(plain)
+            }
+            _ => None,
+        };
+        let Some(value) = value else {
+            d.error(node.span, Code::InvalidValue, format!("a configuration of {FILTER} is expected"));
+            return None;
+        };
+        Local::decode(&value, d).map(Config)
+    }
+}
+
+/// Whether an `EnvoyFilter` is about local rate limits alone: then it is read, and else it is reported as a whole.
+pub fn is_local_limit(document: &Node) -> bool {
+    let patches = document.get("spec").and_then(|spec| spec.get("configPatches")).map_or(&[][..], Node::items);
+    let says = |node: Option<&Node>| node.is_some_and(says_local_limit);
+    let is_of_it = |patch: &Node| {
+        let value = patch.get("patch").and_then(|patch| patch.get("value"));
+        let counts = |value: &Node| value.get("rate_limits").is_some();
+        says(value) || value.is_some_and(|value| counts(value) || value.get("route").is_some_and(counts))
+    };
+    patches.iter().all(is_of_it) && patches.iter().any(|patch| says(patch.get("patch")))
+}
+
+fn says_local_limit(node: &Node) -> bool {
+    match &node.value {
+        Value::Map(entries) => entries.iter().any(|(key, value)| key.name == FILTER || says_local_limit(value)),
+        Value::Seq(items) => items.iter().any(says_local_limit),
+        _ => node.as_str() == Some(FILTER),
+    }
+}
+
+/// Where a patch has its effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Filter,
+    Host,
+    Route,
+}
+
+/// Reads one that is about local rate limits; `None` where something in it has no effect here, which is said.
+pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
+    let read = Spec::decode(spec, d)?;
+    let mut faults = Vec::new();
+    let selector = Selector { span: read.workload_selector.span, match_labels: read.workload_selector.labels.clone() };
+    check_selector(read.span, Some(&selector), d);
+    if read.priority.is_some_and(|priority| priority != 0) {
+        faults.push((read.span, "priority".to_owned(), "an order among EnvoyFilters is not supported".to_owned()));
+    }
+    let mut levels = Vec::new();
+    for (index, patch) in read.config_patches.iter().enumerate() {
+        let at = format!("configPatches[{index}]");
+        if let Some((level, port)) = patch.place(&at, &mut faults) {
+            let value = &patch.patch.value;
+            let config = value.typed_config.as_ref().or(value.per_filter.local.as_ref());
+            let config = config.and_then(|config| config.0.limit(&format!("{at}.patch.value"), &mut faults));
+            let written = [&value.rate_limits, &value.route.rate_limits].into_iter().flatten();
+            let counted = written.filter_map(|one| one.counted(&at, &mut faults)).map(Arc::new).collect::<Vec<_>>();
+            levels.push((level, port, config, counted));
+        }
+    }
+    if !levels.iter().any(|(level, ..)| *level == Level::Filter) {
+        let message = format!("no patch puts {FILTER} into a chain, so that nothing is limited");
+        faults.push((read.span, "configPatches".to_owned(), message));
+    }
+    for (span, field, message) in &faults {
+        let message = format!("not supported, and so nothing of this EnvoyFilter is in force: {message}");
+        d.report_at(*span, field.clone(), Severity::Error, Code::NotSupportedYet, message);
+    }
+    if !faults.is_empty() {
+        return None;
+    }
+    // For each port that is named, and for all others: what is in force there, the most specific first.
+    let mut ports: Vec<Option<u16>> = levels.iter().map(|(_, port, ..)| *port).chain([None]).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let in_force = |port: Option<u16>| {
+        let here = |of: &Option<u16>| of.is_none() || *of == port;
+        let at = |wanted: Level| levels.iter().filter(move |(level, of, ..)| *level == wanted && here(of));
+        let config = [Level::Route, Level::Host, Level::Filter]
+            .into_iter()
+            .find_map(|level| at(level).filter_map(|(_, _, config, _)| config.clone()).next_back());
+        at(Level::Filter).next()?;
+        let mut limit = config?;
+        let counted = |level| at(level).flat_map(|(.., counted)| counted.iter().cloned()).collect::<Vec<_>>();
+        if limit.rate_limits.is_empty() {
+            let (route, host) = (counted(Level::Route), counted(Level::Host));
+            limit.rate_limits = if route.is_empty() { host } else { route };
+        }
+        Some((port, Arc::new(limit)))
+    };
+    Some(RateLimit {
+        span: read.span,
+        selector: Some(selector).filter(|selector| !selector.match_labels.is_empty()),
+        target_refs: Vec::new(),
+        mode: LimitMode::Server,
+        hosts: Vec::new(),
+        limits: ports.into_iter().filter_map(in_force).collect(),
+    })
+}
+
+/// Where something has no effect here, in which field, and what.
+type Fault = (Span, String, String);
+
+impl Patch {
+    /// Where it has its effect, and on which port; `None` where that is not known, which is said.
+    fn place(&self, at: &str, faults: &mut Vec<Fault>) -> Option<(Level, Option<u16>)> {
+        let before = faults.len();
+        let mut wrong =
+            |span: Span, field: &str, message: String| faults.push((span, format!("{at}.{field}"), message));
+        let (level, operations): (_, &[&str]) = match self.apply_to.as_str() {
+            "HTTP_FILTER" => (Level::Filter, &["INSERT_BEFORE", "INSERT_FIRST", "INSERT_AFTER"]),
+            "VIRTUAL_HOST" => (Level::Host, &["MERGE"]),
+            "HTTP_ROUTE" => (Level::Route, &["MERGE"]),
+            other => {
+                wrong(self.apply_to.span, "applyTo", format!("patches of {other}"));
+                return None;
+            }
+        };
+        let operation = &self.patch.operation;
+        if !operations.contains(&operation.as_str()) {
+            wrong(operation.span, "patch.operation", format!("{} of {}", operation.value, self.apply_to.value));
+        }
+        match &self.matches.context {
+            Some(context) if context.value == "SIDECAR_INBOUND" => {}
+            Some(context) => wrong(context.span, "match.context", format!("context {}", context.value)),
+            None => wrong(self.span, "match.context", "any context: name SIDECAR_INBOUND".to_owned()),
+        }
+        if let Some(name) = &self.matches.listener.chain.filter.name
+            && name.value != "envoy.filters.network.http_connection_manager"
+        {
+            wrong(name.span, "match.listener.filterChain.filter.name", format!("the filter {}", quoted(name)));
+        }
+        if let Some(name) = &self.matches.listener.chain.filter.sub_filter.name
+            && name.value != "envoy.filters.http.router"
+        {
+            let message = format!("a place before {}", quoted(name));
+            wrong(name.span, "match.listener.filterChain.filter.subFilter.name", message);
+        }
+        if let Some(action) = self.matches.routes.vhost.route.action.as_ref().filter(|action| action.value != "ANY") {
+            wrong(action.span, "match.routeConfiguration.vhost.route.action", format!("action {}", action.value));
+        }
+        let mut port = self.matches.listener.port.or(self.matches.routes.port).map(|port| port.0);
+        if let Some(name) = self.matches.routes.vhost.name.as_ref().filter(|name| !name.is_empty()) {
+            let named = name.strip_prefix("inbound|http|").and_then(|port| port.parse().ok());
+            if named.is_none() {
+                let message = format!("the virtual host {}: inbound|http|PORT is expected", quoted(name));
+                wrong(name.span, "match.routeConfiguration.vhost.name", message);
+            }
+            port = port.or(named);
+        }
+        if let Some(name) = &self.patch.value.name
+            && name.value != FILTER
+        {
+            wrong(name.span, "patch.value.name", format!("the filter {}", quoted(name)));
+        }
+        let value = &self.patch.value;
+        if (level == Level::Filter) != value.typed_config.is_some() {
+            wrong(value.span, "patch.value", format!("this value for {}", self.apply_to.value));
+        }
+        (faults.len() == before).then_some((level, port))
+    }
+}
+
+impl Local {
+    fn limit(&self, at: &str, faults: &mut Vec<Fault>) -> Option<LocalRateLimit> {
+        let before = faults.len();
+        let bucket = self.token_bucket.as_ref().and_then(|bucket| bucket.read(&format!("{at}.token_bucket"), faults));
+        let mut limit = LocalRateLimit::new(self.stat_prefix.as_str(), bucket);
+        for descriptor in &self.descriptors {
+            let entries =
+                descriptor.entries.iter().map(|entry| (entry.key.as_str().into(), entry.value.as_str().into()));
+            let entries: Vec<(Arc<str>, Arc<str>)> = entries.collect();
+            let Some(bucket) = descriptor.token_bucket.read(&format!("{at}.descriptors"), faults) else { continue };
+            if entries.is_empty() || limit.rules.iter().any(|rule| rule.entries == entries) {
+                let message = "a descriptor without entries, or with those of another one".to_owned();
+                faults.push((descriptor.span, format!("{at}.descriptors"), message));
+            }
+            let mut rule = LocalRule::new("", entries, bucket);
+            rule.is_shadow = descriptor.shadow.unwrap_or(false);
+            limit.rules.push(rule);
+        }
+        limit.rate_limits = self.rate_limits.iter().filter_map(|one| one.counted(at, faults)).map(Arc::new).collect();
+        (limit.enabled, limit.enforced) = (Share::read(&self.filter_enabled), Share::read(&self.filter_enforced));
+        limit.is_for_all = self.always_consumes.unwrap_or(true);
+        limit.per_connection = self.per_connection.unwrap_or(false);
+        limit.is_exhaustion = self.is_exhaustion.unwrap_or(false);
+        limit.tells_when = self.retry_after.unwrap_or(false);
+        limit.of_host = OfHost::Without;
+        limit.tells = if self.rest == RestWord::Draft { RestHeaders::XRateLimit } else { RestHeaders::None };
+        if let Some(most) = &self.max_dynamic {
+            limit.most_keys = most.value;
+        }
+        if let Some(Code16(code)) = self.status.code {
+            let status = StatusCode::from_u16(code).ok().filter(|_| (400..=599).contains(&code));
+            limit.status = status.unwrap_or(StatusCode::TOO_MANY_REQUESTS);
+        }
+        let added = |headers: &[AddedHeader], target, faults: &mut Vec<Fault>| {
+            headers.iter().filter_map(|header| header.change(at, target, faults)).collect::<Vec<_>>()
+        };
+        limit.response_changes = added(&self.response_headers, HeaderTarget::Response, faults);
+        limit.request_changes = added(&self.request_headers, HeaderTarget::Request, faults);
+        (faults.len() == before).then_some(limit)
+    }
+}
+
+impl Bucket {
+    fn read(&self, at: &str, faults: &mut Vec<Fault>) -> Option<TokenBucket> {
+        let bucket = match *self.fill_interval {
+            short if short < Duration::from_millis(50) => Err("fill_interval: shorter than 50ms".to_owned()),
+            interval => TokenBucket::new(self.max_tokens, self.tokens_per_fill.unwrap_or(1), interval)
+                .map_err(|invalid| format!("{}: {}", invalid.field, invalid.reason)),
+        };
+        bucket.map_err(|message| faults.push((self.span, at.to_owned(), message))).ok()
+    }
+}
+
+impl Share {
+    /// Unset is none, as in Envoy.
+    fn read(share: &Option<Share>) -> Fraction {
+        let Some(share) = share else { return Fraction::default() };
+        let denominator = match share.default_value.denominator {
+            Denominator::Hundred => 100,
+            Denominator::TenThousand => 10_000,
+            Denominator::Million => 1_000_000,
+        };
+        Fraction::new(share.default_value.numerator, denominator)
+    }
+}
+
+impl AddedHeader {
+    fn change(&self, at: &str, target: HeaderTarget, faults: &mut Vec<Fault>) -> Option<HeaderChange> {
+        let HeaderPair { key, value, .. } = &self.header;
+        let name = HeaderName::from_bytes(key.as_bytes()).ok().filter(|_| HeaderValue::from_str(value).is_ok());
+        let text = HeaderText::parse(value.as_bytes(), target, true);
+        let (Some(name), Ok(text)) = (name, text) else {
+            faults.push((key.span, at.to_owned(), format!("the header {}, with this value", quoted(key))));
+            return None;
+        };
+        Some(match (self.append, self.action) {
+            (Some(false), _) | (None, AppendAction::Overwrite) => HeaderChange::Set(name, text),
+            (Some(true), _) | (None, AppendAction::Append) => HeaderChange::Append(name, text),
+            (None, AppendAction::AddIfAbsent) => HeaderChange::AddIfAbsent(name, text),
+            (None, AppendAction::OverwriteIfExists) => HeaderChange::ReplaceIfPresent(name, text),
+        })
+    }
+}
+
+impl RateLimitEntry {
+    fn counted(&self, at: &str, faults: &mut Vec<Fault>) -> Option<Counted> {
+        let actions = self.actions.iter().map(|action| action.read());
+        let actions: Option<Vec<_>> = actions.collect();
+        if let Some(actions) = actions.filter(|actions| !actions.is_empty()) {
+            return Some(Counted::by(actions));
+        }
+        faults.push((self.span, at.to_owned(), "an action that is not known here".to_owned()));
+        None
+    }
+}
+
+impl Action {
+    fn read(&self) -> Option<DescriptorAction> {
+        let Action {
+            request_headers,
+            query_parameters,
+            remote_address,
+            destination_cluster,
+            generic_key,
+            header_value_match,
+            ..
+        } = self;
+        let key = |key: &Option<String>, default: &str| Arc::from(key.as_deref().unwrap_or(default));
+        let mut found = Vec::new();
+        if let Some(header) = request_headers {
+            let is_known = matches!(header.header_name.as_str(), ":method" | ":path" | ":authority" | ":scheme")
+                || HeaderName::from_bytes(header.header_name.as_bytes()).is_ok();
+            found.push(is_known.then(|| DescriptorAction::Header {
+                key: header.descriptor_key.as_str().into(),
+                name: header.header_name.to_ascii_lowercase().into(),
+                skip_if_absent: header.skip_if_absent.unwrap_or(false),
+            }));
+        }
+        if let Some(query) = query_parameters {
+            found.push(Some(DescriptorAction::Query {
+                key: query.descriptor_key.as_str().into(),
+                name: query.name.as_str().into(),
+                skip_if_absent: query.skip_if_absent.unwrap_or(false),
+            }));
+        }
+        found.extend(remote_address.as_ref().map(|_| Some(DescriptorAction::RemoteAddress)));
+        // Of a request that comes in, that is a name of the proxy's, which nobody has here.
+        found.extend(destination_cluster.as_ref().map(|_| None));
+        if let Some(constant) = generic_key {
+            found.push(Some(DescriptorAction::Constant {
+                key: key(&constant.descriptor_key, "generic_key"),
+                value: constant.descriptor_value.as_str().into(),
+            }));
+        }
+        if let Some(matched) = header_value_match {
+            let tests: Option<Vec<_>> = matched.headers.iter().map(HeaderMatcher::read).collect();
+            found.push(tests.filter(|tests| !tests.is_empty()).map(|tests| DescriptorAction::HeaderMatch {
+                key: key(&matched.descriptor_key, "header_match"),
+                value: matched.descriptor_value.as_str().into(),
+                expects: matched.expect_match.unwrap_or(true),
+                tests,
+            }));
+        }
+        match found.len() {
+            1 => found.pop().flatten(),
+            _ => None,
+        }
+    }
+}
+
+impl HeaderMatcher {
+    fn read(&self) -> Option<HeaderTest> {
+        let name: Arc<str> = self.name.to_ascii_lowercase().into();
+        let invert = self.invert.unwrap_or(false);
+        if let Some(present) = self.present {
+            return Some(HeaderTest::Present { name, present: present != invert });
+        }
+        let ignore_case = self.string.ignore_case.unwrap_or(false);
+        let value = |text: &Option<String>| text.clone();
+        let test = if let Some(value) = value(&self.exact) {
+            StringTest::Exact { value, ignore_case: false }
+        } else if let Some(value) = value(&self.prefix) {
+            StringTest::Prefix { value, ignore_case: false }
+        } else if let Some(value) = value(&self.string.exact) {
+            StringTest::Exact { value, ignore_case }
+        } else if let Some(value) = value(&self.string.prefix) {
+            StringTest::Prefix { value, ignore_case }
+        } else if let Some(value) = value(&self.string.suffix) {
+            StringTest::Suffix { value, ignore_case }
+        } else {
+            StringTest::Contains { value: value(&self.string.contains)?, ignore_case }
+        };
+        Some(HeaderTest::Value { name, test, invert, missing_is_empty: false })
+    }
+}

@@ -1,0 +1,411 @@
+//! `RateLimit` (policy.mesh-control/v1alpha1): how many requests the workloads that it is for take, or make. An object of our
+//! own, since Istio has none; what it comes to is Envoy's own local rate limit, and an `EnvoyFilter` that says one
+//! (`envoy_filter.rs`) comes to the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, StatusCode};
+use mesh_core::limits::KeyedBuckets;
+use mesh_core::model::{
+    ClientPart, DescriptorAction, LocalRateLimit, LocalRule, RateLimit as Counted, RestHeaders, SegmentTemplate,
+    TokenBucket,
+};
+
+use crate::config::decode::{At, Decode, Decoder, Text, keywords, message};
+use crate::config::diagnostic::{Code, Severity, Span, quoted};
+use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
+use crate::config::node::Node;
+
+/// The group of objects of our own.
+pub const POLICY_GROUP: &str = "policy.mesh-control";
+
+/// How many values of keys are kept apart where nobody says it.
+const KEYS: u32 = 10_000;
+
+/// Envoy takes no shorter interval.
+const SHORTEST: Duration = Duration::from_millis(50);
+
+message! {
+    /// The specification.
+    pub struct RateLimitSpec {
+        /// The workloads; absent means all of the namespace.
+        selector: Option<Selector> = "selector",
+        /// The objects whose workloads are meant.
+        target_refs: Vec<TargetRef> = "targetRefs",
+        /// Which of their requests.
+        mode: LimitMode = "mode",
+        /// Of those that they make, which: those to these hosts; absent means all.
+        hosts: Vec<Text> = "hosts",
+        /// What is counted, and how much of it there may be. A request has to be within all of them that are for it.
+        rules: Vec<Rule> = "rules",
+        /// Whether each connection has its own.
+        per_connection: Option<bool> = "perConnection",
+        /// How many values of the keys of a rule are kept apart at a time.
+        max_keys: Option<At<u32>> = "maxKeys",
+        /// What is answered.
+        answer: Answer = "answer",
+    }
+    /// Some requests, and how many of them there may be.
+    pub struct Rule {
+        /// Its name, for metrics and people.
+        name: Text = "name" required,
+        /// Which requests; absent means all.
+        matches: Match = "match",
+        /// What they are told apart by: for each value there may be as many.
+        by: Vec<Key> = "by",
+        /// How many.
+        limit: Limit = "limit" required,
+        /// Whether it only counts.
+        shadow: Option<bool> = "shadow",
+    }
+    /// Which requests; all of it has to hold.
+    pub struct Match {
+        /// Of this method.
+        method: Option<Text> = "method",
+        /// Whose path fits this template.
+        path: Option<Text> = "path",
+        /// Whose headers have exactly these values.
+        headers: BTreeMap<String, String> = "headers",
+    }
+    /// What requests are told apart by: one of these.
+    pub struct Key {
+        /// The first value of a header.
+        header: Option<Text> = "header",
+        /// The first value of a query parameter.
+        query: Option<Text> = "query",
+        /// A claim of the request's token; `.` leads into an object.
+        claim: Option<Text> = "claim",
+        /// The first of these templates that its path fits.
+        path_templates: Vec<Text> = "pathTemplates",
+        /// Who the client is, by mutual TLS.
+        client: Option<ClientWord> = "client",
+        /// Where it connected from, or which part of it.
+        remote_address: Option<RemoteAddress> = "remoteAddress",
+        /// The method.
+        method: Option<bool> = "method",
+    }
+    /// The address of the client.
+    pub struct RemoteAddress {
+        /// How many bits of an IPv4 address count.
+        v4_bits: Option<At<u32>> = "v4Bits",
+        /// How many bits of an IPv6 address count.
+        v6_bits: Option<At<u32>> = "v6Bits",
+    }
+    /// So many in a time.
+    pub struct Limit {
+        /// How many.
+        requests: At<u32> = "requests" required,
+        /// In which time.
+        per: At<Duration> = "per" required,
+        /// How many at once; absent means as many as in that time.
+        burst: Option<At<u32>> = "burst",
+    }
+    /// What is answered.
+    pub struct Answer {
+        /// The status of those that are over.
+        status: Option<At<u16>> = "status",
+        /// What answers tell of what is left.
+        headers: RestWord = "headers",
+    }
+}
+
+keywords! {
+    /// Whose requests are counted.
+    pub enum LimitMode {
+        /// Those that workloads serve.
+        Server = "SERVER",
+        /// Those that they make.
+        Client = "CLIENT",
+    }
+    /// What answers tell of what is left.
+    pub enum RestWord {
+        /// Nothing.
+        None = "NONE",
+        /// `RateLimit` and `RateLimit-Policy`.
+        RateLimit = "RATE_LIMIT",
+        /// `x-ratelimit-*`.
+        XRateLimit = "X_RATE_LIMIT",
+    }
+    /// A part of who a client is.
+    pub enum ClientWord {
+        /// All of it.
+        Principal = "PRINCIPAL",
+        /// Its namespace.
+        Namespace = "NAMESPACE",
+        /// Its service account.
+        ServiceAccount = "SERVICE_ACCOUNT",
+    }
+}
+
+/// A rate limit, whoever wrote it.
+#[derive(Clone, Debug, Default)]
+pub struct RateLimit {
+    /// Where it is written.
+    pub span: Span,
+    /// The workloads; absent means all of the namespace.
+    pub selector: Option<Selector>,
+    /// The objects whose workloads are meant.
+    pub target_refs: Vec<TargetRef>,
+    /// Whose requests.
+    pub mode: LimitMode,
+    /// Of a client's, those to these hosts; none for all.
+    pub hosts: Vec<String>,
+    /// What is to be done, on all ports or on one.
+    pub limits: Vec<(Option<u16>, Arc<LocalRateLimit>)>,
+}
+
+impl Decode for RateLimit {
+    fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        let spec = RateLimitSpec::decode(node, d)?;
+        let limit = spec.limit(d)?;
+        Some(RateLimit {
+            span: spec.span,
+            selector: spec.selector,
+            target_refs: spec.target_refs,
+            mode: spec.mode,
+            hosts: spec.hosts.into_iter().map(|host| host.value).collect(),
+            limits: vec![(None, Arc::new(limit))],
+        })
+    }
+
+    fn fields(prefix: &str, out: &mut Vec<String>) {
+        RateLimitSpec::fields(prefix, out);
+    }
+}
+
+impl RateLimit {
+    /// What is wrong with whom it is for.
+    pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
+        check_selector(self.span, self.selector.as_ref(), d);
+        check_targets(self.span, namespace, self.selector.as_ref(), &self.target_refs.iter().collect::<Vec<_>>(), d);
+    }
+}
+
+/// Where something is wrong, in which field, and what.
+type Fault = (Span, String, String);
+
+impl RateLimitSpec {
+    /// What it comes to; `None` where something is wrong, which is said.
+    fn limit(&self, d: &mut Decoder<'_>) -> Option<LocalRateLimit> {
+        let mut faults = Vec::new();
+        let mut limit = LocalRateLimit::new("", None);
+        (limit.is_exhaustion, limit.tells_when) = (true, true);
+        limit.per_connection = self.per_connection.unwrap_or(false);
+        if limit.per_connection && self.mode == LimitMode::Client {
+            let message = "a client has no connection that its requests come by".to_owned();
+            faults.push((self.span, "perConnection".to_owned(), message));
+        }
+        if let (LimitMode::Server, Some(host)) = (self.mode, self.hosts.first()) {
+            faults.push((host.span, "hosts".to_owned(), "hosts are for mode CLIENT".to_owned()));
+        }
+        limit.most_keys = self.max_keys.as_ref().map_or(KEYS, |keys| keys.value);
+        if let Some(keys) = self.max_keys.as_ref().filter(|keys| !(1..=KeyedBuckets::MOST).contains(&keys.value)) {
+            let message = format!("{} is not between 1 and {}", keys.value, KeyedBuckets::MOST);
+            faults.push((keys.span, "maxKeys".to_owned(), message));
+        }
+        limit.tells = match self.answer.headers {
+            RestWord::None => RestHeaders::None,
+            RestWord::RateLimit => RestHeaders::RateLimit,
+            RestWord::XRateLimit => RestHeaders::XRateLimit,
+        };
+        if let Some(status) = &self.answer.status {
+            match StatusCode::from_u16(status.value) {
+                Ok(code) if (400..=599).contains(&status.value) => limit.status = code,
+                _ => {
+                    let message = format!("{} is not a status from 400 to 599", status.value);
+                    faults.push((status.span, "answer.status".to_owned(), message));
+                }
+            }
+        }
+        if self.rules.is_empty() {
+            faults.push((self.span, "rules".to_owned(), "there is no rule".to_owned()));
+        }
+        for (index, rule) in self.rules.iter().enumerate() {
+            let at = format!("rules[{index}]");
+            let Some((actions, read)) = rule.read(&at, &mut faults) else { continue };
+            if let Some(other) = limit.rules.iter().find(|other| other.name == read.name) {
+                let message = format!("another rule is named {}", quoted(&other.name));
+                faults.push((rule.name.span, format!("{at}.name"), message));
+            } else if let Some(other) = limit.rules.iter().find(|other| other.entries == read.entries) {
+                let message = format!("the rule {} counts the same requests", quoted(&other.name));
+                faults.push((rule.span, at, message));
+            }
+            // Rules that ask the same of requests share what is found out: only values differ.
+            let counted = Counted::by(actions);
+            if !limit.rate_limits.iter().any(|known| **known == counted) {
+                limit.rate_limits.push(Arc::new(counted));
+            }
+            limit.rules.push(read);
+        }
+        let keyed = limit.rules.iter().filter(|rule| limit.per_connection || rule.is_keyed()).count();
+        if u64::from(limit.most_keys) * keyed as u64 > u64::from(KeyedBuckets::MOST) {
+            let message =
+                format!("{keyed} rules with keys, and {} values of each, are too many buckets", limit.most_keys);
+            faults.push((self.max_keys.as_ref().map_or(self.span, |keys| keys.span), "maxKeys".to_owned(), message));
+        }
+        for (span, field, message) in &faults {
+            d.report_at(*span, field.clone(), Severity::Error, Code::InvalidValue, message.clone());
+        }
+        faults.is_empty().then_some(limit)
+    }
+}
+
+impl Rule {
+    /// What finds its requests, and its bucket.
+    fn read(&self, at: &str, faults: &mut Vec<Fault>) -> Option<(Vec<DescriptorAction>, LocalRule)> {
+        let before = faults.len();
+        if self.name.is_empty() {
+            faults.push((self.name.span, format!("{at}.name"), "a rule has a name".to_owned()));
+        }
+        let (mut actions, mut entries) = (Vec::new(), Vec::<(Arc<str>, Arc<str>)>::new());
+        let is_for_all = self.by.is_empty() && self.matches.is_empty();
+        let mut add = |action: DescriptorAction, key: &Arc<str>, value: &str| {
+            actions.push(action);
+            entries.push((Arc::clone(key), value.into()));
+        };
+        let header = |key: &Arc<str>, name: &str| DescriptorAction::Header {
+            key: Arc::clone(key),
+            name: name.into(),
+            skip_if_absent: false,
+        };
+        if let Some(method) = &self.matches.method {
+            let key = "method".into();
+            if http::Method::from_bytes(method.as_bytes()).is_err() {
+                faults.push((method.span, format!("{at}.match.method"), format!("{} is no method", quoted(method))));
+            }
+            add(header(&key, ":method"), &key, method);
+        }
+        if let Some(path) = &self.matches.path {
+            let key = "path".into();
+            let templates = templates(std::slice::from_ref(path), &format!("{at}.match.path"), faults);
+            add(DescriptorAction::PathTemplate { key: Arc::clone(&key), templates }, &key, path);
+        }
+        for (name, value) in &self.matches.headers {
+            let field = format!("{at}.match.headers[{name}]");
+            if let Some(name) = header_name(name, self.matches.span, &field, faults) {
+                if value.is_empty() {
+                    let message = "an empty value is any: name it in `by`".to_owned();
+                    faults.push((self.matches.span, field, message));
+                }
+                let key = name.as_str().into();
+                add(header(&key, name.as_str()), &key, value);
+            }
+        }
+        for (index, key) in self.by.iter().enumerate() {
+            let at = format!("{at}.by[{index}]");
+            let mut keys = key.actions(&at, faults).into_iter();
+            match (keys.next(), keys.next()) {
+                (Some((key, action)), None) => add(action, &key, ""),
+                _ => faults.push((key.span, at, "one thing to tell requests apart by is expected".to_owned())),
+            }
+        }
+        if is_for_all {
+            let key = "generic_key".into();
+            add(DescriptorAction::Constant { key: Arc::clone(&key), value: "all".into() }, &key, "all");
+        }
+        let bucket = self.limit.bucket(&format!("{at}.limit"), faults)?;
+        let mut rule = LocalRule::new(self.name.as_str(), entries, bucket);
+        rule.is_shadow = self.shadow.unwrap_or(false);
+        (faults.len() == before).then_some((actions, rule))
+    }
+}
+
+impl Match {
+    fn is_empty(&self) -> bool {
+        self.method.is_none() && self.path.is_none() && self.headers.is_empty()
+    }
+}
+
+impl Limit {
+    fn bucket(&self, at: &str, faults: &mut Vec<Fault>) -> Option<TokenBucket> {
+        let burst = self.burst.as_ref().unwrap_or(&self.requests);
+        if *self.per < SHORTEST {
+            faults.push((self.per.span, format!("{at}.per"), format!("shorter than {SHORTEST:?}")));
+            return None;
+        }
+        let bucket = TokenBucket::new(**burst, *self.requests, *self.per);
+        let wrong = |invalid: mesh_core::error::Invalid| match invalid.field.as_str() {
+            "max_tokens" => (burst.span, format!("{at}.burst"), invalid.reason),
+            "tokens_per_fill" => (self.requests.span, format!("{at}.requests"), invalid.reason),
+            _ => (self.per.span, format!("{at}.per"), invalid.reason),
+        };
+        bucket.map_err(|invalid| faults.push(wrong(invalid))).ok()
+    }
+}
+
+impl Key {
+    /// What it says, each with the key of its entry: one, where it is right.
+    fn actions(&self, at: &str, faults: &mut Vec<Fault>) -> Vec<(Arc<str>, DescriptorAction)> {
+        let mut found = Vec::<(Arc<str>, DescriptorAction)>::new();
+        let skip_if_absent = false;
+        if let Some(header) = &self.header
+            && let Some(name) = header_name(header, header.span, &format!("{at}.header"), faults)
+        {
+            let key: Arc<str> = name.as_str().into();
+            found.push((Arc::clone(&key), DescriptorAction::Header { name: Arc::clone(&key), key, skip_if_absent }));
+        }
+        if let Some(query) = &self.query {
+            let (key, name): (Arc<str>, _) = (format!("query.{}", query.value).into(), query.as_str().into());
+            found.push((Arc::clone(&key), DescriptorAction::Query { key, name, skip_if_absent }));
+        }
+        if let Some(claim) = &self.claim {
+            let key: Arc<str> = format!("claim.{}", claim.value).into();
+            let path: Vec<String> = claim.split('.').map(str::to_owned).collect();
+            if path.iter().any(String::is_empty) {
+                faults.push((claim.span, format!("{at}.claim"), format!("{} is no claim", quoted(claim))));
+            }
+            found.push((Arc::clone(&key), DescriptorAction::Claim { key, path, default: None, skip_if_absent }));
+        }
+        if !self.path_templates.is_empty() {
+            let templates = templates(&self.path_templates, &format!("{at}.pathTemplates"), faults);
+            found.push(("path".into(), DescriptorAction::PathTemplate { key: "path".into(), templates }));
+        }
+        if let Some(part) = self.client {
+            let part = match part {
+                ClientWord::Principal => ClientPart::Principal,
+                ClientWord::Namespace => ClientPart::Namespace,
+                ClientWord::ServiceAccount => ClientPart::ServiceAccount,
+            };
+            let key: Arc<str> = format!("client.{}", part.name()).into();
+            found.push((Arc::clone(&key), DescriptorAction::Client { key, part }));
+        }
+        if let Some(address) = &self.remote_address {
+            let mut bits = |bits: &Option<At<u32>>, most: u8, name: &str| match bits {
+                None => most,
+                Some(bits) => u8::try_from(bits.value).ok().filter(|bits| *bits <= most).unwrap_or_else(|| {
+                    let message = format!("{} is more than {most} bits", bits.value);
+                    faults.push((bits.span, format!("{at}.remoteAddress.{name}"), message));
+                    most
+                }),
+            };
+            let (v4_bits, v6_bits) = (bits(&address.v4_bits, 32, "v4Bits"), bits(&address.v6_bits, 128, "v6Bits"));
+            found.push(match (v4_bits, v6_bits) {
+                (32, 128) => ("remote_address".into(), DescriptorAction::RemoteAddress),
+                _ => ("masked_remote_address".into(), DescriptorAction::MaskedRemoteAddress { v4_bits, v6_bits }),
+            });
+        }
+        if self.method == Some(true) {
+            let (key, name) = ("method".into(), ":method".into());
+            found.push(("method".into(), DescriptorAction::Header { key, name, skip_if_absent }));
+        }
+        found
+    }
+}
+
+fn header_name(name: &str, span: Span, field: &str, faults: &mut Vec<Fault>) -> Option<HeaderName> {
+    let read = HeaderName::from_bytes(name.as_bytes());
+    read.map_err(|_| faults.push((span, field.to_owned(), format!("{} is no name of a header", quoted(name))))).ok()
+}
+
+fn templates(written: &[Text], field: &str, faults: &mut Vec<Fault>) -> Vec<(Arc<str>, SegmentTemplate)> {
+    let read = written.iter().filter_map(|text| match SegmentTemplate::parse(text) {
+        Ok(template) => Some((text.as_str().into(), template)),
+        Err(reason) => {
+            faults.push((text.span, field.to_owned(), format!("{}: {reason}", quoted(text))));
+            None
+        }
+    });
+    read.collect()
+}

@@ -1,0 +1,226 @@
+//! Rate limits from YAML to the answer: embedded control plane, the library's server, and bytes over sockets.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_core::xds::Bootstrap;
+use mesh_tower::Mesh;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const REVIEWS: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 80, targetPort: 9080}]}
+---
+";
+
+/// What an object of ours says of `reviews`.
+fn limit(rest: &str) -> String {
+    format!(
+        "{REVIEWS}apiVersion: policy.mesh-control/v1alpha1\nkind: RateLimit\nmetadata: {{name: calls, namespace: shop}}\n\
+         spec: {{selector: {{matchLabels: {{app: reviews}}}}, {rest}}}\n"
+    )
+}
+
+/// A server of `reviews` under a configuration.
+async fn serve(yaml: &str) -> (Embedded, Mesh, SocketAddr) {
+    let control = Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap();
+    let bootstrap = Bootstrap::new("embedded")
+        .node_id("mesh~127.0.0.1~reviews.shop~shop.svc.cluster.local")
+        .metadata("NAMESPACE", "shop")
+        .metadata("LABELS", json!({"app": "reviews"}));
+    let source = control.source(bootstrap);
+    let mesh = Mesh::builder().source(source).cold_start_wait(Duration::from_secs(10)).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let app = axum::Router::new().fallback(|| async { "here" }).layer(mesh.server_layer());
+    tokio::spawn(async move { mesh_tower::server::serve(listener, app).await });
+    mesh.serving().await.unwrap();
+    (control, mesh, address)
+}
+
+/// Status and text of the answer to a request with these header lines, over a connection of its own.
+async fn ask(address: SocketAddr, path: &str, headers: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!("GET {path} HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n{headers}\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    tokio::time::timeout(Duration::from_secs(10), read).await.expect("an answer").unwrap();
+    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+}
+
+#[tokio::test]
+async fn each_user_may_have_so_many_and_is_told_what_is_left_and_when_to_come_back() {
+    let rules = "answer: {headers: RATE_LIMIT}, \
+                 rules: [{name: each-user, by: [{header: x-user}], limit: {requests: 2, per: 1h}}]";
+    let (_control, mesh, address) = serve(&limit(rules)).await;
+    let (status, answer) = ask(address, "/", "x-user: jo\r\n").await;
+    assert!(status == 200 && answer.contains("ratelimit: \"default\";r=1;t=1800"), "{answer}");
+    assert!(answer.contains("ratelimit-policy: \"default\";q=2;w=3600"), "{answer}");
+    assert_eq!(ask(address, "/", "x-user: jo\r\n").await.0, 200);
+    let (status, answer) = ask(address, "/", "x-user: jo\r\n").await;
+    assert!(status == 429 && answer.contains("retry-after: ") && answer.contains("local_rate_limited"), "{answer}");
+    // Others have their own, and who has no header none.
+    for _ in 0..3 {
+        assert_eq!(ask(address, "/", "").await.0, 200);
+    }
+    assert_eq!(ask(address, "/", "x-user: mo\r\n").await.0, 200);
+    let grpc = ask(address, "/", "x-user: jo\r\ncontent-type: application/grpc\r\n").await.1;
+    assert!(grpc.starts_with("HTTP/1.1 200") && grpc.contains("grpc-status: 8"), "{grpc}");
+    let text = mesh.prometheus();
+    let count = |verdict: &str| {
+        let labels = format!("limit=\"RateLimit shop/calls\",rule=\"each-user\",verdict=\"{verdict}\"}} ");
+        let line = text.lines().find(|line| line.contains(&labels)).unwrap_or_else(|| panic!("{text}"));
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    assert_eq!((count("within"), count("over")), ("3".to_owned(), "2".to_owned()));
+}
+
+#[tokio::test]
+async fn a_bucket_is_as_full_as_it_was_after_a_push_and_at_another_limit() {
+    let rule = |requests: u32| limit(&format!("rules: [{{name: all, limit: {{requests: {requests}, per: 1h}}}}]"));
+    let (control, mesh, address) = serve(&rule(4)).await;
+    for _ in 0..4 {
+        assert_eq!(ask(address, "/", "").await.0, 200);
+    }
+    assert_eq!(ask(address, "/", "").await.0, 429);
+    // What the push says besides shows that it is in force.
+    let more = rule(400).replace("rules:", "answer: {status: 503}, rules:");
+    control.set_yaml("config.yaml", &more).unwrap();
+    let mut status = 429;
+    for _ in 0..1000 {
+        status = ask(address, "/", "").await.0;
+        if status == 503 {
+            break;
+        }
+        assert_eq!(status, 429, "empty is empty");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(status, 503);
+    drop(mesh);
+}
+
+#[tokio::test]
+async fn rules_are_for_requests_of_a_method_a_path_and_headers_and_one_that_is_only_tried_refuses_nobody() {
+    let rules = "rules: [\
+        {name: users, match: {method: GET, path: '/users/{id}', headers: {x-tier: free}}, limit: {requests: 1, per: 1h}}, \
+        {name: paths, by: [{pathTemplates: ['/a/*', '/b/**']}], limit: {requests: 1, per: 1h}}, \
+        {name: tried, shadow: true, limit: {requests: 1, per: 1h}}]";
+    let (_control, mesh, address) = serve(&limit(rules)).await;
+    let free = "x-tier: free\r\n";
+    assert_eq!(ask(address, "/users/1", free).await.0, 200);
+    assert_eq!(ask(address, "/users/2", free).await.0, 429, "one bucket for all that fit");
+    assert_eq!(ask(address, "/users/2", "x-tier: paid\r\n").await.0, 200);
+    assert_eq!((ask(address, "/a/1", "").await.0, ask(address, "/a/2", "").await.0), (200, 429));
+    assert_eq!((ask(address, "/b/1/2", "").await.0, ask(address, "/b/3", "").await.0), (200, 429));
+    assert_eq!((ask(address, "/c", "").await.0, ask(address, "/c", "").await.0), (200, 200));
+    let text = mesh.prometheus();
+    assert!(
+        text.lines().any(|line| line.contains("rule=\"tried\",verdict=\"shadow\"") && !line.ends_with(" 0")),
+        "{text}"
+    );
+}
+
+/// As Istio documents it ("Enabling Rate Limits using Envoy", local rate limit).
+const OF_ISTIO: &str = "
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata:
+  name: filter-local-ratelimit-svc
+  namespace: istio-system
+spec:
+  workloadSelector:
+    labels:
+      app: reviews
+  configPatches:
+    - applyTo: HTTP_FILTER
+      match:
+        context: SIDECAR_INBOUND
+        listener:
+          filterChain:
+            filter:
+              name: envoy.filters.network.http_connection_manager
+      patch:
+        operation: INSERT_BEFORE
+        value:
+          name: envoy.filters.http.local_ratelimit
+          typed_config:
+            '@type': type.googleapis.com/udpa.type.v1.TypedStruct
+            type_url: type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+            value:
+              stat_prefix: http_local_rate_limiter
+              token_bucket:
+                max_tokens: 4
+                tokens_per_fill: 4
+                fill_interval: 3600s
+              filter_enabled:
+                runtime_key: local_rate_limit_enabled
+                default_value:
+                  numerator: 100
+                  denominator: HUNDRED
+              filter_enforced:
+                runtime_key: local_rate_limit_enforced
+                default_value:
+                  numerator: 100
+                  denominator: HUNDRED
+              response_headers_to_add:
+                - append: false
+                  header:
+                    key: x-local-rate-limit
+                    value: 'true'
+";
+
+#[tokio::test]
+async fn the_envoy_filter_that_istio_documents_takes_effect_unchanged() {
+    let (_control, mesh, address) = serve(&format!("{REVIEWS}{OF_ISTIO}")).await;
+    for _ in 0..4 {
+        let (status, answer) = ask(address, "/", "").await;
+        assert!(status == 200 && !answer.contains("x-local-rate-limit"), "{answer}");
+    }
+    let (status, answer) = ask(address, "/", "").await;
+    assert!(status == 429 && answer.contains("x-local-rate-limit: true"), "{answer}");
+    assert!(mesh.prometheus().contains("limit=\"http_local_rate_limiter\""));
+}
+
+/// The same for some routes of one port, by descriptors.
+#[tokio::test]
+async fn one_for_virtual_hosts_counts_by_what_they_say() {
+    let by_path = "
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: by-path, namespace: shop}
+spec:
+  workloadSelector: {labels: {app: reviews}}
+  configPatches:
+    - applyTo: HTTP_FILTER
+      match: {context: SIDECAR_INBOUND}
+      patch:
+        operation: INSERT_BEFORE
+        value:
+          name: envoy.filters.http.local_ratelimit
+          typed_config:
+            '@type': type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+            stat_prefix: by_path
+            filter_enabled: {default_value: {numerator: 100, denominator: HUNDRED}}
+            filter_enforced: {default_value: {numerator: 100, denominator: HUNDRED}}
+            token_bucket: {max_tokens: 100, tokens_per_fill: 100, fill_interval: 3600s}
+            descriptors:
+              - entries: [{key: path, value: /limited}]
+                token_bucket: {max_tokens: 1, tokens_per_fill: 1, fill_interval: 3600s}
+    - applyTo: VIRTUAL_HOST
+      match: {context: SIDECAR_INBOUND, routeConfiguration: {vhost: {name: ''}}}
+      patch:
+        operation: MERGE
+        value:
+          rate_limits:
+            - actions: [{request_headers: {header_name: ':path', descriptor_key: path}}]
+";
+    let (_control, _mesh, address) = serve(&format!("{REVIEWS}{by_path}")).await;
+    assert_eq!((ask(address, "/limited", "").await.0, ask(address, "/limited", "").await.0), (200, 429));
+    assert_eq!((ask(address, "/free", "").await.0, ask(address, "/free", "").await.0), (200, 200));
+}
