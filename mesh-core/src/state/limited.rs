@@ -48,9 +48,12 @@ impl LimitCounts {
     }
 }
 
+/// Limit and rule.
+type Names = (Arc<str>, Arc<str>);
+
 /// The counts of all rules, as long as a configuration has them.
 #[derive(Default)]
-pub struct Limited(Mutex<BTreeMap<(Arc<str>, Arc<str>), Weak<LimitCounts>>>);
+pub struct Limited(Mutex<BTreeMap<Names, Weak<LimitCounts>>>);
 
 impl Limited {
     /// What a rule of a limit counts by: limits of one name count together, wherever they stand.

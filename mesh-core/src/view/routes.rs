@@ -62,12 +62,15 @@ struct CompiledRoute {
 /// RBAC filters, in order.
 type Access = Box<[Arc<Authorizer>]>;
 
+/// The other filters, in order.
+type Filters = Box<[Arc<dyn Filter>]>;
+
 /// One way that a route can send a request. Small, so that what is asked of a route is in one cache line.
 pub struct Destination {
     /// Position in the table's and the view's clusters; `None` where the route goes to no cluster.
     cluster: Option<u32>,
     weight: u32,
-    filters: Box<[Arc<dyn Filter>]>,
+    filters: Filters,
     /// Who is let in, where it is not as the listener says; mostly none.
     access: Option<Box<Access>>,
     /// Mostly none.
@@ -710,7 +713,7 @@ impl FilterBuilder<'_> {
         levels: &[&FilterLevel],
         is_answered: bool,
         limits: &RouteLimits<'_>,
-    ) -> Result<(Box<[Arc<dyn Filter>]>, Access), Invalid> {
+    ) -> Result<(Filters, Access), Invalid> {
         let (mut filters, mut access) = (Vec::<Arc<dyn Filter>>::new(), Vec::new());
         for filter in self.filters {
             match levels.iter().find_map(|level| level.get(&filter.name)) {
