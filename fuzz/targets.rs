@@ -3,6 +3,7 @@
 //! input.
 
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
@@ -11,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, he
 use mesh_control::ca::CertificateAuthority;
 use mesh_control::calls::Record;
 use mesh_control::live_trace::Traced;
+use mesh_control::ratelimit::{RateLimits, Store};
 use mesh_core::authz::Connection;
 use mesh_core::filter::FilterRegistry;
 use mesh_core::identity::{SpiffeId, TrustDomain};
@@ -60,6 +62,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("live_trace", live_trace),
     ("load_report", load_report),
     ("path", path),
+    ("rate_limits", rate_limits),
     ("rbac_filter", rbac_filter),
     ("regex", regex),
     ("request_head", request_head),
@@ -395,6 +398,28 @@ pub fn istio_yaml(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         let _ = mesh_control::analysis::validate([("fuzz.yaml", text)]);
     }
+}
+
+/// A rule file and a question about a request, with a zero between them: what is answered has a status for each descriptor, and
+/// what is over in one of them is over.
+pub fn rate_limits(data: &[u8]) {
+    use envoy_types::pb::envoy::service::ratelimit::v3::RateLimitRequest;
+    use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_response::Code;
+    let (rules, question) = data.iter().position(|byte| *byte == 0).map_or((data, &[][..]), |at| data.split_at(at));
+    let Ok(rules) = std::str::from_utf8(rules) else { return };
+    let limits = RateLimits::new(Store::in_memory(100));
+    limits.apply_texts([("fuzz.yaml", rules)]);
+    let Ok(request) = RateLimitRequest::decode(question.get(1..).unwrap_or_default()) else { return };
+    for second in [0, 0, 1, 59, 60, 1_800_000_000] {
+        let decided = std::pin::pin!(limits.decide(&request, Duration::from_secs(second)));
+        let Poll::Ready(Ok(answer)) = decided.poll(&mut Context::from_waker(Waker::noop())) else { continue };
+        assert_eq!(answer.statuses.len(), request.descriptors.len());
+        let is_over = answer.statuses.iter().any(|status| status.code() == Code::OverLimit);
+        assert_eq!(answer.overall_code() == Code::OverLimit, is_over);
+    }
+    let mut told = String::new();
+    limits.write(&mut told);
+    assert!(!told.lines().any(str::is_empty), "a value broke the text of metrics");
 }
 
 /// The day on which the saved token is good.

@@ -25,6 +25,7 @@ import corpus
 import decisions
 import hashing
 import kubernetes
+import limits
 import matrix
 import mutual
 import prometheus
@@ -408,6 +409,7 @@ class Suite:
         sidecar.Sidecar(self, Failure).run()
         prometheus.Metrics(self, Failure).run()
         hashing.Hashing(self, Failure).run()
+        limits.Limits(self, Failure).run()
         scan.Scan(self, Failure).run()
         console.Console(self, Failure).run()
 

@@ -68,7 +68,7 @@ const CRATES: [Crate; 4] = [
             &["registry"],
             &["policy"],
             &["render"],
-            &["analysis", "jwks"],
+            &["analysis", "jwks", "ratelimit"],
             &["plane"],
             &["explain"],
             &["live_trace"],

@@ -34,6 +34,7 @@ mod jwks;
 pub mod live_trace;
 pub mod plane;
 pub mod policy;
+pub mod ratelimit;
 pub mod registry;
 pub mod render;
 pub mod serve;

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,6 +18,7 @@ use crate::calls::Calls;
 use crate::config::{Code, Diagnostic};
 use crate::jwks::KeyFetching;
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions};
+use crate::ratelimit::{MOST_KEYS, RateLimits, RedisUrl, Store};
 use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, kubernetes, status};
 
 /// Serves the configuration in a directory over xDS.
@@ -149,6 +150,32 @@ pub(super) struct Args {
     /// How many MiB of names all streams of one identity may ask for together, 64 bytes of bookkeeping each included.
     #[arg(long, value_name = "MIB", default_value = "256")]
     name_mib_per_identity: NonZeroUsize,
+    /// Where to be a rate limit service of Envoy's protocol (envoy.service.ratelimit.v3); needs --ratelimit-config. It speaks TLS where
+    /// there are --tls-cert and --tls-key, and asks for certificates of --client-ca; otherwise plaintext, to whoever reaches it.
+    #[arg(long, value_name = "HOST:PORT", value_parser = address, requires = "ratelimit_config")]
+    ratelimit_addr: Option<SocketAddr>,
+    /// The directory with the rules of that service, in the format of envoyproxy/ratelimit; it is read again whenever it
+    /// changes, and the last good rules stay in force while something in it is wrong.
+    #[arg(long, value_name = "DIR", requires = "ratelimit_addr")]
+    ratelimit_config: Option<PathBuf>,
+    /// Counts in this Redis, which replicas share: redis://, redis+sentinel:// or redis+cluster://, or rediss for TLS. While it
+    /// is away requests are not decided about, and those who ask have a failure mode for that. Without it, counters are in memory.
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "ratelimit_addr",
+        env = "MESH_CONTROL_REDIS_URL",
+        hide_env_values = true
+    )]
+    redis_url: Option<RedisUrl>,
+    /// How many counters are kept in memory, of which the least used go first; with --redis-url, how many of those that are
+    /// over their limits.
+    #[arg(long, value_name = "COUNT", default_value_t = MOST_KEYS)]
+    ratelimit_keys: usize,
+    /// Answers with headers for the client that say what is left of its limit: ratelimit-limit, ratelimit-remaining and
+    /// ratelimit-reset.
+    #[arg(long)]
+    ratelimit_headers: bool,
     #[command(flatten)]
     printing: Printing,
 }
@@ -170,6 +197,15 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     if args.xds_addr.0.is_none() && args.tls_cert.is_none() {
         bail!(
             "--xds-addr none, and there is no --tls-cert and --tls-key to serve --secure-addr with: nobody is served"
+        );
+    }
+    if let Some(address) = args.ratelimit_addr.filter(|address| !address.ip().is_loopback())
+        && args.tls_cert.is_none()
+        && !args.insecure_allow_remote
+    {
+        bail!(
+            "--ratelimit-addr {address} is reachable from other machines, and without --tls-cert and --tls-key it neither \
+             encrypts nor knows its clients; use a loopback address, or say --insecure-allow-remote"
         );
     }
     if args.jwks_refresh < Duration::from_secs(1) {
@@ -245,6 +281,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         .streams_per_identity(args.streams_per_identity.get())
         .name_bytes_per_identity(args.name_mib_per_identity.get().saturating_mul(1 << 20));
     let options = options.certificates(certificates).trust_domain(plane.trust_domain()).calls(calls(args)?);
+    let limits = rate_limits(args)?;
+    let options = options.rate_limits(limits.clone());
+    let following = limits.zip(args.ratelimit_config.as_deref()).map(|(limits, dir)| Following::start(limits, dir));
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
     let (stop, stopped) = watch::channel(false);
 
@@ -261,14 +300,17 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         Some(address) => listening("xds", server.listen(address).await.with_context(|| cannot("xDS", address))?)?,
         None => not_listening("xds", "--xds-addr none")?,
     }
-    match (&args.tls_cert, &args.tls_key) {
-        (Some(cert), Some(key)) => {
-            let files = TlsFiles::new(cert, key).client_ca(args.client_ca.clone());
+    match tls_files(args) {
+        Some(files) => {
             let bound = server.listen_tls(args.secure_addr, &files).await;
             let bound = bound.with_context(|| cannot("secured xDS", args.secure_addr))?;
             listening("secured xds", bound)?;
         }
-        _ => not_listening("secured xds", "no --tls-cert and --tls-key")?,
+        None => not_listening("secured xds", "no --tls-cert and --tls-key")?,
+    }
+    if let Some(address) = args.ratelimit_addr {
+        let bound = server.listen_rate_limits(address, tls_files(args).as_ref()).await;
+        listening("rate limits", bound.with_context(|| cannot("rate limits", address))?)?;
     }
     let status = match args.status_addr.0 {
         Some(address) => {
@@ -291,10 +333,44 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         () = server.shutdown() => {}
         () = after(told + SAME_SIGNAL, async || signals.next().await) => tracing::warn!("stopping at once"),
     }
+    drop(following);
     stop.send_replace(true);
     match status {
         Some(status) => status.await.context("the status page"),
         None => Ok(()),
+    }
+}
+
+/// The files of the secured listeners.
+fn tls_files(args: &Args) -> Option<TlsFiles> {
+    let (cert, key) = args.tls_cert.as_ref().zip(args.tls_key.as_ref())?;
+    Some(TlsFiles::new(cert, key).client_ca(args.client_ca.clone()))
+}
+
+/// The rules of rate limits and their counters, where there is such a service.
+fn rate_limits(args: &Args) -> anyhow::Result<Option<Arc<RateLimits>>> {
+    let Some(dir) = &args.ratelimit_config else { return Ok(None) };
+    let store = match &args.redis_url {
+        Some(url) => Store::in_redis(url.clone(), args.ratelimit_keys),
+        None => Store::in_memory(args.ratelimit_keys),
+    };
+    let limits = RateLimits::new(store).tells_headers(args.ratelimit_headers);
+    limits.read(dir).with_context(|| format!("cannot read --ratelimit-config {}", dir.display()))?;
+    Ok(Some(Arc::new(limits)))
+}
+
+/// The task that follows the rules of rate limits; it ends with this.
+struct Following(tokio::task::JoinHandle<()>);
+
+impl Following {
+    fn start(limits: Arc<RateLimits>, dir: &Path) -> Following {
+        Following(tokio::spawn(limits.follow(dir.into())))
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -304,8 +380,12 @@ const SAME_SIGNAL: Duration = Duration::from_millis(250);
 /// Who is given identities without proof has to be on this machine.
 fn only_loopback(args: &Args) -> anyhow::Result<()> {
     let secured = args.tls_cert.as_ref().map(|_| args.secure_addr);
-    let listeners =
-        [("--xds-addr", args.xds_addr.0), ("--status-addr", args.status_addr.0), ("--secure-addr", secured)];
+    let listeners = [
+        ("--xds-addr", args.xds_addr.0),
+        ("--status-addr", args.status_addr.0),
+        ("--secure-addr", secured),
+        ("--ratelimit-addr", args.ratelimit_addr),
+    ];
     for (option, address) in listeners {
         if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
             bail!(

@@ -104,6 +104,7 @@ fn table(status: &Status, now: SystemTime) -> String {
     turned_away(status, &mut out);
     workloads(status, &mut out);
     wrong(status, &mut out);
+    rate_limits(status, &mut out);
     diagnostics(status, &mut out);
     out
 }
@@ -218,6 +219,25 @@ fn wrong(status: &Status, out: &mut String) {
     section(rows, out);
 }
 
+fn rate_limits(status: &Status, out: &mut String) {
+    let Some(limits) = &status.rate_limits else { return };
+    let store = if limits.reached { limits.store.clone() } else { format!("{}, which is away", limits.store) };
+    let _ =
+        writeln!(out, "\nrate limits: counted in {store}, {} kept, {} not counted", limits.keys, limits.not_counted);
+    if !limits.current {
+        let _ = writeln!(out, "the rules of rate limits are wrong, and the last good ones are in force:");
+        for finding in &limits.findings {
+            let _ = writeln!(out, "  {}", printable(finding));
+        }
+    }
+    let mut rows = vec![["RATE LIMIT", "RULE", "HITS", "OVER", "NEAR", "SHADOW"].map(str::to_owned)];
+    rows.extend(limits.rules.iter().map(|rule| {
+        let [hits, over, near, shadow] = [rule.hits, rule.over, rule.near, rule.shadow].map(|hits| hits.to_string());
+        [rule.domain.clone(), rule.rule.clone(), hits, over, near, shadow]
+    }));
+    section(rows, out);
+}
+
 fn diagnostics(status: &Status, out: &mut String) {
     let mut rows = vec![["SEVERITY", "WHERE", "WHAT", "MESSAGE"].map(str::to_owned)];
     // What asks for nothing is for `validate` to say, and for those who read JSON.
@@ -312,6 +332,7 @@ mod tests {
             workloads: Vec::new(),
             diagnostics: Vec::new(),
             wrong: Vec::new(),
+            rate_limits: None,
         };
         let table = table(&status, SystemTime::UNIX_EPOCH);
         let lines: Vec<&str> = table.lines().collect();

@@ -10,6 +10,7 @@ mod kubernetes;
 mod live_trace_process;
 mod names_process;
 mod process;
+mod rate_limits;
 mod renewal;
 mod restart;
 mod revoked;

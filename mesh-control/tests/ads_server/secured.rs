@@ -9,9 +9,11 @@ use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
 use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
 use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_client::LoadReportingServiceClient;
+use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_service_client::RateLimitServiceClient;
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use hyper_util::rt::TokioIo;
 use mesh_control::catalog::Kind;
+use mesh_control::ratelimit::{RateLimits, Store};
 use mesh_control::serve::{TlsFiles, status};
 use mesh_core::calls::{Call, CallKey, Counted, Report};
 use mesh_core::xds::access_log;
@@ -23,7 +25,8 @@ use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ALL_VERSIONS, ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion};
 use tonic::transport::Channel;
 
-use crate::support::{Delta, Fixture, PATIENCE, ServiceFn, Shelf, node, until};
+use crate::rate_limits::{descriptor, request};
+use crate::support::{Delta, Fixture, PATIENCE, ServiceFn, Shelf, node, settled, until};
 
 pub(crate) struct Authority(pub(crate) CertifiedIssuer<'static, KeyPair>);
 
@@ -88,6 +91,7 @@ struct Secured {
     fixture: Fixture,
     authority: Authority,
     address: std::net::SocketAddr,
+    files: TlsFiles,
     directory: tempfile::TempDir,
 }
 
@@ -103,9 +107,12 @@ impl Secured {
         let (cert, key, _) = authority.issue(SanType::DnsName("control".try_into().unwrap()));
         let files = TlsFiles::new(write("cert.pem", cert), write("key.pem", key.serialize_pem()))
             .client_ca(verifies_clients.then(|| write("ca.pem", authority.0.pem())));
-        let fixture = Fixture::plain(Shelf::default().with(Kind::Cluster, "a", "1")).await;
+        let limits = RateLimits::new(Store::in_memory(10));
+        limits.apply_texts([]);
+        let options = settled().rate_limits(Arc::new(limits));
+        let fixture = Fixture::start(Shelf::default().with(Kind::Cluster, "a", "1"), options).await;
         let address = fixture.server.listen_tls(([127, 0, 0, 1], 0).into(), &files).await.unwrap();
-        Secured { fixture, authority, address, directory }
+        Secured { fixture, authority, address, files, directory }
     }
 
     /// How a client with the certificate for a URI shakes hands, or one without any.
@@ -337,4 +344,23 @@ async fn whose_calls_a_report_of_load_is_of_says_the_certificate_and_not_the_nod
     let found = edges();
     let ends: Vec<_> = found.iter().map(|edge| (&*edge.source, &*edge.destination, edge.requests)).collect();
     assert_eq!(ends, [("shop/reviews", "bank.pay.svc.cluster.local", 5)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rate_limits_over_tls_are_for_who_has_a_certificate_where_one_is_asked_for() {
+    for (verifies, uri, is_answered) in
+        [(false, None, true), (true, None, false), (true, Some("spiffe://cluster.local/ns/shop/sa/web"), true)]
+    {
+        let mut secured = Secured::start(verifies).await;
+        let address = ([127, 0, 0, 1], 0).into();
+        secured.address = secured.fixture.server.listen_rate_limits(address, Some(&secured.files)).await.unwrap();
+        let asked = match secured.channel(uri).await {
+            Ok(channel) => {
+                let mut client = RateLimitServiceClient::new(channel);
+                client.should_rate_limit(request(&[descriptor("user", "eve")])).await.is_ok()
+            }
+            Err(_) => false,
+        };
+        assert_eq!(asked, is_answered, "{verifies} {uri:?}");
+    }
 }

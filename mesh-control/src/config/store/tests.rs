@@ -90,8 +90,7 @@ fn a_guard_that_is_gone_from_its_text_is_believed_gone_only_if_it_stays_so() {
     let wrong = guard.replace("name: nobody", "name: wrong").replace("spec: {}", "spec: {actoin: DENY}");
     let guards = |store: &Store| {
         let objects = store.loaded().objects;
-        objects.authorization_policies.len()
-            + objects.refused.iter().filter(|it| it.meta.name == "wrong".into()).count()
+        objects.authorization_policies.len() + objects.refused.iter().filter(|it| &*it.meta.name == "wrong").count()
     };
     let whole = format!("{SERVICE}{guard}{wrong}");
     let mut store = Store::new(false);

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 use crate::calls::Calls;
+use crate::ratelimit::RateLimits;
 use crate::serve::clients::admission::Admission;
 use crate::serve::clients::authority::told_of;
 use crate::serve::clients::certificates::Desk;
@@ -26,6 +27,8 @@ pub(crate) struct ServerState {
     pub(crate) desk: Option<Arc<Desk>>,
     /// The records of calls, if they are kept.
     pub(crate) calls: Option<Arc<Calls>>,
+    /// The rate limit service, if there is one.
+    pub(crate) rate_limits: Option<Arc<RateLimits>>,
     pub(crate) started: SystemTime,
     pub(crate) feed: Feed,
     pub(crate) presence: Presence,

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::catalog::Client;
 use crate::config::store::Standing;
+use crate::ratelimit::RateLimitStatus;
 use crate::serve::clients::authority::AuthorityStatus;
 use crate::serve::clients::clock::now;
 use crate::serve::clients::fleet::{ClientStatus, seconds, unix};
@@ -185,6 +186,9 @@ pub struct Status {
     /// What is wrong so that it is not in force, and what is instead.
     #[serde(default)]
     pub wrong: Vec<WrongStatus>,
+    /// The rate limit service, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limits: Option<RateLimitStatus>,
 }
 
 /// An object or a text that is wrong, and what is in force instead.
@@ -322,6 +326,7 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, names: usize) -
         turned_away: state.refusals.report(now),
         diagnostics: inspect.diagnostics(),
         wrong: inspect.wrong(),
+        rate_limits: state.rate_limits.as_ref().map(|limits| limits.status()),
     }
 }
 
@@ -401,6 +406,9 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
     single(&mut out, "mesh_traffic_edges", "gauge", help, edges as u64);
     single(&mut out, "mesh_traffic_lost_total", "counter", "Reports for which there was no room among them.", lost);
     state.refusals.write(&mut out);
+    if let Some(limits) = &state.rate_limits {
+        limits.write(&mut out);
+    }
     if let Some(desk) = &state.desk {
         desk.write(&mut out, SystemTime::now());
     }

@@ -12,6 +12,7 @@ pub(crate) mod live_trace;
 pub(crate) mod load_stats;
 mod own_tls;
 mod process;
+mod rate_limits;
 mod secrets;
 pub(crate) mod server;
 pub(crate) mod tls;

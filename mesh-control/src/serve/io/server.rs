@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use mesh_core::error::Invalid;
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
@@ -17,11 +18,12 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::server::Connected;
+use tonic::transport::server::{Connected, Router};
 use tonic::{Request, Status};
 
 use crate::calls::Calls;
 use crate::catalog::Kind;
+use crate::ratelimit::RateLimits;
 use crate::serve::clients::admission::Admission;
 use crate::serve::clients::certificates::{Asked, Certificates, Desk};
 use crate::serve::clients::clock::now;
@@ -42,6 +44,7 @@ use crate::serve::io::door::{Door, accept};
 use crate::serve::io::live_trace::LiveTraces;
 use crate::serve::io::load_stats::LoadReports;
 use crate::serve::io::own_tls::{HANDSHAKE, OwnTls};
+use crate::serve::io::rate_limits::RateLimitDesk;
 use crate::serve::io::secrets::Secrets;
 use crate::serve::io::tls::{Reloading, TlsFiles};
 use crate::serve::protocol::push::Pace;
@@ -83,6 +86,8 @@ pub struct Options {
     pub streams_per_identity: usize,
     /// How many bytes of names all streams of one identity may ask for together, 64 bytes of bookkeeping each included.
     pub name_bytes_per_identity: usize,
+    /// What the rate limit service goes by, if there is one; see [`listen_rate_limits`](Server::listen_rate_limits).
+    pub rate_limits: Option<Arc<RateLimits>>,
 }
 
 impl Default for Options {
@@ -102,6 +107,7 @@ impl Default for Options {
             // Five times the replicas that this server is made for, and some two million names.
             streams_per_identity: 10_000,
             name_bytes_per_identity: 256 << 20,
+            rate_limits: None,
         }
     }
 }
@@ -156,6 +162,12 @@ impl Options {
         self
     }
 
+    /// Decides about requests by these rate limits; see [`Server::listen_rate_limits`].
+    pub fn rate_limits(mut self, limits: impl Into<Option<Arc<RateLimits>>>) -> Options {
+        self.rate_limits = limits.into();
+        self
+    }
+
     /// Keeps the records of calls here, or nowhere; see [`calls`](field@Self::calls).
     pub fn calls(mut self, calls: impl Into<Option<Arc<Calls>>>) -> Options {
         self.calls = calls.into();
@@ -197,7 +209,7 @@ pub struct Server {
     stop: watch::Sender<bool>,
     acceptors: Mutex<Vec<JoinHandle<()>>>,
     expiry: JoinHandle<()>,
-    serving: Mutex<Option<JoinHandle<()>>>,
+    serving: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Server {
@@ -205,12 +217,13 @@ impl Server {
     /// [`connect`](Self::connect). To be called inside a runtime.
     pub fn new(feed: Feed, workloads: Arc<dyn Workloads>, options: &Options) -> Server {
         let (stop, stopped) = watch::channel(false);
-        let (goaway, mut leaving) = watch::channel(false);
+        let (goaway, leaving) = watch::channel(false);
         let desk = options.certificates.clone().map(|certificates| Arc::new(Desk::new(certificates)));
         let limits = Limits { streams: options.streams_per_identity, name_bytes: options.name_bytes_per_identity };
         let state = Arc::new(ServerState {
             desk: desk.clone(),
             calls: options.calls.clone(),
+            rate_limits: options.rate_limits.clone(),
             started: SystemTime::now(),
             feed,
             presence: Presence::new(workloads, options.grace),
@@ -239,13 +252,7 @@ impl Server {
             .add_optional_service(AccessLogs::service(&state).map(|logs| InterceptedService::new(logs, certified)))
             .add_optional_service(desk.as_ref().map(|_| Secrets::service(&state)))
             .add_optional_service(desk.clone().map(CertificateService));
-        let serving = tokio::spawn(async move {
-            let incoming = tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
-            let signal = async move { drop(leaving.wait_for(|leaving| *leaving).await) };
-            if let Err(error) = router.serve_with_incoming_shutdown(incoming, signal).await {
-                tracing::error!(%error, "the xDS server stopped");
-            }
-        });
+        let serving = tokio::spawn(serve(router, incoming, leaving));
         let expiring = state.clone();
         let expiry = tokio::spawn(async move {
             tokio::join!(expiring.presence.expire(), reconsider(&expiring), expiring.follow_revoked());
@@ -261,7 +268,7 @@ impl Server {
             stop,
             acceptors: Mutex::default(),
             expiry,
-            serving: Mutex::new(Some(serving)),
+            serving: Mutex::new(vec![serving]),
         }
     }
 
@@ -314,6 +321,43 @@ impl Server {
         Ok(bound)
     }
 
+    /// Serves the rate limits of [`Options::rate_limits`] at `address`: in plaintext to whoever reaches it, or over TLS with the
+    /// files of [`listen_tls`](Self::listen_tls). Returns the address bound.
+    ///
+    /// # Errors
+    /// There are no rate limits, the files cannot be used, or the address is taken.
+    pub async fn listen_rate_limits(
+        &self,
+        address: SocketAddr,
+        files: Option<&TlsFiles>,
+    ) -> anyhow::Result<SocketAddr> {
+        let Some(limits) = self.state.rate_limits.clone() else { anyhow::bail!("there are no rate limits") };
+        let authority = self.desk.as_ref().map(|desk| desk.authority().clone());
+        let acceptor = files.map(|files| Reloading::new(files.clone(), authority, self.trust_domain.clone(), now()));
+        let acceptor = acceptor.transpose()?.map(Arc::new);
+        let listener = TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        let (connections, incoming) = mpsc::channel(BACKLOG);
+        let router = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .add_service(RateLimitDesk::service(limits));
+        self.serving().push(tokio::spawn(serve(router, incoming, self.goaway.subscribe())));
+        let door = Door::new(connections, self.state.clone(), files.is_some_and(|files| files.client_ca.is_some()));
+        self.keep(tokio::spawn(async move {
+            while let Some((stream, peer)) = accept(&listener, &door.connections).await {
+                match acceptor.clone() {
+                    None => door.plaintext(stream, peer).await,
+                    Some(acceptor) => door.let_in(stream, peer, move |door, stream, _| async move {
+                        door.tls(acceptor.latest().await, stream, peer).await
+                    }),
+                }
+            }
+        }));
+        Ok(bound)
+    }
+
     fn door(&self, verifies: bool) -> Door {
         Door::new(self.connections.clone(), self.state.clone(), verifies)
     }
@@ -335,11 +379,9 @@ impl Server {
         self.goaway.send_replace(true);
         tokio::time::sleep(GOAWAY_LEAD).await;
         self.stop.send_replace(true);
-        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut serving) = serving
-            && tokio::time::timeout(STOP_PATIENCE, &mut serving).await.is_err()
-        {
-            serving.abort();
+        let mut serving = std::mem::take(&mut *self.serving());
+        if tokio::time::timeout(STOP_PATIENCE, join_all(&mut serving)).await.is_err() {
+            serving.iter().for_each(JoinHandle::abort);
         }
     }
 
@@ -350,6 +392,10 @@ impl Server {
 
     pub(crate) fn state(&self) -> &Arc<ServerState> {
         &self.state
+    }
+
+    fn serving(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keep(&self, task: JoinHandle<()>) {
@@ -367,14 +413,22 @@ impl Drop for Server {
         self.stop.send_replace(true);
         self.expiry.abort();
         self.acceptors().drain(..).for_each(|task| task.abort());
-        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
-        serving.iter().for_each(JoinHandle::abort);
+        self.serving().drain(..).for_each(|task| task.abort());
     }
 }
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+/// Serves connections until the server leaves.
+async fn serve(router: Router, incoming: mpsc::Receiver<Conn>, mut leaving: watch::Receiver<bool>) {
+    let incoming = tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
+    let signal = async move { drop(leaving.wait_for(|leaving| *leaving).await) };
+    if let Err(error) = router.serve_with_incoming_shutdown(incoming, signal).await {
+        tracing::error!(%error, "a server of gRPC stopped");
     }
 }
 
@@ -418,7 +472,7 @@ impl Peer {
 }
 
 /// Turns away who should have shown a certificate. Streams of xDS are held to more than that.
-fn certified(request: Request<()>) -> Result<Request<()>, Status> {
+pub(super) fn certified(request: Request<()>) -> Result<Request<()>, Status> {
     match request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref()) {
         Some(Err(why)) => Err(Status::permission_denied(format!("the client certificate names nobody: {why}"))),
         _ => Ok(request),

@@ -1,6 +1,7 @@
 //! A test for every rule of the server checklist that the two state machines carry; the table of rules is
 //! in `docs/xds-server-rules.md`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
@@ -758,11 +759,11 @@ fn a_server_listener_is_reported_as_joined_and_left() {
     let name = "xds.istio.io/grpc/lds/inbound/10.0.0.1:9080";
     let mut talk = Talk::delta(&Shelf::default());
     let heard = talk.send_delta(&delta_request(Listener, &[name, "reviews:9080"], &[]));
-    assert_eq!(heard.joined, [name.into()]);
+    assert_eq!(heard.joined, [Arc::<str>::from(name)]);
     let heard = talk.send_delta(&delta_request(Listener, &[name], &[]));
     assert!(heard.joined.is_empty(), "subscribed again is not joined again");
     let heard = talk.send_delta(&delta_request(Listener, &[], &[name, "reviews:9080"]));
-    assert_eq!(heard.left, [name.into()]);
+    assert_eq!(heard.left, [Arc::<str>::from(name)]);
 
     let mut talk = Talk::sotw(&Shelf::default());
     let first = talk.ask(Listener, &["reviews:9080", name], None);
@@ -772,7 +773,7 @@ fn a_server_listener_is_reported_as_joined_and_left() {
         response_nonce: first[0].nonce.clone(),
         ..DiscoveryRequest::default()
     });
-    assert_eq!(heard.left, [name.into()]);
+    assert_eq!(heard.left, [Arc::<str>::from(name)]);
 }
 
 #[test]

@@ -1,0 +1,330 @@
+//! The rate limit service (`envoy.service.ratelimit.v3`): rules in the file format of envoyproxy/ratelimit, and counters in memory
+//! or in Redis.
+//!
+//! ```text
+//!  rule files ─▶ file ─▶ rules ─┐
+//!                               ├─▶ decide: plan ─▶ store (memory | redis) ─▶ decide: answer
+//!                      request ─┘
+//! ```
+//!
+//! Everything but the store is pure. A store that is away is an error to whoever asks: what then becomes of a request is for the
+//! failure mode that is configured there.
+
+mod bounded;
+mod decide;
+mod file;
+mod redis;
+mod rules;
+mod stats;
+mod store;
+mod window;
+
+use std::fmt;
+use std::fmt::Write;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use envoy_types::pb::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
+use serde::{Deserialize, Serialize};
+
+use crate::config::diagnostic::{Code, Diagnostic, Severity, Source};
+use crate::config::load::{Scan, scan};
+use crate::config::watch::Watcher;
+
+pub use self::redis::RedisUrl;
+pub use self::rules::{Limit, Mode, Rule, Rules};
+pub use self::stats::{RuleStats, RuleStatus};
+pub use self::store::{NotCounted, Store};
+pub use self::window::{Algorithm, Charge, Counter, Key, Unit};
+
+/// How many keys are kept unless somebody says so: some 100 MiB.
+pub const MOST_KEYS: usize = 1_000_000;
+
+/// The rules in force, and how requests fare by them.
+///
+/// ```
+/// use std::time::Duration;
+/// use mesh_control::ratelimit::{RateLimits, Store};
+/// use envoy_types::pb::envoy::extensions::common::ratelimit::v3::{RateLimitDescriptor, rate_limit_descriptor::Entry};
+/// use envoy_types::pb::envoy::service::ratelimit::v3::{RateLimitRequest, rate_limit_response::Code};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let limits = RateLimits::new(Store::in_memory(1000));
+/// limits.apply_texts([("shop.yaml", "
+/// domain: shop
+/// descriptors:
+/// - key: user
+///   rate_limit: {unit: minute, requests_per_unit: 1}
+/// ")]);
+/// let request = RateLimitRequest {
+///     domain: "shop".to_owned(),
+///     descriptors: vec![RateLimitDescriptor {
+///         entries: vec![Entry { key: "user".to_owned(), value: "ada".to_owned() }],
+///         ..RateLimitDescriptor::default()
+///     }],
+///     ..RateLimitRequest::default()
+/// };
+/// let now = Duration::from_secs(1_800_000_000);
+/// assert_eq!(limits.decide(&request, now).await.unwrap().overall_code(), Code::Ok);
+/// assert_eq!(limits.decide(&request, now).await.unwrap().overall_code(), Code::OverLimit);
+/// # }
+/// ```
+pub struct RateLimits {
+    rules: ArcSwapOption<Rules>,
+    stats: stats::Stats,
+    store: Store,
+    tells_headers: bool,
+    seen: Mutex<Seen>,
+    refused: AtomicU64,
+    not_counted: AtomicU64,
+    unknown_domains: AtomicU64,
+}
+
+/// What was read last.
+#[derive(Default)]
+struct Seen {
+    files: Vec<(Arc<str>, Result<Arc<str>, String>)>,
+    is_gone: bool,
+    findings: Vec<Diagnostic>,
+    /// Whether it is in force.
+    is_current: bool,
+}
+
+/// Why a request was not decided about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The request is wrong.
+    Invalid(String),
+    /// There were no good rules yet.
+    NoRules,
+    /// Hits were not counted.
+    NotCounted(NotCounted),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Invalid(why) => f.write_str(why),
+            Refusal::NoRules => f.write_str("there are no rules that could be read"),
+            Refusal::NotCounted(why) => why.fmt(f),
+        }
+    }
+}
+
+/// What there is to tell of rate limits.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RateLimitStatus {
+    /// `memory` or `redis`.
+    pub store: String,
+    /// Whether the store can be reached.
+    pub reached: bool,
+    /// Whether the rules that were read last are in force; if not, the last good ones are, or none.
+    pub current: bool,
+    /// How many keys this process keeps.
+    pub keys: usize,
+    /// Requests that were not decided about since the store was away, or busy.
+    pub not_counted: u64,
+    /// What is wrong with the rules.
+    pub findings: Vec<String>,
+    /// The rules, and how often each applied.
+    pub rules: Vec<RuleStatus>,
+}
+
+impl RateLimits {
+    /// Rules that are still to come, and their counters.
+    pub fn new(store: Store) -> RateLimits {
+        RateLimits {
+            rules: ArcSwapOption::empty(),
+            stats: stats::Stats::default(),
+            store,
+            tells_headers: false,
+            seen: Mutex::default(),
+            refused: AtomicU64::new(0),
+            not_counted: AtomicU64::new(0),
+            unknown_domains: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether answers have headers for the client that say what is left (`ratelimit-limit`, `-remaining`, `-reset`).
+    pub fn tells_headers(mut self, tells: bool) -> RateLimits {
+        self.tells_headers = tells;
+        self
+    }
+
+    /// Decides about a request, and counts its hits. `now` is the time since 1970.
+    ///
+    /// # Errors
+    /// It could not be decided: whoever asked has a failure mode for that.
+    pub async fn decide(&self, request: &RateLimitRequest, now: Duration) -> Result<RateLimitResponse, Refusal> {
+        let rules = self.rules.load_full().ok_or(Refusal::NoRules)?;
+        let plan = decide::plan(&rules, &self.stats, request).map_err(|why| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            Refusal::Invalid(why)
+        })?;
+        if rules.domain(&request.domain).is_none() {
+            self.unknown_domains.fetch_add(1, Ordering::Relaxed);
+        }
+        let counts = if plan.charges.is_empty() { Ok(Vec::new()) } else { self.store.take(&plan.charges, now).await };
+        let counts = counts.map_err(|why| {
+            self.not_counted.fetch_add(1, Ordering::Relaxed);
+            Refusal::NotCounted(why)
+        })?;
+        Ok(decide::answer(&plan, &counts, now, self.tells_headers))
+    }
+
+    /// Takes these rule files, by name and text, unless something in them is an error: then all that was in force stays.
+    /// Returns what there is to say about them.
+    pub fn apply_texts<'t>(&self, files: impl IntoIterator<Item = (&'t str, &'t str)>) -> Vec<Diagnostic> {
+        let files = files.into_iter().map(|(name, text)| (name.into(), Ok(text.into()))).collect();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        self.take(&mut seen, files, Vec::new());
+        seen.findings.clone()
+    }
+
+    /// Takes what a directory holds. Returns whether it says anything new.
+    fn apply(&self, scanned: io::Result<Scan>) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = |why: String| Diagnostic::of_file("", Severity::Error, Code::Vanished, why);
+        let (files, overlooked) = match scanned {
+            Ok(scan) => (scan.files, scan.diagnostics),
+            Err(error) => {
+                let message =
+                    format!("the directory of the rules cannot be read, and what was in force stays: {error}");
+                let is_new = !std::mem::replace(&mut seen.is_gone, true);
+                (seen.findings, seen.is_current) = (vec![gone(message)], false);
+                return is_new;
+            }
+        };
+        let files: Vec<_> =
+            files.into_iter().map(|(name, text)| (name, text.map_err(|unreadable| unreadable.why))).collect();
+        if !seen.is_gone && seen.files == files && self.rules.load().is_some() == seen.is_current {
+            return false;
+        }
+        seen.is_gone = false;
+        if files.is_empty() && self.rules.load().as_ref().is_some_and(|rules| rules.count() > 0) {
+            let message = "all rule files are gone at once, and what was in force stays";
+            (seen.findings, seen.is_current, seen.files) = (vec![gone(message.to_owned())], false, files);
+            return true;
+        }
+        self.take(&mut seen, files, overlooked);
+        true
+    }
+
+    fn take(&self, seen: &mut Seen, files: Vec<(Arc<str>, Result<Arc<str>, String>)>, mut findings: Vec<Diagnostic>) {
+        let mut sources = Vec::new();
+        for (name, text) in &files {
+            match text {
+                Ok(text) => sources.push(Source { name: name.clone(), text: text.clone() }),
+                Err(why) => {
+                    let message = format!("cannot be read: {why}");
+                    findings.push(Diagnostic::of_file(name.clone(), Severity::Error, Code::File, message));
+                }
+            }
+        }
+        let (rules, found) = Rules::read(&sources, &self.stats);
+        findings.extend(found);
+        let is_wrong = findings.iter().any(|finding| finding.severity == Severity::Error);
+        match is_wrong {
+            true => drop(rules),
+            false => self.rules.store(Some(Arc::new(rules))),
+        }
+        // What is held by nobody but the table belongs to rules that are no more.
+        self.stats.keep(|stats| Arc::strong_count(stats) > 1);
+        *seen = Seen { files, is_gone: false, findings, is_current: !is_wrong };
+    }
+
+    /// What there is to tell.
+    pub fn status(&self) -> RateLimitStatus {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        RateLimitStatus {
+            store: self.store.name().to_owned(),
+            reached: self.store.is_reached(),
+            current: seen.is_current,
+            keys: self.store.keys(),
+            not_counted: self.not_counted.load(Ordering::Relaxed),
+            findings: seen.findings.iter().map(ToString::to_string).collect(),
+            rules: self.stats.report(),
+        }
+    }
+
+    /// Appends metrics as Prometheus text.
+    pub fn write(&self, out: &mut String) {
+        let status = self.status();
+        stats::write(&status.rules, out);
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        for (name, kind, help, value) in [
+            ("invalid_total", "counter", "Requests for rate limits that make no sense.", get(&self.refused)),
+            (
+                "not_counted_total",
+                "counter",
+                "Requests without an answer, as the counters were away.",
+                status.not_counted,
+            ),
+            ("unknown_domain_total", "counter", "Requests of domains that have no rules.", get(&self.unknown_domains)),
+            ("keys", "gauge", "Counters that this process keeps.", status.keys as u64),
+            ("store_reached", "gauge", "Whether hits can be counted.", status.reached.into()),
+            ("rules_current", "gauge", "Whether the rules that were read last are in force.", status.current.into()),
+        ] {
+            let _ = writeln!(
+                out,
+                "# HELP mesh_ratelimit_{name} {help}\n# TYPE mesh_ratelimit_{name} {kind}\nmesh_ratelimit_{name} {value}"
+            );
+        }
+    }
+
+    fn log(&self) {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for finding in &seen.findings {
+            match finding.severity {
+                Severity::Error => tracing::error!("rules of rate limits: {finding}"),
+                Severity::Warning => tracing::warn!("rules of rate limits: {finding}"),
+                Severity::Info => tracing::debug!("rules of rate limits: {finding}"),
+            }
+        }
+        let rules = self.rules.load().as_ref().map_or(0, |rules| rules.count());
+        match seen.is_current {
+            true => tracing::info!(rules, "rules of rate limits are in force"),
+            false => tracing::error!(rules, "rules of rate limits are wrong: the last good ones are in force"),
+        }
+    }
+
+    /// Reads the rules in a directory.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn read(&self, dir: &Path) -> io::Result<()> {
+        self.apply(Ok(scan(dir)?));
+        self.log();
+        Ok(())
+    }
+
+    /// Follows the rules in a directory, for as long as it is polled.
+    pub async fn follow(self: Arc<RateLimits>, dir: Arc<Path>) {
+        let watcher = Watcher::new(&dir);
+        loop {
+            let (limits, dir) = (self.clone(), dir.clone());
+            let looked = tokio::task::spawn_blocking(move || {
+                if limits.apply(scan(&dir)) {
+                    limits.log();
+                }
+            });
+            if looked.await.is_err() {
+                return;
+            }
+            watcher.changed().await;
+        }
+    }
+}
+
+impl fmt::Debug for RateLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimits").field("store", &self.store).finish_non_exhaustive()
+    }
+}
