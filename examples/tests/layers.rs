@@ -46,6 +46,8 @@ const CRATES: [Crate; 4] = [
             &["outbound/attempt"],
             &["outbound/hedge", "outbound/route"],
             &["outbound"],
+            &["unary"],
+            &["rate_limits"],
             &["mesh"],
             &["client", "metrics", "server"],
             &["admin", "otel"],

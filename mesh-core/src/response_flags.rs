@@ -58,6 +58,8 @@ flags! {
     RATE_LIMITED = "RL" 0x800,
     /// An external authorizer refused it.
     UNAUTHORIZED_EXTERNAL_SERVICE = "UAEX" 0x1000,
+    /// A rate limit service gave no answer.
+    RATE_LIMIT_SERVICE_ERROR = "RLSE" 0x2000,
     /// The caller gave it up.
     DOWNSTREAM_CONNECTION_TERMINATION = "DC" 0x4000,
     /// Nothing moved for too long.

@@ -58,11 +58,15 @@ mod metrics;
 #[cfg(feature = "otel")]
 pub mod otel;
 mod outbound;
+#[cfg(feature = "xds")]
+mod rate_limits;
 pub mod reply;
 pub mod server;
 mod telemetry;
 pub mod trace;
 mod transport;
+#[cfg(feature = "xds")]
+mod unary;
 mod uri;
 
 pub use access_log::LogSink;

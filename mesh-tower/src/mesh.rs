@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use http::uri::Authority;
 use mesh_core::balance::LoadBalancer;
 use mesh_core::client_status::{ClientStatus, StatusHandle};
+use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::FilterFactory;
 use mesh_core::hashing::Caller;
 use mesh_core::id::Target;
@@ -24,6 +26,8 @@ use crate::access_log::{AccessLogs, LogSink};
 use crate::drain::Drain;
 use crate::listeners::Listeners;
 use crate::outbound::{Coalescer, FixedTarget, MirrorCounts, Mirrors, OutboundContext};
+#[cfg(feature = "xds")]
+use crate::rate_limits::RateLimits;
 use crate::telemetry::Telemetry;
 use crate::trace::Tracer;
 use crate::transport::{close_idle, look_after};
@@ -224,6 +228,15 @@ impl Mesh {
             tracer: self.inner.tracer.clone(),
             caller: Caller::new(Arc::clone(&self.inner.address), fastrand::u64(..)),
         })
+    }
+
+    /// What the requests of a client of one target have in common.
+    pub(crate) fn outbound_to(&self, target: &str) -> Result<Arc<OutboundContext>, MeshError> {
+        let entry = self.store().target(target)?;
+        let host = target.rsplit_once('/').map_or(target, |(_, host)| host);
+        let malformed = |_| MeshError::new(ErrorKind::BadRequest, format!("target {target}: malformed authority"));
+        let authority = Authority::try_from(host).map_err(malformed)?;
+        Ok(self.outbound(Some(FixedTarget { entry, authority })))
     }
 
     /// What became of copies of requests that routes mirror, since the start.
@@ -484,7 +497,13 @@ impl MeshBuilder {
         let source = self.source.ok_or_else(|| StartError("no source of configuration was set".into()))?;
         let idle = self.target_idle.unwrap_or(Duration::from_secs(600));
         let status = source.status();
-        let (store, sink) = Store::new(Arc::clone(&source), self.extensions, idle);
+        #[cfg_attr(not(feature = "xds"), expect(unused_mut, reason = "without xDS nothing is added"))]
+        let mut extensions = self.extensions;
+        #[cfg(feature = "xds")]
+        let rate_limits = RateLimits::new();
+        #[cfg(feature = "xds")]
+        extensions.filters.ask_rate_limits_by(Arc::new(rate_limits.clone()));
+        let (store, sink) = Store::new(Arc::clone(&source), extensions, idle);
         if let Some(credentials) = self.credentials {
             store.certificates().set(Arc::new(credentials));
         }
@@ -530,6 +549,11 @@ impl MeshBuilder {
             address: own_address(),
         };
         let mesh = Mesh { inner: Arc::new(inner) };
+        #[cfg(feature = "xds")]
+        rate_limits.call_by({
+            let weak = mesh.downgrade();
+            move |target: &str| weak.upgrade().map(|mesh| mesh.outbound_to(target))
+        });
         if let (Some(reader), Some(telemetry)) = (&mesh.inner.metrics_reader, &mesh.inner.telemetry) {
             let weak = mesh.downgrade();
             let read = move |to: &mut dyn MetricsWriter| weak.upgrade().map(|mesh| mesh.write_metrics(to)).is_some();

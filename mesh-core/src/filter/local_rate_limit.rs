@@ -1,18 +1,18 @@
 //! Local rate limits (`envoy.extensions.filters.http.local_ratelimit.v3`): who is over is answered, or only counted.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, response};
 
+use super::counted::{self, seconds};
 use super::{Decision, Filter, Reply};
 use crate::error::Invalid;
-use crate::limits::{DescriptorMaker, LimitedRequest, LocalBuckets, LocalLimiter, LocalVerdict, RATE_LIMITED};
-use crate::model::{Fraction, LocalRateLimit, OfHost, RateLimit, RestHeaders};
-use crate::request::RequestHead;
+use crate::limits::{DescriptorMaker, LocalBuckets, LocalLimiter, LocalVerdict, RATE_LIMITED};
+use crate::model::{Fraction, LocalRateLimit, RateLimit, RestHeaders};
 use crate::request_info::{LimitNote, RequestInfo};
 use crate::response_flags::ResponseFlags;
 use crate::rewrite::{apply_to_request, apply_to_response};
@@ -49,25 +49,11 @@ impl LocalLimit {
     /// The filter of a route, which goes by what the route and its virtual host say, unless the limit says it itself.
     pub fn filter(
         &self,
-        (of_route, includes_host): (&[Arc<RateLimit>], bool),
+        of_route: (&[Arc<RateLimit>], bool),
         of_host: &[Arc<RateLimit>],
     ) -> Result<LocalRateLimitFilter, Invalid> {
-        let stage = |limits: &[Arc<RateLimit>]| -> Vec<Arc<RateLimit>> {
-            limits.iter().filter(|limit| limit.stage == self.config.stage).cloned().collect()
-        };
-        let mut limits = match self.config.rate_limits.as_slice() {
-            [] => {
-                let (mut of_route, of_host) = (stage(of_route), stage(of_host));
-                let counts_host = match self.config.of_host {
-                    OfHost::Always => true,
-                    OfHost::Without => of_route.is_empty() || includes_host,
-                    OfHost::Never => false,
-                };
-                of_route.extend(of_host.into_iter().filter(|_| counts_host));
-                of_route
-            }
-            own => own.to_vec(),
-        };
+        let LocalRateLimit { rate_limits: own, stage, of_host: counts_host, .. } = &*self.config;
+        let mut limits = counted::by(own, *stage, *counts_host, (of_route, of_host));
         if self.config.rules.is_empty() {
             limits.clear();
         }
@@ -90,12 +76,7 @@ impl LocalRateLimitFilter {
         if self.makers.is_empty() {
             return limiter.take(std::iter::empty(), request.peer(), request.started);
         }
-        let seen = RequestHead::of_parts(&head.method, &head.uri, &head.headers);
-        let mut limited = LimitedRequest::new(seen);
-        limited.remote = request.peer().map(|peer| peer.ip());
-        limited.destination_cluster = request.cluster().map_or("", |cluster| cluster.as_str());
-        limited.client = request.client();
-        limited.tokens = request.tokens();
+        let limited = counted::seen(request, head);
         let descriptors = self.makers.iter().filter_map(|maker| maker.describe(&limited));
         limiter.take(descriptors, request.peer(), request.started)
     }
@@ -155,24 +136,8 @@ impl Filter for LocalRateLimitFilter {
         if is_refused && !config.response_changes.is_empty() {
             apply_to_response(std::slice::from_ref(&config.response_changes), head);
         }
-        let Some(note) = request.limit_note else { return };
-        let mut tell = |name: &'static str, value: String| {
-            if let Ok(value) = HeaderValue::try_from(value) {
-                head.headers.insert(name, value);
-            }
-        };
-        let LimitNote { max, left, window, full_in } = note;
-        match config.tells {
-            RestHeaders::None => {}
-            RestHeaders::XRateLimit => {
-                tell("x-ratelimit-limit", format!("{max}, {max};w={}", seconds(window)));
-                tell("x-ratelimit-remaining", left.to_string());
-                tell("x-ratelimit-reset", seconds(full_in).to_string());
-            }
-            RestHeaders::RateLimit => {
-                tell("ratelimit-policy", format!("\"default\";q={max};w={}", seconds(window).max(1)));
-                tell("ratelimit", format!("\"default\";r={left};t={}", seconds(full_in)));
-            }
+        if let Some(note) = &request.limit_note {
+            counted::tell(note, config.tells, &mut head.headers);
         }
     }
 }
@@ -180,13 +145,6 @@ impl Filter for LocalRateLimitFilter {
 /// Notes what is left, where less is than is known.
 fn note(request: &mut RequestInfo, verdict: &LocalVerdict<'_>) {
     let (left, bucket) = (verdict.taken.left, &verdict.rule.bucket);
-    if request.limit_note.is_none_or(|known| left <= known.left) {
-        let (max, window, full_in) = (bucket.max(), bucket.window(), verdict.taken.full_in);
-        request.limit_note = Some(LimitNote { max, left, window, full_in });
-    }
-}
-
-/// In whole seconds, and rather too long.
-fn seconds(time: Duration) -> u64 {
-    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+    let (max, window, full_in) = (bucket.max(), bucket.window(), verdict.taken.full_in);
+    counted::note(request, LimitNote { max, left, window, full_in });
 }

@@ -6,8 +6,10 @@
 //! has a file for each built-in one.
 
 mod cors;
+mod counted;
 mod fault;
 mod local_rate_limit;
+mod rate_limit;
 mod session;
 
 use std::collections::HashMap;
@@ -20,6 +22,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, request, response};
 
 use crate::error::Invalid;
+use crate::limits::RateLimitService;
 use crate::model::FilterConfig;
 use crate::request_info::RequestInfo;
 use crate::state::FilterState;
@@ -27,6 +30,7 @@ use crate::state::FilterState;
 pub use cors::CorsFilter;
 pub use fault::{ActiveFaults, FaultFilter};
 pub use local_rate_limit::{LocalLimit, LocalRateLimitFilter};
+pub use rate_limit::{GlobalLimit, GlobalRateLimitFilter};
 pub use session::SessionFilter;
 
 /// What becomes of a request after a filter saw it. Exhaustive: one more must not pass for [`Decision::Continue`].
@@ -146,12 +150,23 @@ pub type FilterFactory = Arc<dyn Fn(&str, &FilterState<'_>) -> Result<Arc<dyn Fi
 #[derive(Clone, Default)]
 pub struct FilterRegistry {
     factories: HashMap<Arc<str>, FilterFactory>,
+    rate_limits: Option<Arc<dyn RateLimitService>>,
 }
 
 impl FilterRegistry {
     /// Adds a filter under a name; a second one of the same name replaces the first.
     pub fn register(&mut self, name: impl Into<Arc<str>>, factory: FilterFactory) {
         self.factories.insert(name.into(), factory);
+    }
+
+    /// Has questions to rate limit services carried by this.
+    pub fn ask_rate_limits_by(&mut self, service: Arc<dyn RateLimitService>) {
+        self.rate_limits = Some(service);
+    }
+
+    /// Who carries questions to rate limit services, if somebody does.
+    pub(crate) fn rate_limits(&self) -> Option<Arc<dyn RateLimitService>> {
+        self.rate_limits.clone()
     }
 
     /// The name as it was registered, if it was.
@@ -171,7 +186,9 @@ impl FilterRegistry {
                 Ok(Some(Arc::new(FaultFilter::new(fault)?.counted(state.get(ActiveFaults::default)))))
             }
             // What it goes by is the route's: `RouteTable::compile` makes it.
-            FilterConfig::LocalRateLimit(_) => Err(Invalid::new("a local rate limit is made for each route")),
+            FilterConfig::LocalRateLimit(_) | FilterConfig::RateLimit(_) | FilterConfig::RateLimitPerRoute(_) => {
+                Err(Invalid::new("a rate limit is made for each route"))
+            }
             FilterConfig::Cors(policy) => Ok(Some(Arc::new(CorsFilter::new(policy)))),
             FilterConfig::StatefulSession(session) => Ok(Some(Arc::new(SessionFilter::new(session)))),
             FilterConfig::Custom(name, json) => match self.factories.get(name) {

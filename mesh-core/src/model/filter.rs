@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::model::{CorsPolicy, ExtAuthz, HeaderTest, JwtAuthentication, LocalRateLimit, Rbac, StatefulSession};
+use crate::model::{
+    CorsPolicy, ExtAuthz, GlobalRateLimit, HeaderTest, JwtAuthentication, LocalRateLimit, RateLimitPerRoute, Rbac,
+    StatefulSession,
+};
 
 /// One entry of a listener's filter list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +45,10 @@ pub enum FilterConfig {
     LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.filters.http.stateful_session`. On clients only.
     StatefulSession(Arc<StatefulSession>),
+    /// `envoy.filters.http.ratelimit`: a service is asked.
+    RateLimit(Arc<GlobalRateLimit>),
+    /// What a virtual host or a route says in the place of the listener's [`RateLimit`](Self::RateLimit).
+    RateLimitPerRoute(Arc<RateLimitPerRoute>),
     /// A filter of the application's own: the name that it was registered under, and its configuration as
     /// canonical JSON.
     Custom(Arc<str>, Arc<str>),

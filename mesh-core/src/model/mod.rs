@@ -42,6 +42,7 @@ mod outlier;
 mod path_rewrite;
 mod path_template;
 mod rate_limit;
+mod rate_limit_service;
 mod rbac;
 mod re2;
 mod retry;
@@ -81,6 +82,7 @@ pub use path_rewrite::PathRewrite;
 pub use rate_limit::{
     CLIENT_ENTRY, ClientPart, DescriptorAction, LAST_STAGE, LimitOverride, LimitUnit, MOST_HITS, PATH_ENTRY, RateLimit,
 };
+pub use rate_limit_service::{GlobalRateLimit, RateLimitPerRoute};
 pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};
 pub use retry::{RateLimitedBackOff, RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{

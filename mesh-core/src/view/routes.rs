@@ -12,15 +12,15 @@ use tokio::sync::Semaphore;
 use crate::authz::external::{Asker, MOST_CHECKS};
 use crate::authz::{AccessRequest, Authorizer, Connection, Verdict, verdict};
 use crate::error::{ErrorKind, Invalid, MeshError};
-use crate::filter::{CorsFilter, Filter, FilterRegistry, LocalLimit};
+use crate::filter::{CorsFilter, Filter, FilterRegistry, GlobalLimit, LocalLimit};
 use crate::hashing::hash_of_request;
 use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
     Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HeaderMutations, HttpManager, LocalRateLimit,
-    Mirror, NamedFilter, RateLimit, Rbac, Route, RouteAction, RouteConfiguration, RouteMatch, SplitBy, VirtualHost,
-    WeightedCluster,
+    Mirror, NamedFilter, RateLimit, RateLimitPerRoute, Rbac, Route, RouteAction, RouteConfiguration, RouteMatch,
+    SplitBy, VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
 use crate::state::States;
@@ -650,6 +650,8 @@ enum Built {
     Off,
     Cors(Arc<CorsPolicy>),
     Limit(LocalLimit),
+    Service(GlobalLimit),
+    ServiceHere(Arc<RateLimitPerRoute>),
     Filter(Arc<dyn Filter>),
     Access(Arc<Authorizer>),
 }
@@ -698,6 +700,11 @@ impl FilterBuilder<'_> {
                 // Buckets are as full as they were: nobody else asks what time it is.
                 Ok(Built::Limit(LocalLimit::new(limit, &self.states.filter(place, name), Instant::now())))
             }
+            FilterConfig::RateLimit(limit) => {
+                let state = self.states.filter(place, name);
+                Ok(Built::Service(GlobalLimit::new(limit, self.registry.rate_limits(), &state)))
+            }
+            FilterConfig::RateLimitPerRoute(here) => Ok(Built::ServiceHere(Arc::clone(here))),
             config => {
                 let built = self.registry.build(config, &self.states.filter(place, name));
                 built.map(|filter| filter.map_or(Built::Off, Built::Filter))
@@ -722,6 +729,14 @@ impl FilterBuilder<'_> {
                     let (of_route, of_host) = *limits;
                     filters.push(Arc::new(limit.filter(of_route, of_host)?));
                 }
+                Some(Built::Service(limit)) => filters.extend(service(limit, None, limits)?),
+                Some(Built::ServiceHere(here)) => {
+                    // The listener's own is the last level.
+                    let own = levels.iter().rev().find_map(|level| level.get(&filter.name));
+                    if let Some(Built::Service(limit)) = own {
+                        filters.extend(service(limit, Some(here), limits)?);
+                    }
+                }
                 Some(Built::Filter(filter)) => filters.push(Arc::clone(filter)),
                 Some(Built::Access(filter)) => access.push(Arc::clone(filter)),
                 Some(Built::Off | Built::Cors(_) | Built::Limit(_)) | None => {}
@@ -734,6 +749,16 @@ impl FilterBuilder<'_> {
 /// What the requests of a route are counted by: as the route says, with whether the virtual host counts besides, and as that
 /// says.
 type RouteLimits<'c> = ((&'c [Arc<RateLimit>], bool), &'c [Arc<RateLimit>]);
+
+/// The filter of a route that asks a rate limit service about its requests, if it asks.
+fn service(
+    limit: &GlobalLimit,
+    here: Option<&Arc<RateLimitPerRoute>>,
+    limits: &RouteLimits<'_>,
+) -> Result<Option<Arc<dyn Filter>>, Invalid> {
+    let filter = limit.filter(here.map(|here| &**here), *limits)?;
+    Ok(filter.map(|filter| Arc::new(filter) as Arc<dyn Filter>))
+}
 
 /// The one filter for cross-origin requests that says what no level has to say alone: each completes the one below it.
 /// `None` where no request makes a difference to it.

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::request::Parts;
-use http::uri::Authority;
 use http::{Request, Response, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
 use tower_service::Service;
@@ -74,11 +73,7 @@ impl Mesh {
     /// # Errors
     /// [`ErrorKind::BadRequest`] if the source cannot name the target.
     pub fn client_for(&self, target: &str) -> Result<Client, MeshError> {
-        let entry = self.store().target(target)?;
-        let host = target.rsplit_once('/').map_or(target, |(_, host)| host);
-        let malformed = |_| MeshError::new(ErrorKind::BadRequest, format!("target {target}: malformed authority"));
-        let authority = Authority::try_from(host).map_err(malformed)?;
-        Ok(Client { context: self.outbound(Some(FixedTarget { entry, authority })) })
+        Ok(Client { context: self.outbound_to(target)? })
     }
 }
 

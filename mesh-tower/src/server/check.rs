@@ -24,7 +24,7 @@ use mesh_core::request::RequestHead;
 use mesh_core::request_info::Deadline;
 use mesh_core::view::RouteTable;
 #[cfg(feature = "xds")]
-use mesh_core::xds::check::GrpcQuestion;
+use mesh_core::xds::check::{CHECK, GrpcQuestion};
 use tokio::sync::Semaphore;
 
 use crate::body::Body;
@@ -32,6 +32,8 @@ use crate::mesh::Mesh;
 use crate::outbound::ResponseBody;
 use crate::reply;
 use crate::server::authorizer::{AuthorizationRequest, Authorizers, Own, ShownBody};
+#[cfg(feature = "xds")]
+use crate::unary;
 use crate::uri::SentHost;
 
 /// The longest body of an answer: more is not read.
@@ -159,20 +161,6 @@ fn by_grpc(_: &Asker, _: &RequestHead<'_>, _: Version, _: Option<&Connection<'_>
     Err("this program was built without xDS, and speaks no gRPC to authorizers".to_owned())
 }
 
-#[cfg(feature = "xds")]
-fn grpc_call(config: &ExtAuthz, question: &GrpcQuestion) -> Result<Request<Body>, String> {
-    let message = question.encode();
-    let mut frame = Vec::with_capacity(message.len() + 5);
-    frame.push(0);
-    frame.extend(u32::try_from(message.len()).map_err(|error| error.to_string())?.to_be_bytes());
-    frame.extend(message);
-    let call = Request::post(format!("http://{}{}", config.target, mesh_core::xds::check::CHECK))
-        .version(Version::HTTP_2)
-        .header("content-type", "application/grpc")
-        .header("te", "trailers");
-    call.body(Body::from(frame)).map_err(|error| error.to_string())
-}
-
 /// Asks all of them, one after the other, and the application's own authorizer last; the first that refuses decides.
 pub(super) fn ask(
     mesh: Mesh,
@@ -238,7 +226,7 @@ async fn one(
     let mut request = match call? {
         Call::Http(request) => *request,
         #[cfg(feature = "xds")]
-        Call::Grpc(question) => grpc_call(config, &question)?,
+        Call::Grpc(question) => unary::call(&config.target, CHECK, &question.encode())?,
     };
     // Waiting for a turn is waiting for an answer.
     let _turn = permits.acquire().await.map_err(|error| error.to_string())?;
@@ -271,24 +259,7 @@ async fn by_http_said(check: &HttpCheck, response: Response<ResponseBody>) -> Re
 
 #[cfg(feature = "xds")]
 async fn by_grpc_said(response: Response<ResponseBody>) -> Result<Answer, String> {
-    let (head, body) = response.into_parts();
-    if head.status != http::StatusCode::OK {
-        return Err(format!("the authorizer answered {}", head.status));
-    }
-    let body = Limited::new(body, MOST_BYTES).collect().await.map_err(|error| format!("its answer: {error}"))?;
-    let trailers = body.trailers().cloned();
-    let status = |headers: &http::HeaderMap| headers.get("grpc-status").map(|status| status.as_bytes() == b"0");
-    match trailers.as_ref().and_then(status).or_else(|| status(&head.headers)) {
-        Some(true) => {}
-        Some(false) => return Err("the authorizer's call failed".to_owned()),
-        None => return Err("the authorizer's answer has no gRPC status".to_owned()),
-    }
-    let bytes = body.to_bytes();
-    let message = bytes.split_at_checked(5).and_then(|(prefix, message)| {
-        let length = u32::try_from(message.len()).ok()?.to_be_bytes();
-        (prefix.first() == Some(&0) && prefix.get(1..) == Some(&length[..])).then_some(message)
-    });
-    mesh_core::xds::check::grpc_answer(message.ok_or("the authorizer's answer is not one message")?)
+    mesh_core::xds::check::grpc_answer(&unary::message(response, MOST_BYTES).await?)
 }
 
 #[cfg(not(feature = "xds"))]

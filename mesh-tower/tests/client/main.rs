@@ -5,6 +5,7 @@ mod early_answers;
 mod edges;
 mod faults;
 mod filters;
+mod global_limits;
 mod health_checks;
 mod interim;
 mod load;

@@ -199,7 +199,7 @@ fn in_process(target: &str) -> Option<&str> {
 }
 
 /// What the mesh's client calls: a host and a port.
-fn target(authority: &str) -> Result<Arc<str>, Invalid> {
+pub(super) fn target(authority: &str) -> Result<Arc<str>, Invalid> {
     match split_authority(authority) {
         Some((_, Some(port))) if !port.is_empty() => Ok(authority.into()),
         _ => Err(Invalid::new(format!("{authority:?} is not HOST:PORT"))),

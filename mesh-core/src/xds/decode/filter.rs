@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3::{RateLimit, RateLimitPerRoute};
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::{
@@ -25,6 +26,7 @@ use super::jwt::jwt;
 use super::local_rate_limit::local_rate_limit;
 use super::metrics;
 use super::notes::Notes;
+use super::rate_limit_service;
 use super::rbac::{rbac, rbac_per_route};
 use super::session;
 use crate::error::Invalid;
@@ -187,6 +189,10 @@ fn config_per_route(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Resu
         return local_rate_limit(notes, any, true)
             .map(|limit| Known::Filter(FilterConfig::LocalRateLimit(Arc::new(limit))));
     }
+    if holds::<RateLimitPerRoute>(any) {
+        let here = rate_limit_service::per_route(notes, any)?;
+        return Ok(Known::Filter(FilterConfig::RateLimitPerRoute(Arc::new(here))));
+    }
     match holds::<RbacPerRoute>(any) {
         true => rbac_per_route(notes, any).map(Known::Filter),
         false => config(notes, any, is_optional),
@@ -207,6 +213,10 @@ fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, 
     if holds::<LocalRateLimit>(any) {
         let limit = local_rate_limit(notes, any, false)?;
         return Ok(Known::Filter(FilterConfig::LocalRateLimit(Arc::new(limit))));
+    }
+    if holds::<RateLimit>(any) {
+        let limit = rate_limit_service::rate_limit_service(notes, any)?;
+        return Ok(Known::Filter(FilterConfig::RateLimit(Arc::new(limit))));
     }
     if holds::<StatefulSession>(any) {
         return session::session(notes, unpack(any)?).map(Known::Filter);

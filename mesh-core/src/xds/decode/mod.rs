@@ -31,6 +31,7 @@ mod log_filter;
 mod metadata;
 mod metrics;
 mod notes;
+mod rate_limit_service;
 mod rate_limits;
 mod rbac;
 mod refused;

@@ -10,6 +10,7 @@ mod jwt;
 mod listeners;
 mod local_rate_limits;
 mod policies;
+mod rate_limit_service;
 mod rate_limits;
 mod rbac;
 mod retries;

@@ -1,0 +1,81 @@
+//! What local and global rate limits have in common: what requests are counted by, and what answers tell of what is left.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue};
+
+use crate::limits::LimitedRequest;
+use crate::model::{OfHost, RateLimit, RestHeaders};
+use crate::request::RequestHead;
+use crate::request_info::{LimitNote, RequestInfo};
+
+/// What a route says that its requests are counted by, with whether its virtual host counts besides; and what that says.
+pub(super) type RouteLimits<'c> = ((&'c [Arc<RateLimit>], bool), &'c [Arc<RateLimit>]);
+
+/// What requests are counted by: as the filter says it, or as its route and virtual host do for a stage.
+pub(super) fn by(own: &[Arc<RateLimit>], stage: u8, of_host: OfHost, limits: RouteLimits<'_>) -> Vec<Arc<RateLimit>> {
+    if !own.is_empty() {
+        return own.to_vec();
+    }
+    let ((of_route, includes_host), of_the_host) = limits;
+    let at_stage = |limits: &[Arc<RateLimit>]| -> Vec<Arc<RateLimit>> {
+        limits.iter().filter(|limit| limit.stage == stage).cloned().collect()
+    };
+    let mut found = at_stage(of_route);
+    let counts_host = match of_host {
+        OfHost::Always => true,
+        OfHost::Without => found.is_empty() || includes_host,
+        OfHost::Never => false,
+    };
+    if counts_host {
+        found.extend(at_stage(of_the_host));
+    }
+    found
+}
+
+/// What is known of a request that is to be counted.
+pub(super) fn seen<'r>(request: &'r RequestInfo, head: &'r Parts) -> LimitedRequest<'r> {
+    let seen = RequestHead::of_parts(&head.method, &head.uri, &head.headers);
+    let mut limited = LimitedRequest::new(seen);
+    limited.remote = request.peer().map(|peer| peer.ip());
+    limited.destination_cluster = request.cluster().map_or("", |cluster| cluster.as_str());
+    limited.client = request.client();
+    limited.tokens = request.tokens();
+    limited
+}
+
+/// Notes what is left, where less is than is known.
+pub(super) fn note(request: &mut RequestInfo, note: LimitNote) {
+    if request.limit_note.is_none_or(|known| note.left <= known.left) {
+        request.limit_note = Some(note);
+    }
+}
+
+/// Tells in an answer what is left.
+pub(super) fn tell(note: &LimitNote, tells: RestHeaders, headers: &mut HeaderMap) {
+    let mut tell = |name: &'static str, value: String| {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    };
+    let LimitNote { max, left, window, full_in } = *note;
+    match tells {
+        RestHeaders::None => {}
+        RestHeaders::XRateLimit => {
+            tell("x-ratelimit-limit", format!("{max}, {max};w={}", seconds(window)));
+            tell("x-ratelimit-remaining", left.to_string());
+            tell("x-ratelimit-reset", seconds(full_in).to_string());
+        }
+        RestHeaders::RateLimit => {
+            tell("ratelimit-policy", format!("\"default\";q={max};w={}", seconds(window).max(1)));
+            tell("ratelimit", format!("\"default\";r={left};t={}", seconds(full_in)));
+        }
+    }
+}
+
+/// In whole seconds, and rather too long.
+pub(super) fn seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
