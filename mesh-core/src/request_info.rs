@@ -176,6 +176,8 @@ pub struct RequestInfo {
     pub pinned: Option<Box<Pinned>>,
     /// Headers that its answer gets, in the place of its own of the same names: who may read it.
     pub answer_headers: Option<Box<HeaderMap>>,
+    /// Headers that a rate limit service wants its answer to have.
+    pub limit_headers: Option<Box<HeaderMap>>,
     /// What is left of the limit that it comes nearest to, where its answer is to tell.
     pub limit_note: Option<LimitNote>,
     /// What the application says of sending it more than once.
@@ -293,6 +295,7 @@ impl RequestInfo {
             hash: None,
             pinned: None,
             answer_headers: None,
+            limit_headers: None,
             limit_note: None,
             repeat: None,
             attempts: 0,

@@ -112,7 +112,7 @@ impl GlobalLimit {
                 self.counts.note_within();
                 head.headers.extend(answer.request_headers);
                 if !answer.response_headers.is_empty() {
-                    request.answer_headers.get_or_insert_default().extend(answer.response_headers);
+                    request.limit_headers.get_or_insert_default().extend(answer.response_headers);
                 }
                 Decision::Continue
             }
@@ -183,6 +183,9 @@ impl Filter for GlobalRateLimitFilter {
         let config = &self.limit.config;
         if request.response_flags().contains(ResponseFlags::RATE_LIMITED) && !config.response_changes.is_empty() {
             apply_to_response(std::slice::from_ref(&config.response_changes), head);
+        }
+        if let Some(headers) = request.limit_headers.take() {
+            head.headers.extend(*headers);
         }
         if let Some(note) = &request.limit_note {
             counted::tell(note, config.tells, &mut head.headers);

@@ -17,7 +17,7 @@ use tower_service::Service;
 
 use crate::body::{Body, BoxError};
 use crate::mesh::Mesh;
-use crate::outbound::{self, FixedTarget, OutboundContext};
+use crate::outbound::{self, OutboundContext};
 use crate::transport::pooled;
 
 pub use crate::outbound::{Follow, Placement, ResponseBody, ResponseFuture};
