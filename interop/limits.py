@@ -196,7 +196,8 @@ class Limits:
         }
         set_each = ["env", *(f"{name}={value}" for name, value in environment.items())]
         self.suite.start("envoyproxy/ratelimit", [*set_each, self.suite.args.peers / "go" / "ratelimit"])
-        client = Client(f"127.0.0.1:{grpc_port}")
+        self.their_address = f"127.0.0.1:{grpc_port}"
+        client = Client(self.their_address)
         end = time.monotonic() + PATIENCE
         while client.verdict([("user", "ada")]) is None:
             if time.monotonic() > end:

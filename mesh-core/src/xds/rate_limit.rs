@@ -65,13 +65,13 @@ pub fn decode(bytes: &[u8]) -> Result<Answer, String> {
     let is_nearer = |status: &&DescriptorStatus| (status.code() != Code::OverLimit, status.limit_remaining);
     let limited = answer.statuses.iter().filter(|status| status.current_limit.is_some());
     let nearest = limited.min_by_key(is_nearer);
-    let mut meaning = Answer::default();
-    meaning.is_over = is_over;
-    meaning.left = nearest.and_then(left);
-    meaning.response_headers = headers(&answer.response_headers_to_add);
-    meaning.request_headers = headers(&answer.request_headers_to_add);
-    meaning.body = Bytes::from(answer.raw_body);
-    Ok(meaning)
+    Ok(Answer {
+        is_over,
+        left: nearest.and_then(left),
+        response_headers: headers(&answer.response_headers_to_add),
+        request_headers: headers(&answer.request_headers_to_add),
+        body: Bytes::from(answer.raw_body),
+    })
 }
 
 fn left(status: &DescriptorStatus) -> Option<Left> {

@@ -97,16 +97,16 @@ pub(super) fn rate_limit_service(notes: &mut Notes<'_>, any: &Any) -> Result<Glo
 pub(super) fn per_route(notes: &mut Notes<'_>, any: &Any) -> Result<RateLimitPerRoute, Invalid> {
     let pb::RateLimitPerRoute { vh_rate_limits, override_option, rate_limits: own, domain } = unpack(any)?;
     ignored!(notes; override_option);
-    let mut config = RateLimitPerRoute::default();
-    config.domain = (!domain.is_empty()).then(|| domain.into());
-    config.rate_limits = rate_limits(notes, own)?;
-    config.of_host = match VhRateLimitsOptions::try_from(vh_rate_limits) {
-        Ok(VhRateLimitsOptions::Override) => OfHost::Without,
-        Ok(VhRateLimitsOptions::Include) => OfHost::Always,
-        Ok(VhRateLimitsOptions::Ignore) => OfHost::Never,
-        Err(_) => return Err(Invalid::new("not a known value").at("vh_rate_limits")),
-    };
-    Ok(config)
+    Ok(RateLimitPerRoute {
+        domain: (!domain.is_empty()).then(|| domain.into()),
+        rate_limits: rate_limits(notes, own)?,
+        of_host: match VhRateLimitsOptions::try_from(vh_rate_limits) {
+            Ok(VhRateLimitsOptions::Override) => OfHost::Without,
+            Ok(VhRateLimitsOptions::Include) => OfHost::Always,
+            Ok(VhRateLimitsOptions::Ignore) => OfHost::Never,
+            Err(_) => return Err(Invalid::new("not a known value").at("vh_rate_limits")),
+        },
+    })
 }
 
 /// Whom the mesh's client calls, and for how long it may take. As with authorizers it is the authority; where that says no port,
