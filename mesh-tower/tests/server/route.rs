@@ -10,8 +10,8 @@ use http_body_util::{BodyExt, Empty, Full};
 use mesh_core::error::{ErrorKind, Invalid};
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{
-    Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, HeaderChange, NamedFilter, PathTest, Route, RouteAction,
-    ServerTls,
+    DescriptorAction, Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, GlobalRateLimit, HeaderChange,
+    NamedFilter, PathTest, RateLimit, Route, RouteAction, ServerTls,
 };
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_core::state::FilterState;
@@ -126,6 +126,21 @@ async fn a_filter_may_hold_a_request_back_answer_it_or_both() {
         assert!(began.elapsed() >= Duration::from_millis(delay.unwrap_or(0)));
         let response = send(&mesh.server_layer(), grpc("/")).await;
         assert_eq!(response.headers().get("grpc-status").is_some(), status.is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_rate_limit_service_without_an_answer_holds_no_request_up_and_its_failure_mode_decides() {
+    for (fails_closed, status, verdict) in [(false, 200, "within"), (true, 500, "over")] {
+        let mut limit = GlobalRateLimit::new("shop", "limits.mesh:8081");
+        limit.fails_closed = fails_closed;
+        let constant = DescriptorAction::Constant { key: "key".into(), value: "value".into() };
+        limit.rate_limits = vec![Arc::new(RateLimit::by(vec![constant]))];
+        let filter = NamedFilter::new("limit", FilterConfig::RateLimit(Arc::new(limit)));
+        let (_player, mesh, _bound) = served(vec![app_route()], vec![filter]).await;
+        assert_eq!(send(&mesh.server_layer(), get("/")).await.status(), status);
+        let (line, text) = (format!("rule=\"no answer\",verdict=\"{verdict}\"}} 1"), mesh.prometheus());
+        assert!(text.contains(&line), "{line} in {text}");
     }
 }
 
