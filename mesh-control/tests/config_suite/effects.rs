@@ -526,6 +526,7 @@ fn others(value: &Json) -> Vec<Json> {
             "source.principal",
             "DENY",
             "ALLOW_ANY",
+            "PRINCIPAL",
         ]
         .map(Json::from)
         .into(),
@@ -584,8 +585,11 @@ impl Learned {
 /// Fields of which nobody is told where no certificates are issued, as here: `mutual_tls.rs` has their effect. Shares of
 /// localities, of which none can be changed alone: `requests/balancing.rs` has theirs. Words that say which other field
 /// there is: `requests/gateway_api` has theirs. And what of Telemetry nobody here is meant by, or needs settings of the mesh:
-/// `telemetry.rs` and `requests/telemetry_api.rs` have theirs.
-const ELSEWHERE_TESTED: [&str; 14] = [
+/// `telemetry.rs` and `requests/telemetry_api.rs` have theirs. Of RateLimit, `mesh-tower/tests/security/rate_limits.rs` has.
+const ELSEWHERE_TESTED: [&str; 17] = [
+    "RateLimit targetRefs.kind",
+    "RateLimit targetRefs.name",
+    "RateLimit rules.by.method",
     "Telemetry targetRef.kind",
     "Telemetry targetRef.name",
     "Telemetry targetRefs.kind",

@@ -126,6 +126,20 @@ async fn rules_are_for_requests_of_a_method_a_path_and_headers_and_one_that_is_o
     );
 }
 
+#[tokio::test]
+async fn one_for_a_service_is_for_its_workloads_and_methods_are_told_apart() {
+    let of_service = |service: &str| {
+        let rules = "rules: [{name: methods, by: [{method: true}], limit: {requests: 1, per: 1h}}]";
+        let target = format!("targetRefs: [{{kind: Service, name: {service}}}]");
+        limit(rules).replace("selector: {matchLabels: {app: reviews}}", &target)
+    };
+    let (_control, _mesh, address) = serve(&of_service("reviews")).await;
+    assert_eq!((ask(address, "/", "").await.0, ask(address, "/", "").await.0), (200, 429));
+    let other = REVIEWS.replace("reviews", "other");
+    let (_control, _mesh, address) = serve(&format!("{other}{}", of_service("other"))).await;
+    assert_eq!((ask(address, "/", "").await.0, ask(address, "/", "").await.0), (200, 200));
+}
+
 /// As Istio documents it ("Enabling Rate Limits using Envoy", local rate limit).
 const OF_ISTIO: &str = "
 apiVersion: networking.istio.io/v1alpha3
