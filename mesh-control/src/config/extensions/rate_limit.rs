@@ -327,8 +327,8 @@ impl Limit {
         }
         let bucket = TokenBucket::new(**burst, *self.requests, *self.per);
         let wrong = |invalid: mesh_core::error::Invalid| match invalid.field.as_str() {
-            "max_tokens" => (burst.span, format!("{at}.burst"), invalid.reason),
-            "tokens_per_fill" => (self.requests.span, format!("{at}.requests"), invalid.reason),
+            "max_tokens" if self.burst.is_some() => (burst.span, format!("{at}.burst"), invalid.reason),
+            "max_tokens" | "tokens_per_fill" => (self.requests.span, format!("{at}.requests"), invalid.reason),
             _ => (self.per.span, format!("{at}.per"), invalid.reason),
         };
         bucket.map_err(|invalid| faults.push(wrong(invalid))).ok()
