@@ -7,9 +7,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::response_flags::ResponseFlags;
+
+/// In an answer: a limit of the mesh was in the way, one more request would make it worse, and nothing is wrong with the server
+/// (Envoy's).
+pub const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 /// The ways in which the mesh itself fails a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -321,8 +325,7 @@ impl axum_core::response::IntoResponse for MeshError {
         let mut response = (self.kind.http_status(), format!("{self:#}")).into_response();
         if self.kind == ErrorKind::Overflow {
             // As Envoy says it: a limit was in the way.
-            let overloaded = http::HeaderName::from_static("x-envoy-overloaded");
-            response.headers_mut().insert(overloaded, http::HeaderValue::from_static("true"));
+            response.headers_mut().insert(OVERLOADED, http::HeaderValue::from_static("true"));
         }
         if let Some(set) = self.response_headers() {
             response.headers_mut().extend(set.clone());

@@ -70,6 +70,8 @@ flags! {
     MAX_STREAM_DURATION_REACHED = "UMSDR" 0x80000,
     /// The route's cluster does not exist.
     NO_CLUSTER_FOUND = "NC" 0x1000000,
+    /// There was too much to do.
+    OVERLOAD_MANAGER = "OM" 0x2000000,
 }
 
 impl ResponseFlags {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderName, StatusCode};
 
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, OVERLOADED};
 use crate::limits::RATE_LIMITED;
 use crate::matcher::answer_matches;
 use crate::model::{RetryCondition, RetryConditions, RetryPolicy};
@@ -166,8 +166,6 @@ const OF_GRPC_ANSWERS: RetryConditions = {
     codes.with(ResourceExhausted).with(Unavailable)
 };
 
-/// An answer of a proxy that has too much to do: one more request would make it worse.
-const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 /// When to come back, in the head of a gRPC answer.
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
-use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
-use mesh_core::error::{ErrorKind, MeshError};
+use http::{HeaderValue, Method, Response, StatusCode};
+use mesh_core::error::{ErrorKind, MeshError, OVERLOADED};
 use mesh_core::filter::Reply;
 use mesh_core::model::{DirectResponse, Redirect, RouteMatch};
 use mesh_core::request::RequestHead;
@@ -16,7 +16,7 @@ use mesh_core::rewrite::location;
 /// the headers that the request's route sets on its responses.
 ///
 /// ```
-/// use mesh_core::error::{ErrorKind, MeshError};
+/// use mesh_core::error::{ErrorKind, MeshError, OVERLOADED};
 ///
 /// let error = MeshError::new(ErrorKind::NoRoute, "no route for GET /x");
 /// assert_eq!(mesh_tower::reply::error(&error, false).status(), 404);
@@ -38,9 +38,6 @@ pub fn error(error: &MeshError, is_grpc: bool) -> Response<Bytes> {
     }
     response
 }
-
-/// Tells a caller that a limit was in the way, and that it was not the server's (Envoy's).
-const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 /// An answer of the mesh to a request of this method: to HEAD, the head alone (RFC 9110, 9.3.2).
 pub(crate) fn to(method: &Method, mut response: Response<Bytes>) -> Response<Bytes> {

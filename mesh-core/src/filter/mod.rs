@@ -5,6 +5,8 @@
 //! application's own filters are registered by name and configured over xDS (as a `TypedStruct`) or in code; this folder
 //! has a file for each built-in one.
 
+mod adaptive_concurrency;
+mod admission_control;
 mod cors;
 mod counted;
 mod fault;
@@ -16,7 +18,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, request, response};
@@ -27,6 +29,8 @@ use crate::model::FilterConfig;
 use crate::request_info::RequestInfo;
 use crate::state::FilterState;
 
+pub use adaptive_concurrency::AdaptiveConcurrencyFilter;
+pub use admission_control::AdmissionControlFilter;
 pub use cors::CorsFilter;
 pub use fault::{ActiveFaults, FaultFilter};
 pub use local_rate_limit::{LocalLimit, LocalRateLimitFilter};
@@ -189,6 +193,11 @@ impl FilterRegistry {
             FilterConfig::LocalRateLimit(_) | FilterConfig::RateLimit(_) | FilterConfig::RateLimitPerRoute(_) => {
                 Err(Invalid::new("a rate limit is made for each route"))
             }
+            // What is kept goes on: nobody else asks what time it is.
+            FilterConfig::AdaptiveConcurrency(config) => {
+                Ok(Some(Arc::new(AdaptiveConcurrencyFilter::new(config, state, Instant::now()))))
+            }
+            FilterConfig::AdmissionControl(config) => Ok(Some(Arc::new(AdmissionControlFilter::new(config, state)))),
             FilterConfig::Cors(policy) => Ok(Some(Arc::new(CorsFilter::new(policy)))),
             FilterConfig::StatefulSession(session) => Ok(Some(Arc::new(SessionFilter::new(session)))),
             FilterConfig::Custom(name, json) => match self.factories.get(name) {

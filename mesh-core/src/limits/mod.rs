@@ -1,14 +1,18 @@
 //! How much of something requests may have, and what they are counted by: what local limits and the clients of rate limit
-//! services share.
+//! services share. How many requests there may be at a time, and which are held back since they would fail.
 
+mod admission;
 mod bucket;
+mod concurrency;
 mod descriptor;
 mod local;
 mod service;
 
 use http::HeaderName;
 
+pub use admission::Admission;
 pub use bucket::{Bucket, Epoch, KeyedBuckets, Rate, Taken, Ticks};
+pub use concurrency::Concurrency;
 pub use descriptor::{Descriptor, DescriptorMaker, Entry, LimitedRequest, Value};
 pub use local::{LocalBuckets, LocalLimiter, LocalVerdict};
 pub use service::{Answer, Answering, AskedDescriptor, Left, Question, RateLimitService};

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::model::{
-    CorsPolicy, ExtAuthz, GlobalRateLimit, HeaderTest, JwtAuthentication, LocalRateLimit, RateLimitPerRoute, Rbac,
-    StatefulSession,
+    AdaptiveConcurrency, AdmissionControl, CorsPolicy, ExtAuthz, GlobalRateLimit, HeaderTest, JwtAuthentication,
+    LocalRateLimit, RateLimitPerRoute, Rbac, StatefulSession,
 };
 
 /// One entry of a listener's filter list.
@@ -43,6 +43,10 @@ pub enum FilterConfig {
     ExtAuthz(Arc<ExtAuthz>),
     /// `envoy.filters.http.local_ratelimit`.
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// `envoy.filters.http.adaptive_concurrency`.
+    AdaptiveConcurrency(Arc<AdaptiveConcurrency>),
+    /// `envoy.filters.http.admission_control`.
+    AdmissionControl(Arc<AdmissionControl>),
     /// `envoy.filters.http.stateful_session`. On clients only.
     StatefulSession(Arc<StatefulSession>),
     /// `envoy.filters.http.ratelimit`: a service is asked.
@@ -133,7 +137,7 @@ impl FaultAbort {
 }
 
 /// A share of requests, in parts per million.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fraction(u32);
 
 impl Fraction {

@@ -39,6 +39,7 @@ mod local_rate_limit;
 mod log_filter;
 mod metric_rules;
 mod outlier;
+mod overload;
 mod path_rewrite;
 mod path_template;
 mod rate_limit;
@@ -78,6 +79,7 @@ pub use metric_rules::{
     LabelRule, METRIC_NAMES, MetricGroup, MetricRules, MetricSet, PROMETHEUS_NAMES, is_metric_label,
 };
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
+pub use overload::{AdaptiveConcurrency, AdmissionControl, UnloadedTime};
 pub use path_rewrite::PathRewrite;
 pub use rate_limit::{
     CLIENT_ENTRY, ClientPart, DescriptorAction, LAST_STAGE, LimitOverride, LimitUnit, MOST_HITS, PATH_ENTRY, RateLimit,

@@ -10,7 +10,7 @@ use http::header::SET_COOKIE;
 use http::response::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::error::{ErrorKind, MeshError, OVERLOADED};
 use mesh_core::filter::Resume;
 use mesh_core::hashing::Caller;
 use mesh_core::limits::RATE_LIMITED;
@@ -427,8 +427,8 @@ impl<T: Transport> Drop for ActiveRequest<T> {
 
 /// What the head of an answer says of the endpoint; `None` where the trailers will.
 pub(super) fn outcome_of(status: StatusCode, headers: &HeaderMap, is_grpc: bool) -> Option<Outlier> {
-    // A rate limit says nothing of how well the endpoint is, whatever code it answers with.
-    if headers.contains_key(RATE_LIMITED) {
+    // A limit says nothing of how well the endpoint is, whatever code it answers with.
+    if headers.contains_key(RATE_LIMITED) || headers.contains_key(OVERLOADED) {
         return Some(Outlier::Status(StatusCode::TOO_MANY_REQUESTS.as_u16()));
     }
     match grpc_status(headers).filter(|_| is_grpc) {

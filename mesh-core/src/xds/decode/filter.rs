@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::FilterConfig as Wrapper;
+use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::AdaptiveConcurrency;
+use envoy_types::pb::envoy::extensions::filters::http::admission_control::v3::AdmissionControl;
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
@@ -26,6 +28,7 @@ use super::jwt::jwt;
 use super::local_rate_limit::local_rate_limit;
 use super::metrics;
 use super::notes::Notes;
+use super::overload;
 use super::rate_limit_service;
 use super::rbac::{rbac, rbac_per_route};
 use super::session;
@@ -217,6 +220,12 @@ fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, 
     if holds::<RateLimit>(any) {
         let limit = rate_limit_service::rate_limit_service(notes, any)?;
         return Ok(Known::Filter(FilterConfig::RateLimit(Arc::new(limit))));
+    }
+    if holds::<AdaptiveConcurrency>(any) {
+        return overload::adaptive_concurrency(notes, any).map(Known::Filter);
+    }
+    if holds::<AdmissionControl>(any) {
+        return overload::admission_control(notes, unpack(any)?).map(Known::Filter);
     }
     if holds::<StatefulSession>(any) {
         return session::session(notes, unpack(any)?).map(Known::Filter);

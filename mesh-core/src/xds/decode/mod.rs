@@ -31,6 +31,7 @@ mod log_filter;
 mod metadata;
 mod metrics;
 mod notes;
+mod overload;
 mod rate_limit_service;
 mod rate_limits;
 mod rbac;
@@ -60,6 +61,7 @@ use crate::xds::names;
 
 pub use local_rate_limit::LocalRateLimitBesides;
 use notes::Notes;
+pub use overload::AdaptiveConcurrencyBesides;
 pub(crate) use refused::without_plaintext;
 
 /// What a decoder must know of the application.
