@@ -11,6 +11,7 @@ mod interim;
 mod load;
 mod mesh;
 mod outside;
+mod overload;
 mod rate_limits;
 mod requests;
 mod sessions;

@@ -9,6 +9,7 @@ mod health_checks;
 mod jwt;
 mod listeners;
 mod local_rate_limits;
+mod overload;
 mod policies;
 mod rate_limit_service;
 mod rate_limits;
