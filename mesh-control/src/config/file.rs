@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use super::decode::{Decode, Decoder, Opaque, Text, message};
 use super::diagnostic::{Code, Diagnostic, NO_PROXY, Origin, Severity, Source, Span, quoted};
+use super::extensions::overload::Overload;
 use super::extensions::rate_limit::RateLimit;
 use super::extensions::{self, Extensions, envoy_filter};
 use super::gateway_api::grpc_route::GrpcRoute;
@@ -173,6 +174,8 @@ objects! {
     reference_grants: ReferenceGrant,
     /// RateLimits, and EnvoyFilters that say the same.
     rate_limits: RateLimit,
+    /// Overloads.
+    overloads: Overload,
 }
 
 impl Item {
@@ -556,6 +559,9 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
         }
         ObjectKind::RateLimit => {
             Item::RateLimit(read_spec(meta, spec, d, |limit: &RateLimit, d| limit.check(&namespace, d))?)
+        }
+        ObjectKind::Overload => {
+            Item::Overload(read_spec(meta, spec, d, |overload: &Overload, d| overload.check(&namespace, d))?)
         }
         ObjectKind::EnvoyFilter => {
             let limit = envoy_filter::read(spec, d)?;

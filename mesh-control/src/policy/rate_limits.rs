@@ -1,57 +1,107 @@
-//! Rate limits: which are for a workload, as a server and as a client.
+//! Limits, on rates and on what there is at a time: which are for a workload, as a server and as a client.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_core::model::LocalRateLimit;
+use mesh_core::model::{AdaptiveConcurrency, AdmissionControl, LocalRateLimit};
 
 use super::telemetry::{Side, is_one_of};
+use crate::config::extensions::overload::Overload;
 use crate::config::extensions::rate_limit::{LimitMode, RateLimit};
 use crate::config::file::{Object, Objects, Workloads};
-use crate::config::istio::security::selected;
+use crate::config::istio::security::{Selector, TargetRef, selected};
 use crate::registry::Services;
 
-/// All rate limits.
+/// All limits.
 #[derive(Debug, Default)]
 pub struct RateLimits {
     root: Arc<str>,
-    /// In the order of their objects.
+    rate_limits: Vec<Arc<Object<RateLimit>>>,
+    overloads: Vec<Arc<Object<Overload>>>,
+    /// What they say, in the order of the objects: who is over a rate takes no place.
     entries: Vec<Entry>,
 }
 
 #[derive(Debug)]
 struct Entry {
-    object: Arc<Object<RateLimit>>,
+    id: Arc<str>,
+    namespace: Arc<str>,
     workloads: Workloads,
+    is_of_client: bool,
+    /// Of a client's calls, those to these hosts; none for all.
+    hosts: Vec<String>,
+    /// On all ports, or on one.
+    limits: Vec<(Option<u16>, Limit)>,
 }
 
-/// A rate limit in force, and the object that says it.
+/// A limit.
+#[derive(Clone, Debug)]
+pub enum Limit {
+    /// How many requests in a time.
+    Rate(Arc<LocalRateLimit>),
+    /// How many at a time.
+    Concurrency(Arc<AdaptiveConcurrency>),
+    /// Which are held back, since they would fail.
+    Throttle(Arc<AdmissionControl>),
+}
+
+/// A limit in force, and the object that says it.
 #[derive(Clone, Debug)]
 pub struct LimitInForce {
     /// The object.
     pub id: Arc<str>,
     /// What it says.
-    pub limit: Arc<LocalRateLimit>,
+    pub limit: Limit,
+}
+
+/// Objects in the order in which they count.
+fn sorted<T>(objects: &[Arc<Object<T>>]) -> Vec<Arc<Object<T>>> {
+    let mut sorted = objects.to_vec();
+    sorted.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
+    sorted
 }
 
 impl RateLimits {
     /// Those of these objects.
     pub fn new(objects: &Objects, root: &Arc<str>) -> RateLimits {
-        let mut sorted: Vec<_> = objects.rate_limits.iter().collect();
-        sorted.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
-        let entry = |object: &Arc<Object<RateLimit>>| Entry {
-            workloads: Workloads::of(
-                selected(object.spec.selector.as_ref()),
-                &object.spec.target_refs.iter().collect::<Vec<_>>(),
-            ),
-            object: Arc::clone(object),
-        };
-        RateLimits { root: Arc::clone(root), entries: sorted.into_iter().map(entry).collect() }
+        let (rate_limits, overloads) = (sorted(&objects.rate_limits), sorted(&objects.overloads));
+        let mut entries = Vec::new();
+        for object in &rate_limits {
+            let spec = &object.spec;
+            let limits = spec.limits.iter().map(|(port, limit)| (*port, Limit::Rate(Arc::clone(limit))));
+            entries.push(Entry {
+                id: object.meta.id(),
+                namespace: Arc::clone(&object.meta.namespace),
+                workloads: workloads(spec.selector.as_ref(), &spec.target_refs),
+                is_of_client: spec.mode == LimitMode::Client,
+                hosts: spec.hosts.clone(),
+                limits: limits.collect(),
+            });
+        }
+        for object in &overloads {
+            let spec = &object.spec;
+            let entry = |is_of_client: bool, limit: Limit| Entry {
+                id: object.meta.id(),
+                namespace: Arc::clone(&object.meta.namespace),
+                workloads: workloads(spec.selector.as_ref(), &spec.target_refs),
+                is_of_client,
+                hosts: spec.hosts.clone(),
+                limits: vec![(None, limit)],
+            };
+            entries.extend(spec.concurrency.clone().map(|limit| entry(false, Limit::Concurrency(limit))));
+            entries.extend(spec.throttle.clone().map(|limit| entry(true, Limit::Throttle(limit))));
+        }
+        RateLimits { root: Arc::clone(root), rate_limits, overloads, entries }
     }
 
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Object<RateLimit>>> {
-        self.entries.iter().map(|entry| &entry.object)
+    /// The objects that say a rate.
+    pub fn rate_limits(&self) -> &[Arc<Object<RateLimit>>] {
+        &self.rate_limits
+    }
+
+    /// The objects that say what is done about overload.
+    pub fn overloads(&self) -> &[Arc<Object<Overload>>] {
+        &self.overloads
     }
 
     /// The places of those that are for a side of a workload. In the root namespace, labels are those of any namespace.
@@ -63,8 +113,8 @@ impl RateLimits {
         side: Side,
     ) -> Arc<[usize]> {
         let is_meant = |entry: &Entry| {
-            let of = &*entry.object.meta.namespace;
-            (entry.object.spec.mode == LimitMode::Client) == (side == Side::Client)
+            let of = &*entry.namespace;
+            entry.is_of_client == (side == Side::Client)
                 && (*of == *namespace || *of == *self.root)
                 && is_one_of(&entry.workloads, namespace, labels, services)
         };
@@ -82,7 +132,7 @@ impl RateLimits {
     /// Those at these places that are for calls to a host.
     pub fn to_host(&self, places: &[usize], host: &str) -> Vec<LimitInForce> {
         let is_meant = |place: &&usize| {
-            let hosts = self.entries.get(**place).map_or(&[][..], |entry| &entry.object.spec.hosts);
+            let hosts = self.entries.get(**place).map_or(&[][..], |entry| &entry.hosts);
             hosts.is_empty() || hosts.iter().any(|meant| **meant == *host)
         };
         let places: Vec<usize> = places.iter().filter(is_meant).copied().collect();
@@ -92,12 +142,15 @@ impl RateLimits {
     fn at<'l>(
         &'l self,
         places: &[usize],
-        find: impl Fn(&'l [(Option<u16>, Arc<LocalRateLimit>)]) -> Option<&'l Arc<LocalRateLimit>>,
+        find: impl Fn(&'l [(Option<u16>, Limit)]) -> Option<&'l Limit>,
     ) -> Vec<LimitInForce> {
         let entries = places.iter().filter_map(|place| self.entries.get(*place));
-        let in_force = entries.filter_map(|entry| {
-            Some(LimitInForce { id: entry.object.meta.id(), limit: Arc::clone(find(&entry.object.spec.limits)?) })
-        });
+        let in_force = entries
+            .filter_map(|entry| Some(LimitInForce { id: Arc::clone(&entry.id), limit: find(&entry.limits)?.clone() }));
         in_force.collect()
     }
+}
+
+fn workloads(selector: Option<&Selector>, target_refs: &[TargetRef]) -> Workloads {
+    Workloads::of(selected(selector), &target_refs.iter().collect::<Vec<_>>())
 }

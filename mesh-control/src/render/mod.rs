@@ -16,6 +16,7 @@ pub mod judge;
 mod library;
 pub mod listener;
 mod metrics;
+mod overload;
 pub mod proto;
 pub mod rate_limits;
 mod tls;

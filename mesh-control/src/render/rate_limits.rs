@@ -26,9 +26,10 @@ use prost::{Message, Name};
 use serde_json::json;
 
 use super::extensions::typed_struct;
+use super::overload;
 use super::proto::{duration, number};
 use crate::catalog::ClientClass;
-use crate::policy::rate_limits::LimitInForce;
+use crate::policy::rate_limits::{Limit, LimitInForce};
 
 /// The filters of these limits, in their order, for clients of this class: gRPC's know none.
 pub fn filters(limits: &[LimitInForce], class: ClientClass) -> Vec<hcm::HttpFilter> {
@@ -47,20 +48,26 @@ pub fn is_for_envoy(limit: &RateLimit) -> bool {
 }
 
 fn filter(LimitInForce { id, limit }: &LimitInForce, class: ClientClass) -> hcm::HttpFilter {
+    let (kind, config) = match limit {
+        Limit::Rate(limit) => ("local_ratelimit", local_rate_limit(limit, id, class)),
+        Limit::Concurrency(config) => ("adaptive_concurrency", overload::adaptive_concurrency(config, class)),
+        Limit::Throttle(config) => ("admission_control", overload::admission_control(config)),
+    };
+    hcm::HttpFilter {
+        name: format!("mesh-control.{kind}/{id}"),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    }
+}
+
+fn local_rate_limit(limit: &LocalRateLimit, id: &str, class: ClientClass) -> Any {
     let mut value = proto(limit, id, class).encode_to_vec();
     if class == ClientClass::Library {
         let names = limit.rules.iter().map(|rule| rule.name.to_string()).collect();
         let besides = LocalRateLimitBesides { tells_rest: limit.tells == RestHeaders::RateLimit, names };
         value.extend(besides.encode_to_vec());
     }
-    hcm::HttpFilter {
-        name: format!("mesh-control.local_ratelimit/{id}"),
-        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(Any {
-            type_url: LocalRateLimitProto::type_url(),
-            value,
-        })),
-        ..Default::default()
-    }
+    Any { type_url: LocalRateLimitProto::type_url(), value }
 }
 
 fn proto(limit: &LocalRateLimit, id: &str, class: ClientClass) -> LocalRateLimitProto {

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use mesh_control::config::decode::Decode;
+use mesh_control::config::extensions::overload::Overload;
 use mesh_control::config::extensions::rate_limit::RateLimit;
 use mesh_control::config::file::read;
 use mesh_control::config::gateway_api::grpc_route::GrpcRoute;
@@ -46,6 +47,7 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::GrpcRoute => GrpcRoute::fields("", &mut out),
         ObjectKind::ReferenceGrant => ReferenceGrant::fields("", &mut out),
         ObjectKind::RateLimit => RateLimit::fields("", &mut out),
+        ObjectKind::Overload => Overload::fields("", &mut out),
         ObjectKind::Foreign(_) => {}
         other => panic!("{other:?} has no fields here"),
     }

@@ -34,7 +34,6 @@ pub struct AdaptiveConcurrency {
 
 /// How long requests take without load.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum UnloadedTime {
     /// It is known.
     Fixed(Duration),

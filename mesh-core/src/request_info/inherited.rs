@@ -37,6 +37,17 @@ pub enum Criticality {
     Critical,
 }
 
+impl Criticality {
+    /// What the headers of a request say that arrives.
+    #[inline]
+    pub fn of_headers(headers: &HeaderMap) -> Self {
+        match headers.get(CRITICALITY).is_some_and(|value| value.as_bytes() == SHEDDABLE.as_bytes()) {
+            true => Criticality::Sheddable,
+            false => Criticality::Critical,
+        }
+    }
+}
+
 /// What a request inherits from the one that it is made for. A server's layer finds it in the headers of a request and
 /// hands it on to all that its handler calls in the same task; for calls of other tasks, put it into their extensions.
 ///
@@ -100,7 +111,6 @@ impl Inherited {
             |name: HeaderName| -> Option<u64> { std::str::from_utf8(headers.get(name)?.as_bytes()).ok()?.parse().ok() };
         let after = |time: Option<Duration>| time.and_then(|time| now().checked_add(time));
         let count = |number: Option<u64>| number.map_or(1, |number| u32::try_from(number).unwrap_or(u32::MAX));
-        let is_sheddable = headers.get(CRITICALITY).is_some_and(|value| value.as_bytes() == SHEDDABLE.as_bytes());
         Inherited {
             deadline: after(
                 headers.get(GRPC_TIMEOUT).filter(|_| is_grpc).and_then(|it| grpc_timeout::parse(it.as_bytes())),
@@ -108,7 +118,7 @@ impl Inherited {
             answer_by: after(number(EXPECTED_TIMEOUT).map(Duration::from_millis)),
             attempt: count(number(ATTEMPT_COUNT))
                 .max(count(number(PREVIOUS_ATTEMPTS).filter(|_| is_grpc).map(|before| before.saturating_add(1)))),
-            criticality: if is_sheddable { Criticality::Sheddable } else { Criticality::Critical },
+            criticality: Criticality::of_headers(headers),
             // Whether it is one is asked only where somebody follows.
             mark: None,
             trace,

@@ -25,7 +25,7 @@ use mesh_core::live_trace::{LiveTraces, MARK, Mark, Side, Stage};
 use mesh_core::model::{AccessLog, HeadersWithUnderscores, Route, RouteAction, ServerTls, Tracing};
 use mesh_core::recycled::Recycled;
 use mesh_core::request::{RequestHead, is_grpc};
-use mesh_core::request_info::{Deadline, Direction, Interest, Messages, RequestInfo, interest_of};
+use mesh_core::request_info::{Criticality, Deadline, Direction, Interest, Messages, RequestInfo, interest_of};
 use mesh_core::response_flags::ResponseFlags;
 use mesh_core::rewrite;
 use mesh_core::store::{ChainView, ServerState, ServerView};
@@ -241,8 +241,14 @@ impl ServerContext {
         facts: &mut Option<Recycled<Facts>>,
         trace: &mut Trace,
     ) -> Result<Admission, MeshError> {
-        if headers::are_reserved(request.headers()) && !self.is_trusted_proxy(request) {
-            headers::strip_reserved(request.headers_mut());
+        if headers::are_reserved(request.headers()) {
+            // Whoever says that of himself can only lose by it.
+            if Criticality::of_headers(request.headers()) == Criticality::Sheddable {
+                facts.get_or_insert_with(|| facts_of(request)).info.inherited.criticality = Criticality::Sheddable;
+            }
+            if !self.is_trusted_proxy(request) {
+                headers::strip_reserved(request.headers_mut());
+            }
         }
         one_host(request);
         // A server that does not serve says so first, whatever it was asked.

@@ -9,6 +9,7 @@ mod ext_authz_bodies;
 mod fails_closed;
 mod identities;
 mod mtls;
+mod overload;
 mod rate_limits;
 mod refused_tls;
 mod tls_files;

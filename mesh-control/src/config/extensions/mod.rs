@@ -11,6 +11,7 @@ mod fallback;
 mod health_check;
 mod hedge;
 mod load_balancer;
+pub mod overload;
 mod pairs;
 pub mod rate_limit;
 mod sticky_split;

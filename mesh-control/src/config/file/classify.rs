@@ -108,10 +108,18 @@ pub(super) fn without_version(kind: &str) -> Option<ObjectKind> {
     let gateway = || GATEWAY_KINDS.iter().find(|(name, ..)| *name == kind).map(|(_, read, ..)| *read);
     let telemetry = || match kind {
         "Telemetry" => Some(ObjectKind::Telemetry),
-        "RateLimit" => Some(ObjectKind::RateLimit),
-        _ => None,
+        _ => policy_kind(kind),
     };
     networking.or_else(gateway).or_else(telemetry).or_else(|| guard_like(kind))
+}
+
+/// The kinds of our own.
+fn policy_kind(kind: &str) -> Option<ObjectKind> {
+    match kind {
+        "RateLimit" => Some(ObjectKind::RateLimit),
+        "Overload" => Some(ObjectKind::Overload),
+        _ => None,
+    }
 }
 
 /// What is to be done with an object of this kind.
@@ -153,11 +161,11 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
             _ => Class::UnknownVersion(ObjectKind::Telemetry, "v1 or v1alpha1"),
         },
         TELEMETRY => Class::Mistyped(ObjectKind::Telemetry),
-        POLICY if kind == "RateLimit" => match version {
-            "v1alpha1" => Class::Read(ObjectKind::RateLimit),
-            _ => Class::UnknownVersion(ObjectKind::RateLimit, "v1alpha1"),
+        POLICY => match (policy_kind(kind), version) {
+            (Some(read), "v1alpha1") => Class::Read(read),
+            (Some(read), _) => Class::UnknownVersion(read, "v1alpha1"),
+            (None, _) => Class::Mistyped(ObjectKind::RateLimit),
         },
-        POLICY => Class::Mistyped(ObjectKind::RateLimit),
         "extensions.istio.io" if kind == "WasmPlugin" => Class::Foreign(Foreign::WasmPlugin),
         "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => Class::NotYet(Severity::Warning),
         GATEWAY => gateway_kind(kind, version),

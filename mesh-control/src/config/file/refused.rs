@@ -197,6 +197,7 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::RateLimit => {
             &["selector", "targetRefs", "mode", "hosts", "rules", "perConnection", "maxKeys", "answer"]
         }
+        ObjectKind::Overload => &["selector", "targetRefs", "concurrency", "throttle"],
         ObjectKind::EnvoyFilter => &["workloadSelector", "configPatches", "priority"],
         ObjectKind::Foreign(_) => &["workloadSelector", "selector", "targetRef", "targetRefs"],
         ObjectKind::Service | ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => &[],
@@ -309,7 +310,7 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         // It may have kept requests out of the access logs.
         ObjectKind::Telemetry => (Governs::Logs(workloads(&spec, &meta.namespace)), true),
         // It keeps others from too much of something, and is no guard: without it there is no limit, which is said.
-        ObjectKind::RateLimit | ObjectKind::EnvoyFilter => (Governs::Nothing, true),
+        ObjectKind::RateLimit | ObjectKind::Overload | ObjectKind::EnvoyFilter => (Governs::Nothing, true),
         // Of a grant that is wrong, nothing is granted but what its last good state grants, too.
         ObjectKind::ReferenceGrant => (Governs::Nothing, true),
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => parents(&spec, &meta.namespace),

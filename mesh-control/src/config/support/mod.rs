@@ -11,6 +11,7 @@ mod extensions;
 mod grpc_route;
 mod http_route;
 mod mesh_config;
+mod overload;
 mod rate_limit;
 mod reference_grant;
 mod security;
@@ -68,6 +69,8 @@ pub enum ObjectKind {
     ReferenceGrant,
     /// `RateLimit` of policy.mesh-control, our own.
     RateLimit,
+    /// `Overload` of policy.mesh-control, our own.
+    Overload,
     /// `EnvoyFilter` of networking.istio.io, where it says a local rate limit. It is none of [`Self::ALL`]: what of it is
     /// understood, `config::extensions::envoy_filter` says.
     EnvoyFilter,
@@ -77,7 +80,7 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 16] = [
+    pub const ALL: [ObjectKind; 17] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
@@ -94,6 +97,7 @@ impl ObjectKind {
         ObjectKind::GrpcRoute,
         ObjectKind::ReferenceGrant,
         ObjectKind::RateLimit,
+        ObjectKind::Overload,
     ];
 
     /// The word after `kind:`.
@@ -115,6 +119,7 @@ impl ObjectKind {
             ObjectKind::GrpcRoute => "GRPCRoute",
             ObjectKind::ReferenceGrant => "ReferenceGrant",
             ObjectKind::RateLimit => "RateLimit",
+            ObjectKind::Overload => "Overload",
             ObjectKind::EnvoyFilter => "EnvoyFilter",
             ObjectKind::Foreign(name) => name,
         }
@@ -182,6 +187,7 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::GrpcRoute => grpc_route::TABLES,
         ObjectKind::ReferenceGrant => reference_grant::TABLES,
         ObjectKind::RateLimit => rate_limit::TABLES,
+        ObjectKind::Overload => overload::TABLES,
         ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => &[],
     }
 }
@@ -302,6 +308,7 @@ fn needs_certificates(kind: ObjectKind, value: &Node) -> bool {
 mod tests {
     use super::*;
     use crate::config::decode::Decode;
+    use crate::config::extensions::overload::Overload;
     use crate::config::extensions::rate_limit::RateLimit;
     use crate::config::gateway_api::grpc_route::GrpcRoute;
     use crate::config::gateway_api::http_route::HttpRoute;
@@ -336,6 +343,7 @@ mod tests {
             ObjectKind::GrpcRoute => GrpcRoute::fields("", &mut out),
             ObjectKind::ReferenceGrant => ReferenceGrant::fields("", &mut out),
             ObjectKind::RateLimit => RateLimit::fields("", &mut out),
+            ObjectKind::Overload => Overload::fields("", &mut out),
             ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => {}
         }
         out
