@@ -249,7 +249,9 @@ async fn an_admin_port_is_served_where_it_is_asked_for_and_on_the_loopback_alone
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("admin.sock");
     let mut own = echo(&format!("unix:{}", path.display())).spawn().unwrap();
-    let line = BufReader::new(own.stdout.take().unwrap()).lines().next_line().await.unwrap().unwrap();
+    // Its output stays open: it goes on writing.
+    let mut lines = BufReader::new(own.stdout.take().unwrap()).lines();
+    let line = lines.next_line().await.unwrap().unwrap();
     assert_eq!(line, format!("admin listening on unix:{}", path.display()));
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600, "it is this user's alone");

@@ -1,5 +1,6 @@
 //! What the request that this task is serving hands on to the requests that are made for it: see [`Inherited`].
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use mesh_core::request_info::Inherited;
@@ -9,6 +10,14 @@ tokio::task_local! {
     static CURRENT: Shared;
 }
 
+thread_local! {
+    /// Memory of what is over: a request that hands something on costs no allocation.
+    static SPARE: RefCell<Vec<Arc<Inherited>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// How much of it a thread keeps.
+const MOST_SPARE: usize = 64;
+
 /// What is inherited, shared by all that inherit it: every poll swaps it in and out.
 #[derive(Clone, Debug, Default)]
 pub struct Shared(Option<Arc<Inherited>>);
@@ -16,7 +25,35 @@ pub struct Shared(Option<Arc<Inherited>>);
 impl From<Inherited> for Shared {
     #[inline]
     fn from(inherited: Inherited) -> Self {
-        Shared(if inherited.is_nothing() { None } else { Some(Arc::new(inherited)) })
+        if inherited.is_nothing() {
+            return Shared(None);
+        }
+        let spare = SPARE.try_with(|spare| spare.try_borrow_mut().ok()?.pop()).ok().flatten();
+        if let Some(mut memory) = spare
+            && let Some(place) = Arc::get_mut(&mut memory)
+        {
+            *place = inherited;
+            return Shared(Some(memory));
+        }
+        Shared(Some(Arc::new(inherited)))
+    }
+}
+
+impl Drop for Shared {
+    #[inline]
+    fn drop(&mut self) {
+        let Some(mut memory) = self.0.take() else { return };
+        // Somebody else still has it.
+        let Some(place) = Arc::get_mut(&mut memory) else { return };
+        *place = Inherited::default();
+        // A thread that ends keeps nothing.
+        _ = SPARE.try_with(|spare| {
+            if let Ok(mut spare) = spare.try_borrow_mut()
+                && spare.len() < MOST_SPARE
+            {
+                spare.push(memory);
+            }
+        });
     }
 }
 

@@ -585,8 +585,11 @@ impl Learned {
 /// Fields of which nobody is told where no certificates are issued, as here: `mutual_tls.rs` has their effect. Shares of
 /// localities, of which none can be changed alone: `requests/balancing.rs` has theirs. Words that say which other field
 /// there is: `requests/gateway_api` has theirs. And what of Telemetry nobody here is meant by, or needs settings of the mesh:
-/// `telemetry.rs` and `requests/telemetry_api.rs` have theirs. Of RateLimit, `mesh-tower/tests/security/rate_limits.rs` has.
-const ELSEWHERE_TESTED: [&str; 17] = [
+/// `telemetry.rs` and `requests/telemetry_api.rs` have theirs. Of RateLimit, `mesh-tower/tests/security/rate_limits.rs` has, and
+/// of Overload `overload.rs` there.
+const ELSEWHERE_TESTED: [&str; 19] = [
+    "Overload targetRefs.kind",
+    "Overload targetRefs.name",
     "RateLimit targetRefs.kind",
     "RateLimit targetRefs.name",
     "RateLimit rules.by.method",

@@ -102,8 +102,12 @@ async fn over_http2_no_server_switches_to_another_protocol() {
     }
 }
 
-/// A server that sends interim answers, and nothing else: as fast as they are read, or one at a time.
+/// A server that sends interim answers, and nothing else: as fast as they are read, or one now and then.
 async fn never_done(version: Version, pieces: usize) -> SocketAddr {
+    let pause = async move || match pieces {
+        1 => tokio::time::sleep(Duration::from_millis(5)).await,
+        _ => tokio::task::yield_now().await,
+    };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -113,7 +117,7 @@ async fn never_done(version: Version, pieces: usize) -> SocketAddr {
                     head(&mut stream).await.unwrap();
                     let hints = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n".repeat(pieces);
                     while stream.write_all(hints.as_bytes()).await.is_ok() {
-                        tokio::task::yield_now().await;
+                        pause().await;
                     }
                     return;
                 }
@@ -122,7 +126,7 @@ async fn never_done(version: Version, pieces: usize) -> SocketAddr {
                     tokio::spawn(async move {
                         let hint = || Response::builder().status(103).body(()).unwrap();
                         while respond.send_informational(hint()).is_ok() {
-                            tokio::task::yield_now().await;
+                            pause().await;
                         }
                     });
                 }

@@ -21,10 +21,10 @@ metadata: {name: reviews, namespace: shop}
 spec: {selector: {app: reviews}, ports: [{name: http, port: 80, targetPort: 9080}]}
 ";
 
-fn overload(app: &str, says: &str) -> String {
+fn overload(whose: &str, says: &str) -> String {
     format!(
-        "---\napiVersion: policy.mesh-control/v1alpha1\nkind: Overload\nmetadata: {{name: {app}, namespace: shop}}\n\
-         spec: {{selector: {{matchLabels: {{app: {app}}}}}, {says}}}\n"
+        "---\napiVersion: policy.mesh-control/v1alpha1\nkind: Overload\nmetadata: {{name: overload, namespace: shop}}\n\
+         spec: {{{whose}, {says}}}\n"
     )
 }
 
@@ -78,7 +78,7 @@ async fn a_server_takes_on_so_many_and_refuses_first_what_can_be_left_out() {
     // What is refused says nothing of how well the endpoint is: it would be ejected by the first one.
     let outliers = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews, namespace: shop}\n\
                     spec: {host: reviews, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 1h}}}\n";
-    let yaml = format!("{REVIEWS}{outliers}{}", overload("reviews", says));
+    let yaml = format!("{REVIEWS}{outliers}{}", overload("targetRefs: [{kind: Service, name: reviews}]", says));
     let control = Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap();
     let (reviews, web) = (workload(&control, "reviews"), workload(&control, "web"));
     let (server, _) = serve(&reviews).await;
@@ -106,7 +106,7 @@ async fn a_server_takes_on_so_many_and_refuses_first_what_can_be_left_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_holds_back_calls_that_would_fail_and_comes_back() {
     let says = "throttle: {successPercent: 50, maxRejectedPercent: 90}";
-    let yaml = format!("{REVIEWS}{}", overload("web", says));
+    let yaml = format!("{REVIEWS}{}", overload("selector: {matchLabels: {app: web}}", says));
     let control = Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap();
     let (reviews, web) = (workload(&control, "reviews"), workload(&control, "web"));
     let (server, _) = serve(&reviews).await;
