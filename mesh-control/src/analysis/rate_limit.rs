@@ -1,18 +1,27 @@
 //! Limits against other objects, and what others than the library cannot do of them.
 
+use std::collections::BTreeSet;
+
 use super::security::check_targets;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::extensions::overload::Overload;
-use crate::config::extensions::rate_limit::LimitMode;
+use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
 use crate::config::file::{Meta, Objects};
 use crate::config::istio::security::TargetRef;
 use crate::config::locate::locate;
+use crate::config::support::ObjectKind;
 use crate::policy::Policy;
+use crate::registry::protocol::Protocol;
 use crate::render::rate_limits::is_for_envoy;
 
 fn say(meta: &Meta, field: &str, code: Code, message: String, found: &mut Vec<Diagnostic>) {
     let finding = Diagnostic::at(&locate(&meta.origin, field), Severity::Warning, code, message);
     found.push(finding.object(meta.id()).field(field));
+}
+
+/// Where an object says which service is asked.
+fn service(meta: &Meta) -> &'static str {
+    if meta.kind == ObjectKind::EnvoyFilter { "configPatches" } else { "service" }
 }
 
 /// Targets and hosts that there are not.
@@ -31,6 +40,55 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
     for object in policy.rate_limits.overloads() {
         check(&object.meta, &object.spec.target_refs, &object.spec.hosts, "throttle.hosts");
+    }
+    check_services(policy, found);
+    check_counted(policy, found);
+}
+
+/// Services that cannot be asked.
+fn check_services(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for object in policy.rate_limits.rate_limits() {
+        let counters = object.spec.limits.iter().filter_map(|(_, counter)| match counter {
+            Counter::Service(limit) => Some(&limit.target),
+            Counter::Process(_) => None,
+        });
+        // Those of an EnvoyFilter may differ by port.
+        for target in counters.collect::<BTreeSet<_>>() {
+            let (host, port) = target.rsplit_once(':').unwrap_or((target, ""));
+            let found_service = policy.services.exact(host, &object.meta.namespace);
+            let port = found_service
+                .and_then(|(_, service)| service.ports.iter().find(|known| port.parse() == Ok(known.number)));
+            let why = match port.map(|port| port.protocol) {
+                None => "nothing has it",
+                Some(Protocol::Grpc | Protocol::Http2 | Protocol::Unspecified) => continue,
+                Some(_) => "it speaks no gRPC, by the name of its port",
+            };
+            let message = format!("{target:?} gives no answers, since {why}: the failure mode decides");
+            say(&object.meta, service(&object.meta), Code::UnknownReference, message, found);
+        }
+    }
+}
+
+/// Limits that no object says what to count by, and what is to be counted by that no limit takes up.
+fn check_counted(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let objects = policy.rate_limits.rate_limits();
+    let is_open = |limit: &RateLimit| limit.limits.iter().any(|(_, counter)| counter.is_open());
+    let says = |limit: &RateLimit| !limit.counted.is_empty();
+    for object in objects {
+        let meets = |other: &RateLimit, namespace: &str, wanted: &dyn Fn(&RateLimit) -> bool| {
+            wanted(other) && policy.rate_limits.may_meet(&object.meta.namespace, namespace)
+        };
+        let has = |wanted: &dyn Fn(&RateLimit) -> bool| {
+            objects.iter().any(|other| meets(&other.spec, &other.meta.namespace, wanted))
+        };
+        let message = if is_open(&object.spec) && !has(&says) {
+            "nothing says what requests are counted by (`rate_limits` of virtual hosts), so that no service is asked"
+        } else if says(&object.spec) && !has(&is_open) {
+            "no rate limit is counted by this"
+        } else {
+            continue;
+        };
+        say(&object.meta, "configPatches", Code::UnknownReference, message.to_owned(), found);
     }
 }
 
@@ -63,7 +121,12 @@ pub(super) fn check_envoy(policy: &Policy, found: &mut Vec<Diagnostic>) {
             say(&object.meta, "mode", Code::Degraded, message, found);
             continue;
         }
-        let mut counted = object.spec.limits.iter().flat_map(|(_, limit)| &limit.rate_limits);
+        if object.spec.limits.iter().any(|(_, counter)| matches!(counter, Counter::Service(_))) {
+            let message = "an Envoy is not told of this: it asks no service, and lets every request pass".to_owned();
+            say(&object.meta, service(&object.meta), Code::Degraded, message, found);
+            continue;
+        }
+        let mut counted = object.spec.limits.iter().flat_map(|(_, counter)| counter.counted());
         if !counted.all(|counted| is_for_envoy(counted)) {
             let message = "an Envoy cannot do this: it counts neither by who the client is nor by templates of paths, \
                            and lets pass what such rules are for";

@@ -331,7 +331,7 @@ impl Reader<'_> {
             return self.unidentified(document, d);
         };
         let class = match classify(api_version_text, kind) {
-            Class::Foreign(_) if kind == "EnvoyFilter" && envoy_filter::is_local_limit(document) => {
+            Class::Foreign(_) if kind == "EnvoyFilter" && envoy_filter::is_limit(document) => {
                 Class::Read(ObjectKind::EnvoyFilter)
             }
             class => class,

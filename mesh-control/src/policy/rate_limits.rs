@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_core::model::{AdaptiveConcurrency, AdmissionControl, LocalRateLimit};
+use mesh_core::model::{AdaptiveConcurrency, AdmissionControl, GlobalRateLimit, LocalRateLimit, RateLimit as Counted};
 
 use super::telemetry::{Side, is_one_of};
 use crate::config::extensions::overload::Overload;
-use crate::config::extensions::rate_limit::{LimitMode, RateLimit};
+use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
 use crate::config::file::{Object, Objects, Workloads};
 use crate::config::istio::security::{Selector, TargetRef, selected};
 use crate::registry::Services;
@@ -32,6 +32,8 @@ struct Entry {
     hosts: Vec<String>,
     /// On all ports, or on one.
     limits: Vec<(Option<u16>, Limit)>,
+    /// What requests are counted by, on all ports or on one, for limits of others that do not say it.
+    counted: Vec<(Option<u16>, Vec<Arc<Counted>>)>,
 }
 
 /// A limit.
@@ -39,10 +41,32 @@ struct Entry {
 pub enum Limit {
     /// How many requests in a time.
     Rate(Arc<LocalRateLimit>),
+    /// How many requests in a time, as a service counts them.
+    Global(Arc<GlobalRateLimit>),
     /// How many at a time.
     Concurrency(Arc<AdaptiveConcurrency>),
     /// Which are held back, since they would fail.
     Throttle(Arc<AdmissionControl>),
+}
+
+impl From<Counter> for Limit {
+    fn from(counter: Counter) -> Self {
+        match counter {
+            Counter::Process(limit) => Limit::Rate(limit),
+            Counter::Service(limit) => Limit::Global(limit),
+        }
+    }
+}
+
+impl Limit {
+    /// The same, by these where it is a rate that does not say what requests are counted by.
+    fn or_by(self, counted: &[Arc<Counted>]) -> Limit {
+        match self {
+            Limit::Rate(limit) => Counter::Process(limit).or_by(counted).into(),
+            Limit::Global(limit) => Counter::Service(limit).or_by(counted).into(),
+            limit => limit,
+        }
+    }
 }
 
 /// A limit in force, and the object that says it.
@@ -68,7 +92,7 @@ impl RateLimits {
         let mut entries = Vec::new();
         for object in &rate_limits {
             let spec = &object.spec;
-            let limits = spec.limits.iter().map(|(port, limit)| (*port, Limit::Rate(Arc::clone(limit))));
+            let limits = spec.limits.iter().map(|(port, counter)| (*port, Limit::from(counter.clone())));
             entries.push(Entry {
                 id: object.meta.id(),
                 namespace: Arc::clone(&object.meta.namespace),
@@ -76,6 +100,7 @@ impl RateLimits {
                 is_of_client: spec.mode == LimitMode::Client,
                 hosts: spec.hosts.clone(),
                 limits: limits.collect(),
+                counted: spec.counted.clone(),
             });
         }
         for object in &overloads {
@@ -87,6 +112,7 @@ impl RateLimits {
                 is_of_client,
                 hosts: spec.hosts.clone(),
                 limits: vec![(None, limit)],
+                counted: Vec::new(),
             };
             entries.extend(spec.concurrency.clone().map(|limit| entry(false, Limit::Concurrency(limit))));
             entries.extend(spec.throttle.clone().map(|limit| entry(true, Limit::Throttle(limit))));
@@ -97,6 +123,11 @@ impl RateLimits {
     /// The objects that say a rate.
     pub fn rate_limits(&self) -> &[Arc<Object<RateLimit>>] {
         &self.rate_limits
+    }
+
+    /// Whether objects of two namespaces may be for the same workload.
+    pub fn may_meet(&self, one: &str, other: &str) -> bool {
+        one == other || [one, other].contains(&&*self.root)
     }
 
     /// The objects that say what is done about overload.
@@ -123,10 +154,10 @@ impl RateLimits {
 
     /// Those at these places that are for a port of a server.
     pub fn on_port(&self, places: &[usize], port: u16) -> Vec<LimitInForce> {
-        self.at(places, |limits| {
-            let of = |wanted: Option<u16>| limits.iter().find(|(of, _)| *of == wanted);
-            of(Some(port)).or_else(|| of(None)).map(|(_, limit)| limit)
-        })
+        let entries = places.iter().filter_map(|place| self.entries.get(*place));
+        let counted = entries.filter_map(|entry| on_port(&entry.counted, port)).flatten().cloned().collect::<Vec<_>>();
+        let limits = self.at(places, |limits| on_port(limits, port)).into_iter();
+        limits.map(|LimitInForce { id, limit }| LimitInForce { id, limit: limit.or_by(&counted) }).collect()
     }
 
     /// Those at these places that are for calls to a host.
@@ -136,7 +167,12 @@ impl RateLimits {
             hosts.is_empty() || hosts.iter().any(|meant| **meant == *host)
         };
         let places: Vec<usize> = places.iter().filter(is_meant).copied().collect();
-        self.at(&places, |limits| limits.first().map(|(_, limit)| limit))
+        // Questions to a service are calls, too, which it is not asked about.
+        let is_asked = |limit: &Limit| match limit {
+            Limit::Global(limit) => limit.target.rsplit_once(':').is_some_and(|(asked, _)| asked == host),
+            _ => false,
+        };
+        self.at(&places, |limits| limits.first().map(|(_, limit)| limit).filter(|limit| !is_asked(limit)))
     }
 
     fn at<'l>(
@@ -149,6 +185,12 @@ impl RateLimits {
             .filter_map(|entry| Some(LimitInForce { id: Arc::clone(&entry.id), limit: find(&entry.limits)?.clone() }));
         in_force.collect()
     }
+}
+
+/// What there is for a port: what is said of it, or of all.
+fn on_port<T>(said: &[(Option<u16>, T)], port: u16) -> Option<&T> {
+    let of = |wanted: Option<u16>| said.iter().find(|(of, _)| *of == wanted);
+    of(Some(port)).or_else(|| of(None)).map(|(_, said)| said)
 }
 
 fn workloads(selector: Option<&Selector>, target_refs: &[TargetRef]) -> Workloads {

@@ -1,27 +1,31 @@
-//! Rate limits as Envoy's filter (`envoy.filters.http.local_ratelimit`), one for each that is in force. What of it is our own,
-//! the library is told besides, and an Envoy is not served.
+//! Rate limits as Envoy's filters (`envoy.filters.http.local_ratelimit`, `envoy.filters.http.ratelimit`), one for each that is in
+//! force. What of it is our own, the library is told besides, and an Envoy is not served.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
+use envoy_types::pb::envoy::config::ratelimit::v3::RateLimitServiceConfig;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::rate_limit::action::{self, ActionSpecifier as Kind};
-use envoy_types::pb::envoy::config::route::v3::rate_limit::{Action, HitsAddend};
+use envoy_types::pb::envoy::config::route::v3::rate_limit::r#override::{OverrideSpecifier, RateLimitOverride};
+use envoy_types::pb::envoy::config::route::v3::rate_limit::{Action, HitsAddend, Override};
 use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, RateLimit as RateLimitProto};
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::{
     LocalRateLimitDescriptor, VhRateLimitsOptions, XRateLimitHeadersRfcVersion,
 };
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as LocalRateLimitProto;
+use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3 as global;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 use envoy_types::pb::envoy::r#type::v3::{
-    FractionalPercent, HttpStatus, TokenBucket as TokenBucketProto, fractional_percent::DenominatorType,
+    FractionalPercent, HttpStatus, RateLimitUnit, TokenBucket as TokenBucketProto, fractional_percent::DenominatorType,
 };
 use envoy_types::pb::google::protobuf::{Any, BoolValue, UInt32Value, UInt64Value};
 use mesh_core::model::{
-    CLIENT_ENTRY, DescriptorAction, Fraction, HeaderChange, HeaderTarget, HeaderTest, LocalRateLimit, LocalRule,
-    OfHost, PATH_ENTRY, RateLimit, RestHeaders, StringTest, TokenBucket,
+    CLIENT_ENTRY, DescriptorAction, Fraction, GlobalRateLimit, HeaderChange, HeaderTarget, HeaderTest, LimitUnit,
+    LocalRateLimit, LocalRule, OfHost, PATH_ENTRY, RateLimit, RestHeaders, StringTest, TokenBucket,
 };
-use mesh_core::xds::decode::LocalRateLimitBesides;
+use mesh_core::xds::decode::{LocalRateLimitBesides, RateLimitBesides};
 use prost::{Message, Name};
 use serde_json::json;
 
@@ -35,7 +39,12 @@ use crate::policy::rate_limits::{Limit, LimitInForce};
 pub fn filters(limits: &[LimitInForce], class: ClientClass) -> Vec<hcm::HttpFilter> {
     match class {
         ClientClass::Grpc => Vec::new(),
-        ClientClass::Library | ClientClass::Envoy => limits.iter().map(|limit| filter(limit, class)).collect(),
+        ClientClass::Library => limits.iter().map(|limit| filter(limit, class)).collect(),
+        // It would need a cluster for the service.
+        ClientClass::Envoy => {
+            let known = limits.iter().filter(|limit| !matches!(limit.limit, Limit::Global(_)));
+            known.map(|limit| filter(limit, class)).collect()
+        }
     }
 }
 
@@ -50,6 +59,7 @@ pub fn is_for_envoy(limit: &RateLimit) -> bool {
 fn filter(LimitInForce { id, limit }: &LimitInForce, class: ClientClass) -> hcm::HttpFilter {
     let (kind, config) = match limit {
         Limit::Rate(limit) => ("local_ratelimit", local_rate_limit(limit, id, class)),
+        Limit::Global(limit) => ("ratelimit", global_rate_limit(limit, id)),
         Limit::Concurrency(config) => ("adaptive_concurrency", overload::adaptive_concurrency(config, class)),
         Limit::Throttle(config) => ("admission_control", overload::admission_control(config)),
     };
@@ -68,6 +78,44 @@ fn local_rate_limit(limit: &LocalRateLimit, id: &str, class: ClientClass) -> Any
         value.extend(besides.encode_to_vec());
     }
     Any { type_url: LocalRateLimitProto::type_url(), value }
+}
+
+/// For the library alone, which makes out by itself how a host and its port are called.
+fn global_rate_limit(limit: &GlobalRateLimit, id: &str) -> Any {
+    let service = EnvoyGrpc { authority: limit.target.to_string(), ..Default::default() };
+    let service =
+        core::GrpcService { target_specifier: Some(TargetSpecifier::EnvoyGrpc(service)), ..Default::default() };
+    let status = |code: http::StatusCode| Some(HttpStatus { code: code.as_u16().into() });
+    let filter = global::RateLimit {
+        domain: limit.domain.to_string(),
+        // What counts by it is called as the domain is, unless somebody says it.
+        stat_prefix: if limit.name == limit.domain { id.to_owned() } else { limit.name.to_string() },
+        stage: limit.stage.into(),
+        timeout: Some(duration(limit.timeout)),
+        failure_mode_deny: limit.fails_closed,
+        rate_limited_as_resource_exhausted: limit.is_exhaustion,
+        rate_limit_service: Some(RateLimitServiceConfig {
+            grpc_service: Some(service),
+            transport_api_version: core::ApiVersion::V3.into(),
+        }),
+        enable_x_ratelimit_headers: match limit.tells {
+            RestHeaders::XRateLimit => global::rate_limit::XRateLimitHeadersRfcVersion::DraftVersion03,
+            RestHeaders::None | RestHeaders::RateLimit => global::rate_limit::XRateLimitHeadersRfcVersion::Off,
+        }
+        .into(),
+        disable_x_envoy_ratelimited_header: !limit.tells_why,
+        rate_limited_status: status(limit.status),
+        status_on_error: status(limit.status_on_error),
+        response_headers_to_add: added(&limit.response_changes, HeaderTarget::Response),
+        filter_enabled: Some(share(limit.enabled)),
+        filter_enforced: Some(share(limit.enforced)),
+        rate_limits: limit.rate_limits.iter().map(|counted| rate_limit(counted)).collect(),
+        enable_retry_after_header: limit.tells_when,
+        ..Default::default()
+    };
+    let mut value = filter.encode_to_vec();
+    value.extend(RateLimitBesides { tells_rest: limit.tells == RestHeaders::RateLimit }.encode_to_vec());
+    Any { type_url: global::RateLimit::type_url(), value }
 }
 
 fn proto(limit: &LocalRateLimit, id: &str, class: ClientClass) -> LocalRateLimitProto {
@@ -158,10 +206,27 @@ fn descriptor(rule: &LocalRule) -> LocalRateLimitDescriptor {
 fn rate_limit(limit: &RateLimit) -> RateLimitProto {
     RateLimitProto {
         actions: limit.actions.iter().map(|action| Action { action_specifier: Some(kind(action)) }).collect(),
+        limit: limit.limit.map(|limit| Override {
+            override_specifier: Some(OverrideSpecifier::RateLimit(RateLimitOverride {
+                requests_per_unit: limit.requests,
+                unit: unit(limit.unit).into(),
+            })),
+        }),
         hits_addend: limit
             .hits
             .map(|hits| HitsAddend { number: Some(UInt64Value { value: hits }), ..Default::default() }),
         ..Default::default()
+    }
+}
+
+fn unit(unit: LimitUnit) -> RateLimitUnit {
+    match unit {
+        LimitUnit::Second => RateLimitUnit::Second,
+        LimitUnit::Minute => RateLimitUnit::Minute,
+        LimitUnit::Hour => RateLimitUnit::Hour,
+        LimitUnit::Day => RateLimitUnit::Day,
+        LimitUnit::Month => RateLimitUnit::Month,
+        LimitUnit::Year => RateLimitUnit::Year,
     }
 }
 

@@ -11,6 +11,7 @@ mod fields;
 mod foreign;
 mod gateway_api;
 mod grpc;
+mod limits;
 mod mesh_config;
 mod mutual_tls;
 mod objects;

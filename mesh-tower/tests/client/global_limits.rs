@@ -5,11 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::response::IntoResponse;
-use envoy_types::pb::envoy::service::ratelimit::v3::RateLimitRequest;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
-use mesh_control::ratelimit::{RateLimits, Store};
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{
     Cluster, ClusterKind, ClusterProtocol, DescriptorAction, Endpoints, FilterConfig, GlobalRateLimit, HeaderChange,
@@ -17,8 +13,9 @@ use mesh_core::model::{
 };
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
-use prost::Message;
 use tokio::net::TcpListener;
+
+use crate::limits_support::{limits, serve};
 
 const RULES: &str = "
 domain: shop
@@ -26,34 +23,6 @@ descriptors:
 - key: user
   rate_limit: {unit: year, requests_per_unit: 2}
 ";
-
-async fn serve(app: axum::Router) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    at
-}
-
-/// A rate limit service.
-async fn limits(rules: &str) -> SocketAddr {
-    let limits = RateLimits::new(Store::in_memory(100)).tells_headers(true);
-    limits.apply_texts([("rules.yaml", rules)]);
-    let limits = Arc::new(limits);
-    let answer = move |path: axum::http::Uri, question: Bytes| async move {
-        assert_eq!(path.path(), "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit");
-        let request = RateLimitRequest::decode(&question[5..]).unwrap();
-        let mut headers = HeaderMap::new();
-        headers.insert("content-type", HeaderValue::from_static("application/grpc"));
-        let (status, message) = match limits.decide(&request, Duration::from_secs(1_800_000_000)).await {
-            Ok(answer) => ("0", answer.encode_to_vec()),
-            Err(_) => ("14", Vec::new()),
-        };
-        headers.insert("grpc-status", HeaderValue::from_static(status));
-        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-        (headers, [&[0], &length[..], &message].concat()).into_response()
-    };
-    serve(axum::Router::new().fallback(answer)).await
-}
 
 /// A client of a server that counts what reaches it, with a limit that a service at an address is asked about.
 async fn client(service: SocketAddr, change: impl FnOnce(&mut GlobalRateLimit)) -> (Mesh, Arc<AtomicUsize>) {

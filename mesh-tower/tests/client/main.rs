@@ -18,5 +18,7 @@ mod sessions;
 mod walk;
 mod wire;
 
+#[path = "../limits_support/mod.rs"]
+mod limits_support;
 #[path = "../server_support/mod.rs"]
 mod server_support;

@@ -7,6 +7,7 @@ mod connections_end;
 mod ext_authz;
 mod ext_authz_bodies;
 mod fails_closed;
+mod global_limits;
 mod identities;
 mod mtls;
 mod overload;
@@ -15,6 +16,8 @@ mod refused_tls;
 mod tls_files;
 mod tokens;
 
+#[path = "../limits_support/mod.rs"]
+mod limits_support;
 #[path = "../mtls_support/mod.rs"]
 mod mtls_support;
 #[path = "../server_support/mod.rs"]

@@ -1,27 +1,34 @@
-//! The one `EnvoyFilter` that is understood: the local rate limit that Istio documents ("Enabling Rate Limits using Envoy").
-//! A filter that is put into the inbound chain of workloads, and what virtual hosts and routes say in its place or count
-//! by. What it says besides is told, and then nothing of it is in force: a part of it might refuse what the whole would not.
+//! The `EnvoyFilter`s that are understood: the rate limits that Istio documents ("Enabling Rate Limits using Envoy"), local and
+//! global ones (`global.rs`). A filter that is put into the inbound chain of workloads, and what virtual hosts and routes say
+//! in its place or count by, in the same object or in another one. What it says besides is told, and then nothing of it is
+//! in force: a part of it might refuse what the whole would not.
 
 #![allow(missing_docs, reason = "the fields are Envoy's")]
+
+mod counted;
+mod global;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use mesh_core::model::{
-    DescriptorAction, Fraction, HeaderChange, HeaderTarget, HeaderTest, HeaderText, LocalRateLimit, LocalRule, OfHost,
-    RateLimit as Counted, RestHeaders, StringTest, TokenBucket,
+    Fraction, HeaderChange, HeaderTarget, HeaderText, LocalRateLimit, LocalRule, OfHost, RestHeaders, TokenBucket,
 };
 
-use super::rate_limit::{LimitMode, RateLimit};
-use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, keywords, message};
+use self::counted::{RateLimitEntry, shared};
+use self::global::Global;
+use super::rate_limit::{Counter, LimitMode, RateLimit};
+use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, check_selector};
 use crate::config::node::{Node, Value};
 
-/// The filter, and the type of its configuration.
-const FILTER: &str = "envoy.filters.http.local_ratelimit";
-const TYPE: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+/// The filters, and the types of their configurations.
+const LOCAL: &str = "envoy.filters.http.local_ratelimit";
+const LOCAL_TYPE: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+const GLOBAL: &str = "envoy.filters.http.ratelimit";
+const GLOBAL_TYPE: &str = "envoy.extensions.filters.http.ratelimit.v3.RateLimit";
 /// A configuration by the name of its type.
 const STRUCTS: [&str; 2] = ["udpa.type.v1.TypedStruct", "xds.type.v3.TypedStruct"];
 
@@ -140,52 +147,6 @@ message! {
         key: String = "key" required,
         value: String = "value",
     }
-    pub struct RateLimitEntry {
-        actions: Vec<Action> = "actions",
-    }
-    pub struct Action {
-        request_headers: Option<HeaderAction> = "request_headers",
-        query_parameters: Option<QueryAction> = "query_parameters",
-        remote_address: Option<Opaque> = "remote_address",
-        destination_cluster: Option<Opaque> = "destination_cluster",
-        generic_key: Option<ConstantAction> = "generic_key",
-        header_value_match: Option<HeaderMatchAction> = "header_value_match",
-    }
-    pub struct HeaderAction {
-        header_name: Text = "header_name" required,
-        descriptor_key: String = "descriptor_key" required,
-        skip_if_absent: Option<bool> = "skip_if_absent",
-    }
-    pub struct QueryAction {
-        name: Text = "query_parameter_name" required,
-        descriptor_key: String = "descriptor_key" required,
-        skip_if_absent: Option<bool> = "skip_if_absent",
-    }
-    pub struct ConstantAction {
-        descriptor_key: Option<String> = "descriptor_key",
-        descriptor_value: String = "descriptor_value" required,
-    }
-    pub struct HeaderMatchAction {
-        descriptor_key: Option<String> = "descriptor_key",
-        descriptor_value: String = "descriptor_value" required,
-        expect_match: Option<bool> = "expect_match",
-        headers: Vec<HeaderMatcher> = "headers",
-    }
-    pub struct HeaderMatcher {
-        name: Text = "name" required,
-        exact: Option<String> = "exact_match",
-        prefix: Option<String> = "prefix_match",
-        present: Option<bool> = "present_match",
-        string: StringMatcher = "string_match",
-        invert: Option<bool> = "invert_match",
-    }
-    pub struct StringMatcher {
-        exact: Option<String> = "exact",
-        prefix: Option<String> = "prefix",
-        suffix: Option<String> = "suffix",
-        contains: Option<String> = "contains",
-        ignore_case: Option<bool> = "ignore_case",
-    }
 }
 
 keywords! {
@@ -220,49 +181,77 @@ impl Decode for Code16 {
     }
 }
 
-/// A configuration of the filter, in either of its two forms.
-#[derive(Clone, Debug, Default)]
-pub struct Config(Local);
+/// A configuration of a filter, in either of its two forms.
+#[derive(Clone, Debug)]
+pub enum Config {
+    Local(Local),
+    Global(Global),
+}
 
 impl Decode for Config {
     fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
         let of = |name: &str| node.get(name).and_then(Node::as_str).map(|url| url.rsplit('/').next().unwrap_or(url));
-        let value = match (of("@type"), of("type_url")) {
-            (Some(wrapper), Some(TYPE)) if STRUCTS.contains(&wrapper) => node.get("value").cloned(),
-            (Some(TYPE), None) => {
+        let (kind, value) = match (of("@type"), of("type_url")) {
+            (Some(wrapper), Some(kind)) if STRUCTS.contains(&wrapper) => (Some(kind), node.get("value").cloned()),
+            (kind, None) => {
                 let mut plain = node.clone();
                 if let Value::Map(entries) = &mut plain.value {
                     entries.retain(|(key, _)| key.name != "@type");
                 }
-                Some(plain)
+                (kind, Some(plain))
             }
-            _ => None,
+            _ => (None, None),
         };
-        let Some(value) = value else {
-            d.error(node.span, Code::InvalidValue, format!("a configuration of {FILTER} is expected"));
-            return None;
-        };
-        Local::decode(&value, d).map(Config)
+        match (kind, value) {
+            (Some(LOCAL_TYPE), Some(value)) => Local::decode(&value, d).map(Config::Local),
+            (Some(GLOBAL_TYPE), Some(value)) => Global::decode(&value, d).map(Config::Global),
+            _ => {
+                d.error(node.span, Code::InvalidValue, format!("a configuration of {LOCAL} or {GLOBAL} is expected"));
+                None
+            }
+        }
     }
 }
 
-/// Whether an `EnvoyFilter` is about local rate limits alone: then it is read, and else it is reported as a whole.
-pub fn is_local_limit(document: &Node) -> bool {
+impl Config {
+    fn filter(&self) -> &'static str {
+        match self {
+            Config::Local(_) => LOCAL,
+            Config::Global(_) => GLOBAL,
+        }
+    }
+
+    fn counter(&self, at: &str, faults: &mut Vec<Fault>) -> Counter {
+        match self {
+            Config::Local(local) => Counter::Process(Arc::new(local.limit(at, faults))),
+            Config::Global(global) => Counter::Service(Arc::new(global.limit(at, faults))),
+        }
+    }
+}
+
+/// Whether an `EnvoyFilter` is about rate limits alone, and those of workloads where it is not local ones: then it is read, and
+/// else it is reported as a whole.
+pub fn is_limit(document: &Node) -> bool {
     let patches = document.get("spec").and_then(|spec| spec.get("configPatches")).map_or(&[][..], Node::items);
-    let says = |node: Option<&Node>| node.is_some_and(says_local_limit);
     let is_of_it = |patch: &Node| {
         let value = patch.get("patch").and_then(|patch| patch.get("value"));
         let counts = |value: &Node| value.get("rate_limits").is_some();
-        says(value) || value.is_some_and(|value| counts(value) || value.get("route").is_some_and(counts))
+        value.is_some_and(|value| {
+            says(value, LOCAL) || says(value, GLOBAL) || counts(value) || value.get("route").is_some_and(counts)
+        })
     };
-    patches.iter().all(is_of_it) && patches.iter().any(|patch| says(patch.get("patch")))
+    let is_meant = |patch: &Node| {
+        let context = patch.get("match").and_then(|matches| matches.get("context")).and_then(Node::as_str);
+        context == Some("SIDECAR_INBOUND") || patch.get("patch").is_some_and(|patch| says(patch, LOCAL))
+    };
+    patches.iter().all(is_of_it) && patches.iter().any(is_meant)
 }
 
-fn says_local_limit(node: &Node) -> bool {
+fn says(node: &Node, filter: &str) -> bool {
     match &node.value {
-        Value::Map(entries) => entries.iter().any(|(key, value)| key.name == FILTER || says_local_limit(value)),
-        Value::Seq(items) => items.iter().any(says_local_limit),
-        _ => node.as_str() == Some(FILTER),
+        Value::Map(entries) => entries.iter().any(|(key, value)| key.name == filter || says(value, filter)),
+        Value::Seq(items) => items.iter().any(|item| says(item, filter)),
+        _ => node.as_str() == Some(filter),
     }
 }
 
@@ -274,7 +263,7 @@ enum Level {
     Route,
 }
 
-/// Reads one that is about local rate limits; `None` where something in it has no effect here, which is said.
+/// Reads one that is about rate limits; `None` where something in it has no effect here, which is said.
 pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
     let read = Spec::decode(spec, d)?;
     let mut faults = Vec::new();
@@ -289,14 +278,22 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
         if let Some((level, port)) = patch.place(&at, &mut faults) {
             let value = &patch.patch.value;
             let config = value.typed_config.as_ref().or(value.per_filter.local.as_ref());
-            let config = config.and_then(|config| config.0.limit(&format!("{at}.patch.value"), &mut faults));
-            let written = [&value.rate_limits, &value.route.rate_limits].into_iter().flatten();
-            let counted = written.filter_map(|one| one.counted(&at, &mut faults)).map(Arc::new).collect::<Vec<_>>();
-            levels.push((level, port, config, counted));
+            let counter = config.map(|config| config.counter(&format!("{at}.patch.value"), &mut faults));
+            let mut counted = shared(&value.rate_limits, &at, &mut faults);
+            counted.extend(shared(&value.route.rate_limits, &at, &mut faults));
+            levels.push((level, port, counter, counted));
         }
     }
-    if !levels.iter().any(|(level, ..)| *level == Level::Filter) {
-        let message = format!("no patch puts {FILTER} into a chain, so that nothing is limited");
+    let says =
+        |is_it: fn(&Counter) -> bool| levels.iter().any(|(_, _, counter, _)| counter.as_ref().is_some_and(is_it));
+    let is_local = says(|counter| matches!(counter, Counter::Process(_)));
+    if is_local && says(|counter| matches!(counter, Counter::Service(_))) {
+        let message = format!("{LOCAL} and {GLOBAL} in one: write two");
+        faults.push((read.span, "configPatches".to_owned(), message));
+    }
+    let has_filter = levels.iter().any(|(level, ..)| *level == Level::Filter);
+    if is_local && !has_filter {
+        let message = format!("no patch puts {LOCAL} into a chain, so that nothing is limited");
         faults.push((read.span, "configPatches".to_owned(), message));
     }
     for (span, field, message) in &faults {
@@ -310,20 +307,20 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
     let mut ports: Vec<Option<u16>> = levels.iter().map(|(_, port, ..)| *port).chain([None]).collect();
     ports.sort_unstable();
     ports.dedup();
+    let at = |level: Level, port: Option<u16>| {
+        levels.iter().filter(move |(of, here, ..)| *of == level && (here.is_none() || *here == port))
+    };
+    let counted = |port: Option<u16>| {
+        let counted = |level| at(level, port).flat_map(|(.., counted)| counted.iter().cloned()).collect::<Vec<_>>();
+        let of_route = counted(Level::Route);
+        if of_route.is_empty() { counted(Level::Host) } else { of_route }
+    };
     let in_force = |port: Option<u16>| {
-        let here = |of: &Option<u16>| of.is_none() || *of == port;
-        let at = |wanted: Level| levels.iter().filter(move |(level, of, ..)| *level == wanted && here(of));
-        let config = [Level::Route, Level::Host, Level::Filter]
+        at(Level::Filter, port).next()?;
+        let mut counters = [Level::Route, Level::Host, Level::Filter]
             .into_iter()
-            .find_map(|level| at(level).filter_map(|(_, _, config, _)| config.clone()).next_back());
-        at(Level::Filter).next()?;
-        let mut limit = config?;
-        let counted = |level| at(level).flat_map(|(.., counted)| counted.iter().cloned()).collect::<Vec<_>>();
-        if limit.rate_limits.is_empty() {
-            let (route, host) = (counted(Level::Route), counted(Level::Host));
-            limit.rate_limits = if route.is_empty() { host } else { route };
-        }
-        Some((port, Arc::new(limit)))
+            .filter_map(|level| at(level, port).filter_map(|(_, _, counter, _)| counter.as_ref()).next_back());
+        Some((port, counters.next()?.clone().or_by(&counted(port))))
     };
     Some(RateLimit {
         span: read.span,
@@ -331,12 +328,17 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
         target_refs: Vec::new(),
         mode: LimitMode::Server,
         hosts: Vec::new(),
-        limits: ports.into_iter().filter_map(in_force).collect(),
+        limits: ports.iter().filter_map(|port| in_force(*port)).collect(),
+        counted: if has_filter { Vec::new() } else { ports.iter().map(|port| (*port, counted(*port))).collect() },
     })
 }
 
 /// Where something has no effect here, in which field, and what.
 type Fault = (Span, String, String);
+
+fn added(headers: &[AddedHeader], target: HeaderTarget, at: &str, faults: &mut Vec<Fault>) -> Vec<HeaderChange> {
+    headers.iter().filter_map(|header| header.change(at, target, faults)).collect()
+}
 
 impl Patch {
     /// Where it has its effect, and on which port; `None` where that is not known, which is said.
@@ -385,12 +387,14 @@ impl Patch {
             }
             port = port.or(named);
         }
-        if let Some(name) = &self.patch.value.name
-            && name.value != FILTER
-        {
-            wrong(name.span, "patch.value.name", format!("the filter {}", quoted(name)));
-        }
         let value = &self.patch.value;
+        let filter = value.typed_config.as_ref().map_or(LOCAL, Config::filter);
+        if let Some(name) = value.name.as_ref().filter(|name| level != Level::Filter || name.value != filter) {
+            wrong(name.span, "patch.value.name", format!("the name {}", quoted(name)));
+        }
+        if value.per_filter.local.as_ref().is_some_and(|config| config.filter() != LOCAL) {
+            wrong(value.span, "patch.value.typed_per_filter_config", format!("this value for {LOCAL}"));
+        }
         if (level == Level::Filter) != value.typed_config.is_some() {
             wrong(value.span, "patch.value", format!("this value for {}", self.apply_to.value));
         }
@@ -399,8 +403,7 @@ impl Patch {
 }
 
 impl Local {
-    fn limit(&self, at: &str, faults: &mut Vec<Fault>) -> Option<LocalRateLimit> {
-        let before = faults.len();
+    fn limit(&self, at: &str, faults: &mut Vec<Fault>) -> LocalRateLimit {
         let bucket = self.token_bucket.as_ref().and_then(|bucket| bucket.read(&format!("{at}.token_bucket"), faults));
         let mut limit = LocalRateLimit::new(self.stat_prefix.as_str(), bucket);
         for descriptor in &self.descriptors {
@@ -416,7 +419,7 @@ impl Local {
             rule.is_shadow = descriptor.shadow.unwrap_or(false);
             limit.rules.push(rule);
         }
-        limit.rate_limits = self.rate_limits.iter().filter_map(|one| one.counted(at, faults)).map(Arc::new).collect();
+        limit.rate_limits = shared(&self.rate_limits, at, faults);
         (limit.enabled, limit.enforced) = (Share::read(&self.filter_enabled), Share::read(&self.filter_enforced));
         limit.is_for_all = self.always_consumes.unwrap_or(true);
         limit.per_connection = self.per_connection.unwrap_or(false);
@@ -431,12 +434,9 @@ impl Local {
             let status = StatusCode::from_u16(code).ok().filter(|_| (400..=599).contains(&code));
             limit.status = status.unwrap_or(StatusCode::TOO_MANY_REQUESTS);
         }
-        let added = |headers: &[AddedHeader], target, faults: &mut Vec<Fault>| {
-            headers.iter().filter_map(|header| header.change(at, target, faults)).collect::<Vec<_>>()
-        };
-        limit.response_changes = added(&self.response_headers, HeaderTarget::Response, faults);
-        limit.request_changes = added(&self.request_headers, HeaderTarget::Request, faults);
-        (faults.len() == before).then_some(limit)
+        limit.response_changes = added(&self.response_headers, HeaderTarget::Response, at, faults);
+        limit.request_changes = added(&self.request_headers, HeaderTarget::Request, at, faults);
+        limit
     }
 }
 
@@ -479,97 +479,5 @@ impl AddedHeader {
             (None, AppendAction::AddIfAbsent) => HeaderChange::AddIfAbsent(name, text),
             (None, AppendAction::OverwriteIfExists) => HeaderChange::ReplaceIfPresent(name, text),
         })
-    }
-}
-
-impl RateLimitEntry {
-    fn counted(&self, at: &str, faults: &mut Vec<Fault>) -> Option<Counted> {
-        let actions = self.actions.iter().map(|action| action.read());
-        let actions: Option<Vec<_>> = actions.collect();
-        if let Some(actions) = actions.filter(|actions| !actions.is_empty()) {
-            return Some(Counted::by(actions));
-        }
-        faults.push((self.span, at.to_owned(), "an action that is not known here".to_owned()));
-        None
-    }
-}
-
-impl Action {
-    fn read(&self) -> Option<DescriptorAction> {
-        let Action {
-            request_headers,
-            query_parameters,
-            remote_address,
-            destination_cluster,
-            generic_key,
-            header_value_match,
-            ..
-        } = self;
-        let key = |key: &Option<String>, default: &str| Arc::from(key.as_deref().unwrap_or(default));
-        let mut found = Vec::new();
-        if let Some(header) = request_headers {
-            let is_known = matches!(header.header_name.as_str(), ":method" | ":path" | ":authority" | ":scheme")
-                || HeaderName::from_bytes(header.header_name.as_bytes()).is_ok();
-            found.push(is_known.then(|| DescriptorAction::Header {
-                key: header.descriptor_key.as_str().into(),
-                name: header.header_name.to_ascii_lowercase().into(),
-                skip_if_absent: header.skip_if_absent.unwrap_or(false),
-            }));
-        }
-        if let Some(query) = query_parameters {
-            found.push(Some(DescriptorAction::Query {
-                key: query.descriptor_key.as_str().into(),
-                name: query.name.as_str().into(),
-                skip_if_absent: query.skip_if_absent.unwrap_or(false),
-            }));
-        }
-        found.extend(remote_address.as_ref().map(|_| Some(DescriptorAction::RemoteAddress)));
-        // Of a request that comes in, that is a name of the proxy's, which nobody has here.
-        found.extend(destination_cluster.as_ref().map(|_| None));
-        if let Some(constant) = generic_key {
-            found.push(Some(DescriptorAction::Constant {
-                key: key(&constant.descriptor_key, "generic_key"),
-                value: constant.descriptor_value.as_str().into(),
-            }));
-        }
-        if let Some(matched) = header_value_match {
-            let tests: Option<Vec<_>> = matched.headers.iter().map(HeaderMatcher::read).collect();
-            found.push(tests.filter(|tests| !tests.is_empty()).map(|tests| DescriptorAction::HeaderMatch {
-                key: key(&matched.descriptor_key, "header_match"),
-                value: matched.descriptor_value.as_str().into(),
-                expects: matched.expect_match.unwrap_or(true),
-                tests,
-            }));
-        }
-        match found.len() {
-            1 => found.pop().flatten(),
-            _ => None,
-        }
-    }
-}
-
-impl HeaderMatcher {
-    fn read(&self) -> Option<HeaderTest> {
-        let name: Arc<str> = self.name.to_ascii_lowercase().into();
-        let invert = self.invert.unwrap_or(false);
-        if let Some(present) = self.present {
-            return Some(HeaderTest::Present { name, present: present != invert });
-        }
-        let ignore_case = self.string.ignore_case.unwrap_or(false);
-        let value = |text: &Option<String>| text.clone();
-        let test = if let Some(value) = value(&self.exact) {
-            StringTest::Exact { value, ignore_case: false }
-        } else if let Some(value) = value(&self.prefix) {
-            StringTest::Prefix { value, ignore_case: false }
-        } else if let Some(value) = value(&self.string.exact) {
-            StringTest::Exact { value, ignore_case }
-        } else if let Some(value) = value(&self.string.prefix) {
-            StringTest::Prefix { value, ignore_case }
-        } else if let Some(value) = value(&self.string.suffix) {
-            StringTest::Suffix { value, ignore_case }
-        } else {
-            StringTest::Contains { value: value(&self.string.contains)?, ignore_case }
-        };
-        Some(HeaderTest::Value { name, test, invert, missing_is_empty: false })
     }
 }

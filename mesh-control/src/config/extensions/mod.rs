@@ -14,6 +14,7 @@ mod load_balancer;
 pub mod overload;
 mod pairs;
 pub mod rate_limit;
+pub mod rate_limit_service;
 mod sticky_split;
 
 pub use coalesce::Coalesce;

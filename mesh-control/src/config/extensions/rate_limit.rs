@@ -1,6 +1,6 @@
 //! `RateLimit` (policy.mesh-control/v1alpha1): how many requests the workloads that it is for take, or make. An object of our
-//! own, since Istio has none; what it comes to is Envoy's own local rate limit, and an `EnvoyFilter` that says one
-//! (`envoy_filter.rs`) comes to the same.
+//! own, since Istio has none; what it comes to is Envoy's own local rate limit, or with a `service` its global one
+//! (`rate_limit_service.rs`), and an `EnvoyFilter` that says one (`envoy_filter.rs`) comes to the same.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,10 +9,11 @@ use std::time::Duration;
 use http::{HeaderName, StatusCode};
 use mesh_core::limits::KeyedBuckets;
 use mesh_core::model::{
-    ClientPart, DescriptorAction, LocalRateLimit, LocalRule, RateLimit as Counted, RestHeaders, SegmentTemplate,
-    TokenBucket,
+    ClientPart, DescriptorAction, GlobalRateLimit, LocalRateLimit, LocalRule, RateLimit as Counted, RestHeaders,
+    SegmentTemplate, TokenBucket,
 };
 
+use super::rate_limit_service::Service;
 use crate::config::decode::{At, Decode, Decoder, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
@@ -40,6 +41,8 @@ message! {
         hosts: Vec<Text> = "hosts",
         /// What is counted, and how much of it there may be. A request has to be within all of them that are for it.
         rules: Vec<Rule> = "rules",
+        /// Who counts; absent means each process by itself.
+        service: Option<Service> = "service",
         /// Whether each connection has its own.
         per_connection: Option<bool> = "perConnection",
         /// How many values of the keys of a rule are kept apart at a time.
@@ -55,8 +58,8 @@ message! {
         matches: Match = "match",
         /// What they are told apart by: for each value there may be as many.
         by: Vec<Key> = "by",
-        /// How many.
-        limit: Limit = "limit" required,
+        /// How many; absent means as many as the service says.
+        limit: Option<Limit> = "limit",
         /// Whether it only counts.
         shadow: Option<bool> = "shadow",
     }
@@ -153,20 +156,72 @@ pub struct RateLimit {
     /// Of a client's, those to these hosts; none for all.
     pub hosts: Vec<String>,
     /// What is to be done, on all ports or on one.
-    pub limits: Vec<(Option<u16>, Arc<LocalRateLimit>)>,
+    pub limits: Vec<(Option<u16>, Counter)>,
+    /// What requests are counted by that come to a port, or to any: for limits of other objects that do not say it.
+    pub counted: Vec<(Option<u16>, Vec<Arc<Counted>>)>,
+}
+
+/// Who counts requests.
+#[derive(Clone, Debug)]
+pub enum Counter {
+    /// Each process by itself.
+    Process(Arc<LocalRateLimit>),
+    /// A service that is asked.
+    Service(Arc<GlobalRateLimit>),
+}
+
+impl Counter {
+    /// What requests are counted by.
+    pub fn counted(&self) -> &[Arc<Counted>] {
+        match self {
+            Counter::Process(limit) => &limit.rate_limits,
+            Counter::Service(limit) => &limit.rate_limits,
+        }
+    }
+
+    /// Whether others have to say what requests are counted by.
+    pub fn is_open(&self) -> bool {
+        let counts = match self {
+            Counter::Process(limit) => !limit.rules.is_empty(),
+            Counter::Service(_) => true,
+        };
+        counts && self.counted().is_empty()
+    }
+
+    /// The same, by these where it does not say what requests are counted by.
+    pub fn or_by(mut self, counted: &[Arc<Counted>]) -> Counter {
+        if self.is_open() {
+            match &mut self {
+                Counter::Process(limit) => Arc::make_mut(limit).rate_limits = counted.to_vec(),
+                Counter::Service(limit) => Arc::make_mut(limit).rate_limits = counted.to_vec(),
+            }
+        }
+        self
+    }
 }
 
 impl Decode for RateLimit {
     fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
         let spec = RateLimitSpec::decode(node, d)?;
-        let limit = spec.limit(d)?;
+        let mut faults = Vec::new();
+        let limit = match &spec.service {
+            Some(service) => Counter::Service(Arc::new(service.limit(&spec, &mut faults))),
+            None => Counter::Process(Arc::new(spec.limit(&mut faults))),
+        };
+        for (span, field, message) in &faults {
+            d.report_at(*span, field.clone(), Severity::Error, Code::InvalidValue, message.clone());
+        }
+        if !faults.is_empty() {
+            return None;
+        }
         Some(RateLimit {
             span: spec.span,
             selector: spec.selector,
             target_refs: spec.target_refs,
             mode: spec.mode,
             hosts: spec.hosts.into_iter().map(|host| host.value).collect(),
-            limits: vec![(None, Arc::new(limit))],
+            limits: vec![(None, limit)],
+            counted: Vec::new(),
         })
     }
 
@@ -184,12 +239,11 @@ impl RateLimit {
 }
 
 /// Where something is wrong, in which field, and what.
-type Fault = (Span, String, String);
+pub(super) type Fault = (Span, String, String);
 
 impl RateLimitSpec {
-    /// What it comes to; `None` where something is wrong, which is said.
-    fn limit(&self, d: &mut Decoder<'_>) -> Option<LocalRateLimit> {
-        let mut faults = Vec::new();
+    /// What each process counts by itself.
+    fn limit(&self, faults: &mut Vec<Fault>) -> LocalRateLimit {
         let mut limit = LocalRateLimit::new("", None);
         (limit.is_exhaustion, limit.tells_when) = (true, true);
         limit.per_connection = self.per_connection.unwrap_or(false);
@@ -197,34 +251,17 @@ impl RateLimitSpec {
             let message = "a client has no connection that its requests come by".to_owned();
             faults.push((self.span, "perConnection".to_owned(), message));
         }
-        if let (LimitMode::Server, Some(host)) = (self.mode, self.hosts.first()) {
-            faults.push((host.span, "hosts".to_owned(), "hosts are for mode CLIENT".to_owned()));
-        }
+        self.check(faults);
         limit.most_keys = self.max_keys.as_ref().map_or(KEYS, |keys| keys.value);
         if let Some(keys) = self.max_keys.as_ref().filter(|keys| !(1..=KeyedBuckets::MOST).contains(&keys.value)) {
             let message = format!("{} is not between 1 and {}", keys.value, KeyedBuckets::MOST);
             faults.push((keys.span, "maxKeys".to_owned(), message));
         }
-        limit.tells = match self.answer.headers {
-            RestWord::None => RestHeaders::None,
-            RestWord::RateLimit => RestHeaders::RateLimit,
-            RestWord::XRateLimit => RestHeaders::XRateLimit,
-        };
-        if let Some(status) = &self.answer.status {
-            match StatusCode::from_u16(status.value) {
-                Ok(code) if (400..=599).contains(&status.value) => limit.status = code,
-                _ => {
-                    let message = format!("{} is not a status from 400 to 599", status.value);
-                    faults.push((status.span, "answer.status".to_owned(), message));
-                }
-            }
-        }
-        if self.rules.is_empty() {
-            faults.push((self.span, "rules".to_owned(), "there is no rule".to_owned()));
-        }
+        limit.tells = self.answer.headers.tells();
+        limit.status = self.answer.status(faults);
         for (index, rule) in self.rules.iter().enumerate() {
             let at = format!("rules[{index}]");
-            let Some((actions, read)) = rule.read(&at, &mut faults) else { continue };
+            let Some((actions, read)) = rule.read(&at, faults) else { continue };
             if let Some(other) = limit.rules.iter().find(|other| other.name == read.name) {
                 let message = format!("another rule is named {}", quoted(&other.name));
                 faults.push((rule.name.span, format!("{at}.name"), message));
@@ -245,21 +282,67 @@ impl RateLimitSpec {
                 format!("{keyed} rules with keys, and {} values of each, are too many buckets", limit.most_keys);
             faults.push((self.max_keys.as_ref().map_or(self.span, |keys| keys.span), "maxKeys".to_owned(), message));
         }
-        for (span, field, message) in &faults {
-            d.report_at(*span, field.clone(), Severity::Error, Code::InvalidValue, message.clone());
+        limit
+    }
+
+    /// What is wrong with it, whoever counts.
+    pub(super) fn check(&self, faults: &mut Vec<Fault>) {
+        if let (LimitMode::Server, Some(host)) = (self.mode, self.hosts.first()) {
+            faults.push((host.span, "hosts".to_owned(), "hosts are for mode CLIENT".to_owned()));
         }
-        faults.is_empty().then_some(limit)
+        if self.rules.is_empty() {
+            faults.push((self.span, "rules".to_owned(), "there is no rule".to_owned()));
+        }
     }
 }
+
+impl Answer {
+    /// The status of those that are over.
+    pub(super) fn status(&self, faults: &mut Vec<Fault>) -> StatusCode {
+        let Some(status) = &self.status else { return StatusCode::TOO_MANY_REQUESTS };
+        let code = StatusCode::from_u16(status.value).ok().filter(|_| (400..=599).contains(&status.value));
+        code.unwrap_or_else(|| {
+            let message = format!("{} is not a status from 400 to 599", status.value);
+            faults.push((status.span, "answer.status".to_owned(), message));
+            StatusCode::TOO_MANY_REQUESTS
+        })
+    }
+}
+
+impl RestWord {
+    pub(super) fn tells(self) -> RestHeaders {
+        match self {
+            RestWord::None => RestHeaders::None,
+            RestWord::RateLimit => RestHeaders::RateLimit,
+            RestWord::XRateLimit => RestHeaders::XRateLimit,
+        }
+    }
+}
+
+/// The entries of a descriptor, with their values where those are known.
+pub(super) type Entries = Vec<(Arc<str>, Arc<str>)>;
 
 impl Rule {
     /// What finds its requests, and its bucket.
     fn read(&self, at: &str, faults: &mut Vec<Fault>) -> Option<(Vec<DescriptorAction>, LocalRule)> {
         let before = faults.len();
+        let (actions, entries) = self.described(at, faults);
+        let Some(limit) = &self.limit else {
+            faults.push((self.span, format!("{at}.limit"), "missing: without a service, a rule says it".to_owned()));
+            return None;
+        };
+        let bucket = limit.bucket(&format!("{at}.limit"), faults)?;
+        let mut rule = LocalRule::new(self.name.as_str(), entries, bucket);
+        rule.is_shadow = self.shadow.unwrap_or(false);
+        (faults.len() == before).then_some((actions, rule))
+    }
+
+    /// What its requests are counted by. Entries have a value where only requests with that are meant.
+    pub(super) fn described(&self, at: &str, faults: &mut Vec<Fault>) -> (Vec<DescriptorAction>, Entries) {
         if self.name.is_empty() {
             faults.push((self.name.span, format!("{at}.name"), "a rule has a name".to_owned()));
         }
-        let (mut actions, mut entries) = (Vec::new(), Vec::<(Arc<str>, Arc<str>)>::new());
+        let (mut actions, mut entries) = (Vec::new(), Entries::new());
         let is_for_all = self.by.is_empty() && self.matches.is_empty();
         let mut add = |action: DescriptorAction, key: &Arc<str>, value: &str| {
             actions.push(action);
@@ -305,10 +388,7 @@ impl Rule {
             let key = "generic_key".into();
             add(DescriptorAction::Constant { key: Arc::clone(&key), value: "all".into() }, &key, "all");
         }
-        let bucket = self.limit.bucket(&format!("{at}.limit"), faults)?;
-        let mut rule = LocalRule::new(self.name.as_str(), entries, bucket);
-        rule.is_shadow = self.shadow.unwrap_or(false);
-        (faults.len() == before).then_some((actions, rule))
+        (actions, entries)
     }
 }
 

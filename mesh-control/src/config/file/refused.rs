@@ -195,7 +195,7 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
             &["workloadSelector", "ingress", "egress", "inboundConnectionPool", "outboundTrafficPolicy"]
         }
         ObjectKind::RateLimit => {
-            &["selector", "targetRefs", "mode", "hosts", "rules", "perConnection", "maxKeys", "answer"]
+            &["selector", "targetRefs", "mode", "hosts", "rules", "service", "perConnection", "maxKeys", "answer"]
         }
         ObjectKind::Overload => &["selector", "targetRefs", "concurrency", "throttle"],
         ObjectKind::EnvoyFilter => &["workloadSelector", "configPatches", "priority"],

@@ -71,7 +71,7 @@ pub enum ObjectKind {
     RateLimit,
     /// `Overload` of policy.mesh-control, our own.
     Overload,
-    /// `EnvoyFilter` of networking.istio.io, where it says a local rate limit. It is none of [`Self::ALL`]: what of it is
+    /// `EnvoyFilter` of networking.istio.io, where it says rate limits of workloads. It is none of [`Self::ALL`]: what of it is
     /// understood, `config::extensions::envoy_filter` says.
     EnvoyFilter,
     /// A kind that guards workloads elsewhere, of which nothing is known but whom it is for. It is none of [`Self::ALL`].

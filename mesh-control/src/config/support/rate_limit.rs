@@ -4,7 +4,7 @@ use super::Support::{Indifferent, NotYet, Partly};
 use super::security::target;
 use super::{Row, Tables, both, http_only};
 
-pub(super) const TABLES: Tables = &[("", LIMIT), ("targetRefs", TARGET), ("rules", RULE)];
+pub(super) const TABLES: Tables = &[("", LIMIT), ("targetRefs", TARGET), ("rules", RULE), ("service", SERVICE)];
 
 /// What gRPC's own clients and servers do with each.
 const NOTHING: &str = "gRPC's own clients and servers know no rate limits";
@@ -17,6 +17,14 @@ const LIMIT: &[Row] = &[
     http_only("maxKeys", NOTHING),
     http_only("answer.status", NOTHING),
     http_only("answer.headers", NOTHING),
+];
+
+const SERVICE: &[Row] = &[
+    http_only("host", NOTHING),
+    http_only("port", NOTHING),
+    http_only("domain", NOTHING),
+    http_only("timeout", NOTHING),
+    http_only("failureMode", NOTHING),
 ];
 
 const TARGET: &[Row] = &[

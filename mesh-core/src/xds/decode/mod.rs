@@ -62,6 +62,7 @@ use crate::xds::names;
 pub use local_rate_limit::LocalRateLimitBesides;
 use notes::Notes;
 pub use overload::AdaptiveConcurrencyBesides;
+pub use rate_limit_service::RateLimitBesides;
 pub(crate) use refused::without_plaintext;
 
 /// What a decoder must know of the application.

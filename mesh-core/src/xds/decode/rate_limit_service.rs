@@ -13,14 +13,23 @@ use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3::rate_limit
 use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use envoy_types::pb::google::protobuf::Any;
 use http::StatusCode;
+use prost::Message;
 
-use super::common::{filled, fraction, positive, unpack};
+use super::common::{filled, fraction, parse, positive, unpack};
 use super::ext_authz::target;
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
 use super::rate_limits::{rate_limits, stage};
 use crate::error::Invalid;
 use crate::model::{Fraction, GlobalRateLimit, OfHost, RateLimitPerRoute, RestHeaders};
+
+/// What `mesh-control` says besides, to the library alone: behind the fields that Envoy knows, in the same message.
+#[derive(Clone, PartialEq, Message)]
+pub struct RateLimitBesides {
+    /// Answers tell what is left in `RateLimit-Policy` and `RateLimit`.
+    #[prost(bool, tag = "1000")]
+    pub tells_rest: bool,
+}
 
 /// Of a listener.
 pub(super) fn rate_limit_service(notes: &mut Notes<'_>, any: &Any) -> Result<GlobalRateLimit, Invalid> {
@@ -45,6 +54,7 @@ pub(super) fn rate_limit_service(notes: &mut Notes<'_>, any: &Any) -> Result<Glo
         metadata_namespace,
         enable_retry_after_header: tells_when,
     } = unpack(any)?;
+    let RateLimitBesides { tells_rest } = parse(&any.value)?;
     ignored!(notes; metadata_namespace);
     match request_type.as_str() {
         "" | "both" => {}
@@ -85,6 +95,7 @@ pub(super) fn rate_limit_service(notes: &mut Notes<'_>, any: &Any) -> Result<Glo
     config.tells_why = !disable_x_envoy_ratelimited_header;
     config.tells_when = tells_when;
     config.tells = match XRateLimitHeadersRfcVersion::try_from(enable_x_ratelimit_headers) {
+        Ok(_) if tells_rest => RestHeaders::RateLimit,
         Ok(XRateLimitHeadersRfcVersion::Off) => RestHeaders::None,
         Ok(XRateLimitHeadersRfcVersion::DraftVersion03) => RestHeaders::XRateLimit,
         Err(_) => return Err(Invalid::new("not a known value").at("enable_x_ratelimit_headers")),

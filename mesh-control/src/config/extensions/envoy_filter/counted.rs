@@ -1,0 +1,156 @@
+//! What an `EnvoyFilter` says that requests are counted by: `rate_limits` of virtual hosts, routes and filters.
+
+use std::sync::Arc;
+
+use http::HeaderName;
+use mesh_core::model::{DescriptorAction, HeaderTest, RateLimit as Counted, StringTest};
+
+use super::Fault;
+use crate::config::decode::{Opaque, Text, message};
+
+message! {
+    /// `RateLimit` of a route.
+    pub struct RateLimitEntry {
+        actions: Vec<Action> = "actions",
+    }
+    pub struct Action {
+        request_headers: Option<HeaderAction> = "request_headers",
+        query_parameters: Option<QueryAction> = "query_parameters",
+        remote_address: Option<Opaque> = "remote_address",
+        destination_cluster: Option<Opaque> = "destination_cluster",
+        generic_key: Option<ConstantAction> = "generic_key",
+        header_value_match: Option<HeaderMatchAction> = "header_value_match",
+    }
+    pub struct HeaderAction {
+        header_name: Text = "header_name" required,
+        descriptor_key: String = "descriptor_key" required,
+        skip_if_absent: Option<bool> = "skip_if_absent",
+    }
+    pub struct QueryAction {
+        name: Text = "query_parameter_name" required,
+        descriptor_key: String = "descriptor_key" required,
+        skip_if_absent: Option<bool> = "skip_if_absent",
+    }
+    pub struct ConstantAction {
+        descriptor_key: Option<String> = "descriptor_key",
+        descriptor_value: String = "descriptor_value" required,
+    }
+    pub struct HeaderMatchAction {
+        descriptor_key: Option<String> = "descriptor_key",
+        descriptor_value: String = "descriptor_value" required,
+        expect_match: Option<bool> = "expect_match",
+        headers: Vec<HeaderMatcher> = "headers",
+    }
+    pub struct HeaderMatcher {
+        name: Text = "name" required,
+        exact: Option<String> = "exact_match",
+        prefix: Option<String> = "prefix_match",
+        present: Option<bool> = "present_match",
+        string: StringMatcher = "string_match",
+        invert: Option<bool> = "invert_match",
+    }
+    pub struct StringMatcher {
+        exact: Option<String> = "exact",
+        prefix: Option<String> = "prefix",
+        suffix: Option<String> = "suffix",
+        contains: Option<String> = "contains",
+        ignore_case: Option<bool> = "ignore_case",
+    }
+}
+
+/// What requests are counted by.
+pub(super) fn shared(written: &[RateLimitEntry], at: &str, faults: &mut Vec<Fault>) -> Vec<Arc<Counted>> {
+    written.iter().filter_map(|one| one.counted(at, faults)).map(Arc::new).collect()
+}
+
+impl RateLimitEntry {
+    fn counted(&self, at: &str, faults: &mut Vec<Fault>) -> Option<Counted> {
+        let actions = self.actions.iter().map(|action| action.read());
+        let actions: Option<Vec<_>> = actions.collect();
+        if let Some(actions) = actions.filter(|actions| !actions.is_empty()) {
+            return Some(Counted::by(actions));
+        }
+        faults.push((self.span, at.to_owned(), "an action that is not known here".to_owned()));
+        None
+    }
+}
+
+impl Action {
+    fn read(&self) -> Option<DescriptorAction> {
+        let Action {
+            request_headers,
+            query_parameters,
+            remote_address,
+            destination_cluster,
+            generic_key,
+            header_value_match,
+            ..
+        } = self;
+        let key = |key: &Option<String>, default: &str| Arc::from(key.as_deref().unwrap_or(default));
+        let mut found = Vec::new();
+        if let Some(header) = request_headers {
+            let is_known = matches!(header.header_name.as_str(), ":method" | ":path" | ":authority" | ":scheme")
+                || HeaderName::from_bytes(header.header_name.as_bytes()).is_ok();
+            found.push(is_known.then(|| DescriptorAction::Header {
+                key: header.descriptor_key.as_str().into(),
+                name: header.header_name.to_ascii_lowercase().into(),
+                skip_if_absent: header.skip_if_absent.unwrap_or(false),
+            }));
+        }
+        if let Some(query) = query_parameters {
+            found.push(Some(DescriptorAction::Query {
+                key: query.descriptor_key.as_str().into(),
+                name: query.name.as_str().into(),
+                skip_if_absent: query.skip_if_absent.unwrap_or(false),
+            }));
+        }
+        found.extend(remote_address.as_ref().map(|_| Some(DescriptorAction::RemoteAddress)));
+        // Of a request that comes in, that is a name of the proxy's, which nobody has here.
+        found.extend(destination_cluster.as_ref().map(|_| None));
+        if let Some(constant) = generic_key {
+            found.push(Some(DescriptorAction::Constant {
+                key: key(&constant.descriptor_key, "generic_key"),
+                value: constant.descriptor_value.as_str().into(),
+            }));
+        }
+        if let Some(matched) = header_value_match {
+            let tests: Option<Vec<_>> = matched.headers.iter().map(HeaderMatcher::read).collect();
+            found.push(tests.filter(|tests| !tests.is_empty()).map(|tests| DescriptorAction::HeaderMatch {
+                key: key(&matched.descriptor_key, "header_match"),
+                value: matched.descriptor_value.as_str().into(),
+                expects: matched.expect_match.unwrap_or(true),
+                tests,
+            }));
+        }
+        match found.len() {
+            1 => found.pop().flatten(),
+            _ => None,
+        }
+    }
+}
+
+impl HeaderMatcher {
+    fn read(&self) -> Option<HeaderTest> {
+        let name: Arc<str> = self.name.to_ascii_lowercase().into();
+        let invert = self.invert.unwrap_or(false);
+        if let Some(present) = self.present {
+            return Some(HeaderTest::Present { name, present: present != invert });
+        }
+        let ignore_case = self.string.ignore_case.unwrap_or(false);
+        let value = |text: &Option<String>| text.clone();
+        let test = if let Some(value) = value(&self.exact) {
+            StringTest::Exact { value, ignore_case: false }
+        } else if let Some(value) = value(&self.prefix) {
+            StringTest::Prefix { value, ignore_case: false }
+        } else if let Some(value) = value(&self.string.exact) {
+            StringTest::Exact { value, ignore_case }
+        } else if let Some(value) = value(&self.string.prefix) {
+            StringTest::Prefix { value, ignore_case }
+        } else if let Some(value) = value(&self.string.suffix) {
+            StringTest::Suffix { value, ignore_case }
+        } else {
+            StringTest::Contains { value: value(&self.string.contains)?, ignore_case }
+        };
+        Some(HeaderTest::Value { name, test, invert, missing_is_empty: false })
+    }
+}

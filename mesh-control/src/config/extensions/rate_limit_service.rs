@@ -1,0 +1,133 @@
+//! A `RateLimit` with a `service`: rules say what requests are counted by, and a rate limit service of Envoy's protocol
+//! counts them, for all processes that ask it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::model::{
+    DescriptorAction, GlobalRateLimit, HeaderTest, LimitOverride, LimitUnit, RateLimit as Counted, StringTest,
+};
+
+use super::rate_limit::{Fault, Limit, RateLimitSpec};
+use crate::config::decode::{At, PortNumber, Text, keywords, message};
+use crate::config::diagnostic::quoted;
+use crate::config::istio::names::is_domain;
+
+/// What a service may take to answer.
+const LONGEST: Duration = Duration::from_secs(60);
+
+message! {
+    /// The service that counts.
+    pub struct Service {
+        /// A host of the mesh, by its full name.
+        host: Text = "host" required,
+        /// Its port.
+        port: PortNumber = "port" required,
+        /// The domain of the rules there.
+        domain: Text = "domain" required,
+        /// How long an answer may take; absent means 20 ms.
+        timeout: Option<At<Duration>> = "timeout",
+        /// What becomes of requests that there is no answer about.
+        failure_mode: FailureMode = "failureMode",
+    }
+}
+
+keywords! {
+    /// What becomes of requests that there is no answer about.
+    pub enum FailureMode {
+        /// They pass.
+        Allow = "ALLOW",
+        /// They are refused.
+        Deny = "DENY",
+    }
+}
+
+impl Service {
+    /// What it is asked about.
+    pub(super) fn limit(&self, spec: &RateLimitSpec, faults: &mut Vec<Fault>) -> GlobalRateLimit {
+        spec.check(faults);
+        let mut limit = GlobalRateLimit::new(self.domain.as_str(), format!("{}:{}", self.host.value, self.port.0));
+        if !is_domain(&self.host) {
+            faults.push((self.host.span, "service.host".to_owned(), format!("{} is no name", quoted(&self.host))));
+        }
+        if self.domain.is_empty() {
+            faults.push((
+                self.domain.span,
+                "service.domain".to_owned(),
+                "a service is asked about a domain".to_owned(),
+            ));
+        }
+        if let Some(timeout) = &self.timeout {
+            if timeout.is_zero() || **timeout > LONGEST {
+                let message = format!("not between nothing and {LONGEST:?}");
+                faults.push((timeout.span, "service.timeout".to_owned(), message));
+            }
+            limit.timeout = **timeout;
+        }
+        limit.fails_closed = self.failure_mode == FailureMode::Deny;
+        (limit.is_exhaustion, limit.tells_when) = (true, true);
+        limit.tells = spec.answer.headers.tells();
+        limit.status = spec.answer.status(faults);
+        let mut without_effect = |field: &str, span| {
+            let message = "without effect: the service counts, and not each process".to_owned();
+            faults.push((span, field.to_owned(), message));
+        };
+        if spec.per_connection == Some(true) {
+            without_effect("perConnection", spec.span);
+        }
+        if let Some(keys) = &spec.max_keys {
+            without_effect("maxKeys", keys.span);
+        }
+        for (index, rule) in spec.rules.iter().enumerate() {
+            let at = format!("rules[{index}]");
+            if rule.shadow == Some(true) {
+                let message = "the service says what only counts (`shadow_mode`)".to_owned();
+                faults.push((rule.span, format!("{at}.shadow"), message));
+            }
+            let (actions, entries) = rule.described(&at, faults);
+            let actions = actions.into_iter().zip(entries).map(|(action, (key, value))| asked(action, key, value));
+            let mut counted = Counted::by(actions.collect());
+            counted.limit = rule.limit.as_ref().and_then(|limit| at_most(limit, &format!("{at}.limit"), faults));
+            let others = spec.rules.get(..index).unwrap_or_default();
+            if let Some(other) = others.iter().find(|other| other.name.value == rule.name.value) {
+                let message = format!("another rule is named {}", quoted(&other.name));
+                faults.push((rule.name.span, format!("{at}.name"), message));
+            } else if limit.rate_limits.iter().any(|other| other.actions == counted.actions) {
+                faults.push((rule.span, at, "another rule counts the same requests".to_owned()));
+            }
+            limit.rate_limits.push(Arc::new(counted));
+        }
+        limit
+    }
+}
+
+/// An action for a service: where only requests with a value are meant, others are not asked about.
+fn asked(action: DescriptorAction, key: Arc<str>, value: Arc<str>) -> DescriptorAction {
+    match action {
+        DescriptorAction::Header { name, .. } if !value.is_empty() => {
+            let test = StringTest::Exact { value: value.to_string(), ignore_case: false };
+            let tests = vec![HeaderTest::Value { name, test, invert: false, missing_is_empty: false }];
+            DescriptorAction::HeaderMatch { key, value, expects: true, tests }
+        }
+        other => other,
+    }
+}
+
+/// The limit that a service is told: it counts in units of time, and from the first to the last of one.
+fn at_most(limit: &Limit, at: &str, faults: &mut Vec<Fault>) -> Option<LimitOverride> {
+    use LimitUnit::{Day, Hour, Minute, Month, Second, Year};
+    if let Some(burst) = &limit.burst {
+        let message = "without effect: a service counts in whole units of time".to_owned();
+        faults.push((burst.span, format!("{at}.burst"), message));
+    }
+    if limit.requests.value == 0 {
+        faults.push((limit.requests.span, format!("{at}.requests"), "must be at least 1".to_owned()));
+    }
+    let is_per = |unit: &LimitUnit| *limit.per == Duration::from_secs(unit.seconds().into());
+    let unit = [Second, Minute, Hour, Day, Month, Year].into_iter().find(is_per);
+    if unit.is_none() {
+        let message = "a service counts in 1s, 1m, 1h, 24h, 720h (a month) or 8760h (a year)".to_owned();
+        faults.push((limit.per.span, format!("{at}.per"), message));
+    }
+    Some(LimitOverride { requests: limit.requests.value, unit: unit? })
+}
