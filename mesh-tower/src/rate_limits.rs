@@ -22,6 +22,11 @@ const MOST_BYTES: usize = 64 << 10;
 /// What requests to a target go by; `None` when the mesh is gone.
 type Outbound = dyn Fn(&str) -> Option<Result<Arc<OutboundContext>, MeshError>> + Send + Sync;
 
+tokio::task_local! {
+    /// Whether a question is under way, in the task that waits for its answer.
+    static ASKING: ();
+}
+
 /// See the [module](self).
 pub(crate) struct RateLimits(Arc<Shared>);
 
@@ -56,7 +61,12 @@ impl RateLimitService for RateLimits {
     fn ask(&self, target: &Arc<str>, question: Question, timeout: Duration) -> Answering {
         let (shared, target) = (Arc::clone(&self.0), Arc::clone(target));
         Box::pin(async move {
-            let answer = tokio::time::timeout(timeout, shared.ask(&target, &question, timeout)).await;
+            // Asked about its own call, it would ask without end.
+            if ASKING.try_with(|()| ()).is_ok() {
+                return Err(format!("{target}: a question to a service is asked about"));
+            }
+            let asked = ASKING.scope((), shared.ask(&target, &question, timeout));
+            let answer = tokio::time::timeout(timeout, asked).await;
             answer.unwrap_or_else(|_| Err(format!("{target}: no answer within {timeout:?}")))
         })
     }
