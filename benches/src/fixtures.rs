@@ -257,32 +257,6 @@ impl Source for Named {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_request_finds_the_route_that_it_is_for() {
-        for kind in [Routes::Exact, Routes::Prefix, Routes::Mixed] {
-            let view = kind.view(100).unwrap();
-            for position in 0..100 {
-                let found = find_name(&view, &kind.request(position).unwrap()).unwrap();
-                assert_eq!(found, position.to_string(), "{kind:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_played_target_has_a_view_once_its_endpoints_are_there() {
-        let (mut played, wanted) = Played::new(3).unwrap();
-        assert_eq!(wanted.subscribe.len(), 3);
-        assert!(played.view().is_none());
-        let changes = wanted.subscribe.into_iter().map(|key| Played::assign(key, endpoints(0, 2))).collect();
-        played.sink.apply(Update { changes });
-        assert_eq!(played.view().unwrap().clusters().len(), 3);
-    }
-}
-
 /// A limit with so many rules, of which three are for each request of [`limited_request`]: its tenant's, one for its user, whom
 /// nobody named, and one for its method.
 pub fn limited(rules: usize) -> Result<LocalRateLimitFilter> {
@@ -310,4 +284,30 @@ pub fn limited_request(tenant: usize, user: usize) -> Result<Parts> {
         .header("x-tenant", format!("tenant-{tenant}"))
         .header("x-user", format!("user-{user}"));
     Ok(request.body(())?.into_parts().0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_finds_the_route_that_it_is_for() {
+        for kind in [Routes::Exact, Routes::Prefix, Routes::Mixed] {
+            let view = kind.view(100).unwrap();
+            for position in 0..100 {
+                let found = find_name(&view, &kind.request(position).unwrap()).unwrap();
+                assert_eq!(found, position.to_string(), "{kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_played_target_has_a_view_once_its_endpoints_are_there() {
+        let (mut played, wanted) = Played::new(3).unwrap();
+        assert_eq!(wanted.subscribe.len(), 3);
+        assert!(played.view().is_none());
+        let changes = wanted.subscribe.into_iter().map(|key| Played::assign(key, endpoints(0, 2))).collect();
+        played.sink.apply(Update { changes });
+        assert_eq!(played.view().unwrap().clusters().len(), 3);
+    }
 }

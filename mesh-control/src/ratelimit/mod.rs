@@ -85,10 +85,13 @@ pub struct RateLimits {
     unknown_domains: AtomicU64,
 }
 
+/// A file by its name, with its text, or why that cannot be read.
+type FileRead = (Arc<str>, Result<Arc<str>, String>);
+
 /// What was read last.
 #[derive(Default)]
 struct Seen {
-    files: Vec<(Arc<str>, Result<Arc<str>, String>)>,
+    files: Vec<FileRead>,
     is_gone: bool,
     findings: Vec<Diagnostic>,
     /// Whether it is in force.
@@ -217,7 +220,7 @@ impl RateLimits {
         true
     }
 
-    fn take(&self, seen: &mut Seen, files: Vec<(Arc<str>, Result<Arc<str>, String>)>, mut findings: Vec<Diagnostic>) {
+    fn take(&self, seen: &mut Seen, files: Vec<FileRead>, mut findings: Vec<Diagnostic>) {
         let mut sources = Vec::new();
         for (name, text) in &files {
             match text {

@@ -112,7 +112,7 @@ impl Default for AdmissionControl {
             most: Fraction::new(80, 100),
             least_per_second: 0,
             aggression: 1_000,
-            statuses: vec![100..500],
+            statuses: std::iter::once(100..500).collect(),
             // OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED, FAILED_PRECONDITION,
             // OUT_OF_RANGE, UNIMPLEMENTED, UNAUTHENTICATED.
             grpc_statuses: vec![0, 1, 2, 3, 5, 6, 7, 9, 11, 12, 16],

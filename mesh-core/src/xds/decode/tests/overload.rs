@@ -105,7 +105,7 @@ fn what_makes_no_sense_of_concurrency_is_refused_with_its_place() {
         spoil(&mut gradient);
         decoded(&filter(gradient), &[]).unwrap_err().to_string()
     };
-    let rtt = |rtt: gradient::MinimumRttCalculationParams| spoil(&|it| it.min_rtt_calc_params = Some(rtt.clone()));
+    let rtt = |rtt: gradient::MinimumRttCalculationParams| spoil(&|it| it.min_rtt_calc_params = Some(rtt));
     let limit = |it: gradient::ConcurrencyLimitCalculationParams| spoil(&|to| to.concurrency_limit_params = Some(it));
     for (found, expected) in [
         (rtt(gradient::MinimumRttCalculationParams::default()), "min_rtt_calc_params.fixed_value"),
@@ -182,7 +182,7 @@ fn what_is_said_of_admission_counts_and_the_rest_is_envoys_default() {
         most: Fraction::ALL,
         least_per_second: 9,
         aggression: 1_500,
-        statuses: vec![200..300],
+        statuses: std::iter::once(200..300).collect(),
         grpc_statuses: vec![0],
     };
     assert_eq!(all.unwrap(), expected);
