@@ -12,6 +12,7 @@ use crate::config::locate::locate;
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 use crate::registry::protocol::Protocol;
+use crate::registry::service::Target;
 use crate::render::rate_limits::is_for_envoy;
 
 fn say(meta: &Meta, field: &str, code: Code, message: String, found: &mut Vec<Diagnostic>) {
@@ -26,6 +27,17 @@ fn service(meta: &Meta) -> &'static str {
 
 /// Targets and hosts that there are not.
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for object in policy.rate_limits.rate_limits() {
+        let limited = object.spec.limits.iter().filter_map(|(port, _)| *port);
+        let ports = limited.chain(object.spec.counted.iter().filter_map(|(port, _)| *port));
+        for port in ports.collect::<BTreeSet<_>>() {
+            let mut known = policy.services.iter().flat_map(|(_, service)| &service.ports);
+            if !known.any(|known| known.number == port || known.target == Target::Number(port)) {
+                let message = format!("no service has a port {port}, so that nothing is counted there");
+                say(&object.meta, "configPatches", Code::UnknownReference, message, found);
+            }
+        }
+    }
     let mut check = |meta: &Meta, target_refs: &[TargetRef], hosts: &[String], field: &str| {
         check_targets(objects, meta, &target_refs.iter().collect::<Vec<_>>(), found);
         for host in hosts {

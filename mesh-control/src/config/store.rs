@@ -107,7 +107,8 @@ impl Standing {
         match self {
             Standing::Held => "its last good state",
             Standing::FailsClosed => {
-                "nothing, so what it governs fails; of a Telemetry, that is access logs, which are not written"
+                "nothing, so what it governs fails; of a Telemetry, that is access logs, which are not written; of a \
+                 RateLimit, an Overload or an EnvoyFilter that is a limit, nothing is limited"
             }
             Standing::Unread => "nothing, and nobody can tell what it governs",
         }

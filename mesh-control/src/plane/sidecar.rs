@@ -220,7 +220,7 @@ impl Snapshot {
             tokens: security.tokens(served, services),
             tls: self.taken_by(client, served),
             logs: render::telemetry(policy, applied, Side::Server).logs,
-            limits: policy.rate_limits.on_port(&places, port),
+            limits: policy.rate_limits.on_port(&places, &services.numbers_of(&client.namespace, labels, port)),
         }
     }
 

@@ -152,11 +152,12 @@ impl RateLimits {
         self.entries.iter().enumerate().filter(|(_, entry)| is_meant(entry)).map(|(place, _)| place).collect()
     }
 
-    /// Those at these places that are for a port of a server.
-    pub fn on_port(&self, places: &[usize], port: u16) -> Vec<LimitInForce> {
+    /// Those at these places that are for a port of a server, which has these numbers.
+    pub fn on_port(&self, places: &[usize], numbers: &[u16]) -> Vec<LimitInForce> {
         let entries = places.iter().filter_map(|place| self.entries.get(*place));
-        let counted = entries.filter_map(|entry| on_port(&entry.counted, port)).flatten().cloned().collect::<Vec<_>>();
-        let limits = self.at(places, |limits| on_port(limits, port)).into_iter();
+        let counted = entries.filter_map(|entry| on_port(&entry.counted, numbers)).flatten().cloned();
+        let counted = counted.collect::<Vec<_>>();
+        let limits = self.at(places, |limits| on_port(limits, numbers)).into_iter();
         limits.map(|LimitInForce { id, limit }| LimitInForce { id, limit: limit.or_by(&counted) }).collect()
     }
 
@@ -188,9 +189,9 @@ impl RateLimits {
 }
 
 /// What there is for a port: what is said of it, or of all.
-fn on_port<T>(said: &[(Option<u16>, T)], port: u16) -> Option<&T> {
-    let of = |wanted: Option<u16>| said.iter().find(|(of, _)| *of == wanted);
-    of(Some(port)).or_else(|| of(None)).map(|(_, said)| said)
+fn on_port<'s, T>(said: &'s [(Option<u16>, T)], numbers: &[u16]) -> Option<&'s T> {
+    let of_it = said.iter().find(|(of, _)| of.is_some_and(|of| numbers.contains(&of)));
+    of_it.or_else(|| said.iter().find(|(of, _)| of.is_none())).map(|(_, said)| said)
 }
 
 fn workloads(selector: Option<&Selector>, target_refs: &[TargetRef]) -> Workloads {

@@ -312,6 +312,17 @@ impl Services {
         if is_target(first) { Some(first) } else { selecting.find(|service| is_target(service)).or(Some(first)) }
     }
 
+    /// The numbers that a bound port of a workload has: its own, and those of the ports of services whose target it is, or of all
+    /// that select the workload where it is the target of none.
+    pub fn numbers_of(&self, namespace: &str, labels: &BTreeMap<String, String>, bound: u16) -> Vec<u16> {
+        let own = self.all.iter().filter(|service| *service.namespace == *namespace);
+        let selecting = own.filter(|service| service.takes_registrations() && service.selects(labels));
+        let ports: Vec<_> = selecting.flat_map(|service| &service.ports).collect();
+        let is_target = ports.iter().any(|port| port.target == Target::Number(bound));
+        let meant = ports.iter().filter(|port| !is_target || port.target == Target::Number(bound));
+        [bound].into_iter().chain(meant.map(|port| port.number)).collect()
+    }
+
     /// At which ports of its own a workload serves, and what it speaks there: those that services which select it name, and those
     /// that are written down for its address. `named` are ports by the names that it has for them.
     pub fn served_ports(

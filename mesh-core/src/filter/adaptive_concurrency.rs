@@ -68,7 +68,7 @@ impl Filter for AdaptiveConcurrencyFilter {
     fn on_request(&self, request: &mut RequestInfo, _: &mut Parts) -> Decision {
         let is_sheddable = request.inherited.criticality == Criticality::Sheddable;
         let counts = if is_sheddable { &self.sheddable } else { &self.critical };
-        if !self.concurrency.enter(&self.config, is_sheddable) {
+        if !self.concurrency.enter(&self.config, is_sheddable, request.started) {
             counts.note_over();
             return self.refuse(request);
         }

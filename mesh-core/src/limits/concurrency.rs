@@ -13,6 +13,10 @@ use crate::state::lock;
 /// So many intervals at the least limit in a row mean that the unloaded time is wrong: it is measured again.
 const LEAST_IN_A_ROW: u32 = 5;
 
+/// Measuring ends without a result where, for so many intervals, all places are taken and none of them becomes free: long streams would
+/// keep everybody else out.
+const STUCK: u32 = 10;
+
 /// How many requests there are and may be, which outlives its configuration.
 #[derive(Debug)]
 pub struct Concurrency {
@@ -28,6 +32,8 @@ struct Calculation {
     unloaded: Option<Duration>,
     /// Since when it is measured, and the limit to go back to.
     measuring: Option<(Instant, u32)>,
+    /// Since when requests find no place meanwhile, and none ends.
+    stuck_since: Option<Instant>,
     measure_at: Instant,
     calculate_at: Instant,
     least_in_a_row: u32,
@@ -46,7 +52,8 @@ impl Concurrency {
             times: Times::default(),
             calculation: Mutex::new(Calculation {
                 unloaded: None,
-                measuring: None,
+                measuring: matches!(config.unloaded, UnloadedTime::Measured { .. }).then_some((now, limit)),
+                stuck_since: None,
                 measure_at: now,
                 calculate_at: now,
                 least_in_a_row: 0,
@@ -67,12 +74,37 @@ impl Concurrency {
     /// Whether one more may be, which is one from here on: [`leave`](Self::leave) says that it is over. What can be left out gives
     /// way before the limit.
     #[inline]
-    pub fn enter(&self, config: &AdaptiveConcurrency, is_sheddable: bool) -> bool {
+    pub fn enter(&self, config: &AdaptiveConcurrency, is_sheddable: bool, now: Instant) -> bool {
+        self.has_place(config, is_sheddable)
+            || (self.gives_up_measuring(config, now) && self.has_place(config, is_sheddable))
+    }
+
+    #[inline]
+    fn has_place(&self, config: &AdaptiveConcurrency, is_sheddable: bool) -> bool {
         let limit = self.limit();
         // One has a place in any case, where nobody else is.
         let limit = if is_sheddable { config.sheddable.of(limit).max(1) } else { limit };
         let more = |in_flight: u32| (in_flight < limit).then_some(in_flight + 1);
         self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Whether it does, as of now: the limit is what it was, or the most where nothing is known.
+    #[cold]
+    fn gives_up_measuring(&self, config: &AdaptiveConcurrency, now: Instant) -> bool {
+        let Ok(mut calculation) = self.calculation.try_lock() else { return false };
+        let (Some((_, limit)), UnloadedTime::Measured { interval, .. }) = (calculation.measuring, &config.unloaded)
+        else {
+            return false;
+        };
+        let since = *calculation.stuck_since.get_or_insert(now);
+        if now.saturating_duration_since(since) < config.interval * STUCK {
+            return false;
+        }
+        (calculation.measuring, calculation.stuck_since) = (None, None);
+        calculation.measure_at = now + *interval;
+        self.times.clear();
+        self.set(config, if calculation.unloaded.is_some() { limit } else { config.most });
+        true
     }
 
     /// One that has entered is over.
@@ -88,6 +120,7 @@ impl Concurrency {
             self.times.note(now.saturating_duration_since(started));
             return;
         };
+        calculation.stuck_since = None;
         // Those that began before would tell of the load that there was.
         if calculation.measuring.is_none_or(|(since, _)| started >= since) {
             self.times.note(now.saturating_duration_since(started));
@@ -266,7 +299,7 @@ mod tests {
     fn run(config: &AdaptiveConcurrency, concurrency: &Concurrency, from: Instant, room: u32, rounds: u32) -> Instant {
         let mut now = from;
         for _ in 0..rounds {
-            let entered = (0..2_000).filter(|_| concurrency.enter(config, false)).count() as u32;
+            let entered = (0..2_000).filter(|_| concurrency.enter(config, false, now)).count() as u32;
             let took = MILLI * 10 * entered.max(room) / room;
             let started = now;
             now += took;
@@ -300,15 +333,15 @@ mod tests {
         let (config, now) = (AdaptiveConcurrency::fixed(10), Instant::now());
         let concurrency = Concurrency::new(&config, now);
         let enter =
-            |is_sheddable, asked: usize| (0..asked).filter(|_| concurrency.enter(&config, is_sheddable)).count();
+            |is_sheddable, asked: usize| (0..asked).filter(|_| concurrency.enter(&config, is_sheddable, now)).count();
         assert_eq!(enter(true, 20), 8);
         assert_eq!(enter(false, 20), 2);
         (0..10).for_each(|_| concurrency.leave());
         run(&config, &concurrency, now, 1, 100);
         assert_eq!(concurrency.limit(), 10);
         let one = AdaptiveConcurrency { sheddable: Fraction::default(), ..AdaptiveConcurrency::fixed(10) };
-        assert!(concurrency.enter(&one, true), "where there is nobody else, there is room");
-        assert!(!concurrency.enter(&one, true));
+        assert!(concurrency.enter(&one, true, now), "where there is nobody else, there is room");
+        assert!(!concurrency.enter(&one, true, now));
     }
 
     #[test]
@@ -335,12 +368,27 @@ mod tests {
         for _ in 0..200 {
             let started = now;
             now += MILLI * 100;
-            let entered = (0..2_000).filter(|_| concurrency.enter(&config, false)).count();
+            let entered = (0..2_000).filter(|_| concurrency.enter(&config, false, now)).count();
             for _ in 0..entered {
                 concurrency.note_answered(&config, started, now, 0.5);
                 concurrency.leave();
             }
         }
         assert!(concurrency.limit() > 100, "{}", concurrency.limit());
+    }
+
+    #[test]
+    fn long_requests_that_hold_all_places_end_the_measuring() {
+        let (config, now) = (AdaptiveConcurrency::default(), Instant::now());
+        let concurrency = Concurrency::new(&config, now);
+        assert_eq!((0..5).filter(|_| concurrency.enter(&config, false, now)).count(), 3);
+        let early = now + config.interval * (STUCK - 1);
+        assert!(!concurrency.enter(&config, false, early));
+        // One that ends says that they do.
+        concurrency.note_answered(&config, now, early, 0.5);
+        let late = now + config.interval * STUCK;
+        assert!(!concurrency.enter(&config, false, late));
+        assert!(concurrency.enter(&config, false, late + config.interval * STUCK));
+        assert_eq!(concurrency.limit(), config.most, "nothing is known yet");
     }
 }

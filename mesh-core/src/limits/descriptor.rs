@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
+use xxhash_rust::xxh64::xxh64;
 
 use crate::error::Invalid;
 use crate::identity::SpiffeId;
@@ -63,6 +64,9 @@ pub struct Entry<'r> {
     pub value: Value<'r>,
 }
 
+/// Longer texts are told by their hash.
+const LONGEST_TEXT: usize = 256;
+
 /// The value of an entry: bytes, since headers need not be text.
 #[derive(Clone, Debug)]
 pub enum Value<'r> {
@@ -82,9 +86,14 @@ impl Value<'_> {
         }
     }
 
-    /// As text, with a sign in the place of what is none: for those who know text only.
+    /// As text, for those who know text only. What is none, and what is longer than 256 bytes, is told by its hash: whoever sends
+    /// it takes no more room than others do.
     pub fn to_text(&self) -> Cow<'_, str> {
-        String::from_utf8_lossy(self.as_bytes())
+        let bytes = self.as_bytes();
+        match std::str::from_utf8(bytes) {
+            Ok(text) if text.len() <= LONGEST_TEXT => Cow::Borrowed(text),
+            _ => Cow::Owned(format!("#{:016x}{:016x}", xxh64(bytes, 0), xxh64(bytes, 1))),
+        }
     }
 }
 
@@ -341,6 +350,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_text_or_long_is_told_by_its_hash() {
+        let (text, none, other) = (Value::Borrowed(b"jo"), Value::Borrowed(b"\xff"), Value::Borrowed(b"\xfe"));
+        assert_eq!(text.to_text(), "jo");
+        assert_ne!(none.to_text(), other.to_text());
+        let long = vec![b'a'; 50_000];
+        assert_eq!((Value::Borrowed(&long).to_text().len(), none.to_text().len()), (33, 33));
+    }
+
+    #[test]
     fn an_action_that_yields_nothing_drops_its_descriptor_and_one_that_is_skipped_keeps_the_rest() {
         let parts =
             head("http://h/p?a=1&b=%41%4&b=2&c", &[("user", b"jo"), ("user", b"mo"), ("empty", b""), ("raw", b"\xff")]);
@@ -349,7 +367,7 @@ mod tests {
             (vec![header("u", "user", false)], Some("u=jo")),
             (vec![header("u", "User", false), constant("x")], Some("u=jo generic_key=x")),
             (vec![header("e", "empty", false)], Some("e=")),
-            (vec![header("r", "raw", false)], Some("r=\u{fffd}")),
+            (vec![header("r", "raw", false)], Some("r=#95634172a60b75440d3fb8190a01a270")),
             (vec![header("n", "none", false), constant("x")], None),
             (vec![header("n", "none", true), constant("x")], Some("generic_key=x")),
             (vec![header("n", "none", true)], None),

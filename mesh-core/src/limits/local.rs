@@ -179,18 +179,22 @@ impl LocalLimiter {
         let default = self.default.as_ref().filter(|_| self.is_for_all || found.is_empty());
         found.extend(default.map(|rule| (rule, self.bucket(rule, &[], connection), 1)));
         let mut verdict = None::<LocalVerdict<'l>>;
-        for (position, (rule, bucket, hits)) in found.iter().enumerate() {
+        let mut given: SmallVec<[(&Rule, &Bucket, u64); 4]> = SmallVec::new();
+        for (rule, bucket, hits) in &found {
             let taken = bucket.take(&rule.rate, *hits, now);
             let is_shadow = rule.config.is_shadow;
             if !taken.is_within && !is_shadow {
-                for (rule, bucket, hits) in found.iter().take(position) {
-                    bucket.give_back(&rule.rate, *hits);
+                for (rule, bucket, hits) in given {
+                    bucket.give_back(&rule.rate, hits);
                 }
                 rule.counts.note_over();
                 return Some(LocalVerdict { is_within: false, rule: &rule.config, taken });
             }
             match taken.is_within {
-                true => rule.counts.note_within(),
+                true => {
+                    given.push((rule, bucket, *hits));
+                    rule.counts.note_within();
+                }
                 false => rule.counts.note_shadow(),
             }
             if !is_shadow && verdict.as_ref().is_none_or(|strictest| taken.left < strictest.taken.left) {
@@ -362,6 +366,23 @@ mod tests {
         let limiter = LocalLimiter::new(&config, &buckets, |_| Arc::clone(&counts), now);
         assert_eq!(passed(&limiter, &[("user", "jo")], 10, now), 10);
         assert_eq!((counts.within(), counts.over(), counts.shadow()), (3, 0, 7));
+    }
+
+    #[test]
+    fn a_rule_that_is_only_tried_gets_nothing_back_that_it_did_not_give() {
+        let now = Instant::now();
+        let counts = Arc::new(LimitCounts::default());
+        let mut config = LocalRateLimit::new("l", None);
+        config.rules = vec![
+            LocalRule { is_shadow: true, ..rule(&[("user", "jo")], 2) },
+            rule(&[("path", "/"), ("user", "jo")], 4),
+        ];
+        let buckets = Arc::new(LocalBuckets::new(now));
+        let of_rule = |name: &str| if name == "jo" { Arc::clone(&counts) } else { Arc::default() };
+        let limiter = LocalLimiter::new(&config, &buckets, of_rule, now);
+        let both = || [described(&[("user", "jo")]), described(&[("path", "/"), ("user", "jo")])].into_iter();
+        assert_eq!((0..20).filter(|_| limiter.take(both(), None, now).unwrap().is_within).count(), 4);
+        assert_eq!((counts.within(), counts.shadow()), (2, 18));
     }
 
     #[test]

@@ -234,7 +234,11 @@ spec:
           rate_limits:
             - actions: [{request_headers: {header_name: ':path', descriptor_key: path}}]
 ";
-    let (_control, _mesh, address) = serve(&format!("{REVIEWS}{by_path}")).await;
-    assert_eq!((ask(address, "/limited", "").await.0, ask(address, "/limited", "").await.0), (200, 429));
-    assert_eq!((ask(address, "/free", "").await.0, ask(address, "/free", "").await.0), (200, 200));
+    // Of all ports, and of that of the service, which is not the one that is bound.
+    for vhost in ["", "inbound|http|80"] {
+        let by_path = by_path.replace("vhost: {name: ''}", &format!("vhost: {{name: '{vhost}'}}"));
+        let (_control, _mesh, address) = serve(&format!("{REVIEWS}{by_path}")).await;
+        assert_eq!((ask(address, "/limited", "").await.0, ask(address, "/limited", "").await.0), (200, 429), "{vhost}");
+        assert_eq!((ask(address, "/free", "").await.0, ask(address, "/free", "").await.0), (200, 200));
+    }
 }

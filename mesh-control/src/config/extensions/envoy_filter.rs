@@ -229,8 +229,8 @@ impl Config {
     }
 }
 
-/// Whether an `EnvoyFilter` is about rate limits alone, and those of workloads where it is not local ones: then it is read, and
-/// else it is reported as a whole.
+/// Whether an `EnvoyFilter` is about rate limits, and those of workloads where it is not local ones: then it is read, with all that
+/// it says, and else it is reported as a whole.
 pub fn is_limit(document: &Node) -> bool {
     let patches = document.get("spec").and_then(|spec| spec.get("configPatches")).map_or(&[][..], Node::items);
     let is_of_it = |patch: &Node| {
@@ -244,7 +244,7 @@ pub fn is_limit(document: &Node) -> bool {
         let context = patch.get("match").and_then(|matches| matches.get("context")).and_then(Node::as_str);
         context == Some("SIDECAR_INBOUND") || patch.get("patch").is_some_and(|patch| says(patch, LOCAL))
     };
-    patches.iter().all(is_of_it) && patches.iter().any(is_meant)
+    patches.iter().any(is_of_it) && patches.iter().any(is_meant)
 }
 
 fn says(node: &Node, filter: &str) -> bool {

@@ -16,6 +16,10 @@ use crate::config::istio::names::is_domain;
 /// What a service may take to answer.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// What a service is asked about: no question is too large for ours (`serve/io/rate_limits.rs`).
+const MOST_RULES: usize = 100;
+const MOST_VALUES: usize = 500;
+
 message! {
     /// The service that counts.
     pub struct Service {
@@ -77,6 +81,11 @@ impl Service {
         }
         if let Some(keys) = &spec.max_keys {
             without_effect("maxKeys", keys.span);
+        }
+        let values: usize = spec.rules.iter().map(|rule| rule.by.len() + rule.matches.headers.len() + 2).sum();
+        if spec.rules.len() > MOST_RULES || values > MOST_VALUES {
+            let message = format!("a service is asked about {MOST_RULES} rules and {MOST_VALUES} values at most");
+            faults.push((spec.span, "rules".to_owned(), message));
         }
         for (index, rule) in spec.rules.iter().enumerate() {
             let at = format!("rules[{index}]");
