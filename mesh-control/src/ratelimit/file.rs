@@ -121,8 +121,8 @@ pub(super) fn read(files: &[Source], stats: &Stats) -> (Rules, Vec<Diagnostic>) 
                 continue;
             }
             if file.descriptors.is_empty() {
-                let message = "a domain without rules: all that is asked of it passes";
-                decoder.report_at(file.span, "descriptors", Severity::Warning, Code::MissingField, message);
+                let message = "a domain without rules: only limits that come with a question are counted";
+                decoder.report_at(file.span, "descriptors", Severity::Info, Code::MissingField, message);
             }
             let name: Arc<str> = domain.into();
             let mut compiler =
@@ -172,6 +172,10 @@ impl Compiler<'_, '_> {
                 self.error(one.key.span, &path, Code::InvalidValue, message);
             }
             let prefix = value.strip_suffix('*');
+            if prefix.unwrap_or(value).contains('*') {
+                let message = "only a `*` at the end of a value is a wildcard: this one is taken literally";
+                self.warning(one.value.span, &path, Code::InvalidValue, message);
+            }
             if one.share_threshold && prefix.is_none() {
                 let message = "share_threshold is for a value that ends with `*`";
                 self.error(one.span, &path, Code::InvalidValue, message);
@@ -358,7 +362,7 @@ descriptors:
             ),
             (
                 "domain: d\n",
-                "a.yaml:1:1: warning[missing-field]: descriptors: a domain without rules: all that is asked of it passes",
+                "a.yaml:1:1: info[missing-field]: descriptors: a domain without rules: only limits that come with a question are counted",
             ),
             (
                 "domain: d\ndescriptor: []\ndescriptors: [{key: a}]\n",
@@ -379,6 +383,14 @@ descriptors:
             (
                 "domain: d\ndescriptors:\n- {key: a, value: b*}\n- {key: a, value: bc*}\n",
                 "a.yaml:4:19: warning[conflict]: a_bc*: never found: `b*` comes before it",
+            ),
+            (
+                "domain: d\ndescriptors:\n- {key: a, value: 'b*c'}\n",
+                "a.yaml:3:19: warning[invalid-value]: a_b*c: only a `*` at the end of a value is a wildcard: this one is taken literally",
+            ),
+            (
+                "domain: d\ndescriptors:\n- {key: a, value: '*.b*'}\n",
+                "a.yaml:3:19: warning[invalid-value]: a_*.b*: only a `*` at the end of a value is a wildcard: this one is taken literally",
             ),
             (
                 "domain: d\ndescriptors:\n- {key: a*}\n",
