@@ -74,7 +74,7 @@ pub(super) struct Args {
     /// secret discovery service (`default`). The key leaves this server. Without it, they get there whom to trust (`ROOTCA`) alone.
     #[arg(long)]
     sds_private_keys: bool,
-    /// Refuses to start if any object of the configuration is wrong, or if there is none.
+    /// Refuses to start if any object of the configuration is wrong, or if there is none, and if a rule of --ratelimit-config is.
     #[arg(long)]
     strict: bool,
     /// Lets workloads serve that a PeerAuthentication, RequestAuthentication or AuthorizationPolicy guards which cannot be
@@ -356,6 +356,12 @@ fn rate_limits(args: &Args) -> anyhow::Result<Option<Arc<RateLimits>>> {
     };
     let limits = RateLimits::new(store).tells_headers(args.ratelimit_headers);
     limits.read(dir).with_context(|| format!("cannot read --ratelimit-config {}", dir.display()))?;
+    if args.strict {
+        let faults: String = limits.faults().iter().map(|fault| format!("\n  {fault}")).collect();
+        if !faults.is_empty() {
+            bail!("--strict, and the rules of rate limits in {} are wrong:{faults}", dir.display());
+        }
+    }
     Ok(Some(Arc::new(limits)))
 }
 

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use super::{Format, Printing};
 use crate::config::store::Standing;
+use crate::ratelimit::WITHOUT_RULES;
 use crate::serve::status::Status;
 use crate::serve::{ClientStatus, KindStatus};
 
@@ -219,16 +220,31 @@ fn wrong(status: &Status, out: &mut String) {
     section(rows, out);
 }
 
+/// How many domains without rules the table names; JSON has more.
+const MOST_UNKNOWN_SHOWN: usize = 10;
+
 fn rate_limits(status: &Status, out: &mut String) {
     let Some(limits) = &status.rate_limits else { return };
     let store = if limits.reached { limits.store.clone() } else { format!("{}, which is away", limits.store) };
     let _ =
         writeln!(out, "\nrate limits: counted in {store}, {} kept, {} not counted", limits.keys, limits.not_counted);
     if !limits.current {
-        let _ = writeln!(out, "the rules of rate limits are wrong, and the last good ones are in force:");
+        let instead = if limits.without_rules { WITHOUT_RULES } else { "the last good ones are in force" };
+        let _ = writeln!(out, "the rules of rate limits are wrong, and {instead}:");
         for finding in &limits.findings {
             let _ = writeln!(out, "  {}", printable(finding));
         }
+    }
+    if limits.unknown_domain > 0 {
+        let shown = limits.unknown_domains.iter().take(MOST_UNKNOWN_SHOWN);
+        let mut names: Vec<String> = shown.map(|name| printable(name)).collect();
+        match limits.unknown_domains.len().saturating_sub(names.len()) {
+            0 if names.is_empty() => names.push("they have some by now".to_owned()),
+            0 => {}
+            more => names.push(format!("and {more} more")),
+        }
+        let names = names.join(", ");
+        let _ = writeln!(out, "{} passed, as their domains had no rules: {names}", limits.unknown_domain);
     }
     let mut rows = vec![["RATE LIMIT", "RULE", "HITS", "OVER", "NEAR", "SHADOW"].map(str::to_owned)];
     rows.extend(limits.rules.iter().map(|rule| {

@@ -19,19 +19,20 @@ mod stats;
 mod store;
 mod window;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fmt::Write;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use envoy_types::pb::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use serde::{Deserialize, Serialize};
 
-use crate::config::diagnostic::{Code, Diagnostic, Severity, Source};
+use crate::config::diagnostic::{Code, Diagnostic, Severity, Source, quoted};
 use crate::config::load::{Scan, scan};
 use crate::config::watch::Watcher;
 
@@ -43,6 +44,10 @@ pub use self::window::{Algorithm, Charge, Counter, Key, Unit};
 
 /// How many keys are kept unless somebody says so: some 100 MiB.
 pub const MOST_KEYS: usize = 1_000_000;
+
+/// How many domains without rules are told by name, and how many characters of each.
+const MOST_UNKNOWN: usize = 100;
+const LONGEST_UNKNOWN: usize = 100;
 
 /// The rules in force, and how requests fare by them.
 ///
@@ -82,8 +87,12 @@ pub struct RateLimits {
     seen: Mutex<Seen>,
     refused: AtomicU64,
     not_counted: AtomicU64,
-    unknown_domains: AtomicU64,
+    unknown_domain: AtomicU64,
+    unknown_domains: RwLock<BTreeSet<String>>,
 }
+
+/// What it means that there never were good rules.
+pub(crate) const WITHOUT_RULES: &str = "no rules are in force: questions are not answered";
 
 /// A file by its name, with its text, or why that cannot be read.
 type FileRead = (Arc<str>, Result<Arc<str>, String>);
@@ -134,6 +143,15 @@ pub struct RateLimitStatus {
     pub keys: usize,
     /// Requests that were not decided about since the store was away, or busy.
     pub not_counted: u64,
+    /// Whether there are no rules, as there never were good ones: questions are not answered.
+    #[serde(default)]
+    pub without_rules: bool,
+    /// Requests of domains that have no rules. They pass.
+    #[serde(default)]
+    pub unknown_domain: u64,
+    /// Those domains, or some of them.
+    #[serde(default)]
+    pub unknown_domains: Vec<String>,
     /// What is wrong with the rules.
     pub findings: Vec<String>,
     /// The rules, and how often each applied.
@@ -151,7 +169,8 @@ impl RateLimits {
             seen: Mutex::default(),
             refused: AtomicU64::new(0),
             not_counted: AtomicU64::new(0),
-            unknown_domains: AtomicU64::new(0),
+            unknown_domain: AtomicU64::new(0),
+            unknown_domains: RwLock::default(),
         }
     }
 
@@ -172,7 +191,7 @@ impl RateLimits {
             Refusal::Invalid(why)
         })?;
         if rules.domain(&request.domain).is_none() {
-            self.unknown_domains.fetch_add(1, Ordering::Relaxed);
+            self.note_unknown(&request.domain);
         }
         let counts = if plan.charges.is_empty() { Ok(Vec::new()) } else { self.store.take(&plan.charges, now).await };
         let counts = counts.map_err(|why| {
@@ -180,6 +199,28 @@ impl RateLimits {
             Refusal::NotCounted(why)
         })?;
         Ok(decide::answer(&plan, &counts, now, self.tells_headers))
+    }
+
+    /// A question for a domain without rules: the first for each is told.
+    fn note_unknown(&self, domain: &str) {
+        self.unknown_domain.fetch_add(1, Ordering::Relaxed);
+        let name = match domain.char_indices().nth(LONGEST_UNKNOWN) {
+            Some((end, _)) => domain.get(..end).unwrap_or_default(),
+            None => domain,
+        };
+        let is_told = |known: &BTreeSet<String>| known.len() >= MOST_UNKNOWN || known.contains(name);
+        if is_told(&self.unknown_domains.read().unwrap_or_else(PoisonError::into_inner)) {
+            return;
+        }
+        let mut known = self.unknown_domains.write().unwrap_or_else(PoisonError::into_inner);
+        if is_told(&known) {
+            return;
+        }
+        known.insert(name.to_owned());
+        tracing::warn!("no rules of rate limits have the domain {}: what is asked of it passes", quoted(name));
+        if known.len() == MOST_UNKNOWN {
+            tracing::warn!("{MOST_UNKNOWN} domains without rules were asked for: more are counted, and not told");
+        }
     }
 
     /// Takes these rule files, by name and text, unless something in them is an error: then all that was in force stays.
@@ -236,22 +277,42 @@ impl RateLimits {
         let is_wrong = findings.iter().any(|finding| finding.severity == Severity::Error);
         match is_wrong {
             true => drop(rules),
-            false => self.rules.store(Some(Arc::new(rules))),
+            false => {
+                let mut unknown = self.unknown_domains.write().unwrap_or_else(PoisonError::into_inner);
+                unknown.retain(|name| rules.domain(name).is_none());
+                self.rules.store(Some(Arc::new(rules)));
+            }
         }
         // What is held by nobody but the table belongs to rules that are no more.
         self.stats.keep(|stats| Arc::strong_count(stats) > 1);
         *seen = Seen { files, is_gone: false, findings, is_current: !is_wrong };
     }
 
+    /// Whether there are no rules yet, so that questions are not answered.
+    pub fn is_without_rules(&self) -> bool {
+        self.rules.load().is_none()
+    }
+
+    /// What is wrong with the rules, and what of their directory is not read.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_fault = |one: &&Diagnostic| one.severity == Severity::Error || one.code == Code::NotRead;
+        seen.findings.iter().filter(is_fault).map(ToString::to_string).collect()
+    }
+
     /// What there is to tell.
     pub fn status(&self) -> RateLimitStatus {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let unknown = self.unknown_domains.read().unwrap_or_else(PoisonError::into_inner);
         RateLimitStatus {
             store: self.store.name().to_owned(),
             reached: self.store.is_reached(),
             current: seen.is_current,
             keys: self.store.keys(),
             not_counted: self.not_counted.load(Ordering::Relaxed),
+            without_rules: self.is_without_rules(),
+            unknown_domain: self.unknown_domain.load(Ordering::Relaxed),
+            unknown_domains: unknown.iter().cloned().collect(),
             findings: seen.findings.iter().map(ToString::to_string).collect(),
             rules: self.stats.report(),
         }
@@ -270,7 +331,7 @@ impl RateLimits {
                 "Requests without an answer, as the counters were away.",
                 status.not_counted,
             ),
-            ("unknown_domain_total", "counter", "Requests of domains that have no rules.", get(&self.unknown_domains)),
+            ("unknown_domain_total", "counter", "Requests of domains that have no rules.", status.unknown_domain),
             ("keys", "gauge", "Counters that this process keeps.", status.keys as u64),
             ("store_reached", "gauge", "Whether hits can be counted.", status.reached.into()),
             ("rules_current", "gauge", "Whether the rules that were read last are in force.", status.current.into()),
@@ -294,6 +355,9 @@ impl RateLimits {
         let rules = self.rules.load().as_ref().map_or(0, |rules| rules.count());
         match seen.is_current {
             true => tracing::info!(rules, "rules of rate limits are in force"),
+            false if self.is_without_rules() => {
+                tracing::error!("rules of rate limits are wrong: {WITHOUT_RULES}");
+            }
             false => tracing::error!(rules, "rules of rate limits are wrong: the last good ones are in force"),
         }
     }

@@ -13,12 +13,13 @@ use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_service_client::RateLimitServiceClient;
 use envoy_types::pb::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use envoy_types::pb::google::protobuf::UInt64Value;
+use mesh_control::config::Severity;
 use mesh_control::ratelimit::{NotCounted, RateLimits, Refusal, Store};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tonic::transport::Channel;
 
-use crate::process::{Control, output, text};
+use crate::process::{Control, gone, output, page, text};
 use crate::support::until;
 
 /// A year has no end while a test runs, but for once.
@@ -184,9 +185,15 @@ async fn without_good_rules_or_with_a_request_that_makes_no_sense_there_is_no_ve
     let service = Service::start("domain: shop\ndescriptors: [{key: a, rate_limit: {unit: day}}]\n", &[]).await;
     let why = service.ask(request(&[descriptor("a", "")])).await.unwrap_err();
     assert_eq!(why.code(), tonic::Code::Unavailable, "{why}");
+    let in_force = "no rules are in force: questions are not answered";
+    let ready = page(service.status, "/ready");
+    assert!(ready.contains("503 ") && ready.contains(in_force) && ready.contains("shop.yaml:2:36: error"), "{ready}");
+    let status = text(&output(&["status", "--addr", &service.status.to_string()]).stdout);
+    assert!(status.contains(", not ready") && status.contains(in_force), "{status}");
     std::fs::write(service.rules.path().join("shop.yaml"), RULES).unwrap();
     let table = || text(&output(&["status", "--addr", &service.status.to_string()]).stdout);
     until("it is right", || !table().contains("are wrong")).await;
+    assert!(page(service.status, "/ready").contains("200 OK"));
     let huge = RateLimitDescriptor { entries: vec![Entry::default(); 51], ..RateLimitDescriptor::default() };
     let unit = RateLimitOverride { requests_per_unit: 1, unit: 0 };
     let unknown_unit = RateLimitDescriptor { limit: Some(unit), ..descriptor("user", "eve") };
@@ -201,7 +208,55 @@ async fn without_good_rules_or_with_a_request_that_makes_no_sense_there_is_no_ve
         assert_eq!(service.ask(request).await.unwrap_err().code(), code);
     }
     let other = RateLimitRequest { domain: "other".to_owned(), ..request(&[descriptor("user", "eve")]) };
-    assert_eq!(service.ask(other).await.unwrap(), "OK -", "a domain that nobody limits");
+    for _ in 0..2 {
+        assert_eq!(service.ask(other.clone()).await.unwrap(), "OK -", "a domain that nobody limits");
+    }
+    assert!(table().contains("2 passed, as their domains had no rules: other\n"), "{}", table());
+    assert!(service.metrics().await.contains("\nmesh_ratelimit_unknown_domain_total 2\n"));
+}
+
+#[test]
+fn a_strict_start_is_refused_for_wrong_rules() {
+    let (config, rules) = (gone(), tempfile::tempdir().unwrap());
+    std::fs::write(rules.path().join("shop.yaml"), "domain: shop\ndescriptor: []\n").unwrap();
+    let own = ["--strict", "--ratelimit-addr", "127.0.0.1:0", "--ratelimit-config", rules.path().to_str().unwrap()];
+    let why = Control::refused(config.path(), &own);
+    assert!(why.contains("the rules of rate limits in") && why.contains("shop.yaml:2:1: error"), "{why}");
+    std::fs::write(rules.path().join("shop.yaml"), RULES).unwrap();
+    Control::start(config.path(), &own).address("xds listening on ");
+}
+
+#[tokio::test]
+async fn a_domain_without_descriptors_counts_limits_that_come_with_a_question() {
+    let limits = RateLimits::new(Store::in_memory(10));
+    let said = limits.apply_texts([("shop.yaml", "domain: shop\n")]);
+    assert!(said.iter().all(|one| one.severity == Severity::Info), "{said:?}");
+    let own = RateLimitDescriptor {
+        limit: Some(RateLimitOverride { requests_per_unit: 1, unit: 6 }),
+        ..descriptor("user", "own")
+    };
+    let ask = async || verdict(&limits.decide(&request(&[own.clone()]), NOW).await.unwrap());
+    assert_eq!([ask().await, ask().await], ["OK 0", "OVER 0"]);
+}
+
+#[tokio::test]
+async fn domains_without_rules_are_told_by_name_up_to_a_bound_and_until_they_have_some() {
+    let limits = RateLimits::new(Store::in_memory(10));
+    limits.apply_texts([("shop.yaml", RULES)]);
+    let ask = async |domain: String| {
+        let question = RateLimitRequest { domain, ..request(&[descriptor("user", "eve")]) };
+        limits.decide(&question, NOW).await.unwrap();
+    };
+    ask("é".repeat(1000)).await;
+    for number in 0..200 {
+        ask(format!("d{number}")).await;
+    }
+    ask("d0".to_owned()).await;
+    let status = limits.status();
+    assert_eq!((status.unknown_domain, status.unknown_domains.len()), (202, 100));
+    assert!(status.unknown_domains.contains(&"é".repeat(100)));
+    limits.apply_texts([("shop.yaml", RULES), ("d0.yaml", "domain: d0\n")]);
+    assert!(!limits.status().unknown_domains.contains(&"d0".to_owned()));
 }
 
 #[test]

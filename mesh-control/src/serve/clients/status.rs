@@ -293,6 +293,11 @@ impl DiagnosticStatus {
     }
 }
 
+/// Whether there is a configuration to serve, and rules to answer by where rate limits are asked for.
+pub(crate) fn is_ready(state: &ServerState, inspect: &dyn Inspect) -> bool {
+    inspect.is_ready() && !state.rate_limits.as_ref().is_some_and(|limits| limits.is_without_rules())
+}
+
 /// Puts a report together, with so many of the names of each kind that a client asks for.
 pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, names: usize) -> Status {
     let now = now();
@@ -310,7 +315,7 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, names: usize) -
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: unix(state.started),
-        ready: inspect.is_ready(),
+        ready: is_ready(state, inspect),
         config_stale_seconds: inspect.stale().map(seconds),
         settling_seconds: state
             .settling
@@ -434,6 +439,12 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
     let stale = inspect.stale().map_or(0, |age| age.as_secs().max(1));
     let help = "For how long the directory of the configuration has been gone, or empty; 0 while it is there.";
     single(&mut out, "mesh_config_stale_seconds", "gauge", help, stale);
-    single(&mut out, "mesh_ready", "gauge", "Whether there is a configuration to serve.", inspect.is_ready().into());
+    single(
+        &mut out,
+        "mesh_ready",
+        "gauge",
+        "Whether there is a configuration to serve.",
+        is_ready(state, inspect).into(),
+    );
     out
 }

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use super::{console, process};
 use crate::live_trace::Wanted;
+use crate::ratelimit::WITHOUT_RULES;
 use crate::serve::clients::fleet::{KindStatus, NAMES};
 use crate::serve::clients::graph::Graph;
 use crate::serve::clients::status::{self, Inspect, Status};
@@ -188,9 +189,16 @@ async fn trace_page(State(sources): State<Sources>, Json(wanted): Json<Wanted>) 
 }
 
 async fn ready(State(sources): State<Sources>) -> impl IntoResponse {
-    let is_ready = sources.inspect.is_ready();
+    let is_ready = status::is_ready(sources.server.state(), &*sources.inspect);
     let unread = "not ready: correct what is `unread`, of which nobody can tell what it governs:\n";
-    let mut text = if is_ready { "ready\n" } else { unread }.to_owned();
+    let mut text = if is_ready { "ready\n" } else { "" }.to_owned();
+    if let Some(limits) = sources.server.state().rate_limits.as_ref().filter(|limits| limits.is_without_rules()) {
+        text += &format!("not ready: rate limits: {WITHOUT_RULES}\n");
+        limits.faults().iter().for_each(|fault| text += &format!("rate limits: {fault}\n"));
+    }
+    if !sources.inspect.is_ready() {
+        text += unread;
+    }
     if let Some(age) = sources.inspect.stale() {
         let age = age.as_secs();
         text += &format!(
