@@ -235,7 +235,7 @@ async fn a_domain_without_descriptors_counts_limits_that_come_with_a_question() 
         limit: Some(RateLimitOverride { requests_per_unit: 1, unit: 6 }),
         ..descriptor("user", "own")
     };
-    let ask = async || verdict(&limits.decide(&request(&[own.clone()]), NOW).await.unwrap());
+    let ask = async || verdict(&limits.decide(&request(std::slice::from_ref(&own)), NOW).await.unwrap());
     assert_eq!([ask().await, ask().await], ["OK 0", "OVER 0"]);
 }
 
