@@ -7,7 +7,7 @@ use crate::ratelimit::bounded::Bounded;
 use crate::ratelimit::redis::{RedisStore, RedisUrl};
 use crate::ratelimit::window::{Charge, Counter};
 
-/// See the [module](self).
+/// Where hits are counted.
 #[derive(Debug)]
 pub struct Store(Kept);
 
