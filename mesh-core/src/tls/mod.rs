@@ -29,5 +29,4 @@ pub use peer::Peer;
 pub use pem::pem_error;
 pub use provider::Certificates;
 pub use revoked::{NewestLists, Revoked};
-pub(crate) use spiffe_bundle::NewestBundles;
-pub use spiffe_bundle::{SpiffeBundle, SpiffeBundleMap};
+pub use spiffe_bundle::{NewestBundles, SpiffeBundle, SpiffeBundleMap};

@@ -106,15 +106,15 @@ impl SpiffeBundleMap {
 }
 
 /// How new the bundles were that were in force: an older one does not come back (SPIFFE Trust Domain and Bundle, 4.1.1).
-#[derive(Default)]
-pub(crate) struct NewestBundles(BTreeMap<TrustDomain, u64>);
+#[derive(Clone, Debug, Default)]
+pub struct NewestBundles(BTreeMap<TrustDomain, u64>);
 
 impl NewestBundles {
     /// Whether none of these is older than what was in force of its domain.
     ///
     /// # Errors
     /// The first one that is.
-    pub(crate) fn check(&self, map: &SpiffeBundleMap) -> Result<(), Invalid> {
+    pub fn check(&self, map: &SpiffeBundleMap) -> Result<(), Invalid> {
         map.domains.iter().try_for_each(|(domain, bundle)| match (self.0.get(domain), bundle.sequence) {
             (Some(newest), Some(sequence)) if sequence < *newest => {
                 let why = format!("{sequence} is smaller than {newest}, which was in force");
@@ -125,7 +125,7 @@ impl NewestBundles {
     }
 
     /// These are in force now.
-    pub(crate) fn note(&mut self, map: &SpiffeBundleMap) {
+    pub fn note(&mut self, map: &SpiffeBundleMap) {
         for (domain, bundle) in &map.domains {
             if let Some(sequence) = bundle.sequence {
                 let newest = self.0.entry(domain.clone()).or_default();
