@@ -11,8 +11,8 @@ mod envoy;
 mod export_to;
 mod grpc;
 mod hosts;
+mod limits;
 mod plaintext;
-mod rate_limit;
 mod refused;
 mod rules;
 mod security;
@@ -164,7 +164,7 @@ fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>, jud
     security::check(objects, policy, &mut found);
     rules::check(objects, policy, &mut found);
     telemetry::check(objects, policy, &mut found);
-    rate_limit::check(objects, policy, &mut found);
+    limits::check(objects, policy, &mut found);
     tls::check(objects, policy, default_tls, &mut found);
     plaintext::check(objects, policy, &mut found);
     refused::check(judge, policy, &mut found);

@@ -210,7 +210,7 @@ impl Snapshot {
         let Policy { services, security, telemetries, .. } = policy;
         let served = Served { namespace: &client.namespace, labels, port };
         let applied = telemetries.of(&client.namespace, labels, services);
-        let places = policy.rate_limits.of(&client.namespace, labels, services, Side::Server);
+        let places = policy.limits.of(&client.namespace, labels, services, Side::Server);
         Inbound {
             port,
             is_of_service: true,
@@ -220,7 +220,7 @@ impl Snapshot {
             tokens: security.tokens(served, services),
             tls: self.taken_by(client, served),
             logs: render::telemetry(policy, applied, Side::Server).logs,
-            limits: policy.rate_limits.on_port(&places, &services.numbers_of(&client.namespace, labels, port)),
+            limits: policy.limits.on_port(&places, &services.numbers_of(&client.namespace, labels, port)),
         }
     }
 

@@ -305,9 +305,9 @@ impl Snapshot {
         let service = services.served_by(&client.namespace, &labels, port);
         let applied = self.compiled.policy.telemetries.of(&client.namespace, &labels, services);
         let telemetry = render::telemetry(&self.compiled.policy, applied, Side::Server);
-        let rate_limits = &self.compiled.policy.rate_limits;
-        let places = rate_limits.of(&client.namespace, &labels, services, Side::Server);
-        let limits = rate_limits.on_port(&places, &services.numbers_of(&client.namespace, &labels, port));
+        let all = &self.compiled.policy.limits;
+        let places = all.of(&client.namespace, &labels, services, Side::Server);
+        let limits = all.on_port(&places, &services.numbers_of(&client.namespace, &labels, port));
         let serving = render::Serving { paths: *paths, tls, service, telemetry, limits };
         render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, serving)
     }

@@ -11,11 +11,11 @@ pub mod connections;
 pub mod delegate;
 pub mod destination_rules;
 pub mod gateway_api;
+pub mod limits;
 pub mod locality;
 pub mod mesh;
 pub mod outbound;
 pub mod paths;
-pub mod rate_limits;
 pub mod retry;
 mod rivals;
 pub mod route;
@@ -48,11 +48,11 @@ use compile::Surroundings;
 use connections::{Addressed, Connections};
 use destination_rules::{DestinationRules, MergedRule};
 use gateway_api::GatewayRoutes;
+use limits::Limits;
 use locality::{Around, LocalitySetting};
 use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
 use paths::PathNormalization;
-use rate_limits::RateLimits;
 use route::{
     Action, Body, ClusterKey, Condition, Fallback, Faults, Forward, HeaderChanges, PathRewrite, Response, Retry, Route,
     Target, Written,
@@ -90,7 +90,7 @@ pub struct Policy {
     /// What is told of requests.
     pub telemetries: Telemetries,
     /// How many requests there may be.
-    pub rate_limits: RateLimits,
+    pub limits: Limits,
     /// The trust domain whose authority gives workloads their certificates; `None` where there is none, and so no mutual
     /// TLS.
     pub trust_domain: Option<TrustDomain>,
@@ -170,9 +170,9 @@ impl Policy {
         let security = Security::new(objects, &mesh);
         let (telemetries, conflicts) = Telemetries::new(objects, &mesh.fixed.root_namespace);
         found.extend(conflicts);
-        let rate_limits = RateLimits::new(objects, &mesh.fixed.root_namespace);
+        let limits = Limits::new(objects, &mesh.fixed.root_namespace);
         let policy = Policy {
-            rate_limits,
+            limits,
             services,
             virtual_services,
             gateway_routes,
@@ -197,7 +197,7 @@ impl Policy {
     pub fn view(&self, namespace: &Arc<str>, labels: &BTreeMap<String, String>) -> View {
         let sidecar = self.sidecars.of(namespace, labels);
         let telemetry = self.telemetries.of(namespace, labels, &self.services);
-        let limits = self.rate_limits.of(namespace, labels, &self.services, Side::Client);
+        let limits = self.limits.of(namespace, labels, &self.services, Side::Client);
         if self.label_keys.is_empty() {
             return View { namespace: namespace.clone(), labels: Arc::default(), sidecar, telemetry, limits };
         }

@@ -14,11 +14,11 @@ mod grpc;
 mod json;
 pub mod judge;
 mod library;
+pub mod limits;
 pub mod listener;
 mod metrics;
 mod overload;
 pub mod proto;
-pub mod rate_limits;
 mod tls;
 mod tokens;
 pub mod tracing;
@@ -49,10 +49,10 @@ use crate::catalog::{ClientClass, Encoded, Kind};
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
 use crate::policy::access::Access;
 use crate::policy::destination_rules::MergedRule;
+use crate::policy::limits::LimitInForce;
 use crate::policy::locality::{Nearness, Place};
 use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::policy::paths::PathNormalization;
-use crate::policy::rate_limits::LimitInForce;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Fallback, FallbackName, Faults, Route, Written};
 use crate::policy::telemetry::Side;
 use crate::policy::tokens::{FetchedKeys, TokenRule};
@@ -249,7 +249,7 @@ pub fn render_server(
             Err(reason) => reason,
             Ok(mut filters) => {
                 // Who is let in is decided before.
-                filters.extend(rate_limits::filters(&limits, class));
+                filters.extend(limits::filters(&limits, class));
                 let action = Action::NonForwardingAction(NonForwardingAction {});
                 let encoded = with_service(
                     name,
@@ -352,7 +352,7 @@ pub fn render_listener(
     let service = policy.cluster(key, view).map(|seen| Arc::clone(seen.service));
     let session = service.as_ref().and_then(|service| service.session.as_ref());
     let session = session.filter(|_| class == ClientClass::Library);
-    let limits = rate_limits::filters(&policy.rate_limits.to_host(&view.limits, &address.host), class);
+    let limits = limits::filters(&policy.limits.to_host(&view.limits, &address.host), class);
     let mut listener = listener::client(name, &routes_name(&address), of_routes, session, telemetry, limits);
     if class == ClientClass::Library {
         listener.filter_chains = connections::filter_chains(&policy.connections(&address, view));

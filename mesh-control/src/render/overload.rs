@@ -78,5 +78,5 @@ pub(super) fn admission_control(config: &AdmissionControl) -> Any {
 }
 
 fn percent(share: Fraction) -> Option<Percent> {
-    Some(Percent { value: f64::from(share.per_million()) / 1e4 })
+    Some(Percent { value: share.percent() })
 }

@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue};
 
 use super::{Decision, Filter, Reply};
-use crate::error::OVERLOADED;
 use crate::limits::Concurrency;
 use crate::model::AdaptiveConcurrency;
 use crate::request_info::{Criticality, RequestInfo};
@@ -50,17 +48,6 @@ impl AdaptiveConcurrencyFilter {
             sheddable: counts("sheddable"),
         }
     }
-
-    #[cold]
-    fn refuse(&self, request: &mut RequestInfo) -> Decision {
-        request.note_flags(ResponseFlags::OVERLOAD_MANAGER);
-        request.note_details(REFUSED);
-        let mut reply = Reply::new(self.config.status, "reached concurrency limit");
-        let mut headers = HeaderMap::new();
-        headers.insert(OVERLOADED, HeaderValue::from_static("true"));
-        reply.headers = Some(Box::new(headers));
-        Decision::Reply(reply)
-    }
 }
 
 impl Filter for AdaptiveConcurrencyFilter {
@@ -70,7 +57,8 @@ impl Filter for AdaptiveConcurrencyFilter {
         let counts = if is_sheddable { &self.sheddable } else { &self.critical };
         if !self.concurrency.enter(&self.config, is_sheddable, request.started) {
             counts.note_over();
-            return self.refuse(request);
+            let reply = Reply::overloaded(request, self.config.status, "reached concurrency limit", REFUSED);
+            return Decision::Reply(reply);
         }
         counts.note_within();
         request.hold(Place(Arc::clone(&self.concurrency)));
@@ -88,6 +76,7 @@ impl Filter for AdaptiveConcurrencyFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::OVERLOADED;
     use crate::model::Fraction;
     use crate::state::States;
 

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::StatusCode;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::{Decision, Filter, Reply};
-use crate::error::OVERLOADED;
 use crate::limits::Admission;
 use crate::model::AdmissionControl;
 use crate::request_info::RequestInfo;
@@ -55,13 +54,8 @@ impl Filter for AdmissionControlFilter {
             return Decision::Continue;
         }
         self.counts.note_over();
-        request.note_flags(ResponseFlags::OVERLOAD_MANAGER);
-        request.note_details(REFUSED);
-        let mut reply = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "denied by admission control");
-        let mut headers = HeaderMap::new();
-        headers.insert(OVERLOADED, HeaderValue::from_static("true"));
-        reply.headers = Some(Box::new(headers));
-        Decision::Reply(reply)
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Decision::Reply(Reply::overloaded(request, status, "denied by admission control", REFUSED))
     }
 
     fn on_end(&self, request: &RequestInfo) {
@@ -75,7 +69,7 @@ impl Filter for AdmissionControlFilter {
 
 #[cfg(test)]
 mod tests {
-    use http::Method;
+    use http::{HeaderMap, Method};
 
     use super::*;
     use crate::request_info::Direction;

@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 
 use crate::limits::LimitedRequest;
-use crate::model::{OfHost, RateLimit, RestHeaders};
+use crate::model::{Fraction, OfHost, RateLimit, RestHeaders};
 use crate::request::RequestHead;
 use crate::request_info::{LimitNote, RequestInfo};
 
@@ -33,6 +33,12 @@ pub(super) fn by(own: &[Arc<RateLimit>], stage: u8, of_host: OfHost, limits: Rou
         found.extend(at_stage(of_the_host));
     }
     found
+}
+
+/// Whether a request is one of a share.
+#[inline]
+pub(super) fn is_hit(share: Fraction, request: &mut RequestInfo) -> bool {
+    share == Fraction::ALL || share.contains(request.random.u32(0..1_000_000))
 }
 
 /// What is known of a request that is to be counted.

@@ -103,11 +103,10 @@ impl Filter for LocalRateLimitFilter {
     #[inline]
     fn on_request(&self, request: &mut RequestInfo, head: &mut Parts) -> Decision {
         let config = &self.limit.config;
-        let mut is_hit = |share: Fraction| share == Fraction::ALL || share.contains(request.random.u32(0..1_000_000));
-        if !is_hit(config.enabled) {
+        if !counted::is_hit(config.enabled, request) {
             return Decision::Continue;
         }
-        let is_enforced = is_hit(config.enforced);
+        let is_enforced = counted::is_hit(config.enforced, request);
         let Some(verdict) = self.check(request, head) else { return Decision::Continue };
         if config.tells != RestHeaders::None {
             note(request, &verdict);

@@ -21,12 +21,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, request, response};
+use http::{HeaderMap, HeaderValue, StatusCode, request, response};
 
-use crate::error::Invalid;
+use crate::error::{Invalid, OVERLOADED};
 use crate::limits::RateLimitService;
 use crate::model::FilterConfig;
 use crate::request_info::RequestInfo;
+use crate::response_flags::ResponseFlags;
 use crate::state::FilterState;
 
 pub use adaptive_concurrency::AdaptiveConcurrencyFilter;
@@ -75,6 +76,16 @@ impl Reply {
     /// An answer with this status and text; the gRPC code follows from the status.
     pub fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
         Reply { status, grpc_code: None, body: body.into(), headers: None }
+    }
+
+    /// The answer to a request for which there is too much to do, by Envoy's signs: no failure of the server, and not to be
+    /// tried again.
+    #[cold]
+    fn overloaded(request: &mut RequestInfo, status: StatusCode, body: &'static str, details: &'static str) -> Self {
+        request.note_flags(ResponseFlags::OVERLOAD_MANAGER);
+        request.note_details(details);
+        let headers = HeaderMap::from_iter([(OVERLOADED, HeaderValue::from_static("true"))]);
+        Reply { headers: Some(Box::new(headers)), ..Reply::new(status, body) }
     }
 
     /// The same with a gRPC code of its own.

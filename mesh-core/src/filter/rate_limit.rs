@@ -156,11 +156,10 @@ pub struct GlobalRateLimitFilter {
 impl Filter for GlobalRateLimitFilter {
     fn on_request(&self, request: &mut RequestInfo, head: &mut Parts) -> Decision {
         let config = &self.limit.config;
-        let mut is_hit = |share: Fraction| share == Fraction::ALL || share.contains(request.random.u32(0..1_000_000));
-        if !is_hit(config.enabled) {
+        if !counted::is_hit(config.enabled, request) {
             return Decision::Continue;
         }
-        let is_enforced = is_hit(config.enforced);
+        let is_enforced = counted::is_hit(config.enforced, request);
         let seen = counted::seen(request, head);
         let question = Question::new(&self.domain, self.makers.iter().filter_map(|maker| maker.describe(&seen)));
         if question.descriptors.is_empty() {

@@ -158,6 +158,17 @@ impl Fraction {
         Fraction(u32::try_from(parts.min(1_000_000)).unwrap_or(1_000_000))
     }
 
+    /// So many percent, to four places, at most all.
+    pub fn of_percent(percent: f64) -> Self {
+        // A cast of a float saturates.
+        Fraction::of_million((percent * 1e4).round() as u64)
+    }
+
+    /// In percent.
+    pub fn percent(self) -> f64 {
+        f64::from(self.0) / 1e4
+    }
+
     /// In parts per million.
     pub fn per_million(self) -> u32 {
         self.0

@@ -31,7 +31,7 @@ pub fn encode(question: &Question) -> Vec<u8> {
             .collect(),
         limit: descriptor
             .limit
-            .map(|limit| RateLimitOverride { requests_per_unit: limit.requests, unit: number(limit.unit).into() }),
+            .map(|limit| RateLimitOverride { requests_per_unit: limit.requests, unit: unit(limit.unit).into() }),
         hits_addend: descriptor.hits.map(|value| UInt64Value { value }),
         is_negative_hits: descriptor.gives_back,
     });
@@ -39,7 +39,8 @@ pub fn encode(question: &Question) -> Vec<u8> {
     RateLimitRequest { domain: question.domain.to_string(), descriptors, hits_addend: 0 }.encode_to_vec()
 }
 
-fn number(unit: LimitUnit) -> RateLimitUnit {
+/// A unit of time in the words of the protocol.
+pub fn unit(unit: LimitUnit) -> RateLimitUnit {
     match unit {
         LimitUnit::Second => RateLimitUnit::Second,
         LimitUnit::Minute => RateLimitUnit::Minute,

@@ -11,12 +11,12 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::testing::TokenIssuer;
-use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::server::{Allow, AuthorizationRequest, Authorizer, AuthorizerError, Decision, Deny, ServerLayer};
-use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::shop::workload;
 
 const REVIEWS: &str = "
 apiVersion: v1
@@ -24,15 +24,6 @@ kind: Service
 metadata: {name: reviews, namespace: shop}
 spec: {selector: {app: reviews}, ports: [{name: http, port: 80, targetPort: 9080}]}
 ";
-
-fn mesh(control: &Embedded, account: &str) -> Mesh {
-    let bootstrap = Bootstrap::new("embedded")
-        .node_id(format!("mesh~127.0.0.1~{account}.shop~shop.svc.cluster.local"))
-        .metadata("NAMESPACE", "shop")
-        .metadata("SERVICE_ACCOUNT", account)
-        .metadata("LABELS", json!({"app": account}));
-    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(Duration::from_secs(10)).start().unwrap()
-}
 
 /// A server of `reviews` behind an authorizer, which counts what it serves and tells which headers it was sent.
 struct Served {
@@ -49,7 +40,7 @@ impl Served {
     }
 
     async fn layered(control: Embedded, with: impl FnOnce(ServerLayer) -> ServerLayer) -> Served {
-        let mesh = mesh(&control, "reviews");
+        let mesh = workload(&control, "reviews");
         let listener = mesh.bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr();
         let served = Arc::<AtomicUsize>::default();
@@ -170,7 +161,7 @@ async fn it_is_told_who_asks_by_mutual_tls_and_by_tokens_and_does_not_overrule_p
         async move { Ok(if has_source { Allow::new().into() } else { Deny::new(StatusCode::FORBIDDEN).into() }) }
     };
     let served = Served::start(&policies, Options::default().dev(), authorizer).await;
-    let web = mesh(&served.control, "web");
+    let web = workload(&served.control, "web");
     let token = issuer.token(r#"{"iss":"https://issuer","sub":"me"}"#);
     let get = async |path: &str| {
         let request =

@@ -13,12 +13,12 @@ use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use envoy_types::pb::google::rpc::Status;
 use http_body_util::{BodyExt, Full};
 use mesh_control::embedded::{Config, Embedded, Options};
-use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use prost::Message;
-use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::shop::workload;
 
 const REVIEWS: &str = "
 apiVersion: v1
@@ -53,18 +53,9 @@ fn http_provider(more: &str) -> String {
     format!("envoyExtAuthzHttp: {{service: authz.example.com, port: 8000, timeout: 5s{more}}}")
 }
 
-fn mesh(control: &Embedded, account: &str) -> Mesh {
-    let bootstrap = Bootstrap::new("embedded")
-        .node_id(format!("mesh~127.0.0.1~{account}.shop~shop.svc.cluster.local"))
-        .metadata("NAMESPACE", "shop")
-        .metadata("SERVICE_ACCOUNT", account)
-        .metadata("LABELS", json!({"app": account}));
-    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(Duration::from_secs(10)).start().unwrap()
-}
-
 /// A server of `reviews` that tells which headers it was sent.
 async fn serve(control: &Embedded) -> (Mesh, SocketAddr) {
-    let mesh = mesh(control, "reviews");
+    let mesh = workload(control, "reviews");
     let listener = mesh.bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr();
     let tell = |request: axum::extract::Request| async move {
@@ -341,7 +332,7 @@ enum GrpcSays {
 
 /// An authorizer over gRPC that is a server of the mesh, and so is called by mutual TLS where there are certificates.
 async fn grpc_authorizer(control: &Embedded, check: Check) -> Mesh {
-    let mesh = mesh(control, "authz");
+    let mesh = workload(control, "authz");
     let listener = mesh.bind("127.0.0.1:0").await.unwrap();
     let app = axum::Router::new().fallback(move |request: axum::extract::Request| {
         let check = check.clone();
@@ -439,7 +430,7 @@ async fn an_authorizer_over_grpc_is_called_by_mutual_tls_and_told_who_asks() {
     });
     let _authz = grpc_authorizer(&control, check).await;
     let (reviews, _) = serve(&control).await;
-    let web = mesh(&control, "web");
+    let web = workload(&control, "web");
     let get = async |path: &str| {
         let request =
             http::Request::get(format!("http://reviews{path}")).header("x-user", "mallory").header("x-secret", "s");

@@ -2,18 +2,15 @@
 //! limit service by mesh-control's own rules, and bytes over sockets.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use http::Request;
 use mesh_control::embedded::{Config, Embedded, Options};
-use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
-use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 use crate::limits_support::limits;
+use crate::shop::{self, workload};
 
 /// Every limit comes along with the question.
 const NO_RULES: &str = "domain: shop\n";
@@ -57,14 +54,6 @@ async fn control(yaml: String) -> Embedded {
     Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap()
 }
 
-fn workload(control: &Embedded, app: &str) -> Mesh {
-    let bootstrap = Bootstrap::new("embedded")
-        .node_id(format!("mesh~127.0.0.1~{app}.shop~shop.svc.cluster.local"))
-        .metadata("NAMESPACE", "shop")
-        .metadata("LABELS", json!({"app": app}));
-    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(Duration::from_secs(10)).start().unwrap()
-}
-
 /// A server of `reviews`.
 async fn serve(control: &Embedded) -> (Mesh, SocketAddr) {
     let mesh = workload(control, "reviews");
@@ -78,14 +67,8 @@ async fn serve(control: &Embedded) -> (Mesh, SocketAddr) {
 
 /// Status and text of the answer to a request with these headers, over a connection of its own.
 async fn ask(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let head = format!("GET {path} HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n{lines}\r\n");
-    stream.write_all(head.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    let read = stream.read_to_string(&mut answer);
-    tokio::time::timeout(Duration::from_secs(60), read).await.expect("an answer").unwrap();
-    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+    shop::ask(address, path, &lines).await
 }
 
 /// The status of the answer to a call by the mesh.

@@ -7,12 +7,12 @@ use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::identity::SpiffeId;
-use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::server::ConnectionInfo;
-use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::shop::workload;
 
 const REVIEWS: &str = "
 apiVersion: v1
@@ -49,18 +49,9 @@ async fn control() -> Embedded {
     Embedded::start(Config::yaml(REVIEWS), Options::default().dev()).await.unwrap()
 }
 
-fn mesh(control: &Embedded, account: &str) -> Mesh {
-    let bootstrap = Bootstrap::new("embedded")
-        .node_id(format!("mesh~127.0.0.1~{account}.shop~shop.svc.cluster.local"))
-        .metadata("NAMESPACE", "shop")
-        .metadata("SERVICE_ACCOUNT", account)
-        .metadata("LABELS", json!({"app": account}));
-    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(Duration::from_secs(10)).start().unwrap()
-}
-
 /// A server of `reviews` that answers with who asked.
 async fn serve(control: &Embedded) -> (Mesh, SocketAddr) {
-    let mesh = mesh(control, "reviews");
+    let mesh = workload(control, "reviews");
     let listener = mesh.bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr();
     let tell = || async {
@@ -118,7 +109,7 @@ const WEB: &str = "200 spiffe://cluster.local/ns/shop/sa/web";
 async fn without_a_word_of_configuration_everybody_is_known_and_plaintext_is_refused() {
     let control = control().await;
     let (_server, address) = serve(&control).await;
-    let client = mesh(&control, "web");
+    let client = workload(&control, "web");
     becomes(&client, is(WEB)).await;
     assert_eq!(in_plaintext(address).await, "");
 }
@@ -127,7 +118,7 @@ async fn without_a_word_of_configuration_everybody_is_known_and_plaintext_is_ref
 async fn a_peer_authentication_says_who_is_let_in_and_how_others_call() {
     let control = control().await;
     let (_server, address) = serve(&control).await;
-    let client = mesh(&control, "web");
+    let client = workload(&control, "web");
     becomes(&client, is(WEB)).await;
     control.set_yaml("peers.yaml", &peers("PERMISSIVE")).unwrap();
     let told = async {
@@ -155,7 +146,7 @@ async fn a_peer_authentication_says_who_is_let_in_and_how_others_call() {
 async fn a_destination_rule_says_how_to_call_whatever_the_server_wants() {
     let control = control().await;
     let (_server, _) = serve(&control).await;
-    let client = mesh(&control, "web");
+    let client = workload(&control, "web");
     control.set_yaml("rule.yaml", &rule("{mode: ISTIO_MUTUAL}")).unwrap();
     becomes(&client, is(WEB)).await;
     // Who the rule lets answer is somebody else: not a byte is sent.
@@ -183,7 +174,7 @@ async fn a_destination_rule_says_how_to_call_whatever_the_server_wants() {
 async fn validate_names_the_rules_that_no_server_takes_and_no_others() {
     let control = control().await;
     let (_server, _) = serve(&control).await;
-    let client = mesh(&control, "web");
+    let client = workload(&control, "web");
     becomes(&client, is(WEB)).await;
     let nobody = rule("{mode: ISTIO_MUTUAL, subjectAltNames: [spiffe://cluster.local/ns/shop/sa/other]}");
     for mode in ["UNSET", "STRICT", "PERMISSIVE", "DISABLE"] {

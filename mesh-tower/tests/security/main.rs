@@ -13,6 +13,7 @@ mod mtls;
 mod overload;
 mod rate_limits;
 mod refused_tls;
+mod shop;
 mod tls_files;
 mod tokens;
 

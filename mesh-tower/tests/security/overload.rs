@@ -3,16 +3,15 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use http::Request;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::request_info::{Criticality, Inherited};
-use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
-use serde_json::json;
 use tokio::sync::Notify;
+
+use crate::shop::workload;
 
 const REVIEWS: &str = "
 apiVersion: v1
@@ -26,14 +25,6 @@ fn overload(whose: &str, says: &str) -> String {
         "---\napiVersion: policy.mesh-control/v1alpha1\nkind: Overload\nmetadata: {{name: overload, namespace: shop}}\n\
          spec: {{{whose}, {says}}}\n"
     )
-}
-
-fn workload(control: &Embedded, app: &str) -> Mesh {
-    let bootstrap = Bootstrap::new("embedded")
-        .node_id(format!("mesh~127.0.0.1~{app}.shop~shop.svc.cluster.local"))
-        .metadata("NAMESPACE", "shop")
-        .metadata("LABELS", json!({"app": app}));
-    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(Duration::from_secs(10)).start().unwrap()
 }
 
 /// A server that holds what asks for `/slow`, and fails what asks for `/fail`.

@@ -1,14 +1,11 @@
 //! Rate limits from YAML to the answer: embedded control plane, the library's server, and bytes over sockets.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use mesh_control::embedded::{Config, Embedded, Options};
-use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
-use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+
+use crate::shop::{ask, workload};
 
 const REVIEWS: &str = "
 apiVersion: v1
@@ -29,29 +26,13 @@ fn limit(rest: &str) -> String {
 /// A server of `reviews` under a configuration.
 async fn serve(yaml: &str) -> (Embedded, Mesh, SocketAddr) {
     let control = Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap();
-    let bootstrap = Bootstrap::new("embedded")
-        .node_id("mesh~127.0.0.1~reviews.shop~shop.svc.cluster.local")
-        .metadata("NAMESPACE", "shop")
-        .metadata("LABELS", json!({"app": "reviews"}));
-    let source = control.source(bootstrap);
-    let mesh = Mesh::builder().source(source).cold_start_wait(Duration::from_secs(10)).start().unwrap();
+    let mesh = workload(&control, "reviews");
     let listener = mesh.bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr();
     let app = axum::Router::new().fallback(|| async { "here" }).layer(mesh.server_layer());
     tokio::spawn(async move { mesh_tower::server::serve(listener, app).await });
     mesh.serving().await.unwrap();
     (control, mesh, address)
-}
-
-/// Status and text of the answer to a request with these header lines, over a connection of its own.
-async fn ask(address: SocketAddr, path: &str, headers: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let head = format!("GET {path} HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n{headers}\r\n");
-    stream.write_all(head.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    let read = stream.read_to_string(&mut answer);
-    tokio::time::timeout(Duration::from_secs(10), read).await.expect("an answer").unwrap();
-    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
 }
 
 #[tokio::test]

@@ -9,12 +9,11 @@ use axum::http::StatusCode;
 use mesh_control::embedded::{Config, Embedded, KeyFetching, Options, PlaneOptions};
 use mesh_core::jwt::Claims;
 use mesh_core::testing::TokenIssuer;
-use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
-use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+use crate::shop::{ask, workload};
 
 const REVIEWS: &str = "
 apiVersion: v1
@@ -42,12 +41,7 @@ async fn serve(policies: &str) -> (Embedded, Mesh, SocketAddr) {
 
 async fn serve_with(config: Config, options: Options) -> (Embedded, Mesh, SocketAddr) {
     let control = Embedded::start(config, options).await.unwrap();
-    let bootstrap = Bootstrap::new("embedded")
-        .node_id("mesh~127.0.0.1~reviews.shop~shop.svc.cluster.local")
-        .metadata("NAMESPACE", "shop")
-        .metadata("LABELS", json!({"app": "reviews"}));
-    let source = control.source(bootstrap);
-    let mesh = Mesh::builder().source(source).cold_start_wait(Duration::from_secs(10)).start().unwrap();
+    let mesh = workload(&control, "reviews");
     let listener = mesh.bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr();
     let tell = |request: Request| async move {
@@ -61,17 +55,6 @@ async fn serve_with(config: Config, options: Options) -> (Embedded, Mesh, Socket
     tokio::spawn(async move { mesh_tower::server::serve(listener, app).await });
     mesh.serving().await.unwrap();
     (control, mesh, address)
-}
-
-/// The whole answer to a request with these header lines.
-async fn ask(address: SocketAddr, path: &str, headers: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let head = format!("GET {path} HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n{headers}\r\n");
-    stream.write_all(head.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    let read = stream.read_to_string(&mut answer);
-    tokio::time::timeout(Duration::from_secs(10), read).await.expect("an answer").unwrap();
-    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
 }
 
 fn bearer(token: &str) -> String {

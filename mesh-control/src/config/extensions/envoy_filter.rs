@@ -18,7 +18,7 @@ use mesh_core::model::{
 
 use self::counted::{RateLimitEntry, shared};
 use self::global::Global;
-use super::rate_limit::{Counter, LimitMode, RateLimit};
+use super::rate_limit::{Counter, LimitMode, RateLimit, refusal};
 use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, check_selector};
@@ -431,8 +431,7 @@ impl Local {
             limit.most_keys = most.value;
         }
         if let Some(Code16(code)) = self.status.code {
-            let status = StatusCode::from_u16(code).ok().filter(|_| (400..=599).contains(&code));
-            limit.status = status.unwrap_or(StatusCode::TOO_MANY_REQUESTS);
+            limit.status = refusal(code).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
         }
         limit.response_changes = added(&self.response_headers, HeaderTarget::Response, at, faults);
         limit.request_changes = added(&self.request_headers, HeaderTarget::Request, at, faults);

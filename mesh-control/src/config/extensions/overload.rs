@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
 use mesh_core::model::{AdaptiveConcurrency, AdmissionControl, Fraction, UnloadedTime};
 
+use super::rate_limit::refusal;
 use crate::config::decode::{At, Decode, Decoder, Text, message};
 use crate::config::diagnostic::{Code, Severity, Span};
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
@@ -156,8 +156,7 @@ impl Check<'_, '_> {
         if !(least..=100.0).contains(&value.value) {
             self.fault(value.span, field, format!("must be {least} to 100"));
         }
-        // A cast of a float saturates.
-        Fraction::of_million((value.value * 1e4).round() as u64)
+        Fraction::of_percent(value.value)
     }
 
     fn time(
@@ -191,12 +190,9 @@ impl ConcurrencySpec {
         let field = "concurrency.sheddablePercent";
         limit.sheddable = check.percent(self.sheddable_percent.as_ref(), 0.0, field, limit.sheddable);
         if let Some(status) = &self.status {
-            match StatusCode::from_u16(status.value) {
-                Ok(code) if (400..=599).contains(&status.value) => limit.status = code,
-                _ => {
-                    let message = format!("{} is not a status from 400 to 599", status.value);
-                    check.fault(status.span, "concurrency.status", message);
-                }
+            match refusal(status.value) {
+                Ok(code) => limit.status = code,
+                Err(message) => check.fault(status.span, "concurrency.status", message),
             }
         }
         limit

@@ -300,13 +300,20 @@ impl Answer {
     /// The status of those that are over.
     pub(super) fn status(&self, faults: &mut Vec<Fault>) -> StatusCode {
         let Some(status) = &self.status else { return StatusCode::TOO_MANY_REQUESTS };
-        let code = StatusCode::from_u16(status.value).ok().filter(|_| (400..=599).contains(&status.value));
-        code.unwrap_or_else(|| {
-            let message = format!("{} is not a status from 400 to 599", status.value);
+        refusal(status.value).unwrap_or_else(|message| {
             faults.push((status.span, "answer.status".to_owned(), message));
             StatusCode::TOO_MANY_REQUESTS
         })
     }
+}
+
+/// The status of who is refused.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn refusal(code: u16) -> Result<StatusCode, String> {
+    let status = StatusCode::from_u16(code).ok().filter(|_| (400..=599).contains(&code));
+    status.ok_or_else(|| format!("{code} is not a status from 400 to 599"))
 }
 
 impl RestWord {

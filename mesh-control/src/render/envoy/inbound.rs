@@ -9,12 +9,12 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 use hcm::http_connection_manager::{ForwardClientCertDetails, SetCurrentClientCertDetails};
 
-use super::super::{BLACK_HOLE, encode, guards, library, listener, rate_limits};
+use super::super::{BLACK_HOLE, encode, guards, library, limits, listener};
 use super::{INBOUND_PASSTHROUGH, VIRTUAL_INBOUND, inbound_cluster_name, proxy, tls};
 use crate::catalog::{ClientClass, Encoded, Sidecar};
 use crate::policy::access::Access;
+use crate::policy::limits::LimitInForce;
 use crate::policy::paths::PathNormalization;
-use crate::policy::rate_limits::LimitInForce;
 use crate::policy::tokens::{FetchedKeys, TokenRule};
 use crate::policy::traffic::ServerTls;
 use crate::registry::protocol::Protocol;
@@ -130,7 +130,7 @@ fn filter(port: &Inbound<'_>, keys: &FetchedKeys, paths: PathNormalization) -> p
     };
     let (filters, action) = match guarded {
         Ok(mut filters) => {
-            filters.extend(rate_limits::filters(&port.limits, ClientClass::Envoy));
+            filters.extend(limits::filters(&port.limits, ClientClass::Envoy));
             (filters, proxy::to_cluster(cluster.clone()))
         }
         Err(reason) => (Vec::new(), Action::DirectResponse(library::unavailable(&reason))),

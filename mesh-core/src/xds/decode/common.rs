@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::envoy::r#type::v3 as types;
 use envoy_types::pb::google::protobuf;
+use http::StatusCode;
 use prost::{Message, Name};
 
 use super::notes::Notes;
@@ -70,6 +71,21 @@ pub(super) fn fraction(value: &types::FractionalPercent) -> Result<Fraction, Inv
         Err(_) => return Err(Invalid::new("not a known value").at("denominator")),
     };
     Ok(Fraction::new(value.numerator, denominator))
+}
+
+/// The code of a status from `least` to 599; `None` for any other.
+pub(super) fn status_from(least: u16, value: &types::HttpStatus) -> Option<StatusCode> {
+    let code = u16::try_from(value.code).ok().filter(|code| (least..=599).contains(code))?;
+    StatusCode::from_u16(code).ok()
+}
+
+/// The share of requests that a runtime setting says; there is no runtime here, so its default. `None` where it says none.
+pub(super) fn runtime_share(
+    notes: &mut Notes<'_>,
+    name: &'static str,
+    value: Option<core::RuntimeFractionalPercent>,
+) -> Result<Option<Fraction>, Invalid> {
+    notes.optional(name, value.and_then(|share| share.default_value), |_, share| fraction(&share))
 }
 
 /// A percentage from 0 to 100.

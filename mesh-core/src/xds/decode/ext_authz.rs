@@ -9,9 +9,9 @@ use envoy_types::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3 as pb;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::google::protobuf::{self, Any};
-use http::{StatusCode, Uri};
+use http::Uri;
 
-use super::common::{positive, string_test};
+use super::common::{positive, status_from, string_test};
 use super::jwt::unsupported;
 use super::notes::Notes;
 use super::rbac::complete;
@@ -92,10 +92,8 @@ pub(super) fn ext_authz(notes: &mut Notes<'_>, any: &Any) -> Result<FilterConfig
     config.timeout = timeout.unwrap_or(config.timeout);
     config.fail_open = failure_mode_allow;
     if let Some(status) = status_on_error {
-        let code = u16::try_from(status.code).ok().filter(|code| (400..=599).contains(code));
-        let code = code.and_then(|code| StatusCode::from_u16(code).ok());
-        config.status_on_error =
-            code.ok_or_else(|| Invalid::new("not a status from 400 to 599").at("status_on_error"))?;
+        config.status_on_error = status_from(400, &status)
+            .ok_or_else(|| Invalid::new("not a status from 400 to 599").at("status_on_error"))?;
     }
     config.asked_by = notes.optional("filter_enabled_metadata", filter_enabled_metadata, |_, it| asked_by(it))?;
     config.shown = notes.optional("allowed_headers", allowed_headers, names)?;

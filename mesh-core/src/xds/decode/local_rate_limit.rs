@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::{
     LocalRateLimitDescriptor, VhRateLimitsOptions, XRateLimitHeadersRfcVersion,
 };
@@ -13,7 +12,7 @@ use envoy_types::pb::google::protobuf::Any;
 use http::StatusCode;
 use prost::Message;
 
-use super::common::{duration, filled, fraction, parse, unpack};
+use super::common::{duration, filled, parse, runtime_share, status_from, unpack};
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
 use super::rate_limits::{rate_limits, stage};
@@ -72,7 +71,6 @@ pub(super) fn local_rate_limit(notes: &mut Notes<'_>, any: &Any, is_override: bo
             return Err(Invalid::new(reason).at(format!("descriptors[{position}]")));
         }
     }
-    let status = status.map_or(429, |status| status.code);
     let most_keys = max_dynamic_descriptors.map_or(20, |most| most.value);
     if !(1..=KeyedBuckets::MOST).contains(&most_keys) {
         let reason = format!("must be 1 to {}", KeyedBuckets::MOST);
@@ -83,7 +81,8 @@ pub(super) fn local_rate_limit(notes: &mut Notes<'_>, any: &Any, is_override: bo
         let reason = format!("{keyed} descriptors for any value, and {most_keys} values of each, are too many buckets");
         return Err(Invalid::new(reason).at("max_dynamic_descriptors"));
     }
-    let enabled = share(notes, "filter_enabled", filter_enabled)?;
+    // Unset is none, as in Envoy.
+    let enabled = runtime_share(notes, "filter_enabled", filter_enabled)?.unwrap_or_default();
     if enabled == Fraction::default() && (bucket.is_some() || !rules.is_empty()) {
         notes.ignore("(filter_enabled is 0 %, so that no request is counted)");
     }
@@ -109,15 +108,11 @@ pub(super) fn local_rate_limit(notes: &mut Notes<'_>, any: &Any, is_override: bo
             Err(_) => return Err(Invalid::new("not a known value").at("vh_rate_limits")),
         },
         enabled,
-        enforced: share(notes, "filter_enforced", filter_enforced)?,
+        enforced: runtime_share(notes, "filter_enforced", filter_enforced)?.unwrap_or_default(),
         per_connection,
         most_keys,
         // As in Envoy, what is no error is 429.
-        status: u16::try_from(status)
-            .ok()
-            .filter(|status| (400..=599).contains(status))
-            .and_then(|status| StatusCode::from_u16(status).ok())
-            .unwrap_or(StatusCode::TOO_MANY_REQUESTS),
+        status: status.and_then(|status| status_from(400, &status)).unwrap_or(StatusCode::TOO_MANY_REQUESTS),
         is_exhaustion,
         tells_when,
         tells: match XRateLimitHeadersRfcVersion::try_from(enable_x_ratelimit_headers) {
@@ -158,14 +153,4 @@ fn bucket(value: &TokenBucketProto) -> Result<TokenBucket, Invalid> {
         return Err(Invalid::new(format!("shorter than {SHORTEST_FILL:?}")).at("fill_interval"));
     }
     TokenBucket::new(value.max_tokens, value.tokens_per_fill.as_ref().map_or(1, |tokens| tokens.value), interval)
-}
-
-/// A share of requests; unset is none, as in Envoy.
-fn share(
-    notes: &mut Notes<'_>,
-    name: &'static str,
-    value: Option<RuntimeFractionalPercent>,
-) -> Result<Fraction, Invalid> {
-    let share = value.and_then(|share| share.default_value);
-    Ok(notes.optional(name, share, |_, share| fraction(&share))?.unwrap_or_default())
 }

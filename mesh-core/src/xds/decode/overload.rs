@@ -9,10 +9,9 @@ use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3 
 use envoy_types::pb::envoy::extensions::filters::http::admission_control::v3 as admission;
 use envoy_types::pb::envoy::r#type::v3::{Int32Range, Percent};
 use envoy_types::pb::google::protobuf::{Any, UInt32Value};
-use http::StatusCode;
 use prost::Message;
 
-use super::common::{duration, parse, percent, positive, unpack};
+use super::common::{duration, parse, percent, positive, status_from, unpack};
 use super::notes::Notes;
 use crate::error::Invalid;
 use crate::model::{AdaptiveConcurrency, AdmissionControl, FilterConfig, Fraction, UnloadedTime};
@@ -44,11 +43,8 @@ pub(super) fn adaptive_concurrency(notes: &mut Notes<'_>, any: &Any) -> Result<F
         config.sheddable = share;
     }
     // As in Envoy, what is no error is 503.
-    config.status = concurrency_limit_exceeded_status
-        .and_then(|status| u16::try_from(status.code).ok())
-        .filter(|status| (400..=599).contains(status))
-        .and_then(|status| StatusCode::from_u16(status).ok())
-        .unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    config.status =
+        concurrency_limit_exceeded_status.and_then(|status| status_from(400, &status)).unwrap_or(config.status);
     Ok(if is_off(enabled) { FilterConfig::Disabled } else { FilterConfig::AdaptiveConcurrency(Arc::new(config)) })
 }
 
@@ -219,9 +215,5 @@ fn count(name: &'static str, value: Option<UInt32Value>) -> Result<Option<u32>, 
 }
 
 fn share(notes: &mut Notes<'_>, name: &'static str, value: Option<Percent>) -> Result<Option<Fraction>, Invalid> {
-    notes.optional(name, value, |_, value| {
-        let percent = percent(&value)?;
-        // A cast of a float saturates.
-        Ok(Fraction::of_million((percent * 1e4).round() as u64))
-    })
+    notes.optional(name, value, |_, value| percent(&value).map(Fraction::of_percent))
 }

@@ -5,17 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
 use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3::rate_limit::XRateLimitHeadersRfcVersion;
 use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3::rate_limit_per_route::VhRateLimitsOptions;
-use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use envoy_types::pb::google::protobuf::Any;
-use http::StatusCode;
 use prost::Message;
 
-use super::common::{filled, fraction, parse, positive, unpack};
+use super::common::{filled, parse, positive, runtime_share, status_from, unpack};
 use super::ext_authz::target;
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
@@ -88,10 +85,12 @@ pub(super) fn rate_limit_service(notes: &mut Notes<'_>, any: &Any) -> Result<Glo
     config.is_exhaustion = is_exhaustion;
     config.stage = stage(of_stage)?;
     config.rate_limits = rate_limits(notes, own)?;
-    config.enabled = share(notes, "filter_enabled", filter_enabled)?;
-    config.enforced = share(notes, "filter_enforced", filter_enforced)?;
-    config.status = error_status(rate_limited_status, 400).unwrap_or(config.status);
-    config.status_on_error = error_status(status_on_error, 200).unwrap_or(config.status_on_error);
+    config.enabled = runtime_share(notes, "filter_enabled", filter_enabled)?.unwrap_or(Fraction::ALL);
+    config.enforced = runtime_share(notes, "filter_enforced", filter_enforced)?.unwrap_or(Fraction::ALL);
+    // As in Envoy, what is no such status is the default.
+    config.status = rate_limited_status.and_then(|status| status_from(400, &status)).unwrap_or(config.status);
+    config.status_on_error =
+        status_on_error.and_then(|status| status_from(200, &status)).unwrap_or(config.status_on_error);
     config.tells_why = !disable_x_envoy_ratelimited_header;
     config.tells_when = tells_when;
     config.tells = match XRateLimitHeadersRfcVersion::try_from(enable_x_ratelimit_headers) {
@@ -139,20 +138,4 @@ fn grpc_service(notes: &mut Notes<'_>, value: core::GrpcService) -> Result<(Arc<
     let target =
         target(&service.authority).or_else(|invalid| of_cluster().ok_or(invalid.at("envoy_grpc.authority")))?;
     Ok((target, timeout))
-}
-
-/// As in Envoy, what is no such status is the default.
-fn error_status(status: Option<HttpStatus>, least: u16) -> Option<StatusCode> {
-    let code = u16::try_from(status?.code).ok().filter(|code| (least..=599).contains(code))?;
-    StatusCode::from_u16(code).ok()
-}
-
-/// A share of requests; unset is all.
-fn share(
-    notes: &mut Notes<'_>,
-    name: &'static str,
-    value: Option<RuntimeFractionalPercent>,
-) -> Result<Fraction, Invalid> {
-    let share = value.and_then(|share| share.default_value);
-    Ok(notes.optional(name, share, |_, share| fraction(&share))?.unwrap_or(Fraction::ALL))
 }

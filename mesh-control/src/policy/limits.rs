@@ -14,7 +14,7 @@ use crate::registry::Services;
 
 /// All limits.
 #[derive(Debug, Default)]
-pub struct RateLimits {
+pub struct Limits {
     root: Arc<str>,
     rate_limits: Vec<Arc<Object<RateLimit>>>,
     overloads: Vec<Arc<Object<Overload>>>,
@@ -85,9 +85,9 @@ fn sorted<T>(objects: &[Arc<Object<T>>]) -> Vec<Arc<Object<T>>> {
     sorted
 }
 
-impl RateLimits {
+impl Limits {
     /// Those of these objects.
-    pub fn new(objects: &Objects, root: &Arc<str>) -> RateLimits {
+    pub fn new(objects: &Objects, root: &Arc<str>) -> Limits {
         let (rate_limits, overloads) = (sorted(&objects.rate_limits), sorted(&objects.overloads));
         let mut entries = Vec::new();
         for object in &rate_limits {
@@ -117,7 +117,7 @@ impl RateLimits {
             entries.extend(spec.concurrency.clone().map(|limit| entry(false, Limit::Concurrency(limit))));
             entries.extend(spec.throttle.clone().map(|limit| entry(true, Limit::Throttle(limit))));
         }
-        RateLimits { root: Arc::clone(root), rate_limits, overloads, entries }
+        Limits { root: Arc::clone(root), rate_limits, overloads, entries }
     }
 
     /// The objects that say a rate.

@@ -13,7 +13,7 @@ use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 use crate::registry::protocol::Protocol;
 use crate::registry::service::Target;
-use crate::render::rate_limits::is_for_envoy;
+use crate::render::limits::is_for_envoy;
 
 fn say(meta: &Meta, field: &str, code: Code, message: String, found: &mut Vec<Diagnostic>) {
     let finding = Diagnostic::at(&locate(&meta.origin, field), Severity::Warning, code, message);
@@ -27,7 +27,7 @@ fn service(meta: &Meta) -> &'static str {
 
 /// Targets and hosts that there are not.
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for object in policy.rate_limits.rate_limits() {
+    for object in policy.limits.rate_limits() {
         let limited = object.spec.limits.iter().filter_map(|(port, _)| *port);
         let ports = limited.chain(object.spec.counted.iter().filter_map(|(port, _)| *port));
         for port in ports.collect::<BTreeSet<_>>() {
@@ -47,10 +47,10 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             }
         }
     };
-    for object in policy.rate_limits.rate_limits() {
+    for object in policy.limits.rate_limits() {
         check(&object.meta, &object.spec.target_refs, &object.spec.hosts, "hosts");
     }
-    for object in policy.rate_limits.overloads() {
+    for object in policy.limits.overloads() {
         check(&object.meta, &object.spec.target_refs, &object.spec.hosts, "throttle.hosts");
     }
     check_services(policy, found);
@@ -59,7 +59,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
 
 /// Services that cannot be asked.
 fn check_services(policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for object in policy.rate_limits.rate_limits() {
+    for object in policy.limits.rate_limits() {
         let counters = object.spec.limits.iter().filter_map(|(_, counter)| match counter {
             Counter::Service(limit) => Some(&limit.target),
             Counter::Process(_) => None,
@@ -83,12 +83,12 @@ fn check_services(policy: &Policy, found: &mut Vec<Diagnostic>) {
 
 /// Limits that no object says what to count by, and what is to be counted by that no limit takes up.
 fn check_counted(policy: &Policy, found: &mut Vec<Diagnostic>) {
-    let objects = policy.rate_limits.rate_limits();
+    let objects = policy.limits.rate_limits();
     let is_open = |limit: &RateLimit| limit.limits.iter().any(|(_, counter)| counter.is_open());
     let says = |limit: &RateLimit| !limit.counted.is_empty();
     for object in objects {
         let meets = |other: &RateLimit, namespace: &str, wanted: &dyn Fn(&RateLimit) -> bool| {
-            wanted(other) && policy.rate_limits.may_meet(&object.meta.namespace, namespace)
+            wanted(other) && policy.limits.may_meet(&object.meta.namespace, namespace)
         };
         let has = |wanted: &dyn Fn(&RateLimit) -> bool| {
             objects.iter().any(|other| meets(&other.spec, &other.meta.namespace, wanted))
@@ -106,11 +106,11 @@ fn check_counted(policy: &Policy, found: &mut Vec<Diagnostic>) {
 
 /// What gRPC's own clients and servers do of them: nothing.
 pub(super) fn check_grpc(policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for object in policy.rate_limits.rate_limits() {
+    for object in policy.limits.rate_limits() {
         let message = "gRPC's own clients and servers cannot do this: they let every request pass".to_owned();
         say(&object.meta, "rules", Code::Degraded, message, found);
     }
-    for object in policy.rate_limits.overloads() {
+    for object in policy.limits.overloads() {
         for (field, is_said) in of_overload(&object.spec) {
             let message = "gRPC's own clients and servers cannot do this: they let every request pass".to_owned();
             if is_said {
@@ -127,7 +127,7 @@ fn of_overload(overload: &Overload) -> [(&'static str, bool); 2] {
 
 /// What an Envoy beside a workload does not do of them.
 pub(super) fn check_envoy(policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for object in policy.rate_limits.rate_limits() {
+    for object in policy.limits.rate_limits() {
         if object.spec.mode == LimitMode::Client {
             let message = "an Envoy is not told of this: what its workload calls is not limited".to_owned();
             say(&object.meta, "mode", Code::Degraded, message, found);
@@ -145,7 +145,7 @@ pub(super) fn check_envoy(policy: &Policy, found: &mut Vec<Diagnostic>) {
             say(&object.meta, "rules", Code::Degraded, message.to_owned(), found);
         }
     }
-    for object in policy.rate_limits.overloads() {
+    for object in policy.limits.overloads() {
         if object.spec.throttle.is_some() {
             let message = "an Envoy is not told of this: what its workload calls is not held back".to_owned();
             say(&object.meta, "throttle", Code::Degraded, message, found);

@@ -18,14 +18,15 @@ use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3 as global;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 use envoy_types::pb::envoy::r#type::v3::{
-    FractionalPercent, HttpStatus, RateLimitUnit, TokenBucket as TokenBucketProto, fractional_percent::DenominatorType,
+    FractionalPercent, HttpStatus, TokenBucket as TokenBucketProto, fractional_percent::DenominatorType,
 };
 use envoy_types::pb::google::protobuf::{Any, BoolValue, UInt32Value, UInt64Value};
 use mesh_core::model::{
-    CLIENT_ENTRY, DescriptorAction, Fraction, GlobalRateLimit, HeaderChange, HeaderTarget, HeaderTest, LimitUnit,
-    LocalRateLimit, LocalRule, OfHost, PATH_ENTRY, RateLimit, RestHeaders, StringTest, TokenBucket,
+    CLIENT_ENTRY, DescriptorAction, Fraction, GlobalRateLimit, HeaderChange, HeaderTarget, HeaderTest, LocalRateLimit,
+    LocalRule, OfHost, PATH_ENTRY, RateLimit, RestHeaders, StringTest, TokenBucket,
 };
 use mesh_core::xds::decode::{LocalRateLimitBesides, RateLimitBesides};
+use mesh_core::xds::rate_limit::unit;
 use prost::{Message, Name};
 use serde_json::json;
 
@@ -33,7 +34,7 @@ use super::extensions::typed_struct;
 use super::overload;
 use super::proto::{duration, number};
 use crate::catalog::ClientClass;
-use crate::policy::rate_limits::{Limit, LimitInForce};
+use crate::policy::limits::{Limit, LimitInForce};
 
 /// The filters of these limits, in their order, for clients of this class: gRPC's know none.
 pub fn filters(limits: &[LimitInForce], class: ClientClass) -> Vec<hcm::HttpFilter> {
@@ -216,17 +217,6 @@ fn rate_limit(limit: &RateLimit) -> RateLimitProto {
             .hits
             .map(|hits| HitsAddend { number: Some(UInt64Value { value: hits }), ..Default::default() }),
         ..Default::default()
-    }
-}
-
-fn unit(unit: LimitUnit) -> RateLimitUnit {
-    match unit {
-        LimitUnit::Second => RateLimitUnit::Second,
-        LimitUnit::Minute => RateLimitUnit::Minute,
-        LimitUnit::Hour => RateLimitUnit::Hour,
-        LimitUnit::Day => RateLimitUnit::Day,
-        LimitUnit::Month => RateLimitUnit::Month,
-        LimitUnit::Year => RateLimitUnit::Year,
     }
 }
 
