@@ -1,85 +1,21 @@
 //! reqwest on the mesh, as its users have it: the builder, the URL, the timeout and JSON stay as they are, and
 //! `send_through(&mesh)` stands in place of `send()`. `cargo run --example hello_reqwest`.
 //!
-//! The mesh goes around reqwest's client (`mesh.client_layer()`), and does all that it does for its own: routes, retries, faults,
-//! balancing. The client sends each try to the endpoint that the mesh chose, over its own connections, with its own
-//! settings: default headers, connect timeout, pool, TLS for hosts outside of the mesh. Below it the mesh cannot go:
-//! what reqwest calls a connector layer is neither told where a connection leads, nor may it bring one of its own
-//! (reqwest 0.13.5). So it cannot speak the mesh's mutual TLS either, which `mesh.client()` and `mesh.connector()` do: the
-//! configuration below says for this one service that plaintext is taken. Two settings belong to the mesh: a redirect is for the caller to follow, by a name and not by an
-//! address, and there is no proxy between the mesh and its endpoints.
+//! What the mesh does around reqwest's client, and what it cannot do there, is said at `mesh_tower::client::reqwest`. It cannot
+//! speak the mesh's mutual TLS: the configuration below says for this one service that plaintext is taken.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::future::IntoFuture;
+use std::time::Duration;
 
 use anyhow::ensure;
 use axum::{Json, Router, routing::post};
-use http_body::Body as _;
-use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options};
-use mesh_tower::body::Body;
-use mesh_tower::client::ClientService;
+use mesh_tower::client::reqwest::{Reqwest, SendThrough};
 use mesh_tower::server::ConnectionInfo;
-use mesh_tower::{Bootstrap, Deadline, Mesh};
-use reqwest::ResponseBuilderExt;
+use mesh_tower::{Bootstrap, Mesh};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tower::{Layer, Service, ServiceExt};
-
-/// reqwest's client as a service of `http` requests, for the mesh to go around.
-#[derive(Clone)]
-struct Reqwest(reqwest::Client);
-
-impl Service<http::Request<Body>> for Reqwest {
-    type Response = http::Response<reqwest::Body>;
-    type Error = reqwest::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, reqwest::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), reqwest::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let client = self.0.clone();
-        // A stream does not say how long it is.
-        if let Some(length) = request.body().size_hint().exact().filter(|length| *length > 0) {
-            request.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
-        }
-        let request = request.map(|body| match body.is_end_stream() {
-            true => reqwest::Body::default(),
-            false => reqwest::Body::wrap_stream(body.into_data_stream()),
-        });
-        Box::pin(async move { Ok(client.execute(request.try_into()?).await?.into()) })
-    }
-}
-
-/// What stands in place of [`reqwest::RequestBuilder::send`].
-trait SendThrough {
-    /// Sends the request through the mesh; its timeout holds for all tries together.
-    fn send_through(
-        self,
-        mesh: &ClientService<Reqwest>,
-    ) -> impl Future<Output = anyhow::Result<reqwest::Response>> + Send;
-}
-
-impl SendThrough for reqwest::RequestBuilder {
-    async fn send_through(self, mesh: &ClientService<Reqwest>) -> anyhow::Result<reqwest::Response> {
-        let request = self.build()?;
-        let url = request.url().clone();
-        let deadline = request.timeout().and_then(|timeout| Instant::now().checked_add(*timeout));
-        let mut request = http::Request::try_from(request)?;
-        if let Some(deadline) = deadline {
-            request.extensions_mut().insert(Deadline(deadline));
-        }
-        let (head, body) = mesh.clone().oneshot(request).await?.into_parts();
-        let body = reqwest::Body::wrap_stream(body.into_data_stream());
-        let mut response = http::Response::builder().status(head.status).version(head.version).url(url).body(body)?;
-        *response.headers_mut() = head.headers;
-        Ok(response.into())
-    }
-}
+use tower::Layer;
 
 const CONFIG: &str = "
 apiVersion: v1

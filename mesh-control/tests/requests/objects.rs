@@ -216,3 +216,27 @@ spec: {host: web.example.com, trafficPolicy: {connectionPool: {http: {h2UpgradeP
         }
     }
 }
+
+#[tokio::test]
+async fn two_entries_of_one_host_with_different_ports_answer_at_both() {
+    let (one, two) = (server("one").await, server("two").await);
+    let second = entry("default", "web.example.com", "", two)
+        .replace("name: web,", "name: web-8080,")
+        .replace("number: 80,", "number: 8080,");
+    let world = World::of_file(&(entry("default", "web.example.com", "", one) + &second)).await;
+    for (uri, expected) in [("http://web.example.com/", "one"), ("http://web.example.com:8080/", "two")] {
+        let answer = world.get(uri).await.unwrap();
+        assert!(answer.body.starts_with(expected), "{uri}: {answer:?}");
+    }
+}
+
+/// ALLOW_ANY lets it pass, so that the resolver is who knows nothing of it.
+#[tokio::test]
+async fn a_mistyped_host_is_told_from_one_of_the_mesh() {
+    let world = World::of_file(&entry("default", "web.invalid", "", server("one").await)).await;
+    let error = world.get("http://wbe.invalid/").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectFailure);
+    let expected = "route allow_any: cluster PassthroughCluster: endpoint wbe.invalid:80, a host that no object describes \
+                    (outboundTrafficPolicy ALLOW_ANY): cannot connect to wbe.invalid:80";
+    assert_eq!(error.to_string(), expected);
+}

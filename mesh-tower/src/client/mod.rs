@@ -4,6 +4,8 @@
 mod connector;
 mod explain;
 mod layer;
+#[cfg(feature = "reqwest")]
+pub mod reqwest;
 mod tcp;
 
 use std::fmt;

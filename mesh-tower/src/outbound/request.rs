@@ -15,7 +15,7 @@ use mesh_core::filter::Resume;
 use mesh_core::hashing::Caller;
 use mesh_core::limits::RATE_LIMITED;
 use mesh_core::live_trace::LiveTraces;
-use mesh_core::model::{Cluster, LoadWeights};
+use mesh_core::model::{Cluster, LoadWeights, PASSTHROUGH_CLUSTER};
 use mesh_core::outlier::Outcome as Outlier;
 use mesh_core::request_info::{Observers, RequestInfo, grpc_status};
 use mesh_core::rewrite;
@@ -197,7 +197,12 @@ impl Attempt {
     /// What the endpoint makes of an error.
     pub(super) fn within(&self, route: &RouteRef<'_>, error: MeshError) -> MeshError {
         let cluster = self.cluster(route).map_or("", |cluster| cluster.name.as_str());
-        error.within(format_args!("cluster {cluster}: endpoint {}", self.endpoint().id()))
+        let undescribed = match cluster {
+            // A mistyped name comes this far.
+            PASSTHROUGH_CLUSTER => ", a host that no object describes (outboundTrafficPolicy ALLOW_ANY)",
+            _ => "",
+        };
+        error.within(format_args!("cluster {cluster}: endpoint {}{undescribed}", self.endpoint().id()))
     }
 
     /// The cluster that the endpoint belongs to.
