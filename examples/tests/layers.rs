@@ -70,7 +70,7 @@ const CRATES: [Crate; 4] = [
             &["registry"],
             &["policy"],
             &["render"],
-            &["analysis", "jwks", "ratelimit"],
+            &["analysis", "jwks", "ratelimit", "shift"],
             &["plane"],
             &["explain"],
             &["live_trace"],

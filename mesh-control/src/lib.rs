@@ -38,3 +38,4 @@ pub mod ratelimit;
 pub mod registry;
 pub mod render;
 pub mod serve;
+mod shift;

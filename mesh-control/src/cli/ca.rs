@@ -1,5 +1,6 @@
 //! `mesh-control ca`: certificates for programs that do not ask for their own.
 
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -199,7 +200,9 @@ pub(super) fn open(
 /// Replaces a file. The new one has its mode before there is anything in it, whatever stood there.
 pub(super) fn write(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     let context = || format!("cannot write {}", path.display());
-    let mut name = path.file_name().unwrap_or_default().to_owned();
+    // A hidden name is nobody's configuration, should the directory be one of it.
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
     name.push(".new");
     let new = path.with_file_name(name);
     match fs::remove_file(&new) {

@@ -12,6 +12,7 @@ mod explain;
 mod input;
 mod route;
 mod serve;
+mod shift;
 mod status;
 mod token;
 mod top;
@@ -50,6 +51,7 @@ enum Command {
     Describe(describe::Args),
     Explain(Box<explain::Args>),
     Route(Box<route::Args>),
+    Shift(Box<shift::Args>),
     Token(token::Args),
     Trace(Box<trace::Args>),
     /// Prints the script with which a shell completes this command: `source <(mesh-control completions bash)`.
@@ -139,6 +141,7 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
         Command::Route(args) => return route::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args)?,
         Command::Ca(args) => ca::run(&args)?,
+        Command::Shift(args) => return runtime()?.block_on(shift::run(&args)),
         Command::Trace(args) => return runtime()?.block_on(trace::run(&args)),
         Command::Token(args) => token::run(&args)?,
         Command::Status(args) => runtime()?.block_on(status::run(&args))?,

@@ -20,6 +20,7 @@ mod sds;
 mod secrets;
 mod secured;
 mod secured_process;
+mod shift_process;
 mod sidecars;
 mod streams;
 mod support;

@@ -33,7 +33,7 @@ pub(crate) fn gone() -> tempfile::TempDir {
     dir
 }
 
-fn command(arguments: &[&str]) -> Command {
+pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
     command.args(arguments).env("RUST_LOG", "warn");
     command

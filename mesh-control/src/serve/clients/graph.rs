@@ -60,6 +60,9 @@ pub struct Edge {
     pub class: String,
     /// Requests since the edge is known.
     pub requests: u64,
+    /// Those of them that failed, as `error_rate` has it.
+    #[serde(default)]
+    pub failures: u64,
     /// Requests that were sent, per second.
     pub requests_per_second: f64,
     /// The share of those that ended which failed, 0 to 1: answered with 5xx or a gRPC status other than OK, not answered at all, or
@@ -105,22 +108,28 @@ pub(crate) fn graph(
             subset: Some(edge.callee.subset.to_string()).filter(|subset| !subset.is_empty()),
             class: edge.class.name().to_owned(),
             requests: edge.requests,
+            failures: edge.failures,
             requests_per_second: round(edge.rate),
             error_rate: round(figures.error_rate().unwrap_or_default()),
             p50_ms: figures.quantile(0.5).map(round),
             p99_ms: figures.quantile(0.99).map(round),
             mutual_tls: figures.secured_share().map(round),
         };
-        // Two workloads may be endpoints of one service: the busier one is told of, with the requests of both.
+        // Two workloads may be endpoints of one service: the busier one is told of, with what both asked for and what failed of it.
         shown
             .entry((source, destination))
             .and_modify(|present| {
-                let (requests, rate) = (present.requests, present.requests_per_second);
+                let Edge { requests, failures, requests_per_second: rate, error_rate, .. } = *present;
+                let failing = error_rate * rate + more.error_rate * more.requests_per_second;
                 if more.requests_per_second > rate {
                     *present = more.clone();
                 }
                 present.requests = requests.saturating_add(more.requests);
+                present.failures = failures.saturating_add(more.failures);
                 present.requests_per_second = round(rate + more.requests_per_second);
+                if present.requests_per_second > 0.0 {
+                    present.error_rate = round(failing / present.requests_per_second);
+                }
             })
             .or_insert(more);
     }
@@ -197,6 +206,7 @@ mod tests {
             callee: Callee { host: to.0.into(), subset: to.1.into() },
             class: ClientClass::Library,
             requests,
+            failures: 0,
             rate,
             figures: Figures::default(),
         }
@@ -230,10 +240,12 @@ mod tests {
     #[test]
     fn workloads_of_one_service_are_one_edge() {
         let serves = ["a", "b"].map(|name| (("shop".into(), name.into()), REVIEWS.to_owned())).into();
-        let edges = [edge(("a", ""), (RATINGS, ""), 1, 1.0), edge(("b", ""), (RATINGS, ""), 5, 2.0)];
+        let mut edges = [edge(("a", ""), (RATINGS, ""), 1, 1.0), edge(("b", ""), (RATINGS, ""), 5, 2.0)];
+        (edges[0].failures, edges[0].figures.failed) = (1, 1.0);
         let graph = graph(&edges, &serves, &[]);
         assert_eq!(graph.edges.len(), 1);
         let only = &graph.edges[0];
         assert_eq!((only.requests, only.requests_per_second, &*only.workload), (6, 3.0, "shop/b"));
+        assert_eq!((only.failures, only.error_rate), (1, 0.333), "nothing that fails is hidden behind what is busier");
     }
 }

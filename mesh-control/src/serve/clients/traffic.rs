@@ -185,6 +185,8 @@ pub(crate) struct EdgeNow {
     pub(crate) class: ClientClass,
     /// All requests since the edge is known.
     pub(crate) requests: u64,
+    /// Those of them that failed.
+    pub(crate) failures: u64,
     /// Per second.
     pub(crate) rate: f64,
     /// What was told within the window.
@@ -197,6 +199,7 @@ struct Edge {
     /// Who reported it first.
     who: Arc<str>,
     requests: f64,
+    failures: f64,
     /// Since when there is something to tell.
     since: Instant,
     /// When there was the last request.
@@ -260,6 +263,7 @@ impl Traffic {
             class: *class,
             who: Arc::clone(who),
             requests: 0.0,
+            failures: 0.0,
             since: now.checked_sub(time.min(WINDOW)).unwrap_or(now),
             last: now,
             slots: Vec::with_capacity(SLOTS + 1),
@@ -269,6 +273,7 @@ impl Traffic {
         }
         edge.class = *class;
         edge.requests += figures.issued + figures.dropped;
+        edge.failures += figures.failed + figures.dropped;
         edge.slots.retain(|(at, _)| slot.saturating_sub(*at) < SLOTS as u64);
         match edge.slots.last_mut().filter(|(at, _)| *at == slot) {
             Some((_, present)) => present.add(&figures, share),
@@ -305,6 +310,7 @@ impl Traffic {
                 callee: callee.clone(),
                 class: edge.class,
                 requests: edge.requests as u64,
+                failures: edge.failures as u64,
                 rate: (figures.issued + figures.dropped) / time,
                 figures,
             }
