@@ -240,7 +240,7 @@ impl fmt::Debug for ChannelBody {
 /// tonic's client panics over status details that are not base64, and a server may send anything.
 fn drop_malformed_details(headers: &mut HeaderMap) {
     // There are few headers, and nearly never this one: looking at their names beats looking it up.
-    if !headers.keys().any(|name| name.as_str() == Status::GRPC_STATUS_DETAILS) {
+    if !headers.keys().any(|name| *name == Status::GRPC_STATUS_DETAILS) {
         return;
     }
     let Some(details) = headers.get(Status::GRPC_STATUS_DETAILS) else { return };

@@ -154,10 +154,20 @@ impl Io {
     /// The bytes, if they may travel.
     #[inline]
     fn allowed(&mut self, cx: &mut Context<'_>, half: Half) -> io::Result<&mut Bytes> {
+        let is_as_before = self.ages.is_none() && self.reason.is_none() && self.forbidden.is_quiet(cx, half);
+        if !is_as_before {
+            self.look(cx, half)?;
+        }
+        Ok(&mut self.bytes)
+    }
+
+    /// Looks whether they still may travel.
+    #[cold]
+    fn look(&mut self, cx: &mut Context<'_>, half: Half) -> io::Result<()> {
         if let Some(ages) = &mut self.ages
             && ages.as_mut().poll(cx).is_ready()
         {
-            self.retired.0.store(true, Ordering::Relaxed);
+            self.retired.set();
             self.ages = None;
         }
         if self.reason.is_none()
@@ -169,7 +179,7 @@ impl Io {
             self.reason = Some(reason);
         }
         match &self.reason {
-            None => Ok(&mut self.bytes),
+            None => Ok(()),
             Some(reason) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, Arc::clone(reason).to_string())),
         }
     }

@@ -41,8 +41,19 @@ impl<T> Both<T> {
         Both { future: Box::pin(future), bell, reader: Tasks::default(), writer: Tasks::default() }
     }
 
-    /// Polls it, if something has happened since the last time. Not to be called again once it is ready.
+    /// Whether a poll would change nothing: the task is known, and nothing has happened.
     #[inline]
+    pub(crate) fn is_quiet(&self, cx: &Context<'_>, half: Half) -> bool {
+        let [last, before] = match half {
+            Half::Reader => &self.reader,
+            Half::Writer => &self.writer,
+        };
+        let is_it = |known: &Option<Waker>| known.as_ref().is_some_and(|known| known.will_wake(cx.waker()));
+        // In this order, as in `poll`.
+        (is_it(last) || is_it(before)) && !self.bell.rung.load(Ordering::Acquire)
+    }
+
+    /// Polls it, if something has happened since the last time. Not to be called again once it is ready.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, half: Half) -> Poll<T> {
         let (known, shared) = match half {
             Half::Reader => (&mut self.reader, &self.bell.reader),

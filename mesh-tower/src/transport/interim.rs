@@ -147,25 +147,41 @@ fn switches_protocols(mut block: &[u8]) -> bool {
     matches!(block, [name, 3, b'1', b'0', b'1', ..] | [name, 0x82, 0x08, 0x03, ..] if is_status(*name))
 }
 
+/// Puts as many bytes as there is room for behind those that are known; how many.
+fn fill(room: &mut [u8], known: usize, bytes: &[u8]) -> usize {
+    let room = room.get_mut(known..).unwrap_or_default();
+    let count = room.len().min(bytes.len());
+    if let Some((room, bytes)) = room.get_mut(..count).zip(bytes.get(..count)) {
+        room.copy_from_slice(bytes);
+    }
+    count
+}
+
 impl Limit for Heads {
     fn note(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
+            if self.payload == 0
+                && self.known == 0
+                && let Some((head, rest)) = bytes.split_first_chunk()
+            {
+                (self.head, bytes) = (*head, rest);
+                self.begin()?;
+                continue;
+            }
             let wanted = if self.payload > 0 { self.payload } else { FRAME_HEAD - self.known };
             let (part, rest) = bytes.split_at(wanted.min(bytes.len()));
             bytes = rest;
             if self.payload > 0 {
                 self.payload -= part.len();
                 if let Some((beginning, known)) = &mut self.beginning {
-                    let room = beginning.iter_mut().skip(*known);
-                    *known += room.zip(part).map(|(room, byte)| *room = *byte).count();
+                    *known += fill(beginning, *known, part);
                     if *known == BEGINNING || self.payload == 0 {
                         self.look()?;
                     }
                 }
                 continue;
             }
-            self.head.iter_mut().skip(self.known).zip(part).for_each(|(room, byte)| *room = *byte);
-            self.known += part.len();
+            self.known += fill(&mut self.head, self.known, part);
             if self.known == FRAME_HEAD {
                 self.begin()?;
             }
