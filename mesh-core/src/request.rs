@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
 
-use http::header::COOKIE;
-use http::{HeaderMap, Method, Request, Uri, Version, request::Parts};
+use http::header::{COOKIE, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, request::Parts};
 
 use crate::error::{ErrorKind, MeshError};
 
@@ -49,23 +49,37 @@ impl<'r> RequestHead<'r> {
         if !is_method(method.as_str().as_bytes()) {
             return Err(bad("malformed method"));
         }
-        if version == Version::HTTP_2 && request.headers().values().any(|value| has_outer_blank(value.as_bytes())) {
-            return Err(bad("a header that begins or ends with a blank"));
+        // One look at all of them beats a look-up for each question.
+        let (mut hosts, mut codings) = (Values::None, Values::None);
+        for (name, value) in request.headers() {
+            if *name == HOST {
+                hosts.add(value);
+            } else if *name == TRANSFER_ENCODING {
+                codings.add(value);
+            }
+            if version == Version::HTTP_2 && has_outer_blank(value.as_bytes()) {
+                return Err(bad("a header that begins or ends with a blank"));
+            }
         }
-        if !is_chunked_or_none(request.headers()) {
-            return Err(bad("transfer-encoding is something else than chunked"));
+        match codings {
+            Values::None => {}
+            Values::One(coding) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => {}
+            _ => return Err(bad("transfer-encoding is something else than chunked")),
         }
-        let mut hosts = request.headers().get_all(http::header::HOST).iter();
-        let host = match (hosts.next(), hosts.next()) {
-            (Some(_), Some(_)) => return Err(bad("more than one Host header")),
-            (Some(host), None) => Some(well_formed(host.as_bytes()).ok_or_else(|| bad("malformed Host header"))?),
-            (None, _) if version == Version::HTTP_11 => return Err(bad("no Host header")),
-            (None, _) => None,
+        let host = match hosts {
+            Values::Several => return Err(bad("more than one Host header")),
+            Values::One(host) => {
+                let host = host.to_str().ok().filter(|host| split_authority(host).is_some());
+                Some(host.ok_or_else(|| bad("malformed Host header"))?)
+            }
+            Values::None if version == Version::HTTP_11 => return Err(bad("no Host header")),
+            Values::None => None,
         };
         let authority = match (uri.authority(), host) {
-            (Some(authority), _) => {
-                well_formed(authority.as_str().as_bytes()).ok_or_else(|| bad("malformed authority"))?
+            (Some(authority), _) if split_authority(authority.as_str()).is_none() => {
+                return Err(bad("malformed authority"));
             }
+            (Some(authority), _) => authority.as_str(),
             (None, Some(host)) => host,
             (None, None) if version < Version::HTTP_11 => "",
             (None, None) => return Err(bad("no authority")),
@@ -111,7 +125,7 @@ impl<'r> RequestHead<'r> {
 
     /// The query, without its `?`.
     pub fn query(&self) -> Option<&'r str> {
-        self.path_and_query.split_once('?').map(|(_, query)| query)
+        self.path_and_query.get(path_length(self.path_and_query) + 1..)
     }
 
     /// Whether the request carries gRPC, by its content type.
@@ -141,7 +155,7 @@ fn authority_of<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Result<&'r str, Mes
     if let Some(authority) = uri.authority() {
         return Ok(without_user(authority.as_str()));
     }
-    let mut hosts = headers.get_all(http::header::HOST).iter();
+    let mut hosts = headers.get_all(HOST).iter();
     let bad = |what: &str| Err(MeshError::new(ErrorKind::BadRequest, what));
     match (hosts.next(), hosts.next()) {
         (Some(host), None) => match host.to_str() {
@@ -163,15 +177,8 @@ fn authority_of<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Result<&'r str, Mes
 /// ```
 #[inline]
 pub fn without_user(authority: &str) -> &str {
-    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
-}
-
-/// An authority as text, if it is one: a name or an address in brackets, with or without a port, and no user. Of what
-/// RFC 3986 (3.2.2) allows in names, `%` and the delimiters are not: no name that anybody serves has them, and a comma
-/// is what two names have become on their way.
-fn well_formed(authority: &[u8]) -> Option<&str> {
-    let text = std::str::from_utf8(authority).ok()?;
-    split_authority(text).map(|_| text)
+    let user = authority.bytes().rposition(|byte| byte == b'@');
+    user.and_then(|end| authority.get(end + 1..)).unwrap_or(authority)
 }
 
 /// The value of the first cookie of this name, without quotes around it, as Envoy reads it.
@@ -209,7 +216,8 @@ pub fn client_of(address: IpAddr) -> IpAddr {
 }
 
 /// Host and port of an authority, if it is one and has no user in it: the port as digits, and empty where there is nothing
-/// after its colon. An IPv6 address keeps its brackets.
+/// after its colon. An IPv6 address keeps its brackets. Of what RFC 3986 (3.2.2) allows in names, `%` and the delimiters are
+/// not: no name that anybody serves has them, and a comma is what two names have become on their way.
 ///
 /// ```
 /// use mesh_core::request::split_authority;
@@ -230,8 +238,8 @@ pub fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
     let (host, rest) = authority.split_at_checked(end).filter(|(host, _)| !host.is_empty())?;
     match rest.strip_prefix(':') {
         Some(port) => {
-            let is_port =
-                port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok());
+            // A sign is the only thing that a number may have and a port may not.
+            let is_port = port.is_empty() || (!port.starts_with('+') && port.parse::<u16>().is_ok());
             is_port.then_some((host, Some(port)))
         }
         None => rest.is_empty().then_some((host, None)),
@@ -243,13 +251,19 @@ fn is_method(method: &[u8]) -> bool {
     method.len() <= 64 && method.iter().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_'))
 }
 
-/// Whether the transfer coding is `chunked` alone, where there is any.
-fn is_chunked_or_none(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(http::header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(coding), None) => coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
-        (Some(_), Some(_)) => false,
+/// The values of a header that may have one.
+enum Values<'r> {
+    None,
+    One(&'r HeaderValue),
+    Several,
+}
+
+impl<'r> Values<'r> {
+    fn add(&mut self, value: &'r HeaderValue) {
+        *self = match self {
+            Values::None => Values::One(value),
+            Values::One(_) | Values::Several => Values::Several,
+        };
     }
 }
 
@@ -258,7 +272,16 @@ fn has_outer_blank(value: &[u8]) -> bool {
 }
 
 fn is_of_name(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~')
+    /// A table, since every request has such a name.
+    static OF_NAME: [bool; 256] = {
+        let (mut table, mut byte) = ([false; 256], 0u8);
+        while byte.is_ascii() {
+            table[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~');
+            byte += 1;
+        }
+        table
+    };
+    OF_NAME[usize::from(byte)]
 }
 
 /// Whether only a proxy may set a header of this name, in lower case: Envoy's own headers, that which says who an earlier

@@ -58,6 +58,13 @@ impl Drop for Shared {
 }
 
 impl Shared {
+    /// Has all calls inherit this that are made while `work` runs.
+    #[inline]
+    pub(crate) fn during<R>(&self, work: impl FnOnce() -> R) -> R {
+        // Most requests hand nothing on, and there is nothing yet.
+        if self.0.is_none() && look(|_| ()).is_none() { work() } else { CURRENT.sync_scope(self.clone(), work) }
+    }
+
     /// From here on nobody waits for the head of the answer.
     #[inline]
     pub(crate) fn is_answered(&mut self) {
@@ -96,5 +103,20 @@ pub fn scope<F: Future>(inherited: impl Into<Shared>, future: F) -> TaskLocalFut
 /// Has all calls inherit this that are made while `work` runs.
 #[inline]
 pub fn sync_scope<R>(inherited: impl Into<Shared>, work: impl FnOnce() -> R) -> R {
-    CURRENT.sync_scope(inherited.into(), work)
+    inherited.into().during(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_hides_what_was_there_before() {
+        let attempt = || current().attempt;
+        let mut second = Inherited::default();
+        second.attempt = 2;
+        let seen = sync_scope(second.clone(), || [attempt(), sync_scope(Inherited::default(), attempt), attempt()]);
+        assert_eq!((seen, attempt()), ([2, 1, 2], 1));
+        assert_eq!(sync_scope(Inherited::default(), || sync_scope(second, attempt)), 2);
+    }
 }

@@ -93,7 +93,7 @@ impl Default for Inherited {
 impl Inherited {
     /// What the headers of a request say that arrives now. What cannot be understood says nothing.
     #[inline]
-    pub fn of_headers(headers: &HeaderMap, is_grpc: bool, now: impl Fn() -> Instant) -> Self {
+    pub fn of_headers(headers: &HeaderMap, is_grpc: impl FnOnce() -> bool, now: impl Fn() -> Instant) -> Self {
         // Few requests have any of them: looking at the starts of names beats four look-ups.
         let may_be_one = |name: &HeaderName| {
             matches!(name.as_str().as_bytes(), [b'x', b'-', b'e' | b'm', ..] | [b'g', b'r', b'p', b'c', b'-', ..])
@@ -107,6 +107,7 @@ impl Inherited {
         if !is_any {
             return Inherited { trace, ..Inherited::default() };
         }
+        let is_grpc = is_grpc();
         let number =
             |name: HeaderName| -> Option<u64> { std::str::from_utf8(headers.get(name)?.as_bytes()).ok()?.parse().ok() };
         let after = |time: Option<Duration>| time.and_then(|time| now().checked_add(time));
@@ -150,7 +151,7 @@ impl Inherited {
             && *attempt <= 1
             && *criticality == Criticality::default()
             && mark.is_none()
-            && *trace == Trace::default()
+            && trace.is_nothing()
     }
 
     /// Whether one of its times is over.
@@ -186,7 +187,7 @@ mod tests {
             &[("x-envoy-expected-rq-timeout-ms", "18446744073709551615")],
             &[("x-envoy-expected-rq-timeout-ms", "18446744073709551616")],
         ] {
-            let inherited = Inherited::of_headers(&headers(fields), true, || now);
+            let inherited = Inherited::of_headers(&headers(fields), || true, || now);
             assert_eq!(
                 (inherited.is_retried(), inherited.clone()),
                 (false, Inherited { ..Inherited::default() }.with(&inherited))
@@ -214,14 +215,14 @@ mod tests {
             (vec![("grpc-previous-rpc-attempts", "18446744073709551615")], true, u32::MAX),
         ];
         for (fields, is_grpc, attempt) in cases {
-            let inherited = Inherited::of_headers(&headers(&fields), is_grpc, Instant::now);
+            let inherited = Inherited::of_headers(&headers(&fields), || is_grpc, Instant::now);
             assert_eq!(inherited.attempt, attempt, "{fields:?}");
             // The first try of the next hop says it, and a later one that is more.
             let mut told = HeaderMap::new();
             inherited.tell(1, is_grpc, &mut told);
-            assert_eq!(Inherited::of_headers(&told, is_grpc, Instant::now).attempt, attempt);
+            assert_eq!(Inherited::of_headers(&told, || is_grpc, Instant::now).attempt, attempt);
             inherited.tell(5, is_grpc, &mut told);
-            assert_eq!(Inherited::of_headers(&told, is_grpc, Instant::now).attempt, attempt.max(5));
+            assert_eq!(Inherited::of_headers(&told, || is_grpc, Instant::now).attempt, attempt.max(5));
         }
     }
 
@@ -232,7 +233,7 @@ mod tests {
         assert!(told.is_empty());
         let sheddable = Inherited { criticality: Criticality::Sheddable, ..Inherited::default() };
         sheddable.tell(1, false, &mut told);
-        assert_eq!(Inherited::of_headers(&told, false, Instant::now), sheddable);
+        assert_eq!(Inherited::of_headers(&told, || false, Instant::now), sheddable);
     }
 
     #[test]
@@ -241,7 +242,7 @@ mod tests {
         let told = headers(&[("grpc-timeout", "2S"), ("x-envoy-expected-rq-timeout-ms", "1500")]);
         let at = |millis| Some(now + Duration::from_millis(millis));
         for (is_grpc, deadline) in [(true, at(2000)), (false, None)] {
-            let inherited = Inherited::of_headers(&told, is_grpc, || now);
+            let inherited = Inherited::of_headers(&told, || is_grpc, || now);
             assert_eq!((inherited.deadline, inherited.answer_by), (deadline, at(1500)));
         }
     }

@@ -122,6 +122,14 @@ impl Trace {
         self.is_w3c = true;
     }
 
+    /// Whether it says nothing at all.
+    #[inline]
+    pub(crate) fn is_nothing(&self) -> bool {
+        let Trace { parent, is_b3_single, is_b3_multi, is_w3c, request_id, rest } = self;
+        let is_any = *is_b3_single || *is_b3_multi || *is_w3c || request_id.is_some() || rest.is_some();
+        !is_any && *parent == Parent::default()
+    }
+
     /// Whether there is anything to be told.
     #[inline]
     pub fn is_empty(&self) -> bool {

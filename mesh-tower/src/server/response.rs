@@ -404,7 +404,7 @@ impl ActiveRequest {
     /// Has the application do something for this request.
     #[inline]
     pub(super) fn on_behalf<R>(&self, work: impl FnOnce() -> R) -> R {
-        inherited::sync_scope(self.inherited.clone(), work)
+        self.inherited.during(work)
     }
 
     /// The application returned an error instead of a response.
