@@ -286,10 +286,17 @@ pub fn query_matches(test: &QueryTest, query: Option<&str>) -> bool {
 
 /// The value of the first parameter of a name.
 pub(crate) fn query_value<'q>(wanted: &str, query: Option<&'q str>) -> Option<&'q str> {
-    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-    pairs
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .find_map(|(name, value)| (name == wanted).then_some(value))
+    let at = |text: &str, byte| text.bytes().position(|one| one == byte);
+    let mut rest = query?;
+    loop {
+        let end = at(rest, b'&');
+        let pair = rest.get(..end.unwrap_or(rest.len()))?;
+        let length = at(pair, b'=').unwrap_or(pair.len());
+        if !pair.is_empty() && pair.get(..length) == Some(wanted) {
+            return Some(pair.get(length + 1..).unwrap_or_default());
+        }
+        rest = rest.get(end? + 1..)?;
+    }
 }
 
 #[cfg(test)]

@@ -158,6 +158,12 @@ fn query_parameters() {
         ("a", None, Some("a"), true),
         ("a", None, None, false),
         ("a", exact(""), Some("a"), true),
+        ("a", exact("b=c"), Some("a=b=c"), true),
+        ("a", exact("1"), Some("aa=1&&a=1&"), true),
+        ("a", None, Some("aa&b=a"), false),
+        ("a", None, Some(""), false),
+        ("", None, Some("&&"), false),
+        ("", exact("1"), Some("=1"), true),
     ];
     for (name, test, query, expected) in cases {
         let test = QueryTest { name: name.into(), test };

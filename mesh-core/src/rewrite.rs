@@ -79,11 +79,14 @@ fn apply(
         let removed = changes.iter().take_while(|change| matches!(change, HeaderChange::Remove(_))).count();
         let (removed, written) = changes.split_at_checked(removed).unwrap_or_default();
         removed.iter().for_each(|change| drop(headers.remove(change.name())));
-        let formats = written.iter().filter_map(|change| match change.text()? {
+        let made = written.iter().filter_map(|change| match change.text()? {
             HeaderText::Fixed(_) => None,
-            HeaderText::Format(format) => Some(value_of(format, headers)),
+            HeaderText::Format(format) => Some(format),
         });
-        let mut values = formats.collect::<SmallVec<[_; 2]>>().into_iter();
+        // Most values are what they are.
+        let has_some = made.clone().next().is_some();
+        let mut values =
+            has_some.then(|| made.map(|format| value_of(format, headers)).collect::<SmallVec<[_; 2]>>().into_iter());
         for change in written {
             let value = match change.text() {
                 None => {
@@ -91,7 +94,7 @@ fn apply(
                     continue;
                 }
                 Some(HeaderText::Fixed(value)) => Some(value.clone()),
-                Some(HeaderText::Format(_)) => values.next().flatten(),
+                Some(HeaderText::Format(_)) => values.as_mut().and_then(Iterator::next).flatten(),
             };
             let name = change.name();
             let applies = match change {

@@ -99,6 +99,10 @@ impl Filter for CorsFilter {
             head.headers.insert(name, value.clone());
         }
     }
+
+    fn reads_notes(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

@@ -135,6 +135,12 @@ pub trait Filter: Send + Sync + fmt::Debug {
     fn on_end(&self, request: &RequestInfo) {
         _ = request;
     }
+
+    /// Whether it asks a request for what is noted of it, such as its authority, its endpoint or its status. Where no filter of
+    /// a route does, and nobody else wants to know, these methods of [`RequestInfo`] say nothing, and noting costs nothing.
+    fn reads_notes(&self) -> bool {
+        true
+    }
 }
 
 /// Makes a filter from its configuration (canonical JSON). What is to survive the next push is kept in the

@@ -70,6 +70,8 @@ pub struct Destination {
     /// Position in the table's and the view's clusters; `None` where the route goes to no cluster.
     cluster: Option<u32>,
     weight: u32,
+    /// Whether a filter reads what is noted of requests.
+    is_noted: bool,
     filters: Filters,
     /// Who is let in, where it is not as the listener says; mostly none.
     access: Option<Box<Access>>,
@@ -102,6 +104,12 @@ impl Destination {
     /// The filters to pass, in order.
     pub fn filters(&self) -> &[Arc<dyn Filter>] {
         &self.filters
+    }
+
+    /// Whether one of them reads what is noted of requests.
+    #[inline]
+    pub fn is_noted(&self) -> bool {
+        self.is_noted
     }
 
     /// Header changes of the request: lists for the levels that have some, in order.
@@ -238,6 +246,7 @@ impl RouteTable {
             Ok::<_, Invalid>(Destination {
                 cluster,
                 weight,
+                is_noted: filters.iter().any(|filter| filter.reads_notes()),
                 filters,
                 access: (!is_as_above).then(|| Box::new(access)),
                 changes: changes.then(|| Box::new(Changes { request, response, authority })),

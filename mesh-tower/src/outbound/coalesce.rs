@@ -64,7 +64,7 @@ fn key_of(context: &OutboundContext, view: &Arc<TargetView>, head: &Parts) -> Op
         return None;
     }
     // What is retried already is retried less, and what can be left out gives way: a request is as good as those it is for.
-    let Inherited { attempt, criticality, .. } = inherited_by(head);
+    let Inherited { attempt, criticality, .. } = inherited_by(head).unwrap_or_default();
     let mut key = String::new();
     _ = write!(key, "{}\n{authority}\n{}\n{:?}\n", view.target(), head.uri, head.version);
     _ = write!(key, "{attempt}\n{criticality:?}\n");
@@ -86,7 +86,7 @@ fn key_of(context: &OutboundContext, view: &Arc<TargetView>, head: &Parts) -> Op
 
 /// Waits for the answer to a request that may be under way already, and else makes it.
 pub(crate) fn join(context: &Arc<OutboundContext>, key: Key, head: Parts) -> Waiting<Incoming> {
-    let inherited = inherited_by(&head);
+    let inherited = inherited_by(&head).unwrap_or_default();
     let own = head.extensions.get::<Deadline>().map(|deadline| deadline.0);
     let deadline = own.into_iter().chain(inherited.deadline).chain(inherited.answer_by).min();
     let shared = shared(context, key, &head, inherited);

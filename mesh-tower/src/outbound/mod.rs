@@ -23,6 +23,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -30,7 +31,7 @@ use http::{Response, StatusCode};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::request_info::grpc_status;
+use mesh_core::request_info::{RequestInfo, grpc_status};
 use pin_project_lite::pin_project;
 
 use crate::body::{Body, BoxError, length, note_frame};
@@ -62,8 +63,8 @@ pub(crate) fn send<T: Transport>(
         request: ActiveRequest {
             context: Arc::clone(context),
             transport,
-            info: route::info_of(context, &head),
-            follows: head.extensions.get::<Follow>().is_some(),
+            info: RequestInfo::new(Instant::now(), fastrand::Rng::new()),
+            follows: false,
             route: None,
             filters_entered: 0,
             original_destination: None,
@@ -219,33 +220,31 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                 let (head, body) = request.expect("the request is here while something is waited for");
                 self.as_mut().step(head, body, |active, head| active.woken(woken, head))
             } else if let Some(polled) = this.flight.as_mut().project().poll(cx) {
-                let answer = match polled {
-                    Poll::Ready(answer) => Ok(answer),
-                    Poll::Pending => match ready!(this.request.poll_limits(cx)) {
+                if polled.is_pending() {
+                    match ready!(this.request.poll_limits(cx)) {
                         Expired::Request(error) => return Poll::Ready(Err(error)),
-                        Expired::Try => Err(()),
-                    },
-                };
-                if answer.is_err()
-                    && let FlightProjection::Apart { exchange } = this.flight.as_mut().project()
-                {
-                    if let Some((step, request)) = this.request.hedge(exchange) {
-                        self.as_mut().step_after(Some(request), Ok(step));
+                        // From here on, what is pending has taken too long.
+                        Expired::Try => {}
                     }
-                    continue;
+                    if let FlightProjection::Apart { exchange } = this.flight.as_mut().project() {
+                        if let Some((step, request)) = this.request.hedge(exchange) {
+                            self.as_mut().step_after(Some(request), Ok(step));
+                        }
+                        continue;
+                    }
                 }
                 // Another client's future may hold what its next request waits for; and a try that took too long ends here.
                 this.flight.set(Flight::Here { request: None });
-                if let Ok(Ok(response)) = &answer
+                if let Poll::Ready(Ok(response)) = &polled
                     && this.request.is_watched()
                 {
                     this.request.note_answer(response.status(), response.headers());
                 }
-                match answer {
-                    Ok(Ok(response)) if !this.request.policy_wants_response => {
+                match polled {
+                    Poll::Ready(Ok(response)) if !this.request.policy_wants_response => {
                         return Poll::Ready(this.request.answered(response));
                     }
-                    Ok(Ok(response)) => match this.request.try_again_after(&response) {
+                    Poll::Ready(Ok(response)) => match this.request.try_again_after(&response) {
                         None if this.request.waits_for_a_better(&response) => {
                             this.request.note_answered(response.status());
                             this.request.give_up(response.body().is_end_stream());
@@ -254,11 +253,11 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                         None => return Poll::Ready(this.request.answered(response)),
                         Some((step, request)) => self.as_mut().step_after(Some(request), Ok(step)),
                     },
-                    Ok(Err(error)) => {
+                    Poll::Ready(Err(error)) => {
                         let (request, step) = this.request.exchange_failed(error);
                         self.as_mut().step_after(request, step)
                     }
-                    Err(()) => {
+                    Poll::Pending => {
                         let (request, step) = this.request.no_answer();
                         self.as_mut().step_after(request, step)
                     }

@@ -20,6 +20,7 @@ use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use serde_json::json;
 
 use super::mirror::Copies;
+use super::placement::Follow;
 use super::request::{ActiveRequest, FOUND, OutboundContext, Step, Woken, too_late};
 use super::rewrite::rewrite;
 use crate::filters::{self, Passage};
@@ -29,25 +30,25 @@ use crate::reply;
 use crate::transport::Transport;
 use crate::uri::strip_user;
 
-/// What is known of a request before it is routed.
+/// Notes what is known of a request before it is routed.
 #[inline]
-pub(super) fn info_of(context: &OutboundContext, head: &Parts) -> RequestInfo {
-    let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
+fn look_at(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
     info.is_grpc = is_grpc(&head.headers);
     info.is_http2 = head.version == Version::HTTP_2;
-    info.inherited = inherited_by(head);
+    if let Some(inherited) = inherited_by(head) {
+        info.inherited = inherited;
+    }
     info.deadline = head.extensions.get::<Deadline>().map(|deadline| deadline.0);
     if let Some(deadline) = info.inherited.deadline {
         info.not_after(deadline);
     }
     info.repeat = head.extensions.get::<Repeat>().copied();
     if interest_of(&context.observers) > Interest::Nothing {
-        observe(&mut info, context, head);
+        observe(info, context, head);
     }
     if context.live_traces.is_looking() {
-        follow(&mut info, context, head);
+        follow(info, context, head);
     }
-    info
 }
 
 /// Somebody looks at requests: at all of them, or at some, of which this may be one.
@@ -73,16 +74,16 @@ fn follow(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
     info.follow(hop);
 }
 
-/// What a request inherits: as it says itself, or else from the one that this task serves. A trace that it does not say is that
-/// one's in any case.
+/// What a request inherits, if anything: as it says itself, or else from the one that this task serves. A trace that it does not
+/// say is that one's in any case.
 #[inline]
-pub(super) fn inherited_by(head: &Parts) -> Inherited {
-    let Some(own) = head.extensions.get::<Inherited>() else { return inherited::current() };
+pub(super) fn inherited_by(head: &Parts) -> Option<Inherited> {
+    let Some(own) = head.extensions.get::<Inherited>() else { return inherited::look(Inherited::clone) };
     let mut own = own.clone();
     if own.trace.is_empty() {
         own.trace = inherited::look(|inherited| inherited.trace.clone()).unwrap_or_default();
     }
-    own
+    Some(own)
 }
 
 /// Notes from here on what becomes of the request.
@@ -183,7 +184,9 @@ impl<T: Transport> ActiveRequest<T> {
     /// Begins the walk.
     #[inline]
     pub(super) fn start(&mut self, head: &mut Parts) -> Result<Step<T>, MeshError> {
-        if !T::SPEAKS_TLS {
+        look_at(&mut self.info, &self.context, head);
+        self.follows = head.extensions.get::<Follow>().is_some();
+        if !T::SPEAKS_TLS && head.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
             refuse_tls(&head.uri)?;
             refuse_scheme(&head.uri)?;
         }
@@ -230,14 +233,16 @@ impl<T: Transport> ActiveRequest<T> {
         if T::SPEAKS_TLS && !route.cluster.is_some_and(|cluster| cluster.passes_through()) {
             refuse_tls(&head.uri)?;
         }
-        let has_filters = !route.destination.filters().is_empty();
-        if has_filters && !self.info.is_observed() {
+        if route.destination.is_noted() && !self.info.is_observed() {
             observe(&mut self.info, &self.context, head);
         }
         self.info.note_route(&route.route.name, route.cluster.map(|cluster| cluster.name()));
         let leaf = route.cluster.and_then(|cluster| cluster.leaves().first());
         self.info.note_service(leaf.and_then(|leaf| leaf.cluster.service.as_ref()));
-        if has_filters { self.filter(&route, head) } else { self.act(&route, head) }
+        match route.destination.filters() {
+            [] => self.act(&route, head),
+            _ => self.filter(&route, head),
+        }
     }
 
     /// No route is for the request, or its target is not there at all.

@@ -377,7 +377,11 @@ impl ServerContext {
                 })));
             }
         }
-        let found = self.admit(routes, listener, &head, peer.as_deref(), tokens, facts.as_deref_mut())?;
+        // Where nobody decides and nobody wants to know, there is only a route to be found.
+        let found = match needs_peer || facts.is_some() {
+            true => self.admit(routes, listener, &head, peer.as_deref(), tokens, facts.as_deref_mut())?,
+            false => routes.admit(&head, None, tokens, &mut fastrand::Rng::new()).into_route()?,
+        };
         self.enter(routes, found, tokens, request, facts)
     }
 
@@ -466,11 +470,11 @@ impl ServerContext {
             return self.forward(route, destination, request);
         }
         let facts = facts.get_or_insert_with(|| facts_of(request));
-        if !destination.filters().is_empty() && !facts.info.is_observed() {
+        if destination.is_noted() && !facts.info.is_observed() {
             self.observe(&mut facts.info, request);
             facts.info.note_authority(RequestHead::received(request)?.authority);
         }
-        if !destination.filters().is_empty() {
+        if destination.is_noted() {
             let connection = self.connection(request);
             facts.info.note_client(connection.as_deref().and_then(ConnectionInfo::peer_identity), tokens);
         }
