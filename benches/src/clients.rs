@@ -226,6 +226,7 @@ pub fn routed_mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Me
     Ok(Mesh::builder().source(source.filters(HOST, vec![cors])).start()?)
 }
 
+const TENANT: &str = "x-tenant";
 const CORS: &str = "envoy.filters.http.cors";
 
 fn routed(position: usize) -> Route {
@@ -237,12 +238,17 @@ fn routed(position: usize) -> Route {
     let path = if position + 1 == ROUTES { "/".to_owned() } else { format!("/r{position}/") };
     route.matches.path = PathTest::Prefix { value: path, ignore_case: false };
     route.matches.query.push(QueryTest::new("tenant", Some(exact(format!("t{position}")))));
-    route.mutations.request = vec![set("x-tenant", "one"), HeaderChange::Remove(HeaderName::from_static("x-internal"))];
+    route.mutations.request = vec![set(TENANT, "one"), HeaderChange::Remove(HeaderName::from_static("x-internal"))];
     route.mutations.response =
         vec![set("x-served-by", "mesh"), HeaderChange::Remove(HeaderName::from_static("x-debug"))];
     let policy = CorsPolicy::for_origins(vec![exact("https://shop.example".to_owned())]);
     route.filters.insert(CORS.into(), FilterConfig::Cors(Arc::new(policy)));
     route
+}
+
+/// Sets the header that the routes of [`routed_mesh`] set.
+pub fn ask(headers: &mut HeaderMap) {
+    headers.insert(const { HeaderName::from_static(TENANT) }, const { HeaderValue::from_static("one") });
 }
 
 /// A mesh that knows one service under [`HOST`], and records traces: of requests like those that are measured, none.

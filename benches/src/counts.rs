@@ -15,12 +15,13 @@ use crate::servers::{self, ServerKind};
 use crate::{Result, grpc};
 
 /// All cases, by what they compare with: the first of each protocol is the floor.
-pub const CASES: [&str; 32] = [
+pub const CASES: [&str; 34] = [
     "raw-http1",
     "pooled-http1",
     "mesh-http1",
     "armed-http1",
     "routed-http1",
+    "asked-http1",
     "traced-http1",
     "server-http1",
     "traced_server-http1",
@@ -32,6 +33,7 @@ pub const CASES: [&str; 32] = [
     "mesh-http2",
     "armed-http2",
     "routed-http2",
+    "asked-http2",
     "traced-http2",
     "server-http2",
     "traced_server-http2",
@@ -55,8 +57,8 @@ const WARM_UP: u64 = 100;
 
 /// Runs a case: some requests to warm up, then `requests` inside `measure`. In `mesh-` cases the client is the
 /// mesh's and the server bare; in `armed-` cases that client has an observer, three filters and a retry policy; in
-/// `routed-` cases its service has 100 routes with header operations, CORS and query matches; in `traced-` cases it records
-/// traces, and this is of none; in `observed-` cases it counts requests and has its admin port, too; in `told-` cases a raw client
+/// `routed-` cases its service has 100 routes with header operations, CORS and query matches, and in `asked-` cases a raw client
+/// sends what that sends; in `traced-` cases it records traces, and this is of none; in `observed-` cases it counts requests and has its admin port, too; in `told-` cases a raw client
 /// tells the same of a trace; in `server-`, `traced_server-` and `observed_server-` cases the client is raw and the server is the
 /// mesh's.
 ///
@@ -127,10 +129,13 @@ fn http<'r>(runtime: &'r Runtime, who: &str, version: Version, bytes: usize) -> 
                 runtime.block_on(repeat(times, async || clients::send_mesh(&client, version, &job).await))
             })
         }
-        "told" => {
-            let job = Job::plain(HOST, bytes)?;
+        "told" | "asked" => {
+            let (job, change): (_, fn(&mut http::HeaderMap)) = match who {
+                "told" => (Job::plain(HOST, bytes)?, clients::tell),
+                _ => (Job::routed(HOST, bytes)?, clients::ask),
+            };
             let mut client = runtime.block_on(Raw::connect(address, version))?;
-            Box::new(move |times| runtime.block_on(repeat(times, async || client.send_with(&job, clients::tell).await)))
+            Box::new(move |times| runtime.block_on(repeat(times, async || client.send_with(&job, change).await)))
         }
         _ => {
             let job = Job::plain(HOST, bytes)?;
