@@ -20,7 +20,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-core",
         layers: &[
-            &["id", "grpc_timeout", "histogram", "load_report", "printable", "recycled", "response_flags"],
+            &["id", "grpc_timeout", "histogram", "load_report", "printable", "recycled", "response_flags", "seldom"],
             &["error"],
             &["request", "identity", "path"],
             &["model", "workload"],

@@ -50,6 +50,7 @@ pub mod resources;
 pub mod response_flags;
 pub mod retry;
 pub mod rewrite;
+pub mod seldom;
 pub mod state;
 pub mod store;
 pub mod telemetry;

@@ -285,7 +285,7 @@ pub fn query_matches(test: &QueryTest, query: Option<&str>) -> bool {
 }
 
 /// The value of the first parameter of a name.
-pub(crate) fn query_value<'q>(wanted: &str, query: Option<&'q str>) -> Option<&'q str> {
+fn query_value<'q>(wanted: &str, query: Option<&'q str>) -> Option<&'q str> {
     let at = |text: &str, byte| text.bytes().position(|one| one == byte);
     let mut rest = query?;
     loop {

@@ -198,8 +198,10 @@ pub struct RequestInfo {
 }
 
 /// What is left of a limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitNote {
+    /// The name of its rule, empty where it has none.
+    pub rule: Arc<str>,
     /// How many requests there may be in a window.
     pub max: u32,
     /// How many of them are left.

@@ -54,7 +54,7 @@ pub(super) fn seen<'r>(request: &'r RequestInfo, head: &'r Parts) -> LimitedRequ
 
 /// Notes what is left, where less is than is known.
 pub(super) fn note(request: &mut RequestInfo, note: LimitNote) {
-    if request.limit_note.is_none_or(|known| note.left <= known.left) {
+    if request.limit_note.as_ref().is_none_or(|known| note.left <= known.left) {
         request.limit_note = Some(note);
     }
 }
@@ -66,7 +66,7 @@ pub(super) fn tell(note: &LimitNote, tells: RestHeaders, headers: &mut HeaderMap
             headers.insert(name, value);
         }
     };
-    let LimitNote { max, left, window, full_in } = *note;
+    let LimitNote { max, left, window, full_in, .. } = *note;
     match tells {
         RestHeaders::None => {}
         RestHeaders::XRateLimit => {
@@ -75,13 +75,47 @@ pub(super) fn tell(note: &LimitNote, tells: RestHeaders, headers: &mut HeaderMap
             tell("x-ratelimit-reset", seconds(full_in).to_string());
         }
         RestHeaders::RateLimit => {
-            tell("ratelimit-policy", format!("\"default\";q={max};w={}", seconds(window).max(1)));
-            tell("ratelimit", format!("\"default\";r={left};t={}", seconds(full_in)));
+            let policy = policy(&note.rule);
+            tell("ratelimit-policy", format!("{policy};q={max};w={}", seconds(window).max(1)));
+            tell("ratelimit", format!("{policy};r={left};t={}", seconds(full_in)));
         }
     }
+}
+
+/// The name of a policy, as a string of a structured field (RFC 9651), which is printable ASCII.
+fn policy(rule: &str) -> String {
+    let mut text = String::from("\"");
+    for c in if rule.is_empty() { "default" } else { rule }.chars() {
+        match c {
+            '"' | '\\' => text.extend(['\\', c]),
+            ' '..='~' => text.push(c),
+            _ => text.push('_'),
+        }
+    }
+    text.push('"');
+    text
 }
 
 /// In whole seconds, and rather too long.
 pub(super) fn seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_name_the_rule_that_has_least_left() {
+        for (rule, expected) in
+            [("each-user", "\"each-user\""), ("", "\"default\""), ("a \"b\" \\ ü\n", "\"a \\\"b\\\" \\\\ __\"")]
+        {
+            let (window, full_in) = (Duration::from_secs(60), Duration::from_secs(6));
+            let note = LimitNote { rule: rule.into(), max: 10, left: 3, window, full_in };
+            let mut headers = HeaderMap::new();
+            tell(&note, RestHeaders::RateLimit, &mut headers);
+            assert_eq!(headers["ratelimit-policy"], format!("{expected};q=10;w=60"));
+            assert_eq!(headers["ratelimit"], format!("{expected};r=3;t=6"));
+        }
+    }
 }

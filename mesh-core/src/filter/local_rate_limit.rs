@@ -145,5 +145,5 @@ impl Filter for LocalRateLimitFilter {
 fn note(request: &mut RequestInfo, verdict: &LocalVerdict<'_>) {
     let (left, bucket) = (verdict.taken.left, &verdict.rule.bucket);
     let (max, window, full_in) = (bucket.max(), bucket.window(), verdict.taken.full_in);
-    counted::note(request, LimitNote { max, left, window, full_in });
+    counted::note(request, LimitNote { rule: Arc::clone(&verdict.rule.name), max, left, window, full_in });
 }

@@ -72,11 +72,15 @@ impl GlobalLimit {
             Ok(answer) => answer,
             Err(why) if config.fails_closed => {
                 self.failures.note_over();
-                tracing::warn!(
-                    limit = &*config.name,
-                    why,
-                    "the rate limit service gave no answer, and the request is refused"
-                );
+                if self.failures.is_told(request.started) {
+                    let refused = self.failures.over();
+                    tracing::warn!(
+                        limit = &*config.name,
+                        why,
+                        refused,
+                        "the rate limit service gave no answer, and the request is refused"
+                    );
+                }
                 request.note_flags(ResponseFlags::RATE_LIMIT_SERVICE_ERROR);
                 request.note_details("rate_limiter_error");
                 return Decision::Reply(Reply::new(config.status_on_error, Bytes::new()));
@@ -92,13 +96,13 @@ impl GlobalLimit {
                 return Decision::Continue;
             }
         };
-        if let Some(left) = answer.left.filter(|_| config.tells != RestHeaders::None) {
+        if let Some(left) = answer.left.as_ref().filter(|_| config.tells != RestHeaders::None) {
             let (max, window, full_in) = (left.max, left.window, left.full_in);
-            counted::note(request, LimitNote { max, left: left.left, window, full_in });
+            counted::note(request, LimitNote { rule: Arc::clone(&left.name), max, left: left.left, window, full_in });
         }
         request.note_event("rate limit", || {
             serde_json::json!({
-                "limit": &*config.name, "left": answer.left.map(|left| left.left), "is_within": !answer.is_over,
+                "limit": &*config.name, "left": answer.left.as_ref().map(|left| left.left), "is_within": !answer.is_over,
                 "is_enforced": is_enforced,
             })
         });

@@ -12,8 +12,8 @@ use xxhash_rust::xxh64::xxh64;
 use crate::error::Invalid;
 use crate::identity::SpiffeId;
 use crate::jwt::Claims;
-use crate::matcher::{Field, header_matches, query_matches, query_value, template_matches};
-use crate::model::{ClientPart, DescriptorAction, HeaderTest, LimitOverride, RateLimit};
+use crate::matcher::{Field, header_matches, template_matches};
+use crate::model::{ClientPart, DescriptorAction, HeaderTest, LimitOverride, QueryTest, RateLimit};
 use crate::request::RequestHead;
 
 /// What is known of a request that is to be counted.
@@ -190,13 +190,11 @@ fn other<'r>(action: &'r DescriptorAction, request: &LimitedRequest<'r>) -> Yiel
     match action {
         DescriptorAction::SourceCluster => filled("source_cluster", request.source_cluster),
         DescriptorAction::DestinationCluster => filled("destination_cluster", request.destination_cluster),
-        DescriptorAction::Query { key, name, skip_if_absent } => {
-            match query_value(name, request.head.query()).map(decoded) {
-                Some(Cow::Borrowed(value)) => Yield::of(key, value),
-                Some(Cow::Owned(value)) => Yield::Entry(Entry { key, value: Value::Made(SmallVec::from_vec(value)) }),
-                None => Yield::absent(*skip_if_absent),
-            }
-        }
+        DescriptorAction::Query { key, name, skip_if_absent } => match parameter(name, request.head.query()) {
+            Some(Cow::Borrowed(value)) => Yield::of(key, value),
+            Some(Cow::Owned(value)) => Yield::Entry(Entry { key, value: Value::Made(SmallVec::from_vec(value)) }),
+            None => Yield::absent(*skip_if_absent),
+        },
         DescriptorAction::RemoteAddress => match request.remote {
             Some(ip) => Yield::written("remote_address", format_args!("{}", ip.to_canonical())),
             None => Yield::Nothing,
@@ -213,7 +211,7 @@ fn other<'r>(action: &'r DescriptorAction, request: &LimitedRequest<'r>) -> Yiel
         }
         DescriptorAction::Constant { key, value } => Yield::of(key, value.as_bytes()),
         DescriptorAction::QueryMatch { key, value, expects, tests } => {
-            let passes = tests.iter().all(|test| query_matches(test, request.head.query()));
+            let passes = tests.iter().all(|test| parameter_passes(test, request.head.query()));
             if passes == *expects { Yield::of(key, value.as_bytes()) } else { Yield::Nothing }
         }
         DescriptorAction::Claim { key, path, default, skip_if_absent } => {
@@ -286,6 +284,24 @@ fn masked<'r>(ip: IpAddr, v4_bits: u8, v6_bits: u8) -> Yield<'r> {
             let network = std::net::Ipv6Addr::from_bits(ip.to_bits() & mask);
             Yield::written(key, format_args!("{network}/{v6_bits}"))
         }
+    }
+}
+
+/// The first query parameter of a name. Limits read name and value without their escapes, as Envoy's do: who may write a name in
+/// two ways would have a bucket for each. Routes read them as they are written, there as here.
+fn parameter<'r>(wanted: &str, query: Option<&'r str>) -> Option<Cow<'r, [u8]>> {
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let is_meant = |name: &str| name == wanted || (name.contains('%') && *decoded(name) == *wanted.as_bytes());
+    pairs.find(|(name, _)| is_meant(name)).map(|(_, value)| decoded(value))
+}
+
+/// Whether a query passes a test on one parameter.
+fn parameter_passes(test: &QueryTest, query: Option<&str>) -> bool {
+    match (&test.test, parameter(&test.name, query)) {
+        (None, value) => value.is_some(),
+        (Some(_), None) => false,
+        (Some(test), Some(value)) => test.is_match(&value),
     }
 }
 
@@ -466,6 +482,22 @@ mod tests {
         ] {
             assert_eq!(described(vec![action.clone()], &request).as_deref(), expected, "{action:?}");
         }
+    }
+
+    #[test]
+    fn a_parameter_is_the_same_however_it_is_escaped() {
+        let of = |uri: &str, action: DescriptorAction| {
+            let parts = head(uri, &[]);
+            described(vec![action], &LimitedRequest::new(RequestHead::of(&parts).unwrap()))
+        };
+        for uri in ["http://h/?user=jo", "http://h/?%75ser=jo", "http://h/?a&%75%73%65%72=%6ao&user=mo"] {
+            assert_eq!(of(uri, query("user")).as_deref(), Some("q=jo"), "{uri}");
+            let is_jo = StringTest::Exact { value: "jo".into(), ignore_case: false };
+            let tests = vec![QueryTest::new("user", Some(is_jo))];
+            let matched = DescriptorAction::QueryMatch { key: "q".into(), value: "x".into(), expects: true, tests };
+            assert_eq!(of(uri, matched).as_deref(), Some("q=x"), "{uri}");
+        }
+        assert_eq!(of("http://h/?%2575ser=jo", query("user")), None, "an escape is read once");
     }
 
     #[test]

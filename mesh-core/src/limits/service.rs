@@ -68,8 +68,10 @@ pub struct Answer {
 }
 
 /// What is left under a limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
+    /// Its name, empty where it has none.
+    pub name: Arc<str>,
     /// How many requests there may be in a window.
     pub max: u32,
     /// How many of them are left.

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 use super::lock;
+use crate::seldom::Seldom;
 
 /// What became of the requests that one rule was for.
 #[derive(Debug, Default)]
@@ -13,6 +15,8 @@ pub struct LimitCounts {
     within: AtomicU64,
     over: AtomicU64,
     shadow: AtomicU64,
+    /// When the log last had one that is refused.
+    told: Seldom,
 }
 
 impl LimitCounts {
@@ -25,6 +29,11 @@ impl LimitCounts {
     /// One is refused.
     pub fn note_over(&self) {
         self.over.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether the log is to have one that is refused.
+    pub fn is_told(&self, now: Instant) -> bool {
+        self.told.is_due(now)
     }
 
     /// One is over the limit, and passes since that is only tried.

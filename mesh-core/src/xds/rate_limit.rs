@@ -90,7 +90,8 @@ fn left(status: &DescriptorStatus) -> Option<Left> {
     };
     let until = status.duration_until_reset.as_ref().map_or(0, |until| u64::try_from(until.seconds).unwrap_or(0));
     let (max, left, window) = (limit.requests_per_unit, status.limit_remaining, Duration::from_secs(window));
-    Some(Left { max, left, window, full_in: Duration::from_secs(until).min(window) })
+    let name = limit.name.as_str().into();
+    Some(Left { name, max, left, window, full_in: Duration::from_secs(until).min(window) })
 }
 
 /// Those that may be set by somebody else than who makes the message.

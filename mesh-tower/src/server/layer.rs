@@ -12,6 +12,7 @@ use mesh_core::model::HeadersWithUnderscores;
 use mesh_core::request::is_grpc;
 use mesh_core::request_info::{Deadline, Inherited};
 use mesh_core::rewrite::complete_path;
+use mesh_core::seldom::Seldom;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -23,7 +24,6 @@ use crate::server::authorizer::{Authorizer, Authorizers, Own};
 use crate::server::request::{Admission, ConnectionOf, ServerContext};
 use crate::server::request_body::{Bodies, RequestBody};
 use crate::server::response::{ActiveRequest, ResponseFuture, ServerBody};
-use crate::server::untold::Untold;
 
 /// Puts a service behind the mesh: see [`Mesh::server_layer`].
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ impl ServerLayer {
             underscores: HeadersWithUnderscores::Allow,
             authorizers: Authorizers::default(),
             bodies: known_bodies(),
-            untold: Untold::default(),
+            untold: Seldom::default(),
             live_traces: Arc::clone(mesh.store().live_traces()),
         };
         ServerLayer { context: Arc::new(context) }

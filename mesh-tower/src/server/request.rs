@@ -28,6 +28,7 @@ use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Criticality, Deadline, Direction, Interest, Messages, RequestInfo, interest_of};
 use mesh_core::response_flags::ResponseFlags;
 use mesh_core::rewrite;
+use mesh_core::seldom::Seldom;
 use mesh_core::store::{ChainView, ServerState, ServerView};
 use mesh_core::trace::{Begun, Trace};
 use mesh_core::view::{Destination, Found, RouteTable};
@@ -45,7 +46,7 @@ use crate::server::calls;
 use crate::server::check;
 use crate::server::request_body::Bodies;
 use crate::server::response::Facts;
-use crate::server::untold::{Untold, instead};
+use crate::server::untold::instead;
 use crate::uri::set_path;
 use crate::{followed, headers, reply};
 
@@ -65,7 +66,7 @@ pub(super) struct ServerContext {
     /// Which bodies can be shown to authorizers.
     pub(super) bodies: Bodies,
     /// When refusals that clients were not told the reason of were last told of in the log.
-    pub(super) untold: Untold,
+    pub(super) untold: Seldom,
     /// Which requests somebody follows.
     pub(super) live_traces: Arc<LiveTraces>,
 }

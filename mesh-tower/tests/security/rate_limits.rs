@@ -41,8 +41,8 @@ async fn each_user_may_have_so_many_and_is_told_what_is_left_and_when_to_come_ba
                  rules: [{name: each-user, by: [{header: x-user}], limit: {requests: 2, per: 1h}}]";
     let (_control, mesh, address) = serve(&limit(rules)).await;
     let (status, answer) = ask(address, "/", "x-user: jo\r\n").await;
-    assert!(status == 200 && answer.contains("ratelimit: \"default\";r=1;t=1800"), "{answer}");
-    assert!(answer.contains("ratelimit-policy: \"default\";q=2;w=3600"), "{answer}");
+    assert!(status == 200 && answer.contains("ratelimit: \"each-user\";r=1;t=1800"), "{answer}");
+    assert!(answer.contains("ratelimit-policy: \"each-user\";q=2;w=3600"), "{answer}");
     assert_eq!(ask(address, "/", "x-user: jo\r\n").await.0, 200);
     let (status, answer) = ask(address, "/", "x-user: jo\r\n").await;
     assert!(status == 429 && answer.contains("retry-after: ") && answer.contains("local_rate_limited"), "{answer}");

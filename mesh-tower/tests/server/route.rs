@@ -131,6 +131,10 @@ async fn a_filter_may_hold_a_request_back_answer_it_or_both() {
 
 #[tokio::test]
 async fn a_rate_limit_service_without_an_answer_holds_no_request_up_and_its_failure_mode_decides() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_max_level(tracing::Level::WARN);
+    let _default = tracing::subscriber::set_default(subscriber.finish());
     for (fails_closed, status, verdict) in [(false, 200, "within"), (true, 500, "over")] {
         let mut limit = GlobalRateLimit::new("shop", "limits.mesh:8081");
         limit.fails_closed = fails_closed;
@@ -141,6 +145,27 @@ async fn a_rate_limit_service_without_an_answer_holds_no_request_up_and_its_fail
         assert_eq!(send(&mesh.server_layer(), get("/")).await.status(), status);
         let (line, text) = (format!("rule=\"no answer\",verdict=\"{verdict}\"}} 1"), mesh.prometheus());
         assert!(text.contains(&line), "{line} in {text}");
+        for _ in 0..20 {
+            assert_eq!(send(&mesh.server_layer(), get("/")).await.status(), status);
+        }
+    }
+    // Of those that are refused, the log has one now and then.
+    let told = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!((1..=2).contains(&told.matches("the request is refused").count()), "{told}");
+}
+
+/// What is logged by this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
