@@ -58,7 +58,7 @@ const CRATES: [Crate; 4] = [
         name: "mesh-control",
         layers: &[
             &["ca", "calls", "catalog", "config/diagnostic"],
-            &["config/node", "config/spelling"],
+            &["config/node", "config/schema", "config/spelling"],
             &["config/decode", "config/locate"],
             &["config/istio", "config/support"],
             &["config/extensions", "config/gateway_api"],

@@ -1,11 +1,13 @@
 //! DestinationRules for hosts and ports that nobody answers to, and TLS that does not come from where it seems to.
 
+use std::collections::BTreeMap;
+
 use super::alias_finding;
 use super::unknown::unknown_host;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions as config;
 use crate::config::file::{Meta, Object, Objects};
-use crate::config::istio::destination_rule::{DestinationRule, TlsMode, TrafficPolicy};
+use crate::config::istio::destination_rule::{DestinationRule, LoadBalancer, TlsMode, TrafficPolicy};
 use crate::config::locate::locate;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
@@ -29,10 +31,11 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         if !is_known {
             let message = unknown_host(policy, &host, &object.meta.namespace);
             let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
-            found.push(finding.object(object.meta.id()).field("host"));
+            found.push(finding.istio("IST0174").object(object.meta.id()).field("host"));
         }
         check_balancer(object, found);
         check_ports(object, policy, &host, found);
+        check_subsets(object, policy, &host, found);
         check_fallback(object, policy, &host, found);
         check_localities(object, policy, &host, found);
         check_wider_tls(object, objects, (&host, &policy.mesh.fixed.root_namespace), found);
@@ -46,6 +49,43 @@ fn policies(spec: &DestinationRule) -> impl Iterator<Item = (String, &TrafficPol
         Some((format!("subsets[{index}].trafficPolicy"), subset.traffic_policy.as_ref()?))
     });
     whole.chain(of_subsets)
+}
+
+/// The balancers of a rule, with their paths.
+pub(super) fn balancers(spec: &DestinationRule) -> Vec<(String, &LoadBalancer)> {
+    let mut all = Vec::new();
+    for (path, written) in policies(spec) {
+        for (index, settings) in written.port_level_settings.iter().enumerate() {
+            let path = format!("{path}.portLevelSettings[{index}].loadBalancer");
+            all.extend(settings.load_balancer.as_ref().map(|balancer| (path, balancer)));
+        }
+        all.extend(written.load_balancer.as_ref().map(|balancer| (format!("{path}.loadBalancer"), balancer)));
+    }
+    all
+}
+
+/// Subsets of a service whose endpoints are all written down, and that none of them is in.
+fn check_subsets(object: &Object<DestinationRule>, policy: &Policy, host: &str, found: &mut Vec<Diagnostic>) {
+    let Some((id, service)) = policy.services.find(host, &object.meta.namespace) else { return };
+    if service.takes_registrations() || service.discovery != Discovery::Registry || service.alias.is_some() {
+        return;
+    }
+    let has_any = policy.services.written(id).next().is_some();
+    for (index, subset) in object.spec.subsets.iter().enumerate().filter(|_| has_any) {
+        let is_in = |labels: &BTreeMap<String, String>| {
+            subset.labels.iter().all(|(label, value)| labels.get(label) == Some(value))
+        };
+        if !policy.services.written(id).any(|written| is_in(&written.labels)) {
+            let message = format!("no endpoint of {} has its labels: every call to it fails", service.host);
+            let finding = Diagnostic::at(
+                &object.meta.origin.at(subset.name.span),
+                Severity::Warning,
+                Code::UnknownReference,
+                message,
+            );
+            found.push(finding.istio("IST0173").object(object.meta.id()).field(format!("subsets[{index}].labels")));
+        }
+    }
 }
 
 /// A stand-in that there is not, or that is the service itself.
@@ -76,30 +116,23 @@ fn check_fallback(object: &Object<DestinationRule>, policy: &Policy, host: &str,
 /// What has no effect beside a policy of our own. `simple` beside it is for clients that do not know it.
 fn check_balancer(object: &Object<DestinationRule>, found: &mut Vec<Diagnostic>) {
     let (own, subset) = (&object.meta.extensions.load_balancer, object.meta.extensions.endpoint_subset);
-    for (path, written) in policies(&object.spec) {
-        let ports =
-            written.port_level_settings.iter().enumerate().map(|(index, settings)| {
-                (format!("{path}.portLevelSettings[{index}]"), settings.load_balancer.as_ref())
-            });
-        for (path, balancer) in ports.chain([(path.clone(), written.load_balancer.as_ref())]) {
-            let Some(balancer) = balancer else { continue };
-            let warms = balancer.warmup.is_some() || balancer.warmup_duration_secs.is_some();
-            let ignored = [
-                ("consistentHash", balancer.consistent_hash.is_some() && own.is_some()),
-                ("warmup", warms && matches!(own, Some(config::LoadBalancer::PeakEwma { .. }))),
-            ];
-            for (field, _) in ignored.into_iter().filter(|(_, is_written)| *is_written) {
-                let message = "without effect: the annotation mesh-control/load-balancer stands in its place";
-                let origin = object.meta.origin.at(balancer.span);
-                let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
-                found.push(finding.object(object.meta.id()).field(format!("{path}.loadBalancer.{field}")));
-            }
-            if subset.is_some() && own.is_none() && balancer.consistent_hash.is_some() {
-                let message = "requests go by their hash, which is the same for all clients only among all endpoints: the annotation mesh-control/endpoint-subset is without effect here";
-                let origin = object.meta.origin.at(balancer.span);
-                let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
-                found.push(finding.object(object.meta.id()).field(format!("{path}.loadBalancer.consistentHash")));
-            }
+    for (path, balancer) in balancers(&object.spec) {
+        let warms = balancer.warmup.is_some() || balancer.warmup_duration_secs.is_some();
+        let ignored = [
+            ("consistentHash", balancer.consistent_hash.is_some() && own.is_some()),
+            ("warmup", warms && matches!(own, Some(config::LoadBalancer::PeakEwma { .. }))),
+        ];
+        for (field, _) in ignored.into_iter().filter(|(_, is_written)| *is_written) {
+            let message = "without effect: the annotation mesh-control/load-balancer stands in its place";
+            let origin = object.meta.origin.at(balancer.span);
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+            found.push(finding.object(object.meta.id()).field(format!("{path}.{field}")));
+        }
+        if subset.is_some() && own.is_none() && balancer.consistent_hash.is_some() {
+            let message = "requests go by their hash, which is the same for all clients only among all endpoints: the annotation mesh-control/endpoint-subset is without effect here";
+            let origin = object.meta.origin.at(balancer.span);
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+            found.push(finding.object(object.meta.id()).field(format!("{path}.consistentHash")));
         }
     }
 }
@@ -141,23 +174,16 @@ fn check_localities(object: &Object<DestinationRule>, policy: &Policy, host: &st
     if service.is_none_or(|service| service.discovery == Discovery::Registry) {
         return;
     }
-    for (path, written) in policies(&object.spec) {
-        let ports =
-            written.port_level_settings.iter().enumerate().map(|(index, settings)| {
-                (format!("{path}.portLevelSettings[{index}]"), settings.load_balancer.as_ref())
-            });
-        for (path, balancer) in ports.chain([(path.clone(), written.load_balancer.as_ref())]) {
-            let Some(setting) = balancer.and_then(|balancer| balancer.locality_lb_setting.as_ref()) else { continue };
-            if setting.enabled == Some(false) {
-                continue;
-            }
-            let message =
-                "not supported yet: clients look the names of this host up, and its localities are not told apart";
-            let origin = object.meta.origin.at(setting.span);
-            let finding = Diagnostic::at(&origin, Severity::Warning, Code::NotSupportedYet, message);
-            let field = format!("{path}.loadBalancer.localityLbSetting");
-            found.push(finding.object(object.meta.id()).field(field));
+    for (path, balancer) in balancers(&object.spec) {
+        let Some(setting) = &balancer.locality_lb_setting else { continue };
+        if setting.enabled == Some(false) {
+            continue;
         }
+        let message =
+            "not supported yet: clients look the names of this host up, and its localities are not told apart";
+        let origin = object.meta.origin.at(setting.span);
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::NotSupportedYet, message);
+        found.push(finding.object(object.meta.id()).field(format!("{path}.localityLbSetting")));
     }
 }
 

@@ -1,14 +1,18 @@
 //! Limits against other objects, and what others than the library cannot do of them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mesh_core::model::{DescriptorAction, HeaderTest, RateLimit as Counted, StringTest};
 
 use super::security::check_targets;
-use crate::config::diagnostic::{Code, Diagnostic, Severity};
+use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions::overload::Overload;
 use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
-use crate::config::file::{Meta, Objects};
-use crate::config::istio::security::TargetRef;
+use crate::config::file::{Meta, Object, Objects, Workloads};
+use crate::config::istio::security::{TargetRef, selected};
 use crate::config::locate::locate;
+use crate::config::spelling::miscased_method;
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 use crate::registry::protocol::Protocol;
@@ -55,6 +59,11 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
     check_services(policy, found);
     check_counted(policy, found);
+    for object in policy.limits.rate_limits() {
+        check_descriptors(object, policy, found);
+        check_methods(object, found);
+        check_claims(object, objects, policy, found);
+    }
 }
 
 /// Services that cannot be asked.
@@ -93,14 +102,165 @@ fn check_counted(policy: &Policy, found: &mut Vec<Diagnostic>) {
         let has = |wanted: &dyn Fn(&RateLimit) -> bool| {
             objects.iter().any(|other| meets(&other.spec, &other.meta.namespace, wanted))
         };
+        let is_asked = object.spec.limits.iter().any(|(_, counter)| matches!(counter, Counter::Service(_)));
         let message = if is_open(&object.spec) && !has(&says) {
-            "nothing says what requests are counted by (`rate_limits` of virtual hosts), so that no service is asked"
+            match is_asked {
+                true => {
+                    "nothing says what requests are counted by (`rate_limits` of virtual hosts), so that no service is asked"
+                }
+                false => {
+                    "nothing says what requests are counted by (`rate_limits` of virtual hosts), so that no descriptor is counted"
+                }
+            }
         } else if says(&object.spec) && !has(&is_open) {
             "no rate limit is counted by this"
         } else {
             continue;
         };
         say(&object.meta, "configPatches", Code::UnknownReference, message.to_owned(), found);
+    }
+}
+
+/// What requests are counted by where an object has its effect: as it says, or as others do that may be for the same workloads.
+fn counted_by<'a>(object: &'a Object<RateLimit>, counter: &'a Counter, policy: &'a Policy) -> Vec<&'a Counted> {
+    if !counter.is_open() {
+        return counter.counted().iter().map(|counted| &**counted).collect();
+    }
+    let others = policy.limits.rate_limits().iter();
+    let others = others.filter(|other| policy.limits.may_meet(&object.meta.namespace, &other.meta.namespace));
+    others.flat_map(|other| &other.spec.counted).flat_map(|(_, counted)| counted).map(|counted| &**counted).collect()
+}
+
+/// Limits for descriptors that nothing makes.
+fn check_descriptors(object: &Object<RateLimit>, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for (_, counter) in &object.spec.limits {
+        let Counter::Process(limit) = counter else { continue };
+        let counted = counted_by(object, counter, policy);
+        // Where nobody says it, that is told.
+        for rule in limit.rules.iter().filter(|_| !counted.is_empty()) {
+            if !counted.iter().any(|counted| may_make(&counted.actions, &rule.entries)) {
+                let entries = rule.entries.iter().map(|(key, value)| match value.is_empty() {
+                    true => key.to_string(),
+                    false => format!("{key}={value}"),
+                });
+                let entries = entries.collect::<Vec<_>>().join(", ");
+                let message =
+                    format!("no action makes the descriptor {}, so that its limit never counts", quoted(&entries));
+                say(&object.meta, "configPatches", Code::UnknownReference, message, found);
+            }
+        }
+    }
+}
+
+/// Whether actions may come to a descriptor that a rule with these entries is for.
+fn may_make(actions: &[DescriptorAction], entries: &[(Arc<str>, Arc<str>)]) -> bool {
+    // How many entries there may be so far, all of them as the rule has them.
+    let mut so_far: Vec<bool> = (0..=entries.len()).map(|count| count == 0).collect();
+    for action in actions {
+        let after = |count: usize| {
+            let is_skipped = is_skippable(action) && so_far.get(count) == Some(&true);
+            let before = count.checked_sub(1);
+            let is_made = before.is_some_and(|before| {
+                so_far.get(before) == Some(&true) && entries.get(before).is_some_and(|entry| makes(action, entry))
+            });
+            is_skipped || is_made
+        };
+        so_far = (0..so_far.len()).map(after).collect();
+    }
+    so_far.last() == Some(&true)
+}
+
+fn is_skippable(action: &DescriptorAction) -> bool {
+    use DescriptorAction::{Claim, Header, Query};
+    matches!(
+        action,
+        Header { skip_if_absent: true, .. } | Query { skip_if_absent: true, .. } | Claim { skip_if_absent: true, .. }
+    )
+}
+
+/// Whether an action may come to an entry; an empty value is any.
+fn makes(action: &DescriptorAction, (key, value): &(Arc<str>, Arc<str>)) -> bool {
+    use DescriptorAction as Action;
+    let is_any = value.is_empty();
+    match action {
+        Action::SourceCluster => &**key == "source_cluster",
+        Action::DestinationCluster => &**key == "destination_cluster",
+        Action::RemoteAddress => &**key == "remote_address",
+        Action::MaskedRemoteAddress { .. } => &**key == "masked_remote_address",
+        Action::Header { key: own, name, .. } => {
+            own == key && (&**name != ":method" || miscased_method(value).is_none())
+        }
+        Action::Query { key: own, .. } | Action::Claim { key: own, .. } | Action::Client { key: own, .. } => own == key,
+        Action::RemoteAddressMatch { key: own, value: only, .. }
+        | Action::Constant { key: own, value: only }
+        | Action::HeaderMatch { key: own, value: only, .. }
+        | Action::QueryMatch { key: own, value: only, .. } => own == key && (is_any || only == value),
+        Action::PathTemplate { key: own, templates } => {
+            own == key && (is_any || templates.iter().any(|(text, _)| text == value))
+        }
+    }
+}
+
+/// Tests on methods that no request has.
+fn check_methods(object: &Object<RateLimit>, found: &mut Vec<Diagnostic>) {
+    let own = object.spec.limits.iter().flat_map(|(_, counter)| counter.counted());
+    let all = own.chain(object.spec.counted.iter().flat_map(|(_, counted)| counted));
+    let tests = all.flat_map(|counted| &counted.actions).filter_map(|action| match action {
+        DescriptorAction::HeaderMatch { tests, .. } => Some(tests),
+        _ => None,
+    });
+    let meant = tests.flatten().filter_map(|test| match test {
+        HeaderTest::Value { name, test: StringTest::Exact { value, ignore_case: false }, .. }
+            if &**name == ":method" =>
+        {
+            miscased_method(value).map(|meant| (value, meant))
+        }
+        _ => None,
+    });
+    for (value, meant) in meant.collect::<BTreeSet<_>>() {
+        let message = format!("no request has the method {}; did you mean `{meant}`?", quoted(value));
+        say(&object.meta, "configPatches", Code::InvalidValue, message, found);
+    }
+}
+
+/// Claims of tokens that nobody looks at.
+fn check_claims(object: &Object<RateLimit>, objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let counted = object.spec.limits.iter().flat_map(|(_, counter)| counter.counted());
+    let needs = |action: &DescriptorAction| matches!(action, DescriptorAction::Claim { default: None, .. });
+    if !counted.flat_map(|counted| &counted.actions).any(needs) {
+        return;
+    }
+    let workloads = workloads_of(object);
+    let looks = |other: &Meta, whom: &Workloads| {
+        policy.limits.may_meet(&object.meta.namespace, &other.namespace) && may_be_same(&workloads, whom)
+    };
+    let mut known = objects.request_authentications.iter().filter(|other| !other.spec.jwt_rules.is_empty());
+    let is_known = known
+        .any(|other| looks(&other.meta, &Workloads::of(selected(other.spec.selector.as_ref()), &other.spec.targets())));
+    // One that is wrong says so itself.
+    let is_refused = objects.refused.iter().any(|other| other.meta.kind == ObjectKind::RequestAuthentication);
+    if !is_known && !is_refused {
+        let message =
+            "no RequestAuthentication is for these workloads, so that no token is looked at: requests have no \
+                       claim, and are not counted"
+                .to_owned();
+        say(&object.meta, "rules", Code::UnknownReference, message, found);
+    }
+}
+
+fn workloads_of(object: &Object<RateLimit>) -> Workloads {
+    let targets: Vec<&TargetRef> = object.spec.target_refs.iter().collect();
+    Workloads::of(selected(object.spec.selector.as_ref()), &targets)
+}
+
+/// Whether some workload may be one of both.
+fn may_be_same(one: &Workloads, other: &Workloads) -> bool {
+    match (one, other) {
+        (Workloads::Labelled(one), Workloads::Labelled(other)) => {
+            one.iter().all(|(key, value)| other.get(key).is_none_or(|wanted| wanted == value))
+        }
+        (Workloads::OfServices(one), Workloads::OfServices(other)) => one.iter().any(|name| other.contains(name)),
+        _ => true,
     }
 }
 

@@ -6,16 +6,19 @@
 
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
+mod advice;
 mod destination_rule;
 mod envoy;
 mod export_to;
 mod grpc;
 mod hosts;
+pub mod istio;
 mod limits;
 mod plaintext;
 mod refused;
 mod rules;
 mod security;
+mod selectors;
 mod service;
 mod sidecar;
 mod telemetry;
@@ -24,13 +27,15 @@ mod unknown;
 mod unmet;
 mod virtual_service;
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use mesh_core::identity::TrustDomain;
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
-use crate::config::file::Objects;
+use crate::config::file::{Objects, SUPPRESS};
 use crate::config::load::{self, Scan};
 use crate::config::store::{Loaded, Store};
 use crate::config::support::ObjectKind;
@@ -76,6 +81,8 @@ pub struct Mesh {
     pub permissive: bool,
     /// The trust domain, where something else than the configuration says it.
     pub trust_domain: Option<TrustDomain>,
+    /// Whether it is to be said, too, what works and is better said otherwise.
+    pub takes_advice: bool,
 }
 
 /// Everything there is to say about a directory, as `Plane` would load it.
@@ -114,7 +121,12 @@ fn report(loaded: Loaded, mesh: Mesh) -> Report {
     let default_tls = if mesh.permissive { ServerTls::Permissive } else { ServerTls::Strict };
     let default_tls = mesh.issues_certificates.then_some(default_tls);
     let given = Given { trust_domain: mesh.trust_domain, default_tls, ..Given::default() };
+    let all = mesh.takes_advice.then(|| loaded.objects.clone());
     let (policy, mut diagnostics) = examine(loaded, &given, None, &judge);
+    if let Some(objects) = all {
+        advice::check(&objects, &policy, &mut diagnostics);
+        leave_out(&objects, &mut diagnostics);
+    }
     if mesh.has_grpc {
         grpc::check(&judge, &policy, &mut diagnostics);
     }
@@ -132,6 +144,17 @@ fn report(loaded: Loaded, mesh: Mesh) -> Report {
     sort(&mut diagnostics);
     let trust_domain = policy.mesh.fixed.trust_domain.clone();
     Report { diagnostics, objects, wrong, unreadable, trust_domain }
+}
+
+/// Takes away what an annotation of its object does not want to be told (Istio: `galley.istio.io/analyze-suppress`).
+fn leave_out(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
+    let suppressed: HashMap<Arc<str>, &str> =
+        objects.metas().filter_map(|meta| Some((meta.id(), meta.annotations.get(SUPPRESS)?.as_str()))).collect();
+    diagnostics.retain(|finding| {
+        let codes = finding.object.as_ref().and_then(|object| suppressed.get(object));
+        let is_meant = |code: &str| code == "*" || Some(code) == finding.istio;
+        !codes.is_some_and(|codes| codes.split(',').map(str::trim).any(is_meant))
+    });
 }
 
 /// The policy of what is loaded, with the settings that were given besides and those that were fixed at the start; and
@@ -165,6 +188,7 @@ fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>, jud
     rules::check(objects, policy, &mut found);
     telemetry::check(objects, policy, &mut found);
     limits::check(objects, policy, &mut found);
+    selectors::check(objects, policy, &mut found);
     tls::check(objects, policy, default_tls, &mut found);
     plaintext::check(objects, policy, &mut found);
     refused::check(judge, policy, &mut found);

@@ -157,6 +157,12 @@ impl TargetPorts {
         TargetPorts { known: ports.unwrap_or_default() }
     }
 
+    /// A port that carries no requests, and its service.
+    pub(super) fn of_bytes(&self) -> Option<(u16, &str)> {
+        let raw = self.known.iter().find(|port| port.carries_bytes)?;
+        Some((raw.target, &raw.service))
+    }
+
     /// Why none of the workloads listens on a port, as far as that can be told, and which port was meant.
     pub(super) fn unknown(&self, port: u16) -> Option<String> {
         /// How many are named.

@@ -139,8 +139,12 @@ fn check_logs(meta: &Meta, spec: &Telemetry, policy: &Policy, found: &mut Vec<Di
     }
     for (index, field, message) in told {
         let Some(entry) = spec.access_logging.get(index) else { continue };
+        let is_for_nobody = message == NOT_WRITTEN;
         let field = format!("accessLogging[{index}].{field}");
         say(meta, entry.span, &field, (Severity::Warning, Code::Ignored), message, found);
+        if let Some(last) = found.last_mut().filter(|_| is_for_nobody) {
+            last.istio = Some("IST0157");
+        }
     }
 }
 

@@ -109,7 +109,7 @@ fn check_setting(
         let message = format!("every call to {} fails: {why}", listed(&hosts));
         let origin = locate(&object.meta.origin, &setting.field);
         let finding = Diagnostic::at(&origin, Severity::Error, Code::Conflict, message);
-        found.push(finding.object(object.meta.id()).field(setting.field.clone()));
+        found.push(finding.istio("IST0113").object(object.meta.id()).field(setting.field.clone()));
     }
 }
 
@@ -136,7 +136,7 @@ fn check_default(objects: &Objects, policy: &Policy, default: Option<ServerTls>,
             format!("every call to {} fails where no DestinationRule says ISTIO_MUTUAL: {why}", listed(&hosts));
         let origin = locate(&object.meta.origin, "enableAutoMtls");
         let finding = Diagnostic::at(&origin, Severity::Error, Code::Conflict, message);
-        found.push(finding.object(object.meta.id()).field("enableAutoMtls"));
+        found.push(finding.istio("IST0113").object(object.meta.id()).field("enableAutoMtls"));
     }
 }
 

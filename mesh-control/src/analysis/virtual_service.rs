@@ -83,6 +83,7 @@ impl Checker<'_> {
             if let Some(earlier) = catch_all {
                 let message = format!("never reached: {} matches every request", earlier.written.field);
                 self.say(rule, rule.route.span, "", Severity::Warning, Code::Conflict, message);
+                self.is("IST0130");
                 continue;
             }
             // Of conditions of one rule, only those that say the same are of no use.
@@ -95,6 +96,7 @@ impl Checker<'_> {
                 if let Some(earlier) = before.takes_all_of(&asked).or(same.as_ref()) {
                     let message = format!("never reached: {earlier} takes all of its requests");
                     self.say(rule, condition.span, &field, Severity::Warning, Code::Conflict, message);
+                    self.is(if rule.route.matches.len() == 1 { "IST0130" } else { "IST0131" });
                 } else if is_open {
                     own.push((asked, format!("{}.{field}", rule.written.field)));
                 }
@@ -267,8 +269,10 @@ impl Checker<'_> {
         match &to.port {
             Some(port) => self.check_port(rule, field, service, &[port.number.0], port.span),
             None if service.ports.len() != 1 => {
-                let addressed = self.addressed_ports();
+                let (addressed, before) = (self.addressed_ports(), self.found.len());
                 self.check_port(rule, field, service, &addressed, to.span);
+                // A port that is written would be another one.
+                self.found.iter_mut().skip(before).for_each(|finding| finding.istio = Some("IST0112"));
             }
             None => {}
         }
@@ -322,6 +326,13 @@ impl Checker<'_> {
         };
         let field = format!("{field}.subset");
         self.say(rule, span, &field, Severity::Error, Code::UnknownReference, message);
+    }
+
+    /// The last finding has this code in Istio.
+    fn is(&mut self, istio: &'static str) {
+        if let Some(last) = self.found.last_mut() {
+            last.istio = Some(istio);
+        }
     }
 
     /// The ports of the services that the object's hosts name.

@@ -1,8 +1,9 @@
 //! The `mesh-control` command.
 //!
-//! Stdout is for what was asked for, stderr for the log. Each option but those of `bootstrap` (whose --token can) can be given
-//! by the environment as well: `--xds-addr` is `MESH_CONTROL_XDS_ADDR`.
+//! Stdout is for what was asked for, stderr for the log. Each option but those of `bootstrap` (whose --token can) and `schema` can be
+//! given by the environment as well: `--xds-addr` is `MESH_CONTROL_XDS_ADDR`.
 
+mod analyze;
 mod authz;
 mod bootstrap;
 mod ca;
@@ -11,6 +12,7 @@ mod directory;
 mod explain;
 mod input;
 mod route;
+mod schema;
 mod serve;
 mod shift;
 mod status;
@@ -43,6 +45,7 @@ struct Line {
 enum Command {
     Serve(Box<serve::Args>),
     Validate(validate::Args),
+    Analyze(Box<analyze::Args>),
     Authz(Box<authz::Args>),
     Bootstrap(Box<bootstrap::Args>),
     Ca(ca::Args),
@@ -52,6 +55,7 @@ enum Command {
     Explain(Box<explain::Args>),
     Route(Box<route::Args>),
     Shift(Box<shift::Args>),
+    Schema(schema::Args),
     Token(token::Args),
     Trace(Box<trace::Args>),
     /// Prints the script with which a shell completes this command: `source <(mesh-control completions bash)`.
@@ -96,14 +100,17 @@ impl Printing {
     }
 }
 
-/// The command line, with the names that options have in the environment. `bootstrap` has none but that of its secret: it
-/// prints one file, and what is set for `serve` must not change it.
+/// The command line, with the names that options have in the environment. `bootstrap` has none but that of its secret,
+/// and `schema` none: they print a file, and what is set for others must not change it.
 fn line() -> clap::Command {
     fn by_environment(command: clap::Command) -> clap::Command {
-        if command.get_name() == "bootstrap" {
+        if ["bootstrap", "schema"].contains(&command.get_name()) {
             return command;
         }
+        // It has more forms than others, which could not be said to those.
+        let is_own = command.get_name() == "analyze";
         let command = command.mut_args(|option| match option.get_long() {
+            Some("output") if is_own => option,
             Some(long) if !option.is_hide_set() => {
                 let name = format!("mesh_control_{long}").replace('-', "_").to_ascii_uppercase();
                 option.env(name)
@@ -136,6 +143,8 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
             runtime()?.block_on(serve::run(&args))?;
         }
         Command::Validate(args) => return validate::run(&args),
+        Command::Analyze(args) => return analyze::run(&args),
+        Command::Schema(args) => schema::run(&args)?,
         Command::Authz(args) => return authz::run(&args),
         Command::Explain(args) => return explain::run(&args),
         Command::Route(args) => return route::run(&args),
@@ -218,8 +227,16 @@ mod tests {
         }
         let mut found = Vec::new();
         without(&line(), "", &mut found);
-        let files =
-            ["authz render", "authz suggest", "bootstrap", "ca issue", "ca rotate-root", "completions", "token create"];
+        let files = [
+            "authz render",
+            "authz suggest",
+            "bootstrap",
+            "ca issue",
+            "ca rotate-root",
+            "completions",
+            "schema",
+            "token create",
+        ];
         found.sort();
         assert_eq!(found.iter().map(|place| place.trim()).collect::<Vec<_>>(), files);
     }

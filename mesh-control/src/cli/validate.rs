@@ -10,9 +10,9 @@ use mesh_core::identity::TrustDomain;
 
 use super::{Format, Printing};
 use crate::analysis::{Mesh, Report, validate_scan};
-use crate::ca;
 use crate::config::load::{self, Scan};
 use crate::config::{Code, Diagnostic, Severity};
+use crate::{ca, ratelimit};
 
 /// Checks configuration files. The exit code is 1 if there is an error in them.
 ///
@@ -20,7 +20,7 @@ use crate::config::{Code, Diagnostic, Severity};
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// Files and directories; all of them together are one configuration.
-    #[arg(required_unless_present = "ca_dir", value_name = "PATH")]
+    #[arg(required_unless_present_any = ["ca_dir", "ratelimit_config"], value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// For whom, besides this project's own library: says what these clients cannot do, too.
     #[arg(long = "for", value_enum, value_name = "CLIENTS")]
@@ -38,6 +38,9 @@ pub(super) struct Args {
     /// As for `serve`: the control plane issues certificates, so that mutual TLS can be asked for.
     #[arg(long)]
     dev: bool,
+    /// As for `serve`: the rule files of the rate limit service, which are looked at as it would.
+    #[arg(long, value_name = "DIR")]
+    ratelimit_config: Option<PathBuf>,
     /// Exits with 1 for warnings, too.
     #[arg(long)]
     deny_warnings: bool,
@@ -47,7 +50,7 @@ pub(super) struct Args {
 
 /// Clients that can do less than the library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Clients {
+pub(super) enum Clients {
     /// gRPC's own xDS clients.
     Grpc,
     /// Envoys beside workloads in other languages.
@@ -60,7 +63,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // As for `serve`: an authority that only has a place asks nobody for a certificate.
     let permissive = !args.dev && args.ca_dir.is_none();
     let (has_grpc, has_envoys) = (args.clients == Some(Clients::Grpc), args.clients == Some(Clients::Envoy));
-    let mesh = Mesh { has_grpc, has_envoys, issues_certificates, permissive, trust_domain };
+    let mesh = Mesh { has_grpc, has_envoys, issues_certificates, permissive, trust_domain, ..Mesh::default() };
     let mut report = examine(&args.paths, mesh)?;
     if let Some(dir) = &args.ca_dir {
         let found = ca::findings(dir, &report.trust_domain, SystemTime::now()).into_iter().map(|finding| {
@@ -68,6 +71,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Diagnostic::of_file(finding.path.display().to_string(), severity, Code::File, finding.message)
         });
         report.diagnostics.extend(found);
+    }
+    if let Some(dir) = &args.ratelimit_config {
+        let found = ratelimit::findings(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+        report.diagnostics.extend(found.into_iter().map(|finding| finding.below(dir)));
     }
     match args.printing.format() {
         Format::Json => {
@@ -124,7 +131,8 @@ fn say_if_empty(dir: &Path, files: usize, found: &mut Vec<Diagnostic>) {
     }
 }
 
-fn read(path: &Path, into: &mut Scan) -> anyhow::Result<()> {
+/// Adds a file, or what a directory holds, by its path.
+pub(super) fn read(path: &Path, into: &mut Scan) -> anyhow::Result<()> {
     let context = || format!("cannot read {}", path.display());
     if !path.is_dir() {
         fs::metadata(path).with_context(context)?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span, quoted};
 use super::node::{Node, Value};
+use super::schema::Schema;
 use super::spelling::nearest;
 
 /// Reads one document, keeps the path to where it is, collects what it finds.
@@ -25,6 +26,8 @@ pub struct Decoder<'a> {
     cost: u64,
     /// The first finding that makes the present object unusable.
     rejection: Option<Diagnostic>,
+    /// Whether the last finding was one too many.
+    is_left_out: bool,
 }
 
 /// Some five thousand small expressions, or thirty as large as one may be.
@@ -47,6 +50,11 @@ pub trait Decode: Sized {
 
     /// Appends the dotted paths of the fields below this one; none for a scalar.
     fn fields(_prefix: &str, _out: &mut Vec<String>) {}
+
+    /// What may be written.
+    fn schema() -> Schema {
+        Schema::Any
+    }
 }
 
 impl<'a> Decoder<'a> {
@@ -61,6 +69,7 @@ impl<'a> Decoder<'a> {
             idle: BTreeMap::new(),
             cost: 0,
             rejection: None,
+            is_left_out: false,
         }
     }
 
@@ -145,8 +154,16 @@ impl<'a> Decoder<'a> {
         }
         let count = self.counts.entry(severity).or_default();
         *count += 1;
-        if *count <= MOST_FINDINGS {
+        self.is_left_out = *count > MOST_FINDINGS;
+        if !self.is_left_out {
             self.found.push(finding);
+        }
+    }
+
+    /// Says more of the last finding: Istio's code for it, or what to write instead.
+    pub fn amend(&mut self, more: impl FnOnce(Diagnostic) -> Diagnostic) {
+        if let Some(last) = self.found.pop_if(|_| !self.is_left_out) {
+            self.found.push(more(last));
         }
     }
 
@@ -163,6 +180,10 @@ impl<'a> Decoder<'a> {
         };
         let message = format!("expected {expected}, found {}{hint}", node.type_name());
         self.error(node.span, Code::WrongType, message);
+        let written = self.source.text.get(node.span.start as usize..node.span.end as usize).map(str::trim);
+        if let Some(written) = written.filter(|_| !hint.is_empty()) {
+            self.amend(|finding| finding.instead(format!("\"{written}\"")));
+        }
     }
 
     /// Checks that a node is a mapping whose keys are all among `known`, and reports those that are not.
@@ -175,13 +196,17 @@ impl<'a> Decoder<'a> {
             if !known.contains(&key.name.as_str()) {
                 let mut message = "unknown field".to_owned();
                 let is_heard = self.found.len() < MOST_FINDINGS;
-                if let Some(near) = is_heard.then(|| nearest(&key.name, known)).flatten() {
+                let near = is_heard.then(|| nearest(&key.name, known)).flatten();
+                if let Some(near) = near {
                     message.push_str(&format!("; did you mean `{near}`?"));
                 }
                 let name = quoted(&key.name).trim_matches('`').to_owned();
                 let parent = self.path_text();
                 let path = if parent.is_empty() { name } else { format!("{parent}.{name}") };
                 self.report_at(key.span, path, Severity::Error, Code::UnknownField, message);
+                if let Some(near) = near.filter(|near| !entries.iter().any(|(other, _)| other.name == **near)) {
+                    self.amend(|finding| finding.instead(near));
+                }
             }
         }
         Some(())
@@ -239,17 +264,17 @@ impl<'a> Decoder<'a> {
 /// Declares messages: `field: Type = "jsonName" required,`.
 macro_rules! message {
     ($(
-        $(#[$meta:meta])*
+        $(#[doc = $doc:literal])*
         $vis:vis struct $name:ident {
-            $($(#[$field_meta:meta])* $field:ident : $ty:ty = $json:literal $($required:ident)?,)*
+            $($(#[doc = $field_doc:literal])* $field:ident : $ty:ty = $json:literal $($required:ident)?,)*
         }
     )+) => {$(
-        $(#[$meta])*
+        $(#[doc = $doc])*
         #[derive(Clone, Debug, Default)]
         $vis struct $name {
             /// Where it is written.
             $vis span: $crate::config::diagnostic::Span,
-            $($(#[$field_meta])* $vis $field: $ty,)*
+            $($(#[doc = $field_doc])* $vis $field: $ty,)*
         }
 
         impl $crate::config::decode::Decode for $name {
@@ -265,8 +290,19 @@ macro_rules! message {
             fn fields(prefix: &str, out: &mut Vec<String>) {
                 $($crate::config::decode::field_paths::<$ty>(prefix, $json, out);)*
             }
+
+            fn schema() -> $crate::config::schema::Schema {
+                $crate::config::schema::Schema::Object(vec![$($crate::config::schema::Field {
+                    name: $json,
+                    about: concat!($($field_doc),*),
+                    is_required: $crate::config::decode::message!(@is_required $($required)?),
+                    schema: <$ty as $crate::config::decode::Decode>::schema(),
+                }),*])
+            }
         }
     )+};
+    (@is_required) => { false };
+    (@is_required required) => { true };
     (@read $d:ident, $node:ident, $json:literal) => { $d.optional($node, $json) };
     (@read $d:ident, $node:ident, $json:literal, required) => { $d.required($node, $json) };
 }
@@ -299,6 +335,10 @@ macro_rules! keywords {
                     _ => None,
                 }
             }
+
+            fn schema() -> $crate::config::schema::Schema {
+                $crate::config::schema::Schema::Words(&[$first_word $(, $word)*])
+            }
         }
     )+};
 }
@@ -325,6 +365,9 @@ pub fn word<'n>(node: &'n Node, d: &mut Decoder<'_>, words: &[&'static str]) -> 
     }
     let message = format!("{} is none of {}", quoted(text), words.join(", "));
     d.error(node.span, Code::InvalidValue, message);
+    if let Some(meant) = words.iter().find(|word| word.eq_ignore_ascii_case(text)) {
+        d.amend(|finding| finding.instead(*meant));
+    }
     None
 }
 
@@ -348,6 +391,10 @@ impl<T> Deref for At<T> {
 impl<T: Decode> Decode for At<T> {
     fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
         Some(At { value: T::decode(node, d)?, span: node.span })
+    }
+
+    fn schema() -> Schema {
+        T::schema()
     }
 
     fn fields(prefix: &str, out: &mut Vec<String>) {
@@ -378,6 +425,10 @@ impl Decode for String {
             }
         }
     }
+
+    fn schema() -> Schema {
+        Schema::Text
+    }
 }
 
 impl Decode for bool {
@@ -389,6 +440,10 @@ impl Decode for bool {
                 None
             }
         }
+    }
+
+    fn schema() -> Schema {
+        Schema::Boolean
     }
 }
 
@@ -402,6 +457,10 @@ impl Decode for f64 {
                 None
             }
         }
+    }
+
+    fn schema() -> Schema {
+        Schema::Number
     }
 }
 
@@ -430,6 +489,10 @@ macro_rules! integers {
                 integer(node, d, i128::from(<$ty>::MIN)..=i128::from(<$ty>::MAX))
                     .and_then(|value| Self::try_from(value).ok())
             }
+
+            fn schema() -> Schema {
+                Schema::Integer(<$ty>::MIN.into(), <$ty>::MAX.into())
+            }
         }
     )*};
 }
@@ -444,11 +507,19 @@ impl Decode for PortNumber {
         let number = integer(node, d, 1..=i128::from(u16::MAX))?;
         u16::try_from(number).ok().map(PortNumber)
     }
+
+    fn schema() -> Schema {
+        Schema::Integer(1, u16::MAX.into())
+    }
 }
 
 impl<T: Decode> Decode for Option<T> {
     fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
         T::decode(node, d).map(Some)
+    }
+
+    fn schema() -> Schema {
+        T::schema()
     }
 
     fn fields(prefix: &str, out: &mut Vec<String>) {
@@ -468,6 +539,10 @@ impl<T: Decode> Decode for Vec<T> {
             .map(|(index, item)| d.within(Step::Index(index), |d| T::decode(item, d)))
             .collect();
         read.into_iter().collect()
+    }
+
+    fn schema() -> Schema {
+        Schema::List(Box::new(T::schema()))
     }
 
     fn fields(prefix: &str, out: &mut Vec<String>) {
@@ -491,6 +566,10 @@ impl<T: Decode> Decode for BTreeMap<String, T> {
         read.into_iter().collect()
     }
 
+    fn schema() -> Schema {
+        Schema::Named(Box::new(T::schema()))
+    }
+
     fn fields(prefix: &str, out: &mut Vec<String>) {
         T::fields(prefix, out);
     }
@@ -510,6 +589,10 @@ impl Decode for Duration {
                 None
             }
         }
+    }
+
+    fn schema() -> Schema {
+        Schema::Like(r"^(0|([0-9]*\.?[0-9]+(ns|us|ms|s|m|h))+)$")
     }
 }
 

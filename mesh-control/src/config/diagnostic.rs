@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet, renderer::DecorStyle};
@@ -74,6 +75,8 @@ pub enum Code {
     Insecure,
     /// A gRPC client cannot do this; what it does instead is in the message.
     Degraded,
+    /// It does what it says, and is better said otherwise.
+    Advice,
 }
 
 impl Code {
@@ -98,6 +101,19 @@ impl Code {
             Code::Refused => "refused",
             Code::Insecure => "insecure",
             Code::Degraded => "degraded",
+            Code::Advice => "advice",
+        }
+    }
+
+    /// What Istio's analyzers call findings of this kind, unless one is of a kind of its own there: `IST0106`, that the schema of an
+    /// object is not kept, `IST0133`, that it is not kept and that does no harm, `IST0101`, that a name leads nowhere.
+    const fn istio(self, severity: Severity) -> Option<&'static str> {
+        use Code::{InvalidValue, MissingField, Syntax, UnknownField, UnknownReference, WrongType};
+        match (self, severity) {
+            (Syntax | UnknownField | WrongType | InvalidValue | MissingField, Severity::Error) => Some("IST0106"),
+            (Syntax | UnknownField | WrongType | InvalidValue | MissingField, _) => Some("IST0133"),
+            (UnknownReference, _) => Some("IST0101"),
+            _ => None,
         }
     }
 
@@ -160,6 +176,9 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// What kind of finding it is.
     pub code: Code,
+    /// What Istio's analyzers call it (`IST0101`), where they know it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub istio: Option<&'static str>,
     /// The file, relative to the configuration directory; empty where the finding is about all of them.
     pub file: Arc<str>,
     /// 1-based line, 0 where the finding is about the file as a whole.
@@ -175,24 +194,40 @@ pub struct Diagnostic {
     /// What is the matter, in a few lower-case words.
     pub message: String,
     #[serde(skip)]
-    excerpt: Option<Excerpt>,
+    excerpt: Option<Box<Excerpt>>,
+}
+
+/// Other words for a part of a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fix {
+    /// The text that it is for.
+    pub text: Arc<str>,
+    /// Which bytes of it.
+    pub range: Range<usize>,
+    /// What belongs there.
+    pub instead: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Excerpt {
     text: Arc<str>,
     range: Range<usize>,
+    /// What to write in its place, where that is clear.
+    instead: Option<String>,
 }
 
 impl Diagnostic {
     /// A finding at a place in a text.
     pub fn at(origin: &Origin, severity: Severity, code: Code, message: impl Into<String>) -> Diagnostic {
         let Origin { source, span } = origin;
-        let excerpt = (span.line > 0)
-            .then(|| Excerpt { text: source.text.clone(), range: span.start as usize..span.end as usize });
+        let excerpt = (span.line > 0).then(|| {
+            let range = span.start as usize..span.end as usize;
+            Box::new(Excerpt { text: source.text.clone(), range, instead: None })
+        });
         Diagnostic {
             severity,
             code,
+            istio: code.istio(severity),
             file: source.name.clone(),
             line: span.line,
             column: span.column,
@@ -213,6 +248,7 @@ impl Diagnostic {
         Diagnostic {
             severity,
             code,
+            istio: code.istio(severity),
             file: file.into(),
             line: 0,
             column: 0,
@@ -232,6 +268,63 @@ impl Diagnostic {
     /// The same finding, about this field.
     pub fn field(mut self, field: impl Into<Arc<str>>) -> Diagnostic {
         self.field = Some(field.into());
+        self
+    }
+
+    /// The same finding, by the code that Istio's analyzers have for it.
+    pub fn istio(mut self, code: &'static str) -> Diagnostic {
+        self.istio = Some(code);
+        self
+    }
+
+    /// The same finding, with the one word, or value, that was meant in the place of the one at its place.
+    pub fn instead(mut self, word: impl Into<String>) -> Diagnostic {
+        if let Some(excerpt) = &mut self.excerpt {
+            excerpt.instead = Some(word.into());
+        }
+        self
+    }
+
+    /// The one word, or value, that stands at its place, without its quotes.
+    pub fn written(&self) -> Option<&str> {
+        let Excerpt { text, range, .. } = self.excerpt.as_deref()?;
+        let written = text.get(range.clone())?.trim();
+        let quoted = |quote| written.strip_prefix(quote)?.strip_suffix(quote);
+        Some(quoted('"').or_else(|| quoted('\'')).unwrap_or(written))
+    }
+
+    /// What to write where, if that is clear: what stands there is one word, or in quotes.
+    pub fn fix(&self) -> Option<Fix> {
+        let Excerpt { text, range, instead } = self.excerpt.as_deref()?;
+        let instead = instead.as_ref()?;
+        let written = text.get(range.clone())?;
+        let start = range.start + (written.len() - written.trim_start().len());
+        let written = written.trim();
+        let quote = written.chars().next().filter(|c| matches!(c, '"' | '\''));
+        let inside = match quote {
+            Some(quote) => written.strip_prefix(quote)?.strip_suffix(quote)?,
+            None => written,
+        };
+        let is_plain = |text: &str| {
+            !text.is_empty()
+                && !text.contains(['"', '\'', '\\', '\n', '#', '{', '}', '[', ']', ',', '&', '*', '!', '|', '>'])
+        };
+        // A value that is only to be quoted brings its quotes along.
+        let is_quoted =
+            quote.is_none() && instead.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) == Some(written);
+        if !is_plain(inside) || !(is_quoted || is_plain(instead)) {
+            return None;
+        }
+        let instead = match quote {
+            Some(quote) => format!("{quote}{instead}{quote}"),
+            None => instead.clone(),
+        };
+        Some(Fix { text: text.clone(), range: start..start + written.len(), instead })
+    }
+
+    /// The same finding, with the directory that its file is in.
+    pub fn below(mut self, dir: &Path) -> Diagnostic {
+        self.file = dir.join(&*self.file).display().to_string().into();
         self
     }
 

@@ -484,6 +484,9 @@ fn idle_extensions(document: &Node, kind: &str, d: &mut Decoder<'_>) {
     }
 }
 
+/// The annotation that says which findings of `analyze` are not to be told.
+pub const SUPPRESS: &str = "galley.istio.io/analyze-suppress";
+
 /// Settings of one workload's proxy, as an annotation.
 const PROXY_CONFIG: &str = "proxy.istio.io/config";
 
@@ -623,7 +626,7 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
             ObjectKind::Service => key == EXPORT_TO,
             ObjectKind::AuthorizationPolicy => key == DRY_RUN,
             _ => false,
-        };
+        } || key == SUPPRESS;
         if key.contains("istio.io/") && !read {
             let mut message = format!("not supported yet: annotation {} has no effect", quoted(key));
             if metadata.annotations.get(key).is_some_and(|value| is_topology(key, value)) {
@@ -638,6 +641,7 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
         for (_, message) in export_faults(exported_to(&metadata.annotations)) {
             let field = format!("metadata.annotations.{EXPORT_TO}");
             d.report_at(metadata.span, field, Severity::Error, Code::InvalidValue, message);
+            d.amend(|finding| finding.istio("IST0125"));
         }
     }
     if matches!(kind, ObjectKind::Service | ObjectKind::ServiceEntry)

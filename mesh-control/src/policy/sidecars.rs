@@ -125,7 +125,22 @@ impl Sidecars {
                 let winner = &winner.object.meta;
                 let message =
                     format!("{} ({}) is for the whole namespace, too, and counts", winner.id(), winner.origin);
-                found.push(Diagnostic::at(&meta.origin, Severity::Warning, Code::Conflict, message).object(meta.id()));
+                let finding = Diagnostic::at(&meta.origin, Severity::Warning, Code::Conflict, message);
+                found.push(finding.istio("IST0111").object(meta.id()));
+            }
+        }
+        for (position, scope) in scopes.iter().enumerate() {
+            let (meta, Some(own)) = (&scope.object.meta, scope.selector()) else { continue };
+            let is_rival = |other: &&Scope| {
+                let has_both = |selector| is_subset(selector, own) || is_subset(own, selector);
+                other.object.meta.namespace == meta.namespace && other.selector().is_some_and(has_both)
+            };
+            if let Some(winner) = scopes.iter().take(position).find(is_rival) {
+                let winner = &winner.object.meta;
+                let message =
+                    format!("{} ({}) selects some of its workloads, too, and counts there", winner.id(), winner.origin);
+                let finding = Diagnostic::at(&meta.origin, Severity::Warning, Code::Conflict, message);
+                found.push(finding.istio("IST0110").object(meta.id()));
             }
         }
         (Sidecars { scopes, root_namespace: Arc::clone(root_namespace) }, found)

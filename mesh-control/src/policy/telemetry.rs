@@ -96,7 +96,9 @@ impl Telemetries {
             if let Some(winner) = entries.iter().take(place).find(is_rival) {
                 let winner = &winner.object.meta;
                 let message = format!("{} ({}) is for the same workloads, and counts", winner.id(), winner.origin);
-                found.push(Diagnostic::at(&meta.origin, Severity::Warning, Code::Conflict, message).object(meta.id()));
+                let is_for_all = entry.workloads == Workloads::Labelled(BTreeMap::new());
+                let finding = Diagnostic::at(&meta.origin, Severity::Warning, Code::Conflict, message);
+                found.push(finding.istio(if is_for_all { "IST0160" } else { "IST0159" }).object(meta.id()));
             }
         }
         let wrong = objects.refused.iter().filter_map(|object| match &object.governs {

@@ -192,7 +192,7 @@ impl VirtualServices {
                     winner.meta.origin
                 );
                 let finding = Diagnostic::at(&own.meta.origin, Severity::Warning, Code::Conflict, message);
-                conflicts.push((*index, finding.object(own.meta.id()).field("hosts")));
+                conflicts.push((*index, finding.istio("IST0109").object(own.meta.id()).field("hosts")));
             }
         }
         conflicts.sort_by(|a, b| (a.0, &a.1.message).cmp(&(b.0, &b.1.message)));

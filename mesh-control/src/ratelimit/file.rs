@@ -108,6 +108,11 @@ pub(super) fn read(files: &[Source], stats: &Stats) -> (Rules, Vec<Diagnostic>) 
         let mut decoder = Decoder::new(source);
         for document in &documents {
             decoder.object(Arc::from(""));
+            if document.get("kind").and_then(Yaml::as_str) == Some("ConfigMap") {
+                let message = "a ConfigMap around a rule file: what stands under `data` is a file of its own here";
+                decoder.report_at(document.span, "kind", Severity::Error, Code::InvalidValue, message);
+                continue;
+            }
             let Some(file) = File::decode(document, &mut decoder) else { continue };
             let domain = file.domain.value.0.as_str();
             if domain.is_empty() {
@@ -363,6 +368,10 @@ descriptors:
             (
                 "domain: d\n",
                 "a.yaml:1:1: info[missing-field]: descriptors: a domain without rules: only limits that come with a question are counted",
+            ),
+            (
+                "apiVersion: v1\nkind: ConfigMap\ndata:\n  a.yaml: |\n    domain: d\n",
+                "a.yaml:1:1: error[invalid-value]: kind: a ConfigMap around a rule file: what stands under `data` is a file of its own here",
             ),
             (
                 "domain: d\ndescriptor: []\ndescriptors: [{key: a}]\n",

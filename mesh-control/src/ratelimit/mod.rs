@@ -248,7 +248,7 @@ impl RateLimits {
         };
         let files: Vec<_> =
             files.into_iter().map(|(name, text)| (name, text.map_err(|unreadable| unreadable.why))).collect();
-        if !seen.is_gone && seen.files == files && self.rules.load().is_some() == seen.is_current {
+        if !seen.is_gone && seen.files == files {
             return false;
         }
         seen.is_gone = false;
@@ -262,18 +262,7 @@ impl RateLimits {
     }
 
     fn take(&self, seen: &mut Seen, files: Vec<FileRead>, mut findings: Vec<Diagnostic>) {
-        let mut sources = Vec::new();
-        for (name, text) in &files {
-            match text {
-                Ok(text) => sources.push(Source { name: name.clone(), text: text.clone() }),
-                Err(why) => {
-                    let message = format!("cannot be read: {why}");
-                    findings.push(Diagnostic::of_file(name.clone(), Severity::Error, Code::File, message));
-                }
-            }
-        }
-        let (rules, found) = Rules::read(&sources, &self.stats);
-        findings.extend(found);
+        let rules = read(&files, &self.stats, &mut findings);
         let is_wrong = findings.iter().any(|finding| finding.severity == Severity::Error);
         match is_wrong {
             true => drop(rules),
@@ -390,8 +379,65 @@ impl RateLimits {
     }
 }
 
+/// The rules of some files, and what is wrong with them.
+fn read(files: &[FileRead], stats: &stats::Stats, found: &mut Vec<Diagnostic>) -> Rules {
+    let mut sources = Vec::new();
+    for (name, text) in files {
+        match text {
+            Ok(text) => sources.push(Source { name: name.clone(), text: text.clone() }),
+            Err(why) => {
+                let message = format!("cannot be read: {why}");
+                found.push(Diagnostic::of_file(name.clone(), Severity::Error, Code::File, message));
+            }
+        }
+    }
+    let (rules, wrong) = Rules::read(&sources, stats);
+    found.extend(wrong);
+    rules
+}
+
+/// What is wrong with the rule files of a directory, which nobody serves yet.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn findings(dir: &Path) -> io::Result<Vec<Diagnostic>> {
+    let scan = scan(dir)?;
+    let mut found = scan.diagnostics;
+    let files = scan.files.into_iter().map(|(name, text)| (name, text.map_err(|unreadable| unreadable.why)));
+    let files: Vec<FileRead> = files.collect();
+    if files.is_empty() {
+        let message = "the directory has no rule file: questions would not be answered";
+        found.push(Diagnostic::of_file("", Severity::Warning, Code::File, message));
+    }
+    read(&files, &stats::Stats::default(), &mut found);
+    Ok(found)
+}
+
 impl fmt::Debug for RateLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimits").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each poll looks at the files again; who reads the log wants to know of changes.
+    #[test]
+    fn what_is_wrong_with_rules_is_news_once_a_change() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let write = |text: &str| std::fs::write(dir.path().join("a.yaml"), text).expect("written");
+        let limits = RateLimits::new(Store::in_memory(10));
+        let looks = || [(); 3].map(|()| limits.apply(scan(dir.path())));
+        for (text, is_current) in
+            [("domain: [\n", false), ("domain: d\n", true), ("domain: [\n", false), ("domain: ''\n", false)]
+        {
+            write(text);
+            assert_eq!(looks(), [true, false, false], "{text}");
+            assert_eq!((limits.status().current, limits.faults().is_empty()), (is_current, is_current), "{text}");
+        }
+        std::fs::remove_file(dir.path().join("a.yaml")).expect("removed");
+        assert_eq!(looks(), [true, false, false]);
     }
 }

@@ -3,6 +3,7 @@
 mod certificates;
 mod certificates_process;
 mod embedded;
+mod examined_process;
 mod federation;
 mod guests;
 mod identity;

@@ -44,7 +44,7 @@ fn what_has_no_effect_beside_a_service_is_an_error_and_one_that_cannot_be_asked_
         ("{name: a, shadow: true}", "rules[0].shadow: the service says"),
         ("{name: a, limit: {requests: 0, per: 1s}}", "rules[0].limit.requests: must be at least 1"),
         ("{name: a}, {name: a, by: [{method: true}]}", "rules[1].name: another rule is named `a`"),
-        ("{name: a}, {name: b}", "rules[1]: another rule counts the same requests"),
+        ("{name: a}, {name: b}", "rules[1]: the rule `a` counts the same requests"),
     ] {
         check(&rate_limit(SERVICE, rules), &[expected]);
     }
@@ -100,5 +100,203 @@ fn envoy_filters_for_global_limits_are_read_whole_or_not_at_all() {
     // Gateways are none of ours.
     for patch in patches("GATEWAY", CLUSTER) {
         check(&envoy_filter("a", &patch), &["t.yaml:"]);
+    }
+}
+
+fn own(rest: &str) -> String {
+    format!(
+        "apiVersion: policy.mesh-control/v1alpha1\nkind: RateLimit\nmetadata: {{name: calls, namespace: shop}}\nspec:\n  {rest}\n"
+    )
+}
+
+/// Each was once taken in silence.
+#[test]
+fn a_rule_of_our_own_that_can_never_count_is_told() {
+    let rule = |rest: &str| format!("rules: [{{name: a, {rest}, limit: {{requests: 1, per: 1s}}}}]");
+    for key in ["claim: sub", "client: NAMESPACE", "remoteAddress: {}"] {
+        let rules = rule(&format!("by: [{{method: true}}, {{{key}}}]"));
+        let field = key.split(':').next().unwrap();
+        let expected = format!(
+            "error[invalid-value]: RateLimit shop/calls: rules[0].by[1].{field}: known of requests that come in"
+        );
+        check(&own(&format!("mode: CLIENT\n  {rules}")), &[&expected]);
+    }
+    check(&own(&rule("by: [{client: NAMESPACE}]")), &[]);
+    let get = "rules[0].match.method: no request has it, for methods are told apart by their case; did you mean `GET`?";
+    check(&own(&rule("match: {method: get}")), &[get]);
+    let sliding = "{name: a, by: [{header: u}], limit: {requests: 1, per: 1s}}, {name: b, by: [{header: u}], limit: {requests: 9, per: 1h}}";
+    let hint = "rules[1]: the rule `a` counts the same requests; a second limit on them, as one a second beside one an hour, is a RateLimit of its own";
+    check(&own(&format!("rules: [{sliding}]")), &[hint]);
+    check(&own(&format!("service: {SERVICE}\n  rules: [{sliding}]")), &[hint]);
+    let second = own("rules: [{name: b, by: [{header: u}], limit: {requests: 9, per: 1h}}]").replace("calls", "more");
+    check(&format!("{}---\n{second}", own(&rule("by: [{header: u}]"))), &[]);
+}
+
+#[test]
+fn a_claim_is_counted_where_somebody_looks_at_tokens() {
+    let limit = |selector: &str| {
+        own(&format!("{selector}rules: [{{name: a, by: [{{claim: sub}}], limit: {{requests: 1, per: 1s}}}}]"))
+    };
+    let looks = |namespace: &str, selector: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: tokens, namespace: {namespace}}}\n\
+             spec: {{{selector}jwtRules: [{{issuer: me, jwksUri: 'https://me.example.com/keys'}}]}}\n"
+        )
+    };
+    let told =
+        "warning[unknown-reference]: RateLimit shop/calls: rules: no RequestAuthentication is for these workloads";
+    let web = "selector: {matchLabels: {app: web}}\n  ";
+    check(&limit(""), &[told]);
+    check(&format!("{}{}", limit(""), looks("shop", "")), &[]);
+    check(&format!("{}{}", limit(web), looks("istio-system", "")), &[]);
+    check(&format!("{}{}", limit(web), looks("other", "")), &[told]);
+    check(&format!("{}{}", limit(web), looks("shop", "selector: {matchLabels: {app: limits}}, ")), &[told]);
+    check(&format!("{}{}", limit(web), looks("shop", "selector: {matchLabels: {app: web}}, ")), &[]);
+}
+
+#[test]
+fn a_selector_with_a_value_that_no_workload_has_is_told() {
+    let limit = |mode: &str, value: &str| {
+        own(&format!(
+            "mode: {mode}\n  selector: {{matchLabels: {{app: {value}}}}}\n  rules: [{{name: a, limit: {{requests: 1, per: 1s}}}}]"
+        ))
+    };
+    let named = "selector.matchLabels.app: no workload that is known has app: `wbe`; did you mean `web`?";
+    check(&limit("SERVER", "wbe"), &[&format!("warning[unknown-reference]: RateLimit shop/calls: {named}")]);
+    check(&limit("CLIENT", "wbe"), &[&format!("warning[unknown-reference]: RateLimit shop/calls: {named}")]);
+    let other = "no workload that is known has app: `batch-job`; there are `limits`, `web`";
+    check(
+        &limit("SERVER", "batch-job"),
+        &[&format!("warning[unknown-reference]: RateLimit shop/calls: selector.matchLabels.app: {other}")],
+    );
+    // Who only calls has no service.
+    check(&limit("CLIENT", "batch-job"), &["info[unknown-reference]"]);
+    check(&limit("SERVER", "web"), &[]);
+    // What nobody says anything of may well be there.
+    check(&limit("SERVER", "web").replace("app:", "team:"), &[]);
+    let entry = "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm, namespace: shop}\n\
+                 spec: {address: 10.0.0.1, labels: {app: batch-job}}\n";
+    check(&format!("{}{entry}", limit("SERVER", "batch-job")), &[]);
+    check(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: web, namespace: shop}\n\
+         spec: {selector: {matchLabels: {app: wbe}}}\n",
+        &["AuthorizationPolicy shop/web: selector.matchLabels.app: no workload that is known has app: `wbe`"],
+    );
+}
+
+const SHARES: &str =
+    "filter_enabled: {default_value: {numerator: 100}}, filter_enforced: {default_value: {numerator: 100}}, ";
+
+/// A local filter with so much in it.
+fn local(rest: &str) -> String {
+    format!(
+        "{{applyTo: HTTP_FILTER, match: {{context: SIDECAR_INBOUND}}, patch: {{operation: INSERT_BEFORE, value: {{\
+         name: envoy.filters.http.local_ratelimit, typed_config: {{\
+         \"@type\": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: l, \
+         {rest}}}}}}}}}"
+    )
+}
+
+fn merged(to: &str, value: &str) -> String {
+    format!("{{applyTo: {to}, match: {{context: SIDECAR_INBOUND}}, patch: {{operation: MERGE, value: {value}}}}}")
+}
+
+const BUCKET: &str = "token_bucket: {max_tokens: 5, fill_interval: 60s}";
+
+#[test]
+fn local_limits_of_envoy_filters_that_can_never_count_are_told() {
+    check(&envoy_filter("a", &local(&format!("{SHARES}{BUCKET}"))), &[]);
+    // 0 %, as in Envoy.
+    let none = "patch.value.filter_enabled: filter_enabled is not set, which is 0 % of requests, as in Envoy: no request is counted";
+    check(&envoy_filter("a", &local(BUCKET)), &[none]);
+    let (enabled, _) = SHARES.split_at(SHARES.find("filter_enforced").unwrap());
+    check(&envoy_filter("a", &local(&format!("{enabled}{BUCKET}"))), &["filter_enforced is not set, which is 0 %"]);
+    // The documented shape: the filter is there for what routes say.
+    let of_route = format!(
+        "{{typed_per_filter_config: {{envoy.filters.http.local_ratelimit: {{\
+         \"@type\": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: l, \
+         {SHARES}{BUCKET}}}}}}}"
+    );
+    check(&envoy_filter("a", &format!("{}, {}", local(""), merged("HTTP_ROUTE", &of_route))), &[]);
+    let unset = of_route.replace(SHARES, "");
+    let told = format!("configPatches[1].{none}");
+    check(&envoy_filter("a", &format!("{}, {}", local(""), merged("HTTP_ROUTE", &unset))), &[&told]);
+}
+
+#[test]
+fn a_descriptor_that_no_action_makes_is_told() {
+    let limit = |entries: &str| format!("{SHARES}{BUCKET}, descriptors: [{{entries: [{entries}], {BUCKET}}}]");
+    let by = |actions: &str| merged("VIRTUAL_HOST", &format!("{{rate_limits: [{{actions: [{actions}]}}]}}"));
+    let both =
+        |entries: &str, actions: &str| envoy_filter("a", &format!("{}, {}", local(&limit(entries)), by(actions)));
+    let header = "{request_headers: {header_name: x-user, descriptor_key: user}}";
+    let path = "{request_headers: {header_name: ':path', descriptor_key: path, skip_if_absent: true}}";
+    let constant = "{generic_key: {descriptor_value: slow}}";
+    for (entries, actions) in [
+        ("{key: user, value: jo}", header),
+        ("{key: user}", header),
+        ("{key: path, value: /}, {key: user}", &format!("{path}, {header}")),
+        ("{key: user}", &format!("{path}, {header}")),
+        ("{key: generic_key, value: slow}", constant),
+    ] {
+        check(&both(entries, actions), &[]);
+    }
+    let nothing = |entries: &str| {
+        format!("configPatches: no action makes the descriptor `{entries}`, so that its limit never counts")
+    };
+    for (entries, actions, told) in [
+        ("{key: usr, value: jo}", header, "usr=jo"),
+        ("{key: user}, {key: path}", &*format!("{path}, {header}"), "user, path"),
+        ("{key: generic_key, value: fast}", constant, "generic_key=fast"),
+        ("{key: m, value: get}", "{request_headers: {header_name: ':method', descriptor_key: m}}", "m=get"),
+    ] {
+        check(&both(entries, actions), &[&nothing(told)]);
+    }
+    // Nobody says what is counted: no service is asked in any case.
+    check(
+        &envoy_filter("a", &local(&limit("{key: user}"))),
+        &[
+            "configPatches: nothing says what requests are counted by (`rate_limits` of virtual hosts), so that no descriptor is counted",
+        ],
+    );
+    let method = "{header_value_match: {descriptor_value: r, headers: [{name: ':method', exact_match: get}]}}";
+    check(&both("{key: header_match, value: r}", method), &["no request has the method `get`; did you mean `GET`?"]);
+}
+
+#[test]
+fn what_stands_at_another_level_of_a_patch_is_told() {
+    let limits = "rate_limits: [{actions: [{remote_address: {}}]}]";
+    let [filter, _] = patches("SIDECAR_INBOUND", "outbound|8081||limits.shop.svc.cluster.local");
+    for (patch, told) in [
+        (
+            merged("HTTP_ROUTE", &format!("{{{limits}}}")),
+            "[1].patch.value.rate_limits: not supported, and so nothing of this EnvoyFilter is in force: a route has `rate_limits` under `route`",
+        ),
+        (
+            merged("VIRTUAL_HOST", &format!("{{route: {{{limits}}}}}")),
+            "[1].patch.value.route.rate_limits: not supported, and so nothing of this EnvoyFilter is in force: a virtual host has `rate_limits` at its top",
+        ),
+    ] {
+        check(&envoy_filter("a", &format!("{filter}, {patch}")), &[told]);
+    }
+    for (to, value) in [("HTTP_ROUTE", format!("{{route: {{{limits}}}}}")), ("VIRTUAL_HOST", format!("{{{limits}}}"))] {
+        check(&envoy_filter("a", &format!("{filter}, {}", merged(to, &value))), &[]);
+    }
+    let beside = filter.replace("typed_config:", &format!("{limits}, typed_config:"));
+    check(
+        &envoy_filter("a", &beside),
+        &[
+            "patch.value.rate_limits: not supported, and so nothing of this EnvoyFilter is in force: it stands beside typed_config, and belongs into it",
+        ],
+    );
+    for (matcher, told) in [
+        ("exact_match: a, prefix_match: b", "two matches in one header matcher"),
+        ("string_match: {exact: a, suffix: b}", "two matches in one header matcher"),
+        ("present_match: true, exact_match: a", "two matches in one header matcher"),
+        ("invert_match: true", "a header matcher that says no match"),
+    ] {
+        let action = format!("{{header_value_match: {{descriptor_value: x, headers: [{{name: h, {matcher}}}]}}}}");
+        let patch = merged("VIRTUAL_HOST", &format!("{{rate_limits: [{{actions: [{action}]}}]}}"));
+        check(&envoy_filter("a", &format!("{filter}, {patch}")), &[told]);
     }
 }

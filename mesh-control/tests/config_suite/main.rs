@@ -1,5 +1,6 @@
 //! Configuration, registry, policy and rendering from the outside: YAML in, xDS out.
 
+mod analyze;
 mod beside;
 mod calling;
 mod cross;
@@ -22,6 +23,7 @@ mod robust;
 mod routing;
 mod routing_page;
 mod scale;
+mod schemas;
 mod sidecar;
 mod support;
 mod telemetry;

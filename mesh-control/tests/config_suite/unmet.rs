@@ -89,10 +89,11 @@ fn a_port_of_a_policy_that_no_selected_workload_listens_on_is_told_with_the_one_
         ("own", "  - to: [{operation: {ports: ['80']}}]"),
         // A name stands for whatever number the workload says.
         ("named", "  - to: [{operation: {ports: ['7']}}]"),
-        ("nobody", "  - to: [{operation: {ports: ['7']}}]"),
     ] {
         check(&of(app, rule), None);
     }
+    let nobody = of("nobody", "  - to: [{operation: {ports: ['7']}}]");
+    check(&nobody, Some(("matchLabels", &["no workload that is known has app: `nobody`; there are "])));
 }
 
 #[test]

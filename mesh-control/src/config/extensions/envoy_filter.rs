@@ -296,6 +296,12 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
         let message = format!("no patch puts {LOCAL} into a chain, so that nothing is limited");
         faults.push((read.span, "configPatches".to_owned(), message));
     }
+    for (index, patch) in read.config_patches.iter().enumerate() {
+        let value = &patch.patch.value;
+        if let Some(Config::Local(local)) = value.typed_config.as_ref().or(value.per_filter.local.as_ref()) {
+            local.check_shares(&format!("configPatches[{index}].patch.value"), d);
+        }
+    }
     for (span, field, message) in &faults {
         let message = format!("not supported, and so nothing of this EnvoyFilter is in force: {message}");
         d.report_at(*span, field.clone(), Severity::Error, Code::NotSupportedYet, message);
@@ -395,6 +401,25 @@ impl Patch {
         if value.per_filter.local.as_ref().is_some_and(|config| config.filter() != LOCAL) {
             wrong(value.span, "patch.value.typed_per_filter_config", format!("this value for {LOCAL}"));
         }
+        let (at_top, in_route) = (!value.rate_limits.is_empty(), !value.route.rate_limits.is_empty());
+        let misplaced = match level {
+            Level::Filter => [
+                ("rate_limits", at_top, "it stands beside typed_config, and belongs into it"),
+                ("route", in_route, "a filter has no route"),
+                ("typed_per_filter_config", value.per_filter.local.is_some(), "a filter has its own in typed_config"),
+            ],
+            Level::Host => [
+                ("route.rate_limits", in_route, "a virtual host has `rate_limits` at its top"),
+                ("", false, ""),
+                ("", false, ""),
+            ],
+            Level::Route => {
+                [("rate_limits", at_top, "a route has `rate_limits` under `route`"), ("", false, ""), ("", false, "")]
+            }
+        };
+        for (field, _, why) in misplaced.into_iter().filter(|(_, is_there, _)| *is_there) {
+            wrong(value.span, &format!("patch.value.{field}"), why.to_owned());
+        }
         if (level == Level::Filter) != value.typed_config.is_some() {
             wrong(value.span, "patch.value", format!("this value for {}", self.apply_to.value));
         }
@@ -403,6 +428,20 @@ impl Patch {
 }
 
 impl Local {
+    /// Limits of no request: what is not said of shares is none, as in Envoy.
+    fn check_shares(&self, at: &str, d: &mut Decoder<'_>) {
+        let (field, what) = match (&self.filter_enabled, &self.filter_enforced) {
+            (None, _) => ("filter_enabled", "no request is counted"),
+            (Some(_), None) => ("filter_enforced", "requests over the limit are counted, and none is refused"),
+            (Some(_), Some(_)) => return,
+        };
+        // Without a bucket it is there for what virtual hosts and routes say.
+        if self.token_bucket.is_some() || !self.descriptors.is_empty() {
+            let message = format!("{field} is not set, which is 0 % of requests, as in Envoy: {what}");
+            d.report_at(self.span, format!("{at}.{field}"), Severity::Warning, Code::Ignored, message);
+        }
+    }
+
     fn limit(&self, at: &str, faults: &mut Vec<Fault>) -> LocalRateLimit {
         let bucket = self.token_bucket.as_ref().and_then(|bucket| bucket.read(&format!("{at}.token_bucket"), faults));
         let mut limit = LocalRateLimit::new(self.stat_prefix.as_str(), bucket);

@@ -94,18 +94,21 @@ pub fn read(kind: ObjectKind, metadata: &Node, d: &mut Decoder<'_>) -> Extension
     let entries = metadata.get("annotations").map(Node::entries).unwrap_or_default();
     for (key, value) in entries.iter().filter(|(key, _)| key.name.starts_with(PREFIX)) {
         let field = format!("metadata.annotations.{}", quoted(&key.name).trim_matches('`'));
-        let mut error = |span, code, message: String| d.report_at(span, field.clone(), Severity::Error, code, message);
+        let mut error = |span, code, istio, message: String| {
+            d.report_at(span, field.clone(), Severity::Error, code, message);
+            d.amend(|finding| finding.istio(istio));
+        };
         match KEYS.iter().find(|(known, _)| *known == key.name) {
-            None => error(key.span, Code::UnknownField, unknown(&key.name, kind)),
+            None => error(key.span, Code::UnknownField, "IST0108", unknown(&key.name, kind)),
             Some((_, kinds)) if !kinds.contains(&kind) => {
                 let kinds: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
-                error(key.span, Code::UnknownField, format!("belongs to a {}", kinds.join(" or a ")));
+                error(key.span, Code::UnknownField, "IST0107", format!("belongs to a {}", kinds.join(" or a ")));
             }
             // What is no text was told of with the other annotations.
             Some((known, _)) => {
                 let Some(text) = value.as_str() else { continue };
                 if let Err(message) = extensions.set(known, text.trim()) {
-                    error(value.span, Code::InvalidValue, message);
+                    error(value.span, Code::InvalidValue, "IST0125", message);
                 } else if let Some(Support::NotYet(instead)) = support::annotation(known).map(|row| row.library) {
                     let message = format!("not supported yet: {instead}");
                     d.report_at(key.span, field, Severity::Warning, Code::NotSupportedYet, message);

@@ -11,6 +11,7 @@ use crate::config::decode::{At, Decode, Decoder, Text, message};
 use crate::config::diagnostic::{Code, Severity, Span};
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
 use crate::config::node::Node;
+use crate::config::schema::Schema;
 
 message! {
     /// The specification.
@@ -118,6 +119,10 @@ impl Decode for Overload {
 
     fn fields(prefix: &str, out: &mut Vec<String>) {
         OverloadSpec::fields(prefix, out);
+    }
+
+    fn schema() -> Schema {
+        OverloadSpec::schema()
     }
 }
 

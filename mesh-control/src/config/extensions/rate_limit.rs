@@ -18,6 +18,8 @@ use crate::config::decode::{At, Decode, Decoder, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
 use crate::config::node::Node;
+use crate::config::schema::Schema;
+use crate::config::spelling::miscased_method;
 
 /// The group of objects of our own.
 pub const POLICY_GROUP: &str = "policy.mesh-control";
@@ -210,6 +212,12 @@ impl Decode for RateLimit {
         };
         for (span, field, message) in &faults {
             d.report_at(*span, field.clone(), Severity::Error, Code::InvalidValue, message.clone());
+            if field.ends_with("match.method") {
+                d.amend(|finding| match finding.written().and_then(miscased_method) {
+                    Some(meant) => finding.instead(meant),
+                    None => finding,
+                });
+            }
         }
         if !faults.is_empty() {
             return None;
@@ -227,6 +235,10 @@ impl Decode for RateLimit {
 
     fn fields(prefix: &str, out: &mut Vec<String>) {
         RateLimitSpec::fields(prefix, out);
+    }
+
+    fn schema() -> Schema {
+        RateLimitSpec::schema()
     }
 }
 
@@ -266,8 +278,7 @@ impl RateLimitSpec {
                 let message = format!("another rule is named {}", quoted(&other.name));
                 faults.push((rule.name.span, format!("{at}.name"), message));
             } else if let Some(other) = limit.rules.iter().find(|other| other.entries == read.entries) {
-                let message = format!("the rule {} counts the same requests", quoted(&other.name));
-                faults.push((rule.span, at, message));
+                faults.push((rule.span, at, counts_the_same(&other.name)));
             }
             // Rules that ask the same of requests share what is found out: only values differ.
             let counted = Counted::by(actions);
@@ -293,7 +304,24 @@ impl RateLimitSpec {
         if self.rules.is_empty() {
             faults.push((self.span, "rules".to_owned(), "there is no rule".to_owned()));
         }
+        let keys =
+            self.rules.iter().enumerate().flat_map(|(rule, one)| one.by.iter().enumerate().map(move |at| (rule, at)));
+        for (rule, (index, key)) in keys.filter(|_| self.mode == LimitMode::Client) {
+            if let Some(field) = key.of_servers() {
+                let message =
+                    "known of requests that come in, and so for mode SERVER: no request that is made would be counted";
+                faults.push((key.span, format!("rules[{rule}].by[{index}].{field}"), message.to_owned()));
+            }
+        }
     }
+}
+
+/// What is said of a rule that an earlier one stands in the way of.
+pub(super) fn counts_the_same(earlier: &str) -> String {
+    format!(
+        "the rule {} counts the same requests; a second limit on them, as one a second beside one an hour, is a RateLimit of its own",
+        quoted(earlier)
+    )
 }
 
 impl Answer {
@@ -364,6 +392,10 @@ impl Rule {
             let key = "method".into();
             if http::Method::from_bytes(method.as_bytes()).is_err() {
                 faults.push((method.span, format!("{at}.match.method"), format!("{} is no method", quoted(method))));
+            } else if let Some(meant) = miscased_method(method) {
+                let message =
+                    format!("no request has it, for methods are told apart by their case; did you mean `{meant}`?");
+                faults.push((method.span, format!("{at}.match.method"), message));
             }
             add(header(&key, ":method"), &key, method);
         }
@@ -423,6 +455,16 @@ impl Limit {
 }
 
 impl Key {
+    /// Which field of it says something that only a server knows of a request.
+    fn of_servers(&self) -> Option<&'static str> {
+        let said = [
+            ("claim", self.claim.is_some()),
+            ("client", self.client.is_some()),
+            ("remoteAddress", self.remote_address.is_some()),
+        ];
+        said.into_iter().find(|(_, is_said)| *is_said).map(|(field, _)| field)
+    }
+
     /// What it says, each with the key of its entry: one, where it is right.
     fn actions(&self, at: &str, faults: &mut Vec<Fault>) -> Vec<(Arc<str>, DescriptorAction)> {
         let mut found = Vec::<(Arc<str>, DescriptorAction)>::new();

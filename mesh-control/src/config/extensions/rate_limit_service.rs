@@ -8,7 +8,7 @@ use mesh_core::model::{
     DescriptorAction, GlobalRateLimit, HeaderTest, LimitOverride, LimitUnit, RateLimit as Counted, StringTest,
 };
 
-use super::rate_limit::{Fault, Limit, RateLimitSpec};
+use super::rate_limit::{Fault, Limit, RateLimitSpec, counts_the_same};
 use crate::config::decode::{At, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::quoted;
 use crate::config::istio::names::is_domain;
@@ -101,8 +101,9 @@ impl Service {
             if let Some(other) = others.iter().find(|other| other.name.value == rule.name.value) {
                 let message = format!("another rule is named {}", quoted(&other.name));
                 faults.push((rule.name.span, format!("{at}.name"), message));
-            } else if limit.rate_limits.iter().any(|other| other.actions == counted.actions) {
-                faults.push((rule.span, at, "another rule counts the same requests".to_owned()));
+            } else if let Some(place) = limit.rate_limits.iter().position(|other| other.actions == counted.actions) {
+                let earlier = others.get(place).map_or("", |other| other.name.as_str());
+                faults.push((rule.span, at, counts_the_same(earlier)));
             }
             limit.rate_limits.push(Arc::new(counted));
         }

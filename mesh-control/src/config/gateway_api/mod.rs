@@ -16,6 +16,7 @@ use super::diagnostic::{Code, Severity, Span, quoted};
 use super::istio::names::is_label;
 use super::istio::string_match::expression_fault;
 use super::node::Node;
+use super::schema::Schema;
 
 /// The group of Gateways and of routes.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
@@ -136,6 +137,10 @@ impl Decode for GatewayDuration {
             d.error(node.span, Code::InvalidValue, message);
         }
         read.map(GatewayDuration)
+    }
+
+    fn schema() -> Schema {
+        Schema::Like("^([0-9]{1,5}(h|m|s|ms)){1,4}$")
     }
 }
 

@@ -489,6 +489,9 @@ fn check_files(tls: &ClientTls, path: &str, d: &mut Decoder<'_>) {
     let is_set = |field: &Option<String>| field.as_ref().is_some_and(|text| !text.is_empty());
     let mut say = |field: &str, severity, code, message: &str| {
         d.report_at(tls.span, format!("{path}.tls.{field}"), severity, code, message);
+        if code == Code::Insecure {
+            d.amend(|finding| finding.istio(if path.contains("portLevelSettings") { "IST0129" } else { "IST0128" }));
+        }
     };
     let is_mutual = tls.mode() == TlsMode::Mutual;
     let skips = tls.insecure_skip_verify == Some(true);

@@ -9,6 +9,7 @@ use super::{check_labels, is_protocol};
 use crate::config::decode::{Decode, Decoder, Opaque, PortNumber, Text, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 use crate::config::node::{Node, Value};
+use crate::config::schema::Schema;
 
 message! {
     /// The specification.
@@ -94,6 +95,10 @@ impl Decode for TargetPort {
             Value::Int(0) => Some(TargetPort::Same),
             _ => PortNumber::decode(node, d).map(TargetPort::Number),
         }
+    }
+
+    fn schema() -> Schema {
+        Schema::IntegerOrText
     }
 }
 

@@ -6,6 +6,7 @@ use super::regex_cost::cost;
 use crate::config::decode::{Decode, Decoder};
 use crate::config::diagnostic::{Code, quoted};
 use crate::config::node::Node;
+use crate::config::schema::{Field, Schema};
 
 /// A condition on a text. `{}` asks only that there is one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +46,11 @@ impl Decode for StringMatch {
     fn fields(prefix: &str, out: &mut Vec<String>) {
         out.extend(FIELDS.map(|field| format!("{prefix}.{field}")));
     }
+
+    fn schema() -> Schema {
+        let field = |name| Field { name, about: "", is_required: false, schema: Schema::Text };
+        Schema::Object(FIELDS.map(field).into())
+    }
 }
 
 struct Prefix(String);
@@ -68,6 +74,7 @@ impl Decode for Expression {
         let text = String::decode(node, d)?;
         if let Some(message) = expression_fault(&text, d) {
             d.error(node.span, Code::InvalidValue, message);
+            d.amend(|finding| finding.istio("IST0122"));
             return None;
         }
         Some(Expression(text))

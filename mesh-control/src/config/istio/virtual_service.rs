@@ -16,6 +16,7 @@ use super::{PortSelector, check_export};
 use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 use crate::config::node::Node;
+use crate::config::schema::{Field, Schema};
 
 pub use connections::Subnet;
 pub use words::{RETRY_TOKENS, decode_base64, grpc_status_code};
@@ -353,6 +354,10 @@ impl Decode for AddedValue {
         }
         Some(AddedValue(text))
     }
+
+    fn schema() -> Schema {
+        Schema::Text
+    }
 }
 
 impl HttpRoute {
@@ -394,6 +399,10 @@ impl Decode for Percent {
 
     fn fields(prefix: &str, out: &mut Vec<String>) {
         out.push(format!("{prefix}.value"));
+    }
+
+    fn schema() -> Schema {
+        Schema::Object(vec![Field { name: "value", about: "", is_required: false, schema: Schema::Number }])
     }
 }
 

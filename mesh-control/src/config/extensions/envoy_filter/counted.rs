@@ -65,18 +65,23 @@ pub(super) fn shared(written: &[RateLimitEntry], at: &str, faults: &mut Vec<Faul
 
 impl RateLimitEntry {
     fn counted(&self, at: &str, faults: &mut Vec<Fault>) -> Option<Counted> {
-        let actions = self.actions.iter().map(|action| action.read());
-        let actions: Option<Vec<_>> = actions.collect();
-        if let Some(actions) = actions.filter(|actions| !actions.is_empty()) {
-            return Some(Counted::by(actions));
-        }
-        faults.push((self.span, at.to_owned(), "an action that is not known here".to_owned()));
+        let actions = self.actions.iter().map(|action| action.read().map_err(|why| (action.span, why)));
+        let (span, why) = match actions.collect::<Result<Vec<_>, _>>() {
+            Ok(actions) if !actions.is_empty() => return Some(Counted::by(actions)),
+            Ok(_) => (self.span, "rate_limits without actions"),
+            Err(fault) => fault,
+        };
+        faults.push((span, at.to_owned(), why.to_owned()));
         None
     }
 }
 
 impl Action {
-    fn read(&self) -> Option<DescriptorAction> {
+    /// What it does.
+    ///
+    /// # Errors
+    /// What of it is not known here.
+    fn read(&self) -> Result<DescriptorAction, &'static str> {
         let Action {
             request_headers,
             query_parameters,
@@ -91,50 +96,65 @@ impl Action {
         if let Some(header) = request_headers {
             let is_known = matches!(header.header_name.as_str(), ":method" | ":path" | ":authority" | ":scheme")
                 || HeaderName::from_bytes(header.header_name.as_bytes()).is_ok();
-            found.push(is_known.then(|| DescriptorAction::Header {
+            let action = DescriptorAction::Header {
                 key: header.descriptor_key.as_str().into(),
                 name: header.header_name.to_ascii_lowercase().into(),
                 skip_if_absent: header.skip_if_absent.unwrap_or(false),
-            }));
+            };
+            found.push(is_known.then_some(action).ok_or("request_headers with what is no name of a header"));
         }
         if let Some(query) = query_parameters {
-            found.push(Some(DescriptorAction::Query {
+            found.push(Ok(DescriptorAction::Query {
                 key: query.descriptor_key.as_str().into(),
                 name: query.name.as_str().into(),
                 skip_if_absent: query.skip_if_absent.unwrap_or(false),
             }));
         }
-        found.extend(remote_address.as_ref().map(|_| Some(DescriptorAction::RemoteAddress)));
+        found.extend(remote_address.as_ref().map(|_| Ok(DescriptorAction::RemoteAddress)));
         // Of a request that comes in, that is a name of the proxy's, which nobody has here.
-        found.extend(destination_cluster.as_ref().map(|_| None));
+        found.extend(
+            destination_cluster.as_ref().map(|_| Err("destination_cluster, which a request that comes in has none of")),
+        );
         if let Some(constant) = generic_key {
-            found.push(Some(DescriptorAction::Constant {
+            found.push(Ok(DescriptorAction::Constant {
                 key: key(&constant.descriptor_key, "generic_key"),
                 value: constant.descriptor_value.as_str().into(),
             }));
         }
         if let Some(matched) = header_value_match {
-            let tests: Option<Vec<_>> = matched.headers.iter().map(HeaderMatcher::read).collect();
-            found.push(tests.filter(|tests| !tests.is_empty()).map(|tests| DescriptorAction::HeaderMatch {
+            let tests: Result<Vec<_>, _> = matched.headers.iter().map(HeaderMatcher::read).collect();
+            let tests = tests.and_then(|tests| match tests.is_empty() {
+                true => Err("header_value_match without headers"),
+                false => Ok(tests),
+            });
+            found.push(tests.map(|tests| DescriptorAction::HeaderMatch {
                 key: key(&matched.descriptor_key, "header_match"),
                 value: matched.descriptor_value.as_str().into(),
                 expects: matched.expect_match.unwrap_or(true),
                 tests,
             }));
         }
-        match found.len() {
-            1 => found.pop().flatten(),
-            _ => None,
+        match (found.pop(), found.is_empty()) {
+            (Some(only), true) => only,
+            (Some(_), false) => Err("two actions in one item of the list"),
+            (None, _) => Err("an action that is not known here"),
         }
     }
 }
 
 impl HeaderMatcher {
-    fn read(&self) -> Option<HeaderTest> {
+    fn read(&self) -> Result<HeaderTest, &'static str> {
+        let StringMatcher { exact, prefix, suffix, contains, .. } = &self.string;
+        let texts = [&self.exact, &self.prefix, exact, prefix, suffix, contains];
+        match texts.into_iter().flatten().count() + usize::from(self.present.is_some()) {
+            0 => return Err("a header matcher that says no match"),
+            1 => {}
+            _ => return Err("two matches in one header matcher, of which one would not count"),
+        }
         let name: Arc<str> = self.name.to_ascii_lowercase().into();
         let invert = self.invert.unwrap_or(false);
         if let Some(present) = self.present {
-            return Some(HeaderTest::Present { name, present: present != invert });
+            return Ok(HeaderTest::Present { name, present: present != invert });
         }
         let ignore_case = self.string.ignore_case.unwrap_or(false);
         let value = |text: &Option<String>| text.clone();
@@ -149,8 +169,8 @@ impl HeaderMatcher {
         } else if let Some(value) = value(&self.string.suffix) {
             StringTest::Suffix { value, ignore_case }
         } else {
-            StringTest::Contains { value: value(&self.string.contains)?, ignore_case }
+            StringTest::Contains { value: value(&self.string.contains).unwrap_or_default(), ignore_case }
         };
-        Some(HeaderTest::Value { name, test, invert, missing_is_empty: false })
+        Ok(HeaderTest::Value { name, test, invert, missing_is_empty: false })
     }
 }

@@ -1,0 +1,239 @@
+//! What may be written, as JSON Schema, and as the structural schema that Kubernetes wants of its own kinds. It is made of the
+//! declarations that read the same fields (`decode.rs`), so that it says what is read.
+
+use serde_json::{Map, Value, json};
+
+/// What may stand in a place.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Schema {
+    /// Anything.
+    Any,
+    /// `true` or `false`.
+    Boolean,
+    /// A number.
+    Number,
+    /// A whole number, from the first to the second.
+    Integer(i128, i128),
+    /// A text.
+    Text,
+    /// A text that fits an expression.
+    Like(&'static str),
+    /// One of some words.
+    Words(&'static [&'static str]),
+    /// A number or a text.
+    IntegerOrText,
+    /// Several of these.
+    List(Box<Schema>),
+    /// Such values by any names.
+    Named(Box<Schema>),
+    /// These fields, and no others.
+    Object(Vec<Field>),
+}
+
+/// One field of an object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Field {
+    /// Its name.
+    pub name: &'static str,
+    /// What it says.
+    pub about: &'static str,
+    /// Whether it has to be there.
+    pub is_required: bool,
+    /// What may stand there.
+    pub schema: Schema,
+}
+
+/// Who reads a schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Editors, and whoever knows JSON Schema: other fields are faults.
+    Json,
+    /// Kubernetes, which takes other fields out and has its own word for what may be anything.
+    Kubernetes,
+}
+
+impl Schema {
+    /// The schema in this form.
+    pub fn to_json(&self, reader: Reader) -> Value {
+        match self {
+            Schema::Any if reader == Reader::Kubernetes => json!({"x-kubernetes-preserve-unknown-fields": true}),
+            Schema::Any => json!({}),
+            Schema::Boolean => json!({"type": "boolean"}),
+            Schema::Number => json!({"type": "number"}),
+            Schema::Integer(least, most) => integer(*least, *most, reader),
+            Schema::Text => json!({"type": "string"}),
+            Schema::Like(pattern) => json!({"type": "string", "pattern": pattern}),
+            Schema::Words(words) => json!({"type": "string", "enum": words}),
+            Schema::IntegerOrText if reader == Reader::Kubernetes => json!({"x-kubernetes-int-or-string": true}),
+            Schema::IntegerOrText => json!({"type": ["integer", "string"]}),
+            Schema::List(items) => json!({"type": "array", "items": items.to_json(reader)}),
+            Schema::Named(values) => json!({"type": "object", "additionalProperties": values.to_json(reader)}),
+            Schema::Object(fields) => object(fields, reader),
+        }
+    }
+}
+
+fn integer(least: i128, most: i128, reader: Reader) -> Value {
+    let mut schema = Map::from_iter([("type".to_owned(), json!("integer"))]);
+    // Beyond it no API server can count.
+    for (name, bound) in [("minimum", least), ("maximum", most)] {
+        let bound = i64::try_from(bound).ok().filter(|bound| ![i64::MIN, i64::MAX].contains(bound));
+        schema.extend(bound.map(|bound| (name.to_owned(), json!(bound))));
+    }
+    if reader == Reader::Kubernetes {
+        schema.insert("format".to_owned(), json!("int64"));
+    }
+    Value::Object(schema)
+}
+
+fn object(fields: &[Field], reader: Reader) -> Value {
+    let property = |field: &Field| {
+        let mut schema = field.schema.to_json(reader);
+        let about = field.about.split_whitespace().collect::<Vec<_>>().join(" ");
+        if let Value::Object(schema) = &mut schema
+            && !about.is_empty()
+        {
+            schema.insert("description".to_owned(), json!(about));
+        }
+        (field.name.to_owned(), schema)
+    };
+    let mut schema = Map::from_iter([
+        ("type".to_owned(), json!("object")),
+        ("properties".to_owned(), Value::Object(fields.iter().map(property).collect())),
+    ]);
+    let required: Vec<&str> = fields.iter().filter(|field| field.is_required).map(|field| field.name).collect();
+    if !required.is_empty() {
+        schema.insert("required".to_owned(), json!(required));
+    }
+    if reader == Reader::Json {
+        schema.insert("additionalProperties".to_owned(), json!(false));
+    }
+    Value::Object(schema)
+}
+
+/// A value as YAML, in block style.
+pub fn yaml(value: &Value) -> String {
+    let mut out = String::new();
+    write(value, 0, &mut out);
+    out
+}
+
+fn write(value: &Value, depth: usize, out: &mut String) {
+    let indent = "  ".repeat(depth);
+    match value {
+        Value::Object(entries) => {
+            for (key, value) in entries {
+                out.push_str(&format!("{indent}{}:", scalar(key)));
+                below(value, depth, out);
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                let mut text = String::new();
+                write(item, depth + 1, &mut text);
+                // The first line of an item stands behind its dash.
+                let first = text.trim_start();
+                out.push_str(&format!("{indent}- {first}"));
+            }
+        }
+        scalar => out.push_str(&format!("{}\n", plain(scalar))),
+    }
+}
+
+fn below(value: &Value, depth: usize, out: &mut String) {
+    match value {
+        Value::Object(entries) if !entries.is_empty() => {
+            out.push('\n');
+            write(value, depth + 1, out);
+        }
+        Value::Array(items) if !items.is_empty() => {
+            out.push('\n');
+            write(value, depth, out);
+        }
+        other => out.push_str(&format!(" {}\n", plain(other))),
+    }
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => scalar(text),
+        other => other.to_string(),
+    }
+}
+
+/// A text without quotes where nobody can take it for something else.
+fn scalar(text: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '$');
+    let means_another = matches!(
+        text.to_ascii_lowercase().as_str(),
+        "true" | "false" | "yes" | "no" | "on" | "off" | "y" | "n" | "null" | "nan" | "inf"
+    );
+    let begins_well = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '$');
+    match begins_well && text.chars().all(is_word) && !means_another {
+        true => text.to_owned(),
+        false => json!(text).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(name: &'static str, is_required: bool, schema: Schema) -> Field {
+        Field { name, about: " Some\n words.", is_required, schema }
+    }
+
+    #[test]
+    fn kubernetes_gets_a_structural_schema_and_editors_one_that_knows_no_other_fields() {
+        let schema = Schema::Object(vec![
+            field("port", true, Schema::Integer(1, 65535)),
+            field("any", false, Schema::Any),
+            field("labels", false, Schema::Named(Box::new(Schema::Text))),
+            field("either", false, Schema::IntegerOrText),
+            field("large", false, Schema::Integer(0, u64::MAX.into())),
+        ]);
+        let about = "Some words.";
+        let labels = json!({"type": "object", "additionalProperties": {"type": "string"}, "description": about});
+        assert_eq!(
+            schema.to_json(Reader::Kubernetes),
+            json!({
+                "type": "object",
+                "required": ["port"],
+                "properties": {
+                    "port": {"type": "integer", "format": "int64", "minimum": 1, "maximum": 65535, "description": about},
+                    "any": {"x-kubernetes-preserve-unknown-fields": true, "description": about},
+                    "labels": labels.clone(),
+                    "either": {"x-kubernetes-int-or-string": true, "description": about},
+                    "large": {"type": "integer", "format": "int64", "minimum": 0, "description": about},
+                },
+            })
+        );
+        assert_eq!(
+            schema.to_json(Reader::Json),
+            json!({
+                "type": "object",
+                "required": ["port"],
+                "additionalProperties": false,
+                "properties": {
+                    "port": {"type": "integer", "minimum": 1, "maximum": 65535, "description": about},
+                    "any": {"description": about},
+                    "labels": labels,
+                    "either": {"type": ["integer", "string"], "description": about},
+                    "large": {"type": "integer", "minimum": 0, "description": about},
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn a_value_is_written_as_yaml_that_reads_as_the_same() {
+        let value = json!({
+            "a": {"b": [{"c": 1, "d": "x y"}, {"c": true}], "e": [], "f": {}}, "g": "no", "h": ["a.b/c", "1", ""], "i": null,
+        });
+        let text = yaml(&value);
+        assert_eq!(
+            text,
+            "a:\n  b:\n  - c: 1\n    d: \"x y\"\n  - c: true\n  e: []\n  f: {}\ng: \"no\"\nh:\n- a.b/c\n- \"1\"\n- \"\"\ni: null\n"
+        );
+    }
+}
