@@ -401,29 +401,32 @@ impl Patch {
         if value.per_filter.local.as_ref().is_some_and(|config| config.filter() != LOCAL) {
             wrong(value.span, "patch.value.typed_per_filter_config", format!("this value for {LOCAL}"));
         }
-        let (at_top, in_route) = (!value.rate_limits.is_empty(), !value.route.rate_limits.is_empty());
-        let misplaced = match level {
-            Level::Filter => [
-                ("rate_limits", at_top, "it stands beside typed_config, and belongs into it"),
-                ("route", in_route, "a filter has no route"),
-                ("typed_per_filter_config", value.per_filter.local.is_some(), "a filter has its own in typed_config"),
-            ],
-            Level::Host => [
-                ("route.rate_limits", in_route, "a virtual host has `rate_limits` at its top"),
-                ("", false, ""),
-                ("", false, ""),
-            ],
-            Level::Route => {
-                [("rate_limits", at_top, "a route has `rate_limits` under `route`"), ("", false, ""), ("", false, "")]
-            }
-        };
-        for (field, _, why) in misplaced.into_iter().filter(|(_, is_there, _)| *is_there) {
+        for (field, why) in value.misplaced(level) {
             wrong(value.span, &format!("patch.value.{field}"), why.to_owned());
         }
         if (level == Level::Filter) != value.typed_config.is_some() {
             wrong(value.span, "patch.value", format!("this value for {}", self.apply_to.value));
         }
         (faults.len() == before).then_some((level, port))
+    }
+}
+
+impl Patched {
+    /// What of it has its effect at another level, and where it belongs.
+    fn misplaced(&self, level: Level) -> Vec<(&'static str, &'static str)> {
+        let at_top = (!self.rate_limits.is_empty(), "rate_limits");
+        let in_route = (!self.route.rate_limits.is_empty(), "route.rate_limits");
+        let of_filters = (self.per_filter.local.is_some(), "typed_per_filter_config");
+        let all = match level {
+            Level::Filter => vec![
+                (at_top, "it stands beside typed_config, and belongs into it"),
+                (in_route, "a filter has no route"),
+                (of_filters, "a filter has its own in typed_config"),
+            ],
+            Level::Host => vec![(in_route, "a virtual host has `rate_limits` at its top")],
+            Level::Route => vec![(at_top, "a route has `rate_limits` under `route`")],
+        };
+        all.into_iter().filter(|((is_there, _), _)| *is_there).map(|((_, field), why)| (field, why)).collect()
     }
 }
 
