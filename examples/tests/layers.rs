@@ -72,7 +72,7 @@ const CRATES: [Crate; 4] = [
             &["render"],
             &["analysis", "jwks", "ratelimit", "shift"],
             &["plane"],
-            &["explain"],
+            &["explain", "kubernetes"],
             &["live_trace"],
             &["serve/protocol"],
             &["serve/clients"],

@@ -31,6 +31,7 @@ pub mod config;
 pub mod embedded;
 mod explain;
 mod jwks;
+mod kubernetes;
 pub mod live_trace;
 pub mod plane;
 pub mod policy;

@@ -13,7 +13,7 @@ mod source;
 mod summary;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use std::{fs, io};
@@ -26,12 +26,10 @@ use tracing::{error, info, warn};
 
 use crate::analysis::examine;
 use crate::catalog::Client;
-use crate::config::file::mesh_file_name;
 use crate::config::istio::security::PLAINTEXT_KEYS;
-use crate::config::load::{self, Scan};
-use crate::config::store::{Standing, Store, Wrong};
+use crate::config::source::{ConfigStore, Directory};
+use crate::config::store::{Standing, Store, Update, Wrong};
 use crate::config::support::ObjectKind;
-use crate::config::watch::Watcher;
 use crate::config::{Code, Diagnostic, Objects, Severity};
 use crate::jwks::KeyFetching;
 use crate::policy::Policy;
@@ -40,11 +38,12 @@ pub use crate::policy::outbound::OutboundTrafficPolicy;
 pub use crate::policy::paths::PathNormalization;
 use crate::policy::tokens::{FetchedKeys, KeySource};
 use crate::policy::traffic::ServerTls;
-use crate::registry::{Discovery, Endpoints, Workload};
+use crate::registry::{Discovered, Discovery, Endpoints, ServiceName, Workload};
 use crate::render::judge::Judge;
 use snapshot::Compiled;
 pub use snapshot::Snapshot;
 use source::Source;
+pub(crate) use source::Stale;
 pub use summary::{EndpointSummary, PortSummary, ServiceSummary, WorkloadSummary};
 
 /// The first workload that comes or goes is published at once; more of them within this time together.
@@ -157,13 +156,9 @@ impl PlaneOptions {
         }
     }
 
-    /// What is read.
-    fn scan(&self, dir: &Path) -> io::Result<Scan> {
-        let mut scan = load::scan(dir)?;
-        if let Some(file) = &self.mesh_config {
-            scan.files.insert(mesh_file_name(file), load::read_named(file));
-        }
-        Ok(scan)
+    /// The directory, with the file of the mesh's settings.
+    fn directory(&self) -> Option<Directory> {
+        Some(Directory::new(self.config_dir.as_deref()?, self.mesh_config.as_deref()))
     }
 
     /// Whether who a workload says it is counts without proof; see [`trust_claims`](field@Self::trust_claims).
@@ -210,8 +205,8 @@ struct Inner {
     store: Mutex<Store>,
     live: Mutex<Live>,
     snapshots: watch::Sender<Arc<Snapshot>>,
-    loader: OnceLock<AbortHandle>,
-    mesh_loader: OnceLock<AbortHandle>,
+    /// Those that follow where the configuration comes from.
+    followers: Mutex<Vec<AbortHandle>>,
     /// What only a start takes: that of the first configuration.
     fixed: OnceLock<Fixed>,
     fetcher: OnceLock<AbortHandle>,
@@ -225,8 +220,8 @@ struct Live {
     endpoints: Endpoints,
     generation: u64,
     config_generation: u64,
-    /// The configuration's directory.
-    source: Source,
+    /// Where the configuration comes from, by name.
+    sources: BTreeMap<String, Source>,
     published: Option<Instant>,
     is_due: bool,
     keys: Arc<FetchedKeys>,
@@ -259,25 +254,39 @@ impl Plane {
     ///
     /// Must be called within a Tokio runtime where there is a directory to watch.
     pub fn start(options: PlaneOptions) -> io::Result<Plane> {
+        Plane::start_beside(options, Vec::new())
+    }
+
+    /// The same, with what other places hold beside the directory: nothing is in force before all of it is known.
+    pub(crate) fn start_beside(options: PlaneOptions, others: Vec<Synced>) -> io::Result<Plane> {
         let store = match &options.state_dir {
             Some(dir) => Store::with_state(options.allow_empty, dir, options.config_dir.as_deref())?,
             None => Store::new(options.allow_empty),
         };
         let plane = Plane::new(options, store);
-        if let Some(dir) = &plane.inner.options.config_dir {
-            let settings = plane.inner.options.mesh_config.as_deref();
-            let (watcher, of_settings, scan) = watched_scan(dir, settings, |dir| plane.inner.options.scan(dir))?;
-            plane.inner.store.lock().unwrap_or_else(PoisonError::into_inner).apply(Ok(scan));
-            // Nothing is in force before that.
-            plane.check_settings().map_err(io::Error::other)?;
-            plane.inner.apply(|_| true);
-            let task = tokio::spawn(keep_loading(Arc::downgrade(&plane.inner), watcher));
-            let _ = plane.inner.loader.set(task.abort_handle());
-            if let Some(watcher) = of_settings {
-                let task = tokio::spawn(keep_loading(Arc::downgrade(&plane.inner), watcher));
-                let _ = plane.inner.mesh_loader.set(task.abort_handle());
-            }
+        let mut all = others;
+        if let Some(directory) = plane.inner.options.directory() {
+            fs::metadata(plane.inner.options.config_dir.as_deref().unwrap_or(".".as_ref()))?;
+            let watched = directory.watch();
+            let first = Update::Directory(Ok(watched.scan()?));
+            all.push(Synced { store: Box::new(watched), first });
         }
+        if all.is_empty() {
+            return Ok(plane);
+        }
+        let mut followed = Vec::new();
+        let mut store = plane.inner.store.lock().unwrap_or_else(PoisonError::into_inner);
+        for Synced { store: place, first } in all {
+            store.take(first);
+            followed.push(place);
+        }
+        drop(store);
+        // Nothing is in force before that.
+        plane.check_settings().map_err(io::Error::other)?;
+        plane.inner.apply(|_| true);
+        let follow = |place| tokio::spawn(follow(Arc::downgrade(&plane.inner), place)).abort_handle();
+        *plane.inner.followers.lock().unwrap_or_else(PoisonError::into_inner) =
+            followed.into_iter().map(follow).collect();
         Ok(plane)
     }
 
@@ -328,8 +337,7 @@ impl Plane {
             options,
             live: Mutex::new(live),
             snapshots: watch::Sender::new(Arc::new(snapshot)),
-            loader: OnceLock::new(),
-            mesh_loader: OnceLock::new(),
+            followers: Mutex::default(),
             fixed: OnceLock::new(),
             fetcher: OnceLock::new(),
             judge,
@@ -462,9 +470,21 @@ impl Plane {
         self.inner.live().compiled.wrong.clone()
     }
 
-    /// For how long the configuration's directory has been gone, or empty, if it is: so old is what is in force.
-    pub fn stale(&self) -> Option<Duration> {
-        self.inner.live().source.age(Instant::now())
+    /// What of the configuration comes from a place that is gone, and how old that is; of several, the one that is gone for the
+    /// longest time.
+    pub(crate) fn stale(&self) -> Option<Stale> {
+        let now = Instant::now();
+        let live = self.inner.live();
+        live.sources.values().filter_map(|source| source.stale(now)).max_by_key(|stale| stale.age)
+    }
+
+    /// Takes in who serves these services, as a cluster says, in the place of what it said of them before.
+    pub(crate) fn discover(&self, services: impl IntoIterator<Item = (ServiceName, Arc<[Discovered]>)>) {
+        let mut live = self.inner.live();
+        let compiled = live.compiled.clone();
+        if live.endpoints.discover(&compiled.policy.services, services) {
+            self.inner.publish_soon(live);
+        }
     }
 
     /// How many objects of the configuration are in force.
@@ -595,26 +615,38 @@ impl Inner {
     }
 
     fn rescan(&self) -> u64 {
-        match &self.options.config_dir {
-            Some(dir) => {
-                let scan = self.options.scan(dir);
-                let mut is_gone = false;
-                let generation = self.apply(|store| {
-                    let changed = store.apply(scan);
-                    is_gone = store.is_held();
-                    changed
-                });
-                if let Some(age) = self.live().source.look(is_gone, Instant::now()) {
-                    warn!(
-                        seconds = age.as_secs(),
-                        "the configuration is that of a directory that is gone, or empty: {}",
-                        dir.display()
-                    );
-                }
-                generation
+        match self.options.directory() {
+            Some(directory) => {
+                let scan = directory.scan();
+                self.take(&directory.name(), Update::Directory(scan))
             }
             None => self.live().config_generation,
         }
+    }
+
+    /// Takes in what a place says that it holds. Returns the configuration's generation.
+    fn take(&self, place: &str, update: Update) -> u64 {
+        let lost = match &update {
+            Update::Resources { lost, .. } => lost.clone(),
+            Update::Directory(_) => None,
+        };
+        let is_directory = matches!(update, Update::Directory(_));
+        let mut is_held = false;
+        let generation = self.apply(|store| {
+            let changed = store.take(update);
+            is_held = store.is_held();
+            changed
+        });
+        let lost = match is_directory {
+            true => is_held.then(|| "the directory of the configuration is gone, or empty".to_owned()),
+            false => lost,
+        };
+        let mut live = self.live();
+        let source = live.sources.entry(place.to_owned()).or_default();
+        if let Some(stale) = source.look(lost, Instant::now()) {
+            warn!(seconds = stale.age.as_secs(), "a part of the configuration is old: {}", stale.why);
+        }
+        generation
     }
 
     fn publish(&self, live: &mut Live) {
@@ -664,32 +696,33 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        for task in [self.loader.get(), self.mesh_loader.get(), self.fetcher.get()].into_iter().flatten() {
+        let followers = std::mem::take(self.followers.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for task in followers.iter().chain(self.fetcher.get()) {
             task.abort();
         }
     }
 }
 
-/// Watches first, the directory and that of the mesh's settings: what is written after the scan is noticed.
-fn watched_scan(
-    dir: &Path,
-    settings: Option<&Path>,
-    scan: impl FnOnce(&Path) -> io::Result<Scan>,
-) -> io::Result<(Watcher, Option<Watcher>, Scan)> {
-    fs::metadata(dir)?;
-    let watcher = Watcher::new(dir);
-    let of_settings = settings.map(|file| {
-        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
-        Watcher::new(dir.unwrap_or(Path::new(".")))
-    });
-    Ok((watcher, of_settings, scan(dir)?))
+/// A place that holds objects of the configuration, and all that it holds.
+pub(crate) struct Synced {
+    store: Box<dyn ConfigStore>,
+    first: Update,
 }
 
-async fn keep_loading(inner: Weak<Inner>, watcher: Watcher) {
-    loop {
-        watcher.changed().await;
+impl Synced {
+    /// Waits until it is known what a place holds; `None` if that never will be.
+    pub(crate) async fn of(mut store: impl ConfigStore) -> Option<Synced> {
+        let first = store.next().await?;
+        Some(Synced { store: Box::new(store), first })
+    }
+}
+
+async fn follow(inner: Weak<Inner>, mut store: Box<dyn ConfigStore>) {
+    let name = store.name();
+    while let Some(update) = store.next().await {
         let Some(inner) = inner.upgrade() else { return };
-        if spawn_blocking(move || inner.rescan()).await.is_err() {
+        let name = name.clone();
+        if spawn_blocking(move || inner.take(&name, update)).await.is_err() {
             error!("reading the configuration failed; the last good state stays");
         }
     }
@@ -731,28 +764,5 @@ fn tell(before: &Compiled, now: &Compiled) {
     let not_held = now.wrong.iter().filter(|wrong| wrong.standing != Standing::Held);
     for wrong in not_held.filter(|wrong| !before.wrong.contains(wrong)) {
         error!("{wrong}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_is_written_after_the_first_scan_is_noticed_without_a_poll() {
-        let (dir, beside) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
-        let settings = beside.path().join("mesh.yaml");
-        let (watcher, of_settings, scan) = watched_scan(dir.path(), Some(&settings), |dir| {
-            let scan = load::scan(dir);
-            fs::write(dir.join("late.yaml"), "a: 1").expect("written");
-            fs::write(&settings, "a: 1").expect("written");
-            scan
-        })
-        .expect("readable");
-        assert!(scan.files.is_empty());
-        for watcher in [watcher, of_settings.expect("there are settings")] {
-            let noticed = tokio::time::timeout(Duration::from_secs(30), watcher.noticed());
-            noticed.await.expect("the operating system tells");
-        }
     }
 }

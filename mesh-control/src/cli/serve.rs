@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,18 +15,33 @@ use tokio::sync::watch;
 use super::Printing;
 use crate::ca::{CertificateAuthority, MAX_TTL, Tokens};
 use crate::calls::Calls;
+use crate::config::file::is_namespace;
 use crate::config::{Code, Diagnostic};
 use crate::jwks::KeyFetching;
-use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions};
+use crate::kubernetes::{self, Access, Cluster};
+use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions, Synced};
 use crate::ratelimit::{MOST_KEYS, RateLimits, RedisUrl, Store};
-use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, kubernetes, status};
+use crate::serve::kubernetes::{AUDIENCE, CA_FILE, TOKEN_FILE};
+use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, status};
 
 /// Serves the configuration in a directory over xDS.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// The directory with the configuration; it is read again whenever it changes.
-    #[arg(long, value_name = "DIR")]
-    config: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "kubernetes")]
+    config: Option<PathBuf>,
+    /// Serves what a Kubernetes cluster holds: Istio's objects, those of Gateway API and of our own, and Services with their
+    /// endpoints. In a Pod, its service account is who asks. Nothing is served before all of it is known; while the API server is
+    /// away, what it said last stays in force. With --config, both count.
+    #[arg(long)]
+    kubernetes: bool,
+    /// Reaches that cluster as the current context of this file says. Without it, as a Pod does: at
+    /// https://kubernetes.default.svc, by --kubernetes-ca and --kubernetes-token-file.
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
+    /// A namespace whose objects and services are served, in place of all. May be given several times, or as a list with commas.
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', requires = "kubernetes", value_parser = namespace)]
+    kubernetes_namespaces: Vec<String>,
     /// Keeps the last good state of the configuration's objects in this directory, so that it survives a restart. It is for
     /// one server and one configuration, and not inside it.
     #[arg(long, value_name = "DIR")]
@@ -39,7 +54,7 @@ pub(super) struct Args {
     /// The settings of the mesh, as Istio's MeshConfig in YAML; the file is read again whenever it changes. Without it they are
     /// read from the ConfigMap `istio` of namespace istio-system in --config, under `mesh`. An option that says something
     /// else than they do is an error.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "config")]
     mesh_config: Option<PathBuf>,
     /// The trust domain of the mesh: whose identities its workloads have. If nothing says it, cluster.local.
     #[arg(long, value_name = "DOMAIN")]
@@ -62,13 +77,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "URL")]
     kubernetes_tokens: Option<String>,
     /// The audience that those tokens are made for.
-    #[arg(long, value_name = "AUDIENCE", default_value = kubernetes::AUDIENCE)]
+    #[arg(long, value_name = "AUDIENCE", default_value = AUDIENCE)]
     kubernetes_audience: String,
     /// The authority that vouches for that API server, as PEM.
-    #[arg(long, value_name = "FILE", default_value = kubernetes::CA_FILE)]
+    #[arg(long, value_name = "FILE", default_value = CA_FILE)]
     kubernetes_ca: PathBuf,
     /// The token by which mesh-control asks it; its account may create tokenreviews (the role system:auth-delegator).
-    #[arg(long, value_name = "FILE", default_value = kubernetes::TOKEN_FILE)]
+    #[arg(long, value_name = "FILE", default_value = TOKEN_FILE)]
     kubernetes_token_file: PathBuf,
     /// Gives workloads that have proven who they are a private key of this server's making with their certificate, over Envoy's
     /// secret discovery service (`default`). The key leaves this server. Without it, they get there whom to trust (`ROOTCA`) alone.
@@ -223,8 +238,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         .permissive(!is_authority_named(args))
         .trust_claims(args.dev)
         .federated(!args.trust_bundle.is_empty())
-        .config_dir(&args.config)
         .allow_unenforced(args.allow_unenforced);
+    options.config_dir.clone_from(&args.config);
     options.trust_domain.clone_from(&args.trust_domain);
     options.outbound_traffic_policy = args.outbound_traffic_policy;
     options.path_normalization = args.path_normalization;
@@ -232,11 +247,23 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     options.key_fetching = KeyFetching::default().refresh(args.jwks_refresh).allow_insecure(args.jwks_allow_insecure);
     options.key_fetching.roots.clone_from(&args.jwks_roots);
     options.state_dir.clone_from(&args.state_dir);
-    let plane = Plane::start(options).with_context(|| cannot_start(args))?;
+    let cluster = args.kubernetes.then(|| cluster(args)).transpose()?;
+    let known = async {
+        match &cluster {
+            Some(cluster) => Synced::of(cluster.clone()).await.into_iter().collect(),
+            None => Vec::new(),
+        }
+    };
+    let known = tokio::select! {
+        known = known => known,
+        () = signals.next() => return Ok(()),
+    };
+    let plane = Plane::start_beside(options, known).with_context(|| cannot_start(args))?;
+    let _telling = cluster.map(|cluster| Following(tokio::spawn(cluster.tell(&plane))));
     if args.strict {
         let faults: String = strict_faults(&plane).iter().map(|fault| format!("\n  {fault}")).collect();
         if !faults.is_empty() {
-            bail!("--strict, and the configuration in {} is wrong:{faults}", args.config.display());
+            bail!("--strict, and the configuration in {} is wrong:{faults}", sources(args));
         }
     }
     plane.fetch_keys().await;
@@ -283,7 +310,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let options = options.certificates(certificates).trust_domain(plane.trust_domain()).calls(calls(args)?);
     let limits = rate_limits(args)?;
     let options = options.rate_limits(limits.clone());
-    let following = limits.zip(args.ratelimit_config.as_deref()).map(|(limits, dir)| Following::start(limits, dir));
+    let following = limits.zip(args.ratelimit_config.clone());
+    let following = following.map(|(limits, dir)| Following(tokio::spawn(limits.follow(dir.into()))));
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
     let (stop, stopped) = watch::channel(false);
 
@@ -365,14 +393,17 @@ fn rate_limits(args: &Args) -> anyhow::Result<Option<Arc<RateLimits>>> {
     Ok(Some(Arc::new(limits)))
 }
 
-/// The task that follows the rules of rate limits; it ends with this.
-struct Following(tokio::task::JoinHandle<()>);
-
-impl Following {
-    fn start(limits: Arc<RateLimits>, dir: &Path) -> Following {
-        Following(tokio::spawn(limits.follow(dir.into())))
-    }
+/// The cluster that is served, which is followed from now on.
+fn cluster(args: &Args) -> anyhow::Result<Cluster> {
+    let access = match &args.kubeconfig {
+        Some(file) => Access::of_kubeconfig(file).context("--kubeconfig")?,
+        None => Access::of_pod(&args.kubernetes_ca, &args.kubernetes_token_file)?,
+    };
+    Ok(Cluster::follow(&kubernetes::Client::new(access), &args.kubernetes_namespaces))
 }
+
+/// A task that follows something; it ends with this.
+struct Following(tokio::task::JoinHandle<()>);
 
 impl Drop for Following {
     fn drop(&mut self) {
@@ -462,7 +493,18 @@ fn strict_faults(plane: &Plane) -> Vec<String> {
 
 fn cannot_start(args: &Args) -> String {
     let state = args.state_dir.iter().map(|dir| format!(", or keep its state in {}", dir.display()));
-    format!("cannot read {}{}", args.config.display(), state.collect::<String>())
+    format!("cannot read {}{}", sources(args), state.collect::<String>())
+}
+
+/// Where the configuration comes from.
+fn sources(args: &Args) -> String {
+    let dir = args.config.iter().map(|dir| dir.display().to_string());
+    let all: Vec<String> = dir.chain(args.kubernetes.then(|| "Kubernetes".to_owned())).collect();
+    all.join(", ")
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    is_namespace(text).then(|| text.to_owned()).ok_or("expected the name of a namespace".to_owned())
 }
 
 /// The signals that end a command.

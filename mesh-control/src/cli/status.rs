@@ -95,7 +95,10 @@ fn table(status: &Status, now: SystemTime) -> String {
         if status.ready { "" } else { ", not ready" },
         status
             .config_stale_seconds
-            .map(|age| format!(", configuration {age:.0}s old (its directory is gone, or empty)"))
+            .map(|age| format!(
+                ", configuration {age:.0}s old ({})",
+                status.config_stale_reason.as_deref().unwrap_or("-")
+            ))
             .unwrap_or_default(),
         status.settling_seconds.map(|left| format!(", settling for {left:.1}s")).unwrap_or_default(),
     );
@@ -318,6 +321,7 @@ mod tests {
             started: 0,
             ready: true,
             config_stale_seconds: None,
+            config_stale_reason: None,
             settling_seconds: None,
             services: 4,
             authority: None,

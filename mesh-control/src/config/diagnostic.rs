@@ -127,10 +127,19 @@ impl Code {
 /// One text and its name, as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// The file's name, relative to the configuration directory.
+    /// The file's name, relative to the configuration directory; of an object of a cluster, that of the resource.
     pub name: Arc<str>,
     /// Its content.
     pub text: Arc<str>,
+}
+
+/// What the names of objects begin with that a Kubernetes cluster holds: no file is called so.
+pub const RESOURCE: &str = "kubernetes:/";
+
+/// Whether a text of this name is an object of a cluster, in JSON. Nobody wrote it like that, so that no line of it says
+/// anything to anybody.
+pub fn is_resource(name: &str) -> bool {
+    name.starts_with(RESOURCE)
 }
 
 /// A place in a text: where it starts (1-based line and column, in characters) and which bytes it covers.
@@ -164,7 +173,10 @@ impl Origin {
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.source.name, self.span.line)
+        match self.span.line {
+            0 => f.write_str(&self.source.name),
+            line => write!(f, "{}:{line}", self.source.name),
+        }
     }
 }
 

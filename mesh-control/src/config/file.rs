@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::decode::{Decode, Decoder, Opaque, Text, message};
-use super::diagnostic::{Code, Diagnostic, NO_PROXY, Origin, Severity, Source, Span, quoted};
+use super::diagnostic::{Code, Diagnostic, NO_PROXY, Origin, Severity, Source, Span, is_resource, quoted};
 use super::extensions::overload::Overload;
 use super::extensions::rate_limit::RateLimit;
 use super::extensions::{self, Extensions, envoy_filter};
@@ -267,6 +267,10 @@ pub fn read(source: Source) -> ParsedFile {
     }
     let Reader { items, unread, .. } = reader;
     diagnostics.extend(d.into_found());
+    if is_resource(&file.source.name) {
+        // A cluster writes its defaults into every object, and acts by them itself.
+        diagnostics.retain(|finding| finding.severity != Severity::Info);
+    }
     file.rejected = !unread.is_empty() || items.iter().any(|item| matches!(item, Item::Refused(_)));
     ParsedFile { items, unread, diagnostics, ..file }
 }

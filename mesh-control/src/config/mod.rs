@@ -1,7 +1,7 @@
 //! Istio's YAML and that of Gateway API, typed, with the place of everything in its file.
 //!
 //! `node` reads text into a tree with positions, `decode` types it, `schema` and `schemas` say what may be written, `spelling` knows what was meant, `locate` finds a field again, `istio/` and `gateway_api/` have one file
-//! for each kind, `extensions/` the annotations of our own, `file` makes objects of a text, `load` reads a directory, `overlooked` says what beside it may have been meant, `store` decides what of it is in force.
+//! for each kind, `extensions/` the annotations of our own, `file` makes objects of a text, `load` reads a directory, `overlooked` says what beside it may have been meant, `source` is the seam for whatever else holds objects, `store` decides what of it is in force.
 
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
@@ -17,6 +17,7 @@ pub mod node;
 mod overlooked;
 pub mod schema;
 pub mod schemas;
+pub(crate) mod source;
 pub(crate) mod spelling;
 mod state;
 pub mod store;

@@ -12,7 +12,7 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{Location, Spanned};
 
-use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};
+use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span, is_resource};
 
 /// The largest file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -111,7 +111,40 @@ pub type Part = (Range<usize>, Result<Vec<Node>, Diagnostic>);
 
 /// Reads every document of a text. Documents that say nothing are left out.
 pub fn parse(source: &Source) -> Result<Vec<Node>, Diagnostic> {
+    if is_resource(&source.name) {
+        return resource(&source.text).map(|node| vec![node]).map_err(|why| unreadable(source, &why));
+    }
     on_large_stack(source, || read(&source.text).map_err(|wrong| wrong.in_text(source, &Place::default())))
+}
+
+/// An object of a cluster: JSON, without places.
+fn resource(text: &str) -> Result<Node, String> {
+    let json = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    of_json(json, MAX_DEPTH).ok_or_else(|| in_words("limits breached: Depth "))
+}
+
+fn of_json(json: serde_json::Value, depth: usize) -> Option<Node> {
+    use serde_json::Value as Json;
+    let span = Span::default();
+    let value = match json {
+        Json::Null => Value::Null,
+        Json::Bool(value) => Value::Bool(value),
+        Json::Number(number) => match number.as_i64() {
+            Some(number) => Value::Int(number),
+            None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::Str(text),
+        Json::Array(items) => {
+            let depth = depth.checked_sub(1)?;
+            Value::Seq(items.into_iter().map(|item| of_json(item, depth)).collect::<Option<_>>()?)
+        }
+        Json::Object(entries) => {
+            let depth = depth.checked_sub(1)?;
+            let entries = entries.into_iter().map(|(name, value)| Some((Key { name, span }, of_json(value, depth)?)));
+            Value::Map(entries.collect::<Option<_>>()?)
+        }
+    };
+    Some(Node { span, value })
 }
 
 /// Reads a text that is wrong somewhere, each document by itself, so that it is known which one is wrong. A line that begins
@@ -139,6 +172,9 @@ pub fn parse_each(source: &Source) -> Option<Vec<Part>> {
 
 /// The documents of the one part of a text, divided by `---`, that a byte is in: what it costs has nothing to do with the rest.
 pub fn parse_around(source: &Source, byte: usize) -> Option<Vec<Node>> {
+    if is_resource(&source.name) {
+        return None;
+    }
     let place = documents(&source.text).into_iter().find(|place| place.bytes.contains(&byte))?;
     parse_part(source, source.text.get(place.bytes.clone())?, &place)
 }

@@ -5,13 +5,15 @@
 //! disappears from another one is taken for gone: it may have moved there. A directory that is suddenly empty takes away
 //! nothing at all: a bad edit or a lost mount must not change any route. A wrong object that has no last good state is
 //! handed on as such, so that what it governs fails closed. All of that is visible.
+//!
+//! An object of a cluster is a text of its own, which says whose it is by its name: nobody need guess what became of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::diagnostic::{Code, Diagnostic, Severity, Source};
+use super::diagnostic::{Code, Diagnostic, Severity, Source, is_resource};
 use super::file::{self, Item, Meta, Object, ObjectKey, Objects, ParsedFile, Refused};
 use super::load::{Scan, Unreadable, printable};
 use super::state::{Good, State};
@@ -50,6 +52,23 @@ struct Text {
     /// Why it was refused as a whole, so that what it said before stands. Only of what is handed in.
     refused: Vec<Diagnostic>,
 }
+
+/// What a place says that it holds.
+#[derive(Debug)]
+pub enum Update {
+    /// A directory was looked at.
+    Directory(io::Result<Scan>),
+    /// Objects of a cluster have changed.
+    Resources {
+        /// Those that are others now.
+        changed: Resources,
+        /// Why nobody knows since when that is all, where the cluster cannot be followed.
+        lost: Option<String>,
+    },
+}
+
+/// Objects of a cluster by the names of their texts, in JSON; `None` where one is gone.
+pub type Resources = BTreeMap<Arc<str>, Option<Arc<str>>>;
 
 /// All objects of all texts, each once.
 #[derive(Clone, Debug, Default)]
@@ -159,6 +178,34 @@ impl Store {
         self.state.as_ref().map_or(Ok(()), |state| state.write_keys(bytes))
     }
 
+    /// Takes in what a place says that it holds. Returns whether anything is different.
+    pub fn take(&mut self, update: Update) -> bool {
+        match update {
+            Update::Directory(scan) => self.apply(scan),
+            Update::Resources { changed, .. } => self.take_resources(changed),
+        }
+    }
+
+    /// Takes in objects of a cluster, by the names of their texts; those without a text are gone.
+    fn take_resources(&mut self, resources: Resources) -> bool {
+        let mut gone = HashSet::new();
+        let mut changed = false;
+        for (name, content) in resources {
+            match content {
+                Some(content) => changed |= self.read(name, Ok(content)),
+                None => drop(gone.insert(name)),
+            }
+        }
+        let before = self.texts.len();
+        self.texts.retain(|name, _| !gone.contains(name));
+        changed |= self.texts.len() != before;
+        self.good.retain(|_, good| !gone.contains(&good.file));
+        if changed {
+            self.settle();
+        }
+        changed
+    }
+
     /// Takes in what a directory holds now. Returns whether anything is different.
     pub fn apply(&mut self, scan: io::Result<Scan>) -> bool {
         let scan = match scan {
@@ -169,7 +216,8 @@ impl Store {
             }
         };
         // At the start, no text is known yet of what the kept state holds.
-        let of_directory = |file: &Arc<str>| self.texts.get(file).is_none_or(|text| !text.is_handed_in);
+        let of_directory =
+            |file: &Arc<str>| !is_resource(file) && self.texts.get(file).is_none_or(|text| !text.is_handed_in);
         let held: BTreeSet<Arc<str>> =
             self.good.values().map(|good| good.file.clone()).filter(|file| of_directory(file)).collect();
         // The mesh's settings may be elsewhere.
@@ -188,7 +236,7 @@ impl Store {
         let mut changed = self.alarm.take().is_some() || self.notes != notes;
         self.notes = notes;
         let before = self.texts.len();
-        self.texts.retain(|name, text| text.is_handed_in || scan.files.contains_key(name));
+        self.texts.retain(|name, text| text.is_handed_in || is_resource(name) || scan.files.contains_key(name));
         changed |= self.texts.len() != before;
         for (name, text) in scan.files {
             if !self.texts.get(&name).is_some_and(|text| text.is_handed_in) {
@@ -294,6 +342,8 @@ impl Store {
                 parsed.items.retain(|item| !self.has_looked || is_object(item));
                 (parsed, true)
             }
+            // Nobody sees half of one.
+            Ok(text) if is_resource(&name) => (file::read(source(text)), false),
             Ok(text) => {
                 failing.retain(is_object);
                 let parsed = file::read(source(text));
@@ -336,7 +386,7 @@ impl Store {
     }
 
     /// Decides what is in force. Of an object that is written twice the last one counts, in the order of the files'
-    /// names, as if the files had been applied one after the other.
+    /// names, as if the files had been applied one after the other; those of a cluster come by theirs.
     fn settle(&mut self) {
         let mut found: Vec<Diagnostic> = self.texts.values().flat_map(|text| &text.diagnostics).cloned().collect();
         let written = last_of_each(&self.texts, &mut found);
@@ -431,10 +481,11 @@ impl Store {
     fn kept(&self, written: &[(Arc<str>, Item)]) -> BTreeMap<ObjectKey, Good> {
         let written: BTreeMap<ObjectKey, &Arc<str>> =
             written.iter().map(|(file, item)| (item.meta().key(), file)).collect();
-        let last_unread = self.texts.iter().rfind(|(_, text)| !text.unread.is_empty()).map(|(name, _)| name);
+        let unread = |(name, text): &(&Arc<str>, &Text)| !text.unread.is_empty() && !is_resource(name);
+        let last_unread = self.texts.iter().rfind(unread).map(|(name, _)| name);
         let is_hidden = |key: &ObjectKey, good: &Good| {
             let written = written.get(key).copied();
-            let handed_in = self.texts.get(&good.file).is_some_and(|text| text.is_handed_in);
+            let handed_in = is_resource(&good.file) || self.texts.get(&good.file).is_some_and(|text| text.is_handed_in);
             written.is_none_or(|file| *file < good.file)
                 && (self.keeps(&good.file) || (!handed_in && last_unread.is_some_and(|name| written < Some(name))))
         };

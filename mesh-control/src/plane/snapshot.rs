@@ -205,6 +205,21 @@ impl Snapshot {
         self.config_generation
     }
 
+    /// How many objects are in force.
+    #[cfg(test)]
+    pub(crate) fn objects(&self) -> usize {
+        self.compiled.objects
+    }
+
+    /// Who serves a port of a service of the cluster.
+    #[cfg(test)]
+    pub(crate) fn endpoints_of(&self, name: &str, namespace: &str, port: u16) -> Vec<Endpoint> {
+        let host = crate::registry::host::service_host(name, namespace);
+        let service = self.compiled.policy.services.exact(&host, namespace);
+        let endpoints = service.and_then(|(id, _)| self.endpoints.of(id));
+        endpoints.map(|endpoints| endpoints.of_port(port).to_vec()).unwrap_or_default()
+    }
+
     /// What became of each route of Gateway API at each of its parents.
     pub fn route_statuses(&self) -> &[ParentStatus] {
         &self.compiled.policy.gateway_routes.statuses

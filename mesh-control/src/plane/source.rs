@@ -1,4 +1,4 @@
-//! How old a configuration is whose directory went away: what it held stays in force, and people have to know since when.
+//! How old a configuration is whose source went away: what it held stays in force, and people have to know since when.
 
 use std::time::Duration;
 
@@ -7,30 +7,50 @@ use tokio::time::Instant;
 /// How often it is said again.
 const AGAIN: Duration = Duration::from_secs(600);
 
-/// What is known of a directory from one look at it to the next.
-#[derive(Clone, Copy, Debug, Default)]
+/// What is known of a source from one look at it to the next.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Source {
-    /// When it was found gone, and when that was said last.
-    gone: Option<(Instant, Instant)>,
+    gone: Option<Gone>,
+}
+
+#[derive(Clone, Debug)]
+struct Gone {
+    why: String,
+    /// When it was found gone.
+    since: Instant,
+    /// When that was said last.
+    said: Instant,
+}
+
+/// A part of the configuration that is as old as this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stale {
+    /// What became of its source.
+    pub(crate) why: String,
+    /// For how long it has been gone.
+    pub(crate) age: Duration,
 }
 
 impl Source {
-    /// Takes in whether it is gone now. Returns its age where that is to be said again.
-    pub(super) fn look(&mut self, is_gone: bool, now: Instant) -> Option<Duration> {
-        let Some((since, said)) = self.gone.filter(|_| is_gone) else {
-            self.gone = is_gone.then_some((now, now));
+    /// Takes in why it is gone now, if it is. Returns its age where that is to be said again.
+    pub(super) fn look(&mut self, gone: Option<String>, now: Instant) -> Option<Stale> {
+        let Some(why) = gone else {
+            self.gone = None;
             return None;
         };
-        if now < said + AGAIN {
+        let known = self.gone.get_or_insert_with(|| Gone { why: String::new(), since: now, said: now });
+        known.why = why;
+        if now < known.said + AGAIN {
             return None;
         }
-        self.gone = Some((since, now));
-        Some(now - since)
+        known.said = now;
+        self.stale(now)
     }
 
     /// For how long it has been gone, if it is.
-    pub(super) fn age(&self, now: Instant) -> Option<Duration> {
-        self.gone.map(|(since, _)| now.saturating_duration_since(since))
+    pub(super) fn stale(&self, now: Instant) -> Option<Stale> {
+        let Gone { why, since, .. } = self.gone.as_ref()?;
+        Some(Stale { why: why.clone(), age: now.saturating_duration_since(*since) })
     }
 }
 
@@ -53,9 +73,9 @@ mod tests {
             (1304, true, None, Some(0)),
         ] {
             let now = start + Duration::from_secs(after);
-            let seconds = |seconds: Option<u64>| seconds.map(Duration::from_secs);
-            assert_eq!(source.look(is_gone, now), seconds(said), "{after}");
-            assert_eq!(source.age(now), seconds(age), "{after}");
+            let seconds = |stale: Option<Stale>| stale.map(|stale| stale.age.as_secs());
+            assert_eq!(seconds(source.look(is_gone.then(|| "gone".to_owned()), now)), said, "{after}");
+            assert_eq!(seconds(source.stale(now)), age, "{after}");
         }
     }
 }

@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use mesh_core::identity::SpiffeId;
 
+use super::discovered::Discovered;
 use super::service::{Service, WrittenEndpoint};
 use super::workload::{Health, Workload, only_port, ports_by_target};
 use crate::catalog::Encoded;
+use crate::config::diagnostic::is_resource;
+use crate::config::support::ObjectKind;
 use crate::policy::locality::Nearness;
 
 /// One endpoint of one port.
@@ -94,20 +97,41 @@ impl ServiceEndpoints {
     }
 }
 
-/// Puts together the endpoints of a service from what is written down and who registered.
+/// Puts together the endpoints of a service from what is written down, what a cluster tells, and who registered.
 ///
 /// `written` are the service's own endpoints and the WorkloadEntries that it selects; `workloads` are all
-/// registered workloads of its namespace.
+/// registered workloads of its namespace. Of one that the cluster tells of, too, the cluster knows better whether it may be
+/// called, and its registration whether it speaks mutual TLS. Whether a service of a cluster has an endpoint is for the cluster
+/// to say, but for workloads outside of it, which are of a WorkloadGroup.
 pub fn collect<'a>(
     service: &Service,
     written: impl Iterator<Item = &'a WrittenEndpoint>,
     workloads: impl Iterator<Item = &'a Arc<Workload>>,
+    discovered: &[Discovered],
 ) -> ServiceEndpoints {
     let mut by_port: BTreeMap<u16, Vec<Endpoint>> = BTreeMap::new();
+    let mut verdicts = HashMap::new();
+    for told in discovered {
+        for port in &service.ports {
+            let Some(address) = told.serves(port) else { continue };
+            verdicts.insert((port.number, address), told.health);
+            if let Some(health) = told.health {
+                by_port.entry(port.number).or_default().push(told.endpoint(address, health));
+            }
+        }
+    }
     if service.takes_registrations() {
+        let is_of_cluster = is_resource(&service.meta.origin.source.name) && service.meta.kind == ObjectKind::Service;
         for workload in workloads {
             for port in ports_served(service, workload) {
-                by_port.entry(port).or_default().push(registered(workload));
+                let endpoint = match verdicts.get(&(port, workload.address)) {
+                    None if is_of_cluster && workload.group.is_none() => continue,
+                    None => registered(workload),
+                    Some(None) => continue,
+                    Some(Some(Health::Healthy)) => registered(workload),
+                    Some(Some(health)) => Endpoint { health: *health, ..registered(workload) },
+                };
+                by_port.entry(port).or_default().push(endpoint);
             }
         }
     }

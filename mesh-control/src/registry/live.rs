@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::discovered::{Discovered, ServiceName};
 use super::endpoints::{self, ServiceEndpoints};
+use super::host::service_host;
 use super::service::{Discovery, Service};
 use super::services::{NamespacedLabel, ServiceId, Services, first_label};
 use super::workload::Workload;
+use crate::config::support::ObjectKind;
 
 /// The endpoints of all services at one moment, immutable.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +39,8 @@ pub struct Endpoints {
     workloads: HashMap<Arc<str>, Arc<Workload>>,
     /// With what their group adds, by every label and then by key.
     by_label: HashMap<NamespacedLabel, BTreeMap<Arc<str>, Arc<Workload>>>,
+    /// What a cluster tells of its services.
+    discovered: HashMap<ServiceName, Arc<[Discovered]>>,
     /// Counts how often a service came to have other identities behind it.
     identities: u64,
 }
@@ -46,7 +51,8 @@ impl Endpoints {
     pub fn new(services: &Services, before: &Endpoints, before_services: &Services) -> Endpoints {
         // A change of the configuration is seen as such.
         let (workloads, identities) = (before.workloads.clone(), before.identities);
-        let mut endpoints = Endpoints { workloads, identities, ..Endpoints::default() };
+        let discovered = before.discovered.clone();
+        let mut endpoints = Endpoints { workloads, discovered, identities, ..Endpoints::default() };
         for workload in before.workloads.values() {
             endpoints.place(services, workload);
         }
@@ -119,6 +125,26 @@ impl Endpoints {
         }
     }
 
+    /// Takes in who serves these services, as a cluster says, in the place of what it said of them before. Returns whether any
+    /// set of endpoints is different.
+    pub fn discover(
+        &mut self,
+        services: &Services,
+        told: impl IntoIterator<Item = (ServiceName, Arc<[Discovered]>)>,
+    ) -> bool {
+        let mut ids = Vec::new();
+        for (name, endpoints) in told {
+            let host = service_host(&name.1, &name.0);
+            let service = services.exact(&host, &name.0).filter(|(_, service)| service.namespace == name.0);
+            ids.extend(service.map(|(id, _)| id));
+            match endpoints.is_empty() {
+                true => drop(self.discovered.remove(&name)),
+                false => drop(self.discovered.insert(name, endpoints)),
+            }
+        }
+        self.collect_again(services, ids)
+    }
+
     fn place(&mut self, services: &Services, workload: &Arc<Workload>) -> Arc<Workload> {
         let placed = services.with_group(workload);
         for (key, value) in placed.labels.iter() {
@@ -145,9 +171,13 @@ impl Endpoints {
     }
 
     fn refresh(&mut self, services: &Services, touched: &[Arc<Workload>]) -> bool {
-        let mut changed = false;
         let selecting = touched.iter().flat_map(|workload| services.selecting(workload));
-        let mut ids: Vec<ServiceId> = selecting.map(|(id, _)| id).collect();
+        let ids = selecting.map(|(id, _)| id).collect();
+        self.collect_again(services, ids)
+    }
+
+    fn collect_again(&mut self, services: &Services, mut ids: Vec<ServiceId>) -> bool {
+        let mut changed = false;
         ids.sort_unstable();
         ids.dedup();
         for id in ids {
@@ -174,7 +204,9 @@ impl Endpoints {
         }
         let candidates = first_label(service).and_then(|label| self.by_label.get(&label));
         let candidates = candidates.into_iter().flat_map(BTreeMap::values);
-        endpoints::collect(service, services.written(id), candidates)
+        let discovered = self.discovered.get(&(service.namespace.clone(), service.name.clone()));
+        let discovered = discovered.filter(|_| service.meta.kind == ObjectKind::Service);
+        endpoints::collect(service, services.written(id), candidates, discovered.map_or(&[], AsRef::as_ref))
     }
 }
 

@@ -71,8 +71,8 @@ impl Inspect for Plane {
         Plane::wrong(self).iter().all(|wrong| wrong.standing != Standing::Unread)
     }
 
-    fn stale(&self) -> Option<Duration> {
-        Plane::stale(self)
+    fn stale(&self) -> Option<(String, Duration)> {
+        Plane::stale(self).map(|stale| (stale.why, stale.age))
     }
 
     fn wrong(&self) -> Vec<WrongStatus> {

@@ -326,7 +326,10 @@ fn a_configuration_whose_directory_is_gone_stays_ready_and_says_how_old_it_is() 
     let metrics = page(status, "/metrics");
     assert!(metrics.contains("\nmesh_config_stale_seconds ") && !metrics.contains("\nmesh_config_stale_seconds 0\n"));
     let shown = text(&output(&["status", "--addr", &status.to_string()]).stdout);
-    assert!(shown.contains("1 service,") && shown.contains("s old (its directory is gone, or empty)"), "{shown}");
+    assert!(
+        shown.contains("1 service,") && shown.contains("s old (the directory of the configuration is gone, or empty)"),
+        "{shown}"
+    );
     std::fs::rename(outer.path().join("elsewhere"), &dir).unwrap();
     until(false);
 }

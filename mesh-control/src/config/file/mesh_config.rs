@@ -190,7 +190,8 @@ pub(super) fn meta(source: &Source, span: Span) -> Meta {
 /// The YAML inside a string, with the places of the file that the string is in. Where nobody can tell these, everything is
 /// where the string is.
 fn inner(source: &Source, key: &Key, value: &Node, text: &str) -> Result<Option<Node>, Diagnostic> {
-    let parse = |text: String| node::parse(&Source { name: source.name.clone(), text: text.into() });
+    // It is YAML whatever it is in.
+    let parse = |text: String| node::parse(&Source { name: Arc::default(), text: text.into() });
     let mut documents = parse(text.to_owned())?;
     if documents.len() > 1 {
         let origin = Origin { source: source.clone(), span: value.span };

@@ -29,8 +29,8 @@ pub trait Inspect: Send + Sync + 'static {
         true
     }
 
-    /// For how long the source of the configuration has been gone, if it is.
-    fn stale(&self) -> Option<Duration> {
+    /// What became of the source of the configuration that has been gone for the longest time, if any is, and for how long.
+    fn stale(&self) -> Option<(String, Duration)> {
         None
     }
 
@@ -161,9 +161,12 @@ pub struct Status {
     pub started: u64,
     /// Whether there is a configuration to serve.
     pub ready: bool,
-    /// For how long the directory of the configuration has been gone, in seconds, if it is: so old is what is in force.
+    /// For how long a source of the configuration has been gone, in seconds, if one is: so old is what is in force of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_stale_seconds: Option<f64>,
+    /// What became of that source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_stale_reason: Option<String>,
     /// How long it goes on settling after its start, in seconds.
     pub settling_seconds: Option<f64>,
     /// How many services it knows.
@@ -316,7 +319,8 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, names: usize) -
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: unix(state.started),
         ready: is_ready(state, inspect),
-        config_stale_seconds: inspect.stale().map(seconds),
+        config_stale_seconds: inspect.stale().map(|(_, age)| seconds(age)),
+        config_stale_reason: inspect.stale().map(|(why, _)| why),
         settling_seconds: state
             .settling
             .ends_at()
@@ -436,8 +440,9 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
     for (standing, count) in standings {
         let _ = writeln!(out, "mesh_config_wrong{{standing=\"{standing}\"}} {count}");
     }
-    let stale = inspect.stale().map_or(0, |age| age.as_secs().max(1));
-    let help = "For how long the directory of the configuration has been gone, or empty; 0 while it is there.";
+    let stale = inspect.stale().map_or(0, |(_, age)| age.as_secs().max(1));
+    let help =
+        "For how long a source of the configuration (its directory, Kubernetes) has been gone; 0 while all are there.";
     single(&mut out, "mesh_config_stale_seconds", "gauge", help, stale);
     single(
         &mut out,

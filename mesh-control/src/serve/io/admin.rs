@@ -199,11 +199,8 @@ async fn ready(State(sources): State<Sources>) -> impl IntoResponse {
     if !sources.inspect.is_ready() {
         text += unread;
     }
-    if let Some(age) = sources.inspect.stale() {
-        let age = age.as_secs();
-        text += &format!(
-            "stale: the directory of the configuration is gone, or empty; what it held {age} s ago is in force\n"
-        );
+    if let Some((why, age)) = sources.inspect.stale() {
+        text += &format!("stale: {why}; what it held {} s ago is in force\n", age.as_secs());
     }
     // What was in force last is, so nobody is let in whom this server would refuse elsewhere: it stays ready.
     let authority = sources.server.state().desk.as_ref().map(|desk| desk.status(SystemTime::now()));

@@ -1,0 +1,114 @@
+//! Where a configuration comes from: one seam for a directory and for whatever else holds objects.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use futures_util::future::BoxFuture;
+use tokio::task::spawn_blocking;
+
+use super::file::mesh_file_name;
+use super::load::{self, Scan};
+use super::store::Update;
+use super::watch::Watcher;
+
+/// A place that holds objects of the configuration, and tells of every change. Whatever becomes of the place itself, what it
+/// held last stays in force: only what it says is gone is gone.
+pub(crate) trait ConfigStore: Send + 'static {
+    /// What it is, for people.
+    fn name(&self) -> String;
+
+    /// What it holds, where this is asked for the first time, and from then on the next change; `None` once it has ended.
+    fn next(&mut self) -> BoxFuture<'_, Option<Update>>;
+}
+
+/// A directory of files, and the file with the settings of the mesh where that is another one.
+#[derive(Clone, Debug)]
+pub(crate) struct Directory {
+    dir: PathBuf,
+    settings: Option<PathBuf>,
+}
+
+impl Directory {
+    pub(crate) fn new(dir: &Path, settings: Option<&Path>) -> Directory {
+        Directory { dir: dir.to_owned(), settings: settings.map(Path::to_owned) }
+    }
+
+    /// What it is, for people.
+    pub(crate) fn name(&self) -> String {
+        format!("the directory {}", self.dir.display())
+    }
+
+    /// What it holds now.
+    pub(crate) fn scan(&self) -> io::Result<Scan> {
+        let mut scan = load::scan(&self.dir)?;
+        if let Some(file) = &self.settings {
+            scan.files.insert(mesh_file_name(file), load::read_named(file));
+        }
+        Ok(scan)
+    }
+
+    /// Watches it. Whoever scans it afterwards misses nothing.
+    pub(crate) fn watch(self) -> WatchedDirectory {
+        let watchers = [Some(self.dir.as_path()), self.settings.as_deref().map(folder)];
+        let watchers = watchers.into_iter().flatten().map(Watcher::new).collect();
+        WatchedDirectory { directory: self, watchers }
+    }
+}
+
+fn folder(file: &Path) -> &Path {
+    file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A directory that is watched. It is scanned once before it is followed, by whoever has to know at once whether it can be read.
+pub(crate) struct WatchedDirectory {
+    directory: Directory,
+    watchers: Vec<Watcher>,
+}
+
+impl WatchedDirectory {
+    pub(crate) fn scan(&self) -> io::Result<Scan> {
+        self.directory.scan()
+    }
+}
+
+impl ConfigStore for WatchedDirectory {
+    fn name(&self) -> String {
+        self.directory.name()
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Option<Update>> {
+        Box::pin(async {
+            let changed = self.watchers.iter().map(|watcher| Box::pin(watcher.changed()));
+            futures_util::future::select_all(changed).await;
+            let directory = self.directory.clone();
+            // It ends with the runtime only.
+            let scan = spawn_blocking(move || directory.scan()).await.ok()?;
+            Some(Update::Directory(scan))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_after_the_first_scan_is_noticed_without_a_poll() {
+        let (dir, beside) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+        let settings = beside.path().join("mesh.yaml");
+        fs::write(&settings, "").expect("written");
+        let watched = Directory::new(dir.path(), Some(&settings)).watch();
+        let scan = watched.scan().expect("readable");
+        assert_eq!(scan.files.len(), 1, "the settings alone");
+        fs::write(dir.path().join("late.yaml"), "a: 1").expect("written");
+        fs::write(&settings, "a: 1").expect("written");
+        assert_eq!(watched.watchers.len(), 2);
+        for watcher in &watched.watchers {
+            let noticed = tokio::time::timeout(Duration::from_secs(30), watcher.noticed());
+            noticed.await.expect("the operating system tells");
+        }
+    }
+}

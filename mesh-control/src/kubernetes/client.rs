@@ -1,0 +1,274 @@
+//! Requests to an API server: each over a connection of its own, so that one that hangs holds up no other, and with the
+//! credential of this moment.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, ensure};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use zeroize::Zeroizing;
+
+use super::access::{Access, Credential, Pem, Secret};
+
+/// How long it may take until there is the head of an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The largest answer that is taken in one piece, and the longest line of a watch: etcd holds no object of more than 1.5 MiB.
+const MOST_BYTES: usize = 256 << 20;
+const LONGEST_LINE: usize = 16 << 20;
+
+/// Asks an API server.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    access: Arc<Access>,
+}
+
+/// Why there is no answer, or none to go by.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The server said no.
+    Status(StatusCode, String),
+    /// It did not say anything, or nothing that makes sense.
+    Lost(anyhow::Error),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Status(status, why) => write!(f, "{status}: {why}"),
+            Failure::Lost(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+/// An answer that is still under way. Its connection ends with it.
+pub(crate) struct Answer {
+    response: Response<Incoming>,
+    _driver: JoinSet<()>,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    pub(crate) fn new(access: Access) -> Client {
+        Client { access: Arc::new(access) }
+    }
+
+    /// Who is asked.
+    pub(crate) fn server(&self) -> String {
+        self.access.server.to_string()
+    }
+
+    /// Asks for what is at a path, and takes it in one piece.
+    pub(crate) async fn get(&self, path: &str, limit: Duration) -> Result<Bytes, Failure> {
+        within(limit, async { self.open(Method::GET, path, None).await?.whole().await }).await
+    }
+
+    /// Begins a request; the answer's body is read as it comes.
+    pub(crate) async fn stream(&self, path: &str) -> Result<Answer, Failure> {
+        within(PATIENCE, self.open(Method::GET, path, None)).await
+    }
+
+    async fn open(&self, method: Method, path: &str, body: Option<(&'static str, Vec<u8>)>) -> Result<Answer, Failure> {
+        let answer = self.exchange(method, path, body).await.map_err(Failure::Lost)?;
+        let status = answer.response.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let body = answer.whole().await.unwrap_or_default();
+        #[derive(Default, Deserialize)]
+        struct Said {
+            #[serde(default)]
+            message: String,
+        }
+        let said: Said = serde_json::from_slice(&body).unwrap_or_default();
+        Err(Failure::Status(status, said.message))
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, Vec<u8>)>,
+    ) -> anyhow::Result<Answer> {
+        let server = &self.access.server;
+        let authority = server.authority().context("no host")?;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let is_plaintext = server.scheme_str() == Some("http");
+        let port = authority.port_u16().unwrap_or(if is_plaintext { 80 } else { 443 });
+        let base = server.path().trim_end_matches('/');
+        let (kind, body) = body.unwrap_or_default();
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{base}{path}"))
+            .header(HOST, authority.as_str())
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, "mesh-control");
+        if !kind.is_empty() {
+            request = request.header(CONTENT_TYPE, kind);
+        }
+        let access = self.access.clone();
+        let read = spawn_blocking(move || prepared(&access, is_plaintext)).await?;
+        let (bearer, tls) = read?;
+        if let Some(bearer) = bearer {
+            request = request.header(AUTHORIZATION, bearer);
+        }
+        let request = request.body(Full::new(body.into()))?;
+        let stream = dial(host, port).await?;
+        let (response, driver) = match tls {
+            None => send(stream, request).await?,
+            Some(config) => {
+                let name = self.access.server_name.as_deref().unwrap_or(host);
+                let name = ServerName::try_from(name.to_owned()).with_context(|| format!("{name} is no name"))?;
+                let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+                send(stream.context("TLS with the API server")?, request).await?
+            }
+        };
+        Ok(Answer { response, _driver: driver, buffer: Vec::new() })
+    }
+}
+
+impl Answer {
+    async fn whole(mut self) -> Result<Bytes, Failure> {
+        let mut whole = Vec::new();
+        while let Some(bytes) = self.frame().await.map_err(Failure::Lost)? {
+            if whole.len() + bytes.len() > MOST_BYTES {
+                return Err(Failure::Lost(anyhow!("an answer of more than {MOST_BYTES} bytes")));
+            }
+            whole.extend_from_slice(&bytes);
+        }
+        Ok(whole.into())
+    }
+
+    /// The next line, without its end; `None` where there is none any more.
+    pub(crate) async fn line(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+        let mut searched = 0;
+        loop {
+            let found = self.buffer.get(searched..).and_then(|new| new.iter().position(|byte| *byte == b'\n'));
+            if let Some(at) = found {
+                let rest = self.buffer.split_off(searched + at + 1);
+                let mut line = std::mem::replace(&mut self.buffer, rest);
+                line.pop();
+                return Ok(Some(line));
+            }
+            searched = self.buffer.len();
+            ensure!(searched <= LONGEST_LINE, "an event of more than {LONGEST_LINE} bytes");
+            match self.frame().await? {
+                Some(bytes) => self.buffer.extend_from_slice(&bytes),
+                // Half a line is none.
+                None => return Ok(None),
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> anyhow::Result<Option<Bytes>> {
+        while let Some(frame) = self.response.body_mut().frame().await {
+            if let Ok(bytes) = frame.context("the answer broke off")?.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+}
+
+async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    timeout(limit, asked).await.unwrap_or_else(|_| Err(Failure::Lost(anyhow!("no answer within {limit:?}"))))
+}
+
+async fn dial(host: &str, port: u16) -> anyhow::Result<TcpStream> {
+    let addresses = lookup_host((host, port)).await.with_context(|| format!("cannot look up {host}"))?;
+    let mut why = anyhow!("{host} has no address");
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                // A watch may say nothing for a minute; whether anybody is still there shows within 30 s.
+                let often = Duration::from_secs(5);
+                let keepalive = TcpKeepalive::new().with_time(3 * often).with_interval(often).with_retries(3);
+                SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+                return Ok(stream);
+            }
+            Err(error) => why = anyhow!("cannot connect to {host} ({address}): {error}"),
+        }
+    }
+    Err(why)
+}
+
+async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> anyhow::Result<(Response<Incoming>, JoinSet<()>)>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("HTTP")?;
+    let mut driver = JoinSet::new();
+    driver.spawn(async move { drop(connection.await) });
+    let response = sender.send_request(request).await.context("HTTP")?;
+    Ok((response, driver))
+}
+
+/// What a request shows, and what its connection is secured by. Blocks, for it may read files.
+fn prepared(access: &Access, is_plaintext: bool) -> anyhow::Result<(Option<HeaderValue>, Option<ClientConfig>)> {
+    let token = match &access.credential {
+        Credential::Token(Secret(token)) => Some(token.clone()),
+        Credential::TokenFile(path) => {
+            let read = std::fs::read(path).map(Zeroizing::new);
+            Some(read.with_context(|| format!("cannot read {}", path.display()))?)
+        }
+        Credential::Certificate(..) => None,
+    };
+    let bearer = token.map(|token| {
+        let line = Zeroizing::new([b"Bearer ", token.trim_ascii()].concat());
+        let mut value = HeaderValue::from_bytes(&line).context("the token is none")?;
+        value.set_sensitive(true);
+        Ok::<_, anyhow::Error>(value)
+    });
+    let bearer = bearer.transpose()?;
+    if is_plaintext {
+        return Ok((bearer, None));
+    }
+    let mut roots = RootCertStore::empty();
+    for root in certificates(&access.authority)? {
+        roots.add(root).context("an authority that vouches for the API server")?;
+    }
+    ensure!(!roots.is_empty(), "no authority vouches for the API server");
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    let mut config = match &access.credential {
+        Credential::Certificate(certificate, key) => {
+            let key = PrivateKeyDer::from_pem_slice(&read(key)?).context("the key of the client certificate")?;
+            config.with_client_auth_cert(certificates(certificate)?, key)?
+        }
+        _ => config.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok((bearer, Some(config)))
+}
+
+fn certificates(pem: &Pem) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let text = read(pem)?;
+    CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().context("no certificate in PEM")
+}
+
+fn read(pem: &Pem) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    match pem {
+        Pem::Here(Secret(bytes)) => Ok(bytes.clone()),
+        Pem::In(path) => {
+            let read = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+            Ok(Zeroizing::new(read?))
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! All that a cluster tells, gathered: objects of the configuration for the plane's store, and who serves which service.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use tracing::{error, info, warn};
+
+use super::client::Client;
+use super::follow::{Follower, News, Pace, What};
+use super::kinds::{RESOURCES, Resource, SETTINGS, Use};
+use super::known::Change;
+use super::objects::{text, text_name};
+use super::places::Places;
+use crate::config::source::ConfigStore;
+use crate::config::store::{Resources, Update};
+use crate::plane::Plane;
+use crate::registry::ServiceName;
+
+/// How long objects have to be quiet before they are taken in, and how long that is waited for at most (Istio's debounce).
+const QUIET: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// News that wait for whoever gathers them; who brings more waits, too.
+const WAITING: usize = 256;
+
+/// A cluster that is followed, for as long as this is there.
+#[derive(Clone, Debug)]
+pub(crate) struct Cluster {
+    shared: Arc<Shared>,
+    server: String,
+    /// End with the last clone.
+    _tasks: Arc<JoinSet<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Objects have changed, or the cluster was lost or found.
+    objects: Notify,
+    /// Who serves a service has changed.
+    services: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Kinds of which nobody knows yet what there is.
+    unknown: BTreeSet<usize>,
+    /// What has changed since the last look.
+    changed: Resources,
+    lost: BTreeMap<usize, String>,
+    /// How much there was to tell whoever keeps the objects since the last look.
+    news: usize,
+    places: Places,
+    touched: BTreeSet<ServiceName>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cluster {
+    /// Begins to follow a cluster: objects and services of these namespaces, or of all where there are none. To be called
+    /// inside a runtime.
+    pub(crate) fn follow(client: &Client, wanted: &[String]) -> Cluster {
+        Cluster::follow_at(client, wanted, Pace::default())
+    }
+
+    /// The same, at this pace.
+    pub(super) fn follow_at(client: &Client, wanted: &[String], pace: Pace) -> Cluster {
+        let shared = Arc::<Shared>::default();
+        let (news, told) = mpsc::channel(WAITING);
+        let mut tasks = JoinSet::new();
+        let mut followed = Vec::new();
+        for resource in &RESOURCES {
+            for namespace in namespaces(resource, wanted) {
+                let (client, of, news) = (client.clone(), followed.len(), news.clone());
+                followed.push(resource);
+                tasks.spawn(Follower { client, resource, namespace, of, news, pace }.run());
+            }
+        }
+        shared.state().unknown = (0..followed.len()).collect();
+        tasks.spawn(gather(shared.clone(), followed, told));
+        Cluster { shared, server: client.server(), _tasks: Arc::new(tasks) }
+    }
+
+    /// Who is followed.
+    #[cfg(test)]
+    pub(super) fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Tells a plane who serves which service, from now on: at once what is known by now, and every change of it. Ends when the
+    /// cluster is not followed any more.
+    pub(crate) fn tell(&self, plane: &Plane) -> impl Future<Output = ()> + Send + 'static {
+        let (shared, plane, domain) = (self.shared.clone(), plane.clone(), plane.trust_domain());
+        let look = move |shared: &Shared| {
+            let mut state = shared.state();
+            let touched = std::mem::take(&mut state.touched);
+            let told = touched.into_iter().map(|name| (name.clone(), state.places.of(&name, &domain)));
+            let told: Vec<_> = told.collect();
+            drop(state);
+            plane.discover(told);
+        };
+        look(&shared);
+        async move {
+            loop {
+                shared.services.notified().await;
+                look(&shared);
+            }
+        }
+    }
+}
+
+/// The namespaces of which a kind is followed; `None` is all of them.
+fn namespaces(resource: &Resource, wanted: &[String]) -> Vec<Option<String>> {
+    match resource.use_ {
+        Use::Settings => vec![Some(SETTINGS.0.to_owned())],
+        _ if wanted.is_empty() || !resource.is_namespaced() => vec![None],
+        _ => wanted.iter().cloned().map(Some).collect(),
+    }
+}
+
+impl ConfigStore for Cluster {
+    fn name(&self) -> String {
+        format!("Kubernetes at {}", self.server)
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Option<Update>> {
+        Box::pin(async move {
+            while !self.shared.state().is_worth_telling() {
+                self.shared.objects.notified().await;
+            }
+            let until = Instant::now() + LONGEST_WAIT;
+            let mut quiet = Instant::now() + QUIET;
+            while timeout_at(quiet.min(until), self.shared.objects.notified()).await.is_ok() {
+                quiet = Instant::now() + QUIET;
+            }
+            let mut state = self.shared.state();
+            state.news = 0;
+            let changed = std::mem::take(&mut state.changed);
+            let lost = state.lost.values().next().map(|why| format!("Kubernetes cannot be followed ({why})"));
+            Some(Update::Resources { changed, lost })
+        })
+    }
+}
+
+async fn gather(shared: Arc<Shared>, followed: Vec<&'static Resource>, mut told: mpsc::Receiver<News>) {
+    while let Some(News { of, what }) = told.recv().await {
+        let Some(resource) = followed.get(of) else { continue };
+        let mut state = shared.state();
+        let (was_known, before) = (state.unknown.is_empty(), (state.news, state.touched.len()));
+        match what {
+            What::Listed(changes, version) => {
+                changes.iter().for_each(|change| state.take(resource, version, change));
+                state.unknown.remove(&of);
+                state.found(of);
+            }
+            What::Changed(change, version) => state.take(resource, version, &change),
+            What::Found => state.found(of),
+            What::Lost(why) => state.lost(of, why),
+        }
+        if !was_known && state.unknown.is_empty() {
+            info!(objects = state.changed.len(), "the cluster is known");
+            state.news += 1;
+        }
+        let objects = state.is_worth_telling() && state.news != before.0;
+        let services = state.touched.len() != before.1;
+        drop(state);
+        if objects {
+            shared.objects.notify_one();
+        }
+        if services {
+            shared.services.notify_one();
+        }
+    }
+}
+
+impl State {
+    fn is_worth_telling(&self) -> bool {
+        self.news > 0 && self.unknown.is_empty()
+    }
+
+    fn take(&mut self, resource: &Resource, version: &str, change: &Change) {
+        if matches!(resource.use_, Use::Object | Use::Service | Use::Settings) {
+            let text = change.object.as_ref().map(|object| text(resource, version, object));
+            self.changed.insert(text_name(resource, &change.name), text);
+            self.news += 1;
+        }
+        if let Err(why) = self.places.take(resource.use_, change, &mut self.touched) {
+            let (namespace, name) = &change.name;
+            error!("{} {namespace}/{name} cannot be read, and what was known of it stays: {why}", resource.kind);
+        }
+    }
+
+    fn lost(&mut self, of: usize, why: String) {
+        let is_first = self.lost.is_empty();
+        let is_new = self.lost.insert(of, why.clone()).as_ref() != Some(&why);
+        if is_first && self.unknown.is_empty() {
+            warn!("the cluster cannot be followed, and what it held last is in force: {why}");
+        } else if is_new && !self.unknown.is_empty() {
+            warn!("the cluster is not known yet, and nothing is served: {why}");
+        }
+        self.news += usize::from(is_first);
+    }
+
+    fn found(&mut self, of: usize) {
+        if self.lost.remove(&of).is_some() && self.lost.is_empty() {
+            info!("the cluster can be followed");
+            self.news += 1;
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What is watched in a cluster: the one table, from which permissions follow, too.
+
+/// A kind of object, and what it is watched for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Resource {
+    /// Empty for Kubernetes' own first group.
+    pub(crate) group: &'static str,
+    /// The versions that are read, the best first.
+    pub(crate) versions: &'static [&'static str],
+    pub(crate) plural: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) use_: Use,
+}
+
+/// What a kind is watched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// It is an object of the configuration, and of a kind that a cluster need not have.
+    Object,
+    /// A Service is one, too, and says how to read its EndpointSlices.
+    Service,
+    /// It holds the settings of the mesh.
+    Settings,
+    /// It says who serves a service.
+    Slice,
+    /// It says who an endpoint is.
+    Pod,
+    /// It says where an endpoint is.
+    Node,
+}
+
+const NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
+const SECURITY: &[&str] = &["v1", "v1beta1"];
+
+const fn object(
+    group: &'static str,
+    versions: &'static [&'static str],
+    plural: &'static str,
+    kind: &'static str,
+) -> Resource {
+    Resource { group, versions, plural, kind, use_: Use::Object }
+}
+
+const fn own(plural: &'static str, kind: &'static str, use_: Use) -> Resource {
+    Resource { group: "", versions: &["v1"], plural, kind, use_ }
+}
+
+/// Every kind that is watched.
+pub(crate) const RESOURCES: [Resource; 22] = [
+    own("services", "Service", Use::Service),
+    own("configmaps", "ConfigMap", Use::Settings),
+    own("pods", "Pod", Use::Pod),
+    own("nodes", "Node", Use::Node),
+    Resource {
+        group: "discovery.k8s.io",
+        versions: &["v1"],
+        plural: "endpointslices",
+        kind: "EndpointSlice",
+        use_: Use::Slice,
+    },
+    object("networking.istio.io", NETWORKING, "virtualservices", "VirtualService"),
+    object("networking.istio.io", NETWORKING, "destinationrules", "DestinationRule"),
+    object("networking.istio.io", NETWORKING, "serviceentries", "ServiceEntry"),
+    object("networking.istio.io", NETWORKING, "workloadentries", "WorkloadEntry"),
+    object("networking.istio.io", NETWORKING, "workloadgroups", "WorkloadGroup"),
+    object("networking.istio.io", NETWORKING, "sidecars", "Sidecar"),
+    // What it guards, or limits, is not let go because nobody looked.
+    object("networking.istio.io", &["v1alpha3"], "envoyfilters", "EnvoyFilter"),
+    object("extensions.istio.io", &["v1alpha1"], "wasmplugins", "WasmPlugin"),
+    object("security.istio.io", SECURITY, "peerauthentications", "PeerAuthentication"),
+    object("security.istio.io", SECURITY, "requestauthentications", "RequestAuthentication"),
+    object("security.istio.io", SECURITY, "authorizationpolicies", "AuthorizationPolicy"),
+    object("telemetry.istio.io", &["v1", "v1alpha1"], "telemetries", "Telemetry"),
+    object("gateway.networking.k8s.io", &["v1", "v1beta1", "v1alpha2"], "httproutes", "HTTPRoute"),
+    object("gateway.networking.k8s.io", &["v1", "v1alpha2"], "grpcroutes", "GRPCRoute"),
+    object("gateway.networking.k8s.io", &["v1", "v1beta1", "v1alpha2"], "referencegrants", "ReferenceGrant"),
+    object("policy.mesh-control", &["v1alpha1"], "ratelimits", "RateLimit"),
+    object("policy.mesh-control", &["v1alpha1"], "overloads", "Overload"),
+];
+
+/// The namespace of the settings, and the name of the ConfigMap that they are in.
+pub(crate) const SETTINGS: (&str, &str) = ("istio-system", "istio");
+
+impl Resource {
+    /// Whether its objects are in namespaces.
+    pub(crate) fn is_namespaced(&self) -> bool {
+        self.use_ != Use::Node
+    }
+
+    /// Whether a cluster may do without the kind.
+    pub(super) fn may_be_absent(&self) -> bool {
+        self.use_ == Use::Object
+    }
+
+    /// Where its objects of a version are, those of one namespace or all.
+    pub(super) fn path(&self, version: &str, namespace: Option<&str>) -> String {
+        let root = match self.group {
+            "" => format!("/api/{version}"),
+            group => format!("/apis/{group}/{version}"),
+        };
+        match namespace.filter(|_| self.is_namespaced()) {
+            Some(namespace) => format!("{root}/namespaces/{namespace}/{}", self.plural),
+            None => format!("{root}/{}", self.plural),
+        }
+    }
+
+    /// Which of them, as a part of a query.
+    pub(super) fn selector(&self) -> &'static str {
+        match self.use_ {
+            Use::Settings => "&fieldSelector=metadata.name%3Distio",
+            _ => "",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file;
+    use crate::config::{Code, Source};
+
+    /// A kind that is watched and not read would be a promise that nobody keeps.
+    #[test]
+    fn every_object_that_is_watched_is_read() {
+        for resource in RESOURCES.iter().filter(|resource| matches!(resource.use_, Use::Object | Use::Service)) {
+            for version in resource.versions {
+                let group = if resource.group.is_empty() { String::new() } else { format!("{}/", resource.group) };
+                let text = format!("apiVersion: {group}{version}\nkind: {}\nmetadata: {{name: a}}\n", resource.kind);
+                let file = file::read(Source { name: "t.yaml".into(), text: text.into() });
+                let is_foreign = matches!(resource.kind, "EnvoyFilter" | "WasmPlugin");
+                let unknown = |code: Code| matches!(code, Code::NotSupportedYet | Code::Ignored);
+                let is_read = file.diagnostics.iter().all(|finding| !unknown(finding.code));
+                assert!(is_read || is_foreign, "{resource:?} {version}: {:?}", file.diagnostics);
+                assert!(file.diagnostics.iter().all(|one| !one.message.contains("has no version")), "{resource:?}");
+            }
+        }
+    }
+}

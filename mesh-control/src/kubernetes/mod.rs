@@ -1,0 +1,25 @@
+//! A Kubernetes cluster as a source of configuration: the objects that it holds, and who serves its services.
+//!
+//! `access` says where the API server is and how to prove who asks, `client` asks it, `kinds` is the one table of what is
+//! watched. `known` decides what a list or an event means for one kind: nothing that goes wrong on the way looks like a
+//! deletion. `follow` lists and watches one kind for good. `places` puts EndpointSlices, Pods and Nodes together to
+//! endpoints, and `hub` gathers it all.
+//!
+//! Objects are read as JSON by the reader of files: there is one meaning of an object, wherever it is written.
+
+#![warn(clippy::indexing_slicing, clippy::string_slice)]
+
+mod access;
+mod client;
+mod follow;
+mod hub;
+pub(crate) mod kinds;
+mod known;
+mod objects;
+mod places;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use access::Access;
+pub(crate) use client::Client;
+pub(crate) use hub::Cluster;
