@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 
+import cluster
 import grpc
 from mutual import free_port
 
@@ -50,6 +51,7 @@ class Kubernetes:
         check("kubernetes", "a token for somebody else, forged, too old or bound to no pod gives none", self.refused)
         check("kubernetes", "a pod that is deleted: its token gives none any more", self.deleted)
         check("kubernetes", "where mesh-control may not ask, nobody is given one", self.forbidden)
+        cluster.Cluster(self).run()
 
     def start(self):
         """The API server, and how to ask it."""
@@ -65,7 +67,11 @@ class Kubernetes:
         command += ["--authorization-mode=RBAC", "--service-cluster-ip-range=10.0.0.0/24"]
         command += ["--endpoint-reconciler-type=none", "--disable-admission-plugins=ServiceAccount"]
         env = {"ETCD_DIR": str(self.folder / "etcd"), "ETCD_URL": f"http://127.0.0.1:{etcd}"}
-        process = self.suite.start("kube-apiserver", command, env)
+        self.launch = lambda: self.begin(command, env)
+        self.launch()
+
+    def begin(self, command, env):
+        process = self.process = self.suite.start("kube-apiserver", command, env)
         end = time.monotonic() + 120
         while True:
             try:

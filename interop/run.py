@@ -582,7 +582,7 @@ def main():
     parser.add_argument("--peers", type=pathlib.Path, required=True, help="where interop/run has put other people's clients")
     parser.add_argument("--dashboards", action="store_true", help="write docs/dashboards.md anew, and do nothing else")
     parser.add_argument("--screenshots", type=pathlib.Path, help="looks at the console only, and writes its pictures to this folder")
-    parser.add_argument("--kubernetes", action="store_true", help="asks the API server of Kubernetes about tokens only")
+    parser.add_argument("--kubernetes", action="store_true", help="only what there is with the API server of Kubernetes: tokens, and a cluster as the configuration")
     parser.add_argument("--tables", type=int, help="compares routes with Envoy's only, of so many random tables")
     parser.add_argument("--seed", type=int, default=routing.SEED, help="what these are made from")
     args = parser.parse_args()

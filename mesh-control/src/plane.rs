@@ -470,6 +470,18 @@ impl Plane {
         self.inner.live().compiled.wrong.clone()
     }
 
+    /// What there would be to say of this object of a cluster, beside everything that is in force.
+    pub(crate) fn review(&self, name: &Arc<str>, text: Arc<str>) -> Vec<Diagnostic> {
+        let store = self.inner.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = store.with_resource(name, text);
+        drop(store);
+        let (options, fixed) = (&self.inner.options, self.inner.fixed.get());
+        let (_, mut found) = examine(loaded, &options.given(), fixed, &Judge::default());
+        found.retain(|finding| finding.file == *name);
+        self.inner.pass_over(&mut found);
+        found
+    }
+
     /// What of the configuration comes from a place that is gone, and how old that is; of several, the one that is gone for the
     /// longest time.
     pub(crate) fn stale(&self) -> Option<Stale> {
@@ -597,8 +609,7 @@ impl Inner {
         let held_back = unread.filter(|_| lets_any_pass);
         policy.trust_domain = self.options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
         policy.security.is_permissive = self.options.permissive;
-        diagnostics.retain(|finding| policy.trust_domain.is_none() || finding.code != Code::NeedsCertificates);
-        diagnostics.retain(|finding| !self.options.key_fetching.allow_insecure || finding.message != PLAINTEXT_KEYS);
+        self.pass_over(&mut diagnostics);
         let PlaneOptions { allow_unenforced, trust_claims, .. } = self.options;
         let (judge, cache) = (self.judge.clone(), Mutex::default());
         let compiled =
@@ -612,6 +623,12 @@ impl Inner {
         let generation = live.config_generation;
         self.publish(&mut live);
         generation
+    }
+
+    /// Takes out what this server does, or was told to do.
+    fn pass_over(&self, diagnostics: &mut Vec<Diagnostic>) {
+        diagnostics.retain(|finding| !self.options.issues_certificates || finding.code != Code::NeedsCertificates);
+        diagnostics.retain(|finding| !self.options.key_fetching.allow_insecure || finding.message != PLAINTEXT_KEYS);
     }
 
     fn rescan(&self) -> u64 {

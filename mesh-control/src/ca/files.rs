@@ -59,16 +59,28 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Option<Zeroizing<Vec<u8>>>> {
     };
     let found = file.metadata().with_context(|| format!("cannot read {shown}"))?;
     ensure!(found.is_file(), "{shown} is no file");
-    check_owner(path, &found)?;
     let mode = found.mode() & 0o777;
-    ensure!(
-        mode & 0o077 == 0,
-        "{shown} has the mode {mode:04o}, so that others can read the private key: chmod 600 {shown}"
-    );
+    if !is_mounted(&found) {
+        check_owner(path, &found)?;
+        ensure!(
+            mode & 0o077 == 0,
+            "{shown} has the mode {mode:04o}, so that others can read the private key: chmod 600 {shown}"
+        );
+    }
     ensure!(found.len() <= MOST, "{shown} is larger than {MOST} bytes");
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(found.len())?.saturating_add(1)));
     file.take(MOST).read_to_end(&mut bytes).with_context(|| format!("cannot read {shown}"))?;
     Ok(Some(bytes))
+}
+
+/// Whether a file is as Kubernetes mounts a Secret for a group of a Pod's own: nobody but root can change it, and nobody but
+/// that group, of which this process is, can read it.
+fn is_mounted(found: &fs::Metadata) -> bool {
+    let own = |group: u32| {
+        let others = rustix::process::getgroups().unwrap_or_default();
+        rustix::process::getegid().as_raw() == group || others.iter().any(|one| one.as_raw() == group)
+    };
+    found.uid() == 0 && found.mode() & 0o777 == 0o440 && own(found.gid())
 }
 
 fn check_owner(path: &Path, found: &fs::Metadata) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ mod describe;
 mod directory;
 mod explain;
 mod input;
+mod install;
 mod route;
 mod schema;
 mod serve;
@@ -49,6 +50,7 @@ enum Command {
     Authz(Box<authz::Args>),
     Bootstrap(Box<bootstrap::Args>),
     Ca(ca::Args),
+    Install(install::Args),
     Status(status::Args),
     Top(top::Args),
     Describe(describe::Args),
@@ -151,6 +153,7 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
         Command::Bootstrap(args) => bootstrap::run(&args)?,
         Command::Ca(args) => ca::run(&args)?,
         Command::Shift(args) => return runtime()?.block_on(shift::run(&args)),
+        Command::Install(args) => install::run(&args)?,
         Command::Trace(args) => return runtime()?.block_on(trace::run(&args)),
         Command::Token(args) => token::run(&args)?,
         Command::Status(args) => runtime()?.block_on(status::run(&args))?,

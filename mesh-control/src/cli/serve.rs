@@ -22,7 +22,7 @@ use crate::kubernetes::{self, Access, Cluster};
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions, Synced};
 use crate::ratelimit::{MOST_KEYS, RateLimits, RedisUrl, Store};
 use crate::serve::kubernetes::{AUDIENCE, CA_FILE, TOKEN_FILE};
-use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, status};
+use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, admission, status};
 
 /// Serves the configuration in a directory over xDS.
 #[derive(Clone, Debug, clap::Args)]
@@ -191,6 +191,10 @@ pub(super) struct Args {
     /// ratelimit-reset.
     #[arg(long)]
     ratelimit_headers: bool,
+    /// Where to answer an API server that asks whether objects may be stored, at /validate, with what `validate` says of them (a
+    /// validating webhook); needs --tls-cert and --tls-key.
+    #[arg(long, value_name = "HOST:PORT", value_parser = address, requires = "tls_cert")]
+    admission_addr: Option<SocketAddr>,
     #[command(flatten)]
     printing: Printing,
 }
@@ -340,6 +344,15 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         let bound = server.listen_rate_limits(address, tls_files(args).as_ref()).await;
         listening("rate limits", bound.with_context(|| cannot("rate limits", address))?)?;
     }
+    let admission = match (args.admission_addr, tls_files(args)) {
+        (Some(address), Some(files)) => {
+            let served = admission::listen(address, files, plane.trust_domain(), plane.clone(), stopped.clone()).await;
+            let (bound, task) = served.with_context(|| cannot("admission", address))?;
+            listening("admission", bound)?;
+            Some(task)
+        }
+        _ => None,
+    };
     let status = match args.status_addr.0 {
         Some(address) => {
             let names = args.status_host.clone();
@@ -363,10 +376,10 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     drop(following);
     stop.send_replace(true);
-    match status {
-        Some(status) => status.await.context("the status page"),
-        None => Ok(()),
+    for task in [admission, status].into_iter().flatten() {
+        task.await.context("the status page, or admission")?;
     }
+    Ok(())
 }
 
 /// The files of the secured listeners.
@@ -422,6 +435,7 @@ fn only_loopback(args: &Args) -> anyhow::Result<()> {
         ("--status-addr", args.status_addr.0),
         ("--secure-addr", secured),
         ("--ratelimit-addr", args.ratelimit_addr),
+        ("--admission-addr", args.admission_addr),
     ];
     for (option, address) in listeners {
         if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
@@ -503,7 +517,7 @@ fn sources(args: &Args) -> String {
     all.join(", ")
 }
 
-fn namespace(text: &str) -> Result<String, String> {
+pub(super) fn namespace(text: &str) -> Result<String, String> {
     is_namespace(text).then(|| text.to_owned()).ok_or("expected the name of a namespace".to_owned())
 }
 

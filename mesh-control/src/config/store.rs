@@ -36,7 +36,7 @@ pub struct Store {
     has_looked: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Text {
     seen: Option<Result<Arc<str>, Unreadable>>,
     /// What it was at the last look, and was not believed: it may be the first half of what somebody still writes.
@@ -204,6 +204,16 @@ impl Store {
             self.settle();
         }
         changed
+    }
+
+    /// What would be in force, and what there would be to say, with this text of an object of a cluster in the place of what is
+    /// known of it.
+    pub fn with_resource(&self, name: &Arc<str>, text: Arc<str>) -> Loaded {
+        let mut trial = Store { texts: self.texts.clone(), good: self.good.clone(), ..Store::default() };
+        trial.texts.remove(name);
+        trial.good.retain(|_, good| good.file != *name);
+        trial.take_resources(BTreeMap::from([(name.clone(), Some(text))]));
+        trial.loaded()
     }
 
     /// Takes in what a directory holds now. Returns whether anything is different.

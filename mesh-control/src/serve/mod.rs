@@ -32,6 +32,11 @@ pub mod kubernetes {
     pub use super::clients::kubernetes::{AUDIENCE, CA_FILE, TOKEN_FILE};
 }
 
+/// The webhook by which an API server asks whether objects may be stored.
+pub(crate) mod admission {
+    pub(crate) use super::io::admission::listen;
+}
+
 /// What the server knows, for people and for Prometheus.
 pub mod status {
     pub use super::clients::authority::{AuthorityStatus, RevokedStatus, TrustBundleStatus};

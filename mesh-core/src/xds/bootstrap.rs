@@ -5,6 +5,7 @@
 //! listed.
 
 mod json;
+mod pod;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -197,8 +198,13 @@ impl Bootstrap {
     /// The bootstrap that the environment names, as in every xDS client: the file of `GRPC_XDS_BOOTSTRAP`, else
     /// the text in `GRPC_XDS_BOOTSTRAP_CONFIG`. Nothing else in the client reads the environment.
     ///
+    /// In a Pod, `MESH_XDS_SERVER` in the place of both names the control plane (`HOST:PORT`, over TLS), and the rest is where
+    /// Istio's workloads have it: `POD_NAME`, `POD_NAMESPACE`, `POD_IP` and `SERVICE_ACCOUNT` of the downward API, the Pod's
+    /// labels in `/etc/istio/pod/labels`, a token for the audience `istio-ca` in `/var/run/secrets/tokens/istio-token`, and who
+    /// vouches for the control plane in `/var/run/secrets/istio/root-cert.pem`.
+    ///
     /// # Errors
-    /// When neither is set, the file cannot be read, or its content is wrong.
+    /// When none is set, a file cannot be read, or its content is wrong.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     pub fn from_env() -> Result<Self, BootstrapError> {
         if let Some(path) = std::env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty()) {
@@ -206,9 +212,22 @@ impl Bootstrap {
         }
         match std::env::var(TEXT_VARIABLE) {
             Ok(text) if !text.is_empty() => Self::from_json(&text, TEXT_VARIABLE),
+            Ok(_) | Err(std::env::VarError::NotPresent)
+                if let Some(server) = std::env::var(pod::SERVER).ok().filter(|server| !server.is_empty()) =>
+            {
+                let variable = |name: &str| std::env::var(name).ok();
+                let read = |path: &Path| std::fs::read_to_string(path);
+                pod::bootstrap(&server, variable, read).map_err(|(place, reason)| BootstrapError {
+                    origin: "of a Pod".into(),
+                    place,
+                    reason,
+                })
+            }
             Ok(_) | Err(std::env::VarError::NotPresent) => {
                 let reason = format!(
-                    "neither {FILE_VARIABLE} nor {TEXT_VARIABLE} is set (`mesh-control bootstrap --out FILE` writes a bootstrap)"
+                    "neither {FILE_VARIABLE} nor {TEXT_VARIABLE} is set (`mesh-control bootstrap --out FILE` writes a bootstrap), nor {}, \
+                     which is enough in a Pod",
+                    pod::SERVER
                 );
                 Err(BootstrapError { origin: "environment".into(), place: String::new(), reason })
             }

@@ -3,7 +3,7 @@
 //! Nothing happens before TLS is asked for. A certificate is renewed after half of its life; until a renewal succeeds, the
 //! one before it serves on, to its end. Whoever has a live certificate proves by it who they are, and needs no token any more:
 //! a one-time token is good for the first one. Neither key nor certificate is kept on disk, so a process that starts again
-//! needs a new token.
+//! needs a new token, unless its token is one that is replaced in its file.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -212,8 +212,30 @@ enum Provider {
         refresh: Duration,
     },
     Authority {
-        token: Option<String>,
+        token: Option<Token>,
     },
+}
+
+/// What proves to an authority who asks, where there is no certificate yet.
+#[derive(Clone)]
+enum Token {
+    /// A one-time token.
+    Once(String),
+    /// One that is replaced before it ends, as Kubernetes does: the file is read for every request.
+    File(PathBuf),
+}
+
+impl Token {
+    fn read(&self) -> Result<String, String> {
+        match self {
+            Token::Once(token) => Ok(token.clone()),
+            Token::File(path) => {
+                let bytes = files::bytes(path).map_err(|invalid| invalid.to_string())?;
+                let text = String::from_utf8(bytes).map_err(|_| format!("{} is no token", path.display()))?;
+                Ok(text.trim().to_owned())
+            }
+        }
+    }
 }
 
 impl Provider {
@@ -224,7 +246,12 @@ impl Provider {
             text(key)?.map(PathBuf::from).ok_or_else(|| Invalid::new("missing").at(format!("config.{key}")))
         };
         match provider.plugin.as_str() {
-            MESH_CA => Ok(Provider::Authority { token: text("token")? }),
+            MESH_CA => Ok(Provider::Authority {
+                token: match (text("token")?, text("token_file")?) {
+                    (Some(_), Some(_)) => return Err(Invalid::new("beside a token").at("config.token_file")),
+                    (once, file) => once.map(Token::Once).or(file.map(|path| Token::File(path.into()))),
+                },
+            }),
             FILE_WATCHER => Ok(Provider::Files {
                 certificate: path("certificate_file")?,
                 key: path("private_key_file")?,
@@ -294,7 +321,7 @@ impl Provider {
                     let is_of_use = token.is_some() || server.credentials != ChannelCredentials::Insecure;
                     let present = present.clone().filter(|_| is_of_use && connector.shows_certificates());
                     let renewal = present.map(|present| (Some(present), None));
-                    for (present, token) in renewal.into_iter().chain([(None, token.as_deref())]) {
+                    for (present, token) in renewal.into_iter().chain([(None, token.as_ref())]) {
                         let way = if present.is_some() { "renewal by the present certificate: " } else { "" };
                         let asked = ask(server, connector, &bootstrap.node, present, token);
                         let late = |_| Unsigned::from(format!("no answer within {} s", SIGNING.as_secs()));
@@ -351,7 +378,7 @@ async fn ask(
     connector: &Connector,
     node: &Node,
     present: Option<Arc<Credentials>>,
-    token: Option<&str>,
+    token: Option<&Token>,
 ) -> Result<Credentials, Unsigned> {
     if token.is_some() && server.credentials == ChannelCredentials::Insecure && !is_of_this_machine(&server.uri) {
         let why = "the token is not sent in plaintext to another machine: the bootstrap needs `tls` credentials";
@@ -364,7 +391,7 @@ async fn ask(
         IstioCertificateRequest { csr: request.csr().to_owned(), validity_duration: 0, metadata: Some(names(node)) };
     let mut message = tonic::Request::new(message);
     if let Some(token) = token {
-        let bearer = format!("Bearer {token}").parse();
+        let bearer = format!("Bearer {}", token.read()?).parse();
         message
             .metadata_mut()
             .insert("authorization", bearer.map_err(|_| "the token is no header's value".to_owned())?);
@@ -385,7 +412,7 @@ async fn ask(
             ));
         }
         let hint = match (status.code(), token) {
-            (tonic::Code::Unauthenticated, Some(_)) => SPENT,
+            (tonic::Code::Unauthenticated, Some(Token::Once(_))) => SPENT,
             _ => "",
         };
         Unsigned::Refused(format!("{:?}: {}{hint}", status.code(), status.message()))
@@ -447,6 +474,7 @@ mod tests {
         let files = json!({"certificate_file": "a", "private_key_file": "b", "spiffe_trust_bundle_map_file": "c"});
         assert_eq!(of("file_watcher", files), Ok(()), "the bundles take the place of the roots");
         assert_eq!(of("mesh_ca", json!({"token": "t"})), Ok(()));
+        assert_eq!(of("mesh_ca", json!({"token_file": "t"})), Ok(()));
         for (plugin, config, key) in [
             ("file_watcher", json!({"certificate_file": "a"}), "config.private_key_file"),
             ("file_watcher", json!({"certificate_file": 1}), "config.certificate_file"),
@@ -457,6 +485,7 @@ mod tests {
                 "config.spiffe_trust_bundle_map_file",
             ),
             ("mesh_ca", json!({"token": 1}), "config.token"),
+            ("mesh_ca", json!({"token": "t", "token_file": "t"}), "config.token_file"),
             ("vault", json!({}), "plugin_name"),
             ("spiffe_workload_api", json!({}), "config.socket"),
             ("spiffe_workload_api", json!({"socket": "127.0.0.1:80"}), "config.socket"),

@@ -2,6 +2,7 @@
 
 pub(crate) mod access_log;
 pub(crate) mod admin;
+pub(crate) mod admission;
 pub(crate) mod ads;
 pub(crate) mod certificates;
 mod console;

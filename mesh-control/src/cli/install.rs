@@ -1,0 +1,369 @@
+//! `mesh-control install`: the objects that run mesh-control in a Kubernetes cluster, with the permissions that it needs and no
+//! other.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+
+use super::serve::namespace;
+use super::{Format, Printing};
+use crate::kubernetes::kinds::{RESOURCES, SETTINGS, Use};
+
+/// Prints the objects that run mesh-control in a Kubernetes cluster, as YAML for `kubectl apply -f -`. Two Secrets are for you to
+/// make in the namespace first: `mesh-control-tls` (tls.crt, tls.key: the certificate of mesh-control.NAMESPACE.svc) and
+/// `cacerts` (Istio's: ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem).
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    /// The image with mesh-control in it, by a tag or a digest.
+    #[arg(long, value_name = "IMAGE", value_parser = image)]
+    image: String,
+    /// The namespace that it runs in.
+    #[arg(long, value_name = "NAMESPACE", default_value = "mesh-system", value_parser = namespace)]
+    namespace: String,
+    /// How many of it.
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    replicas: u16,
+    /// A namespace whose objects and services are served, in place of all: there are no permissions for others then. May be given
+    /// several times, or as a list with commas.
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', value_parser = namespace)]
+    kubernetes_namespaces: Vec<String>,
+    /// Has the API server ask whether objects may be stored: who vouches for the certificate in mesh-control-tls, as PEM.
+    #[arg(long, value_name = "FILE")]
+    webhook_ca: Option<PathBuf>,
+    #[command(flatten)]
+    printing: Printing,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let webhook = args.webhook_ca.as_ref().map(|path| {
+        let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        ensure!(pem.starts_with(b"-----BEGIN CERTIFICATE"), "{} is no certificate in PEM", path.display());
+        Ok(STANDARD.encode(pem))
+    });
+    let text = manifests(args, webhook.transpose()?.as_deref());
+    match args.printing.format() {
+        Format::Text => super::say(&text)?,
+        Format::Json => {
+            let items: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text).context("what is printed")?;
+            super::say(&format!("{:#}\n", json!({"apiVersion": "v1", "kind": "List", "items": items})))?;
+        }
+    }
+    Ok(())
+}
+
+fn manifests(args: &Args, webhook_ca: Option<&str>) -> String {
+    let mut all = vec![namespace_and_account(args), permissions(args), service(args, webhook_ca.is_some())];
+    all.push(deployment(args, webhook_ca.is_some()));
+    all.extend(webhook_ca.map(|ca| webhook(args, ca)));
+    all.join("---\n")
+}
+
+fn namespace_and_account(Args { namespace, .. }: &Args) -> String {
+    format!(
+        "\
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: {namespace}
+  labels:
+    pod-security.kubernetes.io/enforce: restricted
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: mesh-control
+  namespace: {namespace}
+"
+    )
+}
+
+/// What is watched may be listed and watched. One thing may be made: the question whose a token is.
+fn permissions(args: &Args) -> String {
+    let is_wide = args.kubernetes_namespaces.is_empty();
+    let mut everywhere: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut inside: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for resource in RESOURCES.iter().filter(|resource| resource.use_ != Use::Settings) {
+        let rules = if is_wide || !resource.is_namespaced() { &mut everywhere } else { &mut inside };
+        rules.entry(resource.group).or_default().push(resource.plural);
+    }
+    let mut text = role("ClusterRole", "", &everywhere);
+    let (_, name) = SETTINGS;
+    let _ = write!(
+        text,
+        "\
+- apiGroups: [\"\"]
+  resources: [configmaps]
+  resourceNames: [{name}]
+  verbs: [list, watch]
+- apiGroups: [authentication.k8s.io]
+  resources: [tokenreviews]
+  verbs: [create]
+---
+"
+    );
+    text += &binding("ClusterRole", "", &args.namespace);
+    for namespace in &args.kubernetes_namespaces {
+        let place = format!("  namespace: {namespace}\n");
+        text += &format!("---\n{}---\n{}", role("Role", &place, &inside), binding("Role", &place, &args.namespace));
+    }
+    text
+}
+
+fn role(kind: &str, place: &str, rules: &BTreeMap<&str, Vec<&str>>) -> String {
+    let mut text = format!(
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: {kind}\nmetadata:\n  name: mesh-control\n{place}rules:\n"
+    );
+    for (group, plurals) in rules {
+        let plurals = plurals.join(", ");
+        let _ = write!(text, "- apiGroups: [{group:?}]\n  resources: [{plurals}]\n  verbs: [list, watch]\n");
+    }
+    text
+}
+
+fn binding(kind: &str, place: &str, namespace: &str) -> String {
+    format!(
+        "\
+apiVersion: rbac.authorization.k8s.io/v1
+kind: {kind}Binding
+metadata:
+  name: mesh-control
+{place}roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: {kind}
+  name: mesh-control
+subjects:
+- kind: ServiceAccount
+  name: mesh-control
+  namespace: {namespace}
+"
+    )
+}
+
+fn service(Args { namespace, .. }: &Args, has_webhook: bool) -> String {
+    let webhook = if has_webhook { "  - {name: https-webhook, port: 443, targetPort: 15017}\n" } else { "" };
+    format!(
+        "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: mesh-control
+  namespace: {namespace}
+spec:
+  selector: {{app: mesh-control}}
+  ports:
+  - {{name: grpc-xds, port: 15012, targetPort: 15012}}
+  - {{name: http-status, port: 15014, targetPort: 15014}}
+{webhook}"
+    )
+}
+
+fn deployment(args: &Args, has_webhook: bool) -> String {
+    let Args { namespace, image, replicas, kubernetes_namespaces: only, .. } = args;
+    let mut options = String::new();
+    if !only.is_empty() {
+        let _ = writeln!(options, "        - --kubernetes-namespaces={}", only.join(","));
+    }
+    if has_webhook {
+        options += "        - --admission-addr=0.0.0.0:15017\n";
+    }
+    let port = if has_webhook { "        - {name: webhook, containerPort: 15017}\n" } else { "" };
+    let files = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"].map(|file| {
+        // Each by itself: a key that is a link to somewhere is not read.
+        format!(
+            "        - {{name: cacerts, mountPath: /etc/mesh-control/ca/{file}, subPath: {file}, readOnly: true}}\n"
+        )
+    });
+    format!(
+        "\
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: mesh-control
+  namespace: {namespace}
+spec:
+  replicas: {replicas}
+  selector:
+    matchLabels: {{app: mesh-control}}
+  template:
+    metadata:
+      labels: {{app: mesh-control}}
+    spec:
+      serviceAccountName: mesh-control
+      # Variables of the Service would look like options.
+      enableServiceLinks: false
+      securityContext:
+        runAsNonRoot: true
+        runAsUser: 65532
+        runAsGroup: 65532
+        fsGroup: 65532
+        seccompProfile: {{type: RuntimeDefault}}
+      topologySpreadConstraints:
+      - maxSkew: 1
+        topologyKey: kubernetes.io/hostname
+        whenUnsatisfiable: ScheduleAnyway
+        labelSelector:
+          matchLabels: {{app: mesh-control}}
+      containers:
+      - name: mesh-control
+        image: {image}
+        args:
+        - serve
+        - --kubernetes
+{options}        - --kubernetes-tokens=https://kubernetes.default.svc
+        - --ca-dir=/etc/mesh-control/ca
+        - --tls-cert=/etc/mesh-control/tls/tls.crt
+        - --tls-key=/etc/mesh-control/tls/tls.key
+        - --xds-addr=none
+        - --secure-addr=0.0.0.0:15012
+        - --status-addr=0.0.0.0:15014
+        ports:
+        - {{name: xds, containerPort: 15012}}
+        - {{name: status, containerPort: 15014}}
+{port}        readinessProbe:
+          httpGet: {{path: /ready, port: status}}
+        livenessProbe:
+          httpGet: {{path: /healthz, port: status}}
+        resources:
+          requests: {{cpu: 100m, memory: 128Mi}}
+          limits: {{memory: 1Gi}}
+        securityContext:
+          allowPrivilegeEscalation: false
+          readOnlyRootFilesystem: true
+          capabilities: {{drop: [ALL]}}
+        volumeMounts:
+        - {{name: tls, mountPath: /etc/mesh-control/tls, readOnly: true}}
+{files}      volumes:
+      # 288 is 0440: for the group of this Pod alone.
+      - name: tls
+        secret: {{secretName: mesh-control-tls, defaultMode: 288}}
+      - name: cacerts
+        secret: {{secretName: cacerts, defaultMode: 288}}
+",
+        files = files.concat(),
+    )
+}
+
+fn webhook(Args { namespace, kubernetes_namespaces: only, .. }: &Args, ca: &str) -> String {
+    let mut rules: BTreeMap<&str, (Vec<&str>, Vec<&str>)> = BTreeMap::new();
+    // Of those that nobody enforces here, somebody else decides whether there may be any.
+    let is_read = |kind: &str| !matches!(kind, "EnvoyFilter" | "WasmPlugin");
+    for resource in RESOURCES.iter().filter(|resource| resource.use_ == Use::Object && is_read(resource.kind)) {
+        let (versions, plurals) = rules.entry(resource.group).or_default();
+        versions.extend(
+            resource.versions.iter().filter(|version| !versions.contains(version)).copied().collect::<Vec<_>>(),
+        );
+        plurals.push(resource.plural);
+    }
+    let mut text = format!(
+        "\
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata:
+  name: mesh-control-{namespace}
+webhooks:
+- name: validation.mesh-control.{namespace}.svc
+  admissionReviewVersions: [v1]
+  sideEffects: None
+  timeoutSeconds: 5
+  # What is wrong and gets in leaves the last good state of its object in force.
+  failurePolicy: Ignore
+  clientConfig:
+    service: {{name: mesh-control, namespace: {namespace}, path: /validate, port: 443}}
+    caBundle: {ca}
+"
+    );
+    if !only.is_empty() {
+        let _ = write!(
+            text,
+            "  namespaceSelector:\n    matchExpressions:\n    - {{key: kubernetes.io/metadata.name, operator: In, values: [{}]}}\n",
+            only.join(", ")
+        );
+    }
+    text += "  rules:\n";
+    for (group, (versions, plurals)) in rules {
+        let _ = write!(
+            text,
+            "  - apiGroups: [{group}]\n    apiVersions: [{}]\n    resources: [{}]\n    operations: [CREATE, UPDATE]\n",
+            versions.join(", "),
+            plurals.join(", ")
+        );
+    }
+    text
+}
+
+fn image(text: &str) -> Result<String, String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"./-_:@".contains(&byte);
+    match !text.is_empty() && text.bytes().all(is_plain) {
+        true => Ok(text.to_owned()),
+        false => Err("expected the name of an image".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+    use crate::config::node::{self, Node};
+
+    fn printed(namespaces: &[&str], webhook: bool) -> Vec<Node> {
+        let args = Args {
+            image: "registry.example/mesh-control:1".to_owned(),
+            namespace: "mesh-system".to_owned(),
+            replicas: 2,
+            kubernetes_namespaces: namespaces.iter().map(|&name| name.to_owned()).collect(),
+            webhook_ca: None,
+            printing: Printing { output: Format::Text, json: false },
+        };
+        let text = manifests(&args, webhook.then_some("Q0E="));
+        node::parse(&Source { name: "t.yaml".into(), text: text.into() }).expect("YAML")
+    }
+
+    fn kinds(objects: &[Node]) -> Vec<&str> {
+        objects.iter().map(|object| object.get("kind").and_then(Node::as_str).expect("a kind")).collect()
+    }
+
+    fn rules<'n>(objects: &'n [Node], kind: &str) -> Vec<(Vec<&'n str>, Vec<&'n str>)> {
+        let role = objects.iter().find(|one| one.get("kind").and_then(Node::as_str) == Some(kind)).expect(kind);
+        let texts = |rule: &'n Node, key: &str| {
+            rule.get(key).map(Node::items).unwrap_or_default().iter().filter_map(Node::as_str).collect()
+        };
+        role.get("rules")
+            .expect("rules")
+            .items()
+            .iter()
+            .map(|rule| (texts(rule, "resources"), texts(rule, "verbs")))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_watched_may_be_watched_and_nothing_else_may_be_done() {
+        let all = printed(&[], false);
+        let expected = ["Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Service", "Deployment"];
+        assert_eq!(kinds(&all), expected);
+        let rules = rules(&all, "ClusterRole");
+        let mut allowed: Vec<&str> = rules.iter().flat_map(|(resources, _)| resources.clone()).collect();
+        let mut watched: Vec<&str> = RESOURCES.iter().map(|resource| resource.plural).chain(["tokenreviews"]).collect();
+        (allowed.sort_unstable(), watched.sort_unstable());
+        assert_eq!(allowed, watched);
+        for (resources, verbs) in &rules {
+            let expected: &[&str] = if resources == &["tokenreviews"] { &["create"] } else { &["list", "watch"] };
+            assert_eq!(verbs, expected, "{resources:?}");
+        }
+    }
+
+    #[test]
+    fn of_some_namespaces_nothing_is_to_be_seen_of_others() {
+        let all = printed(&["shop", "pay"], true);
+        let count = |kind: &str| kinds(&all).iter().filter(|one| **one == kind).count();
+        assert_eq!([count("Role"), count("RoleBinding"), count("ValidatingWebhookConfiguration")], [2, 2, 1]);
+        let wide = rules(&all, "ClusterRole");
+        let wide: Vec<&str> = wide.iter().flat_map(|(resources, _)| resources.clone()).collect();
+        assert_eq!(wide, ["nodes", "configmaps", "tokenreviews"]);
+        assert!(rules(&all, "Role").iter().any(|(resources, _)| resources.contains(&"virtualservices")));
+    }
+}

@@ -1,0 +1,175 @@
+//! What an API server is told that asks whether an object may be stored (a validating webhook, `admission.k8s.io/v1`): what
+//! `validate` says of it, beside everything that is in force. What is wrong with the object itself refuses it; the rest is a
+//! warning.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::kinds::{RESOURCES, Use};
+use super::objects::{text, text_name};
+use crate::config::{Diagnostic, Severity};
+
+/// What Kubernetes shows of warnings: so many characters each, and about so many of them.
+const LONGEST: usize = 250;
+const MOST: usize = 12;
+
+#[derive(Deserialize)]
+struct Review {
+    request: Request,
+}
+
+#[derive(Deserialize)]
+struct Request {
+    uid: String,
+    kind: Kind,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    object: Value,
+}
+
+#[derive(Deserialize)]
+struct Kind {
+    group: String,
+    version: String,
+    kind: String,
+}
+
+/// The answer to a question, where `review` finds what there is to say of a text of this name.
+///
+/// # Errors
+/// Why it is no such question.
+pub(crate) fn answer(
+    question: &[u8],
+    review: impl FnOnce(Arc<str>, Arc<str>) -> Vec<Diagnostic>,
+) -> Result<Vec<u8>, String> {
+    let Review { request } =
+        serde_json::from_slice(question).map_err(|error| format!("no AdmissionReview: {error}"))?;
+    let Kind { group, version, kind } = &request.kind;
+    let of_kind = RESOURCES.iter().find(|known| {
+        known.use_ == Use::Object
+            && known.group == group
+            && known.kind == kind
+            && known.versions.contains(&version.as_str())
+    });
+    // What is deleted has no object, and what is not read here is nobody's business here.
+    let found = match of_kind.filter(|_| request.object.is_object()) {
+        Some(resource) => {
+            let object = named(request.object, &request.name);
+            let name = object.get("metadata").and_then(|metadata| metadata.get("name")?.as_str()).unwrap_or_default();
+            let name = (request.namespace.as_str().into(), name.into());
+            review(text_name(resource, &name), text(resource, version, &object))
+        }
+        None => Vec::new(),
+    };
+    // What it refers to may come after it: objects are applied in any order.
+    let (wrong, others): (Vec<&Diagnostic>, Vec<_>) = found.iter().partition(|finding| finding.rejects_object());
+    let errors: Vec<String> = wrong.into_iter().map(in_words).collect();
+    let others = others.into_iter().filter(|finding| finding.severity != Severity::Info);
+    let warnings: Vec<String> = others.take(MOST).map(|finding| cut(&in_words(finding), LONGEST)).collect();
+    let mut response = json!({"uid": request.uid, "allowed": errors.is_empty()});
+    if !errors.is_empty() {
+        response["status"] = json!({"code": 422, "reason": "Invalid", "message": errors.join("; ")});
+    }
+    if !warnings.is_empty() {
+        response["warnings"] = warnings.into();
+    }
+    let answer = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
+    Ok(answer.to_string().into_bytes())
+}
+
+/// The object with its name, which is not known yet where the API server makes it.
+fn named(mut object: Value, name: &str) -> Value {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut)
+        && !metadata.contains_key("name")
+    {
+        let start = metadata.get("generateName").and_then(Value::as_str).unwrap_or_default();
+        let name = if name.is_empty() { format!("{start}0") } else { name.to_owned() };
+        metadata.insert("name".to_owned(), name.into());
+    }
+    object
+}
+
+/// Where it is, whoever asks knows.
+fn in_words(finding: &Diagnostic) -> String {
+    let field = finding.field.as_deref().map(|field| format!("{field}: ")).unwrap_or_default();
+    format!("{field}{} [{}]", finding.message, finding.code.as_str())
+}
+
+fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plane::Plane;
+
+    fn asked(kind: &str, object: Value) -> Value {
+        let (group, version) = ("networking.istio.io", "v1");
+        let question = json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": {
+                "uid": "u-1", "kind": {"group": group, "version": version, "kind": kind},
+                "namespace": "shop", "operation": "CREATE", "object": object,
+            },
+        });
+        let services = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {ports: [{port: 80, name: http}], selector: {app: web}}
+";
+        let plane = Plane::from_yaml(services).expect("good");
+        let before = plane.diagnostics().len();
+        let answer =
+            answer(question.to_string().as_bytes(), |name, text| plane.review(&name, text)).expect("a question");
+        // It was a question, and changed nothing.
+        assert_eq!((plane.objects(), plane.diagnostics().len()), (1, before));
+        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        assert_eq!((&answer["kind"], &answer["response"]["uid"]), (&json!("AdmissionReview"), &json!("u-1")));
+        answer["response"].clone()
+    }
+
+    fn rule(spec: Value) -> Value {
+        json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "1"}, "spec": spec})
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_the_words_of_validate() {
+        let refused = asked("VirtualService", rule(json!({"hosts": ["web"], "htpp": []})));
+        assert_eq!((&refused["allowed"], &refused["status"]["code"]), (&json!(false), &json!(422)));
+        let message = refused["status"]["message"].as_str().expect("a text");
+        assert!(message.starts_with("htpp: unknown field; did you mean `http`? [unknown-field]; "), "{message}");
+    }
+
+    #[test]
+    fn what_refers_to_nothing_is_a_warning_and_what_is_right_has_none() {
+        let to = |host: &str| rule(json!({"hosts": ["web"], "http": [{"route": [{"destination": {"host": host}}]}]}));
+        let right = asked("VirtualService", to("web"));
+        assert_eq!(right, json!({"uid": "u-1", "allowed": true}));
+        let warned = asked("VirtualService", to("wbe"));
+        assert_eq!(warned["allowed"], true);
+        assert!(warned["warnings"][0].as_str().is_some_and(|text| text.contains("wbe")), "{warned}");
+        // The API server makes its name later.
+        let mut unnamed = to("web");
+        unnamed["metadata"] = json!({"generateName": "a-"});
+        assert_eq!(asked("VirtualService", unnamed)["allowed"], true);
+    }
+
+    #[test]
+    fn what_is_deleted_or_read_by_nobody_may_pass_and_what_is_no_question_is_none() {
+        assert_eq!(asked("VirtualService", Value::Null)["allowed"], true);
+        assert_eq!(asked("Gateway", rule(json!({"any": 1})))["allowed"], true);
+        for wrong in [&b"{}"[..], b"", b"[]", br#"{"request": {"uid": 1}}"#] {
+            assert!(answer(wrong, |_, _| Vec::new()).is_err());
+        }
+    }
+}
