@@ -163,7 +163,9 @@ class Kubernetes:
 
     def library(self):
         """A workload of the library that has nothing but such a token."""
-        plugin = {"plugin_name": "mesh_ca", "config": {"token": self.good}}
+        token = self.folder / "projected"
+        token.write_text(f"{self.good}\n")
+        plugin = {"plugin_name": "mesh_ca", "config": {"token_file": str(token)}}
         bootstrap = {
             "xds_servers": [{"server_uri": self.xds, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}],
             "node": {"id": "mesh~127.0.0.1~web-1.shop~shop.svc.cluster.local", "metadata": {"NAMESPACE": "shop", "SERVICE_ACCOUNT": "web"}},

@@ -6,8 +6,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
+use http_body_util::BodyExt;
+use mesh_core::xds::{Bootstrap, XdsSource};
+use mesh_tower::Mesh;
+use mesh_tower::body::Body;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -18,6 +24,7 @@ use crate::config::store::Standing;
 use crate::plane::{Plane, PlaneOptions, Snapshot, Synced};
 use crate::registry::workload::Health;
 use crate::registry::{Endpoint, Workload};
+use crate::serve::{Feed, Options, Server};
 use fake::Fake;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -82,13 +89,17 @@ spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
 ";
 
 fn slice(endpoints: &str) -> String {
+    slice_at(endpoints, 8080)
+}
+
+fn slice_at(endpoints: &str, port: u16) -> String {
     format!(
         "
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {{name: web-1, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}
 addressType: IPv4
-ports: [{{name: http, port: 8080}}]
+ports: [{{name: http, port: {port}}}]
 endpoints: [{endpoints}]
 "
     )
@@ -426,4 +437,53 @@ async fn beside_a_directory_both_count_and_an_empty_one_takes_nothing_away() {
     fake.delete("services", "shop", "web");
     follower.until("the service gone", |snapshot| snapshot.objects() == 1).await;
     assert!(endpoints(&follower.plane.snapshot()).iter().all(|one| one.health == Health::Healthy));
+}
+
+/// From a cluster over xDS to sockets.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_goes_where_the_cluster_says_and_none_is_lost_when_that_changes() {
+    let serve = async |name: &'static str| {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let app = axum::Router::new().fallback(move || async move { name });
+        (port, tokio::spawn(async move { drop(axum::serve(listener, app).await) }))
+    };
+    let ((first, one), (second, two)) = (serve("one").await, serve("two").await);
+    let fake = Fake::start().await;
+    fake.apply(WEB);
+    fake.apply(&slice_at(&at("127.0.0.1"), first));
+    let follower = follow(&fake).await;
+    let plane = follower.plane.clone();
+    let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &Options::default());
+    let xds = server.listen("127.0.0.1:0".parse().expect("an address")).await.expect("listening");
+    let bootstrap = Bootstrap::new(xds.to_string()).node_id("n").metadata("NAMESPACE", "shop");
+    let mesh = Mesh::builder().source(XdsSource::new(bootstrap)).cold_start_wait(LIMIT).start().expect("a mesh");
+    let call = async |path: &str| {
+        let request = Request::get(format!("http://web{path}")).body(Body::empty()).expect("a request");
+        let answer = mesh.client().request(request).await.expect("an answer");
+        let status = answer.status().as_u16();
+        (status, answer.into_body().collect().await.expect("a body").to_bytes())
+    };
+    assert_eq!(call("/").await, (200, "one".into()));
+
+    // The new one takes over, and nobody notices.
+    fake.apply(&slice_at(&at("127.0.0.1"), second));
+    let taken_over = async {
+        loop {
+            let (status, body) = call("/").await;
+            assert_eq!(status, 200);
+            if body == "two" {
+                return;
+            }
+        }
+    };
+    timeout(LIMIT, taken_over).await.expect("in time");
+
+    let tea = "{match: [{uri: {prefix: /tea}}], directResponse: {status: 418}}";
+    fake.apply(&rule("web", &format!("{tea}, {GOOD_RULE}")).replace("web.example.com", "web"));
+    let in_force = async { while call("/tea").await.0 != 418 {} };
+    timeout(LIMIT, in_force).await.expect("in time");
+    assert_eq!(call("/").await, (200, "two".into()));
+    server.shutdown().await;
+    (one.abort(), two.abort());
 }
