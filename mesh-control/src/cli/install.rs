@@ -348,7 +348,8 @@ mod tests {
         let rules = rules(&all, "ClusterRole");
         let mut allowed: Vec<&str> = rules.iter().flat_map(|(resources, _)| resources.clone()).collect();
         let mut watched: Vec<&str> = RESOURCES.iter().map(|resource| resource.plural).chain(["tokenreviews"]).collect();
-        (allowed.sort_unstable(), watched.sort_unstable());
+        allowed.sort_unstable();
+        watched.sort_unstable();
         assert_eq!(allowed, watched);
         for (resources, verbs) in &rules {
             let expected: &[&str] = if resources == &["tokenreviews"] { &["create"] } else { &["list", "watch"] };

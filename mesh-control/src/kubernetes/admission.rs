@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::kinds::{RESOURCES, Use};
 use super::objects::{text, text_name};
@@ -71,12 +71,14 @@ pub(crate) fn answer(
     let errors: Vec<String> = wrong.into_iter().map(in_words).collect();
     let others = others.into_iter().filter(|finding| finding.severity != Severity::Info);
     let warnings: Vec<String> = others.take(MOST).map(|finding| cut(&in_words(finding), LONGEST)).collect();
-    let mut response = json!({"uid": request.uid, "allowed": errors.is_empty()});
+    let mut response =
+        Map::from_iter([("uid".to_owned(), request.uid.into()), ("allowed".to_owned(), errors.is_empty().into())]);
     if !errors.is_empty() {
-        response["status"] = json!({"code": 422, "reason": "Invalid", "message": errors.join("; ")});
+        let status = json!({"code": 422, "reason": "Invalid", "message": errors.join("; ")});
+        response.insert("status".to_owned(), status);
     }
     if !warnings.is_empty() {
-        response["warnings"] = warnings.into();
+        response.insert("warnings".to_owned(), warnings.into());
     }
     let answer = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
     Ok(answer.to_string().into_bytes())

@@ -485,5 +485,6 @@ async fn a_request_goes_where_the_cluster_says_and_none_is_lost_when_that_change
     timeout(LIMIT, in_force).await.expect("in time");
     assert_eq!(call("/").await, (200, "two".into()));
     server.shutdown().await;
-    (one.abort(), two.abort());
+    one.abort();
+    two.abort();
 }

@@ -34,7 +34,8 @@ pub(super) fn bootstrap(
     // By its labels is told which policies guard it: without them it would be somebody else.
     let labels = labels(&file(LABELS)?).map_err(|why| (LABELS.to_owned(), why))?;
     // They are read again whenever they are needed. That they are missing shows now.
-    (file(TOKEN)?, file(ROOTS)?);
+    file(TOKEN)?;
+    file(ROOTS)?;
 
     let workload = workload(&name, &labels);
     let mut bootstrap = Bootstrap::new(server);
