@@ -13,10 +13,10 @@ mod source;
 mod summary;
 
 use std::collections::{BTreeMap, HashSet};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
-use std::{fs, io};
 
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
@@ -266,8 +266,7 @@ impl Plane {
         let plane = Plane::new(options, store);
         let mut all = others;
         if let Some(directory) = plane.inner.options.directory() {
-            fs::metadata(plane.inner.options.config_dir.as_deref().unwrap_or(".".as_ref()))?;
-            let watched = directory.watch();
+            let watched = directory.watch()?;
             let first = Update::Directory(Ok(watched.scan()?));
             all.push(Synced { store: Box::new(watched), first });
         }

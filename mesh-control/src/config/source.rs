@@ -1,7 +1,7 @@
 //! Where a configuration comes from: one seam for a directory and for whatever else holds objects.
 
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use futures_util::future::BoxFuture;
 use tokio::task::spawn_blocking;
@@ -47,11 +47,12 @@ impl Directory {
         Ok(scan)
     }
 
-    /// Watches it. Whoever scans it afterwards misses nothing.
-    pub(crate) fn watch(self) -> WatchedDirectory {
+    /// Watches it, where it is there. Whoever scans it afterwards misses nothing.
+    pub(crate) fn watch(self) -> io::Result<WatchedDirectory> {
+        fs::metadata(&self.dir)?;
         let watchers = [Some(self.dir.as_path()), self.settings.as_deref().map(folder)];
         let watchers = watchers.into_iter().flatten().map(Watcher::new).collect();
-        WatchedDirectory { directory: self, watchers }
+        Ok(WatchedDirectory { directory: self, watchers })
     }
 }
 
@@ -90,7 +91,6 @@ impl ConfigStore for WatchedDirectory {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::time::Duration;
 
     use super::*;
@@ -100,7 +100,7 @@ mod tests {
         let (dir, beside) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
         let settings = beside.path().join("mesh.yaml");
         fs::write(&settings, "").expect("written");
-        let watched = Directory::new(dir.path(), Some(&settings)).watch();
+        let watched = Directory::new(dir.path(), Some(&settings)).watch().expect("a directory");
         let scan = watched.scan().expect("readable");
         assert_eq!(scan.files.len(), 1, "the settings alone");
         fs::write(dir.path().join("late.yaml"), "a: 1").expect("written");

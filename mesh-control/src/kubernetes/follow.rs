@@ -34,7 +34,7 @@ pub(super) struct Pace {
 impl Default for Pace {
     fn default() -> Pace {
         let pauses = (Duration::from_millis(200), Duration::from_secs(3));
-        Pace { pauses, absent: Duration::from_secs(10), doubted: Duration::from_secs(3) }
+        Pace { pauses, absent: Duration::from_secs(30), doubted: Duration::from_secs(3) }
     }
 }
 
@@ -118,7 +118,7 @@ impl Follower {
                         return;
                     }
                     if version.is_empty() {
-                        sleep(self.pace.absent).await;
+                        self.await_group().await;
                         continue;
                     }
                     if !self.watch_on(&mut known, version).await {
@@ -202,6 +202,17 @@ impl Follower {
                 }
                 Ok(Event::Expired) => return Ended::Expired,
                 Ok(Event::Failed(why)) | Err(why) => return Ended::Lost(why),
+            }
+        }
+    }
+
+    /// Waits until there may be such a kind. Of a group that is not there, one question is enough.
+    async fn await_group(&self) {
+        loop {
+            sleep(self.pace.absent).await;
+            let asked = self.client.get(&format!("/apis/{}", self.resource.group), LIST).await;
+            if !matches!(asked, Err(Failure::Status(StatusCode::NOT_FOUND, _))) {
+                return;
             }
         }
     }

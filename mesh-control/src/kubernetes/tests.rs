@@ -162,7 +162,7 @@ fn told(plane: &Plane) -> BTreeMap<String, Encoded> {
     told
 }
 
-/// The same objects, from files and from a cluster.
+/// The same objects, from files and from a cluster, to two replicas.
 #[tokio::test]
 async fn what_a_cluster_holds_is_told_byte_by_byte_as_if_it_were_files() {
     for corpus in ["shop", "everything"] {
@@ -172,15 +172,17 @@ async fn what_a_cluster_holds_is_told_byte_by_byte_as_if_it_were_files() {
             fake.apply(&fs::read_to_string(file.expect("a file").path()).expect("text"));
         }
         let of_files = Plane::start(PlaneOptions::default().config_dir(&folder)).expect("a plane");
-        let of_cluster = follow(&fake).await;
+        let (of_cluster, replica) = (follow(&fake).await, follow(&fake).await);
         assert_eq!(of_files.objects(), of_cluster.plane.objects(), "{corpus}");
-        for plane in [&of_files, &of_cluster.plane] {
+        for plane in [&of_files, &of_cluster.plane, &replica.plane] {
             for number in 1..4 {
                 let address = format!("10.9.0.{number}:8080").parse().expect("an address");
                 plane.register(outside(&format!("k{number}"), "catalog", "catalog", address));
             }
+            plane.published().await;
         }
         let (files, cluster) = (told(&of_files), told(&of_cluster.plane));
+        assert_eq!(cluster, told(&replica.plane), "{corpus}");
         assert!(files.len() > 100, "{corpus}: {}", files.len());
         assert_eq!(files.keys().collect::<Vec<_>>(), cluster.keys().collect::<Vec<_>>(), "{corpus}");
         for (name, encoded) in files {

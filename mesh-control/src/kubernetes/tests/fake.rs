@@ -24,6 +24,9 @@ use crate::config::{Source, node::Value as Yaml};
 /// Objects of one answer, whatever is asked for.
 const PAGE: usize = 3;
 
+/// A group that is there when one of its kinds is.
+const GROUP: &str = "gateway.networking.k8s.io";
+
 type Key = (String, String, String);
 
 #[derive(Default)]
@@ -190,6 +193,8 @@ async fn answer(State((world, asked)): State<Shared>, uri: Uri) -> Response {
         status(StatusCode::SERVICE_UNAVAILABLE)
     } else if plural == "readyz" {
         "ok".into_response()
+    } else if plural == GROUP && world.absent.contains("httproutes") {
+        status(StatusCode::NOT_FOUND)
     } else if world.absent.contains(plural) {
         status(StatusCode::NOT_FOUND)
     } else if is_watch {
