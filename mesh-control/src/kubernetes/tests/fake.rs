@@ -193,9 +193,7 @@ async fn answer(State((world, asked)): State<Shared>, uri: Uri) -> Response {
         status(StatusCode::SERVICE_UNAVAILABLE)
     } else if plural == "readyz" {
         "ok".into_response()
-    } else if plural == GROUP && world.absent.contains("httproutes") {
-        status(StatusCode::NOT_FOUND)
-    } else if world.absent.contains(plural) {
+    } else if world.absent.contains(if plural == GROUP { "httproutes" } else { plural }) {
         status(StatusCode::NOT_FOUND)
     } else if is_watch {
         world.watch(plural, number("resourceVersion")).into_response()
