@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use envoy_types::pb::google::protobuf::Any;
@@ -14,18 +14,19 @@ use mesh_control::calls::Record;
 use mesh_control::live_trace::Traced;
 use mesh_control::ratelimit::{RateLimits, Store};
 use mesh_core::authz::Connection;
-use mesh_core::filter::FilterRegistry;
+use mesh_core::filter::{Decision, Filter, FilterRegistry, RequestRulesFilter};
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::jwt::Authenticator;
 use mesh_core::live_trace::{Condition, Mark};
 use mesh_core::load_report::{BINARY, LoadReport};
 use mesh_core::model::{
     CelAttribute, CelExpression, CelValue, Facts, FilterConfig, FullRegex, HeaderTarget, HeaderText, HttpManager,
-    JwkSet, Listener, LoadWeights, RouteSource, Tracing,
+    JwkSet, Listener, LoadWeights, Refusal, RequestRule, RequestRules, RouteSource, Tracing,
 };
 use mesh_core::path::PathNormalization;
 use mesh_core::printable::is_unseen;
 use mesh_core::request::RequestHead;
+use mesh_core::request_info::RequestInfo;
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::state::States;
 use mesh_core::testing::resources::{
@@ -290,6 +291,21 @@ pub fn cel(bytes: &[u8]) {
         }
         Err(fault) => assert!((1..=text.lines().count().max(1) + 1).contains(&fault.line), "{fault}"),
     }
+    rule(text);
+}
+
+/// A condition of a rule on requests decides on a request, whatever that is, or leaves it undecided.
+fn rule(text: &str) {
+    let Ok(when) = CelExpression::rule(text) else { return };
+    let mut rule = RequestRule::new("fuzzed");
+    rule.when = Some(when);
+    rule.deny = Some(Refusal::new(http::StatusCode::FORBIDDEN, text.to_owned()));
+    let filter = RequestRulesFilter::new(&Arc::new(RequestRules::new(vec![rule])));
+    let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
+    let request = http::Request::get("/a?b=c").header("host", "web").header("x", text.as_bytes());
+    let Ok(request) = request.header("twice", "1").header("twice", "2").body(()) else { return };
+    let decided = filter.on_request(&mut info, &mut request.into_parts().0);
+    assert!(matches!(decided, Decision::Continue | Decision::Reply(_)));
 }
 
 /// A request of which nothing is known.

@@ -25,7 +25,7 @@ use crate::id::{Address, ClusterName};
 use crate::identity::SpiffeId;
 use crate::jwt::Claims;
 use crate::live_trace::{End, Hop, Place};
-use crate::model::{AccessLog, MetricRules, ServiceNames};
+use crate::model::{AccessLog, HeaderChange, MetricRules, ServiceNames};
 use crate::recycled::{Recycle, Recycled, Spare};
 use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
@@ -176,6 +176,8 @@ pub struct RequestInfo {
     pub pinned: Option<Box<Pinned>>,
     /// Headers that its answer gets, in the place of its own of the same names: who may read it.
     pub answer_headers: Option<Box<HeaderMap>>,
+    /// Changes that rules on requests make to the headers of its answer.
+    pub answer_changes: Option<Box<Vec<Arc<[HeaderChange]>>>>,
     /// Headers that a rate limit service wants its answer to have.
     pub limit_headers: Option<Box<HeaderMap>>,
     /// What is left of the limit that it comes nearest to, where its answer is to tell.
@@ -297,6 +299,7 @@ impl RequestInfo {
             hash: None,
             pinned: None,
             answer_headers: None,
+            answer_changes: None,
             limit_headers: None,
             limit_note: None,
             repeat: None,

@@ -21,6 +21,7 @@ use mesh_core::store::{Source, Store};
 use mesh_core::telemetry::{MetricsReader, MetricsWriter, SpanSink};
 use mesh_core::tls::{Certificates, Credentials};
 use mesh_core::view::{EndpointStatus, Extensions};
+use serde_json::json;
 
 use crate::access_log::{AccessLogs, LogSink};
 use crate::drain::Drain;
@@ -342,6 +343,69 @@ impl MeshBuilder {
         self
     }
 
+    /// The same, with a JSON Schema of its configuration: `mesh-control validate` then finds what is wrong with a configuration
+    /// where it is written, before any process is told. [`MeshBuilder::filter_schemas`] hands it out.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use http::{StatusCode, request};
+    /// use mesh_core::error::Invalid;
+    /// use mesh_core::filter::{Decision, Filter, Reply};
+    /// use mesh_core::request_info::RequestInfo;
+    /// use mesh_tower::Mesh;
+    ///
+    /// /// Lets in who names a tenant.
+    /// #[derive(Debug)]
+    /// struct NeedsTenant {
+    ///     header: String,
+    /// }
+    ///
+    /// impl Filter for NeedsTenant {
+    ///     fn on_request(&self, _: &mut RequestInfo, head: &mut request::Parts) -> Decision {
+    ///         match head.headers.contains_key(&self.header) {
+    ///             true => Decision::Continue,
+    ///             false => Decision::Reply(Reply::new(StatusCode::BAD_REQUEST, "which tenant?")),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// const SCHEMA: &str = r#"{"type": "object", "required": ["header"], "properties": {"header": {"type": "string"}}}"#;
+    ///
+    /// let builder = Mesh::builder().filter_with_schema("acme.tenant", SCHEMA, Arc::new(|config, _| {
+    ///     let config: serde_json::Value = serde_json::from_str(config).map_err(|why| Invalid::new(why.to_string()))?;
+    ///     let header = config["header"].as_str().ok_or_else(|| Invalid::new("missing").at("header"))?;
+    ///     Ok(Arc::new(NeedsTenant { header: header.to_owned() }))
+    /// }));
+    /// // What `mesh-control` reads beside the other objects.
+    /// assert!(builder.filter_schemas().contains("FilterSchema"));
+    /// ```
+    ///
+    /// A schema that is no JSON keeps the mesh from starting.
+    pub fn filter_with_schema(mut self, name: &str, schema: &str, factory: FilterFactory) -> Self {
+        match serde_json::from_str(schema) {
+            Ok(schema) => self.extensions.filters.describe(name, schema),
+            Err(why) => self = self.fail(StartError(format!("the schema of the filter {name:?}: {why}"))),
+        }
+        self.filter(name, factory)
+    }
+
+    /// The schemas of its filters as objects that `mesh-control` reads: for a command of the application that prints them into a
+    /// file of the configuration's directory. JSON, which is YAML, too.
+    pub fn filter_schemas(&self) -> String {
+        let object = |(filter, schema): (&Arc<str>, &serde_json::Value)| {
+            // Names of objects have fewer letters than those of filters.
+            let letter = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' };
+            json!({
+                "apiVersion": "policy.mesh-control/v1alpha1",
+                "kind": "FilterSchema",
+                "metadata": {"name": filter.chars().map(letter).collect::<String>()},
+                "spec": {"filter": &**filter, "schema": schema},
+            })
+        };
+        let items: Vec<_> = self.extensions.filters.schemas().iter().map(object).collect();
+        format!("{:#}\n", json!({"apiVersion": "v1", "kind": "List", "items": items}))
+    }
+
     /// A balancing policy of the application's own, by the name that configuration uses for it: over xDS, the type
     /// of a `TypedStruct` in a cluster's `load_balancing_policy`.
     pub fn balancer(mut self, name: &str, balancer: impl LoadBalancer + 'static) -> Self {
@@ -478,7 +542,6 @@ impl MeshBuilder {
     }
 
     /// It cannot start, for this reason.
-    #[cfg(feature = "otel")]
     pub(crate) fn fail(mut self, why: StartError) -> Self {
         self.failure.get_or_insert(why);
         self

@@ -11,10 +11,12 @@ mod cors;
 mod counted;
 mod fault;
 mod local_rate_limit;
+mod plugin;
 mod rate_limit;
+mod request_rules;
 mod session;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,17 +27,19 @@ use http::{HeaderMap, HeaderValue, StatusCode, request, response};
 
 use crate::error::{Invalid, OVERLOADED};
 use crate::limits::RateLimitService;
-use crate::model::FilterConfig;
+use crate::model::{FilterConfig, Plugin};
 use crate::request_info::RequestInfo;
 use crate::response_flags::ResponseFlags;
-use crate::state::FilterState;
+use crate::state::{FilterState, States};
 
 pub use adaptive_concurrency::AdaptiveConcurrencyFilter;
 pub use admission_control::AdmissionControlFilter;
 pub use cors::CorsFilter;
 pub use fault::{ActiveFaults, FaultFilter};
 pub use local_rate_limit::{LocalLimit, LocalRateLimitFilter};
+pub use plugin::PluginFilter;
 pub use rate_limit::{GlobalLimit, GlobalRateLimitFilter};
+pub use request_rules::RequestRulesFilter;
 pub use session::SessionFilter;
 
 /// What becomes of a request after a filter saw it. Exhaustive: one more must not pass for [`Decision::Continue`].
@@ -171,6 +175,8 @@ pub type FilterFactory = Arc<dyn Fn(&str, &FilterState<'_>) -> Result<Arc<dyn Fi
 #[derive(Clone, Default)]
 pub struct FilterRegistry {
     factories: HashMap<Arc<str>, FilterFactory>,
+    /// What their configurations may be, as JSON Schema.
+    schemas: BTreeMap<Arc<str>, serde_json::Value>,
     rate_limits: Option<Arc<dyn RateLimitService>>,
 }
 
@@ -178,6 +184,25 @@ impl FilterRegistry {
     /// Adds a filter under a name; a second one of the same name replaces the first.
     pub fn register(&mut self, name: impl Into<Arc<str>>, factory: FilterFactory) {
         self.factories.insert(name.into(), factory);
+    }
+
+    /// Says by a JSON Schema what the configuration of a filter may be, for whoever checks it before it is in force.
+    pub fn describe(&mut self, name: impl Into<Arc<str>>, schema: serde_json::Value) {
+        self.schemas.insert(name.into(), schema);
+    }
+
+    /// What the configurations of filters may be, by the filters' names.
+    pub fn schemas(&self) -> &BTreeMap<Arc<str>, serde_json::Value> {
+        &self.schemas
+    }
+
+    /// Whether a filter can be made. What is made for it, its state too, is dropped.
+    ///
+    /// # Errors
+    /// There is none of this name, or it does not take its configuration.
+    pub fn try_out(&self, plugin: &Plugin) -> Result<(), Invalid> {
+        let states = States::default();
+        plugin::made(plugin, self.factories.get(&plugin.name), &states.filter("", &plugin.name)).map(drop)
     }
 
     /// Has questions to rate limit services carried by this.
@@ -217,6 +242,11 @@ impl FilterRegistry {
             FilterConfig::AdmissionControl(config) => Ok(Some(Arc::new(AdmissionControlFilter::new(config, state)))),
             FilterConfig::Cors(policy) => Ok(Some(Arc::new(CorsFilter::new(policy)))),
             FilterConfig::StatefulSession(session) => Ok(Some(Arc::new(SessionFilter::new(session)))),
+            FilterConfig::RequestRules(rules) => Ok(Some(Arc::new(RequestRulesFilter::new(rules)))),
+            FilterConfig::Plugin(plugin) => {
+                let filter = PluginFilter::new(plugin, self.factories.get(&plugin.name).cloned(), state);
+                Ok((!filter.is_idle()).then(|| Arc::new(filter) as Arc<dyn Filter>))
+            }
             FilterConfig::Custom(name, json) => match self.factories.get(name) {
                 Some(factory) => factory(json, state).map(Some),
                 None => Err(Invalid::new(format!("no filter is registered as {name:?}"))),

@@ -28,6 +28,7 @@ pub struct CelExpression {
     text: Arc<str>,
     root: Arc<Node>,
     needs_head: bool,
+    looks_at_answer: bool,
 }
 
 /// Why an expression cannot be read, and where.
@@ -67,6 +68,22 @@ impl CelExpression {
         parse::condition(text)
     }
 
+    /// Reads the condition of a rule on requests, which is asked while a request is decided on, or where it is about the answer,
+    /// when there is one. It may ask who the client is and what its tokens say.
+    ///
+    /// # Errors
+    /// What is wrong with it, and where.
+    ///
+    /// ```
+    /// use mesh_core::model::CelExpression;
+    ///
+    /// assert!(CelExpression::rule("'ops' in request.auth.claims['groups'] && source.namespace == 'shop'").is_ok());
+    /// assert!(CelExpression::rule("request.duration > duration('1s')").is_err());
+    /// ```
+    pub fn rule(text: &str) -> Result<CelExpression, CelFault> {
+        parse::rule(text)
+    }
+
     /// Reads an expression that has a value: a text, a number, or whether something is so.
     ///
     /// # Errors
@@ -93,6 +110,11 @@ impl CelExpression {
         self.needs_head
     }
 
+    /// Whether it asks about the answer.
+    pub fn looks_at_answer(&self) -> bool {
+        self.looks_at_answer
+    }
+
     /// Whether it is a value that is written out, and so the same for every request.
     pub fn is_constant(&self) -> bool {
         matches!(*self.root, Node::Literal(_))
@@ -101,6 +123,14 @@ impl CelExpression {
     /// Whether it holds. Where a fact is missing that decides it, it does not (as in Envoy).
     pub fn holds(&self, facts: &dyn Facts) -> bool {
         matches!(self.root.value(facts), Some(CelValue::Bool(true)))
+    }
+
+    /// Whether it is true; `None` where a fact is missing that decides it.
+    pub fn is_true(&self, facts: &dyn Facts) -> Option<bool> {
+        match self.root.value(facts)? {
+            CelValue::Bool(is_true) => Some(is_true),
+            _ => None,
+        }
     }
 
     /// Its value as a text; `None` where a fact is missing.

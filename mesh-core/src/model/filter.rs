@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::model::{
     AdaptiveConcurrency, AdmissionControl, CorsPolicy, ExtAuthz, GlobalRateLimit, HeaderTest, JwtAuthentication,
-    LocalRateLimit, RateLimitPerRoute, Rbac, StatefulSession,
+    LocalRateLimit, Plugin, RateLimitPerRoute, Rbac, RequestRules, StatefulSession,
 };
 
 /// One entry of a listener's filter list.
@@ -56,6 +56,10 @@ pub enum FilterConfig {
     /// A filter of the application's own: the name that it was registered under, and its configuration as
     /// canonical JSON.
     Custom(Arc<str>, Arc<str>),
+    /// The same, of which the configuration says what becomes of requests where it cannot run.
+    Plugin(Arc<Plugin>),
+    /// Rules on requests without code.
+    RequestRules(Arc<RequestRules>),
     /// Turned off for this route.
     Disabled,
 }

@@ -42,10 +42,12 @@ mod outlier;
 mod overload;
 mod path_rewrite;
 mod path_template;
+mod plugin;
 mod rate_limit;
 mod rate_limit_service;
 mod rbac;
 mod re2;
+mod request_rules;
 mod retry;
 mod route;
 mod session;
@@ -81,11 +83,13 @@ pub use metric_rules::{
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 pub use overload::{AdaptiveConcurrency, AdmissionControl, UnloadedTime};
 pub use path_rewrite::PathRewrite;
+pub use plugin::{OnFailure, Plugin};
 pub use rate_limit::{
     CLIENT_ENTRY, ClientPart, DescriptorAction, LAST_STAGE, LimitOverride, LimitUnit, MOST_HITS, PATH_ENTRY, RateLimit,
 };
 pub use rate_limit_service::{GlobalRateLimit, RateLimitPerRoute};
 pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};
+pub use request_rules::{REQUEST_RULES, Refusal, RequestRule, RequestRules};
 pub use retry::{RateLimitedBackOff, RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{
     Clusters, DirectResponse, Forward, HeaderChange, HeaderMutations, HeaderTest, MaxStreamDuration, Mirror,

@@ -120,7 +120,11 @@ impl Facts for Ended<'_> {
             CelAttribute::RequestHeaders
             | CelAttribute::ResponseHeaders
             | CelAttribute::ResponseTrailers
-            | CelAttribute::NodeMetadata => return None,
+            | CelAttribute::NodeMetadata
+            | CelAttribute::RequestPrincipal
+            | CelAttribute::RequestClaims
+            | CelAttribute::SourcePrincipal
+            | CelAttribute::SourceNamespace => return None,
         })
     }
 

@@ -40,6 +40,8 @@ pub struct RouteTable {
     authenticator: Option<Arc<Authenticator>>,
     /// Who else is asked, in order.
     askers: Box<[Asker]>,
+    /// The filters that come before tokens are looked at, and before policies are; mostly none.
+    early: Option<Box<[Filters; 2]>>,
     /// Whether any request needs a verdict.
     needs_verdict: bool,
     /// Whether any verdict may be a refusal.
@@ -149,12 +151,14 @@ impl RouteTable {
             access: Box::default(),
             authenticator: authenticator(&http.filters)?,
             askers,
+            early: None,
             needs_verdict: false,
             is_guarded: false,
             catches_all: catches_all(&config),
             config: Arc::clone(&config),
         };
         let base = builder.base(listener)?;
+        table.early = builder.early(&base);
         table.access = builder.effective(&[&base], true, &((&[], false), &[]))?.1;
         table.needs_verdict = !table.access.is_empty() || !table.askers.is_empty();
         table.is_guarded = !table.askers.is_empty() || table.access.iter().any(|access| access.may_refuse());
@@ -305,6 +309,13 @@ impl RouteTable {
         &self.askers
     }
 
+    /// The filters that a request passes before its tokens are looked at, and those before it is said who may do what: plugins
+    /// that stand before the filters of that kind. They are the listener's, since there is no route yet.
+    #[inline]
+    pub fn early(&self) -> Option<&[Filters; 2]> {
+        self.early.as_deref()
+    }
+
     /// Whether a request needs a verdict, for which its connection should be known.
     #[inline]
     pub fn needs_verdict(&self) -> bool {
@@ -367,7 +378,7 @@ impl RouteTable {
         let has_own_access = |destination: &Destination| destination.access.is_some();
         let mut destinations = self.hosts.iter().flat_map(|host| &host.routes).flat_map(|route| &route.destinations);
         match () {
-            () if self.has_filters() => Some("its filters look at requests".into()),
+            () if self.has_filters() || self.early.is_some() => Some("its filters look at requests".into()),
             () if destinations.any(has_own_access) => Some("a route has policies of its own".into()),
             () => None,
         }
@@ -589,6 +600,20 @@ fn is_condition(filters: &[NamedFilter], rbac: &Rbac) -> bool {
         })
 }
 
+/// Whether a plugin stands before filters that look at tokens (0), or before those that say who may do what (1): it may be what
+/// makes their headers good. Other filters come after them, wherever they stand.
+fn early_stage(filters: &[NamedFilter], place: usize) -> Option<usize> {
+    let (filter, after) = filters.get(place..)?.split_first()?;
+    let is_before = |is_one: fn(&FilterConfig) -> bool| after.iter().any(|filter| is_one(&filter.config));
+    match filter.config {
+        FilterConfig::Plugin(_) if is_before(|config| matches!(config, FilterConfig::Jwt(_))) => Some(0),
+        FilterConfig::Plugin(_) => {
+            is_before(|config| matches!(config, FilterConfig::Rbac(_) | FilterConfig::ExtAuthz(_))).then_some(1)
+        }
+        _ => None,
+    }
+}
+
 fn catches_all(config: &RouteConfiguration) -> bool {
     let [host] = config.virtual_hosts.as_slice() else { return false };
     let every_path = host.routes.first().is_some_and(|route| route.matches == RouteMatch::any());
@@ -722,6 +747,21 @@ impl FilterBuilder<'_> {
         built.map_err(|invalid| invalid.at(format!("filter {name:?}")))
     }
 
+    /// Those that come before others look at tokens, and before they say who may do what.
+    fn early(&self, base: &FilterLevel) -> Option<Box<[Filters; 2]>> {
+        let of_stage = |stage: usize| -> Filters {
+            let named =
+                self.filters.iter().enumerate().filter(|(place, _)| early_stage(self.filters, *place) == Some(stage));
+            let built = named.filter_map(|(_, filter)| match base.get(&filter.name) {
+                Some(Built::Filter(filter)) => Some(Arc::clone(filter)),
+                _ => None,
+            });
+            built.collect()
+        };
+        let early = [of_stage(0), of_stage(1)];
+        early.iter().any(|filters| !filters.is_empty()).then(|| Box::new(early))
+    }
+
     /// The listener's filters with the most specific override of each (gRFC A39), those that decide who is let in apart.
     /// The most specific level is first. A route that answers itself has no cross-origin rules, as in Envoy.
     fn effective(
@@ -731,7 +771,10 @@ impl FilterBuilder<'_> {
         limits: &RouteLimits<'_>,
     ) -> Result<(Filters, Access), Invalid> {
         let (mut filters, mut access) = (Vec::<Arc<dyn Filter>>::new(), Vec::new());
-        for filter in self.filters {
+        for (place, filter) in self.filters.iter().enumerate() {
+            if early_stage(self.filters, place).is_some() {
+                continue;
+            }
             match levels.iter().find_map(|level| level.get(&filter.name)) {
                 Some(Built::Cors(policy)) if !is_answered => filters.extend(cors(policy, &filter.name, levels)),
                 Some(Built::Limit(limit)) if !limit.is_idle() => {

@@ -10,6 +10,7 @@ mod asked;
 mod authorizer;
 mod calls;
 mod check;
+mod early;
 mod handshake;
 mod layer;
 mod limits;

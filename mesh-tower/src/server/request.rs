@@ -71,6 +71,9 @@ pub(super) struct ServerContext {
     pub(super) live_traces: Arc<LiveTraces>,
 }
 
+/// Why they are there.
+pub(super) const HAS_FACTS: &str = "a request that a filter holds back has facts";
+
 /// What becomes of a request.
 pub(super) enum Admission {
     /// It goes on to the application.
@@ -145,7 +148,7 @@ impl ServerContext {
     }
 
     /// Notes from here on what becomes of the request.
-    fn observe<B>(&self, info: &mut RequestInfo, request: &Request<B>) {
+    pub(super) fn observe<B>(&self, info: &mut RequestInfo, request: &Request<B>) {
         info.observe(self.mesh.observers(), Direction::Inbound, request.method());
         let connection = self.connection(request);
         if let Some(connection) = &connection {
@@ -331,6 +334,9 @@ impl ServerContext {
         if is_guarded && *head.method == Method::CONNECT && request.uri().path_and_query().is_none() {
             return Err(MeshError::new(ErrorKind::AccessDenied, "CONNECT has no path, which policies decide by"));
         }
+        if routes.early().is_some() {
+            return self.enter_early(routes, listener, *paths, request, facts);
+        }
         let mut tokens = None;
         if let Some(authenticator) = routes.authenticator() {
             let known = authenticator.authenticate(&head, SystemTime::now());
@@ -352,31 +358,10 @@ impl ServerContext {
             head = RequestHead::received(request)?;
         }
         if !routes.askers().is_empty() || self.authorizers.every.is_some() {
-            let connection = peer.as_deref().map(ends);
-            let mut asked = Vec::new();
-            let is_asked = |is_asked| asked.push(is_asked);
-            let mut questions =
-                check::questions(routes, &head, request.version(), connection.as_ref(), tokens, is_asked);
-            // From here on, what only authorizers set is from them.
-            for (asker, is_asked) in routes.askers().iter().zip(asked) {
-                asker.strip(request.headers_mut(), is_asked);
+            if let Some(asked) = self.ask(routes, listener, peer.as_deref(), tokens, request, facts)? {
+                return Ok(asked);
             }
             head = RequestHead::received(request)?;
-            questions.iter_mut().for_each(|question| {
-                question.resolve(&self.authorizers, &head, connection.as_ref(), tokens);
-            });
-            let own = self.authorizers.every.as_ref().map(|own| own.question(&head, connection.as_ref(), tokens));
-            if !questions.is_empty() || own.is_some() {
-                facts.get_or_insert_with(|| facts_of(request)).info.waits_for(Stage::Authorizer);
-                let (routes, listener) = (Arc::clone(routes), Arc::clone(listener));
-                return Ok(Admission::Asked(Box::new(Asked {
-                    routes,
-                    listener,
-                    tokens: tokens.into(),
-                    questions,
-                    own,
-                })));
-            }
         }
         // Where nobody decides and nobody wants to know, there is only a route to be found.
         let found = match needs_peer || facts.is_some() {
@@ -386,9 +371,47 @@ impl ServerContext {
         self.enter(routes, found, tokens, request, facts)
     }
 
+    /// Asks authorizers about a request, where they have to be: those of policies, and the application's own.
+    pub(super) fn ask<B>(
+        &self,
+        routes: &Arc<RouteTable>,
+        listener: &Arc<ListenerState>,
+        peer: Option<&ConnectionInfo>,
+        tokens: &[Claims],
+        request: &mut Request<B>,
+        facts: &mut Option<Recycled<Facts>>,
+    ) -> Result<Option<Admission>, MeshError> {
+        let mut head = RequestHead::received(request)?;
+        let connection = peer.map(ends);
+        let mut asked = Vec::new();
+        let is_asked = |is_asked| asked.push(is_asked);
+        let mut questions = check::questions(routes, &head, request.version(), connection.as_ref(), tokens, is_asked);
+        // From here on, what only authorizers set is from them.
+        for (asker, is_asked) in routes.askers().iter().zip(asked) {
+            asker.strip(request.headers_mut(), is_asked);
+        }
+        head = RequestHead::received(request)?;
+        questions.iter_mut().for_each(|question| {
+            question.resolve(&self.authorizers, &head, connection.as_ref(), tokens);
+        });
+        let own = self.authorizers.every.as_ref().map(|own| own.question(&head, connection.as_ref(), tokens));
+        if !questions.is_empty() || own.is_some() {
+            facts.get_or_insert_with(|| facts_of(request)).info.waits_for(Stage::Authorizer);
+            let (routes, listener) = (Arc::clone(routes), Arc::clone(listener));
+            return Ok(Some(Admission::Asked(Box::new(Asked {
+                routes,
+                listener,
+                tokens: tokens.into(),
+                questions,
+                own,
+            }))));
+        }
+        Ok(None)
+    }
+
     /// Who is let in by the policies, which is told and written down, learns of its route.
     #[inline]
-    fn admit<'r>(
+    pub(super) fn admit<'r>(
         &self,
         routes: &'r RouteTable,
         listener: &ListenerState,
@@ -459,7 +482,7 @@ impl ServerContext {
 
     /// A request that is let in passes the filters of its route.
     #[inline]
-    fn enter<B>(
+    pub(super) fn enter<B>(
         &self,
         routes: &Arc<RouteTable>,
         (position, route, destination): Found<'_>,
@@ -502,7 +525,17 @@ impl ServerContext {
     }
 
     /// The filter that held a request back knows more.
-    pub(super) fn resume<B>(&self, decide: Resume, facts: &mut Facts, request: &mut Request<B>) -> Admission {
+    pub(super) fn resume<B>(
+        &self,
+        decide: Resume,
+        facts: &mut Option<Recycled<Facts>>,
+        request: &mut Request<B>,
+    ) -> Admission {
+        if facts.as_ref().and_then(|facts| facts.early.as_ref()).is_some_and(|early| early.is_under_way()) {
+            let admission = self.pass_early(Some(decide), request, facts);
+            return admission.unwrap_or_else(|error| self.failed(&error, facts.as_deref_mut(), request));
+        }
+        let facts = facts.as_deref_mut().expect(HAS_FACTS);
         let Facts { info, filters_entered, route, .. } = facts;
         let found = route.as_ref().and_then(|(routes, position)| routes.at(*position));
         let (route, destination) = found.expect("a request that is held back passes the filters of its route");
@@ -597,7 +630,7 @@ impl ServerContext {
 }
 
 /// Notes what filters made of a request, where they did not pass it on.
-fn tell_passage(passage: &Passage, info: &mut RequestInfo) {
+pub(super) fn tell_passage(passage: &Passage, info: &mut RequestInfo) {
     match passage {
         Passage::Passed => {}
         Passage::Answered(_) => {
@@ -622,7 +655,7 @@ pub(super) fn ends(connection: &ConnectionInfo) -> Connection<'_> {
 }
 
 /// Says why a token was refused.
-fn tell_of_token(why: &Refusal, listener: &ListenerName) {
+pub(super) fn tell_of_token(why: &Refusal, listener: &ListenerName) {
     tracing::debug!(%listener, ?why, "the token of a request is no good");
 }
 
@@ -647,12 +680,12 @@ pub(super) fn tell(verdict: &Verdict<'_>, listener: &ListenerName, connection: O
 }
 
 /// The mesh answers itself.
-fn answer<B>(request: &Request<B>, response: Response<Bytes>) -> Admission {
+pub(super) fn answer<B>(request: &Request<B>, response: Response<Bytes>) -> Admission {
     Admission::Answer(Box::new(reply::to(request.method(), response)))
 }
 
 /// The facts of a request that arrives now.
-fn facts_of<B>(request: &Request<B>) -> Recycled<Facts> {
+pub(super) fn facts_of<B>(request: &Request<B>) -> Recycled<Facts> {
     let mut facts = Recycled::new(Facts::new(Instant::now()));
     facts.info.is_grpc = is_grpc(request.headers());
     facts.info.is_http2 = request.version() == Version::HTTP_2;
@@ -708,7 +741,7 @@ fn one_host<B>(request: &mut Request<B>) {
 }
 
 /// Does something with the parts of a request that stays in its place.
-fn with_parts<B, T>(request: &mut Request<B>, change: impl FnOnce(&mut Parts) -> T) -> T {
+pub(super) fn with_parts<B, T>(request: &mut Request<B>, change: impl FnOnce(&mut Parts) -> T) -> T {
     let (mut parts, ()) = Request::new(()).into_parts();
     let mut swap = |parts: &mut Parts| {
         std::mem::swap(&mut parts.method, request.method_mut());

@@ -28,7 +28,8 @@ use crate::body::note_frame;
 use crate::drain::InFlight;
 use crate::server::asked::{Asked, BODY_TIMEOUT, NotShown};
 use crate::server::check::Answers;
-use crate::server::request::{Admission, ServerContext};
+use crate::server::early::Early;
+use crate::server::request::{Admission, HAS_FACTS, ServerContext};
 use crate::server::request_body::{BodyCount, Reading, Wanted, is_empty};
 use crate::telemetry::Telemetry;
 use crate::{filters, inherited};
@@ -100,7 +101,7 @@ where
     }
 
     pub(super) fn asked(
-        mut asked: Box<Asked>,
+        asked: Box<Asked>,
         context: Arc<ServerContext>,
         service: S,
         request: Request<B>,
@@ -109,7 +110,27 @@ where
     where
         B: 'static,
     {
-        let deadline = deadline_of(&active);
+        let state = State::asking(asked, context, service, request, deadline_of(&active));
+        ResponseFuture { state, request: Some(active) }
+    }
+
+    pub(super) fn answer(response: Box<Response<Bytes>>, request: ActiveRequest) -> Self {
+        ResponseFuture { state: State::Answered { response: Some(response) }, request: Some(request) }
+    }
+}
+
+impl<S, B, F> State<S, B, F> {
+    /// Authorizers are asked about a request, as soon as its body is read where they are to be shown it.
+    fn asking(
+        mut asked: Box<Asked>,
+        context: Arc<ServerContext>,
+        service: S,
+        request: Request<B>,
+        deadline: Option<Pin<Box<Sleep>>>,
+    ) -> Self
+    where
+        B: 'static,
+    {
         // What follows CONNECT is a tunnel's, and no body.
         let wanted = asked.wanted().filter(|_| *request.method() != Method::CONNECT);
         let (answers, request) = match wanted {
@@ -131,17 +152,13 @@ where
                     Ok(body) => {
                         let late = Box::pin(tokio::time::sleep(BODY_TIMEOUT));
                         let reading = Some(Box::new(Shown { asked, context, service, head, body, wanted, late }));
-                        return ResponseFuture { state: State::Reading { reading, deadline }, request: Some(active) };
+                        return State::Reading { reading, deadline };
                     }
                 }
             }
         };
         let then = Some(Box::new((context, service, request)));
-        ResponseFuture { state: State::Asked { asked, answers, deadline, then }, request: Some(active) }
-    }
-
-    pub(super) fn answer(response: Box<Response<Bytes>>, request: ActiveRequest) -> Self {
-        ResponseFuture { state: State::Answered { response: Some(response) }, request: Some(request) }
+        State::Asked { asked, answers, deadline, then }
     }
 }
 
@@ -166,6 +183,7 @@ fn deadline_of(active: &ActiveRequest) -> Option<Pin<Box<Sleep>>> {
 impl<S, B, R> Future for ResponseFuture<S, B>
 where
     S: Service<Request<B>, Response = Response<R>>,
+    B: 'static,
     R: http_body::Body<Data = Bytes>,
 {
     type Output = Result<Response<ServerBody<R>>, S::Error>;
@@ -200,11 +218,10 @@ where
                         }
                     };
                     let (context, mut service, mut request) = *then.take().expect(ONCE);
-                    let facts = this.request.as_mut().and_then(|request| request.facts.as_deref_mut());
-                    let facts = facts.expect("a request that has filters has facts");
+                    let facts = &mut this.request.as_mut().expect(ONCE).facts;
                     let admission = match decide {
                         Some(decide) => context.resume(decide, facts, &mut request),
-                        None => context.too_late(facts, &request),
+                        None => context.too_late(facts.as_deref_mut().expect(HAS_FACTS), &request),
                     };
                     let active = this.request.as_ref().expect(ONCE);
                     match admission {
@@ -214,7 +231,7 @@ where
                             let then = Some(Box::new((context, service, request)));
                             State::Held { callout, deadline: deadline.take(), then }
                         }
-                        Admission::Asked(_) => unreachable!("filters come after authorizers"),
+                        Admission::Asked(asked) => State::asking(asked, context, service, request, deadline.take()),
                     }
                 }
                 StateProjection::Reading { reading, deadline } => {
@@ -301,6 +318,8 @@ pub(super) struct Facts {
     pub(super) info: RequestInfo,
     /// `None` until it is found.
     pub(super) route: Option<(Arc<RouteTable>, RoutePosition)>,
+    /// The filters that it passes before it is said who may do what, where there are any.
+    pub(super) early: Option<Box<Early>>,
     /// How many of the route's filters have seen it.
     pub(super) filters_entered: usize,
     /// What authorizers want changed of the response.
@@ -325,6 +344,7 @@ impl Facts {
         Facts {
             info: RequestInfo::new(now, fastrand::Rng::new()),
             route: None,
+            early: None,
             filters_entered: 0,
             checked: Vec::new(),
             content_length: None,
@@ -356,6 +376,9 @@ impl Facts {
             filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
             rewrite::apply_to_response(destination.response_changes(), head);
         }
+        if let Some(early) = &self.early {
+            early.on_response(&mut self.info, head);
+        }
         if let Some(telemetry) = &self.introduces {
             telemetry.introduce(&mut head.headers);
         }
@@ -380,6 +403,9 @@ impl Drop for Facts {
         }
         if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
             filters::on_end(destination.filters(), self.filters_entered, &self.info);
+        }
+        if let Some(early) = &self.early {
+            early.on_end(&self.info);
         }
     }
 }

@@ -11,6 +11,22 @@ pub trait Facts {
 
     /// What an attribute that is a map has under a key.
     fn entry(&self, map: CelAttribute, key: &str) -> Option<Cow<'_, str>>;
+
+    /// Whether an attribute that is a map has something under a key, whatever that is.
+    fn has_entry(&self, map: CelAttribute, key: &str) -> bool {
+        self.entry(map, key).is_some()
+    }
+
+    /// Whether what an attribute that is a map has under a key is a list with this in it; `None` where nobody can tell.
+    fn has_item(&self, map: CelAttribute, key: &str, item: &str) -> Option<bool> {
+        _ = (map, key, item);
+        None
+    }
+
+    /// Whether what is not there is unequal to everything, instead of leaving all undecided that asks for it.
+    fn are_total(&self) -> bool {
+        false
+    }
 }
 
 /// Of which kind a value is.
@@ -110,12 +126,51 @@ attributes! {
     ClusterName = "xds.cluster_name" Text,
     RouteName = "xds.route_name" Text,
     NodeMetadata = "node.metadata" Map,
+    RequestPrincipal = "request.auth.principal" Text,
+    RequestClaims = "request.auth.claims" Map,
+    SourcePrincipal = "source.principal" Text,
+    SourceNamespace = "source.namespace" Text,
+}
+
+/// When rules on requests know an attribute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// While the request is decided on.
+    Request,
+    /// When there is an answer.
+    Answer,
+    /// Both times.
+    Both,
 }
 
 impl CelAttribute {
     /// The attribute of this name.
     pub(super) fn of(path: &str) -> Option<CelAttribute> {
         Self::ALL.iter().find(|(name, _)| *name == path).map(|(_, attribute)| *attribute)
+    }
+
+    /// When rules on requests know it, if they do.
+    pub(super) fn in_rules(self) -> Option<Moment> {
+        use CelAttribute as Of;
+        match self {
+            Of::RequestMethod | Of::RequestHost | Of::SourceAddress | Of::SourcePort | Of::ConnectionMtls => {
+                Some(Moment::Both)
+            }
+            Of::ConnectionPeer => Some(Moment::Both),
+            one if one.is_of_rules() => Some(Moment::Both),
+            Of::RequestPath | Of::RequestUrlPath | Of::RequestQuery | Of::RequestHeaders | Of::RequestReferer => {
+                Some(Moment::Request)
+            }
+            Of::RequestUserAgent | Of::RequestId | Of::RequestProtocol => Some(Moment::Request),
+            Of::ResponseCode | Of::ResponseHeaders => Some(Moment::Answer),
+            _ => None,
+        }
+    }
+
+    /// Whether nobody else knows it: it is none of Envoy's.
+    pub(super) fn is_of_rules(self) -> bool {
+        use CelAttribute::{RequestClaims, RequestPrincipal, SourceNamespace, SourcePrincipal};
+        matches!(self, RequestClaims | RequestPrincipal | SourceNamespace | SourcePrincipal)
     }
 
     pub(super) fn path(self) -> &'static str {

@@ -97,6 +97,8 @@ pub(super) enum Node {
     Negate(Box<Node>),
     /// Among these.
     In(Box<Node>, Vec<Node>),
+    /// In a list that a map has under a key: the item and the key.
+    HasItem(CelAttribute, Box<[Node; 2]>),
     Text(TextTest, Box<[Node; 2]>),
     Matches(Box<Node>, FullRegex),
     Size(Box<Node>),
@@ -104,7 +106,22 @@ pub(super) enum Node {
     ToInt(Box<Node>),
 }
 
+impl Comparison {
+    fn is_of_equality(self) -> bool {
+        matches!(self, Comparison::Equal | Comparison::Unequal)
+    }
+}
+
 impl Node {
+    /// The text that a test of texts is about.
+    fn text<'a>(&'a self, facts: &'a dyn Facts) -> Option<CelValue<'a>> {
+        match self {
+            Node::Text(_, nodes) => nodes[0].value(facts),
+            Node::Matches(node, _) => node.value(facts),
+            _ => None,
+        }
+    }
+
     /// `None` where a fact is missing, or a number is too large.
     pub(super) fn value<'a>(&'a self, facts: &'a dyn Facts) -> Option<CelValue<'a>> {
         let is_so = |node: &'a Node| match node.value(facts) {
@@ -119,7 +136,13 @@ impl Node {
                 CelValue::Text(key) => CelValue::Text(facts.entry(*map, &key)?),
                 _ => return None,
             },
-            Node::Has(node) => CelValue::Bool(node.value(facts).is_some()),
+            Node::Has(node) => CelValue::Bool(match &**node {
+                Node::Entry(map, key) => match key.value(facts) {
+                    Some(CelValue::Text(key)) => facts.has_entry(*map, &key),
+                    _ => false,
+                },
+                node => node.value(facts).is_some(),
+            }),
             Node::Not(node) => CelValue::Bool(!is_so(node)?),
             // One side may decide alone, whatever the other one lacks.
             Node::And(a, b) => match (is_so(a), || is_so(b)) {
@@ -143,8 +166,11 @@ impl Node {
                 false => nodes[2].value(facts)?,
             },
             Node::Compare(comparison, nodes) => {
-                let (a, b) = both(nodes)?;
-                let order = a.compare(&b);
+                let order = match (nodes[0].value(facts), nodes[1].value(facts)) {
+                    (Some(a), Some(b)) => a.compare(&b),
+                    _ if comparison.is_of_equality() && facts.are_total() => None,
+                    _ => return None,
+                };
                 CelValue::Bool(match comparison {
                     Comparison::Equal => order == Some(Ordering::Equal),
                     Comparison::Unequal => order != Some(Ordering::Equal),
@@ -164,10 +190,21 @@ impl Node {
                 _ => return None,
             },
             Node::In(node, list) => {
-                let value = node.value(facts)?;
+                let value = match node.value(facts) {
+                    Some(value) => value,
+                    None if facts.are_total() => return Some(CelValue::Bool(false)),
+                    None => return None,
+                };
                 let is_it =
                     |one: &Node| one.value(facts).is_some_and(|one| one.compare(&value) == Some(Ordering::Equal));
                 CelValue::Bool(list.iter().any(is_it))
+            }
+            Node::HasItem(map, nodes) => match both(nodes)? {
+                (CelValue::Text(item), CelValue::Text(key)) => CelValue::Bool(facts.has_item(*map, &key, &item)?),
+                _ => return None,
+            },
+            Node::Text(..) | Node::Matches(..) if facts.are_total() && self.text(facts).is_none() => {
+                CelValue::Bool(false)
             }
             Node::Text(test, nodes) => {
                 let (CelValue::Text(text), CelValue::Text(part)) = both(nodes)? else { return None };

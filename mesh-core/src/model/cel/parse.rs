@@ -1,6 +1,6 @@
 //! From words to an expression whose every part is of the right kind.
 
-use super::attributes::{CelAttribute, Kind};
+use super::attributes::{CelAttribute, Kind, Moment};
 use super::eval::{Arithmetic, CelValue, Comparison, Node, TextTest};
 use super::lex::{Placed, Token, fault, lex};
 use super::{CelExpression, CelFault, LONGEST_EXPRESSION};
@@ -12,7 +12,15 @@ const DEEPEST: usize = 32;
 const MOST_PARTS: usize = 256;
 
 pub(super) fn condition(text: &str) -> Result<CelExpression, CelFault> {
-    let (expression, kind) = whole(text)?;
+    bool_of(text, whole(text, false)?)
+}
+
+/// A condition of a rule on requests.
+pub(super) fn rule(text: &str) -> Result<CelExpression, CelFault> {
+    bool_of(text, whole(text, true)?)
+}
+
+fn bool_of(text: &str, (expression, kind): (CelExpression, Kind)) -> Result<CelExpression, CelFault> {
     match kind {
         Kind::Bool => Ok(expression),
         kind => Err(fault(text, 0, format!("it is {}, and a condition is a bool", kind.name()))),
@@ -20,27 +28,38 @@ pub(super) fn condition(text: &str) -> Result<CelExpression, CelFault> {
 }
 
 pub(super) fn value(text: &str) -> Result<CelExpression, CelFault> {
-    let (expression, kind) = whole(text)?;
+    let (expression, kind) = whole(text, false)?;
     match kind {
         Kind::Map => Err(fault(text, 0, "it is a map, and not one value: name a key, as in request.headers['x']")),
         _ => Ok(expression),
     }
 }
 
-fn whole(text: &str) -> Result<(CelExpression, Kind), CelFault> {
+fn whole(text: &str, is_rule: bool) -> Result<(CelExpression, Kind), CelFault> {
     if text.len() > LONGEST_EXPRESSION {
         return Err(fault(text, 0, format!("is longer than {LONGEST_EXPRESSION} bytes")));
     }
     let tokens = lex(text)?;
-    let mut parser = Parser { text, tokens, at: 0, depth: 0, parts: 0, needs_head: false, rewrites: Vec::new() };
+    let (rewrites, moments) = (Vec::new(), [None, None]);
+    let mut parser = Parser { text, tokens, at: 0, depth: 0, parts: 0, needs_head: false, is_rule, moments, rewrites };
     let typed = parser.expression()?;
     let next = parser.peek();
     if next.token != Token::End {
         let message = format!("{} is not expected here", parser.shown(&next));
         return Err(fault(text, next.start, message));
     }
+    let [of_request, of_answer] = parser.moments;
+    if let (Some((at, attribute)), Some(_)) = (of_request, of_answer) {
+        let message = format!("{} is not known any more when there is an answer", attribute.path());
+        return Err(fault(text, at, message));
+    }
     let standard = parser.standard();
-    let expression = CelExpression { text: standard.into(), root: typed.node.into(), needs_head: parser.needs_head };
+    let expression = CelExpression {
+        text: standard.into(),
+        root: typed.node.into(),
+        needs_head: parser.needs_head,
+        looks_at_answer: of_answer.is_some(),
+    };
     Ok((expression, typed.kind))
 }
 
@@ -51,6 +70,10 @@ struct Parser<'t> {
     depth: usize,
     parts: usize,
     needs_head: bool,
+    /// Whether it is a condition of a rule on requests.
+    is_rule: bool,
+    /// What rules know of a request only while it is decided on, and what only when there is an answer: the first of each.
+    moments: [Option<(usize, CelAttribute)>; 2],
     /// Parts of the text that other readers know by other words, in order.
     rewrites: Vec<(usize, usize, String)>,
 }
@@ -199,11 +222,19 @@ impl Parser<'_> {
     fn membership(&mut self, left: Typed) -> Read {
         if self.mark(&["["]).is_none() {
             let map = self.sum()?;
-            let (Kind::Map, Node::Attribute(attribute)) = (map.kind, map.node) else {
-                return self.wrong(map.at, "expected a list in brackets, or a map such as request.headers");
+            return match (map.kind, map.node) {
+                (Kind::Map, Node::Attribute(attribute)) => {
+                    let left = self.of_kind(left, Kind::Text)?;
+                    self.made(left.at, Kind::Bool, Node::Has(Node::Entry(attribute, left.node.into()).into()))
+                }
+                // A claim may be a list.
+                (_, Node::Entry(CelAttribute::RequestClaims, key)) => {
+                    let left = self.of_kind(left, Kind::Text)?;
+                    let nodes = Box::new([left.node, *key]);
+                    self.made(left.at, Kind::Bool, Node::HasItem(CelAttribute::RequestClaims, nodes))
+                }
+                _ => self.wrong(map.at, "expected a list in brackets, or a map such as request.headers"),
             };
-            let left = self.of_kind(left, Kind::Text)?;
-            return self.made(left.at, Kind::Bool, Node::Has(Node::Entry(attribute, left.node.into()).into()));
         }
         let mut list = Vec::new();
         while self.mark(&["]"]).is_none() {
@@ -379,6 +410,7 @@ impl Parser<'_> {
         let mut path = name;
         loop {
             if let Some(attribute) = CelAttribute::of(&path) {
+                self.known_here(attribute, at)?;
                 self.needs_head |= attribute.needs_head();
                 return self.made(at, attribute.kind(), Node::Attribute(attribute));
             }
@@ -396,11 +428,32 @@ impl Parser<'_> {
         }
     }
 
+    /// Whether an attribute is known where the expression is for.
+    fn known_here(&mut self, attribute: CelAttribute, at: usize) -> Result<(), CelFault> {
+        let path = attribute.path();
+        if !self.is_rule {
+            return match attribute.is_of_rules() {
+                true => self.wrong(at, format!("{path} is known to rules on requests only")),
+                false => Ok(()),
+            };
+        }
+        let slot = match attribute.in_rules() {
+            Some(Moment::Both) => return Ok(()),
+            Some(Moment::Request) => 0,
+            Some(Moment::Answer) => 1,
+            None => return self.wrong(at, format!("{path} is not known to rules on requests")),
+        };
+        self.moments[slot].get_or_insert((at, attribute));
+        Ok(())
+    }
+
     /// What there is in the place of an attribute that there is not.
     fn unknown(&self, path: &str) -> String {
         let parent = path.split('.').next().unwrap_or_default();
         let is_like = |known: &&str| known.split('.').next() == Some(parent);
-        let known: Vec<&str> = CelAttribute::ALL.iter().map(|(known, _)| *known).filter(is_like).collect();
+        let is_here = |one: CelAttribute| if self.is_rule { one.in_rules().is_some() } else { !one.is_of_rules() };
+        let known = CelAttribute::ALL.iter().filter(|(_, one)| is_here(*one)).map(|(known, _)| *known);
+        let known: Vec<&str> = known.filter(is_like).collect();
         match known.is_empty() {
             true => format!("there is no attribute {path} here"),
             false => format!("there is no attribute {path} here, there are {}", known.join(", ")),

@@ -29,11 +29,13 @@ use super::local_rate_limit::local_rate_limit;
 use super::metrics;
 use super::notes::Notes;
 use super::overload;
+use super::plugin::plugin;
 use super::rate_limit_service;
 use super::rbac::{rbac, rbac_per_route};
+use super::request_rules::request_rules;
 use super::session;
 use crate::error::Invalid;
-use crate::model::{FilterConfig, MetricRules, NamedFilter};
+use crate::model::{FilterConfig, MetricRules, NamedFilter, REQUEST_RULES};
 use crate::state::States;
 
 /// Filters that decide who may do what. Passing requests without one would be a hole, so a control plane cannot
@@ -233,6 +235,14 @@ fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, 
     let custom = TypedStruct::from_any(any)?;
     let name = custom.as_ref().map_or(&any.type_url, |custom| &custom.type_url);
     let name = type_name(name);
+    if let Some(custom) = custom.as_ref().filter(|_| name == REQUEST_RULES) {
+        return Ok(Known::Filter(FilterConfig::RequestRules(Arc::new(request_rules(&custom.json()?)?))));
+    }
+    if let Some(custom) = &custom
+        && let Some(config) = plugin(notes, any, custom)?
+    {
+        return Ok(Known::Filter(config));
+    }
     if let Some(custom) = &custom
         && let Some(registered) = notes.options.custom_filters.registered(name)
     {

@@ -32,10 +32,12 @@ mod metadata;
 mod metrics;
 mod notes;
 mod overload;
+mod plugin;
 mod rate_limit_service;
 mod rate_limits;
 mod rbac;
 mod refused;
+mod request_rules;
 mod retry;
 mod route;
 mod route_match;
@@ -62,8 +64,10 @@ use crate::xds::names;
 pub use local_rate_limit::LocalRateLimitBesides;
 use notes::Notes;
 pub use overload::AdaptiveConcurrencyBesides;
+pub use plugin::PluginBesides;
 pub use rate_limit_service::RateLimitBesides;
 pub(crate) use refused::without_plaintext;
+pub use request_rules::request_rule;
 
 /// What a decoder must know of the application.
 #[derive(Clone, Debug, Default)]

@@ -401,3 +401,29 @@ fn nothing_else_takes_the_place_of_a_guard() {
     let table = RouteTable::compile(Arc::clone(routes), http, &FilterRegistry::default(), &States::default(), "in");
     assert!(table.expect_err("no fault in its place").to_string().contains("only RBAC can stand in its place"));
 }
+
+/// A plugin before policies is passed before them, and bytes that it cannot look into are let in by no server.
+#[test]
+fn a_plugin_that_stands_before_a_guard_comes_first_and_closes_the_server_to_bytes() {
+    let everybody = rules(pb::rbac::Action::Allow, [policy(Rule::Any(true), Identifier::Any(true))]);
+    let server = decoded(&server(pack(&everybody), None, None)).expect("a server");
+    let mut http = server.filter_chains[0].http.clone();
+    let RouteSource::Inline(routes) = http.routes.clone() else { panic!("routes are elsewhere") };
+    let plugin = || {
+        let plugin = model::FilterConfig::Plugin(Arc::new(model::Plugin::new("acme.none", "{}")));
+        model::NamedFilter::new("plugin", plugin)
+    };
+    let compiled = |http: &model::HttpManager| {
+        RouteTable::compile(Arc::clone(&routes), http, &FilterRegistry::default(), &States::default(), "in").unwrap()
+    };
+    assert!(compiled(&http).early().is_none() && compiled(&http).why_no_bytes().is_none());
+    http.filters.push(plugin());
+    let last = compiled(&http);
+    assert!(last.early().is_none() && last.has_filters() && last.why_no_bytes().is_some());
+    http.filters.pop();
+    http.filters.insert(0, plugin());
+    let first = compiled(&http);
+    let early = first.early().expect("it comes before RBAC");
+    assert_eq!((early[0].len(), early[1].len(), first.has_filters()), (0, 1, false));
+    assert!(first.why_no_bytes().is_some());
+}

@@ -1,0 +1,220 @@
+//! Rules on requests without code: which of them hold for a request, and what that makes of it.
+//!
+//! A rule that refuses is in doubt, too, where what it asks about can be read in two ways (a header that is there twice, or is no
+//! text) or cannot be calculated: then it refuses. A rule that changes headers does nothing then. What is not there is unequal to
+//! everything.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::sync::Arc;
+
+use http::{HeaderMap, StatusCode, request, response};
+use serde_json::Value;
+
+use super::{Decision, Filter, Reply};
+use crate::jwt::Claims;
+use crate::model::{CelAttribute, CelExpression, CelValue, Facts, RequestRule, RequestRules};
+use crate::request::RequestHead;
+use crate::request_info::{Direction, RequestInfo};
+use crate::rewrite;
+
+/// Rules that requests go by.
+#[derive(Debug)]
+pub struct RequestRulesFilter {
+    rules: Arc<RequestRules>,
+    of_answers: bool,
+}
+
+impl RequestRulesFilter {
+    /// These rules.
+    pub fn new(rules: &Arc<RequestRules>) -> Self {
+        let of_answers = rules.rules.iter().any(RequestRule::looks_at_answer);
+        RequestRulesFilter { rules: Arc::clone(rules), of_answers }
+    }
+}
+
+impl Filter for RequestRulesFilter {
+    fn on_request(&self, info: &mut RequestInfo, head: &mut request::Parts) -> Decision {
+        for rule in self.rules.rules.iter().filter(|rule| !rule.looks_at_answer()) {
+            let holds = match &rule.when {
+                None => Some(true),
+                Some(when) => {
+                    let seen = RequestHead::of_parts(&head.method, &head.uri, &head.headers);
+                    Known { info, head: Some((seen, head.version)), answer: None, is_in_doubt: Cell::new(false) }
+                        .holds(when)
+                }
+            };
+            if let (Some(refusal), None | Some(true)) = (&rule.deny, holds) {
+                info.note_details(format!("request_rule[{}]", rule.name));
+                return Decision::Reply(Reply::new(refusal.status, refusal.body.clone()));
+            }
+            if holds == Some(true) {
+                if !rule.request.is_empty() {
+                    rewrite::apply_to_request(std::slice::from_ref(&rule.request), head);
+                }
+                if !rule.response.is_empty() {
+                    info.answer_changes.get_or_insert_default().push(Arc::clone(&rule.response));
+                }
+            }
+        }
+        Decision::Continue
+    }
+
+    fn on_response(&self, info: &mut RequestInfo, head: &mut response::Parts) {
+        for changes in info.answer_changes.take().into_iter().flat_map(|all| *all) {
+            rewrite::apply_to_response(&[changes.to_vec()], head);
+        }
+        if !self.of_answers {
+            return;
+        }
+        for rule in self.rules.rules.iter().filter(|rule| rule.looks_at_answer()) {
+            let answer = Some((head.status, &head.headers));
+            let known = Known { info, head: None, answer, is_in_doubt: Cell::new(false) };
+            if rule.when.as_ref().is_some_and(|when| known.holds(when) == Some(true)) {
+                rewrite::apply_to_response(&[rule.response.to_vec()], head);
+            }
+        }
+    }
+}
+
+/// What is known of a request that has come, or of its answer.
+struct Known<'r> {
+    info: &'r RequestInfo,
+    head: Option<(RequestHead<'r>, http::Version)>,
+    answer: Option<(StatusCode, &'r HeaderMap)>,
+    /// Whether something was asked for that can be read in two ways.
+    is_in_doubt: Cell<bool>,
+}
+
+impl<'r> Known<'r> {
+    /// Whether an expression holds; `None` where nobody can tell.
+    fn holds(&self, when: &CelExpression) -> Option<bool> {
+        let holds = when.is_true(self);
+        holds.filter(|_| !self.is_in_doubt.get())
+    }
+
+    fn in_doubt<T>(&self) -> Option<T> {
+        self.is_in_doubt.set(true);
+        None
+    }
+
+    fn head(&self) -> Option<&RequestHead<'r>> {
+        self.head.as_ref().map(|(head, _)| head)
+    }
+
+    fn header<'h>(&self, headers: &'h HeaderMap, name: &str) -> Option<Cow<'h, str>> {
+        let mut values = headers.get_all(name).iter();
+        let value = values.next()?;
+        match (std::str::from_utf8(value.as_bytes()), values.next()) {
+            (Ok(text), None) => Some(text.into()),
+            _ => self.in_doubt(),
+        }
+    }
+
+    fn of_request(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.header(self.head()?.headers, name)
+    }
+
+    /// The claim of the tokens: a name at the top, or the names that lead to one. Two tokens that say it differently leave doubt.
+    fn claim(&self, name: &str) -> Option<&'r Value> {
+        let path: Vec<&str> = name.split('.').collect();
+        let of = |token: &'r Claims| token.get(&[name]).or_else(|| token.get(&path));
+        let mut found = self.info.tokens().iter().filter_map(of);
+        let first = found.next()?;
+        if found.all(|other| other == first) { Some(first) } else { self.in_doubt() }
+    }
+}
+
+impl Facts for Known<'_> {
+    fn get(&self, attribute: CelAttribute) -> Option<CelValue<'_>> {
+        let text = |text: &str| (!text.is_empty()).then(|| CelValue::Text(text.to_owned().into()));
+        let client = || self.info.client();
+        Some(match attribute {
+            CelAttribute::RequestMethod => match self.head() {
+                Some(head) => CelValue::Text(head.method.as_str().into()),
+                None => CelValue::Text(self.info.method()?.as_str().into()),
+            },
+            CelAttribute::RequestHost => text(self.head().map_or(self.info.authority(), |head| head.authority))?,
+            CelAttribute::RequestPath => CelValue::Text(self.head()?.path_and_query.into()),
+            CelAttribute::RequestUrlPath => CelValue::Text(self.head()?.path().into()),
+            CelAttribute::RequestQuery => {
+                CelValue::Text(self.head()?.path_and_query.split_once('?').map_or("", |(_, query)| query).into())
+            }
+            CelAttribute::RequestReferer => CelValue::Text(self.of_request("referer")?),
+            CelAttribute::RequestUserAgent => CelValue::Text(self.of_request("user-agent")?),
+            CelAttribute::RequestId => CelValue::Text(self.of_request("x-request-id")?),
+            CelAttribute::RequestProtocol => {
+                let (_, version) = self.head.as_ref()?;
+                CelValue::Text(if *version == http::Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" }.into())
+            }
+            CelAttribute::ResponseCode => CelValue::Int(self.answer?.0.as_u16().into()),
+            CelAttribute::SourceAddress => text(&self.info.peer()?.to_string())?,
+            CelAttribute::SourcePort => CelValue::Int(self.info.peer()?.port().into()),
+            CelAttribute::ConnectionMtls => {
+                CelValue::Bool(self.info.direction() == Some(Direction::Inbound) && client().is_some())
+            }
+            CelAttribute::ConnectionPeer => text(client()?.as_str())?,
+            CelAttribute::SourcePrincipal => text(client()?.as_str().strip_prefix("spiffe://")?)?,
+            CelAttribute::SourceNamespace => text(client()?.workload()?.0)?,
+            CelAttribute::RequestPrincipal => {
+                let mut principals = self.info.tokens().iter().filter_map(Claims::principal);
+                let first = principals.next()?;
+                if principals.any(|other| other != first) {
+                    return self.in_doubt();
+                }
+                text(first)?
+            }
+            _ => return None,
+        })
+    }
+
+    fn entry(&self, map: CelAttribute, key: &str) -> Option<Cow<'_, str>> {
+        match (map, key) {
+            (CelAttribute::RequestHeaders, ":method") => Some(self.head()?.method.as_str().into()),
+            (CelAttribute::RequestHeaders, ":path") => Some(self.head()?.path_and_query.into()),
+            (CelAttribute::RequestHeaders, ":authority" | "host") => Some(self.head()?.authority.into()),
+            (CelAttribute::RequestHeaders, name) => self.of_request(name),
+            (CelAttribute::ResponseHeaders, name) => self.header(self.answer?.1, name),
+            (CelAttribute::RequestClaims, name) => match self.claim(name)? {
+                Value::String(text) => Some(text.as_str().into()),
+                Value::Number(number) => Some(number.to_string().into()),
+                Value::Bool(is_so) => Some(if *is_so { "true" } else { "false" }.into()),
+                // It is asked about by `in`.
+                Value::Array(_) | Value::Object(_) => self.in_doubt(),
+                Value::Null => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn has_entry(&self, map: CelAttribute, key: &str) -> bool {
+        match map {
+            CelAttribute::RequestHeaders if !key.starts_with(':') => {
+                self.head().is_some_and(|head| head.headers.contains_key(key))
+            }
+            CelAttribute::ResponseHeaders => self.answer.is_some_and(|(_, headers)| headers.contains_key(key)),
+            CelAttribute::RequestClaims => self.claim(key).is_some(),
+            _ => self.entry(map, key).is_some(),
+        }
+    }
+
+    fn has_item(&self, map: CelAttribute, key: &str, item: &str) -> Option<bool> {
+        if map != CelAttribute::RequestClaims {
+            return None;
+        }
+        match self.claim(key) {
+            Some(Value::Array(items)) => Some(items.iter().any(|one| one.as_str() == Some(item))),
+            Some(Value::String(one)) => Some(one == item),
+            Some(_) => self.in_doubt(),
+            None => Some(false),
+        }
+    }
+
+    fn are_total(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+#[path = "request_rules_tests.rs"]
+mod tests;
