@@ -36,6 +36,20 @@ async fn hello_tcp_sends_bytes_by_mutual_tls_to_a_server_that_lets_in_the_caller
 }
 
 #[tokio::test]
+async fn own_filter_is_configured_in_yaml_and_says_what_it_takes() {
+    let out = run(env!("CARGO_BIN_EXE_own_filter"), &[]).await;
+    assert_eq!(out, "400 which tenant?\n200 hello\n403 nobody knows that tenant\n");
+    let schemas = run(env!("CARGO_BIN_EXE_own_filter"), &["schemas"]).await;
+    let text = "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: a}\n\
+                spec: {pluginName: acme.tenant, pluginConfig: {header: 5, known: []}}\n";
+    let found = mesh_control::analysis::validate([("a.json", schemas.as_str()), ("b.yaml", text)]);
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let expected =
+        "b.yaml:4:56: error[invalid-value]: WasmPlugin default/a: pluginConfig.header: expected string, found a number";
+    assert_eq!(found, [expected]);
+}
+
+#[tokio::test]
 async fn existing_clients_get_the_mesh_below_or_around_them() {
     let out = run(env!("CARGO_BIN_EXE_existing_client"), &[]).await;
     assert_eq!(out, "below:  hello, connector, by mutual TLS\naround: hello, layer, in plaintext\n");

@@ -10,6 +10,7 @@ mod advice;
 mod destination_rule;
 mod envoy;
 mod export_to;
+mod filters;
 mod grpc;
 mod hosts;
 pub mod istio;
@@ -189,6 +190,7 @@ fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>, jud
     telemetry::check(objects, policy, &mut found);
     limits::check(objects, policy, &mut found);
     selectors::check(objects, policy, &mut found);
+    filters::check(objects, policy, &mut found);
     tls::check(objects, policy, default_tls, &mut found);
     plaintext::check(objects, policy, &mut found);
     refused::check(judge, policy, &mut found);

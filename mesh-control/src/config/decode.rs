@@ -415,6 +415,16 @@ impl Decode for Opaque {
     }
 }
 
+/// A value as it is written, whatever it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Raw(pub Node);
+
+impl Decode for Raw {
+    fn decode(node: &Node, _: &mut Decoder<'_>) -> Option<Self> {
+        Some(Raw(node.clone()))
+    }
+}
+
 impl Decode for String {
     fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
         match node.as_str() {

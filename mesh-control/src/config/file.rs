@@ -15,8 +15,10 @@ use std::sync::Arc;
 
 use super::decode::{Decode, Decoder, Opaque, Text, message};
 use super::diagnostic::{Code, Diagnostic, NO_PROXY, Origin, Severity, Source, Span, is_resource, quoted};
+use super::extensions::filter_schema::FilterSchema;
 use super::extensions::overload::Overload;
 use super::extensions::rate_limit::RateLimit;
+use super::extensions::request_rules::RequestRules;
 use super::extensions::{self, Extensions, envoy_filter};
 use super::gateway_api::grpc_route::GrpcRoute;
 use super::gateway_api::http_route::HttpRoute;
@@ -30,6 +32,7 @@ use super::istio::service_entry::ServiceEntry;
 use super::istio::sidecar::Sidecar;
 use super::istio::telemetry::Telemetry;
 use super::istio::virtual_service::VirtualService;
+use super::istio::wasm_plugin::WasmPlugin;
 use super::istio::workload_entry::WorkloadEntry;
 use super::istio::workload_group::WorkloadGroup;
 use super::node::{self, Node, Value};
@@ -176,13 +179,18 @@ objects! {
     rate_limits: RateLimit,
     /// Overloads.
     overloads: Overload,
+    /// WasmPlugins.
+    wasm_plugins: WasmPlugin,
+    /// RequestRules.
+    request_rules: RequestRules,
+    /// FilterSchemas.
+    filter_schemas: FilterSchema,
 }
 
 impl Item {
     /// Whether it guards workloads.
     pub(super) fn guards(&self) -> bool {
-        use ObjectKind::{AuthorizationPolicy, Foreign, PeerAuthentication, RequestAuthentication};
-        matches!(self.meta().kind, AuthorizationPolicy | PeerAuthentication | RequestAuthentication | Foreign(_))
+        refused::is_guard(self.meta().kind)
     }
 }
 
@@ -570,6 +578,13 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
         ObjectKind::Overload => {
             Item::Overload(read_spec(meta, spec, d, |overload: &Overload, d| overload.check(&namespace, d))?)
         }
+        ObjectKind::WasmPlugin => {
+            Item::WasmPlugin(read_spec(meta, spec, d, |plugin: &WasmPlugin, d| plugin.check(&namespace, d))?)
+        }
+        ObjectKind::RequestRules => {
+            Item::RequestRules(read_spec(meta, spec, d, |rules: &RequestRules, d| rules.check(&namespace, d))?)
+        }
+        ObjectKind::FilterSchema => Item::FilterSchema(read_spec(meta, spec, d, |_: &FilterSchema, _| {})?),
         ObjectKind::EnvoyFilter => {
             let limit = envoy_filter::read(spec, d)?;
             Item::RateLimit(Arc::new(Object { meta, spec: limit }))

@@ -93,6 +93,19 @@ impl Node {
         }
     }
 
+    /// The same as JSON, without places. Keys are in order.
+    pub fn json(&self) -> serde_json::Value {
+        match &self.value {
+            Value::Null => serde_json::Value::Null,
+            Value::Bool(value) => (*value).into(),
+            Value::Int(value) => (*value).into(),
+            Value::Float(value) => (*value).into(),
+            Value::Str(text) => text.as_str().into(),
+            Value::Seq(items) => items.iter().map(Node::json).collect(),
+            Value::Map(entries) => entries.iter().map(|(key, value)| (key.name.clone(), value.json())).collect(),
+        }
+    }
+
     /// The type's name, for messages.
     pub fn type_name(&self) -> &'static str {
         match self.value {

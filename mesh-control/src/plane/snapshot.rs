@@ -12,6 +12,7 @@ use crate::config::Diagnostic;
 use crate::config::store::Wrong;
 use crate::policy::Policy;
 use crate::policy::access::{Condition, Conditions, RulesByEffect};
+use crate::policy::filters::{self, FilterInForce, Passing};
 use crate::policy::gateway_api::ParentStatus;
 use crate::policy::locality::Place;
 use crate::policy::route::ClusterKey;
@@ -323,8 +324,20 @@ impl Snapshot {
         let all = &self.compiled.policy.limits;
         let places = all.of(&client.namespace, &labels, services, Side::Server);
         let limits = all.on_port(&places, &services.numbers_of(&client.namespace, &labels, port));
-        let serving = render::Serving { paths: *paths, tls, service, telemetry, limits };
+        let filters = self.filters_of(client, served);
+        let serving = render::Serving { paths: *paths, tls, service, telemetry, limits, filters };
         render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, serving)
+    }
+
+    /// The filters that the requests of a server pass.
+    fn filters_of(&self, client: &Client, served: Served<'_>) -> Vec<FilterInForce> {
+        let Policy { services, filters, .. } = &self.compiled.policy;
+        let places = filters.of(&client.namespace, served.labels, services, Side::Server);
+        if places.is_empty() {
+            return Vec::new();
+        }
+        let ports = &services.numbers_of(&client.namespace, served.labels, served.port);
+        filters.at(&places, Passing { side: Side::Server, ports, host: "" })
     }
 
     /// How a server takes connections.
@@ -348,6 +361,10 @@ impl Snapshot {
         let in_doubt = answer.filter(|_| security.looks_at_labels(&client.namespace));
         let in_doubt = in_doubt.map(|answer| format!("nobody can tell what guards this workload: {answer}"));
         let refused = in_doubt.or_else(|| security.refusal(served, services, self.is_certified(client)));
+        // Nobody else runs the filters of an application.
+        let is_other = client.class != ClientClass::Library;
+        let not_run = || is_other.then(|| filters::not_run(&self.filters_of(client, served))).flatten();
+        let refused = refused.or_else(not_run);
         refused.or_else(|| self.lacks_certificate(client, served).then(|| LACKS_CERTIFICATE.to_owned()))
     }
 

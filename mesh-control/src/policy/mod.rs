@@ -10,6 +10,7 @@ pub mod compile;
 pub mod connections;
 pub mod delegate;
 pub mod destination_rules;
+pub mod filters;
 pub mod gateway_api;
 pub mod limits;
 pub mod locality;
@@ -47,6 +48,7 @@ use crate::registry::{Service, ServiceId, ServicePort, Services};
 use compile::Surroundings;
 use connections::{Addressed, Connections};
 use destination_rules::{DestinationRules, MergedRule};
+use filters::Filters;
 use gateway_api::GatewayRoutes;
 use limits::Limits;
 use locality::{Around, LocalitySetting};
@@ -91,6 +93,8 @@ pub struct Policy {
     pub telemetries: Telemetries,
     /// How many requests there may be.
     pub limits: Limits,
+    /// Filters that applications have compiled in.
+    pub filters: Filters,
     /// The trust domain whose authority gives workloads their certificates; `None` where there is none, and so no mutual
     /// TLS.
     pub trust_domain: Option<TrustDomain>,
@@ -171,8 +175,10 @@ impl Policy {
         let (telemetries, conflicts) = Telemetries::new(objects, &mesh.fixed.root_namespace);
         found.extend(conflicts);
         let limits = Limits::new(objects, &mesh.fixed.root_namespace);
+        let filters = Filters::new(objects, &mesh.fixed.root_namespace);
         let policy = Policy {
             limits,
+            filters,
             services,
             virtual_services,
             gateway_routes,
@@ -198,12 +204,14 @@ impl Policy {
         let sidecar = self.sidecars.of(namespace, labels);
         let telemetry = self.telemetries.of(namespace, labels, &self.services);
         let limits = self.limits.of(namespace, labels, &self.services, Side::Client);
+        let filters = self.filters.of(namespace, labels, &self.services, Side::Client);
+        let view = View { namespace: namespace.clone(), labels: Arc::default(), sidecar, telemetry, limits, filters };
         if self.label_keys.is_empty() {
-            return View { namespace: namespace.clone(), labels: Arc::default(), sidecar, telemetry, limits };
+            return view;
         }
         let kept = labels.iter().filter(|(key, _)| self.label_keys.contains(*key));
         let labels = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
-        View { namespace: namespace.clone(), labels: Arc::new(labels), sidecar, telemetry, limits }
+        View { labels: Arc::new(labels), ..view }
     }
 
     /// What the Sidecar of a client says, where one is for it.

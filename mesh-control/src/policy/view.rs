@@ -16,6 +16,8 @@ pub struct View {
     pub telemetry: Applied,
     /// The rate limits that are for what it calls, by their places among all.
     pub limits: Arc<[usize]>,
+    /// The filters that are for what it calls, by their places among all.
+    pub filters: Arc<[usize]>,
 }
 
 /// The Telemetry objects that are for a workload.

@@ -45,11 +45,11 @@ pub fn client(
     of_routes: OfRoutes,
     session: Option<&Session>,
     telemetry: Telemetry,
-    limits: Vec<hcm::HttpFilter>,
+    first: Vec<hcm::HttpFilter>,
 ) -> pb::Listener {
     let mut filters = http_filters(of_routes);
     // What is over a limit does nothing else.
-    filters.splice(0..0, limits.into_iter().chain(session.map(session_filter)).chain(telemetry.metrics));
+    filters.splice(0..0, first.into_iter().chain(session.map(session_filter)).chain(telemetry.metrics));
     let manager = hcm::HttpConnectionManager {
         stat_prefix: routes.to_owned(),
         route_specifier: Some(RouteSpecifier::Rds(hcm::Rds {
@@ -69,7 +69,7 @@ pub fn client(
 }
 
 /// The listener of a host that nothing describes: every request goes on to where it asks for. The route has Istio's name.
-pub fn passing_by(name: &str, telemetry: Telemetry) -> pb::Listener {
+pub fn passing_by(name: &str, telemetry: Telemetry, filters: Vec<hcm::HttpFilter>) -> pb::Listener {
     const ALLOW_ANY: &str = "allow_any";
     let action = route::route::Action::Route(route::RouteAction {
         cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(PASSTHROUGH.to_owned())),
@@ -77,20 +77,26 @@ pub fn passing_by(name: &str, telemetry: Telemetry) -> pb::Listener {
         timeout: Some(duration(Duration::ZERO)),
         ..Default::default()
     });
-    with_one_route(name, ALLOW_ANY, action, telemetry)
+    with_one_route(name, ALLOW_ANY, action, telemetry, filters)
 }
 
 /// The listener of a host that nothing describes where such hosts are not called: every request is answered with 502, and why.
 pub fn blocked(name: &str, why: String, telemetry: Telemetry) -> pb::Listener {
     let body = core::DataSource { specifier: Some(Specifier::InlineString(why)), ..Default::default() };
     let action = route::DirectResponseAction { status: 502, body: Some(body), ..Default::default() };
-    with_one_route(name, BLOCK_ALL, route::route::Action::DirectResponse(action), telemetry)
+    with_one_route(name, BLOCK_ALL, route::route::Action::DirectResponse(action), telemetry, Vec::new())
 }
 
-fn with_one_route(name: &str, route: &str, action: route::route::Action, telemetry: Telemetry) -> pb::Listener {
+fn with_one_route(
+    name: &str,
+    route: &str,
+    action: route::route::Action,
+    telemetry: Telemetry,
+    filters: Vec<hcm::HttpFilter>,
+) -> pb::Listener {
     let mut manager = inline(route, route, action);
     (manager.access_log, manager.tracing) = (telemetry.logs, telemetry.tracing);
-    manager.http_filters.splice(0..0, telemetry.metrics);
+    manager.http_filters.splice(0..0, filters.into_iter().chain(telemetry.metrics));
     pb::Listener {
         name: name.to_owned(),
         api_listener: Some(pb::ApiListener { api_listener: Some(any(&manager)) }),

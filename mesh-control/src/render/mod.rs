@@ -10,6 +10,7 @@ mod connections;
 pub mod endpoints;
 pub mod envoy;
 mod extensions;
+pub mod filters;
 mod grpc;
 mod json;
 pub mod judge;
@@ -49,6 +50,7 @@ use crate::catalog::{ClientClass, Encoded, Kind};
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
 use crate::policy::access::Access;
 use crate::policy::destination_rules::MergedRule;
+use crate::policy::filters::{FilterInForce, Passing, Stage};
 use crate::policy::limits::LimitInForce;
 use crate::policy::locality::{Nearness, Place};
 use crate::policy::outbound::OutboundTrafficPolicy;
@@ -217,6 +219,8 @@ pub struct Serving<'a> {
     pub telemetry: Telemetry,
     /// How many there may be.
     pub limits: Vec<LimitInForce>,
+    /// What they pass.
+    pub filters: Vec<FilterInForce>,
 }
 
 /// The listener of a server, by its name, with who may do what to it, and which tokens are good. With a reason not to serve, every request is answered
@@ -227,7 +231,7 @@ pub fn render_server(
     name: &str,
     refusal: Option<String>,
     (access, tokens, keys): (&Access<'_>, &[&TokenRule], &FetchedKeys),
-    Serving { paths, tls, service, telemetry, limits }: Serving<'_>,
+    Serving { paths, tls, service, telemetry, limits, filters: own }: Serving<'_>,
 ) -> Option<Encoded> {
     use envoy_types::pb::envoy::config::route::v3::NonForwardingAction;
     use envoy_types::pb::envoy::config::route::v3::route::Action;
@@ -245,11 +249,14 @@ pub fn render_server(
     let refusal = match (class, refusal) {
         (ClientClass::Envoy, _) => return None,
         (_, Some(reason)) => reason,
-        (_, None) => match guards(access, tokens, keys, class) {
+        (_, None) => match guards(access, tokens, keys, class, own.as_slice()) {
             Err(reason) => reason,
             Ok(mut filters) => {
                 // Who is let in is decided before.
+                filters.extend(filters::at(of_library(class, &own), Stage::Rules));
+                filters.extend(filters::at(of_library(class, &own), Stage::BeforeMetrics));
                 filters.extend(limits::filters(&limits, class));
+                filters.extend(filters::at(of_library(class, &own), Stage::Last));
                 let action = Action::NonForwardingAction(NonForwardingAction {});
                 let encoded = with_service(
                     name,
@@ -296,12 +303,32 @@ fn guards(
     tokens: &[&TokenRule],
     keys: &FetchedKeys,
     class: ClientClass,
+    own: &[FilterInForce],
 ) -> Result<Vec<hcm::HttpFilter>, String> {
     let in_process = access.asks.iter().map(|(authorizer, _)| authorizer).find(|authorizer| authorizer.is_in_process());
     if let Some(authorizer) = in_process.filter(|_| class == ClientClass::Envoy) {
         return Err(format!("{}: nobody in the process of an Envoy can be asked", authorizer.name));
     }
-    Ok(tokens::filter(tokens, keys, class)?.into_iter().chain(access::filters(access, class)?).collect())
+    let own = of_library(class, own);
+    let mut guards: Vec<_> = filters::at(own, Stage::BeforeTokens).collect();
+    guards.extend(tokens::filter(tokens, keys, class)?);
+    guards.extend(filters::at(own, Stage::BeforePolicies));
+    guards.extend(access::filters(access, class)?);
+    Ok(guards)
+}
+
+/// Others run none of them.
+fn of_library(class: ClientClass, own: &[FilterInForce]) -> &[FilterInForce] {
+    match class {
+        ClientClass::Library => own,
+        ClientClass::Grpc | ClientClass::Envoy => &[],
+    }
+}
+
+/// Those that a client's requests to a port pass.
+fn own_filters(policy: &Policy, class: ClientClass, view: &View, host: &str, port: u16) -> Vec<hcm::HttpFilter> {
+    let own = policy.filters.at(&view.filters, Passing { side: Side::Client, ports: &[port], host });
+    of_library(class, &own).iter().map(filters::filter).collect()
 }
 
 /// What a sidecar cannot do for a port of its own workload.
@@ -338,7 +365,11 @@ pub fn render_listener(
         // A gRPC client that asks for a listener cannot look the name up instead, and fails what there is no listener for.
         let outside = policy.beside_the_mesh(name, view).filter(|_| class == ClientClass::Library)?;
         let listener = match outside {
-            OutboundTrafficPolicy::AllowAny => listener::passing_by(name, telemetry),
+            OutboundTrafficPolicy::AllowAny => {
+                let (host, port) = name.rsplit_once(':').unwrap_or((name, ""));
+                let filters = own_filters(policy, class, view, host, port.parse().unwrap_or_default());
+                listener::passing_by(name, telemetry, filters)
+            }
             OutboundTrafficPolicy::RegistryOnly => listener::blocked(name, policy.why_blocked(name, view), telemetry),
         };
         return Some(plain(encode(name, &listener)));
@@ -352,8 +383,9 @@ pub fn render_listener(
     let service = policy.cluster(key, view).map(|seen| Arc::clone(seen.service));
     let session = service.as_ref().and_then(|service| service.session.as_ref());
     let session = session.filter(|_| class == ClientClass::Library);
-    let limits = limits::filters(&policy.limits.to_host(&view.limits, &address.host), class);
-    let mut listener = listener::client(name, &routes_name(&address), of_routes, session, telemetry, limits);
+    let mut filters = limits::filters(&policy.limits.to_host(&view.limits, &address.host), class);
+    filters.extend(own_filters(policy, class, view, &address.host, address.port));
+    let mut listener = listener::client(name, &routes_name(&address), of_routes, session, telemetry, filters);
     if class == ClientClass::Library {
         listener.filter_chains = connections::filter_chains(&policy.connections(&address, view));
     }

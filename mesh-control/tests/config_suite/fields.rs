@@ -6,8 +6,10 @@
 use std::collections::BTreeSet;
 
 use mesh_control::config::decode::Decode;
+use mesh_control::config::extensions::filter_schema::FilterSchema;
 use mesh_control::config::extensions::overload::Overload;
 use mesh_control::config::extensions::rate_limit::RateLimit;
+use mesh_control::config::extensions::request_rules::RequestRules;
 use mesh_control::config::file::read;
 use mesh_control::config::gateway_api::grpc_route::GrpcRoute;
 use mesh_control::config::gateway_api::http_route::HttpRoute;
@@ -20,6 +22,7 @@ use mesh_control::config::istio::service_entry::ServiceEntry;
 use mesh_control::config::istio::sidecar::Sidecar;
 use mesh_control::config::istio::telemetry::Telemetry;
 use mesh_control::config::istio::virtual_service::VirtualService;
+use mesh_control::config::istio::wasm_plugin::WasmPlugin;
 use mesh_control::config::istio::workload_entry::WorkloadEntry;
 use mesh_control::config::istio::workload_group::WorkloadGroup;
 use mesh_control::config::node::{self, Node};
@@ -48,6 +51,9 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::ReferenceGrant => ReferenceGrant::fields("", &mut out),
         ObjectKind::RateLimit => RateLimit::fields("", &mut out),
         ObjectKind::Overload => Overload::fields("", &mut out),
+        ObjectKind::WasmPlugin => WasmPlugin::fields("", &mut out),
+        ObjectKind::RequestRules => RequestRules::fields("", &mut out),
+        ObjectKind::FilterSchema => FilterSchema::fields("", &mut out),
         ObjectKind::Foreign(_) => {}
         other => panic!("{other:?} has no fields here"),
     }

@@ -64,22 +64,20 @@ async fn a_filter_that_decides_who_may_do_what_keeps_the_workloads_that_it_is_fo
         (filter("shop", &inbound(&typed("a", "http.lua.v3.Lua"))), shop),
         (filter("shop", &inbound(&typed("a", "http.wasm.v3.Wasm"))), shop),
         (filter("shop", &patch("NETWORK_FILTER", "ANY", "INSERT_FIRST", &typed("a", "network.rbac.v3.RBAC"))), shop),
-        (filter("shop", &patch("HTTP_FILTER", "SIDECAR_INBOUND", "MERGE", "{name: envoy.filters.http.ext_authz}")), shop),
-        (filter("shop", &patch("LISTENER", "ANY", "MERGE", &format!("{{filter_chains: [{{filters: [{authz}]}}]}}"))), shop),
+        (
+            filter("shop", &patch("HTTP_FILTER", "SIDECAR_INBOUND", "MERGE", "{name: envoy.filters.http.ext_authz}")),
+            shop,
+        ),
+        (
+            filter("shop", &patch("LISTENER", "ANY", "MERGE", &format!("{{filter_chains: [{{filters: [{authz}]}}]}}"))),
+            shop,
+        ),
         (filter("shop", &inbound(&authz).replace("configPatches", "configPatchs")), shop),
         // They guard no workload.
         (filter("shop", &inbound(&typed("a", "http.local_ratelimit.v3.LocalRateLimit"))), &[]),
         (filter("shop", &patch("HTTP_FILTER", "GATEWAY", "INSERT_BEFORE", &authz)), &[]),
         (filter("shop", &patch("HTTP_FILTER", "SIDECAR_OUTBOUND", "INSERT_BEFORE", &authz)), &[]),
         (filter("shop", &patch("HTTP_FILTER", "ANY", "REMOVE", &authz)), &[]),
-        (
-            "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: f, namespace: shop}\nspec: {selector: {matchLabels: {app: web}}, phase: AUTHZ, url: x}\n".to_owned(),
-            &["web"],
-        ),
-        (
-            "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: f, namespace: shop}\nspec: {phase: STATS, url: x}\n".to_owned(),
-            &[],
-        ),
     ] {
         let plane = started(&text, false);
         let (names, why) = refused(&plane);
@@ -90,11 +88,16 @@ async fn a_filter_that_decides_who_may_do_what_keeps_the_workloads_that_it_is_fo
             assert!(is_told(Code::NotSupportedYet, Severity::Warning), "{text}: {said:?}");
             continue;
         }
-        assert!(why.contains(" shop/f guards this workload, and is not enforced: a.yaml:") || why.contains(" istio-system/f guards"), "{why}");
+        assert!(
+            why.contains(" shop/f guards this workload, and is not enforced: a.yaml:")
+                || why.contains(" istio-system/f guards"),
+            "{why}"
+        );
         let wrong = plane.wrong();
         assert!(wrong.len() == 1 && wrong[0].standing == Standing::FailsClosed, "{text}: {wrong:?}");
         // The cause is told before what comes of it.
-        let of_it: Vec<String> = said.iter().filter(|one| one.code == Code::Unenforced).map(ToString::to_string).collect();
+        let of_it: Vec<String> =
+            said.iter().filter(|one| one.code == Code::Unenforced).map(ToString::to_string).collect();
         let [cause, effect] = of_it.as_slice() else { panic!("{text}: {of_it:?}") };
         assert!(cause.contains("decide") && effect.contains("answer every request with 503"), "{of_it:?}");
         assert!(refused(&started(&text, true)).0.is_empty(), "{text}");
@@ -111,7 +114,8 @@ async fn what_may_be_such_an_object_guards_although_its_text_is_no_yaml() {
         (filter("shop", &authz).replace("spec: {", "spec: {{"), &["web", "till"][..]),
         (filter("shop", &fault).replace("spec: {", "spec: {{"), &[]),
         (plugin.to_owned(), &["web", "till"]),
-        (plugin.replace("AUTHZ", "STATS"), &[]),
+        (plugin.replace("AUTHZ", "STATS"), &["web", "till"]),
+        (plugin.replace("AUTHZ", "STATS, failStrategy: FAIL_OPEN"), &[]),
         (former.to_owned(), &["web", "till", "other"]),
     ] {
         let plane = started(&text, false);

@@ -9,6 +9,7 @@ mod effects;
 mod experienced;
 mod extensions;
 mod fields;
+mod filters;
 mod foreign;
 mod gateway_api;
 mod grpc;

@@ -146,6 +146,9 @@ fn why_not_tried(kind: ObjectKind) -> Option<&'static str> {
         ObjectKind::Service | ObjectKind::WorkloadGroup | ObjectKind::ServiceEntry => {
             Some("by itself it refuses nobody; which workloads policies are for is looked up in it")
         }
+        ObjectKind::WasmPlugin | ObjectKind::RequestRules => {
+            Some("what filters and rules make of requests is in no record: whom it would refuse is not known")
+        }
         ObjectKind::MeshConfig => Some("settings of the mesh are those of its start"),
         _ => Some("it is not about who may call whom, or not enforced"),
     }

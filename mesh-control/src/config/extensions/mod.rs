@@ -8,13 +8,16 @@ mod coalesce;
 mod endpoint_subset;
 pub mod envoy_filter;
 mod fallback;
+pub mod filter_schema;
 mod health_check;
 mod hedge;
+pub mod json_schema;
 mod load_balancer;
 pub mod overload;
 mod pairs;
 pub mod rate_limit;
 pub mod rate_limit_service;
+pub mod request_rules;
 mod sticky_split;
 
 pub use coalesce::Coalesce;

@@ -86,6 +86,11 @@ const SECURITY_KINDS: [(&str, ObjectKind); 3] = [
 const NETWORKING: &str = "networking.istio.io";
 const TELEMETRY: &str = "telemetry.istio.io";
 const POLICY: &str = "policy.mesh-control";
+const EXTENSIONS: &str = "extensions.istio.io";
+/// The only kind of our own that guards workloads.
+pub(super) const REQUEST_RULES: &str = "RequestRules";
+/// The only kind of that group that is read.
+pub(super) const WASM_PLUGIN: &str = "WasmPlugin";
 const SECURITY: &str = "security.istio.io";
 const GATEWAY: &str = "gateway.networking.k8s.io";
 /// Istio's former security API.
@@ -108,6 +113,7 @@ pub(super) fn without_version(kind: &str) -> Option<ObjectKind> {
     let gateway = || GATEWAY_KINDS.iter().find(|(name, ..)| *name == kind).map(|(_, read, ..)| *read);
     let telemetry = || match kind {
         "Telemetry" => Some(ObjectKind::Telemetry),
+        WASM_PLUGIN => Some(ObjectKind::WasmPlugin),
         _ => policy_kind(kind),
     };
     networking.or_else(gateway).or_else(telemetry).or_else(|| guard_like(kind))
@@ -118,6 +124,8 @@ fn policy_kind(kind: &str) -> Option<ObjectKind> {
     match kind {
         "RateLimit" => Some(ObjectKind::RateLimit),
         "Overload" => Some(ObjectKind::Overload),
+        "FilterSchema" => Some(ObjectKind::FilterSchema),
+        REQUEST_RULES => Some(ObjectKind::RequestRules),
         _ => None,
     }
 }
@@ -164,10 +172,16 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         POLICY => match (policy_kind(kind), version) {
             (Some(read), "v1alpha1") => Class::Read(read),
             (Some(read), _) => Class::UnknownVersion(read, "v1alpha1"),
+            // It may refuse requests, as the others do not.
+            (None, _) if is_like(kind, REQUEST_RULES) => Class::Mistyped(ObjectKind::RequestRules),
             (None, _) => Class::Mistyped(ObjectKind::RateLimit),
         },
-        "extensions.istio.io" if kind == "WasmPlugin" => Class::Foreign(Foreign::WasmPlugin),
-        "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => Class::NotYet(Severity::Warning),
+        EXTENSIONS if is_like(kind, WASM_PLUGIN) => match (kind, version) {
+            (WASM_PLUGIN, "v1alpha1") => Class::Read(ObjectKind::WasmPlugin),
+            (WASM_PLUGIN, _) => Class::UnknownVersion(ObjectKind::WasmPlugin, "v1alpha1"),
+            _ => Class::Mistyped(ObjectKind::WasmPlugin),
+        },
+        EXTENSIONS | "install.istio.io" | "operator.istio.io" => Class::NotYet(Severity::Warning),
         GATEWAY => gateway_kind(kind, version),
         "gateway.networking.x-k8s.io" | "inference.networking.k8s.io" => Class::NotYet(Severity::Warning),
         "discovery.k8s.io" => Class::NotYet(Severity::Warning),

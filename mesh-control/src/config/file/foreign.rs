@@ -11,8 +11,6 @@ use crate::config::support::ObjectKind;
 pub(super) enum Foreign {
     /// It changes what a proxy does, in whatever way.
     EnvoyFilter,
-    /// It puts a program into a proxy.
-    WasmPlugin,
     /// It is none of Istio's any more.
     Former {
         /// Its kind.
@@ -43,9 +41,6 @@ const GUARDS: [&str; 8] =
 /// Filters that may decide it: what they are for is in a program.
 const PROGRAMS: [&str; 5] = ["lua", "wasm", "golang", "ext_proc", "dynamic_modules"];
 
-/// Phases of a plugin in which it decides who may do what.
-const PHASES: [&str; 2] = ["AUTHN", "AUTHZ"];
-
 /// What of an object is not enforced, and where it is written.
 pub(super) struct Lack<'n> {
     pub(super) place: &'n Node,
@@ -66,7 +61,6 @@ impl Foreign {
             "EnvoyFilter" => {
                 words.any(|word| is_one(word, &GUARDS) || is_one(word, &PROGRAMS)).then_some(Foreign::EnvoyFilter)
             }
-            "WasmPlugin" => words.any(|word| PHASES.contains(&word)).then_some(Foreign::WasmPlugin),
             _ => Foreign::former(kind).filter(|_| words.any(is_guarding_group)),
         }
     }
@@ -75,7 +69,6 @@ impl Foreign {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Foreign::EnvoyFilter => "EnvoyFilter",
-            Foreign::WasmPlugin => "WasmPlugin",
             Foreign::Former { kind, .. } => kind,
         }
     }
@@ -89,12 +82,6 @@ impl Foreign {
     pub(super) fn lack(self, document: &Node) -> Option<Lack<'_>> {
         match self {
             Foreign::EnvoyFilter => of_patches(document),
-            Foreign::WasmPlugin => {
-                let phase = document.get("spec")?.get("phase")?;
-                let name = phase.as_str().filter(|phase| PHASES.contains(phase))?;
-                let message = format!("a plugin of phase {name} decides who may do what, and no plugin is run");
-                Some(Lack { place: phase, field: "phase".to_owned(), message })
-            }
             Foreign::Former { kind, successor, .. } => {
                 let message =
                     format!("{kind} was taken out of Istio in 1.6, and nobody reads it; write {successor} instead");

@@ -150,6 +150,9 @@ impl Refused {
     }
 }
 
+/// The word by which requests need not pass a plugin.
+pub(super) const FAIL_OPEN: &str = "FAIL_OPEN";
+
 const DOCUMENT: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 const METADATA: [&str; 15] = [
     "name",
@@ -198,6 +201,26 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
             &["selector", "targetRefs", "mode", "hosts", "rules", "service", "perConnection", "maxKeys", "answer"]
         }
         ObjectKind::Overload => &["selector", "targetRefs", "concurrency", "throttle"],
+        ObjectKind::WasmPlugin => &[
+            "selector",
+            "targetRef",
+            "targetRefs",
+            "url",
+            "sha256",
+            "imagePullPolicy",
+            "imagePullSecret",
+            "verificationKey",
+            "pluginConfig",
+            "pluginName",
+            "phase",
+            "failStrategy",
+            "priority",
+            "vmConfig",
+            "match",
+            "type",
+        ],
+        ObjectKind::RequestRules => &["selector", "targetRefs", "mode", "hosts", "rules"],
+        ObjectKind::FilterSchema => &["filter", "schema"],
         ObjectKind::EnvoyFilter => &["workloadSelector", "configPatches", "priority"],
         ObjectKind::Foreign(_) => &["workloadSelector", "selector", "targetRef", "targetRefs"],
         ObjectKind::Service | ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => &[],
@@ -297,9 +320,19 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
             let (hosts, export_to) = (vec![plain_text(&meta.name)], exported(export_to));
             (Governs::Hosts { hosts, export_to, selector: BTreeMap::new() }, true)
         }
+        // Requests need not pass it.
+        ObjectKind::WasmPlugin if spec.get("failStrategy").and_then(Node::as_str) == Some(FAIL_OPEN) => {
+            (Governs::Nothing, true)
+        }
+        // What workloads call guards none of them.
+        ObjectKind::RequestRules if spec.get("mode").and_then(Node::as_str) == Some("CLIENT") => {
+            (Governs::Nothing, true)
+        }
         ObjectKind::PeerAuthentication
         | ObjectKind::RequestAuthentication
         | ObjectKind::AuthorizationPolicy
+        | ObjectKind::WasmPlugin
+        | ObjectKind::RequestRules
         | ObjectKind::Foreign(_) => (Governs::Workloads(workloads(&spec, &meta.namespace)), true),
         // Without it there are fewer endpoints, and none that should not be there. Members of a group do not serve where it
         // takes their labels to tell what guards them.
@@ -311,6 +344,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::Telemetry => (Governs::Logs(workloads(&spec, &meta.namespace)), true),
         // It keeps others from too much of something, and is no guard: without it there is no limit, which is said.
         ObjectKind::RateLimit | ObjectKind::Overload | ObjectKind::EnvoyFilter => (Governs::Nothing, true),
+        // It only helps to find what is wrong.
+        ObjectKind::FilterSchema => (Governs::Nothing, true),
         // Of a grant that is wrong, nothing is granted but what its last good state grants, too.
         ObjectKind::ReferenceGrant => (Governs::Nothing, true),
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => parents(&spec, &meta.namespace),
@@ -468,9 +503,14 @@ fn text(node: &Node) -> Option<&str> {
     node.as_str().filter(|text| !text.is_empty())
 }
 
-const fn is_guard(kind: ObjectKind) -> bool {
-    use ObjectKind::{AuthorizationPolicy, Foreign, PeerAuthentication, RequestAuthentication};
-    matches!(kind, PeerAuthentication | RequestAuthentication | AuthorizationPolicy | Foreign(_))
+pub(super) const fn is_guard(kind: ObjectKind) -> bool {
+    use ObjectKind::{
+        AuthorizationPolicy, Foreign, PeerAuthentication, RequestAuthentication, RequestRules, WasmPlugin,
+    };
+    matches!(
+        kind,
+        PeerAuthentication | RequestAuthentication | AuthorizationPolicy | WasmPlugin | RequestRules | Foreign(_)
+    )
 }
 
 /// Blanks and capitals make a host or a name wrong, and leave no doubt which one is meant.

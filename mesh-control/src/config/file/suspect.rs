@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::classify::{guard_like, is_guarding_group};
+use super::classify::{REQUEST_RULES, WASM_PLUGIN, guard_like, is_guarding_group};
 use super::foreign::{Foreign, is_for_all};
 use super::mesh_config;
-use super::refused::{Governs, Refused, Workloads};
+use super::refused::{FAIL_OPEN, Governs, Refused, Workloads};
 use super::{Meta, is_namespace};
 use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
 use crate::config::node::{Node, Value};
@@ -131,7 +131,12 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
         let foreign = Foreign::by_words(word.text, words.iter().map(|word| word.text))?;
         Some((ObjectKind::Foreign(foreign.name()), word.span))
     };
+    // Requests have to pass it, unless it says that they need not.
+    let plugin = || of_kind().find(|word| word.text == WASM_PLUGIN && words.iter().all(|word| word.text != FAIL_OPEN));
     let found = of_kind().find_map(guard).or_else(|| of_kind().find_map(foreign));
+    let rules = || of_kind().find(|word| word.text == REQUEST_RULES);
+    let found = found.or_else(|| Some((ObjectKind::WasmPlugin, plugin()?.span)));
+    let found = found.or_else(|| Some((ObjectKind::RequestRules, rules()?.span)));
     let (kind, span) = found.or_else(|| if is_another(words, |_| false) { None } else { named().or_else(of_group) })?;
     // Each object has to name its own, and all of them the same one.
     let objects =

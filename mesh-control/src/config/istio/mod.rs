@@ -15,6 +15,7 @@ pub mod sidecar;
 pub mod string_match;
 pub mod telemetry;
 pub mod virtual_service;
+pub mod wasm_plugin;
 pub mod workload_entry;
 pub mod workload_group;
 

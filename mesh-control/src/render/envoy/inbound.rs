@@ -126,7 +126,7 @@ fn filter(port: &Inbound<'_>, keys: &FetchedKeys, paths: PathNormalization) -> p
     }
     let guarded = match &port.refusal {
         Some(reason) => Err(reason.clone()),
-        None => guards(&port.access, &port.tokens, keys, ClientClass::Envoy),
+        None => guards(&port.access, &port.tokens, keys, ClientClass::Envoy, &[]),
     };
     let (filters, action) = match guarded {
         Ok(mut filters) => {

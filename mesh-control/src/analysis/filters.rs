@@ -1,0 +1,130 @@
+//! Filters that applications have compiled in, against what these say of them; and what others than the library cannot do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_core::model::OnFailure;
+
+use super::security::check_targets;
+use crate::config::diagnostic::{Code, Diagnostic, Severity};
+use crate::config::extensions::filter_schema::FilterSchema;
+use crate::config::extensions::request_rules::RulesMode;
+use crate::config::file::{Meta, Object, Objects};
+use crate::config::istio::wasm_plugin::{TrafficSelector, WasmPlugin, WorkloadMode};
+use crate::config::locate::locate;
+use crate::config::node::{Node, Value};
+use crate::policy::Policy;
+
+/// Targets that there are not, and configurations that filters do not take.
+pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    check_rules(objects, policy, found);
+    let mut schemas = BTreeMap::<&str, &Arc<Object<FilterSchema>>>::new();
+    for object in &objects.filter_schemas {
+        if let Some(first) = schemas.get(object.spec.filter.as_str()) {
+            let message =
+                format!("{} ({}) says what this filter takes, and counts", first.meta.id(), first.meta.origin);
+            let finding = Diagnostic::at(&object.meta.origin, Severity::Warning, Code::Conflict, message);
+            found.push(finding.object(object.meta.id()));
+        } else {
+            schemas.insert(&object.spec.filter, object);
+        }
+    }
+    for object in policy.filters.plugins() {
+        check_targets(objects, &object.meta, &object.spec.targets(), found);
+        let plugin = object.spec.plugin(&object.meta.name);
+        match schemas.get(&*plugin.name) {
+            Some(schema) => check_config(object, &schema.spec, found),
+            // Who has none that says what it takes, has no use for this.
+            None if schemas.is_empty() => {}
+            None => {
+                let known: Vec<&str> = schemas.keys().copied().collect();
+                let message = format!(
+                    "no FilterSchema says that there is a filter {:?}; there are {}: where it is not registered, {}",
+                    plugin.name,
+                    known.join(", "),
+                    becomes(plugin.on_failure)
+                );
+                let field = if object.spec.plugin_name.is_some() { "pluginName" } else { "" };
+                let at = locate(&object.meta.origin, field);
+                let finding = Diagnostic::at(&at, Severity::Warning, Code::UnknownReference, message);
+                found.push(finding.object(object.meta.id()).field(field));
+            }
+        }
+    }
+}
+
+/// What a configuration says that its filter does not take.
+fn check_config(object: &Object<WasmPlugin>, schema: &FilterSchema, found: &mut Vec<Diagnostic>) {
+    // Without one, a filter gets an empty one.
+    let empty = || Node { span: object.spec.span, value: Value::Map(Vec::new()) };
+    let config = object.spec.plugin_config.as_ref().map_or_else(empty, |config| config.0.clone());
+    for (path, (span, message)) in schema.schema.faults(&config) {
+        let dot = if path.is_empty() || path.starts_with('[') { "" } else { "." };
+        let finding = Diagnostic::at(&object.meta.origin.at(span), Severity::Error, Code::InvalidValue, message);
+        found.push(finding.object(object.meta.id()).field(format!("pluginConfig{dot}{path}")));
+    }
+}
+
+/// Targets and hosts that there are not.
+fn check_rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for object in policy.filters.rules() {
+        check_targets(objects, &object.meta, &object.spec.target_refs.iter().collect::<Vec<_>>(), found);
+        for host in &object.spec.hosts {
+            if policy.services.exact(host, &object.meta.namespace).is_none() {
+                let message = format!("nothing has the host {host:?}, so that its rules are for no call");
+                let at = locate(&object.meta.origin, "hosts");
+                let finding = Diagnostic::at(&at, Severity::Warning, Code::UnknownReference, message);
+                found.push(finding.object(object.meta.id()).field("hosts"));
+            }
+        }
+    }
+}
+
+fn becomes(on_failure: OnFailure) -> &'static str {
+    match on_failure {
+        OnFailure::Pass => "requests pass without it (FAIL_OPEN)",
+        OnFailure::Refuse | OnFailure::Restart => "every request is answered with 500",
+    }
+}
+
+/// What gRPC's own clients and servers do of them.
+pub(super) fn check_grpc(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    check_others(policy, "gRPC's own clients and servers cannot do this", "every call to a server", found);
+}
+
+/// What an Envoy beside a workload does of them.
+pub(super) fn check_envoy(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    check_others(policy, "an Envoy is not told of this", "every request to a workload behind one", found);
+}
+
+/// Nobody else runs the filters of an application.
+fn check_others(policy: &Policy, who: &str, refused: &str, found: &mut Vec<Diagnostic>) {
+    for object in policy.filters.plugins() {
+        let sides = &object.spec.matches;
+        let is_of = |not: WorkloadMode| sides.is_empty() || sides.iter().any(|side: &TrafficSelector| side.mode != not);
+        let (of_servers, of_clients) = (is_of(WorkloadMode::Client), is_of(WorkloadMode::Server));
+        let is_needed = object.spec.plugin("").on_failure != OnFailure::Pass;
+        let mut effects = Vec::new();
+        if of_servers && is_needed {
+            effects.push(format!("{refused} that it is for fails, unless `failStrategy` is FAIL_OPEN"));
+        } else if of_servers {
+            effects.push("requests to servers pass without it".to_owned());
+        }
+        if of_clients {
+            effects.push("what clients call does not pass it, whatever `failStrategy` is".to_owned());
+        }
+        say(&object.meta, format!("{who}: it runs no filters of others; {}", effects.join("; ")), found);
+    }
+    for object in policy.filters.rules() {
+        let effect = match (object.spec.mode, object.spec.refuses) {
+            (RulesMode::Server, true) => format!("{refused} that it is for fails"),
+            (RulesMode::Server, false) => "requests to servers pass unchanged".to_owned(),
+            (RulesMode::Client, _) => "what clients call does not go by it".to_owned(),
+        };
+        say(&object.meta, format!("{who}: it knows no such rules; {effect}"), found);
+    }
+}
+
+fn say(meta: &Meta, message: String, found: &mut Vec<Diagnostic>) {
+    found.push(Diagnostic::at(&meta.origin, Severity::Warning, Code::Degraded, message).object(meta.id()));
+}

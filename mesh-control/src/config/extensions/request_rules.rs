@@ -1,0 +1,175 @@
+//! `RequestRules` (policy.mesh-control/v1alpha1): rules on requests without code. A condition in CEL, and what becomes of those
+//! requests: they are refused, or headers of theirs and of their answers change. An object of our own, since Istio has none.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_core::xds::decode::request_rule;
+use serde_json::{Map, Value as Json, json};
+
+use crate::config::decode::{At, Decode, Decoder, Text, keywords, message};
+use crate::config::diagnostic::{Code, Severity, Span, quoted};
+use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
+use crate::config::node::Node;
+
+message! {
+    /// The specification.
+    pub struct RequestRulesSpec {
+        /// The workloads; absent means all of the namespace.
+        selector: Option<Selector> = "selector",
+        /// The objects whose workloads are meant.
+        target_refs: Vec<TargetRef> = "targetRefs",
+        /// Which of their requests.
+        mode: RulesMode = "mode",
+        /// Of those that they make, which: those to these hosts; absent means all.
+        hosts: Vec<Text> = "hosts",
+        /// The rules, in the order in which requests pass them.
+        rules: Vec<Rule> = "rules",
+    }
+    /// What becomes of some requests.
+    pub struct Rule {
+        /// Its name, for logs and people.
+        name: Text = "name" required,
+        /// Which requests: those of which this holds, in CEL; absent means all.
+        when: Option<Text> = "when",
+        /// They are refused.
+        deny: Option<Deny> = "deny",
+        /// Their headers change, and those of their answers.
+        headers: Headers = "headers",
+    }
+    /// How requests are refused.
+    pub struct Deny {
+        /// The status.
+        status: Option<At<u16>> = "status",
+        /// What is said.
+        body: Option<String> = "body",
+    }
+    /// Changes to headers.
+    pub struct Headers {
+        /// Of requests.
+        request: Changes = "request",
+        /// Of their answers.
+        response: Changes = "response",
+    }
+    /// Changes to headers of one direction.
+    pub struct Changes {
+        /// They have this value, and no other.
+        set: BTreeMap<String, String> = "set",
+        /// They are taken off.
+        remove: Vec<String> = "remove",
+    }
+}
+
+keywords! {
+    /// Whose requests are meant.
+    pub enum RulesMode {
+        /// Those that workloads serve.
+        Server = "SERVER",
+        /// Those that they make.
+        Client = "CLIENT",
+    }
+}
+
+/// Rules on requests.
+#[derive(Clone, Debug, Default)]
+pub struct RequestRules {
+    /// Where it is written.
+    pub span: Span,
+    /// The workloads; absent means all of the namespace.
+    pub selector: Option<Selector>,
+    /// The objects whose workloads are meant.
+    pub target_refs: Vec<TargetRef>,
+    /// Whose requests.
+    pub mode: RulesMode,
+    /// Of a client's, those to these hosts; none for all.
+    pub hosts: Vec<String>,
+    /// The rules, as the data plane reads them.
+    pub rules: Arc<Json>,
+    /// Whether one of them refuses requests.
+    pub refuses: bool,
+}
+
+impl Decode for RequestRules {
+    fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        let spec = RequestRulesSpec::decode(node, d)?;
+        let mut faults = Vec::new();
+        if let (RulesMode::Server, Some(host)) = (spec.mode, spec.hosts.first()) {
+            faults.push((host.span, "hosts".to_owned(), "hosts are for mode CLIENT".to_owned()));
+        }
+        if spec.rules.is_empty() {
+            faults.push((spec.span, "rules".to_owned(), "there is no rule".to_owned()));
+        }
+        let mut rules = Vec::new();
+        for (index, rule) in spec.rules.iter().enumerate() {
+            let at = format!("rules[{index}]");
+            if spec.rules.iter().take(index).any(|other| other.name.value == rule.name.value) {
+                let message = format!("another rule is named {}", quoted(&rule.name));
+                faults.push((rule.name.span, format!("{at}.name"), message));
+            }
+            let json = rule.json();
+            if let Err(invalid) = request_rule(&json) {
+                faults.push((rule.place(&invalid.field), format!("{at}.{}", invalid.field), invalid.reason));
+            }
+            rules.push(json);
+        }
+        for (span, field, message) in &faults {
+            d.report_at(*span, field.clone(), Severity::Error, Code::InvalidValue, message.clone());
+        }
+        faults.is_empty().then(|| RequestRules {
+            span: spec.span,
+            selector: spec.selector,
+            target_refs: spec.target_refs,
+            mode: spec.mode,
+            hosts: spec.hosts.into_iter().map(|host| host.value).collect(),
+            refuses: spec.rules.iter().any(|rule| rule.deny.is_some()),
+            rules: Arc::new(json!({"rules": rules})),
+        })
+    }
+
+    fn fields(prefix: &str, out: &mut Vec<String>) {
+        RequestRulesSpec::fields(prefix, out);
+    }
+}
+
+impl RequestRules {
+    /// What is wrong with whom it is for.
+    pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
+        check_selector(self.span, self.selector.as_ref(), d);
+        check_targets(self.span, namespace, self.selector.as_ref(), &self.target_refs.iter().collect::<Vec<_>>(), d);
+    }
+}
+
+impl Rule {
+    /// As the data plane reads it.
+    fn json(&self) -> Json {
+        let mut rule = Map::from_iter([("name".to_owned(), Json::from(self.name.as_str()))]);
+        let mut put = |name: &str, value: Json| drop(rule.insert(name.to_owned(), value));
+        if let Some(when) = &self.when {
+            put("when", when.as_str().into());
+        }
+        if let Some(deny) = &self.deny {
+            let status = deny.status.iter().map(|status| ("status".to_owned(), status.value.into()));
+            let body = deny.body.iter().map(|body| ("body".to_owned(), body.as_str().into()));
+            put("deny", Json::Object(status.chain(body).collect()));
+        }
+        for (side, changes) in [("request", &self.headers.request), ("response", &self.headers.response)] {
+            if !(changes.set.is_empty() && changes.remove.is_empty()) {
+                put(side, json!({"set": changes.set, "remove": changes.remove}));
+            }
+        }
+        Json::Object(rule)
+    }
+
+    /// Where a field is written, or else the rule.
+    fn place(&self, field: &str) -> Span {
+        let when = || self.when.as_ref().map(|when| when.span);
+        let status = || Some(self.deny.as_ref()?.status.as_ref()?.span);
+        let place = match field {
+            "when" => when(),
+            "deny.status" => status(),
+            "headers" => Some(self.headers.span),
+            _ => None,
+        };
+        place.unwrap_or(self.span)
+    }
+}

@@ -1,0 +1,31 @@
+//! What becomes of the fields of RequestRules, a kind of our own.
+
+use super::Support::{Indifferent, NotYet, Partly};
+use super::security::target;
+use super::{Row, Tables, both, http_only};
+
+pub(super) const TABLES: Tables = &[("", RULES), ("targetRefs", TARGET), ("rules", RULE)];
+
+/// What gRPC's own clients and servers do with each.
+const NOTHING: &str = "gRPC's own clients and servers know no such rules";
+
+const RULES: &[Row] =
+    &[http_only("selector.matchLabels", NOTHING), http_only("mode", NOTHING), http_only("hosts", NOTHING)];
+
+const TARGET: &[Row] = &[
+    both("group", Indifferent),
+    Row { path: "kind", library: Partly(target), grpc: NotYet(NOTHING) },
+    http_only("name", NOTHING),
+    both("namespace", Indifferent),
+];
+
+const RULE: &[Row] = &[
+    http_only("name", NOTHING),
+    http_only("when", NOTHING),
+    http_only("deny.status", NOTHING),
+    http_only("deny.body", NOTHING),
+    http_only("headers.request.set", NOTHING),
+    http_only("headers.request.remove", NOTHING),
+    http_only("headers.response.set", NOTHING),
+    http_only("headers.response.remove", NOTHING),
+];

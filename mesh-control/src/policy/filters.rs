@@ -1,0 +1,213 @@
+//! Filters that applications have compiled in, and rules on requests: which are for a workload, as a server and as a client, and
+//! in which order.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_core::model::{OnFailure, Plugin};
+
+use super::telemetry::{Side, is_one_of};
+use crate::config::extensions::request_rules::{RequestRules, RulesMode};
+use crate::config::file::{Meta, Object, Objects, Workloads};
+use crate::config::istio::security::selected;
+use crate::config::istio::wasm_plugin::{Phase, WasmPlugin};
+use crate::registry::Services;
+
+/// All filters and rules.
+#[derive(Debug, Default)]
+pub struct Filters {
+    root: Arc<str>,
+    /// In the order in which requests pass them.
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    said: Said,
+    workloads: Workloads,
+    filter: FilterInForce,
+}
+
+/// The object that says one.
+#[derive(Debug)]
+enum Said {
+    Plugin(Arc<Object<WasmPlugin>>),
+    Rules(Arc<Object<RequestRules>>),
+}
+
+/// Where in the order of all filters a filter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Before anybody looks at tokens.
+    BeforeTokens,
+    /// Before anybody says who may do what.
+    BeforePolicies,
+    /// Right after that: rules.
+    Rules,
+    /// Before what counts and limits requests.
+    BeforeMetrics,
+    /// Right before the application, or the endpoint.
+    Last,
+}
+
+/// One in force, and the object that says it.
+#[derive(Clone, Debug)]
+pub struct FilterInForce {
+    /// The object.
+    pub id: Arc<str>,
+    /// Where it is.
+    pub stage: Stage,
+    /// What it is.
+    pub kind: FilterKind,
+}
+
+/// What requests pass.
+#[derive(Clone, Debug)]
+pub enum FilterKind {
+    /// A filter of the application's.
+    Plugin(Arc<Plugin>),
+    /// Rules, as the data plane reads them.
+    Rules {
+        /// Them.
+        rules: Arc<serde_json::Value>,
+        /// Whether one refuses requests.
+        refuse: bool,
+    },
+}
+
+/// A side of a workload, and where its requests are: the numbers of its port on a server, the port of the host on a client.
+#[derive(Clone, Copy, Debug)]
+pub struct Passing<'a> {
+    /// Which side.
+    pub side: Side,
+    /// The numbers of the port.
+    pub ports: &'a [u16],
+    /// Whom a client calls; empty on a server.
+    pub host: &'a str,
+}
+
+impl Filters {
+    /// Those of these objects.
+    pub fn new(objects: &Objects, root: &Arc<str>) -> Filters {
+        let plugins = objects.wasm_plugins.iter().map(Entry::of_plugin);
+        let rules = objects.request_rules.iter().map(Entry::of_rules);
+        let mut entries: Vec<Entry> = plugins.chain(rules).collect();
+        // Istio: push_context.go, extension.go.
+        entries.sort_by(|a, b| {
+            let order = |entry: &Entry| (entry.filter.stage, Reverse(entry.priority()));
+            let name = |entry: &Entry| (entry.meta().name.clone(), entry.meta().namespace.clone());
+            order(a).cmp(&order(b)).then_with(|| name(a).cmp(&name(b)))
+        });
+        Filters { root: Arc::clone(root), entries }
+    }
+
+    /// The objects that say a filter.
+    pub fn plugins(&self) -> impl Iterator<Item = &Arc<Object<WasmPlugin>>> {
+        self.entries.iter().filter_map(|entry| match &entry.said {
+            Said::Plugin(object) => Some(object),
+            Said::Rules(_) => None,
+        })
+    }
+
+    /// The objects that say rules.
+    pub fn rules(&self) -> impl Iterator<Item = &Arc<Object<RequestRules>>> {
+        self.entries.iter().filter_map(|entry| match &entry.said {
+            Said::Plugin(_) => None,
+            Said::Rules(object) => Some(object),
+        })
+    }
+
+    /// The places of those that are for a side of a workload. In the root namespace, labels are those of any namespace.
+    pub fn of(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        services: &Services,
+        side: Side,
+    ) -> Arc<[usize]> {
+        let is_meant = |entry: &Entry| {
+            let of = &*entry.meta().namespace;
+            entry.is_of(side)
+                && (*of == *namespace || *of == *self.root)
+                && is_one_of(&entry.workloads, namespace, labels, services)
+        };
+        self.entries.iter().enumerate().filter(|(_, entry)| is_meant(entry)).map(|(place, _)| place).collect()
+    }
+
+    /// Those at these places that requests pass there.
+    pub fn at(&self, places: &[usize], passing: Passing<'_>) -> Vec<FilterInForce> {
+        let entries = places.iter().filter_map(|place| self.entries.get(*place));
+        entries.filter(|entry| entry.is_passed(passing)).map(|entry| entry.filter.clone()).collect()
+    }
+}
+
+impl Entry {
+    fn of_plugin(object: &Arc<Object<WasmPlugin>>) -> Entry {
+        let stage = match object.spec.phase {
+            Phase::Authn => Stage::BeforeTokens,
+            Phase::Authz => Stage::BeforePolicies,
+            Phase::Stats => Stage::BeforeMetrics,
+            Phase::Unspecified => Stage::Last,
+        };
+        let kind = FilterKind::Plugin(Arc::new(object.spec.plugin(&object.meta.name)));
+        Entry {
+            said: Said::Plugin(Arc::clone(object)),
+            workloads: Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets()),
+            filter: FilterInForce { id: object.meta.id(), stage, kind },
+        }
+    }
+
+    fn of_rules(object: &Arc<Object<RequestRules>>) -> Entry {
+        let targets: Vec<_> = object.spec.target_refs.iter().collect();
+        let kind = FilterKind::Rules { rules: Arc::clone(&object.spec.rules), refuse: object.spec.refuses };
+        Entry {
+            said: Said::Rules(Arc::clone(object)),
+            workloads: Workloads::of(selected(object.spec.selector.as_ref()), &targets),
+            filter: FilterInForce { id: object.meta.id(), stage: Stage::Rules, kind },
+        }
+    }
+
+    fn meta(&self) -> &Meta {
+        match &self.said {
+            Said::Plugin(object) => &object.meta,
+            Said::Rules(object) => &object.meta,
+        }
+    }
+
+    fn priority(&self) -> i32 {
+        match &self.said {
+            Said::Plugin(object) => object.spec.priority.unwrap_or(0),
+            Said::Rules(_) => 0,
+        }
+    }
+
+    fn is_of(&self, side: Side) -> bool {
+        let is_client = side == Side::Client;
+        match &self.said {
+            Said::Plugin(object) => object.spec.is_of(is_client),
+            Said::Rules(object) => (object.spec.mode == RulesMode::Client) == is_client,
+        }
+    }
+
+    fn is_passed(&self, Passing { side, ports, host }: Passing<'_>) -> bool {
+        match &self.said {
+            Said::Plugin(object) => object.spec.is_for(side == Side::Client, ports),
+            Said::Rules(object) => {
+                let hosts = &object.spec.hosts;
+                self.is_of(side) && (hosts.is_empty() || hosts.iter().any(|meant| **meant == *host))
+            }
+        }
+    }
+}
+
+/// Why a server that cannot have its requests pass any of these must not serve, if it must not.
+pub fn not_run(filters: &[FilterInForce]) -> Option<String> {
+    filters.iter().find_map(|filter| match &filter.kind {
+        FilterKind::Plugin(plugin) if plugin.on_failure == OnFailure::Pass => None,
+        FilterKind::Plugin(plugin) => {
+            Some(format!("{}: no filter of {:?} is run here (failStrategy)", filter.id, plugin.name))
+        }
+        FilterKind::Rules { refuse, .. } => refuse.then(|| format!("{}: its rules are not known here", filter.id)),
+    })
+}

@@ -1,0 +1,38 @@
+//! Filters that applications have compiled in, as an own filter of Envoy's API: a `TypedStruct` of the type under which it is
+//! registered, with what becomes of requests where it cannot run besides. Rules on requests are one of the library's own.
+//!
+//! Only the library is told of them. Envoys and gRPC's clients and servers would refuse the listener.
+
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::google::protobuf::Any;
+use mesh_core::model::{Plugin, REQUEST_RULES};
+use mesh_core::xds::decode::PluginBesides;
+use prost::Message;
+
+use super::extensions::typed_struct;
+use crate::policy::filters::{FilterInForce, FilterKind, Stage};
+
+/// Those of a stage, in their order.
+pub fn at(filters: &[FilterInForce], stage: Stage) -> impl Iterator<Item = hcm::HttpFilter> + '_ {
+    filters.iter().filter(move |filter| filter.stage == stage).map(filter)
+}
+
+/// One of them.
+pub fn filter(FilterInForce { id, kind, .. }: &FilterInForce) -> hcm::HttpFilter {
+    let config = match kind {
+        FilterKind::Plugin(plugin) => any(plugin),
+        FilterKind::Rules { rules, .. } => typed_struct(REQUEST_RULES, rules).typed_config.unwrap_or_default(),
+    };
+    hcm::HttpFilter {
+        name: format!("mesh-control.filter/{id}"),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    }
+}
+
+fn any(plugin: &Plugin) -> Any {
+    let config = serde_json::from_str(&plugin.config).unwrap_or_default();
+    let mut any = typed_struct(&plugin.name, &config).typed_config.unwrap_or_default();
+    any.value.extend(PluginBesides::from(plugin.on_failure).encode_to_vec());
+    any
+}
