@@ -6,9 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mesh_core::identity::SpiffeId;
+
+use crate::period::Unit;
 
 /// The kinds of resource, in make-before-break order: a new cluster and its endpoints travel before the
 /// route that names them (xDS protocol, "eventual consistency considerations").
@@ -223,6 +226,30 @@ impl Encoded {
     }
 }
 
+/// The entry of a bucket's ID that says which object it is of: no header has such a name.
+pub const QUOTA: &str = "mesh/quota";
+/// And which rule of it.
+pub const RULE: &str = "mesh/rule";
+
+/// How much of a quota each identity has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QuotaLimit {
+    /// How many requests.
+    pub requests: u64,
+    /// In which time.
+    pub unit: Unit,
+    /// How often clients report what they use.
+    pub interval: Duration,
+}
+
+impl QuotaLimit {
+    /// So many requests in each of such a time, reported so often.
+    pub fn new(requests: u64, unit: Unit, interval: Duration) -> QuotaLimit {
+        QuotaLimit { requests, unit, interval }
+    }
+}
+
 /// An immutable picture of everything that can be asked for.
 pub trait Catalog: Send + Sync + 'static {
     /// The resource called `name` as `client` sees it, or `None` where no such thing exists.
@@ -257,6 +284,11 @@ pub trait Catalog: Send + Sync + 'static {
     /// Why it cannot serve.
     fn served_at(&self, _client: &Client) -> Result<BTreeSet<SocketAddr>, String> {
         Ok(BTreeSet::new())
+    }
+
+    /// What a rule of a quota says, by the name of its object, where it is for this client, or whoever it is for.
+    fn quota(&self, _client: Option<&Client>, _quota: &str, _rule: &str) -> Option<QuotaLimit> {
+        None
     }
 
     /// A number that moves whenever any resource of this kind may have changed for any client. Two

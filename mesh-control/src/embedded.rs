@@ -34,6 +34,7 @@ pub use crate::jwks::KeyFetching;
 use crate::live_trace::Wanted;
 pub use crate::plane::{OutboundTrafficPolicy, PathNormalization, PlaneOptions};
 use crate::plane::{Plane, Rejected};
+use crate::quota::{QuotaStatus, Quotas, Store};
 use crate::serve::status::{self, Graph, Status};
 use crate::serve::{self, Certificates, Feed, LiveTrace, Server};
 
@@ -225,6 +226,11 @@ impl Embedded {
             let calls = Calls::open(state).map_err(|error| StartError::Unreadable(state.clone(), error))?;
             serve = serve.calls(Arc::new(calls));
         }
+        if let (Some(state), true) = (&state, serve.quotas.is_some()) {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let store = Store::in_dir(state, now).map_err(|error| StartError::Unreadable(state.clone(), error))?;
+            serve = serve.quotas(Arc::new(Quotas::new(store)));
+        }
         let authority = serve.certificates.as_ref().map(|certificates| certificates.authority.clone());
         let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &serve);
         let bound = server.listen(xds_addr).await;
@@ -307,6 +313,11 @@ impl Embedded {
     /// What goes between services now, as workloads report it.
     pub fn graph(&self) -> Graph {
         status::graph(&self.server, &self.plane)
+    }
+
+    /// How quotas stand, where they are kept.
+    pub fn quotas(&self) -> Option<QuotaStatus> {
+        status::quotas(&self.server)
     }
 
     /// The metrics as Prometheus text.

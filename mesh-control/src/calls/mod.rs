@@ -5,7 +5,6 @@
 //! workload reports is about itself alone; who it is says its certificate, and where it has none (`--dev`, plaintext) its word,
 //! which stands apart from what is proven.
 
-mod journal;
 mod record;
 mod suggest;
 
@@ -18,11 +17,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use mesh_core::calls::{Book, Call, Lost};
 use mesh_core::xds::access_log::Entry;
 
+use crate::journal::Journal;
+
 pub use record::{Protocol, Record, Verdict, Workload};
 pub use suggest::{Suggestion, of_workload, suggest};
 
-use journal::Journal;
-
+const FILE: &str = "calls.jsonl";
 /// How many workloads have records; half of that for those whose identity nothing proves, whose names cost nothing.
 const MOST_WORKLOADS: usize = 10_000;
 /// How many of the latter one address has brought: nobody else is left without a place by it.
@@ -71,7 +71,7 @@ impl Calls {
     /// Where the directory cannot be written to.
     pub fn open(dir: &Path) -> io::Result<Calls> {
         let mut gathered = Gathered::default();
-        let (mut journal, records) = Journal::open(dir)?;
+        let (mut journal, records) = Journal::open::<Record>(dir, FILE)?;
         for record in records {
             gathered.note(&record.workload, &record.entry());
         }

@@ -12,6 +12,7 @@ mod directory;
 mod explain;
 mod input;
 mod install;
+mod quota;
 mod route;
 mod schema;
 mod serve;
@@ -53,6 +54,7 @@ enum Command {
     Install(install::Args),
     Status(status::Args),
     Top(top::Args),
+    Quota(quota::Args),
     Describe(describe::Args),
     Explain(Box<explain::Args>),
     Route(Box<route::Args>),
@@ -157,6 +159,7 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
         Command::Trace(args) => return runtime()?.block_on(trace::run(&args)),
         Command::Token(args) => token::run(&args)?,
         Command::Status(args) => runtime()?.block_on(status::run(&args))?,
+        Command::Quota(args) => runtime()?.block_on(quota::run(&args))?,
         Command::Top(args) => runtime()?.block_on(top::run(&args))?,
         Command::Describe(args) => runtime()?.block_on(describe::run(&args))?,
         Command::Completions { shell } => {

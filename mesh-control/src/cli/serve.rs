@@ -20,6 +20,7 @@ use crate::config::{Code, Diagnostic};
 use crate::jwks::KeyFetching;
 use crate::kubernetes::{self, Access, Cluster};
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions, Synced};
+use crate::quota::{self, Quotas};
 use crate::ratelimit::{MOST_KEYS, RateLimits, RedisUrl, Store};
 use crate::serve::kubernetes::{AUDIENCE, CA_FILE, TOKEN_FILE};
 use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, admission, status};
@@ -174,14 +175,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", requires = "ratelimit_addr")]
     ratelimit_config: Option<PathBuf>,
     /// Counts in this Redis, which replicas share: redis://, redis+sentinel:// or redis+cluster://, or rediss for TLS. While it
-    /// is away requests are not decided about, and those who ask have a failure mode for that. Without it, counters are in memory.
-    #[arg(
-        long,
-        value_name = "URL",
-        requires = "ratelimit_addr",
-        env = "MESH_CONTROL_REDIS_URL",
-        hide_env_values = true
-    )]
+    /// is away requests are not decided about, and no shares of quotas are assigned; those who ask have a failure mode for that.
+    /// Without it, counters are in memory, and quotas in --state-dir, where there is one.
+    #[arg(long, value_name = "URL", env = "MESH_CONTROL_REDIS_URL", hide_env_values = true)]
     redis_url: Option<RedisUrl>,
     /// How many counters are kept in memory, of which the least used go first; with --redis-url, how many of those that are
     /// over their limits.
@@ -313,6 +309,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         .name_bytes_per_identity(args.name_mib_per_identity.get().saturating_mul(1 << 20));
     let options = options.certificates(certificates).trust_domain(plane.trust_domain()).calls(calls(args)?);
     let limits = rate_limits(args)?;
+    let options = options.quotas(quotas(args)?);
     let options = options.rate_limits(limits.clone());
     let following = limits.zip(args.ratelimit_config.clone());
     let following = following.map(|(limits, dir)| Following(tokio::spawn(limits.follow(dir.into()))));
@@ -386,6 +383,18 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 fn tls_files(args: &Args) -> Option<TlsFiles> {
     let (cert, key) = args.tls_cert.as_ref().zip(args.tls_key.as_ref())?;
     Some(TlsFiles::new(cert, key).client_ca(args.client_ca.clone()))
+}
+
+/// Where quotas are kept.
+fn quotas(args: &Args) -> anyhow::Result<Arc<Quotas>> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let store = match (&args.redis_url, &args.state_dir) {
+        (Some(url), _) => quota::Store::in_redis(url.clone()),
+        (None, Some(dir)) => quota::Store::in_dir(dir, now)
+            .with_context(|| format!("cannot keep quotas in --state-dir {}", dir.display()))?,
+        (None, None) => quota::Store::in_memory(),
+    };
+    Ok(Arc::new(Quotas::new(store)))
 }
 
 /// The rules of rate limits and their counters, where there is such a service.

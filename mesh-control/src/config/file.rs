@@ -17,6 +17,7 @@ use super::decode::{Decode, Decoder, Opaque, Text, message};
 use super::diagnostic::{Code, Diagnostic, NO_PROXY, Origin, Severity, Source, Span, is_resource, quoted};
 use super::extensions::filter_schema::FilterSchema;
 use super::extensions::overload::Overload;
+use super::extensions::quota::Quota;
 use super::extensions::rate_limit::RateLimit;
 use super::extensions::request_rules::RequestRules;
 use super::extensions::{self, Extensions, envoy_filter};
@@ -185,6 +186,8 @@ objects! {
     request_rules: RequestRules,
     /// FilterSchemas.
     filter_schemas: FilterSchema,
+    /// Quotas.
+    quotas: Quota,
 }
 
 impl Item {
@@ -585,6 +588,7 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
             Item::RequestRules(read_spec(meta, spec, d, |rules: &RequestRules, d| rules.check(&namespace, d))?)
         }
         ObjectKind::FilterSchema => Item::FilterSchema(read_spec(meta, spec, d, |_: &FilterSchema, _| {})?),
+        ObjectKind::Quota => Item::Quota(read_spec(meta, spec, d, |quota: &Quota, d| quota.check(&namespace, d))?),
         ObjectKind::EnvoyFilter => {
             let limit = envoy_filter::read(spec, d)?;
             Item::RateLimit(Arc::new(Object { meta, spec: limit }))

@@ -127,7 +127,7 @@ impl Standing {
             Standing::Held => "its last good state",
             Standing::FailsClosed => {
                 "nothing, so what it governs fails; of a Telemetry, that is access logs, which are not written; of a \
-                 RateLimit, an Overload or an EnvoyFilter that is a limit, nothing is limited; of a FilterSchema, nothing is \
+                 RateLimit, an Overload, a Quota or an EnvoyFilter that is a limit, nothing is limited; of a FilterSchema, nothing is \
                  held to it"
             }
             Standing::Unread => "nothing, and nobody can tell what it governs",

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_core::identity::SpiffeId;
 
-use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
+use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind, QuotaLimit};
 use crate::config::Diagnostic;
 use crate::config::store::Wrong;
 use crate::policy::Policy;
@@ -465,6 +465,13 @@ impl Snapshot {
 }
 
 impl Catalog for Snapshot {
+    fn quota(&self, client: Option<&Client>, quota: &str, rule: &str) -> Option<QuotaLimit> {
+        let Policy { limits, services, .. } = &self.compiled.policy;
+        let labels = client.map(|client| self.labels(client));
+        let of = client.zip(labels.as_ref()).map(|(client, labels)| (&*client.namespace, labels));
+        limits.quota(of, services, quota, rule)
+    }
+
     fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
         if let Some(sidecar) = &client.sidecar {
             return self.sidecar_resource(client, sidecar, kind, name);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use mesh_core::model::{AdaptiveConcurrency, AdmissionControl, GlobalRateLimit, LocalRateLimit, RateLimit as Counted};
 
 use super::telemetry::{Side, is_one_of};
+use crate::catalog::QuotaLimit;
 use crate::config::extensions::overload::Overload;
+use crate::config::extensions::quota::{Quota, QuotaRule};
 use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
 use crate::config::file::{Object, Objects, Workloads};
 use crate::config::istio::security::{Selector, TargetRef, selected};
@@ -18,6 +20,7 @@ pub struct Limits {
     root: Arc<str>,
     rate_limits: Vec<Arc<Object<RateLimit>>>,
     overloads: Vec<Arc<Object<Overload>>>,
+    quotas: Vec<Arc<Object<Quota>>>,
     /// What they say, in the order of the objects: who is over a rate takes no place.
     entries: Vec<Entry>,
 }
@@ -43,6 +46,8 @@ pub enum Limit {
     Rate(Arc<LocalRateLimit>),
     /// How many requests in a time, as a service counts them.
     Global(Arc<GlobalRateLimit>),
+    /// How many requests in a period, of which shares are assigned.
+    Quota(Arc<QuotaRule>),
     /// How many at a time.
     Concurrency(Arc<AdaptiveConcurrency>),
     /// Which are held back, since they would fail.
@@ -89,6 +94,7 @@ impl Limits {
     /// Those of these objects.
     pub fn new(objects: &Objects, root: &Arc<str>) -> Limits {
         let (rate_limits, overloads) = (sorted(&objects.rate_limits), sorted(&objects.overloads));
+        let quotas = sorted(&objects.quotas);
         let mut entries = Vec::new();
         for object in &rate_limits {
             let spec = &object.spec;
@@ -102,6 +108,18 @@ impl Limits {
                 limits: limits.collect(),
                 counted: spec.counted.clone(),
             });
+        }
+        for object in &quotas {
+            let spec = &object.spec;
+            entries.extend(spec.rules.iter().map(|rule| Entry {
+                id: object.meta.id(),
+                namespace: Arc::clone(&object.meta.namespace),
+                workloads: workloads(spec.selector.as_ref(), &spec.target_refs),
+                is_of_client: spec.mode == LimitMode::Client,
+                hosts: spec.hosts.clone(),
+                limits: vec![(None, Limit::Quota(Arc::clone(rule)))],
+                counted: Vec::new(),
+            }));
         }
         for object in &overloads {
             let spec = &object.spec;
@@ -117,7 +135,7 @@ impl Limits {
             entries.extend(spec.concurrency.clone().map(|limit| entry(false, Limit::Concurrency(limit))));
             entries.extend(spec.throttle.clone().map(|limit| entry(true, Limit::Throttle(limit))));
         }
-        Limits { root: Arc::clone(root), rate_limits, overloads, entries }
+        Limits { root: Arc::clone(root), rate_limits, overloads, quotas, entries }
     }
 
     /// The objects that say a rate.
@@ -135,6 +153,33 @@ impl Limits {
         &self.overloads
     }
 
+    /// The objects that say a quota.
+    pub fn quotas(&self) -> &[Arc<Object<Quota>>] {
+        &self.quotas
+    }
+
+    /// How much of a rule of a quota there is, by the name of its object, where it is for this workload, or whoever it is for.
+    pub fn quota(
+        &self,
+        of: Option<(&str, &BTreeMap<String, String>)>,
+        services: &Services,
+        quota: &str,
+        rule: &str,
+    ) -> Option<QuotaLimit> {
+        self.entries.iter().find_map(|entry| match entry.limits.first() {
+            Some((_, Limit::Quota(found))) if *entry.id == *quota && *found.name == *rule => {
+                let is_meant = of.is_none_or(|(namespace, labels)| self.is_for(entry, namespace, labels, services));
+                is_meant.then_some(found.limit)
+            }
+            _ => None,
+        })
+    }
+
+    fn is_for(&self, entry: &Entry, namespace: &str, labels: &BTreeMap<String, String>, services: &Services) -> bool {
+        let of = &*entry.namespace;
+        (*of == *namespace || *of == *self.root) && is_one_of(&entry.workloads, namespace, labels, services)
+    }
+
     /// The places of those that are for a side of a workload. In the root namespace, labels are those of any namespace.
     pub fn of(
         &self,
@@ -144,10 +189,7 @@ impl Limits {
         side: Side,
     ) -> Arc<[usize]> {
         let is_meant = |entry: &Entry| {
-            let of = &*entry.namespace;
-            entry.is_of_client == (side == Side::Client)
-                && (*of == *namespace || *of == *self.root)
-                && is_one_of(&entry.workloads, namespace, labels, services)
+            entry.is_of_client == (side == Side::Client) && self.is_for(entry, namespace, labels, services)
         };
         self.entries.iter().enumerate().filter(|(_, entry)| is_meant(entry)).map(|(place, _)| place).collect()
     }

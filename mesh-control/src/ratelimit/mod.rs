@@ -37,6 +37,7 @@ use crate::config::load::{Scan, scan};
 use crate::config::watch::Watcher;
 
 pub use self::redis::RedisUrl;
+pub(crate) use self::redis::Scripted;
 pub use self::rules::{Limit, Mode, Rule, Rules};
 pub use self::stats::{RuleStats, RuleStatus};
 pub use self::store::{NotCounted, Store};

@@ -1,7 +1,8 @@
 //! Counters in Redis, which several replicas share: one script counts all limits of a request in one round trip.
 //!
-//! One connection carries all requests. A task of the store's dials it, and dials again when it is lost; meanwhile requests fail
-//! at once, and whoever asks decides what that means. What is known to be over its limit until a window ends is not asked again.
+//! One connection carries all requests ([`Scripted`]). A task of its own dials it, and dials again when it is lost; meanwhile requests
+//! fail at once, and whoever asks decides what that means. What is known to be over its limit until a window ends is not asked
+//! again.
 //!
 //! In a cluster, limits of one request may lie on several machines, so each is a script of its own, and all are under way at once.
 //! Nothing is lost by it: what a limit says has nothing to do with the others.
@@ -14,12 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use redis::Script;
+use redis::{RedisResult, Script};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use self::link::{Link, keep};
+pub(crate) use self::link::Link;
+use self::link::keep;
 pub use self::url::RedisUrl;
 use crate::ratelimit::bounded::Bounded;
 use crate::ratelimit::store::NotCounted;
@@ -31,11 +33,17 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const MOST_WAITING: usize = 4096;
 
 /// See the [module](self).
+#[derive(Debug)]
 pub(super) struct RedisStore {
-    line: Arc<Line>,
-    script: Script,
+    redis: Scripted,
     /// What is over its limit.
     over: Bounded<Over>,
+}
+
+/// A connection to Redis that is kept, and the script that is run over it.
+pub(crate) struct Scripted {
+    line: Arc<Line>,
+    script: Script,
     waiting: Semaphore,
     keeper: JoinHandle<()>,
 }
@@ -57,10 +65,8 @@ struct Over {
 
 impl RedisStore {
     pub(super) fn new(url: RedisUrl, most_keys: usize) -> RedisStore {
-        let (line, script) = (Arc::<Line>::default(), Script::new(include_str!("redis/script.lua")));
-        let keeper = tokio::spawn(keep(url, line.clone(), script.clone()));
-        let over = Bounded::new(most_keys);
-        RedisStore { line, script, over, waiting: Semaphore::new(MOST_WAITING), keeper }
+        let redis = Scripted::new(url, include_str!("redis/script.lua"), "rate limits");
+        RedisStore { redis, over: Bounded::new(most_keys) }
     }
 
     pub(super) async fn take(&self, charges: &[Charge], now: Duration) -> Result<Vec<u64>, NotCounted> {
@@ -84,7 +90,7 @@ impl RedisStore {
     }
 
     pub(super) fn is_connected(&self) -> bool {
-        self.line.link.load().is_some()
+        self.redis.is_connected()
     }
 
     pub(super) fn keys(&self) -> usize {
@@ -92,22 +98,7 @@ impl RedisStore {
     }
 
     async fn ask(&self, charges: &[Charge], now: Duration) -> Result<Vec<u64>, NotCounted> {
-        let _turn = self.waiting.try_acquire().map_err(|_| NotCounted::Busy)?;
-        let link = self.line.link.load_full().ok_or_else(|| NotCounted::Away("no connection to Redis".to_owned()))?;
-        match timeout(PATIENCE, link.take(&self.script, charges, now)).await {
-            Ok(Ok(counts)) => Ok(counts),
-            Ok(Err(error)) => {
-                if link::is_lost(&error) {
-                    self.line.lose(&link);
-                }
-                Err(NotCounted::Away(error.category().to_owned()))
-            }
-            Err(_) => {
-                // It may hang for good: where the other end has vanished, nothing says so.
-                self.line.lose(&link);
-                Err(NotCounted::Away(format!("Redis did not answer within {PATIENCE:?}")))
-            }
-        }
+        self.redis.run(async |link, script| link.take(script, charges, now).await).await
     }
 
     /// How many hits there are as far as this process knows: over the limit, or `None`.
@@ -141,14 +132,50 @@ impl Line {
     }
 }
 
-impl Drop for RedisStore {
+impl Scripted {
+    /// Dials in the background, for as long as there is this. `what` is what is counted there. To be called inside a runtime.
+    pub(crate) fn new(url: RedisUrl, script: &str, what: &'static str) -> Scripted {
+        let (line, script) = (Arc::<Line>::default(), Script::new(script));
+        let keeper = tokio::spawn(keep(url, line.clone(), script.clone(), what));
+        Scripted { line, script, waiting: Semaphore::new(MOST_WAITING), keeper }
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.line.link.load().is_some()
+    }
+
+    /// Runs the script, within the time that an answer may take.
+    pub(crate) async fn run<T>(
+        &self,
+        run: impl AsyncFnOnce(&Link, &Script) -> RedisResult<T>,
+    ) -> Result<T, NotCounted> {
+        let _turn = self.waiting.try_acquire().map_err(|_| NotCounted::Busy)?;
+        let link = self.line.link.load_full().ok_or_else(|| NotCounted::Away("no connection to Redis".to_owned()))?;
+        match timeout(PATIENCE, run(&link, &self.script)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                if link::is_lost(&error) {
+                    self.line.lose(&link);
+                }
+                Err(NotCounted::Away(error.category().to_owned()))
+            }
+            Err(_) => {
+                // It may hang for good: where the other end has vanished, nothing says so.
+                self.line.lose(&link);
+                Err(NotCounted::Away(format!("Redis did not answer within {PATIENCE:?}")))
+            }
+        }
+    }
+}
+
+impl Drop for Scripted {
     fn drop(&mut self) {
         self.keeper.abort();
     }
 }
 
-impl fmt::Debug for RedisStore {
+impl fmt::Debug for Scripted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisStore").field("connected", &self.is_connected()).finish_non_exhaustive()
+        f.debug_struct("Scripted").field("connected", &self.is_connected()).finish_non_exhaustive()
     }
 }

@@ -31,8 +31,8 @@ use prost::{Message, Name};
 use serde_json::json;
 
 use super::extensions::typed_struct;
-use super::overload;
 use super::proto::{duration, number};
+use super::{overload, quota};
 use crate::catalog::ClientClass;
 use crate::policy::limits::{Limit, LimitInForce};
 
@@ -43,7 +43,7 @@ pub fn filters(limits: &[LimitInForce], class: ClientClass) -> Vec<hcm::HttpFilt
         ClientClass::Library => limits.iter().map(|limit| filter(limit, class)).collect(),
         // It would need a cluster for the service.
         ClientClass::Envoy => {
-            let known = limits.iter().filter(|limit| !matches!(limit.limit, Limit::Global(_)));
+            let known = limits.iter().filter(|limit| !matches!(limit.limit, Limit::Global(_) | Limit::Quota(_)));
             known.map(|limit| filter(limit, class)).collect()
         }
     }
@@ -58,14 +58,20 @@ pub fn is_for_envoy(limit: &RateLimit) -> bool {
 }
 
 fn filter(LimitInForce { id, limit }: &LimitInForce, class: ClientClass) -> hcm::HttpFilter {
+    let mut name = String::new();
     let (kind, config) = match limit {
         Limit::Rate(limit) => ("local_ratelimit", local_rate_limit(limit, id, class)),
         Limit::Global(limit) => ("ratelimit", global_rate_limit(limit, id)),
+        Limit::Quota(rule) => {
+            // One for each rule: a request has to be within all of them.
+            name = format!("/{}", rule.name);
+            ("rate_limit_quota", quota::quota(rule, id))
+        }
         Limit::Concurrency(config) => ("adaptive_concurrency", overload::adaptive_concurrency(config, class)),
         Limit::Throttle(config) => ("admission_control", overload::admission_control(config)),
     };
     hcm::HttpFilter {
-        name: format!("mesh-control.{kind}/{id}"),
+        name: format!("mesh-control.{kind}/{id}{name}"),
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     }
@@ -161,7 +167,7 @@ fn bucket(bucket: &TokenBucket) -> TokenBucketProto {
     }
 }
 
-fn share(share: Fraction) -> core::RuntimeFractionalPercent {
+pub(super) fn share(share: Fraction) -> core::RuntimeFractionalPercent {
     core::RuntimeFractionalPercent {
         default_value: Some(FractionalPercent {
             numerator: share.per_million(),
@@ -204,7 +210,7 @@ fn descriptor(rule: &LocalRule) -> LocalRateLimitDescriptor {
     }
 }
 
-fn rate_limit(limit: &RateLimit) -> RateLimitProto {
+pub(super) fn rate_limit(limit: &RateLimit) -> RateLimitProto {
     RateLimitProto {
         actions: limit.actions.iter().map(|action| Action { action_specifier: Some(kind(action)) }).collect(),
         limit: limit.limit.map(|limit| Override {

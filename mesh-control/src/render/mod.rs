@@ -20,6 +20,7 @@ pub mod listener;
 mod metrics;
 mod overload;
 pub mod proto;
+mod quota;
 mod tls;
 mod tokens;
 pub mod tracing;

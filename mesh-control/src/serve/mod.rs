@@ -45,5 +45,5 @@ pub mod status {
     pub use super::clients::status::{
         DiagnosticStatus, Inspect, ObjectStatus, Question, ServiceStatus, Serving, Status, WorkloadStatus, WrongStatus,
     };
-    pub use super::io::admin::{graph, listen, metrics, report};
+    pub use super::io::admin::{graph, listen, metrics, quotas, report};
 }

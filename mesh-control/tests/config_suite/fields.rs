@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use mesh_control::config::decode::Decode;
 use mesh_control::config::extensions::filter_schema::FilterSchema;
 use mesh_control::config::extensions::overload::Overload;
+use mesh_control::config::extensions::quota::Quota;
 use mesh_control::config::extensions::rate_limit::RateLimit;
 use mesh_control::config::extensions::request_rules::RequestRules;
 use mesh_control::config::file::read;
@@ -54,6 +55,7 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::WasmPlugin => WasmPlugin::fields("", &mut out),
         ObjectKind::RequestRules => RequestRules::fields("", &mut out),
         ObjectKind::FilterSchema => FilterSchema::fields("", &mut out),
+        ObjectKind::Quota => Quota::fields("", &mut out),
         ObjectKind::Foreign(_) => {}
         other => panic!("{other:?} has no fields here"),
     }

@@ -12,6 +12,7 @@ mod counted;
 mod fault;
 mod local_rate_limit;
 mod plugin;
+mod quota;
 mod rate_limit;
 mod request_rules;
 mod session;
@@ -26,7 +27,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, request, response};
 
 use crate::error::{Invalid, OVERLOADED};
-use crate::limits::RateLimitService;
+use crate::limits::{Quotas, RateLimitService};
 use crate::model::{FilterConfig, Plugin};
 use crate::request_info::RequestInfo;
 use crate::response_flags::ResponseFlags;
@@ -38,6 +39,7 @@ pub use cors::CorsFilter;
 pub use fault::{ActiveFaults, FaultFilter};
 pub use local_rate_limit::{LocalLimit, LocalRateLimitFilter};
 pub use plugin::PluginFilter;
+pub use quota::{Quota, QuotaFilter};
 pub use rate_limit::{GlobalLimit, GlobalRateLimitFilter};
 pub use request_rules::RequestRulesFilter;
 pub use session::SessionFilter;
@@ -178,6 +180,7 @@ pub struct FilterRegistry {
     /// What their configurations may be, as JSON Schema.
     schemas: BTreeMap<Arc<str>, serde_json::Value>,
     rate_limits: Option<Arc<dyn RateLimitService>>,
+    quotas: Arc<Quotas>,
 }
 
 impl FilterRegistry {
@@ -215,6 +218,11 @@ impl FilterRegistry {
         self.rate_limits.clone()
     }
 
+    /// The buckets of quotas, and what is to be reported of them.
+    pub fn quotas(&self) -> &Arc<Quotas> {
+        &self.quotas
+    }
+
     /// The name as it was registered, if it was.
     pub fn registered(&self, name: &str) -> Option<&Arc<str>> {
         self.factories.get_key_value(name).map(|(name, _)| name)
@@ -232,9 +240,11 @@ impl FilterRegistry {
                 Ok(Some(Arc::new(FaultFilter::new(fault)?.counted(state.get(ActiveFaults::default)))))
             }
             // What it goes by is the route's: `RouteTable::compile` makes it.
-            FilterConfig::LocalRateLimit(_) | FilterConfig::RateLimit(_) | FilterConfig::RateLimitPerRoute(_) => {
-                Err(Invalid::new("a rate limit is made for each route"))
-            }
+            FilterConfig::LocalRateLimit(_)
+            | FilterConfig::RateLimit(_)
+            | FilterConfig::RateLimitPerRoute(_)
+            | FilterConfig::RateLimitQuota(_)
+            | FilterConfig::QuotaPerRoute(_) => Err(Invalid::new("a rate limit is made for each route")),
             // What is kept goes on: nobody else asks what time it is.
             FilterConfig::AdaptiveConcurrency(config) => {
                 Ok(Some(Arc::new(AdaptiveConcurrencyFilter::new(config, state, Instant::now()))))

@@ -6,6 +6,8 @@ mod bucket;
 mod concurrency;
 mod descriptor;
 mod local;
+mod quota;
+mod quotas;
 mod service;
 
 use http::HeaderName;
@@ -15,6 +17,8 @@ pub use bucket::{Bucket, Epoch, KeyedBuckets, Rate, Taken, Ticks};
 pub use concurrency::Concurrency;
 pub use descriptor::{Descriptor, DescriptorMaker, Entry, LimitedRequest, Value};
 pub use local::{LocalBuckets, LocalLimiter, LocalVerdict};
+pub use quota::{QuotaBucket, QuotaUsage, QuotaVerdict};
+pub use quotas::{Due, Kept, MOST_BUCKETS, QuotaDomain, Quotas};
 pub use service::{Answer, Answering, AskedDescriptor, Left, Question, RateLimitService};
 
 /// In an answer: a rate limit was in the way, and nothing is wrong with the server (Envoy's).

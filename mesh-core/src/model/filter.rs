@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::model::{
     AdaptiveConcurrency, AdmissionControl, CorsPolicy, ExtAuthz, GlobalRateLimit, HeaderTest, JwtAuthentication,
-    LocalRateLimit, Plugin, RateLimitPerRoute, Rbac, RequestRules, StatefulSession,
+    LocalRateLimit, Plugin, QuotaPerRoute, RateLimitPerRoute, RateLimitQuota, Rbac, RequestRules, StatefulSession,
 };
 
 /// One entry of a listener's filter list.
@@ -53,6 +53,10 @@ pub enum FilterConfig {
     RateLimit(Arc<GlobalRateLimit>),
     /// What a virtual host or a route says in the place of the listener's [`RateLimit`](Self::RateLimit).
     RateLimitPerRoute(Arc<RateLimitPerRoute>),
+    /// `envoy.filters.http.rate_limit_quota`: a service assigns shares.
+    RateLimitQuota(Arc<RateLimitQuota>),
+    /// What a virtual host or a route says in the place of the listener's [`RateLimitQuota`](Self::RateLimitQuota).
+    QuotaPerRoute(Arc<QuotaPerRoute>),
     /// A filter of the application's own: the name that it was registered under, and its configuration as
     /// canonical JSON.
     Custom(Arc<str>, Arc<str>),

@@ -137,6 +137,27 @@ pub enum DescriptorAction {
     },
 }
 
+impl DescriptorAction {
+    /// The key of its entry.
+    pub fn key(&self) -> &str {
+        match self {
+            DescriptorAction::SourceCluster => "source_cluster",
+            DescriptorAction::DestinationCluster => "destination_cluster",
+            DescriptorAction::RemoteAddress => "remote_address",
+            DescriptorAction::MaskedRemoteAddress { .. } => "masked_remote_address",
+            DescriptorAction::Header { key, .. }
+            | DescriptorAction::Query { key, .. }
+            | DescriptorAction::RemoteAddressMatch { key, .. }
+            | DescriptorAction::Constant { key, .. }
+            | DescriptorAction::HeaderMatch { key, .. }
+            | DescriptorAction::QueryMatch { key, .. }
+            | DescriptorAction::Claim { key, .. }
+            | DescriptorAction::Client { key, .. }
+            | DescriptorAction::PathTemplate { key, .. } => key,
+        }
+    }
+}
+
 /// Which part of a client's identity an entry has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientPart {

@@ -12,15 +12,15 @@ use tokio::sync::Semaphore;
 use crate::authz::external::{Asker, MOST_CHECKS};
 use crate::authz::{AccessRequest, Authorizer, Connection, Verdict, verdict};
 use crate::error::{ErrorKind, Invalid, MeshError};
-use crate::filter::{CorsFilter, Filter, FilterRegistry, GlobalLimit, LocalLimit};
+use crate::filter::{CorsFilter, Filter, FilterRegistry, GlobalLimit, LocalLimit, Quota};
 use crate::hashing::hash_of_request;
 use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
     Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HeaderMutations, HttpManager, LocalRateLimit,
-    Mirror, NamedFilter, RateLimit, RateLimitPerRoute, Rbac, Route, RouteAction, RouteConfiguration, RouteMatch,
-    SplitBy, VirtualHost, WeightedCluster,
+    Mirror, NamedFilter, QuotaPerRoute, RateLimit, RateLimitPerRoute, Rbac, Route, RouteAction, RouteConfiguration,
+    RouteMatch, SplitBy, VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
 use crate::state::States;
@@ -686,6 +686,8 @@ enum Built {
     Limit(LocalLimit),
     Service(GlobalLimit),
     ServiceHere(Arc<RateLimitPerRoute>),
+    Quota(Quota),
+    QuotaHere(Arc<QuotaPerRoute>),
     Filter(Arc<dyn Filter>),
     Access(Arc<Authorizer>),
 }
@@ -739,6 +741,11 @@ impl FilterBuilder<'_> {
                 Ok(Built::Service(GlobalLimit::new(limit, self.registry.rate_limits(), &state)))
             }
             FilterConfig::RateLimitPerRoute(here) => Ok(Built::ServiceHere(Arc::clone(here))),
+            FilterConfig::RateLimitQuota(quota) => {
+                let (quotas, state) = (self.registry.quotas(), self.states.filter(place, name));
+                Quota::new(quota, quotas, &state).map(Built::Quota)
+            }
+            FilterConfig::QuotaPerRoute(here) => Ok(Built::QuotaHere(Arc::clone(here))),
             config => {
                 let built = self.registry.build(config, &self.states.filter(place, name));
                 built.map(|filter| filter.map_or(Built::Off, Built::Filter))
@@ -787,6 +794,14 @@ impl FilterBuilder<'_> {
                     let own = levels.iter().rev().find_map(|level| level.get(&filter.name));
                     if let Some(Built::Service(limit)) = own {
                         filters.extend(service(limit, Some(here), limits)?);
+                    }
+                }
+                Some(Built::Quota(quota)) => filters.extend(quota.filter()),
+                Some(Built::QuotaHere(here)) => {
+                    let own = levels.iter().rev().find_map(|level| level.get(&filter.name));
+                    if let Some(Built::Quota(quota)) = own {
+                        let state = self.states.filter("", &filter.name);
+                        filters.extend(quota.here(here, self.registry.quotas(), &state)?.filter());
                     }
                 }
                 Some(Built::Filter(filter)) => filters.push(Arc::clone(filter)),

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::calls::Recorder;
 use crate::error::Invalid;
 use crate::id::{ListenerName, Target};
+use crate::limits::Quotas;
 use crate::live_trace::LiveTraces;
 use crate::model::ClusterKind;
 use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
@@ -35,6 +36,7 @@ use crate::xds::live_trace::Following;
 use crate::xds::load_stats::Reporting;
 use crate::xds::names;
 use crate::xds::peer_metadata;
+use crate::xds::quota::Quoting;
 use crate::xds::session::{Action, End, Outcome, Session};
 use crate::xds::task::Owned;
 use crate::xds::transport::{self, Event, Keepalive, Requests, Told};
@@ -175,6 +177,11 @@ pub trait Consumer: Send {
         None
     }
 
+    /// The buckets of quotas, if there are any.
+    fn quotas(&self) -> Option<Arc<Quotas>> {
+        None
+    }
+
     /// Takes in what was learned, and says what is wanted next.
     fn apply(&mut self, update: Update) -> Progress;
 
@@ -201,6 +208,10 @@ impl Consumer for Sink {
 
     fn traffic(&self) -> Option<Arc<Traffic>> {
         Some(Arc::clone(Sink::traffic(self)))
+    }
+
+    fn quotas(&self) -> Option<Arc<Quotas>> {
+        Some(Arc::clone(self.extensions().filters.quotas()))
     }
 
     fn apply(&mut self, update: Update) -> Progress {
@@ -237,6 +248,8 @@ struct Client<C> {
     following: Option<Following>,
     /// Tells how many requests went where.
     load: Option<Reporting>,
+    /// Tells what is used of quotas, and hears what is assigned.
+    quotas: Option<Quoting>,
     status: StatusHandle,
     status_due: Option<Instant>,
     status_set: Option<Instant>,
@@ -297,6 +310,8 @@ impl<C: Consumer> Client<C> {
         let following = consumer.live_traces().map(follow);
         let load =
             consumer.traffic().map(|traffic| Reporting::start(traffic, intake::node(&bootstrap.node), source.seed));
+        let quote = |quotas: Arc<Quotas>| Quoting::start(&quotas, intake::node(&bootstrap.node), source.seed);
+        let quotas = consumer.quotas().map(quote);
         Client {
             consumer,
             connector: source.connector.clone(),
@@ -310,6 +325,7 @@ impl<C: Consumer> Client<C> {
             calls,
             following,
             load,
+            quotas,
             dns: Dns::new(source.resolver.clone()),
             status: source.status.clone(),
             status_due: Some(now),
@@ -485,11 +501,12 @@ impl<C: Consumer> Client<C> {
                 let calls = self.calls.as_ref().filter(|_| session == 0).map(|calls| calls.wanted(turn));
                 let traces = self.following.as_ref().filter(|_| session == 0).map(|following| following.asked(turn));
                 let load = self.load.as_ref().filter(|_| session == 0).map(|load| load.stream(turn));
+                let quotas = self.quotas.as_ref().filter(|_| session == 0).map(|quotas| quotas.stream(turn));
                 let task = Owned::spawn(transport::run(
                     self.connector.clone(),
                     server,
                     keepalive,
-                    Told { showing: self.showing.clone(), calls, traces, load },
+                    Told { showing: self.showing.clone(), calls, traces, load, quotas },
                     report,
                 ));
                 *running.streams.get_mut(index)? = Some(Stream { turn, requests: None, _task: task });
@@ -538,7 +555,7 @@ impl<C: Consumer> Client<C> {
     /// a timeout that this client is gone.
     async fn farewell(mut self) {
         // Over the streams that are still there.
-        let (calls, load) = (self.calls.take(), self.load.take());
+        let (calls, load, quotas) = (self.calls.take(), self.load.take(), self.quotas.take());
         tokio::join!(
             async {
                 if let Some(calls) = calls {
@@ -548,6 +565,11 @@ impl<C: Consumer> Client<C> {
             async {
                 if let Some(load) = load {
                     load.end(FAREWELL).await;
+                }
+            },
+            async {
+                if let Some(quotas) = quotas {
+                    quotas.end(FAREWELL).await;
                 }
             }
         );

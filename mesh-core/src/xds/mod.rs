@@ -51,6 +51,7 @@ pub mod load_stats;
 pub(crate) mod names;
 pub mod peer_metadata;
 pub(crate) mod place;
+pub mod quota;
 pub mod rate_limit;
 pub(crate) mod session;
 pub(crate) mod sotw;

@@ -99,6 +99,7 @@ pub(crate) struct Told {
     pub(crate) calls: Option<Wanted>,
     pub(crate) traces: Option<Asked>,
     pub(crate) load: Option<OpenStream>,
+    pub(crate) quotas: Option<OpenStream>,
 }
 
 impl Told {
@@ -116,8 +117,8 @@ impl Told {
         if let Some(traces) = &self.traces {
             traces.hear(response.metadata(), channel);
         }
-        if let Some(load) = &self.load {
-            load.set(Some(channel));
+        for stream in self.load.iter().chain(&self.quotas) {
+            stream.set(Some(channel));
         }
         response.into_inner()
     }

@@ -15,6 +15,7 @@ pub mod json_schema;
 mod load_balancer;
 pub mod overload;
 mod pairs;
+pub mod quota;
 pub mod rate_limit;
 pub mod rate_limit_service;
 pub mod request_rules;

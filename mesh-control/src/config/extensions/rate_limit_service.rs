@@ -112,7 +112,7 @@ impl Service {
 }
 
 /// An action for a service: where only requests with a value are meant, others are not asked about.
-fn asked(action: DescriptorAction, key: Arc<str>, value: Arc<str>) -> DescriptorAction {
+pub(super) fn asked(action: DescriptorAction, key: Arc<str>, value: Arc<str>) -> DescriptorAction {
     match action {
         DescriptorAction::Header { name, .. } if !value.is_empty() => {
             let test = StringTest::Exact { value: value.to_string(), ignore_case: false };

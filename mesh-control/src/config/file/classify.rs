@@ -126,6 +126,7 @@ fn policy_kind(kind: &str) -> Option<ObjectKind> {
         "Overload" => Some(ObjectKind::Overload),
         "FilterSchema" => Some(ObjectKind::FilterSchema),
         REQUEST_RULES => Some(ObjectKind::RequestRules),
+        "Quota" => Some(ObjectKind::Quota),
         _ => None,
     }
 }

@@ -221,6 +221,9 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ],
         ObjectKind::RequestRules => &["selector", "targetRefs", "mode", "hosts", "rules"],
         ObjectKind::FilterSchema => &["filter", "schema"],
+        ObjectKind::Quota => {
+            &["selector", "targetRefs", "mode", "hosts", "rules", "failureMode", "unassigned", "reportEvery", "answer"]
+        }
         ObjectKind::EnvoyFilter => &["workloadSelector", "configPatches", "priority"],
         ObjectKind::Foreign(_) => &["workloadSelector", "selector", "targetRef", "targetRefs"],
         ObjectKind::Service | ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => &[],
@@ -343,7 +346,9 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         // It may have kept requests out of the access logs.
         ObjectKind::Telemetry => (Governs::Logs(workloads(&spec, &meta.namespace)), true),
         // It keeps others from too much of something, and is no guard: without it there is no limit, which is said.
-        ObjectKind::RateLimit | ObjectKind::Overload | ObjectKind::EnvoyFilter => (Governs::Nothing, true),
+        ObjectKind::RateLimit | ObjectKind::Overload | ObjectKind::Quota | ObjectKind::EnvoyFilter => {
+            (Governs::Nothing, true)
+        }
         // It only helps to find what is wrong.
         ObjectKind::FilterSchema => (Governs::Nothing, true),
         // Of a grant that is wrong, nothing is granted but what its last good state grants, too.

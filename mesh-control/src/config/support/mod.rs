@@ -13,6 +13,7 @@ mod grpc_route;
 mod http_route;
 mod mesh_config;
 mod overload;
+mod quota;
 mod rate_limit;
 mod reference_grant;
 mod request_rules;
@@ -80,6 +81,8 @@ pub enum ObjectKind {
     RequestRules,
     /// `FilterSchema` of policy.mesh-control, our own.
     FilterSchema,
+    /// `Quota` of policy.mesh-control, our own.
+    Quota,
     /// `EnvoyFilter` of networking.istio.io, where it says rate limits of workloads. It is none of [`Self::ALL`]: what of it is
     /// understood, `config::extensions::envoy_filter` says.
     EnvoyFilter,
@@ -89,7 +92,7 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 20] = [
+    pub const ALL: [ObjectKind; 21] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
@@ -110,6 +113,7 @@ impl ObjectKind {
         ObjectKind::WasmPlugin,
         ObjectKind::RequestRules,
         ObjectKind::FilterSchema,
+        ObjectKind::Quota,
     ];
 
     /// The word after `kind:`.
@@ -135,6 +139,7 @@ impl ObjectKind {
             ObjectKind::WasmPlugin => "WasmPlugin",
             ObjectKind::RequestRules => "RequestRules",
             ObjectKind::FilterSchema => "FilterSchema",
+            ObjectKind::Quota => "Quota",
             ObjectKind::EnvoyFilter => "EnvoyFilter",
             ObjectKind::Foreign(name) => name,
         }
@@ -206,6 +211,7 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::WasmPlugin => wasm_plugin::TABLES,
         ObjectKind::RequestRules => request_rules::TABLES,
         ObjectKind::FilterSchema => filter_schema::TABLES,
+        ObjectKind::Quota => quota::TABLES,
         ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => &[],
     }
 }
@@ -328,6 +334,7 @@ mod tests {
     use crate::config::decode::Decode;
     use crate::config::extensions::filter_schema::FilterSchema;
     use crate::config::extensions::overload::Overload;
+    use crate::config::extensions::quota::Quota;
     use crate::config::extensions::rate_limit::RateLimit;
     use crate::config::extensions::request_rules::RequestRules;
     use crate::config::gateway_api::grpc_route::GrpcRoute;
@@ -368,6 +375,7 @@ mod tests {
             ObjectKind::WasmPlugin => WasmPlugin::fields("", &mut out),
             ObjectKind::RequestRules => RequestRules::fields("", &mut out),
             ObjectKind::FilterSchema => FilterSchema::fields("", &mut out),
+            ObjectKind::Quota => Quota::fields("", &mut out),
             ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => {}
         }
         out

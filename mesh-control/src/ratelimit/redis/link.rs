@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
-use redis::{ErrorKind, RedisError, RedisResult, Script, ServerErrorKind};
+use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation, ServerErrorKind};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Line;
@@ -21,13 +21,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const DIAL: Duration = Duration::from_secs(2);
 
 /// A connection that many requests share.
-pub(super) enum Link {
+pub(crate) enum Link {
     One(MultiplexedConnection),
     Cluster(ClusterConnection),
 }
 
 /// Keeps a connection; for ever.
-pub(super) async fn keep(url: RedisUrl, line: Arc<Line>, script: Script) {
+pub(super) async fn keep(url: RedisUrl, line: Arc<Line>, script: Script, what: &'static str) {
     let (mut pause, mut complaint) = (FIRST_PAUSE, String::new());
     loop {
         let dialled = match timeout(DIAL, dial(&url, &script)).await {
@@ -37,12 +37,12 @@ pub(super) async fn keep(url: RedisUrl, line: Arc<Line>, script: Script) {
         };
         match dialled {
             Ok(link) => {
-                tracing::info!(redis = %url, "rate limits are counted in Redis");
+                tracing::info!(redis = %url, "{what} are counted in Redis");
                 complaint.clear();
                 let since = Instant::now();
                 line.link.store(Some(Arc::new(link)));
                 line.lost.notified().await;
-                tracing::warn!(redis = %url, "the connection to Redis is lost: rate limits are not counted");
+                tracing::warn!(redis = %url, "the connection to Redis is lost: {what} are not counted");
                 // A server that takes connections and breaks them is not dialled any faster for it.
                 pause = if since.elapsed() > LONGEST_PAUSE { FIRST_PAUSE } else { (2 * pause).min(LONGEST_PAUSE) };
             }
@@ -79,6 +79,14 @@ pub(super) fn is_lost(error: &RedisError) -> bool {
 }
 
 impl Link {
+    /// Runs one script.
+    pub(crate) async fn invoke<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> RedisResult<T> {
+        match self {
+            Link::One(link) => script.invoke_async(&mut link.clone()).await,
+            Link::Cluster(link) => script.invoke_async(&mut link.clone()).await,
+        }
+    }
+
     /// Counts hits, and says of each counter how many there are with them.
     pub(super) async fn take(&self, script: &Script, charges: &[Charge], now: Duration) -> RedisResult<Vec<u64>> {
         match self {

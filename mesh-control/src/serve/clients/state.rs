@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 use crate::calls::Calls;
+use crate::quota::Quotas;
 use crate::ratelimit::RateLimits;
 use crate::serve::clients::admission::Admission;
 use crate::serve::clients::authority::told_of;
@@ -29,6 +30,8 @@ pub(crate) struct ServerState {
     pub(crate) calls: Option<Arc<Calls>>,
     /// The rate limit service, if there is one.
     pub(crate) rate_limits: Option<Arc<RateLimits>>,
+    /// The quotas, if there are any.
+    pub(crate) quotas: Option<Arc<Quotas>>,
     pub(crate) started: SystemTime,
     pub(crate) feed: Feed,
     pub(crate) presence: Presence,

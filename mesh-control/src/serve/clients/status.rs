@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::catalog::Client;
 use crate::config::store::Standing;
+use crate::quota::QuotaStatus;
 use crate::ratelimit::RateLimitStatus;
 use crate::serve::clients::authority::AuthorityStatus;
 use crate::serve::clients::clock::now;
@@ -339,6 +340,17 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, names: usize) -
     }
 }
 
+/// How quotas stand, where there are any.
+pub(crate) fn quotas(state: &ServerState) -> Option<QuotaStatus> {
+    let catalog = state.feed.latest();
+    let limit = |quota: &str, rule: &str| catalog.quota(None, quota, rule);
+    state.quotas.as_ref().map(|quotas| quotas.status(limit, since_1970(SystemTime::now())))
+}
+
+fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
 /// The graph, as of now.
 pub(crate) fn graph(state: &ServerState, inspect: &dyn Inspect) -> Graph {
     let mut serving = inspect.serving();
@@ -417,6 +429,10 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
     state.refusals.write(&mut out);
     if let Some(limits) = &state.rate_limits {
         limits.write(&mut out);
+    }
+    if let Some(quotas) = &state.quotas {
+        let catalog = state.feed.latest();
+        quotas.write(|quota, rule| catalog.quota(None, quota, rule), since_1970(SystemTime::now()), &mut out);
     }
     if let Some(desk) = &state.desk {
         desk.write(&mut out, SystemTime::now());

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use super::{console, process};
 use crate::live_trace::Wanted;
+use crate::quota::QuotaStatus;
 use crate::ratelimit::WITHOUT_RULES;
 use crate::serve::clients::fleet::{KindStatus, NAMES};
 use crate::serve::clients::graph::Graph;
@@ -39,6 +40,11 @@ pub fn report(server: &Server, inspect: &dyn Inspect, all_names: bool) -> Status
 /// What goes between services now.
 pub fn graph(server: &Server, inspect: &dyn Inspect) -> Graph {
     status::graph(server.state(), inspect)
+}
+
+/// How quotas stand, where they are kept.
+pub fn quotas(server: &Server) -> Option<QuotaStatus> {
+    status::quotas(server.state())
 }
 
 /// The metrics as Prometheus text.

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::admin::{self, Sources};
+use crate::quota::QuotaStatus;
 use crate::serve::clients::graph::Graph;
 use crate::serve::clients::status::{Inspect, Question};
 
@@ -58,6 +59,7 @@ pub(super) fn routes() -> Router<Sources> {
     });
     pages
         .route("/api/graph", get(graph))
+        .route("/api/quotas", get(quotas))
         .route("/api/objects", get(objects))
         .route("/api/routes", get(routes_of))
         .route("/api/explain", get(explain))
@@ -73,6 +75,10 @@ pub(super) async fn guarded(mut answer: Response) -> Response {
 
 async fn graph(State(sources): State<Sources>) -> Json<Graph> {
     Json(admin::graph(&sources.server, &*sources.inspect))
+}
+
+async fn quotas(State(sources): State<Sources>) -> Json<Option<QuotaStatus>> {
+    Json(admin::quotas(&sources.server))
 }
 
 async fn objects(State(sources): State<Sources>) -> Json<Value> {

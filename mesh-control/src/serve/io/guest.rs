@@ -80,6 +80,13 @@ impl Guest {
         }
     }
 
+    /// The namespace that its certificate says, where it has one.
+    pub(super) fn namespace(&self) -> Option<Arc<str>> {
+        let identity = self.peer.identity.as_ref()?;
+        // Of one that names nobody it is that of nobody.
+        Some(identity.as_ref().ok().and_then(|id| id.workload()).map_or("", |(namespace, _)| namespace).into())
+    }
+
     /// Where it comes from.
     pub(super) fn ip(&self) -> IpAddr {
         self.peer.ip

@@ -13,6 +13,7 @@ pub(crate) mod live_trace;
 pub(crate) mod load_stats;
 mod own_tls;
 mod process;
+pub(crate) mod quotas;
 mod rate_limits;
 mod secrets;
 pub(crate) mod server;

@@ -23,6 +23,7 @@ use tonic::{Request, Status};
 
 use crate::calls::Calls;
 use crate::catalog::Kind;
+use crate::quota::{Quotas, Store};
 use crate::ratelimit::RateLimits;
 use crate::serve::clients::admission::Admission;
 use crate::serve::clients::certificates::{Asked, Certificates, Desk};
@@ -44,6 +45,7 @@ use crate::serve::io::door::{Door, accept};
 use crate::serve::io::live_trace::LiveTraces;
 use crate::serve::io::load_stats::LoadReports;
 use crate::serve::io::own_tls::{HANDSHAKE, OwnTls};
+use crate::serve::io::quotas::QuotaDesk;
 use crate::serve::io::rate_limits::RateLimitDesk;
 use crate::serve::io::secrets::Secrets;
 use crate::serve::io::tls::{Reloading, TlsFiles};
@@ -88,6 +90,9 @@ pub struct Options {
     pub name_bytes_per_identity: usize,
     /// What the rate limit service goes by, if there is one; see [`listen_rate_limits`](Server::listen_rate_limits).
     pub rate_limits: Option<Arc<RateLimits>>,
+    /// Where quotas are kept, of which shares are assigned to workloads on the same addresses as xDS. In memory, unless set;
+    /// with `None`, nobody is assigned any.
+    pub quotas: Option<Arc<Quotas>>,
 }
 
 impl Default for Options {
@@ -108,6 +113,7 @@ impl Default for Options {
             streams_per_identity: 10_000,
             name_bytes_per_identity: 256 << 20,
             rate_limits: None,
+            quotas: Some(Arc::new(Quotas::new(Store::in_memory()))),
         }
     }
 }
@@ -168,6 +174,12 @@ impl Options {
         self
     }
 
+    /// Keeps quotas here, or nowhere; see [`quotas`](field@Self::quotas).
+    pub fn quotas(mut self, quotas: impl Into<Option<Arc<Quotas>>>) -> Options {
+        self.quotas = quotas.into();
+        self
+    }
+
     /// Keeps the records of calls here, or nowhere; see [`calls`](field@Self::calls).
     pub fn calls(mut self, calls: impl Into<Option<Arc<Calls>>>) -> Options {
         self.calls = calls.into();
@@ -224,6 +236,7 @@ impl Server {
             desk: desk.clone(),
             calls: options.calls.clone(),
             rate_limits: options.rate_limits.clone(),
+            quotas: options.quotas.clone(),
             started: SystemTime::now(),
             feed,
             presence: Presence::new(workloads, options.grace),
@@ -249,6 +262,7 @@ impl Server {
             .add_service(InterceptedService::new(Csds::service(state.clone()), certified))
             .add_service(InterceptedService::new(LiveTraces(state.clone()), certified))
             .add_service(InterceptedService::new(LoadReports::service(&state), certified))
+            .add_optional_service(QuotaDesk::service(&state).map(|desk| InterceptedService::new(desk, certified)))
             .add_optional_service(AccessLogs::service(&state).map(|logs| InterceptedService::new(logs, certified)))
             .add_optional_service(desk.as_ref().map(|_| Secrets::service(&state)))
             .add_optional_service(desk.clone().map(CertificateService));

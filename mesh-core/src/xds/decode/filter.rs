@@ -11,6 +11,9 @@ use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use envoy_types::pb::envoy::extensions::filters::http::rate_limit_quota::v3::{
+    RateLimitQuotaFilterConfig, RateLimitQuotaOverride,
+};
 use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3::{RateLimit, RateLimitPerRoute};
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
@@ -30,6 +33,7 @@ use super::metrics;
 use super::notes::Notes;
 use super::overload;
 use super::plugin::plugin;
+use super::quota;
 use super::rate_limit_service;
 use super::rbac::{rbac, rbac_per_route};
 use super::request_rules::request_rules;
@@ -198,6 +202,9 @@ fn config_per_route(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Resu
         let here = rate_limit_service::per_route(notes, any)?;
         return Ok(Known::Filter(FilterConfig::RateLimitPerRoute(Arc::new(here))));
     }
+    if holds::<RateLimitQuotaOverride>(any) {
+        return Ok(Known::Filter(FilterConfig::QuotaPerRoute(Arc::new(quota::per_route(notes, any)?))));
+    }
     match holds::<RbacPerRoute>(any) {
         true => rbac_per_route(notes, any).map(Known::Filter),
         false => config(notes, any, is_optional),
@@ -222,6 +229,9 @@ fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, 
     if holds::<RateLimit>(any) {
         let limit = rate_limit_service::rate_limit_service(notes, any)?;
         return Ok(Known::Filter(FilterConfig::RateLimit(Arc::new(limit))));
+    }
+    if holds::<RateLimitQuotaFilterConfig>(any) {
+        return Ok(Known::Filter(FilterConfig::RateLimitQuota(Arc::new(quota::quota(notes, any)?))));
     }
     if holds::<AdaptiveConcurrency>(any) {
         return overload::adaptive_concurrency(notes, any).map(Known::Filter);

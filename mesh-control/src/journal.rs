@@ -1,4 +1,4 @@
-//! Records on disk: a file of lines, each of which adds to those before. It is written anew when it has grown to a multiple of
+//! Records on disk: a file of lines of JSON, each of which adds to those before. It is written anew when it has grown to a multiple of
 //! what it says, so that there is the old file or the new one, whatever happens.
 
 use std::fs::{self, File, OpenOptions};
@@ -6,17 +6,18 @@ use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::Record;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-const FILE: &str = "calls.jsonl";
 /// So many lines, and so many bytes, are no reason to write the file anew.
 const FEW: usize = 10_000;
 const SMALL: usize = 16 << 20;
 /// A file that is so many times as large as when it was new is.
 const GROWTH: usize = 4;
 
+/// See the [module](self).
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     path: PathBuf,
     file: File,
     size: Size,
@@ -33,9 +34,9 @@ struct Size {
 }
 
 impl Journal {
-    /// The journal of a directory, and what it holds.
-    pub(super) fn open(dir: &Path) -> io::Result<(Journal, Vec<Record>)> {
-        let path = dir.join(FILE);
+    /// The journal in a file of a directory, and what it holds.
+    pub(crate) fn open<R: DeserializeOwned>(dir: &Path, file: &str) -> io::Result<(Journal, Vec<R>)> {
+        let path = dir.join(file);
         let (records, unread) = read(&path)?;
         if unread > 0 {
             tracing::warn!(unread, "{}: lines that cannot be read are left out", path.display());
@@ -45,11 +46,12 @@ impl Journal {
         Ok((Journal { path, file, size, new: Size::default(), is_torn: unread > 0 }, records))
     }
 
-    pub(super) fn append(&mut self, records: impl Iterator<Item = Record>) -> io::Result<()> {
+    /// Writes them behind what it holds.
+    pub(crate) fn append(&mut self, records: impl Iterator<Item = impl Serialize>) -> io::Result<()> {
         let mut text = if self.is_torn { "\n".to_owned() } else { String::new() };
         let mut lines = 0;
         for record in records {
-            text += &record.line();
+            text += &line(&record);
             lines += 1;
         }
         self.is_torn = true;
@@ -61,13 +63,13 @@ impl Journal {
     }
 
     /// Whether it has grown to a multiple of what it was when it was written anew.
-    pub(super) fn is_long(&self) -> bool {
+    pub(crate) fn is_long(&self) -> bool {
         let Size { lines, bytes } = self.size;
         lines > FEW.max(GROWTH * self.new.lines) || bytes > SMALL.max(GROWTH.saturating_mul(self.new.bytes))
     }
 
     /// Puts these in the place of all that it holds.
-    pub(super) fn rewrite(&mut self, records: &[Record]) -> io::Result<()> {
+    pub(crate) fn rewrite(&mut self, records: &[impl Serialize]) -> io::Result<()> {
         let new = self.path.with_extension("new");
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -77,7 +79,7 @@ impl Journal {
         let mut out = BufWriter::new(options().append(true).create_new(true).open(&new)?);
         let mut size = Size { lines: records.len(), bytes: 0 };
         for record in records {
-            let line = record.line();
+            let line = line(record);
             size.bytes += line.len();
             out.write_all(line.as_bytes())?;
         }
@@ -93,7 +95,13 @@ impl Journal {
     }
 }
 
-/// Who calls whom is nobody else's business.
+fn line(record: &impl Serialize) -> String {
+    let mut line = serde_json::to_string(record).unwrap_or_default();
+    line.push('\n');
+    line
+}
+
+/// Who calls whom, and how often, is nobody else's business.
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600);
@@ -101,7 +109,7 @@ fn options() -> OpenOptions {
 }
 
 /// The records of a file, and how many lines are none.
-fn read(path: &Path) -> io::Result<(Vec<Record>, usize)> {
+fn read<R: DeserializeOwned>(path: &Path) -> io::Result<(Vec<R>, usize)> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
         file => file?,

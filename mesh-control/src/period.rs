@@ -1,0 +1,130 @@
+//! The periods of quotas, as a calendar of UTC has them. Pure; times are since 1970.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How long a period is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    /// A minute.
+    #[default]
+    Minute,
+    /// An hour.
+    Hour,
+    /// A day, from midnight UTC.
+    Day,
+    /// A month, from its first day.
+    Month,
+}
+
+/// A period: from its first second to the first one after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Period {
+    /// Its first second.
+    pub start: u64,
+    /// The first second of the next one.
+    pub end: u64,
+}
+
+const DAY: u64 = 24 * 60 * 60;
+
+impl Unit {
+    /// The period that a time is in.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mesh_control::period::Unit;
+    ///
+    /// // 2028-02-29T12:00:00Z
+    /// let month = Unit::Month.period(Duration::from_secs(1_835_438_400));
+    /// assert_eq!(month.end - month.start, 29 * 24 * 60 * 60);
+    /// ```
+    pub fn period(self, now: Duration) -> Period {
+        let now = now.as_secs();
+        let of = |length: u64| {
+            let start = now - now % length;
+            Period { start, end: start.saturating_add(length) }
+        };
+        match self {
+            Unit::Minute => of(60),
+            Unit::Hour => of(60 * 60),
+            Unit::Day => of(DAY),
+            Unit::Month => {
+                let (year, month) = month_of(now / DAY);
+                let (next_year, next) = if month == 12 { (year + 1, 1) } else { (year, month + 1) };
+                Period { start: first_day(year, month) * DAY, end: first_day(next_year, next) * DAY }
+            }
+        }
+    }
+
+    /// `minute`, `hour`, `day` or `month`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Unit::Minute => "minute",
+            Unit::Hour => "hour",
+            Unit::Day => "day",
+            Unit::Month => "month",
+        }
+    }
+}
+
+/// Days from March 1st of the year 0 to 1970 (Howard Hinnant's algorithms on dates, for days from 1970 on).
+const SHIFT: u64 = 719_468;
+/// Days of 400 years.
+const ERA: u64 = 146_097;
+
+/// The year and the month of a day.
+fn month_of(day: u64) -> (u64, u64) {
+    let shifted = day + SHIFT;
+    let (era, of_era) = (shifted / ERA, shifted % ERA);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let shifted_month = (5 * of_year + 2) / 153;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year + era * 400 + u64::from(month <= 2), month)
+}
+
+/// The first day of a month.
+fn first_day(year: u64, month: u64) -> u64 {
+    let year = year - u64::from(month <= 2);
+    let (era, of_era) = (year / 400, year % 400);
+    let shifted_month = if month > 2 { month - 3 } else { month + 9 };
+    let of_year = (153 * shifted_month + 2) / 5;
+    (era * ERA + of_era * 365 + of_era / 4 - of_era / 100 + of_year).saturating_sub(SHIFT)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn months_are_those_of_the_calendar() {
+        // As `date -u` says them.
+        for (now, start, end) in [
+            (0, 0, 2_678_400),
+            (951_782_400, 949_363_200, 951_868_800),
+            (1_796_083_199, 1_793_491_200, 1_796_083_200),
+            (1_798_761_599, 1_796_083_200, 1_798_761_600),
+            (1_798_761_600, 1_798_761_600, 1_801_440_000),
+            (4_107_542_400, 4_107_542_400, 4_110_220_800),
+        ] {
+            assert_eq!(Unit::Month.period(Duration::from_secs(now)), Period { start, end }, "{now}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn each_second_is_in_one_period_and_they_follow_each_other(now in 0_u64..8_000_000_000) {
+            for unit in [Unit::Minute, Unit::Hour, Unit::Day, Unit::Month] {
+                let Period { start, end } = unit.period(Duration::from_secs(now));
+                prop_assert!(start <= now && now < end);
+                prop_assert_eq!(unit.period(Duration::from_secs(start)), Period { start, end });
+                prop_assert_eq!(unit.period(Duration::from_secs(end)).start, end);
+            }
+        }
+    }
+}

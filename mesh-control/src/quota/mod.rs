@@ -1,0 +1,310 @@
+//! Quotas: how much each identity may have in an hour, a day or a month, shared among all processes that ask
+//! (`envoy.service.rate_limit_quota.v3`).
+//!
+//! ```text
+//!  reports ─▶ session: what a client holds ─▶ store: account (memory + journal | redis) ─▶ session ─▶ assignments
+//! ```
+//!
+//! Sessions and accounts are pure. What the rules are, the catalog of the configuration says.
+
+mod account;
+mod session;
+mod store;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::{QUOTA, QuotaLimit, RULE};
+use crate::period::Period;
+use crate::ratelimit::NotCounted;
+
+use self::account::Settled;
+pub(crate) use self::session::Session;
+pub(crate) use self::store::Question;
+pub use self::store::Store;
+
+/// Which account: a digest, so that nothing a caller sends decides how much is kept.
+pub(crate) type Key = [u8; 16];
+
+/// Whose quota.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Identity {
+    /// The object.
+    pub quota: String,
+    /// Its rule.
+    pub rule: String,
+    /// What tells it from others, by the keys of the rule.
+    pub by: BTreeMap<String, String>,
+}
+
+/// Entries of one ID, and bytes of them.
+const MOST_ENTRIES: usize = 32;
+const MOST_BYTES: usize = 8 << 10;
+
+impl Identity {
+    /// Of a bucket with this ID, if it is of a quota.
+    fn of<'i>(bucket: impl IntoIterator<Item = (&'i String, &'i String)>) -> Option<Identity> {
+        let mut by: BTreeMap<String, String> = BTreeMap::new();
+        let mut bytes = 0;
+        for (key, value) in bucket {
+            bytes += key.len() + value.len();
+            if by.len() >= MOST_ENTRIES || bytes > MOST_BYTES {
+                return None;
+            }
+            by.insert(key.clone(), value.clone());
+        }
+        Some(Identity { quota: by.remove(QUOTA)?, rule: by.remove(RULE)?, by })
+    }
+
+    fn bucket(&self) -> impl Iterator<Item = (String, String)> {
+        let own = [(QUOTA.to_owned(), self.quota.clone()), (RULE.to_owned(), self.rule.clone())];
+        own.into_iter().chain(self.by.iter().map(|(key, value)| (key.clone(), value.clone())))
+    }
+
+    /// A digest of all of it, each part with its length: no two of them say the same.
+    fn key(&self) -> Key {
+        let mut told = Vec::with_capacity(256);
+        let by = self.by.iter().flat_map(|(key, value)| [key, value]);
+        for text in [&self.quota, &self.rule].into_iter().chain(by) {
+            told.extend_from_slice(&(text.len() as u64).to_le_bytes());
+            told.extend_from_slice(text.as_bytes());
+        }
+        let mut key = Key::default();
+        key.iter_mut().zip(digest(&SHA256, &told).as_ref()).for_each(|(to, from)| *to = *from);
+        key
+    }
+}
+
+/// Quotas in use, and where they are kept.
+///
+/// ```
+/// use mesh_control::quota::{Quotas, Store};
+///
+/// let quotas = Quotas::new(Store::in_memory());
+/// assert!(quotas.status(|_, _| None, std::time::Duration::ZERO).identities.is_empty());
+/// ```
+#[derive(Debug)]
+pub struct Quotas {
+    store: Store,
+    seen: Mutex<HashMap<Key, Seen>>,
+    leases: AtomicU64,
+    refused: AtomicU64,
+    not_settled: AtomicU64,
+}
+
+/// How a quota stood when it was settled last.
+#[derive(Clone, Debug)]
+struct Seen {
+    identity: Arc<Identity>,
+    period: Period,
+    used: u64,
+    leased: u64,
+    denied: u64,
+}
+
+/// How many identities are shown at most, besides those that the store knows by itself.
+const MOST_SEEN: usize = 100_000;
+/// How many of them have metrics of their own: those that have used most of theirs.
+const MOST_SERIES: usize = 1000;
+
+/// What there is to tell of quotas.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct QuotaStatus {
+    /// `memory`, `file` or `redis`.
+    pub store: String,
+    /// Whether it can be reached.
+    pub reached: bool,
+    /// What was to be settled and could not, as the store was away or full.
+    pub not_settled: u64,
+    /// Whose quotas are in use, as far as this server has seen it.
+    pub identities: Vec<QuotaUse>,
+}
+
+/// How the quota of an identity stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct QuotaUse {
+    /// The object.
+    pub quota: String,
+    /// Its rule.
+    pub rule: String,
+    /// What tells the identity from others, by the keys of the rule.
+    pub by: BTreeMap<String, String>,
+    /// How many requests there may be in a period.
+    pub limit: u64,
+    /// `minute`, `hour`, `day` or `month`.
+    pub unit: String,
+    /// How many there were in this one.
+    pub used: u64,
+    /// How many more processes may let pass as it is.
+    pub leased: u64,
+    /// How many are left besides.
+    pub left: u64,
+    /// How many were refused in this period, as far as this server was told.
+    pub denied: u64,
+    /// When the next period begins, in Unix time in seconds.
+    pub resets: u64,
+}
+
+impl QuotaUse {
+    /// What tells the identity from others, as `method=GET,x-user=ada`.
+    pub fn identity(&self) -> String {
+        self.by.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Quotas {
+    /// Quotas that are kept there.
+    pub fn new(store: Store) -> Quotas {
+        let seen = store.known().into_iter().map(|(identity, account)| {
+            let leased = account.leases.values().map(|lease| lease.tokens).sum();
+            let (period, used) = (account.period, account.used);
+            (identity.key(), Seen { identity, period, used, leased, denied: 0 })
+        });
+        let seen = Mutex::new(seen.collect());
+        let counter = || AtomicU64::new(0);
+        Quotas { seen, store, leases: counter(), refused: counter(), not_settled: counter() }
+    }
+
+    /// A session for a new stream. `random` tells its leases from those of other servers.
+    pub(crate) fn session(&self, random: u64) -> Session {
+        Session::new(random.wrapping_add(self.leases.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Settles, in order.
+    pub(crate) async fn settle(&self, asked: &[Question], now: Duration) -> Vec<Result<Settled, NotCounted>> {
+        if asked.is_empty() {
+            return Vec::new();
+        }
+        let settled = self.store.settle(asked.to_vec(), now).await;
+        let mut seen = self.seen();
+        for ((key, identity, ask), settled) in asked.iter().zip(&settled) {
+            let Ok(settled) = settled else {
+                self.not_settled.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
+            if seen.len() >= MOST_SEEN && !seen.contains_key(key) {
+                seen.retain(|_, seen| seen.period.end > now.as_secs());
+                if seen.len() >= MOST_SEEN {
+                    continue;
+                }
+            }
+            let new = || Seen { identity: Arc::clone(identity), period: ask.period, used: 0, leased: 0, denied: 0 };
+            let one = seen.entry(*key).or_insert_with(new);
+            if ask.period.start > one.period.start {
+                (one.period, one.denied) = (ask.period, 0);
+            }
+            (one.used, one.leased) = (settled.used, settled.leased);
+        }
+        settled
+    }
+
+    /// Notes that a client had to refuse requests, of a bucket that is known.
+    pub(crate) fn note_denied(&self, question: &Question, denied: u64) {
+        if let Some(seen) = self.seen().get_mut(&question.0) {
+            seen.denied = seen.denied.saturating_add(denied);
+        }
+    }
+
+    /// Notes that a client told of something that is no bucket of a quota for it.
+    pub(crate) fn note_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What there is to tell, of the quotas that are in force.
+    pub fn status(&self, limit: impl Fn(&str, &str) -> Option<QuotaLimit>, now: Duration) -> QuotaStatus {
+        let seen: Vec<Seen> = self.seen().values().cloned().collect();
+        let mut identities: Vec<QuotaUse> = seen
+            .into_iter()
+            .filter_map(|Seen { identity, period, used, leased, denied }| {
+                let limit = limit(&identity.quota, &identity.rule)?;
+                let present = limit.unit.period(now);
+                let (used, denied) = if period.start == present.start { (used, denied) } else { (0, 0) };
+                let leased = if period.end > now.as_secs() { leased } else { 0 };
+                let Identity { quota, rule, by } = Identity::clone(&identity);
+                Some(QuotaUse {
+                    quota,
+                    rule,
+                    by,
+                    limit: limit.requests,
+                    unit: limit.unit.as_str().to_owned(),
+                    used,
+                    leased,
+                    left: limit.requests.saturating_sub(used).saturating_sub(leased),
+                    denied,
+                    resets: present.end,
+                })
+            })
+            .collect();
+        identities.sort_by(|a, b| (&a.quota, &a.rule, &a.by).cmp(&(&b.quota, &b.rule, &b.by)));
+        QuotaStatus {
+            store: self.store.name().to_owned(),
+            reached: self.store.is_reached(),
+            not_settled: self.not_settled.load(Ordering::Relaxed),
+            identities,
+        }
+    }
+
+    /// Appends metrics as Prometheus text.
+    pub fn write(&self, limit: impl Fn(&str, &str) -> Option<QuotaLimit>, now: Duration, out: &mut String) {
+        let mut status = self.status(limit, now);
+        let all = status.identities.len() as u64;
+        let left = |one: &QuotaUse| one.limit.saturating_sub(one.used);
+        let used_up = status.identities.iter().filter(|one| left(one) == 0).count() as u64;
+        for (name, kind, help, value) in [
+            ("store_reached", "gauge", "Whether quotas can be settled.", u64::from(status.reached)),
+            ("not_settled_total", "counter", "What could not be settled.", status.not_settled),
+            (
+                "unknown_total",
+                "counter",
+                "Reports of buckets that are of no quota for who reports.",
+                self.refused.load(Ordering::Relaxed),
+            ),
+            ("identities", "gauge", "Identities whose quotas are in use.", all),
+            ("identities_used_up", "gauge", "Those that have nothing left.", used_up),
+        ] {
+            let _ = writeln!(
+                out,
+                "# HELP mesh_quota_{name} {help}\n# TYPE mesh_quota_{name} {kind}\nmesh_quota_{name} {value}"
+            );
+        }
+        status.identities.sort_by_key(|one| left(one).saturating_mul(1000) / one.limit.max(1));
+        status.identities.truncate(MOST_SERIES);
+        type Figure = fn(&QuotaUse) -> u64;
+        let figures: [(&str, &str, Figure); 4] = [
+            ("limit_requests", "How many requests an identity may have in a period.", |one| one.limit),
+            ("used_requests", "How many it had in this one.", |one| one.used),
+            ("leased_requests", "How many more processes may let pass as it is.", |one| one.leased),
+            ("denied_requests", "How many were refused in this period.", |one| one.denied),
+        ];
+        for (name, help, figure) in figures {
+            let _ = writeln!(out, "# HELP mesh_quota_{name} {help}\n# TYPE mesh_quota_{name} gauge");
+            for one in &status.identities {
+                let _ = writeln!(
+                    out,
+                    "mesh_quota_{name}{{quota=\"{}\",rule=\"{}\",identity=\"{}\"}} {}",
+                    label(&one.quota),
+                    label(&one.rule),
+                    label(&one.identity()),
+                    figure(one)
+                );
+            }
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, HashMap<Key, Seen>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The value of a label: what a caller sends may be in it.
+fn label(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}

@@ -1,0 +1,321 @@
+//! One stream of a client: the buckets that it reports, the share of each that it was sent, and what it is to be sent next. Pure:
+//! `now` is the time since 1970, and what is to be settled is handed out as [`Ask`]s.
+//!
+//! A share is a token bucket that is filled no more before it is over. It takes the place of the one before, and until the client
+//! has said that it goes by it, both are held for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::service::rate_limit_quota::v3::BucketId;
+use envoy_types::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_response::BucketAction;
+use envoy_types::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_response::bucket_action::{
+    AbandonAction, BucketAction as Kind, QuotaAssignmentAction,
+};
+use envoy_types::pb::envoy::r#type::v3::rate_limit_strategy::{BlanketRule, Strategy};
+use envoy_types::pb::envoy::r#type::v3::{RateLimitStrategy, TokenBucket};
+use envoy_types::pb::google::protobuf;
+use mesh_core::xds::quota::Usage;
+
+use super::account::{Ask, Settled};
+use super::store::Question;
+use super::{Identity, Key};
+use crate::catalog::QuotaLimit;
+
+/// Buckets of one stream.
+const MOST_BUCKETS: usize = 100_000;
+/// A share holds for so many intervals of reports, within these bounds.
+const INTERVALS: u32 = 10;
+const SHORTEST: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(600);
+/// So much longer it is held for a client, whose clock begins later, and whose last report comes later still.
+const MARGIN: Duration = Duration::from_secs(3);
+/// A token bucket of a share is filled after so many days, when it is long over; each has another time, since a client goes on
+/// with a bucket that is the same as before.
+const REFILL_DAYS: u64 = 1000;
+
+/// The buckets of a stream.
+#[derive(Debug, Default)]
+pub(crate) struct Session {
+    buckets: BTreeMap<Key, Bucket>,
+    seed: u64,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    identity: Arc<Identity>,
+    limit: QuotaLimit,
+    lease: u64,
+    /// What the client has told that it let pass, and that is not settled yet.
+    unsettled: u64,
+    /// What it may let pass by the share that it goes by.
+    holds: u64,
+    /// A share that it may not go by yet.
+    coming: Option<Coming>,
+    /// How many assignments it was sent.
+    sent: u64,
+    said: Said,
+    /// Until when that holds for it.
+    until: Duration,
+    /// Requests a second.
+    rate: f64,
+    /// When it told of requests last, and whether it had to refuse some.
+    told: Duration,
+    is_short: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Coming {
+    number: u64,
+    tokens: u64,
+    /// Reports since, of a client that does not say what it goes by.
+    reports: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Nothing,
+    /// So many, by the number of the assignment.
+    Share(u64, u64),
+    /// None: others have the rest, or there is none.
+    None,
+}
+
+impl Session {
+    /// A session whose leases are told from those of others by this.
+    pub(crate) fn new(seed: u64) -> Session {
+        Session { buckets: BTreeMap::new(), seed }
+    }
+
+    /// Takes in what was used of a bucket; what is to be settled for it. `limit` says what is in force for it.
+    pub(crate) fn hear(
+        &mut self,
+        usage: &Usage,
+        limit: impl FnOnce(&Identity) -> Option<QuotaLimit>,
+        now: Duration,
+    ) -> Option<Question> {
+        let identity = Identity::of(&usage.bucket_id.as_ref()?.bucket)?;
+        let key = identity.key();
+        let limit = limit(&identity)?;
+        if !self.buckets.contains_key(&key) && self.buckets.len() >= MOST_BUCKETS {
+            return None;
+        }
+        let seed = &mut self.seed;
+        let bucket = self.buckets.entry(key).or_insert_with(|| {
+            // 53 bits: what a script of Redis can count with.
+            *seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            Bucket::new(identity, limit, *seed >> 11, now)
+        });
+        bucket.set(limit);
+        bucket.hear(usage, now);
+        Some(bucket.question(key, now))
+    }
+
+    /// What there is to do without a word of the client: what is to be settled, and what it is to forget.
+    pub(crate) fn due(
+        &mut self,
+        limit: impl Fn(&Identity) -> Option<QuotaLimit>,
+        now: Duration,
+    ) -> (Vec<Question>, Vec<BucketAction>) {
+        let (mut asked, mut abandoned) = (Vec::new(), Vec::new());
+        self.buckets.retain(|key, bucket| {
+            let Some(limit) = limit(&bucket.identity) else {
+                abandoned.push(bucket.action(Kind::AbandonAction(AbandonAction {})));
+                return false;
+            };
+            bucket.set(limit);
+            if bucket.is_idle(now) {
+                abandoned.push(bucket.action(Kind::AbandonAction(AbandonAction {})));
+                return false;
+            }
+            if bucket.is_due(now) {
+                asked.push(bucket.question(*key, now));
+            }
+            true
+        });
+        (asked, abandoned)
+    }
+
+    /// Takes in how a quota stands; what the client is to be told of it.
+    pub(crate) fn settled(&mut self, question: &Question, settled: &Settled, now: Duration) -> Option<BucketAction> {
+        let (key, _, ask) = question;
+        self.buckets.get_mut(key)?.settled(ask, settled, now)
+    }
+
+    /// The client has told all and leaves: its leases are given back.
+    pub(crate) fn leave(&mut self, now: Duration) -> Vec<Question> {
+        let buckets = std::mem::take(&mut self.buckets).into_iter();
+        buckets
+            .map(|(key, bucket)| {
+                let (_, identity, ask) = bucket.question(key, now);
+                (key, identity, Ask { holds: 0, wants: false, until: 0, ..ask })
+            })
+            .collect()
+    }
+}
+
+impl Bucket {
+    fn new(identity: Identity, limit: QuotaLimit, lease: u64, now: Duration) -> Bucket {
+        Bucket {
+            identity: Arc::new(identity),
+            limit,
+            lease,
+            unsettled: 0,
+            holds: 0,
+            coming: None,
+            sent: 0,
+            said: Said::Nothing,
+            until: now,
+            rate: 0.0,
+            told: now,
+            is_short: false,
+        }
+    }
+
+    /// Goes by what is in force now.
+    fn set(&mut self, limit: QuotaLimit) {
+        if self.limit != limit {
+            self.limit = limit;
+            // As if nothing had been said, so that something is.
+            self.said = Said::Nothing;
+        }
+    }
+
+    fn hear(&mut self, usage: &Usage, now: Duration) {
+        if usage.allowed > 0 || usage.denied > 0 {
+            (self.told, self.is_short) = (now, usage.denied > 0);
+        }
+        self.unsettled = self.unsettled.saturating_add(usage.allowed);
+        let elapsed = usage.time_elapsed.as_ref().map_or(0.0, |time| time.seconds as f64 + f64::from(time.nanos) / 1e9);
+        let rate =
+            usage.allowed.saturating_add(usage.denied) as f64 / elapsed.max(self.limit.interval.as_secs_f64() / 2.0);
+        self.rate = if self.rate > 0.0 { (self.rate + rate) / 2.0 } else { rate };
+        // Of what was used before it went by a new share, nothing is of that.
+        let is_applied = self.coming.as_mut().is_some_and(|coming| {
+            coming.reports = coming.reports.saturating_add(1);
+            match usage.heard.checked_sub(1) {
+                Some(applied) => applied >= coming.number,
+                // The first report may have been on its way.
+                None => coming.reports > 1,
+            }
+        });
+        match self.coming.take_if(|_| is_applied) {
+            Some(coming) => self.holds = coming.tokens,
+            None => self.holds = self.holds.saturating_sub(usage.allowed),
+        }
+    }
+
+    /// How long a share holds.
+    fn ttl(&self) -> Duration {
+        self.limit.interval.saturating_mul(INTERVALS).clamp(SHORTEST, LONGEST)
+    }
+
+    /// Nobody used it for the most part of the time for which its share holds, or the refused did not come back.
+    fn is_idle(&self, now: Duration) -> bool {
+        let unused = now.saturating_sub(self.told);
+        let is_over = match self.said {
+            Said::Nothing => false,
+            Said::Share(..) => unused >= self.ttl() * 2 / 3,
+            Said::None => unused >= self.ttl() * 2 / 3 && self.until <= now,
+        };
+        is_over && self.unsettled == 0
+    }
+
+    fn is_due(&self, now: Duration) -> bool {
+        let is_waiting = match self.said {
+            Said::Nothing => true,
+            Said::Share(..) => false,
+            // Others may have given something back.
+            Said::None => self.until <= now || (self.is_short && self.until <= now + self.ttl()),
+        };
+        self.unsettled > 0 || is_waiting
+    }
+
+    fn question(&self, key: Key, now: Duration) -> Question {
+        let holds = self.holds.saturating_add(self.coming.map_or(0, |coming| coming.tokens));
+        let is_low = match self.said {
+            Said::Nothing | Said::None => true,
+            Said::Share(share, _) => self.holds <= share / 2 || self.until.saturating_sub(now) < self.ttl() / 2,
+        };
+        let wants = self.coming.is_none() && is_low;
+        let until = if wants { now + self.ttl() } else { self.until };
+        let ask = Ask {
+            lease: self.lease,
+            period: self.limit.unit.period(now),
+            limit: self.limit.requests,
+            used: self.unsettled,
+            holds,
+            wants,
+            // In thousandths; one that was only seen once is like the others.
+            demand: if self.sent == 0 { 0 } else { (self.rate * 1000.0) as u64 + 1 },
+            until: u64::try_from((until + MARGIN).as_millis()).unwrap_or(u64::MAX),
+        };
+        (key, Arc::clone(&self.identity), ask)
+    }
+
+    fn settled(&mut self, ask: &Ask, settled: &Settled, now: Duration) -> Option<BucketAction> {
+        self.unsettled = self.unsettled.saturating_sub(ask.used);
+        if !ask.wants {
+            return None;
+        }
+        let ttl = self.ttl();
+        if settled.granted > 0 {
+            self.sent += 1;
+            self.coming = Some(Coming { number: self.sent, tokens: settled.granted, reports: 0 });
+            (self.said, self.until) = (Said::Share(settled.granted, self.sent), now + ttl);
+            return Some(self.share(settled.granted, self.sent, ttl));
+        }
+        match self.said {
+            // It goes on with what it has.
+            Said::Share(tokens, number) if self.holds > 0 => {
+                if self.until.saturating_sub(now) >= ttl / 2 {
+                    return None;
+                }
+                (self.sent, self.until) = (self.sent + 1, now + ttl);
+                Some(self.share(tokens, number, ttl))
+            }
+            _ => {
+                let is_used_up = settled.used >= self.limit.requests;
+                let end = Duration::from_secs(ask.period.end);
+                let until = if is_used_up { end } else { (now + ttl).min(end) };
+                if self.said == Said::None && (self.until == until || (!is_used_up && self.until > now + ttl / 2)) {
+                    return None;
+                }
+                self.sent += 1;
+                (self.said, self.until) = (Said::None, until);
+                let none = RateLimitStrategy { strategy: Some(Strategy::BlanketRule(BlanketRule::DenyAll.into())) };
+                Some(self.assigned(none, until.saturating_sub(now)))
+            }
+        }
+    }
+
+    fn share(&self, tokens: u64, number: u64, ttl: Duration) -> BucketAction {
+        let refill = Duration::from_secs(REFILL_DAYS * 24 * 60 * 60) + Duration::from_micros(number);
+        let bucket = TokenBucket {
+            max_tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
+            tokens_per_fill: Some(protobuf::UInt32Value { value: 1 }),
+            fill_interval: Some(duration(refill)),
+        };
+        self.assigned(RateLimitStrategy { strategy: Some(Strategy::TokenBucket(bucket)) }, ttl)
+    }
+
+    fn assigned(&self, strategy: RateLimitStrategy, ttl: Duration) -> BucketAction {
+        self.action(Kind::QuotaAssignmentAction(QuotaAssignmentAction {
+            assignment_time_to_live: Some(duration(ttl)),
+            rate_limit_strategy: Some(strategy),
+        }))
+    }
+
+    fn action(&self, action: Kind) -> BucketAction {
+        let bucket = self.identity.bucket().collect();
+        BucketAction { bucket_id: Some(BucketId { bucket }), bucket_action: Some(action) }
+    }
+}
+
+fn duration(time: Duration) -> protobuf::Duration {
+    protobuf::Duration {
+        seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(time.subsec_nanos()).unwrap_or_default(),
+    }
+}

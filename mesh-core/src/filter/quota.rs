@@ -1,0 +1,172 @@
+//! Quotas (`envoy.extensions.filters.http.rate_limit_quota.v3`): a service assigns shares of them, and no request waits for it.
+
+use std::sync::Arc;
+
+use http::header::RETRY_AFTER;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue};
+
+use super::counted::{self, seconds};
+use super::{Decision, Filter, Reply};
+use crate::error::Invalid;
+use crate::limits::{DescriptorMaker, QuotaDomain, QuotaVerdict, Quotas, RATE_LIMITED};
+use crate::matcher::{Field, header_matches};
+use crate::model::{
+    Fraction, HeaderTest, QuotaPerRoute, QuotaRule, QuotaSettings, QuotaStrategy, QuotaTest, RateLimitQuota,
+};
+use crate::request::RequestHead;
+use crate::request_info::RequestInfo;
+use crate::response_flags::ResponseFlags;
+use crate::rewrite::{apply_to_request, apply_to_response};
+use crate::state::{FilterState, LimitCounts};
+
+/// The quotas of a listener, which its routes share.
+#[derive(Clone, Debug)]
+pub struct Quota {
+    config: Arc<RateLimitQuota>,
+    domain: Arc<QuotaDomain>,
+    rules: Arc<[Rule]>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    test: Option<Test>,
+    id: DescriptorMaker,
+    settings: Arc<QuotaSettings>,
+    counts: Arc<LimitCounts>,
+}
+
+/// A test, with what it takes to carry it out.
+#[derive(Debug)]
+enum Test {
+    Header(Field, HeaderTest),
+    All(Box<[Test]>),
+    Any(Box<[Test]>),
+    Not(Box<Test>),
+}
+
+impl Test {
+    fn new(test: &QuotaTest) -> Result<Self, Invalid> {
+        let each = |tests: &[QuotaTest]| tests.iter().map(Test::new).collect::<Result<Box<[_]>, _>>();
+        Ok(match test {
+            QuotaTest::Header(test) => Test::Header(Field::of(test)?, test.clone()),
+            QuotaTest::All(tests) => Test::All(each(tests)?),
+            QuotaTest::Any(tests) => Test::Any(each(tests)?),
+            QuotaTest::Not(test) => Test::Not(Box::new(Test::new(test)?)),
+        })
+    }
+
+    fn passes(&self, head: &RequestHead<'_>) -> bool {
+        match self {
+            Test::Header(field, test) => header_matches(field, test, head),
+            Test::All(tests) => tests.iter().all(|test| test.passes(head)),
+            Test::Any(tests) => tests.iter().any(|test| test.passes(head)),
+            Test::Not(test) => !test.passes(head),
+        }
+    }
+}
+
+impl Quota {
+    /// The quotas of a configuration; their buckets are as they were.
+    pub fn new(config: &Arc<RateLimitQuota>, quotas: &Arc<Quotas>, state: &FilterState<'_>) -> Result<Self, Invalid> {
+        let rule = |rule: &QuotaRule| {
+            let (limit, name) = &rule.settings.name;
+            Ok(Rule {
+                test: rule.test.as_ref().map(Test::new).transpose()?,
+                id: DescriptorMaker::new(&rule.settings.bucket)?,
+                settings: Arc::clone(&rule.settings),
+                counts: state.limited().counts(limit, name),
+            })
+        };
+        let rules = config.rules.iter().map(rule).collect::<Result<_, Invalid>>()?;
+        Ok(Quota { config: Arc::clone(config), domain: quotas.domain(&config.domain), rules })
+    }
+
+    /// The same, with what a route says in its place.
+    pub fn here(&self, here: &QuotaPerRoute, quotas: &Arc<Quotas>, state: &FilterState<'_>) -> Result<Self, Invalid> {
+        let mut config = RateLimitQuota::clone(&self.config);
+        config.domain = here.domain.clone().unwrap_or(config.domain);
+        config.rules = here.rules.clone().unwrap_or(config.rules);
+        Quota::new(&Arc::new(config), quotas, state)
+    }
+
+    /// Their filter; `None` where nothing is counted.
+    pub fn filter(&self) -> Option<Arc<dyn Filter>> {
+        let is_idle = self.rules.is_empty() || self.config.enabled == Fraction::default();
+        (!is_idle).then(|| Arc::new(QuotaFilter(self.clone())) as Arc<dyn Filter>)
+    }
+}
+
+/// Takes from the buckets of quotas.
+#[derive(Debug)]
+pub struct QuotaFilter(Quota);
+
+impl Filter for QuotaFilter {
+    fn on_request(&self, request: &mut RequestInfo, head: &mut Parts) -> Decision {
+        let Quota { config, domain, rules } = &self.0;
+        if !counted::is_hit(config.enabled, request) {
+            return Decision::Continue;
+        }
+        let found = {
+            let seen = counted::seen(request, head);
+            let is_for = |rule: &&Rule| rule.test.as_ref().is_none_or(|test| test.passes(&seen.head));
+            rules.iter().find(is_for).and_then(|rule| {
+                let id = rule.id.describe(&seen)?;
+                let verdict = domain.take(&id.entries, &rule.settings, request.started);
+                Some((rule, verdict.unwrap_or_else(|| without_bucket(&rule.settings))))
+            })
+        };
+        let Some((rule, verdict)) = found else { return Decision::Continue };
+        let is_enforced = verdict.is_within || counted::is_hit(config.enforced, request);
+        request.note_event("quota", || {
+            let (limit, name) = &rule.settings.name;
+            serde_json::json!({
+                "limit": &**limit, "rule": &**name, "left": verdict.left, "is_within": verdict.is_within,
+                "is_enforced": is_enforced,
+            })
+        });
+        match (verdict.is_within, is_enforced) {
+            (true, _) => {
+                rule.counts.note_within();
+                Decision::Continue
+            }
+            (false, true) => rule.refuse(request, &verdict),
+            (false, false) => {
+                rule.counts.note_shadow();
+                apply_to_request(std::slice::from_ref(&config.request_changes), head);
+                Decision::Continue
+            }
+        }
+    }
+}
+
+/// What is so where there is no room for a bucket. Not even a few pass where few may: that few are counted somewhere.
+#[cold]
+fn without_bucket(settings: &QuotaSettings) -> QuotaVerdict {
+    let is_within = settings.unassigned == QuotaStrategy::AllowAll;
+    QuotaVerdict { is_within, retry_in: settings.interval, left: None, is_urgent: false }
+}
+
+impl Rule {
+    #[cold]
+    fn refuse(&self, request: &mut RequestInfo, verdict: &QuotaVerdict) -> Decision {
+        let settings = &self.settings;
+        self.counts.note_over();
+        request.note_flags(ResponseFlags::RATE_LIMITED);
+        request.note_details("request_rate_limited");
+        let mut headers = HeaderMap::new();
+        headers.insert(RATE_LIMITED, HeaderValue::from_static("true"));
+        if settings.tells_when {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds(verdict.retry_in).max(1)));
+        }
+        if !settings.response_changes.is_empty() {
+            let mut head = http::Response::new(()).into_parts().0;
+            (head.status, head.headers) = (settings.status, headers);
+            apply_to_response(std::slice::from_ref(&settings.response_changes), &mut head);
+            headers = head.headers;
+        }
+        let mut reply = Reply::new(settings.status, settings.body.clone()).grpc_code(settings.grpc_code);
+        reply.headers = Some(Box::new(headers));
+        Decision::Reply(reply)
+    }
+}
