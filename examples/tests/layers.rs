@@ -57,6 +57,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-control",
         layers: &[
+            &["journal", "period"],
             &["ca", "calls", "catalog", "config/diagnostic"],
             &["config/node", "config/schema", "config/spelling"],
             &["config/decode", "config/locate"],
@@ -71,6 +72,7 @@ const CRATES: [Crate; 4] = [
             &["policy"],
             &["render"],
             &["analysis", "jwks", "ratelimit", "shift"],
+            &["quota"],
             &["plane"],
             &["explain", "kubernetes"],
             &["live_trace"],

@@ -10,6 +10,8 @@
 mod account;
 mod session;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
-use super::account::{Account, Ask, FEW, MOST_DEMAND, Settled};
+use super::account::{Account, Ask, FEW, MOST_DEMAND, PART, Settled};
 use super::{Identity, Key};
 use crate::journal::Journal;
 use crate::ratelimit::{NotCounted, RedisUrl, Scripted};
@@ -41,9 +41,7 @@ const MOST_ACCOUNTS: usize = 1_000_000;
 /// An account, as it is written down.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    #[serde(flatten)]
     identity: Identity,
-    #[serde(flatten)]
     account: Account,
 }
 
@@ -188,6 +186,7 @@ async fn in_redis(redis: &Scripted, key: &Key, ask: &Ask, now: Duration) -> Resu
             let mut script = script.prepare_invoke();
             script.key(name).arg(now).arg(ask.lease).arg(ask.period.start).arg(ask.limit).arg(ask.used).arg(ask.holds);
             script.arg(u8::from(ask.wants)).arg(ask.demand).arg(ask.until).arg(kept).arg(FEW).arg(MOST_DEMAND);
+            script.arg(PART).arg(ask.period.end);
             link.invoke(&script).await
         })
         .await?;

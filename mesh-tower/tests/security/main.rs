@@ -11,6 +11,7 @@ mod global_limits;
 mod identities;
 mod mtls;
 mod overload;
+mod quotas;
 mod rate_limits;
 mod refused_tls;
 mod shop;
