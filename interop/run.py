@@ -29,6 +29,7 @@ import limits
 import matrix
 import mutual
 import prometheus
+import quotas
 import routing
 import scan
 import sds
@@ -409,7 +410,9 @@ class Suite:
         sidecar.Sidecar(self, Failure).run()
         prometheus.Metrics(self, Failure).run()
         hashing.Hashing(self, Failure).run()
-        limits.Limits(self, Failure).run()
+        limited = limits.Limits(self, Failure)
+        limited.run()
+        quotas.Quotas(self, Failure, f"redis://127.0.0.1:{limited.port}").run()
         scan.Scan(self, Failure).run()
         console.Console(self, Failure).run()
 

@@ -278,6 +278,45 @@ async fn each_reader_may_have_three_pages_by_one_file() {
     bookinfo.stop().await.unwrap();
 }
 
+/// `examples/manifests/limits/quota.yaml`.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_reader_has_a_quota_of_pages_by_one_file() {
+    let bookinfo = Bookinfo::start().await.unwrap();
+    let file = include_str!("../manifests/limits/quota.yaml");
+    bookinfo.embedded().set_yaml("quota.yaml", file).unwrap();
+    let client = bookinfo.caller("reader").unwrap().client();
+    let ask = async |user: &str| client.get(&format!("http://productpage:9080/productpage?user={user}")).await.unwrap();
+    let is_known = |user: &str| {
+        let quotas = bookinfo.embedded().quotas().unwrap();
+        quotas.identities.into_iter().find(|one| one.by["query.user"] == user)
+    };
+    let in_force = async {
+        while is_known("nobody").is_none() {
+            ask("nobody").await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, in_force).await.expect("it is in force");
+    let served = async {
+        let (mut served, mut refused) = (0, 0);
+        while refused == 0 {
+            let response = ask("jason").await;
+            match response.status().as_u16() {
+                200 => served += 1,
+                // Until there is a share, it is sent away for a second; then for the rest of the month.
+                429 => refused += usize::from(response.headers()["retry-after"] != "1"),
+                status => panic!("{status}"),
+            }
+        }
+        served
+    };
+    let served = tokio::time::timeout(PATIENCE, served).await.expect("it is used up");
+    assert!((5..=6).contains(&served), "{served}");
+    let jason = is_known("jason").unwrap();
+    assert_eq!((jason.limit, jason.used, jason.left), (5, served, 0));
+    bookinfo.stop().await.unwrap();
+}
+
 /// `includeRequestBodyInCheck`, at a server of the examples' own.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authorizer_is_shown_the_bodies_of_requests_to_a_service() {

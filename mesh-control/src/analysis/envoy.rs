@@ -35,6 +35,7 @@ pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>)
     check_servers(policy, found);
     super::limits::check_envoy(policy, found);
     super::filters::check_envoy(policy, found);
+    super::quotas::check_envoy(policy, found);
     for object in policy.telemetries.iter() {
         let mut say = |field: &str, what: &str| {
             let message = format!("an Envoy is not told of this: {what}");

@@ -17,6 +17,7 @@ pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>)
     check_telemetry(policy, found);
     super::limits::check_grpc(policy, found);
     super::filters::check_grpc(policy, found);
+    super::quotas::check_grpc(policy, found);
     for (_, service) in policy.services.iter() {
         let view = View::of_namespace(&service.namespace);
         let never = |protocol| matches!(protocol, Protocol::Https | Protocol::Tls | Protocol::Tcp);

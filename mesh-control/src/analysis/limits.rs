@@ -19,7 +19,7 @@ use crate::registry::protocol::Protocol;
 use crate::registry::service::Target;
 use crate::render::limits::is_for_envoy;
 
-fn say(meta: &Meta, field: &str, code: Code, message: String, found: &mut Vec<Diagnostic>) {
+pub(super) fn say(meta: &Meta, field: &str, code: Code, message: String, found: &mut Vec<Diagnostic>) {
     let finding = Diagnostic::at(&locate(&meta.origin, field), Severity::Warning, code, message);
     found.push(finding.object(meta.id()).field(field));
 }

@@ -16,6 +16,7 @@ mod hosts;
 pub mod istio;
 mod limits;
 mod plaintext;
+mod quotas;
 mod refused;
 mod rules;
 mod security;
@@ -191,6 +192,7 @@ fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>, jud
     limits::check(objects, policy, &mut found);
     selectors::check(objects, policy, &mut found);
     filters::check(objects, policy, &mut found);
+    quotas::check(objects, policy, &mut found);
     tls::check(objects, policy, default_tls, &mut found);
     plaintext::check(objects, policy, &mut found);
     refused::check(judge, policy, &mut found);

@@ -69,8 +69,8 @@ struct Bucket {
 struct Coming {
     number: u64,
     tokens: u64,
-    /// Reports since, of a client that does not say what it goes by.
-    reports: u8,
+    /// Whether what the client holds has it in: of one that does not say by which it goes, together with what it had before.
+    is_met: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,19 +191,24 @@ impl Bucket {
         let rate =
             usage.allowed.saturating_add(usage.denied) as f64 / elapsed.max(self.limit.interval.as_secs_f64() / 2.0);
         self.rate = if self.rate > 0.0 { (self.rate + rate) / 2.0 } else { rate };
-        // Of what was used before it went by a new share, nothing is of that.
-        let is_applied = self.coming.as_mut().is_some_and(|coming| {
-            coming.reports = coming.reports.saturating_add(1);
-            match usage.heard.checked_sub(1) {
-                Some(applied) => applied >= coming.number,
-                // The first report may have been on its way.
-                None => coming.reports > 1,
+        let (coming, used) = (self.coming, usage.allowed);
+        self.holds = match (coming, usage.heard.checked_sub(1)) {
+            // Of what was used before it went by a new share, nothing is of that.
+            (Some(coming), Some(applied)) if applied >= coming.number => {
+                self.coming = None;
+                coming.tokens
             }
-        });
-        match self.coming.take_if(|_| is_applied) {
-            Some(coming) => self.holds = coming.tokens,
-            None => self.holds = self.holds.saturating_sub(usage.allowed),
-        }
+            // It does not say by which share it goes. The first report may have been on its way, or be of both.
+            (Some(coming), None) if !coming.is_met => {
+                self.coming = Some(Coming { is_met: true, ..coming });
+                self.holds.saturating_add(coming.tokens).saturating_sub(used)
+            }
+            (Some(coming), None) => {
+                self.coming = None;
+                self.holds.min(coming.tokens).saturating_sub(used)
+            }
+            _ => self.holds.saturating_sub(used),
+        };
     }
 
     /// How long a share holds.
@@ -233,12 +238,13 @@ impl Bucket {
     }
 
     fn question(&self, key: Key, now: Duration) -> Question {
-        let holds = self.holds.saturating_add(self.coming.map_or(0, |coming| coming.tokens));
+        let coming = self.coming.filter(|coming| !coming.is_met);
+        let holds = self.holds.saturating_add(coming.map_or(0, |coming| coming.tokens));
         let is_low = match self.said {
             Said::Nothing | Said::None => true,
             Said::Share(share, _) => self.holds <= share / 2 || self.until.saturating_sub(now) < self.ttl() / 2,
         };
-        let wants = self.coming.is_none() && is_low;
+        let wants = coming.is_none() && is_low;
         let until = if wants { now + self.ttl() } else { self.until };
         let ask = Ask {
             lease: self.lease,
@@ -262,7 +268,7 @@ impl Bucket {
         let ttl = self.ttl();
         if settled.granted > 0 {
             self.sent += 1;
-            self.coming = Some(Coming { number: self.sent, tokens: settled.granted, reports: 0 });
+            self.coming = Some(Coming { number: self.sent, tokens: settled.granted, is_met: false });
             (self.said, self.until) = (Said::Share(settled.granted, self.sent), now + ttl);
             return Some(self.share(settled.granted, self.sent, ttl));
         }

@@ -46,6 +46,8 @@ struct World {
     refused: u64,
     /// What nobody was told of, since its stream broke or its client vanished.
     lost: u64,
+    /// Whether clients say by which share they go.
+    tells: bool,
 }
 
 impl World {
@@ -66,6 +68,7 @@ impl World {
             passed: vec![0; clients],
             refused: 0,
             lost: 0,
+            tells: true,
         };
         world.clients = (0..clients).map(|_| world.client()).collect();
         world
@@ -96,7 +99,7 @@ impl World {
             }),
             allowed: usage.allowed,
             denied: usage.denied,
-            heard: usage.applied + 1,
+            heard: if self.tells { usage.applied + 1 } else { 0 },
         };
         self.clients[client].reports.push_back((self.now, usage));
     }
@@ -245,8 +248,10 @@ proptest! {
     fn whatever_is_late_breaks_or_vanishes_no_more_pass_in_a_minute_than_the_quota_and_what_was_lost(
         steps in prop::collection::vec((0_usize..3, 0_u8..12, 1_u64..60, 0_u64..2000), 1..250),
         limit in 1_u64..200,
+        tells: bool,
     ) {
         let mut world = World::new(3, limit, QuotaStrategy::DenyAll);
+        world.tells = tells;
         for (client, step, number, wait) in steps {
             match step {
                 0..=5 => (0..number).for_each(|_| world.request(client)),
@@ -282,6 +287,14 @@ fn all_of_it_is_used_and_shared_by_demand() {
         assert_eq!(world.sum(), 1000, "{each:?}: {:?}", world.passed);
         assert!(world.passed.iter().zip(least).all(|(passed, least)| *passed >= least), "{:?}", world.passed);
     }
+}
+
+#[test]
+fn clients_that_do_not_say_by_which_share_they_go_use_all_of_it_and_no_more() {
+    let mut world = World::new(3, 1000, QuotaStrategy::DenyAll);
+    world.tells = false;
+    run(&mut world, 25, &[100, 100, 100]);
+    assert!((950..=1000).contains(&world.sum()), "{:?}", world.passed);
 }
 
 #[test]

@@ -586,12 +586,16 @@ impl Learned {
 /// localities, of which none can be changed alone: `requests/balancing.rs` has theirs. Words that say which other field
 /// there is: `requests/gateway_api` has theirs. And what of Telemetry nobody here is meant by, or needs settings of the mesh:
 /// `telemetry.rs` and `requests/telemetry_api.rs` have theirs. Of RateLimit, `mesh-tower/tests/security/rate_limits.rs` has, and
-/// of Overload `overload.rs` there; of WasmPlugin and RequestRules `requests/plugins.rs`, and of FilterSchema, which no client is told of, `filters.rs`.
-const ELSEWHERE_TESTED: [&str; 28] = [
+/// of Overload and Quota `overload.rs` and `quotas.rs` there; of WasmPlugin and RequestRules `requests/plugins.rs`, and of FilterSchema, which no client is told of, `filters.rs`.
+const ELSEWHERE_TESTED: [&str; 32] = [
     "FilterSchema filter",
     "FilterSchema schema",
     "Overload targetRefs.kind",
     "Overload targetRefs.name",
+    "Quota rules.limit.per",
+    "Quota rules.limit.requests",
+    "Quota targetRefs.kind",
+    "Quota targetRefs.name",
     "RateLimit targetRefs.kind",
     "RateLimit targetRefs.name",
     "RateLimit rules.by.method",

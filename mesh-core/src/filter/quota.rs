@@ -170,3 +170,90 @@ impl Rule {
         Decision::Reply(reply)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use http::Request;
+
+    use super::*;
+    use crate::model::{DescriptorAction, RateLimit, StringTest};
+    use crate::state::States;
+
+    fn rule(name: &str, test: Option<QuotaTest>) -> QuotaRule {
+        let header = |key: &str| DescriptorAction::Header { key: key.into(), name: key.into(), skip_if_absent: false };
+        let id = RateLimit::by(vec![
+            DescriptorAction::Constant { key: "name".into(), value: name.into() },
+            header("x-user"),
+        ]);
+        QuotaRule { test, ..QuotaRule::new(QuotaSettings::new(id, Duration::from_secs(1))) }
+    }
+
+    fn is(name: &str, value: &str) -> QuotaTest {
+        let test = StringTest::Exact { value: value.to_owned(), ignore_case: false };
+        QuotaTest::Header(HeaderTest::Value { name: name.into(), test, invert: false, missing_is_empty: false })
+    }
+
+    /// A filter, and the buckets that it takes from.
+    fn filter(config: RateLimitQuota) -> (Arc<dyn Filter>, Arc<Quotas>) {
+        let (quotas, states) = (Arc::<Quotas>::default(), States::default());
+        let quota = Quota::new(&Arc::new(config), &quotas, &states.filter("", &"quota".into())).unwrap();
+        (quota.filter().unwrap(), quotas)
+    }
+
+    fn ask(filter: &Arc<dyn Filter>, headers: &[(&str, &str)]) -> Option<Reply> {
+        let mut request = Request::get("/");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (mut head, ()) = request.body(()).unwrap().into_parts();
+        let mut request = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
+        match filter.on_request(&mut request, &mut head) {
+            Decision::Continue => None,
+            Decision::Reply(reply) => Some(reply),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_request_is_of_the_bucket_of_the_first_rule_that_is_for_it() {
+        let free = QuotaTest::All(vec![is("x-tier", "free"), QuotaTest::Not(Box::new(is("x-user", "root")))]);
+        let either = QuotaTest::Any(vec![is("x-tier", "gold"), is("x-tier", "silver")]);
+        let rules = vec![rule("free", Some(free)), rule("paid", Some(either))];
+        let (filter, quotas) = filter(RateLimitQuota::new("shop", rules));
+        for headers in [
+            &[("x-tier", "free"), ("x-user", "ada")][..],
+            &[("x-tier", "free"), ("x-user", "root")],
+            &[("x-tier", "silver"), ("x-user", "ada")],
+            &[("x-tier", "gold")],
+            &[("x-user", "ada")],
+        ] {
+            assert!(ask(&filter, headers).is_none());
+        }
+        let domain = quotas.domain(&"shop".into());
+        assert_eq!(domain.len(), 2, "who has no user, and what no rule is for, is not counted");
+        for name in ["free", "paid"] {
+            assert!(domain.find([("name", name), ("x-user", "ada")]).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn who_is_over_is_answered_as_it_is_said_unless_it_is_only_tried() {
+        let deny = |enforced| {
+            let mut settings = QuotaSettings::clone(&rule("all", None).settings);
+            settings.unassigned = QuotaStrategy::DenyAll;
+            (settings.grpc_code, settings.tells_when, settings.body) = (8, true, "none left".into());
+            let mut config = RateLimitQuota::new("shop", vec![QuotaRule::new(settings)]);
+            config.enforced = enforced;
+            config
+        };
+        let (refusing, _) = filter(deny(Fraction::ALL));
+        let reply = ask(&refusing, &[("x-user", "ada")]).unwrap();
+        assert_eq!((reply.status.as_u16(), reply.grpc_code, &*reply.body), (429, Some(8), &b"none left"[..]));
+        let headers = reply.headers.unwrap();
+        assert!(headers[RATE_LIMITED] == "true" && headers[RETRY_AFTER] == "1", "{headers:?}");
+        let (trying, _) = filter(deny(Fraction::default()));
+        assert!(ask(&trying, &[("x-user", "ada")]).is_none());
+    }
+}

@@ -11,6 +11,7 @@ mod listeners;
 mod local_rate_limits;
 mod overload;
 mod policies;
+mod quotas;
 mod rate_limit_service;
 mod rate_limits;
 mod rbac;
