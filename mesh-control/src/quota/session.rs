@@ -25,6 +25,8 @@ use crate::catalog::QuotaLimit;
 
 /// Buckets of one stream.
 const MOST_BUCKETS: usize = 100_000;
+/// No report has more requests.
+const MOST_USED: u64 = 1 << 32;
 /// A share holds for so many intervals of reports, within these bounds.
 const INTERVALS: u32 = 10;
 const SHORTEST: Duration = Duration::from_secs(10);
@@ -63,6 +65,8 @@ struct Bucket {
     /// When it told of requests last, and whether it had to refuse some.
     told: Duration,
     is_short: bool,
+    /// When it was settled last.
+    settled: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +119,7 @@ impl Session {
     /// What there is to do without a word of the client: what is to be settled, and what it is to forget.
     pub(crate) fn due(
         &mut self,
-        limit: impl Fn(&Identity) -> Option<QuotaLimit>,
+        mut limit: impl FnMut(&Identity) -> Option<QuotaLimit>,
         now: Duration,
     ) -> (Vec<Question>, Vec<BucketAction>) {
         let (mut asked, mut abandoned) = (Vec::new(), Vec::new());
@@ -170,6 +174,7 @@ impl Bucket {
             rate: 0.0,
             told: now,
             is_short: false,
+            settled: now,
         }
     }
 
@@ -186,13 +191,18 @@ impl Bucket {
         if usage.allowed > 0 || usage.denied > 0 {
             (self.told, self.is_short) = (now, usage.denied > 0);
         }
-        self.unsettled = self.unsettled.saturating_add(usage.allowed);
+        let used = usage.allowed.min(MOST_USED);
+        self.unsettled = self.unsettled.saturating_add(used);
         let elapsed = usage.time_elapsed.as_ref().map_or(0.0, |time| time.seconds as f64 + f64::from(time.nanos) / 1e9);
-        let rate =
-            usage.allowed.saturating_add(usage.denied) as f64 / elapsed.max(self.limit.interval.as_secs_f64() / 2.0);
-        self.rate = if self.rate > 0.0 { (self.rate + rate) / 2.0 } else { rate };
-        let (coming, used) = (self.coming, usage.allowed);
-        self.holds = match (coming, usage.heard.checked_sub(1)) {
+        let interval = self.limit.interval.as_secs_f64();
+        let requests = usage.allowed.saturating_add(usage.denied) as f64;
+        // Reports that come soon after each other say little each.
+        let weight = if self.rate > 0.0 { (elapsed / interval).clamp(0.0, 1.0) } else { 1.0 };
+        if weight > 0.0 {
+            let rate = requests / elapsed.max(if self.rate > 0.0 { 0.0 } else { interval / 2.0 });
+            self.rate = self.rate * (1.0 - weight) + rate * weight;
+        }
+        self.holds = match (self.coming, usage.heard.checked_sub(1)) {
             // Of what was used before it went by a new share, nothing is of that.
             (Some(coming), Some(applied)) if applied >= coming.number => {
                 self.coming = None;
@@ -232,7 +242,10 @@ impl Bucket {
             Said::Nothing => true,
             Said::Share(..) => false,
             // Others may have given something back.
-            Said::None => self.until <= now || (self.is_short && self.until <= now + self.ttl()),
+            Said::None => {
+                let is_held = self.is_short && self.until <= now + self.ttl();
+                self.until <= now || (is_held && self.settled + self.limit.interval <= now)
+            }
         };
         self.unsettled > 0 || is_waiting
     }
@@ -262,6 +275,7 @@ impl Bucket {
 
     fn settled(&mut self, ask: &Ask, settled: &Settled, now: Duration) -> Option<BucketAction> {
         self.unsettled = self.unsettled.saturating_sub(ask.used);
+        self.settled = now;
         if !ask.wants {
             return None;
         }

@@ -587,11 +587,12 @@ impl Learned {
 /// there is: `requests/gateway_api` has theirs. And what of Telemetry nobody here is meant by, or needs settings of the mesh:
 /// `telemetry.rs` and `requests/telemetry_api.rs` have theirs. Of RateLimit, `mesh-tower/tests/security/rate_limits.rs` has, and
 /// of Overload and Quota `overload.rs` and `quotas.rs` there; of WasmPlugin and RequestRules `requests/plugins.rs`, and of FilterSchema, which no client is told of, `filters.rs`.
-const ELSEWHERE_TESTED: [&str; 32] = [
+const ELSEWHERE_TESTED: [&str; 33] = [
     "FilterSchema filter",
     "FilterSchema schema",
     "Overload targetRefs.kind",
     "Overload targetRefs.name",
+    "Quota rules.by.method",
     "Quota rules.limit.per",
     "Quota rules.limit.requests",
     "Quota targetRefs.kind",

@@ -137,6 +137,28 @@ async fn a_quota_that_is_raised_has_more_at_once_and_one_that_only_counts_refuse
 }
 
 #[tokio::test]
+async fn one_for_a_service_is_for_its_workloads_and_methods_are_told_apart() {
+    let of_service = |service: &str| {
+        let target = format!("targetRefs: [{{kind: Service, name: {service}}}]");
+        let yaml = quota(1, "failureMode: DENY, unassigned: 0,");
+        let yaml = yaml.replace("by: [{header: x-user}]", "by: [{method: true}]");
+        let other = "---\napiVersion: v1\nkind: Service\nmetadata: {name: other, namespace: shop}\n\
+                     spec: {selector: {app: other}, ports: [{name: http, port: 80}]}\n";
+        format!("{}{other}", yaml.replace("selector: {matchLabels: {app: reviews}}", &target))
+    };
+    let control = start(&of_service("reviews")).await;
+    let (_mesh, address) = serve(&control).await;
+    assert_eq!(use_up(&[address], "ada").await, 1);
+    let identities = control.quotas().unwrap().identities;
+    assert!(identities.iter().all(|one| one.by["method"] == "GET" && one.used == 1), "{identities:?}");
+    let control = start(&of_service("other")).await;
+    let (_mesh, address) = serve(&control).await;
+    for _ in 0..20 {
+        assert_eq!(ask(address, "/", "").await.0, 200);
+    }
+}
+
+#[tokio::test]
 async fn where_nobody_assigns_shares_the_failure_mode_decides() {
     let without = || Options::default().serve(serve::Options::default().quotas(None));
     for (rest, passes) in [("", 20), ("failureMode: DENY,", 1), ("failureMode: DENY, unassigned: 3,", 3)] {

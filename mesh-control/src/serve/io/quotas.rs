@@ -103,22 +103,40 @@ enum Teller {
     Nameless(Option<Arc<str>>),
 }
 
-impl Teller {
-    fn limit(&self, catalog: &dyn Catalog, identity: &Identity) -> Option<QuotaLimit> {
-        let (quota, rule) = (&*identity.quota, &*identity.rule);
-        match self {
-            Teller::Workload(client) => catalog.quota(Some(client), quota, rule),
+/// What is in force for who tells, looked up once for each rule of a quota.
+struct InForce<'t> {
+    teller: &'t Teller,
+    catalog: Arc<dyn Catalog>,
+    found: Vec<(String, String, Option<QuotaLimit>)>,
+}
+
+impl InForce<'_> {
+    fn limit(&mut self, Identity { quota, rule, .. }: &Identity) -> Option<QuotaLimit> {
+        if let Some((.., found)) = self.found.iter().find(|(of, name, _)| of == quota && name == rule) {
+            return *found;
+        }
+        let found = match self.teller {
+            Teller::Workload(client) => self.catalog.quota(Some(client), quota, rule),
             Teller::Nameless(namespace) => {
                 // `Quota namespace/name`
                 let of = quota.split_once(' ').and_then(|(_, name)| name.split_once('/')).map(|(of, _)| of);
                 let is_meant = namespace.as_ref().is_none_or(|namespace| of == Some(&**namespace));
-                catalog.quota(None, quota, rule).filter(|_| is_meant)
+                self.catalog.quota(None, quota, rule).filter(|_| is_meant)
             }
+        };
+        // Names that somebody makes up are not kept.
+        if found.is_some() {
+            self.found.push((quota.clone(), rule.clone(), found));
         }
+        found
     }
 }
 
 impl QuotaDesk {
+    fn in_force<'t>(&self, teller: &'t Teller) -> InForce<'t> {
+        InForce { teller, catalog: self.state.feed.latest(), found: Vec::new() }
+    }
+
     async fn exchange(
         &self,
         guest: &Guest,
@@ -163,8 +181,8 @@ impl QuotaDesk {
                     }
                 },
                 _ = look.tick() => {
-                    let catalog = self.state.feed.latest();
-                    let (asked, mut abandoned) = session.due(|of| teller.limit(&*catalog, of), now());
+                    let mut in_force = self.in_force(&teller);
+                    let (asked, mut abandoned) = session.due(|of| in_force.limit(of), now());
                     abandoned.extend(self.settle(&mut session, &asked).await);
                     abandoned
                 }
@@ -173,15 +191,17 @@ impl QuotaDesk {
     }
 
     async fn hear(&self, session: &mut Session, teller: &Teller, message: UsageReports) -> Vec<BucketAction> {
-        let catalog = self.state.feed.latest();
         let (mut asked, mut denied) = (Vec::new(), Vec::new());
-        for usage in &message.usages {
-            match session.hear(usage, |of| teller.limit(&*catalog, of), now()) {
-                Some(question) => {
-                    asked.push(question);
-                    denied.push(usage.denied);
+        {
+            let mut in_force = self.in_force(teller);
+            for usage in &message.usages {
+                match session.hear(usage, |of| in_force.limit(of), now()) {
+                    Some(question) => {
+                        asked.push(question);
+                        denied.push(usage.denied);
+                    }
+                    None => self.quotas.note_refused(),
                 }
-                None => self.quotas.note_refused(),
             }
         }
         let actions = self.settle(session, &asked).await;
