@@ -3,8 +3,11 @@
 use serde_json::{Map, Value, json};
 
 use super::decode::Decode;
+use super::extensions::filter_schema::FilterSchema;
 use super::extensions::overload::Overload;
+use super::extensions::quota::Quota;
 use super::extensions::rate_limit::{POLICY_GROUP, RateLimit};
+use super::extensions::request_rules::RequestRules;
 use super::gateway_api::grpc_route::GrpcRoute;
 use super::gateway_api::http_route::HttpRoute;
 use super::gateway_api::reference_grant::ReferenceGrant;
@@ -16,6 +19,7 @@ use super::istio::service_entry::ServiceEntry;
 use super::istio::sidecar::Sidecar;
 use super::istio::telemetry::Telemetry;
 use super::istio::virtual_service::VirtualService;
+use super::istio::wasm_plugin::WasmPlugin;
 use super::istio::workload_entry::WorkloadEntry;
 use super::istio::workload_group::WorkloadGroup;
 use super::schema::{Reader, Schema, yaml};
@@ -25,7 +29,13 @@ use super::support::ObjectKind;
 const VERSION: &str = "v1alpha1";
 
 /// The kinds that are our own.
-pub const OWN: [ObjectKind; 2] = [ObjectKind::RateLimit, ObjectKind::Overload];
+pub const OWN: [ObjectKind; 5] = [
+    ObjectKind::RateLimit,
+    ObjectKind::Overload,
+    ObjectKind::Quota,
+    ObjectKind::RequestRules,
+    ObjectKind::FilterSchema,
+];
 
 /// What may stand under `spec` of a kind; of the settings of the mesh, in their file.
 pub fn spec(kind: ObjectKind) -> Schema {
@@ -47,6 +57,10 @@ pub fn spec(kind: ObjectKind) -> Schema {
         ObjectKind::ReferenceGrant => ReferenceGrant::schema(),
         ObjectKind::RateLimit => RateLimit::schema(),
         ObjectKind::Overload => Overload::schema(),
+        ObjectKind::WasmPlugin => WasmPlugin::schema(),
+        ObjectKind::RequestRules => RequestRules::schema(),
+        ObjectKind::FilterSchema => FilterSchema::schema(),
+        ObjectKind::Quota => Quota::schema(),
         ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => Schema::Any,
     }
 }
@@ -69,7 +83,12 @@ fn api_versions(kind: ObjectKind) -> Vec<String> {
         }
         ObjectKind::GrpcRoute => ("gateway.networking.k8s.io/", &["v1", "v1alpha2"]),
         ObjectKind::Service => ("", &["v1"]),
-        ObjectKind::RateLimit | ObjectKind::Overload => return vec![format!("{POLICY_GROUP}/{VERSION}")],
+        ObjectKind::WasmPlugin => ("extensions.istio.io/", &["v1alpha1"]),
+        ObjectKind::RateLimit
+        | ObjectKind::Overload
+        | ObjectKind::Quota
+        | ObjectKind::RequestRules
+        | ObjectKind::FilterSchema => return vec![format!("{POLICY_GROUP}/{VERSION}")],
         ObjectKind::MeshConfig | ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => return Vec::new(),
     };
     versions.iter().map(|version| format!("{group}{version}")).collect()

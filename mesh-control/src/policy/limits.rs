@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_core::model::{AdaptiveConcurrency, AdmissionControl, GlobalRateLimit, LocalRateLimit, RateLimit as Counted};
+use mesh_core::model::{
+    AdaptiveConcurrency, AdmissionControl, GlobalRateLimit, LocalRateLimit, RateLimit as Counted, RateLimitQuota,
+};
 
 use super::telemetry::{Side, is_one_of};
 use crate::catalog::QuotaLimit;
 use crate::config::extensions::overload::Overload;
-use crate::config::extensions::quota::{Quota, QuotaRule};
+use crate::config::extensions::quota::Quota;
 use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
 use crate::config::file::{Object, Objects, Workloads};
 use crate::config::istio::security::{Selector, TargetRef, selected};
@@ -47,7 +49,14 @@ pub enum Limit {
     /// How many requests in a time, as a service counts them.
     Global(Arc<GlobalRateLimit>),
     /// How many requests in a period, of which shares are assigned.
-    Quota(Arc<QuotaRule>),
+    Quota {
+        /// The rule that says it.
+        rule: Arc<str>,
+        /// How much each identity has.
+        limit: QuotaLimit,
+        /// How processes go by it.
+        quota: Arc<RateLimitQuota>,
+    },
     /// How many at a time.
     Concurrency(Arc<AdaptiveConcurrency>),
     /// Which are held back, since they would fail.
@@ -117,7 +126,10 @@ impl Limits {
                 workloads: workloads(spec.selector.as_ref(), &spec.target_refs),
                 is_of_client: spec.mode == LimitMode::Client,
                 hosts: spec.hosts.clone(),
-                limits: vec![(None, Limit::Quota(Arc::clone(rule)))],
+                limits: vec![(
+                    None,
+                    Limit::Quota { rule: Arc::clone(&rule.name), limit: rule.limit, quota: Arc::clone(&rule.quota) },
+                )],
                 counted: Vec::new(),
             }));
         }
@@ -167,9 +179,9 @@ impl Limits {
         rule: &str,
     ) -> Option<QuotaLimit> {
         self.entries.iter().find_map(|entry| match entry.limits.first() {
-            Some((_, Limit::Quota(found))) if *entry.id == *quota && *found.name == *rule => {
+            Some((_, Limit::Quota { rule: name, limit, .. })) if *entry.id == *quota && **name == *rule => {
                 let is_meant = of.is_none_or(|(namespace, labels)| self.is_for(entry, namespace, labels, services));
-                is_meant.then_some(found.limit)
+                is_meant.then_some(*limit)
             }
             _ => None,
         })

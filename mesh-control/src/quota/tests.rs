@@ -248,10 +248,8 @@ proptest! {
     fn whatever_is_late_breaks_or_vanishes_no_more_pass_in_a_minute_than_the_quota_and_what_was_lost(
         steps in prop::collection::vec((0_usize..3, 0_u8..12, 1_u64..60, 0_u64..2000), 1..250),
         limit in 1_u64..200,
-        tells: bool,
     ) {
         let mut world = World::new(3, limit, QuotaStrategy::DenyAll);
-        world.tells = tells;
         for (client, step, number, wait) in steps {
             match step {
                 0..=5 => (0..number).for_each(|_| world.request(client)),

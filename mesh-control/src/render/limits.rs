@@ -31,8 +31,8 @@ use prost::{Message, Name};
 use serde_json::json;
 
 use super::extensions::typed_struct;
+use super::overload;
 use super::proto::{duration, number};
-use super::{overload, quota};
 use crate::catalog::ClientClass;
 use crate::policy::limits::{Limit, LimitInForce};
 
@@ -43,7 +43,7 @@ pub fn filters(limits: &[LimitInForce], class: ClientClass) -> Vec<hcm::HttpFilt
         ClientClass::Library => limits.iter().map(|limit| filter(limit, class)).collect(),
         // It would need a cluster for the service.
         ClientClass::Envoy => {
-            let known = limits.iter().filter(|limit| !matches!(limit.limit, Limit::Global(_) | Limit::Quota(_)));
+            let known = limits.iter().filter(|limit| !matches!(limit.limit, Limit::Global(_) | Limit::Quota { .. }));
             known.map(|limit| filter(limit, class)).collect()
         }
     }
@@ -62,10 +62,10 @@ fn filter(LimitInForce { id, limit }: &LimitInForce, class: ClientClass) -> hcm:
     let (kind, config) = match limit {
         Limit::Rate(limit) => ("local_ratelimit", local_rate_limit(limit, id, class)),
         Limit::Global(limit) => ("ratelimit", global_rate_limit(limit, id)),
-        Limit::Quota(rule) => {
+        Limit::Quota { rule, quota, .. } => {
             // One for each rule: a request has to be within all of them.
-            name = format!("/{}", rule.name);
-            ("rate_limit_quota", quota::quota(rule, id))
+            name = format!("/{rule}");
+            ("rate_limit_quota", super::quota::quota(quota, id, rule))
         }
         Limit::Concurrency(config) => ("adaptive_concurrency", overload::adaptive_concurrency(config, class)),
         Limit::Throttle(config) => ("admission_control", overload::admission_control(config)),

@@ -15,22 +15,21 @@ use envoy_types::pb::google::rpc;
 use envoy_types::pb::xds::core::v3::TypedExtensionConfig as Action;
 use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 use envoy_types::pb::xds::r#type::matcher::v3::matcher::{OnMatch, on_match};
-use mesh_core::model::{ExpiredQuota, QuotaSettings, QuotaStrategy};
+use mesh_core::model::{ExpiredQuota, QuotaSettings, QuotaStrategy, RateLimitQuota};
 use mesh_core::xds::decode::{CONTROL_PLANE, QuotaBesides};
 use prost::{Message, Name};
 
 use super::limits::{rate_limit, share};
 use super::proto::{duration, number};
 use crate::catalog::{QUOTA, RULE};
-use crate::config::extensions::quota::QuotaRule;
 
 /// The filter of a rule of this object.
-pub(super) fn quota(rule: &QuotaRule, id: &str) -> Any {
+pub(super) fn quota(quota: &RateLimitQuota, id: &str, rule: &str) -> Any {
     let service = EnvoyGrpc { cluster_name: CONTROL_PLANE.to_owned(), ..Default::default() };
-    let rules = rule.settings().map(|settings| OnMatch {
+    let rules = quota.rules.first().map(|first| OnMatch {
         on_match: Some(on_match::OnMatch::Action(Action {
-            name: rule.name.to_string(),
-            typed_config: Some(bucket(settings, id, &rule.name)),
+            name: rule.to_owned(),
+            typed_config: Some(bucket(&first.settings, id, rule)),
         })),
         ..Default::default()
     });
@@ -39,10 +38,10 @@ pub(super) fn quota(rule: &QuotaRule, id: &str) -> Any {
             target_specifier: Some(TargetSpecifier::EnvoyGrpc(service)),
             ..Default::default()
         }),
-        domain: rule.quota.domain.to_string(),
+        domain: quota.domain.to_string(),
         bucket_matchers: Some(Matcher { on_no_match: rules.map(Box::new), ..Default::default() }),
-        filter_enabled: Some(share(rule.quota.enabled)),
-        filter_enforced: Some(share(rule.quota.enforced)),
+        filter_enabled: Some(share(quota.enabled)),
+        filter_enforced: Some(share(quota.enforced)),
         ..Default::default()
     };
     Any { type_url: pb::RateLimitQuotaFilterConfig::type_url(), value: config.encode_to_vec() }

@@ -300,3 +300,46 @@ fn what_stands_at_another_level_of_a_patch_is_told() {
         check(&envoy_filter("a", &format!("{filter}, {patch}")), &[told]);
     }
 }
+
+fn quota(rest: &str, rule: &str) -> String {
+    format!(
+        "apiVersion: policy.mesh-control/v1alpha1\nkind: Quota\nmetadata: {{name: calls, namespace: shop}}\nspec:\n  \
+         selector: {{matchLabels: {{app: web}}}}\n  {rest}\n  rules: [{rule}]\n"
+    )
+}
+
+#[test]
+fn a_quota_that_cannot_count_is_told_with_its_place() {
+    let rule = |by: &str, limit: &str| format!("{{name: all, by: [{by}], limit: {{{limit}}}}}");
+    let good = rule("{header: x-user}", "requests: 5, per: DAY");
+    check(&quota("failureMode: DENY", &good), &[]);
+    for (rest, rule, expected) in [
+        (
+            "mode: SERVER",
+            rule("", "requests: 0, per: DAY"),
+            "t.yaml:7:50: error[invalid-value]: Quota shop/calls: rules[0].limit.requests: must be at least 1",
+        ),
+        ("mode: SERVER", rule("", "requests: 1, per: YEAR"), "rules[0].limit.per: "),
+        ("mode: SERVER", rule("", "requests: 1"), "rules[0].limit.per: "),
+        ("mode: SERVER", rule("{header: x}, {header: X}", "requests: 1, per: DAY"), "rules[0].by: `x` is said twice"),
+        ("unassigned: 1", good.clone(), "unassigned: without effect"),
+        ("reportEvery: 50ms", good.clone(), "reportEvery: not between"),
+        ("hosts: [limits.shop.svc.cluster.local]", good.clone(), "hosts: hosts are for mode CLIENT"),
+        ("answer: {status: 200}", good.clone(), "answer.status: 200 is not a status"),
+    ] {
+        check(&quota(rest, &rule), &[expected]);
+    }
+    let claim = rule("{claim: sub}", "requests: 5, per: DAY");
+    let nobody =
+        "warning[unknown-reference]: Quota shop/calls: rules[0].by: no RequestAuthentication verifies a token here";
+    check(&quota("mode: SERVER", &claim), &[nobody]);
+    let verified = "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: tokens, namespace: shop}\n\
+                    spec: {jwtRules: [{issuer: example.com, jwks: '{\"keys\": []}'}]}\n";
+    let found =
+        validate([("0-services.yaml", SERVICES), ("t.yaml", &*format!("{}{verified}", quota("mode: SERVER", &claim)))]);
+    assert!(!found.iter().any(|finding| finding.to_string().contains("Quota")), "{found:#?}");
+    check(
+        &quota("mode: CLIENT\n  hosts: [gone.example.com]", &good),
+        &["warning[unknown-reference]: Quota shop/calls: hosts: nothing has the host \"gone.example.com\""],
+    );
+}

@@ -120,7 +120,7 @@ pub struct QuotaRule {
     /// How much each identity has.
     pub limit: QuotaLimit,
     /// How processes go by it. The IDs of its buckets do not say yet which quota it is.
-    pub quota: RateLimitQuota,
+    pub quota: Arc<RateLimitQuota>,
 }
 
 impl QuotaRule {
@@ -250,7 +250,7 @@ impl QuotaRuleSpec {
         if self.shadow == Some(true) {
             quota.enforced = Fraction::default();
         }
-        (faults.len() == before).then_some(QuotaRule { name, limit, quota })
+        (faults.len() == before).then(|| QuotaRule { name, limit, quota: Arc::new(quota) })
     }
 }
 
