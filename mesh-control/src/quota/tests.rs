@@ -376,7 +376,7 @@ async fn a_server_that_is_killed_has_lost_nothing_of_what_it_granted() {
     let settled = quotas.settle(&[question("ada", 40, 0, 1), question("bob", 5, 0, 2)], NOW).await;
     assert_eq!(settled[0].as_ref().map(|settled| settled.granted), Ok(15));
     // Nothing is said to it: the next one begins with what is on the disk.
-    std::mem::forget(quotas);
+    let _killed = quotas;
     let quotas = Quotas::new(Store::in_dir(dir.path(), NOW).unwrap());
     let limit = |_: &str, _: &str| Some(QuotaLimit::new(100, Unit::Month, Duration::from_secs(1)));
     let shown: Vec<_> = quotas
