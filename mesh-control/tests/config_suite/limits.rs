@@ -317,10 +317,10 @@ fn a_quota_that_cannot_count_is_told_with_its_place() {
         (
             "mode: SERVER",
             rule("", "requests: 0, per: DAY"),
-            "t.yaml:7:50: error[invalid-value]: Quota shop/calls: rules[0].limit.requests: must be at least 1",
+            "t.yaml:7:49: error[invalid-value]: Quota shop/calls: rules[0].limit.requests: must be at least 1",
         ),
         ("mode: SERVER", rule("", "requests: 1, per: YEAR"), "rules[0].limit.per: "),
-        ("mode: SERVER", rule("", "requests: 1"), "rules[0].limit.per: "),
+        ("mode: SERVER", rule("", "requests: 1"), "rules[0].limit: field `per` is missing"),
         ("mode: SERVER", rule("{header: x}, {header: X}", "requests: 1, per: DAY"), "rules[0].by: `x` is said twice"),
         ("unassigned: 1", good.clone(), "unassigned: without effect"),
         ("reportEvery: 50ms", good.clone(), "reportEvery: not between"),
@@ -334,7 +334,7 @@ fn a_quota_that_cannot_count_is_told_with_its_place() {
         "warning[unknown-reference]: Quota shop/calls: rules[0].by: no RequestAuthentication verifies a token here";
     check(&quota("mode: SERVER", &claim), &[nobody]);
     let verified = "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: tokens, namespace: shop}\n\
-                    spec: {jwtRules: [{issuer: example.com, jwks: '{\"keys\": []}'}]}\n";
+                    spec: {jwtRules: [{issuer: example.com, jwksUri: https://example.com/jwks}]}\n";
     let found =
         validate([("0-services.yaml", SERVICES), ("t.yaml", &*format!("{}{verified}", quota("mode: SERVER", &claim)))]);
     assert!(!found.iter().any(|finding| finding.to_string().contains("Quota")), "{found:#?}");
