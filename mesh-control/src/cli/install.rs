@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::serve::namespace;
 use super::{Format, Printing};
+use crate::config::schemas::{OWN, custom_resource};
 use crate::kubernetes::kinds::{RESOURCES, SETTINGS, Use};
 
 /// Prints the objects that run mesh-control in a Kubernetes cluster, as YAML for `kubectl apply -f -`. Two Secrets are for you to
@@ -57,7 +58,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn manifests(args: &Args, webhook_ca: Option<&str>) -> String {
-    let mut all = vec![namespace_and_account(args), permissions(args), service(args, webhook_ca.is_some())];
+    let mut all: Vec<String> = OWN.into_iter().filter_map(custom_resource).collect();
+    all.extend([namespace_and_account(args), permissions(args), service(args, webhook_ca.is_some())]);
     all.push(deployment(args, webhook_ca.is_some()));
     all.extend(webhook_ca.map(|ca| webhook(args, ca)));
     all.join("---\n")
@@ -251,7 +253,7 @@ spec:
 fn webhook(Args { namespace, kubernetes_namespaces: only, .. }: &Args, ca: &str) -> String {
     let mut rules: BTreeMap<&str, (Vec<&str>, Vec<&str>)> = BTreeMap::new();
     // Of those that nobody enforces here, somebody else decides whether there may be any.
-    let is_read = |kind: &str| !matches!(kind, "EnvoyFilter" | "WasmPlugin");
+    let is_read = |kind: &str| kind != "EnvoyFilter";
     for resource in RESOURCES.iter().filter(|resource| resource.use_ == Use::Object && is_read(resource.kind)) {
         let (versions, plurals) = rules.entry(resource.group).or_default();
         versions.extend(
@@ -344,7 +346,9 @@ mod tests {
     fn what_is_watched_may_be_watched_and_nothing_else_may_be_done() {
         let all = printed(&[], false);
         let expected = ["Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Service", "Deployment"];
-        assert_eq!(kinds(&all), expected);
+        let (definitions, rest) = all.split_at(OWN.len());
+        assert!(kinds(definitions).iter().all(|kind| *kind == "CustomResourceDefinition"), "{definitions:?}");
+        assert_eq!(kinds(rest), expected);
         let rules = rules(&all, "ClusterRole");
         let mut allowed: Vec<&str> = rules.iter().flat_map(|(resources, _)| resources.clone()).collect();
         let mut watched: Vec<&str> = RESOURCES.iter().map(|resource| resource.plural).chain(["tokenreviews"]).collect();

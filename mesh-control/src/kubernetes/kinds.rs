@@ -46,7 +46,7 @@ const fn own(plural: &'static str, kind: &'static str, use_: Use) -> Resource {
 }
 
 /// Every kind that is watched.
-pub(crate) const RESOURCES: [Resource; 22] = [
+pub(crate) const RESOURCES: [Resource; 25] = [
     own("services", "Service", Use::Service),
     own("configmaps", "ConfigMap", Use::Settings),
     own("pods", "Pod", Use::Pod),
@@ -76,6 +76,9 @@ pub(crate) const RESOURCES: [Resource; 22] = [
     object("gateway.networking.k8s.io", &["v1", "v1beta1", "v1alpha2"], "referencegrants", "ReferenceGrant"),
     object("policy.mesh-control", &["v1alpha1"], "ratelimits", "RateLimit"),
     object("policy.mesh-control", &["v1alpha1"], "overloads", "Overload"),
+    object("policy.mesh-control", &["v1alpha1"], "quotas", "Quota"),
+    object("policy.mesh-control", &["v1alpha1"], "requestrules", "RequestRules"),
+    object("policy.mesh-control", &["v1alpha1"], "filterschemas", "FilterSchema"),
 ];
 
 /// The namespace of the settings, and the name of the ConfigMap that they are in.
@@ -117,7 +120,22 @@ impl Resource {
 mod tests {
     use super::*;
     use crate::config::file;
+    use crate::config::schemas::custom_resource;
+    use crate::config::support::ObjectKind;
     use crate::config::{Code, Source};
+
+    #[test]
+    fn every_kind_that_is_read_is_watched_and_those_of_our_own_by_the_names_of_their_definitions() {
+        for kind in ObjectKind::ALL.into_iter().filter(|kind| *kind != ObjectKind::MeshConfig) {
+            let resource = RESOURCES.iter().find(|resource| resource.kind == kind.name()).expect(kind.name());
+            if let Some(definition) = custom_resource(kind) {
+                assert!(
+                    definition.contains(&format!("name: {}.{}\n", resource.plural, resource.group)),
+                    "{definition}"
+                );
+            }
+        }
+    }
 
     /// A kind that is watched and not read would be a promise that nobody keeps.
     #[test]
@@ -127,7 +145,7 @@ mod tests {
                 let group = if resource.group.is_empty() { String::new() } else { format!("{}/", resource.group) };
                 let text = format!("apiVersion: {group}{version}\nkind: {}\nmetadata: {{name: a}}\n", resource.kind);
                 let file = file::read(Source { name: "t.yaml".into(), text: text.into() });
-                let is_foreign = matches!(resource.kind, "EnvoyFilter" | "WasmPlugin");
+                let is_foreign = resource.kind == "EnvoyFilter";
                 let unknown = |code: Code| matches!(code, Code::NotSupportedYet | Code::Ignored);
                 let is_read = file.diagnostics.iter().all(|finding| !unknown(finding.code));
                 assert!(is_read || is_foreign, "{resource:?} {version}: {:?}", file.diagnostics);

@@ -1,14 +1,14 @@
 //! `schemas/`: what `mesh-control schema` prints, checked in. `UPDATE_DOCS=1 cargo test -p mesh-control --test config_suite schemas`
 //! writes it.
 
-use mesh_control::config::schemas::{OWN, custom_resource, json_schema_of_all};
+use mesh_control::config::schemas::{OWN, custom_resource, json_schema_of_all, plural};
 
 use crate::resilience::assert_page;
 
 #[test]
 fn the_schemas_that_are_checked_in_are_those_of_what_is_read() {
     for kind in OWN {
-        let file = format!("schemas/{}s.policy.mesh-control.yaml", kind.name().to_ascii_lowercase());
+        let file = format!("schemas/{}.policy.mesh-control.yaml", plural(kind));
         assert_page(&file, &custom_resource(kind).unwrap(), "schemas");
     }
     let all = serde_json::to_string_pretty(&json_schema_of_all()).unwrap();

@@ -44,4 +44,8 @@ impl Decode for FilterSchema {
     fn fields(prefix: &str, out: &mut Vec<String>) {
         FilterSchemaSpec::fields(prefix, out);
     }
+
+    fn schema() -> crate::config::schema::Schema {
+        FilterSchemaSpec::schema()
+    }
 }

@@ -16,6 +16,7 @@ use crate::config::decode::{At, Decode, Decoder, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
 use crate::config::node::Node;
+use crate::config::schema::Schema;
 use crate::period::Unit;
 
 /// How often processes report what they use, and the bounds of it.
@@ -153,6 +154,10 @@ impl Decode for Quota {
 
     fn fields(prefix: &str, out: &mut Vec<String>) {
         QuotaSpec::fields(prefix, out);
+    }
+
+    fn schema() -> Schema {
+        QuotaSpec::schema()
     }
 }
 

@@ -11,6 +11,7 @@ use crate::config::decode::{At, Decode, Decoder, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
 use crate::config::node::Node;
+use crate::config::schema::Schema;
 
 message! {
     /// The specification.
@@ -128,6 +129,10 @@ impl Decode for RequestRules {
 
     fn fields(prefix: &str, out: &mut Vec<String>) {
         RequestRulesSpec::fields(prefix, out);
+    }
+
+    fn schema() -> Schema {
+        RequestRulesSpec::schema()
     }
 }
 
