@@ -39,12 +39,12 @@ spec:
     route: [{destination: {host: prices}}]
   - route: [{destination: {host: prices}}]
 ---
-# Mutual TLS is the mesh's, and a client that brings connections of its own cannot speak it: calls to prices go out in
-# plaintext, and who serves it has to take them. Both stand here, for prices alone; without them no byte would be sent.
+# Mutual TLS is the mesh's, and a client that brings connections of its own cannot speak it: calls of this
+# program to prices go out in plaintext, and who serves it has to take them. Both stand here; without them no byte would be sent.
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: prices}
-spec: {host: prices, trafficPolicy: {tls: {mode: DISABLE}}}
+spec: {host: prices, workloadSelector: {matchLabels: {app: caller}}, trafficPolicy: {tls: {mode: DISABLE}}}
 ---
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -68,7 +68,8 @@ struct Price {
 async fn main() -> anyhow::Result<()> {
     let control = Embedded::start(Config::yaml(CONFIG), Options::default().dev()).await?;
     let service = serve_prices(&control).await?;
-    let mesh = Mesh::builder().source(control.source(Bootstrap::new("embedded").node_id("caller-1"))).start()?;
+    let caller = Bootstrap::new("embedded").node_id("caller-1").metadata("LABELS", json!({"app": "caller"}));
+    let mesh = Mesh::builder().source(control.source(caller)).start()?;
 
     // Once, where the program makes its client.
     let client = reqwest::Client::builder()

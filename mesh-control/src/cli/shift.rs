@@ -23,6 +23,8 @@ use crate::shift::{Next, Plan, Seen, Shift};
 
 /// How often it is looked at what workloads report.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long it may be that the weights cannot be read: an editor may be writing the file.
+const UNREADABLE: Duration = Duration::from_secs(30);
 /// How often a person is told how it goes.
 const TELL: Duration = Duration::from_secs(15);
 
@@ -217,6 +219,10 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
         super::say(&dry(args, &file))?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(history) = &args.history {
+        let opened = OpenOptions::new().append(true).create(true).open(history);
+        opened.with_context(|| format!("cannot write {}", history.display()))?;
+    }
     let mut running = Running { args, wanted, present: file.weights(), file, share: None, seen: Seen::default() };
     running.go(plan).await
 }
@@ -255,14 +261,18 @@ impl Running<'_> {
         let mut shift = Shift::new(plan, Instant::now());
         let mut ticks = tokio::time::interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut told = Instant::now();
+        let (mut told, mut unread) = (Instant::now(), None::<Instant>);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = signals.next() => return self.roll_back("stopped by a signal".to_owned()),
             }
-            if !self.file.read(&self.wanted)?.1.is_some_and(|written| are(&written, &self.present)) {
-                return self.leave();
+            match self.file.read(&self.wanted) {
+                Ok((_, Some(written))) if are(&written, &self.present) => unread = None,
+                Ok((_, Some(_))) => return Ok(self.leave("somebody else changed the weights")),
+                _ if unread.get_or_insert_with(Instant::now).elapsed() < UNREADABLE => continue,
+                Ok((_, None)) => return Ok(self.leave("the weights are not there any more")),
+                Err(error) => return Ok(self.leave(&format!("{error:#}"))),
             }
             let seen = self.look().await.ok();
             self.seen = seen.as_ref().map_or(self.seen, |seen| shift.in_step(seen));
@@ -275,16 +285,17 @@ impl Running<'_> {
                 }
                 Next::Step(share) => {
                     let weights = self.file.weights_at(share);
-                    if !self.write(&weights)? {
-                        return self.leave();
+                    match self.write(&weights) {
+                        Ok(true) => self.share = Some(share),
+                        Ok(false) => return Ok(self.leave("somebody else changed the weights")),
+                        Err(error) => return self.roll_back(format!("{error:#}")),
                     }
-                    self.share = Some(share);
-                    self.tell("step", None)?;
+                    self.tell("step", None);
                     told = Instant::now();
                 }
                 Next::RollBack(fault) => return self.roll_back(fault.to_string()),
                 Next::Done => {
-                    self.tell("finished", None)?;
+                    self.tell("finished", None);
                     return Ok(ExitCode::SUCCESS);
                 }
             }
@@ -307,19 +318,17 @@ impl Running<'_> {
 
     fn roll_back(&mut self, reason: String) -> anyhow::Result<ExitCode> {
         if self.share.is_some() && !self.write(&self.file.weights())? {
-            return self.leave();
+            return Ok(self.leave("somebody else changed the weights"));
         }
         self.share = None;
-        self.tell("rolled_back", Some(reason))?;
+        self.tell("rolled_back", Some(reason));
         Ok(ExitCode::from(3))
     }
 
-    /// Somebody else has changed the weights.
-    fn leave(&self) -> anyhow::Result<ExitCode> {
-        let reason =
-            format!("somebody else changed the weights in {}: they stay as they are", self.file.path.display());
-        self.tell("left", Some(reason))?;
-        Ok(ExitCode::FAILURE)
+    /// The weights are somebody else's by now.
+    fn leave(&self, why: &str) -> ExitCode {
+        self.tell("left", Some(format!("{why}; what is in {} stays as it is", self.file.path.display())));
+        ExitCode::FAILURE
     }
 
     fn progress(&self, is_seen: bool, too_few: bool) {
@@ -331,7 +340,8 @@ impl Running<'_> {
         eprintln!("{} %: {}{why}", self.share.unwrap_or_default(), seen_text(&self.seen));
     }
 
-    fn tell(&self, event: &'static str, reason: Option<String>) -> anyhow::Result<()> {
+    /// Says what was done. That nobody can be told of it ends nothing: somebody has to look after the weights.
+    fn tell(&self, event: &'static str, reason: Option<String>) {
         let Seen { requests, failures, p99, .. } = self.seen;
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let (host, subset) = (self.args.host.as_str(), self.args.to.as_str());
@@ -348,7 +358,9 @@ impl Running<'_> {
             reason,
         };
         if let Some(history) = &self.args.history {
-            append(history, &event).with_context(|| format!("cannot write {}", history.display()))?;
+            if let Err(error) = append(history, &event) {
+                eprintln!("mesh-control: cannot write {}: {error:#}", history.display());
+            }
         }
         let what = match (event.event, self.share) {
             ("step", Some(share)) => format!("{host}: {subset} gets {share} %"),
@@ -357,7 +369,9 @@ impl Running<'_> {
             _ => format!("{host}: given up"),
         };
         let reason = event.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        Ok(self.args.printing.say(&format!("{what}{reason}"), &event)?)
+        if let Err(error) = self.args.printing.say(&format!("{what}{reason}"), &event) {
+            eprintln!("mesh-control: {what}{reason} ({error})");
+        }
     }
 }
 

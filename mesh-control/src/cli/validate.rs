@@ -1,6 +1,7 @@
 //! `mesh-control validate`: everything there is to say about some files, without serving them.
 
 use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -11,6 +12,7 @@ use mesh_core::identity::TrustDomain;
 use super::{Format, Printing};
 use crate::analysis::{Mesh, Report, validate_scan};
 use crate::config::load::{self, Scan};
+use crate::config::node::MAX_FILE_BYTES;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::{ca, ratelimit};
 
@@ -19,7 +21,7 @@ use crate::{ca, ratelimit};
 /// As JSON, each finding is one line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// Files and directories; all of them together are one configuration.
+    /// Files and directories, `-` for stdin; all of them together are one configuration.
     #[arg(required_unless_present_any = ["ca_dir", "ratelimit_config"], value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// For whom, besides this project's own library: says what these clients cannot do, too.
@@ -131,8 +133,14 @@ fn say_if_empty(dir: &Path, files: usize, found: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Adds a file, or what a directory holds, by its path.
+/// Adds a file, or what a directory holds, by its path; for `-`, what stdin says.
 pub(super) fn read(path: &Path, into: &mut Scan) -> anyhow::Result<()> {
+    if path.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        io::stdin().take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).context("cannot read stdin")?;
+        into.files.insert("stdin".into(), load::text_of(bytes));
+        return Ok(());
+    }
     let context = || format!("cannot read {}", path.display());
     if !path.is_dir() {
         fs::metadata(path).with_context(context)?;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::Uri;
@@ -122,7 +122,11 @@ impl Access {
     }
 
     fn of_text(text: &str, folder: &Path) -> anyhow::Result<Access> {
-        let config: Kubeconfig = serde_saphyr::from_str(text).context("no kubeconfig")?;
+        let config: Kubeconfig = serde_saphyr::from_str(text).map_err(|error| {
+            // Its words have the lines around the place, and with them tokens and keys.
+            let place = error.location().map(|at| format!(", line {} column {}", at.line(), at.column()));
+            anyhow!("no kubeconfig{}", place.unwrap_or_default())
+        })?;
         let context = find(&config.contexts, "context", &config.current_context)?;
         let cluster = find(&config.clusters, "cluster", &context.cluster)?;
         let none = User::default();
@@ -220,6 +224,16 @@ users: [{name: a, user: {client-certificate-data: YQ==, client-key: a.key}}]
         let token = GOOD.replace("client-certificate-data: YQ==", "token: hidden");
         let access = Access::of_text(&token, Path::new("")).expect("good");
         assert!(!format!("{access:?}").contains("hidden"));
+    }
+
+    #[test]
+    fn what_is_said_of_a_wrong_file_has_no_secret_in_it() {
+        let token = GOOD.replace("client-certificate-data: YQ==", "token: hidden");
+        for wrong in [("client-key: a.key", "client-key: [a.key]"), ("token: hidden", "token: hidden, token: hidden")] {
+            let error = Access::of_text(&token.replace(wrong.0, wrong.1), Path::new("")).expect_err("wrong");
+            let said = format!("{error:#} {error:?}");
+            assert!(said.contains("line 7") && !said.contains("hidden"), "{said}");
+        }
     }
 
     #[test]

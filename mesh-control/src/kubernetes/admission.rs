@@ -68,7 +68,7 @@ pub(crate) fn answer(
     };
     // What it refers to may come after it: objects are applied in any order.
     let (wrong, others): (Vec<&Diagnostic>, Vec<_>) = found.iter().partition(|finding| finding.rejects_object());
-    let errors: Vec<String> = wrong.into_iter().map(in_words).collect();
+    let errors: Vec<String> = wrong.into_iter().take(MOST).map(|finding| cut(&in_words(finding), LONGEST)).collect();
     let others = others.into_iter().filter(|finding| finding.severity != Severity::Info);
     let warnings: Vec<String> = others.take(MOST).map(|finding| cut(&in_words(finding), LONGEST)).collect();
     let mut response =

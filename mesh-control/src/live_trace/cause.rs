@@ -169,6 +169,15 @@ fn server_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
         causes.push(format!("a fault that {} injects answered {}", who(hop), answer(hop)));
         return;
     }
+    if events(hop, "filter").next_back().is_some_and(|filter| text(filter, "outcome") == "answered") {
+        // The application was never asked.
+        let by = match text(hop, "details") {
+            "" => "a filter",
+            details => details,
+        };
+        causes.push(format!("{} answered {} before its application: {by}", who(hop), answer(hop)));
+        return;
+    }
     // What it asked of others was there first.
     if let Some(onward) = made(hops, hop, None).rev().find(|made| has_failed(made)) {
         failed(hops, onward, causes, depth + 1);

@@ -122,12 +122,26 @@ fn rules_of(source: &str, object: &Node, wanted: &Wanted) -> Result<Option<Writt
         if wanted.route.is_some() && text(rule.get("name")) != wanted.route {
             continue;
         }
-        let destinations = rule.get("route").map_or(&[][..], Node::items);
+        let Some(route) = rule.get("route") else { continue };
+        let destinations = route.items();
         let of = |node: &Node, name: &str| text(node.get("destination").and_then(|at| at.get(name)));
         let Some(to) = destinations.iter().position(|one| of(one, "subset").as_ref() == Some(&wanted.to)) else {
             continue;
         };
         if destinations.len() > 1 && destinations.iter().all(|one| of(one, "host").is_some_and(is_meant)) {
+            // What another place refers to would change with it, unseen.
+            let spec = object.get("spec");
+            let above = [Some(object), spec, spec.and_then(|spec| spec.get("http")), Some(rule), Some(route)];
+            let whole = above.into_iter().flatten().chain(destinations);
+            if let Some(anchored) = whole
+                .chain(destinations.iter().filter_map(|one| one.get("weight")))
+                .find(|node| has_anchor(source, node.span))
+            {
+                let Span { line, column, .. } = anchored.span;
+                return Err(format!(
+                    "{line}:{column}: this has an anchor (`&`), so that another place may mean the same weight"
+                ));
+            }
             rules.push(weights_of(source, rule, destinations, to)?);
         }
     }
@@ -176,6 +190,13 @@ pub(crate) fn replaced(text: &str, written: &Written, weights: &[Vec<u32>]) -> R
     }
     out.push_str(text.get(from..).unwrap_or_default());
     Ok(out)
+}
+
+/// Whether what stands in a place has a name by which others refer to it.
+fn has_anchor(text: &str, span: Span) -> bool {
+    let before = text.get(..span.start as usize).unwrap_or_default().trim_end();
+    let word = before.rsplit(|c: char| c.is_whitespace() || ",:[{".contains(c)).next();
+    word.is_some_and(|word| word.starts_with('&') && word.len() > 1)
 }
 
 /// Whether what stands in a place is a number in digits, and no reference to one.
@@ -273,9 +294,19 @@ spec:
             "a.yaml:15:7: this destination has no weight; write one, `weight: 0` for none"
         );
         assert_eq!(fault("weight: 0\n", "weight: many\n"), "a.yaml:16:15: weight is no whole number");
-        let alias = TEXT.replace("weight: 90 ", "weight: &w 0 ").replace("weight: 0\n", "weight: *w\n");
+        for (from, to) in [
+            ("weight: 90 ", "weight: &w 90 "),
+            (
+                "    - destination: {host: reviews, subset: v1}",
+                "    - &d\n      destination: {host: reviews, subset: v1}",
+            ),
+            ("  - name: all", "  - &r\n    name: all"),
+        ] {
+            assert!(fault(from, to).contains("has an anchor"), "{to}");
+        }
+        let alias = TEXT.replace("weight: 0\n", "weight: *w\n").replace("# ours", "\nx: &w 0");
         let fault = find(&source(&alias), &wanted()).unwrap_err();
-        assert_eq!(fault, "a.yaml:16:15: the weight is not written as a plain number");
+        assert_eq!(fault, "a.yaml:17:15: the weight is not written as a plain number");
         let written = find(&source(TEXT), &wanted()).unwrap().remove(0);
         assert!(replaced(&TEXT.replace("weight: 0", "wait: 0"), &written, &[vec![1, 2, 3]]).is_err());
     }

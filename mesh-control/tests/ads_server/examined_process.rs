@@ -1,6 +1,9 @@
 //! What is said of files before anybody serves them: the commands, by what they print and how they end.
 
-use crate::process::{output, text};
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::process::{command, output, text};
 
 const WRONG: &str = "# Kept.
 apiVersion: networking.istio.io/v1
@@ -83,4 +86,18 @@ fn validate_looks_at_rule_files_as_the_rate_limit_service_does() {
     std::fs::write(dir.path().join("a.yaml"), "domain: shop\ndescriptors: [{key: user}]\n").unwrap();
     let (is_fine, told) = validate();
     assert!(is_fine && told.contains("0 errors, 0 warnings"), "{told}");
+}
+
+#[test]
+fn what_comes_over_a_pipe_is_examined_by_the_name_of_a_dash() {
+    let text =
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec: {hosts: [a], htpp: []}\n";
+    for command_name in ["validate", "analyze"] {
+        let mut child = command(&[command_name, "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let out = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(said.contains("stdin:4") && said.contains("did you mean `http`?"), "{command_name}: {said}");
+        assert_ne!(out.status.code(), Some(0), "{command_name}");
+    }
 }

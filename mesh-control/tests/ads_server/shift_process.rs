@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use axum::Router;
 use http::StatusCode;
@@ -180,6 +181,11 @@ async fn a_shift_goes_back_if_the_subset_fails_and_all_the_way_if_it_does_well()
     std::fs::write(shop.file(), &yaml).unwrap();
     let shift = shop.shift(&["--every", "60s", "--steps", "20"]);
     shop.until_written("weight: 20\n").await;
+    // Somebody's editor is not done yet, which ends nothing.
+    std::fs::write(shop.file(), &yaml[..yaml.len() / 2]).unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    std::fs::write(shop.file(), yaml.replace("weight: 100\n", "weight: 80\n").replace("weight: 0\n", "weight: 20\n"))
+        .unwrap();
     let pid = shift.id().to_string();
     assert!(std::process::Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
     let (out, ..) = shop.under_load(shift).await;

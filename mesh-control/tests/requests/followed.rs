@@ -312,6 +312,14 @@ async fn the_planted_cause_is_the_first_thing_that_is_said() {
             &["AuthorizationPolicy/shop/closed#0 refuses", "sa/web"],
         ),
         (
+            "a rule on requests that refuses",
+            "---\napiVersion: policy.mesh-control/v1alpha1\nkind: RequestRules\nmetadata: {name: closed, namespace: shop}\n\
+             spec: {selector: {matchLabels: {app: reviews}}, rules: [{name: nobody, deny: {}}]}\n"
+                .to_owned(),
+            "http://reviews/x",
+            &["shop/reviews-v1 answered 403 before its application: request_rule[nobody]"],
+        ),
+        (
             "a fault that is injected",
             routes(
                 "reviews",

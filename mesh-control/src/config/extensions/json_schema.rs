@@ -19,6 +19,11 @@ const LARGEST_REGEX: usize = 1 << 20;
 /// How often parts of a schema may be compared with parts of a value, since alternatives multiply.
 const MOST_STEPS: usize = 100_000;
 
+/// What is told of one value: nobody reads on, and whoever asks must not make as many words as both are long together.
+const MOST_FAULTS: usize = 20;
+const MOST_LISTED: usize = 12;
+const LONGEST_VALUE: usize = 100;
+
 /// What is wrong, and where it is written.
 pub type Fault = (Span, String);
 
@@ -225,6 +230,9 @@ impl<'s> Check<'s> {
     }
 
     fn value(&mut self, part: &'s Part, node: &Node, path: &str, depth: usize) {
+        if self.found.len() >= MOST_FAULTS {
+            return;
+        }
         self.steps += 1;
         if depth > DEEPEST || self.steps > MOST_STEPS {
             return self.fault(path, node, "too much to be checked by its schema".to_owned());
@@ -239,18 +247,20 @@ impl<'s> Check<'s> {
             let expected = part.types.join(" or ");
             return self.fault(path, node, format!("expected {expected}, found {}", node.type_name()));
         }
-        if let Some(allowed) = &part.allowed
-            && !allowed.iter().any(|one| is_equal(one, &node.json()))
-        {
-            let allowed: Vec<String> = allowed.iter().map(Json::to_string).collect();
-            self.fault(path, node, format!("{} is none of {}", node.json(), allowed.join(", ")));
+        if let Some(allowed) = &part.allowed {
+            let value = node.json();
+            self.steps += allowed.len();
+            if !allowed.iter().any(|one| is_equal(one, &value)) {
+                let allowed = listed(allowed.iter().map(|one| short(&one.to_string())), allowed.len());
+                self.fault(path, node, format!("{} is none of {allowed}", short(&value.to_string())));
+            }
         }
         self.number(part, node, path);
         self.size(part, node, path);
         if let (Some(pattern), Some(text)) = (&part.pattern, node.as_str())
             && !pattern.is_match(text)
         {
-            self.fault(path, node, format!("{} does not fit {}", quoted(text), quoted(pattern.as_str())));
+            self.fault(path, node, format!("{} does not fit {}", quoted(&short(text)), quoted(pattern.as_str())));
         }
         if let Some(items) = &part.items {
             for (index, item) in node.items().iter().enumerate() {
@@ -305,13 +315,17 @@ impl<'s> Check<'s> {
             }
         }
         for (key, value) in entries {
+            self.steps += 1;
+            if self.found.len() >= MOST_FAULTS {
+                return;
+            }
             let name = &key.name;
             let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             match (part.properties.get(name), &part.others) {
                 (Some(property), _) => self.value(property, value, &below, depth + 1),
                 (None, Some(others)) if others.is_never => {
-                    let known: Vec<&str> = part.properties.keys().map(String::as_str).collect();
-                    let message = format!("unknown field; there are {}", known.join(", "));
+                    let known = listed(part.properties.keys().cloned(), part.properties.len());
+                    let message = format!("unknown field; there are {known}");
                     self.found.push((below, (key.span, message)));
                 }
                 (None, Some(others)) => self.value(others, value, &below, depth + 1),
@@ -341,6 +355,20 @@ impl<'s> Check<'s> {
         {
             self.fault(path, node, "it fits what must not be here".to_owned());
         }
+    }
+}
+
+/// The first of some words, and how many more there are.
+fn listed(words: impl Iterator<Item = String>, count: usize) -> String {
+    let more = count.checked_sub(MOST_LISTED).filter(|more| *more > 0);
+    let words: Vec<String> = words.take(MOST_LISTED).collect();
+    words.join(", ") + &more.map(|more| format!(" and {more} more")).unwrap_or_default()
+}
+
+fn short(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_VALUE) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
     }
 }
 
@@ -382,6 +410,20 @@ mod tests {
         let found = schema.faults(&node(value)).into_iter();
         let found: Vec<String> = found.map(|(path, (at, what))| format!("{path}@{}: {what}", at.column)).collect();
         assert_eq!(found, expected, "{value}");
+    }
+
+    #[test]
+    fn what_is_told_has_nothing_to_do_with_how_large_the_schema_and_the_value_are() {
+        let names: String = (0..2000).map(|n| format!("f{n}: {{}}, ")).collect();
+        let schema = format!("{{properties: {{{names}}}, additionalProperties: false}}");
+        let fields: String = (0..5000).map(|n| format!("x{n}: 1, ")).collect();
+        let found = Schema::read(&node(&schema)).unwrap().faults(&node(&format!("{{{fields}}}")));
+        assert_eq!(found.len(), MOST_FAULTS);
+        assert!(found.iter().all(|(_, (_, what))| what.len() < 200 && what.ends_with("and 1988 more")), "{found:?}");
+        let long = "x".repeat(100_000);
+        let words: String = (0..2000).map(|n| format!("w{n}, ")).collect();
+        let found = Schema::read(&node(&format!("{{enum: [{words}]}}"))).unwrap().faults(&node(&long));
+        assert!(found.len() == 1 && found[0].1.1.len() < 300, "{found:?}");
     }
 
     #[test]

@@ -355,6 +355,17 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::ReferenceGrant => (Governs::Nothing, true),
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => parents(&spec, &meta.namespace),
     };
+    let governs = match governs {
+        // No object of these kinds can have every host of the mesh, however right the rest of it is: nothing is lost with it, and
+        // nobody may take away everybody's services by a typo.
+        Governs::Hosts { mut hosts, export_to, selector }
+            if matches!(kind, ObjectKind::VirtualService | ObjectKind::ServiceEntry) =>
+        {
+            hosts.retain(|host| host != "*");
+            if hosts.is_empty() { Governs::Nothing } else { Governs::Hosts { hosts, export_to, selector } }
+        }
+        governs => governs,
+    };
     let delegates = delegates(&spec, &meta.namespace);
     // In a namespace that cannot be, nobody can tell which host a short name is.
     let is_whole = is_whole && (is_guard(kind) || is_namespace(&meta.namespace));
