@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, USER_AGENT};
-use http::request::Builder;
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, HOST, LOCATION, USER_AGENT};
 use http::uri::Scheme;
-use http::{HeaderValue, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Full};
+use http::{Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -37,8 +36,6 @@ type Guard = fn(IpAddr) -> Result<(), &'static str>;
 #[derive(Clone, Debug)]
 pub(crate) struct Fetcher {
     roots: Option<PathBuf>,
-    /// The option that names them.
-    roots_option: &'static str,
     allows_plaintext: bool,
     guard: Guard,
 }
@@ -46,32 +43,7 @@ pub(crate) struct Fetcher {
 impl Fetcher {
     pub(crate) fn new(options: &KeyFetching) -> Fetcher {
         let guard: Guard = if options.allow_insecure { |_| Ok(()) } else { guard::check };
-        Fetcher {
-            roots: options.roots.clone(),
-            roots_option: "--jwks-roots",
-            allows_plaintext: options.allow_insecure,
-            guard,
-        }
-    }
-
-    /// For a server that the operator named, at whatever address it is: over TLS, by the authorities in this file.
-    pub(crate) fn of_operator(roots: PathBuf) -> Fetcher {
-        Fetcher { roots: Some(roots), roots_option: "--kubernetes-ca", allows_plaintext: false, guard: |_| Ok(()) }
-    }
-
-    /// Sends JSON with a credential to a server, and follows no redirect: it would take the credential along.
-    ///
-    /// # Errors
-    /// Why there is no answer, for an operator.
-    pub(crate) async fn post(&self, uri: &str, bearer: &str, json: Vec<u8>) -> Result<(StatusCode, Bytes), String> {
-        let at = |what: String| format!("{uri}: {what}");
-        let parsed: Uri = uri.parse().map_err(|_| at("no URL".to_owned()))?;
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {bearer}")).map_err(|error| at(error.to_string()))?;
-        bearer.set_sensitive(true);
-        let request = Request::post(&parsed).header(AUTHORIZATION, bearer).header(CONTENT_TYPE, "application/json");
-        let (response, _driver) = self.ask(&parsed, request, json.into()).await.map_err(at)?;
-        let status = response.status();
-        Ok((status, body(response).await.map_err(at)?))
+        Fetcher { roots: options.roots.clone(), allows_plaintext: options.allow_insecure, guard }
     }
 
     #[cfg(test)]
@@ -101,7 +73,7 @@ impl Fetcher {
         let mut uri: Uri = uri.parse().map_err(|_| format!("{uri} is no URL"))?;
         for _ in 0..=MOST_REDIRECTS {
             let at = |what: String| format!("{uri}: {what}");
-            let (response, _driver) = self.ask(&uri, Request::get(&uri), Bytes::new()).await.map_err(at)?;
+            let (response, _driver) = self.ask(&uri).await.map_err(at)?;
             match response.status() {
                 StatusCode::OK => return body(response).await.map_err(|what| format!("{uri}: {what}")),
                 status if status.is_redirection() => {
@@ -115,7 +87,7 @@ impl Fetcher {
     }
 
     /// One request. The connection ends with what drives it.
-    async fn ask(&self, uri: &Uri, request: Builder, body: Bytes) -> Result<(Response<Incoming>, JoinSet<()>), String> {
+    async fn ask(&self, uri: &Uri) -> Result<(Response<Incoming>, JoinSet<()>), String> {
         let is_plaintext = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS => false,
             Some(scheme) if *scheme == Scheme::HTTP && self.allows_plaintext => true,
@@ -125,20 +97,18 @@ impl Fetcher {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         let port = authority.port_u16().unwrap_or(if is_plaintext { 80 } else { 443 });
         let stream = self.dial(host, port).await?;
-        let request = request
-            .uri(uri.path_and_query().map_or("/", |path| path.as_str()))
+        let request = Request::get(uri.path_and_query().map_or("/", |path| path.as_str()))
             .header(HOST, authority.as_str())
             .header(ACCEPT, "application/json")
             .header(USER_AGENT, "mesh-control")
-            .body(Full::new(body))
+            .body(Empty::<Bytes>::new())
             .map_err(|error| error.to_string())?;
         if is_plaintext {
             return exchange(stream, request).await;
         }
         let (roots, host) = (self.roots.clone(), host.to_owned());
         let made = spawn_blocking(move || tls(roots.as_deref(), &host)).await.map_err(|error| error.to_string())?;
-        let option = self.roots_option;
-        let (config, name) = made.map_err(|invalid| format!("TLS: {invalid} ({option} names the authorities)"))?;
+        let (config, name) = made.map_err(|invalid| format!("TLS: {invalid} (--jwks-roots names the authorities)"))?;
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         exchange(stream.map_err(|error| format!("TLS: {error}"))?, request).await
     }
@@ -160,7 +130,7 @@ impl Fetcher {
     }
 }
 
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<(Response<Incoming>, JoinSet<()>), String>
+async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<(Response<Incoming>, JoinSet<()>), String>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

@@ -108,7 +108,16 @@ struct User {
 impl Access {
     /// As a Pod has it: by the files of its service account.
     pub(crate) fn of_pod(ca: &Path, token: &Path) -> anyhow::Result<Access> {
-        Access::to(IN_CLUSTER, Pem::In(ca.to_owned()), Credential::TokenFile(token.to_owned()))
+        Access::of_files(IN_CLUSTER, ca, token)
+    }
+
+    /// A server at `https://HOST:PORT` that an authority in `ca` vouches for, asked with the token in `token`. Both files are read
+    /// for every connection.
+    ///
+    /// # Errors
+    /// It is no such address.
+    pub(crate) fn of_files(server: &str, ca: &Path, token: &Path) -> anyhow::Result<Access> {
+        Access::to(server, Pem::In(ca.to_owned()), Credential::TokenFile(token.to_owned()))
     }
 
     /// As the current context of a kubeconfig file says it.
@@ -176,7 +185,7 @@ impl Access {
         let uri: Uri = server.parse().with_context(|| format!("{server} is no URL"))?;
         ensure!(
             uri.scheme_str() == Some("https") && uri.host().is_some() && uri.query().is_none(),
-            "{server}: https://HOST:PORT of the API server is needed"
+            "{server}: https://HOST:PORT of the API server is needed, since tokens go there"
         );
         Ok(Access { server: uri, server_name: None, authority, credential })
     }

@@ -76,16 +76,21 @@ impl Client {
 
     /// Asks for what is at a path, and takes it in one piece.
     pub(crate) async fn get(&self, path: &str, limit: Duration) -> Result<Bytes, Failure> {
-        within(limit, async { self.open(Method::GET, path, None).await?.whole().await }).await
+        within(limit, async { self.open(Method::GET, path, Vec::new()).await?.whole().await }).await
+    }
+
+    /// Sends JSON to a path, and takes the answer in one piece.
+    pub(crate) async fn post(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Bytes, Failure> {
+        within(limit, async { self.open(Method::POST, path, json).await?.whole().await }).await
     }
 
     /// Begins a request; the answer's body is read as it comes.
     pub(crate) async fn stream(&self, path: &str) -> Result<Answer, Failure> {
-        within(PATIENCE, self.open(Method::GET, path, None)).await
+        within(PATIENCE, self.open(Method::GET, path, Vec::new())).await
     }
 
-    async fn open(&self, method: Method, path: &str, body: Option<(&'static str, Vec<u8>)>) -> Result<Answer, Failure> {
-        let answer = self.exchange(method, path, body).await.map_err(Failure::Lost)?;
+    async fn open(&self, method: Method, path: &str, json: Vec<u8>) -> Result<Answer, Failure> {
+        let answer = self.exchange(method, path, json).await.map_err(Failure::Lost)?;
         let status = answer.response.status();
         if status.is_success() {
             return Ok(answer);
@@ -100,27 +105,21 @@ impl Client {
         Err(Failure::Status(status, said.message))
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<(&'static str, Vec<u8>)>,
-    ) -> anyhow::Result<Answer> {
+    async fn exchange(&self, method: Method, path: &str, json: Vec<u8>) -> anyhow::Result<Answer> {
         let server = &self.access.server;
         let authority = server.authority().context("no host")?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         let is_plaintext = server.scheme_str() == Some("http");
         let port = authority.port_u16().unwrap_or(if is_plaintext { 80 } else { 443 });
         let base = server.path().trim_end_matches('/');
-        let (kind, body) = body.unwrap_or_default();
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{base}{path}"))
             .header(HOST, authority.as_str())
             .header(ACCEPT, "application/json")
             .header(USER_AGENT, "mesh-control");
-        if !kind.is_empty() {
-            request = request.header(CONTENT_TYPE, kind);
+        if !json.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
         }
         let access = self.access.clone();
         let read = spawn_blocking(move || prepared(&access, is_plaintext)).await?;
@@ -128,7 +127,7 @@ impl Client {
         if let Some(bearer) = bearer {
             request = request.header(AUTHORIZATION, bearer);
         }
-        let request = request.body(Full::new(body.into()))?;
+        let request = request.body(Full::new(json.into()))?;
         let stream = dial(host, port).await?;
         let (response, driver) = match tls {
             None => send(stream, request).await?,

@@ -1,21 +1,18 @@
 //! Service account tokens of Kubernetes: whose a token is, as the API server says (TokenReview). What is asked and what an answer
-//! means are plain functions; it is asked by the client that fetches keys, too.
+//! means are plain functions.
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use http::{StatusCode, Uri};
+use anyhow::ensure;
+use hyper::body::Bytes;
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
-use zeroize::Zeroizing;
 
-use crate::jwks::Fetcher;
+use crate::kubernetes::{Access, Client};
 
 /// The audience that Istio's workloads ask for in the tokens that they show to a control plane.
 pub const AUDIENCE: &str = "istio-ca";
@@ -24,6 +21,8 @@ pub const CA_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
 /// Where a pod finds its own token.
 pub const TOKEN_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
+/// Where an API server is asked.
+const REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 /// How long a review may take, the wait for a turn included.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Reviews at a time: whoever sends nonsense costs the API server no more than that.
@@ -36,10 +35,8 @@ const POD: &str = "authentication.kubernetes.io/pod-name";
 /// The API server that says whose a service account token is.
 #[derive(Clone, Debug)]
 pub struct KubernetesTokens {
-    reviews: String,
+    client: Client,
     audience: Arc<str>,
-    token_file: PathBuf,
-    fetcher: Fetcher,
     turns: Arc<Semaphore>,
 }
 
@@ -56,17 +53,11 @@ impl KubernetesTokens {
         ca_file: impl Into<PathBuf>,
         token_file: impl Into<PathBuf>,
     ) -> anyhow::Result<KubernetesTokens> {
-        let uri: Uri = api.parse().with_context(|| format!("{api} is no URL"))?;
-        ensure!(
-            uri.scheme_str() == Some("https") && uri.authority().is_some() && uri.query().is_none(),
-            "{api}: https://HOST:PORT of the API server is needed, since tokens go there"
-        );
+        let access = Access::of_files(api, &ca_file.into(), &token_file.into())?;
         ensure!(!audience.is_empty(), "an audience is needed: any token would do");
         Ok(KubernetesTokens {
-            reviews: format!("{}/apis/authentication.k8s.io/v1/tokenreviews", api.trim_end_matches('/')),
+            client: Client::new(access),
             audience: audience.into(),
-            token_file: token_file.into(),
-            fetcher: Fetcher::of_operator(ca_file.into()),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
         })
     }
@@ -85,20 +76,10 @@ impl KubernetesTokens {
         owner(&answer, &self.audience, domain)
     }
 
-    async fn ask(&self, token: &str) -> Result<Vec<u8>, String> {
+    async fn ask(&self, token: &str) -> Result<Bytes, String> {
         let _turn = self.turns.acquire().await.map_err(|error| error.to_string())?;
-        let path = self.token_file.clone();
-        let read = move || {
-            let own = fs::read_to_string(&path).map(Zeroizing::new);
-            own.map_err(|error| format!("cannot read {}: {error}", path.display()))
-        };
-        let own = spawn_blocking(read).await.map_err(|error| error.to_string())??;
-        let question = question(token, &self.audience);
-        let (status, answer) = self.fetcher.post(&self.reviews, own.trim(), question).await?;
-        match status {
-            StatusCode::OK | StatusCode::CREATED => Ok(answer.into()),
-            status => Err(format!("{}: answered {status}", self.reviews)),
-        }
+        let answer = self.client.post(REVIEWS, question(token, &self.audience), PATIENCE).await;
+        answer.map_err(|failure| format!("{}: {failure}", self.client.server()))
     }
 }
 
