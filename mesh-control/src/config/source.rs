@@ -17,7 +17,8 @@ pub(crate) trait ConfigStore: Send + 'static {
     /// What it is, for people.
     fn name(&self) -> String;
 
-    /// What it holds, where this is asked for the first time, and from then on the next change; `None` once it has ended.
+    /// What has changed, once something has: since the scan that a directory was read with first, and of a cluster, of which
+    /// nothing is known at first, all that there is. `None` once it has ended.
     fn next(&mut self) -> BoxFuture<'_, Option<Update>>;
 }
 

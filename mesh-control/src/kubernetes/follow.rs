@@ -16,8 +16,9 @@ use super::known::{Change, Event, Known, Listed};
 const PAGE: u32 = 500;
 /// How long a list may take, page by page.
 const LIST: Duration = Duration::from_secs(60);
-/// For how long the server is asked to keep a watch, and after which it counts as one that nobody serves.
+/// For how long the server is asked to keep a watch, in seconds.
 const WATCH: u64 = 290;
+/// A watch that says nothing for this long is one that nobody serves: the server should have ended it.
 const SILENCE: Duration = Duration::from_secs(330);
 
 /// How long is waited for what.

@@ -3,34 +3,23 @@
 //! Conditions are read as Istio reads them: an endpoint is called while it is `ready`; one that ends and still serves goes on
 //! with the requests of its sessions, where the service has any. `publishNotReadyAddresses` is Kubernetes' own to apply.
 
+mod read;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::identity::{SpiffeId, TrustDomain};
-use serde::Deserialize;
-use serde_json::Value;
 
 use super::kinds::Use;
 use super::known::{Change, Name};
 use crate::catalog::TLS_MODE;
-use crate::config::istio::service;
 use crate::registry::service::parse_locality;
 use crate::registry::workload::Health;
 use crate::registry::{Discovered, ServiceName};
 
-/// Where an EndpointSlice says whose it is.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Where a Pod says where it is, in place of its node (Istio's).
 const LOCALITY: &str = "istio-locality";
-/// Where a node says where it is: the word of today, and one that went before.
-const REGION: [&str; 2] = ["topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"];
-const ZONE: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
-const SUBZONE: [&str; 1] = ["topology.istio.io/subzone"];
-/// What a Deployment's ReplicaSets have at the end of their names.
-const TEMPLATE_HASH: &str = "pod-template-hash";
-
-type Labels = BTreeMap<String, String>;
 
 /// All that is known of who serves what.
 #[derive(Debug, Default)]
@@ -72,104 +61,10 @@ struct SliceEndpoint {
 
 #[derive(Debug, PartialEq)]
 struct Pod {
-    labels: Arc<Labels>,
+    labels: Arc<BTreeMap<String, String>>,
     account: String,
     node: Option<Arc<str>>,
     workload: Arc<str>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Meta {
-    labels: Labels,
-    owner_references: Vec<Owner>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Owner {
-    kind: String,
-    name: String,
-    controller: bool,
-}
-
-#[derive(Deserialize)]
-struct WithMeta {
-    #[serde(default)]
-    metadata: Meta,
-}
-
-#[derive(Deserialize)]
-struct ServiceText {
-    #[serde(default)]
-    metadata: Meta,
-    #[serde(default)]
-    spec: ServiceSpec,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct ServiceSpec {
-    ip_families: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct PodText {
-    #[serde(default)]
-    metadata: Meta,
-    #[serde(default)]
-    spec: PodSpec,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct PodSpec {
-    service_account_name: String,
-    node_name: Option<Arc<str>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct SliceText {
-    #[serde(default)]
-    metadata: Meta,
-    address_type: String,
-    ports: Option<Vec<PortText>>,
-    endpoints: Option<Vec<EndpointText>>,
-}
-
-#[derive(Deserialize)]
-struct PortText {
-    name: Option<String>,
-    port: Option<u16>,
-    protocol: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct EndpointText {
-    #[serde(default)]
-    addresses: Vec<String>,
-    #[serde(default)]
-    conditions: Conditions,
-    target_ref: Option<Target>,
-    node_name: Option<Arc<str>>,
-    zone: Option<Arc<str>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Conditions {
-    ready: Option<bool>,
-    serving: Option<bool>,
-    terminating: Option<bool>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    kind: Option<String>,
-    namespace: Option<String>,
-    name: Option<String>,
 }
 
 impl Places {
@@ -184,9 +79,9 @@ impl Places {
         touched: &mut BTreeSet<ServiceName>,
     ) -> Result<(), String> {
         match of {
-            Use::Slice => self.slice(name, object.as_ref().map(read_slice).transpose()?.flatten(), touched),
+            Use::Slice => self.slice(name, object.as_ref().map(read::slice).transpose()?.flatten(), touched),
             Use::Pod => {
-                let pod = object.as_ref().map(|object| read_pod(name, object)).transpose()?;
+                let pod = object.as_ref().map(|object| read::pod(name, object)).transpose()?;
                 let is_other = match pod {
                     Some(pod) if self.pods.get(name) == Some(&pod) => false,
                     Some(pod) => {
@@ -200,9 +95,7 @@ impl Places {
                 }
             }
             Use::Node => {
-                let node =
-                    object.as_ref().map(read::<WithMeta>).transpose()?.map(|node| of_labels(&node.metadata.labels));
-                let before = match node {
+                let before = match object.as_ref().map(read::node).transpose()? {
                     Some(node) => self.nodes.insert(name.1.clone(), node),
                     None => self.nodes.remove(&name.1),
                 };
@@ -211,11 +104,7 @@ impl Places {
                 }
             }
             Use::Service => {
-                let facts = object.as_ref().map(read::<ServiceText>).transpose()?.map(|text| ServiceFacts {
-                    family: text.spec.ip_families.into_iter().next(),
-                    has_sessions: matches!(service::session(&text.metadata.labels), Ok(Some(_))),
-                });
-                let before = match facts {
+                let before = match object.as_ref().map(read::service).transpose()? {
                     Some(facts) => self.services.insert(name.clone(), facts),
                     None => self.services.remove(name),
                 };
@@ -348,67 +237,13 @@ fn rank(endpoint: &Discovered) -> u8 {
     }
 }
 
-fn read<T: for<'de> Deserialize<'de>>(object: &Value) -> Result<T, String> {
-    T::deserialize(object).map_err(|error| error.to_string())
-}
-
-/// `None` of one that is nobody's, or has names in the place of addresses.
-fn read_slice(object: &Value) -> Result<Option<Slice>, String> {
-    let namespace = object.get("metadata").and_then(|metadata| metadata.get("namespace")?.as_str()).unwrap_or_default();
-    let SliceText { metadata, address_type, ports, endpoints } = read(object)?;
-    let Some(service) = metadata.labels.get(SERVICE_NAME).filter(|_| address_type != "FQDN") else { return Ok(None) };
-    let is_tcp = |port: &PortText| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
-    let ports = ports.into_iter().flatten().filter(is_tcp);
-    let ports = ports.filter_map(|port| Some((port.name.unwrap_or_default(), port.port?))).collect();
-    let endpoints = endpoints.into_iter().flatten().map(|endpoint| {
-        let Conditions { ready, serving, terminating } = endpoint.conditions;
-        let is_ready = ready.unwrap_or(true);
-        let pod = endpoint.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
-        SliceEndpoint {
-            addresses: endpoint.addresses.iter().filter_map(|address| address.parse().ok()).collect(),
-            is_ready,
-            is_leaving: serving.unwrap_or(is_ready) && terminating == Some(true),
-            pod: pod.and_then(|pod| {
-                Some((pod.namespace.as_deref().unwrap_or(namespace).into(), pod.name?.as_str().into()))
-            }),
-            node: endpoint.node_name,
-            zone: endpoint.zone,
-        }
-    });
-    Ok(Some(Slice {
-        service: (namespace.into(), service.as_str().into()),
-        family: address_type,
-        ports: Arc::new(ports),
-        endpoints: endpoints.collect(),
-    }))
-}
-
-fn read_pod(name: &Name, object: &Value) -> Result<Pod, String> {
-    let PodText { metadata, spec } = read(object)?;
-    let workload = workload(&metadata).unwrap_or_else(|| name.1.clone());
-    let account = if spec.service_account_name.is_empty() { "default".to_owned() } else { spec.service_account_name };
-    Ok(Pod { labels: Arc::new(metadata.labels), account, node: spec.node_name, workload })
-}
-
-/// What made a Pod: of a ReplicaSet, its Deployment.
-fn workload(metadata: &Meta) -> Option<Arc<str>> {
-    let owner = metadata.owner_references.iter().find(|owner| owner.controller && !owner.name.is_empty())?;
-    let hash = metadata.labels.get(TEMPLATE_HASH).filter(|_| owner.kind == "ReplicaSet");
-    let deployment = hash.and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
-    Some(deployment.unwrap_or(&owner.name).into())
-}
-
-/// Where a node is.
-fn of_labels(labels: &Labels) -> [Arc<str>; 3] {
-    let first = |keys: &[&str]| keys.iter().find_map(|key| labels.get(*key)).map(|text| text.as_str().into());
-    [first(&REGION), first(&ZONE), first(&SUBZONE)].map(Option::unwrap_or_default)
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
+    use super::read::{REGION, SERVICE_NAME, TEMPLATE_HASH, ZONE};
     use super::*;
+    use crate::config::istio::service;
 
     fn change(namespace: &str, name: &str, object: Option<Value>) -> Change {
         Change { name: (namespace.into(), name.into()), object }
