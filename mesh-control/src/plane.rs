@@ -478,6 +478,10 @@ impl Plane {
         let (_, mut found) = examine(loaded, &options.given(), fixed, &Judge::default());
         found.retain(|finding| finding.file == *name);
         self.inner.pass_over(&mut found);
+        let may_be = self.inner.options.allow_unenforced;
+        for finding in found.iter_mut().filter(|finding| may_be && finding.code == Code::Unenforced) {
+            finding.severity = Severity::Warning;
+        }
         found
     }
 

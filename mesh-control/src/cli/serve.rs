@@ -23,7 +23,7 @@ use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions
 use crate::quota::{self, Quotas};
 use crate::ratelimit::{MOST_KEYS, RateLimits, RedisUrl, Store};
 use crate::serve::kubernetes::{AUDIENCE, CA_FILE, TOKEN_FILE};
-use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, admission, status};
+use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, status, webhook};
 
 /// Serves the configuration in a directory over xDS.
 #[derive(Clone, Debug, clap::Args)]
@@ -341,9 +341,10 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         let bound = server.listen_rate_limits(address, tls_files(args).as_ref()).await;
         listening("rate limits", bound.with_context(|| cannot("rate limits", address))?)?;
     }
-    let admission = match (args.admission_addr, tls_files(args)) {
+    let webhook = match (args.admission_addr, tls_files(args)) {
         (Some(address), Some(files)) => {
-            let served = admission::listen(address, files, plane.trust_domain(), plane.clone(), stopped.clone()).await;
+            let domain = plane.trust_domain();
+            let served = webhook::listen(address, files, domain, plane.clone(), &server, stopped.clone()).await;
             let (bound, task) = served.with_context(|| cannot("admission", address))?;
             listening("admission", bound)?;
             Some(task)
@@ -373,8 +374,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     drop(following);
     stop.send_replace(true);
-    for task in [admission, status].into_iter().flatten() {
-        task.await.context("the status page, or admission")?;
+    for task in [webhook, status].into_iter().flatten() {
+        task.await.context("the status page, or the webhook")?;
     }
     Ok(())
 }

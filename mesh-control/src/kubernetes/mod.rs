@@ -3,14 +3,13 @@
 //! `access` says where the API server is and how to prove who asks, `client` asks it, `kinds` is the one table of what is
 //! watched. `known` decides what a list or an event means for one kind: nothing that goes wrong on the way looks like a
 //! deletion. `follow` lists and watches one kind for good. `places` puts EndpointSlices, Pods and Nodes together to
-//! endpoints, and `hub` gathers it all. `admission` says whether an object may be stored.
+//! endpoints, and `hub` gathers it all. `webhook` says whether an object may be stored.
 //!
 //! Objects are read as JSON by the reader of files: there is one meaning of an object, wherever it is written.
 
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
 mod access;
-pub(crate) mod admission;
 mod client;
 mod follow;
 mod hub;
@@ -20,6 +19,7 @@ mod objects;
 mod places;
 #[cfg(test)]
 mod tests;
+pub(crate) mod webhook;
 
 pub(crate) use access::Access;
 pub(crate) use client::Client;

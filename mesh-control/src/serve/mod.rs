@@ -33,8 +33,8 @@ pub mod kubernetes {
 }
 
 /// The webhook by which an API server asks whether objects may be stored.
-pub(crate) mod admission {
-    pub(crate) use super::io::admission::listen;
+pub(crate) mod webhook {
+    pub(crate) use super::io::webhook::listen;
 }
 
 /// What the server knows, for people and for Prometheus.

@@ -2,7 +2,6 @@
 
 pub(crate) mod access_log;
 pub(crate) mod admin;
-pub(crate) mod admission;
 pub(crate) mod ads;
 pub(crate) mod certificates;
 mod console;
@@ -19,4 +18,5 @@ mod secrets;
 pub(crate) mod server;
 pub(crate) mod tls;
 mod verifier;
+pub(crate) mod webhook;
 pub(crate) mod wire;

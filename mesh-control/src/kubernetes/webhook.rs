@@ -112,10 +112,22 @@ fn cut(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plane::Plane;
+    use crate::plane::{Plane, PlaneOptions};
+
+    const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {ports: [{port: 80, name: http}], selector: {app: web}}
+";
 
     fn asked(kind: &str, object: Value) -> Value {
-        let (group, version) = ("networking.istio.io", "v1");
+        asked_of(&Plane::from_yaml(SERVICE).expect("good"), kind, object)
+    }
+
+    fn asked_of(plane: &Plane, kind: &str, object: Value) -> Value {
+        let version = if kind == "EnvoyFilter" { "v1alpha3" } else { "v1" };
+        let group = "networking.istio.io";
         let question = json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
             "request": {
@@ -123,13 +135,6 @@ mod tests {
                 "namespace": "shop", "operation": "CREATE", "object": object,
             },
         });
-        let services = "
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: shop}
-spec: {ports: [{port: 80, name: http}], selector: {app: web}}
-";
-        let plane = Plane::from_yaml(services).expect("good");
         let before = plane.diagnostics().len();
         let answer =
             answer(question.to_string().as_bytes(), |name, text| plane.review(&name, text)).expect("a question");
@@ -164,6 +169,25 @@ spec: {ports: [{port: 80, name: http}], selector: {app: web}}
         let mut unnamed = to("web");
         unnamed["metadata"] = json!({"generateName": "a-"});
         assert_eq!(asked("VirtualService", unnamed)["allowed"], true);
+    }
+
+    #[tokio::test]
+    async fn a_filter_that_guards_servers_is_refused_as_by_validate_and_one_of_a_gateway_is_not() {
+        let lua = |context: &str| {
+            let filter = json!({"name": "envoy.filters.http.lua"});
+            let patch = json!({"operation": "INSERT_BEFORE", "value": filter});
+            rule(json!({"configPatches": [{"applyTo": "HTTP_FILTER", "match": {"context": context}, "patch": patch}]}))
+        };
+        let refused = asked("EnvoyFilter", lua("SIDECAR_INBOUND"));
+        let message = refused["status"]["message"].as_str().expect("a text");
+        assert!(message.contains("envoy.filters.http.lua") && message.ends_with("[unenforced]"), "{message}");
+        assert_eq!(asked("EnvoyFilter", lua("GATEWAY"))["allowed"], true);
+        // The operator may have said that such things may be there.
+        let lenient = Plane::start(PlaneOptions::default().allow_unenforced(true)).expect("a plane");
+        lenient.set_yaml("a.yaml", SERVICE).expect("good");
+        let warned = asked_of(&lenient, "EnvoyFilter", lua("SIDECAR_INBOUND"));
+        assert_eq!(warned["allowed"], true);
+        assert!(warned["warnings"][0].as_str().is_some_and(|text| text.ends_with("[unenforced]")), "{warned}");
     }
 
     #[test]
