@@ -307,6 +307,11 @@ impl Plane {
         self.inner.live().compiled.policy.mesh.fixed.trust_domain.clone()
     }
 
+    /// The namespace whose objects are for the whole mesh.
+    pub(crate) fn root_namespace(&self) -> Arc<str> {
+        self.inner.live().compiled.policy.mesh.fixed.root_namespace.clone()
+    }
+
     /// A plane whose configuration is this text alone.
     pub fn from_yaml(text: &str) -> Result<Plane, Rejected> {
         let plane = Plane::empty();

@@ -1,7 +1,7 @@
 //! `mesh-control install`: the objects that run mesh-control in a Kubernetes cluster, with the permissions that it needs and no
 //! other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -13,7 +13,8 @@ use serde_json::json;
 use super::serve::namespace;
 use super::{Format, Printing};
 use crate::config::schemas::{OWN, custom_resource};
-use crate::kubernetes::kinds::{RESOURCES, SETTINGS, Use};
+use crate::kubernetes::kinds::{RESOURCES, Resource, SETTINGS, Use};
+use crate::policy::mesh::ROOT_NAMESPACE;
 
 /// Prints the objects that run mesh-control in a Kubernetes cluster, as YAML for `kubectl apply -f -`. Two Secrets are for you to
 /// make in the namespace first: `mesh-control-tls` (tls.crt, tls.key: the certificate of mesh-control.NAMESPACE.svc) and
@@ -29,8 +30,8 @@ pub(super) struct Args {
     /// How many of it.
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     replicas: u16,
-    /// A namespace whose objects and services are served, in place of all: there are no permissions for others then. May be given
-    /// several times, or as a list with commas.
+    /// A namespace whose objects and services are served, in place of all. Of others there are no permissions then but for the
+    /// objects of istio-system, which are for the whole mesh, and for nodes. May be given several times, or as a list with commas.
     #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', value_parser = namespace)]
     kubernetes_namespaces: Vec<String>,
     /// Has the API server ask whether objects may be stored: who vouches for the certificate in mesh-control-tls, as PEM.
@@ -84,45 +85,45 @@ metadata:
     )
 }
 
-/// What is watched may be listed and watched. One thing may be made: the question whose a token is.
+/// What is watched may be listed and watched, where it is watched. One thing may be made: the question whose a token is.
 fn permissions(args: &Args) -> String {
-    let is_wide = args.kubernetes_namespaces.is_empty();
-    let mut everywhere: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    let mut inside: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for resource in RESOURCES.iter().filter(|resource| resource.use_ != Use::Settings) {
-        let rules = if is_wide || !resource.is_namespaced() { &mut everywhere } else { &mut inside };
-        rules.entry(resource.group).or_default().push(resource.plural);
+    let mut places: BTreeMap<Option<&str>, Vec<&Resource>> = BTreeMap::from([(None, Vec::new())]);
+    for resource in &RESOURCES {
+        for namespace in resource.namespaces(&args.kubernetes_namespaces) {
+            places.entry(namespace).or_default().push(resource);
+        }
     }
-    let mut text = role("ClusterRole", "", &everywhere);
-    let (_, name) = SETTINGS;
-    let _ = write!(
-        text,
-        "\
-- apiGroups: [\"\"]
-  resources: [configmaps]
-  resourceNames: [{name}]
-  verbs: [list, watch]
-- apiGroups: [authentication.k8s.io]
-  resources: [tokenreviews]
-  verbs: [create]
----
-"
-    );
-    text += &binding("ClusterRole", "", &args.namespace);
-    for namespace in &args.kubernetes_namespaces {
-        let place = format!("  namespace: {namespace}\n");
-        text += &format!("---\n{}---\n{}", role("Role", &place, &inside), binding("Role", &place, &args.namespace));
-    }
-    text
+    let roles = places.into_iter().map(|(namespace, watched)| {
+        let (kind, place) = match namespace {
+            None => ("ClusterRole", String::new()),
+            Some(namespace) => ("Role", format!("  namespace: {namespace}\n")),
+        };
+        format!("{}---\n{}", role(kind, &place, &watched), binding(kind, &place, &args.namespace))
+    });
+    roles.collect::<Vec<_>>().join("---\n")
 }
 
-fn role(kind: &str, place: &str, rules: &BTreeMap<&str, Vec<&str>>) -> String {
+fn role(kind: &str, place: &str, watched: &[&Resource]) -> String {
     let mut text = format!(
         "apiVersion: rbac.authorization.k8s.io/v1\nkind: {kind}\nmetadata:\n  name: mesh-control\n{place}rules:\n"
     );
-    for (group, plurals) in rules {
+    let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for resource in watched.iter().filter(|resource| resource.use_ != Use::Settings) {
+        groups.entry(resource.group).or_default().push(resource.plural);
+    }
+    for (group, plurals) in groups {
         let plurals = plurals.join(", ");
         let _ = write!(text, "- apiGroups: [{group:?}]\n  resources: [{plurals}]\n  verbs: [list, watch]\n");
+    }
+    for settings in watched.iter().filter(|resource| resource.use_ == Use::Settings) {
+        let _ = write!(
+            text,
+            "- apiGroups: [\"\"]\n  resources: [{}]\n  resourceNames: [{SETTINGS}]\n  verbs: [list, watch]\n",
+            settings.plural
+        );
+    }
+    if kind == "ClusterRole" {
+        text += "- apiGroups: [authentication.k8s.io]\n  resources: [tokenreviews]\n  verbs: [create]\n";
     }
     text
 }
@@ -252,9 +253,7 @@ spec:
 
 fn webhook(Args { namespace, kubernetes_namespaces: only, .. }: &Args, ca: &str) -> String {
     let mut rules: BTreeMap<&str, (Vec<&str>, Vec<&str>)> = BTreeMap::new();
-    // Of those that nobody enforces here, somebody else decides whether there may be any.
-    let is_read = |kind: &str| kind != "EnvoyFilter";
-    for resource in RESOURCES.iter().filter(|resource| resource.use_ == Use::Object && is_read(resource.kind)) {
+    for resource in RESOURCES.iter().filter(|resource| resource.use_ == Use::Object) {
         let (versions, plurals) = rules.entry(resource.group).or_default();
         versions.extend(
             resource.versions.iter().filter(|version| !versions.contains(version)).copied().collect::<Vec<_>>(),
@@ -280,10 +279,12 @@ webhooks:
 "
     );
     if !only.is_empty() {
+        let namespaces: BTreeSet<&str> = only.iter().map(String::as_str).chain([ROOT_NAMESPACE]).collect();
+        let namespaces: Vec<&str> = namespaces.into_iter().collect();
         let _ = write!(
             text,
             "  namespaceSelector:\n    matchExpressions:\n    - {{key: kubernetes.io/metadata.name, operator: In, values: [{}]}}\n",
-            only.join(", ")
+            namespaces.join(", ")
         );
     }
     text += "  rules:\n";
@@ -329,46 +330,85 @@ mod tests {
         objects.iter().map(|object| object.get("kind").and_then(Node::as_str).expect("a kind")).collect()
     }
 
-    fn rules<'n>(objects: &'n [Node], kind: &str) -> Vec<(Vec<&'n str>, Vec<&'n str>)> {
-        let role = objects.iter().find(|one| one.get("kind").and_then(Node::as_str) == Some(kind)).expect(kind);
+    /// What the roles of a kind allow: where, what, and how.
+    fn rules<'n>(objects: &'n [Node], kind: &str) -> Vec<(&'n str, Vec<&'n str>, Vec<&'n str>)> {
         let texts = |rule: &'n Node, key: &str| {
             rule.get(key).map(Node::items).unwrap_or_default().iter().filter_map(Node::as_str).collect()
         };
-        role.get("rules")
-            .expect("rules")
-            .items()
-            .iter()
-            .map(|rule| (texts(rule, "resources"), texts(rule, "verbs")))
-            .collect()
+        let roles = objects.iter().filter(|one| one.get("kind").and_then(Node::as_str) == Some(kind));
+        let rules = roles.flat_map(|role| {
+            let metadata = role.get("metadata").expect("metadata");
+            let place = metadata.get("namespace").and_then(Node::as_str).unwrap_or_default();
+            role.get("rules").expect("rules").items().iter().map(move |rule| (place, rule))
+        });
+        rules.map(|(place, rule)| (place, texts(rule, "resources"), texts(rule, "verbs"))).collect()
     }
 
     #[test]
     fn what_is_watched_may_be_watched_and_nothing_else_may_be_done() {
         let all = printed(&[], false);
-        let expected = ["Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Service", "Deployment"];
+        let roles = ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
+        let expected = [&["Namespace", "ServiceAccount"], &roles[..], &["Service", "Deployment"]].concat();
         let (definitions, rest) = all.split_at(OWN.len());
         assert!(kinds(definitions).iter().all(|kind| *kind == "CustomResourceDefinition"), "{definitions:?}");
         assert_eq!(kinds(rest), expected);
-        let rules = rules(&all, "ClusterRole");
-        let mut allowed: Vec<&str> = rules.iter().flat_map(|(resources, _)| resources.clone()).collect();
+        let (wide, local) = (rules(&all, "ClusterRole"), rules(&all, "Role"));
+        assert_eq!(local, [("istio-system", vec!["configmaps"], vec!["list", "watch"])]);
+        let mut allowed: Vec<&str> =
+            wide.iter().chain(&local).flat_map(|(_, resources, _)| resources.clone()).collect();
         let mut watched: Vec<&str> = RESOURCES.iter().map(|resource| resource.plural).chain(["tokenreviews"]).collect();
         allowed.sort_unstable();
         watched.sort_unstable();
         assert_eq!(allowed, watched);
-        for (resources, verbs) in &rules {
+        for (_, resources, verbs) in &wide {
             let expected: &[&str] = if resources == &["tokenreviews"] { &["create"] } else { &["list", "watch"] };
             assert_eq!(verbs, expected, "{resources:?}");
         }
     }
 
     #[test]
-    fn of_some_namespaces_nothing_is_to_be_seen_of_others() {
+    fn of_some_namespaces_nothing_is_to_be_seen_of_others_but_what_is_for_the_whole_mesh() {
         let all = printed(&["shop", "pay"], true);
         let count = |kind: &str| kinds(&all).iter().filter(|one| **one == kind).count();
-        assert_eq!([count("Role"), count("RoleBinding"), count("ValidatingWebhookConfiguration")], [2, 2, 1]);
+        assert_eq!([count("Role"), count("RoleBinding"), count("ValidatingWebhookConfiguration")], [3, 3, 1]);
         let wide = rules(&all, "ClusterRole");
-        let wide: Vec<&str> = wide.iter().flat_map(|(resources, _)| resources.clone()).collect();
-        assert_eq!(wide, ["nodes", "configmaps", "tokenreviews"]);
-        assert!(rules(&all, "Role").iter().any(|(resources, _)| resources.contains(&"virtualservices")));
+        let wide: Vec<&str> = wide.iter().flat_map(|(_, resources, _)| resources.clone()).collect();
+        assert_eq!(wide, ["nodes", "tokenreviews"]);
+        let roles = rules(&all, "Role");
+        let is_allowed = |place: &str, plural: &str| {
+            roles.iter().any(|(of, resources, _)| *of == place && resources.contains(&plural))
+        };
+        for (place, plural, expected) in [
+            ("shop", "virtualservices", true),
+            ("shop", "services", true),
+            ("shop", "configmaps", false),
+            ("istio-system", "peerauthentications", true),
+            ("istio-system", "configmaps", true),
+            ("istio-system", "services", false),
+            ("istio-system", "pods", false),
+        ] {
+            assert_eq!(is_allowed(place, plural), expected, "{plural} of {place}");
+        }
+        // The root namespace may be one of those that are named.
+        let named = printed(&["istio-system"], false);
+        let plurals = rules(&named, "Role").into_iter().flat_map(|(_, resources, _)| resources);
+        assert_eq!(plurals.filter(|plural| *plural == "peerauthentications").count(), 1);
+    }
+
+    #[test]
+    fn the_api_server_asks_about_every_object_that_is_read() {
+        let all = printed(&["shop"], true);
+        let webhook = all.last().and_then(|all| all.get("webhooks")?.items().first()).expect("a webhook");
+        let asked = webhook.get("rules").expect("rules").items().iter().filter_map(|rule| rule.get("resources"));
+        let mut asked: Vec<&str> = asked.flat_map(Node::items).filter_map(Node::as_str).collect();
+        let objects = RESOURCES.iter().filter(|resource| resource.use_ == Use::Object);
+        let mut expected: Vec<&str> = objects.map(|resource| resource.plural).collect();
+        asked.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(asked, expected);
+        let selector = webhook.get("namespaceSelector").and_then(|selector| selector.get("matchExpressions"));
+        let values = selector.and_then(|all| all.items().first()?.get("values")).expect("namespaces");
+        let values: Vec<&str> = values.items().iter().filter_map(Node::as_str).collect();
+        assert_eq!(values, ["istio-system", "shop"]);
     }
 }

@@ -20,6 +20,7 @@ use crate::config::{Code, Diagnostic};
 use crate::jwks::KeyFetching;
 use crate::kubernetes::{self, Access, Cluster};
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions, Synced};
+use crate::policy::mesh::ROOT_NAMESPACE;
 use crate::quota::{self, Quotas};
 use crate::ratelimit::{MOST_KEYS, RateLimits, RedisUrl, Store};
 use crate::serve::kubernetes::{AUDIENCE, CA_FILE, TOKEN_FILE};
@@ -40,7 +41,8 @@ pub(super) struct Args {
     /// https://kubernetes.default.svc, by --kubernetes-ca and --kubernetes-token-file.
     #[arg(long, value_name = "FILE", requires = "kubernetes")]
     kubeconfig: Option<PathBuf>,
-    /// A namespace whose objects and services are served, in place of all. May be given several times, or as a list with commas.
+    /// A namespace whose objects and services are served, in place of all; objects of the root namespace always count, since they
+    /// are for the whole mesh. May be given several times, or as a list with commas.
     #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', requires = "kubernetes", value_parser = namespace)]
     kubernetes_namespaces: Vec<String>,
     /// Keeps the last good state of the configuration's objects in this directory, so that it survives a restart. It is for
@@ -259,6 +261,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         () = signals.next() => return Ok(()),
     };
     let plane = Plane::start_beside(options, known).with_context(|| cannot_start(args))?;
+    if let Some(why) = left_out(&args.kubernetes_namespaces, &plane.root_namespace()) {
+        bail!(why);
+    }
     let _telling = cluster.map(|cluster| Following(tokio::spawn(cluster.tell(&plane))));
     if args.strict {
         let faults: String = strict_faults(&plane).iter().map(|fault| format!("\n  {fault}")).collect();
@@ -423,6 +428,17 @@ fn cluster(args: &Args) -> anyhow::Result<Cluster> {
         None => Access::of_pod(&args.kubernetes_ca, &args.kubernetes_token_file)?,
     };
     Ok(Cluster::follow(&kubernetes::Client::new(access), &args.kubernetes_namespaces))
+}
+
+/// Why these namespaces are too few of a mesh with this root namespace: what is in it is for all of them.
+fn left_out(namespaces: &[String], root: &str) -> Option<String> {
+    let is_followed = namespaces.is_empty() || root == ROOT_NAMESPACE || namespaces.iter().any(|name| name == root);
+    (!is_followed).then(|| {
+        format!(
+            "the root namespace of the mesh is {root} (rootNamespace), and --kubernetes-namespaces does not name it: its policies \
+             would be left out, which are for the whole mesh"
+        )
+    })
 }
 
 /// A task that follows something; it ends with this.
@@ -600,4 +616,18 @@ fn certificate_ttl(text: &str) -> Result<Duration, String> {
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.trim_end_matches('s').parse().map_err(|_| "expected a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_namespaces_never_leave_out_the_root_namespace() {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(left_out(&names(&["shop"]), "istio-system"), None, "it is followed anyway");
+        assert_eq!(left_out(&[], "mesh-root"), None);
+        assert_eq!(left_out(&names(&["shop", "mesh-root"]), "mesh-root"), None);
+        assert!(left_out(&names(&["shop"]), "mesh-root").is_some_and(|why| why.contains("mesh-root")));
+    }
 }

@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use super::client::Client;
 use super::follow::{Follower, News, Pace, What};
-use super::kinds::{RESOURCES, Resource, SETTINGS, Use};
+use super::kinds::{RESOURCES, Resource, Use};
 use super::known::Change;
 use super::objects::{text, text_name};
 use super::places::Places;
@@ -52,8 +52,9 @@ struct State {
     /// What has changed since the last look.
     changed: Resources,
     lost: BTreeMap<usize, String>,
-    /// How much there was to tell whoever keeps the objects since the last look.
-    news: usize,
+    /// How many times since the last look an object has changed, or the cluster was lost or found: what whoever keeps the
+    /// objects has not been told yet.
+    untold: usize,
     places: Places,
     touched: BTreeSet<ServiceName>,
 }
@@ -65,8 +66,8 @@ impl Shared {
 }
 
 impl Cluster {
-    /// Begins to follow a cluster: objects and services of these namespaces, or of all where there are none. To be called
-    /// inside a runtime.
+    /// Begins to follow a cluster: objects and services of these namespaces and objects of the root namespace, or those of all
+    /// where there are none. To be called inside a runtime.
     pub(crate) fn follow(client: &Client, wanted: &[String]) -> Cluster {
         Cluster::follow_at(client, wanted, Pace::default())
     }
@@ -78,7 +79,8 @@ impl Cluster {
         let mut tasks = JoinSet::new();
         let mut followed = Vec::new();
         for resource in &RESOURCES {
-            for namespace in namespaces(resource, wanted) {
+            for namespace in resource.namespaces(wanted) {
+                let namespace = namespace.map(str::to_owned);
                 let (client, of, news) = (client.clone(), followed.len(), news.clone());
                 followed.push(resource);
                 tasks.spawn(Follower { client, resource, namespace, of, news, pace }.run());
@@ -117,15 +119,6 @@ impl Cluster {
     }
 }
 
-/// The namespaces of which a kind is followed; `None` is all of them.
-fn namespaces(resource: &Resource, wanted: &[String]) -> Vec<Option<String>> {
-    match resource.use_ {
-        Use::Settings => vec![Some(SETTINGS.0.to_owned())],
-        _ if wanted.is_empty() || !resource.is_namespaced() => vec![None],
-        _ => wanted.iter().cloned().map(Some).collect(),
-    }
-}
-
 impl ConfigStore for Cluster {
     fn name(&self) -> String {
         format!("Kubernetes at {}", self.server)
@@ -142,7 +135,7 @@ impl ConfigStore for Cluster {
                 quiet = Instant::now() + QUIET;
             }
             let mut state = self.shared.state();
-            state.news = 0;
+            state.untold = 0;
             let changed = std::mem::take(&mut state.changed);
             let lost = state.lost.values().next().map(|why| format!("Kubernetes cannot be followed ({why})"));
             Some(Update::Resources { changed, lost })
@@ -154,7 +147,7 @@ async fn gather(shared: Arc<Shared>, followed: Vec<&'static Resource>, mut told:
     while let Some(News { of, what }) = told.recv().await {
         let Some(resource) = followed.get(of) else { continue };
         let mut state = shared.state();
-        let (was_known, before) = (state.unknown.is_empty(), (state.news, state.touched.len()));
+        let (was_known, before) = (state.unknown.is_empty(), (state.untold, state.touched.len()));
         match what {
             What::Listed(changes, version) => {
                 changes.iter().for_each(|change| state.take(resource, version, change));
@@ -167,9 +160,9 @@ async fn gather(shared: Arc<Shared>, followed: Vec<&'static Resource>, mut told:
         }
         if !was_known && state.unknown.is_empty() {
             info!(objects = state.changed.len(), "the cluster is known");
-            state.news += 1;
+            state.untold += 1;
         }
-        let objects = state.is_worth_telling() && state.news != before.0;
+        let objects = state.is_worth_telling() && state.untold != before.0;
         let services = state.touched.len() != before.1;
         drop(state);
         if objects {
@@ -183,14 +176,14 @@ async fn gather(shared: Arc<Shared>, followed: Vec<&'static Resource>, mut told:
 
 impl State {
     fn is_worth_telling(&self) -> bool {
-        self.news > 0 && self.unknown.is_empty()
+        self.untold > 0 && self.unknown.is_empty()
     }
 
     fn take(&mut self, resource: &Resource, version: &str, change: &Change) {
         if matches!(resource.use_, Use::Object | Use::Service | Use::Settings) {
             let text = change.object.as_ref().map(|object| text(resource, version, object));
             self.changed.insert(text_name(resource, &change.name), text);
-            self.news += 1;
+            self.untold += 1;
         }
         if let Err(why) = self.places.take(resource.use_, change, &mut self.touched) {
             let (namespace, name) = &change.name;
@@ -206,13 +199,13 @@ impl State {
         } else if is_new && !self.unknown.is_empty() {
             warn!("the cluster is not known yet, and nothing is served: {why}");
         }
-        self.news += usize::from(is_first);
+        self.untold += usize::from(is_first);
     }
 
     fn found(&mut self, of: usize) {
         if self.lost.remove(&of).is_some() && self.lost.is_empty() {
             info!("the cluster can be followed");
-            self.news += 1;
+            self.untold += 1;
         }
     }
 }

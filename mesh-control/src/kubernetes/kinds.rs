@@ -1,5 +1,9 @@
 //! What is watched in a cluster: the one table, from which permissions follow, too.
 
+use std::collections::BTreeSet;
+
+use crate::policy::mesh::ROOT_NAMESPACE;
+
 /// A kind of object, and what it is watched for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Resource {
@@ -81,13 +85,25 @@ pub(crate) const RESOURCES: [Resource; 25] = [
     object("policy.mesh-control", &["v1alpha1"], "filterschemas", "FilterSchema"),
 ];
 
-/// The namespace of the settings, and the name of the ConfigMap that they are in.
-pub(crate) const SETTINGS: (&str, &str) = ("istio-system", "istio");
+/// The name of the ConfigMap in the root namespace that the settings are in.
+pub(crate) const SETTINGS: &str = "istio";
 
 impl Resource {
     /// Whether its objects are in namespaces.
     pub(crate) fn is_namespaced(&self) -> bool {
         self.use_ != Use::Node
+    }
+
+    /// The namespaces of which it is watched where these are wanted, or all; `None` is all of them. Objects of the root
+    /// namespace are for every namespace, so that they are never left out.
+    pub(crate) fn namespaces<'n>(&self, wanted: &'n [String]) -> BTreeSet<Option<&'n str>> {
+        let root = Some(ROOT_NAMESPACE);
+        match self.use_ {
+            Use::Settings => [root].into(),
+            _ if wanted.is_empty() || !self.is_namespaced() => [None].into(),
+            Use::Object => wanted.iter().map(|name| Some(name.as_str())).chain([root]).collect(),
+            _ => wanted.iter().map(|name| Some(name.as_str())).collect(),
+        }
     }
 
     /// Whether a cluster may do without the kind.

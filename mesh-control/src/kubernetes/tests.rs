@@ -41,10 +41,11 @@ impl Drop for Follower {
     }
 }
 
-fn cluster_of(fake: &Fake) -> Cluster {
+fn cluster_of(fake: &Fake, namespaces: &[&str]) -> Cluster {
+    let namespaces: Vec<String> = namespaces.iter().map(|&name| name.to_owned()).collect();
     let ms = Duration::from_millis;
     let pace = Pace { pauses: (ms(2), ms(40)), absent: ms(20), doubted: ms(20) };
-    Cluster::follow_at(&Client::new(Access::of_test(fake.address)), &[], pace)
+    Cluster::follow_at(&Client::new(Access::of_test(fake.address)), &namespaces, pace)
 }
 
 async fn follow(fake: &Fake) -> Follower {
@@ -52,7 +53,11 @@ async fn follow(fake: &Fake) -> Follower {
 }
 
 async fn follow_with(fake: &Fake, options: PlaneOptions) -> Follower {
-    let cluster = cluster_of(fake);
+    follow_in(fake, &[], options).await
+}
+
+async fn follow_in(fake: &Fake, namespaces: &[&str], options: PlaneOptions) -> Follower {
+    let cluster = cluster_of(fake, namespaces);
     let synced = timeout(LIMIT, Synced::of(cluster.clone())).await.expect("known in time").expect("known");
     let plane = Plane::start_beside(options, vec![synced]).expect("a plane");
     let telling = tokio::spawn(cluster.tell(&plane));
@@ -250,7 +255,7 @@ async fn f1_nothing_is_known_before_everything_is() {
     fake.apply(&slice(&at("10.0.0.1")));
     for missing in ["endpointslices", "pods", "authorizationpolicies", "configmaps"] {
         fake.world().failing.insert(missing.to_owned());
-        let cluster = cluster_of(&fake);
+        let cluster = cluster_of(&fake, &[]);
         let mut synced = Box::pin(Synced::of(cluster));
         let what = format!("list {missing}");
         tokio::select! {
@@ -263,7 +268,7 @@ async fn f1_nothing_is_known_before_everything_is() {
     // A server that has just started knows no kinds but its own: that there is none is believed when it is ready.
     fake.world().absent.insert("virtualservices".to_owned());
     fake.world().failing.insert("readyz".to_owned());
-    let mut synced = Box::pin(Synced::of(cluster_of(&fake)));
+    let mut synced = Box::pin(Synced::of(cluster_of(&fake, &[])));
     tokio::select! {
         _ = &mut synced => panic!("nobody knows whether there is such a kind"),
         () = fake.asked("list readyz", 2) => {}
@@ -404,6 +409,25 @@ spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{backendRefs
     );
     fake.world().absent.remove("httproutes");
     follower.until("the route", |snapshot| snapshot.objects() == 2).await;
+}
+
+#[tokio::test]
+async fn of_some_namespaces_what_is_for_the_whole_mesh_counts_too() {
+    let fake = Fake::start().await;
+    fake.apply(WEB);
+    let object = |kind: &str, group: &str, namespace: &str, spec: &str| {
+        format!("apiVersion: {group}v1\nkind: {kind}\nmetadata: {{name: a, namespace: {namespace}}}\nspec: {spec}\n")
+    };
+    for namespace in ["istio-system", "pay"] {
+        fake.apply(&object("AuthorizationPolicy", "security.istio.io/", namespace, "{}"));
+        fake.apply(&object("Service", "", namespace, "{ports: [{port: 80}]}"));
+    }
+    // Twice the same, and the root namespace itself, are followed once.
+    let follower = follow_in(&fake, &["shop", "shop"], PlaneOptions::default()).await;
+    let found = follower.plane.services().into_iter().map(|service| service.host.to_string()).collect::<Vec<_>>();
+    assert_eq!((follower.plane.objects(), &*found), (2, &["web.shop.svc.cluster.local".to_owned()][..]));
+    let follower = follow_in(&fake, &["istio-system"], PlaneOptions::default()).await;
+    assert_eq!(follower.plane.objects(), 2, "its policy and its Service");
 }
 
 #[tokio::test]
