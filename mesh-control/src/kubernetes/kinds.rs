@@ -143,7 +143,10 @@ mod tests {
     #[test]
     fn every_kind_that_is_read_is_watched_and_those_of_our_own_by_the_names_of_their_definitions() {
         for kind in ObjectKind::ALL.into_iter().filter(|kind| *kind != ObjectKind::MeshConfig) {
-            let resource = RESOURCES.iter().find(|resource| resource.kind == kind.name()).expect(kind.name());
+            let resource = RESOURCES
+                .iter()
+                .find(|resource| resource.kind == kind.name())
+                .unwrap_or_else(|| panic!("{}", kind.name()));
             if let Some(definition) = custom_resource(kind) {
                 assert!(
                     definition.contains(&format!("name: {}.{}\n", resource.plural, resource.group)),
