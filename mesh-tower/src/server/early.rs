@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use http::Request;
 use mesh_core::error::MeshError;
@@ -21,7 +20,7 @@ use crate::connection::ConnectionInfo;
 use crate::filters::{self, Passage};
 use crate::listeners::ListenerState;
 use crate::reply;
-use crate::server::request::{Admission, ServerContext, answer, facts_of, tell_of_token, tell_passage, with_parts};
+use crate::server::request::{Admission, ServerContext, answer, authenticate, facts_of, tell_passage, with_parts};
 use crate::server::response::Facts;
 use crate::uri::set_path;
 
@@ -108,9 +107,10 @@ impl ServerContext {
                     // Whoever looks at the path sees the same one, also where a filter has written it.
                     canonical(early.paths, request)?;
                     let connection = self.connection(request);
-                    let tokens = authenticated(&early.routes, &early.listener, request)?;
-                    info.note_client(connection.as_deref().and_then(ConnectionInfo::peer_identity), &tokens);
-                    early.tokens = Some(tokens);
+                    let tokens = authenticate(&early.routes, &early.listener, request)?;
+                    let tokens = tokens.as_ref().map_or(&[][..], Authenticated::claims_of_all);
+                    info.note_client(connection.as_deref().and_then(ConnectionInfo::peer_identity), tokens);
+                    early.tokens = Some(tokens.into());
                 }
                 Passage::Answered(reply) => {
                     let is_grpc = info.is_grpc;
@@ -125,25 +125,6 @@ impl ServerContext {
         let tokens = early.tokens.clone().unwrap_or_default();
         self.authorize(&routes, &listener, &tokens, request, facts)
     }
-
-    /// Policies decide, and whoever they ask.
-    fn authorize<B>(
-        &self,
-        routes: &Arc<RouteTable>,
-        listener: &Arc<ListenerState>,
-        tokens: &[Claims],
-        request: &mut Request<B>,
-        facts: &mut Option<Recycled<Facts>>,
-    ) -> Result<Admission, MeshError> {
-        let peer = self.connection(request);
-        self.authorizers.strip(request.headers_mut());
-        if let Some(asked) = self.ask(routes, listener, peer.as_deref(), tokens, request, facts)? {
-            return Ok(asked);
-        }
-        let head = RequestHead::received(request)?;
-        let found = self.admit(routes, listener, &head, peer.as_deref(), tokens, facts.as_deref_mut())?;
-        self.enter(routes, found, tokens, request, facts)
-    }
 }
 
 /// Gives the path the form in which everybody sees it.
@@ -153,20 +134,4 @@ fn canonical<B>(paths: PathNormalization, request: &mut Request<B>) -> Result<()
         set_path(request.uri_mut(), &path)?;
     }
     Ok(())
-}
-
-/// What the tokens of a request say, where somebody wants to know.
-fn authenticated<B>(
-    routes: &RouteTable,
-    listener: &ListenerState,
-    request: &mut Request<B>,
-) -> Result<Box<[Claims]>, MeshError> {
-    let Some(authenticator) = routes.authenticator() else { return Ok(Box::default()) };
-    let head = RequestHead::received(request)?;
-    let known = authenticator.authenticate(&head, SystemTime::now());
-    let known = known.inspect_err(|why| tell_of_token(why, listener.name()))?;
-    if known.changes() {
-        with_parts(request, |head| known.apply(head));
-    }
-    Ok(Authenticated::claims_of_all(&known).into())
 }

@@ -337,52 +337,54 @@ impl ServerContext {
         if routes.early().is_some() {
             return self.enter_early(routes, listener, *paths, request, facts);
         }
-        let mut tokens = None;
-        if let Some(authenticator) = routes.authenticator() {
-            let known = authenticator.authenticate(&head, SystemTime::now());
-            let known = known.inspect_err(|why| tell_of_token(why, listener.name()))?;
-            // What decides from here on sees what the application will see.
-            if known.changes() {
-                with_parts(request, |head| known.apply(head));
-                head = RequestHead::received(request)?;
-            }
-            tokens = Some(known);
+        // Where nobody looks at tokens and nobody is asked, the request is still as it was seen.
+        if routes.authenticator().is_none() && !self.may_ask(routes) {
+            let found = self.admit(routes, listener, &head, &[], request, facts.as_deref_mut())?;
+            return self.enter(routes, found, &[], request, facts);
         }
+        let tokens = authenticate(routes, listener, request)?;
         let tokens = tokens.as_ref().map_or(&[][..], Authenticated::claims_of_all);
-        // Who the peer is, and from where, is asked only where somebody decides by it, or calls are recorded.
-        let needs_peer =
-            routes.needs_verdict() || self.authorizers.every.is_some() || self.mesh.store().calls().is_on();
-        let peer = if needs_peer { self.connection(request) } else { None };
-        if !self.authorizers.is_empty() {
-            self.authorizers.strip(request.headers_mut());
-            head = RequestHead::received(request)?;
-        }
-        if !routes.askers().is_empty() || self.authorizers.every.is_some() {
-            if let Some(asked) = self.ask(routes, listener, peer.as_deref(), tokens, request, facts)? {
-                return Ok(asked);
-            }
-            head = RequestHead::received(request)?;
-        }
-        // Where nobody decides and nobody wants to know, there is only a route to be found.
-        let found = match needs_peer || facts.is_some() {
-            true => self.admit(routes, listener, &head, peer.as_deref(), tokens, facts.as_deref_mut())?,
-            false => routes.admit(&head, None, tokens, &mut fastrand::Rng::new()).into_route()?,
-        };
-        self.enter(routes, found, tokens, request, facts)
+        self.authorize(routes, listener, tokens, request, facts)
     }
 
-    /// Asks authorizers about a request, where they have to be: those of policies, and the application's own.
-    pub(super) fn ask<B>(
+    /// Whether there are authorizers that may have to be asked, or whose headers have to be taken off.
+    #[inline]
+    fn may_ask(&self, routes: &RouteTable) -> bool {
+        !self.authorizers.is_empty() || !routes.askers().is_empty()
+    }
+
+    /// It is said who may do what, of a request whose tokens are known: by authorizers, if there are any, and by policies.
+    pub(super) fn authorize<B>(
         &self,
         routes: &Arc<RouteTable>,
         listener: &Arc<ListenerState>,
-        peer: Option<&ConnectionInfo>,
+        tokens: &[Claims],
+        request: &mut Request<B>,
+        facts: &mut Option<Recycled<Facts>>,
+    ) -> Result<Admission, MeshError> {
+        match self.ask(routes, listener, tokens, request, facts)? {
+            Some(asked) => Ok(asked),
+            None => self.let_in(routes, listener, tokens, request, facts),
+        }
+    }
+
+    /// Asks authorizers about a request, where they have to be: those of policies, and the application's own.
+    fn ask<B>(
+        &self,
+        routes: &Arc<RouteTable>,
+        listener: &Arc<ListenerState>,
         tokens: &[Claims],
         request: &mut Request<B>,
         facts: &mut Option<Recycled<Facts>>,
     ) -> Result<Option<Admission>, MeshError> {
+        if !self.may_ask(routes) {
+            return Ok(None);
+        }
+        // Also where none of them is asked: what only they set is from nobody else.
+        self.authorizers.strip(request.headers_mut());
+        let peer = self.connection(request);
+        let connection = peer.as_deref().map(ends);
         let mut head = RequestHead::received(request)?;
-        let connection = peer.map(ends);
         let mut asked = Vec::new();
         let is_asked = |is_asked| asked.push(is_asked);
         let mut questions = check::questions(routes, &head, request.version(), connection.as_ref(), tokens, is_asked);
@@ -411,16 +413,24 @@ impl ServerContext {
 
     /// Who is let in by the policies, which is told and written down, learns of its route.
     #[inline]
-    pub(super) fn admit<'r>(
+    fn admit<'r, B>(
         &self,
         routes: &'r RouteTable,
         listener: &ListenerState,
         head: &RequestHead<'_>,
-        peer: Option<&ConnectionInfo>,
         tokens: &[Claims],
+        request: &Request<B>,
         facts: Option<&mut Facts>,
     ) -> Result<Found<'r>, MeshError> {
         let mut random = fastrand::Rng::new();
+        // Who the peer is, and from where, is asked only where somebody decides by it, or calls are recorded.
+        let needs_peer = routes.needs_verdict() || self.mesh.store().calls().is_on();
+        // Where nobody decides and nobody wants to know, there is only a route to be found.
+        if !needs_peer && facts.is_none() {
+            return routes.admit(head, None, tokens, &mut random).into_route();
+        }
+        let peer = if needs_peer { self.connection(request) } else { None };
+        let peer = peer.as_deref();
         let admission = routes.admit(head, peer.map(ends), tokens, &mut random);
         tell(admission.verdict(), listener.name(), peer);
         let verdict = *admission.verdict();
@@ -464,25 +474,28 @@ impl ServerContext {
             facts_of_it.info.note_unchecked();
         }
         with_parts(request, |head| rewrite::apply_to_request(std::slice::from_ref(&changes.request), head));
-        let admission = self.enter_checked(asked, request, facts);
+        let Asked { routes, listener, tokens, .. } = asked;
+        let admission = self.let_in(routes, listener, tokens, request, facts);
         admission.unwrap_or_else(|error| self.failed(&error, facts.as_deref_mut(), request))
     }
 
-    fn enter_checked<B>(
+    /// Nobody is to be asked any more: policies decide.
+    fn let_in<B>(
         &self,
-        Asked { routes, listener, tokens, .. }: &Asked,
+        routes: &Arc<RouteTable>,
+        listener: &Arc<ListenerState>,
+        tokens: &[Claims],
         request: &mut Request<B>,
         facts: &mut Option<Recycled<Facts>>,
     ) -> Result<Admission, MeshError> {
-        let peer = self.connection(request);
         let head = RequestHead::received(request)?;
-        let found = self.admit(routes, listener, &head, peer.as_deref(), tokens, facts.as_deref_mut())?;
+        let found = self.admit(routes, listener, &head, tokens, request, facts.as_deref_mut())?;
         self.enter(routes, found, tokens, request, facts)
     }
 
     /// A request that is let in passes the filters of its route.
     #[inline]
-    pub(super) fn enter<B>(
+    fn enter<B>(
         &self,
         routes: &Arc<RouteTable>,
         (position, route, destination): Found<'_>,
@@ -654,8 +667,24 @@ pub(super) fn ends(connection: &ConnectionInfo) -> Connection<'_> {
     }
 }
 
+/// What the tokens of a request say, where somebody looks at them. What decides from here on sees what the application will see.
+pub(super) fn authenticate<'r, B>(
+    routes: &'r RouteTable,
+    listener: &ListenerState,
+    request: &mut Request<B>,
+) -> Result<Option<Authenticated<'r>>, MeshError> {
+    let Some(authenticator) = routes.authenticator() else { return Ok(None) };
+    let head = RequestHead::received(request)?;
+    let known = authenticator.authenticate(&head, SystemTime::now());
+    let known = known.inspect_err(|why| tell_of_token(why, listener.name()))?;
+    if known.changes() {
+        with_parts(request, |head| known.apply(head));
+    }
+    Ok(Some(known))
+}
+
 /// Says why a token was refused.
-pub(super) fn tell_of_token(why: &Refusal, listener: &ListenerName) {
+fn tell_of_token(why: &Refusal, listener: &ListenerName) {
     tracing::debug!(%listener, ?why, "the token of a request is no good");
 }
 
