@@ -124,7 +124,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let text = format!("{text:#}\n");
     match &args.out {
-        Some(path) if args.token.is_some() => super::ca::write(path, text.as_bytes(), 0o600),
+        Some(path) if args.token.is_some() => super::files::write(path, text.as_bytes(), 0o600),
         Some(path) => fs::write(path, text).with_context(|| format!("cannot write {}", path.display())),
         None => Ok(super::say(&text)?),
     }

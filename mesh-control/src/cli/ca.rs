@@ -1,9 +1,6 @@
 //! `mesh-control ca`: certificates for programs that do not ask for their own.
 
-use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +12,7 @@ use serde_json::json;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 
+use super::files;
 use crate::ca::CertificateAuthority;
 
 /// Works with the mesh's certificate authority.
@@ -157,14 +155,14 @@ fn issue(args: &Issue) -> anyhow::Result<()> {
         true => None,
         false => Some(crate::ca::bundle_map(&domain, roots, &issued.trust_bundles, now)?),
     };
-    write(&dir.join(KEY), key.as_bytes(), 0o600)?;
-    write(&dir.join(CHAIN), chain.concat().as_bytes(), 0o644)?;
-    write(&dir.join(ROOTS), roots.as_bytes(), 0o644)?;
+    files::write(&dir.join(KEY), key.as_bytes(), 0o600)?;
+    files::write(&dir.join(CHAIN), chain.concat().as_bytes(), 0o644)?;
+    files::write(&dir.join(ROOTS), roots.as_bytes(), 0o644)?;
     if let Some(bundles) = bundles {
-        write(&dir.join(BUNDLES), format!("{bundles:#}\n").as_bytes(), 0o644)?;
+        files::write(&dir.join(BUNDLES), format!("{bundles:#}\n").as_bytes(), 0o644)?;
     }
     for (name, secret) in envoy_secrets(&fs::canonicalize(dir)?) {
-        write(&dir.join(name), format!("{secret:#}\n").as_bytes(), 0o644)?;
+        files::write(&dir.join(name), format!("{secret:#}\n").as_bytes(), 0o644)?;
     }
     let serial = &issued.serial;
     super::say(&format!(
@@ -195,20 +193,4 @@ pub(super) fn open(
         Some(dir) => CertificateAuthority::plugged_in(dir, state_dir, domain.clone(), now),
         None => CertificateAuthority::own(state_dir, domain.clone(), now),
     }
-}
-
-/// Replaces a file. The new one has its mode before there is anything in it, whatever stood there.
-pub(super) fn write(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
-    let context = || format!("cannot write {}", path.display());
-    // A hidden name is nobody's configuration, should the directory be one of it.
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".new");
-    let new = path.with_file_name(name);
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(context),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new).with_context(context)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&new, path)).with_context(context)
 }

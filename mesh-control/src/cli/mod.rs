@@ -1,7 +1,7 @@
 //! The `mesh-control` command.
 //!
-//! Stdout is for what was asked for, stderr for the log. Each option but those of `bootstrap` (whose --token can) and `schema` can be
-//! given by the environment as well: `--xds-addr` is `MESH_CONTROL_XDS_ADDR`.
+//! Stdout is for what was asked for, stderr for the log. Each option can be given by the environment as well, `--xds-addr` as
+//! `MESH_CONTROL_XDS_ADDR`, but for those of `bootstrap` (whose --token can) and `schema`, and the --output of `analyze`.
 
 mod analyze;
 mod authz;
@@ -10,6 +10,7 @@ mod ca;
 mod describe;
 mod directory;
 mod explain;
+mod files;
 mod input;
 mod install;
 mod quota;

@@ -1,8 +1,7 @@
 //! `mesh-control shift`: moves the weights of a VirtualService to one subset, step by step.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,8 +10,8 @@ use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 use tokio::time::MissedTickBehavior;
 
-use super::Printing;
 use super::serve::Signals;
+use super::{Printing, files};
 use crate::analysis::{Mesh, validate_scan};
 use crate::config::decode::parse_duration;
 use crate::config::diagnostic::Source;
@@ -176,10 +175,7 @@ impl File {
         let (source, found) = self.read(wanted)?;
         let Some(written) = found.filter(|written| are(written, present)) else { return Ok(false) };
         let text = weights::replaced(&source.text, &written, new).map_err(anyhow::Error::msg)?;
-        // A file that a link leads to is replaced, and not the link.
-        let path = self.path.canonicalize()?;
-        let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
-        super::ca::write(&path, text.as_bytes(), mode)?;
+        files::rewrite(&self.path, &text)?;
         Ok(true)
     }
 

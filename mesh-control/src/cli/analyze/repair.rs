@@ -5,8 +5,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-
+use crate::cli::files;
 use crate::config::Diagnostic;
 use crate::config::diagnostic::Fix;
 
@@ -56,7 +55,7 @@ impl Repaired {
             let Ok(text) = fs::read_to_string(path) else { continue };
             let (better, count) = written(&text, fixes);
             if count > 0 {
-                fs::write(path, better).with_context(|| format!("cannot write {}", path.display()))?;
+                files::rewrite(path, &better)?;
                 self.fixes += count;
                 self.files.insert(path.to_owned());
             }
@@ -82,6 +81,8 @@ fn written(text: &str, mut fixes: Vec<Fix>) -> (String, usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
     use crate::analysis::validate;
     use crate::config::Severity;
@@ -115,7 +116,11 @@ spec:
         let name = path.display().to_string();
         let examine = || Ok(validate([(&*name, &*fs::read_to_string(&path).expect("read"))]));
         fs::write(&path, WRONG).expect("written");
+        let mut reader = fs::File::open(&path).expect("open");
         let (left, repaired) = repair(examine).expect("written");
+        let mut seen = String::new();
+        reader.read_to_string(&mut seen).expect("read");
+        assert_eq!(seen, WRONG, "nobody sees half of a file");
         assert_eq!(repaired.to_string(), "put right: 4 in 1 files");
         let right = WRONG
             .replace("version: 1,", "version: \"1\",")
