@@ -23,21 +23,21 @@ mod security;
 mod selectors;
 mod service;
 mod sidecar;
+mod suppress;
 mod telemetry;
 mod tls;
 mod unknown;
 mod unmet;
 mod virtual_service;
 
-use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 use mesh_core::identity::TrustDomain;
 
+use self::suppress::Suppressed;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
-use crate::config::file::{Objects, SUPPRESS};
+use crate::config::file::Objects;
 use crate::config::load::{self, Scan};
 use crate::config::store::{Loaded, Store};
 use crate::config::support::ObjectKind;
@@ -85,6 +85,9 @@ pub struct Mesh {
     pub trust_domain: Option<TrustDomain>,
     /// Whether it is to be said, too, what works and is better said otherwise.
     pub takes_advice: bool,
+    /// Findings that are left out: of a code (`IST0118`, `degraded`), of one object where it is named
+    /// (`IST0118=Service shop/web`); `*` is anything.
+    pub suppress: Vec<String>,
 }
 
 /// Everything there is to say about a directory, as `Plane` would load it.
@@ -122,12 +125,12 @@ fn report(loaded: Loaded, mesh: Mesh) -> Report {
     let judge = Judge::default();
     let default_tls = if mesh.permissive { ServerTls::Permissive } else { ServerTls::Strict };
     let default_tls = mesh.issues_certificates.then_some(default_tls);
-    let given = Given { trust_domain: mesh.trust_domain, default_tls, ..Given::default() };
+    let given = Given { trust_domain: mesh.trust_domain.clone(), default_tls, ..Given::default() };
+    let suppressed = Suppressed::new(&loaded.objects, &mesh);
     let all = mesh.takes_advice.then(|| loaded.objects.clone());
     let (policy, mut diagnostics) = examine(loaded, &given, None, &judge);
     if let Some(objects) = all {
         advice::check(&objects, &policy, &mut diagnostics);
-        leave_out(&objects, &mut diagnostics);
     }
     if mesh.has_grpc {
         grpc::check(&judge, &policy, &mut diagnostics);
@@ -143,20 +146,10 @@ fn report(loaded: Loaded, mesh: Mesh) -> Report {
         let origin = settings.meta.origin.at(settings.place);
         diagnostics.push(Diagnostic::at(&origin, Severity::Error, Code::File, message).object(settings.id()));
     }
+    diagnostics.retain(|finding| !suppressed.has(finding));
     sort(&mut diagnostics);
     let trust_domain = policy.mesh.fixed.trust_domain.clone();
     Report { diagnostics, objects, wrong, unreadable, trust_domain }
-}
-
-/// Takes away what an annotation of its object does not want to be told (Istio: `galley.istio.io/analyze-suppress`).
-fn leave_out(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
-    let suppressed: HashMap<Arc<str>, &str> =
-        objects.metas().filter_map(|meta| Some((meta.id(), meta.annotations.get(SUPPRESS)?.as_str()))).collect();
-    diagnostics.retain(|finding| {
-        let codes = finding.object.as_ref().and_then(|object| suppressed.get(object));
-        let is_meant = |code: &str| code == "*" || Some(code) == finding.istio;
-        !codes.is_some_and(|codes| codes.split(',').map(str::trim).any(is_meant))
-    });
 }
 
 /// The policy of what is loaded, with the settings that were given besides and those that were fixed at the start; and

@@ -19,7 +19,7 @@ use crate::config::{Diagnostic, Severity};
 /// Examines configuration files against each other, with the codes of Istio's analyzers (docs/analyze.md).
 ///
 /// The findings are those of `validate`, and what works and is better said otherwise. `galley.istio.io/analyze-suppress: IST0118`
-/// on an object leaves its findings of that code out.
+/// on an object leaves its findings of that code out, as -S does; what is left out is not put right by --fix either.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// Files and directories; all of them together are one configuration.
@@ -97,7 +97,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             found
         }
     };
-    found.retain(|finding| !args.suppress.iter().any(|pattern| is_suppressed(pattern, finding)));
     let worst = Severity::from(args.failure_threshold);
     let is_fine = found.iter().all(|finding| finding.severity < worst);
     let least = Severity::from(args.output_threshold);
@@ -125,60 +124,8 @@ fn examine(args: &Args) -> anyhow::Result<Vec<Diagnostic>> {
         issues_certificates: args.dev,
         trust_domain: args.trust_domain.clone(),
         takes_advice: true,
+        suppress: args.suppress.clone(),
         ..Mesh::default()
     };
     Ok(validate_scan(scan, mesh).diagnostics)
-}
-
-/// Whether somebody does not want to hear of it: `CODE`, or `CODE=OBJECT`.
-fn is_suppressed(pattern: &str, finding: &Diagnostic) -> bool {
-    let (code, object) = pattern.split_once('=').unwrap_or((pattern, "*"));
-    let own = finding.object.as_deref().unwrap_or_default();
-    // Istio's way to name an object: `Service web.shop`.
-    let in_istio = own.split_once(' ').and_then(|(kind, name)| {
-        let (namespace, name) = name.split_once('/')?;
-        Some(format!("{kind} {name}.{namespace}"))
-    });
-    is_like(code, forms::code(finding)) && (is_like(object, own) || in_istio.is_some_and(|name| is_like(object, &name)))
-}
-
-/// Whether a text is one that a pattern means, in which `*` is anything.
-fn is_like(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|start| text.strip_prefix(start)) else { return false };
-    let parts: Vec<&str> = parts.collect();
-    let Some((end, between)) = parts.split_last() else { return rest.is_empty() };
-    for part in between {
-        let Some((_, after)) = rest.split_once(part) else { return false };
-        rest = after;
-    }
-    rest.ends_with(end)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Code;
-
-    #[test]
-    fn findings_are_left_out_by_code_and_object() {
-        let finding = Diagnostic::of_file("a.yaml", Severity::Info, Code::Advice, "m")
-            .istio("IST0118")
-            .object("Service shop/web");
-        for (pattern, expected) in [
-            ("IST0118", true),
-            ("IST0118=Service shop/web", true),
-            ("IST0118=Service web.shop", true),
-            ("IST0118=Service *.shop", true),
-            ("IST0118=*", true),
-            ("*=Service shop/*", true),
-            ("IST0118=Service shop/we", false),
-            ("IST0118=Service *.other", false),
-            ("IST0119", false),
-            ("", false),
-        ] {
-            assert_eq!(is_suppressed(pattern, &finding), expected, "{pattern}");
-        }
-        assert!(is_like("a*b*c", "a-b-c") && !is_like("a*b*c", "a-c-b") && !is_like("a*a", "a") && is_like("**", ""));
-    }
 }

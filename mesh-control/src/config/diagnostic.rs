@@ -229,6 +229,11 @@ struct Excerpt {
 }
 
 impl Diagnostic {
+    /// The code of Istio's analyzers for it, or our own word for what they have none for: `IST0118`, `degraded`.
+    pub fn known_as(&self) -> &'static str {
+        self.istio.unwrap_or(self.code.as_str())
+    }
+
     /// A finding at a place in a text.
     pub fn at(origin: &Origin, severity: Severity, code: Code, message: impl Into<String>) -> Diagnostic {
         let Origin { source, span } = origin;

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 
 use mesh_control::analysis::istio::{Answer, CODES};
 use mesh_control::analysis::{Mesh, validate_scan};
-use mesh_control::config::Diagnostic;
 use mesh_control::config::load::Scan;
+use mesh_control::config::{Code, Diagnostic};
 
 use crate::resilience::{assert_page, root};
 
@@ -264,6 +264,32 @@ fn an_object_may_say_what_it_is_not_to_be_told() {
     assert_eq!(analyze(&bare(", annotations: {galley.istio.io/analyze-suppress: IST0101}")).len(), 1);
 }
 
+/// All that can be told is covered, by the code that is shown: also what clients cannot do, for which Istio has none.
+#[test]
+fn an_annotation_and_an_option_leave_out_the_same() {
+    let text = |annotations: &str| {
+        format!(
+            "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: t, namespace: shop{annotations}}}\nspec: {{tracing: [{{randomSamplingPercentage: 1}}]}}\n"
+        )
+    };
+    let told = |text: &str, suppress: &[&str]| {
+        let mut scan = Scan::default();
+        scan.files.insert("1.yaml".into(), Ok(text.into()));
+        let suppress = suppress.iter().map(|&pattern| pattern.to_owned()).collect();
+        let mesh = Mesh { has_grpc: true, takes_advice: true, suppress, ..Mesh::default() };
+        let found = validate_scan(scan, mesh).diagnostics;
+        found.iter().filter(|one| one.code == Code::Degraded).count()
+    };
+    assert_eq!(told(&text(""), &[]), 1);
+    for (codes, expected) in [("degraded", 0), ("'*'", 0), ("'IST*, degr*'", 0), ("refused", 1)] {
+        let annotated = text(&format!(", annotations: {{galley.istio.io/analyze-suppress: {codes}}}"));
+        assert_eq!(told(&annotated, &[]), expected, "{codes}");
+    }
+    for (pattern, expected) in [("degraded", 0), ("*", 0), ("degraded=Telemetry t.shop", 0), ("refused", 1)] {
+        assert_eq!(told(&text(""), &[pattern]), expected, "{pattern}");
+    }
+}
+
 /// What works is no finding of `validate`.
 #[test]
 fn advice_is_for_who_asks_for_it() {
@@ -286,7 +312,9 @@ Examines objects by themselves and against each other, over files. There is one 
 and what works and would better be said otherwise comes besides. Findings have the code that Istio's analyzers have for them, so that
 what leaves some of them out there does here, too: `-S IST0118=\"Service web.shop\"`, and the annotation
 `galley.istio.io/analyze-suppress: IST0118` on an object. Findings that Istio does not know have a word in its place: `not-supported-yet`,
-`degraded` (with `--for grpc` or `--for envoy`), `unenforced`, `refused`.
+`degraded` (with `--for grpc` or `--for envoy`), `unenforced`, `refused`. Both ways name any of these, and `*` is anything in them; the
+annotation has commas between several, and is for all that is found at its object. What is left out does not count for the exit code, and
+`--fix` does not put it right. `validate` and `serve` leave nothing out.
 
 | option | |
 | --- | --- |

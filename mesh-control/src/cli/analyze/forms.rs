@@ -7,11 +7,6 @@ use serde_json::{Value, json};
 use crate::analysis::istio;
 use crate::config::{Diagnostic, Severity};
 
-/// Istio's code for a finding, or our own word for what Istio has none for.
-pub(super) fn code(finding: &Diagnostic) -> &str {
-    finding.istio.unwrap_or(finding.code.as_str())
-}
-
 fn message(finding: &Diagnostic) -> String {
     match &finding.field {
         Some(field) => format!("{field}: {}", finding.message),
@@ -36,7 +31,7 @@ pub(super) fn text(found: &[Diagnostic]) -> String {
         let about: Vec<&str> = finding.object.as_deref().into_iter().chain([place.as_str()]).collect();
         let fixable = if finding.fix().is_some() { " (--fix)" } else { "" };
         let about = about.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ");
-        out += &format!("{severity} [{}] ({about}) {}{fixable}\n", code(finding), message(finding));
+        out += &format!("{severity} [{}] ({about}) {}{fixable}\n", finding.known_as(), message(finding));
     }
     let count = |severity: Severity| found.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings, notes) = (count(Severity::Error), count(Severity::Warning), count(Severity::Info));
@@ -47,7 +42,7 @@ pub(super) fn text(found: &[Diagnostic]) -> String {
 pub(super) fn json(found: &[Diagnostic]) -> String {
     let line = |finding: &Diagnostic| {
         let value = json!({
-            "code": code(finding),
+            "code": finding.known_as(),
             "kind": finding.code.as_str(),
             "severity": finding.severity.as_str(),
             "resource": finding.object,
@@ -68,7 +63,7 @@ pub(super) fn sarif(found: &[Diagnostic]) -> String {
     let rules: BTreeMap<&str, Value> = found
         .iter()
         .map(|finding| {
-            let id = code(finding);
+            let id = finding.known_as();
             (id, json!({"id": id, "name": istio::name(id).unwrap_or(id)}))
         })
         .collect();
@@ -80,7 +75,7 @@ pub(super) fn sarif(found: &[Diagnostic]) -> String {
         };
         let about = finding.object.as_deref().map(|object| format!("{object}: ")).unwrap_or_default();
         let mut result = json!({
-            "ruleId": code(finding),
+            "ruleId": finding.known_as(),
             "level": level,
             "message": {"text": format!("{about}{}", message(finding))},
         });
@@ -130,7 +125,7 @@ pub(super) fn github(found: &[Diagnostic]) -> String {
             about.push(format!("line={},col={}", finding.line, finding.column.max(1)));
         }
         let title = finding.object.as_deref().map_or(String::new(), |object| format!(" {object}"));
-        about.push(format!("title={}", property(&format!("{}{title}", code(finding)))));
+        about.push(format!("title={}", property(&format!("{}{title}", finding.known_as()))));
         format!("::{level} {}::{}\n", about.join(","), data(&message(finding)))
     };
     found.iter().map(line).collect()
