@@ -12,7 +12,8 @@ use serde_json::json;
 
 use super::serve::namespace;
 use super::{Format, Printing};
-use crate::config::schemas::{OWN, custom_resource};
+use crate::config::schemas::custom_resource;
+use crate::config::support::ObjectKind;
 use crate::kubernetes::kinds::{RESOURCES, Resource, SETTINGS, Use};
 use crate::policy::mesh::ROOT_NAMESPACE;
 
@@ -59,7 +60,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn manifests(args: &Args, webhook_ca: Option<&str>) -> String {
-    let mut all: Vec<String> = OWN.into_iter().filter_map(custom_resource).collect();
+    let mut all: Vec<String> = ObjectKind::OWN.into_iter().filter_map(custom_resource).collect();
     all.extend([namespace_and_account(args), permissions(args), service(args, webhook_ca.is_some())]);
     all.push(deployment(args, webhook_ca.is_some()));
     all.extend(webhook_ca.map(|ca| webhook(args, ca)));
@@ -349,7 +350,7 @@ mod tests {
         let all = printed(&[], false);
         let roles = ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
         let expected = [&["Namespace", "ServiceAccount"], &roles[..], &["Service", "Deployment"]].concat();
-        let (definitions, rest) = all.split_at(OWN.len());
+        let (definitions, rest) = all.split_at(ObjectKind::OWN.len());
         assert!(kinds(definitions).iter().all(|kind| *kind == "CustomResourceDefinition"), "{definitions:?}");
         assert_eq!(kinds(rest), expected);
         let (wide, local) = (rules(&all, "ClusterRole"), rules(&all, "Role"));

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use crate::config::schemas::{OWN, custom_resource, json_schema, json_schema_of_all};
+use crate::config::schemas::{custom_resource, json_schema, json_schema_of_all};
 use crate::config::support::ObjectKind;
 
 /// Prints what may be written in objects, as it is read: JSON Schema for editors, or CustomResourceDefinitions of the kinds that
@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let text = match (args.form, args.kind) {
         (Form::JsonSchema, None) => pretty(&json_schema_of_all())?,
         (Form::JsonSchema, Some(kind)) => pretty(&json_schema(kind))?,
-        (Form::Crd, None) => OWN.into_iter().filter_map(custom_resource).collect::<Vec<_>>().join("---\n"),
+        (Form::Crd, None) => ObjectKind::OWN.into_iter().filter_map(custom_resource).collect::<Vec<_>>().join("---\n"),
         (Form::Crd, Some(kind)) => match custom_resource(kind) {
             Some(text) => text,
             None => bail!("{} is none of our own: whoever defines it has its CustomResourceDefinition", kind.name()),

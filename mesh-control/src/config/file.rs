@@ -391,7 +391,11 @@ impl Reader<'_> {
                 let message = format!("{kind} of {api_version_text} {why}");
                 d.report(kind_node.span, Severity::Info, Code::Ignored, message);
             }
-            Class::UnknownVersion(read, known) => {
+            Class::UnknownVersion(read) => {
+                let known = match read.versions() {
+                    [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+                    versions => versions.concat(),
+                };
                 let message = format!("{kind} has no version {}; {known}", quoted(api_version_text));
                 d.error(api_version.span, Code::InvalidValue, message);
                 self.refused(document, read, d);

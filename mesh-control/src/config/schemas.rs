@@ -6,7 +6,7 @@ use super::decode::Decode;
 use super::extensions::filter_schema::FilterSchema;
 use super::extensions::overload::Overload;
 use super::extensions::quota::Quota;
-use super::extensions::rate_limit::{POLICY_GROUP, RateLimit};
+use super::extensions::rate_limit::RateLimit;
 use super::extensions::request_rules::RequestRules;
 use super::gateway_api::grpc_route::GrpcRoute;
 use super::gateway_api::http_route::HttpRoute;
@@ -24,18 +24,6 @@ use super::istio::workload_entry::WorkloadEntry;
 use super::istio::workload_group::WorkloadGroup;
 use super::schema::{Reader, Schema, yaml};
 use super::support::ObjectKind;
-
-/// The version of the kinds that are our own.
-const VERSION: &str = "v1alpha1";
-
-/// The kinds that are our own.
-pub const OWN: [ObjectKind; 5] = [
-    ObjectKind::RateLimit,
-    ObjectKind::Overload,
-    ObjectKind::Quota,
-    ObjectKind::RequestRules,
-    ObjectKind::FilterSchema,
-];
 
 /// What may stand under `spec` of a kind; of the settings of the mesh, in their file.
 pub fn spec(kind: ObjectKind) -> Schema {
@@ -65,33 +53,11 @@ pub fn spec(kind: ObjectKind) -> Schema {
     }
 }
 
-/// The versions of a kind that are read; none for the settings of the mesh.
+/// What documents of a kind say of their version; nothing of the settings of the mesh.
 fn api_versions(kind: ObjectKind) -> Vec<String> {
-    let (group, versions): (&str, &[&str]) = match kind {
-        ObjectKind::VirtualService
-        | ObjectKind::DestinationRule
-        | ObjectKind::ServiceEntry
-        | ObjectKind::WorkloadEntry
-        | ObjectKind::WorkloadGroup
-        | ObjectKind::Sidecar => ("networking.istio.io/", &["v1", "v1beta1", "v1alpha3"]),
-        ObjectKind::PeerAuthentication | ObjectKind::RequestAuthentication | ObjectKind::AuthorizationPolicy => {
-            ("security.istio.io/", &["v1", "v1beta1"])
-        }
-        ObjectKind::Telemetry => ("telemetry.istio.io/", &["v1", "v1alpha1"]),
-        ObjectKind::HttpRoute | ObjectKind::ReferenceGrant => {
-            ("gateway.networking.k8s.io/", &["v1", "v1beta1", "v1alpha2"])
-        }
-        ObjectKind::GrpcRoute => ("gateway.networking.k8s.io/", &["v1", "v1alpha2"]),
-        ObjectKind::Service => ("", &["v1"]),
-        ObjectKind::WasmPlugin => ("extensions.istio.io/", &["v1alpha1"]),
-        ObjectKind::RateLimit
-        | ObjectKind::Overload
-        | ObjectKind::Quota
-        | ObjectKind::RequestRules
-        | ObjectKind::FilterSchema => return vec![format!("{POLICY_GROUP}/{VERSION}")],
-        ObjectKind::MeshConfig | ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => return Vec::new(),
-    };
-    versions.iter().map(|version| format!("{group}{version}")).collect()
+    let group = kind.group();
+    let versions = kind.versions().iter();
+    versions.map(|version| if group.is_empty() { version.to_string() } else { format!("{group}/{version}") }).collect()
 }
 
 /// JSON Schema (2020-12) of one kind, as a document of it is written.
@@ -156,28 +122,20 @@ fn object(kind: ObjectKind) -> Value {
     })
 }
 
-/// What many objects of a kind of our own are called in a path of Kubernetes.
-pub fn plural(kind: ObjectKind) -> String {
-    let singular = kind.name().to_ascii_lowercase();
-    if singular.ends_with('s') { singular } else { format!("{singular}s") }
-}
-
 /// The CustomResourceDefinition of a kind of our own, as YAML; `None` for a kind that others define.
 pub fn custom_resource(kind: ObjectKind) -> Option<String> {
-    if !OWN.contains(&kind) {
-        return None;
-    }
-    let (singular, plural) = (kind.name().to_ascii_lowercase(), plural(kind));
+    let version = kind.versions().first().filter(|_| ObjectKind::OWN.contains(&kind))?;
+    let (singular, plural, group) = (kind.name().to_ascii_lowercase(), kind.plural(), kind.group());
     let definition = json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("{plural}.{POLICY_GROUP}")},
+        "metadata": {"name": format!("{plural}.{group}")},
         "spec": {
-            "group": POLICY_GROUP,
+            "group": group,
             "scope": "Namespaced",
             "names": {"kind": kind.name(), "listKind": format!("{}List", kind.name()), "plural": plural, "singular": singular},
             "versions": [{
-                "name": VERSION,
+                "name": version,
                 "served": true,
                 "storage": true,
                 "subresources": {"status": {}},
@@ -200,76 +158,87 @@ pub fn custom_resource(kind: ObjectKind) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::config::diagnostic::Source;
-    use crate::config::file;
-    use crate::config::node::{self, Node, Value as Written};
+    use std::path::Path;
 
-    /// Why a node is not what a schema wants.
-    fn refused(schema: &Schema, node: &Node, path: &str) -> Option<String> {
-        let wrong = |is_right: bool| (!is_right).then(|| format!("{path}: {schema:?}"));
-        match (schema, &node.value) {
-            (_, Written::Null) | (Schema::Any, _) => None,
-            (Schema::Boolean, value) => wrong(matches!(value, Written::Bool(_))),
-            (Schema::Number, value) => wrong(matches!(value, Written::Int(_) | Written::Float(_))),
-            (Schema::Integer(least, most), Written::Int(value)) => {
-                wrong((*least..=*most).contains(&i128::from(*value)))
-            }
-            (Schema::Text, value) => wrong(matches!(value, Written::Str(_))),
-            (Schema::Like(pattern), Written::Str(text)) => wrong(regex::Regex::new(pattern).unwrap().is_match(text)),
-            (Schema::Words(words), Written::Str(text)) => wrong(words.contains(&text.as_str())),
-            (Schema::IntegerOrText, value) => wrong(matches!(value, Written::Int(_) | Written::Str(_))),
-            (Schema::List(items), Written::Seq(list)) => list.iter().find_map(|item| refused(items, item, path)),
-            (Schema::Named(values), Written::Map(entries)) => {
-                entries.iter().find_map(|(key, value)| refused(values, value, &format!("{path}.{}", key.name)))
-            }
-            (Schema::Object(fields), Written::Map(entries)) => {
-                let unknown =
-                    entries.iter().find_map(|(key, value)| match fields.iter().find(|field| field.name == key.name) {
-                        Some(field) => refused(&field.schema, value, &format!("{path}.{}", key.name)),
-                        None => Some(format!("{path}.{}: unknown", key.name)),
-                    });
-                let is_there = |name: &str| entries.iter().any(|(key, _)| key.name == name);
-                let missing = fields.iter().find(|field| field.is_required && !is_there(field.name));
-                unknown.or_else(|| missing.map(|field| format!("{path}.{}: missing", field.name)))
-            }
-            _ => wrong(false),
-        }
+    use super::*;
+    use crate::config::diagnostic::{Code, Severity, Source};
+    use crate::config::extensions::json_schema;
+    use crate::config::file;
+    use crate::config::node::{self, Key, Node, Value as Written};
+
+    /// The schema of a kind as it is printed, read by those who check documents with it.
+    fn printed(kind: ObjectKind) -> json_schema::Schema {
+        let text = super::json_schema(kind).to_string();
+        let documents = node::parse(&Source { name: "schema.json".into(), text: text.into() }).unwrap();
+        json_schema::Schema::read(&documents[0]).unwrap_or_else(|fault| panic!("{kind:?}: {fault:?}"))
     }
 
-    fn everything() -> Vec<(ObjectKind, Node)> {
-        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/everything");
-        let mut all = Vec::new();
+    /// The objects of a directory, and of those below it.
+    fn objects(dir: &Path, all: &mut Vec<(ObjectKind, Node)>) {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() {
+                objects(&path, all);
+                continue;
+            }
+            let name = path.display().to_string();
             let source = Source { name: name.into(), text: std::fs::read_to_string(&path).unwrap().into() };
+            let found = file::read(source.clone()).diagnostics;
+            // What is not supported is written as it has to be all the same.
+            let wrong = found.iter().find(|one| one.severity == Severity::Error && one.code != Code::NotSupportedYet);
+            assert!(wrong.is_none(), "{}", wrong.map_or(String::new(), ToString::to_string));
             for document in node::parse(&source).unwrap() {
                 let name = document.get("kind").and_then(Node::as_str).unwrap_or_default();
                 let kind = ObjectKind::ALL.into_iter().find(|kind| kind.name() == name);
-                all.extend(kind.map(|kind| (kind, document.get("spec").cloned().expect("a spec"))));
+                all.extend(kind.map(|kind| (kind, document)));
             }
         }
-        all
     }
 
+    /// An object whose `spec` has another field besides.
+    fn with_more(object: &Node) -> Node {
+        let mut object = object.clone();
+        let Written::Map(entries) = &mut object.value else { panic!("an object") };
+        let (key, spec) = entries.iter_mut().find(|(key, _)| key.name == "spec").expect("a spec");
+        let other = (Key { name: "other".to_owned(), ..key.clone() }, spec.clone());
+        let Written::Map(fields) = &mut spec.value else { panic!("fields") };
+        fields.push(other);
+        object
+    }
+
+    /// What is read without an error is no error in an editor either, and what is not read is one.
     #[test]
-    fn the_schema_of_a_kind_takes_every_field_of_it_and_no_other() {
-        let all = everything();
+    fn the_schema_of_a_kind_that_is_printed_takes_every_field_of_it_and_no_other() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut all = Vec::new();
+        objects(&root.join("testdata/everything"), &mut all);
+        objects(&root.join("../examples/manifests"), &mut all);
         for kind in ObjectKind::ALL.into_iter().filter(|kind| *kind != ObjectKind::MeshConfig) {
-            let schema = spec(kind);
-            let written: Vec<&Node> = all.iter().filter(|(of, _)| *of == kind).map(|(_, node)| node).collect();
-            assert!(!written.is_empty(), "{kind:?}");
-            for node in written {
-                assert_eq!(refused(&schema, node, kind.name()), None);
-                let Written::Map(mut entries) = node.value.clone() else { panic!("{kind:?}") };
-                let Some((mut key, value)) = entries.pop() else { panic!("{kind:?}") };
-                key.name.push('x');
-                entries.push((key, value));
-                let other = Node { value: Written::Map(entries), span: node.span };
-                assert!(refused(&schema, &other, "").is_some(), "{kind:?}");
+            let schema = printed(kind);
+            let mut count = 0;
+            for (_, object) in all.iter().filter(|(of, _)| *of == kind) {
+                let wrong = schema.faults(object);
+                assert!(wrong.is_empty(), "{kind:?}: {wrong:?}");
+                let unknown = schema.faults(&with_more(object));
+                let [(path, (_, message))] = unknown.as_slice() else { panic!("{kind:?}: {unknown:?}") };
+                assert!(path == "spec.other" && message.contains("unknown field"), "{path}: {message}");
+                count += 1;
             }
+            assert!(count > 0, "{kind:?}");
         }
+    }
+
+    /// The settings of the mesh stand in a file of their own, too.
+    #[test]
+    fn the_schema_of_the_settings_takes_every_field_of_them() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/everything/mesh-config.yaml");
+        let parsed =
+            |text: String| node::parse(&Source { name: "a.yaml".into(), text: text.into() }).unwrap().remove(0);
+        let map = parsed(std::fs::read_to_string(path).unwrap());
+        let text = map.get("data").and_then(|data| data.get("mesh")).and_then(Node::as_str).expect("settings");
+        let schema = printed(ObjectKind::MeshConfig);
+        assert_eq!(schema.faults(&parsed(text.to_owned())).len(), 0, "{:?}", schema.faults(&parsed(text.to_owned())));
+        assert_eq!(schema.faults(&parsed(format!("{text}\nother: 1\n"))).len(), 1);
     }
 
     #[test]
@@ -303,7 +272,7 @@ mod tests {
                 _ => {}
             }
         }
-        OWN.into_iter().for_each(|kind| look(&spec(kind), kind.name()));
+        ObjectKind::OWN.into_iter().for_each(|kind| look(&spec(kind), kind.name()));
         assert!(custom_resource(ObjectKind::VirtualService).is_none(), "that is Istio's");
     }
 }

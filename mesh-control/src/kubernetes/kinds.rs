@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::config::support::ObjectKind;
 use crate::policy::mesh::ROOT_NAMESPACE;
 
 /// A kind of object, and what it is watched for.
@@ -33,16 +34,13 @@ pub(crate) enum Use {
     Node,
 }
 
-const NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
-const SECURITY: &[&str] = &["v1", "v1beta1"];
+/// A kind of which objects are read.
+const fn read(kind: ObjectKind, use_: Use) -> Resource {
+    Resource { group: kind.group(), versions: kind.versions(), plural: kind.plural(), kind: kind.name(), use_ }
+}
 
-const fn object(
-    group: &'static str,
-    versions: &'static [&'static str],
-    plural: &'static str,
-    kind: &'static str,
-) -> Resource {
-    Resource { group, versions, plural, kind, use_: Use::Object }
+const fn object(kind: ObjectKind) -> Resource {
+    read(kind, Use::Object)
 }
 
 const fn own(plural: &'static str, kind: &'static str, use_: Use) -> Resource {
@@ -51,7 +49,7 @@ const fn own(plural: &'static str, kind: &'static str, use_: Use) -> Resource {
 
 /// Every kind that is watched.
 pub(crate) const RESOURCES: [Resource; 25] = [
-    own("services", "Service", Use::Service),
+    read(ObjectKind::Service, Use::Service),
     own("configmaps", "ConfigMap", Use::Settings),
     own("pods", "Pod", Use::Pod),
     own("nodes", "Node", Use::Node),
@@ -62,27 +60,27 @@ pub(crate) const RESOURCES: [Resource; 25] = [
         kind: "EndpointSlice",
         use_: Use::Slice,
     },
-    object("networking.istio.io", NETWORKING, "virtualservices", "VirtualService"),
-    object("networking.istio.io", NETWORKING, "destinationrules", "DestinationRule"),
-    object("networking.istio.io", NETWORKING, "serviceentries", "ServiceEntry"),
-    object("networking.istio.io", NETWORKING, "workloadentries", "WorkloadEntry"),
-    object("networking.istio.io", NETWORKING, "workloadgroups", "WorkloadGroup"),
-    object("networking.istio.io", NETWORKING, "sidecars", "Sidecar"),
+    object(ObjectKind::VirtualService),
+    object(ObjectKind::DestinationRule),
+    object(ObjectKind::ServiceEntry),
+    object(ObjectKind::WorkloadEntry),
+    object(ObjectKind::WorkloadGroup),
+    object(ObjectKind::Sidecar),
     // What it guards, or limits, is not let go because nobody looked.
-    object("networking.istio.io", &["v1alpha3"], "envoyfilters", "EnvoyFilter"),
-    object("extensions.istio.io", &["v1alpha1"], "wasmplugins", "WasmPlugin"),
-    object("security.istio.io", SECURITY, "peerauthentications", "PeerAuthentication"),
-    object("security.istio.io", SECURITY, "requestauthentications", "RequestAuthentication"),
-    object("security.istio.io", SECURITY, "authorizationpolicies", "AuthorizationPolicy"),
-    object("telemetry.istio.io", &["v1", "v1alpha1"], "telemetries", "Telemetry"),
-    object("gateway.networking.k8s.io", &["v1", "v1beta1", "v1alpha2"], "httproutes", "HTTPRoute"),
-    object("gateway.networking.k8s.io", &["v1", "v1alpha2"], "grpcroutes", "GRPCRoute"),
-    object("gateway.networking.k8s.io", &["v1", "v1beta1", "v1alpha2"], "referencegrants", "ReferenceGrant"),
-    object("policy.mesh-control", &["v1alpha1"], "ratelimits", "RateLimit"),
-    object("policy.mesh-control", &["v1alpha1"], "overloads", "Overload"),
-    object("policy.mesh-control", &["v1alpha1"], "quotas", "Quota"),
-    object("policy.mesh-control", &["v1alpha1"], "requestrules", "RequestRules"),
-    object("policy.mesh-control", &["v1alpha1"], "filterschemas", "FilterSchema"),
+    object(ObjectKind::EnvoyFilter),
+    object(ObjectKind::WasmPlugin),
+    object(ObjectKind::PeerAuthentication),
+    object(ObjectKind::RequestAuthentication),
+    object(ObjectKind::AuthorizationPolicy),
+    object(ObjectKind::Telemetry),
+    object(ObjectKind::HttpRoute),
+    object(ObjectKind::GrpcRoute),
+    object(ObjectKind::ReferenceGrant),
+    object(ObjectKind::RateLimit),
+    object(ObjectKind::Overload),
+    object(ObjectKind::Quota),
+    object(ObjectKind::RequestRules),
+    object(ObjectKind::FilterSchema),
 ];
 
 /// The name of the ConfigMap in the root namespace that the settings are in.
@@ -137,7 +135,6 @@ mod tests {
     use super::*;
     use crate::config::file;
     use crate::config::schemas::custom_resource;
-    use crate::config::support::ObjectKind;
     use crate::config::{Code, Source};
 
     #[test]

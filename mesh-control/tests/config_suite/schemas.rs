@@ -1,14 +1,15 @@
 //! `schemas/`: what `mesh-control schema` prints, checked in. `UPDATE_DOCS=1 cargo test -p mesh-control --test config_suite schemas`
 //! writes it.
 
-use mesh_control::config::schemas::{OWN, custom_resource, json_schema_of_all, plural};
+use mesh_control::config::schemas::{custom_resource, json_schema_of_all};
+use mesh_control::config::support::ObjectKind;
 
 use crate::resilience::assert_page;
 
 #[test]
 fn the_schemas_that_are_checked_in_are_those_of_what_is_read() {
-    for kind in OWN {
-        let file = format!("schemas/{}.policy.mesh-control.yaml", plural(kind));
+    for kind in ObjectKind::OWN {
+        let file = format!("schemas/{}.policy.mesh-control.yaml", kind.plural());
         assert_page(&file, &custom_resource(kind).unwrap(), "schemas");
     }
     let all = serde_json::to_string_pretty(&json_schema_of_all()).unwrap();
@@ -36,7 +37,7 @@ fn the_schemas_for_kubernetes_are_structural() {
         }
         schema.get("items").into_iter().chain(others).for_each(|below| look(below, path));
     }
-    for kind in OWN {
+    for kind in ObjectKind::OWN {
         let schema =
             mesh_control::config::schemas::spec(kind).to_json(mesh_control::config::schema::Reader::Kubernetes);
         look(&schema, kind.name());

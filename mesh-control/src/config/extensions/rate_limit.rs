@@ -21,9 +21,6 @@ use crate::config::node::Node;
 use crate::config::schema::Schema;
 use crate::config::spelling::miscased_method;
 
-/// The group of objects of our own.
-pub const POLICY_GROUP: &str = "policy.mesh-control";
-
 /// How many values of keys are kept apart where nobody says it.
 const KEYS: u32 = 10_000;
 

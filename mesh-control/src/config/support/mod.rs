@@ -11,6 +11,7 @@ mod extensions;
 mod filter_schema;
 mod grpc_route;
 mod http_route;
+mod kind;
 mod mesh_config;
 mod overload;
 mod quota;
@@ -33,118 +34,10 @@ use crate::config::node::{Key, Node, Value};
 
 pub use envoy::by_envoy;
 pub use extensions::{ANNOTATIONS, annotation};
+pub use kind::ObjectKind;
 pub use virtual_service::GRPC_RETRY_TOKENS;
 
 use Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
-
-/// The kinds that are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum ObjectKind {
-    /// `VirtualService` of networking.istio.io.
-    VirtualService,
-    /// `DestinationRule` of networking.istio.io.
-    DestinationRule,
-    /// `ServiceEntry` of networking.istio.io.
-    ServiceEntry,
-    /// `WorkloadEntry` of networking.istio.io.
-    WorkloadEntry,
-    /// `WorkloadGroup` of networking.istio.io.
-    WorkloadGroup,
-    /// `Sidecar` of networking.istio.io.
-    Sidecar,
-    /// `Service` of Kubernetes.
-    Service,
-    /// `PeerAuthentication` of security.istio.io.
-    PeerAuthentication,
-    /// `RequestAuthentication` of security.istio.io.
-    RequestAuthentication,
-    /// `AuthorizationPolicy` of security.istio.io.
-    AuthorizationPolicy,
-    /// Istio's `MeshConfig`, in a ConfigMap or in a file of its own.
-    MeshConfig,
-    /// `Telemetry` of telemetry.istio.io.
-    Telemetry,
-    /// `HTTPRoute` of Kubernetes' Gateway API.
-    HttpRoute,
-    /// `GRPCRoute` of Kubernetes' Gateway API.
-    GrpcRoute,
-    /// `ReferenceGrant` of Kubernetes' Gateway API.
-    ReferenceGrant,
-    /// `RateLimit` of policy.mesh-control, our own.
-    RateLimit,
-    /// `Overload` of policy.mesh-control, our own.
-    Overload,
-    /// `WasmPlugin` of extensions.istio.io.
-    WasmPlugin,
-    /// `RequestRules` of policy.mesh-control, our own.
-    RequestRules,
-    /// `FilterSchema` of policy.mesh-control, our own.
-    FilterSchema,
-    /// `Quota` of policy.mesh-control, our own.
-    Quota,
-    /// `EnvoyFilter` of networking.istio.io, where it says rate limits of workloads. It is none of [`Self::ALL`]: what of it is
-    /// understood, `config::extensions::envoy_filter` says.
-    EnvoyFilter,
-    /// A kind that guards workloads elsewhere, of which nothing is known but whom it is for. It is none of [`Self::ALL`].
-    Foreign(&'static str),
-}
-
-impl ObjectKind {
-    /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 21] = [
-        ObjectKind::VirtualService,
-        ObjectKind::DestinationRule,
-        ObjectKind::ServiceEntry,
-        ObjectKind::WorkloadEntry,
-        ObjectKind::WorkloadGroup,
-        ObjectKind::Sidecar,
-        ObjectKind::Service,
-        ObjectKind::PeerAuthentication,
-        ObjectKind::RequestAuthentication,
-        ObjectKind::AuthorizationPolicy,
-        ObjectKind::MeshConfig,
-        ObjectKind::Telemetry,
-        ObjectKind::HttpRoute,
-        ObjectKind::GrpcRoute,
-        ObjectKind::ReferenceGrant,
-        ObjectKind::RateLimit,
-        ObjectKind::Overload,
-        ObjectKind::WasmPlugin,
-        ObjectKind::RequestRules,
-        ObjectKind::FilterSchema,
-        ObjectKind::Quota,
-    ];
-
-    /// The word after `kind:`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            ObjectKind::VirtualService => "VirtualService",
-            ObjectKind::DestinationRule => "DestinationRule",
-            ObjectKind::ServiceEntry => "ServiceEntry",
-            ObjectKind::WorkloadEntry => "WorkloadEntry",
-            ObjectKind::WorkloadGroup => "WorkloadGroup",
-            ObjectKind::Sidecar => "Sidecar",
-            ObjectKind::Service => "Service",
-            ObjectKind::PeerAuthentication => "PeerAuthentication",
-            ObjectKind::RequestAuthentication => "RequestAuthentication",
-            ObjectKind::AuthorizationPolicy => "AuthorizationPolicy",
-            ObjectKind::MeshConfig => "MeshConfig",
-            ObjectKind::Telemetry => "Telemetry",
-            ObjectKind::HttpRoute => "HTTPRoute",
-            ObjectKind::GrpcRoute => "GRPCRoute",
-            ObjectKind::ReferenceGrant => "ReferenceGrant",
-            ObjectKind::RateLimit => "RateLimit",
-            ObjectKind::Overload => "Overload",
-            ObjectKind::WasmPlugin => "WasmPlugin",
-            ObjectKind::RequestRules => "RequestRules",
-            ObjectKind::FilterSchema => "FilterSchema",
-            ObjectKind::Quota => "Quota",
-            ObjectKind::EnvoyFilter => "EnvoyFilter",
-            ObjectKind::Foreign(name) => name,
-        }
-    }
-}
 
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug)]
