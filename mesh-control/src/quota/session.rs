@@ -203,7 +203,7 @@ impl Bucket {
             self.rate = self.rate * (1.0 - weight) + rate * weight;
         }
         self.holds = match (self.coming, usage.heard.checked_sub(1)) {
-            // Of what was used before it went by a new share, nothing is of that.
+            // It goes by the new share by now. What it used before was of the old one, so that the new one is whole.
             (Some(coming), Some(applied)) if applied >= coming.number => {
                 self.coming = None;
                 coming.tokens

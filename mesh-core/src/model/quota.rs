@@ -79,7 +79,8 @@ pub enum QuotaTest {
 pub struct QuotaSettings {
     /// What it is called in metrics: the object that says it, and its rule.
     pub name: (Arc<str>, Arc<str>),
-    /// What makes the ID of a request's bucket, one entry an action. Of which nothing is made, is not counted.
+    /// What makes the ID of a request's bucket, one entry an action. A request of which no ID can be made is not
+    /// counted.
     pub bucket: Arc<RateLimit>,
     /// How often usage is reported.
     pub interval: Duration,
