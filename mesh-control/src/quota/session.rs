@@ -157,6 +157,16 @@ impl Session {
             })
             .collect()
     }
+
+    /// The stream broke: what the client has told and what is not settled yet. What it may use stays with it until that is over.
+    pub(crate) fn rest(&mut self, now: Duration) -> Vec<Question> {
+        let told = std::mem::take(&mut self.buckets).into_iter().filter(|(_, bucket)| bucket.unsettled > 0);
+        told.map(|(key, bucket)| {
+            let (_, identity, ask) = bucket.question(key, now);
+            (key, identity, Ask { wants: false, until: held(bucket.until), ..ask })
+        })
+        .collect()
+    }
 }
 
 impl Bucket {
@@ -268,7 +278,7 @@ impl Bucket {
             wants,
             // In thousandths; one that was only seen once is like the others.
             demand: if self.sent == 0 { 0 } else { (self.rate * 1000.0) as u64 + 1 },
-            until: u64::try_from((until + MARGIN).as_millis()).unwrap_or(u64::MAX),
+            until: held(until),
         };
         (key, Arc::clone(&self.identity), ask)
     }
@@ -331,6 +341,11 @@ impl Bucket {
         let bucket = self.identity.bucket().collect();
         BucketAction { bucket_id: Some(BucketId { bucket }), bucket_action: Some(action) }
     }
+}
+
+/// Until when a share is held that is good until then.
+fn held(until: Duration) -> u64 {
+    u64::try_from((until + MARGIN).as_millis()).unwrap_or(u64::MAX)
 }
 
 fn duration(time: Duration) -> protobuf::Duration {

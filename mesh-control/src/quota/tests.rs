@@ -167,10 +167,10 @@ impl World {
                 let ttl = action.assignment_time_to_live.unwrap();
                 let ttl = Duration::new(u64::try_from(ttl.seconds).unwrap(), u32::try_from(ttl.nanos).unwrap());
                 let has_news = bucket.has_news();
-                let usage = bucket.report(at);
+                let mut usage = bucket.report(at);
                 if bucket.assign(strategy, Some(ttl), at) || has_news {
-                    let applied = bucket.applied();
-                    self.report(client, QuotaUsage { applied, ..usage });
+                    usage.applied = bucket.applied();
+                    self.report(client, usage);
                 }
             }
         }
@@ -330,6 +330,27 @@ fn a_client_that_dies_gives_its_share_back_after_its_time_and_one_that_leaves_at
     world.request(1);
     world.settle_down();
     assert_eq!(held(&world), 25, "all that is held is of who is there");
+}
+
+#[test]
+fn what_a_broken_stream_told_is_settled_and_what_its_client_holds_stays_with_it() {
+    let mut world = World::new(1, 100, QuotaStrategy::DenyAll);
+    world.request(0);
+    world.settle_down();
+    world.request(0);
+    let at = world.at();
+    let usage = world.clients[0].bucket.report(at);
+    world.report(0, usage);
+    let (_, usage) = world.clients[0].reports.pop_front().unwrap();
+    let (limit, now) = (world.limit(), Duration::from_millis(world.now));
+    let session = &mut world.clients[0].session;
+    // Nobody can be asked at that time.
+    assert!(session.hear(&usage, |_| Some(limit), now).is_some());
+    let rest = session.rest(now);
+    assert_eq!(session.rest(now).len(), 0);
+    world.settle(0, rest);
+    let held: u64 = world.account.leases.values().map(|lease| lease.tokens).sum();
+    assert_eq!((world.account.used, held), (1, 24));
 }
 
 #[test]

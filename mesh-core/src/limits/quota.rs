@@ -35,6 +35,7 @@ enum Phase {
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct QuotaVerdict {
     /// Whether it passes.
     pub is_within: bool,
@@ -48,6 +49,7 @@ pub struct QuotaVerdict {
 
 /// What became of the requests of a bucket since the last report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct QuotaUsage {
     /// How many passed.
     pub allowed: u64,

@@ -198,21 +198,15 @@ async fn converse(
             () = domain.news() => first = domain.urgent(now()),
         }
     }
-    let rest = first.split_off(first.len().min(MOST_USAGES));
+    let rest = Taken(first.split_off(first.len().min(MOST_USAGES)));
+    let first = Taken(first);
     let (sender, receiver) = mpsc::channel(1);
-    let mut message = UsageReports { domain: domain.name().to_string(), ..reports(&first) };
+    let mut message = UsageReports { domain: domain.name().to_string(), ..reports(&first.0) };
     message.node = Some(node.clone());
     // There is room for one.
     _ = sender.try_send(message);
-    let mut responses = match open(channel, receiver).await {
-        Ok(responses) => responses,
-        Err(reason) => {
-            for (kept, usage) in first.into_iter().chain(rest) {
-                kept.with(|bucket| bucket.keep(&usage));
-            }
-            return Err(reason);
-        }
-    };
+    let mut responses = open(channel, receiver).await?;
+    first.told();
     if !tell(&sender, rest).await {
         return Ok(());
     }
@@ -222,7 +216,7 @@ async fn converse(
         let due = tokio::select! {
             biased;
             () = is_left(&mut leave) => {
-                tell(&sender, domain.rest(now())).await;
+                tell(&sender, Taken(domain.rest(now()))).await;
                 drop(sender);
                 // The service ends its side once it has read all of it.
                 while let Ok(Some(_)) = responses.message().await {}
@@ -241,7 +235,7 @@ async fn converse(
             }
             _ = look.tick() => domain.due(now()),
         };
-        if !tell(&sender, due).await {
+        if !tell(&sender, Taken(due)).await {
             return Ok(());
         }
     }
@@ -290,12 +284,29 @@ fn apply(domain: &QuotaDomain, BucketAction { bucket_id, bucket_action }: Bucket
     }
 }
 
-/// Tells it; `false` where the stream has ended.
-async fn tell(sender: &mpsc::Sender<UsageReports>, due: Vec<Due>) -> bool {
-    for due in due.chunks(MOST_USAGES) {
-        if sender.send(reports(due)).await.is_err() {
-            return false;
+/// What was taken out of buckets to be told: what is not told in the end goes back into them.
+struct Taken(Vec<Due>);
+
+impl Taken {
+    fn told(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        for (kept, usage) in &self.0 {
+            kept.with(|bucket| bucket.keep(usage));
         }
+    }
+}
+
+/// Tells it; `false` where the stream has ended.
+async fn tell(sender: &mpsc::Sender<UsageReports>, mut due: Taken) -> bool {
+    while !due.0.is_empty() {
+        let Ok(room) = sender.reserve().await else { return false };
+        let some: Vec<Due> = due.0.drain(..due.0.len().min(MOST_USAGES)).collect();
+        room.send(reports(&some));
     }
     true
 }
@@ -315,4 +326,71 @@ fn reports(due: &[Due]) -> UsageReports {
         heard: usage.applied.saturating_add(1),
     });
     UsageReports { usages: usages.collect(), ..UsageReports::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tonic::transport::Endpoint;
+
+    use super::*;
+    use crate::limits::{Entry, Value};
+    use crate::model::{DescriptorAction, QuotaSettings, RateLimit};
+
+    /// A domain with so many buckets, each of which let one request pass.
+    fn domain(buckets: usize, now: Instant) -> Arc<QuotaDomain> {
+        let id = RateLimit::by(vec![DescriptorAction::Constant { key: "name".into(), value: "all".into() }]);
+        let settings = Arc::new(QuotaSettings::new(id, Duration::from_secs(1)));
+        let domain = Quotas::default().domain(&"shop".into());
+        for user in 0..buckets {
+            let user = user.to_string();
+            domain.take(&[Entry { key: "user", value: Value::Borrowed(user.as_bytes()) }], &settings, now);
+        }
+        domain
+    }
+
+    fn untold(domain: &QuotaDomain, now: Instant) -> u64 {
+        domain.rest(now).iter().map(|(_, usage)| usage.allowed).sum()
+    }
+
+    #[tokio::test]
+    async fn what_no_stream_took_is_told_over_the_next_one() {
+        let now = Instant::now();
+        let all = MOST_USAGES + 20;
+        let domain = domain(all, now);
+        let (sender, mut receiver) = mpsc::channel(1);
+        {
+            let telling = tell(&sender, Taken(domain.restart(now)));
+            tokio::select! {
+                biased;
+                _ = telling => panic!("there is room for one message alone"),
+                () = std::future::ready(()) => {}
+            }
+        }
+        assert_eq!(receiver.recv().await.map(|message| message.usages.len()), Some(MOST_USAGES));
+        let rest = domain.rest(now);
+        assert_eq!(rest.len(), 20, "another stream came before there was room for them");
+        drop(receiver);
+        assert!(!tell(&sender, Taken(rest)).await);
+        assert_eq!(untold(&domain, now), 20, "the stream had ended");
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_for_a_stream_that_did_not_open_in_time_goes_back() {
+        let now = Instant::now();
+        let domain = domain(3, now);
+        let (_leave, leaves) = watch::channel(false);
+        let (mut failures, node) = (0, Node::default());
+        let channel = Endpoint::from_static("http://127.0.0.1:9").connect_lazy();
+        {
+            let conversation = converse(channel, &domain, &node, leaves, &mut failures);
+            tokio::select! {
+                biased;
+                _ = conversation => panic!("nobody is dialled that soon"),
+                () = std::future::ready(()) => {}
+            }
+        }
+        assert_eq!(untold(&domain, now), 3);
+    }
 }

@@ -30,6 +30,9 @@ use crate::serve::io::guest::Guest;
 const LOOK: Duration = Duration::from_millis(250);
 /// Actions of one message.
 const MOST_ACTIONS: usize = 500;
+/// For how long, and how often, it is tried again to settle what a stream left behind.
+const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The service.
 #[derive(Clone)]
@@ -88,13 +91,30 @@ impl StreamingService<UsageReports> for Streams {
         let desk = self.0.clone();
         // It ends with the stream, and with the server.
         tokio::spawn(async move {
-            if let Err(status) = desk.exchange(&guest, request.into_inner(), &sender).await {
+            let mut session = desk.quotas.session(fastrand::u64(..));
+            let end = desk.exchange(&guest, &mut session, request.into_inner(), &sender).await;
+            let rest = match end {
+                Ok(End::Left) => session.leave(now()),
+                Ok(End::Broke) | Err(_) => session.rest(now()),
+            };
+            let rest = desk.unsettled(rest).await;
+            if let Err(status) = end {
                 // Whoever is gone is not told.
                 _ = sender.send(Err(status)).await;
             }
+            drop(sender);
+            desk.settle_rest(&guest, rest).await;
         });
         std::future::ready(Ok(Response::new(ReceiverStream::new(receiver))))
     }
+}
+
+/// How a client ended its stream.
+enum End {
+    /// It has told all, and leaves.
+    Left,
+    /// It is gone, and may come back.
+    Broke,
 }
 
 /// Who tells: a workload, or an Envoy that has a namespace at most.
@@ -140,10 +160,11 @@ impl QuotaDesk {
     async fn exchange(
         &self,
         guest: &Guest,
+        session: &mut Session,
         mut messages: Streaming<UsageReports>,
         sender: &Sender,
-    ) -> Result<(), Status> {
-        let Some(mut message) = guest.first(&mut messages).await? else { return Ok(()) };
+    ) -> Result<End, Status> {
+        let Some(mut message) = guest.first(&mut messages).await? else { return Ok(End::Left) };
         if message.domain != DOMAIN {
             return Err(Status::invalid_argument(format!("quotas are of the domain {DOMAIN:?}")));
         }
@@ -151,11 +172,10 @@ impl QuotaDesk {
             Some(node) => Teller::Workload(Box::new(guest.client(Some(node))?.0)),
             None => Teller::Nameless(guest.namespace()),
         };
-        let mut session = self.quotas.session(fastrand::u64(..));
         let mut over = std::pin::pin!(guest.over());
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut actions = self.hear(&mut session, &teller, message).await;
+        let mut actions = self.hear(session, &teller, message).await;
         loop {
             while !actions.is_empty() {
                 let rest = actions.split_off(actions.len().min(MOST_ACTIONS));
@@ -165,25 +185,22 @@ impl QuotaDesk {
                     biased;
                     status = &mut over => return Err(status),
                     sent = sender.send(Ok(response)) => if sent.is_err() {
-                        return Ok(());
+                        return Ok(End::Broke);
                     },
                 }
             }
             actions = tokio::select! {
                 biased;
                 status = &mut over => return Err(status),
-                () = sender.closed() => return Ok(()),
+                () = sender.closed() => return Ok(End::Broke),
                 message = messages.message() => match message? {
-                    Some(message) => self.hear(&mut session, &teller, message).await,
-                    None => {
-                        self.quotas.settle(&session.leave(now()), now()).await;
-                        return Ok(());
-                    }
+                    Some(message) => self.hear(session, &teller, message).await,
+                    None => return Ok(End::Left),
                 },
                 _ = look.tick() => {
                     let mut in_force = self.in_force(&teller);
                     let (asked, mut abandoned) = session.due(|of| in_force.limit(of), now());
-                    abandoned.extend(self.settle(&mut session, &asked).await);
+                    abandoned.extend(self.settle(session, &asked).await);
                     abandoned
                 }
             };
@@ -216,6 +233,26 @@ impl QuotaDesk {
         let settled = self.quotas.settle(asked, now()).await;
         let settled = asked.iter().zip(settled).filter_map(|(question, settled)| Some((question, settled.ok()?)));
         settled.filter_map(|(question, settled)| session.settled(question, &settled, now())).collect()
+    }
+
+    /// Settles; what could not be settled.
+    async fn unsettled(&self, asked: Vec<Question>) -> Vec<Question> {
+        let settled = self.quotas.settle(&asked, now()).await;
+        asked.into_iter().zip(settled).filter(|(_, settled)| settled.is_err()).map(|(question, _)| question).collect()
+    }
+
+    /// Tries again for a while. The guest has its place until then, so that few wait at a time.
+    async fn settle_rest(&self, guest: &Guest, mut rest: Vec<Question>) {
+        let mut left = PATIENCE;
+        while !rest.is_empty() && !left.is_zero() {
+            tokio::select! {
+                biased;
+                _ = guest.over() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+            left = left.saturating_sub(RETRY);
+            rest = self.unsettled(rest).await;
+        }
     }
 }
 
