@@ -1,4 +1,4 @@
-//! Quotas: how much each identity may have in an hour, a day or a month, shared among all processes that ask
+//! Quotas: how much each identity may have in a minute, an hour, a day or a month, shared among all processes that ask
 //! (`envoy.service.rate_limit_quota.v3`).
 //!
 //! ```text
@@ -36,7 +36,7 @@ pub(crate) type Key = [u8; 16];
 
 /// Whose quota.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The object.
     pub quota: String,
     /// Its rule.
@@ -107,6 +107,8 @@ struct Seen {
     period: Period,
     used: u64,
     leased: u64,
+    /// Until when the last of what is leased holds, in milliseconds.
+    until: u64,
     denied: u64,
 }
 
@@ -167,8 +169,9 @@ impl Quotas {
     pub fn new(store: Store) -> Quotas {
         let seen = store.known().into_iter().map(|(identity, account)| {
             let leased = account.leases.values().map(|lease| lease.tokens).sum();
+            let until = account.leases.values().map(|lease| lease.until).max().unwrap_or_default();
             let (period, used) = (account.period, account.used);
-            (identity.key(), Seen { identity, period, used, leased, denied: 0 })
+            (identity.key(), Seen { identity, period, used, leased, until, denied: 0 })
         });
         let seen = Mutex::new(seen.collect());
         let counter = || AtomicU64::new(0);
@@ -198,12 +201,13 @@ impl Quotas {
                     continue;
                 }
             }
-            let new = || Seen { identity: Arc::clone(identity), period: ask.period, used: 0, leased: 0, denied: 0 };
+            let identity = || Arc::clone(identity);
+            let new = || Seen { identity: identity(), period: ask.period, used: 0, leased: 0, until: 0, denied: 0 };
             let one = seen.entry(*key).or_insert_with(new);
             if ask.period.start > one.period.start {
                 (one.period, one.denied) = (ask.period, 0);
             }
-            (one.used, one.leased) = (settled.used, settled.leased);
+            (one.used, one.leased, one.until) = (settled.used, settled.leased, one.until.max(ask.until));
         }
         settled
     }
@@ -225,11 +229,11 @@ impl Quotas {
         let seen: Vec<Seen> = self.seen().values().cloned().collect();
         let mut identities: Vec<QuotaUse> = seen
             .into_iter()
-            .filter_map(|Seen { identity, period, used, leased, denied }| {
+            .filter_map(|Seen { identity, period, used, leased, until, denied }| {
                 let limit = limit(&identity.quota, &identity.rule)?;
                 let present = limit.unit.period(now);
                 let (used, denied) = if period.start == present.start { (used, denied) } else { (0, 0) };
-                let leased = if period.end > now.as_secs() { leased } else { 0 };
+                let leased = if u128::from(until) > now.as_millis() { leased } else { 0 };
                 let Identity { quota, rule, by } = Identity::clone(&identity);
                 Some(QuotaUse {
                     quota,

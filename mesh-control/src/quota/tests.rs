@@ -407,6 +407,9 @@ async fn a_server_that_is_killed_has_lost_nothing_of_what_it_granted() {
         .map(|one| (one.identity(), one.used, one.leased, one.left))
         .collect();
     assert_eq!(shown, [("x-user=ada".to_owned(), 40, 15, 45), ("x-user=bob".to_owned(), 5, 24, 71)]);
+    // Who held it may be gone with the server: then it is free once its time is over, and shown so.
+    let later = quotas.status(limit, NOW + Duration::from_secs(11)).identities;
+    assert_eq!(later.iter().map(|one| (one.used, one.leased, one.left)).collect::<Vec<_>>(), [(40, 0, 60), (5, 0, 95)]);
     let settled = quotas.settle(&[question("ada", 1, 0, 3)], NOW).await;
     assert_eq!(settled[0].as_ref().map(|settled| (settled.used, settled.granted)), Ok((41, 11)));
     // A month later, nothing of it counts.
