@@ -36,7 +36,7 @@ pub use crate::plane::{OutboundTrafficPolicy, PathNormalization, PlaneOptions};
 use crate::plane::{Plane, Rejected};
 use crate::quota::{QuotaStatus, Quotas, Store};
 use crate::serve::status::{self, Graph, Status};
-use crate::serve::{self, Certificates, Feed, LiveTrace, Server};
+use crate::serve::{self, Certificates, Feed, LiveTrace, QuotasIn, Server};
 
 /// Where the configuration comes from.
 #[derive(Clone, Debug)]
@@ -226,7 +226,7 @@ impl Embedded {
             let calls = Calls::open(state).map_err(|error| StartError::Unreadable(state.clone(), error))?;
             serve = serve.calls(Arc::new(calls));
         }
-        if let (Some(state), true) = (&state, serve.quotas.is_some()) {
+        if let (Some(state), QuotasIn::Default) = (&state, &serve.quotas) {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let store = Store::in_dir(state, now).map_err(|error| StartError::Unreadable(state.clone(), error))?;
             serve = serve.quotas(Arc::new(Quotas::new(store)));

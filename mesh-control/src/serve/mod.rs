@@ -22,7 +22,7 @@ pub use clients::node::About;
 pub use clients::presence::{Workload, WorkloadKey, Workloads};
 pub use clients::refusals::TurnedAwayStatus;
 pub use io::live_trace::LiveTrace;
-pub use io::server::{Options, Server};
+pub use io::server::{Options, QuotasIn, Server};
 pub use io::tls::TlsFiles;
 pub use protocol::push::Pace;
 pub use protocol::session::SERVER_LISTENER_PREFIX;

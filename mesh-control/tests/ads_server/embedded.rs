@@ -1,5 +1,6 @@
 //! The embedded control plane: YAML in, what a client sees out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
@@ -10,7 +11,8 @@ use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use hyper_util::rt::TokioIo;
 use mesh_control::catalog::Kind;
-use mesh_control::embedded::{Config, Embedded, Options, StartError};
+use mesh_control::embedded::{Config, Embedded, Options, PlaneOptions, StartError};
+use mesh_control::quota::{Quotas, Store};
 use mesh_control::serve;
 use prost::Message;
 use tonic::transport::{Channel, Endpoint};
@@ -179,4 +181,21 @@ async fn a_wrong_text_or_directory_is_an_error_that_says_so() {
     assert!(matches!(wrong, Err(StartError::Rejected(_))));
     let missing = Embedded::start(Config::dir("no/such/directory"), Options::default()).await;
     assert!(missing.unwrap_err().to_string().contains("no/such/directory"));
+}
+
+#[tokio::test]
+async fn quotas_are_kept_where_somebody_says_and_else_in_the_state_directory() {
+    let (config, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let kept_in = async |serve: serve::Options| {
+        let options = Options::default().plane(PlaneOptions::default().state_dir(state.path())).serve(serve);
+        let control = Embedded::start(Config::dir(config.path()), options).await.unwrap();
+        let store = control.quotas().map(|status| status.store);
+        control.shutdown().await;
+        store
+    };
+    let serve = serve::Options::default;
+    assert_eq!(kept_in(serve()).await.as_deref(), Some("file"));
+    let given = Arc::new(Quotas::new(Store::in_memory()));
+    assert_eq!(kept_in(serve().quotas(given)).await.as_deref(), Some("memory"));
+    assert_eq!(kept_in(serve().quotas(None)).await, None);
 }

@@ -90,9 +90,21 @@ pub struct Options {
     pub name_bytes_per_identity: usize,
     /// What the rate limit service goes by, if there is one; see [`listen_rate_limits`](Server::listen_rate_limits).
     pub rate_limits: Option<Arc<RateLimits>>,
-    /// Where quotas are kept, of which shares are assigned to workloads on the same addresses as xDS. In memory, unless set;
-    /// with `None`, nobody is assigned any.
-    pub quotas: Option<Arc<Quotas>>,
+    /// Where quotas are kept, of which shares are assigned to workloads on the same addresses as xDS.
+    pub quotas: QuotasIn,
+}
+
+/// Where quotas are kept.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum QuotasIn {
+    /// Nobody says it: in the state directory of an embedded control plane that has one, else in memory.
+    #[default]
+    Default,
+    /// Here.
+    These(Arc<Quotas>),
+    /// Nobody is assigned a share.
+    Nowhere,
 }
 
 impl Default for Options {
@@ -113,7 +125,7 @@ impl Default for Options {
             streams_per_identity: 10_000,
             name_bytes_per_identity: 256 << 20,
             rate_limits: None,
-            quotas: Some(Arc::new(Quotas::new(Store::in_memory()))),
+            quotas: QuotasIn::Default,
         }
     }
 }
@@ -176,7 +188,7 @@ impl Options {
 
     /// Keeps quotas here, or nowhere; see [`quotas`](field@Self::quotas).
     pub fn quotas(mut self, quotas: impl Into<Option<Arc<Quotas>>>) -> Options {
-        self.quotas = quotas.into();
+        self.quotas = quotas.into().map_or(QuotasIn::Nowhere, QuotasIn::These);
         self
     }
 
@@ -236,7 +248,11 @@ impl Server {
             desk: desk.clone(),
             calls: options.calls.clone(),
             rate_limits: options.rate_limits.clone(),
-            quotas: options.quotas.clone(),
+            quotas: match &options.quotas {
+                QuotasIn::Default => Some(Arc::new(Quotas::new(Store::in_memory()))),
+                QuotasIn::These(quotas) => Some(Arc::clone(quotas)),
+                QuotasIn::Nowhere => None,
+            },
             started: SystemTime::now(),
             feed,
             presence: Presence::new(workloads, options.grace),
