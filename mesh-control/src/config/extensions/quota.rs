@@ -9,11 +9,11 @@ use mesh_core::model::{
     ExpiredQuota, Fraction, QuotaRule as Counted, QuotaSettings, QuotaStrategy, RateLimit, RateLimitQuota,
 };
 
-use super::rate_limit::{Fault, Key, LimitMode, Match, Rule, refusal};
+use super::rate_limit::{Fault, Key, LimitMode, Match, Rule, check_whose, refusal, report};
 use super::rate_limit_service::{FailureMode, asked};
 use crate::catalog::QuotaLimit;
 use crate::config::decode::{At, Decode, Decoder, Text, keywords, message};
-use crate::config::diagnostic::{Code, Severity, Span, quoted};
+use crate::config::diagnostic::{Span, quoted};
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
@@ -136,9 +136,7 @@ impl Decode for Quota {
         let spec = QuotaSpec::decode(node, d)?;
         let mut faults = Vec::new();
         let rules = spec.read(&mut faults);
-        for (span, field, message) in &faults {
-            d.report_at(*span, field.clone(), Severity::Error, Code::InvalidValue, message.clone());
-        }
+        report(&faults, d);
         if !faults.is_empty() {
             return None;
         }
@@ -171,12 +169,8 @@ impl Quota {
 
 impl QuotaSpec {
     fn read(&self, faults: &mut Vec<Fault>) -> Vec<Arc<QuotaRule>> {
-        if let (LimitMode::Server, Some(host)) = (self.mode, self.hosts.first()) {
-            faults.push((host.span, "hosts".to_owned(), "hosts are for mode CLIENT".to_owned()));
-        }
-        if self.rules.is_empty() {
-            faults.push((self.span, "rules".to_owned(), "there is no rule".to_owned()));
-        }
+        let keys = self.rules.iter().map(|rule| &*rule.by);
+        check_whose((self.span, self.mode, &self.hosts), keys, faults);
         let interval = self.report_every.as_ref().map_or(INTERVAL, |every| every.value);
         if let Some(every) = self.report_every.as_ref().filter(|_| !(SHORTEST..=LONGEST).contains(&interval)) {
             let message = format!("not between {SHORTEST:?} and {LONGEST:?}");

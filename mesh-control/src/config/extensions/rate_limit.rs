@@ -207,15 +207,7 @@ impl Decode for RateLimit {
             Some(service) => Counter::Service(Arc::new(service.limit(&spec, &mut faults))),
             None => Counter::Process(Arc::new(spec.limit(&mut faults))),
         };
-        for (span, field, message) in &faults {
-            d.report_at(*span, field.clone(), Severity::Error, Code::InvalidValue, message.clone());
-            if field.ends_with("match.method") {
-                d.amend(|finding| match finding.written().and_then(miscased_method) {
-                    Some(meant) => finding.instead(meant),
-                    None => finding,
-                });
-            }
-        }
+        report(&faults, d);
         if !faults.is_empty() {
             return None;
         }
@@ -249,6 +241,41 @@ impl RateLimit {
 
 /// Where something is wrong, in which field, and what.
 pub(super) type Fault = (Span, String, String);
+
+/// Tells them.
+pub(super) fn report(faults: &[Fault], d: &mut Decoder<'_>) {
+    for (span, field, message) in faults {
+        d.report_at(*span, field.clone(), Severity::Error, Code::InvalidValue, message.clone());
+        if field.ends_with("match.method") {
+            d.amend(|finding| match finding.written().and_then(miscased_method) {
+                Some(meant) => finding.instead(meant),
+                None => finding,
+            });
+        }
+    }
+}
+
+/// What is wrong with whose requests are counted, and with what each rule tells them apart by.
+pub(super) fn check_whose<'r>(
+    (span, mode, hosts): (Span, LimitMode, &[Text]),
+    rules: impl ExactSizeIterator<Item = &'r [Key]>,
+    faults: &mut Vec<Fault>,
+) {
+    if let (LimitMode::Server, Some(host)) = (mode, hosts.first()) {
+        faults.push((host.span, "hosts".to_owned(), "hosts are for mode CLIENT".to_owned()));
+    }
+    if rules.len() == 0 {
+        faults.push((span, "rules".to_owned(), "there is no rule".to_owned()));
+    }
+    let keys = rules.enumerate().flat_map(|(rule, by)| by.iter().enumerate().map(move |at| (rule, at)));
+    for (rule, (index, key)) in keys.filter(|_| mode == LimitMode::Client) {
+        if let Some(field) = key.of_servers() {
+            let message =
+                "known of requests that come in, and so for mode SERVER: no request that is made would be counted";
+            faults.push((key.span, format!("rules[{rule}].by[{index}].{field}"), message.to_owned()));
+        }
+    }
+}
 
 impl RateLimitSpec {
     /// What each process counts by itself.
@@ -295,21 +322,8 @@ impl RateLimitSpec {
 
     /// What is wrong with it, whoever counts.
     pub(super) fn check(&self, faults: &mut Vec<Fault>) {
-        if let (LimitMode::Server, Some(host)) = (self.mode, self.hosts.first()) {
-            faults.push((host.span, "hosts".to_owned(), "hosts are for mode CLIENT".to_owned()));
-        }
-        if self.rules.is_empty() {
-            faults.push((self.span, "rules".to_owned(), "there is no rule".to_owned()));
-        }
-        let keys =
-            self.rules.iter().enumerate().flat_map(|(rule, one)| one.by.iter().enumerate().map(move |at| (rule, at)));
-        for (rule, (index, key)) in keys.filter(|_| self.mode == LimitMode::Client) {
-            if let Some(field) = key.of_servers() {
-                let message =
-                    "known of requests that come in, and so for mode SERVER: no request that is made would be counted";
-                faults.push((key.span, format!("rules[{rule}].by[{index}].{field}"), message.to_owned()));
-            }
-        }
+        let keys = self.rules.iter().map(|rule| &*rule.by);
+        check_whose((self.span, self.mode, &self.hosts), keys, faults);
     }
 }
 
