@@ -6,9 +6,10 @@ use std::sync::Arc;
 use mesh_core::model::OnFailure;
 
 use super::security::check_targets;
+use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::extensions::filter_schema::FilterSchema;
-use crate::config::extensions::request_rules::RulesMode;
+use crate::config::extensions::request_rules::{RequestRules, RulesMode};
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::wasm_plugin::{TrafficSelector, WasmPlugin, WorkloadMode};
 use crate::config::locate::locate;
@@ -77,7 +78,15 @@ fn check_rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) 
                 found.push(finding.object(object.meta.id()).field("hosts"));
             }
         }
+        let whom = (object.spec.selector.as_ref(), &*object.spec.target_refs);
+        tokens::check(&object.meta, whom, of_tokens(&object.spec), (objects, policy), found);
     }
+}
+
+/// The fields of a server's rules in which somebody asks what a token says.
+fn of_tokens(rules: &RequestRules) -> impl Iterator<Item = String> {
+    let of_servers = rules.of_tokens.iter().filter(|_| rules.mode == RulesMode::Server);
+    of_servers.map(|index| format!("rules[{index}].when"))
 }
 
 fn becomes(on_failure: OnFailure) -> &'static str {

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use mesh_core::model::{DescriptorAction, HeaderTest, RateLimit as Counted, StringTest};
 
 use super::security::check_targets;
+use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions::overload::Overload;
 use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
-use crate::config::file::{Meta, Object, Objects, Workloads};
-use crate::config::istio::security::{TargetRef, selected};
+use crate::config::file::{Meta, Object, Objects};
+use crate::config::istio::security::TargetRef;
 use crate::config::locate::locate;
 use crate::config::spelling::miscased_method;
 use crate::config::support::ObjectKind;
@@ -62,7 +63,8 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     for object in policy.limits.rate_limits() {
         check_descriptors(object, policy, found);
         check_methods(object, found);
-        check_claims(object, objects, policy, found);
+        let whom = (object.spec.selector.as_ref(), &*object.spec.target_refs);
+        tokens::check(&object.meta, whom, of_tokens(&object.spec), (objects, policy), found);
     }
 }
 
@@ -223,45 +225,11 @@ fn check_methods(object: &Object<RateLimit>, found: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Claims of tokens that nobody looks at.
-fn check_claims(object: &Object<RateLimit>, objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    let counted = object.spec.limits.iter().flat_map(|(_, counter)| counter.counted());
+/// The field in which a claim is needed, where one is.
+fn of_tokens(limit: &RateLimit) -> Option<String> {
+    let counted = limit.limits.iter().flat_map(|(_, counter)| counter.counted());
     let needs = |action: &DescriptorAction| matches!(action, DescriptorAction::Claim { default: None, .. });
-    if !counted.flat_map(|counted| &counted.actions).any(needs) {
-        return;
-    }
-    let workloads = workloads_of(object);
-    let looks = |other: &Meta, whom: &Workloads| {
-        policy.limits.may_meet(&object.meta.namespace, &other.namespace) && may_be_same(&workloads, whom)
-    };
-    let mut known = objects.request_authentications.iter().filter(|other| !other.spec.jwt_rules.is_empty());
-    let is_known = known
-        .any(|other| looks(&other.meta, &Workloads::of(selected(other.spec.selector.as_ref()), &other.spec.targets())));
-    // One that is wrong says so itself.
-    let is_refused = objects.refused.iter().any(|other| other.meta.kind == ObjectKind::RequestAuthentication);
-    if !is_known && !is_refused {
-        let message =
-            "no RequestAuthentication is for these workloads, so that no token is looked at: requests have no \
-                       claim, and are not counted"
-                .to_owned();
-        say(&object.meta, "rules", Code::UnknownReference, message, found);
-    }
-}
-
-fn workloads_of(object: &Object<RateLimit>) -> Workloads {
-    let targets: Vec<&TargetRef> = object.spec.target_refs.iter().collect();
-    Workloads::of(selected(object.spec.selector.as_ref()), &targets)
-}
-
-/// Whether some workload may be one of both.
-fn may_be_same(one: &Workloads, other: &Workloads) -> bool {
-    match (one, other) {
-        (Workloads::Labelled(one), Workloads::Labelled(other)) => {
-            one.iter().all(|(key, value)| other.get(key).is_none_or(|wanted| wanted == value))
-        }
-        (Workloads::OfServices(one), Workloads::OfServices(other)) => one.iter().any(|name| other.contains(name)),
-        _ => true,
-    }
+    counted.flat_map(|counted| &counted.actions).any(needs).then(|| "rules".to_owned())
 }
 
 /// What gRPC's own clients and servers do of them: nothing.

@@ -26,6 +26,7 @@ mod sidecar;
 mod suppress;
 mod telemetry;
 mod tls;
+mod tokens;
 mod unknown;
 mod unmet;
 mod virtual_service;

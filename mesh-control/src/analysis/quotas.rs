@@ -2,10 +2,10 @@
 
 use super::limits::say;
 use super::security::check_targets;
+use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic};
 use crate::config::extensions::quota::Quota;
-use crate::config::extensions::rate_limit::LimitMode;
-use crate::config::file::{Object, Objects};
+use crate::config::file::Objects;
 use crate::policy::Policy;
 use mesh_core::model::DescriptorAction;
 
@@ -20,28 +20,18 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
                 say(&object.meta, "hosts", Code::UnknownReference, message, found);
             }
         }
-        check_claims(objects, policy, object, found);
+        let whom = (object.spec.selector.as_ref(), &*object.spec.target_refs);
+        tokens::check(&object.meta, whom, of_tokens(&object.spec), (objects, policy), found);
     }
 }
 
-/// Claims are those of tokens that somebody verifies: on servers, where a RequestAuthentication asks for it.
-fn check_claims(objects: &Objects, policy: &Policy, object: &Object<Quota>, found: &mut Vec<Diagnostic>) {
-    let is_verified = object.spec.mode == LimitMode::Server
-        && objects
-            .request_authentications
-            .iter()
-            .any(|authentication| policy.limits.may_meet(&object.meta.namespace, &authentication.meta.namespace));
-    for (index, rule) in object.spec.rules.iter().enumerate() {
-        let actions = rule.settings().map_or(&[][..], |settings| &settings.bucket.actions);
-        let claim = actions.iter().find(|action| matches!(action, DescriptorAction::Claim { .. }));
-        if let Some(claim) = claim.filter(|_| !is_verified) {
-            let message = format!(
-                "no RequestAuthentication verifies a token here, so that no request has {:?}, and none is counted",
-                claim.key()
-            );
-            say(&object.meta, &format!("rules[{index}].by"), Code::UnknownReference, message, found);
-        }
-    }
+/// The fields in which claims are needed.
+fn of_tokens(quota: &Quota) -> impl Iterator<Item = String> {
+    let needs = |action: &DescriptorAction| matches!(action, DescriptorAction::Claim { .. });
+    let rules = quota.rules.iter().enumerate();
+    let rules = rules
+        .filter(move |(_, rule)| rule.settings().is_some_and(|settings| settings.bucket.actions.iter().any(needs)));
+    rules.map(|(index, _)| format!("rules[{index}].by"))
 }
 
 /// What gRPC's own clients and servers do of them: nothing.

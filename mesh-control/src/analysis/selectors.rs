@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions::rate_limit::LimitMode;
+use crate::config::extensions::request_rules::RulesMode;
 use crate::config::file::{Meta, Objects};
 use crate::config::istio::security::selected;
+use crate::config::istio::wasm_plugin::WorkloadMode;
 use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::config::support::ObjectKind;
@@ -110,9 +112,22 @@ fn selectors(objects: &Objects) -> Vec<(&Meta, &'static str, BTreeMap<String, St
         .overloads
         .iter()
         .map(|object| (&object.meta, object.spec.selector.as_ref(), object.spec.throttle.is_none()));
-    for (meta, selector, is_for_servers) in
-        peers.chain(tokens).chain(rules).chain(telemetries).chain(limits).chain(overloads)
-    {
+    let quotas = objects
+        .quotas
+        .iter()
+        .map(|object| (&object.meta, object.spec.selector.as_ref(), object.spec.mode == LimitMode::Server));
+    let request_rules = objects
+        .request_rules
+        .iter()
+        .map(|object| (&object.meta, object.spec.selector.as_ref(), object.spec.mode == RulesMode::Server));
+    let plugins = objects.wasm_plugins.iter().map(|object| {
+        let sides = &object.spec.matches;
+        let is_for_servers = !sides.is_empty() && sides.iter().all(|side| side.mode == WorkloadMode::Server);
+        (&object.meta, object.spec.selector.as_ref(), is_for_servers)
+    });
+    let of_security = peers.chain(tokens).chain(rules);
+    let of_our_own = limits.chain(overloads).chain(quotas).chain(request_rules);
+    for (meta, selector, is_for_servers) in of_security.chain(telemetries).chain(of_our_own).chain(plugins) {
         let field = if meta.kind == ObjectKind::EnvoyFilter { "workloadSelector.labels" } else { FIELD };
         all.push((meta, field, selected(selector), is_for_servers));
     }

@@ -133,25 +133,37 @@ fn a_rule_of_our_own_that_can_never_count_is_told() {
 }
 
 #[test]
-fn a_claim_is_counted_where_somebody_looks_at_tokens() {
-    let limit = |selector: &str| {
-        own(&format!("{selector}rules: [{{name: a, by: [{{claim: sub}}], limit: {{requests: 1, per: 1s}}}}]"))
-    };
+fn what_goes_by_a_claim_is_told_where_nobody_looks_at_tokens() {
     let looks = |namespace: &str, selector: &str| {
         format!(
             "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: tokens, namespace: {namespace}}}\n\
              spec: {{{selector}jwtRules: [{{issuer: me, jwksUri: 'https://me.example.com/keys'}}]}}\n"
         )
     };
-    let told =
-        "warning[unknown-reference]: RateLimit shop/calls: rules: no RequestAuthentication is for these workloads";
-    let web = "selector: {matchLabels: {app: web}}\n  ";
-    check(&limit(""), &[told]);
-    check(&format!("{}{}", limit(""), looks("shop", "")), &[]);
-    check(&format!("{}{}", limit(web), looks("istio-system", "")), &[]);
-    check(&format!("{}{}", limit(web), looks("other", "")), &[told]);
-    check(&format!("{}{}", limit(web), looks("shop", "selector: {matchLabels: {app: limits}}, ")), &[told]);
-    check(&format!("{}{}", limit(web), looks("shop", "selector: {matchLabels: {app: web}}, ")), &[]);
+    for (kind, rule, field) in [
+        ("RateLimit", "{name: a, by: [{claim: sub}], limit: {requests: 1, per: 1s}}", "rules"),
+        ("Quota", "{name: a, by: [{claim: sub}], limit: {requests: 1, per: DAY}}", "rules[0].by"),
+        ("RequestRules", "{name: a, when: 'request.auth.claims.sub == \"me\"', deny: {}}", "rules[0].when"),
+        ("RequestRules", "{name: a, when: '!has(request.auth.principal)', deny: {}}", "rules[0].when"),
+    ] {
+        let object = |selector: &str| own(&format!("{selector}rules: [{rule}]")).replace("RateLimit", kind);
+        let told = format!(
+            "warning[unknown-reference]: {kind} shop/calls: {field}: no RequestAuthentication is for these workloads"
+        );
+        let web = "selector: {matchLabels: {app: web}}\n  ";
+        check(&object(""), &[&told]);
+        check(&format!("{}{}", object(""), looks("shop", "")), &[]);
+        check(&format!("{}{}", object(web), looks("istio-system", "")), &[]);
+        check(&format!("{}{}", object(web), looks("other", "")), &[&told]);
+        check(&format!("{}{}", object(web), looks("shop", "selector: {matchLabels: {app: limits}}, ")), &[&told]);
+        check(&format!("{}{}", object(web), looks("shop", "selector: {matchLabels: {app: web}}, ")), &[]);
+        let none = looks("shop", "").replace("{issuer: me, jwksUri: 'https://me.example.com/keys'}", "");
+        check(&format!("{}{none}", object(web)), &[&told]);
+    }
+    check(
+        &own("rules: [{name: a, when: request.method == 'GET', deny: {}}]").replace("RateLimit", "RequestRules"),
+        &[],
+    );
 }
 
 #[test]
@@ -177,6 +189,29 @@ fn a_selector_with_a_value_that_no_workload_has_is_told() {
     let entry = "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm, namespace: shop}\n\
                  spec: {address: 10.0.0.1, labels: {app: batch-job}}\n";
     check(&format!("{}{entry}", limit("SERVER", "batch-job")), &[]);
+    for (kind, rule) in
+        [("Quota", "{name: a, limit: {requests: 1, per: DAY}}"), ("RequestRules", "{name: a, deny: {}}")]
+    {
+        let object = |mode: &str, value: &str| {
+            let object = limit(mode, value).replace("RateLimit", kind);
+            object.replace("{name: a, limit: {requests: 1, per: 1s}}", rule)
+        };
+        check(&object("CLIENT", "wbe"), &[&format!("warning[unknown-reference]: {kind} shop/calls: {named}")]);
+        check(&object("SERVER", "batch-job"), &["warning[unknown-reference]"]);
+        check(&object("CLIENT", "batch-job"), &["info[unknown-reference]"]);
+        check(&object("SERVER", "web"), &[]);
+    }
+    let plugin = |mode: &str| {
+        format!(
+            "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {{name: calls, namespace: shop}}\n\
+             spec: {{selector: {{matchLabels: {{app: batch-job}}}}, match: [{{mode: {mode}}}]}}\n"
+        )
+    };
+    check(
+        &plugin("SERVER"),
+        &[&format!("warning[unknown-reference]: WasmPlugin shop/calls: selector.matchLabels.app: {other}")],
+    );
+    check(&plugin("CLIENT_AND_SERVER"), &["info[unknown-reference]: WasmPlugin"]);
     check(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: web, namespace: shop}\n\
          spec: {selector: {matchLabels: {app: wbe}}}\n",
@@ -329,15 +364,14 @@ fn a_quota_that_cannot_count_is_told_with_its_place() {
     ] {
         check(&quota(rest, &rule), &[expected]);
     }
-    let claim = rule("{claim: sub}", "requests: 5, per: DAY");
-    let nobody =
-        "warning[unknown-reference]: Quota shop/calls: rules[0].by: no RequestAuthentication verifies a token here";
-    check(&quota("mode: SERVER", &claim), &[nobody]);
-    let verified = "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: tokens, namespace: shop}\n\
-                    spec: {jwtRules: [{issuer: example.com, jwksUri: https://example.com/jwks}]}\n";
-    let found =
-        validate([("0-services.yaml", SERVICES), ("t.yaml", &*format!("{}{verified}", quota("mode: SERVER", &claim)))]);
-    assert!(!found.iter().any(|finding| finding.to_string().contains("Quota")), "{found:#?}");
+    for key in ["claim: sub", "client: NAMESPACE", "remoteAddress: {}"] {
+        let field = key.split(':').next().unwrap();
+        let expected =
+            format!("error[invalid-value]: Quota shop/calls: rules[0].by[0].{field}: known of requests that come in");
+        check(&quota("mode: CLIENT", &rule(&format!("{{{key}}}"), "requests: 5, per: DAY")), &[&expected]);
+    }
+    let get = "{name: all, match: {method: get}, limit: {requests: 1, per: DAY}}";
+    check(&quota("mode: SERVER", get), &["rules[0].match.method: no request has it, for methods are told apart"]);
     check(
         &quota("mode: CLIENT\n  hosts: [gone.example.com]", &good),
         &["warning[unknown-reference]: Quota shop/calls: hosts: nothing has the host \"gone.example.com\""],

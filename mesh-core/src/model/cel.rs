@@ -29,6 +29,7 @@ pub struct CelExpression {
     root: Arc<Node>,
     needs_head: bool,
     looks_at_answer: bool,
+    needs_token: bool,
 }
 
 /// Why an expression cannot be read, and where.
@@ -113,6 +114,11 @@ impl CelExpression {
     /// Whether it asks about the answer.
     pub fn looks_at_answer(&self) -> bool {
         self.looks_at_answer
+    }
+
+    /// Whether it asks what the token of a request says.
+    pub fn needs_token(&self) -> bool {
+        self.needs_token
     }
 
     /// Whether it is a value that is written out, and so the same for every request.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mesh_core::model::CelExpression;
 use mesh_core::xds::decode::request_rule;
 use serde_json::{Map, Value as Json, json};
 
@@ -88,6 +89,8 @@ pub struct RequestRules {
     pub rules: Arc<Json>,
     /// Whether one of them refuses requests.
     pub refuses: bool,
+    /// Those that ask what tokens say, by their places.
+    pub of_tokens: Vec<usize>,
 }
 
 impl Decode for RequestRules {
@@ -100,7 +103,7 @@ impl Decode for RequestRules {
         if spec.rules.is_empty() {
             faults.push((spec.span, "rules".to_owned(), "there is no rule".to_owned()));
         }
-        let mut rules = Vec::new();
+        let (mut rules, mut of_tokens) = (Vec::new(), Vec::new());
         for (index, rule) in spec.rules.iter().enumerate() {
             let at = format!("rules[{index}]");
             if spec.rules.iter().take(index).any(|other| other.name.value == rule.name.value) {
@@ -108,8 +111,11 @@ impl Decode for RequestRules {
                 faults.push((rule.name.span, format!("{at}.name"), message));
             }
             let json = rule.json();
-            if let Err(invalid) = request_rule(&json) {
-                faults.push((rule.place(&invalid.field), format!("{at}.{}", invalid.field), invalid.reason));
+            match request_rule(&json) {
+                Ok(read) => of_tokens.extend(read.when.filter(CelExpression::needs_token).map(|_| index)),
+                Err(invalid) => {
+                    faults.push((rule.place(&invalid.field), format!("{at}.{}", invalid.field), invalid.reason));
+                }
             }
             rules.push(json);
         }
@@ -124,6 +130,7 @@ impl Decode for RequestRules {
             hosts: spec.hosts.into_iter().map(|host| host.value).collect(),
             refuses: spec.rules.iter().any(|rule| rule.deny.is_some()),
             rules: Arc::new(json!({"rules": rules})),
+            of_tokens,
         })
     }
 

@@ -173,6 +173,11 @@ impl CelAttribute {
         matches!(self, RequestClaims | RequestPrincipal | SourceNamespace | SourcePrincipal)
     }
 
+    /// Whether it is what a token says.
+    pub(super) fn is_of_token(self) -> bool {
+        matches!(self, CelAttribute::RequestClaims | CelAttribute::RequestPrincipal)
+    }
+
     pub(super) fn path(self) -> &'static str {
         Self::ALL.iter().find(|(_, attribute)| *attribute == self).map_or("", |(name, _)| name)
     }

@@ -41,7 +41,9 @@ fn whole(text: &str, is_rule: bool) -> Result<(CelExpression, Kind), CelFault> {
     }
     let tokens = lex(text)?;
     let (rewrites, moments) = (Vec::new(), [None, None]);
-    let mut parser = Parser { text, tokens, at: 0, depth: 0, parts: 0, needs_head: false, is_rule, moments, rewrites };
+    let (needs_head, needs_token) = (false, false);
+    let mut parser =
+        Parser { text, tokens, at: 0, depth: 0, parts: 0, needs_head, needs_token, is_rule, moments, rewrites };
     let typed = parser.expression()?;
     let next = parser.peek();
     if next.token != Token::End {
@@ -59,6 +61,7 @@ fn whole(text: &str, is_rule: bool) -> Result<(CelExpression, Kind), CelFault> {
         root: typed.node.into(),
         needs_head: parser.needs_head,
         looks_at_answer: of_answer.is_some(),
+        needs_token: parser.needs_token,
     };
     Ok((expression, typed.kind))
 }
@@ -70,6 +73,7 @@ struct Parser<'t> {
     depth: usize,
     parts: usize,
     needs_head: bool,
+    needs_token: bool,
     /// Whether it is a condition of a rule on requests.
     is_rule: bool,
     /// What rules know of a request only while it is decided on, and what only when there is an answer: the first of each.
@@ -412,6 +416,7 @@ impl Parser<'_> {
             if let Some(attribute) = CelAttribute::of(&path) {
                 self.known_here(attribute, at)?;
                 self.needs_head |= attribute.needs_head();
+                self.needs_token |= attribute.is_of_token();
                 return self.made(at, attribute.kind(), Node::Attribute(attribute));
             }
             let is_part = CelAttribute::ALL
