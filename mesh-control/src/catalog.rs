@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mesh_core::identity::SpiffeId;
 
-use crate::period::Unit;
+pub use crate::period::Unit;
 
 /// The kinds of resource, in make-before-break order: a new cluster and its endpoints travel before the
 /// route that names them (xDS protocol, "eventual consistency considerations").
@@ -226,9 +226,9 @@ impl Encoded {
     }
 }
 
-/// The entry of a bucket's ID that says which object it is of: no header has such a name.
+/// The key of the entry of a bucket's ID that says which object it is of (`Quota shop/calls`): no header has such a name.
 pub const QUOTA: &str = "mesh/quota";
-/// And which rule of it.
+/// The key of the entry that says which rule of that object, by its name.
 pub const RULE: &str = "mesh/rule";
 
 /// How much of a quota each identity has.

@@ -101,7 +101,7 @@ fn line(record: &impl Serialize) -> String {
     line
 }
 
-/// Who calls whom, and how often, is nobody else's business.
+/// Who calls whom and who has used how much is nobody else's business.
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600);

@@ -34,7 +34,7 @@ mod journal;
 mod jwks;
 mod kubernetes;
 pub mod live_trace;
-pub mod period;
+mod period;
 pub mod plane;
 pub mod policy;
 pub mod quota;

@@ -21,7 +21,7 @@ pub enum Unit {
 
 /// A period: from its first second to the first one after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Period {
+pub(crate) struct Period {
     /// Its first second.
     pub start: u64,
     /// The first second of the next one.
@@ -32,16 +32,7 @@ const DAY: u64 = 24 * 60 * 60;
 
 impl Unit {
     /// The period that a time is in.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use mesh_control::period::Unit;
-    ///
-    /// // 2028-02-29T12:00:00Z
-    /// let month = Unit::Month.period(Duration::from_secs(1_835_438_400));
-    /// assert_eq!(month.end - month.start, 29 * 24 * 60 * 60);
-    /// ```
-    pub fn period(self, now: Duration) -> Period {
+    pub(crate) fn period(self, now: Duration) -> Period {
         let now = now.as_secs();
         let of = |length: u64| {
             let start = now - now % length;
