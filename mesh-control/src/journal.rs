@@ -39,7 +39,11 @@ impl Journal {
         let path = dir.join(file);
         let (records, unread) = read(&path)?;
         if unread > 0 {
-            tracing::warn!(unread, "{}: lines that cannot be read are left out", path.display());
+            // It will be written anew: what it was stays for whoever wants to look.
+            let kept = path.with_extension("unread");
+            fs::copy(&path, &kept)?;
+            let (path, kept) = (path.display(), kept.display());
+            tracing::error!(unread, "{path}: lines that cannot be read are left out; the file as it was is in {kept}");
         }
         let file = options().append(true).create(true).open(&path)?;
         let size = Size { lines: records.len(), bytes: file.metadata()?.len().try_into().unwrap_or(usize::MAX) };

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use mesh_core::printable::printable;
 use serde::Deserialize;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The largest answer that is taken in one piece, and the longest line of a watch: etcd holds no object of more than 1.5 MiB.
 const MOST_BYTES: usize = 256 << 20;
 const LONGEST_LINE: usize = 16 << 20;
+/// The longest reason why there is no answer.
+const MOST_REASON: usize = 64 << 10;
 
 /// Asks an API server.
 #[derive(Clone, Debug)]
@@ -62,6 +65,22 @@ pub(crate) struct Answer {
     response: Response<Incoming>,
     _driver: JoinSet<()>,
     buffer: Vec<u8>,
+}
+
+/// What a server says that answers line by line.
+#[derive(Debug)]
+pub(crate) enum Line {
+    Whole(Vec<u8>),
+    /// There is none any more, or the connection broke off.
+    End,
+    /// It is longer than an event can be.
+    TooLong,
+}
+
+/// A server's words, for a log.
+pub(super) fn in_words(message: &str) -> String {
+    const LONGEST: usize = 300;
+    printable(&message.chars().take(LONGEST).collect::<String>())
 }
 
 impl Client {
@@ -95,14 +114,14 @@ impl Client {
         if status.is_success() {
             return Ok(answer);
         }
-        let body = answer.whole().await.unwrap_or_default();
+        let body = answer.whole_within(MOST_REASON).await.unwrap_or_default();
         #[derive(Default, Deserialize)]
         struct Said {
             #[serde(default)]
             message: String,
         }
         let said: Said = serde_json::from_slice(&body).unwrap_or_default();
-        Err(Failure::Status(status, said.message))
+        Err(Failure::Status(status, in_words(&said.message)))
     }
 
     async fn exchange(&self, method: Method, path: &str, json: Vec<u8>) -> anyhow::Result<Answer> {
@@ -143,19 +162,23 @@ impl Client {
 }
 
 impl Answer {
-    async fn whole(mut self) -> Result<Bytes, Failure> {
+    async fn whole(self) -> Result<Bytes, Failure> {
+        self.whole_within(MOST_BYTES).await
+    }
+
+    async fn whole_within(mut self, most: usize) -> Result<Bytes, Failure> {
         let mut whole = Vec::new();
         while let Some(bytes) = self.frame().await.map_err(Failure::Lost)? {
-            if whole.len() + bytes.len() > MOST_BYTES {
-                return Err(Failure::Lost(anyhow!("an answer of more than {MOST_BYTES} bytes")));
+            if whole.len() + bytes.len() > most {
+                return Err(Failure::Lost(anyhow!("an answer of more than {most} bytes")));
             }
             whole.extend_from_slice(&bytes);
         }
         Ok(whole.into())
     }
 
-    /// The next line, without its end; `None` where there is none any more.
-    pub(crate) async fn line(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+    /// The next line, without its end. Half a line is none.
+    pub(crate) async fn line(&mut self) -> Line {
         let mut searched = 0;
         loop {
             let found = self.buffer.get(searched..).and_then(|new| new.iter().position(|byte| *byte == b'\n'));
@@ -163,14 +186,15 @@ impl Answer {
                 let rest = self.buffer.split_off(searched + at + 1);
                 let mut line = std::mem::replace(&mut self.buffer, rest);
                 line.pop();
-                return Ok(Some(line));
+                return Line::Whole(line);
             }
             searched = self.buffer.len();
-            ensure!(searched <= LONGEST_LINE, "an event of more than {LONGEST_LINE} bytes");
-            match self.frame().await? {
-                Some(bytes) => self.buffer.extend_from_slice(&bytes),
-                // Half a line is none.
-                None => return Ok(None),
+            if searched > LONGEST_LINE {
+                return Line::TooLong;
+            }
+            match self.frame().await {
+                Ok(Some(bytes)) => self.buffer.extend_from_slice(&bytes),
+                Ok(None) | Err(_) => return Line::End,
             }
         }
     }

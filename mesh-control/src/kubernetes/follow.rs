@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use anyhow::anyhow;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::client::{Client, Failure};
+use super::client::{Client, Failure, Line};
 use super::kinds::Resource;
 use super::known::{Change, Event, Known, Listed};
 
@@ -20,6 +21,13 @@ const LIST: Duration = Duration::from_secs(60);
 const WATCH: u64 = 290;
 /// A watch that says nothing for this long is one that nobody serves: the server should have ended it.
 const SILENCE: Duration = Duration::from_secs(330);
+
+/// So many watches in a row may end within this time without a word.
+const MOST_SILENT: u32 = 5;
+const MUTE: Duration = Duration::from_secs(10);
+/// How often a list begins anew whose pages have grown too old, and how many bytes all of its pages may have.
+const MOST_BEGUN: u32 = 3;
+const MOST_LISTED: usize = 1 << 30;
 
 /// How long is waited for what.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +99,10 @@ struct ListMeta {
 /// Why a watch has ended.
 enum Ended {
     /// In its time, or with what came over it read: it goes on from there.
-    Normally,
+    Normally {
+        /// It said nothing.
+        is_silent: bool,
+    },
     Expired,
     Lost(String),
     /// Nobody wants to know any more.
@@ -114,16 +125,24 @@ impl Follower {
             };
             let said = match listed {
                 Ok((Listed::Taken(changes), version)) => {
-                    failures = 0;
                     if !self.tell(What::Listed(changes, version)).await {
                         return;
                     }
                     if version.is_empty() {
+                        failures = 0;
                         self.await_group().await;
                         continue;
                     }
+                    let listed = Instant::now();
                     if !self.watch_on(&mut known, version).await {
                         return;
+                    }
+                    // A server to which its own list is too old is not asked as fast as it answers.
+                    if listed.elapsed() > self.pace.pauses.1 {
+                        failures = 0;
+                    } else {
+                        sleep(self.pace.pause(failures, fastrand::f64())).await;
+                        failures += 1;
                     }
                     continue;
                 }
@@ -148,14 +167,29 @@ impl Follower {
 
     /// Watches until only a list can say what there is. Returns whether anybody wants to know.
     async fn watch_on(&self, known: &mut Known, version: &'static str) -> bool {
-        let mut failures = 0;
+        let (mut failures, mut silent) = (0, 0);
         loop {
             let begun = Instant::now();
             match self.watch(known, version).await {
                 Ended::Unwanted => return false,
                 Ended::Expired => return true,
-                Ended::Normally if begun.elapsed() > self.pace.pauses.0 => failures = 0,
-                Ended::Normally => sleep(self.pace.pause(0, fastrand::f64())).await,
+                Ended::Normally { is_silent } if !is_silent || begun.elapsed() > MUTE => {
+                    (failures, silent) = (0, 0);
+                    if begun.elapsed() <= self.pace.pauses.0 {
+                        sleep(self.pace.pause(0, fastrand::f64())).await;
+                    }
+                }
+                // Somebody between may end every watch, so that no change would ever be heard of.
+                Ended::Normally { .. } if silent >= MOST_SILENT => {
+                    let why = self.about("every watch ends as soon as it begins");
+                    let is_wanted = self.tell(What::Lost(why)).await;
+                    sleep(self.pace.pauses.1).await;
+                    return is_wanted;
+                }
+                Ended::Normally { .. } => {
+                    silent += 1;
+                    sleep(self.pace.pause(0, fastrand::f64())).await;
+                }
                 Ended::Lost(why) => {
                     if !self.tell(What::Lost(self.about(&why))).await {
                         return false;
@@ -187,13 +221,20 @@ impl Follower {
         if !self.tell(What::Found).await {
             return Ended::Unwanted;
         }
+        let mut is_silent = true;
         loop {
             let line = match timeout(SILENCE, answer.line()).await {
-                Ok(Ok(Some(line))) => line,
+                Ok(Line::Whole(line)) => line,
                 // A watch ends now and then, and breaks off as often: what matters is whether the next one begins.
-                Ok(Ok(None) | Err(_)) => return Ended::Normally,
+                Ok(Line::End) => return Ended::Normally { is_silent },
+                // The next watch would begin with the same one.
+                Ok(Line::TooLong) => {
+                    let why = self.about("an event is too long to be one");
+                    return if self.tell(What::Lost(why)).await { Ended::Expired } else { Ended::Unwanted };
+                }
                 Err(_) => return Ended::Lost(format!("nothing was heard for {SILENCE:?}")),
             };
+            is_silent = false;
             match known.event(&line) {
                 Ok(Event::Bookmark) => {}
                 Ok(Event::Changed(change)) => {
@@ -236,7 +277,7 @@ impl Follower {
 
     async fn list(&self, version: &str) -> Result<(Vec<Value>, String), Failure> {
         let mut items = Vec::new();
-        let mut next = String::new();
+        let (mut next, mut bytes_of_all, mut begun) = (String::new(), 0_usize, 0);
         loop {
             let path = format!(
                 "{}?limit={PAGE}{}{}",
@@ -246,8 +287,9 @@ impl Follower {
             );
             let bytes = match self.client.get(&path, LIST).await {
                 // The pages that are left have grown too old: from the beginning.
-                Err(Failure::Status(StatusCode::GONE, _)) if !next.is_empty() => {
-                    (items, next) = Default::default();
+                Err(Failure::Status(StatusCode::GONE, _)) if !next.is_empty() && begun < MOST_BEGUN => {
+                    (items, next, bytes_of_all) = Default::default();
+                    begun += 1;
                     continue;
                 }
                 answer => answer?,
@@ -256,6 +298,11 @@ impl Follower {
             items.extend(list.items.into_iter().flatten());
             if list.metadata.next.is_empty() {
                 return Ok((items, list.metadata.resource_version));
+            }
+            bytes_of_all = bytes_of_all.saturating_add(bytes.len());
+            if bytes_of_all > MOST_LISTED || list.metadata.next == next {
+                let why = anyhow!("a list without an end, or of more than {} MiB", MOST_LISTED >> 20);
+                return Err(Failure::Lost(why));
             }
             next = list.metadata.next;
         }

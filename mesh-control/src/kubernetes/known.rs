@@ -12,6 +12,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::client::in_words;
+
 /// For how long, and in how many lists, a kind has to be empty before it is believed to be.
 const DOUBT: Duration = Duration::from_secs(30);
 const LISTS: u32 = 3;
@@ -107,7 +109,7 @@ impl Known {
         if kind == "ERROR" {
             let code = object.get("code").and_then(Value::as_u64);
             let message = object.get("message").and_then(Value::as_str).unwrap_or_default();
-            return Ok(if code == Some(410) { Event::Expired } else { Event::Failed(message.to_owned()) });
+            return Ok(if code == Some(410) { Event::Expired } else { Event::Failed(in_words(message)) });
         }
         let version = object.get("metadata").and_then(|metadata| metadata.get("resourceVersion")?.as_str());
         let version = version.ok_or("an event without a version")?.to_owned();

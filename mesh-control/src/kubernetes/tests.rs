@@ -350,6 +350,24 @@ async fn f30_whatever_happens_to_the_server_nothing_is_taken_for_gone_and_what_c
     assert!(worst >= objects, "there were fewer: {worst}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn where_watches_end_at_once_what_changes_is_found_by_lists_and_it_is_said() {
+    let fake = Fake::start().await;
+    fake.apply(&rule("a", GOOD_RULE));
+    let follower = follow(&fake).await;
+    fake.world().is_mute = true;
+    fake.cut();
+    fake.asked("watch virtualservices", 3).await;
+    fake.apply(&rule("b", GOOD_RULE));
+    follower.until("b", |snapshot| snapshot.objects() == 2).await;
+    let said = async {
+        while follower.plane.stale().is_none_or(|stale| !stale.why.contains("every watch ends")) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, said).await.expect("it is said");
+}
+
 #[tokio::test]
 async fn an_object_that_is_wrong_keeps_its_last_good_state_and_stops_no_other() {
     let fake = Fake::start().await;

@@ -168,7 +168,7 @@ impl Quotas {
     /// Quotas that are kept there.
     pub fn new(store: Store) -> Quotas {
         let seen = store.known().into_iter().map(|(identity, account)| {
-            let leased = account.leases.values().map(|lease| lease.tokens).sum();
+            let leased = account.leases.values().fold(0_u64, |sum, lease| sum.saturating_add(lease.tokens));
             let until = account.leases.values().map(|lease| lease.until).max().unwrap_or_default();
             let (period, used) = (account.period, account.used);
             (identity.key(), Seen { identity, period, used, leased, until, denied: 0 })

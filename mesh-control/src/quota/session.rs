@@ -201,7 +201,8 @@ impl Bucket {
         if usage.allowed > 0 || usage.denied > 0 {
             (self.told, self.is_short) = (now, usage.denied > 0);
         }
-        let used = usage.allowed.min(MOST_USED);
+        // Nobody uses up more than all of it, whatever he says.
+        let used = usage.allowed.min(MOST_USED).min(self.limit.requests);
         self.unsettled = self.unsettled.saturating_add(used);
         let elapsed = usage.time_elapsed.as_ref().map_or(0.0, |time| time.seconds as f64 + f64::from(time.nanos) / 1e9);
         let interval = self.limit.interval.as_secs_f64();

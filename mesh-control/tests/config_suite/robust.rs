@@ -143,7 +143,7 @@ proptest! {
             for port in service.ports {
                 let target = format!("{}:{}", service.host.replace('*', "sub"), port.number);
                 if seen.get(mesh_control::catalog::Kind::Listener, &target).is_some() {
-                    seen.routes_of(&target);
+                    seen.routes_if_any_of(&target);
                 }
             }
         }

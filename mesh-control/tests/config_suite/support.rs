@@ -97,6 +97,14 @@ impl Seen {
         self.routes(&rds.route_config_name)
     }
 
+    /// Its routes, unless they are in its listener: what a Sidecar hides is called as what nobody describes.
+    pub(crate) fn routes_if_any_of(&self, target: &str) -> Option<RouteConfiguration> {
+        match self.manager(target).route_specifier {
+            Some(RouteSpecifier::Rds(rds)) => Some(self.routes(&rds.route_config_name)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn routes(&self, name: &str) -> RouteConfiguration {
         RouteConfiguration::decode(self.must(Kind::Route, name).body).unwrap()
     }
