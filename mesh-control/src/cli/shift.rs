@@ -353,10 +353,10 @@ impl Running<'_> {
             p99_ms: p99.map(|p99| p99.as_secs_f64() * 1e3),
             reason,
         };
-        if let Some(history) = &self.args.history {
-            if let Err(error) = append(history, &event) {
-                eprintln!("mesh-control: cannot write {}: {error:#}", history.display());
-            }
+        if let Some(history) = &self.args.history
+            && let Err(error) = append(history, &event)
+        {
+            eprintln!("mesh-control: cannot write {}: {error:#}", history.display());
         }
         let what = match (event.event, self.share) {
             ("step", Some(share)) => format!("{host}: {subset} gets {share} %"),
