@@ -235,16 +235,16 @@ async fn two_entries_of_one_host_with_different_ports_answer_at_both() {
 async fn a_wrong_object_for_all_hosts_takes_nobody_s_services_away() {
     let (up, named) = (server("up").await, server("named").await);
     let services = entry("default", "web.example.com", "", up)
-        + &entry("default", "podinfo", "", named).replace("name: web,", "name: podinfo,");
+        + &entry("default", "podinfo.example.com", "", named).replace("name: web,", "name: podinfo,");
     let gateway = virtual_service(
         "all",
-        "  hosts: ['*', podinfo]\n  gateways: [gw, mesh]\n  http: [{directResponse: {status: 403}}]",
+        "  hosts: ['*', podinfo.example.com]\n  gateways: [gw, mesh]\n  http: [{directResponse: {status: 403}}]",
     );
     let everything = entry("team-x", "'*'", "", up).replace("name: web,", "name: all,");
     for (wrong, of_named) in [(gateway.as_str(), 503), (&everything, 200)] {
         let world = World::of_file(&format!("{services}{wrong}")).await;
         assert!(world.get("http://web.example.com/").await.unwrap().body.starts_with("up"), "{wrong}");
-        assert_eq!(world.get("http://podinfo/").await.unwrap().status, of_named, "{wrong}");
+        assert_eq!(world.get("http://podinfo.example.com/").await.unwrap().status, of_named, "{wrong}");
         let error = world.get("http://elsewhere.invalid/").await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectFailure, "it passes by ALLOW_ANY: {error:#}");
     }
