@@ -164,5 +164,5 @@ class Quotas:
         (config / "quota.yaml").write_text(CONFIG)
         replicas = [self.ours(f"mesh-control with quotas, {name}", "--redis-url", self.redis) for name in "ab"]
         self.suite.check("quotas", "two replicas on Redis never grant more than there is", lambda: self.shared(replicas))
-        # Not checked: an Envoy got its first share and no second one when this was run last (5 of 20). `self.envoy(address)`
-        # of a server that keeps quotas in memory shows it.
+        # Not checked: an Envoy got its first share and no second one when this was run last (5 of 20). `self.envoy(memory[0])`
+        # shows it.
