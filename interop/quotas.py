@@ -163,6 +163,6 @@ class Quotas:
         config.mkdir(parents=True)
         (config / "quota.yaml").write_text(CONFIG)
         replicas = [self.ours(f"mesh-control with quotas, {name}", "--redis-url", self.redis) for name in "ab"]
+        memory = self.ours("mesh-control with quotas")
         self.suite.check("quotas", "two replicas on Redis never grant more than there is", lambda: self.shared(replicas))
-        # Not checked: an Envoy got its first share and no second one when this was run last (5 of 20). `self.envoy(memory[0])`
-        # shows it.
+        self.suite.check("envoy", "is assigned shares of a quota by us", lambda: self.envoy(memory[0]))
