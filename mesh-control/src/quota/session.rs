@@ -67,6 +67,8 @@ struct Bucket {
     is_short: bool,
     /// When it was settled last.
     settled: Duration,
+    /// Whether the client does not say by which assignment it goes.
+    is_envoy: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -142,9 +144,9 @@ impl Session {
     }
 
     /// Takes in how a quota stands; what the client is to be told of it.
-    pub(crate) fn settled(&mut self, question: &Question, settled: &Settled, now: Duration) -> Option<BucketAction> {
+    pub(crate) fn settled(&mut self, question: &Question, settled: &Settled, now: Duration) -> Vec<BucketAction> {
         let (key, _, ask) = question;
-        self.buckets.get_mut(key)?.settled(ask, settled, now)
+        self.buckets.get_mut(key).map(|bucket| bucket.settled(ask, settled, now)).unwrap_or_default()
     }
 
     /// The client has told all and leaves: its leases are given back.
@@ -185,6 +187,7 @@ impl Bucket {
             told: now,
             is_short: false,
             settled: now,
+            is_envoy: false,
         }
     }
 
@@ -198,6 +201,7 @@ impl Bucket {
     }
 
     fn hear(&mut self, usage: &Usage, now: Duration) {
+        self.is_envoy = usage.heard == 0;
         if usage.allowed > 0 || usage.denied > 0 {
             (self.told, self.is_short) = (now, usage.denied > 0);
         }
@@ -284,39 +288,42 @@ impl Bucket {
         (key, Arc::clone(&self.identity), ask)
     }
 
-    fn settled(&mut self, ask: &Ask, settled: &Settled, now: Duration) -> Option<BucketAction> {
+    fn settled(&mut self, ask: &Ask, settled: &Settled, now: Duration) -> Vec<BucketAction> {
         self.unsettled = self.unsettled.saturating_sub(ask.used);
         self.settled = now;
         if !ask.wants {
-            return None;
+            return Vec::new();
         }
         let ttl = self.ttl();
         if settled.granted > 0 {
             self.sent += 1;
             self.coming = Some(Coming { number: self.sent, tokens: settled.granted, is_met: false });
+            // Envoy makes a token bucket that takes the place of another one as empty as that was (seen with 1.40). In between it
+            // is told of none, in the same message.
+            let is_in_place = self.is_envoy && matches!(self.said, Said::Share(..));
             (self.said, self.until) = (Said::Share(settled.granted, self.sent), now + ttl);
-            return Some(self.share(settled.granted, self.sent, ttl));
+            let share = self.share(settled.granted, self.sent, ttl);
+            return is_in_place.then(|| self.none(ttl)).into_iter().chain([share]).collect();
         }
         match self.said {
             // It goes on with what it has.
             Said::Share(tokens, number) if self.holds > 0 => {
                 if self.until.saturating_sub(now) >= ttl / 2 {
-                    return None;
+                    return Vec::new();
                 }
                 (self.sent, self.until) = (self.sent + 1, now + ttl);
-                Some(self.share(tokens, number, ttl))
+                vec![self.share(tokens, number, ttl)]
             }
             _ => {
                 let is_used_up = settled.used >= self.limit.requests;
                 let end = Duration::from_secs(ask.period.end);
                 let until = if is_used_up { end } else { (now + ttl).min(end) };
                 if self.said == Said::None && (self.until == until || (!is_used_up && self.until > now + ttl / 2)) {
-                    return None;
+                    return Vec::new();
                 }
                 self.sent += 1;
                 (self.said, self.until) = (Said::None, until);
-                let none = RateLimitStrategy { strategy: Some(Strategy::BlanketRule(BlanketRule::DenyAll.into())) };
-                Some(self.assigned(none, until.saturating_sub(now)))
+                vec![self.none(until.saturating_sub(now))]
             }
         }
     }
@@ -329,6 +336,10 @@ impl Bucket {
             fill_interval: Some(duration(refill)),
         };
         self.assigned(RateLimitStrategy { strategy: Some(Strategy::TokenBucket(bucket)) }, ttl)
+    }
+
+    fn none(&self, ttl: Duration) -> BucketAction {
+        self.assigned(RateLimitStrategy { strategy: Some(Strategy::BlanketRule(BlanketRule::DenyAll.into())) }, ttl)
     }
 
     fn assigned(&self, strategy: RateLimitStrategy, ttl: Duration) -> BucketAction {

@@ -127,8 +127,8 @@ impl World {
                 self.account
             );
             let now = Duration::from_millis(self.now);
-            let action = self.clients[client].session.settled(&question, &settled, now);
-            self.clients[client].actions.extend(action.map(|action| (self.now, action)));
+            let actions = self.clients[client].session.settled(&question, &settled, now).into_iter();
+            self.clients[client].actions.extend(actions.map(|action| (self.now, action)));
         }
     }
 
@@ -351,6 +351,37 @@ fn what_a_broken_stream_told_is_settled_and_what_its_client_holds_stays_with_it(
     world.settle(0, rest);
     let held: u64 = world.account.leases.values().map(|lease| lease.tokens).sum();
     assert_eq!((world.account.used, held), (1, 24));
+}
+
+/// Envoy 1.40 makes a token bucket that takes the place of another one as empty as that was.
+#[test]
+fn who_does_not_say_by_which_share_it_goes_is_told_of_none_before_the_next_one() {
+    let mut world = World::new(1, 100, QuotaStrategy::DenyAll);
+    let (at, limit, now) = (world.at(), world.limit(), Duration::from_millis(world.now));
+    world.request(0);
+    let usage = world.clients[0].bucket.report(at);
+    world.report(0, usage);
+    let (_, usage) = world.clients[0].reports.pop_front().unwrap();
+    for (heard, expected) in [([1, 2], vec![true]), ([0, 0], vec![false, true])] {
+        let [at_first, then] = heard;
+        let (mut session, mut account) = (Session::new(7), Account::default());
+        let mut tell = |heard, allowed| {
+            let usage = Usage { heard, allowed, denied: 1, ..usage.clone() };
+            let question = session.hear(&usage, |_| Some(limit), now).unwrap();
+            let settled = account.settle(&question.2, world.now);
+            let actions = session.settled(&question, &settled, now).into_iter();
+            let is_share = |action: BucketAction| match action.bucket_action {
+                Some(Kind::QuotaAssignmentAction(assigned)) => {
+                    matches!(assigned.rate_limit_strategy.unwrap().strategy, Some(Strategy::TokenBucket(_)))
+                }
+                other => panic!("{other:?}"),
+            };
+            actions.map(is_share).collect::<Vec<_>>()
+        };
+        assert_eq!(tell(at_first, 0), [true], "there is nothing that it takes the place of");
+        assert_eq!(tell(then, 0), [false; 0], "it has its share");
+        assert_eq!(tell(then, 25), expected);
+    }
 }
 
 #[test]

@@ -232,7 +232,7 @@ impl QuotaDesk {
     async fn settle(&self, session: &mut Session, asked: &[Question]) -> Vec<BucketAction> {
         let settled = self.quotas.settle(asked, now()).await;
         let settled = asked.iter().zip(settled).filter_map(|(question, settled)| Some((question, settled.ok()?)));
-        settled.filter_map(|(question, settled)| session.settled(question, &settled, now())).collect()
+        settled.flat_map(|(question, settled)| session.settled(question, &settled, now())).collect()
     }
 
     /// Settles; what could not be settled.
