@@ -69,6 +69,24 @@ def listener(port, chains):
 QUIET = ["--concurrency", "1", "--disable-hot-restart", "-l", "error"]
 
 
+def cluster_of_grpc(name, address):
+    """A cluster that a service of gRPC is called by."""
+    host, port = address.rsplit(":", 1)
+    endpoint = {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
+    http2 = {"explicit_http_config": {"http2_protocol_options": {}}}
+    return {
+        "name": name,
+        "type": "STATIC",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": f"{TYPES}.upstreams.http.v3.HttpProtocolOptions",
+                **http2,
+            }
+        },
+    }
+
+
 def program(failure):
     """Where Envoy is."""
     path = pathlib.Path(sys.executable).parent / "envoy"

@@ -277,17 +277,8 @@ class Limits:
 
     def envoy(self, address):
         """An Envoy that asks us: five requests pass, and the others are told what they ran into."""
-        host, port = address.rsplit(":", 1)
         listens, answers = envoy.free_ports(2)
-        endpoint = {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
-        http2 = {"explicit_http_config": {"http2_protocol_options": {}}}
-        options = {"@type": f"{envoy.TYPES}.upstreams.http.v3.HttpProtocolOptions", **http2}
-        cluster = {
-            "name": "limits",
-            "type": "STATIC",
-            "load_assignment": {"cluster_name": "limits", "endpoints": [{"lb_endpoints": [endpoint]}]},
-            "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
-        }
+        cluster = envoy.cluster_of_grpc("limits", address)
         limit = {
             "@type": f"{envoy.TYPES}.filters.http.ratelimit.v3.RateLimit",
             "domain": "shop",

@@ -94,17 +94,8 @@ class Quotas:
 
     def envoy(self, address):
         """An Envoy that reports to us and is assigned shares."""
-        host, port = address.rsplit(":", 1)
         listens, answers = envoy.free_ports(2)
-        endpoint = {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
-        http2 = {"explicit_http_config": {"http2_protocol_options": {}}}
-        options = {"@type": f"{envoy.TYPES}.upstreams.http.v3.HttpProtocolOptions", **http2}
-        cluster = {
-            "name": "quotas",
-            "type": "STATIC",
-            "load_assignment": {"cluster_name": "quotas", "endpoints": [{"lb_endpoints": [endpoint]}]},
-            "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
-        }
+        cluster = envoy.cluster_of_grpc("quotas", address)
         kind = f"{envoy.TYPES}.filters.http.rate_limit_quota.v3"
         user = {"@type": "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": "x-user"}
         deny = {"fallback_rate_limit": {"blanket_rule": "DENY_ALL"}}

@@ -9,7 +9,7 @@ use mesh_core::printable::printable;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::status::{get, path, short};
+use super::status::{StatusServer, get, path, short};
 use super::top::graph;
 use super::{Format, Printing};
 use crate::config::spelling::nearest;
@@ -30,9 +30,8 @@ pub(super) struct Args {
     /// unless it is said.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     from: Option<WorkloadName>,
-    /// Where mesh-control serves its status.
-    #[arg(long, aliases = ["addr", "control"], value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
-    status_addr: String,
+    #[command(flatten)]
+    server: StatusServer,
     #[command(flatten)]
     printing: Printing,
 }
@@ -54,7 +53,7 @@ struct Known {
 }
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let server = args.status_addr.as_str();
+    let server = args.server.status_addr.as_str();
     let status: Status = serde_json::from_str(&get(server, "/status").await?).context("not a status report")?;
     let known: Known = serde_json::from_str(&get(server, "/api/objects").await?).context("no list of objects")?;
     let edges = graph(server).await?.edges;
@@ -87,7 +86,8 @@ async fn service(args: &Args, status: &Status, known: &Known, edges: &[Edge]) ->
     let (mut routes, mut notes, mut rules) = (Vec::new(), BTreeSet::new(), BTreeSet::from([service.object.clone()]));
     for port in &service.ports {
         let path = path("/api/routes", &[("from", &from), ("target", &format!("{}:{port}", service.host))]);
-        let mut of_port: Value = serde_json::from_str(&get(&args.status_addr, &path).await?).context("no routes")?;
+        let mut of_port: Value =
+            serde_json::from_str(&get(&args.server.status_addr, &path).await?).context("no routes")?;
         let mut take = |name: &str| of_port.as_object_mut().and_then(|fields| fields.remove(name));
         let (note, ruled_by) = (take("note"), take("rules"));
         let ruled_by = ruled_by.as_ref().and_then(Value::as_array).into_iter().flatten();

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use serde_json::json;
 
-use super::status::{get, section};
+use super::status::{StatusServer, get, section};
 use super::{Format, Printing};
 use crate::quota::{QuotaStatus, QuotaUse};
 
@@ -14,9 +14,8 @@ use crate::quota::{QuotaStatus, QuotaUse};
 /// on one Redis may have been, too.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where mesh-control serves its status.
-    #[arg(long, aliases = ["addr", "control"], value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
-    status_addr: String,
+    #[command(flatten)]
+    server: StatusServer,
     /// Only those with this in the name of the quota or of the identity.
     #[arg(value_name = "TEXT")]
     filter: Option<String>,
@@ -25,7 +24,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let status = get(&args.status_addr, "/api/quotas").await?;
+    let status = get(&args.server.status_addr, "/api/quotas").await?;
     let mut status: QuotaStatus = serde_json::from_str(&status).context("no quotas")?;
     if let Some(text) = &args.filter {
         status.identities.retain(|one| one.quota.contains(text.as_str()) || one.identity().contains(text.as_str()));

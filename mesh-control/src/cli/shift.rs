@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::time::MissedTickBehavior;
 
 use super::serve::Signals;
+use super::status::StatusServer;
 use super::{Printing, files};
 use crate::analysis::{Mesh, validate_scan};
 use crate::config::decode::parse_duration;
@@ -68,9 +69,8 @@ pub(super) struct Args {
     /// Only the rules of this name (`http[].name`); without it all that divide the host.
     #[arg(long, value_name = "NAME")]
     route: Option<String>,
-    /// Where mesh-control serves its status.
-    #[arg(long, aliases = ["addr", "control"], value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
-    status_addr: String,
+    #[command(flatten)]
+    server: StatusServer,
     /// Where to add what was done and why, one JSON object a line.
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
@@ -300,7 +300,7 @@ impl Running<'_> {
 
     /// What workloads report of the calls to the subset.
     async fn look(&self) -> anyhow::Result<Seen> {
-        let graph = super::top::graph(&self.args.status_addr).await?;
+        let graph = super::top::graph(&self.args.server.status_addr).await?;
         Ok(seen(&graph, &self.file.written.hosts, &self.args.to))
     }
 
@@ -329,7 +329,7 @@ impl Running<'_> {
 
     fn progress(&self, is_seen: bool, too_few: bool) {
         let why = match (is_seen, too_few) {
-            (false, _) => format!(", {} does not answer", self.args.status_addr),
+            (false, _) => format!(", {} does not answer", self.args.server.status_addr),
             (true, true) => format!(", waiting for {}", self.args.min_requests),
             (true, false) => String::new(),
         };

@@ -14,12 +14,19 @@ use crate::ratelimit::WITHOUT_RULES;
 use crate::serve::status::Status;
 use crate::serve::{ClientStatus, KindStatus};
 
+/// The server that a command asks.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct StatusServer {
+    /// Where mesh-control serves its status.
+    #[arg(long, aliases = ["addr", "control"], value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
+    pub(super) status_addr: String,
+}
+
 /// Shows who is connected, what was sent to whom, and whether it was accepted.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where mesh-control serves its status.
-    #[arg(long, aliases = ["addr", "control"], value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
-    status_addr: String,
+    #[command(flatten)]
+    server: StatusServer,
     /// As JSON, the report has every name.
     #[command(flatten)]
     printing: Printing,
@@ -33,7 +40,7 @@ const MAX_REPORT: u64 = 256 << 20;
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let format = args.printing.format();
     let path = if format == Format::Json { "/status?names=all" } else { "/status" };
-    let body = get(&args.status_addr, path).await?;
+    let body = get(&args.server.status_addr, path).await?;
     let text = match format {
         Format::Json => format!("{body}\n"),
         Format::Text => table(&serde_json::from_str(&body).context("not a status report")?, SystemTime::now()),

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use serde_json::json;
 
-use super::status::{get, section};
+use super::status::{StatusServer, get, section};
 use super::{Format, Printing};
 use crate::serve::status::{Edge, Graph};
 
@@ -11,9 +11,8 @@ use crate::serve::status::{Edge, Graph};
 /// last 15 seconds.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where mesh-control serves its status.
-    #[arg(long, aliases = ["addr", "control"], value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
-    status_addr: String,
+    #[command(flatten)]
+    server: StatusServer,
     /// Only edges with this in the name of one of their ends.
     #[arg(value_name = "TEXT")]
     filter: Option<String>,
@@ -22,7 +21,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let mut edges = graph(&args.status_addr).await?.edges;
+    let mut edges = graph(&args.server.status_addr).await?.edges;
     if let Some(text) = &args.filter {
         edges.retain(|edge| edge.source.contains(text.as_str()) || edge.destination.contains(text.as_str()));
     }

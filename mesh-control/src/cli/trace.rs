@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
+use super::status::StatusServer;
 use super::{Format, Printing};
 use crate::explain::workload::WorkloadName;
 use crate::live_trace::{Traced, Wanted};
@@ -22,9 +23,8 @@ const MOST: usize = 64 << 20;
 /// reads, and that --where names; credentials never are. The exit code is 0 if as many requests were seen as were asked for, 1 if not.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where mesh-control serves its status.
-    #[arg(long, aliases = ["addr", "control"], value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
-    status_addr: String,
+    #[command(flatten)]
+    server: StatusServer,
     /// Whose requests: NAMESPACE/WORKLOAD, by the workload's name or its label `app`. Without it anybody's, also those that come
     /// from outside of the mesh.
     #[arg(long, value_name = "NAMESPACE/WORKLOAD")]
@@ -51,7 +51,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     wanted.from = args.from.as_ref().map(WorkloadName::to_string);
     wanted.r#where.clone_from(&args.conditions);
     wanted.check().map_err(anyhow::Error::msg)?;
-    let mut lines = ask(&args.status_addr, &serde_json::to_string(&wanted)?).await?;
+    let mut lines = ask(&args.server.status_addr, &serde_json::to_string(&wanted)?).await?;
     let mut is_first = true;
     loop {
         let mut line = Vec::new();

@@ -74,6 +74,34 @@ const fn http_only(path: &'static str, grpc: &'static str) -> Row {
     Row { path, library: Enforced, grpc: NotYet(grpc) }
 }
 
+/// `targetRefs` of an object for workloads, which gRPC's clients are not told of.
+const fn workloads(nothing: &'static str) -> [Row; 4] {
+    [
+        both("group", Indifferent),
+        Row { path: "kind", library: Partly(security::target), grpc: NotYet(nothing) },
+        http_only("name", nothing),
+        both("namespace", Indifferent),
+    ]
+}
+
+/// What a rule of a limit or a quota counts.
+const fn counted(nothing: &'static str) -> [Row; 12] {
+    [
+        http_only("name", nothing),
+        http_only("match.method", nothing),
+        http_only("match.path", nothing),
+        http_only("match.headers", nothing),
+        http_only("by.header", nothing),
+        http_only("by.query", nothing),
+        http_only("by.claim", nothing),
+        http_only("by.pathTemplates", nothing),
+        http_only("by.client", nothing),
+        http_only("by.remoteAddress.v4Bits", nothing),
+        http_only("by.remoteAddress.v6Bits", nothing),
+        http_only("by.method", nothing),
+    ]
+}
+
 /// Of what is spoken on a connection; gRPC's clients speak HTTP/2 whatever is written.
 const fn unneeded_by_grpc(path: &'static str) -> Row {
     Row { path, library: Enforced, grpc: Indifferent }

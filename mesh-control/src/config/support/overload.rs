@@ -1,8 +1,6 @@
 //! What becomes of the fields of Overload, a kind of our own.
 
-use super::Support::{Indifferent, NotYet, Partly};
-use super::security::target;
-use super::{Row, Tables, both, http_only};
+use super::{Row, Tables, http_only, workloads};
 
 pub(super) const TABLES: Tables =
     &[("", OVERLOAD), ("targetRefs", TARGET), ("concurrency", CONCURRENCY), ("throttle", THROTTLE)];
@@ -12,12 +10,7 @@ const NOTHING: &str = "gRPC's own clients and servers know no such limits";
 
 const OVERLOAD: &[Row] = &[http_only("selector.matchLabels", NOTHING)];
 
-const TARGET: &[Row] = &[
-    both("group", Indifferent),
-    Row { path: "kind", library: Partly(target), grpc: NotYet(NOTHING) },
-    http_only("name", NOTHING),
-    both("namespace", Indifferent),
-];
+const TARGET: &[Row] = &workloads(NOTHING);
 
 const CONCURRENCY: &[Row] = &[
     http_only("max", NOTHING),

@@ -1,10 +1,9 @@
 //! What becomes of the fields of RateLimit, a kind of our own.
 
-use super::Support::{Indifferent, NotYet, Partly};
-use super::security::target;
-use super::{Row, Tables, both, http_only};
+use super::{Row, Tables, counted, http_only, workloads};
 
-pub(super) const TABLES: Tables = &[("", LIMIT), ("targetRefs", TARGET), ("rules", RULE), ("service", SERVICE)];
+pub(super) const TABLES: Tables =
+    &[("", LIMIT), ("targetRefs", TARGET), ("rules", COUNTED), ("rules", RULE), ("service", SERVICE)];
 
 /// What gRPC's own clients and servers do with each.
 const NOTHING: &str = "gRPC's own clients and servers know no rate limits";
@@ -27,26 +26,11 @@ const SERVICE: &[Row] = &[
     http_only("failureMode", NOTHING),
 ];
 
-const TARGET: &[Row] = &[
-    both("group", Indifferent),
-    Row { path: "kind", library: Partly(target), grpc: NotYet(NOTHING) },
-    http_only("name", NOTHING),
-    both("namespace", Indifferent),
-];
+const TARGET: &[Row] = &workloads(NOTHING);
+
+const COUNTED: &[Row] = &counted(NOTHING);
 
 const RULE: &[Row] = &[
-    http_only("name", NOTHING),
-    http_only("match.method", NOTHING),
-    http_only("match.path", NOTHING),
-    http_only("match.headers", NOTHING),
-    http_only("by.header", NOTHING),
-    http_only("by.query", NOTHING),
-    http_only("by.claim", NOTHING),
-    http_only("by.pathTemplates", NOTHING),
-    http_only("by.client", NOTHING),
-    http_only("by.remoteAddress.v4Bits", NOTHING),
-    http_only("by.remoteAddress.v6Bits", NOTHING),
-    http_only("by.method", NOTHING),
     http_only("limit.requests", NOTHING),
     http_only("limit.per", NOTHING),
     http_only("limit.burst", NOTHING),

@@ -1,8 +1,6 @@
 //! What becomes of the fields of RequestRules, a kind of our own.
 
-use super::Support::{Indifferent, NotYet, Partly};
-use super::security::target;
-use super::{Row, Tables, both, http_only};
+use super::{Row, Tables, http_only, workloads};
 
 pub(super) const TABLES: Tables = &[("", RULES), ("targetRefs", TARGET), ("rules", RULE)];
 
@@ -12,12 +10,7 @@ const NOTHING: &str = "gRPC's own clients and servers know no such rules";
 const RULES: &[Row] =
     &[http_only("selector.matchLabels", NOTHING), http_only("mode", NOTHING), http_only("hosts", NOTHING)];
 
-const TARGET: &[Row] = &[
-    both("group", Indifferent),
-    Row { path: "kind", library: Partly(target), grpc: NotYet(NOTHING) },
-    http_only("name", NOTHING),
-    both("namespace", Indifferent),
-];
+const TARGET: &[Row] = &workloads(NOTHING);
 
 const RULE: &[Row] = &[
     http_only("name", NOTHING),

@@ -1,8 +1,7 @@
 //! What becomes of the fields of WasmPlugin.
 
-use super::Support::{Indifferent, NotYet, Partly};
-use super::security::target;
-use super::{Row, Tables, both, http_only};
+use super::Support::{NotYet, Partly};
+use super::{Row, Tables, both, http_only, workloads};
 use crate::config::node::Node;
 
 pub(super) const TABLES: Tables =
@@ -37,12 +36,7 @@ fn network(_: &Node) -> Option<String> {
     None
 }
 
-const TARGET: &[Row] = &[
-    both("group", Indifferent),
-    Row { path: "kind", library: Partly(target), grpc: NotYet(NOTHING) },
-    http_only("name", NOTHING),
-    both("namespace", Indifferent),
-];
+const TARGET: &[Row] = &workloads(NOTHING);
 
 const VARIABLE: &[Row] = &[both("name", NotYet(NO_VM)), both("valueFrom", NotYet(NO_VM)), both("value", NotYet(NO_VM))];
 
