@@ -35,7 +35,7 @@ deny:
 
 # The example: services, control plane and traffic in one process.
 bookinfo *ARGS:
-    cargo run --release --bin bookinfo -- {{ARGS}}
+    cargo run --bin bookinfo -- {{ARGS}}
 
 # gRPC's own xDS clients, in Python, Node.js, Go and Java, and Envoy against mesh-control.
 interop *ARGS:

@@ -697,5 +697,10 @@ fn every_other_field_that_is_enforced_changes_what_the_library_is_told() {
 
 #[test]
 fn every_field_that_is_enforced_for_grpc_changes_what_its_clients_are_told() {
-    check(ClientClass::Grpc, 0, 1);
+    check(ClientClass::Grpc, 0, 2);
+}
+
+#[test]
+fn every_other_field_that_is_enforced_for_grpc_changes_what_its_clients_are_told() {
+    check(ClientClass::Grpc, 1, 2);
 }
