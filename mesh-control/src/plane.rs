@@ -28,7 +28,7 @@ use crate::analysis::examine;
 use crate::catalog::Client;
 use crate::config::istio::security::PLAINTEXT_KEYS;
 use crate::config::source::{ConfigStore, Directory};
-use crate::config::store::{Standing, Store, Update, Wrong};
+use crate::config::store::{Loaded, Standing, Store, Update, Wrong};
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Objects, Severity};
 use crate::jwks::KeyFetching;
@@ -474,11 +474,19 @@ impl Plane {
         self.inner.live().compiled.wrong.clone()
     }
 
-    /// What there would be to say of this object of a cluster, beside everything that is in force.
-    pub(crate) fn review(&self, name: &Arc<str>, text: Arc<str>) -> Vec<Diagnostic> {
+    /// What there would be to say of this object of a cluster, beside everything that is in force: the same in the words of
+    /// whoever knows the objects of its namespace alone comes second.
+    pub(crate) fn review(&self, name: &Arc<str>, namespace: &str, text: Arc<str>) -> [Vec<Diagnostic>; 2] {
         let store = self.inner.store.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = store.with_resource(name, text);
         drop(store);
+        let mut beside = loaded.clone();
+        beside.objects.retain(|meta| *meta.namespace == *namespace);
+        [loaded, beside].map(|loaded| self.judged(name, loaded))
+    }
+
+    /// What there is to say of this object of a cluster among those that are loaded.
+    fn judged(&self, name: &Arc<str>, loaded: Loaded) -> Vec<Diagnostic> {
         let (options, fixed) = (&self.inner.options, self.inner.fixed.get());
         let (_, mut found) = examine(loaded, &options.given(), fixed, &Judge::default());
         found.retain(|finding| finding.file == *name);

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use base64::Engine as _;
@@ -38,17 +38,18 @@ pub(super) struct Args {
     /// Has the API server ask whether objects may be stored: who vouches for the certificate in mesh-control-tls, as PEM.
     #[arg(long, value_name = "FILE")]
     webhook_ca: Option<PathBuf>,
+    /// Whose certificate the API server must have that asks, as PEM: how it gets one is in docs/kubernetes.md. Without it, whoever
+    /// reaches the webhook may ask.
+    #[arg(long, value_name = "FILE", requires = "webhook_ca")]
+    webhook_client_ca: Option<PathBuf>,
     #[command(flatten)]
     printing: Printing,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let webhook = args.webhook_ca.as_ref().map(|path| {
-        let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        ensure!(pem.starts_with(b"-----BEGIN CERTIFICATE"), "{} is no certificate in PEM", path.display());
-        Ok(STANDARD.encode(pem))
-    });
-    let text = manifests(args, webhook.transpose()?.as_deref());
+    let ca = args.webhook_ca.as_deref().map(certificate).transpose()?;
+    let clients = args.webhook_client_ca.as_deref().map(certificate).transpose()?;
+    let text = manifests(args, ca.map(|ca| Webhook { ca, clients }).as_ref());
     match args.printing.format() {
         Format::Text => super::say(&text)?,
         Format::Json => {
@@ -59,12 +60,46 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn manifests(args: &Args, webhook_ca: Option<&str>) -> String {
+/// What there is to know of the webhook, in PEM.
+struct Webhook {
+    /// Who vouches for it.
+    ca: String,
+    /// Who vouches for those who may ask it.
+    clients: Option<String>,
+}
+
+/// A certificate, or several, as PEM.
+fn certificate(path: &Path) -> anyhow::Result<String> {
+    let pem = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(pem.starts_with("-----BEGIN CERTIFICATE"), "{} is no certificate in PEM", path.display());
+    ensure!(!pem.contains("PRIVATE KEY"), "{} has a private key in it, which is nobody else's", path.display());
+    Ok(pem)
+}
+
+fn manifests(args: &Args, webhook: Option<&Webhook>) -> String {
+    let clients = webhook.and_then(|webhook| webhook.clients.as_deref());
     let mut all: Vec<String> = ObjectKind::OWN.into_iter().filter_map(custom_resource).collect();
-    all.extend([namespace_and_account(args), permissions(args), service(args, webhook_ca.is_some())]);
-    all.push(deployment(args, webhook_ca.is_some()));
-    all.extend(webhook_ca.map(|ca| webhook(args, ca)));
+    all.extend([namespace_and_account(args), permissions(args), service(args, webhook.is_some())]);
+    all.extend(clients.map(|pem| webhook_clients(args, pem)));
+    all.push(deployment(args, webhook.is_some(), clients.is_some()));
+    all.extend(webhook.map(|webhook| validation(args, &STANDARD.encode(&webhook.ca))));
     all.join("---\n")
+}
+
+/// Where the Deployment finds who vouches for those who may ask the webhook.
+fn webhook_clients(Args { namespace, .. }: &Args, pem: &str) -> String {
+    let pem: String = pem.lines().map(|line| format!("    {}\n", line.trim_end())).collect();
+    format!(
+        "\
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: mesh-control-webhook-clients
+  namespace: {namespace}
+data:
+  ca.crt: |
+{pem}"
+    )
 }
 
 fn namespace_and_account(Args { namespace, .. }: &Args) -> String {
@@ -166,7 +201,7 @@ spec:
     )
 }
 
-fn deployment(args: &Args, has_webhook: bool) -> String {
+fn deployment(args: &Args, has_webhook: bool, has_clients: bool) -> String {
     let Args { namespace, image, replicas, kubernetes_namespaces: only, .. } = args;
     let mut options = String::new();
     if !only.is_empty() {
@@ -174,6 +209,12 @@ fn deployment(args: &Args, has_webhook: bool) -> String {
     }
     if has_webhook {
         options += "        - --admission-addr=0.0.0.0:15017\n";
+    }
+    let (mut mounts, mut volumes) = (String::new(), String::new());
+    if has_clients {
+        options += "        - --admission-client-ca=/etc/mesh-control/webhook-clients/ca.crt\n";
+        mounts += "        - {name: webhook-clients, mountPath: /etc/mesh-control/webhook-clients, readOnly: true}\n";
+        volumes += "      - {name: webhook-clients, configMap: {name: mesh-control-webhook-clients}}\n";
     }
     let port = if has_webhook { "        - {name: webhook, containerPort: 15017}\n" } else { "" };
     let files = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"].map(|file| {
@@ -241,18 +282,19 @@ spec:
           capabilities: {{drop: [ALL]}}
         volumeMounts:
         - {{name: tls, mountPath: /etc/mesh-control/tls, readOnly: true}}
-{files}      volumes:
+{files}{mounts}      volumes:
       # 288 is 0440: for the group of this Pod alone.
       - name: tls
         secret: {{secretName: mesh-control-tls, defaultMode: 288}}
       - name: cacerts
         secret: {{secretName: cacerts, defaultMode: 288}}
-",
+{volumes}",
         files = files.concat(),
     )
 }
 
-fn webhook(Args { namespace, kubernetes_namespaces: only, .. }: &Args, ca: &str) -> String {
+/// Has the API server ask.
+fn validation(Args { namespace, kubernetes_namespaces: only, .. }: &Args, ca: &str) -> String {
     let mut rules: BTreeMap<&str, (Vec<&str>, Vec<&str>)> = BTreeMap::new();
     for resource in RESOURCES.iter().filter(|resource| resource.use_ == Use::Object) {
         let (versions, plurals) = rules.entry(resource.group).or_default();
@@ -314,6 +356,8 @@ mod tests {
     use crate::config::Source;
     use crate::config::node::{self, Node};
 
+    const CLIENTS: &str = "-----BEGIN CERTIFICATE-----\r\nQ0E=\r\n-----END CERTIFICATE-----\n";
+
     fn printed(namespaces: &[&str], webhook: bool) -> Vec<Node> {
         let args = Args {
             image: "registry.example/mesh-control:1".to_owned(),
@@ -321,9 +365,11 @@ mod tests {
             replicas: 2,
             kubernetes_namespaces: namespaces.iter().map(|&name| name.to_owned()).collect(),
             webhook_ca: None,
+            webhook_client_ca: None,
             printing: Printing { output: Format::Text, json: false },
         };
-        let text = manifests(&args, webhook.then_some("Q0E="));
+        let webhook = webhook.then(|| Webhook { ca: "CA".to_owned(), clients: Some(CLIENTS.to_owned()) });
+        let text = manifests(&args, webhook.as_ref());
         node::parse(&Source { name: "t.yaml".into(), text: text.into() }).expect("YAML")
     }
 
@@ -394,6 +440,27 @@ mod tests {
         let named = printed(&["istio-system"], false);
         let plurals = rules(&named, "Role").into_iter().flat_map(|(_, resources, _)| resources);
         assert_eq!(plurals.filter(|plural| *plural == "peerauthentications").count(), 1);
+    }
+
+    #[test]
+    fn who_may_ask_the_webhook_is_where_mesh_control_looks() {
+        let all = printed(&[], true);
+        let is_of = |kind: &'static str| move |one: &&Node| one.get("kind").and_then(Node::as_str) == Some(kind);
+        let map = all.iter().find(is_of("ConfigMap")).expect("a ConfigMap");
+        let pem = map.get("data").and_then(|data| data.get("ca.crt")?.as_str());
+        assert_eq!(pem, Some(&*CLIENTS.replace('\r', "")));
+        let pod = all.iter().find(is_of("Deployment")).and_then(|all| all.get("spec")?.get("template")?.get("spec"));
+        let pod = pod.expect("a Pod");
+        let container = pod.get("containers").and_then(|all| all.items().first()).expect("a container");
+        let has = |list: Option<&Node>, key: &str, value: &str| {
+            let is_it = |one: &Node| one.get(key).and_then(Node::as_str) == Some(value);
+            list.is_some_and(|list| list.items().iter().any(is_it))
+        };
+        let options: Vec<_> = container.get("args").expect("options").items().iter().filter_map(Node::as_str).collect();
+        assert!(options.contains(&"--admission-client-ca=/etc/mesh-control/webhook-clients/ca.crt"), "{options:?}");
+        assert!(has(container.get("volumeMounts"), "mountPath", "/etc/mesh-control/webhook-clients"));
+        assert!(has(pod.get("volumes"), "name", "webhook-clients"));
+        assert!(!kinds(&printed(&[], false)).contains(&"ConfigMap"));
     }
 
     #[test]

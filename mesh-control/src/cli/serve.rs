@@ -193,6 +193,10 @@ pub(super) struct Args {
     /// validating webhook); needs --tls-cert and --tls-key.
     #[arg(long, value_name = "HOST:PORT", value_parser = address, requires = "tls_cert")]
     admission_addr: Option<SocketAddr>,
+    /// Whose certificate an API server must have that asks there, as PEM. Best an authority that signs for nobody else. Without it,
+    /// whoever reaches the port may ask.
+    #[arg(long, value_name = "FILE", requires = "admission_addr")]
+    admission_client_ca: Option<PathBuf>,
     #[command(flatten)]
     printing: Printing,
 }
@@ -348,7 +352,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     let webhook = match (args.admission_addr, tls_files(args)) {
         (Some(address), Some(files)) => {
-            let domain = plane.trust_domain();
+            let (files, domain) = (files.client_ca(args.admission_client_ca.clone()), plane.trust_domain());
             let served = webhook::listen(address, files, domain, plane.clone(), &server, stopped.clone()).await;
             let (bound, task) = served.with_context(|| cannot("admission", address))?;
             listening("admission", bound)?;

@@ -124,6 +124,12 @@ macro_rules! objects {
                 refused $(.chain(self.$field.iter().map(|object| &object.meta)))*
             }
 
+            /// Leaves those out that are not wanted.
+            pub fn retain(&mut self, is_wanted: impl Fn(&Meta) -> bool) {
+                $(self.$field.retain(|object| is_wanted(&object.meta));)*
+                self.refused.retain(|object| is_wanted(&object.meta));
+            }
+
             /// Adds one.
             pub fn push(&mut self, item: Item) {
                 match item {

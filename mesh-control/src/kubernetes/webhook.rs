@@ -1,6 +1,9 @@
 //! What an API server is told that asks whether an object may be stored (a validating webhook, `admission.k8s.io/v1`): what
 //! `validate` says of it, beside everything that is in force. What is wrong with the object itself refuses it; the rest is a
 //! warning.
+//!
+//! Who may write in a namespace need not know what is in others: what is said names nothing of them. An object that is on its
+//! way out may go, whatever is wrong with it.
 
 use std::sync::Arc;
 
@@ -39,13 +42,17 @@ struct Kind {
     kind: String,
 }
 
-/// The answer to a question, where `review` finds what there is to say of a text of this name.
+/// Instead of words that would name what is in other namespaces.
+const ELSEWHERE: &str = "it does not go with what is in other namespaces; `mesh-control validate` says more";
+
+/// The answer to a question, where `review` finds what there is to say of a text of this name, in this namespace: all of it, and
+/// what is known by the objects of that namespace alone.
 ///
 /// # Errors
 /// Why it is no such question.
 pub(crate) fn answer(
     question: &[u8],
-    review: impl FnOnce(Arc<str>, Arc<str>) -> Vec<Diagnostic>,
+    review: impl FnOnce(Arc<str>, &str, Arc<str>) -> [Vec<Diagnostic>; 2],
 ) -> Result<Vec<u8>, String> {
     let Review { request } =
         serde_json::from_slice(question).map_err(|error| format!("no AdmissionReview: {error}"))?;
@@ -56,13 +63,16 @@ pub(crate) fn answer(
             && known.kind == kind
             && known.versions.contains(&version.as_str())
     });
-    // What is deleted has no object, and what is not read here is nobody's business here.
-    let found = match of_kind.filter(|_| request.object.is_object()) {
+    // What is deleted has no object, what is being deleted is only to lose its finalizers, and what is not read here is nobody's
+    // business here.
+    let is_going = request.object.pointer("/metadata/deletionTimestamp").is_some_and(Value::is_string);
+    let found = match of_kind.filter(|_| request.object.is_object() && !is_going) {
         Some(resource) => {
             let object = named(request.object, &request.name);
             let name = object.get("metadata").and_then(|metadata| metadata.get("name")?.as_str()).unwrap_or_default();
             let name = (request.namespace.as_str().into(), name.into());
-            review(text_name(resource, &name), text(resource, version, &object))
+            let found = review(text_name(resource, &name), &request.namespace, text(resource, version, &object));
+            discreet(found)
         }
         None => Vec::new(),
     };
@@ -82,6 +92,15 @@ pub(crate) fn answer(
     }
     let answer = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
     Ok(answer.to_string().into_bytes())
+}
+
+/// What was found, in words that name nothing of other namespaces.
+fn discreet([mut all, beside]: [Vec<Diagnostic>; 2]) -> Vec<Diagnostic> {
+    for finding in all.iter_mut().filter(|finding| !beside.contains(finding)) {
+        let mut others = beside.iter().filter(|other| (other.code, &other.field) == (finding.code, &finding.field));
+        finding.message = others.next().map_or_else(|| ELSEWHERE.to_owned(), |other| other.message.clone());
+    }
+    all
 }
 
 /// The object with its name, which is not known yet where the API server makes it.
@@ -135,11 +154,11 @@ spec: {ports: [{port: 80, name: http}], selector: {app: web}}
                 "namespace": "shop", "operation": "CREATE", "object": object,
             },
         });
-        let before = plane.diagnostics().len();
-        let answer =
-            answer(question.to_string().as_bytes(), |name, text| plane.review(&name, text)).expect("a question");
+        let before = (plane.objects(), plane.diagnostics().len());
+        let answer = answer(question.to_string().as_bytes(), |name, of, text| plane.review(&name, of, text))
+            .expect("a question");
         // It was a question, and changed nothing.
-        assert_eq!((plane.objects(), plane.diagnostics().len()), (1, before));
+        assert_eq!((plane.objects(), plane.diagnostics().len()), before);
         let answer: Value = serde_json::from_slice(&answer).expect("JSON");
         assert_eq!((&answer["kind"], &answer["response"]["uid"]), (&json!("AdmissionReview"), &json!("u-1")));
         answer["response"].clone()
@@ -171,6 +190,52 @@ spec: {ports: [{port: 80, name: http}], selector: {app: web}}
         assert_eq!(asked("VirtualService", unnamed)["allowed"], true);
     }
 
+    #[test]
+    fn what_is_said_names_nothing_of_other_namespaces() {
+        let service = |namespace: &str, name: &str, exported: &str| {
+            SERVICE.replace("name: web, namespace: shop", &format!("name: {name}, namespace: {namespace}{exported}"))
+        };
+        let hidden = ", annotations: {networking.istio.io/exportTo: '.'}";
+        let secret = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: salaries, namespace: hr}
+spec: {hosts: [web.shop.svc.cluster.local], http: [{directResponse: {status: 403}}]}
+";
+        let all = [SERVICE, &service("hr", "payroll", ""), &service("hr", "bonus", hidden), secret].join("---");
+        let plane = Plane::from_yaml(&all).expect("good");
+        let to = |host: &str| rule(json!({"hosts": ["web"], "http": [{"route": [{"destination": {"host": host}}]}]}));
+        let words = |host: &str| {
+            let response = asked_of(&plane, "VirtualService", to(host));
+            assert_eq!(response["allowed"], true, "{response}");
+            response["warnings"].as_array().cloned().unwrap_or_default()
+        };
+        // By `validate`, each of these says more.
+        for host in
+            ["payrol.hr.svc.cluster.local", "bonus.hr.svc.cluster.local", "payroll.hrr.svc.cluster.local", "payroll"]
+        {
+            let warnings = words(host);
+            assert!(!warnings.is_empty(), "{host}");
+            for warning in warnings {
+                let said = warning.as_str().expect("a text").replace(host, "");
+                let names = [".hr", "hr/", "`hr", "salaries", "payroll", "bonus"];
+                assert!(!names.iter().any(|name| said.contains(name)), "{host}: {warning}");
+            }
+        }
+        // What is beside it may be named, and what can be called is called.
+        assert!(words("wbe").iter().any(|warning| warning.as_str().is_some_and(|text| text.contains("`web`"))));
+        let to_payroll = words("payroll.hr.svc.cluster.local");
+        assert!(to_payroll.iter().all(|warning| !warning.as_str().unwrap_or_default().contains("no service")));
+    }
+
+    #[test]
+    fn what_is_being_deleted_may_lose_its_finalizers() {
+        let mut wrong = rule(json!({"hosts": ["web"], "htpp": []}));
+        assert_eq!(asked("VirtualService", wrong.clone())["allowed"], false);
+        wrong["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        assert_eq!(asked("VirtualService", wrong)["allowed"], true);
+    }
+
     #[tokio::test]
     async fn a_filter_that_guards_servers_is_refused_as_by_validate_and_one_of_a_gateway_is_not() {
         let lua = |context: &str| {
@@ -195,7 +260,7 @@ spec: {ports: [{port: 80, name: http}], selector: {app: web}}
         assert_eq!(asked("VirtualService", Value::Null)["allowed"], true);
         assert_eq!(asked("Gateway", rule(json!({"any": 1})))["allowed"], true);
         for wrong in [&b"{}"[..], b"", b"[]", br#"{"request": {"uid": 1}}"#] {
-            assert!(answer(wrong, |_, _| Vec::new()).is_err());
+            assert!(answer(wrong, |_, _, _| Default::default()).is_err());
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The validating webhook: an HTTPS port on which an API server asks whether objects may be stored.
 //!
-//! Whoever reaches the port may connect, and an API server that is not answered stores what it likes. So nobody can hold the port
-//! shut: who says nothing waits at the [`Door`], and of connections that are open, the newest is always one.
+//! Whoever reaches the port may connect, and where no certificate is asked for, ask. An API server that is not answered stores what
+//! it likes. So nobody can hold the port shut: who says nothing waits at the [`Door`], and of connections that are open, the newest
+//! is always one.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -62,8 +63,8 @@ struct Place {
     held: oneshot::Sender<()>,
 }
 
-/// Answers reviews at `/validate`, over TLS with these files, until it is told to stop. Who is turned away is told with the
-/// status of `server`. Returns the address bound.
+/// Answers reviews at `/validate`, over TLS with these files, until it is told to stop. Where they have a `client_ca`, who asks
+/// has to have a certificate of it. Who is turned away is told with the status of `server`. Returns the address bound.
 ///
 /// # Errors
 /// The files cannot be used, or the address is taken.
@@ -76,7 +77,7 @@ pub(crate) async fn listen(
     mut stop: watch::Receiver<bool>,
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
     // Who asks is an API server, which has no certificate of the mesh.
-    let acceptor = Arc::new(Reloading::new(files.client_ca(None), None, domain, now())?);
+    let acceptor = Arc::new(Reloading::new(files, None, domain, now())?);
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
     let (connections, incoming) = mpsc::channel(CONNECTIONS);
@@ -170,7 +171,7 @@ async fn validate(State(desk): State<Desk>, body: Bytes) -> Response {
     let plane = desk.plane;
     let answered = spawn_blocking(move || {
         let _turn = turn;
-        webhook::answer(&body, |name, text| plane.review(&name, text))
+        webhook::answer(&body, |name, namespace, text| plane.review(&name, namespace, text))
     });
     match answered.await {
         Ok(Ok(answer)) => ([(header::CONTENT_TYPE, "application/json")], answer).into_response(),
@@ -189,7 +190,7 @@ mod tests {
     use tokio_rustls::TlsConnector;
     use tokio_rustls::client::TlsStream;
     use tokio_rustls::rustls::crypto::aws_lc_rs;
-    use tokio_rustls::rustls::pki_types::ServerName;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
     use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
     use super::*;
@@ -200,6 +201,7 @@ mod tests {
 
     struct Webhook {
         address: SocketAddr,
+        roots: RootCertStore,
         connector: TlsConnector,
         _server: Server,
         _stop: watch::Sender<bool>,
@@ -208,6 +210,11 @@ mod tests {
 
     impl Webhook {
         async fn start() -> Webhook {
+            Webhook::start_for(None).await
+        }
+
+        /// Where who asks has to have a certificate of this authority.
+        async fn start_for(client_ca: Option<&str>) -> Webhook {
             let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
             let files = tempfile::tempdir().expect("a directory");
             let (cert, key) = (files.path().join("tls.crt"), files.path().join("tls.key"));
@@ -215,17 +222,20 @@ mod tests {
             std::fs::write(&key, made.signing_key.serialize_pem()).expect("written");
             let mut roots = RootCertStore::empty();
             roots.add(made.cert.der().clone()).expect("a root");
-            let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
-            let config = config.with_safe_default_protocol_versions().expect("versions");
-            let config = config.with_root_certificates(roots).with_no_client_auth();
+            let clients = client_ca.map(|pem| {
+                let path = files.path().join("clients.crt");
+                std::fs::write(&path, pem).expect("written");
+                path
+            });
             let plane = Plane::empty();
             let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &Options::default());
             let (stop, stopped) = watch::channel(false);
             let (free, domain) = ("127.0.0.1:0".parse().expect("an address"), TrustDomain::default());
-            let listening = listen(free, TlsFiles::new(cert, key), domain, plane, &server, stopped).await;
+            let tls = TlsFiles::new(cert, key).client_ca(clients);
+            let listening = listen(free, tls, domain, plane, &server, stopped).await;
             let (address, _) = listening.expect("listening");
-            let connector = TlsConnector::from(Arc::new(config));
-            Webhook { address, connector, _server: server, _stop: stop, _files: files }
+            let connector = connector(&roots, None);
+            Webhook { address, roots, connector, _server: server, _stop: stop, _files: files }
         }
 
         async fn secured(&self) -> TlsStream<TcpStream> {
@@ -236,7 +246,14 @@ mod tests {
 
         /// Asks about an object that is wrong.
         async fn is_refused(&self) -> bool {
-            let (mut sender, connection) = http1::handshake(TokioIo::new(self.secured().await)).await.expect("HTTP");
+            self.asked_by(&self.connector).await.expect("an answer")
+        }
+
+        /// The same by somebody, who may get no answer.
+        async fn asked_by(&self, connector: &TlsConnector) -> Option<bool> {
+            let name = ServerName::try_from("localhost").expect("a name");
+            let stream = connector.connect(name, TcpStream::connect(self.address).await.ok()?).await.ok()?;
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
             let driver = tokio::spawn(connection);
             let question = json!({
                 "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
@@ -247,11 +264,48 @@ mod tests {
             });
             let request = Request::post("/validate").header(header::HOST, "localhost");
             let request = request.body(Full::new(Bytes::from(question.to_string()))).expect("a request");
-            let answer = sender.send_request(request).await.expect("an answer");
+            let answer = sender.send_request(request).await.ok()?;
             let body = answer.into_body().collect().await.expect("a body").to_bytes();
             driver.abort();
             let answer: Value = serde_json::from_slice(&body).expect("JSON");
-            answer["response"]["allowed"] == false
+            Some(answer["response"]["allowed"] == false)
+        }
+    }
+
+    /// What connects to a server whom these vouch for, and shows this certificate.
+    fn connector(
+        roots: &RootCertStore,
+        shown: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    ) -> TlsConnector {
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+        let config =
+            config.with_safe_default_protocol_versions().expect("versions").with_root_certificates(roots.clone());
+        let config = match shown {
+            None => config.with_no_client_auth(),
+            Some((certificate, key)) => config.with_client_auth_cert(vec![certificate], key).expect("a certificate"),
+        };
+        TlsConnector::from(Arc::new(config))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_has_no_certificate_of_the_authority_that_is_named_may_not_ask() {
+        let authority = || {
+            let mut params = rcgen::CertificateParams::default();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().expect("a key"))
+                .expect("an authority")
+        };
+        let signed = |authority: &rcgen::CertifiedIssuer<'_, rcgen::KeyPair>| {
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let params = rcgen::CertificateParams::new(["kube-apiserver".to_owned()]).expect("a name");
+            let certificate = params.signed_by(&key, authority).expect("a certificate");
+            (certificate.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).expect("a key"))
+        };
+        let (named, other) = (authority(), authority());
+        let webhook = Webhook::start_for(Some(&named.pem())).await;
+        for (shown, expected) in [(None, None), (Some(signed(&other)), None), (Some(signed(&named)), Some(true))] {
+            let asked = webhook.asked_by(&connector(&webhook.roots, shown)).await;
+            assert_eq!(asked, expected);
         }
     }
 
