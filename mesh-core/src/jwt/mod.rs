@@ -331,6 +331,7 @@ impl Provider {
         if !self.config.issuer.is_empty() && issuer != self.config.issuer {
             return Err(Refusal::UnknownIssuer);
         }
+        parsed.check_svid()?;
         self.check_times(parsed.times, now)?;
         let is_wanted = |audience| self.config.audiences.iter().any(|wanted| wanted == audience);
         if !self.config.audiences.is_empty() && !audiences(&parsed.claims).any(is_wanted) {

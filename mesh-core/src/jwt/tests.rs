@@ -195,6 +195,37 @@ fn j3_a_token_has_its_time_and_its_audience() {
 }
 
 #[test]
+fn a_token_whose_subject_is_a_workload_is_held_to_the_standard_of_jwt_svids() {
+    let issuer = TokenIssuer::new("a");
+    let authenticator = authenticator([provider(&issuer.jwks())]);
+    let refused = |claims: &str| {
+        let claims = format!(r#"{{"iss":"https://issuer",{claims}}}"#);
+        bearer(&authenticator, &issuer.token(&claims)).err().map(kind)
+    };
+    let wrong = |field: &str, what: &str| Some((401, format!("Jwt payload [{field}] field {what}")));
+    let (web, end) = (r#""sub":"spiffe://td/ns/shop/sa/web""#, format!(r#""exp":{}"#, NOW + 60));
+    assert_eq!(refused(&format!(r#"{web},"aud":"bar",{end}"#)), None);
+    assert_eq!(refused(&format!(r#"{web},"aud":["bar"],{end}"#)), None);
+    // Of whom nobody says that it is a workload, no more is asked than Istio asks.
+    assert_eq!(refused(r#""sub":"me""#), None);
+    let no_end = wrong("exp", "is required of a JWT-SVID");
+    assert_eq!(refused(&format!(r#"{web},"aud":"bar""#)), no_end);
+    let nobody = wrong("aud", "is required of a JWT-SVID");
+    for audience in ["", r#","aud":[]"#, r#","aud":"""#, r#","aud":[""]"#] {
+        assert_eq!(refused(&format!("{web}{audience},{end}")), nobody, "{audience}");
+    }
+    let no_id = wrong("sub", "of a JWT-SVID is not a SPIFFE ID");
+    for subject in ["spiffe://", "spiffe://td", "spiffe://td/../web", "spiffe://TD/web", "spiffe://td/web?a"] {
+        assert_eq!(refused(&format!(r#""sub":"{subject}","aud":"bar",{end}"#)), no_id, "{subject}");
+    }
+    let claims = format!(r#"{{"iss":"https://issuer",{web},"aud":"bar",{end}}}"#);
+    for (typ, is_good) in [("JWT", true), ("jwt", true), ("JOSE", true), ("at+jwt", false), ("JWS", false)] {
+        let header = format!(r#"{{"alg":"ES256","kid":"a","typ":"{typ}"}}"#);
+        assert_eq!(bearer(&authenticator, &issuer.sign(&header, &claims)).is_ok(), is_good, "{typ}");
+    }
+}
+
+#[test]
 fn j4_a_malformed_claim_is_never_taken_for_an_absent_one() {
     let issuer = TokenIssuer::new("a");
     let authenticator = authenticator([provider(&issuer.jwks())]);

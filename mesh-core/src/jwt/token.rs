@@ -7,6 +7,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::Refusal;
+use super::claims::audiences;
+use crate::identity::SpiffeId;
 use crate::model::{JwkSet, JwsAlgorithm, KeyMaterial};
 
 /// The longest token that is looked at, in bytes.
@@ -20,6 +22,8 @@ pub(super) struct Token<'t> {
     signed: &'t str,
     algorithm: JwsAlgorithm,
     key_id: Option<String>,
+    /// Whether its header says that it is something else than a token.
+    is_foreign: bool,
     signature: Vec<u8>,
     /// The payload, encoded.
     pub(super) payload: &'t str,
@@ -52,12 +56,37 @@ impl<'t> Token<'t> {
         let signed = token.rsplit_once('.').map_or("", |(signed, _)| signed);
         let header = object(header, "Jwt header is an invalid Base64url encoded", "Jwt header is an invalid JSON")?;
         let (algorithm, key_id) = read_header(&header)?;
+        let is_type = |kind: &str| ["JWT", "JOSE"].iter().any(|known| kind.eq_ignore_ascii_case(known));
+        let is_foreign = header.get("typ").is_some_and(|kind| !kind.as_str().is_some_and(is_type));
         let claims = object(payload, "Jwt payload is an invalid Base64url encoded", "Jwt payload is an invalid JSON")?;
         let signature = URL_SAFE_NO_PAD
             .decode(signature)
             .map_err(|_| Refusal::Malformed("Jwt signature is an invalid Base64url encoded"))?;
         let times = read_claims(&claims)?;
-        Ok(Token { signed, algorithm, key_id, signature, payload, claims, times })
+        Ok(Token { signed, algorithm, key_id, is_foreign, signature, payload, claims, times })
+    }
+
+    /// A token whose subject is a workload is a JWT-SVID, and has to be what that standard demands (JWT-SVID, 2.3 and 3): it says
+    /// whom it is for, and when it ends.
+    pub(super) fn check_svid(&self) -> Result<(), Refusal> {
+        let subject = self.claims.get("sub").and_then(Value::as_str).unwrap_or_default();
+        if !subject.starts_with("spiffe://") {
+            return Ok(());
+        }
+        let wrong = |what| Err(Refusal::Malformed(what));
+        if self.is_foreign {
+            return wrong("Jwt header [typ] of a JWT-SVID is neither JWT nor JOSE");
+        }
+        if subject.parse::<SpiffeId>().is_err() {
+            return wrong("Jwt payload [sub] field of a JWT-SVID is not a SPIFFE ID");
+        }
+        if !audiences(&self.claims).any(|audience| !audience.is_empty()) {
+            return wrong("Jwt payload [aud] field is required of a JWT-SVID");
+        }
+        if self.times.expires.is_none() {
+            return wrong("Jwt payload [exp] field is required of a JWT-SVID");
+        }
+        Ok(())
     }
 
     /// Checks the signature with the keys that are for it.

@@ -53,7 +53,7 @@ impl TrustBundles {
     }
 
     /// Whom a domain's authorities no longer vouch for.
-    pub(super) fn revoke(&mut self, domain: TrustDomain, revoked: Revoked) {
+    pub(crate) fn revoke(&mut self, domain: TrustDomain, revoked: Revoked) {
         self.domains.entry(domain).or_default().revoked.extend(revoked);
     }
 

@@ -52,6 +52,13 @@ impl Revoked {
         let der: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
         let der =
             der.map_err(|error| Invalid::new(format!("not a list of revoked certificates: {}", pem_error(&error))))?;
+        Revoked::from_der(der)
+    }
+
+    /// The same of lists in DER.
+    pub(crate) fn from_der(
+        der: impl IntoIterator<Item = CertificateRevocationListDer<'static>>,
+    ) -> Result<Self, Invalid> {
         let mut revoked = Revoked::default();
         for der in der {
             let list = OwnedCertRevocationList::from_der(&der)

@@ -3,18 +3,21 @@
 //!
 //! Each answer is the whole truth: what an answer does not have any more is not trusted any more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
 use tonic::client::Grpc;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use crate::error::Invalid;
 use crate::identity::{SpiffeId, TrustDomain};
-use crate::tls::{Certificates, Credentials, TrustBundles};
+use crate::tls::{Certificates, Credentials, Revoked, TrustBundles};
 use crate::xds::bootstrap::Server;
 use crate::xds::connect::Connector;
 use crate::xds::istio_ca::MAX_RESPONSE;
@@ -100,7 +103,7 @@ pub(crate) async fn follow(
     };
     loop {
         match answers.message().await {
-            Ok(Some(answer)) => match credentials(answer) {
+            Ok(Some(answer)) => match credentials(answer, SystemTime::now()) {
                 Ok(credentials) => {
                     succeeded();
                     certificates.set(Arc::new(credentials));
@@ -120,11 +123,7 @@ fn ended(status: &Status) -> Ended {
 }
 
 /// The default identity of an answer, and whom it says to trust.
-fn credentials(answer: X509SvidResponse) -> Result<Credentials, Invalid> {
-    if !answer.crl.is_empty() {
-        // To trust what was revoked would be worse than to keep what is known.
-        return Err(Invalid::new("revocations are not supported").at("crl"));
-    }
+fn credentials(answer: X509SvidResponse, now: SystemTime) -> Result<Credentials, Invalid> {
     let svid = answer.svids.into_iter().next().ok_or_else(|| Invalid::new("there is none").at("svids"))?;
     let at = |invalid: Invalid, field: &str| invalid.at(format!("svids[0].{field}"));
     let id: SpiffeId = svid.spiffe_id.parse().map_err(|invalid| at(invalid, "spiffe_id"))?;
@@ -133,20 +132,60 @@ fn credentials(answer: X509SvidResponse) -> Result<Credentials, Invalid> {
     let own: TrustDomain = id.trust_domain().parse()?;
     let roots = parse(&svid.bundle).map_err(|invalid| at(invalid, "bundle"))?;
     bundles.add(own.clone(), &roots).map_err(|invalid| at(invalid, "bundle"))?;
+    let mut authorities = vec![(own.clone(), roots)];
+    authorities.extend(chain.iter().skip(1).map(|authority| (own.clone(), vec![authority.clone()])));
     for (name, roots) in &answer.federated_bundles {
         let at = |invalid: Invalid| invalid.at(format!("federated_bundles[{name:?}]"));
         let domain: TrustDomain = name.strip_prefix("spiffe://").unwrap_or(name).parse().map_err(at)?;
         if domain == own {
             return Err(at(Invalid::new("the workload's own trust domain is not a foreign one")));
         }
-        bundles.add(domain, &parse(roots).map_err(at)?).map_err(at)?;
+        let roots = parse(roots).map_err(at)?;
+        bundles.add(domain.clone(), &roots).map_err(at)?;
+        authorities.push((domain, roots));
     }
+    for (domain, revoked) in revoked(answer.crl, &authorities).map_err(|invalid| invalid.at("crl"))? {
+        bundles.revoke(domain, revoked);
+    }
+    // One that has ended tells of nobody who was revoked since.
+    bundles.check(now).map_err(|invalid| invalid.at("crl"))?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(svid.x509_svid_key));
     let credentials = Credentials::new(chain, key, bundles, String::new())?;
     if *credentials.id() != id {
         return Err(Invalid::new(format!("the certificate is that of {}", credentials.id())).at("svids[0].spiffe_id"));
     }
     Ok(credentials)
+}
+
+/// Whom these authorities vouch for no longer, by the trust domain of the authority that says so in each list.
+fn revoked(
+    lists: Vec<Vec<u8>>,
+    authorities: &[(TrustDomain, Vec<CertificateDer<'static>>)],
+) -> Result<BTreeMap<TrustDomain, Revoked>, Invalid> {
+    let is_called = |authority: &CertificateDer<'_>, name: &[u8]| {
+        X509Certificate::from_der(authority).is_ok_and(|(_, authority)| authority.subject().as_raw() == name)
+    };
+    let mut by_domain: BTreeMap<TrustDomain, Vec<CertificateRevocationListDer<'static>>> = BTreeMap::new();
+    for list in lists {
+        let (_, parsed) = CertificateRevocationList::from_der(&list)
+            .map_err(|_| Invalid::new("a list of revoked certificates cannot be parsed"))?;
+        let issuer = parsed.issuer().as_raw();
+        let mut domains: Vec<_> = authorities
+            .iter()
+            .filter(|(_, certificates)| certificates.iter().any(|certificate| is_called(certificate, issuer)))
+            .map(|(domain, _)| domain)
+            .collect();
+        domains.dedup();
+        let [domain] = domains[..] else {
+            let name = parsed.issuer().to_string();
+            return Err(Invalid::new(format!(
+                "{name:?} is the name of authorities of {} trust domains, so that nobody can tell whom that list is about",
+                domains.len()
+            )));
+        };
+        by_domain.entry(domain.clone()).or_default().push(list.into());
+    }
+    by_domain.into_iter().map(|(domain, lists)| Ok((domain, Revoked::from_der(lists)?))).collect()
 }
 
 /// Certificates in DER that follow each other without anything between.

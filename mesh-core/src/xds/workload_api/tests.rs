@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    SerialNumber,
 };
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -29,14 +30,41 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().expect("a key");
         let root = params.self_signed(&key).expect("a certificate").der().to_vec();
         Authority { issuer: Issuer::new(params, key), root }
     }
 
+    /// Its list of revoked certificates, which holds for an hour or has ended.
+    fn list(&self, serials: &[u64], has_ended: bool) -> Vec<u8> {
+        let since_epoch = SystemTime::UNIX_EPOCH.elapsed().expect("a clock");
+        let now = rcgen::date_time_ymd(1970, 1, 1) + since_epoch;
+        let end = if has_ended { now - Duration::from_secs(1) } else { now + Duration::from_secs(3600) };
+        let one = |serial: &u64| rcgen::RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: now - Duration::from_secs(60),
+            next_update: end,
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(one).collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).expect("a list").der().to_vec()
+    }
+
     fn svid(&self, id: &str) -> X509Svid {
+        self.svid_of(id, fastrand::u64(1 << 32..1 << 62))
+    }
+
+    fn svid_of(&self, id: &str, serial: u64) -> X509Svid {
         let mut params = CertificateParams::default();
+        params.serial_number = Some(SerialNumber::from(serial));
         params.subject_alt_names = vec![SanType::URI(id.try_into().expect("ASCII"))];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -210,7 +238,20 @@ async fn what_does_not_fit_is_refused_and_the_last_good_answer_stands() {
         (with(&|it| it.svids[0].bundle.clone_from(&foreign.root)), "no trusted authority has signed it"),
         (with(&|it| it.svids[0].x509_svid_key = authority.svid(WEB).x509_svid_key), "do not fit"),
         (with(&|it| it.svids[0].x509_svid_key.clear()), "do not fit"),
-        (with(&|it| it.crl.push(vec![1])), "crl: revocations are not supported"),
+        (with(&|it| it.crl.push(vec![1])), "crl: a list of revoked certificates cannot be parsed"),
+        (with(&|it| it.crl.push(foreign.list(&[], false))), "is the name of authorities of 0 trust domains"),
+        (with(&|it| it.crl.push(authority.list(&[], true))), "has expired"),
+        (
+            with(&|it| it.crl = vec![authority.list(&[1], false), authority.list(&[2], false)]),
+            "crl: there are two lists of revoked certificates",
+        ),
+        (
+            with(&|it| {
+                it.crl.push(authority.list(&[], false));
+                it.federated_bundles.insert("spiffe://other".to_owned(), authority.root.clone());
+            }),
+            "is the name of authorities of 2 trust domains",
+        ),
         (
             with(&|it| _ = it.federated_bundles.insert("spiffe://td".to_owned(), foreign.root.clone())),
             "the workload's own trust domain is not a foreign one",
@@ -229,12 +270,33 @@ fn a_federated_bundle_vouches_for_its_own_domain() {
     let (own, foreign) = (Authority::named("own"), Authority::named("foreign"));
     let mut response = answer(vec![own.svid(WEB)]);
     response.federated_bundles.insert("spiffe://other".to_owned(), foreign.root.clone());
-    let credentials = credentials(response).expect("good");
+    let credentials = credentials(response, SystemTime::now()).expect("good");
     let trusts = |svid: &X509Svid| credentials.trusts(&CertificateDer::from(svid.x509_svid.clone()));
     assert!(trusts(&foreign.svid("spiffe://other/ns/a/sa/b")));
     assert!(trusts(&own.svid("spiffe://td/ns/a/sa/b")));
     assert!(!trusts(&foreign.svid(WEB)), "a partner would issue our identities");
     assert!(!trusts(&own.svid("spiffe://other/ns/a/sa/b")));
+}
+
+/// A list of revoked certificates is about the domain of the authority that has signed it, and an answer without lists revokes
+/// nobody any more.
+#[test]
+fn who_is_revoked_is_not_trusted_for_as_long_as_the_agent_says_so() {
+    let (own, foreign) = (Authority::named("own"), Authority::named("foreign"));
+    let trusts = |lists: Vec<Vec<u8>>, svid: &X509Svid| {
+        let mut response = answer(vec![own.svid(WEB)]);
+        response.federated_bundles.insert("spiffe://other".to_owned(), foreign.root.clone());
+        response.crl = lists;
+        let credentials = credentials(response, SystemTime::now()).expect("good");
+        credentials.trusts(&CertificateDer::from(svid.x509_svid.clone()))
+    };
+    let (one, two) = (own.svid_of("spiffe://td/ns/a/sa/b", 7), own.svid_of("spiffe://td/ns/a/sa/c", 8));
+    let guest = foreign.svid_of("spiffe://other/ns/a/sa/b", 7);
+    let lists = || vec![own.list(&[7], false)];
+    assert!(!trusts(lists(), &one) && trusts(lists(), &two) && trusts(lists(), &guest));
+    let lists = || vec![foreign.list(&[7], false)];
+    assert!(trusts(lists(), &one) && trusts(lists(), &two) && !trusts(lists(), &guest));
+    assert!([&one, &two, &guest].into_iter().all(|svid| trusts(Vec::new(), svid)));
 }
 
 /// What holds a key is never shown.
