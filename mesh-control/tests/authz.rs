@@ -109,6 +109,42 @@ fn why(dir: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
+fn the_name_of_a_rule_is_explained_with_its_place_and_its_words() {
+    let dir = config();
+    let command = |id: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+        command.args(["why", id, "--config", dir.path().to_str().unwrap()]).args(more).output().unwrap()
+    };
+    let text = |output: Output| String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    let line = |words: &str| 1 + CONFIG.lines().position(|line| line.contains(words)).unwrap();
+    let by_role = format!(
+        "AuthorizationPolicy/shop/allow-web#1\n  config.yaml:{}\n  ALLOW: for workloads with app=reviews of namespace shop\n  \
+         - when: [{{key: 'request.headers[x-role]', values: [admin]}}]\n",
+        line("x-role")
+    );
+    assert_eq!(text(command("AuthorizationPolicy/shop/allow-web#1", &[])), by_role);
+    let several = text(command("AuthorizationPolicy/shop/allow-web#0", &[]));
+    assert!(
+        several.ends_with(
+            "  - from: [{source: {serviceAccounts: [web]}}]\n    to: [{operation: {paths: [/a*], hosts: [reviews]}}]\n"
+        ),
+        "{several}"
+    );
+    let tried = text(command("AuthorizationPolicy/shop/try#0", &[]));
+    assert!(
+        tried.contains("DENY, which is only tried (istio.io/dry-run): for all workloads of namespace shop"),
+        "{tried}"
+    );
+    let json: Value =
+        serde_json::from_slice(&command("AuthorizationPolicy/shop/deny-delete#1", &["-o", "json"]).stdout).unwrap();
+    assert_eq!((&json["effect"], &json["dry_run"]), (&json!("DENY"), &json!(false)));
+    assert!(text(command("none", &[])).starts_with("none: no rule is for the request"));
+    let unknown = command("AuthorizationPolicy/shop/alow-web#1", &[]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(unknown).contains("did you mean `AuthorizationPolicy/shop/allow-web#1`?"));
+}
+
+#[test]
 fn one_request_has_a_verdict_and_the_rule_that_decided() {
     let dir = config();
     let web = ["--from", "spiffe://cluster.local/ns/shop/sa/web", "--to", "shop/reviews"];

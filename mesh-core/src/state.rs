@@ -5,6 +5,7 @@
 //! endpoints that callers name themselves, which no view can hold, are held here for a while.
 
 mod checks;
+mod decided;
 mod health;
 mod leaving;
 mod limited;
@@ -32,6 +33,7 @@ use crate::outlier::{Detector, Outcome, Record};
 use crate::tls::Certificates;
 
 pub use checks::CheckedEndpoint;
+pub use decided::{Decided, Decision, NO_RULE};
 pub use health::HealthNews;
 pub use leaving::Leaving;
 pub use limited::{LimitCounts, Limited};

@@ -25,7 +25,7 @@ use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::id::{ListenerName, Target};
 use crate::live_trace::LiveTraces;
 use crate::resources::{Progress, Update};
-use crate::state::{HealthNews, Limited, Traffic, lock};
+use crate::state::{Decided, HealthNews, Limited, Traffic, lock};
 use crate::tls::Certificates;
 use crate::view::{Extensions, TargetView};
 use crate::workload::{Introductions, Workload};
@@ -93,6 +93,7 @@ struct StoreState {
     live_traces: Arc<LiveTraces>,
     traffic: Arc<Traffic>,
     limited: Arc<Limited>,
+    decided: Decided,
     idle: Duration,
 }
 
@@ -209,6 +210,7 @@ impl Store {
             live_traces: Arc::default(),
             traffic: Arc::clone(assembly.traffic()),
             limited: Arc::clone(assembly.limited()),
+            decided: Decided::default(),
             targets: ArcSwap::default(),
             commands: Mutex::default(),
             news,
@@ -244,6 +246,11 @@ impl Store {
     /// Who called the servers of this process, where the control plane wants to know.
     pub fn calls(&self) -> &Arc<Recorder> {
         &self.shared.calls
+    }
+
+    /// Whom policies have refused, or would have.
+    pub fn decided(&self) -> &Decided {
+        &self.shared.decided
     }
 
     /// What became of requests that have limits.

@@ -97,6 +97,7 @@ impl Mesh {
         to.sample(&[("component", "proxy"), ("tag", env!("CARGO_PKG_VERSION"))], Value::Count(1), None);
         self.clusters(to);
         self.limits(to);
+        self.policies(to);
         self.itself(to);
         self.configuration(to);
     }
@@ -193,6 +194,15 @@ impl Mesh {
             for (verdict, count) in verdicts {
                 to.sample(&[("limit", limit), ("rule", rule), ("verdict", verdict)], count.into(), None);
             }
+        });
+    }
+
+    /// What policies decided, by the names of their rules.
+    fn policies(&self, to: &mut dyn MetricsWriter) {
+        let help = "Requests and connections that policies refused, would have refused or let in (dry run), or told of (AUDIT).";
+        to.family("mesh_policy_decisions_total", Kind::Counter, help);
+        self.store().decided().each(|rule, decision, count| {
+            to.sample(&[("rule", rule), ("decision", decision.as_str())], count.into(), None);
         });
     }
 

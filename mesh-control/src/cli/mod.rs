@@ -23,6 +23,7 @@ mod token;
 mod top;
 mod trace;
 mod validate;
+mod why;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -63,6 +64,7 @@ enum Command {
     Schema(schema::Args),
     Token(token::Args),
     Trace(Box<trace::Args>),
+    Why(why::Args),
     /// Prints the script with which a shell completes this command: `source <(mesh-control completions bash)`.
     Completions {
         /// The shell.
@@ -152,6 +154,7 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
         Command::Schema(args) => schema::run(&args)?,
         Command::Authz(args) => return authz::run(&args),
         Command::Explain(args) => return explain::run(&args),
+        Command::Why(args) => return why::run(&args),
         Command::Route(args) => return route::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args)?,
         Command::Ca(args) => ca::run(&args)?,

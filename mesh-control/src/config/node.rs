@@ -195,6 +195,32 @@ pub fn parse_around(source: &Source, byte: usize) -> Option<Vec<Node>> {
 /// The item of a list in block style that begins at a place. `None` where it is written otherwise, or says something that is
 /// said elsewhere (an alias).
 pub fn parse_item(source: &Source, at: Span) -> Option<Node> {
+    let Item { line, indent, text } = item(source, at)?;
+    let part = format!("{}{text}", " ".repeat(indent));
+    let place = Place { lines: at.line.checked_sub(1)?, bytes: line..line + part.len() };
+    parse_part(source, &part, &place)?.pop()
+}
+
+/// Such an item as it is written, a line each, without its indentation.
+pub fn lines_of_item(source: &Source, at: Span) -> Option<Vec<&str>> {
+    let Item { indent, text, .. } = item(source, at)?;
+    // The first one begins behind its indentation.
+    let rest = text.lines().skip(1).map(|line| line.get(indent..).unwrap_or_default());
+    let mut lines: Vec<&str> = text.lines().take(1).chain(rest).map(str::trim_end).collect();
+    while lines.last().is_some_and(|line| line.is_empty() || line.starts_with('#')) {
+        lines.pop();
+    }
+    Some(lines)
+}
+
+/// An item of a list in block style: where its first line begins, how far it is indented, and its text from there on.
+struct Item<'s> {
+    line: usize,
+    indent: usize,
+    text: &'s str,
+}
+
+fn item(source: &Source, at: Span) -> Option<Item<'_>> {
     let (text, start) = (&source.text, usize::try_from(at.start).ok()?);
     let line = text.get(..start)?.rfind('\n').map_or(0, |end| end + 1);
     let before = text.get(line..start).filter(|before| before.bytes().all(|byte| matches!(byte, b' ' | b'-')))?;
@@ -206,9 +232,7 @@ pub fn parse_item(source: &Source, at: Span) -> Option<Node> {
     let rest = text.get(start..)?;
     let mut lines = rest.split_inclusive('\n');
     let length = lines.next()?.len() + lines.take_while(belongs).map(str::len).sum::<usize>();
-    let part = format!("{}{}", " ".repeat(indent), rest.get(..length)?);
-    let place = Place { lines: at.line.checked_sub(1)?, bytes: line..start + length };
-    parse_part(source, &part, &place)?.pop()
+    Some(Item { line, indent, text: rest.get(..length)? })
 }
 
 fn parse_part(source: &Source, part: &str, place: &Place) -> Option<Vec<Node>> {

@@ -5,8 +5,19 @@ use serde_json::{Value, json};
 use super::Snapshot;
 use crate::catalog::Client;
 use crate::policy::route::Written;
+use crate::policy::security::NamedRule;
 
 impl Snapshot {
+    /// The rule that answers, logs and metrics call so.
+    pub(crate) fn rule_called(&self, id: &str) -> Option<NamedRule<'_>> {
+        self.compiled.policy.security.rule_called(id)
+    }
+
+    /// The names of all rules of policies.
+    pub(crate) fn rule_ids(&self) -> impl Iterator<Item = &str> {
+        self.compiled.policy.security.rule_ids()
+    }
+
     /// Adds to a hop that this client tells of where each of its reasons is written.
     pub(crate) fn locate_hop(&self, client: &Client, hop: &mut Value) {
         for event in hop.get_mut("events").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -14,8 +25,8 @@ impl Snapshot {
                 Some("routed") => self.locate_route(client, event),
                 Some("policy") => {
                     let name = event.get("policy").and_then(Value::as_str);
-                    if let Some(place) = name.and_then(|name| self.compiled.policy.security.place_of(name)) {
-                        event["origin"] = place.into();
+                    if let Some(rule) = name.and_then(|name| self.rule_called(name)) {
+                        event["origin"] = rule.origin.to_string().into();
                     }
                 }
                 _ => {}

@@ -12,6 +12,7 @@ use super::authorizer::Authorizer;
 use super::mesh::MeshSettings;
 use super::tokens::{KeySource, Keys, TokenRule, token_rules};
 use super::traffic::ServerTls;
+use crate::config::diagnostic::Origin;
 use crate::config::file::{Meta, Objects, Workloads, is_namespace};
 use crate::config::istio::security::{MtlsMode, selected};
 use crate::config::locate::locate;
@@ -69,6 +70,18 @@ struct Guard {
 struct Selection {
     meta: Meta,
     workloads: Workloads,
+}
+
+/// A rule of an AuthorizationPolicy.
+pub(crate) struct NamedRule<'s> {
+    /// The policy.
+    pub(crate) meta: &'s Meta,
+    /// Whom it is for.
+    pub(crate) workloads: &'s Workloads,
+    /// What it does.
+    pub(crate) policy: &'s AccessPolicy,
+    /// Where the rule is written.
+    pub(crate) origin: Origin,
 }
 
 /// A PeerAuthentication.
@@ -146,13 +159,17 @@ impl Security {
         labelled.chain(self.peers.iter().map(|peers| (&*peers.meta.namespace, &peers.labels)))
     }
 
-    /// Where a rule is written that answers and logs call `AuthorizationPolicy/namespace/name#index`.
-    pub(crate) fn place_of(&self, rule: &str) -> Option<String> {
-        let (object, index) = rule.strip_prefix("AuthorizationPolicy/")?.rsplit_once('#')?;
-        let (namespace, name) = object.split_once('/')?;
-        let mut all = self.access.iter().map(|(selection, _)| &selection.meta);
-        let meta = all.find(|meta| *meta.namespace == *namespace && *meta.name == *name)?;
-        Some(locate(&meta.origin, &format!("rules[{index}]")).to_string())
+    /// The rule that answers, logs and metrics call `AuthorizationPolicy/namespace/name#index`.
+    pub(crate) fn rule_called(&self, id: &str) -> Option<NamedRule<'_>> {
+        self.access.iter().find_map(|(Selection { meta, workloads }, policy)| {
+            let index = policy.rules.iter().position(|rule| *rule.id == *id)?;
+            Some(NamedRule { meta, workloads, policy, origin: locate(&meta.origin, &format!("rules[{index}]")) })
+        })
+    }
+
+    /// The names of all rules.
+    pub(crate) fn rule_ids(&self) -> impl Iterator<Item = &str> {
+        self.access.iter().flat_map(|(_, policy)| &policy.rules).map(|rule| &*rule.id)
     }
 
     /// PeerAuthentications that never count, for another one is for the same workloads: with that one.

@@ -20,7 +20,7 @@ use mesh_core::store::ServerState;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::connection::ConnectionInfo;
@@ -30,7 +30,9 @@ use crate::listeners::{ListenerGuard, ListenerState, WatchTask, watch_listener};
 use crate::mesh::Mesh;
 use crate::server::handshake::{self, Carries, Handshake};
 use crate::server::layer::ServerLayer;
-use crate::server::tcp::Place;
+use crate::server::limits::Limits;
+use crate::server::peers::{PeerTable, Seat};
+use crate::server::protocol::{Broken, Protocol};
 use crate::telemetry::TcpCount;
 
 /// After how long without a word a peer is probed, and how often from then on.
@@ -70,6 +72,8 @@ pub struct MeshListener {
     news: watch::Receiver<()>,
     phase: watch::Receiver<Phase>,
     failures: u32,
+    peers: PeerTable,
+    most_per_client: usize,
     patience: Duration,
     _watching: WatchTask,
 }
@@ -107,6 +111,8 @@ impl MeshListener {
             guard,
             socket: Socket::Open(socket, drain.accepting()),
             failures: 0,
+            peers: PeerTable::default(),
+            most_per_client: Limits::default().max_connections_per_client,
             patience: mesh.cold_start_wait(),
             mesh: mesh.clone(),
             _watching: watching,
@@ -137,6 +143,11 @@ impl MeshListener {
     pub async fn serving(&self) -> Result<(), MeshError> {
         let deadline = Instant::now() + self.patience;
         serving(self.listener(), &self.mesh, deadline).await
+    }
+
+    /// How many connections a client may have from now on: [`Limits::max_connections_per_client`], whoever serves them.
+    pub(super) fn allow_per_client(&mut self, most: usize) {
+        self.most_per_client = most;
     }
 
     /// Whose it is.
@@ -239,6 +250,10 @@ impl MeshListener {
             tracing::debug!(listener = %listener.name(), %peer, reason, "connection refused");
             None
         };
+        let Some(seat) = self.peers.enter(peer.ip(), self.most_per_client) else {
+            tracing::info!(listener = %listener.name(), %peer, "connection refused: its client has too many, or floods them");
+            return None;
+        };
         let asks_for_tls = match &**listener.state() {
             ServerState::Waiting => return refused("no configuration"),
             ServerState::NotServing(reason) => return refused(reason),
@@ -269,7 +284,16 @@ impl MeshListener {
                 State::Opening(Both::new(handshake.within_time(stream)))
             }
         };
-        Some(MeshIo { state, connection, _listener: self.guard.clone(), in_flight: None, place: None, count: None })
+        Some(MeshIo {
+            state,
+            connection,
+            protocol: (self.carries == Carries::Http).then(Protocol::new),
+            seat: Arc::new(seat),
+            _listener: self.guard.clone(),
+            in_flight: None,
+            room: None,
+            count: None,
+        })
     }
 }
 
@@ -389,11 +413,15 @@ impl std::fmt::Debug for Incoming {
 pub struct MeshIo {
     state: State,
     connection: Arc<ConnectionInfo>,
+    /// What it speaks, where anybody cares.
+    protocol: Option<Protocol>,
+    /// It is one of its client's.
+    seat: Arc<Seat>,
     _listener: ListenerGuard,
     /// Where it is one of those that the drain waits for.
     in_flight: Option<InFlight>,
     /// Where it is one of those that are limited by number.
-    place: Option<Place>,
+    room: Option<OwnedSemaphorePermit>,
     /// Where its bytes are counted.
     count: Option<TcpCount>,
 }
@@ -409,6 +437,29 @@ impl MeshIo {
     /// What is known of it.
     pub fn connection(&self) -> &Arc<ConnectionInfo> {
         &self.connection
+    }
+
+    /// What it speaks.
+    pub(super) fn protocol(&self) -> Option<&Protocol> {
+        self.protocol.as_ref()
+    }
+
+    /// Its place among those of its client.
+    pub(super) fn seat(&self) -> &Arc<Seat> {
+        &self.seat
+    }
+
+    /// Takes in what was read. An error is the end of the connection.
+    #[inline]
+    fn hear(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(protocol) = &mut self.protocol else { return Ok(()) };
+        let agreed = || self.connection.tls().and_then(|tls| tls.alpn.as_deref());
+        protocol.hear(bytes, agreed, std::time::Instant::now).map_err(|broken| {
+            if broken == Broken::Flood {
+                self.seat.note_flood();
+            }
+            io::Error::new(io::ErrorKind::InvalidData, broken)
+        })
     }
 
     /// The drain waits for it.
@@ -431,8 +482,8 @@ impl MeshIo {
     }
 
     /// It takes its place until it is dropped.
-    pub(super) fn takes(&mut self, place: Place) {
-        self.place = Some(place);
+    pub(super) fn takes(&mut self, room: Option<OwnedSemaphorePermit>) {
+        self.room = room;
     }
 
     /// Whether the peer has said all that it had to say. Pending while nothing is to be read.
@@ -478,6 +529,10 @@ impl AsyncRead for MeshIo {
         let polled = ready!(self.poll_open(cx, Half::Reader))?.poll_read(cx, buf);
         if let Some(count) = &self.count {
             count.read(buf.filled().len().saturating_sub(before));
+        }
+        match buf.filled().get(before..) {
+            Some(bytes) if polled.is_ready() && !bytes.is_empty() => self.hear(bytes)?,
+            _ => {}
         }
         polled
     }

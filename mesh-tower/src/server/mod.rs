@@ -3,7 +3,7 @@
 //! A request's walk is these files in order: `accept` (may this connection be served; `tcp` where nobody looks into it), `layer` (the service around the
 //! application's), `request` (which route, which filters, or an answer of the mesh), the application's own service,
 //! `response` (the way back). Beside them are `serve` (a server loop on hyper), its `limits`, `monitor` (what each
-//! connection is doing), and `peers` (what those of one client add up to).
+//! connection is doing), `protocol` (what it speaks), and `peers` (what those of one client add up to).
 
 mod accept;
 mod asked;
@@ -17,6 +17,7 @@ mod limits;
 mod load;
 mod monitor;
 mod peers;
+mod protocol;
 mod request;
 mod request_body;
 mod response;

@@ -15,9 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::server::accept::MeshIo;
 use crate::server::limits::Limits;
-
-/// The first bytes of HTTP/2. No method of HTTP/1.1 begins with them.
-const HTTP2: &[u8] = b"PRI";
+use crate::server::protocol::Protocol;
 
 /// What happens on one connection, and what it is told.
 #[derive(Debug)]
@@ -224,42 +222,11 @@ impl ConnectionMonitor {
 pub(super) struct Watched {
     io: MeshIo,
     activity: Arc<Activity>,
-    preface: Preface,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Preface {
-    /// This many bytes of HTTP/2's beginning were seen, and no other.
-    Unknown(usize),
-    Http1,
-    Http2,
-}
-
-impl Preface {
-    fn after(self: &Preface, bytes: &[u8]) -> Preface {
-        let Preface::Unknown(seen) = *self else { return Preface::Http1 };
-        let rest = HTTP2.get(seen..).unwrap_or_default();
-        let compared = rest.len().min(bytes.len());
-        match rest.get(..compared) == bytes.get(..compared) {
-            false => Preface::Http1,
-            true if compared == rest.len() => Preface::Http2,
-            true => Preface::Unknown(seen + compared),
-        }
-    }
-
-    /// Whether it may begin what both sides agreed on (RFC 7301), where they did.
-    fn is_agreed(&self, alpn: Option<&str>) -> bool {
-        match self {
-            Preface::Unknown(_) => true,
-            Preface::Http1 => alpn != Some("h2"),
-            Preface::Http2 => alpn != Some("http/1.1"),
-        }
-    }
 }
 
 impl Watched {
     pub(super) fn new(io: MeshIo, activity: &Arc<Activity>) -> Self {
-        Watched { io, activity: Arc::clone(activity), preface: Preface::Unknown(0) }
+        Watched { io, activity: Arc::clone(activity) }
     }
 
     /// Notes whether the client has closed its side, or the connection altogether.
@@ -279,25 +246,13 @@ impl Watched {
         }
     }
 
-    /// An error is that a client speaks something else than was agreed on in the handshake.
-    fn noted(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
+    fn note_read(&self) {
+        match self.io.protocol() {
+            Some(Protocol::Http1) => self.activity.read(),
+            // It may idle before its first stream, and its frames may come as slowly as they like.
+            Some(Protocol::Http2(_)) => self.activity.head.store(false, Ordering::Relaxed),
+            Some(Protocol::Unknown(_)) | None => {}
         }
-        if let Preface::Unknown(_) = self.preface {
-            self.preface = self.preface.after(bytes);
-            if !self.preface.is_agreed(self.io.connection().tls().and_then(|tls| tls.alpn.as_deref())) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "another protocol than was agreed on"));
-            }
-            if self.preface == Preface::Http2 {
-                // It may idle before its first stream, and its frames may come as slowly as they like.
-                self.activity.head.store(false, Ordering::Relaxed);
-            }
-        }
-        if self.preface == Preface::Http1 {
-            self.activity.read();
-        }
-        Ok(())
     }
 }
 
@@ -306,8 +261,8 @@ impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        if read.is_ready() {
-            self.noted(buf.filled().get(before..).unwrap_or_default())?;
+        if read.is_ready() && buf.filled().len() > before {
+            self.note_read();
         }
         read
     }
@@ -352,25 +307,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    #[test]
-    fn the_protocol_is_told_by_the_first_bytes_however_they_come() {
-        let cases: [(&[&str], Preface); 6] = [
-            (&["PRI * HTTP/2.0"], Preface::Http2),
-            (&["P", "R", "I"], Preface::Http2),
-            (&["PRO"], Preface::Http1),
-            (&["P", "OST /"], Preface::Http1),
-            (&["PR"], Preface::Unknown(2)),
-            (&["GET"], Preface::Http1),
-        ];
-        for (parts, expected) in cases {
-            let mut preface = Preface::Unknown(0);
-            for part in parts {
-                preface = preface.after(part.as_bytes());
-            }
-            assert_eq!(preface, expected, "{parts:?}");
-        }
-    }
 
     /// Looks every second of `seconds` what a connection is told then.
     fn look(monitor: &mut ConnectionMonitor, activity: &Activity, now: &mut Instant, seconds: u64) -> Signal {

@@ -91,8 +91,14 @@ impl Seat {
     /// Notes why the connection ended.
     pub(super) fn ended(&self, why: &(dyn Error + 'static)) {
         if is_flood(why) {
-            self.peers.with(|peers| peers.note_flood(self.address, Instant::now()));
+            self.note_flood();
         }
+    }
+
+    /// Notes that the client floods its server.
+    #[cold]
+    pub(super) fn note_flood(&self) {
+        self.peers.with(|peers| peers.note_flood(self.address, Instant::now()));
     }
 }
 

@@ -29,6 +29,7 @@ use mesh_core::request_info::{Criticality, Deadline, Direction, Interest, Messag
 use mesh_core::response_flags::ResponseFlags;
 use mesh_core::rewrite;
 use mesh_core::seldom::Seldom;
+use mesh_core::state::{Decided, Decision};
 use mesh_core::store::{ChainView, ServerState, ServerView};
 use mesh_core::trace::{Begun, Trace};
 use mesh_core::view::{Destination, Found, RouteTable};
@@ -432,7 +433,7 @@ impl ServerContext {
         let peer = if needs_peer { self.connection(request) } else { None };
         let peer = peer.as_deref();
         let admission = routes.admit(head, peer.map(ends), tokens, &mut random);
-        tell(admission.verdict(), listener.name(), peer);
+        tell(admission.verdict(), self.mesh.store().decided(), listener.name(), peer);
         let verdict = *admission.verdict();
         if let Some(facts) = facts {
             facts.info.note_event("policy", || json!({"allowed": verdict.is_allowed, "policy": verdict.policy}));
@@ -688,22 +689,30 @@ fn tell_of_token(why: &Refusal, listener: &ListenerName) {
     tracing::debug!(%listener, ?why, "the token of a request is no good");
 }
 
-/// Says who was refused by which policy, and what those would have done that are only tried.
+/// Says who was refused by which policy, and what those would have done that are only tried; and counts it.
 #[inline]
-pub(super) fn tell(verdict: &Verdict<'_>, listener: &ListenerName, connection: Option<&ConnectionInfo>) {
+pub(super) fn tell(
+    verdict: &Verdict<'_>,
+    decided: &Decided,
+    listener: &ListenerName,
+    connection: Option<&ConnectionInfo>,
+) {
     if verdict.is_allowed && verdict.shadow.is_none() && verdict.logged.is_none() {
         return;
     }
     let peer = connection.and_then(ConnectionInfo::peer_identity).map_or("unknown", SpiffeId::as_str);
     let named = |policy: Option<&str>| policy.unwrap_or("no policy is for it").to_owned();
     if !verdict.is_allowed {
+        decided.note(verdict.policy, Decision::Denied);
         tracing::debug!(%listener, peer, policy = named(verdict.policy), "a policy refused");
     }
     if let Some(shadow) = &verdict.shadow {
-        let would = if shadow.is_allowed { "allow" } else { "deny" };
-        tracing::debug!(%listener, peer, policy = named(shadow.policy), would, "a policy that is only tried");
+        let would = if shadow.is_allowed { Decision::WouldAllow } else { Decision::WouldDeny };
+        decided.note(shadow.policy, would);
+        tracing::debug!(%listener, peer, policy = named(shadow.policy), would = would.as_str(), "a policy that is only tried");
     }
     if let Some(policy) = verdict.logged {
+        decided.note(Some(policy), Decision::Audited);
         tracing::info!(%listener, peer, policy, is_allowed = verdict.is_allowed, "audit");
     }
 }

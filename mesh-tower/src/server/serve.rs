@@ -22,7 +22,6 @@ use crate::mesh::Mesh;
 use crate::server::accept::{MeshIo, MeshListener};
 use crate::server::limits::Limits;
 use crate::server::monitor::{Activity, BusyGuard, ConnectionMonitor, Signal, Watched};
-use crate::server::peers::{PeerTable, Seat};
 
 /// Serves until the mesh has drained. The service sees every request of the listener; put
 /// [`crate::Mesh::server_layer`] around the application.
@@ -149,7 +148,8 @@ where
     async fn run(mut self) -> Result<(), MeshError> {
         let limits = Arc::new(self.limits);
         let watched = Watchers::start(self.listener.mesh(), &limits);
-        let (mut connections, peers) = (JoinSet::new(), PeerTable::default());
+        self.listener.allow_per_client(limits.max_connections_per_client);
+        let mut connections = JoinSet::new();
         loop {
             if connections.len() >= limits.max_connections.max(1) {
                 connections.join_next().await;
@@ -159,13 +159,9 @@ where
                 Some(_) = connections.join_next() => {}
                 accepted = self.listener.accept() => match accepted {
                     None => break,
-                    Some((io, peer)) => {
-                        let Some(seat) = peers.enter(peer.ip(), limits.max_connections_per_client) else {
-                            tracing::info!(%peer, "connection refused: its client has too many, or floods them");
-                            continue;
-                        };
+                    Some((io, _)) => {
                         let activity = watched.add();
-                        let one = converse(io, self.service.clone(), Arc::clone(&limits), activity, seat);
+                        let one = converse(io, self.service.clone(), Arc::clone(&limits), activity);
                         connections.spawn(one);
                     }
                 }
@@ -237,7 +233,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// One connection from its first byte to its last.
-async fn converse<S, B>(io: MeshIo, service: S, limits: Arc<Limits>, activity: Arc<Activity>, seat: Seat)
+async fn converse<S, B>(io: MeshIo, service: S, limits: Arc<Limits>, activity: Arc<Activity>)
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
@@ -245,7 +241,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let connection = Arc::clone(io.connection());
+    let (connection, seat) = (Arc::clone(io.connection()), Arc::clone(io.seat()));
     let io = TokioIo::new(Watched::new(io, &activity));
     let service = App { service, activity: Arc::clone(&activity) };
     let builder = builder(&connection, &limits);

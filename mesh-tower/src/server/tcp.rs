@@ -23,7 +23,6 @@ use crate::mesh::Mesh;
 use crate::server::accept::{MeshIo, MeshListener};
 use crate::server::handshake::Carries;
 use crate::server::limits::Limits;
-use crate::server::peers::{PeerTable, Seat};
 use crate::server::request::{ends, tell};
 
 /// A bound socket for connections that are not HTTP: see [`Mesh::bind_tcp`].
@@ -34,28 +33,13 @@ pub struct MeshTcpListener {
     is_closed: bool,
     /// For so many connections there is room.
     room: Arc<Semaphore>,
-    peers: PeerTable,
-    max_per_client: usize,
-}
-
-/// What a connection takes of what there is for all, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Place {
-    _seat: Seat,
-    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl MeshTcpListener {
     pub(super) async fn bind(mesh: &Mesh, address: impl tokio::net::ToSocketAddrs) -> io::Result<Self> {
         let listener = MeshListener::bind(mesh, address, Carries::Bytes).await?;
-        let listener = MeshTcpListener {
-            listener,
-            opening: JoinSet::new(),
-            is_closed: false,
-            room: Arc::new(Semaphore::new(0)),
-            peers: PeerTable::default(),
-            max_per_client: 0,
-        };
+        let listener =
+            MeshTcpListener { listener, opening: JoinSet::new(), is_closed: false, room: Arc::new(Semaphore::new(0)) };
         Ok(listener.limits(&Limits::default()))
     }
 
@@ -63,7 +47,7 @@ impl MeshTcpListener {
     /// [`Limits::max_connections_per_client`], those that shake hands included. The others are about HTTP.
     pub fn limits(mut self, limits: &Limits) -> Self {
         self.room = Arc::new(Semaphore::new(limits.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-        self.max_per_client = limits.max_connections_per_client;
+        self.listener.allow_per_client(limits.max_connections_per_client);
         self
     }
 
@@ -100,11 +84,7 @@ impl MeshTcpListener {
                 accepted = next(&mut self.listener, &self.room), if !self.is_closed => {
                     match accepted {
                         Some((mut io, peer, room)) => {
-                            let Some(seat) = self.peers.enter(peer.ip(), self.max_per_client) else {
-                                tracing::info!(%peer, "connection refused: its client has too many");
-                                continue;
-                            };
-                            io.takes(Place { _seat: seat, _room: room });
+                            io.takes(room);
                             let listener = Arc::clone(self.listener.listener());
                             let mesh = self.listener.mesh().clone();
                             self.opening.spawn(async move { Some((open(io, &listener, &mesh).await?, peer)) });
@@ -140,7 +120,8 @@ async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<M
     if let ServerState::Serving(view) = &**listener.state()
         && let Some(chain) = view.chain(connection.local, connection.peer, connection.tls().is_some())
     {
-        tell(&chain.routes.verdict_on_bytes(ends(connection)), listener.name(), Some(connection));
+        let verdict = chain.routes.verdict_on_bytes(ends(connection));
+        tell(&verdict, mesh.store().decided(), listener.name(), Some(connection));
     }
     if let Err(reason) = lets_in(&listener.state(), connection) {
         tracing::debug!(listener = %listener.name(), peer = %connection.peer, %reason, "connection refused");

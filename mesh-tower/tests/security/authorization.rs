@@ -159,6 +159,36 @@ async fn a_dry_run_changes_no_answer() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_policies_refuse_or_would_is_counted_by_the_names_of_their_rules() {
+    let to = |path: &str| format!("{{to: [{{operation: {{paths: [{path}]}}}}]}}");
+    let tried = named("try", "shop", &format!("{{action: DENY, rules: [{}]}}", to("/old*")))
+        .replace("namespace: shop", "namespace: shop, annotations: {istio.io/dry-run: 'true'}");
+    let policies = [
+        named("open", "shop", &format!("{{rules: [{}, {}]}}", to("/old"), to("/new*"))),
+        named("shut", "shop", &format!("{{action: DENY, rules: [{}, {}]}}", to("/x"), to("/new/secret"))),
+        named("told", "shop", &format!("{{action: AUDIT, rules: [{}]}}", to("/new"))),
+        tried,
+    ];
+    let control = start(&policies.concat(), Options::default()).await;
+    let (server, address) = serve(&control).await;
+    for (path, status) in [("/new", 200), ("/new/secret", 403), ("/new/secret", 403), ("/else", 403), ("/old", 200)] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        assert_eq!(ask(&mut stream, &get(path)).await.0, status, "{path}");
+    }
+    let text = server.prometheus();
+    let count = |rule: &str, decision: &str| {
+        let start = format!("mesh_policy_decisions_total{{rule=\"{rule}\",decision=\"{decision}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&start)).map(|count| count.parse::<u64>().unwrap())
+    };
+    let of = |name: &str| format!("AuthorizationPolicy/shop/{name}");
+    assert_eq!(count(&of("shut#1"), "denied"), Some(2), "{text}");
+    assert_eq!(count("none", "denied"), Some(1));
+    assert_eq!((count(&of("try#0"), "would_deny"), count("none", "would_allow")), (Some(1), Some(4)));
+    assert_eq!(count(&of("told#0"), "audited"), Some(1));
+    assert_eq!(count(&of("open#0"), "denied"), None);
+}
+
 /// Only where somebody may be refused, doubt is a reason to refuse.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_only_tells_of_requests_refuses_no_form_of_them() {

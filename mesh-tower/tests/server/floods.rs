@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::server_support::frames::{
     END_HEADERS, END_STREAM, GET, PREFACE, ask, field, frame, frames, goaway, is_reset, start,
@@ -77,6 +78,54 @@ fn streams_to_reset(count: u32) -> Vec<u8> {
         said.extend(frame(8, 0, number * 2 + 1, &[0x7f, 0xff, 0xff, 0xff]));
     }
     said
+}
+
+/// What 99 % of a thousand requests over one connection take at most.
+fn time_of_99(address: SocketAddr) -> Duration {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut buffer = [0; 4096];
+    let mut times: Vec<Duration> = (0..1000)
+        .map(|_| {
+            let began = Instant::now();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n").unwrap();
+            let mut read = 0;
+            while !buffer[..read].ends_with(b"served") {
+                read += stream.read(&mut buffer[read..]).unwrap();
+            }
+            began.elapsed()
+        })
+        .collect();
+    times.sort();
+    times[990]
+}
+
+/// `cargo test --release -p mesh-tower --test server h1_a_flood -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement, for the release profile"]
+async fn h1_a_flood_of_resets_slows_nobody_else_down() {
+    let (address, _) = held(Limits::default()).await;
+    let quiet = tokio::task::spawn_blocking(move || time_of_99(address)).await.unwrap();
+    let mut flood = PREFACE.to_vec();
+    for number in 0..100_000 {
+        flood.extend(frame(1, END_STREAM | END_HEADERS, number * 2 + 1, GET));
+        flood.extend(frame(3, 0, number * 2 + 1, &8_u32.to_be_bytes()));
+    }
+    // Each from an address of its own, so that none is kept out; as many as it takes.
+    let flooding = tokio::spawn(async move {
+        for host in 2..=250 {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind((std::net::Ipv4Addr::new(127, 0, 0, host), 0).into()).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            _ = stream.write_all(&flood).await;
+        }
+    });
+    let flooded = tokio::task::spawn_blocking(move || time_of_99(address)).await.unwrap();
+    assert!(!flooding.is_finished(), "the flood was over too soon");
+    flooding.abort();
+    println!("99 % of requests take {quiet:?} at most, and {flooded:?} beside a flood");
+    assert!(flooded <= 2 * quiet, "the bar is twice as long");
 }
 
 #[tokio::test]
@@ -153,16 +202,21 @@ async fn h7_a_client_has_only_so_many_connections_and_one_that_floods_them_is_le
 }
 
 #[tokio::test]
-async fn h7_settings_and_pings_without_end_are_answered_one_by_one_and_hold_nobody_up() {
+async fn h7_settings_and_pings_are_answered_one_by_one_and_end_the_connection_where_they_flood_it() {
     let (address, served) = start().await;
-    for flood in [frame(4, 0, 0, b""), frame(6, 0, 0, &[7; 8])] {
-        let mut said = [PREFACE, &flood.repeat(50_000)].concat();
-        said.extend(frame(1, END_STREAM | END_HEADERS, 1, GET));
-        said.extend(frame(7, 0, 0, &[0; 8]));
-        let (answer, ()) = tokio::join!(ask(address, &said), others_are_served(address));
-        assert!(frames(&answer).iter().filter(|frame| frame.0 == flood[3]).count() >= 50_000);
+    for idle in [frame(4, 0, 0, b""), frame(6, 0, 0, &[7; 8])] {
+        let request = [frame(1, END_STREAM | END_HEADERS, 1, GET), frame(7, 0, 0, &[0; 8])].concat();
+        let answers = async |count: usize| {
+            let said = [PREFACE, &idle.repeat(count), &request].concat();
+            let (answer, ()) = tokio::join!(ask(address, &said), others_are_served(address));
+            frames(&answer).iter().filter(|frame| frame.0 == idle[3]).count()
+        };
+        assert!(answers(15_000).await >= 15_000);
+        // Twenty thousand within any second are too many.
+        assert!(answers(400_000).await < 400_000);
     }
-    assert_eq!(served.load(Ordering::Relaxed), 4);
+    // Its request came behind the flood.
+    assert_eq!(served.load(Ordering::Relaxed), 6);
 }
 
 #[tokio::test]

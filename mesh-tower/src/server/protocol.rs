@@ -1,0 +1,255 @@
+//! What a connection speaks, told by its first bytes; and of HTTP/2 the frames that carry no request, each of which costs a server
+//! more than it says (RFC 9113, 10.5).
+//!
+//! Bytes are looked at as they are read, whoever serves the connection. Nothing is kept of them.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// The first bytes of HTTP/2. No method of HTTP/1.1 begins with them.
+const HTTP2: &[u8] = b"PRI";
+
+/// How many bytes stand before the first frame (RFC 9113, 3.4).
+const PREFACE: usize = 24;
+
+/// A client that sends so many frames which carry no request within a [`WINDOW`] floods its server. One that measures the way by
+/// pings, as grpc-go does for its windows, sends one for each round trip at the most.
+const MOST_IDLE: u32 = 20_000;
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// What a connection speaks.
+#[derive(Debug)]
+pub(super) enum Protocol {
+    /// This many bytes of HTTP/2's beginning were seen, and no other.
+    Unknown(usize),
+    /// HTTP/1.1, or something else.
+    Http1,
+    /// HTTP/2.
+    Http2(Frames),
+}
+
+/// Why a connection has to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// The client speaks something else than was agreed on in the handshake (RFC 7301).
+    NotAgreed,
+    /// It floods its server with frames that carry no request.
+    Flood,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Broken::NotAgreed => "another protocol than was agreed on",
+            Broken::Flood => "too many frames that carry no request",
+        })
+    }
+}
+
+impl std::error::Error for Broken {}
+
+impl Protocol {
+    /// Nothing was read yet.
+    pub(super) const fn new() -> Self {
+        Protocol::Unknown(0)
+    }
+
+    /// Takes in what was read. `agreed` is what the handshake has agreed on, if there was one.
+    ///
+    /// # Errors
+    /// The connection has to end.
+    #[inline]
+    pub(super) fn hear<'a>(
+        &mut self,
+        bytes: &[u8],
+        agreed: impl FnOnce() -> Option<&'a str>,
+        now: impl Fn() -> Instant,
+    ) -> Result<(), Broken> {
+        if let Protocol::Unknown(seen) = *self {
+            *self = Protocol::after(seen, bytes);
+            let is_agreed = match self {
+                Protocol::Unknown(_) => true,
+                Protocol::Http1 => agreed() != Some("h2"),
+                Protocol::Http2(_) => agreed() != Some("http/1.1"),
+            };
+            if !is_agreed {
+                return Err(Broken::NotAgreed);
+            }
+        }
+        let is_flood = match self {
+            Protocol::Http2(frames) => frames.hear(bytes, now),
+            Protocol::Unknown(_) | Protocol::Http1 => false,
+        };
+        if is_flood { Err(Broken::Flood) } else { Ok(()) }
+    }
+
+    fn after(seen: usize, bytes: &[u8]) -> Protocol {
+        let rest = HTTP2.get(seen..).unwrap_or_default();
+        let compared = rest.len().min(bytes.len());
+        match rest.get(..compared) == bytes.get(..compared) {
+            false => Protocol::Http1,
+            true if compared == rest.len() => Protocol::Http2(Frames::behind(PREFACE - seen)),
+            true => Protocol::Unknown(seen + compared),
+        }
+    }
+}
+
+/// The frames of HTTP/2 that a client sends, by their heads.
+#[derive(Debug)]
+pub(super) struct Frames {
+    /// How many bytes there are before the next head.
+    left: usize,
+    /// What was read of that head.
+    head: [u8; 9],
+    read: usize,
+    /// How many came that carry no request, and since when.
+    idle: u32,
+    since: Option<Instant>,
+}
+
+impl Frames {
+    fn behind(left: usize) -> Self {
+        Frames { left, head: [0; 9], read: 0, idle: 0, since: None }
+    }
+
+    /// Takes in what was read, and says whether it is too much of what carries no request.
+    fn hear(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> bool {
+        loop {
+            let passed = self.left.min(bytes.len());
+            self.left -= passed;
+            bytes = bytes.get(passed..).unwrap_or_default();
+            let missing = self.head.iter_mut().skip(self.read);
+            let taken = missing.zip(bytes).map(|(byte, read)| *byte = *read).count();
+            self.read += taken;
+            if self.read < self.head.len() {
+                return false;
+            }
+            bytes = bytes.get(taken..).unwrap_or_default();
+            self.read = 0;
+            let [high, middle, low, kind, ..] = self.head;
+            self.left = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+            if is_idle(kind) && self.is_flood(&now) {
+                return true;
+            }
+        }
+    }
+
+    fn is_flood(&mut self, now: impl Fn() -> Instant) -> bool {
+        let since = *self.since.get_or_insert_with(&now);
+        self.idle += 1;
+        if self.idle < MOST_IDLE {
+            return false;
+        }
+        let now = now();
+        (self.idle, self.since) = (0, Some(now));
+        now.duration_since(since) < WINDOW
+    }
+}
+
+/// Whether frames of this kind carry nothing of a request: all but DATA, HEADERS, RST_STREAM, WINDOW_UPDATE and CONTINUATION, which
+/// the HTTP library bounds itself.
+const fn is_idle(kind: u8) -> bool {
+    !matches!(kind, 0 | 1 | 3 | 8 | 9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 7, 7, 7, 7, 7, 7, 7, 7];
+
+    #[test]
+    fn the_protocol_is_told_by_the_first_bytes_however_they_come() {
+        let cases: [(&[&str], &str); 6] = [
+            (&["PRI * HTTP/2.0"], "http2"),
+            (&["P", "R", "I"], "http2"),
+            (&["PRO"], "http1"),
+            (&["P", "OST /"], "http1"),
+            (&["PR"], "unknown"),
+            (&["GET"], "http1"),
+        ];
+        for (parts, expected) in cases {
+            let mut protocol = Protocol::new();
+            for part in parts {
+                protocol.hear(part.as_bytes(), || None, Instant::now).unwrap();
+            }
+            let spoken = match protocol {
+                Protocol::Unknown(_) => "unknown",
+                Protocol::Http1 => "http1",
+                Protocol::Http2(_) => "http2",
+            };
+            assert_eq!(spoken, expected, "{parts:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_agreed_on_is_spoken() {
+        for (bytes, agreed, expected) in [
+            (&b"PRI"[..], None, Ok(())),
+            (b"PRI", Some("h2"), Ok(())),
+            (b"PRI", Some("http/1.1"), Err(Broken::NotAgreed)),
+            (b"GET", Some("h2"), Err(Broken::NotAgreed)),
+            (b"GET", Some("http/1.1"), Ok(())),
+            (b"P", Some("http/1.1"), Ok(())),
+        ] {
+            assert_eq!(Protocol::new().hear(bytes, || agreed, Instant::now), expected, "{bytes:?} {agreed:?}");
+        }
+    }
+
+    /// Which of `count` copies of a frame is one too many, if they are read in pieces of `piece` bytes at these times.
+    fn one_too_many(frame: &[u8], count: u32, piece: usize, now: impl Fn() -> Instant) -> Option<u32> {
+        let mut protocol = Protocol::new();
+        let mut heard = 0;
+        let said = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame.repeat(count as usize)].concat();
+        for piece in said.chunks(piece) {
+            heard += piece.len();
+            if protocol.hear(piece, || None, &now).is_err() {
+                return Some(((heard - PREFACE) / frame.len()) as u32);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn whatever_is_read_in_whatever_pieces_makes_no_difference() {
+        let (mut random, start) = (fastrand::Rng::with_seed(7), Instant::now());
+        for _ in 0..200 {
+            let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+            said.truncate(random.usize(..=24));
+            // Mostly zeros, so that lengths are short and frames many.
+            said.extend((0..random.usize(..400_000)).map(|_| if random.u8(..) < 250 { 0 } else { random.u8(..) }));
+            let whole = format!("{:?}", Protocol::new().hear(&said, || None, || start));
+            let (mut protocol, mut rest, mut heard) = (Protocol::new(), &said[..], Ok(()));
+            while !rest.is_empty() && heard.is_ok() {
+                let (piece, behind) = rest.split_at(random.usize(1..=rest.len().min(5000)));
+                heard = protocol.hear(piece, || None, || start);
+                rest = behind;
+            }
+            assert_eq!(format!("{heard:?}"), whole);
+        }
+    }
+
+    #[test]
+    fn h7_frames_that_carry_no_request_have_a_rate_however_their_bytes_come() {
+        let start = Instant::now();
+        for piece in [1, 3, 9, 17, 1000] {
+            let found = one_too_many(&PING, 30_000, piece, || start);
+            assert!(found.is_some_and(|found| (19_999..20_060).contains(&found)), "{piece}: {found:?}");
+            assert_eq!(one_too_many(&PING, 19_999, piece, || start), None);
+        }
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let unknown = [0, 0, 1, 99, 0, 0, 0, 0, 1, 0];
+        for idle in [&settings[..], &unknown] {
+            assert!(one_too_many(idle, 20_000, 64, || start).is_some());
+        }
+        let data = [0, 0, 1, 0, 0, 0, 0, 0, 1, 6];
+        assert_eq!(one_too_many(&data, 100_000, 64, || start), None, "what is read of a request has other limits");
+        // Twenty thousand in a little more than a second, again and again.
+        let ticks = std::cell::Cell::new(0_u32);
+        let later = || {
+            ticks.set(ticks.get() + 1);
+            start + WINDOW * ticks.get()
+        };
+        assert_eq!(one_too_many(&PING, 100_000, 64, later), None);
+    }
+}
