@@ -10,7 +10,8 @@ use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::extensions::filter_schema::FilterSchema;
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
-use crate::config::file::{Meta, Object, Objects};
+use crate::config::file::{Meta, Object, Objects, Workloads};
+use crate::config::istio::security::selected;
 use crate::config::istio::wasm_plugin::{TrafficSelector, WasmPlugin, WorkloadMode};
 use crate::config::locate::locate;
 use crate::config::node::{Node, Value};
@@ -78,8 +79,9 @@ fn check_rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) 
                 found.push(finding.object(object.meta.id()).field("hosts"));
             }
         }
-        let whom = (object.spec.selector.as_ref(), &*object.spec.target_refs);
-        tokens::check(&object.meta, whom, of_tokens(&object.spec), (objects, policy), found);
+        let whom =
+            Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.target_refs.iter().collect::<Vec<_>>());
+        tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }
 }
 

@@ -10,8 +10,8 @@ use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions::overload::Overload;
 use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
-use crate::config::file::{Meta, Object, Objects};
-use crate::config::istio::security::TargetRef;
+use crate::config::file::{Meta, Object, Objects, Workloads};
+use crate::config::istio::security::{TargetRef, selected};
 use crate::config::locate::locate;
 use crate::config::spelling::miscased_method;
 use crate::config::support::ObjectKind;
@@ -63,8 +63,9 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     for object in policy.limits.rate_limits() {
         check_descriptors(object, policy, found);
         check_methods(object, found);
-        let whom = (object.spec.selector.as_ref(), &*object.spec.target_refs);
-        tokens::check(&object.meta, whom, of_tokens(&object.spec), (objects, policy), found);
+        let whom =
+            Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.target_refs.iter().collect::<Vec<_>>());
+        tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Objects that guard workloads and are not enforced, never count, or are for a service or a port that does not exist.
 
 use super::rules::TargetPorts;
+use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::{Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::istio::authorization::conditions;
@@ -40,7 +41,8 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
     for object in &objects.authorization_policies {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
-        check_tokens(objects, object, root, found);
+        let whom = Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets());
+        tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }
     for object in &objects.request_authentications {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
@@ -109,21 +111,10 @@ fn check_ports(object: &Object<PeerAuthentication>, policy: &Policy, found: &mut
     }
 }
 
-/// A policy on tokens that nobody looks at.
-fn check_tokens(objects: &Objects, policy: &Object<AuthorizationPolicy>, root: &str, found: &mut Vec<Diagnostic>) {
-    let asks = policy.spec.rules.iter().filter_map(conditions).any(|read| read.asks_for_tokens());
-    let namespaces = [&*policy.meta.namespace, root];
-    let is_near = |meta: &Meta| namespaces.contains(&&*meta.namespace);
-    if asks && !objects.request_authentications.iter().any(|object| is_near(&object.meta)) {
-        let message = format!(
-            "no RequestAuthentication is in namespace {}, or in {root} for all: no token is looked at, and every \
-             request counts as one without a token",
-            policy.meta.namespace
-        );
-        let origin = locate(&policy.meta.origin, "rules");
-        let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
-        found.push(finding.object(policy.meta.id()).field("rules"));
-    }
+/// The field of a policy that asks what tokens say, if it does.
+fn of_tokens(policy: &AuthorizationPolicy) -> Option<String> {
+    let asks = policy.rules.iter().filter_map(conditions).any(|read| read.asks_for_tokens());
+    asks.then(|| "rules".to_owned())
 }
 
 pub(super) fn check_targets(objects: &Objects, meta: &Meta, targets: &[&TargetRef], found: &mut Vec<Diagnostic>) {

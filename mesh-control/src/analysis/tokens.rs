@@ -3,14 +3,14 @@
 use super::limits::say;
 use crate::config::diagnostic::{Code, Diagnostic};
 use crate::config::file::{Meta, Objects, Workloads};
-use crate::config::istio::security::{Selector, TargetRef, selected};
+use crate::config::istio::security::selected;
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 
 /// Tells it of the fields of an object for these workloads, as servers, that go by what tokens say.
 pub(super) fn check(
     meta: &Meta,
-    (selector, targets): (Option<&Selector>, &[TargetRef]),
+    workloads: &Workloads,
     fields: impl IntoIterator<Item = String>,
     (objects, policy): (&Objects, &Policy),
     found: &mut Vec<Diagnostic>,
@@ -21,9 +21,8 @@ pub(super) fn check(
     if fields.peek().is_none() || is_refused() {
         return;
     }
-    let workloads = Workloads::of(selected(selector), &targets.iter().collect::<Vec<_>>());
     let looks = |other: &Meta, whom: &Workloads| {
-        policy.limits.may_meet(&meta.namespace, &other.namespace) && may_be_same(&workloads, whom)
+        policy.limits.may_meet(&meta.namespace, &other.namespace) && may_be_same(workloads, whom)
     };
     let mut known = objects.request_authentications.iter().filter(|other| !other.spec.jwt_rules.is_empty());
     let is_known = known
