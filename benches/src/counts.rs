@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Once;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -15,7 +16,7 @@ use crate::servers::{self, ServerKind};
 use crate::{Result, grpc};
 
 /// All cases, by what they compare with: the first of each protocol is the floor.
-pub const CASES: [&str; 34] = [
+pub const CASES: [&str; 38] = [
     "raw-http1",
     "pooled-http1",
     "mesh-http1",
@@ -28,6 +29,8 @@ pub const CASES: [&str; 34] = [
     "told-http1",
     "observed-http1",
     "observed_server-http1",
+    "open-http1",
+    "mutual-http1",
     "raw-http2",
     "pooled-http2",
     "mesh-http2",
@@ -40,6 +43,8 @@ pub const CASES: [&str; 34] = [
     "told-http2",
     "observed-http2",
     "observed_server-http2",
+    "open-http2",
+    "mutual-http2",
     "raw-grpc",
     "channel-grpc",
     "mesh-grpc",
@@ -59,7 +64,8 @@ const WARM_UP: u64 = 100;
 /// mesh's and the server bare; in `armed-` cases that client has an observer, three filters and a retry policy; in
 /// `routed-` cases its service has 100 routes with header operations, CORS and query matches, and in `asked-` cases a raw client
 /// sends what that sends; in `traced-` cases it records traces, and this is of none; in `observed-` cases it counts requests and has its admin port, too; in `told-` cases a raw client
-/// tells the same of a trace; in `server-`, `traced_server-` and `observed_server-` cases the client is raw and the server is the
+/// tells the same of a trace; in `mutual-` cases both sides are the mesh's and follow a control plane, by mutual TLS, and in `open-`
+/// cases in plaintext; in `server-`, `traced_server-` and `observed_server-` cases the client is raw and the server is the
 /// mesh's.
 ///
 /// # Errors
@@ -114,7 +120,35 @@ fn mesh_of(runtime: &Runtime, who: &str, address: SocketAddr) -> Result<Mesh> {
     }
 }
 
+/// Both sides are the mesh's, and follow a control plane on the same thread.
+fn followed<'r>(runtime: &'r Runtime, is_open: bool, version: Version, bytes: usize) -> Result<Send<'r>> {
+    let (control, mesh) = runtime.block_on(async {
+        let control = servers::control(version, is_open).await?;
+        servers::following(control.xds_addr()).await?;
+        let mesh = servers::identified_mesh(control.xds_addr(), "client")?;
+        anyhow::Ok((control, mesh))
+    })?;
+    let (job, client) = (Job::plain(HOST, bytes)?, mesh.client());
+    // The server is an endpoint in a moment.
+    runtime.block_on(async {
+        let mut patience = 1000;
+        while let Err(error) = clients::send_mesh(&client, version, &job).await {
+            patience -= 1;
+            anyhow::ensure!(patience > 0, error);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    })?;
+    Ok(Box::new(move |times| {
+        let _control = &control;
+        runtime.block_on(repeat(times, async || clients::send_mesh(&client, version, &job).await))
+    }))
+}
+
 fn http<'r>(runtime: &'r Runtime, who: &str, version: Version, bytes: usize) -> Result<Send<'r>> {
+    if let "open" | "mutual" = who {
+        return followed(runtime, who == "open", version, bytes);
+    }
     let address = runtime.block_on(servers::http(server_of(who)))?;
     Ok(match who {
         "pooled" => {

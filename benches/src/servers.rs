@@ -11,6 +11,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::fixed::Fixed;
 use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::Mesh;
@@ -19,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::Layer;
 
 use crate::Result;
-use crate::clients::{Unsampled, observed};
+use crate::clients::{HOST, Unsampled, Version, observed};
 use crate::exchange::{PLAIN_PREFIX, STREAM_PATH, bytes};
 use crate::grpc::EchoServer;
 
@@ -70,8 +71,28 @@ pub async fn start(kind: ServerKind) -> Result<Served> {
     Ok(Served { http: http(kind).await?, grpc: grpc(kind).await? })
 }
 
-/// Serves HTTP/1.1 and HTTP/2 by mutual TLS on a free port of this machine, as the service [`crate::clients::HOST`] of a control plane.
-pub async fn mutual(control: SocketAddr) -> Result<Served> {
+/// A control plane that gives identities, and knows the server of [`following`] under [`HOST`], as one that speaks this version. Calls
+/// are by mutual TLS, or, where `is_open`, in plaintext.
+pub async fn control(version: Version, is_open: bool) -> Result<Embedded> {
+    let (host, port) = HOST.split_once(':').unwrap_or((HOST, "80"));
+    let (name, namespace) = host.split_once('.').unwrap_or((host, "default"));
+    let protocol = match version {
+        Version::Http1 => "http",
+        Version::Http2 => "http2",
+    };
+    let mut yaml = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{selector: {{app: server}}, ports: [{{name: {protocol}, port: {port}}}]}}\n"
+    );
+    if is_open {
+        yaml += "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+                 metadata: {name: open, namespace: istio-system}\nspec: {mtls: {mode: DISABLE}}\n";
+    }
+    Ok(Embedded::start(Config::yaml(yaml), Options::default().dev()).await?)
+}
+
+/// Serves HTTP/1.1 and HTTP/2 on a free port of this machine, as the service [`HOST`] of a control plane.
+pub async fn following(control: SocketAddr) -> Result<Served> {
     let mesh = identified_mesh(control, "server")?;
     let listener = listen(&mesh, FREE).await?;
     let layer = mesh.server_layer();

@@ -47,10 +47,10 @@ pub(crate) struct Side {
 pub(crate) struct Sides {
     pub(crate) bare: Side,
     pub(crate) mesh: Side,
-    /// By mutual TLS.
-    pub(crate) mutual: Side,
-    /// Who gives identities.
-    pub(crate) identities: Embedded,
+    /// By mutual TLS, and the control plane that it follows.
+    pub(crate) mutual: (Side, Embedded),
+    /// The same in plaintext.
+    pub(crate) open: (Side, Embedded),
     /// The client's and the server's, in front of the bare server.
     pub(crate) envoy: Option<(Sidecar, Sidecar)>,
     /// What tonic-xds asks.
@@ -72,7 +72,8 @@ pub(crate) async fn all(sides: &Sides, only: &Regex) -> Result<Vec<Contender>> {
     let meshes = Meshes {
         to_bare: clients::mesh([sides.bare.served.http])?,
         to_mesh: clients::mesh([sides.mesh.served.http])?,
-        mutual: identified_mesh(sides.identities.xds_addr(), "client")?,
+        mutual: identified_mesh(sides.mutual.1.xds_addr(), "client")?,
+        open: identified_mesh(sides.open.1.xds_addr(), "client")?,
         grpc_to_bare: clients::mesh([sides.bare.served.grpc])?,
         grpc_to_mesh: clients::mesh([sides.mesh.served.grpc])?,
     };
@@ -101,6 +102,7 @@ struct Meshes {
     to_bare: Mesh,
     to_mesh: Mesh,
     mutual: Mesh,
+    open: Mesh,
     grpc_to_bare: Mesh,
     grpc_to_mesh: Mesh,
 }
@@ -165,10 +167,14 @@ async fn http<B: Payload>(
         let caller = MeshCaller { client: meshes.to_mesh.client(), version, job: job(HOST)? };
         list.add(case, "mesh both", crew(case, caller), None, &[sides.mesh.process.id()]);
     }
-    // Its service speaks HTTP/1.1.
-    if version == Version::Http1 && list.wants(case, "mesh both mTLS") {
-        let caller = MeshCaller { client: meshes.mutual.client(), version, job: job(HOST)? };
-        list.add(case, "mesh both mTLS", crew(case, caller), None, &[sides.mutual.process.id()]);
+    // Their services speak HTTP/1.1.
+    for (name, mesh, side) in
+        [("mesh both open", &meshes.open, &sides.open), ("mesh both mTLS", &meshes.mutual, &sides.mutual)]
+    {
+        if version == Version::Http1 && list.wants(case, name) {
+            let caller = MeshCaller { client: mesh.client(), version, job: job(HOST)? };
+            list.add(case, name, crew(case, caller), None, &[side.0.process.id()]);
+        }
     }
     if let Some((near_client, near_server)) = &sides.envoy
         && list.wants(case, "sidecars")

@@ -19,11 +19,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use mesh_benches::clients::HOST;
+use mesh_benches::clients::Version;
 use mesh_benches::process::{self, Process};
 use mesh_benches::servers::{self, Served, ServerKind};
 use mesh_benches::{Result, load};
-use mesh_control::embedded::{Config, Embedded, Options};
 use regex::Regex;
 
 use cases::{Contender, Side, Sides};
@@ -55,7 +54,7 @@ struct Args {
     /// What the program calls itself with, to be the server.
     #[arg(long, hide = true)]
     serve: Option<ServerKind>,
-    /// The control plane of such a server: it serves by mutual TLS.
+    /// The control plane that such a server follows.
     #[arg(long, hide = true)]
     control: Option<SocketAddr>,
 }
@@ -67,7 +66,7 @@ fn main() -> Result {
     match args.serve {
         Some(kind) => {
             let served = match args.control {
-                Some(control) => runtime.block_on(servers::mutual(control))?,
+                Some(control) => runtime.block_on(servers::following(control))?,
                 None => runtime.block_on(servers::start(kind))?,
             };
             println!("{} {}", served.http, served.grpc);
@@ -81,14 +80,16 @@ fn main() -> Result {
 async fn compare(args: &Args) -> Result {
     let machine = process::machine();
     let bare = server("bare", args.threads, None)?;
-    let identities = identities().await?;
+    // The same but for TLS.
+    let (secret, open) =
+        (servers::control(Version::Http1, false).await?, servers::control(Version::Http1, true).await?);
     let sides = Sides {
         #[cfg(feature = "tonic-xds")]
         control: xds::control(bare.served.grpc).await?,
         bare,
         mesh: server("mesh", args.threads, None)?,
-        mutual: server("mesh", args.threads, Some(identities.xds_addr()))?,
-        identities,
+        mutual: (server("mesh", args.threads, Some(secret.xds_addr()))?, secret),
+        open: (server("mesh", args.threads, Some(open.xds_addr()))?, open),
         envoy: None,
     };
     if !cfg!(feature = "tonic-xds") {
@@ -128,17 +129,6 @@ async fn measure(contenders: &mut [Contender], round: usize, time: Duration) -> 
         contender.rounds.push(figures.with_context(|| format!("{} {}", contender.case, contender.name))?);
     }
     Ok(())
-}
-
-/// A control plane that gives identities, and knows the server under [`HOST`].
-async fn identities() -> Result<Embedded> {
-    let (host, port) = HOST.split_once(':').unwrap_or((HOST, "80"));
-    let (name, namespace) = host.split_once('.').unwrap_or((host, "default"));
-    let yaml = format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
-         spec: {{selector: {{app: server}}, ports: [{{name: http, port: {port}}}]}}\n"
-    );
-    Ok(Embedded::start(Config::yaml(yaml), Options::default().dev()).await?)
 }
 
 /// Starts this program as a server.
