@@ -145,8 +145,16 @@ fn what_goes_by_a_claim_is_told_where_nobody_looks_at_tokens() {
         ("Quota", "{name: a, by: [{claim: sub}], limit: {requests: 1, per: DAY}}", "rules[0].by"),
         ("RequestRules", "{name: a, when: 'request.auth.claims.sub == \"me\"', deny: {}}", "rules[0].when"),
         ("RequestRules", "{name: a, when: '!has(request.auth.principal)', deny: {}}", "rules[0].when"),
+        ("AuthorizationPolicy", "{when: [{key: 'request.auth.claims[sub]', values: [me]}]}", "rules"),
+        ("AuthorizationPolicy", "{from: [{source: {requestPrincipals: [me/you]}}]}", "rules"),
     ] {
-        let object = |selector: &str| own(&format!("{selector}rules: [{rule}]")).replace("RateLimit", kind);
+        let object = |selector: &str| {
+            let object = own(&format!("{selector}rules: [{rule}]")).replace("RateLimit", kind);
+            match kind {
+                "AuthorizationPolicy" => object.replace("policy.mesh-control/v1alpha1", "security.istio.io/v1"),
+                _ => object,
+            }
+        };
         let told = format!(
             "warning[unknown-reference]: {kind} shop/calls: {field}: no RequestAuthentication is for these workloads"
         );
