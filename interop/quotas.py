@@ -15,6 +15,8 @@ from limits import field, fields
 METHOD = "/envoy.service.rate_limit_quota.v3.RateLimitQuotaService/StreamRateLimitQuotas"
 QUOTA = 300
 EACH = 20
+MANY = 10_000
+CLAIMANTS = 24
 PATIENCE = 60
 CONFIG = f"""
 apiVersion: policy.mesh-control/v1alpha1
@@ -24,6 +26,7 @@ spec:
   failureMode: DENY
   rules:
   - {{name: shared, by: [{{header: x-user}}], limit: {{requests: {QUOTA}, per: MONTH}}}}
+  - {{name: claimed, by: [{{header: x-user}}], limit: {{requests: {MANY}, per: MONTH}}}}
   - {{name: envoy, by: [{{header: x-user}}], limit: {{requests: {EACH}, per: MONTH}}}}
 """
 
@@ -68,6 +71,15 @@ def use_up(address, user):
     return used
 
 
+def claim(address, user):
+    """Only says that it wants more; how much it holds then."""
+    channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
+    reports = queue.SimpleQueue()
+    reports.put(report("claimed", user, 0, 1_000_000))
+    answers = channel.stream_stream(METHOD, None, None)(iter(reports.get, None), timeout=PATIENCE)
+    return channel, reports, sum(tokens for tokens, _ in assignments(next(answers)))
+
+
 class Quotas:
     """See the module."""
 
@@ -91,6 +103,17 @@ class Quotas:
         if any(not 0.98 * QUOTA <= total <= QUOTA for total in sums.values()):
             raise self.failure(f"{sums} were used where each has {QUOTA}")
         return f"{sums} of {QUOTA} each, by three clients of two replicas"
+
+    def claimed(self, address):
+        """Streams that only ask for more hold a quarter, and one request each, however many they are."""
+        claims = [claim(address, "eve") for _ in range(CLAIMANTS)]
+        held = sum(tokens for _, _, tokens in claims)
+        for channel, reports, _ in claims:
+            reports.put(None)
+            channel.close()
+        if not 0 < held <= MANY // 4 + CLAIMANTS:
+            raise self.failure(f"{CLAIMANTS} streams hold {held} of {MANY}")
+        return f"{CLAIMANTS} streams hold {held} of {MANY}"
 
     def envoy(self, address):
         """An Envoy that reports to us and is assigned shares."""
@@ -156,4 +179,6 @@ class Quotas:
         replicas = [self.ours(f"mesh-control with quotas, {name}", "--redis-url", self.redis) for name in "ab"]
         memory = self.ours("mesh-control with quotas")
         self.suite.check("quotas", "two replicas on Redis never grant more than there is", lambda: self.shared(replicas))
+        self.suite.check("quotas", "who only asks for more holds little, in Redis", lambda: self.claimed(replicas[0][0]))
+        self.suite.check("quotas", "who only asks for more holds little, in memory", lambda: self.claimed(memory[0]))
         self.suite.check("envoy", "is assigned shares of a quota by us", lambda: self.envoy(memory[0]))

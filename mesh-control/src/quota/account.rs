@@ -30,6 +30,9 @@ pub(super) struct Lease {
     pub until: u64,
     /// How many it has, in relation to others.
     pub demand: u64,
+    /// How many of them are more than it has shown that it uses.
+    #[serde(default)]
+    pub claimed: u64,
 }
 
 /// What a client has used, and what it wants.
@@ -49,6 +52,8 @@ pub(crate) struct Ask {
     pub wants: bool,
     /// How many requests it has, in relation to others; 0 where that is not known yet.
     pub demand: u64,
+    /// How large a share is by what it has used: what goes beyond it is a mere claim.
+    pub shown: u64,
     /// Until when it may use what it holds and is granted; in the past, it gives it back.
     pub until: u64,
 }
@@ -64,7 +69,8 @@ pub(crate) struct Settled {
     pub granted: u64,
 }
 
-/// The part of what nobody has that one client gets at once.
+/// The part of what nobody has that one client gets at once; and of what is left, that all have together who have not shown that
+/// they use it.
 pub(super) const PART: u64 = 4;
 /// So few are not divided.
 pub(super) const FEW: u64 = 16;
@@ -93,16 +99,26 @@ impl Account {
         let all = u128::from(demand) + u128::from(demands);
         let share = (u128::from(left) * u128::from(demand)).div_ceil(all);
         let some = if left <= FEW { free } else { free.div_ceil(PART) };
-        let granted = u64::try_from(share).unwrap_or(u64::MAX).min(some);
+        // Who only says that it wants much, has little: claims of all together are a part of what is left, and one request each.
+        let claims = if left <= FEW { left } else { left.div_ceil(PART) };
+        let claims = claims.saturating_sub(sum(|lease| lease.claimed));
+        let believed = ask.shown.saturating_add(claims).max(1);
+        let granted = u64::try_from(share).unwrap_or(u64::MAX).min(some).min(believed);
         // It takes the place of what is held: less of it helps nobody.
         let granted = if ask.wants && granted > ask.holds { granted } else { 0 };
         let tokens = ask.holds.saturating_add(granted);
         let is_kept = ask.until > now;
         if is_kept {
-            self.leases.insert(ask.lease, Lease { tokens, until: ask.until, demand });
+            let claimed = tokens.saturating_sub(ask.shown);
+            self.leases.insert(ask.lease, Lease { tokens, until: ask.until, demand, claimed });
         }
         let leased = others.saturating_add(if is_kept { tokens } else { 0 });
         Settled { used: self.used, leased, granted: if is_kept { granted } else { 0 } }
+    }
+
+    /// Forgets leases that are over.
+    pub(super) fn prune(&mut self, now: u64) {
+        self.leases.retain(|_, lease| lease.until > now);
     }
 
     /// Whether it says nothing that still counts.
@@ -120,14 +136,18 @@ mod tests {
     const MINUTE: Period = Period { start: 0, end: 60 };
 
     fn ask(lease: u64, used: u64, holds: u64, until: u64) -> Ask {
-        Ask { lease, period: MINUTE, limit: 100, used, holds, wants: true, demand: 0, until }
+        Ask { lease, period: MINUTE, limit: 100, used, holds, wants: true, demand: 0, shown: 4 * used, until }
     }
 
     #[test]
     fn each_client_gets_a_part_of_the_rest_by_its_demand_and_gives_it_back_in_the_end() {
         let mut account = Account::default();
         assert_eq!(account.settle(&ask(1, 0, 0, 10), 0), Settled { used: 0, leased: 25, granted: 25 });
-        assert_eq!(account.settle(&ask(2, 0, 0, 10), 0).granted, 19, "a quarter of what nobody has");
+        assert_eq!(
+            account.settle(&ask(2, 0, 0, 10), 0).granted,
+            1,
+            "who has used nothing yet has a quarter with all others"
+        );
         let busy = Ask { demand: 9, ..ask(2, 19, 0, 10) };
         assert_eq!(account.settle(&busy, 0), Settled { used: 19, leased: 39, granted: 14 });
         assert_eq!(account.settle(&ask(1, 5, 20, 10), 0).granted, 0, "less than it has");
@@ -143,7 +163,7 @@ mod tests {
         assert_eq!(account.settle(&ask(1, 10, 0, 9), 0).granted, 0);
         let next = Ask { period: Period { start: 60, end: 120 }, ..ask(1, 0, 0, 60_009) };
         assert_eq!(account.settle(&next, 60_000), Settled { used: 0, leased: 25, granted: 25 });
-        let behind = ask(2, 1, 0, 60_009);
+        let behind = Ask { shown: 100, ..ask(2, 1, 0, 60_009) };
         assert_eq!(account.settle(&behind, 59_999), Settled { used: 1, leased: 44, granted: 19 }, "a clock behind");
         let hour = Ask { period: Period { start: 0, end: 3600 }, ..ask(2, 1, 0, 60_009) };
         assert_eq!(account.settle(&hour, 60_000).used, 1, "of another length");
@@ -165,7 +185,7 @@ mod tests {
                     used[at] += spent;
                     let ask = Ask {
                         lease: client + 1, period: Period { start: 0, end: 1000 }, limit, used: spent, holds: has[at],
-                        wants: true, demand: 100, until: now + 1000,
+                        wants: true, demand: 100, shown: 40, until: now + 1000,
                     };
                     let granted = account.settle(&ask, now).granted;
                     if granted > 0 {

@@ -69,6 +69,27 @@ impl Identity {
         own.into_iter().chain(self.by.iter().map(|(key, value)| (key.clone(), value.clone())))
     }
 
+    /// How many bytes of names it has.
+    fn bytes(&self) -> usize {
+        let by: usize = self.by.iter().map(|(key, value)| key.len() + value.len()).sum();
+        self.quota.len() + self.rule.len() + by
+    }
+
+    /// As people may see it, and as it is written down: a value that lets in whoever knows it is told by its digest.
+    fn shown(identity: &Arc<Identity>) -> Arc<Identity> {
+        if !identity.by.iter().any(|(key, value)| is_secret(key, value)) {
+            return Arc::clone(identity);
+        }
+        let mut shown = Identity::clone(identity);
+        for (key, value) in &mut shown.by {
+            if is_secret(key, value) {
+                let hash = digest(&SHA256, value.as_bytes());
+                *value = hash.as_ref().iter().take(8).fold("#".to_owned(), |text, byte| format!("{text}{byte:02x}"));
+            }
+        }
+        Arc::new(shown)
+    }
+
     /// A digest of all of it, each part with its length: no two of them say the same.
     fn key(&self) -> Key {
         let mut told = Vec::with_capacity(256);
@@ -83,6 +104,18 @@ impl Identity {
     }
 }
 
+/// Parts of names of headers, parameters and claims whose values let in whoever knows them.
+const SECRETS: [&str; 9] = ["auth", "cookie", "credential", "key", "pass", "secret", "session", "signature", "token"];
+
+/// Whether the value of an entry may let in whoever knows it: by its name, or as it is a token. What was a digest stays one.
+fn is_secret(key: &str, value: &str) -> bool {
+    let (key, start) = (key.to_ascii_lowercase(), value.get(..7).unwrap_or(value).to_ascii_lowercase());
+    let is_digest = value.len() == 17 && value.starts_with('#');
+    let is_token = start.starts_with("eyj") || start.starts_with("basic ") || start == "bearer ";
+    let is_named = key != "generic_key" && SECRETS.iter().any(|part| key.contains(part));
+    !is_digest && (is_token || is_named)
+}
+
 /// Quotas in use, and where they are kept.
 ///
 /// ```
@@ -94,10 +127,19 @@ impl Identity {
 #[derive(Debug)]
 pub struct Quotas {
     store: Store,
-    seen: Mutex<HashMap<Key, Seen>>,
+    seen: Mutex<AllSeen>,
     leases: AtomicU64,
     refused: AtomicU64,
     not_settled: AtomicU64,
+}
+
+/// What is shown.
+#[derive(Debug, Default)]
+struct AllSeen {
+    by_key: HashMap<Key, Seen>,
+    /// When room was looked for last, in seconds, and how many found none since.
+    swept: u64,
+    not_shown: u64,
 }
 
 /// How a quota stood when it was settled last.
@@ -114,6 +156,8 @@ struct Seen {
 
 /// How many identities are shown at most, besides those that the store knows by itself.
 const MOST_SEEN: usize = 100_000;
+/// Looking for room is looking at all of them, so it is done so often at most, in seconds.
+const SWEEP: u64 = 10;
 /// How many of them have metrics of their own: those that have used most of theirs.
 const MOST_SERIES: usize = 1000;
 
@@ -127,6 +171,9 @@ pub struct QuotaStatus {
     pub reached: bool,
     /// What was to be settled and could not, as the store was away or full.
     pub not_settled: u64,
+    /// How often there was no room to show another one, since it was looked for room last.
+    #[serde(default)]
+    pub not_shown: u64,
     /// Whose quotas are in use, as far as this server has seen it.
     pub identities: Vec<QuotaUse>,
 }
@@ -167,13 +214,13 @@ impl QuotaUse {
 impl Quotas {
     /// Quotas that are kept there.
     pub fn new(store: Store) -> Quotas {
-        let seen = store.known().into_iter().map(|(identity, account)| {
+        let seen = store.known().into_iter().map(|(key, identity, account)| {
             let leased = account.leases.values().fold(0_u64, |sum, lease| sum.saturating_add(lease.tokens));
             let until = account.leases.values().map(|lease| lease.until).max().unwrap_or_default();
             let (period, used) = (account.period, account.used);
-            (identity.key(), Seen { identity, period, used, leased, until, denied: 0 })
+            (key, Seen { identity, period, used, leased, until, denied: 0 })
         });
-        let seen = Mutex::new(seen.collect());
+        let seen = Mutex::new(AllSeen { by_key: seen.collect(), ..AllSeen::default() });
         let counter = || AtomicU64::new(0);
         Quotas { seen, store, leases: counter(), refused: counter(), not_settled: counter() }
     }
@@ -181,6 +228,11 @@ impl Quotas {
     /// A session for a new stream. `random` tells its leases from those of other servers.
     pub(crate) fn session(&self, random: u64) -> Session {
         Session::new(random.wrapping_add(self.leases.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// The time that quotas go by, where the clock of this machine says so: replicas on a Redis go by that of Redis.
+    pub(crate) fn time(&self, clock: Duration) -> Duration {
+        self.store.time(clock)
     }
 
     /// Settles, in order.
@@ -195,15 +247,7 @@ impl Quotas {
                 self.not_settled.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
-            if seen.len() >= MOST_SEEN && !seen.contains_key(key) {
-                seen.retain(|_, seen| seen.period.end > now.as_secs());
-                if seen.len() >= MOST_SEEN {
-                    continue;
-                }
-            }
-            let identity = || Arc::clone(identity);
-            let new = || Seen { identity: identity(), period: ask.period, used: 0, leased: 0, until: 0, denied: 0 };
-            let one = seen.entry(*key).or_insert_with(new);
+            let Some(one) = seen.of(*key, identity, ask.period, now.as_secs()) else { continue };
             if ask.period.start > one.period.start {
                 (one.period, one.denied) = (ask.period, 0);
             }
@@ -214,7 +258,7 @@ impl Quotas {
 
     /// Notes that a client had to refuse requests, of a bucket that is known.
     pub(crate) fn note_denied(&self, question: &Question, denied: u64) {
-        if let Some(seen) = self.seen().get_mut(&question.0) {
+        if let Some(seen) = self.seen().by_key.get_mut(&question.0) {
             seen.denied = seen.denied.saturating_add(denied);
         }
     }
@@ -226,7 +270,11 @@ impl Quotas {
 
     /// What there is to tell, of the quotas that are in force.
     pub fn status(&self, limit: impl Fn(&str, &str) -> Option<QuotaLimit>, now: Duration) -> QuotaStatus {
-        let seen: Vec<Seen> = self.seen().values().cloned().collect();
+        let now = self.time(now);
+        let (seen, not_shown) = {
+            let seen = self.seen();
+            (seen.by_key.values().cloned().collect::<Vec<Seen>>(), seen.not_shown)
+        };
         let mut identities: Vec<QuotaUse> = seen
             .into_iter()
             .filter_map(|Seen { identity, period, used, leased, until, denied }| {
@@ -254,6 +302,7 @@ impl Quotas {
             store: self.store.name().to_owned(),
             reached: self.store.is_reached(),
             not_settled: self.not_settled.load(Ordering::Relaxed),
+            not_shown,
             identities,
         }
     }
@@ -274,6 +323,7 @@ impl Quotas {
                 self.refused.load(Ordering::Relaxed),
             ),
             ("identities", "gauge", "Identities whose quotas are in use.", all),
+            ("identities_not_shown", "gauge", "Reports of identities that there is no room to show.", status.not_shown),
             ("identities_used_up", "gauge", "Those that have nothing left.", used_up),
         ] {
             let _ = writeln!(
@@ -305,8 +355,32 @@ impl Quotas {
         }
     }
 
-    fn seen(&self) -> MutexGuard<'_, HashMap<Key, Seen>> {
+    fn seen(&self) -> MutexGuard<'_, AllSeen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AllSeen {
+    /// That of an account, where there is room for it.
+    fn of(&mut self, key: Key, identity: &Arc<Identity>, period: Period, now: u64) -> Option<&mut Seen> {
+        if self.by_key.len() >= MOST_SEEN && !self.by_key.contains_key(&key) {
+            if now.abs_diff(self.swept) >= SWEEP {
+                self.by_key.retain(|_, seen| seen.period.end > now);
+                (self.swept, self.not_shown) = (now, 0);
+            }
+            if self.by_key.len() >= MOST_SEEN {
+                self.not_shown += 1;
+                return None;
+            }
+        }
+        Some(self.by_key.entry(key).or_insert_with(|| Seen {
+            identity: Identity::shown(identity),
+            period,
+            used: 0,
+            leased: 0,
+            until: 0,
+            denied: 0,
+        }))
     }
 }
 

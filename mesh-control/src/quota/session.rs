@@ -23,8 +23,11 @@ use super::store::Question;
 use super::{Identity, Key};
 use crate::catalog::QuotaLimit;
 
-/// Buckets of one stream.
+/// Buckets of one stream, and bytes of their names.
 const MOST_BUCKETS: usize = 100_000;
+const MOST_BYTES: usize = 16 << 20;
+/// Whoever used so much of a share shows that he could use one that is so many times as large.
+const GROWTH: u64 = 4;
 /// No report has more requests.
 const MOST_USED: u64 = 1 << 32;
 /// A share holds for so many intervals of reports, within these bounds.
@@ -41,6 +44,8 @@ const REFILL_DAYS: u64 = 1000;
 #[derive(Debug, Default)]
 pub(crate) struct Session {
     buckets: BTreeMap<Key, Bucket>,
+    /// Of the names of all.
+    bytes: usize,
     seed: u64,
 }
 
@@ -55,6 +60,9 @@ struct Bucket {
     holds: u64,
     /// A share that it may not go by yet.
     coming: Option<Coming>,
+    /// What it used since its last share was sent, and before that since the one before.
+    used: u64,
+    used_before: u64,
     /// How many assignments it was sent.
     sent: u64,
     said: Said,
@@ -91,7 +99,7 @@ enum Said {
 impl Session {
     /// A session whose leases are told from those of others by this.
     pub(crate) fn new(seed: u64) -> Session {
-        Session { buckets: BTreeMap::new(), seed }
+        Session { seed, ..Session::default() }
     }
 
     /// Takes in what was used of a bucket; what is to be settled for it. `limit` says what is in force for it.
@@ -104,8 +112,11 @@ impl Session {
         let identity = Identity::of(&usage.bucket_id.as_ref()?.bucket)?;
         let key = identity.key();
         let limit = limit(&identity)?;
-        if !self.buckets.contains_key(&key) && self.buckets.len() >= MOST_BUCKETS {
-            return None;
+        if !self.buckets.contains_key(&key) {
+            if self.buckets.len() >= MOST_BUCKETS || self.bytes >= MOST_BYTES {
+                return None;
+            }
+            self.bytes += identity.bytes();
         }
         let seed = &mut self.seed;
         let bucket = self.buckets.entry(key).or_insert_with(|| {
@@ -125,14 +136,19 @@ impl Session {
         now: Duration,
     ) -> (Vec<Question>, Vec<BucketAction>) {
         let (mut asked, mut abandoned) = (Vec::new(), Vec::new());
+        let bytes = &mut self.bytes;
         self.buckets.retain(|key, bucket| {
-            let Some(limit) = limit(&bucket.identity) else {
+            let mut forget = |bucket: &Bucket| {
+                *bytes = bytes.saturating_sub(bucket.identity.bytes());
                 abandoned.push(bucket.action(Kind::AbandonAction(AbandonAction {})));
+            };
+            let Some(limit) = limit(&bucket.identity) else {
+                forget(bucket);
                 return false;
             };
             bucket.set(limit);
             if bucket.is_idle(now) {
-                abandoned.push(bucket.action(Kind::AbandonAction(AbandonAction {})));
+                forget(bucket);
                 return false;
             }
             if bucket.is_due(now) {
@@ -151,6 +167,7 @@ impl Session {
 
     /// The client has told all and leaves: its leases are given back.
     pub(crate) fn leave(&mut self, now: Duration) -> Vec<Question> {
+        self.bytes = 0;
         let buckets = std::mem::take(&mut self.buckets).into_iter();
         buckets
             .map(|(key, bucket)| {
@@ -162,6 +179,7 @@ impl Session {
 
     /// The stream broke: what the client has told and what is not settled yet. What it may use stays with it until that is over.
     pub(crate) fn rest(&mut self, now: Duration) -> Vec<Question> {
+        self.bytes = 0;
         let told = std::mem::take(&mut self.buckets).into_iter().filter(|(_, bucket)| bucket.unsettled > 0);
         told.map(|(key, bucket)| {
             let (_, identity, ask) = bucket.question(key, now);
@@ -180,6 +198,8 @@ impl Bucket {
             unsettled: 0,
             holds: 0,
             coming: None,
+            used: 0,
+            used_before: 0,
             sent: 0,
             said: Said::Nothing,
             until: now,
@@ -208,9 +228,11 @@ impl Bucket {
         // Nobody uses up more than all of it, whatever he says.
         let used = usage.allowed.min(MOST_USED).min(self.limit.requests);
         self.unsettled = self.unsettled.saturating_add(used);
+        self.used = self.used.saturating_add(used);
         let elapsed = usage.time_elapsed.as_ref().map_or(0.0, |time| time.seconds as f64 + f64::from(time.nanos) / 1e9);
         let interval = self.limit.interval.as_secs_f64();
-        let requests = usage.allowed.saturating_add(usage.denied) as f64;
+        // Whoever is refused wants more than he has, but how much more is only said: twice as much, at most.
+        let requests = used.saturating_add(usage.denied.min(used.max(1))) as f64;
         // Reports that come soon after each other say little each.
         let weight = if self.rate > 0.0 { (elapsed / interval).clamp(0.0, 1.0) } else { 1.0 };
         if weight > 0.0 {
@@ -283,6 +305,7 @@ impl Bucket {
             wants,
             // In thousandths; one that was only seen once is like the others.
             demand: if self.sent == 0 { 0 } else { (self.rate * 1000.0) as u64 + 1 },
+            shown: self.used.max(self.used_before).saturating_mul(GROWTH),
             until: held(until),
         };
         (key, Arc::clone(&self.identity), ask)
@@ -297,6 +320,7 @@ impl Bucket {
         let ttl = self.ttl();
         if settled.granted > 0 {
             self.sent += 1;
+            self.used_before = std::mem::take(&mut self.used);
             self.coming = Some(Coming { number: self.sent, tokens: settled.granted, is_met: false });
             // Envoy makes a token bucket that takes the place of another one as empty as that was (seen with 1.40). In between it
             // is told of none, in the same message.

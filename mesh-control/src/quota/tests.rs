@@ -288,6 +288,34 @@ fn all_of_it_is_used_and_shared_by_demand() {
 }
 
 #[test]
+fn who_only_says_that_it_wants_much_keeps_little_from_who_has_requests() {
+    const HOSTILE: usize = 24;
+    let mut world = World::new(HOSTILE + 1, 10_000, QuotaStrategy::DenyAll);
+    let mut most = 0;
+    for round in 0..100 {
+        for client in 0..HOSTILE {
+            let at = world.at();
+            let mut usage = world.clients[client].bucket.report(at);
+            (usage.allowed, usage.denied) = (0, if round % 2 == 0 { 1 } else { 1_000_000 });
+            world.report(client, usage);
+        }
+        world.settle_down();
+        if round > 0 {
+            (0..100).for_each(|_| {
+                world.request(HOSTILE);
+                world.settle_down();
+            });
+        }
+        world.pass(100);
+        let used = world.account.used;
+        let held: u64 = world.account.leases.values().map(|lease| lease.tokens).sum();
+        most = most.max(if used == 0 { held } else { 0 });
+    }
+    assert!((1..=2_500 + HOSTILE as u64).contains(&most), "{most} held by those who use nothing");
+    assert!(world.passed[HOSTILE] > 7_000, "{}", world.passed[HOSTILE]);
+}
+
+#[test]
 fn clients_that_do_not_say_by_which_share_they_go_use_all_of_it_and_no_more() {
     let mut world = World::new(3, 1000, QuotaStrategy::DenyAll);
     world.tells = false;
@@ -321,7 +349,7 @@ fn a_client_that_dies_gives_its_share_back_after_its_time_and_one_that_leaves_at
     assert_eq!(held(&world), 25, "nobody knows that it is gone");
     world.request(1);
     world.settle_down();
-    assert_eq!(held(&world), 44);
+    assert_eq!(held(&world), 26);
     let asked = world.clients[1].session.leave(Duration::from_millis(world.now));
     world.settle(1, asked);
     assert_eq!(held(&world), 25, "the other one said that it leaves");
@@ -415,7 +443,7 @@ fn question(user: &str, used: u64, holds: u64, lease: u64) -> Question {
     let identity = identity(user);
     let period = Unit::Month.period(NOW);
     let until = u64::try_from(NOW.as_millis()).unwrap() + 10_000;
-    let ask = account::Ask { lease, period, limit: 100, used, holds, wants: true, demand: 0, until };
+    let ask = account::Ask { lease, period, limit: 100, used, holds, wants: true, demand: 0, shown: 4 * used, until };
     (identity.key(), identity, ask)
 }
 
@@ -469,6 +497,37 @@ async fn metrics_have_the_quotas_of_identities_and_what_a_caller_sends_breaks_no
     }
     // Of a quota that is gone nothing is told.
     assert!(quotas.status(|_, _| None, NOW).identities.is_empty());
+}
+
+#[tokio::test]
+async fn what_lets_in_whoever_knows_it_is_shown_and_written_down_as_a_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let quotas = Quotas::new(Store::in_dir(dir.path(), NOW).unwrap());
+    let of = |by: &[(&str, &str)]| {
+        let by = by.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let identity = Arc::new(Identity { quota: "Quota shop/all".to_owned(), rule: "keys".to_owned(), by });
+        (identity.key(), identity, question("ada", 3, 0, 1).2)
+    };
+    let secrets =
+        [("x-api-key", "hunter2"), ("Authorization", "Basic aHVudGVyMg=="), ("query.t", "eyJhbGciOi.hunter2")];
+    for secret in secrets {
+        quotas.settle(&[of(&[secret, ("x-user", "ada")])], NOW).await;
+    }
+    quotas.settle(&[of(&[("x-api-key", "other")])], NOW).await;
+    let limit = |_: &str, _: &str| Some(QuotaLimit::new(100, Unit::Month, Duration::from_secs(1)));
+    let (status, mut metrics) = (quotas.status(limit, NOW), String::new());
+    quotas.write(limit, NOW, &mut metrics);
+    let told = format!("{status:?}{metrics}{}", std::fs::read_to_string(dir.path().join("quotas.jsonl")).unwrap());
+    assert!(secrets.iter().all(|(_, secret)| !told.contains(secret)), "{told}");
+    assert!(told.contains("x-user=ada"), "{told}");
+    let shown: std::collections::BTreeSet<String> = status.identities.iter().map(QuotaUse::identity).collect();
+    assert_eq!(shown.len(), 4, "each is told from the others");
+    // Each has its own account after a restart, too.
+    drop(quotas);
+    let quotas = Quotas::new(Store::in_dir(dir.path(), NOW).unwrap());
+    let settled = quotas.settle(&[of(&[secrets[0], ("x-user", "ada")])], NOW).await;
+    assert_eq!(settled[0].as_ref().map(|settled| settled.used), Ok(6));
+    assert_eq!(quotas.status(limit, NOW).identities.len(), 4);
 }
 
 #[test]

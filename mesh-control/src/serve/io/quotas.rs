@@ -94,8 +94,8 @@ impl StreamingService<UsageReports> for Streams {
             let mut session = desk.quotas.session(fastrand::u64(..));
             let end = desk.exchange(&guest, &mut session, request.into_inner(), &sender).await;
             let rest = match end {
-                Ok(End::Left) => session.leave(now()),
-                Ok(End::Broke) | Err(_) => session.rest(now()),
+                Ok(End::Left) => session.leave(desk.now()),
+                Ok(End::Broke) | Err(_) => session.rest(desk.now()),
             };
             let rest = desk.unsettled(rest).await;
             if let Err(status) = end {
@@ -153,6 +153,10 @@ impl InForce<'_> {
 }
 
 impl QuotaDesk {
+    fn now(&self) -> Duration {
+        self.quotas.time(now())
+    }
+
     fn in_force<'t>(&self, teller: &'t Teller) -> InForce<'t> {
         InForce { teller, catalog: self.state.feed.latest(), found: Vec::new() }
     }
@@ -199,7 +203,7 @@ impl QuotaDesk {
                 },
                 _ = look.tick() => {
                     let mut in_force = self.in_force(&teller);
-                    let (asked, mut abandoned) = session.due(|of| in_force.limit(of), now());
+                    let (asked, mut abandoned) = session.due(|of| in_force.limit(of), self.now());
                     abandoned.extend(self.settle(session, &asked).await);
                     abandoned
                 }
@@ -212,7 +216,7 @@ impl QuotaDesk {
         {
             let mut in_force = self.in_force(teller);
             for usage in &message.usages {
-                match session.hear(usage, |of| in_force.limit(of), now()) {
+                match session.hear(usage, |of| in_force.limit(of), self.now()) {
                     Some(question) => {
                         asked.push(question);
                         denied.push(usage.denied);
@@ -230,14 +234,14 @@ impl QuotaDesk {
 
     /// Where it cannot be settled nothing is said, and the failure mode of the client decides.
     async fn settle(&self, session: &mut Session, asked: &[Question]) -> Vec<BucketAction> {
-        let settled = self.quotas.settle(asked, now()).await;
+        let settled = self.quotas.settle(asked, self.now()).await;
         let settled = asked.iter().zip(settled).filter_map(|(question, settled)| Some((question, settled.ok()?)));
-        settled.flat_map(|(question, settled)| session.settled(question, &settled, now())).collect()
+        settled.flat_map(|(question, settled)| session.settled(question, &settled, self.now())).collect()
     }
 
     /// Settles; what could not be settled.
     async fn unsettled(&self, asked: Vec<Question>) -> Vec<Question> {
-        let settled = self.quotas.settle(&asked, now()).await;
+        let settled = self.quotas.settle(&asked, self.now()).await;
         asked.into_iter().zip(settled).filter(|(_, settled)| settled.is_err()).map(|(question, _)| question).collect()
     }
 
