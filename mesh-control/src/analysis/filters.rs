@@ -1,6 +1,5 @@
 //! Filters that applications have compiled in, against what these say of them; and what others than the library cannot do.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_core::model::OnFailure;
@@ -8,62 +7,49 @@ use mesh_core::model::OnFailure;
 use super::security::check_targets;
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
-use crate::config::extensions::filter_schema::FilterSchema;
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
-use crate::config::file::{Meta, Object, Objects, Workloads};
+use crate::config::file::{Objects, Workloads};
 use crate::config::istio::security::selected;
-use crate::config::istio::wasm_plugin::{TrafficSelector, WasmPlugin, WorkloadMode};
+use crate::config::istio::wasm_plugin::{TrafficSelector, WorkloadMode};
 use crate::config::locate::locate;
-use crate::config::node::{Node, Value};
 use crate::policy::Policy;
 
 /// Targets that there are not, and configurations that filters do not take.
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     check_rules(objects, policy, found);
-    let mut schemas = BTreeMap::<&str, &Arc<Object<FilterSchema>>>::new();
+    let schemas = policy.filters.schemas();
     for object in &objects.filter_schemas {
-        if let Some(first) = schemas.get(object.spec.filter.as_str()) {
+        let Some(first) = schemas.of(&object.meta.namespace, &object.spec.filter) else { continue };
+        if !Arc::ptr_eq(first, object) {
             let message =
                 format!("{} ({}) says what this filter takes, and counts", first.meta.id(), first.meta.origin);
             let finding = Diagnostic::at(&object.meta.origin, Severity::Warning, Code::Conflict, message);
             found.push(finding.object(object.meta.id()));
-        } else {
-            schemas.insert(&object.spec.filter, object);
         }
     }
     for object in policy.filters.plugins() {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
         let plugin = object.spec.plugin(&object.meta.name);
-        match schemas.get(&*plugin.name) {
-            Some(schema) => check_config(object, &schema.spec, found),
-            // Who has none that says what it takes, has no use for this.
-            None if schemas.is_empty() => {}
-            None => {
-                let known: Vec<&str> = schemas.keys().copied().collect();
-                let message = format!(
-                    "no FilterSchema says that there is a filter {:?}; there are {}: where it is not registered, {}",
-                    plugin.name,
-                    known.join(", "),
-                    becomes(plugin.on_failure)
-                );
-                let field = if object.spec.plugin_name.is_some() { "pluginName" } else { "" };
-                let at = locate(&object.meta.origin, field);
-                let finding = Diagnostic::at(&at, Severity::Warning, Code::UnknownReference, message);
-                found.push(finding.object(object.meta.id()).field(field));
-            }
+        for (path, (span, message)) in schemas.faults(object) {
+            let dot = if path.is_empty() || path.starts_with('[') { "" } else { "." };
+            let message = format!("{message}; {}", becomes(plugin.on_failure));
+            let finding = Diagnostic::at(&object.meta.origin.at(span), Severity::Error, Code::InvalidValue, message);
+            found.push(finding.object(object.meta.id()).field(format!("pluginConfig{dot}{path}")));
         }
-    }
-}
-
-/// What a configuration says that its filter does not take.
-fn check_config(object: &Object<WasmPlugin>, schema: &FilterSchema, found: &mut Vec<Diagnostic>) {
-    // Without one, a filter gets an empty one.
-    let empty = || Node { span: object.spec.span, value: Value::Map(Vec::new()) };
-    let config = object.spec.plugin_config.as_ref().map_or_else(empty, |config| config.0.clone());
-    for (path, (span, message)) in schema.schema.faults(&config) {
-        let dot = if path.is_empty() || path.starts_with('[') { "" } else { "." };
-        let finding = Diagnostic::at(&object.meta.origin.at(span), Severity::Error, Code::InvalidValue, message);
-        found.push(finding.object(object.meta.id()).field(format!("pluginConfig{dot}{path}")));
+        let known: Vec<&str> = schemas.filters(&object.meta.namespace).collect();
+        // Who has none that says what it takes, has no use for this.
+        if !known.is_empty() && schemas.of(&object.meta.namespace, &plugin.name).is_none() {
+            let message = format!(
+                "no FilterSchema says that there is a filter {:?}; there are {}: where it is not registered, {}",
+                plugin.name,
+                known.join(", "),
+                becomes(plugin.on_failure)
+            );
+            let field = if object.spec.plugin_name.is_some() { "pluginName" } else { "" };
+            let at = locate(&object.meta.origin, field);
+            let finding = Diagnostic::at(&at, Severity::Warning, Code::UnknownReference, message);
+            found.push(finding.object(object.meta.id()).field(field));
+        }
     }
 }
 
@@ -85,10 +71,9 @@ fn check_rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) 
     }
 }
 
-/// The fields of a server's rules in which somebody asks what a token says.
+/// The fields of rules in which somebody asks what a token says.
 fn of_tokens(rules: &RequestRules) -> impl Iterator<Item = String> {
-    let of_servers = rules.of_tokens.iter().filter(|_| rules.mode == RulesMode::Server);
-    of_servers.map(|index| format!("rules[{index}].when"))
+    rules.of_tokens.iter().map(|index| format!("rules[{index}].when"))
 }
 
 fn becomes(on_failure: OnFailure) -> &'static str {

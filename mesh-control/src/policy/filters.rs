@@ -8,10 +8,13 @@ use std::sync::Arc;
 use mesh_core::model::{OnFailure, Plugin};
 
 use super::telemetry::{Side, is_one_of};
+use crate::config::diagnostic::Span;
+use crate::config::extensions::filter_schema::FilterSchema;
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
 use crate::config::file::{Meta, Object, Objects, Workloads};
 use crate::config::istio::security::selected;
 use crate::config::istio::wasm_plugin::{Phase, WasmPlugin};
+use crate::config::node::{Node, Value};
 use crate::registry::Services;
 
 /// All filters and rules.
@@ -20,6 +23,49 @@ pub struct Filters {
     root: Arc<str>,
     /// In the order in which requests pass them.
     entries: Vec<Entry>,
+    schemas: Schemas,
+}
+
+/// What the configurations of filters may be. One of a namespace is for its plugins, and one of the root namespace for those of all
+/// that have none of their own.
+#[derive(Debug, Default)]
+pub struct Schemas {
+    root: Arc<str>,
+    /// By namespace and filter: the first of two.
+    all: BTreeMap<(Arc<str>, String), Arc<Object<FilterSchema>>>,
+}
+
+impl Schemas {
+    fn new(objects: &Objects, root: &Arc<str>) -> Schemas {
+        let mut all = BTreeMap::new();
+        for object in &objects.filter_schemas {
+            let key = (Arc::clone(&object.meta.namespace), object.spec.filter.clone());
+            all.entry(key).or_insert_with(|| Arc::clone(object));
+        }
+        Schemas { root: Arc::clone(root), all }
+    }
+
+    /// That of a filter, for plugins of a namespace.
+    pub fn of(&self, namespace: &Arc<str>, filter: &str) -> Option<&Arc<Object<FilterSchema>>> {
+        let of = |namespace: &Arc<str>| self.all.get(&(Arc::clone(namespace), filter.to_owned()));
+        of(namespace).or_else(|| of(&self.root))
+    }
+
+    /// The filters that plugins of a namespace have one of.
+    pub fn filters(&self, namespace: &str) -> impl Iterator<Item = &str> {
+        let is_meant = move |of: &str| of == namespace || *of == *self.root;
+        self.all.keys().filter(move |(of, _)| is_meant(of)).map(|(_, filter)| filter.as_str())
+    }
+
+    /// What a plugin says that its filter does not take: where, by the path below its configuration, and why.
+    pub fn faults(&self, object: &Object<WasmPlugin>) -> Vec<(String, (Span, String))> {
+        let name = object.spec.filter(&object.meta.name);
+        let Some(schema) = self.of(&object.meta.namespace, name) else { return Vec::new() };
+        // Without one, a filter gets an empty one.
+        let empty = || Node { span: object.spec.span, value: Value::Map(Vec::new()) };
+        let config = object.spec.plugin_config.as_ref().map_or_else(empty, |config| config.0.clone());
+        schema.spec.schema.faults(&config)
+    }
 }
 
 #[derive(Debug)]
@@ -90,7 +136,8 @@ pub struct Passing<'a> {
 impl Filters {
     /// Those of these objects.
     pub fn new(objects: &Objects, root: &Arc<str>) -> Filters {
-        let plugins = objects.wasm_plugins.iter().map(Entry::of_plugin);
+        let schemas = Schemas::new(objects, root);
+        let plugins = objects.wasm_plugins.iter().map(|object| Entry::of_plugin(object, &schemas));
         let rules = objects.request_rules.iter().map(Entry::of_rules);
         let mut entries: Vec<Entry> = plugins.chain(rules).collect();
         // Istio: push_context.go, extension.go.
@@ -99,7 +146,12 @@ impl Filters {
             let name = |entry: &Entry| (entry.meta().name.clone(), entry.meta().namespace.clone());
             order(a).cmp(&order(b)).then_with(|| name(a).cmp(&name(b)))
         });
-        Filters { root: Arc::clone(root), entries }
+        Filters { root: Arc::clone(root), entries, schemas }
+    }
+
+    /// What the configurations of filters may be.
+    pub fn schemas(&self) -> &Schemas {
+        &self.schemas
     }
 
     /// The objects that say a filter.
@@ -143,14 +195,20 @@ impl Filters {
 }
 
 impl Entry {
-    fn of_plugin(object: &Arc<Object<WasmPlugin>>) -> Entry {
+    fn of_plugin(object: &Arc<Object<WasmPlugin>>, schemas: &Schemas) -> Entry {
         let stage = match object.spec.phase {
             Phase::Authn => Stage::BeforeTokens,
             Phase::Authz => Stage::BeforePolicies,
             Phase::Stats => Stage::BeforeMetrics,
             Phase::Unspecified => Stage::Last,
         };
-        let kind = FilterKind::Plugin(Arc::new(object.spec.plugin(&object.meta.name)));
+        let mut plugin = object.spec.plugin(&object.meta.name);
+        if !schemas.faults(object).is_empty() {
+            // No filter has this name: it cannot run, and is treated as one that cannot.
+            plugin.name = format!("{}, whose configuration its FilterSchema refuses", plugin.name).into();
+            plugin.config = "{}".into();
+        }
+        let kind = FilterKind::Plugin(Arc::new(plugin));
         Entry {
             said: Said::Plugin(Arc::clone(object)),
             workloads: Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets()),

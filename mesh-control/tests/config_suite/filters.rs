@@ -22,7 +22,7 @@ const SCHEMAS: &str = r#"{
     {
       "apiVersion": "policy.mesh-control/v1alpha1",
       "kind": "FilterSchema",
-      "metadata": {"name": "acme.tenant"},
+      "metadata": {"name": "acme.tenant", "namespace": "shop"},
       "spec": {
         "filter": "acme.tenant",
         "schema": {
@@ -60,7 +60,7 @@ fn a_configuration_is_held_to_the_schema_that_its_filter_declares() {
     with(
         "{pluginName: acme.tenant, pluginConfig: {headr: x-tenant, known: [a, 7]}}",
         &[
-            "t.yaml:4:47: error[invalid-value]: WasmPlugin shop/p: pluginConfig: field `header` is missing",
+            "t.yaml:4:47: error[invalid-value]: WasmPlugin shop/p: pluginConfig: field `header` is missing; every request is answered with 500",
             "t.yaml:4:48: error[invalid-value]: WasmPlugin shop/p: pluginConfig.headr: unknown field; there are header, known",
             "t.yaml:4:76: error[invalid-value]: WasmPlugin shop/p: pluginConfig.known[1]: expected string, found a number",
         ],
@@ -78,18 +78,30 @@ fn a_configuration_is_held_to_the_schema_that_its_filter_declares() {
 }
 
 #[test]
+fn a_schema_is_for_its_namespace_and_one_of_the_root_namespace_for_those_that_have_none() {
+    let in_namespace = |namespace: &str, header: &str| {
+        SCHEMAS
+            .replace("\"namespace\": \"shop\"", &format!("\"namespace\": {namespace:?}"))
+            .replace("\"required\": [\"header\"]", &format!("\"required\": [{header:?}]"))
+    };
+    let with = plugin("{pluginName: acme.tenant, pluginConfig: {header: x}}");
+    let (root, other) = (in_namespace("istio-system", "known"), in_namespace("other", "known"));
+    check(&[("1.json", &other), ("t.yaml", &with)], &[]);
+    check(&[("1.json", &root), ("t.yaml", &with)], &["field `known` is missing"]);
+    check(&[("1.json", &root), ("2.json", SCHEMAS), ("t.yaml", &with)], &[]);
+}
+
+#[test]
 fn a_schema_that_is_wrong_or_a_second_one_is_told() {
     let wrong = SCHEMAS.replace("\"array\"", "\"list\"");
     check(
         &[("1-schemas.json", &wrong)],
-        &["error[invalid-value]: FilterSchema default/acme.tenant: schema: `list` is no type"],
+        &["error[invalid-value]: FilterSchema shop/acme.tenant: schema: `list` is no type"],
     );
     let second = SCHEMAS.replace("\"name\": \"acme.tenant\"", "\"name\": \"second\"");
     check(
         &[("1-schemas.json", SCHEMAS), ("2-schemas.json", &second)],
-        &[
-            "warning[conflict]: FilterSchema default/second: FilterSchema default/acme.tenant (1-schemas.json:4) says what",
-        ],
+        &["warning[conflict]: FilterSchema shop/second: FilterSchema shop/acme.tenant (1-schemas.json:4) says what"],
     );
 }
 

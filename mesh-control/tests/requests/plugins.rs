@@ -256,6 +256,38 @@ async fn a_filter_that_is_not_there_is_what_its_strategy_says() {
 }
 
 #[tokio::test]
+async fn what_the_schema_of_a_filter_refuses_is_told_to_nobody_and_is_what_its_strategy_says() {
+    let schema = |namespace: &str| {
+        format!(
+            "---\napiVersion: policy.mesh-control/v1alpha1\nkind: FilterSchema\nmetadata: {{name: s, namespace: {namespace}}}\n\
+             spec: {{filter: acme.stamp, schema: {{properties: {{word: {{enum: [good]}}}}}}}}\n"
+        )
+    };
+    let spec = |word: &str, strategy: &str| {
+        plugin(
+            "a",
+            &format!(
+                "{{pluginName: acme.stamp, pluginConfig: {{word: {word}}}, failStrategy: {strategy}, {ON_SERVER}}}"
+            ),
+        )
+    };
+    // The filter itself would take it.
+    for (namespace, word, strategy, expected) in [
+        ("shop", "good", "FAIL_CLOSE", (200, "good 1")),
+        ("shop", "bad", "FAIL_OPEN", (200, "")),
+        ("istio-system", "bad", "FAIL_OPEN", (200, "")),
+        ("elsewhere", "bad", "FAIL_OPEN", (200, "bad 1")),
+    ] {
+        let world = World::new(&format!("{}{}", schema(namespace), spec(word, strategy))).await;
+        let (status, body) = world.get().await;
+        assert_eq!((status, body.as_str()), expected, "{namespace} {word} {strategy}");
+    }
+    let world = World::new(&format!("{}{}", schema("shop"), spec("bad", "FAIL_CLOSE"))).await;
+    let (status, body) = world.get().await;
+    assert!(status == 500 && body.contains("whose configuration its FilterSchema refuses"), "{status} {body}");
+}
+
+#[tokio::test]
 async fn a_filter_that_panics_is_what_its_strategy_says() {
     for (strategy, panics, after) in
         [("FAIL_CLOSE", 500, "w 3"), ("FAIL_OPEN", 200, "w 3"), ("FAIL_RELOAD", 500, "w 1")]

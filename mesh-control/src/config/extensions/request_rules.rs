@@ -112,7 +112,13 @@ impl Decode for RequestRules {
             }
             let json = rule.json();
             match request_rule(&json) {
-                Ok(read) => of_tokens.extend(read.when.filter(CelExpression::needs_token).map(|_| index)),
+                Ok(read) if !read.when.as_ref().is_some_and(CelExpression::needs_token) => {}
+                Ok(_) if spec.mode == RulesMode::Client => {
+                    let message = "claims are known of requests that come in, and so for mode SERVER: of one that is made \
+                                   nobody has looked at a token";
+                    faults.push((rule.place("when"), format!("{at}.when"), message.to_owned()));
+                }
+                Ok(_) => of_tokens.push(index),
                 Err(invalid) => {
                     faults.push((rule.place(&invalid.field), format!("{at}.{}", invalid.field), invalid.reason));
                 }

@@ -150,9 +150,14 @@ impl WasmPlugin {
         }
     }
 
+    /// The name of its filter; `own` is that of the object.
+    pub fn filter<'n>(&'n self, own: &'n str) -> &'n str {
+        self.plugin_name.as_ref().map_or(own, |name| name.as_str())
+    }
+
     /// The filter, as workloads are told of it; `own` is the name of the object.
     pub fn plugin(&self, own: &str) -> Plugin {
-        let name = self.plugin_name.as_ref().map_or(own, |name| name.as_str());
+        let name = self.filter(own);
         let config = self.plugin_config.as_ref().map_or_else(|| "{}".to_owned(), |config| config.0.json().to_string());
         let mut plugin = Plugin::new(name, Arc::<str>::from(config));
         plugin.on_failure = match self.fail_strategy {
