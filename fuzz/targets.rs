@@ -17,11 +17,13 @@ use mesh_core::authz::Connection;
 use mesh_core::filter::{Decision, Filter, FilterRegistry, RequestRulesFilter};
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::jwt::Authenticator;
+use mesh_core::limits::{DescriptorMaker, LimitedRequest, LocalBuckets, LocalLimiter};
 use mesh_core::live_trace::{Condition, Mark};
 use mesh_core::load_report::{BINARY, LoadReport};
 use mesh_core::model::{
-    CelAttribute, CelExpression, CelValue, Facts, FilterConfig, FullRegex, HeaderTarget, HeaderText, HttpManager,
-    JwkSet, Listener, LoadWeights, Refusal, RequestRule, RequestRules, RouteSource, Tracing,
+    CelAttribute, CelExpression, CelValue, DescriptorAction, Facts, FilterConfig, FullRegex, HeaderTarget, HeaderText,
+    HttpManager, JwkSet, Listener, LoadWeights, LocalRateLimit, LocalRule, QueryTest, RateLimit, Refusal, RequestRule,
+    RequestRules, RouteSource, TokenBucket, Tracing,
 };
 use mesh_core::path::PathNormalization;
 use mesh_core::printable::is_unseen;
@@ -52,6 +54,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("certificate_request", certificate_request),
     ("cluster", cluster),
     ("credentials", credentials),
+    ("descriptors", descriptors),
     ("endpoints", endpoints),
     ("grpc_timeout", timeout),
     ("header_text", header_text),
@@ -131,6 +134,45 @@ pub fn load_report(data: &[u8]) {
     if let Ok(value) = HeaderValue::from_bytes(data) {
         let headers = HeaderMap::from_iter([(BINARY, value)]);
         LoadReport::of(&headers).into_iter().for_each(check);
+    }
+}
+
+/// What a request is counted by: its path and query in the first line, headers in the others. Whatever comes, a bucket of one for
+/// each value lets one pass and refuses the next one, and a service is told short text.
+pub fn descriptors(data: &[u8]) {
+    let mut lines = data.splitn(8, |byte| *byte == b'\n');
+    let Some(uri) = lines.next().and_then(|line| Uri::try_from(line).ok()) else { return };
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let Some(at) = line.iter().position(|byte| *byte == b':') else { continue };
+        let (Some(name), Some(value)) = (line.get(..at), line.get(at + 1..)) else { continue };
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            headers.append(name, value);
+        }
+    }
+    let of = |name: &str| -> Arc<str> { name.into() };
+    let key = || of("k");
+    let header = |skip_if_absent| DescriptorAction::Header { key: of("h"), name: of("user"), skip_if_absent };
+    let query = |skip_if_absent| DescriptorAction::Query { key: of("q"), name: of("user"), skip_if_absent };
+    let tests = vec![QueryTest::new("user", None)];
+    let asked = DescriptorAction::QueryMatch { key: key(), value: of("asked"), expects: true, tests };
+    let limits = [vec![header(false)], vec![query(false)], vec![header(true), query(true)], vec![asked, header(true)]];
+    let minute = Duration::from_secs(60);
+    let (Ok(bucket), now) = (TokenBucket::new(1, 1, minute), Instant::now()) else { return };
+    let parts = (Method::GET, uri, headers);
+    let head = RequestHead::of_parts(&parts.0, &parts.1, &parts.2);
+    let request = LimitedRequest::new(head);
+    for actions in limits {
+        let maker = DescriptorMaker::new(&Arc::new(RateLimit::by(actions))).expect("good names");
+        let Some(descriptor) = maker.describe(&request) else { continue };
+        assert!(descriptor.entries.iter().all(|entry| entry.value.to_text().len() <= 256));
+        let entries = descriptor.entries.iter().map(|entry| (of(entry.key), of(""))).collect();
+        let mut config = LocalRateLimit::new("limit", None);
+        (config.most_keys, config.rules) = (16, vec![LocalRule::new("rule", entries, bucket)]);
+        let limiter = LocalLimiter::new(&config, &Arc::new(LocalBuckets::new(now)), |_| Arc::default(), now);
+        let plan = limiter.plan([maker.clone()]);
+        let passed = [(); 2].map(|()| limiter.take(&plan, &request, None, now).map(|verdict| verdict.is_within));
+        assert_eq!(passed, [Some(true), Some(false)]);
     }
 }
 

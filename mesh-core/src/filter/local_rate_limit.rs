@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, response};
 use super::counted::{self, seconds};
 use super::{Decision, Filter, Reply};
 use crate::error::Invalid;
-use crate::limits::{DescriptorMaker, LocalBuckets, LocalLimiter, LocalVerdict, RATE_LIMITED};
+use crate::limits::{DescriptorMaker, LocalBuckets, LocalLimiter, LocalPlan, LocalVerdict, RATE_LIMITED};
 use crate::model::{Fraction, LocalRateLimit, RateLimit, RestHeaders};
 use crate::request_info::{LimitNote, RequestInfo};
 use crate::response_flags::ResponseFlags;
@@ -53,12 +53,9 @@ impl LocalLimit {
         of_host: &[Arc<RateLimit>],
     ) -> Result<LocalRateLimitFilter, Invalid> {
         let LocalRateLimit { rate_limits: own, stage, of_host: counts_host, .. } = &*self.config;
-        let mut limits = counted::by(own, *stage, *counts_host, (of_route, of_host));
-        if self.config.rules.is_empty() {
-            limits.clear();
-        }
-        let makers = limits.iter().map(DescriptorMaker::new).collect::<Result<_, _>>()?;
-        Ok(LocalRateLimitFilter { limit: self.clone(), makers })
+        let limits = counted::by(own, *stage, *counts_host, (of_route, of_host));
+        let makers = limits.iter().map(DescriptorMaker::new).collect::<Result<Vec<_>, _>>()?;
+        Ok(LocalRateLimitFilter { plan: self.limiter.plan(makers), limit: self.clone() })
     }
 }
 
@@ -66,19 +63,13 @@ impl LocalLimit {
 #[derive(Debug)]
 pub struct LocalRateLimitFilter {
     limit: LocalLimit,
-    makers: Box<[DescriptorMaker]>,
+    plan: LocalPlan,
 }
 
 impl LocalRateLimitFilter {
     /// What the limit says of a request that began at `now`.
     pub fn check<'l>(&'l self, request: &RequestInfo, head: &Parts) -> Option<LocalVerdict<'l>> {
-        let limiter = &self.limit.limiter;
-        if self.makers.is_empty() {
-            return limiter.take(std::iter::empty(), request.peer(), request.started);
-        }
-        let limited = counted::seen(request, head);
-        let descriptors = self.makers.iter().filter_map(|maker| maker.describe(&limited));
-        limiter.take(descriptors, request.peer(), request.started)
+        self.limit.limiter.take(&self.plan, &counted::seen(request, head), request.peer(), request.started)
     }
 
     /// The answer to a request that is over.

@@ -38,6 +38,8 @@ pub struct Rate {
     window: u64,
     /// A token, in nanoseconds, where that is a whole number; else zero.
     token: u64,
+    /// What to multiply by, to divide by it: 2^64 divided by it, rounded up.
+    inverse: u64,
 }
 
 impl From<TokenBucket> for Rate {
@@ -45,7 +47,8 @@ impl From<TokenBucket> for Rate {
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let is_whole = config.interval().as_nanos().is_multiple_of(u128::from(config.per_fill()));
         let token = if is_whole { nanos(config.time_of(1)) } else { 0 };
-        Rate { window: nanos(config.window()), token, config }
+        let inverse = (u64::MAX).checked_div(token).map_or(0, |inverse| inverse.saturating_add(1));
+        Rate { window: nanos(config.window()), token, inverse, config }
     }
 }
 
@@ -74,7 +77,12 @@ impl Rate {
     fn tokens(&self, nanos: u64) -> u32 {
         let tokens = match self.token {
             0 => (u128::from(nanos) * u128::from(self.config.per_fill()) / self.config.interval().as_nanos()) as u64,
-            token => nanos / token,
+            1 => nanos,
+            // A division takes longer than all the rest. The product is one too large at most.
+            token => {
+                let about = ((u128::from(nanos) * u128::from(self.inverse)) >> 64) as u64;
+                if about.saturating_mul(token) > nanos { about.saturating_sub(1) } else { about }
+            }
         };
         u32::try_from(tokens).unwrap_or(u32::MAX).min(self.config.max())
     }
@@ -300,6 +308,21 @@ mod tests {
         assert_eq!(bucket.take(&rate, 0, now).left, 1, "who only asks takes nothing");
         bucket.give_back(&rate, 2);
         assert_eq!(bucket.take(&rate, 0, now).left, 3);
+    }
+
+    #[test]
+    fn what_is_left_is_divided_exactly() {
+        let mut random = fastrand::Rng::with_seed(7);
+        // Ten years at most.
+        for token in [1, 2, 3, 7, 1000, 999_999_937, 6_000_000_000, u64::from(u32::MAX)] {
+            let max = u32::try_from(300_000_000_000_000_000 / token).unwrap_or(u32::MAX);
+            let rate = rate(max, 1, Duration::from_nanos(token));
+            for round in 0..10_000 {
+                let whole = token * random.u64(0..=u64::from(max));
+                let nanos = if round % 2 == 0 { whole } else { whole.saturating_sub(1) };
+                assert_eq!(u64::from(rate.tokens(nanos)), nanos / token, "{nanos} / {token}");
+            }
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl<'r> LimitedRequest<'r> {
 #[non_exhaustive]
 pub struct Descriptor<'r> {
     /// Its entries, in the order of the actions.
-    pub entries: SmallVec<[Entry<'r>; 4]>,
+    pub entries: Entries<'r>,
     /// How many hits the request is; `None`: as many as the filter says.
     pub hits: Option<u64>,
     /// Whether they are given back.
@@ -54,6 +54,12 @@ pub struct Descriptor<'r> {
     /// The limit that its route says.
     pub limit: Option<LimitOverride>,
 }
+
+/// The entries of a descriptor.
+pub type Entries<'r> = SmallVec<[Entry<'r>; 4]>;
+
+/// The values of a descriptor's entries.
+pub(super) type Values<'r> = SmallVec<[&'r [u8]; 4]>;
 
 /// One entry of a descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,31 +162,91 @@ impl DescriptorMaker {
     /// What a request is counted by; `None` where an action yields nothing, or all are skipped.
     #[inline]
     pub fn describe<'r>(&'r self, request: &LimitedRequest<'r>) -> Option<Descriptor<'r>> {
-        let mut entries = SmallVec::new();
+        let mut entries = Entries::new();
+        let RateLimit { hits, gives_back, limit, .. } = &*self.limit;
+        self.fill(request, &mut entries).then_some(Descriptor {
+            entries,
+            hits: *hits,
+            gives_back: *gives_back,
+            limit: *limit,
+        })
+    }
+
+    /// Adds the entries of a request; whether it has a descriptor of them.
+    #[inline]
+    pub(super) fn fill<'r>(&'r self, request: &LimitedRequest<'r>, entries: &mut Entries<'r>) -> bool {
         for action in &self.actions {
             match action.entry(request) {
                 Yield::Entry(entry) => entries.push(entry),
                 Yield::Skipped => {}
-                Yield::Nothing => return None,
+                Yield::Nothing => return false,
             }
         }
-        let RateLimit { hits, gives_back, limit, .. } = &*self.limit;
-        (!entries.is_empty()).then_some(Descriptor { entries, hits: *hits, gives_back: *gives_back, limit: *limit })
+        !entries.is_empty()
+    }
+
+    /// Whether its values are all that there is to be found out about a request, and need not be written.
+    pub(super) fn is_plain(&self) -> bool {
+        self.actions.iter().all(Action::is_plain)
+    }
+
+    /// The values of a request's descriptor, of a plain one; whether it has one.
+    #[inline]
+    pub(super) fn values<'r>(&'r self, request: &LimitedRequest<'r>, values: &mut Values<'r>) -> bool {
+        for action in &self.actions {
+            match action.value(request) {
+                Some(value) => values.push(value),
+                None => return false,
+            }
+        }
+        !values.is_empty()
+    }
+
+    /// The keys that every descriptor has; `None` where they differ from request to request.
+    pub(super) fn keys(&self) -> Option<impl Iterator<Item = &str> + Clone> {
+        let may_be_absent = |action: &DescriptorAction| {
+            let (DescriptorAction::Header { skip_if_absent, .. }
+            | DescriptorAction::Query { skip_if_absent, .. }
+            | DescriptorAction::Claim { skip_if_absent, .. }) = action
+            else {
+                return false;
+            };
+            *skip_if_absent
+        };
+        let actions = &self.limit.actions;
+        (!actions.iter().any(may_be_absent)).then(|| actions.iter().map(DescriptorAction::key))
     }
 }
 
 impl Action {
     #[inline]
     fn entry<'r>(&'r self, request: &LimitedRequest<'r>) -> Yield<'r> {
-        let head = &request.head;
-        let constant = |key: &'r str, value: &'r str| Yield::of(key, value.as_bytes());
         match self {
-            Action::Header(key, field, skip) => Yield::of_optional(key, field.first_value(head), *skip),
-            Action::HeaderMatch(key, value, expects, tests) => {
-                let passes = tests.iter().all(|(field, test)| header_matches(field, test, head));
-                if passes == *expects { constant(key, value) } else { Yield::Nothing }
-            }
+            Action::Header(key, _, skip) => Yield::of_optional(key, self.value(request), *skip),
+            Action::HeaderMatch(key, ..) => Yield::of_optional(key, self.value(request), false),
             Action::Other(action) => other(action, request),
+        }
+    }
+
+    /// Whether its value is the request's or its own, as it stands, and nothing is skipped.
+    fn is_plain(&self) -> bool {
+        matches!(
+            self,
+            Action::Header(_, _, false) | Action::HeaderMatch(..) | Action::Other(DescriptorAction::Constant { .. })
+        )
+    }
+
+    /// The value of a plain one.
+    #[inline]
+    fn value<'r>(&'r self, request: &LimitedRequest<'r>) -> Option<&'r [u8]> {
+        match self {
+            Action::Header(_, field, _) => field.first_value(&request.head),
+            Action::HeaderMatch(_, value, expects, tests) => {
+                let passes = tests.iter().all(|(field, test)| header_matches(field, test, &request.head));
+                (passes == *expects).then_some(value.as_bytes())
+            }
+            Action::Other(DescriptorAction::Constant { value, .. }) => Some(value.as_bytes()),
+            Action::Other(_) => None,
         }
     }
 }

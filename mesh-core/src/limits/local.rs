@@ -2,10 +2,11 @@
 //!
 //! Of each descriptor of a request the rule with these very values counts, else one that takes any value and keeps a bucket for
 //! each. The strictest of those that are found comes first. A request that one of them has no room for takes nothing from
-//! the others, unlike in Envoy. Finding them is two look-ups a descriptor, however many rules there are.
+//! the others, unlike in Envoy. Rules lie together by their keys, and which of them a descriptor may find is known before there is a
+//! request: what is left to do is to hash its values, and one look-up, however many rules there are.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -14,7 +15,7 @@ use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use super::bucket::{Bucket, Epoch, KeyedBuckets, Rate, Taken, Ticks};
-use super::descriptor::{Descriptor, Entry};
+use super::descriptor::{DescriptorMaker, Entries, LimitedRequest, Values};
 use crate::model::{LocalRateLimit, LocalRule};
 use crate::state::{LimitCounts, lock};
 
@@ -84,18 +85,43 @@ pub struct LocalLimiter {
     default: Option<Rule>,
     is_for_all: bool,
     per_connection: bool,
-    rules: Box<[Rule]>,
-    /// Rules by the hash of their keys and values, and those that take any value by the hash of their keys.
-    exact: HashMap<u64, SmallVec<[u32; 1]>, RandomState>,
-    any: HashMap<u64, SmallVec<[u32; 1]>, RandomState>,
+    groups: Box<[Group]>,
+}
+
+/// The rules with the same keys.
+#[derive(Debug)]
+struct Group {
+    keys: Box<[Arc<str>]>,
+    rules: Vec<Rule>,
+    /// Rules by the hash of their values, and those that take any of some.
+    exact: HashMap<u64, SmallVec<[u32; 1]>, BuildHasherDefault<Hashed>>,
+    any: SmallVec<[u32; 2]>,
 }
 
 #[derive(Debug)]
 struct Rule {
     config: LocalRule,
     rate: Rate,
+    /// How many others are stricter.
+    rank: usize,
+    /// Whether any value does, of every entry.
+    takes_all: bool,
     buckets: Buckets,
     counts: Arc<LimitCounts>,
+}
+
+/// What descriptors of a route's requests are made of, and which rules those may find.
+#[derive(Debug)]
+pub struct LocalPlan(Box<[Planned]>);
+
+#[derive(Debug)]
+struct Planned {
+    maker: DescriptorMaker,
+    hits: u64,
+    /// The group of its keys; `None` where these differ from request to request.
+    group: Option<usize>,
+    /// Whether its values are enough.
+    is_plain: bool,
 }
 
 /// What a limit says of a request.
@@ -110,6 +136,14 @@ pub struct LocalVerdict<'l> {
     pub taken: Taken,
 }
 
+/// A rule that is for a request.
+struct Found<'l> {
+    rule: &'l Rule,
+    bucket: &'l Bucket,
+    hits: u64,
+    is_taken: bool,
+}
+
 impl LocalLimiter {
     /// By this configuration, with buckets that may be there already. `counts` makes or finds what a rule counts by.
     pub fn new(
@@ -119,41 +153,61 @@ impl LocalLimiter {
         now: Instant,
     ) -> Self {
         let now = buckets.epoch.ticks(now);
-        let rule = |rule: LocalRule| {
+        let rule = |rule: LocalRule, rank: usize| {
             let rate = Rate::from(rule.bucket);
             let is_keyed = config.per_connection || rule.is_keyed();
             let keys = is_keyed.then_some(config.most_keys);
             let buckets = buckets.of((rule.entries.clone(), config.per_connection), rate, keys, now);
-            Rule { rate, buckets, counts: counts(&rule.name), config: rule }
+            let takes_all = rule.entries.iter().all(|(_, value)| value.is_empty());
+            Rule { rate, rank, takes_all, buckets, counts: counts(&rule.name), config: rule }
         };
-        let default = config.bucket.map(|bucket| rule(LocalRule::new("", Vec::new(), bucket)));
-        let mut limiter = LocalLimiter {
+        let default = config.bucket.map(|bucket| rule(LocalRule::new("", Vec::new(), bucket), 0));
+        let mut groups = Vec::<Group>::new();
+        for (one, rank) in config.rules.iter().zip(ranks(&config.rules)) {
+            let is_of = |group: &Group| group.keys.iter().eq(one.entries.iter().map(|(key, _)| key));
+            let at = groups.iter().position(is_of).unwrap_or_else(|| {
+                groups.push(Group::new(one));
+                groups.len() - 1
+            });
+            if let Some(group) = groups.get_mut(at) {
+                group.add(rule(one.clone(), rank), buckets);
+            }
+        }
+        let used: Vec<_> = config.rules.iter().map(|rule| &rule.entries).collect();
+        let is_used = |entries: &Vec<_>| used.contains(&entries) || (entries.is_empty() && default.is_some());
+        buckets.retain(|(entries, per_connection)| *per_connection == config.per_connection && is_used(entries));
+        LocalLimiter {
             default,
-            rules: config.rules.iter().cloned().map(rule).collect(),
             buckets: Arc::clone(buckets),
             is_for_all: config.is_for_all,
             per_connection: config.per_connection,
-            exact: HashMap::default(),
-            any: HashMap::default(),
-        };
-        for (position, rule) in limiter.rules.iter().enumerate() {
-            let entries = || rule.config.entries.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes()));
-            let takes_any = rule.config.is_keyed();
-            let (map, hash) = match takes_any {
-                true => (&mut limiter.any, limiter.buckets.hash(entries().map(|(key, _)| (key, &[][..])))),
-                false => (&mut limiter.exact, limiter.buckets.hash(entries())),
-            };
-            map.entry(hash).or_default().push(u32::try_from(position).unwrap_or(u32::MAX));
+            groups: groups.into(),
         }
-        let used: Vec<_> = limiter.rules.iter().chain(&limiter.default).map(|rule| &rule.config.entries).collect();
-        buckets.retain(|(entries, per_connection)| *per_connection == config.per_connection && used.contains(&entries));
-        limiter
+    }
+
+    /// What requests are counted by, without what no rule is for.
+    pub fn plan(&self, makers: impl IntoIterator<Item = DescriptorMaker>) -> LocalPlan {
+        let planned = makers.into_iter().filter_map(|maker| {
+            let config = maker.config();
+            let hits = config.hits.unwrap_or(1);
+            // Envoy's local limits give nothing back, either.
+            if config.gives_back || self.groups.is_empty() {
+                return None;
+            }
+            let group = match maker.keys() {
+                Some(keys) => Some(self.group(keys)?),
+                None => None,
+            };
+            Some(Planned { is_plain: maker.is_plain(), maker, hits, group })
+        });
+        LocalPlan(planned.collect())
     }
 
     /// Takes from the buckets that are for a request, which came over this connection; `None` where no bucket is.
-    pub fn take<'l, 'r>(
+    pub fn take<'l>(
         &'l self,
-        descriptors: impl Iterator<Item = Descriptor<'r>>,
+        plan: &LocalPlan,
+        request: &LimitedRequest<'_>,
         connection: Option<SocketAddr>,
         now: Instant,
     ) -> Option<LocalVerdict<'l>> {
@@ -161,40 +215,49 @@ impl LocalLimiter {
         // The connection is a part of each key.
         let connection =
             connection.filter(|_| self.per_connection).map_or(0, |peer| self.buckets.hasher.hash_one(peer));
-        let mut found: SmallVec<[(&Rule, &Bucket, u64); 4]> = SmallVec::new();
-        for descriptor in descriptors {
-            let hits = descriptor.hits.unwrap_or(1);
-            // Envoy's local limits give nothing back, either.
-            if !descriptor.gives_back
-                && let Some(rule) = self.rule_of(&descriptor.entries)
-            {
-                found.push((rule, self.bucket(rule, &descriptor.entries, connection), hits));
-            }
+        let mut found: SmallVec<[Found<'_>; 4]> = SmallVec::new();
+        for Planned { maker, hits, group, is_plain } in &plan.0 {
+            let in_group = |group: &Option<usize>| self.groups.get((*group)?);
+            let one = match in_group(group) {
+                Some(group) if *is_plain => {
+                    let mut values = Values::new();
+                    let is_one = maker.values(request, &mut values);
+                    is_one.then(|| group.find(values.iter().copied(), connection, &self.buckets)).flatten()
+                }
+                known => {
+                    let mut entries = Entries::new();
+                    if !maker.fill(request, &mut entries) {
+                        continue;
+                    }
+                    let keys = || self.group(entries.iter().map(|entry| entry.key));
+                    let group = known.or_else(|| in_group(&keys()));
+                    let values = entries.iter().map(|entry| entry.value.as_bytes());
+                    group.and_then(|group| group.find(values, connection, &self.buckets))
+                }
+            };
+            found.extend(one.map(|(rule, bucket)| Found { rule, bucket, hits: *hits, is_taken: false }));
         }
-        if found.len() > 1 {
-            found.sort_by(|one, other| {
-                other.0.rate.is_stricter_than(&one.0.rate).cmp(&one.0.rate.is_stricter_than(&other.0.rate))
-            });
+        found.sort_by_key(|found| found.rule.rank);
+        if let Some(rule) = self.default.as_ref().filter(|_| self.is_for_all || found.is_empty()) {
+            let none = std::iter::empty;
+            let bucket = rule.bucket(none(), self.buckets.hash(none()), connection, &self.buckets);
+            found.push(Found { rule, bucket, hits: 1, is_taken: false });
         }
-        let default = self.default.as_ref().filter(|_| self.is_for_all || found.is_empty());
-        found.extend(default.map(|rule| (rule, self.bucket(rule, &[], connection), 1)));
         let mut verdict = None::<LocalVerdict<'l>>;
-        let mut given: SmallVec<[(&Rule, &Bucket, u64); 4]> = SmallVec::new();
-        for (rule, bucket, hits) in &found {
-            let taken = bucket.take(&rule.rate, *hits, now);
+        for at in 0..found.len() {
+            let Some(Found { rule, bucket, hits, is_taken }) = found.get_mut(at) else { break };
+            let (rule, taken) = (*rule, bucket.take(&rule.rate, *hits, now));
+            *is_taken = taken.is_within;
             let is_shadow = rule.config.is_shadow;
             if !taken.is_within && !is_shadow {
-                for (rule, bucket, hits) in given {
-                    bucket.give_back(&rule.rate, hits);
+                for Found { rule, bucket, hits, .. } in found.iter().take(at).filter(|found| found.is_taken) {
+                    bucket.give_back(&rule.rate, *hits);
                 }
                 rule.counts.note_over();
                 return Some(LocalVerdict { is_within: false, rule: &rule.config, taken });
             }
             match taken.is_within {
-                true => {
-                    given.push((rule, bucket, *hits));
-                    rule.counts.note_within();
-                }
+                true => rule.counts.note_within(),
                 false => rule.counts.note_shadow(),
             }
             if !is_shadow && verdict.as_ref().is_none_or(|strictest| taken.left < strictest.taken.left) {
@@ -204,31 +267,94 @@ impl LocalLimiter {
         verdict
     }
 
-    #[inline]
-    fn rule_of(&self, entries: &[Entry<'_>]) -> Option<&Rule> {
-        let find = |map: &HashMap<u64, SmallVec<[u32; 1]>, RandomState>, hash| {
-            let positions = map.get(&hash)?;
-            positions.iter().filter_map(|position| self.rules.get(*position as usize)).find(|rule| rule.is_for(entries))
-        };
-        let exact = || {
-            find(
-                &self.exact,
-                self.buckets.hash(entries.iter().map(|entry| (entry.key.as_bytes(), entry.value.as_bytes()))),
-            )
-        };
-        let any = || find(&self.any, self.buckets.hash(entries.iter().map(|entry| (entry.key.as_bytes(), &[][..]))));
-        let exact = if self.exact.is_empty() { None } else { exact() };
-        exact.or_else(|| if self.any.is_empty() { None } else { any() })
+    /// The group of these keys.
+    fn group<'k>(&self, keys: impl Iterator<Item = &'k str> + Clone) -> Option<usize> {
+        self.groups.iter().position(|group| group.keys.iter().map(|key| &**key).eq(keys.clone()))
+    }
+}
+
+/// For each rule how many are stricter.
+fn ranks(rules: &[LocalRule]) -> Vec<usize> {
+    let rates: Vec<Rate> = rules.iter().map(|rule| rule.bucket.into()).collect();
+    let rate = |at: &usize| rates.get(*at);
+    let is_stricter =
+        |one: &usize, other: &usize| rate(one).zip(rate(other)).is_some_and(|(one, other)| one.is_stricter_than(other));
+    let mut order: Vec<usize> = (0..rules.len()).collect();
+    order.sort_by(|one, other| is_stricter(other, one).cmp(&is_stricter(one, other)));
+    let (mut ranks, mut rank, mut before) = (vec![0; rules.len()], 0, None);
+    for (position, at) in order.iter().enumerate() {
+        if before.is_some_and(|before| is_stricter(before, at)) {
+            rank = position;
+        }
+        before = Some(at);
+        if let Some(of_this) = ranks.get_mut(*at) {
+            *of_this = rank;
+        }
+    }
+    ranks
+}
+
+impl Group {
+    /// None yet, with the keys of a rule.
+    fn new(rule: &LocalRule) -> Self {
+        let keys = rule.entries.iter().map(|(key, _)| Arc::clone(key)).collect();
+        Group { keys, rules: Vec::new(), exact: HashMap::default(), any: SmallVec::new() }
     }
 
+    fn add(&mut self, rule: Rule, buckets: &LocalBuckets) {
+        let place = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
+        if rule.config.is_keyed() {
+            self.any.push(place);
+        } else {
+            let hash = buckets.hash(rule.config.entries.iter().map(|(_, value)| value.as_bytes()));
+            self.exact.entry(hash).or_default().push(place);
+        }
+        self.rules.push(rule);
+    }
+
+    /// The rule for these values, and the bucket that they have of it.
     #[inline]
-    fn bucket<'l>(&'l self, rule: &'l Rule, entries: &[Entry<'_>], connection: u64) -> &'l Bucket {
-        match &rule.buckets {
+    fn find<'v>(
+        &self,
+        values: impl Iterator<Item = &'v [u8]> + Clone,
+        connection: u64,
+        buckets: &LocalBuckets,
+    ) -> Option<(&Rule, &Bucket)> {
+        let hash = buckets.hash(values.clone());
+        let first = |places: &[u32]| {
+            let mut rules = places.iter().filter_map(|place| self.rules.get(*place as usize));
+            rules.find(|rule| rule.is_for(values.clone()))
+        };
+        let exact = if self.exact.is_empty() { None } else { self.exact.get(&hash) };
+        let rule = exact.and_then(|places| first(places)).or_else(|| first(&self.any))?;
+        Some((rule, rule.bucket(values, hash, connection, buckets)))
+    }
+}
+
+impl Rule {
+    /// Whether it is for these values, whose keys are its own.
+    #[inline]
+    fn is_for<'v>(&self, values: impl Iterator<Item = &'v [u8]>) -> bool {
+        let is_one =
+            |(value, (_, meant)): (&[u8], &(Arc<str>, Arc<str>))| meant.is_empty() || value == meant.as_bytes();
+        self.takes_all || values.zip(&self.config.entries).all(is_one)
+    }
+
+    /// The bucket of these values, of which this is the hash.
+    #[inline]
+    fn bucket<'v>(
+        &self,
+        values: impl Iterator<Item = &'v [u8]>,
+        hash: u64,
+        connection: u64,
+        all: &LocalBuckets,
+    ) -> &Bucket {
+        match &self.buckets {
             Buckets::One(bucket) => bucket,
+            Buckets::Keyed(buckets) if self.takes_all => buckets.get(hash ^ connection),
             Buckets::Keyed(buckets) => {
-                let values = entries.iter().zip(&rule.config.entries).filter(|(_, (_, value))| value.is_empty());
-                let hash = self.buckets.hash(values.map(|(entry, _)| (&[][..], entry.value.as_bytes())));
-                buckets.get(hash ^ connection)
+                let any = values.zip(&self.config.entries).filter(|(_, (_, meant))| meant.is_empty());
+                buckets.get(all.hash(any.map(|(value, _)| value)) ^ connection)
             }
         }
     }
@@ -236,25 +362,33 @@ impl LocalLimiter {
 
 impl LocalBuckets {
     #[inline]
-    fn hash<'b>(&self, entries: impl Iterator<Item = (&'b [u8], &'b [u8])>) -> u64 {
+    fn hash<'b>(&self, values: impl Iterator<Item = &'b [u8]>) -> u64 {
         let mut hasher = self.hasher.build_hasher();
-        for (key, value) in entries {
-            hasher.write(key);
-            // Where one ends is a part of it: `ab` and `c` are not `a` and `bc`.
-            hasher.write_usize(key.len());
+        for value in values {
             hasher.write(value);
+            // Where one ends is a part of it: `ab` and `c` are not `a` and `bc`.
             hasher.write_usize(value.len());
         }
         hasher.finish()
     }
 }
 
-impl Rule {
-    fn is_for(&self, entries: &[Entry<'_>]) -> bool {
-        let is_one = |(entry, (key, value)): (&Entry<'_>, &(Arc<str>, Arc<str>))| {
-            entry.key == &**key && (value.is_empty() || entry.value.as_bytes() == value.as_bytes())
-        };
-        entries.len() == self.config.entries.len() && entries.iter().zip(&self.config.entries).all(is_one)
+/// The hash of what is a hash already.
+#[derive(Debug, Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Only numbers are hashed by it.
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
     }
 }
 
@@ -262,9 +396,11 @@ impl Rule {
 mod tests {
     use std::time::Duration;
 
+    use http::Request;
+
     use super::*;
-    use crate::limits::Value;
-    use crate::model::TokenBucket;
+    use crate::model::{DescriptorAction, RateLimit, TokenBucket};
+    use crate::request::RequestHead;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -278,9 +414,23 @@ mod tests {
         LocalRule::new(name.join("/"), entries, bucket(tokens))
     }
 
-    fn described<'r>(entries: &[(&'r str, &'r str)]) -> Descriptor<'r> {
-        let entry = |(key, value): &(&'r str, &'r str)| Entry { key, value: Value::Borrowed(value.as_bytes()) };
-        Descriptor { entries: entries.iter().map(entry).collect(), hits: None, gives_back: false, limit: None }
+    fn described(entries: &[(&str, &str)]) -> RateLimit {
+        let action =
+            |(key, value): &(&str, &str)| DescriptorAction::Constant { key: (*key).into(), value: (*value).into() };
+        RateLimit::by(entries.iter().map(action).collect())
+    }
+
+    /// What becomes of a request with these descriptors.
+    fn take(
+        limiter: &LocalLimiter,
+        descriptors: impl IntoIterator<Item = RateLimit>,
+        peer: Option<SocketAddr>,
+        now: Instant,
+    ) -> bool {
+        let plan = limiter.plan(descriptors.into_iter().map(|one| DescriptorMaker::new(&Arc::new(one)).unwrap()));
+        let parts = Request::get("http://h/").body(()).unwrap().into_parts().0;
+        let request = LimitedRequest::new(RequestHead::of(&parts).unwrap());
+        limiter.take(&plan, &request, peer, now).is_none_or(|verdict| verdict.is_within)
     }
 
     fn limiter(config: &LocalRateLimit, buckets: &Arc<LocalBuckets>, now: Instant) -> LocalLimiter {
@@ -289,9 +439,7 @@ mod tests {
 
     /// How many of so many requests pass.
     fn passed(limiter: &LocalLimiter, entries: &[(&str, &str)], asked: usize, now: Instant) -> usize {
-        let is_within =
-            || limiter.take([described(entries)].into_iter(), None, now).is_none_or(|verdict| verdict.is_within);
-        (0..asked).filter(|_| is_within()).count()
+        (0..asked).filter(|_| take(limiter, [described(entries)], None, now)).count()
     }
 
     #[test]
@@ -320,8 +468,8 @@ mod tests {
         assert_eq!(passed(&limiter, &[("user", "jo")], 10, now), 3);
         assert_eq!(passed(&limiter, &[("user", "mo")], 10, now), 2, "those that were refused took none of the five");
         let later = now + MINUTE;
-        let both = || [described(&[("user", "jo")]), described(&[("user", "mo")])].into_iter();
-        assert_eq!((0..10).filter(|_| limiter.take(both(), None, later).unwrap().is_within).count(), 3);
+        let both = || [described(&[("user", "jo")]), described(&[("user", "mo")])];
+        assert_eq!((0..10).filter(|_| take(&limiter, both(), None, later)).count(), 3);
     }
 
     #[test]
@@ -351,7 +499,7 @@ mod tests {
         let limiter = limiter(&config, &Arc::new(LocalBuckets::new(now)), now);
         let passed = |port: u16| {
             let peer = Some(SocketAddr::from(([127, 0, 0, 1], port)));
-            (0..5).filter(|_| limiter.take(std::iter::empty(), peer, now).unwrap().is_within).count()
+            (0..5).filter(|_| take(&limiter, [], peer, now)).count()
         };
         assert_eq!((passed(1), passed(2), passed(1)), (2, 2, 0));
     }
@@ -380,8 +528,8 @@ mod tests {
         let buckets = Arc::new(LocalBuckets::new(now));
         let of_rule = |name: &str| if name == "jo" { Arc::clone(&counts) } else { Arc::default() };
         let limiter = LocalLimiter::new(&config, &buckets, of_rule, now);
-        let both = || [described(&[("user", "jo")]), described(&[("path", "/"), ("user", "jo")])].into_iter();
-        assert_eq!((0..20).filter(|_| limiter.take(both(), None, now).unwrap().is_within).count(), 4);
+        let both = || [described(&[("user", "jo")]), described(&[("path", "/"), ("user", "jo")])];
+        assert_eq!((0..20).filter(|_| take(&limiter, both(), None, now)).count(), 4);
         assert_eq!((counts.within(), counts.shadow()), (2, 18));
     }
 
@@ -391,7 +539,51 @@ mod tests {
         let mut config = LocalRateLimit::new("l", None);
         config.rules = vec![rule(&[("user", "jo")], 10)];
         let limiter = limiter(&config, &Arc::new(LocalBuckets::new(now)), now);
-        let three = || Descriptor { hits: Some(3), ..described(&[("user", "jo")]) };
-        assert_eq!((0..10).filter(|_| limiter.take([three()].into_iter(), None, now).unwrap().is_within).count(), 3);
+        let three = || RateLimit { hits: Some(3), ..described(&[("user", "jo")]) };
+        assert_eq!((0..10).filter(|_| take(&limiter, [three()], None, now)).count(), 3);
+    }
+
+    #[test]
+    fn rules_of_the_same_keys_are_told_apart_by_their_values_however_many_of_them_are_fixed() {
+        let now = Instant::now();
+        let mut config = LocalRateLimit::new("l", None);
+        config.rules = vec![
+            rule(&[("user", ""), ("path", "/a")], 2),
+            rule(&[("user", "jo"), ("path", "")], 3),
+            rule(&[("user", "jo"), ("path", "/a")], 5),
+            rule(&[("path", ""), ("user", "")], 7),
+        ];
+        let limiter = limiter(&config, &Arc::new(LocalBuckets::new(now)), now);
+        for (entries, expected) in [
+            ([("user", "jo"), ("path", "/a")], 5),
+            ([("user", "jo"), ("path", "/b")], 3),
+            ([("user", "jo"), ("path", "/c")], 3),
+            ([("user", "mo"), ("path", "/a")], 2),
+            ([("user", "o"), ("path", "/a")], 2),
+            ([("user", "mo"), ("path", "/b")], 10),
+            ([("path", "/a"), ("user", "jo")], 7),
+        ] {
+            assert_eq!(passed(&limiter, &entries, 10, now), expected, "{entries:?}");
+        }
+    }
+
+    #[test]
+    fn who_may_have_entries_or_not_is_counted_by_those_that_it_has() {
+        let now = Instant::now();
+        let mut config = LocalRateLimit::new("l", None);
+        config.rules = vec![rule(&[("user", "")], 2), rule(&[("user", ""), ("group", "")], 3)];
+        let limiter = limiter(&config, &Arc::new(LocalBuckets::new(now)), now);
+        let header =
+            |key: &str, skip_if_absent| DescriptorAction::Header { key: key.into(), name: key.into(), skip_if_absent };
+        let limit = Arc::new(RateLimit::by(vec![header("user", false), header("group", true)]));
+        let plan = limiter.plan([DescriptorMaker::new(&limit).unwrap()]);
+        let passed = |headers: &[(&str, &str)]| {
+            let request =
+                headers.iter().fold(Request::get("http://h/"), |request, (name, value)| request.header(*name, *value));
+            let parts = request.body(()).unwrap().into_parts().0;
+            let request = LimitedRequest::new(RequestHead::of(&parts).unwrap());
+            (0..5).filter(|_| limiter.take(&plan, &request, None, now).is_none_or(|verdict| verdict.is_within)).count()
+        };
+        assert_eq!((passed(&[("user", "jo")]), passed(&[("user", "jo"), ("group", "a")]), passed(&[])), (2, 3, 5));
     }
 }
