@@ -6,9 +6,11 @@ meanwhile: nothing hangs, nobody gets a wrong verdict, and what was used stays u
 """
 
 import concurrent.futures
+import json
 import random
 import shutil
 import signal
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -48,6 +50,11 @@ descriptors:
   shadow_mode: true
 - key: instead
   rate_limit: {{unit: year, requests_per_unit: 40, replaces: [{{name: bots}}]}}
+- key: x-user
+  rate_limit: {{unit: year, requests_per_unit: 20}}
+- key: x-user
+  value: ada
+  rate_limit: {{unlimited: true}}
 - key: nobody
   rate_limit: {{unit: year, requests_per_unit: 0}}
 - key: load
@@ -55,6 +62,32 @@ descriptors:
 - key: generic_key
   value: envoy
   rate_limit: {{unit: year, requests_per_unit: 5}}
+"""
+
+# Two workloads that ask a service about their requests, which are counted by its rules.
+ASKING = """\
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: ratelimit}
+spec:
+  hosts: [ratelimit.default.svc.cluster.local]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{number: 8081, name: grpc, protocol: GRPC}]
+  endpoints: [{address: 127.0.0.1, ports: {grpc: %d}}]
+---
+apiVersion: policy.mesh-control/v1alpha1
+kind: RateLimit
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  service: {host: ratelimit.default.svc.cluster.local, port: 8081, domain: shop, timeout: 5s, failureMode: DENY}
+  rules: [{name: users, by: [{header: x-user}]}]
 """
 
 
@@ -315,6 +348,34 @@ class Limits:
             raise self.failure(f"{said}, and not {expected}")
         return "5 pass, then 429, with x-ratelimit-remaining"
 
+    def library(self, name, address, user):
+        """Two workloads with our library, which ask this service: 20 of 60 requests pass, whichever of them takes them."""
+        config = self.folder / f"asking-{name}"
+        config.mkdir()
+        (config / "asking.yaml").write_text(ASKING % int(address.rsplit(":", 1)[1]))
+        xds = self.suite.start(f"mesh-control of those who ask {name}", self.suite.serve(config, "127.0.0.1:0"))
+        xds, program = xds.wait_for_line("xds listening on "), self.suite.args.bin
+        for number in range(2):
+            echo = [program / "mesh-echo", "--name", "web", "--version", f"v{number}", "--listen", "127.0.0.1:0"]
+            self.suite.start(f"web {number} that asks {name}", [*echo, "--control", xds]).wait_for_line(" serving")
+
+        def asked(user, count):
+            curl = [program / "mesh-curl", "--control", xds, "-n", count, "-o", "json", "-H", f"x-user: {user}", "http://web/"]
+            done = subprocess.run([str(part) for part in curl], capture_output=True, timeout=60, text=True)
+            return [call for call in map(json.loads, done.stdout.splitlines()) if "summary" not in call]
+
+        # Both are known, and have their connections: who is `ada` has no limit.
+        end = time.monotonic() + PATIENCE
+        while len({call.get("backend") for call in asked("ada", 20) if call["status"] == 200}) < 2:
+            if time.monotonic() > end:
+                raise self.failure("both workloads are not called")
+        calls = asked(user, 60)
+        statuses = [call["status"] for call in calls]
+        backends = {call["backend"] for call in calls if call["status"] == 200}
+        if (statuses.count(200), statuses.count(429), len(backends)) != (20, 40, 2):
+            raise self.failure(f"{statuses} of {backends}")
+        return "20 of 60 requests pass at two workloads, and 40 are answered with 429"
+
     def run(self):
         self.rules.mkdir(parents=True)
         (self.rules / "rules.yaml").write_text(RULES)
@@ -329,6 +390,9 @@ class Limits:
                 time.sleep(0.05)
         theirs = self.theirs(f"127.0.0.1:{self.port}")
         check("limits", "in Redis, we answer as envoyproxy/ratelimit does", lambda: self.alike(replicas[0][0], theirs))
+        ask = "is asked by workloads with our library"
+        check("limits", f"envoyproxy/ratelimit {ask}", lambda: self.library("theirs", self.their_address, "eve"))
+        check("limits", f"mesh-control on Redis {ask}", lambda: self.library("ours", replicas[0][1], "eva"))
         check("limits", "two replicas on Redis are one limit to three clients", lambda: self.shared(replicas))
         check("limits", "Redis killed and back under load", lambda: self.killed(replicas))
         check("envoy", "is limited by our service", lambda: self.envoy(memory[1]))

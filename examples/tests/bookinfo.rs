@@ -278,6 +278,46 @@ async fn each_reader_may_have_three_pages_by_one_file() {
     bookinfo.stop().await.unwrap();
 }
 
+/// `examples/manifests/limits/global.yaml`.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_processes_of_reviews_count_each_reader_together_by_one_file() {
+    let bookinfo = Bookinfo::start().await.unwrap();
+    let client = bookinfo.caller_as("reader", App::Productpage.service_account()).unwrap().client();
+    let ask = async |user: &str| {
+        let request = http::Request::get("http://reviews:9080/reviews/0").header("end-user", user);
+        let response = client.request(request.body(mesh_tower::body::Body::empty()).unwrap()).await.unwrap();
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (head.status.as_u16(), serde_json::from_slice::<serde_json::Value>(&body).ok())
+    };
+    bookinfo.embedded().set_yaml("limits.yaml", include_str!("../manifests/limits/global.yaml")).unwrap();
+    let is_counted = || bookinfo.embedded().status().rate_limits.is_some_and(|limits| limits.keys > 0);
+    let in_force = async {
+        // Each of the three versions hears of it by itself.
+        let mut refused = 0;
+        while refused < 9 {
+            refused = if ask("somebody").await.0 == 429 { refused + 1 } else { 0 };
+        }
+    };
+    tokio::time::timeout(PATIENCE, in_force).await.expect("it is in force");
+    assert!(is_counted());
+    for user in ["jason", "alice"] {
+        let mut versions = std::collections::BTreeSet::new();
+        let mut statuses = Vec::new();
+        for _ in 0..12 {
+            let (status, review) = ask(user).await;
+            statuses.push(status);
+            if let Some(version) = review.and_then(|review| Some(review["version"].as_str()?.to_owned())) {
+                versions.insert(version);
+            }
+        }
+        assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 6, "{user} {statuses:?}");
+        assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 6, "{user} {statuses:?}");
+        assert!(versions.len() > 1, "of several processes: {versions:?}");
+    }
+    bookinfo.stop().await.unwrap();
+}
+
 /// `examples/manifests/limits/quota.yaml`.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_reader_has_a_quota_of_pages_by_one_file() {

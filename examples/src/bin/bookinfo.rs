@@ -4,16 +4,19 @@ use std::io::{self, IsTerminal};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use mesh_control::serve::status;
 use mesh_examples::bookinfo::tour::{self, Human, Json, Options, Reporter};
 use mesh_examples::bookinfo::{App, Bookinfo, Service, manifests};
 use mesh_examples::cli::{self, Format, Printing, Signals, say};
 use mesh_examples::node::Join;
 use mesh_examples::text;
 use serde_json::json;
+use tokio::sync::watch;
 
 /// Runs bookinfo on the mesh: four services in six versions, each a real server, and the control plane, all in this
 /// process. They talk by mutual TLS (STRICT), and only who is listed may call: whoever else asks is refused.
@@ -125,16 +128,23 @@ async fn serve(listen: SocketAddr, dir: Option<PathBuf>, printing: Printing) -> 
     let page = page.context("there is no product page")?.address;
     let control = bookinfo.embedded().xds_addr();
     let page = format!("http://{page}/productpage");
+    // The console ends with the sender.
+    let (_open, stop) = watch::channel(false);
+    let (server, inspect) = (bookinfo.embedded().server().clone(), Arc::new(bookinfo.embedded().plane().clone()));
+    let console = status::listen((Ipv4Addr::LOCALHOST, 0).into(), Vec::new(), server, inspect, stop).await?.0;
+    let console = format!("http://{console}/");
     let caller = App::Productpage.service_account();
     let mut text = format!(
         "product page   {page}\n\
+         console        {console}\n\
          control plane  {control}; try: mesh-curl --control {control} --service-account \
          {caller} http://reviews:9080/reviews/0"
     );
     if let Some(dir) = &dir {
         text += &format!("\nroutes         {}; what is changed there comes into force", dir.display());
     }
-    printing.say(text, &json!({ "product_page": page, "control_plane": control, "routes": dir }))?;
+    printing
+        .say(text, &json!({ "product_page": page, "console": console, "control_plane": control, "routes": dir }))?;
     signals.first().await;
     bookinfo.stop().await?;
     Ok(())

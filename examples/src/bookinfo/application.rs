@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_control::ratelimit::{RateLimits, Store};
 use mesh_tower::Mesh;
 
 use super::manifests;
@@ -20,6 +21,12 @@ const BASE: &str = "00-base.yaml";
 
 /// The name of the text that says who may call whom.
 const SECURITY: &str = "00-security.yaml";
+
+/// The name of the text that says where requests are counted that several processes share a limit of.
+const COUNTED: &str = "00-counted.yaml";
+
+/// How many counters of such limits there may be.
+const COUNTERS: usize = 10_000;
 
 /// How long services get to find each other.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -47,7 +54,13 @@ impl Bookinfo {
     /// If there is no socket to be had, or a service is not let serve.
     pub async fn start_at(page: SocketAddr, config: Option<PathBuf>) -> anyhow::Result<Self> {
         let config = config.map_or_else(|| Config::yaml(""), Config::dir);
-        let embedded = Embedded::start(config, Options::default().dev()).await?;
+        let limits = Arc::new(RateLimits::new(Store::in_memory(COUNTERS)));
+        limits.apply_texts([("bookinfo.yaml", "domain: bookinfo\n")]);
+        let mut options = Options::default().dev();
+        options.serve = options.serve.rate_limits(limits);
+        let embedded = Embedded::start(config, options).await?;
+        let counted = embedded.server().listen_rate_limits(any_port(), None).await?;
+        embedded.set_yaml(COUNTED, &manifests::counted_at(counted))?;
         embedded.set_yaml(BASE, &manifests::base())?;
         embedded.set_yaml(SECURITY, &manifests::security())?;
         let mut bookinfo = Bookinfo { embedded: Arc::new(embedded), services: Vec::new() };

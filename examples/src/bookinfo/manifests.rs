@@ -1,6 +1,7 @@
 //! The YAML of bookinfo, and directories of it that others wrote.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 
 /// One step of a tour: a configuration that is laid over the services.
@@ -40,6 +41,24 @@ pub fn base() -> String {
 /// Who may call whom, by the identities that mutual TLS proves: for a control plane that issues certificates.
 pub fn security() -> String {
     join(SECURITY.iter().copied()).text
+}
+
+/// The rate limit service of bookinfo, `ratelimit`, which is its control plane: at this address.
+pub fn counted_at(address: SocketAddr) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: ratelimit}}
+spec:
+  hosts: [ratelimit.default.svc.cluster.local]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{{number: 8081, name: grpc, protocol: GRPC}}]
+  endpoints: [{{address: {}, ports: {{grpc: {}}}}}]
+",
+        address.ip(),
+        address.port()
+    )
 }
 
 /// The phases of this project's own tour.

@@ -94,8 +94,12 @@ impl Service {
     }
 
     async fn metrics(&self) -> String {
+        self.told("/metrics").await
+    }
+
+    async fn told(&self, path: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(self.status).await.unwrap();
-        let request = format!("GET /metrics HTTP/1.0\r\nhost: {}\r\n\r\n", self.status);
+        let request = format!("GET {path} HTTP/1.0\r\nhost: {}\r\n\r\n", self.status);
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -154,6 +158,11 @@ async fn the_service_answers_by_its_rules_and_tells_of_them() {
     ] {
         assert!(metrics.lines().any(|one| one == line), "{line} in {metrics}");
     }
+    let limits = service.told("/api/limits").await;
+    let limits: serde_json::Value = serde_json::from_str(limits.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let rules = limits["service"]["rules"].as_array().unwrap();
+    assert!(rules.iter().any(|rule| rule["rule"] == "user" && rule["hits"] == 6 && rule["over"] == 3), "{limits:#}");
+    assert!(limits["quotas"]["identities"].is_array() && limits["objects"].is_array(), "{limits:#}");
     let table = text(&output(&["status", "--addr", &service.status.to_string()]).stdout);
     let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     let row = rows.find(|row| row.starts_with(&["shop", "user"])).expect("a row for the rule");

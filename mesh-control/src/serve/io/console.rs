@@ -20,7 +20,7 @@ use crate::serve::clients::graph::Graph;
 use crate::serve::clients::status::{Inspect, Question};
 
 /// Every file: its path, its type, what is in it.
-const FILES: [(&str, &str, &str); 9] = [
+const FILES: [(&str, &str, &str); 10] = [
     ("/", HTML, include_str!("console/index.html")),
     ("/console/console.css", "text/css; charset=utf-8", include_str!("console/console.css")),
     ("/console/icon.svg", "image/svg+xml", include_str!("console/icon.svg")),
@@ -29,6 +29,7 @@ const FILES: [(&str, &str, &str); 9] = [
     ("/console/graph.js", SCRIPT, include_str!("console/graph.js")),
     ("/console/layout.js", SCRIPT, include_str!("console/layout.js")),
     ("/console/tables.js", SCRIPT, include_str!("console/tables.js")),
+    ("/console/limits.js", SCRIPT, include_str!("console/limits.js")),
     ("/console/explain.js", SCRIPT, include_str!("console/explain.js")),
 ];
 const HTML: &str = "text/html; charset=utf-8";
@@ -60,6 +61,7 @@ pub(super) fn routes() -> Router<Sources> {
     pages
         .route("/api/graph", get(graph))
         .route("/api/quotas", get(quotas))
+        .route("/api/limits", get(limits))
         .route("/api/objects", get(objects))
         .route("/api/routes", get(routes_of))
         .route("/api/explain", get(explain))
@@ -79,6 +81,17 @@ async fn graph(State(sources): State<Sources>) -> Json<Graph> {
 
 async fn quotas(State(sources): State<Sources>) -> Json<Option<QuotaStatus>> {
     Json(admin::quotas(&sources.server))
+}
+
+/// The kinds of objects that limit requests.
+const LIMITS: [&str; 4] = ["RateLimit ", "Quota ", "Overload ", "EnvoyFilter "];
+
+/// What limits requests, and how that is used as far as this server sees it: what it counts as a service, and quotas.
+async fn limits(State(sources): State<Sources>) -> Json<Value> {
+    let mut objects = sources.inspect.objects();
+    objects.retain(|one| LIMITS.iter().any(|kind| one.object.starts_with(kind)));
+    let service = sources.server.state().rate_limits.as_ref().map(|limits| limits.status());
+    Json(json!({ "objects": objects, "service": service, "quotas": admin::quotas(&sources.server) }))
 }
 
 async fn objects(State(sources): State<Sources>) -> Json<Value> {

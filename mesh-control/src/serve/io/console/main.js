@@ -3,9 +3,10 @@
 import { h } from './dom.js';
 import { explainView } from './explain.js';
 import { graphView } from './graph.js';
+import { limitsView } from './limits.js';
 import { certificatesView, configurationView, workloadsView } from './tables.js';
 
-const VIEWS = { graph: graphView, workloads: workloadsView, certificates: certificatesView, configuration: configurationView, explain: explainView };
+const VIEWS = { graph: graphView, workloads: workloadsView, certificates: certificatesView, configuration: configurationView, limits: limitsView, explain: explainView };
 const [main, state] = [document.getElementById('view'), document.getElementById('state')];
 let present = null;
 
