@@ -8,7 +8,7 @@ use super::security::check_targets;
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
-use crate::config::file::{Objects, Workloads};
+use crate::config::file::{Meta, Objects, Workloads};
 use crate::config::istio::security::selected;
 use crate::config::istio::wasm_plugin::{TrafficSelector, WorkloadMode};
 use crate::config::locate::locate;

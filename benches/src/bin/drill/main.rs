@@ -4,7 +4,7 @@
 //! ```text
 //! cargo run --release --bin drill -- chain --envoy path/to/envoy --chart chain.svg
 //! cargo run --release --bin drill -- killed        # or hung, refusing, resetting, syn-dropped
-//! cargo run --release --bin drill -- overload      # or pushes, dead-but-listed
+//! cargo run --release --bin drill -- overload      # or shedding, pushes, dead-but-listed
 //! ```
 #![allow(clippy::print_stdout, reason = "a program that prints figures")]
 
@@ -16,6 +16,7 @@ mod envoy;
 mod load;
 mod overload;
 mod pushes;
+mod shedding;
 mod upstream;
 
 use std::path::PathBuf;
@@ -49,6 +50,8 @@ enum Scenario {
     SynDropped,
     /// Twice as many requests as the servers can answer.
     Overload,
+    /// Three times as many requests as a server can answer, of which each tenth must not be left out.
+    Shedding,
     /// 100 changes of the configuration in a second, with 10,000 endpoints.
     Pushes,
     /// A killed endpoint that the configuration goes on listing, for the client, the layer and gRPC.
@@ -102,6 +105,7 @@ fn main() -> Result<ExitCode> {
             Scenario::Resetting => endpoint::run(Fault::Resetting).await,
             Scenario::SynDropped => endpoint::run(Fault::SynDropped).await,
             Scenario::Overload => overload::run().await,
+            Scenario::Shedding => shedding::run().await,
             Scenario::Pushes => pushes::run().await,
             Scenario::DeadButListed => dead::run().await,
             Scenario::Upstream { .. } => Ok(true),
