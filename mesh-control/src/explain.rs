@@ -4,16 +4,17 @@
 pub(crate) mod seen;
 pub(crate) mod workload;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use http::request::Parts;
 use http::{Method, Request, Uri};
 use mesh_core::matcher::conditions;
-use mesh_core::model::{Clusters, Forward, Route, RouteAction};
+use mesh_core::model::{Clusters, Forward, Route, RouteAction, RouteConfiguration};
 use mesh_core::request::{RequestHead, host_and_port, split_authority};
 use mesh_core::rewrite::complete_path;
-use mesh_core::view::Explanation;
+use mesh_core::view::{Explanation, Passed, ServerChoice};
 use serde_json::{Value, json};
 
 use crate::catalog::Client;
@@ -54,13 +55,19 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
         ));
     }
     let target = host_and_port(head.authority, head.scheme)?;
-    let seen = match Seen::of_target(snapshot, client, &target) {
-        Ok(seen) => seen,
-        Err(error) => {
-            let request = format!("{} {}{}", head.method, head.authority, head.path_and_query);
-            return Ok(Explanation::failed(request, error));
-        }
+    let failed = |error| {
+        let request = format!("{} {}{}", head.method, head.authority, head.path_and_query);
+        Ok(Explanation::failed(request, error))
     };
+    let mut seen = match Seen::of_target(snapshot, client, &target) {
+        Ok(seen) => seen,
+        Err(error) => return failed(error),
+    };
+    if head.scheme == "https"
+        && let Err(error) = seen.learn_all(snapshot, client)
+    {
+        return failed(error);
+    }
     // TLS that the application makes itself is looked at by the name of its server.
     let connections = seen.connections.as_ref().filter(|_| head.scheme == "https");
     let name = split_authority(head.authority).map_or(head.authority, |(host, _)| host);
@@ -74,6 +81,10 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
         explained.error = Some(not_by_tls());
     }
     explained.notes.extend(seen.hidden.clone());
+    let is_by_connection = connections.is_some();
+    if let Err(error) = seen.learn(snapshot, client, explained.clusters.iter().map(|choice| &choice.name)) {
+        return failed(error);
+    }
     for choice in &mut explained.clusters {
         choice.leaves = seen.clusters.get(&choice.name).map(|told| told.leaves().to_vec()).unwrap_or_default();
         choice.problem = seen.problem(&choice.name).map(Arc::from);
@@ -88,7 +99,8 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
     if let Some(choice) = &mut explained.route {
         let rule = rule_at(choice.position);
         let of_connection = || snapshot.rule_on_connections(client, &target, &choice.route.name).map(Arc::from);
-        choice.origin = rule.map(origin).or_else(|| connections.and_then(|_| of_connection()));
+        choice.origin = rule.map(origin).or_else(|| is_by_connection.then(of_connection).flatten());
+        choice.passes.iter_mut().for_each(|passed| place(snapshot, passed));
         choice.origins = match (rule, &choice.route.action) {
             (Some(rule), _) => shared(snapshot.settings_of_rule(rule)),
             (None, RouteAction::Forward(Forward { retry: Some(_), .. })) if !rules.is_empty() => {
@@ -100,12 +112,63 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
             choice.time_limit = forward.time_limit(head.is_grpc(), seen.max_stream);
         }
     }
+    // Of bytes, nobody there looks at requests.
+    if !is_by_connection {
+        let names = explained.clusters.iter().map(|choice| choice.name.as_str());
+        explained.servers = names.filter_map(|name| server(snapshot, client, name)).collect();
+        explained.servers.dedup();
+    }
     Ok(explained)
+}
+
+/// Says where a filter is written, and what of it processes are not told.
+fn place(snapshot: &Snapshot, passed: &mut Passed) {
+    passed.origin = snapshot.filter_origin(&passed.name).map(Arc::from);
+    if let Some(limit) = snapshot.quota_of_filter(&passed.name) {
+        passed.settings["limit"] = limit.into();
+    }
+}
+
+/// The servers that a cluster leads to, where anything is known of what they do to requests. They are taken to have what
+/// certificate they need.
+fn server(snapshot: &Snapshot, caller: &Client, cluster: &str) -> Option<ServerChoice> {
+    let served = snapshot.served_as(caller, cluster)?;
+    let bound = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), served.port);
+    let mut choice = ServerChoice::new(served.to_string());
+    let client = served.client();
+    match Seen::of_server(snapshot, &client, bound) {
+        Ok(seen) => {
+            choice.passes = seen.table.passed();
+            for passed in &mut choice.passes {
+                place(snapshot, passed);
+                let guard = || snapshot.guard_origin(&client, bound.port(), passed.kind).map(Arc::from);
+                passed.origin = passed.origin.take().or_else(guard);
+            }
+            choice.problem = refusal(seen.table.config());
+        }
+        Err(error) => choice.problem = Some(error.to_string().into()),
+    }
+    (!choice.passes.is_empty() || choice.problem.is_some()).then_some(choice)
+}
+
+/// What a server answers to everybody, where it lets nobody in.
+fn refusal(routes: &RouteConfiguration) -> Option<Arc<str>> {
+    match &routes.virtual_hosts.first()?.routes.first()?.action {
+        RouteAction::Direct(direct) => {
+            let reason = String::from_utf8_lossy(&direct.body);
+            Some(format!("every request is answered with {}: {reason}", direct.status.as_u16()).into())
+        }
+        _ => None,
+    }
 }
 
 /// The routes of a client to `HOST:PORT`, in the order in which they are looked at.
 pub(crate) fn routes(snapshot: &Snapshot, client: &Client, target: &str) -> Value {
-    let seen = match Seen::of_target(snapshot, client, target) {
+    let known = Seen::of_target(snapshot, client, target).and_then(|mut seen| {
+        seen.learn_all(snapshot, client)?;
+        Ok(seen)
+    });
+    let seen = match known {
         Ok(seen) => seen,
         Err(error) => return json!({ "target": target, "error": error.to_string(), "routes": [] }),
     };
@@ -114,7 +177,25 @@ pub(crate) fn routes(snapshot: &Snapshot, client: &Client, target: &str) -> Valu
     let rules = name.as_deref().map(|name| snapshot.rules_of(client, name)).unwrap_or_default();
     let routes = config.virtual_hosts.iter().flat_map(|host| host.routes.iter().enumerate());
     let routes = routes.map(|(position, route)| shown(&seen, route, rules.get(position).and_then(Option::as_ref)));
-    json!({ "target": target, "route_configuration": name, "routes": routes.collect::<Vec<_>>() })
+    let mut passes = seen.table.passed();
+    passes.iter_mut().for_each(|passed| place(snapshot, passed));
+    // Routes are called as the cluster of the whole service is.
+    let server = name.as_deref().and_then(|name| server(snapshot, client, name));
+    json!({
+        "target": target,
+        "route_configuration": name,
+        "routes": routes.collect::<Vec<_>>(),
+        "passes": words(&passes),
+        "server": server.map(|server| json!({
+            "name": &*server.name,
+            "passes": words(&server.passes),
+            "problem": server.problem.as_deref(),
+        })),
+    })
+}
+
+fn words(passes: &[Passed]) -> Vec<String> {
+    passes.iter().map(Passed::to_string).collect()
 }
 
 fn shown(seen: &Seen, route: &Route, rule: Option<&Written>) -> Value {

@@ -7,6 +7,7 @@
 mod followed;
 mod keys;
 mod origins;
+mod servers;
 mod sidecar;
 mod snapshot;
 mod source;
@@ -27,6 +28,7 @@ use tracing::{error, info, warn};
 use crate::analysis::examine;
 use crate::catalog::Client;
 use crate::config::istio::security::PLAINTEXT_KEYS;
+use crate::config::load::Reach;
 use crate::config::source::{ConfigStore, Directory};
 use crate::config::store::{Loaded, Standing, Store, Update, Wrong};
 use crate::config::support::ObjectKind;
@@ -55,6 +57,8 @@ const COALESCE: Duration = Duration::from_millis(10);
 pub struct PlaneOptions {
     /// The directory with the configuration, read again whenever it changes.
     pub config_dir: Option<PathBuf>,
+    /// Read the directories below it, too.
+    pub recursive: bool,
     /// Take a directory that has been emptied at its word, instead of keeping what it held.
     pub allow_empty: bool,
     /// A file with the settings of the mesh (Istio's `MeshConfig`), read again whenever it changes. Without it, they are read
@@ -96,6 +100,13 @@ impl PlaneOptions {
     /// Reads the configuration from this directory.
     pub fn config_dir(mut self, dir: impl Into<PathBuf>) -> PlaneOptions {
         self.config_dir = Some(dir.into());
+        self
+    }
+
+    /// Reads the directories below that of the configuration, too, where they are asked for: copies that are out of force may lie
+    /// there.
+    pub fn recursive(mut self, is_recursive: bool) -> PlaneOptions {
+        self.recursive = is_recursive;
         self
     }
 
@@ -158,7 +169,8 @@ impl PlaneOptions {
 
     /// The directory, with the file of the mesh's settings.
     fn directory(&self) -> Option<Directory> {
-        Some(Directory::new(self.config_dir.as_deref()?, self.mesh_config.as_deref()))
+        let reach = Reach::recursive(self.recursive);
+        Some(Directory::new(self.config_dir.as_deref()?, reach, self.mesh_config.as_deref()))
     }
 
     /// Whether who a workload says it is counts without proof; see [`trust_claims`](field@Self::trust_claims).

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use crate::error::{ErrorKind, OVERLOADED};
 use crate::limits::RATE_LIMITED;
 use crate::matcher::answer_matches;
-use crate::model::{RetryCondition, RetryConditions, RetryPolicy};
+use crate::model::{Profile, RetryCondition, RetryConditions, RetryPolicy};
 use crate::request_info::{Repeat, RequestInfo, grpc_status};
 
 /// What holds for a route that has no policy: what was certainly not processed is tried once more, as gRPC does by
@@ -72,7 +72,7 @@ pub enum RetryDecision {
 /// Whether a policy may want another try after an answer. Where it may not, nobody has to look at answers.
 #[inline]
 pub fn looks_at_answers(policy: &RetryPolicy, is_grpc: bool) -> bool {
-    policy.on.intersects(if is_grpc { OF_GRPC_ANSWERS } else { OF_ANSWERS })
+    policy.on.intersects(Profile::of(is_grpc).of_answers)
         || policy.on.contains(RetryCondition::RetriableStatusCodes) && !policy.statuses.is_empty()
         || policy.on.contains(RetryCondition::RetriableHeaders) && !policy.headers.is_empty()
 }
@@ -152,19 +152,6 @@ pub fn is_unprocessed(outcome: Outcome<'_>) -> bool {
 pub fn is_success(status: StatusCode, headers: &HeaderMap, is_grpc: bool) -> bool {
     !status.is_server_error() && (!is_grpc || grpc_status(headers).is_none_or(|code| code == 0))
 }
-
-/// The conditions that some answer can meet, whatever else the policy says.
-const OF_ANSWERS: RetryConditions = {
-    use RetryCondition::{EnvoyRatelimited, GatewayError, Retriable4xx, ServerError};
-    RetryConditions::NONE.with(ServerError).with(GatewayError).with(Retriable4xx).with(EnvoyRatelimited)
-};
-
-/// The conditions that some answer to a gRPC request can meet.
-const OF_GRPC_ANSWERS: RetryConditions = {
-    use RetryCondition::{Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable};
-    let codes = OF_ANSWERS.with(Cancelled).with(DeadlineExceeded).with(Internal);
-    codes.with(ResourceExhausted).with(Unavailable)
-};
 
 /// When to come back, in the head of a gRPC answer.
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");

@@ -93,7 +93,7 @@ pub struct Mesh {
 
 /// Everything there is to say about a directory, as `Plane` would load it.
 pub fn validate_dir(dir: &Path) -> io::Result<Report> {
-    Ok(validate_scan(load::scan(dir)?, Mesh::default()))
+    Ok(validate_scan(load::scan(dir, load::Reach::Directory)?, Mesh::default()))
 }
 
 /// Everything there is to say about some files, for this mesh.

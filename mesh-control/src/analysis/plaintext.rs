@@ -9,7 +9,7 @@ use crate::policy::Policy;
 use crate::policy::locality::Around;
 use crate::policy::route::ClusterKey;
 use crate::policy::traffic::Tls;
-use crate::registry::host::plain;
+use crate::registry::host::{covers, plain};
 use crate::registry::protocol::{Protocol, of_entry_port};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
@@ -45,7 +45,8 @@ fn in_plaintext(
     Some(Diagnostic::at(&origin, Severity::Warning, Code::Insecure, message).object(object.meta.id()).field(field))
 }
 
-/// Whether some client calls it by TLS: by any rule, or since its endpoints are of the mesh.
+/// Whether some client calls it by TLS: by any rule, by itself where a rule on TLS connections (`tls`) is for the host, or since its
+/// endpoints are of the mesh.
 fn is_secured(object: &Object<ServiceEntry>, host: &str, port: u16, policy: &Policy) -> bool {
     let key = |subset: &str| ClusterKey { host: host.into(), port, subset: subset.into() };
     let is_tls = |tls: &Tls| !matches!(tls, Tls::Automatic | Tls::Plaintext);
@@ -55,9 +56,15 @@ fn is_secured(object: &Object<ServiceEntry>, host: &str, port: u16, policy: &Pol
         rule.refused().is_some()
             || subsets.any(|subset| is_tls(&rule.traffic_policy(&key(subset), Around::default()).tls))
     });
+    // Who speaks TLS through it does so itself (`Mesh::connect`, a sidecar's application).
+    let by_itself = policy.virtual_services.iter().any(|entry| {
+        let rules = entry.object.iter().flat_map(|object| &object.spec.tls).flat_map(|rule| &rule.matches);
+        let mut is_for_port = rules.map(|rule| rule.port.is_none_or(|wanted| wanted.0 == port));
+        entry.hosts.iter().any(|pattern| covers(pattern, host)) && is_for_port.any(|is_it| is_it)
+    });
     let known = policy.services.exact(host, &object.meta.namespace);
     let is_of_mesh = known.is_some_and(|(id, service)| {
         service.takes_registrations() || policy.services.written(id).any(|written| written.mutual_tls)
     });
-    by_rule || is_of_mesh
+    by_rule || by_itself || is_of_mesh
 }

@@ -1,7 +1,7 @@
 //! Selectors that select nobody: a label that workloads are known by, with a value that none of them has.
 //!
 //! Workloads register themselves, so that nobody knows all of their labels. What is known of them is written in the selectors of
-//! services, in WorkloadEntries, WorkloadGroups and endpoints, and in subsets. A label that none of these has may well be there.
+//! services, in WorkloadEntries, WorkloadGroups and endpoints, in subsets, and in templates of Pods (`Deployment`). A label that none of these has may well be there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -79,6 +79,9 @@ fn known<'a>(objects: &'a Objects, policy: &'a Policy) -> Known<'a> {
     for (id, service) in policy.services.iter() {
         service.selector.iter().for_each(|selector| add(&service.namespace, selector));
         policy.services.written(id).for_each(|written| add(&written.namespace, &written.labels));
+    }
+    for pods in &objects.pods {
+        add(&pods.namespace, &pods.labels);
     }
     for entry in &objects.workload_entries {
         add(&entry.meta.namespace, &entry.spec.labels);

@@ -13,7 +13,7 @@ use self::repair::repair;
 use super::validate::{Clients, read};
 use crate::analysis::{Mesh, validate_scan};
 use crate::config::file::mesh_file_name;
-use crate::config::load::{self, Scan};
+use crate::config::load::{self, Reach, Scan};
 use crate::config::{Diagnostic, Severity};
 
 /// Examines configuration files against each other, with the codes of Istio's analyzers (docs/analyze.md).
@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// The same, as `kubectl` has it.
     #[arg(short = 'f', long, value_name = "PATH")]
     filename: Vec<PathBuf>,
+    /// Reads directories below these, too.
+    #[arg(short = 'R', long)]
+    recursive: bool,
     /// As for `serve`: a file with the settings of the mesh.
     #[arg(long, value_name = "FILE")]
     mesh_config: Option<PathBuf>,
@@ -113,7 +116,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn examine(args: &Args) -> anyhow::Result<Vec<Diagnostic>> {
     let mut scan = Scan::default();
     for path in args.paths.iter().chain(&args.filename) {
-        read(path, &mut scan)?;
+        read(path, Reach::recursive(args.recursive), &mut scan)?;
     }
     if let Some(path) = &args.mesh_config {
         scan.files.insert(mesh_file_name(path), load::read_named(path));

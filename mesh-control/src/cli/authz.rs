@@ -9,7 +9,7 @@ mod suggest;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -31,8 +31,9 @@ use mesh_core::view::RouteTable;
 use mesh_core::xds::decode::{Options, decode};
 use serde::{Deserialize, Serialize};
 
+use super::directory::Directory;
 use super::input::{Lines, Values, object};
-use super::{Format, Printing, directory, tell};
+use super::{Format, Printing, tell};
 use crate::catalog::{Catalog, Client, ClientClass, Kind};
 use crate::explain::workload::{self, Named, Workload, WorkloadName, pair};
 use crate::plane::{Plane, PlaneOptions};
@@ -59,9 +60,8 @@ enum Command {
 /// for --requests once every line has its answer. 1 is for what cannot be answered, 2 for a command line that makes no sense.
 #[derive(Clone, Debug, clap::Args)]
 struct Test {
-    /// The directory of the configuration.
-    #[arg(long, value_name = "DIR")]
-    config: PathBuf,
+    #[command(flatten)]
+    directory: Directory,
     /// As for `serve` with --trust-bundle: a namespace or a service account that is let in is one of the mesh's own trust domain.
     #[arg(long)]
     federated: bool,
@@ -205,20 +205,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// A plane of a directory. What is wrong there, or not read, is told: the answers are without it.
-fn plane(config: &Path, is_federated: bool) -> anyhow::Result<Plane> {
-    directory::plane(config, PlaneOptions::default().federated(is_federated))
-}
-
-/// A plane of a directory, which it follows in the background.
-fn started(config: &Path, is_federated: bool) -> anyhow::Result<Plane> {
-    directory::started(config, PlaneOptions::default().federated(is_federated))
+fn options(is_federated: bool) -> PlaneOptions {
+    PlaneOptions::default().federated(is_federated)
 }
 
 fn test(args: &Test) -> anyhow::Result<ExitCode> {
     let runtime = super::runtime()?;
     let _entered = runtime.enter();
-    let plane = plane(&args.config, args.federated)?;
+    let plane = args.directory.plane(options(args.federated))?;
     let print = |answer: &Answer| match args.printing.format() {
         Format::Json => super::say(&format!("{}\n", serde_json::to_string(answer)?)),
         Format::Text => super::say(&text(answer)),

@@ -240,6 +240,15 @@ fn text(described: &Value) -> String {
         for (at, route) in routes["routes"].as_array().into_iter().flatten().enumerate() {
             let _ = writeln!(out, "{:>3}. {}", at + 1, route_line(route));
         }
+        passed("callers pass", &routes["passes"], &mut out);
+        let server = &routes["server"];
+        if let Some(name) = server["name"].as_str() {
+            let _ = writeln!(out, "  server {}", printable(name));
+            passed("  passes", &server["passes"], &mut out);
+            if let Some(problem) = server["problem"].as_str() {
+                let _ = writeln!(out, "    problem: {}", printable(problem));
+            }
+        }
     }
     for (name, heads) in TABLES {
         let Some(rows) = described[name].as_array().filter(|rows| !rows.is_empty()) else { continue };
@@ -256,6 +265,13 @@ fn text(described: &Value) -> String {
         }
     }
     out
+}
+
+/// What requests pass, a line each.
+fn passed(title: &str, passes: &Value, out: &mut String) {
+    for one in passes.as_array().into_iter().flatten() {
+        let _ = writeln!(out, "  {title} {}", line(one));
+    }
 }
 
 /// Rows in columns as wide as they need to be.

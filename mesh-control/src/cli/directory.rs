@@ -7,11 +7,29 @@ use anyhow::{Context, anyhow};
 use crate::config::{Code, Diagnostic, Severity, load};
 use crate::plane::{Plane, PlaneOptions};
 
-/// A plane of a directory. What is wrong there, or not read, is told: the answers are without it.
-pub(super) fn plane(config: &Path, options: PlaneOptions) -> anyhow::Result<Plane> {
-    let plane = started(config, options)?;
-    tell(&plane);
-    Ok(plane)
+/// A directory that a command needs.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Directory {
+    /// The directory of the configuration.
+    #[arg(long, value_name = "DIR")]
+    pub(super) config: PathBuf,
+    /// As for `serve`: reads the directories below it, too.
+    #[arg(short = 'R', long)]
+    pub(super) recursive: bool,
+}
+
+impl Directory {
+    /// A plane of it. What is wrong there, or not read, is told: the answers are without it.
+    pub(super) fn plane(&self, options: PlaneOptions) -> anyhow::Result<Plane> {
+        let plane = self.started(options)?;
+        tell(&plane);
+        Ok(plane)
+    }
+
+    /// The same, and nothing is told.
+    pub(super) fn started(&self, options: PlaneOptions) -> anyhow::Result<Plane> {
+        started(&self.config, options.recursive(self.recursive))
+    }
 }
 
 /// What a configuration is that requests are looked at by: a directory, what a cluster has, or both.
@@ -20,6 +38,9 @@ pub(super) struct Configuration {
     /// The directory of the configuration.
     #[arg(long, value_name = "DIR", required_unless_present = "dump")]
     pub(super) config: Option<PathBuf>,
+    /// As for `serve`: reads the directories below it, too.
+    #[arg(short = 'R', long)]
+    recursive: bool,
     /// The objects of a cluster as `kubectl get KINDS -A -o yaml` prints them. Those of --config go before them.
     #[arg(long, value_name = "FILE")]
     dump: Option<PathBuf>,
@@ -32,6 +53,7 @@ impl Configuration {
     /// A plane of it. What is wrong, or not read, is told.
     pub(super) fn plane(&self) -> anyhow::Result<Plane> {
         let options = PlaneOptions { mesh_config: self.mesh_config.clone(), ..PlaneOptions::default() };
+        let options = options.recursive(self.recursive);
         let plane = match &self.config {
             Some(config) => started(config, options)?,
             None => Plane::start(everybody(options)).context("cannot start without a directory")?,
@@ -61,7 +83,7 @@ fn tell(plane: &Plane) {
 }
 
 /// A plane of a directory, which it follows in the background. Everybody is taken to have a certificate.
-pub(super) fn started(config: &Path, options: PlaneOptions) -> anyhow::Result<Plane> {
+fn started(config: &Path, options: PlaneOptions) -> anyhow::Result<Plane> {
     Plane::start(everybody(options.config_dir(config))).with_context(|| format!("cannot read {}", config.display()))
 }
 

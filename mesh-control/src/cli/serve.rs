@@ -32,6 +32,9 @@ pub(super) struct Args {
     /// The directory with the configuration; it is read again whenever it changes.
     #[arg(long, value_name = "DIR", required_unless_present = "kubernetes")]
     config: Option<PathBuf>,
+    /// Reads the directories below it, too. Without this, it is told that they are not read.
+    #[arg(short = 'R', long, requires = "config")]
+    recursive: bool,
     /// Serves what a Kubernetes cluster holds: Istio's objects, those of Gateway API and of our own, and Services with their
     /// endpoints. In a Pod, its service account is who asks. Nothing is served before all of it is known; while the API server is
     /// away, what it said last stays in force. With --config, both count.
@@ -244,7 +247,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         .permissive(!is_authority_named(args))
         .trust_claims(args.dev)
         .federated(!args.trust_bundle.is_empty())
-        .allow_unenforced(args.allow_unenforced);
+        .allow_unenforced(args.allow_unenforced)
+        .recursive(args.recursive);
     options.config_dir.clone_from(&args.config);
     options.trust_domain.clone_from(&args.trust_domain);
     options.outbound_traffic_policy = args.outbound_traffic_policy;

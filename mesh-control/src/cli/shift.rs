@@ -10,13 +10,15 @@ use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 use tokio::time::MissedTickBehavior;
 
+use super::directory::Directory;
 use super::serve::Signals;
 use super::status::StatusServer;
 use super::{Printing, files};
 use crate::analysis::{Mesh, validate_scan};
+use crate::config::Severity;
 use crate::config::decode::parse_duration;
 use crate::config::diagnostic::Source;
-use crate::config::{Severity, load};
+use crate::config::load::{self, Reach};
 use crate::serve::status::Graph;
 use crate::shift::weights::{self, Wanted, Written};
 use crate::shift::{Next, Plan, Seen, Shift};
@@ -57,9 +59,8 @@ pub(super) struct Args {
     /// So many requests have to be seen in a step; it lasts until they are.
     #[arg(long, value_name = "N", default_value_t = 100)]
     min_requests: u64,
-    /// The directory of the configuration that the server reads.
-    #[arg(long, value_name = "DIR")]
-    config: PathBuf,
+    #[command(flatten)]
+    directory: Directory,
     /// The namespace of the host.
     #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
@@ -122,8 +123,9 @@ struct File {
 impl File {
     /// The one place of the configuration where the weights are.
     fn find(args: &Args, wanted: &Wanted) -> anyhow::Result<File> {
-        let dir = &args.config;
-        let scan = load::scan(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+        let dir = &args.directory.config;
+        let scan = load::scan(dir, Reach::recursive(args.directory.recursive))
+            .with_context(|| format!("cannot read {}", dir.display()))?;
         let mut found = Vec::new();
         for (name, text) in &scan.files {
             let Ok(text) = text else { continue };

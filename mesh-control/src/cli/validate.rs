@@ -11,7 +11,7 @@ use mesh_core::identity::TrustDomain;
 
 use super::{Format, Printing};
 use crate::analysis::{Mesh, Report, validate_scan};
-use crate::config::load::{self, Scan};
+use crate::config::load::{self, Reach, Scan};
 use crate::config::node::MAX_FILE_BYTES;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::{ca, ratelimit};
@@ -24,6 +24,9 @@ pub(super) struct Args {
     /// Files and directories, `-` for stdin; all of them together are one configuration.
     #[arg(required_unless_present_any = ["ca_dir", "ratelimit_config"], value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Reads directories below these, too.
+    #[arg(short = 'R', long)]
+    recursive: bool,
     /// For whom, besides this project's own library: says what these clients cannot do, too.
     #[arg(long = "for", value_enum, value_name = "CLIENTS")]
     clients: Option<Clients>,
@@ -66,7 +69,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let permissive = !args.dev && args.ca_dir.is_none();
     let (has_grpc, has_envoys) = (args.clients == Some(Clients::Grpc), args.clients == Some(Clients::Envoy));
     let mesh = Mesh { has_grpc, has_envoys, issues_certificates, permissive, trust_domain, ..Mesh::default() };
-    let mut report = examine(&args.paths, mesh)?;
+    let mut report = examine(&args.paths, Reach::recursive(args.recursive), mesh)?;
     if let Some(dir) = &args.ca_dir {
         let found = ca::findings(dir, &report.trust_domain, SystemTime::now()).into_iter().map(|finding| {
             let severity = if finding.is_error { Severity::Error } else { Severity::Warning };
@@ -110,16 +113,16 @@ fn text(report: &Report) -> String {
     text + &format!("{objects}: {amounts}{}, {}\n", count(errors, "error"), count(warnings, "warning"))
 }
 
-fn examine(paths: &[PathBuf], mesh: Mesh) -> anyhow::Result<Report> {
+fn examine(paths: &[PathBuf], reach: Reach, mesh: Mesh) -> anyhow::Result<Report> {
     let mut scan = Scan::default();
     if let [path] = paths
         && path.is_dir()
     {
-        scan = load::scan(path).with_context(|| format!("cannot read {}", path.display()))?;
+        scan = load::scan(path, reach).with_context(|| format!("cannot read {}", path.display()))?;
         say_if_empty(path, scan.files.len(), &mut scan.diagnostics);
     } else {
         for path in paths {
-            read(path, &mut scan)?;
+            read(path, reach, &mut scan)?;
         }
     }
     Ok(validate_scan(scan, mesh))
@@ -134,7 +137,7 @@ fn say_if_empty(dir: &Path, files: usize, found: &mut Vec<Diagnostic>) {
 }
 
 /// Adds a file, or what a directory holds, by its path; for `-`, what stdin says.
-pub(super) fn read(path: &Path, into: &mut Scan) -> anyhow::Result<()> {
+pub(super) fn read(path: &Path, reach: Reach, into: &mut Scan) -> anyhow::Result<()> {
     if path.as_os_str() == "-" {
         let mut bytes = Vec::new();
         io::stdin().take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).context("cannot read stdin")?;
@@ -147,7 +150,7 @@ pub(super) fn read(path: &Path, into: &mut Scan) -> anyhow::Result<()> {
         into.files.insert(path.display().to_string().into(), load::read_named(path));
         return Ok(());
     }
-    let scan = load::scan(path).with_context(context)?;
+    let scan = load::scan(path, reach).with_context(context)?;
     say_if_empty(path, scan.files.len(), &mut into.diagnostics);
     into.diagnostics.extend(scan.diagnostics);
     let files = scan.files.into_iter();
@@ -177,7 +180,7 @@ mod tests {
         );
         let bad = write("bad.yaml", "kind: [\n");
         let examine = |paths: &[&PathBuf]| {
-            examine(&paths.iter().map(|path| (*path).clone()).collect::<Vec<_>>(), Mesh::default())
+            examine(&paths.iter().map(|path| (*path).clone()).collect::<Vec<_>>(), Reach::Directory, Mesh::default())
         };
         let both = examine(&[&service, &rule]).expect("readable");
         assert_eq!((both.objects, both.diagnostics), (2, vec![]));

@@ -6,6 +6,7 @@
 mod classify;
 mod foreign;
 mod mesh_config;
+mod pods;
 mod refused;
 mod suspect;
 
@@ -40,6 +41,7 @@ use super::node::{self, Node, Value};
 use super::support::{self, ObjectKind};
 use classify::{Class, classify, is_foreign, without_version};
 pub use mesh_config::{is_mesh_file, mesh_file_name};
+pub use pods::PodLabels;
 pub use refused::{Governs, Parent, Refused, Workloads};
 
 /// Who an object is and where it is written.
@@ -102,6 +104,8 @@ macro_rules! objects {
             $($(#[$doc])* pub $field: Vec<Arc<Object<$kind>>>,)*
             /// Those that are wrong, and have no last good state that could stand in for them.
             pub refused: Vec<Arc<Refused>>,
+            /// Workloads that documents beside them make.
+            pub pods: Vec<PodLabels>,
         }
 
         /// One object of any kind.
@@ -217,6 +221,8 @@ pub struct ParsedFile {
     pub source: Source,
     /// Its objects, right and wrong, in the order in which they are written.
     pub items: Vec<Item>,
+    /// Workloads that other documents in it make.
+    pub pods: Vec<PodLabels>,
     /// What is wrong with documents of which nobody can tell which object they are.
     pub unread: Vec<Diagnostic>,
     /// What is to be said about it.
@@ -227,7 +233,14 @@ pub struct ParsedFile {
 
 impl ParsedFile {
     fn empty(source: Source) -> ParsedFile {
-        ParsedFile { source, items: Vec::new(), unread: Vec::new(), diagnostics: Vec::new(), rejected: false }
+        ParsedFile {
+            source,
+            items: Vec::new(),
+            pods: Vec::new(),
+            unread: Vec::new(),
+            diagnostics: Vec::new(),
+            rejected: false,
+        }
     }
 
     /// Nothing of the text can be read; what may guard workloads does all the same.
@@ -271,7 +284,7 @@ pub fn read(source: Source) -> ParsedFile {
         Err(error) => node::parse_each(&file.source).unwrap_or_else(|| vec![(whole, Err(error))]),
     };
     let mut d = Decoder::new(&file.source);
-    let mut reader = Reader { source: &file.source, items: Vec::new(), unread: Vec::new() };
+    let mut reader = Reader { source: &file.source, items: Vec::new(), pods: Vec::new(), unread: Vec::new() };
     let mut diagnostics = Vec::new();
     for (bytes, read) in parts {
         match read {
@@ -282,14 +295,14 @@ pub fn read(source: Source) -> ParsedFile {
             }
         }
     }
-    let Reader { items, unread, .. } = reader;
+    let Reader { items, pods, unread, .. } = reader;
     diagnostics.extend(d.into_found());
     if is_resource(&file.source.name) {
         // A cluster writes its defaults into every object, and acts by them itself.
         diagnostics.retain(|finding| finding.severity != Severity::Info);
     }
     file.rejected = !unread.is_empty() || items.iter().any(|item| matches!(item, Item::Refused(_)));
-    ParsedFile { items, unread, diagnostics, ..file }
+    ParsedFile { items, pods, unread, diagnostics, ..file }
 }
 
 fn other_tools(source: &Source) -> Diagnostic {
@@ -335,6 +348,7 @@ message! {
 struct Reader<'s> {
     source: &'s Source,
     items: Vec<Item>,
+    pods: Vec<PodLabels>,
     unread: Vec<Diagnostic>,
 }
 
@@ -360,6 +374,9 @@ impl Reader<'_> {
         d.object(loose_id(document, kind));
         if !matches!(class, Class::Read(_) | Class::List | Class::UnknownVersion(..) | Class::Mistyped(_)) {
             idle_extensions(document, kind, d);
+        }
+        if matches!(class, Class::Elsewhere(_)) {
+            self.pods.extend(pods::of(document, kind));
         }
         match class {
             Class::Read(kind) => match read_object(document, kind, self.source, d) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mesh_core::printable::is_unseen;
@@ -14,6 +14,8 @@ use super::overlooked;
 
 const MOST_FILES: usize = 20_000;
 const MOST_BYTES: u64 = 256 << 20;
+/// How many directories may be in one another.
+const DEPTH: usize = 16;
 
 /// What a directory holds at one moment.
 #[derive(Debug, Default)]
@@ -40,47 +42,103 @@ impl From<String> for Unreadable {
     }
 }
 
-/// Reads the files `*.yaml`, `*.yml` and `*.json` of a directory, not of those below it; capitals make no difference. What
-/// else looks like a part of the configuration is a finding.
+/// Which files of a directory are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Those in it. What lies below it may be copies that are out of force, so that nobody reads it without being asked.
+    #[default]
+    Directory,
+    /// Those below it, too.
+    Tree,
+}
+
+impl Reach {
+    /// The whole tree, where somebody asks for it.
+    pub fn recursive(is_asked: bool) -> Reach {
+        if is_asked { Reach::Tree } else { Reach::Directory }
+    }
+}
+
+/// Reads the files `*.yaml`, `*.yml` and `*.json` of a directory, and of those below it where the reach is the tree; capitals
+/// make no difference. What else looks like a part of the configuration is a finding. A file below has its path for a name.
 ///
 /// Hidden names are not read. A symbolic link is followed if it ends inside the directory, which is how a
-/// ConfigMap is mounted (`a.yaml` → `..data/a.yaml`, `..data` → `..2026_…`); nothing but regular files is
-/// ever opened. What else has the name of such a file is one that cannot be read.
-pub fn scan(dir: &Path) -> io::Result<Scan> {
-    let root = dir.canonicalize()?;
-    let mut scan = Scan::default();
-    let mut bytes = 0;
-    for entry in fs::read_dir(&root)? {
-        let entry = entry?;
-        let name: Arc<str> = printable(&entry.file_name().to_string_lossy()).into();
-        // `..data` and its like are how a ConfigMap is mounted: what is in them is read by its links.
-        if name.starts_with("..") {
-            continue;
+/// ConfigMap is mounted (`a.yaml` → `..data/a.yaml`, `..data` → `..2026_…`), and to no directory; nothing but regular files is
+/// ever opened. What else has the name of such a file is one that cannot be read. A directory that cannot be looked into fails
+/// all of it: nobody knows what was in it.
+pub fn scan(dir: &Path, reach: Reach) -> io::Result<Scan> {
+    let mut walk = Walk { root: dir.canonicalize()?, reach, scan: Scan::default(), bytes: 0 };
+    let root = walk.root.clone();
+    walk.directory(&root, "", DEPTH)?;
+    // The order in which a directory tells its entries is no difference.
+    walk.scan.diagnostics.sort_by(|a, b| a.file.cmp(&b.file));
+    Ok(walk.scan)
+}
+
+struct Walk {
+    root: PathBuf,
+    reach: Reach,
+    scan: Scan,
+    bytes: u64,
+}
+
+impl Walk {
+    /// Reads a directory whose names begin with `prefix`, and so many levels below it.
+    fn directory(&mut self, dir: &Path, prefix: &str, levels: usize) -> io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let own = printable(&entry.file_name().to_string_lossy());
+            // `..data` and its like are how a ConfigMap is mounted: what is in them is read by its links.
+            if own.starts_with("..") {
+                continue;
+            }
+            let (name, path): (Arc<str>, PathBuf) = (format!("{prefix}{own}").into(), entry.path());
+            let is_below = self.reach == Reach::Tree && !own.starts_with('.') && entry.file_type()?.is_dir();
+            if is_below {
+                match levels.checked_sub(1) {
+                    Some(levels) => self.below(&path, &name, levels)?,
+                    None => {
+                        return Err(io::Error::other(format!("{name}: more than {DEPTH} directories in one another")));
+                    }
+                }
+            } else if own.starts_with('.') || !is_config_name(&own) {
+                self.scan.diagnostics.extend(overlooked::look_at(&path, &own, &name));
+            } else {
+                self.file(&path, name)?;
+            }
         }
-        if name.starts_with('.') || !is_config_name(&name) {
-            scan.diagnostics.extend(overlooked::look_at(&entry.path(), &name));
-            continue;
+        Ok(())
+    }
+
+    fn below(&mut self, path: &Path, name: &str, levels: usize) -> io::Result<()> {
+        match self.directory(path, &format!("{name}/"), levels) {
+            // It went away just now.
+            Err(_) if is_gone(path) => Ok(()),
+            Err(error) => Err(io::Error::new(error.kind(), format!("{name}: {error}"))),
+            Ok(()) => Ok(()),
         }
-        if scan.files.len() == MOST_FILES {
+    }
+
+    fn file(&mut self, path: &Path, name: Arc<str>) -> io::Result<()> {
+        if self.scan.files.len() == MOST_FILES {
             return Err(io::Error::other(format!("more than {MOST_FILES} files")));
         }
-        let path = entry.path();
         // What is replaced just now, itself or what its links lead to, is there at the second look.
-        let text = read_file(&root, &path).or_else(|_| read_file(&root, &path));
-        if text.is_err() && fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            continue;
+        let text = read_file(&self.root, path).or_else(|_| read_file(&self.root, path));
+        if text.is_err() && is_gone(path) {
+            return Ok(());
         }
-        if let Ok(text) = &text {
-            bytes += text.len() as u64;
-        }
-        if bytes > MOST_BYTES {
+        self.bytes += text.as_ref().map_or(0, |text| text.len() as u64);
+        if self.bytes > MOST_BYTES {
             return Err(io::Error::other(format!("more than {} MiB in all", MOST_BYTES >> 20)));
         }
-        scan.files.insert(name, text);
+        self.scan.files.insert(name, text);
+        Ok(())
     }
-    // The order in which a directory tells its entries is no difference.
-    scan.diagnostics.sort_by(|a, b| a.file.cmp(&b.file));
-    Ok(scan)
+}
+
+fn is_gone(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// A file's name may hold anything but a slash; what is printed may not.
@@ -183,7 +241,7 @@ mod tests {
         fs::write(at("utf16.yaml"), b"\xff\xfea\x00").unwrap();
 
         let mut store = Store::new(false);
-        store.apply(scan(dir.path()));
+        store.apply(scan(dir.path(), Reach::Directory));
         assert_eq!(names(&store), ["s"]);
         let said = said(&store).join("\n");
         for expected in [
@@ -209,7 +267,39 @@ mod tests {
         fs::write(at("..v2/a.yaml"), service("s2", 80)).unwrap();
         symlink("..v2", at("..tmp")).unwrap();
         fs::rename(at("..tmp"), at("..data")).unwrap();
-        assert!(store.apply(scan(dir.path())));
+        assert!(store.apply(scan(dir.path(), Reach::Directory)));
         assert_eq!(names(&store), ["s2"]);
+    }
+
+    #[test]
+    fn a_tree_is_read_where_somebody_asks_for_it_and_hidden_directories_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, name: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, service(name, 80)).unwrap();
+        };
+        for (path, name) in [("a.yaml", "a"), ("team/b.yaml", "b"), ("team/web/c.yaml", "c"), (".old/d.yaml", "d")] {
+            write(path, name);
+        }
+        let mut store = Store::new(false);
+        store.apply(scan(dir.path(), Reach::Directory));
+        assert_eq!(names(&store), ["a"]);
+        assert!(said(&store).join("\n").contains("team: warning[not-read]"), "{:?}", said(&store));
+        let mut store = Store::new(false);
+        store.apply(scan(dir.path(), Reach::Tree));
+        assert_eq!(names(&store), ["a", "b", "c"]);
+        let said = said(&store).join("\n");
+        assert!(said.contains(".old: warning[not-read]") && !said.contains("team"), "{said}");
+        // A file has its path for a name, and one that is there no more takes its objects along.
+        fs::write(dir.path().join("team/web/c.yaml"), "kind: [").unwrap();
+        store.apply(scan(dir.path(), Reach::Tree));
+        assert!(store.loaded().diagnostics.iter().any(|finding| &*finding.file == "team/web/c.yaml"));
+        fs::remove_dir_all(dir.path().join("team")).unwrap();
+        store.apply(scan(dir.path(), Reach::Tree));
+        assert_eq!(names(&store), ["a"]);
+        // Nobody knows what would be further below.
+        fs::create_dir_all(dir.path().join("d/".repeat(DEPTH + 1))).unwrap();
+        assert!(scan(dir.path(), Reach::Tree).unwrap_err().to_string().contains("more than 16 directories"));
     }
 }

@@ -24,20 +24,20 @@ const MOST_ENTRIES: usize = 4_096;
 /// The part of a file that says what it is.
 const HEAD: u64 = 64 << 10;
 
-/// What there is to say of an entry that is not read.
-pub(super) fn look_at(path: &Path, name: &Arc<str>) -> Option<Diagnostic> {
+/// What there is to say of an entry that is not read. `own` is its name in its directory, `name` that in findings.
+pub(super) fn look_at(path: &Path, own: &str, name: &Arc<str>) -> Option<Diagnostic> {
     let warn = |message: &str| Some(Diagnostic::of_file(name.clone(), Severity::Warning, Code::NotRead, message));
     let metadata = fs::metadata(path).ok()?;
     if metadata.is_dir() {
-        return of_directory(path, name);
+        return of_directory(path, own, name);
     }
     if !metadata.is_file() {
         return None;
     }
     let head = head(path);
-    if name.starts_with('.') {
+    if own.starts_with('.') {
         // Those of editors and of other systems have such names, too, and no object in them.
-        let is_meant = is_config_name(name) && head.as_ref().is_none_or(|head| head.is_object());
+        let is_meant = is_config_name(own) && head.as_ref().is_none_or(|head| head.is_object());
         let message = "not read: it looks like an object, and its name begins with a dot; rename it, or move it to another directory";
         return is_meant.then(|| warn(message)).flatten();
     }
@@ -46,11 +46,11 @@ pub(super) fn look_at(path: &Path, name: &Arc<str>) -> Option<Diagnostic> {
             "not read: it looks like an object, and its name does not end in .yaml, .yml or .json; rename it, or move it to \
              another directory",
         ),
-        Some(head) if !head.is_text && is_nearly_one(name) => warn(
+        Some(head) if !head.is_text && is_nearly_one(own) => warn(
             "not read: by its name it is configuration, and it is no text: it may be packed or encrypted; unpack it, or move it to \
              another directory",
         ),
-        None if is_nearly_one(name) => warn(
+        None if is_nearly_one(own) => warn(
             "not read: by its name it is configuration, and nobody here may read it, nor is it one of .yaml, .yml or .json; rename \
              it, or move it to another directory",
         ),
@@ -70,15 +70,15 @@ enum Inside {
     Large,
 }
 
-fn of_directory(path: &Path, name: &Arc<str>) -> Option<Diagnostic> {
+fn of_directory(path: &Path, own: &str, name: &Arc<str>) -> Option<Diagnostic> {
     let mut left = MOST_ENTRIES;
     let warning = |message: String| Diagnostic::of_file(name.clone(), Severity::Warning, Code::NotRead, message);
     let info = |message: &str| Diagnostic::of_file(name.clone(), Severity::Info, Code::Ignored, message);
-    let is_hidden = name.starts_with('.');
+    let is_hidden = own.starts_with('.');
     match find(path, DEPTH, is_hidden, &mut left) {
         Inside::File(file) => Some(warning(format!(
-            "not read: a directory with files of configuration in it ({file}); only the files beside it are read: move them \
-             there, or the directory elsewhere"
+            "not read: a directory with files of configuration in it ({file}); only the files beside it are read: read it, too \
+             (--recursive), or move them there, or the directory elsewhere"
         ))),
         Inside::Closed(why) => Some(warning(format!(
             "not read: a directory that cannot be looked into ({why}), so that nobody knows what is in it; only the files beside it \
@@ -179,7 +179,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for name in ["gone", ".gone"] {
             // Whoever may do everything may look into every directory that there is.
-            let told = of_directory(&dir.path().join(name), &name.into()).unwrap();
+            let told = of_directory(&dir.path().join(name), name, &name.into()).unwrap();
             assert_eq!((told.severity, told.code), (Severity::Warning, Code::NotRead));
             assert!(told.message.contains("cannot be looked into"), "{told}");
         }

@@ -28,6 +28,8 @@ pub enum Schema {
     Named(Box<Schema>),
     /// These fields, and no others.
     Object(Vec<Field>),
+    /// One of these fields, or none.
+    OneOf(Vec<Field>),
 }
 
 /// One field of an object.
@@ -69,6 +71,11 @@ impl Schema {
             Schema::List(items) => json!({"type": "array", "items": items.to_json(reader)}),
             Schema::Named(values) => json!({"type": "object", "additionalProperties": values.to_json(reader)}),
             Schema::Object(fields) => object(fields, reader),
+            Schema::OneOf(fields) => {
+                let mut schema = object(fields, reader);
+                schema["maxProperties"] = json!(1);
+                schema
+            }
         }
     }
 }
@@ -89,6 +96,9 @@ fn integer(least: i128, most: i128, reader: Reader) -> Value {
 fn object(fields: &[Field], reader: Reader) -> Value {
     let property = |field: &Field| {
         let mut schema = field.schema.to_json(reader);
+        if reader == Reader::Json && !field.is_required {
+            or_nothing(&mut schema);
+        }
         let about = field.about.split_whitespace().collect::<Vec<_>>().join(" ");
         if let Value::Object(schema) = &mut schema
             && !about.is_empty()
@@ -109,6 +119,21 @@ fn object(fields: &[Field], reader: Reader) -> Value {
         schema.insert("additionalProperties".to_owned(), json!(false));
     }
     Value::Object(schema)
+}
+
+/// What is written without a value says nothing, as if it were not written. An API server takes such fields out by itself.
+fn or_nothing(schema: &mut Value) {
+    if let Some(kind) = schema.get_mut("type") {
+        let mut kinds = match kind.take() {
+            Value::Array(kinds) => kinds,
+            one => vec![one],
+        };
+        kinds.push(json!("null"));
+        *kind = Value::Array(kinds);
+    }
+    if let Some(Value::Array(words)) = schema.get_mut("enum") {
+        words.push(Value::Null);
+    }
 }
 
 /// A value as YAML, in block style.
@@ -193,7 +218,7 @@ mod tests {
             field("large", false, Schema::Integer(0, u64::MAX.into())),
         ]);
         let about = "Some words.";
-        let labels = json!({"type": "object", "additionalProperties": {"type": "string"}, "description": about});
+        let labels = |kind: serde_json::Value| json!({"type": kind, "additionalProperties": {"type": "string"}, "description": about});
         assert_eq!(
             schema.to_json(Reader::Kubernetes),
             json!({
@@ -202,7 +227,7 @@ mod tests {
                 "properties": {
                     "port": {"type": "integer", "format": "int64", "minimum": 1, "maximum": 65535, "description": about},
                     "any": {"x-kubernetes-preserve-unknown-fields": true, "description": about},
-                    "labels": labels.clone(),
+                    "labels": labels(json!("object")),
                     "either": {"x-kubernetes-int-or-string": true, "description": about},
                     "large": {"type": "integer", "format": "int64", "minimum": 0, "description": about},
                 },
@@ -217,9 +242,9 @@ mod tests {
                 "properties": {
                     "port": {"type": "integer", "minimum": 1, "maximum": 65535, "description": about},
                     "any": {"description": about},
-                    "labels": labels,
-                    "either": {"type": ["integer", "string"], "description": about},
-                    "large": {"type": "integer", "minimum": 0, "description": about},
+                    "labels": labels(json!(["object", "null"])),
+                    "either": {"type": ["integer", "string", "null"], "description": about},
+                    "large": {"type": ["integer", "null"], "minimum": 0, "description": about},
                 },
             })
         );

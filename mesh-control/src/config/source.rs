@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::spawn_blocking;
 
 use super::file::mesh_file_name;
-use super::load::{self, Scan};
+use super::load::{self, Reach, Scan};
 use super::store::Update;
 use super::watch::Watcher;
 
@@ -22,16 +22,17 @@ pub(crate) trait ConfigStore: Send + 'static {
     fn next(&mut self) -> BoxFuture<'_, Option<Update>>;
 }
 
-/// A directory of files, and the file with the settings of the mesh where that is another one.
+/// A directory of files, or a tree of them, and the file with the settings of the mesh where that is another one.
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
     dir: PathBuf,
+    reach: Reach,
     settings: Option<PathBuf>,
 }
 
 impl Directory {
-    pub(crate) fn new(dir: &Path, settings: Option<&Path>) -> Directory {
-        Directory { dir: dir.to_owned(), settings: settings.map(Path::to_owned) }
+    pub(crate) fn new(dir: &Path, reach: Reach, settings: Option<&Path>) -> Directory {
+        Directory { dir: dir.to_owned(), reach, settings: settings.map(Path::to_owned) }
     }
 
     /// What it is, for people.
@@ -41,7 +42,7 @@ impl Directory {
 
     /// What it holds now.
     pub(crate) fn scan(&self) -> io::Result<Scan> {
-        let mut scan = load::scan(&self.dir)?;
+        let mut scan = load::scan(&self.dir, self.reach)?;
         if let Some(file) = &self.settings {
             scan.files.insert(mesh_file_name(file), load::read_named(file));
         }
@@ -51,8 +52,8 @@ impl Directory {
     /// Watches it, where it is there. Whoever scans it afterwards misses nothing.
     pub(crate) fn watch(self) -> io::Result<WatchedDirectory> {
         fs::metadata(&self.dir)?;
-        let watchers = [Some(self.dir.as_path()), self.settings.as_deref().map(folder)];
-        let watchers = watchers.into_iter().flatten().map(Watcher::new).collect();
+        let settings = self.settings.as_deref().map(|file| Watcher::new(folder(file), Reach::Directory));
+        let watchers = [Watcher::new(&self.dir, self.reach)].into_iter().chain(settings).collect();
         Ok(WatchedDirectory { directory: self, watchers })
     }
 }
@@ -101,7 +102,7 @@ mod tests {
         let (dir, beside) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
         let settings = beside.path().join("mesh.yaml");
         fs::write(&settings, "").expect("written");
-        let watched = Directory::new(dir.path(), Some(&settings)).watch().expect("a directory");
+        let watched = Directory::new(dir.path(), Reach::Directory, Some(&settings)).watch().expect("a directory");
         let scan = watched.scan().expect("readable");
         assert_eq!(scan.files.len(), 1, "the settings alone");
         fs::write(dir.path().join("late.yaml"), "a: 1").expect("written");

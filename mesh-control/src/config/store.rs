@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::diagnostic::{Code, Diagnostic, Severity, Source, is_resource};
-use super::file::{self, Item, Meta, Object, ObjectKey, Objects, ParsedFile, Refused};
+use super::file::{self, Item, Meta, Object, ObjectKey, Objects, ParsedFile, PodLabels, Refused};
 use super::load::{Scan, Unreadable, printable};
 use super::state::{Good, State};
 use super::support::ObjectKind;
@@ -44,6 +44,8 @@ struct Text {
     /// Not of the directory: it was handed in.
     is_handed_in: bool,
     items: Vec<Item>,
+    /// Workloads that other documents of it make.
+    pods: Vec<PodLabels>,
     /// What it held and does not hold any more stays: nobody can tell what it holds now.
     keeps: bool,
     /// What nobody could read.
@@ -277,7 +279,8 @@ impl Store {
                 text.diagnostics = parsed.diagnostics;
                 text.diagnostics.extend(say_kept(&name, text.items.len(), ""));
             } else {
-                *text = Text { items: parsed.items, diagnostics: parsed.diagnostics, ..Text::of(Ok(content.into())) };
+                let ParsedFile { items, pods, diagnostics, .. } = parsed;
+                *text = Text { items, pods, diagnostics, ..Text::of(Ok(content.into())) };
                 text.is_handed_in = true;
             }
         }
@@ -376,14 +379,14 @@ impl Store {
                 (parsed, is_cut_off)
             }
         };
-        let ParsedFile { mut items, unread, diagnostics, .. } = parsed;
+        let ParsedFile { mut items, pods, unread, diagnostics, .. } = parsed;
         if !unread.is_empty() {
             let written: HashSet<ObjectKey> = items.iter().map(|item| item.meta().key()).collect();
             let is_left = |key: ObjectKey| !written.contains(&key) && !self.good.contains_key(&key);
             items.extend(failing.into_iter().filter(|item| is_left(item.meta().key())));
         }
         let keeps = is_cut_off || !unread.is_empty();
-        let text = Text { items, keeps, unread, diagnostics, ..Text::of(content) };
+        let text = Text { items, pods, keeps, unread, diagnostics, ..Text::of(content) };
         self.texts.insert(name, text);
         true
     }
@@ -466,6 +469,7 @@ impl Store {
             loaded.objects.push(kept.item.clone());
             good.insert(key, kept);
         }
+        loaded.objects.pods = self.texts.values().flat_map(|text| &text.pods).cloned().collect();
         loaded.diagnostics = found;
         self.loaded = loaded;
         let settings = |good: &BTreeMap<ObjectKey, Good>| {

@@ -10,12 +10,14 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
+use super::load::Reach;
+
 const POLL: Duration = Duration::from_secs(2);
 /// Several files are often written in one go.
 const QUIET: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
-/// Watches one directory.
+/// Watches one directory, or a tree.
 pub struct Watcher {
     touched: Arc<Notify>,
     // Kept for its drop, which ends the watch.
@@ -24,9 +26,9 @@ pub struct Watcher {
 
 impl Watcher {
     /// Starts to watch. Where the operating system cannot, polling alone remains.
-    pub fn new(dir: &Path) -> Watcher {
+    pub fn new(dir: &Path, reach: Reach) -> Watcher {
         let touched = Arc::new(Notify::new());
-        let system = system_watcher(dir, touched.clone());
+        let system = system_watcher(dir, reach, touched.clone());
         if let Err(error) = &system {
             warn!(%error, "configuration changes are noticed by polling only");
         }
@@ -51,14 +53,18 @@ impl Watcher {
     }
 }
 
-fn system_watcher(dir: &Path, touched: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+fn system_watcher(dir: &Path, reach: Reach, touched: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // Reading a file is an event too; looking again because of one's own look would never end.
         if !event.is_ok_and(|event| event.kind.is_access()) {
             touched.notify_one();
         }
     })?;
-    watcher.watch(dir, RecursiveMode::NonRecursive)?;
+    let mode = match reach {
+        Reach::Directory => RecursiveMode::NonRecursive,
+        Reach::Tree => RecursiveMode::Recursive,
+    };
+    watcher.watch(dir, mode)?;
     Ok(watcher)
 }
 
@@ -70,7 +76,7 @@ mod tests {
     #[tokio::test]
     async fn a_change_is_noticed_and_a_silent_directory_is_polled() {
         let dir = tempfile::tempdir().unwrap();
-        let watcher = Watcher::new(dir.path());
+        let watcher = Watcher::new(dir.path(), Reach::Directory);
         std::fs::write(dir.path().join("a.yaml"), "a").unwrap();
         timeout(Duration::from_secs(30), watcher.changed()).await.expect("noticed or polled");
         let start = Instant::now();

@@ -34,7 +34,7 @@ pub(crate) struct Seen {
     pub(crate) max_stream: Option<Duration>,
     /// What a server makes of paths.
     pub(crate) paths: PathNormalization,
-    /// What the clusters of the routes are made of.
+    /// What clusters are made of that were asked about.
     pub(crate) clusters: HashMap<ClusterName, Told>,
     /// Why the workload does not see what the target would be to others.
     pub(crate) hidden: Option<String>,
@@ -87,14 +87,30 @@ impl Seen {
             let http = HttpManager::new(RouteSource::Inline(Arc::clone(connections)));
             seen.connections = Some(compile(Arc::clone(connections), &http, target)?);
         }
-        for table in [Some(&seen.table), seen.connections.as_ref()].into_iter().flatten() {
-            for name in table.clusters() {
-                let told = told(snapshot, client, name, DEEPEST)?;
-                seen.clusters.insert(name.clone(), told);
-            }
-        }
         seen.hidden = snapshot.hidden(client, target);
         Ok(seen)
+    }
+
+    /// Finds out what clusters are made of: there may be thousands, of which a request goes to one.
+    pub(crate) fn learn<'n>(
+        &mut self,
+        snapshot: &Snapshot,
+        client: &Client,
+        names: impl IntoIterator<Item = &'n ClusterName>,
+    ) -> Result<(), MeshError> {
+        for name in names {
+            if !self.clusters.contains_key(name) {
+                self.clusters.insert(name.clone(), told(snapshot, client, name, DEEPEST)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same of all clusters that routes name.
+    pub(crate) fn learn_all(&mut self, snapshot: &Snapshot, client: &Client) -> Result<(), MeshError> {
+        let tables = [Some(&self.table), self.connections.as_ref()].into_iter().flatten();
+        let names: Vec<ClusterName> = tables.flat_map(|table| table.clusters()).cloned().collect();
+        self.learn(snapshot, client, &names)
     }
 
     /// What a server is told that is bound to an address.
@@ -126,7 +142,7 @@ impl Seen {
         Ok(Seen { table, connections: None, max_stream, paths, clusters: HashMap::new(), hidden: None })
     }
 
-    /// Whether requests go on to where they ask for.
+    /// Whether requests go on to where they ask for, as far as the clusters are known.
     pub(crate) fn passes_through(&self, table: &RouteTable) -> bool {
         table.clusters().iter().any(|name| self.clusters.get(name).is_some_and(Told::passes_through))
     }

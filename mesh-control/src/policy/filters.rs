@@ -170,6 +170,11 @@ impl Filters {
         })
     }
 
+    /// All objects that say one.
+    pub fn objects(&self) -> impl Iterator<Item = &Meta> {
+        self.entries.iter().map(Entry::meta)
+    }
+
     /// The places of those that are for a side of a workload. In the root namespace, labels are those of any namespace.
     pub fn of(
         &self,

@@ -12,7 +12,7 @@ use crate::catalog::QuotaLimit;
 use crate::config::extensions::overload::Overload;
 use crate::config::extensions::quota::Quota;
 use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
-use crate::config::file::{Object, Objects, Workloads};
+use crate::config::file::{Meta, Object, Objects, Workloads};
 use crate::config::istio::security::{Selector, TargetRef, selected};
 use crate::registry::Services;
 
@@ -153,6 +153,13 @@ impl Limits {
     /// The objects that say a rate.
     pub fn rate_limits(&self) -> &[Arc<Object<RateLimit>>] {
         &self.rate_limits
+    }
+
+    /// All objects that say a limit.
+    pub fn objects(&self) -> impl Iterator<Item = &Meta> {
+        let rates = self.rate_limits.iter().map(|object| &object.meta);
+        let others = self.overloads.iter().map(|object| &object.meta);
+        rates.chain(others).chain(self.quotas.iter().map(|object| &object.meta))
     }
 
     /// Whether objects of two namespaces may be for the same workload.

@@ -316,6 +316,12 @@ impl Security {
         selected.map(|(selection, _)| &selection.meta)
     }
 
+    /// The objects that say which tokens are good for a server.
+    pub fn tokens_of(&self, served: Served<'_>, services: &Services) -> impl Iterator<Item = &Meta> {
+        let selected = self.tokens.iter().filter(move |(selection, _)| selection.selects(&self.root, served, services));
+        selected.map(|(selection, _)| &selection.meta)
+    }
+
     /// What the PeerAuthentication in force says of a server, and which that is; `None` where all leave it to the mesh.
     pub fn mode_of(&self, served: Served<'_>, services: &Services) -> Option<(&Meta, ServerTls)> {
         let (peers, mode) = self.in_force(served, services)?;

@@ -33,7 +33,7 @@ use envoy_types::pb::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimit
 use serde::{Deserialize, Serialize};
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Source, quoted};
-use crate::config::load::{Scan, scan};
+use crate::config::load::{Reach, Scan, scan};
 use crate::config::watch::Watcher;
 
 pub use self::redis::RedisUrl;
@@ -357,18 +357,18 @@ impl RateLimits {
     /// # Errors
     /// The directory cannot be read.
     pub fn read(&self, dir: &Path) -> io::Result<()> {
-        self.apply(Ok(scan(dir)?));
+        self.apply(Ok(scan(dir, Reach::Directory)?));
         self.log();
         Ok(())
     }
 
     /// Follows the rules in a directory, for as long as it is polled.
     pub async fn follow(self: Arc<RateLimits>, dir: Arc<Path>) {
-        let watcher = Watcher::new(&dir);
+        let watcher = Watcher::new(&dir, Reach::Directory);
         loop {
             let (limits, dir) = (self.clone(), dir.clone());
             let looked = tokio::task::spawn_blocking(move || {
-                if limits.apply(scan(&dir)) {
+                if limits.apply(scan(&dir, Reach::Directory)) {
                     limits.log();
                 }
             });
@@ -402,7 +402,7 @@ fn read(files: &[FileRead], stats: &stats::Stats, found: &mut Vec<Diagnostic>) -
 /// # Errors
 /// The directory cannot be read.
 pub fn findings(dir: &Path) -> io::Result<Vec<Diagnostic>> {
-    let scan = scan(dir)?;
+    let scan = scan(dir, Reach::Directory)?;
     let mut found = scan.diagnostics;
     let files = scan.files.into_iter().map(|(name, text)| (name, text.map_err(|unreadable| unreadable.why)));
     let files: Vec<FileRead> = files.collect();
@@ -430,7 +430,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let write = |text: &str| std::fs::write(dir.path().join("a.yaml"), text).expect("written");
         let limits = RateLimits::new(Store::in_memory(10));
-        let looks = || [(); 3].map(|()| limits.apply(scan(dir.path())));
+        let looks = || [(); 3].map(|()| limits.apply(scan(dir.path(), Reach::Directory)));
         for (text, is_current) in
             [("domain: [\n", false), ("domain: d\n", true), ("domain: [\n", false), ("domain: ''\n", false)]
         {

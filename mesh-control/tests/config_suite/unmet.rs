@@ -202,6 +202,12 @@ fn a_port_that_speaks_tls_and_is_called_in_plaintext_is_told_with_what_to_write(
     let simple = "trafficPolicy: {tls: {mode: SIMPLE}}";
     let of_port = "trafficPolicy: {portLevelSettings: [{port: {number: 443}, tls: {mode: SIMPLE}}]}";
     let all = rule(&format!("{{host: '*.example.com', {simple}}}"));
+    let by_name = |host: &str, port: u16| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: r, namespace: shop}}\nspec: {{hosts: ['{host}'], \
+             tls: [{{match: [{{port: {port}, sniHosts: ['{host}']}}], route: [{{destination: {{host: api.example.com, port: {{number: 443}}}}}}]}}]}}\n"
+        )
+    };
     let cases = [
         (entry(https, ""), Some(("protocol: HTTPS", "port 443 of api.example.com, b.example.com"))),
         (entry("{number: 443, name: x, protocol: tls}", ""), Some(("protocol: tls", "port 443"))),
@@ -214,6 +220,10 @@ fn a_port_that_speaks_tls_and_is_called_in_plaintext_is_told_with_what_to_write(
         (entry(https, "") + &all, None),
         (entry(https, "") + &rule(&format!("{{host: '*.example.com', {of_port}}}")), None),
         (entry("{number: 80, name: http}", ""), None),
+        // Who asks for the server's name speaks TLS by itself.
+        (entry(https, "") + &by_name("*.example.com", 443), None),
+        (entry(https, "") + &by_name("*.example.com", 444), Some(("protocol: HTTPS", "port 443 of"))),
+        (entry(https, "") + &by_name("b.example.com", 443), Some(("protocol: HTTPS", "port 443 of api.example.com;"))),
         (
             entry(
                 https,
@@ -243,6 +253,33 @@ fn a_port_that_speaks_tls_and_is_called_in_plaintext_is_told_with_what_to_write(
         "{host: api.example.com, trafficPolicy: {portLevelSettings: [{port: {number: 443}, tls: {mode: SIMPLE}}]}}";
     let single = entry(https, "").replace(", b.example.com", "");
     assert_eq!(validate([("a.yaml", &*(single + &rule(written)))]), []);
+}
+
+#[test]
+fn the_labels_of_the_pods_that_a_deployment_makes_are_known() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{name: http, port: 80}]}\n";
+    let policy = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n\
+                  spec: {selector: {matchLabels: {app: cron}}, rules: [{}]}\n";
+    let made = |kind: &str, namespace: &str, spec: &str| {
+        format!(
+            "---\napiVersion: batch/v1\nkind: {kind}\nmetadata: {{name: cron, namespace: {namespace}}}\nspec: {spec}\n"
+        )
+    };
+    let pods = "template: {metadata: {labels: {app: cron}}}";
+    let job = made("CronJob", "default", &format!("{{jobTemplate: {{spec: {{{pods}}}}}}}"));
+    let deployment = |namespace: &str| made("Deployment", namespace, &format!("{{{pods}}}")).replace("batch", "apps");
+    for (more, is_known) in [
+        (String::new(), false),
+        (deployment("default"), true),
+        (job, true),
+        (deployment("shop"), false),
+        (deployment("default").replace("cron}}}", "corn}}}"), false),
+    ] {
+        let found = validate([("a.yaml", &*format!("{service}{policy}{more}"))]);
+        let is_told =
+            found.iter().any(|finding| finding.to_string().contains("no workload that is known has app: `cron`"));
+        assert_eq!(is_told, !is_known, "{more}: {found:?}");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Lines in, lines out.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::{SHOP, answers, dir_of, rules, run};
@@ -365,6 +367,97 @@ fn explain_shows_what_happens_to_headers_and_pages_of_other_origins_with_their_l
 }
 
 #[test]
+fn explain_shows_what_a_request_passes_at_the_client_and_at_the_server_with_file_and_line() {
+    let own = |kind: &str, name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: policy.mesh-control/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  {spec}\n"
+        )
+    };
+    let istio = |group: &str, kind: &str, name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: {group}\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  {spec}\n"
+        )
+    };
+    let reviews = "selector: {matchLabels: {app: reviews}}\n  ";
+    let objects = [
+        own(
+            "RateLimit",
+            "calls",
+            "mode: CLIENT\n  hosts: [reviews.shop.svc.cluster.local]\n  rules: [{name: all, limit: {requests: 10, per: 1s}}]",
+        ),
+        own("RequestRules", "tell", "mode: CLIENT\n  rules: [{name: web, headers: {request: {set: {x-from: web}}}}]"),
+        own("Overload", "hold", &format!("{reviews}throttle: {{successPercent: 95}}\n  concurrency: {{max: 5}}")),
+        own(
+            "RateLimit",
+            "users",
+            &format!("{reviews}rules: [{{name: each, by: [{{header: x-user}}], limit: {{requests: 5, per: 60s}}}}]"),
+        ),
+        own(
+            "Quota",
+            "monthly",
+            &format!(
+                "{reviews}rules:\n  - {{name: each, by: [{{header: x-user}}], limit: {{requests: 100, per: MONTH}}}}"
+            ),
+        ),
+        own(
+            "RequestRules",
+            "tenants",
+            &format!(
+                "{reviews}rules: [{{name: none, when: \"!has(request.headers['x-tenant'])\", deny: {{status: 400}}}}]"
+            ),
+        ),
+        istio("extensions.istio.io/v1alpha1", "WasmPlugin", "acme", &format!("{reviews}pluginName: acme.tenant")),
+        istio(
+            "security.istio.io/v1",
+            "AuthorizationPolicy",
+            "gets",
+            &format!("{reviews}rules: [{{to: [{{operation: {{methods: [GET]}}}}]}}]"),
+        ),
+        // Nobody whom the request meets.
+        own(
+            "RateLimit",
+            "others",
+            "selector: {matchLabels: {app: ratings}}\n  rules: [{name: all, limit: {requests: 10, per: 1s}}]",
+        ),
+    ];
+    let dir = dir_of(&format!("{SHOP}{}", objects.concat()));
+    let explain = |url: &str, more: &[&str]| {
+        let arguments = [&["explain", "--config", ".", "--from", "shop/ratings", "GET", url], more].concat();
+        String::from_utf8(run(&arguments, dir.path(), "").stdout).unwrap()
+    };
+    let text = explain("http://reviews/", &[]);
+    let (client, server) = text.split_once("server app=reviews in shop, port 80\n").unwrap_or_else(|| panic!("{text}"));
+    let expected = [
+        "  local rate limit (config.yaml:22, RateLimit shop/calls): name RateLimit shop/calls, rules (name all, by generic_key=all, limit at once 10, per 1s, requests 10)",
+        "  rules (config.yaml:30, RequestRules shop/tell): rules (name web, request headers set x-from: web)",
+    ];
+    for line in expected {
+        assert!(client.lines().any(|one| one == line), "{line}:\n{text}");
+    }
+    // In the order in which requests pass them.
+    let expected = [
+        "  policies (config.yaml:74, AuthorizationPolicy shop/gets): allow AuthorizationPolicy/shop/gets#0",
+        "  rules (config.yaml:60, RequestRules shop/tenants): rules (name none, refused with 400, when !('x-tenant' in request.headers))",
+        "  local rate limit (config.yaml:45, RateLimit shop/users): name RateLimit shop/users, rules (name each, by x-user, limit at once 5, per 60s, requests 5)",
+        "  quota (config.yaml:58, Quota shop/monthly rules[0]): domain mesh-control, limit 100 in a month, rules (by header x-user, without a share passes)",
+        "  concurrency limit (config.yaml:43, Overload shop/hold concurrency): most 5, sheddable percent 80.0",
+        "  filter (config.yaml:67, WasmPlugin shop/acme): name acme.tenant, where it cannot run refused",
+    ];
+    assert_eq!(server.lines().collect::<Vec<_>>(), expected, "{text}");
+    let said: Value = serde_json::from_str(&explain("http://reviews/", &["-o", "json"])).unwrap();
+    let expected = json!({
+        "route": {"passes": [{"kind": "local rate limit"}, {"kind": "rules"}]},
+        "servers": [{"name": "app=reviews in shop, port 80", "problem": null}],
+    });
+    assert!(has(&said, &expected), "{said:#}");
+    // Nobody knows what an object would have said that is wrong.
+    let wrong = istio("security.istio.io/v1", "AuthorizationPolicy", "wrong", &format!("{reviews}rulez: []"));
+    std::fs::write(dir.path().join("wrong.yaml"), wrong).unwrap();
+    let text = explain("http://reviews/", &[]);
+    assert!(text.contains("  problem: every request is answered with 503: "), "{text}");
+}
+
+#[test]
 fn the_time_of_a_try_is_where_it_is_written() {
     let of_route = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec:\n  parentRefs: [{group: '', kind: Service, name: reviews}]\n  rules:\n  - backendRefs: [{name: reviews, port: 80}]\n    timeouts:\n      backendRequest: 2s\n";
     let of_mesh = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    defaultHttpRetryPolicy: {attempts: 2, perTryTimeout: 3s}\n";
@@ -523,7 +616,8 @@ fn one_request_among_ten_thousand_routes_is_explained_in_fifty_milliseconds_beyo
         let explain =
             ["explain", "--config", ".", "--from", "shop/reviews", "GET", "http://reviews/r9999/x", "-o", format];
         let whole = took(&explain);
-        println!("{format}: {whole:?}, of which reading {reading:?}");
-        assert!(whole < reading * 2, "an explanation takes longer than reading");
+        let beyond = whole.saturating_sub(reading);
+        println!("{format}: {whole:?}, of which reading {reading:?}: {beyond:?} beyond");
+        assert!(beyond <= Duration::from_millis(50), "{beyond:?}");
     }
 }

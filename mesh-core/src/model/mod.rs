@@ -43,6 +43,7 @@ mod overload;
 mod path_rewrite;
 mod path_template;
 mod plugin;
+mod profile;
 mod quota;
 mod rate_limit;
 mod rate_limit_service;
@@ -85,6 +86,7 @@ pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate}
 pub use overload::{AdaptiveConcurrency, AdmissionControl, UnloadedTime};
 pub use path_rewrite::PathRewrite;
 pub use plugin::{OnFailure, Plugin};
+pub use profile::Profile;
 pub use quota::{ExpiredQuota, QuotaPerRoute, QuotaRule, QuotaSettings, QuotaStrategy, QuotaTest, RateLimitQuota};
 pub use rate_limit::{
     CLIENT_ENTRY, ClientPart, DescriptorAction, LAST_STAGE, LimitOverride, LimitUnit, MOST_HITS, PATH_ENTRY, RateLimit,

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::id::{ClusterName, RouteName};
 use crate::model::{
-    FilterConfig, Fraction, FullRegex, HashPolicy, HeaderText, PathRewrite, RateLimit, RetryPolicy, StringTest,
+    FilterConfig, Fraction, FullRegex, HashPolicy, HeaderText, PathRewrite, Profile, RateLimit, RetryPolicy, StringTest,
 };
 
 /// Filter overrides by filter name (`typed_per_filter_config`).
@@ -320,9 +320,6 @@ impl Forward {
     }
 }
 
-/// Envoy's default for a route that says nothing.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
-
 impl Forward {
     /// How long a request may take on this route; `None` = as long as the caller waits.
     ///
@@ -333,11 +330,11 @@ impl Forward {
     pub fn time_limit(&self, is_grpc: bool, listener_limit: Option<Duration>) -> Option<Duration> {
         let stream = self.max_stream_duration;
         let mut stream_limit = stream.and_then(|stream| stream.limit).or(listener_limit);
-        if is_grpc {
+        let profile = Profile::of(is_grpc);
+        if profile.has_grpc_timeout {
             stream_limit = stream.and_then(|stream| stream.grpc_timeout_max).or(stream_limit);
         }
-        let default = if is_grpc { None } else { Some(DEFAULT_TIMEOUT) };
-        [self.timeout.or(default), stream_limit].into_iter().flatten().filter(|limit| !limit.is_zero()).min()
+        [self.timeout.or(profile.timeout), stream_limit].into_iter().flatten().filter(|limit| !limit.is_zero()).min()
     }
 }
 
@@ -536,7 +533,7 @@ mod tests {
         let zero = Some(Duration::ZERO);
         // (gRPC?, route timeout, stream limits, listener's limit) -> limit
         let cases = [
-            (false, None, None, None, Some(DEFAULT_TIMEOUT)),
+            (false, None, None, None, Profile::HTTP.timeout),
             (false, zero, None, None, None),
             (false, Some(2 * second), None, None, Some(2 * second)),
             (false, Some(2 * second), stream(Some(second), None), None, Some(second)),

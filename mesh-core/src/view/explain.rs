@@ -1,6 +1,8 @@
 //! Why a request goes where it goes, in words: what [`RouteTable::find`] decided, which condition each route before did not
 //! hold by, and the settings that are in force for it.
 
+mod passed;
+
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +17,12 @@ use crate::matcher::{DomainIndex, Unmet, conditions, string};
 use crate::model::{
     BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Clusters, Consecutive,
     CorsPolicy, Fault, Forward, Fraction, HeaderChange, HeaderMutations, HeaderTarget, HeaderText, HealthCheck,
-    LocalRateLimit, OutlierDetection, PathChange, RetryLimit, RetryPolicy, Route, RouteAction, SplitBy, TokenBucket,
+    OutlierDetection, PathChange, RetryLimit, RetryPolicy, Route, RouteAction, SplitBy,
 };
 use crate::request::RequestHead;
 use crate::rewrite::{location, rewrite};
+
+pub use passed::Passed;
 
 /// Why a request goes where it goes. Displays as text; [`to_json`](Explanation::to_json) has the same for programs.
 ///
@@ -60,6 +64,8 @@ pub struct Explanation {
     pub route: Option<RouteChoice>,
     /// Where it goes, by weight.
     pub clusters: Vec<ClusterChoice>,
+    /// The servers that it goes to, where something is known of what they do to requests: `mesh-control explain` says it.
+    pub servers: Vec<ServerChoice>,
     /// What else there is to know: `mesh-control explain` says it.
     pub notes: Vec<String>,
     /// Why it fails, where that is known by now.
@@ -105,8 +111,8 @@ pub struct RouteChoice {
     pub becomes: Option<String>,
     /// What goes wrong on purpose before anything else happens.
     pub fault: Option<Arc<Fault>>,
-    /// How many requests there may be, by this process's own counting.
-    pub limits: Vec<Arc<LocalRateLimit>>,
+    /// What requests pass before they are sent, in order: limits, rules, filters of the application's.
+    pub passes: Vec<Passed>,
     /// What pages of other origins may do.
     pub cors: Option<CorsPolicy>,
     /// What happens to headers, whichever cluster is chosen; where that makes a difference, the clusters say it.
@@ -137,6 +143,42 @@ pub struct ClusterChoice {
     pub origins: Vec<(&'static str, Arc<str>)>,
 }
 
+/// The servers of a cluster, and what they do to requests.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ServerChoice {
+    /// Who they are.
+    pub name: Arc<str>,
+    /// What requests pass before the application gets them, in order.
+    pub passes: Vec<Passed>,
+    /// Why they serve nobody.
+    pub problem: Option<Arc<str>>,
+}
+
+impl ServerChoice {
+    /// Servers whose requests pass nothing.
+    ///
+    /// ```
+    /// assert!(mesh_core::view::ServerChoice::new("shop/reviews").passes.is_empty());
+    /// ```
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        ServerChoice { name: name.into(), passes: Vec::new(), problem: None }
+    }
+
+    fn to_json(&self) -> Value {
+        let passes: Vec<Value> = self.passes.iter().map(Passed::to_json).collect();
+        json!({"name": &*self.name, "passes": passes, "problem": self.problem.as_deref()})
+    }
+}
+
+impl fmt::Display for ServerChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "server {}", self.name)?;
+        self.passes.iter().try_for_each(|passed| writeln!(f, "  {passed}"))?;
+        self.problem.iter().try_for_each(|problem| writeln!(f, "  problem: {problem}"))
+    }
+}
+
 impl Explanation {
     /// That of a request which fails before any route is looked at.
     pub fn failed(request: String, error: MeshError) -> Self {
@@ -151,6 +193,7 @@ impl Explanation {
             passed_over: Vec::new(),
             route: None,
             clusters: Vec::new(),
+            servers: Vec::new(),
             notes: Vec::new(),
             error,
         }
@@ -184,7 +227,7 @@ impl Explanation {
     }
 
     /// The same for programs: an object with `request`, `outcome` (`forward`, `redirect`, `direct`, `serve`, `error`),
-    /// `virtual_host`, `passed_over`, `route`, `clusters` and `notes`. Durations are texts such as `250ms`.
+    /// `virtual_host`, `passed_over`, `route`, `clusters`, `servers` and `notes`. Durations are texts such as `250ms`.
     pub fn to_json(&self) -> Value {
         json!({
             "request": self.request,
@@ -193,6 +236,7 @@ impl Explanation {
             "passed_over": self.passed_over.iter().map(PassedOver::to_json).collect::<Vec<_>>(),
             "route": self.route.as_ref().map(RouteChoice::to_json),
             "clusters": self.clusters.iter().map(ClusterChoice::to_json).collect::<Vec<_>>(),
+            "servers": self.servers.iter().map(ServerChoice::to_json).collect::<Vec<_>>(),
             "notes": self.notes,
             "outcome": self.outcome(),
             "error": self.error(),
@@ -240,6 +284,7 @@ impl fmt::Display for Explanation {
             writeln!(f, "{route}")?;
         }
         self.clusters.iter().try_for_each(|cluster| write!(f, "{cluster}"))?;
+        self.servers.iter().try_for_each(|server| write!(f, "{server}"))?;
         self.notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))?;
         match self.error() {
             Some(error) => writeln!(f, "error: {error}"),
@@ -302,10 +347,14 @@ fn said(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
         Value::String(text) => text.clone(),
-        Value::Array(items) => items.iter().map(said).collect::<Vec<_>>().join(" and "),
+        Value::Array(items) => {
+            // Where one ends and the next begins has to be seen.
+            let item = |item: &Value| if item.is_object() { format!("({})", said(item)) } else { said(item) };
+            items.iter().map(item).collect::<Vec<_>>().join(" and ")
+        }
         Value::Object(fields) => {
             /// What names the rest.
-            const FIRST: [&str; 4] = ["policy", "status", "attempts", "on"];
+            const FIRST: [&str; 5] = ["name", "policy", "status", "attempts", "on"];
             let mut fields: Vec<(&String, &Value)> = fields.iter().collect();
             fields.sort_by_key(|(name, _)| FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len()));
             let fields = fields.into_iter().filter_map(|(name, value)| {
@@ -345,6 +394,7 @@ impl RouteChoice {
             "name": &*self.route.name,
             "origin": self.origin.as_deref(),
             "conditions": conditions(&self.route.matches),
+            "passes": self.passes.iter().map(Passed::to_json).collect::<Vec<_>>(),
         });
         let Value::Object(start) = start else { return start };
         with_settings(start, self.settings(), &self.origins)
@@ -354,9 +404,6 @@ impl RouteChoice {
         let mut all = Vec::new();
         if let Some(fault) = &self.fault {
             all.push(("fault", faults(fault)));
-        }
-        if !self.limits.is_empty() {
-            all.push(("rate_limits", self.limits.iter().map(|one| rate_limit(one)).collect()));
         }
         match &self.route.action {
             RouteAction::Forward(forward) => self.forwarded(forward, &mut all),
@@ -416,7 +463,8 @@ impl fmt::Display for RouteChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let conditions = conditions(&self.route.matches).join(", ");
         write!(f, "{}: {conditions}", titled(self.position, &self.route.name, self.origin.as_ref()))?;
-        printed(f, "  ", self.settings(), &self.origins)
+        printed(f, "  ", self.settings(), &self.origins)?;
+        self.passes.iter().try_for_each(|passed| write!(f, "\n  {passed}"))
     }
 }
 
@@ -617,28 +665,6 @@ fn faults(fault: &Fault) -> Value {
     fields(json!({"delay": delay, "abort": abort}))
 }
 
-fn rate_limit(limit: &LocalRateLimit) -> Value {
-    let bucket = |bucket: &TokenBucket| {
-        let (per_fill, interval) = (bucket.per_fill(), time(bucket.interval()));
-        json!({"at_once": bucket.max(), "requests": per_fill, "per": interval})
-    };
-    let rules = limit.rules.iter().map(|rule| {
-        let by = rule.entries.iter().map(|(key, value)| match &**value {
-            "" => key.to_string(),
-            value => format!("{key}={value}"),
-        });
-        let by: Vec<String> = by.collect();
-        let shadow = rule.is_shadow.then_some(true);
-        fields(json!({"name": &*rule.name, "by": by, "limit": bucket(&rule.bucket), "shadow": shadow}))
-    });
-    fields(json!({
-        "name": &*limit.name,
-        "limit": limit.bucket.as_ref().map(bucket),
-        "rules": rules.collect::<Vec<_>>(),
-        "enforced_percent": percent(limit.enforced.per_million()),
-    }))
-}
-
 /// What happens to headers, in the order in which it does.
 fn header_changes(changes: &HeaderMutations) -> Settings {
     let all = [
@@ -788,7 +814,7 @@ impl RouteTable {
             time_limit,
             becomes: becomes(head, route),
             fault,
-            limits: position.map(|position| self.limits_of(position)).unwrap_or_default(),
+            passes: position.map(|position| self.passed_at(position)).unwrap_or_default(),
             cors: position.and_then(|position| self.cors_of(position)),
             headers,
             origin: None,

@@ -2,15 +2,16 @@
 
 use std::time::Instant;
 
-use http::Request;
+use http::{Request, StatusCode};
 use proptest::prelude::*;
 
 use super::*;
 use crate::filter::FilterRegistry;
 use crate::fixed::route_to;
 use crate::model::{
-    Fraction, HeaderTest, HttpManager, PathTest, QueryTest, RouteConfiguration, RouteMatch, RouteSource, StringTest,
-    VirtualHost, WeightedCluster,
+    FilterConfig, Fraction, HeaderTest, HttpManager, LocalRateLimit, NamedFilter, PathTest, QueryTest, Refusal,
+    RequestRule, RequestRules, RouteConfiguration, RouteMatch, RouteSource, StringTest, TokenBucket, VirtualHost,
+    WeightedCluster,
 };
 use crate::state::States;
 
@@ -132,6 +133,47 @@ fn the_text_has_the_host_the_reasons_the_route_and_its_clusters() {
         cluster v1: weight 90\n\
         cluster v2: weight 10\n";
     assert_eq!(explained.to_string(), expected);
+}
+
+#[test]
+fn what_a_request_passes_is_told_in_its_order_by_the_word_of_its_route() {
+    let second = Duration::from_secs(1);
+    let limit = |requests| {
+        let bucket = TokenBucket::new(requests, requests, second).unwrap();
+        FilterConfig::LocalRateLimit(Arc::new(LocalRateLimit::new("calls", Some(bucket))))
+    };
+    let mut refusing = RequestRule::new("no-tenant");
+    refusing.deny = Some(Refusal::new(StatusCode::BAD_REQUEST, ""));
+    let rules = RequestRules::new(vec![refusing, RequestRule::new("all")]);
+    let own = |path: &str, filters: Vec<(&str, FilterConfig)>| {
+        let path = PathTest::Exact { value: path.to_owned(), ignore_case: false };
+        let filters = filters.into_iter().map(|(name, config)| (name.into(), config)).collect();
+        Route { matches: RouteMatch::path(path), filters, ..route_to("c") }
+    };
+    let off = vec![("rules", FilterConfig::Disabled), ("limit", FilterConfig::Disabled)];
+    let routes = vec![own("/less", vec![("limit", limit(1))]), own("/none", off), route_to("c")];
+    let config = Arc::new(RouteConfiguration::new(vec![VirtualHost::new(["*"], routes)]));
+    let mut http = HttpManager::new(RouteSource::Inline(Arc::clone(&config)));
+    http.filters = vec![
+        NamedFilter::new("limit", limit(10)),
+        NamedFilter::new("fault", FilterConfig::Fault(Arc::default())),
+        NamedFilter::new("rules", FilterConfig::RequestRules(Arc::new(rules))),
+    ];
+    let table = RouteTable::compile(config, &http, &FilterRegistry::default(), &States::default(), "l").unwrap();
+    let rules = "  rules (rules): rules (name no-tenant, refused with 400) and (name all)";
+    let rate =
+        |limit: u32| format!("  local rate limit (limit): name calls, limit at once {limit}, per 1s, requests {limit}");
+    for (path, expected) in
+        [("/", vec![rate(10), rules.to_owned()]), ("/less", vec![rate(1), rules.to_owned()]), ("/none", vec![])]
+    {
+        let parts = request(&format!("http://h{path}"), &[]);
+        let explained = table.explain(&RequestHead::of(&parts).unwrap(), &mut fastrand::Rng::with_seed(1));
+        let text = explained.to_string();
+        let passed = text.lines().filter(|line| line.starts_with("  local rate") || line.starts_with("  rules"));
+        assert_eq!(passed.collect::<Vec<_>>(), expected, "{text}");
+        let json = explained.to_json();
+        assert_eq!(json["route"]["passes"].as_array().map(Vec::len), Some(expected.len()), "{json:#}");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::balance::LoadBalancer;
 use crate::filter::FilterRegistry;
 
 pub use cluster::{ClusterView, Leaf, Pick};
-pub use explain::{ClusterChoice, Explanation, HostChoice, PassedOver, RouteChoice};
+pub use explain::{ClusterChoice, Explanation, HostChoice, Passed, PassedOver, RouteChoice, ServerChoice};
 pub use routes::{Admission, Destination, Found, RoutePosition, RouteTable};
 pub use status::EndpointStatus;
 pub use target::{RouteRef, SelectedRoute, TargetView};

@@ -18,12 +18,13 @@ use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
-    Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HeaderMutations, HttpManager, LocalRateLimit,
-    Mirror, NamedFilter, QuotaPerRoute, RateLimit, RateLimitPerRoute, Rbac, Route, RouteAction, RouteConfiguration,
-    RouteMatch, SplitBy, VirtualHost, WeightedCluster,
+    Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HeaderMutations, HttpManager, Mirror,
+    NamedFilter, QuotaPerRoute, RateLimit, RateLimitPerRoute, Rbac, Route, RouteAction, RouteConfiguration, RouteMatch,
+    SplitBy, VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
 use crate::state::States;
+use crate::view::Passed;
 
 /// The routes of a listener, compiled.
 pub struct RouteTable {
@@ -189,7 +190,7 @@ impl RouteTable {
         place: &str,
     ) -> Result<Host, Invalid> {
         let index = RouteIndex::new(host.routes.iter().map(|route| &route.matches))?;
-        let filters = builder.level(&host.filters, place)?;
+        let filters = builder.level(&host.filters, || place.to_owned())?;
         let mut routes = Vec::with_capacity(host.routes.len());
         for (position, route) in host.routes.iter().enumerate() {
             let compiled = self.compile_route(host, (position, route), known, builder, &[&filters, base], place);
@@ -207,11 +208,11 @@ impl RouteTable {
         above: &[&FilterLevel; 2],
         place: &str,
     ) -> Result<CompiledRoute, Invalid> {
-        let place = match &*route.name {
+        let place = || match &*route.name {
             "" => format!("{place}/#{position}"),
             name => format!("{place}/{name}"),
         };
-        let filters = builder.level(&route.filters, &place)?;
+        let filters = builder.level(&route.filters, place)?;
         let of_route = match &route.action {
             RouteAction::Forward(forward) => (&*forward.rate_limits, forward.includes_host_rate_limits),
             _ => (&[][..], false),
@@ -238,7 +239,7 @@ impl RouteTable {
             let authority = own.and_then(|own| own.authority.clone());
             let changes = !(request.is_empty() && response.is_empty() && authority.is_none());
             let own_filters = match own {
-                Some(own) => builder.level(&own.filters, &format!("{place}/{}", own.name))?,
+                Some(own) => builder.level(&own.filters, || format!("{}/{}", place(), own.name))?,
                 None => FilterLevel::new(),
             };
             let levels = [&own_filters, &filters, above[0], above[1]];
@@ -449,21 +450,22 @@ impl RouteTable {
         faults.find(|fault| fault.delay.is_some() || fault.abort.is_some())
     }
 
-    /// The local rate limits in force on the route at a position: its own word for each, else that of its virtual host or
-    /// the listener.
-    pub fn limits_of(&self, position: RoutePosition) -> Vec<Arc<LocalRateLimit>> {
+    /// What requests pass, in order, in words, where their route says nothing else of it.
+    pub fn passed(&self) -> Vec<Passed> {
+        self.filters.iter().filter_map(|filter| Passed::of(&filter.name, &filter.config, None)).collect()
+    }
+
+    /// The same on the route at a position: of each filter the route's own word for it, else that of its virtual host or the
+    /// listener.
+    pub fn passed_at(&self, position: RoutePosition) -> Vec<Passed> {
         let host = self.virtual_host(position);
         let route = host.and_then(|host| host.routes.get(position.route()));
         let levels = || [route.map(|route| &route.filters), host.map(|host| &host.filters)].into_iter().flatten();
-        let configs = self
-            .filters
-            .iter()
-            .map(|filter| levels().find_map(|level| level.get(&filter.name)).unwrap_or(&filter.config));
-        let limits = configs.filter_map(|config| match config {
-            FilterConfig::LocalRateLimit(limit) => Some(Arc::clone(limit)),
-            _ => None,
+        let passed = self.filters.iter().map(|filter| {
+            let own = levels().find_map(|level| level.get(&filter.name));
+            Passed::of(&filter.name, &filter.config, own)
         });
-        limits.collect()
+        passed.flatten().collect()
     }
 
     /// What pages of other origins may do on the route at a position, each level completed by the one above; `None` where that is
@@ -699,9 +701,18 @@ impl FilterBuilder<'_> {
         filters.map(|filter| Ok((Arc::clone(&filter.name), self.build(&filter.name, &filter.config, place)?))).collect()
     }
 
-    /// What a virtual host, a route or a weighted cluster says of the listener's filters.
-    fn level(&self, overrides: &BTreeMap<Arc<str>, FilterConfig>, place: &str) -> Result<FilterLevel, Invalid> {
+    /// What a virtual host, a route or a weighted cluster says of the listener's filters: mostly nothing, and then nobody asks for
+    /// its place.
+    fn level(
+        &self,
+        overrides: &BTreeMap<Arc<str>, FilterConfig>,
+        place: impl FnOnce() -> String,
+    ) -> Result<FilterLevel, Invalid> {
         let mut level = FilterLevel::new();
+        if overrides.is_empty() {
+            return Ok(level);
+        }
+        let place = &*place();
         for (name, config) in overrides {
             let Some(filter) = self.filters.iter().find(|filter| filter.name == *name) else { continue };
             let is_condition = matches!(&filter.config, FilterConfig::Rbac(rbac) if is_condition(self.filters, rbac));

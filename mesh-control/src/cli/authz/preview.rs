@@ -12,13 +12,15 @@ use serde::Serialize;
 
 use super::records::From;
 use super::suggest::REFUSES;
-use super::{Asked, Protocol, Servers, answer, plane, started};
+use super::{Asked, Protocol, Servers, answer, options};
 use crate::calls::{Protocol as Spoken, Record, Workload};
 use crate::catalog::{Client, ClientClass};
+use crate::cli::directory::Directory;
 use crate::cli::{Format, Printing};
+use crate::config::Source;
 use crate::config::file::{self, Meta, Objects};
+use crate::config::load::{self, Reach};
 use crate::config::support::ObjectKind;
-use crate::config::{Source, load};
 use crate::explain::workload::WorkloadName;
 use crate::plane::Plane;
 use crate::policy::access::{Condition, Fact, Value};
@@ -36,9 +38,8 @@ pub(super) struct Args {
     /// regular file.
     #[arg(value_name = "FILE")]
     path: PathBuf,
-    /// The directory of the configuration as it is.
-    #[arg(long, value_name = "DIR")]
-    config: PathBuf,
+    #[command(flatten)]
+    directory: Directory,
     /// As for `authz test`.
     #[arg(long)]
     federated: bool,
@@ -83,7 +84,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = super::super::runtime()?;
     let (before, after) = {
         let _entered = runtime.enter();
-        (plane(&args.config, args.federated)?, started(&args.config, args.federated)?)
+        (args.directory.plane(options(args.federated))?, args.directory.started(options(args.federated))?)
     };
     let files = files(&args.path)?;
     if files.values().all(|text| text.lines().all(|line| line.trim().is_empty() || line.starts_with(['#', '-']))) {
@@ -162,7 +163,7 @@ fn files(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
         let text = text.map_err(|unreadable| anyhow::anyhow!("cannot read {}: {}", path.display(), unreadable.why))?;
         return Ok([(path.display().to_string(), text.to_string())].into());
     }
-    let scan = load::scan(path).with_context(context)?;
+    let scan = load::scan(path, Reach::Directory).with_context(context)?;
     if scan.files.is_empty() {
         bail!("{} has no file *.yaml, *.yml or *.json", path.display());
     }

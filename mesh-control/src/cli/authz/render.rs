@@ -1,11 +1,11 @@
 //! `mesh-control authz render`: the policies that are for a workload, as filters for an Envoy that is configured by hand.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
 
 use anyhow::anyhow;
 
 use crate::catalog::{Client, ClientClass};
+use crate::cli::directory::Directory;
 use crate::cli::tell;
 use crate::explain::workload::{Workload, WorkloadName};
 
@@ -15,9 +15,8 @@ use crate::explain::workload::{Workload, WorkloadName};
 /// Who asks is known by mutual TLS, which the Envoy has to ask for; `connection.sni` needs a TLS inspector in its listener.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// The directory of the configuration.
-    #[arg(long, value_name = "DIR")]
-    config: PathBuf,
+    #[command(flatten)]
+    directory: Directory,
     /// As for `authz test`.
     #[arg(long)]
     federated: bool,
@@ -36,7 +35,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = super::super::runtime()?;
     let _entered = runtime.enter();
-    let plane = super::plane(&args.config, args.federated)?;
+    let plane = args.directory.plane(super::options(args.federated))?;
     let workload = tell(Workload::named("--to", &args.to, &args.label, &plane.snapshot())?).workload;
     let labels = workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     // It has a certificate, as the library does.

@@ -225,7 +225,12 @@ impl Deciders {
         if !of_source.contains_key(target) && of_source.len() >= MOST_REMEMBERED {
             of_source.clear();
         }
-        of_source.entry(target.to_owned()).or_insert_with(|| Seen::of_target(&self.snapshot, &client(source), target))
+        of_source.entry(target.to_owned()).or_insert_with(|| {
+            let client = client(source);
+            let mut seen = Seen::of_target(&self.snapshot, &client, target)?;
+            seen.learn_all(&self.snapshot, &client)?;
+            Ok(seen)
+        })
     }
 
     fn inbound(&mut self, asked: &Asked) -> Result<Answer, MeshError> {

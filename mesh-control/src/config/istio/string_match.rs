@@ -49,7 +49,7 @@ impl Decode for StringMatch {
 
     fn schema() -> Schema {
         let field = |name| Field { name, about: "", is_required: false, schema: Schema::Text };
-        Schema::Object(FIELDS.map(field).into())
+        Schema::OneOf(FIELDS.map(field).into())
     }
 }
 

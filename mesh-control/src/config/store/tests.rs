@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::config::load::scan;
+use crate::config::load::{Reach, scan};
 
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: 80}]}\n";
 
@@ -39,8 +39,8 @@ fn a_file_that_becomes_wrong_or_empty_keeps_its_last_good_state_visibly() {
     let mut store = Store::new(false);
     fs::write(dir.path().join("a.yaml"), SERVICE).unwrap();
     fs::write(dir.path().join("b.yml"), service("t", 81)).unwrap();
-    assert!(store.apply(scan(dir.path())));
-    assert!(!store.apply(scan(dir.path())));
+    assert!(store.apply(scan(dir.path(), Reach::Directory)));
+    assert!(!store.apply(scan(dir.path(), Reach::Directory)));
     assert_eq!(names(&store), ["s", "t"]);
 
     for (bad, starts) in [
@@ -49,18 +49,18 @@ fn a_file_that_becomes_wrong_or_empty_keeps_its_last_good_state_visibly() {
         ("", "a.yaml: warning[file]: the object that it held last stays in force"),
     ] {
         fs::write(dir.path().join("a.yaml"), bad).unwrap();
-        assert!(store.apply(scan(dir.path())));
+        assert!(store.apply(scan(dir.path(), Reach::Directory)));
         assert_eq!(names(&store), ["s", "t"], "{bad}");
         assert!(said(&store)[0].starts_with(starts), "{:?}", said(&store));
         assert!(said(&store).iter().any(|line| line.contains("stays in force")), "{bad}");
     }
 
     fs::write(dir.path().join("a.yaml"), service("u", 82)).unwrap();
-    assert!(store.apply(scan(dir.path())));
+    assert!(store.apply(scan(dir.path(), Reach::Directory)));
     assert_eq!((names(&store), said(&store).len()), (vec!["t".to_owned(), "u".to_owned()], 0));
 
     fs::remove_file(dir.path().join("a.yaml")).unwrap();
-    assert!(store.apply(scan(dir.path())));
+    assert!(store.apply(scan(dir.path(), Reach::Directory)));
     assert_eq!(names(&store), ["t"]);
 }
 
@@ -144,28 +144,28 @@ fn a_directory_that_is_emptied_or_gone_takes_nothing_away() {
     fs::create_dir(&path).unwrap();
     fs::write(path.join("a.yaml"), SERVICE).unwrap();
     let mut store = Store::new(false);
-    store.apply(scan(&path));
+    store.apply(scan(&path, Reach::Directory));
 
     fs::remove_file(path.join("a.yaml")).unwrap();
-    assert!(store.apply(scan(&path)));
+    assert!(store.apply(scan(&path, Reach::Directory)));
     assert_eq!(names(&store), ["s"]);
     assert!(said(&store)[0].starts_with("error[vanished]: every configuration file is gone"));
-    assert!(!store.apply(scan(&path)), "the alarm is raised once");
+    assert!(!store.apply(scan(&path, Reach::Directory)), "the alarm is raised once");
 
     fs::remove_dir(&path).unwrap();
-    assert!(store.apply(scan(&path)));
+    assert!(store.apply(scan(&path, Reach::Directory)));
     assert_eq!(names(&store), ["s"]);
     assert!(said(&store)[0].contains("cannot be read"));
 
     fs::create_dir(&path).unwrap();
     fs::write(path.join("b.yaml"), service("t", 1)).unwrap();
-    assert!(store.apply(scan(&path)));
+    assert!(store.apply(scan(&path, Reach::Directory)));
     assert_eq!((names(&store), said(&store).len()), (vec!["t".to_owned()], 0));
 
     let mut trusting = Store::new(true);
-    trusting.apply(scan(&path));
+    trusting.apply(scan(&path, Reach::Directory));
     fs::remove_file(path.join("b.yaml")).unwrap();
-    assert!(trusting.apply(scan(&path)));
+    assert!(trusting.apply(scan(&path, Reach::Directory)));
     assert!(names(&trusting).is_empty());
 }
 
@@ -389,10 +389,10 @@ fn a_directory_in_the_place_of_a_file_takes_nothing_away() {
     fs::write(dir.path().join("a.yaml"), SERVICE).unwrap();
     fs::write(dir.path().join("tls.yaml"), RULE).unwrap();
     let mut store = Store::new(false);
-    store.apply(scan(dir.path()));
+    store.apply(scan(dir.path(), Reach::Directory));
     fs::remove_file(dir.path().join("tls.yaml")).unwrap();
     fs::create_dir(dir.path().join("tls.yaml")).unwrap();
-    store.apply(scan(dir.path()));
+    store.apply(scan(dir.path(), Reach::Directory));
     assert_eq!((names(&store), tls(&store)), (vec!["s".to_owned()], (1, 1)));
     assert!(said(&store)[0].starts_with("tls.yaml: "), "{:?}", said(&store));
 }

@@ -1,0 +1,215 @@
+//! What a request passes besides what its route says, in words: who says who may do what, limits, rules, and filters of the
+//! application's.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{fields, header_change, percent, said, time, written};
+use crate::model::{
+    AdaptiveConcurrency, AdmissionControl, DescriptorAction, FilterConfig, Fraction, GlobalRateLimit, HeaderTarget,
+    JwtAuthentication, LocalRateLimit, OnFailure, Plugin, QuotaRule, QuotaStrategy, RateLimit, RateLimitQuota, Rbac,
+    RbacAction, RbacRules, RequestRule, RequestRules, SessionCarrier, StatefulSession, TokenBucket,
+};
+
+/// Something that a request passes: a limit, rules, policies, or a filter of the application's.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Passed {
+    /// The name of its filter, as the listener has it.
+    pub name: Arc<str>,
+    /// What it is: `local rate limit`, `quota`, `rules`.
+    pub kind: &'static str,
+    /// What it says.
+    pub settings: Value,
+    /// Where it is written, where that is known: `mesh-control explain` does.
+    pub origin: Option<Arc<str>>,
+}
+
+impl Passed {
+    /// What a filter is to a request, `own` being what its route or virtual host says in the filter's place. `None` where it is
+    /// turned off, and of what a route has for a setting of its own: faults, and what pages of other origins may do.
+    pub fn of(name: &Arc<str>, config: &FilterConfig, own: Option<&FilterConfig>) -> Option<Passed> {
+        let (kind, settings) = match (own.unwrap_or(config), config) {
+            (FilterConfig::RateLimitPerRoute(own), FilterConfig::RateLimit(limit)) => {
+                let counted = if own.rate_limits.is_empty() { &limit.rate_limits } else { &own.rate_limits };
+                ("rate limit", global_rate_limit(limit, own.domain.as_ref().unwrap_or(&limit.domain), counted))
+            }
+            (FilterConfig::QuotaPerRoute(own), FilterConfig::RateLimitQuota(quota)) => {
+                let rules = own.rules.as_ref().unwrap_or(&quota.rules);
+                ("quota", rate_limit_quota(quota, own.domain.as_ref().unwrap_or(&quota.domain), rules))
+            }
+            (FilterConfig::Fault(_) | FilterConfig::Cors(_) | FilterConfig::Disabled, _) => return None,
+            (FilterConfig::RateLimitPerRoute(_) | FilterConfig::QuotaPerRoute(_), _) => return None,
+            (FilterConfig::Jwt(tokens), _) => ("tokens", issuers(tokens)),
+            (FilterConfig::Rbac(rbac), _) => ("policies", policies(rbac)),
+            (FilterConfig::ExtAuthz(asked), _) => ("authorizer", json!({"at": &*asked.target})),
+            (FilterConfig::LocalRateLimit(limit), _) => ("local rate limit", local_rate_limit(limit)),
+            (FilterConfig::RateLimit(limit), _) => {
+                ("rate limit", global_rate_limit(limit, &limit.domain, &limit.rate_limits))
+            }
+            (FilterConfig::RateLimitQuota(quota), _) => ("quota", rate_limit_quota(quota, &quota.domain, &quota.rules)),
+            (FilterConfig::AdaptiveConcurrency(limit), _) => ("concurrency limit", concurrency(limit)),
+            (FilterConfig::AdmissionControl(throttle), _) => ("admission control", admission(throttle)),
+            (FilterConfig::StatefulSession(session), _) => ("session", sessions(session)),
+            // What stands in its configuration is the application's own.
+            (FilterConfig::Custom(name, _), _) => ("filter", json!({"name": &**name})),
+            (FilterConfig::Plugin(filter), _) => ("filter", plugin(filter)),
+            (FilterConfig::RequestRules(rules), _) => ("rules", request_rules(rules)),
+        };
+        Some(Passed { name: Arc::clone(name), kind, settings: fields(settings), origin: None })
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        json!({
+            "filter": &*self.name,
+            "kind": self.kind,
+            "settings": self.settings,
+            "origin": self.origin.as_deref(),
+        })
+    }
+}
+
+impl fmt::Display for Passed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.origin.as_ref().unwrap_or(&self.name);
+        write!(f, "{}{}: {}", self.kind, written(Some(place)), said(&self.settings))
+    }
+}
+
+fn issuers(tokens: &JwtAuthentication) -> Value {
+    json!({"of": tokens.providers.values().map(|provider| provider.issuer.as_str()).collect::<Vec<_>>()})
+}
+
+fn policies(rbac: &Rbac) -> Value {
+    let names = |rules: &RbacRules| listed(rules.policies.keys().map(|name| Value::from(&**name)).collect());
+    let of = |action| rbac.rules.as_ref().filter(|rules| rules.action == action).and_then(names);
+    let tried = rbac.shadow_rules.as_ref().and_then(names);
+    json!({"allow": of(RbacAction::Allow), "deny": of(RbacAction::Deny), "log": of(RbacAction::Log), "tried": tried})
+}
+
+fn bucket(bucket: &TokenBucket) -> Value {
+    let (per_fill, interval) = (bucket.per_fill(), time(bucket.interval()));
+    json!({"at_once": bucket.max(), "requests": per_fill, "per": interval})
+}
+
+/// A share of requests, where it is not all of them.
+fn part(share: Fraction) -> Option<f64> {
+    (share != Fraction::ALL).then(|| percent(share.per_million()))
+}
+
+fn local_rate_limit(limit: &LocalRateLimit) -> Value {
+    let rules = limit.rules.iter().map(|rule| {
+        let by = rule.entries.iter().map(|(key, value)| match &**value {
+            "" => key.to_string(),
+            value => format!("{key}={value}"),
+        });
+        let by: Vec<String> = by.collect();
+        let shadow = rule.is_shadow.then_some(true);
+        fields(json!({"name": &*rule.name, "by": by, "limit": bucket(&rule.bucket), "shadow": shadow}))
+    });
+    json!({
+        "name": &*limit.name,
+        "limit": limit.bucket.as_ref().map(bucket),
+        "rules": listed(rules.collect()),
+        "enforced_percent": part(limit.enforced),
+    })
+}
+
+/// A list that has something in it.
+fn listed(all: Vec<Value>) -> Option<Vec<Value>> {
+    (!all.is_empty()).then_some(all)
+}
+
+fn global_rate_limit(limit: &GlobalRateLimit, domain: &str, counted: &[Arc<RateLimit>]) -> Value {
+    json!({
+        "asks": &*limit.target,
+        "domain": domain,
+        "by": listed(counted.iter().map(|one| counted_by(one).into()).collect()),
+        "without_an_answer": if limit.fails_closed { "refused" } else { "passes" },
+        "enforced_percent": part(limit.enforced),
+    })
+}
+
+fn rate_limit_quota(quota: &RateLimitQuota, domain: &str, rules: &[QuotaRule]) -> Value {
+    let rules = rules.iter().map(|rule| {
+        let settings = &rule.settings;
+        let before = match settings.unassigned {
+            QuotaStrategy::AllowAll => json!("passes"),
+            QuotaStrategy::DenyAll => json!("refused"),
+            QuotaStrategy::Tokens { max, per_fill, interval } => {
+                json!({"at_once": max, "requests": per_fill, "per": time(interval)})
+            }
+        };
+        json!({"by": counted_by(&settings.bucket), "without_a_share": before})
+    });
+    json!({"domain": domain, "rules": rules.collect::<Vec<_>>(), "enforced_percent": part(quota.enforced)})
+}
+
+/// What a request is counted by.
+fn counted_by(counted: &RateLimit) -> String {
+    let entry = |action: &DescriptorAction| match action {
+        DescriptorAction::SourceCluster => "source cluster".to_owned(),
+        DescriptorAction::DestinationCluster => "destination cluster".to_owned(),
+        DescriptorAction::Header { name, .. } => format!("header {name}"),
+        DescriptorAction::Query { name, .. } => format!("query {name}"),
+        DescriptorAction::RemoteAddress | DescriptorAction::MaskedRemoteAddress { .. } => "remote address".to_owned(),
+        DescriptorAction::RemoteAddressMatch { key, value, .. }
+        | DescriptorAction::Constant { key, value }
+        | DescriptorAction::HeaderMatch { key, value, .. }
+        | DescriptorAction::QueryMatch { key, value, .. } => format!("{key}={value}"),
+        DescriptorAction::Claim { path, .. } => format!("claim {}", path.join(".")),
+        DescriptorAction::Client { .. } => "client".to_owned(),
+        DescriptorAction::PathTemplate { templates, .. } => {
+            let templates: Vec<&str> = templates.iter().map(|(text, _)| &**text).collect();
+            format!("path {}", templates.join(" or "))
+        }
+    };
+    // What says which object it is of tells requests apart no further.
+    let is_said = |action: &&DescriptorAction| !matches!(action, DescriptorAction::Constant { key, .. } if key.starts_with("mesh/"));
+    counted.actions.iter().filter(is_said).map(entry).collect::<Vec<_>>().join(" and ")
+}
+
+fn concurrency(limit: &AdaptiveConcurrency) -> Value {
+    let least = (limit.least != limit.most).then_some(limit.least);
+    json!({"most": limit.most, "least": least, "sheddable_percent": part(limit.sheddable)})
+}
+
+fn admission(throttle: &AdmissionControl) -> Value {
+    json!({
+        "window": time(throttle.window),
+        "below_percent_of_successes": percent(throttle.enough.per_million()),
+        "most_percent": percent(throttle.most.per_million()),
+    })
+}
+
+fn sessions(session: &StatefulSession) -> Value {
+    let by = match &session.carrier {
+        SessionCarrier::Cookie { name, .. } => format!("cookie {name}"),
+        SessionCarrier::Header(name) => format!("header {name}"),
+    };
+    json!({"by": by, "strict": session.is_strict})
+}
+
+fn plugin(plugin: &Plugin) -> Value {
+    let without = match plugin.on_failure {
+        OnFailure::Pass => "passes",
+        OnFailure::Refuse | OnFailure::Restart => "refused",
+    };
+    json!({"name": &*plugin.name, "where_it_cannot_run": without})
+}
+
+fn request_rules(rules: &RequestRules) -> Value {
+    let rule = |rule: &RequestRule| {
+        let changes = |target, changes: &[_]| listed(changes.iter().map(|one| header_change(one, target)).collect());
+        fields(json!({
+            "name": &*rule.name,
+            "when": rule.when.as_ref().map(|condition| condition.text()),
+            "refused_with": rule.deny.as_ref().map(|refusal| refusal.status.as_u16()),
+            "request_headers": changes(HeaderTarget::Request, &rule.request),
+            "response_headers": changes(HeaderTarget::Response, &rule.response),
+        }))
+    };
+    json!({"rules": rules.rules.iter().map(rule).collect::<Vec<_>>()})
+}
