@@ -124,8 +124,8 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
 /// Says where a filter is written, and what of it processes are not told.
 fn place(snapshot: &Snapshot, passed: &mut Passed) {
     passed.origin = snapshot.filter_origin(&passed.name).map(Arc::from);
-    if let Some(limit) = snapshot.quota_of_filter(&passed.name) {
-        passed.settings["limit"] = limit.into();
+    if let Some((limit, settings)) = snapshot.quota_of_filter(&passed.name).zip(passed.settings.as_object_mut()) {
+        settings.insert("limit".to_owned(), limit.into());
     }
 }
 

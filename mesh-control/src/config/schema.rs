@@ -73,7 +73,9 @@ impl Schema {
             Schema::Object(fields) => object(fields, reader),
             Schema::OneOf(fields) => {
                 let mut schema = object(fields, reader);
-                schema["maxProperties"] = json!(1);
+                if let Value::Object(schema) = &mut schema {
+                    schema.insert("maxProperties".to_owned(), json!(1));
+                }
                 schema
             }
         }
