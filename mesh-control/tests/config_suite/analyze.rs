@@ -319,6 +319,7 @@ annotation has commas between several, and is for all that is found at its objec
 | option | |
 | --- | --- |
 | `-f`, `--filename` | files and directories, as they may stand without it; all of them are one configuration |
+| `-R`, `--recursive` | directories below these are read, too |
 | `--mesh-config`, `--trust-domain`, `--dev` | as for `serve`: with `--dev`, the control plane issues certificates |
 | `--output-threshold`, `--failure-threshold` | `info`, `warning`, `error`: what is told (`info`), and for what the exit code is 1 (`error`) |
 | `-o json` | an object a line: `code`, `kind` (our own word), `severity`, `resource`, `field`, `file`, `line`, `column`, `message`, `fixable` |
@@ -327,7 +328,8 @@ annotation has commas between several, and is for all that is found at its objec
 | `--fix` | writes what is clear: a mistyped field, a number that has to be a text, a word in the wrong case. Only these words change, comments and layout stay; the rest is told |
 
 Editors find much of it while one writes: `mesh-control schema` prints JSON Schema of all kinds ([schemas/mesh.json](../schemas/mesh.json)), and `mesh-control schema -o
-crd` the CustomResourceDefinitions of those that are our own. With yaml-language-server, a first line of a file names it:
+crd` the CustomResourceDefinitions of those that are our own. They know fields, types, words and bounds; what goes by more than one field, or
+is in a language of its own (hosts, expressions), `validate` alone finds. With yaml-language-server, a first line of a file names it:
 
 ```yaml
 # yaml-language-server: $schema=../schemas/mesh.json
