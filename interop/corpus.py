@@ -22,11 +22,6 @@ KINDS = (
     "GRPCRoute",
     "ReferenceGrant",
     "Telemetry",
-    "RateLimit",
-    "Overload",
-    "Quota",
-    "RequestRules",
-    "WasmPlugin",
 )
 WORDS = [line.split(" ", 1) for line in (FOLDER / "words.txt").read_text().splitlines()]
 
