@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::super::node::Node;
+use crate::config::node::Node;
 
 /// What some workloads are known by.
 #[derive(Clone, Debug, PartialEq, Eq)]
