@@ -433,6 +433,7 @@ pub(super) fn passthrough() -> cluster::Cluster {
         lb_policy: LbPolicy::ClusterProvided.into(),
         circuit_breakers: Some(circuit_breakers(&TrafficPolicy::default())),
         typed_extension_protocol_options: callers_http(),
+        lrs_server: Some(its_own_server()),
         ..Default::default()
     }
 }

@@ -240,6 +240,22 @@ async fn requests_for_which_no_endpoint_is_picked_are_failing_edges() {
 }
 
 #[tokio::test]
+async fn calls_that_pass_by_the_mesh_are_an_edge_of_their_own() {
+    let control = Control::start(Options::default()).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let app = axum::Router::new().route("/", axum::routing::get(|| async { "outside" }));
+    tokio::spawn(axum::serve(listener, app).into_future());
+    let web = control.mesh("web", "v1");
+    for (path, expected) in [("", 200), ("", 200), ("nowhere", 404)] {
+        assert_eq!(web.client().get(format!("http://{at}/{path}")).await.unwrap().status().as_u16(), expected);
+    }
+    let edge = control.edge("shop/web/v1", "PassthroughCluster", 3).await;
+    assert_eq!((&edge["error_rate"], &edge["mutual_tls"]), (&json!(0.0), &json!(0.0)), "{edge}");
+    assert!(edge["p50_ms"].as_f64() > Some(0.0), "{edge}");
+}
+
+#[tokio::test]
 async fn the_console_is_guarded_against_what_its_pages_hold_and_answers_its_own_questions() {
     let control = Control::start(Options::default()).await;
     for (path, kind) in [

@@ -204,26 +204,38 @@ impl ClusterState {
         }
         for locality in &endpoints.localities {
             for endpoint in &locality.endpoints {
-                let state = self.endpoint(&endpoint.id, endpoint.mutual_tls);
-                if !cluster.reports_load {
-                    // Most never were, and then nothing is written.
-                    if state.traffic.load().is_some() {
-                        state.traffic.store(None);
-                    }
-                    continue;
-                }
                 let is_secured = match &cluster.tls {
                     ClusterTls::Mutual(_) => true,
                     ClusterTls::MutualWhereMarked(_) => endpoint.mutual_tls,
                     ClusterTls::None | ClusterTls::Files(_) | ClusterTls::Unusable(_) => false,
                 };
-                let key = (locality.locality.clone(), is_secured);
-                let counts =
-                    self.traffic.of(cluster, &self.shared, |of| Arc::clone(of.localities.entry(key).or_default()));
-                if !state.traffic.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, &counts)) {
-                    state.traffic.store(Some(counts));
-                }
+                let state = self.endpoint(&endpoint.id, endpoint.mutual_tls);
+                self.report(cluster, &state, &locality.locality, is_secured);
             }
+        }
+    }
+
+    /// The same of an endpoint that is known by nothing but its caller's word.
+    #[inline]
+    pub(crate) fn note_visited(&self, cluster: &Cluster, endpoint: &EndpointState) {
+        if cluster.reports_load != endpoint.traffic.load().is_some() {
+            self.report(cluster, endpoint, &Locality::default(), false);
+        }
+    }
+
+    /// Requests to this endpoint are counted from now on as of this locality, or not any more.
+    fn report(&self, cluster: &Cluster, endpoint: &EndpointState, locality: &Locality, is_secured: bool) {
+        if !cluster.reports_load {
+            // Most never were, and then nothing is written.
+            if endpoint.traffic.load().is_some() {
+                endpoint.traffic.store(None);
+            }
+            return;
+        }
+        let key = (locality.clone(), is_secured);
+        let counts = self.traffic.of(cluster, &self.shared, |of| Arc::clone(of.localities.entry(key).or_default()));
+        if !endpoint.traffic.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, &counts)) {
+            endpoint.traffic.store(Some(counts));
         }
     }
 

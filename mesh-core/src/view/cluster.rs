@@ -368,7 +368,9 @@ impl ClusterView {
             let id =
                 id.ok_or_else(|| error(ErrorKind::BadRequest, "the authority is no address to pass through to"))?;
             let max = cluster.circuit_breakers.max_requests;
-            let in_flight = state.visit(&id).enter_within(max).ok_or_else(|| overflow(cluster, max))?;
+            let endpoint = state.visit(&id);
+            state.note_visited(cluster, &endpoint);
+            let in_flight = endpoint.enter_within(max).ok_or_else(|| overflow(cluster, max))?;
             return Ok(Pick { cluster, leaf: 0, priority: 0, in_flight });
         }
         if let [Leaf { cluster, .. }] = self.leaves.as_slice()

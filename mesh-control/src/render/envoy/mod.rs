@@ -69,7 +69,7 @@ pub(super) fn special(name: &str) -> Option<pb::Cluster> {
             cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
             ..Default::default()
         }),
-        PASSTHROUGH => Some(library::passthrough()),
+        PASSTHROUGH => Some(pb::Cluster { lrs_server: None, ..library::passthrough() }),
         _ => None,
     }
 }

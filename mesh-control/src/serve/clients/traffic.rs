@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterStats;
-use mesh_core::model::BLACK_HOLE_CLUSTER;
+use mesh_core::model::{BLACK_HOLE_CLUSTER, PASSTHROUGH_CLUSTER};
 use mesh_core::telemetry::BOUNDS;
 use mesh_core::workload::{Workload, said};
 use mesh_core::xds::load_stats::Details;
@@ -86,10 +86,13 @@ pub(crate) struct Callee {
 
 impl Callee {
     /// What a cluster of a client leads to. Others than those of services are nobody's business here, but for the one of calls that
-    /// lead nowhere: those are of the `host` that was meant, where that is known.
+    /// lead nowhere, which are of the `host` that was meant, where that is known, and the one of calls that pass by the mesh.
     fn of(cluster: &str, host: impl FnOnce() -> Option<Arc<str>>) -> Option<Callee> {
         if cluster == BLACK_HOLE_CLUSTER {
             return Some(Callee { host: host().unwrap_or_else(|| cluster.into()), subset: Arc::default() });
+        }
+        if cluster == PASSTHROUGH_CLUSTER {
+            return Some(Callee { host: cluster.into(), subset: Arc::default() });
         }
         let ClusterKey { host, subset, .. } = ClusterKey::parse(cluster)?;
         let is_name = |text: &str| text.len() <= MOST_NAME && text.bytes().all(|byte| byte.is_ascii_graphic());
