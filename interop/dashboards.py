@@ -1,7 +1,8 @@
 """What Istio's stock dashboards ask Prometheus for, made from the few shapes that their queries have.
 
-Each query is (dashboard, what it shows, the query, whose it is): "data" is answered by workloads, "control" by mesh-control,
-and "machine" by what watches containers and processes, which is no part of a mesh. Variables are as in the dashboards.
+Each query is (dashboard, what it shows, the query, whose it is): "data" is answered by workloads or by mesh-control, "control" is about
+what mesh-control does not count, and "machine" is answered by what watches containers and processes, which is no part of a mesh.
+Variables are as in the dashboards.
 """
 
 SECURED = [("mutual TLS", '="mutual_tls"', '=~"spiffe.*"'), ("not by mutual TLS", '!="mutual_tls"', '!~"spiffe.*"')]
@@ -102,15 +103,15 @@ def workload():
 
 def control_plane():
     """What is known of them: the metrics and labels that their 23 queries are about."""
-    yield "versions", 'sum(istio_build{component="pilot"}) by (tag)', "control"
-    yield "connected clients", "sum(pilot_xds)", "control"
-    yield "pushes by type", "sum(irate(pilot_xds_pushes[1m])) by (type)", "control"
+    yield "versions", 'sum(istio_build{component="pilot"}) by (tag)', "data"
+    yield "connected clients", "sum(pilot_xds)", "data"
+    yield "pushes by type", "sum(irate(pilot_xds_pushes[1m])) by (type)", "data"
     yield "push time", "sum(rate(pilot_xds_push_time_bucket[1m])) by (le)", "control"
-    yield "size of pushes", "sum(rate(pilot_xds_config_size_bytes_bucket[1m])) by (le)", "control"
-    yield "what pushes are made for", "sum(rate(pilot_push_triggers[1m])) by (type)", "control"
+    yield "size of pushes", "sum(rate(pilot_xds_config_size_bytes_bucket[1m])) by (le)", "data"
+    yield "what pushes are made for", "sum(rate(pilot_push_triggers[1m])) by (type)", "data"
     for what in ("cfg", "reg"):
         yield f"events: {what}", f"sum(rate(pilot_k8s_{what}_events[1m])) by (type, event)", "control"
-    yield "rejected by clients", "sum(pilot_total_xds_rejects) by (type)", "control"
+    yield "rejected by clients", "sum(pilot_total_xds_rejects) by (type)", "data"
     yield "internal errors", "pilot_total_xds_internal_errors", "control"
     for what in ("passed", "failed"):
         yield f"validation {what}", f"sum(rate(galley_validation_{what}[1m]))", "control"

@@ -25,6 +25,7 @@ import corpus
 import decisions
 import hashing
 import kubernetes
+import large
 import limits
 import matrix
 import mutual
@@ -585,6 +586,7 @@ def main():
     parser.add_argument("--peers", type=pathlib.Path, required=True, help="where interop/run has put other people's clients")
     parser.add_argument("--dashboards", action="store_true", help="write docs/dashboards.md anew, and do nothing else")
     parser.add_argument("--screenshots", type=pathlib.Path, help="looks at the console only, and writes its pictures to this folder")
+    parser.add_argument("--large", action="store_true", help="only the console, with 500 services and 2,000 workloads: what it costs")
     parser.add_argument("--kubernetes", action="store_true", help="only what there is with the API server of Kubernetes: tokens, and a cluster as the configuration")
     parser.add_argument("--tables", type=int, help="compares routes with Envoy's only, of so many random tables")
     parser.add_argument("--seed", type=int, default=routing.SEED, help="what these are made from")
@@ -601,6 +603,8 @@ def main():
                 prometheus.Metrics(suite, Failure).run(write=True)
             elif args.screenshots:
                 console.Console(suite, Failure, args.screenshots.resolve()).run()
+            elif args.large:
+                large.Large(suite, Failure).run()
             elif args.kubernetes:
                 kubernetes.Kubernetes(suite, Failure).run()
             elif args.tables:

@@ -1,9 +1,11 @@
 //! `mesh-control trace` as people run it, against a server in a process of its own.
 
+use std::time::{Duration, Instant};
+
 use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::Mesh;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
 use crate::process::{Control, gone, output, text};
 use crate::support::PATIENCE;
@@ -19,6 +21,16 @@ async fn post(status: &str, path: &str, content_type: &str, body: &str) -> Strin
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer.lines().next().unwrap_or_default().to_owned()
+}
+
+/// The workload `web`, a process of so many.
+fn web(xds: &str, number: usize) -> Mesh {
+    let bootstrap = Bootstrap::new(xds)
+        .node_id(format!("mesh~127.0.0.1~web-{number}.shop~shop.svc.cluster.local"))
+        .metadata("NAMESPACE", "shop")
+        .metadata("WORKLOAD_NAME", "web")
+        .metadata("LABELS", json!({"app": "web"}));
+    Mesh::builder().source(XdsSource::new(bootstrap)).cold_start_wait(PATIENCE).start().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -38,12 +50,7 @@ async fn trace_says_why_a_request_went_as_it_went_and_no_page_of_a_browser_can_a
         assert!(answer.contains(expected), "{content_type} {body}: {answer}");
     }
 
-    let bootstrap = Bootstrap::new(xds.to_string())
-        .node_id("mesh~127.0.0.1~web-7.shop~shop.svc.cluster.local")
-        .metadata("NAMESPACE", "shop")
-        .metadata("WORKLOAD_NAME", "web")
-        .metadata("LABELS", json!({"app": "web"}));
-    let mesh = Mesh::builder().source(XdsSource::new(bootstrap)).cold_start_wait(PATIENCE).start().unwrap();
+    let mesh = web(&xds.to_string(), 7);
     for form in ["json", "text"] {
         let status = status.clone();
         let trace = tokio::task::spawn_blocking(move || {
@@ -77,4 +84,50 @@ async fn trace_says_why_a_request_went_as_it_went_and_no_page_of_a_browser_can_a
         let why = text(&out.stderr);
         assert!(out.status.code() == Some(1) && why.contains(expected), "{wanted:?}: {why}");
     }
+}
+
+/// From the question to the last of them that looks for the request.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a bar of an optimised build: .ci/nightly followed"]
+async fn two_hundred_processes_follow_within_two_seconds() {
+    const PROCESSES: usize = 200;
+    let dir = gone();
+    let (_control, xds, status) = Control::listening(dir.path());
+    let all: Vec<Mesh> = (0..PROCESSES).map(|number| web(&xds.to_string(), number)).collect();
+    for mesh in &all {
+        // Who has called nobody has no stream.
+        _ = mesh.client().get("http://gone.example.com/").await;
+    }
+    let body = r#"{"from": "shop/web", "to": "gone.example.com", "where": ["path /nothing"]}"#;
+    let mut times = Vec::new();
+    while times.len() < 5 {
+        let asked = Instant::now();
+        let mut stream = tokio::net::TcpStream::connect(&status).await.unwrap();
+        let length = body.len();
+        let head = "POST /trace HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json";
+        let request = format!("{head}\r\ncontent-length: {length}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut lines = tokio::io::BufReader::new(stream).lines();
+        let armed = loop {
+            let line = lines.next_line().await.unwrap().expect("it says how many there are");
+            if line.contains("\"armed\"") {
+                break line;
+            }
+        };
+        while all.iter().any(|mesh| !mesh.store().live_traces().is_armed()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let took = asked.elapsed();
+        drop(lines);
+        while all.iter().any(|mesh| mesh.store().live_traces().is_armed()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // The last stream may have come meanwhile.
+        if armed.contains(&format!("\"processes\":{PROCESSES}")) {
+            times.push(took);
+        }
+    }
+    times.sort();
+    println!("{PROCESSES} processes follow after {times:?}");
+    assert!(times.iter().all(|time| *time <= Duration::from_secs(2)), "{times:?}");
 }
