@@ -98,7 +98,8 @@ fn client_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
             return;
         }
         if events(hop, "filter").any(|filter| text(filter, "outcome") == "answered") {
-            causes.push(format!("a filter of the route answered {}: {route}", answer(hop)));
+            let by = limit(hop).unwrap_or_else(|| "a filter of the route".to_owned());
+            causes.push(format!("{by} answered {}: {route}", answer(hop)));
             return;
         }
         match server {
@@ -128,7 +129,7 @@ fn client_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
             causes.push(route);
         }
         "Timeout" => {
-            causes.push(too_late(routed, error, endpoint, hop, server));
+            causes.push(too_late(hops, routed, error, endpoint, hop, server));
             causes.push(route);
         }
         "Overflow" => {
@@ -136,8 +137,11 @@ fn client_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
             causes.push(route);
         }
         _ => {
-            causes.push(error.to_owned());
-            if let Some(server) = server.filter(|server| has_failed(server)) {
+            causes.push(match server {
+                Some(server) => format!("{} has the request, and gave no answer: {error}", who(server)),
+                None => error.to_owned(),
+            });
+            if let Some(server) = server.filter(|server| has_failed(server) && status(server) != 0) {
                 failed(hops, server, causes, depth + 1);
             }
             causes.push(route);
@@ -157,8 +161,17 @@ fn server_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
         });
         return;
     }
-    if events(hop, "authorizer").next().is_some() {
-        causes.push(format!("{} answered {}: an authorizer refused it", who(hop), answer(hop)));
+    if let Some(authorizer) = events(hop, "authorizer").next() {
+        let why = match text(authorizer, "no_answer") {
+            "" => "an authorizer refused it".to_owned(),
+            why => format!("an authorizer gave no answer: {why}"),
+        };
+        causes.push(format!("{} answered {}: {why}", who(hop), answer(hop)));
+        return;
+    }
+    if let Some(direct) = events(hop, "answered by the configuration").next() {
+        let why = text(direct, "body");
+        causes.push(format!("{} answered {}, as its configuration says: {why}", who(hop), answer(hop)));
         return;
     }
     if let Some(failure) = failure(hop) {
@@ -175,6 +188,7 @@ fn server_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
             "" => "a filter",
             details => details,
         };
+        let by = limit(hop).unwrap_or_else(|| by.to_owned());
         causes.push(format!("{} answered {} before its application: {by}", who(hop), answer(hop)));
         return;
     }
@@ -182,7 +196,30 @@ fn server_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
     if let Some(onward) = made(hops, hop, None).rev().find(|made| has_failed(made)) {
         failed(hops, onward, causes, depth + 1);
     }
-    causes.push(format!("the application of {} answered {} after {}", who(hop), answer(hop), took(hop)));
+    let rewritten = rewritten(hops, hop).unwrap_or_default();
+    causes.push(format!("the application of {} answered {} after {}{rewritten}", who(hop), answer(hop), took(hop)));
+}
+
+/// The limit that a request was over, by its name and its rule's.
+fn limit(hop: &Value) -> Option<String> {
+    let is_over = |limit: &&Value| limit.get("is_within").and_then(Value::as_bool) == Some(false);
+    let found =
+        ["rate limit", "quota"].into_iter().find_map(|what| Some((what, events(hop, what).rev().find(is_over)?)));
+    let (what, limit) = found?;
+    let rule = match text(limit, "rule") {
+        "" => String::new(),
+        rule => format!(", rule {rule}"),
+    };
+    Some(format!("the {what} {}{rule}", text(limit, "limit")))
+}
+
+/// What a route has made of the path, where a server was asked for another one than its client.
+fn rewritten(hops: &[Value], hop: &Value) -> Option<String> {
+    let (of, _) = parent(hop)?;
+    let client = hops.iter().find(|one| text(one, "hop") == of)?;
+    let (asked, got) = (text(client, "path"), text(hop, "path"));
+    let routed = events(client, "routed").next_back().filter(|_| asked != got)?;
+    Some(format!(", to {got}, which is made of {asked}: {}", route_of(routed)))
 }
 
 /// What failed on the way of a request that did not: somebody did without it.
@@ -203,6 +240,8 @@ fn went_well(hops: &[Value], first: &Value, causes: &mut Vec<String>) {
         let routed = events(delayed, "routed").next_back();
         let route = routed.map(route_of).unwrap_or_default();
         causes.push(format!("it was delayed by a fault that is injected: {}", setting(routed, "fault", &route)));
+    } else if let Some(cut) = cut_short(hops) {
+        causes.push(cut);
     } else if let Some(slow) = hops.iter().rev().find(|hop| is_most(number(hop, "took_ms"))) {
         causes.push(match text(slow, "side") {
             "server" => format!("the application of {} took {} of {whole:.0} ms", who(slow), took(slow)),
@@ -213,7 +252,11 @@ fn went_well(hops: &[Value], first: &Value, causes: &mut Vec<String>) {
         });
     }
     if let Some(routed) = events(first, "routed").next_back() {
-        causes.push(route_of(routed));
+        causes.push(match (text(first, "details"), status(first)) {
+            ("direct_response", 300..400) => format!("the route redirects it: {}", route_of(routed)),
+            ("direct_response", status) => format!("the route answers {status} itself: {}", route_of(routed)),
+            _ => route_of(routed),
+        });
         if let Some(picked) = events(first, "picked").next_back() {
             let others = routed.get("endpoints").and_then(Value::as_array).map_or(0, Vec::len);
             causes.push(format!("endpoint {} was picked, of {others} that there are", text(picked, "endpoint")));
@@ -222,6 +265,20 @@ fn went_well(hops: &[Value], first: &Value, causes: &mut Vec<String>) {
     } else {
         causes.push(format!("{} answered {}", who(first), answer(first)));
     }
+}
+
+/// An answer that began and did not come to its end: by whom. What its caller left unread is nobody's fault.
+fn cut_short(hops: &[Value]) -> Option<String> {
+    let is_cut = |hop: &&Value| {
+        hop.get("complete").and_then(Value::as_bool) == Some(false)
+            && failure(hop).is_none()
+            && text(hop, "details") != "downstream_remote_disconnect"
+    };
+    let cut = hops.iter().rev().find(is_cut)?;
+    Some(match text(cut, "side") {
+        "server" => format!("the answer of {} ended too early, after {}", who(cut), took(cut)),
+        _ => format!("the answer to {} ended too early, after {}: {}", who(cut), took(cut), text(cut, "details")),
+    })
 }
 
 /// Tries that came to nothing before the last one.
@@ -320,12 +377,24 @@ fn endpoints(routed: Option<&Value>) -> String {
 }
 
 /// Where the time went of a request that was too late.
-fn too_late(routed: Option<&Value>, error: &str, endpoint: &str, hop: &Value, server: Option<&Value>) -> String {
-    let timeout = routed.and_then(|routed| routed.pointer("/explanation/route/timeout")?.as_str());
-    let place = routed.and_then(|routed| routed.pointer("/explanation/route/origins/timeout")?.as_str());
-    let limit = match (timeout, place) {
-        (Some(timeout), Some(place)) => format!("; its route gives it {timeout} ({place})"),
-        (Some(timeout), None) => format!("; its route gives it {timeout}"),
+fn too_late(
+    hops: &[Value],
+    routed: Option<&Value>,
+    error: &str,
+    endpoint: &str,
+    hop: &Value,
+    server: Option<&Value>,
+) -> String {
+    let is_try = events(hop, "attempt failed").next_back().is_some_and(|event| text(event, "kind") == "Timeout");
+    let setting =
+        |name: &str| routed.and_then(|routed| routed.pointer(&format!("/explanation/route/{name}"))?.as_str());
+    let (name, gives) = match setting("per_try_timeout").filter(|_| is_try) {
+        Some(_) => ("per_try_timeout", "gives each try"),
+        None => ("timeout", "gives it"),
+    };
+    let limit = match (setting(name), setting(&format!("origins/{name}"))) {
+        (Some(timeout), Some(place)) => format!("; its route {gives} {timeout} ({place})"),
+        (Some(timeout), None) => format!("; its route {gives} {timeout}"),
         (None, _) => String::new(),
     };
     let waited = took(hop);
@@ -333,12 +402,24 @@ fn too_late(routed: Option<&Value>, error: &str, endpoint: &str, hop: &Value, se
         events(hop, "connecting").next_back().is_none() || events(hop, "connected").next_back().is_some();
     match (endpoint, server) {
         ("", _) => format!("it was too late before there was an endpoint: {error}{limit}"),
-        (_, Some(server)) => {
-            format!("the application of {} at {endpoint} had not answered after {waited}{limit}", who(server))
-        }
+        (_, Some(server)) => match waited_for(hops, server, 0) {
+            Some(last) => format!(
+                "the application of {} had not answered {}, at {endpoint}, after {waited}{limit}",
+                who(last),
+                who(server)
+            ),
+            None => format!("the application of {} at {endpoint} had not answered after {waited}{limit}", who(server)),
+        },
         (_, None) if !has_connection => format!("endpoint {endpoint} had no connection after {waited}{limit}"),
         (_, None) => format!("endpoint {endpoint} had not answered after {waited}{limit}"),
     }
+}
+
+/// The last server in a row of those that waited for each other, where one did not answer either.
+fn waited_for<'h>(hops: &'h [Value], server: &Value, depth: usize) -> Option<&'h Value> {
+    let onward = made(hops, server, None).rev().find(|made| has_failed(made) && depth < 32)?;
+    let next = made(hops, onward, None).rev().find(|made| status(made) == 0)?;
+    waited_for(hops, next, depth + 1).or(Some(next))
 }
 
 fn gave_up(hop: &Value, endpoint: &str, server: Option<&Value>) -> String {

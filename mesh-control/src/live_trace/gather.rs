@@ -71,8 +71,13 @@ impl Gathering {
     pub(crate) fn next(&mut self, has_to_do: bool) -> Option<Traced> {
         let made = self.made();
         let begun = self.hops.iter().enumerate().filter(|(_, (_, hop))| is_first(hop));
+        let begun = begun.map(|(first, _)| self.follow(first, &made));
+        // Who was given up soon hears of it, and then tells what it waited for itself.
+        let is_over = |placed: &[(usize, u64)]| {
+            placed.iter().all(|(at, _)| self.hops.get(*at).is_none_or(|(_, hop)| !is_unfinished(hop)))
+        };
         let (placed, complete) =
-            begun.map(|(first, _)| self.follow(first, &made)).find(|(_, complete)| *complete || has_to_do)?;
+            begun.into_iter().find(|(placed, complete)| has_to_do || *complete && is_over(placed))?;
         let mut left: Vec<Option<(u64, Value)>> = std::mem::take(&mut self.hops).into_iter().map(Some).collect();
         let mut hops = Vec::with_capacity(placed.len());
         for (at, depth) in placed {
@@ -177,6 +182,16 @@ mod tests {
         let traced = gathering.next(false).unwrap();
         assert_eq!((order(&traced), traced.complete), (vec![("a", 0), ("b", 1), ("c", 2)], true));
         assert!(gathering.next(true).is_none(), "it is told once");
+        // A server that was given up: it soon tells what it waited for itself.
+        let sent = json!([{"what": "picked", "attempt": 1}, {"what": "sent", "attempt": 1}, {"what": "failed"}]);
+        gathering.add(1, hop("e", "client", None, sent));
+        let mut given_up = hop("f", "server", Some(("e", 1)), json!([]));
+        given_up["unfinished"] = true.into();
+        gathering.add(1, given_up.clone());
+        assert!(gathering.next(false).is_none(), "it is not over");
+        given_up["unfinished"] = false.into();
+        gathering.add(1, given_up);
+        assert!(gathering.next(false).unwrap().complete);
         gathering.add(1, hop("d", "client", None, answered()));
         assert!(gathering.has_begun() && gathering.next(false).is_none());
         assert!(!gathering.next(true).unwrap().complete);

@@ -16,7 +16,7 @@ use serde_json::json;
 use tower_layer::Layer;
 
 use crate::access_logs::columns;
-use crate::support::{introduced, nobody};
+use crate::support::{introduced, mesh_settings, nobody};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -248,4 +248,67 @@ spec: {{host: reviews, trafficPolicy: {{connectionPool: {{http: {{http2MaxReques
     let columns = world.next(0).await;
     let details = "upstream_reset_before_response_started{overflow}";
     assert_eq!(told(&columns)[1..], ["503", "UO", details], "{columns:?}");
+}
+
+#[tokio::test]
+async fn what_servers_and_endpoints_refuse_or_break_off_has_its_flags_and_details() {
+    let closing = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = closing.local_addr().unwrap();
+    tokio::spawn(async move {
+        use tokio::io::AsyncReadExt;
+        // It takes the request, and closes.
+        while let Ok((mut stream, _)) = closing.accept().await {
+            _ = stream.read(&mut [0; 1024]).await;
+        }
+    });
+    let gate = nobody().await;
+    let entry = |name: &str, at: std::net::SocketAddr| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{hosts: [{name}.example.com], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], \
+             endpoints: [{{address: {}, ports: {{http: {}}}}}]}}\n",
+            at.ip(),
+            at.port()
+        )
+    };
+    let more = [
+        entry("closing", at),
+        entry("gate", gate),
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: others, namespace: shop}\n\
+         spec:\n  hosts: [closing.example.com]\n  http:\n  \
+         - {name: undefined, match: [{uri: {prefix: /undefined}}], route: [{destination: {host: reviews, subset: v9}}]}\n  \
+         - {name: closes, retries: {attempts: 0}, route: [{destination: {host: closing.example.com}}]}\n"
+            .to_owned(),
+        "---\napiVersion: policy.mesh-control/v1alpha1\nkind: RateLimit\nmetadata: {name: one, namespace: shop}\n\
+         spec: {selector: {matchLabels: {app: reviews}}, rules: [{name: all, match: {path: /stream}, limit: {requests: 1, per: 1h}}]}\n"
+            .to_owned(),
+        "---\napiVersion: policy.mesh-control/v1alpha1\nkind: RequestRules\nmetadata: {name: closed, namespace: shop}\n\
+         spec: {selector: {matchLabels: {app: reviews}}, rules: [{name: nobody, when: \"request.url_path == '/slow'\", deny: {}}]}\n"
+            .to_owned(),
+        mesh_settings("extensionProviders:\n- name: gate\n  envoyExtAuthzHttp: {service: gate.example.com, port: 80}\n"),
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: gate, namespace: shop}\n\
+         spec: {selector: {matchLabels: {app: reviews}}, action: CUSTOM, provider: {name: gate}, rules: [{to: [{operation: {paths: [/sgate]}}]}]}\n"
+            .to_owned(),
+    ];
+    let world = World::start(&more.concat()).await;
+    world.send(http::Request::get("http://reviews.shop/stream")).await;
+    assert_eq!((&*world.next(0).await[2], &*world.next(1).await[2]), ("200", "200"), "there is one");
+    for (uri, client, server) in [
+        ("http://reviews.shop/stream", ["429", "-", "via_upstream"], Some(["429", "RL", "request_rate_limited"])),
+        ("http://reviews.shop/slow", ["403", "-", "via_upstream"], Some(["403", "-", "request_rule[nobody]"])),
+        ("http://reviews.shop/sgate", ["403", "-", "via_upstream"], Some(["403", "UAEX", "ext_authz_error"])),
+        (
+            "http://closing.example.com/",
+            ["503", "UC", "upstream_reset_before_response_started{connection_termination}"],
+            None,
+        ),
+        ("http://closing.example.com/undefined", ["503", "NC", "cluster_not_found"], None),
+    ] {
+        world.send(http::Request::get(uri)).await;
+        let columns = world.next(0).await;
+        assert_eq!(told(&columns)[1..], client, "{uri}: {columns:?}");
+        let Some(expected) = server else { continue };
+        let columns = world.next(1).await;
+        assert_eq!(told(&columns)[1..], expected, "{uri} on the server: {columns:?}");
+    }
 }

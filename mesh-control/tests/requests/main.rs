@@ -17,6 +17,7 @@ mod log_columns;
 mod mirroring;
 mod objects;
 mod outliers;
+mod planted;
 mod plugins;
 mod reported;
 mod request_rules;

@@ -61,12 +61,19 @@ pub struct Denial {
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
+    /// Where nobody has refused it, why there was no answer: for people.
+    pub no_answer: Option<Box<str>>,
 }
 
 impl Denial {
     /// A refusal with this status.
     pub fn new(status: StatusCode) -> Self {
-        Denial { status, headers: HeaderMap::new(), body: Bytes::new() }
+        Denial { status, headers: HeaderMap::new(), body: Bytes::new(), no_answer: None }
+    }
+
+    /// What is answered where there was no answer, for this reason.
+    pub fn without_answer(status: StatusCode, body: impl Into<Bytes>, why: impl Into<Box<str>>) -> Self {
+        Denial { body: body.into(), no_answer: Some(why.into()), ..Denial::new(status) }
     }
 }
 

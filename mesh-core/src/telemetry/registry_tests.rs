@@ -127,30 +127,34 @@ fn failures_have_the_code_that_is_made_of_them_and_envoys_flags() {
 }
 
 #[test]
-fn a_day_of_churn_leaves_no_more_than_the_endpoints_that_there_are() {
+fn a_day_of_churn_among_ten_thousand_endpoints_leaves_no_more_than_there_are() {
+    const ENDPOINTS: u32 = 10_000;
+    const REPLICAS: u32 = 10;
     let began = Instant::now();
-    let (metrics, service) = (metrics(began), reviews());
-    // 10,000 endpoints, of which each hour half are replaced; each is a workload of its own.
-    let cluster = ClusterState::default();
-    let fresh =
-        |number: u32| endpoint(&cluster, &format!("10.0.0.1:{}", number % 60_000 + 1), &format!("w{number};shop;;;"));
-    let mut present: std::collections::VecDeque<_> = (0..1_000).map(fresh).collect();
-    let mut next = 1_000;
-    let mut sizes = Vec::new();
-    for hour in 0..24 {
-        let now = began + Duration::from_secs(3600 * hour);
-        present.iter().for_each(|one| metrics.record(&answered(now, one, &service, 200), now));
-        sizes.push(metrics.gather(now + Duration::from_secs(3599)).len());
-        for _ in 0..500 {
+    let (metrics, service, cluster) = (metrics(began), reviews(), ClusterState::default());
+    let fresh = |number: u32| {
+        let at = std::net::SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + number), 80));
+        endpoint(&cluster, &at.to_string(), &format!("w{};shop;;;", number / REPLICAS))
+    };
+    let mut present: std::collections::VecDeque<_> = (0..ENDPOINTS).map(fresh).collect();
+    let call = |one: &Arc<EndpointState>, now| metrics.record(&answered(now, one, &service, 200), now);
+    present.iter().for_each(|one| call(one, began));
+    // Every quarter of an hour 500 endpoints of 50 workloads are replaced; it is scraped once a minute.
+    for quarter in 1..=96 {
+        let now = began + Duration::from_secs(900 * quarter);
+        for number in 0..500 {
             present.pop_front();
-            present.push_back(fresh(next));
-            next += 1;
+            present.push_back(fresh(ENDPOINTS + 500 * (quarter as u32 - 1) + number));
         }
+        present.iter().skip(ENDPOINTS as usize - 1_000).for_each(|one| call(one, now));
+        let sizes = [60, 301].map(|later| metrics.gather(now + Duration::from_secs(later)).len());
+        let ways: usize = metrics.ways.iter().map(|shard| shard.read().unwrap().len()).sum();
+        assert_eq!(sizes[1], (ENDPOINTS / REPLICAS) as usize, "{quarter}");
+        assert!(sizes[0] <= sizes[1] + 50 && ways == ENDPOINTS as usize, "{quarter}: {sizes:?}, {ways} ways");
     }
-    assert!(sizes.iter().all(|size| *size == 1_000), "{sizes:?}");
-    drop(present);
-    assert_eq!(metrics.gather(began + Duration::from_secs(3600 * 25)).len(), 0);
     assert_eq!(metrics.without_room(), 0);
+    drop(present);
+    assert_eq!(metrics.gather(began + Duration::from_secs(86_400 * 2)).len(), 0);
 }
 
 #[test]

@@ -43,7 +43,7 @@ const RULE: &str = "mesh.rule";
 const METHOD: &str = "mesh.method";
 const LOST: &str = "mesh.lost";
 /// Envoy's words in the details of a response, for who was not let in.
-const DENIED: [&str; 2] = ["rbac_access_denied", "ext_authz_denied"];
+const DENIED: [&str; 3] = ["rbac_access_denied", "ext_authz_denied", "ext_authz_error"];
 
 /// Calls of a new form are gathered for so long before they are told.
 const SOON: Duration = Duration::from_secs(1);

@@ -289,9 +289,8 @@ impl Own {
             Ok(Answer::Deny(denial)) => Err(Box::new(denial)),
             Err(why) => {
                 tracing::warn!(%listener, %why, "the application's authorizer has no word on a request, which is refused");
-                let mut denial = Denial::new(StatusCode::FORBIDDEN);
-                denial.body = Bytes::from_static(b"authorization failed");
-                Err(Box::new(denial))
+                let body = &b"authorization failed"[..];
+                Err(Box::new(Denial::without_answer(StatusCode::FORBIDDEN, body, why)))
             }
         }
     }

@@ -183,9 +183,8 @@ pub(super) fn ask(
                 Ask::Named(name) => {
                     let why = format!("the application has no authorizer {name:?} (`ServerLayer::named_authorizer`)");
                     tracing::warn!(%listener, policy = rule, why, "nobody is asked about a request, which is refused");
-                    let mut denial = Denial::new(config.status_on_error);
-                    denial.body = Bytes::from(format!("external authorization failed: {why}"));
-                    return Err(Box::new(denial));
+                    let body = format!("external authorization failed: {why}");
+                    return Err(Box::new(Denial::without_answer(config.status_on_error, body, why)));
                 }
             };
             match answer {
@@ -203,10 +202,8 @@ pub(super) fn ask(
                 }
                 Err(why) => {
                     tracing::warn!(%listener, authorizer, policy = rule, why, "no word, and the request is refused");
-                    let body = Bytes::from_static(b"external authorization failed");
-                    let mut denial = Denial::new(config.status_on_error);
-                    denial.body = body;
-                    return Err(Box::new(denial));
+                    let body = &b"external authorization failed"[..];
+                    return Err(Box::new(Denial::without_answer(config.status_on_error, body, why)));
                 }
             }
         }

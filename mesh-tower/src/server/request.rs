@@ -72,6 +72,9 @@ pub(super) struct ServerContext {
     pub(super) live_traces: Arc<LiveTraces>,
 }
 
+/// How much is told of an answer of the configuration's own, in characters.
+const LONGEST_REASON: usize = 1024;
+
 /// Why they are there.
 pub(super) const HAS_FACTS: &str = "a request that a filter holds back has facts";
 
@@ -115,11 +118,14 @@ impl ServerContext {
     /// Somebody looks at requests: at all of them, or at some, of which this may be one.
     #[cold]
     fn follow<B>(&self, facts: Option<Recycled<Facts>>, request: &Request<B>) -> Option<Recycled<Facts>> {
-        let mark = request.headers().get(MARK).and_then(|mark| Mark::parse(mark.as_bytes()));
         let Ok(head) = RequestHead::received(request) else { return facts };
-        let times = (Instant::now(), SystemTime::now());
-        let place = self.live_traces.enter(Side::Server, &head, times.0);
-        let hop = self.live_traces.begin(Side::Server, mark, &head, times);
+        let started = facts.as_ref().map_or_else(Instant::now, |facts| facts.info.started);
+        let place = self.live_traces.enter(Side::Server, &head, started);
+        let begin = || {
+            let mark = request.headers().get(MARK).and_then(|mark| Mark::parse(mark.as_bytes()));
+            self.live_traces.begin(Side::Server, mark, &head, (Instant::now(), SystemTime::now()))
+        };
+        let hop = if self.live_traces.is_armed() { begin() } else { None };
         if place.is_none() && hop.is_none() {
             return facts;
         }
@@ -461,10 +467,13 @@ impl ServerContext {
             Err(denial) => {
                 facts_of_it.info.note_error(ErrorKind::AccessDenied);
                 facts_of_it.info.note_flags(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE);
-                facts_of_it.info.note_details("ext_authz_denied");
-                facts_of_it
-                    .info
-                    .note_event("authorizer", || json!({"allowed": false, "status": denial.status.as_u16()}));
+                let no_answer = denial.no_answer.as_deref();
+                facts_of_it.info.note_details(match no_answer {
+                    None => "ext_authz_denied",
+                    Some(_) => "ext_authz_error",
+                });
+                let event = || json!({"allowed": false, "status": denial.status.as_u16(), "no_answer": no_answer});
+                facts_of_it.info.note_event("authorizer", event);
                 calls::record_refused(&self.mesh, request, asked.listener.port(), || self.connection(request));
                 return self::answer(request, check::refusal(*denial, facts_of_it.info.is_grpc));
             }
@@ -524,8 +533,12 @@ impl ServerContext {
             hop.tell_so_far();
         }
         facts.route = Some((Arc::clone(routes), position));
-        if matches!(route.action, RouteAction::Direct(_)) {
+        if let RouteAction::Direct(direct) = &route.action {
             facts.info.note_details("direct_response");
+            facts.info.note_event("answered by the configuration", || {
+                let body: String = String::from_utf8_lossy(&direct.body).chars().take(LONGEST_REASON).collect();
+                json!({"status": direct.status.as_u16(), "body": body})
+            });
         }
         if destination.filters().is_empty() {
             return self.forward(route, destination, request);
