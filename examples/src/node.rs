@@ -75,9 +75,9 @@ pub enum Control {
 }
 
 impl Control {
-    /// A mesh of this workload, to be started; it sends traces and metrics where the environment says (`OTEL_*`).
+    /// A mesh of this workload, to be started; it sends traces, metrics and access logs where the environment says (`OTEL_*`).
     pub fn mesh(&self, workload: &Workload) -> MeshBuilder {
-        Mesh::builder().traces_from_env().metrics_from_env().source(match self {
+        Mesh::builder().traces_from_env().metrics_from_env().access_logs_from_env().source(match self {
             Control::Server(server) => XdsSource::new(workload.introduce(Bootstrap::new(server.as_str()))),
             Control::Embedded(embedded) => {
                 embedded.source(workload.introduce(Bootstrap::new(embedded.xds_addr().to_string())))
@@ -121,9 +121,13 @@ impl Join {
     pub fn mesh(&self, mut workload: Workload) -> anyhow::Result<MeshBuilder> {
         let Some(server) = &self.control else {
             let bootstrap = self.complete(Bootstrap::from_env()?, &workload);
-            return Ok(
-                self.counted(Mesh::builder().traces_from_env().metrics_from_env().source(XdsSource::new(bootstrap)))
-            );
+            return Ok(self.counted(
+                Mesh::builder()
+                    .traces_from_env()
+                    .metrics_from_env()
+                    .access_logs_from_env()
+                    .source(XdsSource::new(bootstrap)),
+            ));
         };
         workload.labels.extend(self.labels.iter().cloned());
         if let Some(namespace) = &self.namespace {

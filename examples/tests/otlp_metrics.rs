@@ -1,5 +1,5 @@
-//! Metrics as people have them: programs that the environment tells where they go (`OTEL_*`), and somebody there who takes them
-//! over OTLP.
+//! Metrics and access logs as people have them: programs that the environment tells where they go (`OTEL_*`), and somebody there
+//! who takes them over OTLP.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -11,12 +11,15 @@ use bytes::Bytes;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::telemetry::{BOUNDS, LABELS};
 use mesh_examples::bookinfo::manifests;
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
 use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, Metric};
@@ -81,6 +84,49 @@ impl MetricsService for Receiver {
         }
         self.take(request.into_inner());
         Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
+    }
+}
+
+/// A receiver of access logs: each record, and whose it is.
+#[derive(Clone, Debug, Default)]
+struct Logs(Arc<Mutex<Vec<(String, LogRecord)>>>);
+
+impl Logs {
+    fn take(&self, request: ExportLogsServiceRequest) {
+        for of_one in request.resource_logs {
+            let service = texts(&of_one.resource.unwrap().attributes)["service.name"].clone();
+            let records = of_one.scope_logs.into_iter().flat_map(|scope| scope.log_records);
+            self.0.lock().unwrap().extend(records.map(|record| (service.clone(), record)));
+        }
+    }
+
+    async fn start(&self, protocol: &str) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, logs) = (listener.local_addr().unwrap(), self.clone());
+        if protocol == "grpc" {
+            let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+            let server = tonic::transport::Server::builder().add_service(LogsServiceServer::new(logs));
+            tokio::spawn(server.serve_with_incoming(incoming));
+        } else {
+            let take = move |body: Bytes| async move {
+                logs.take(ExportLogsServiceRequest::decode(body).unwrap());
+                ExportLogsServiceResponse::default().encode_to_vec()
+            };
+            let app = axum::Router::new().route("/v1/logs", axum::routing::post(take));
+            tokio::spawn(axum::serve(listener, app).into_future());
+        }
+        address
+    }
+}
+
+#[tonic::async_trait]
+impl LogsService for Logs {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportLogsServiceRequest>,
+    ) -> Result<tonic::Response<ExportLogsServiceResponse>, tonic::Status> {
+        self.take(request.into_inner());
+        Ok(tonic::Response::new(ExportLogsServiceResponse::default()))
     }
 }
 
@@ -216,6 +262,60 @@ async fn a_collector_that_never_answers_or_is_gone_keeps_no_request_and_no_end()
         }
     }
     assert!(receiver.0.lock().unwrap().is_empty());
+}
+
+const COLLECTED: &str = "---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    extensionProviders:
+    - name: otel
+      envoyOtelAls: {service: otel.example.com, port: 4317, logFormat: {text: '%REQ(:METHOD)% %REQ(:PATH)%', labels: {code: '%RESPONSE_CODE%', to: '%REQ(:AUTHORITY)%'}}}
+    defaultProviders: {accessLogging: [otel]}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn access_logs_that_the_settings_want_at_a_collector_arrive_from_both_sides() {
+    for protocol in ["http/protobuf", "grpc"] {
+        let logs = Logs::default();
+        let at = (logs.start(protocol).await, protocol);
+        let yaml = format!("{}{COLLECTED}", manifests::base());
+        let control = Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap();
+        let quiet = |mut command: Command| {
+            command.env("OTEL_METRICS_EXPORTER", "none");
+            command
+        };
+        let service = counted(env!("CARGO_BIN_EXE_bookinfo"), &["service", "details"], &control, at);
+        let (mut details, ..) = serving(quiet(service)).await;
+        let arguments = [
+            "http://details:9080/details/0?secret",
+            "-n",
+            "3",
+            "-H",
+            "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ];
+        // What ends sends what it has before.
+        output(quiet(counted(env!("CARGO_BIN_EXE_mesh-curl"), &arguments, &control, at))).await;
+        let id = details.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        tokio::time::timeout(PATIENCE, details.wait()).await.unwrap().unwrap();
+        let logs = logs.0.lock().unwrap();
+        for service in ["mesh-curl.default", "details.default"] {
+            let of_it: Vec<&LogRecord> = logs.iter().filter(|(of, _)| of == service).map(|(_, log)| log).collect();
+            assert_eq!(of_it.len(), 3, "{protocol} {service}: {logs:?}");
+            for record in of_it {
+                let body = record.body.clone().and_then(|body| body.value);
+                assert_eq!(body, Some(Value::StringValue("GET /details/0?secret".to_owned())), "{protocol} {service}");
+                let attributes = texts(&record.attributes);
+                assert_eq!((&*attributes["code"], &*attributes["to"]), ("Some(IntValue(200))", "details:9080"));
+                assert!(record.time_unix_nano > 0, "{record:?}");
+                // A server reads of which trace a request is; a client that records none does not look.
+                assert!(service != "details.default" || record.trace_id[..2] == [0x4b, 0xf9], "{record:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -25,6 +25,16 @@ pub const BOUNDS: [f64; 19] = [
     3_600_000.0,
 ];
 
+/// The same in thousandths.
+const LIMITS: [u64; BOUNDS.len()] = {
+    let (mut limits, mut at) = ([0; BOUNDS.len()], 0);
+    while at < limits.len() {
+        limits[at] = (BOUNDS[at] * 1000.0) as u64;
+        at += 1;
+    }
+    limits
+};
+
 /// Counts of values by their size.
 #[derive(Debug, Default)]
 pub struct Histogram {
@@ -37,8 +47,7 @@ impl Histogram {
     /// Counts a value, in thousandths of the unit.
     #[inline]
     pub fn record(&self, thousandths: u64) {
-        let value = thousandths as f64 / 1000.0;
-        let at = BOUNDS.partition_point(|bound| *bound < value);
+        let at = LIMITS.partition_point(|limit| *limit < thousandths);
         if let Some(bucket) = self.buckets.get(at) {
             bucket.fetch_add(1, Ordering::Relaxed);
         }

@@ -168,6 +168,7 @@ impl LiveTraces {
     }
 
     /// Whether there is an order.
+    #[inline]
     pub fn is_armed(&self) -> bool {
         self.is_armed.load(Ordering::Relaxed)
     }

@@ -15,10 +15,12 @@ use std::time::{Duration, Instant, SystemTime};
 use mesh_core::model::{AccessLog, LogFormat};
 use mesh_core::request_info::{Interest, Observer, RequestInfo};
 use mesh_core::telemetry::{Ended, log_line};
+use mesh_core::trace::TraceContext;
 use serde_json::{Map, Value};
 
-/// How many lines wait for a log at most.
+/// How many lines wait for a log at most, and how many are written at a time.
 const WAITING: usize = 4096;
+const TOGETHER: usize = 512;
 /// How long the end of a mesh waits for lines that are under way, at most.
 const LAST_LINES: Duration = Duration::from_secs(1);
 const STDOUT: &str = "/dev/stdout";
@@ -36,6 +38,23 @@ impl<F: Fn(&str) + Send + Sync + 'static> LogSink for F {
     }
 }
 
+/// Sends entries to a collector, and waits until it has them. It gets its own thread.
+pub(crate) type Collect = Box<dyn FnMut(&[Entry]) -> io::Result<()> + Send>;
+
+/// An entry of an access log.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "otel"), expect(dead_code, reason = "a file has lines, and nothing else"))]
+pub(crate) struct Entry {
+    /// With its end.
+    pub(crate) line: String,
+    /// Whether that is an object of JSON.
+    pub(crate) is_json: bool,
+    /// When the request ended.
+    pub(crate) ended: SystemTime,
+    /// The span that it was, or was made for.
+    pub(crate) span: Option<TraceContext>,
+}
+
 /// The access logs of a process.
 #[derive(Default)]
 pub(crate) struct AccessLogs {
@@ -44,6 +63,8 @@ pub(crate) struct AccessLogs {
     sinks: Vec<(LogFormat, Box<dyn LogSink>)>,
     /// Where files may be that the configuration names.
     directory: Option<PathBuf>,
+    /// Who takes what is not for a file, until its thread begins.
+    collector: Mutex<Option<Collect>>,
     /// What the node of this process says of itself.
     node: Map<String, Value>,
     /// `None` for those that are not to be written.
@@ -60,7 +81,7 @@ struct Writer {
 
 /// What is sent to the thread that writes.
 enum Sent {
-    Line(String),
+    Entry(Entry),
     /// Dropped when everything is written that was sent before.
     Mark(SyncSender<()>),
 }
@@ -78,6 +99,12 @@ impl AccessLogs {
         self.directory = Some(directory);
     }
 
+    /// What is for a collector goes there.
+    #[cfg(feature = "otel")]
+    pub(crate) fn collect_by(&mut self, collector: Collect) {
+        self.collector = Mutex::new(Some(collector));
+    }
+
     /// They are those of a process of this node.
     pub(crate) fn of_node(mut self, node: Map<String, Value>) -> Self {
         self.node = node;
@@ -89,23 +116,37 @@ impl AccessLogs {
         self.lost.load(Ordering::Relaxed)
     }
 
-    fn send(&self, path: &Arc<str>, is_own: bool, line: String) {
+    fn send(&self, path: &Arc<str>, is_own: bool, entry: Entry) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = files.entry(Arc::clone(path)).or_insert_with(|| {
-            let is_allowed = is_own || self.is_allowed(path);
-            if !is_allowed {
-                tracing::warn!(
-                    %path,
-                    "the configuration wants an access log in a file, which the application has not allowed \
-                     (access_log_files_in): nothing is written there"
-                );
-            }
-            is_allowed.then(|| writer(path, &self.lost)).flatten()
-        });
-        let is_sent = file.as_ref().is_some_and(|file| file.lines.try_send(Sent::Line(line)).is_ok());
+        let file = files.entry(Arc::clone(path)).or_insert_with(|| self.open(path, is_own));
+        let is_sent = file.as_ref().is_some_and(|file| file.lines.try_send(Sent::Entry(entry)).is_ok());
         if !is_sent {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Begins to write to one of them; `None` where it is not to be written.
+    fn open(&self, path: &Arc<str>, is_own: bool) -> Option<Writer> {
+        if &**path == AccessLog::COLLECTOR {
+            let collector = self.collector.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if collector.is_none() {
+                tracing::warn!(
+                    "an access log is to go to a collector of OpenTelemetry's, and the application has none \
+                     (access_logs_from_env): nothing is sent"
+                );
+            }
+            return writer(path, &self.lost, collector?);
+        }
+        if !is_own && !self.is_allowed(path) {
+            tracing::warn!(
+                %path,
+                "the configuration wants an access log in a file, which the application has not allowed \
+                 (access_log_files_in): nothing is written there"
+            );
+            return None;
+        }
+        let (file, mut open) = (Arc::clone(path), None);
+        writer(path, &self.lost, Box::new(move |entries| write(&mut open, &file, entries)))
     }
 
     /// Waits until the lines that were sent so far are written, or the time is over.
@@ -140,11 +181,17 @@ impl Observer for AccessLogs {
         let (took, now) = (request.started.elapsed(), SystemTime::now());
         let ended = Ended::new(request, took, now, &self.node);
         let has = |log: &&AccessLog| log.filter.as_ref().is_none_or(|filter| ended.is_in(filter));
+        let entry = |log: &AccessLog| Entry {
+            line: log_line(&log.format, request, took, now),
+            is_json: matches!(log.format, LogFormat::Json(_)),
+            ended: now,
+            span: request.inherited.trace.context(),
+        };
         for log in request.access_logs().iter().filter(has) {
-            self.send(&log.path, false, log_line(&log.format, request, took, now));
+            self.send(&log.path, false, entry(log));
         }
         for log in self.own.iter().filter(has) {
-            self.send(&log.path, true, log_line(&log.format, request, took, now));
+            self.send(&log.path, true, entry(log));
         }
         for (format, sink) in &self.sinks {
             sink.write(&log_line(format, request, took, now));
@@ -178,48 +225,52 @@ impl fmt::Debug for AccessLogs {
     }
 }
 
-/// Begins to write to a file; `None` if no thread can be had.
-fn writer(path: &Arc<str>, lost: &Arc<AtomicU64>) -> Option<Writer> {
+/// Begins to write; `None` if no thread can be had.
+fn writer(path: &Arc<str>, lost: &Arc<AtomicU64>, write: Collect) -> Option<Writer> {
     let (sender, lines) = sync_channel(WAITING);
     let (ends, done) = sync_channel(0);
     let (path, lost) = (Arc::clone(path), Arc::clone(lost));
     let write = move || {
-        write_all(&path, &lines, &lost);
+        write_all(&path, &lines, &lost, write);
         drop(ends);
     };
     let spawned = std::thread::Builder::new().name("access-log".into()).spawn(write);
     spawned.is_ok().then_some(Writer { lines: sender, done })
 }
 
-fn write_all(path: &str, sent: &Receiver<Sent>, lost: &AtomicU64) {
-    let mut file: Option<File> = None;
+fn write_all(path: &str, sent: &Receiver<Sent>, lost: &AtomicU64, mut write: Collect) {
     let mut has_told = false;
     while let Ok(first) = sent.recv() {
-        let (mut block, mut count, mut marks) = (String::new(), 0, Vec::new());
+        let (mut entries, mut marks) = (Vec::new(), Vec::new());
         // What has come meanwhile goes with it.
-        for one in std::iter::once(first).chain(sent.try_iter().take(WAITING)) {
+        for one in std::iter::once(first).chain(sent.try_iter().take(TOGETHER)) {
             match one {
-                Sent::Line(line) => {
-                    block.push_str(&line);
-                    count += 1;
-                }
+                Sent::Entry(entry) => entries.push(entry),
                 Sent::Mark(mark) => marks.push(mark),
             }
         }
-        let written = match path {
-            _ if block.is_empty() => Ok(()),
-            STDOUT => io::stdout().lock().write_all(block.as_bytes()).and_then(|()| io::stdout().flush()),
-            STDERR => io::stderr().lock().write_all(block.as_bytes()),
-            _ => append(&mut file, path, block.as_bytes()),
-        };
+        let written = if entries.is_empty() { Ok(()) } else { write(&entries) };
         if let Err(error) = written {
-            file = None;
-            lost.fetch_add(count, Ordering::Relaxed);
+            lost.fetch_add(entries.len() as u64, Ordering::Relaxed);
             if !std::mem::replace(&mut has_told, true) {
                 tracing::warn!(path, %error, "the access log cannot be written");
             }
         }
     }
+}
+
+/// Writes to a file.
+fn write(file: &mut Option<File>, path: &str, entries: &[Entry]) -> io::Result<()> {
+    let block: String = entries.iter().map(|entry| entry.line.as_str()).collect();
+    let written = match path {
+        STDOUT => io::stdout().lock().write_all(block.as_bytes()).and_then(|()| io::stdout().flush()),
+        STDERR => io::stderr().lock().write_all(block.as_bytes()),
+        _ => append(file, path, block.as_bytes()),
+    };
+    if written.is_err() {
+        *file = None;
+    }
+    written
 }
 
 /// A file that is not there any more, or is another one by now, is opened anew: whoever turns logs over moves it away.
@@ -258,14 +309,52 @@ mod tests {
         std::fs::read_to_string(path).unwrap_or_default()
     }
 
+    #[cfg(feature = "otel")]
+    #[test]
+    fn a_collector_that_hangs_holds_nobody_up_and_what_it_misses_is_counted() {
+        const ALL: u64 = 3 * WAITING as u64;
+        let (release, hangs) = sync_channel::<()>(0);
+        let taken = Arc::new(AtomicU64::new(0));
+        let mut logs = AccessLogs::default();
+        logs.collect_by(Box::new({
+            let taken = Arc::clone(&taken);
+            move |entries: &[Entry]| {
+                _ = hangs.recv();
+                taken.fetch_add(entries.len() as u64, Ordering::Relaxed);
+                Ok(())
+            }
+        }));
+        let (collector, lost) = (Arc::from(AccessLog::COLLECTOR), Arc::clone(&logs.lost));
+        for _ in 0..ALL {
+            let entry = Entry { line: String::new(), is_json: false, ended: SystemTime::UNIX_EPOCH, span: None };
+            logs.send(&collector, false, entry);
+        }
+        let lost = lost.load(Ordering::Relaxed);
+        assert!((ALL - (WAITING + TOGETHER + 1) as u64..=ALL - WAITING as u64).contains(&lost), "{lost}");
+        // It goes on, and is given what waited before its mesh ends.
+        drop(release);
+        drop(logs);
+        assert_eq!(taken.load(Ordering::Relaxed) + lost, ALL);
+    }
+
+    #[test]
+    fn what_is_for_a_collector_is_counted_as_lost_where_there_is_none() {
+        let logs = AccessLogs::default();
+        let entry = Entry { line: "a".to_owned(), is_json: false, ended: SystemTime::UNIX_EPOCH, span: None };
+        logs.send(&Arc::from(AccessLog::COLLECTOR), true, entry);
+        assert_eq!(logs.lost(), 1);
+    }
+
     #[test]
     fn a_file_that_was_moved_away_or_replaced_is_opened_anew_and_the_last_lines_are_written() {
         let dir = tempfile::tempdir().unwrap();
         let (path, moved) = (dir.path().join("a.log"), dir.path().join("a.log.1"));
         let log: Arc<str> = path.display().to_string().into();
         let logs = AccessLogs::default();
+        let entry =
+            |line: &str| Entry { line: format!("{line}\n"), is_json: false, ended: SystemTime::UNIX_EPOCH, span: None };
         let send = |line: &str| {
-            logs.send(&log, true, format!("{line}\n"));
+            logs.send(&log, true, entry(line));
             logs.flush();
         };
         send("first");
@@ -277,7 +366,7 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         send("third");
         assert_eq!((read(&moved).as_str(), read(&path).as_str()), ("second\n", "third\n"));
-        logs.send(&log, true, "last\n".to_owned());
+        logs.send(&log, true, entry("last"));
         drop(logs);
         assert_eq!(read(&path), "third\nlast\n");
     }

@@ -23,6 +23,8 @@ use mesh_core::tls::{Certificates, Credentials};
 use mesh_core::view::{EndpointStatus, Extensions};
 use serde_json::json;
 
+#[cfg(feature = "otel")]
+use crate::access_log::Collect;
 use crate::access_log::{AccessLogs, LogSink};
 use crate::drain::Drain;
 use crate::listeners::Listeners;
@@ -324,6 +326,8 @@ pub struct MeshBuilder {
     spans: Option<Box<dyn SpanSink>>,
     metrics_reader: Option<Box<dyn MetricsReader>>,
     access_logs: AccessLogs,
+    #[cfg(feature = "otel")]
+    log_collector: Option<Box<dyn FnOnce(mesh_core::workload::Workload) -> Collect + Send>>,
     /// Why it cannot start.
     failure: Option<StartError>,
 }
@@ -541,6 +545,16 @@ impl MeshBuilder {
         self
     }
 
+    /// Access logs that are for a collector go to who is made of this, for whose process it is.
+    #[cfg(feature = "otel")]
+    pub(crate) fn collect_logs_by(
+        mut self,
+        collector: impl FnOnce(mesh_core::workload::Workload) -> Collect + Send + 'static,
+    ) -> Self {
+        self.log_collector = Some(Box::new(collector));
+        self
+    }
+
     /// It cannot start, for this reason.
     pub(crate) fn fail(mut self, why: StartError) -> Self {
         self.failure.get_or_insert(why);
@@ -577,7 +591,13 @@ impl MeshBuilder {
         observers.extend(telemetry.iter().map(|telemetry| Arc::clone(telemetry.metrics()) as Arc<dyn Observer>));
         let tracer = self.spans.map(|sink| Arc::new(Tracer::new(sink, source.workload())));
         observers.extend(tracer.iter().map(|tracer| Arc::clone(tracer) as Arc<dyn Observer>));
-        let access_logs = Arc::new(self.access_logs.of_node(source.node_metadata()));
+        #[cfg_attr(not(feature = "otel"), expect(unused_mut, reason = "nobody collects them"))]
+        let mut access_logs = self.access_logs.of_node(source.node_metadata());
+        #[cfg(feature = "otel")]
+        if let Some(collector) = self.log_collector {
+            access_logs.collect_by(collector(source.workload()));
+        }
+        let access_logs = Arc::new(access_logs);
         observers.push(Arc::clone(&access_logs) as Arc<dyn Observer>);
         let targets = store.targets();
         let failed = |error: std::io::Error| StartError(format!("cannot start the configuration thread: {error}"));

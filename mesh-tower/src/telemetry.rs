@@ -68,6 +68,10 @@ impl Telemetry {
     /// Takes off what the other side tells of itself, and says whether it wants to know of this one, too.
     #[inline]
     fn take(headers: &mut HeaderMap) -> (Option<HeaderValue>, bool) {
+        // Both begin so. Looking them up costs more than looking at the few that there are.
+        if !headers.keys().any(|name| name.as_str().starts_with("x-envoy-peer-metadata")) {
+            return (None, false);
+        }
         let told = headers.remove(METADATA);
         let wants = headers.remove(METADATA_ID).is_some();
         (told, wants)

@@ -50,6 +50,17 @@ pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>)
             say("tracing", "it reports no spans");
         }
     }
+    let Some(settings) = &policy.mesh.object else { return };
+    for (index, provider) in settings.spec.extension_providers.iter().enumerate() {
+        if provider.envoy_otel_als.is_some() {
+            let message =
+                "an Envoy is not told of this: it has no collector of its application's, and sends no access log there";
+            let origin = settings.meta.origin.at(provider.span);
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::Degraded, message);
+            let field = format!("extensionProviders[{index}].envoyOtelAls");
+            found.push(finding.object(settings.meta.id()).field(field));
+        }
+    }
 }
 
 /// What of the policies on who may do what an Envoy cannot decide: it answers every request with 503 instead.

@@ -225,7 +225,8 @@ fn check_provider(meta: &Meta, name: &Text, field: &str, of: Use, policy: &Polic
             let (severity, code) = (Severity::Error, Code::UnknownReference);
             return say(meta, name.span, field, (severity, code), message, found);
         }
-        (Some(Found::File(_) | Found::Stdout), Use::Logs) | (Some(Found::Prometheus), Use::Metrics) => return,
+        (Some(Found::File(_) | Found::Stdout | Found::Collector(_)), Use::Logs)
+        | (Some(Found::Prometheus), Use::Metrics) => return,
         (Some(Found::Other(provider)), Use::Traces)
             if provider.zipkin.is_some() || provider.opentelemetry.is_some() =>
         {
@@ -238,6 +239,9 @@ fn check_provider(meta: &Meta, name: &Text, field: &str, of: Use, policy: &Polic
                 kind(provider),
                 of.name()
             )
+        }
+        (Some(Found::Collector(_)), _) => {
+            format!("the provider {} is for access logs: no {} go there", quoted(name), of.name())
         }
         (Some(Found::File(_) | Found::Stdout), _) => {
             format!("the provider {} is a file of access logs: no {} go there", quoted(name), of.name())

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_core::model::{CelExpression, DEFAULT_JSON, DEFAULT_LINE};
+use mesh_core::model::{AccessLog, CelExpression, DEFAULT_JSON, DEFAULT_LINE};
 
 use super::mesh::MeshSettings;
 use super::tracing::{Provider, Tag, Tracing};
@@ -13,7 +13,7 @@ use super::view::Applied;
 use crate::config::decode::Text;
 use crate::config::file::{Governs, Meta, Object, Objects, Workloads, is_namespace};
 use crate::config::istio::mesh_config::{
-    ExtensionProvider, FileAccessLog, LogEncoding, MeshConfig, STDOUT_LOG, is_empty,
+    ExtensionProvider, FileAccessLog, LogEncoding, MeshConfig, OtelAccessLog, STDOUT_LOG, is_empty,
 };
 use crate::config::istio::security::selected;
 use crate::config::istio::telemetry::{AccessLogging, METRICS, Metric, ProviderRef, TagOperation, Telemetry};
@@ -46,10 +46,10 @@ pub enum Side {
     Server,
 }
 
-/// An access log in a file.
+/// An access log in a file, or at a collector of OpenTelemetry's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessLogFile {
-    /// Where it is.
+    /// Where it is; [`AccessLog::COLLECTOR`] for a collector.
     pub path: String,
     /// What is written for each request.
     pub lines: LogLines,
@@ -62,7 +62,7 @@ pub struct AccessLogFile {
 pub enum LogLines {
     /// A line of text.
     Text(String),
-    /// An object of JSON.
+    /// An object of JSON; for a collector with the body under [`AccessLog::BODY`].
     Json(serde_json::Value),
 }
 
@@ -299,6 +299,8 @@ pub enum Found<'a> {
     File(&'a FileAccessLog),
     /// The standard output, in Istio's default line.
     Stdout,
+    /// The collector of OpenTelemetry's that the application has.
+    Collector(&'a OtelAccessLog),
     /// Metrics for Prometheus.
     Prometheus,
     /// Another one.
@@ -309,11 +311,14 @@ pub enum Found<'a> {
 pub fn find<'a>(name: &str, spec: Option<&'a MeshConfig>) -> Option<Found<'a>> {
     let written = spec.and_then(|spec| spec.extension_providers.iter().find(|provider| *provider.name.value == *name));
     match (written, name) {
-        (Some(provider), _) => Some(match (&provider.envoy_file_access_log, provider.prometheus) {
-            (Some(file), _) => Found::File(file),
-            (_, Some(_)) => Found::Prometheus,
-            _ => Found::Other(provider),
-        }),
+        (Some(provider), _) => {
+            let (file, collector) = (provider.envoy_file_access_log.as_ref(), provider.envoy_otel_als.as_ref());
+            let log = file.map(Found::File).or_else(|| collector.map(Found::Collector));
+            Some(log.unwrap_or_else(|| match provider.prometheus {
+                Some(_) => Found::Prometheus,
+                None => Found::Other(provider),
+            }))
+        }
         (None, STDOUT_LOG) => Some(Found::Stdout),
         (None, PROMETHEUS) => Some(Found::Prometheus),
         _ => None,
@@ -377,6 +382,7 @@ fn file_log(name: &str, spec: Option<&MeshConfig>) -> Option<(String, LogLines)>
     let log = match find(name, spec)? {
         Found::File(log) => log,
         Found::Stdout => &stdout,
+        Found::Collector(log) => return Some((AccessLog::COLLECTOR.to_owned(), record(log)?)),
         Found::Prometheus | Found::Other(_) => return None,
     };
     log.format().ok()?;
@@ -391,6 +397,16 @@ fn file_log(name: &str, spec: Option<&MeshConfig>) -> Option<(String, LogLines)>
         (None, None, None) => LogLines::Text(DEFAULT_LINE.to_owned()),
     };
     Some((log.path().to_owned(), lines))
+}
+
+/// What a collector gets of each request.
+fn record(log: &OtelAccessLog) -> Option<LogLines> {
+    log.formats().ok()?;
+    let (body, attributes) = log.parts();
+    let Some(attributes) = attributes else { return Some(LogLines::Text(body.to_owned())) };
+    let mut fields = attributes.as_object()?.clone();
+    fields.insert(AccessLog::BODY.to_owned(), body.into());
+    Some(LogLines::Json(fields.into()))
 }
 
 fn lines_of_mesh(spec: &MeshConfig) -> Option<LogLines> {

@@ -1,28 +1,75 @@
-//! Access logs, as Istio renders them: into the connection manager of each listener, to a file, of the requests that an
-//! expression of CEL is for.
+//! Access logs, as Istio renders them: into the connection manager of each listener, to a file or a collector of OpenTelemetry's,
+//! of the requests that an expression of CEL is for.
 
 use envoy_types::pb::envoy::config::accesslog::v3 as pb;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_types::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
+use envoy_types::pb::envoy::extensions::access_loggers::open_telemetry::v3::OpenTelemetryAccessLogConfig;
 use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::opentelemetry::proto::common::v1::any_value::Value;
+use envoy_types::pb::opentelemetry::proto::common::v1::{AnyValue, ArrayValue, KeyValue, KeyValueList};
+use mesh_core::model::AccessLog;
 use prost::{Message, Name};
 
 use super::proto::{OrderedStruct, any};
 use crate::policy::telemetry::{AccessLogFile, LogLines};
 
 /// This access log.
-pub fn file(log: AccessLogFile) -> pb::AccessLog {
-    let format = match log.lines {
-        LogLines::Json(keys) => OrderedFormat { json: Some(OrderedStruct::of_json(&keys)), text: None },
-        LogLines::Text(text) => OrderedFormat { json: None, text: Some(Inline { text }) },
+pub fn log(log: AccessLogFile) -> pb::AccessLog {
+    let (name, config) = match &*log.path {
+        AccessLog::COLLECTOR => (COLLECTED, any(&record(log.lines))),
+        _ => ("envoy.access_loggers.file", file(log.path, log.lines)),
     };
-    let file = OrderedLog { path: log.path, format: Some(format) };
-    let config = Any { type_url: FileAccessLog::type_url(), value: file.encode_to_vec() };
     pb::AccessLog {
-        name: "envoy.access_loggers.file".to_owned(),
+        name: name.to_owned(),
         filter: log.filter.map(filter),
         config_type: Some(pb::access_log::ConfigType::TypedConfig(config)),
     }
+}
+
+/// The name of a log that goes to a collector.
+pub const COLLECTED: &str = "envoy.access_loggers.open_telemetry";
+
+fn file(path: String, lines: LogLines) -> Any {
+    let format = match lines {
+        LogLines::Json(keys) => OrderedFormat { json: Some(OrderedStruct::of_json(&keys)), text: None },
+        LogLines::Text(text) => OrderedFormat { json: None, text: Some(Inline { text }) },
+    };
+    let file = OrderedLog { path, format: Some(format) };
+    Any { type_url: FileAccessLog::type_url(), value: file.encode_to_vec() }
+}
+
+/// Without a service: where it goes is the application's to say.
+fn record(lines: LogLines) -> OpenTelemetryAccessLogConfig {
+    let (body, attributes) = match lines {
+        LogLines::Text(text) => (Some(text.into()), None),
+        LogLines::Json(serde_json::Value::Object(mut fields)) => (fields.remove(AccessLog::BODY), Some(list(&fields))),
+        LogLines::Json(other) => (Some(other), None),
+    };
+    OpenTelemetryAccessLogConfig { body: body.as_ref().map(value), attributes, ..Default::default() }
+}
+
+fn list(fields: &serde_json::Map<String, serde_json::Value>) -> KeyValueList {
+    let field = |(key, of): (&String, _)| KeyValue { key: key.clone(), value: Some(value(of)), ..KeyValue::default() };
+    let mut values: Vec<KeyValue> = fields.iter().map(field).collect();
+    values.sort_by(|a, b| a.key.cmp(&b.key));
+    KeyValueList { values }
+}
+
+fn value(json: &serde_json::Value) -> AnyValue {
+    use serde_json::Value as Json;
+    let value = match json {
+        Json::Null => None,
+        Json::Bool(is_so) => Some(Value::BoolValue(*is_so)),
+        Json::Number(number) => Some(match number.as_i64() {
+            Some(number) => Value::IntValue(number),
+            None => Value::DoubleValue(number.as_f64().unwrap_or_default()),
+        }),
+        Json::String(text) => Some(Value::StringValue(text.clone())),
+        Json::Array(items) => Some(Value::ArrayValue(ArrayValue { values: items.iter().map(value).collect() })),
+        Json::Object(fields) => Some(Value::KvlistValue(list(fields))),
+    };
+    AnyValue { value }
 }
 
 fn filter(expression: String) -> pb::AccessLogFilter {

@@ -29,6 +29,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -341,10 +342,17 @@ pub fn lost_at_sidecar(service: &Service, message: String) -> Diagnostic {
 pub fn telemetry(policy: &Policy, applied: Applied, side: Side) -> Telemetry {
     let Policy { telemetries, mesh, .. } = policy;
     Telemetry {
-        logs: telemetries.access_logs(applied, side, mesh).into_iter().map(access_log::file).collect(),
+        logs: telemetries.access_logs(applied, side, mesh).into_iter().map(access_log::log).collect(),
         tracing: telemetries.tracing(applied, side, mesh).as_ref().map(tracing::manager),
         metrics: metrics::filter(&telemetries.metrics(applied, side, mesh)),
     }
+}
+
+/// Where an Envoy logs the requests of a side: it has no collector of its application's (`analysis::envoy` says so).
+pub fn envoy_logs(policy: &Policy, applied: Applied, side: Side) -> Vec<AccessLog> {
+    let mut logs = telemetry(policy, applied, side).logs;
+    logs.retain(|log| log.name != access_log::COLLECTED);
+    logs
 }
 
 /// The listener of `host:port`.

@@ -133,7 +133,8 @@ impl Seats {
             static OWN: usize = fastrand::usize(..SEATS);
         }
         let from = |first: usize, count| (0..count).map(move |step| (first + step) % SEATS);
-        let mut tried = from(OWN.with(|own| *own), OWN_TRIES).chain(from(fastrand::usize(..SEATS), TRIES));
+        let anywhere = std::iter::once_with(|| from(fastrand::usize(..SEATS), TRIES)).flatten();
+        let mut tried = from(OWN.with(|own| *own), OWN_TRIES).chain(anywhere);
         let is_free =
             |seat: &usize| self.seats.get(*seat).is_some_and(|seat| !seat.is_taken.swap(true, Ordering::Acquire));
         let Some(seat) = tried.find(is_free) else {
@@ -176,8 +177,7 @@ impl Seats {
 /// In the memory that is there.
 fn write(into: &mut String, text: &str) {
     into.clear();
-    let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= LONGEST).unwrap_or(text.len());
-    into.push_str(text.get(..end).unwrap_or_default());
+    into.push_str(text.get(..text.floor_char_boundary(LONGEST)).unwrap_or_default());
 }
 
 impl Place {

@@ -48,7 +48,7 @@ pub const DEFAULT_JSON: [(&str, &str); 24] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AccessLog {
-    /// The file that lines are added to: `/dev/stdout` and `/dev/stderr` are this process's own.
+    /// The file that lines are added to: `/dev/stdout` and `/dev/stderr` are this process's own, and [`AccessLog::COLLECTOR`] is none.
     pub path: Arc<str>,
     /// What a line is made of.
     pub format: LogFormat,
@@ -57,6 +57,12 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
+    /// In the place of a path: to the collector of OpenTelemetry's that the application has. A line of text is the body of a
+    /// record; of an object each key is an attribute, and the [one without a name](AccessLog::BODY) the body.
+    pub const COLLECTOR: &str = "otlp:";
+    /// The key of the body beside attributes.
+    pub const BODY: &str = "";
+
     /// A log of this file, whose lines are made so.
     pub fn new(path: impl Into<Arc<str>>, format: LogFormat) -> Self {
         AccessLog { path: path.into(), format, filter: None }

@@ -36,9 +36,25 @@ pub struct Trace {
     is_b3_multi: bool,
     /// `traceparent` is told.
     is_w3c: bool,
-    request_id: Option<HeaderValue>,
+    request_id: Option<RequestId>,
     /// Handed on as they came: `tracestate`, `baggage`, and B3's as long as no span of this process stands in their place.
     rest: Option<Arc<[(HeaderName, HeaderValue)]>>,
+}
+
+/// The id of a request. One that was made here is written once somebody is told it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum RequestId {
+    Told(HeaderValue),
+    Made(u128),
+}
+
+impl RequestId {
+    fn to_value(&self) -> HeaderValue {
+        match self {
+            RequestId::Told(value) => value.clone(),
+            RequestId::Made(chance) => header_value(&uuid(*chance)),
+        }
+    }
 }
 
 /// What was decided before.
@@ -80,7 +96,7 @@ impl Trace {
         for (name, value) in headers {
             match name.as_str() {
                 "traceparent" => (parents, parent) = (parents + 1, TraceContext::parse(value.as_bytes())),
-                "x-request-id" => _ = trace.request_id.get_or_insert_with(|| value.clone()),
+                "x-request-id" => _ = trace.request_id.get_or_insert_with(|| RequestId::Told(value.clone())),
                 "b3" => single = b3::single(value.as_bytes()),
                 "tracestate" | "baggage" => is_rest = true,
                 name => is_multi |= name.starts_with("x-b3-"),
@@ -144,8 +160,8 @@ impl Trace {
     }
 
     /// The request's id (`x-request-id`).
-    pub fn request_id(&self) -> Option<&HeaderValue> {
-        self.request_id.as_ref()
+    pub fn request_id(&self) -> Option<HeaderValue> {
+        self.request_id.as_ref().map(RequestId::to_value)
     }
 
     /// A request of this process, which says some of it itself: that goes before what it inherits.
@@ -168,7 +184,7 @@ impl Trace {
     #[inline]
     pub fn begin(&mut self, tracing: &Tracing, headers: &HeaderMap, random: &mut fastrand::Rng) -> Option<Begun> {
         if self.request_id.is_none() {
-            self.request_id = Some(header_value(&uuid(random.u128(..))));
+            self.request_id = Some(RequestId::Made(random.u128(..)));
         }
         let (trace_id, parent) = match self.parent.ids {
             Some((trace_id, span_id)) => (trace_id, Some(span_id)),
@@ -216,8 +232,8 @@ impl Trace {
     fn tell_all(&self, step: Option<TraceContext>, headers: &mut HeaderMap) {
         if self.rest.is_none() && !headers.keys().any(Trace::may_have) {
             // As nearly always: there is nothing that could stand in the way.
-            if let Some(id) = &self.request_id {
-                headers.insert(REQUEST_ID, id.clone());
+            if let Some(id) = self.request_id() {
+                headers.insert(REQUEST_ID, id);
             }
             match (step, self.context()) {
                 (Some(step), _) => self.tell_step(step, headers),
@@ -254,7 +270,7 @@ impl Trace {
     /// Gives a request its id, unless it has one.
     pub fn tell_request_id(&self, headers: &mut HeaderMap) {
         if let Some(id) = self.request_id.as_ref().filter(|_| !headers.contains_key(REQUEST_ID)) {
-            headers.insert(REQUEST_ID, id.clone());
+            headers.insert(REQUEST_ID, id.to_value());
         }
     }
 
@@ -284,9 +300,8 @@ fn uuid(chance: u128) -> [u8; 36] {
     let mut digits = [0; 32];
     write_long_hex((chance & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62), &mut digits);
     let mut uuid = [b'-'; 36];
-    let places = (0..36).filter(|place| !matches!(place, 8 | 13 | 18 | 23));
-    for (place, digit) in places.zip(digits) {
-        uuid[place] = digit;
+    for (to, from) in [(0..8, 0..8), (9..13, 8..12), (14..18, 12..16), (19..23, 16..20), (24..36, 20..32)] {
+        uuid[to].copy_from_slice(&digits[from]);
     }
     uuid
 }
@@ -450,7 +465,7 @@ mod tests {
         trace.or_own(&headers(&own));
         assert_eq!(
             (trace.context().unwrap().to_string().as_str(), trace.request_id().unwrap()),
-            (UNSAMPLED, &"2".parse().unwrap())
+            (UNSAMPLED, "2".parse::<HeaderValue>().unwrap())
         );
     }
 }

@@ -24,12 +24,21 @@ pub(super) fn header_value(text: &[u8]) -> HeaderValue {
     value.ok().flatten().unwrap_or_else(alone)
 }
 
-/// Writes a number in hexadecimal digits, as many as there is room for.
-pub(super) fn write_hex(mut number: u64, room: &mut [u8]) {
+/// The two digits of each byte.
+const PAIRS: [[u8; 2]; 256] = {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for place in room.iter_mut().rev() {
-        *place = DIGITS[usize::from(number as u8 & 0xf)];
-        number >>= 4;
+    let (mut pairs, mut byte) = ([[0; 2]; 256], 0);
+    while byte < pairs.len() {
+        pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 0xf]];
+        byte += 1;
+    }
+    pairs
+};
+
+/// Writes a number in hexadecimal digits, as many as there is room for, which is an even number.
+pub(super) fn write_hex(number: u64, room: &mut [u8]) {
+    for (pair, byte) in room.rchunks_exact_mut(2).zip(number.to_le_bytes()) {
+        pair.copy_from_slice(&PAIRS[usize::from(byte)]);
     }
 }
 
@@ -43,6 +52,18 @@ pub(super) fn write_long_hex(number: u128, room: &mut [u8; 32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_has_as_many_digits_as_there_is_room_for() {
+        for (number, length, expected) in [(7, 2, "07"), (0x1ff, 2, "ff"), (0xab_cdef, 16, "0000000000abcdef")] {
+            let mut room = vec![b'x'; length];
+            write_hex(number, &mut room);
+            assert_eq!(String::from_utf8(room).unwrap(), expected);
+        }
+        let mut room = [0; 32];
+        write_long_hex(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, &mut room);
+        assert_eq!(&room, b"0af7651916cd43dd8448eb211c80319c");
+    }
 
     #[test]
     fn values_share_memory_and_stay_what_they_are() {

@@ -1,4 +1,4 @@
-//! What the environment says of traces and metrics, in OpenTelemetry's words.
+//! What the environment says of traces, metrics and access logs, in OpenTelemetry's words.
 
 use std::time::Duration;
 
@@ -128,10 +128,9 @@ pub(super) fn metrics(variable: impl Fn(&str) -> Option<String>) -> Result<Wante
     if variables.is_disabled() {
         return Ok(WantedMetrics::None);
     }
-    let endpoints = ["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
     let (mut is_sent, mut is_kept) = (false, false);
     match variables.said("OTEL_METRICS_EXPORTER") {
-        None => is_sent = variables.first(endpoints).is_some(),
+        None => is_sent = variables.first(METRICS.endpoints()).is_some(),
         Some(wanted) => {
             for one in wanted.split(',').map(str::trim) {
                 match one {
@@ -150,39 +149,102 @@ pub(super) fn metrics(variable: impl Fn(&str) -> Option<String>) -> Result<Wante
     if !is_sent {
         return Ok(if is_kept { WantedMetrics::Kept } else { WantedMetrics::None });
     }
-    for name in ["OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"] {
-        if let Some(other) = variables.said(name).filter(|said| said != "none") {
-            return Err(format!("{name}={other}: not supported; there is none"));
-        }
-    }
     let preference = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
     if let Some(other) = variables.said(preference).filter(|said| !said.eq_ignore_ascii_case("cumulative")) {
         return Err(format!("{preference}={other}: not supported; there is cumulative"));
     }
-    let is_grpc = variables.is_grpc(["OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"])?;
-    let port = if is_grpc { 4317 } else { 4318 };
-    let (name, endpoint) = variables.endpoint(endpoints)?.unwrap_or((endpoints[1], format!("http://localhost:{port}")));
-    let base = endpoint.trim_end_matches('/');
-    let uri = match (is_grpc, name == endpoints[0]) {
-        (true, _) => format!("{base}{}", Collector::GRPC_PATH),
-        // That for metrics is where they go; below that for all they have a place.
-        (false, true) => endpoint.clone(),
-        (false, false) => format!("{base}/v1/metrics"),
-    };
-    let uri: Uri = uri.parse().map_err(|error| format!("{name}={endpoint}: {error}"))?;
-    let headers = match variables.first(["OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"]) {
-        // What is wrong is not told: there are credentials in it.
-        Some((name, text)) => headers(&text).ok_or_else(|| format!("{name}: not a list of NAME=VALUE"))?,
-        None => HeaderMap::new(),
-    };
-    let time = |name: &str, least, default| variables.number(name, least, 86_400_000, default);
-    let default = time("OTEL_EXPORTER_OTLP_TIMEOUT", 1, 10_000)?;
-    let each = Duration::from_millis(time("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", 1, default)?);
+    let collector = METRICS.collector(&variables)?;
+    let time = |name: &str, default| variables.number(name, 1, LONGEST, default).map(Duration::from_millis);
     Ok(WantedMetrics::Sent {
-        collector: Box::new(Collector::new(uri, headers, is_grpc, each)),
-        interval: Duration::from_millis(time("OTEL_METRIC_EXPORT_INTERVAL", 1, 60_000)?),
-        timeout: Duration::from_millis(time("OTEL_METRIC_EXPORT_TIMEOUT", 1, 30_000)?),
+        collector: Box::new(collector),
+        interval: time("OTEL_METRIC_EXPORT_INTERVAL", 60_000)?,
+        timeout: time("OTEL_METRIC_EXPORT_TIMEOUT", 30_000)?,
     })
+}
+
+/// Who takes access logs, as the environment says.
+pub(super) fn logs(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Box<Collector>>, String> {
+    let variables = Variables(variable);
+    if variables.is_disabled() {
+        return Ok(None);
+    }
+    match variables.said("OTEL_LOGS_EXPORTER").as_deref() {
+        Some("none") => return Ok(None),
+        Some("otlp") => {}
+        None if variables.first(LOGS.endpoints()).is_some() => {}
+        None => return Ok(None),
+        Some(other) => return Err(format!("OTEL_LOGS_EXPORTER={other}: not supported; there are otlp and none")),
+    }
+    LOGS.collector(&variables).map(|collector| Some(Box::new(collector)))
+}
+
+/// The longest time that can be said, in milliseconds: a day.
+const LONGEST: u64 = 86_400_000;
+
+/// The variables that are about one kind of data, and where it is taken.
+struct Signal {
+    endpoint: &'static str,
+    protocol: &'static str,
+    headers: &'static str,
+    timeout: &'static str,
+    compression: &'static str,
+    grpc: &'static str,
+    http: &'static str,
+}
+
+const METRICS: Signal = Signal {
+    endpoint: "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    protocol: "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
+    headers: "OTEL_EXPORTER_OTLP_METRICS_HEADERS",
+    timeout: "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT",
+    compression: "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION",
+    grpc: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+    http: "/v1/metrics",
+};
+
+const LOGS: Signal = Signal {
+    endpoint: "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
+    protocol: "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL",
+    headers: "OTEL_EXPORTER_OTLP_LOGS_HEADERS",
+    timeout: "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT",
+    compression: "OTEL_EXPORTER_OTLP_LOGS_COMPRESSION",
+    grpc: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+    http: "/v1/logs",
+};
+
+impl Signal {
+    fn endpoints(&self) -> [&'static str; 2] {
+        [self.endpoint, "OTEL_EXPORTER_OTLP_ENDPOINT"]
+    }
+
+    /// Who takes it.
+    fn collector(&self, variables: &Variables<impl Fn(&str) -> Option<String>>) -> Result<Collector, String> {
+        for name in [self.compression, "OTEL_EXPORTER_OTLP_COMPRESSION"] {
+            if let Some(other) = variables.said(name).filter(|said| said != "none") {
+                return Err(format!("{name}={other}: not supported; there is none"));
+            }
+        }
+        let is_grpc = variables.is_grpc([self.protocol, "OTEL_EXPORTER_OTLP_PROTOCOL"])?;
+        let (port, endpoints) = (if is_grpc { 4317 } else { 4318 }, self.endpoints());
+        let default = || (endpoints[1], format!("http://localhost:{port}"));
+        let (name, endpoint) = variables.endpoint(endpoints)?.unwrap_or_else(default);
+        let base = endpoint.trim_end_matches('/');
+        let uri = match (is_grpc, name == self.endpoint) {
+            (true, _) => format!("{base}{}", self.grpc),
+            // Its own endpoint is where it goes; below that for all it has a place.
+            (false, true) => endpoint.clone(),
+            (false, false) => format!("{base}{}", self.http),
+        };
+        let uri: Uri = uri.parse().map_err(|error| format!("{name}={endpoint}: {error}"))?;
+        let headers = match variables.first([self.headers, "OTEL_EXPORTER_OTLP_HEADERS"]) {
+            // What is wrong is not told: there are credentials in it.
+            Some((name, text)) => headers(&text).ok_or_else(|| format!("{name}: not a list of NAME=VALUE"))?,
+            None => HeaderMap::new(),
+        };
+        let all = variables.number("OTEL_EXPORTER_OTLP_TIMEOUT", 1, LONGEST, 10_000)?;
+        let timeout = Duration::from_millis(variables.number(self.timeout, 1, LONGEST, all)?);
+        Ok(Collector::new(uri, headers, is_grpc, timeout))
+    }
 }
 
 /// `NAME=VALUE,...`, values as in URLs.
@@ -268,6 +330,34 @@ mod tests {
         check(&[AT, ratio, ("OTEL_TRACES_SAMPLER_ARG", "25")], Err("from 0 to 1"));
         check(&[AT, ("OTEL_TRACES_SAMPLER", "jaeger_remote")], Err("there are always_on"));
         check(&[AT, ("OTEL_BSP_MAX_QUEUE_SIZE", "0")], Err("OTEL_BSP_MAX_QUEUE_SIZE=0"));
+    }
+
+    #[test]
+    fn the_environment_says_where_access_logs_go() {
+        const AT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318");
+        for (variables, expected) in [
+            (&[][..], Ok(None)),
+            (&[AT], Ok(Some("http://localhost:4318/v1/logs"))),
+            (&[("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://a/b"), AT], Ok(Some("http://a/b"))),
+            (
+                &[AT, ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "grpc")],
+                Ok(Some("http://localhost:4318/opentelemetry.proto.collector.logs.v1.LogsService/Export")),
+            ),
+            (&[AT, ("OTEL_LOGS_EXPORTER", "none")], Ok(None)),
+            (&[AT, ("OTEL_SDK_DISABLED", "true")], Ok(None)),
+            (&[AT, ("OTEL_LOGS_EXPORTER", "console")], Err("there are otlp and none")),
+            (&[AT, ("OTEL_EXPORTER_OTLP_LOGS_COMPRESSION", "gzip")], Err("there is none")),
+        ] {
+            let variable =
+                |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, text)| (*text).to_owned());
+            match (logs(variable), expected) {
+                (Ok(collector), Ok(expected)) => {
+                    assert_eq!(collector.map(|it| it.uri().to_string()).as_deref(), expected, "{variables:?}");
+                }
+                (Err(why), Err(expected)) => assert!(why.contains(expected), "{variables:?}: {why}"),
+                (said, _) => panic!("{variables:?}: {said:?}"),
+            }
+        }
     }
 
     #[test]

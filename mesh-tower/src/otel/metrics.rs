@@ -7,13 +7,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::telemetry::{MetricsReader, ReadMetrics};
 use mesh_core::workload::Workload;
-use opentelemetry_proto::tonic::resource::v1::Resource;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 
 use super::env::WantedMetrics;
-use super::otlp::{Collector, Page, text};
-use super::{FLUSHED, FLUSHES, env, queue};
+use super::otlp::{self, Collector, Page};
+use super::{FLUSHED, FLUSHES, env};
 use crate::mesh::{MeshBuilder, StartError};
 
 /// Sends the metrics of a mesh to a collector.
@@ -42,9 +41,7 @@ impl MetricsExporter {
 /// Sends until the mesh is gone.
 async fn run(mut orders: Receiver<Order>, collector: &Collector, interval: Duration, timeout: Duration) {
     let Some(Order::Begin(own, read)) = orders.recv().await else { return };
-    let resource = queue::resource(*own);
-    let attributes = resource.iter().map(|(name, value)| text(name.as_str(), &value.as_str())).collect();
-    let resource = Resource { attributes, ..Resource::default() };
+    let resource = otlp::resource(*own);
     let (began, mut is_failing) = (SystemTime::now(), false);
     let mut next = Instant::now() + interval;
     loop {

@@ -1,4 +1,4 @@
-//! Spans and metrics to OpenTelemetry (feature `otel`): over OTLP as the environment says, spans also to an exporter of the
+//! Spans, metrics and access logs to OpenTelemetry (feature `otel`): over OTLP as the environment says, spans also to an exporter of the
 //! application's own.
 //!
 //! Requests put spans into a queue with a bound and go on; a thread sends them. One that is slow, hangs or is gone costs spans,
@@ -6,6 +6,7 @@
 //! reads them now and then.
 
 mod env;
+mod logs;
 mod metrics;
 mod otlp;
 mod queue;

@@ -13,6 +13,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use mesh_core::telemetry::{BOUNDS, Kind, MetricsWriter, Value};
+use mesh_core::workload::Workload;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Text;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
@@ -24,6 +25,8 @@ use opentelemetry_proto::tonic::metrics::v1::{
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
+
+use super::queue;
 
 /// How many numbers are sent together: with all labels far below the 4 MiB that collectors take over gRPC.
 const MOST_POINTS: usize = 1000;
@@ -84,12 +87,7 @@ impl<'a> Page<'a> {
             return;
         }
         self.points = 0;
-        let scope = InstrumentationScope {
-            name: "mesh-tower".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            ..InstrumentationScope::default()
-        };
-        let scope = ScopeMetrics { scope: Some(scope), metrics, ..ScopeMetrics::default() };
+        let scope = ScopeMetrics { scope: Some(scope()), metrics, ..ScopeMetrics::default() };
         let resource = ResourceMetrics {
             resource: Some(self.resource.clone()),
             scope_metrics: vec![scope],
@@ -153,9 +151,25 @@ impl MetricsWriter for Page<'_> {
     }
 }
 
-fn nanoseconds(time: SystemTime) -> u64 {
+/// Who tells it.
+pub(super) fn scope() -> InstrumentationScope {
+    InstrumentationScope {
+        name: "mesh-tower".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..InstrumentationScope::default()
+    }
+}
+
+pub(super) fn nanoseconds(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What is told is of this workload, unless the environment says otherwise.
+pub(super) fn resource(own: Workload) -> Resource {
+    let known = queue::resource(own);
+    let attributes = known.iter().map(|(name, value)| text(name.as_str(), &value.as_str())).collect();
+    Resource { attributes, ..Resource::default() }
 }
 
 /// An attribute.
@@ -164,7 +178,7 @@ pub(super) fn text(name: &str, value: &str) -> KeyValue {
     KeyValue { key: name.to_owned(), value, ..KeyValue::default() }
 }
 
-/// Who takes metrics, over HTTP/1.1 or gRPC.
+/// Who takes metrics, or logs, over HTTP/1.1 or gRPC.
 pub(super) struct Collector {
     client: Client<HttpConnector, Full<Bytes>>,
     uri: Uri,
@@ -174,8 +188,6 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    pub(super) const GRPC_PATH: &'static str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
-
     /// The one that is there. A message is given up after `timeout`.
     pub(super) fn new(uri: Uri, mut headers: HeaderMap, is_grpc: bool, timeout: Duration) -> Self {
         let kind = if is_grpc { "application/grpc" } else { "application/x-protobuf" };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use mesh_core::error::Invalid;
 use mesh_core::identity::TrustDomain;
-use mesh_core::model::{CheckedBody, IN_PROCESS, LogFormat, LogText};
+use mesh_core::model::{AccessLog, CheckedBody, DEFAULT_LINE, IN_PROCESS, LogFormat, LogText};
 
 use super::destination_rule::balancer::check_locality;
 use super::destination_rule::{LocalityLb, TcpKeepalive};
@@ -214,7 +214,7 @@ message! {
         /// Of telemetry.
         envoy_tcp_als: Option<Opaque> = "envoyTcpAls",
         /// Of telemetry.
-        envoy_otel_als: Option<Opaque> = "envoyOtelAls",
+        envoy_otel_als: Option<OtelAccessLog> = "envoyOtelAls",
         /// Certificates.
         sds: Option<Opaque> = "sds",
     }
@@ -236,7 +236,18 @@ message! {
         /// Whether what is not there is left out.
         omit_empty_values: bool = "omitEmptyValues",
     }
-    /// What a line is made of: one of these.
+    /// An access log at a collector of OpenTelemetry's.
+    pub struct OtelAccessLog {
+        /// Where it is.
+        service: Text = "service" required,
+        /// Its port.
+        port: PortNumber = "port" required,
+        /// What the log is called.
+        log_name: String = "logName",
+        /// What a record is made of.
+        log_format: Option<FileLogFormat> = "logFormat",
+    }
+    /// What a line is made of: one of these. Of a record, the text is the body, and each label an attribute.
     pub struct FileLogFormat {
         /// A text with commands in it.
         text: Option<Text> = "text",
@@ -419,14 +430,48 @@ impl FileAccessLog {
             }
             // Istio: without any labels it is the default JSON.
             (None, Some(labels)) if is_empty(&labels.value.0) => Ok(LogFormat::json()),
-            (None, Some(labels)) => LogFormat::of_json(&labels.value.0).map_err(|invalid| {
-                let field =
-                    if invalid.field.is_empty() { "labels".to_owned() } else { format!("labels.{}", invalid.field) };
-                (labels.span, field, invalid.reason)
-            }),
+            (None, Some(labels)) => {
+                LogFormat::of_json(&labels.value.0).map_err(|invalid| of_labels(labels.span, invalid))
+            }
             (None, None) => Ok(LogFormat::default()),
         }
     }
+}
+
+impl OtelAccessLog {
+    /// What a record is made of: its body, and its attributes, an object.
+    pub fn parts(&self) -> (&str, Option<&serde_json::Value>) {
+        let written = self.log_format.as_ref();
+        let text = written.and_then(|format| format.text.as_ref()).filter(|text| !text.is_empty());
+        let labels = written.and_then(|format| format.labels.as_ref()).map(|labels| &labels.value.0);
+        (text.map_or(DEFAULT_LINE, |text| text.value.as_str()), labels.filter(|labels| !is_empty(labels)))
+    }
+
+    /// The formats of both, with where they are written.
+    ///
+    /// # Errors
+    /// What is wrong with one, in which field, and where.
+    pub fn formats(&self) -> Result<Vec<(Span, LogFormat)>, (Span, String, String)> {
+        let Some(written) = &self.log_format else { return Ok(Vec::new()) };
+        let mut formats = Vec::new();
+        if let Some(text) = written.text.as_ref().filter(|text| !text.is_empty()) {
+            let read = LogText::parse(text).map_err(|invalid| (text.span, "text".to_owned(), invalid.to_string()))?;
+            formats.push((text.span, LogFormat::Text(read)));
+        }
+        if let Some(labels) = &written.labels {
+            let read = LogFormat::of_json(&labels.value.0).map_err(|invalid| of_labels(labels.span, invalid))?;
+            if labels.value.0.get(AccessLog::BODY).is_some() {
+                return Err((labels.span, "labels".to_owned(), "an attribute has a name".to_owned()));
+            }
+            formats.push((labels.span, read));
+        }
+        Ok(formats)
+    }
+}
+
+fn of_labels(span: Span, invalid: Invalid) -> (Span, String, String) {
+    let field = if invalid.field.is_empty() { "labels".to_owned() } else { format!("labels.{}", invalid.field) };
+    (span, field, invalid.reason)
 }
 
 /// Whether it is an object of JSON with nothing in it.
@@ -514,6 +559,9 @@ impl MeshConfig {
             {
                 wrong(span, format!("{at}.envoyFileAccessLog.logFormat.{field}"), message);
             }
+            if let Some(Err((span, field, message))) = provider.envoy_otel_als.as_ref().map(OtelAccessLog::formats) {
+                wrong(span, format!("{at}.envoyOtelAls.logFormat.{field}"), message);
+            }
             if let Some(http) = &provider.http {
                 http.check(&format!("{at}.envoyExtAuthzHttp"), &mut wrong);
             }
@@ -555,6 +603,12 @@ impl MeshConfig {
                 of_format(written.span, &format!("extensionProviders[{index}].envoyFileAccessLog.logFormat"), &format);
             }
         }
+        for (index, provider) in self.extension_providers.iter().enumerate() {
+            let formats = provider.envoy_otel_als.as_ref().and_then(|log| log.formats().ok()).unwrap_or_default();
+            for (span, format) in formats {
+                of_format(span, &format!("extensionProviders[{index}].envoyOtelAls.logFormat"), &format);
+            }
+        }
         let files = logs
             .map(|(index, log)| (log.span, format!("extensionProviders[{index}].envoyFileAccessLog.path"), log.path()));
         let own = (!self.access_log_file.is_empty()).then_some((
@@ -588,12 +642,12 @@ impl ExtensionProvider {
             &self.prometheus,
             &self.envoy_http_als,
             &self.envoy_tcp_als,
-            &self.envoy_otel_als,
             &self.sds,
         ];
         let others = others.into_iter().filter(|kind| kind.is_some()).count();
-        let read = [self.http.is_some(), self.grpc.is_some(), self.envoy_file_access_log.is_some()];
-        others + read.into_iter().filter(|is_there| *is_there).count()
+        let logs = [self.envoy_file_access_log.is_some(), self.envoy_otel_als.is_some()];
+        let read = [self.http.is_some(), self.grpc.is_some()].into_iter().chain(logs);
+        others + read.filter(|is_there| *is_there).count()
     }
 }
 

@@ -127,9 +127,17 @@ const PROVIDER: &[Row] = &[
     both("envoyFileAccessLog.omitEmptyValues", Partly(omits)),
     both("envoyHttpAls", NO_PROVIDER),
     both("envoyTcpAls", NO_PROVIDER),
-    both("envoyOtelAls", NO_PROVIDER),
+    both("envoyOtelAls.service", COLLECTOR),
+    both("envoyOtelAls.port", COLLECTOR),
+    both("envoyOtelAls.logName", NotYet("the records of all logs have the name of their workload")),
+    http_only("envoyOtelAls.logFormat.text", NO_LOG),
+    http_only("envoyOtelAls.logFormat.labels", NO_LOG),
     both("sds", NotYet("certificates are of the control plane's own authority, and of no other")),
 ];
+
+const COLLECTOR: super::Support = NotYet(
+    "access logs go to the collector that the application has (OTEL_EXPORTER_OTLP_ENDPOINT), whatever the settings say",
+);
 
 const NO_PROVIDER: super::Support = NotYet("nothing is sent there");
 

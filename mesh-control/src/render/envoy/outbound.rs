@@ -18,7 +18,7 @@ use super::super::extensions::session_state;
 use super::super::judge::{self, Judge};
 use super::super::proto::{CORS_FILTER, FAULT_FILTER, any};
 use super::super::{
-    BLACK_HOLE, Degraded, PASSTHROUGH, Rendered, clusters, encode, encode_routes, join, library, names_of, telemetry,
+    BLACK_HOLE, Degraded, PASSTHROUGH, Rendered, clusters, encode, encode_routes, envoy_logs, join, library, names_of,
 };
 use super::inbound::speaks_http;
 use super::{VIRTUAL_OUTBOUND, proxy};
@@ -177,7 +177,7 @@ fn at_port(
     rendered.default_filter_chain = match at.http.is_empty() {
         false => Some(pb::FilterChain {
             name: name.to_owned(),
-            filters: vec![proxy::http(&manager(port, ip, telemetry(policy, view.telemetry, Side::Client).logs))],
+            filters: vec![proxy::http(&manager(port, ip, envoy_logs(policy, view.telemetry, Side::Client)))],
             ..Default::default()
         }),
         true => tcp.next().and_then(|address| {

@@ -1,25 +1,29 @@
-//! Access logs: those that go to a file. Others have no effect here, and neither have those with a filter that is not known:
-//! they are left out, and not written whole.
+//! Access logs: those that go to a file, or to a collector of OpenTelemetry's. Others have no effect here, and neither have those
+//! with a filter that is not known: they are left out, and not written whole.
 
 use envoy_types::pb::envoy::config::accesslog::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3::substitution_format_string::Format;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
-use envoy_types::pb::google::protobuf::Struct;
+use envoy_types::pb::envoy::extensions::access_loggers::open_telemetry::v3::OpenTelemetryAccessLogConfig;
+use envoy_types::pb::google::protobuf::{Any, Struct};
+use envoy_types::pb::opentelemetry::proto::common::v1::any_value::Value;
+use envoy_types::pb::opentelemetry::proto::common::v1::{AnyValue, KeyValue, KeyValueList};
 
 use super::common::{holds, struct_json, unpack};
 use super::log_filter;
 use super::notes::Notes;
 use crate::error::Invalid;
-use crate::model::{AccessLog, LogFormat, LogText};
+use crate::model::{AccessLog, DEFAULT_LINE, LogFormat, LogText};
 
 pub(super) fn decode(notes: &mut Notes<'_>, value: pb::AccessLog) -> Result<Option<AccessLog>, Invalid> {
     let pb::AccessLog { name: _, filter, config_type } = value;
     let Some(pb::access_log::ConfigType::TypedConfig(any)) = config_type else {
         return Err(Invalid::new("is missing").at("typed_config"));
     };
-    if !holds::<FileAccessLog>(&any) {
+    let is_collected = holds::<OpenTelemetryAccessLogConfig>(&any);
+    if !is_collected && !holds::<FileAccessLog>(&any) {
         notes.ignore("typed_config");
         return Ok(None);
     }
@@ -30,7 +34,13 @@ pub(super) fn decode(notes: &mut Notes<'_>, value: pb::AccessLog) -> Result<Opti
             return Ok(None);
         }
     };
-    let FileAccessLog { path, access_log_format } = unpack(&any)?;
+    let mut log = if is_collected { collected(&any)? } else { file(&any)? };
+    log.filter = filter;
+    Ok(Some(log))
+}
+
+fn file(any: &Any) -> Result<AccessLog, Invalid> {
+    let FileAccessLog { path, access_log_format } = unpack(any)?;
     if path.is_empty() {
         return Err(Invalid::new("is empty").at("typed_config.path"));
     }
@@ -49,9 +59,52 @@ pub(super) fn decode(notes: &mut Notes<'_>, value: pb::AccessLog) -> Result<Opti
             None => return Err(Invalid::new("is empty").at("typed_config.log_format")),
         },
     };
-    let mut log = AccessLog::new(path, format);
-    log.filter = filter;
-    Ok(Some(log))
+    Ok(AccessLog::new(path, format))
+}
+
+/// Where it goes is the application's to say, and so is whose it is.
+fn collected(any: &Any) -> Result<AccessLog, Invalid> {
+    let OpenTelemetryAccessLogConfig { body, attributes, .. } = unpack(any)?;
+    let body = match body.and_then(|body| body.value) {
+        None => DEFAULT_LINE.to_owned(),
+        Some(Value::StringValue(text)) => text,
+        Some(_) => return Err(Invalid::new("only a text is supported").at("typed_config.body")),
+    };
+    let attributes = attributes.map(|attributes| fields(&attributes)).transpose();
+    let mut attributes = attributes.map_err(|invalid| invalid.at("typed_config.attributes"))?.unwrap_or_default();
+    let format = match attributes.is_empty() {
+        true => text_format(&body)?,
+        false => {
+            if attributes.insert(AccessLog::BODY.to_owned(), body.into()).is_some() {
+                return Err(Invalid::new("one has no name").at("typed_config.attributes"));
+            }
+            LogFormat::of_json(&attributes.into()).map_err(|invalid| invalid.at("typed_config.attributes"))?
+        }
+    };
+    Ok(AccessLog::new(AccessLog::COLLECTOR, format))
+}
+
+fn fields(list: &KeyValueList) -> Result<serde_json::Map<String, serde_json::Value>, Invalid> {
+    let field = |one: &KeyValue| {
+        let value = one.value.as_ref().map_or(Ok(serde_json::Value::Null), json);
+        Ok((one.key.clone(), value.map_err(|invalid| invalid.at(&one.key))?))
+    };
+    list.values.iter().map(field).collect()
+}
+
+fn json(value: &AnyValue) -> Result<serde_json::Value, Invalid> {
+    Ok(match &value.value {
+        None => serde_json::Value::Null,
+        Some(Value::StringValue(text)) => text.as_str().into(),
+        Some(Value::BoolValue(is_so)) => (*is_so).into(),
+        Some(Value::IntValue(number)) => (*number).into(),
+        Some(Value::DoubleValue(number)) => (*number).into(),
+        Some(Value::ArrayValue(items)) => items.values.iter().map(json).collect::<Result<Vec<_>, _>>()?.into(),
+        Some(Value::KvlistValue(list)) => fields(list)?.into(),
+        Some(Value::BytesValue(_) | Value::StringValueStrindex(_)) => {
+            return Err(Invalid::new("only texts, numbers, lists and objects are supported"));
+        }
+    })
 }
 
 fn text_format(text: &str) -> Result<LogFormat, Invalid> {
