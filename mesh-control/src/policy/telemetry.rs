@@ -314,10 +314,8 @@ pub fn find<'a>(name: &str, spec: Option<&'a MeshConfig>) -> Option<Found<'a>> {
         (Some(provider), _) => {
             let (file, collector) = (provider.envoy_file_access_log.as_ref(), provider.envoy_otel_als.as_ref());
             let log = file.map(Found::File).or_else(|| collector.map(Found::Collector));
-            Some(log.unwrap_or_else(|| match provider.prometheus {
-                Some(_) => Found::Prometheus,
-                None => Found::Other(provider),
-            }))
+            let other = if provider.prometheus.is_some() { Found::Prometheus } else { Found::Other(provider) };
+            Some(log.unwrap_or(other))
         }
         (None, STDOUT_LOG) => Some(Found::Stdout),
         (None, PROMETHEUS) => Some(Found::Prometheus),
