@@ -19,7 +19,7 @@ use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::jwt::Authenticator;
 use mesh_core::limits::{DescriptorMaker, LimitedRequest, LocalBuckets, LocalLimiter};
 use mesh_core::live_trace::{Condition, Mark};
-use mesh_core::load_report::{BINARY, LoadReport};
+use mesh_core::load_report::{BINARY, LoadReport, asked_interval};
 use mesh_core::model::{
     CelAttribute, CelExpression, CelValue, DescriptorAction, Facts, FilterConfig, FullRegex, HeaderTarget, HeaderText,
     HttpManager, JwkSet, Listener, LoadWeights, LocalRateLimit, LocalRule, QueryTest, RateLimit, Refusal, RequestRule,
@@ -128,6 +128,7 @@ pub fn load_report(data: &[u8]) {
         assert!(weight.is_none_or(|weight| weight.is_finite() && weight > 0.0), "{report:?}");
     };
     LoadReport::from_binary(data).into_iter().for_each(check);
+    _ = asked_interval(data);
     if let Ok(text) = std::str::from_utf8(data) {
         LoadReport::from_text(text).into_iter().for_each(check);
     }

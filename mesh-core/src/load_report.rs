@@ -2,6 +2,7 @@
 //! trailer and in Envoy's forms of a header.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -248,6 +249,32 @@ impl LoadReport {
     }
 }
 
+/// How often a client asks for reports, out of its `OrcaLoadReportRequest`; zero where it does not say. `None` where it is none.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use mesh_core::load_report::asked_interval;
+///
+/// assert_eq!(asked_interval(&[0x0a, 2, 8, 10]), Some(Duration::from_secs(10)));
+/// ```
+pub fn asked_interval(request: &[u8]) -> Option<Duration> {
+    let (mut rest, mut seconds, mut nanos) = (request, 0, 0);
+    while !rest.is_empty() {
+        let (1, Field::Bytes(mut interval)) = field(&mut rest)? else { continue };
+        while !interval.is_empty() {
+            match field(&mut interval)? {
+                (1, Field::Number(number)) => seconds = number,
+                (2, Field::Number(number)) => nanos = number,
+                _ => {}
+            }
+        }
+    }
+    // Negative ones are beyond all bounds as unsigned numbers.
+    let is_positive = i64::try_from(seconds).is_ok() && nanos < 1_000_000_000;
+    is_positive.then(|| Duration::new(seconds, nanos as u32))
+}
+
 fn varint(bytes: &mut Vec<u8>, mut value: usize) {
     while value >= 0x80 {
         bytes.push((value & 0x7f) as u8 | 0x80);
@@ -257,6 +284,7 @@ fn varint(bytes: &mut Vec<u8>, mut value: usize) {
 }
 
 enum Field<'b> {
+    Number(u64),
     Double(f64),
     Bytes(&'b [u8]),
     Other,
@@ -266,10 +294,7 @@ enum Field<'b> {
 fn field<'b>(bytes: &mut &'b [u8]) -> Option<(u64, Field<'b>)> {
     let tag = number(bytes)?;
     let value = match tag & 7 {
-        0 => {
-            number(bytes)?;
-            Field::Other
-        }
+        0 => Field::Number(number(bytes)?),
         1 => {
             let (value, rest) = bytes.split_first_chunk::<8>()?;
             *bytes = rest;
@@ -317,6 +342,23 @@ mod tests {
             named_metrics: vec![("queue".into(), 7.0), ("x".repeat(200), -1.0)],
             utilization: vec![("disk".into(), 0.1)],
             request_cost: vec![("rows".into(), 12.0)],
+        }
+    }
+
+    #[test]
+    fn what_a_client_asks_for_is_read_and_nonsense_is_not() {
+        let cases: [(&[u8], Option<Duration>); 7] = [
+            (&[], Some(Duration::ZERO)),
+            (&[0x0a, 0], Some(Duration::ZERO)),
+            (&[0x12, 1, b'a', 0x0a, 4, 8, 1, 0x10, 5], Some(Duration::new(1, 5))),
+            // A second less than nothing, and more nanoseconds than a second has.
+            (&[0x0a, 11, 8, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1], None),
+            (&[0x0a, 6, 0x10, 0x80, 0x94, 0xeb, 0xdc, 0x03], None),
+            (&[0x0a, 9, 8], None),
+            (&[0xff], None),
+        ];
+        for (request, expected) in cases {
+            assert_eq!(asked_interval(request), expected, "{request:?}");
         }
     }
 

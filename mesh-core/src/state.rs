@@ -28,7 +28,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::health_check::Checks;
 use crate::id::{ClusterName, EndpointId};
-use crate::model::{CircuitBreakers, ClusterTls, Endpoints, OutlierDetection};
+use crate::model::{CircuitBreakers, ClusterTls, Endpoint, Endpoints, OutlierDetection};
 use crate::outlier::{Detector, Outcome, Record};
 use crate::tls::Certificates;
 
@@ -92,16 +92,18 @@ impl Shared {
     }
 
     /// Takes in which endpoints are to be marked. What allows more than before counts at once.
-    fn note(&self, endpoints: &Endpoints) {
+    fn note(&self, endpoints: &Endpoints, states: &[Arc<EndpointState>]) {
         let mut marks = lock(&self.marks);
-        let Marks { by_endpoint, next } = &mut *marks;
-        for endpoint in endpoints.localities.iter().flat_map(|locality| &locality.endpoints) {
-            let Some(mark) = by_endpoint.get(&endpoint.id).and_then(Weak::upgrade) else { continue };
-            if !endpoint.mutual_tls {
-                mark.is_set.store(false, Ordering::Release);
-                next.retain(|marked| !Arc::ptr_eq(marked, &mark));
-            } else if !mark.is_set.load(Ordering::Acquire) {
-                next.push(mark);
+        let next = &mut marks.next;
+        for (endpoint, state) in endpoints.iter().zip(states) {
+            let (mark, is_set) = (&state.mark, state.mark.is_set.load(Ordering::Acquire));
+            if endpoint.mutual_tls && !is_set {
+                next.push(Arc::clone(mark));
+            } else if !endpoint.mutual_tls {
+                if is_set {
+                    mark.is_set.store(false, Ordering::Release);
+                }
+                next.retain(|marked| !Arc::ptr_eq(marked, mark));
             }
         }
     }
@@ -423,9 +425,26 @@ impl ClusterState {
         state
     }
 
+    /// The states of these endpoints, in their order. `before` are others of the cluster with theirs: one that stands where it
+    /// stood is not looked for.
+    pub(crate) fn resolve(
+        &self,
+        endpoints: &Endpoints,
+        before: Option<(&Endpoints, &[Arc<EndpointState>])>,
+    ) -> Arc<[Arc<EndpointState>]> {
+        let mut before = before.into_iter().flat_map(|(endpoints, states)| endpoints.iter().zip(states));
+        let state = |endpoint: &Endpoint| match before.next() {
+            Some((same, state)) if (&same.id, same.mutual_tls) == (&endpoint.id, endpoint.mutual_tls) => {
+                Arc::clone(state)
+            }
+            _ => self.endpoint(&endpoint.id, endpoint.mutual_tls),
+        };
+        endpoints.iter().map(state).collect()
+    }
+
     /// Takes in which endpoints are to be marked for mutual TLS: those who hold connections are told by [`States::tell`].
-    pub fn note_marks(&self, endpoints: &Endpoints) {
-        self.shared.note(endpoints);
+    pub(crate) fn note_marks(&self, endpoints: &Endpoints, states: &[Arc<EndpointState>]) {
+        self.shared.note(endpoints, states);
     }
 
     /// The state of an endpoint that a caller named and no view holds: kept until it has been idle for as long as
@@ -507,7 +526,7 @@ impl ClusterState {
     }
 
     /// The endpoints that there are, as its outlier detection knows them.
-    pub(crate) fn set_hosts(&self, endpoints: impl Iterator<Item = Arc<EndpointState>>) {
+    pub(crate) fn set_hosts<'e>(&self, endpoints: impl Iterator<Item = &'e Arc<EndpointState>>) {
         lock(&self.outliers).set_hosts(endpoints.map(|endpoint| Arc::clone(&endpoint.record)).collect());
     }
 

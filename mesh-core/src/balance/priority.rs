@@ -73,11 +73,12 @@ struct Priority {
 }
 
 impl Levels {
-    /// Adds the priorities of one leaf after those that are there; [`Levels::settle`] makes them count.
+    /// Adds the priorities of one leaf, with the states of its endpoints in their order, after those that are there;
+    /// [`Levels::settle`] makes them count.
     pub fn add_leaf(
         &mut self,
         leaf: usize,
-        endpoints: &Endpoints,
+        (endpoints, states): (&Endpoints, &[Arc<EndpointState>]),
         policy: PriorityPolicy,
         balancer: &Arc<dyn LoadBalancer>,
         state: &Arc<ClusterState>,
@@ -86,9 +87,16 @@ impl Levels {
         let mut priorities: Vec<u32> = endpoints.localities.iter().map(|locality| locality.priority).collect();
         priorities.sort_unstable();
         priorities.dedup();
+        let mut rest = states;
+        let with_states = endpoints.localities.iter().map(|locality| {
+            let (own, others) = rest.split_at_checked(locality.endpoints.len()).unwrap_or((rest, &[]));
+            rest = others;
+            (locality, own)
+        });
+        let with_states: Vec<Stated<'_>> = with_states.collect();
         for priority in priorities {
-            let localities: Vec<&LocalityEndpoints> =
-                endpoints.localities.iter().filter(|locality| locality.priority == priority).collect();
+            let localities: Vec<Stated<'_>> =
+                with_states.iter().filter(|(locality, _)| locality.priority == priority).copied().collect();
             self.priorities.push(Priority::new((leaf, priority), &localities, factor, policy, balancer, state));
         }
     }
@@ -253,23 +261,26 @@ impl Levels {
     }
 }
 
+/// A locality, and the states of its endpoints.
+type Stated<'e> = (&'e LocalityEndpoints, &'e [Arc<EndpointState>]);
+
 impl Priority {
     fn new(
         (leaf, number): (usize, u32),
-        localities: &[&LocalityEndpoints],
+        localities: &[Stated<'_>],
         factor: u64,
         policy: PriorityPolicy,
         balancer: &Arc<dyn LoadBalancer>,
         state: &Arc<ClusterState>,
     ) -> Priority {
         let count = |wanted: fn(Health) -> bool| -> u64 {
-            let endpoints = localities.iter().flat_map(|locality| &locality.endpoints);
+            let endpoints = localities.iter().flat_map(|(locality, _)| &locality.endpoints);
             endpoints.filter(|endpoint| wanted(endpoint.health)).count() as u64
         };
         let set = |wanted| {
-            let (endpoints, (names, of_localities)) = weighted(localities, wanted, factor, state).into_iter().unzip();
+            let (endpoints, (names, of_localities)) = weighted(localities, wanted, factor).into_iter().unzip();
             let set = EndpointSet::new(endpoints, Arc::clone(state)).with_names(names);
-            if localities.iter().any(|locality| locality.weight.is_some()) {
+            if localities.iter().any(|(locality, _)| locality.weight.is_some()) {
                 set.with_localities(of_localities)
             } else {
                 set
@@ -300,15 +311,10 @@ type Share = (Arc<EndpointState>, u64);
 
 /// Every wanted endpoint with its share, its names and the number of its locality: its weight alone, or, where localities have weights, its part of its
 /// locality's share, which shrinks with the locality's health.
-fn weighted(
-    localities: &[&LocalityEndpoints],
-    wanted: fn(Health) -> bool,
-    factor: u64,
-    state: &ClusterState,
-) -> Vec<(Share, (HashNames, u32))> {
-    let by_locality = localities.iter().any(|locality| locality.weight.is_some());
-    let mut weighted = Vec::with_capacity(localities.iter().map(|locality| locality.endpoints.len()).sum());
-    for (number, locality) in (0..).zip(localities) {
+fn weighted(localities: &[Stated<'_>], wanted: fn(Health) -> bool, factor: u64) -> Vec<(Share, (HashNames, u32))> {
+    let by_locality = localities.iter().any(|(locality, _)| locality.weight.is_some());
+    let mut weighted = Vec::with_capacity(localities.iter().map(|(locality, _)| locality.endpoints.len()).sum());
+    for (number, (locality, states)) in (0..).zip(localities) {
         let picked = || locality.endpoints.iter().filter(|endpoint| wanted(endpoint.health));
         let share = match (by_locality, locality.weight) {
             (false, _) => None,
@@ -322,7 +328,8 @@ fn weighted(
                 Some((u64::from(weight) * availability, total.max(1)))
             }
         };
-        weighted.extend(picked().map(|endpoint| {
+        let picked = locality.endpoints.iter().zip(*states).filter(|(endpoint, _)| wanted(endpoint.health));
+        weighted.extend(picked.map(|(endpoint, state)| {
             let weight = match share {
                 None => u64::from(endpoint.weight),
                 Some((share, total)) => {
@@ -332,7 +339,7 @@ fn weighted(
             };
             let key = endpoint.metadata.get("envoy.lb").and_then(|fields| fields.get("hash_key")).cloned();
             let names = HashNames { key, hostname: endpoint.hostname.clone() };
-            ((state.endpoint(&endpoint.id, endpoint.mutual_tls), weight), (names, number))
+            ((Arc::clone(state), weight), (names, number))
         }));
     }
     weighted
@@ -384,7 +391,8 @@ mod tests {
         for (leaf, (localities, panic_percent)) in leaves.iter().enumerate() {
             let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
             let policy = PriorityPolicy { panic_percent: *panic_percent, ..Default::default() };
-            levels.add_leaf(leaf, &endpoints, policy, &balancer, &Arc::default());
+            let state = Arc::<ClusterState>::default();
+            levels.add_leaf(leaf, (&endpoints, &state.resolve(&endpoints, None)), policy, &balancer, &state);
         }
         levels.settle(None);
         levels
@@ -558,7 +566,8 @@ mod tests {
             let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
             let balancer: Arc<dyn LoadBalancer> = Arc::new(Counting);
             let policy = PriorityPolicy { panic_percent: 0, ..Default::default() };
-            levels.add_leaf(0, &endpoints, policy, &balancer, &Arc::default());
+            let state = Arc::<ClusterState>::default();
+            levels.add_leaf(0, (&endpoints, &state.resolve(&endpoints, None)), policy, &balancer, &state);
             levels.settle(previous);
             levels
         };

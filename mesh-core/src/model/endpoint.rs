@@ -123,6 +123,11 @@ impl Endpoints {
         Endpoints::new(vec![LocalityEndpoints::new(Locality::default(), endpoints)])
     }
 
+    /// All of them, whatever their health, in the order of localities.
+    pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
+        self.localities.iter().flat_map(|locality| &locality.endpoints)
+    }
+
     /// How many endpoints there are, whatever their health.
     pub fn len(&self) -> usize {
         self.localities.iter().map(|locality| locality.endpoints.len()).sum()

@@ -132,7 +132,7 @@ mod tests {
             let (cluster, endpoints) = cluster(1);
             let detection =
                 OutlierDetection { readmits_checked, max_ejection_percent: 100, ..OutlierDetection::default() };
-            cluster.set_hosts(endpoints.iter().cloned());
+            cluster.set_hosts(endpoints.iter());
             let (now, random) = (Instant::now(), &mut fastrand::Rng::with_seed(1));
             for _ in 0..5 {
                 cluster.note_outcome(&detection, &endpoints[0], Outcome::Status(500), || now, random);

@@ -58,14 +58,18 @@ fn whoever_holds_a_connection_is_told_once_its_endpoint_is_marked_and_not_of_oth
     states.tell();
     let endpoints = [cluster.endpoint(&id(1), false), cluster.endpoint(&id(2), false)];
     let mut changes = [endpoints[0].tls_changes(), endpoints[1].tls_changes()];
-    cluster.note_marks(&marked([true, false]));
+    let note = |cluster: &ClusterState, marks: [bool; 2]| {
+        let endpoints = marked(marks);
+        cluster.note_marks(&endpoints, &cluster.resolve(&endpoints, None));
+    };
+    note(&cluster, [true, false]);
     assert_eq!(changes.each_mut().map(news), [None, None], "it is not in force yet");
     states.tell();
     assert_eq!(changes.each_mut().map(news), [Some((ClusterTls::None, true)), None]);
     assert_eq!(changes.each_mut().map(news), [None, None], "it is told once");
     // A later state of the cluster speaks of the same endpoints.
     let secured = ClusterTls::Unusable("no".into());
-    states.cluster(&"c".into(), &secured).note_marks(&marked([false, true]));
+    note(&states.cluster(&"c".into(), &secured), [false, true]);
     states.tell();
     assert_eq!(changes.each_mut().map(news), [Some((secured.clone(), false)), Some((secured, true))]);
 }
@@ -256,4 +260,28 @@ fn endpoints_that_cannot_be_reached_are_looked_for_after_a_pause() {
     endpoint.note_unreachable(now, &mut fastrand::Rng::with_seed(1));
     drop(endpoint);
     assert!(!cluster.has_unreachable(), "it is gone");
+}
+
+#[test]
+fn endpoints_that_stay_keep_their_states_and_others_are_found_or_made() {
+    let endpoints = |ports: &[(u16, bool)]| {
+        let mut endpoints =
+            Endpoints::fixed(ports.iter().map(|(port, _)| std::net::SocketAddr::from(([127, 0, 0, 1], *port))));
+        for (endpoint, (_, mutual_tls)) in endpoints.localities[0].endpoints.iter_mut().zip(ports) {
+            endpoint.mutual_tls = *mutual_tls;
+        }
+        endpoints
+    };
+    let cluster = ClusterState::default();
+    let first = endpoints(&[(1, false), (2, false), (3, false)]);
+    let states = cluster.resolve(&first, None);
+    // One that stays, one whose mark changes, one that moves, and a new one.
+    let second = endpoints(&[(1, false), (2, true), (4, false), (3, false)]);
+    let later = cluster.resolve(&second, Some((&first, &states)));
+    let same = |at: usize, before: usize| Arc::ptr_eq(&later[at], &states[before]);
+    assert!(same(0, 0) && !same(1, 1) && same(3, 2), "{later:?}");
+    for (endpoint, state) in second.iter().zip(&*later) {
+        assert_eq!((state.id(), state.is_mutual_tls()), (&endpoint.id, endpoint.mutual_tls));
+        assert!(Arc::ptr_eq(state, &cluster.endpoint(&endpoint.id, endpoint.mutual_tls)));
+    }
 }

@@ -197,20 +197,23 @@ impl OfCluster {
 }
 
 impl ClusterState {
-    /// Takes in whether requests to these endpoints are counted, for reports of load.
-    pub(crate) fn note_reported(&self, cluster: &Cluster, endpoints: &Endpoints) {
-        if cluster.reports_load {
-            self.traffic.of(cluster, &self.shared, |_| ());
+    /// Takes in whether requests to these endpoints are counted, for reports of load. `states` are theirs, in their order.
+    pub(crate) fn note_reported(&self, cluster: &Cluster, endpoints: &Endpoints, states: &[Arc<EndpointState>]) {
+        if !cluster.reports_load {
+            // Most never were, and then nothing is written.
+            let counted = states.iter().filter(|state| state.traffic.load().is_some());
+            return counted.for_each(|state| state.traffic.store(None));
         }
+        self.traffic.of(cluster, &self.shared, |_| ());
+        let mut states = states.iter();
         for locality in &endpoints.localities {
-            for endpoint in &locality.endpoints {
+            for (endpoint, state) in locality.endpoints.iter().zip(states.by_ref()) {
                 let is_secured = match &cluster.tls {
                     ClusterTls::Mutual(_) => true,
                     ClusterTls::MutualWhereMarked(_) => endpoint.mutual_tls,
                     ClusterTls::None | ClusterTls::Files(_) | ClusterTls::Unusable(_) => false,
                 };
-                let state = self.endpoint(&endpoint.id, endpoint.mutual_tls);
-                self.report(cluster, &state, &locality.locality, is_secured);
+                self.report(cluster, state, &locality.locality, is_secured);
             }
         }
     }
@@ -307,6 +310,10 @@ mod tests {
         (cluster, endpoints)
     }
 
+    fn note(state: &ClusterState, cluster: &Cluster, endpoints: &Endpoints) {
+        state.note_reported(cluster, endpoints, &state.resolve(endpoints, None));
+    }
+
     #[test]
     fn what_was_counted_is_told_once_and_what_nobody_refers_to_is_forgotten() {
         let (states, (cluster, endpoints)) = (States::default(), cluster(true));
@@ -315,7 +322,7 @@ mod tests {
         assert!(!*wanted.borrow());
         // As views do, it holds the states of endpoints.
         let endpoint = state.endpoint(&endpoints.localities[0].endpoints[0].id, false);
-        state.note_reported(&cluster, &endpoints);
+        note(&state, &cluster, &endpoints);
         assert!(*wanted.borrow_and_update());
         assert!(traffic.take().is_empty() && !wanted.has_changed().unwrap());
         let begin = || endpoint.begin_reported(Instant::now).expect("it is reported");
@@ -343,12 +350,12 @@ mod tests {
         let (states, (cluster, endpoints)) = (States::default(), cluster(false));
         let state = states.cluster(&cluster.name, &cluster.tls);
         let endpoint = state.endpoint(&endpoints.localities[0].endpoints[0].id, false);
-        state.note_reported(&cluster, &endpoints);
+        note(&state, &cluster, &endpoints);
         assert!(endpoint.begin_reported(Instant::now).is_none());
         // It may be at any time, and no more at any time.
-        state.note_reported(&self::cluster(true).0, &endpoints);
+        note(&state, &self::cluster(true).0, &endpoints);
         assert!(endpoint.begin_reported(Instant::now).is_some());
-        state.note_reported(&cluster, &endpoints);
+        note(&state, &cluster, &endpoints);
         assert!(endpoint.begin_reported(Instant::now).is_none());
         assert_eq!(CircuitBreakers::default(), cluster.circuit_breakers);
     }
@@ -357,7 +364,7 @@ mod tests {
     fn requests_that_are_not_sent_are_told_of_their_cluster_or_of_their_target() {
         let (states, (cluster, _)) = (States::default(), cluster(true));
         let (traffic, state) = (Arc::clone(states.traffic()), states.cluster(&cluster.name, &cluster.tls));
-        state.note_reported(&cluster, &Endpoints::default());
+        note(&state, &cluster, &Endpoints::default());
         let wanted = traffic.wanted();
         assert!(*wanted.borrow() && traffic.take().is_empty(), "it has no endpoint, and is reported");
         state.note_unsent(&cluster);
@@ -391,7 +398,7 @@ mod tests {
         cluster.tls = ClusterTls::MutualWhereMarked(Arc::new(crate::model::UpstreamTls::with([])));
         let state = states.cluster(&cluster.name, &cluster.tls);
         let both = [false, true].map(|tls| state.endpoint(&endpoints.localities[0].endpoints[0].id, tls));
-        state.note_reported(&cluster, &endpoints);
+        note(&state, &cluster, &endpoints);
         both.iter().for_each(|one| one.begin_reported(Instant::now).expect("it is").note(true));
         let told = states.traffic().take();
         assert_eq!(

@@ -22,11 +22,17 @@ pub struct ClusterView {
     levels: Levels,
     /// Why it cannot be used at all.
     unusable: Option<Arc<str>>,
-    /// The state of endpoints that are not picked, so that it is known when they are back.
+    /// The states of the endpoints of each leaf, in their order.
+    states: Vec<EndpointStates>,
+    /// Those of endpoints that are not picked.
     set_aside: Vec<Arc<EndpointState>>,
     /// Where each endpoint is, for requests that belong to one: made for the first of them.
     by_address: OnceLock<HashMap<Address, Listed>>,
 }
+
+/// The states of some endpoints, in their order. What has not changed has the one that it had, without being looked for: of
+/// thousands of endpoints few change at a time.
+type EndpointStates = Arc<[Arc<EndpointState>]>;
 
 /// An endpoint as the control plane lists it: the leaf and the priority that it is of, its health, and whether it is checked.
 #[derive(Debug)]
@@ -56,9 +62,15 @@ impl Leaf {
         Leaf { cluster, endpoints, state }
     }
 
-    /// The state of an endpoint of it.
-    fn state_of(&self, endpoint: &Endpoint) -> Arc<EndpointState> {
-        self.state.endpoint(&endpoint.id, endpoint.mutual_tls)
+    /// The states of its endpoints; `previous` is what the cluster was until now.
+    fn states(&self, previous: Option<&ClusterView>) -> EndpointStates {
+        let Some(endpoints) = &self.endpoints else { return Arc::default() };
+        let before = previous.and_then(|previous| {
+            let mut leaves = previous.leaves.iter().zip(&previous.states);
+            let (leaf, states) = leaves.find(|(leaf, _)| Arc::ptr_eq(&leaf.state, &self.state))?;
+            Some((&**leaf.endpoints.as_ref()?, &**states))
+        });
+        self.state.resolve(endpoints, before)
     }
 
     /// Whether health checks say anything of an endpoint: the cluster has some, and the endpoint is not left out of them.
@@ -67,16 +79,12 @@ impl Leaf {
     }
 
     /// Takes in whose endpoints they are, for telemetry.
-    fn note_workloads(&self, endpoints: &Endpoints) {
-        for endpoint in endpoints.localities.iter().flat_map(|locality| &locality.endpoints) {
+    fn note_workloads(endpoints: &Endpoints, states: &[Arc<EndpointState>]) {
+        for (endpoint, state) in endpoints.iter().zip(states) {
             if let Some(told) = endpoint.metadata.get("istio").and_then(|istio| istio.get("workload")) {
-                self.state_of(endpoint).note_workload(told);
+                state.note_workload(told);
             }
         }
-    }
-
-    fn checked(&self, endpoint: &Endpoint) -> CheckedEndpoint {
-        CheckedEndpoint { endpoint: self.state_of(endpoint), host: endpoint.check_host.clone() }
     }
 
     /// Its endpoints, with what this process found out of their health: who is ejected, who fails health checks, and, where
@@ -85,22 +93,22 @@ impl Leaf {
     fn found<'l>(
         &self,
         endpoints: &'l Endpoints,
+        states: &[Arc<EndpointState>],
         reach_counts: bool,
         set_aside: &mut Vec<Arc<EndpointState>>,
     ) -> Cow<'l, Endpoints> {
         let can_eject = self.cluster.outlier_detection.is_some();
         let has_checks = self.cluster.health_check.is_some();
-        let mut all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
+        let mut all = endpoints.iter().zip(states);
         // Where nobody is known to be well, as at the beginning, those of whom nothing is known are as good as any.
         let unchecked = has_checks
-            .then(|| all.any(|one| self.is_checked(one) && self.state_of(one).checked() == Checked::Healthy))
+            .then(|| all.any(|(one, state)| self.is_checked(one) && state.checked() == Checked::Healthy))
             .filter(|is_known| *is_known)
             .map(|_| if self.cluster.priorities.ignores_unchecked { Health::Draining } else { Health::Unhealthy });
-        let mut found = |endpoint: &Endpoint| {
+        let mut found = |endpoint: &Endpoint, state: &Arc<EndpointState>| {
             if !matches!(endpoint.health, Health::Unknown | Health::Healthy | Health::Degraded) {
                 return None;
             }
-            let state = self.state_of(endpoint);
             let checked = self.is_checked(endpoint).then(|| state.checked());
             let health = match (checked, unchecked) {
                 _ if reach_counts && !state.is_reachable() => Health::Unreachable,
@@ -110,17 +118,18 @@ impl Leaf {
                 (Some(Checked::Degraded), _) => Health::Degraded,
                 _ => return None,
             };
-            set_aside.push(state);
+            set_aside.push(Arc::clone(state));
             Some(health)
         };
         let may_differ = can_eject || has_checks || (reach_counts && self.state.has_unreachable());
         if !may_differ {
             return Cow::Borrowed(endpoints);
         }
-        let mut known = Cow::Borrowed(endpoints);
+        let (mut known, mut states) = (Cow::Borrowed(endpoints), states.iter());
         for (at, locality) in endpoints.localities.iter().enumerate() {
             for (position, endpoint) in locality.endpoints.iter().enumerate() {
-                if let Some(health) = found(endpoint)
+                if let Some(state) = states.next()
+                    && let Some(health) = found(endpoint, state)
                     && let Some(locality) = known.to_mut().localities.get_mut(at)
                     && let Some(endpoint) = locality.endpoints.get_mut(position)
                 {
@@ -154,42 +163,46 @@ impl ClusterView {
         extensions: &Extensions,
         previous: Option<&ClusterView>,
     ) -> Self {
-        let mut compiled = Self::levels(&leaves, extensions, previous, true);
+        let states: Vec<_> = leaves.iter().map(|leaf| leaf.states(previous)).collect();
+        let mut compiled = Self::levels(&leaves, &states, extensions, previous, true);
         // Where nobody can be reached, everybody is tried: one of them may be back.
         let has_answer = leaves.last().is_some_and(|leaf| leaf.cluster.fallback.is_some());
         let has_unreachable = || leaves.iter().any(|leaf| leaf.state.has_unreachable());
         if compiled.0.taking_load().next().is_none() && !has_answer && has_unreachable() {
-            compiled = Self::levels(&leaves, extensions, previous, false);
+            compiled = Self::levels(&leaves, &states, extensions, previous, false);
         }
         let (levels, unusable, set_aside) = compiled;
-        ClusterView { name, leaves, levels, unusable, set_aside, by_address: OnceLock::new() }
+        ClusterView { name, leaves, levels, unusable, states, set_aside, by_address: OnceLock::new() }
     }
 
     fn levels(
         leaves: &[Leaf],
+        states: &[EndpointStates],
         extensions: &Extensions,
         previous: Option<&ClusterView>,
         reach_counts: bool,
     ) -> (Levels, Option<Arc<str>>, Vec<Arc<EndpointState>>) {
         let (mut levels, mut unusable, mut set_aside) = (Levels::default(), None, Vec::new());
-        for (position, leaf) in leaves.iter().enumerate() {
+        for (position, (leaf, states)) in leaves.iter().zip(states).enumerate() {
             let balancer = match &leaf.cluster.balancer {
                 BalancerPolicy::Custom(name) => extensions.balancers.get(name).cloned(),
                 policy => built_in(policy, leaf.cluster.slow_start),
             };
             match (balancer, &leaf.endpoints) {
                 (Some(balancer), Some(endpoints)) => {
-                    let found = leaf.found(endpoints, reach_counts, &mut set_aside);
-                    levels.add_leaf(position, &found, leaf.cluster.priorities, &balancer, &leaf.state);
-                    leaf.state.note_marks(endpoints);
-                    leaf.note_workloads(endpoints);
-                    leaf.state.note_reported(&leaf.cluster, endpoints);
-                    let checked = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
-                    let checked = checked.filter(|endpoint| leaf.is_checked(endpoint));
-                    leaf.state.set_checked(checked.map(|endpoint| leaf.checked(endpoint)).collect());
+                    let found = leaf.found(endpoints, states, reach_counts, &mut set_aside);
+                    levels.add_leaf(position, (&*found, &**states), leaf.cluster.priorities, &balancer, &leaf.state);
+                    leaf.state.note_marks(endpoints, states);
+                    Leaf::note_workloads(endpoints, states);
+                    leaf.state.note_reported(&leaf.cluster, endpoints, states);
+                    let checked = endpoints.iter().zip(&**states).filter(|(endpoint, _)| leaf.is_checked(endpoint));
+                    let checked = checked.map(|(endpoint, state)| CheckedEndpoint {
+                        endpoint: Arc::clone(state),
+                        host: endpoint.check_host.clone(),
+                    });
+                    leaf.state.set_checked(checked.collect());
                     if leaf.cluster.outlier_detection.is_some() {
-                        let all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
-                        leaf.state.set_hosts(all.map(|endpoint| leaf.state_of(endpoint)));
+                        leaf.state.set_hosts(states.iter());
                     }
                 }
                 (Some(_), None) => {}
@@ -209,6 +222,7 @@ impl ClusterView {
             leaves: Vec::new(),
             levels: Levels::default(),
             unusable: Some(reason),
+            states: Vec::new(),
             set_aside: Vec::new(),
             by_address: OnceLock::new(),
         }
@@ -337,11 +351,10 @@ impl ClusterView {
 
     fn listed(&self) -> HashMap<Address, Listed> {
         let mut by_address = HashMap::new();
-        for (number, leaf) in self.leaves.iter().enumerate() {
+        for (number, (leaf, states)) in self.leaves.iter().zip(&self.states).enumerate() {
             let localities = leaf.endpoints.iter().flat_map(|endpoints| &endpoints.localities);
-            for (locality, endpoint) in
-                localities.flat_map(|of| of.endpoints.iter().map(move |endpoint| (of, endpoint)))
-            {
+            let all = localities.flat_map(|of| of.endpoints.iter().map(move |endpoint| (of, endpoint)));
+            for ((locality, endpoint), state) in all.zip(&**states) {
                 for address in endpoint.id.addresses() {
                     // The leaf that goes first counts.
                     by_address.entry(address.clone()).or_insert_with(|| Listed {
@@ -349,7 +362,7 @@ impl ClusterView {
                         priority: locality.priority,
                         health: endpoint.health,
                         is_checked: leaf.is_checked(endpoint),
-                        state: leaf.state_of(endpoint),
+                        state: Arc::clone(state),
                     });
                 }
             }
