@@ -53,7 +53,10 @@ const CRATES: [Crate; 4] = [
             &["admin", "otel"],
         ],
     },
-    Crate { name: "mesh-tonic", layers: &[&["status", "health", "streams"], &["deadline"], &["channel", "server"]] },
+    Crate {
+        name: "mesh-tonic",
+        layers: &[&["status", "health", "load_reports", "streams"], &["deadline"], &["channel", "server"]],
+    },
     Crate {
         name: "mesh-control",
         layers: &[

@@ -4,5 +4,6 @@ mod calls;
 mod foreign_answers;
 mod health;
 mod identities;
+mod load_reports;
 mod streams;
 mod support;
