@@ -18,8 +18,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::filter::{Decision, Filter, FilterFactory};
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{
-    CorsPolicy, FilterConfig, Forward, Fraction, HeaderChange, NamedFilter, PathTest, QueryTest, RetryPolicy, Route,
-    RouteAction, StringTest, Tracing,
+    Cluster, ClusterKind, ClusterProtocol, CorsPolicy, Endpoints, FilterConfig, Forward, Fraction, HeaderChange,
+    NamedFilter, OutlierDetection, PathTest, QueryTest, RetryPolicy, Route, RouteAction, StringTest, Tracing,
 };
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_core::telemetry::{Span, SpanSink};
@@ -203,25 +203,35 @@ pub fn mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
 /// The same, with what production has: an observer, three filters that let every request go on, and a retry policy.
 pub fn armed_mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
     let filter = |name: &str| NamedFilter::new(name, FilterConfig::Custom("pass".into(), "{}".into()));
+    let source = Fixed::new().service(HOST, addresses).routes(HOST, vec![armed()]);
+    let source = source.filters(HOST, ["one", "two", "three"].map(filter).into());
+    let factory: FilterFactory = Arc::new(|_, _| Ok(Arc::new(Pass)));
+    Ok(Mesh::builder().source(source).filter("pass", factory).observer(Count::default()).start()?)
+}
+
+/// A route that tries again.
+fn armed() -> Route {
     let mut retry = RetryPolicy::default();
     retry.retries = 3;
     let mut forward = Forward::to(HOST);
     forward.retry = Some(Box::new(retry));
     let mut route = route_to(HOST);
     route.action = RouteAction::Forward(forward);
-    let source = Fixed::new().service(HOST, addresses).routes(HOST, vec![route]);
-    let source = source.filters(HOST, ["one", "two", "three"].map(filter).into());
-    let factory: FilterFactory = Arc::new(|_, _| Ok(Arc::new(Pass)));
-    Ok(Mesh::builder().source(source).filter("pass", factory).observer(Count::default()).start()?)
+    route
 }
 
 /// How many routes the service of [`routed_mesh`] has.
 pub const ROUTES: usize = 100;
 
-/// A mesh that knows one service under [`HOST`] by many routes, each with a query to match, changes of headers and a policy on
-/// pages of other origins; the last is for [`Job::routed`].
+/// A mesh that knows one service under [`HOST`] as production has it: by many routes, each with a query to match, changes of
+/// headers, a policy on pages of other origins and retries; with outlier detection and limits. The last route is for
+/// [`Job::routed`].
 pub fn routed_mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
-    let source = Fixed::new().service(HOST, addresses).routes(HOST, (0..ROUTES).map(routed).collect());
+    let mut cluster = Cluster::new(HOST, ClusterKind::Static(Endpoints::fixed(addresses)));
+    cluster.protocol = ClusterProtocol::AsCaller;
+    cluster.outlier_detection = Some(OutlierDetection::default());
+    cluster.circuit_breakers.max_requests = 1024;
+    let source = Fixed::new().routes(HOST, (0..ROUTES).map(routed).collect()).cluster(cluster);
     let cors = NamedFilter::new(CORS, FilterConfig::Cors(Arc::default()));
     Ok(Mesh::builder().source(source.filters(HOST, vec![cors])).start()?)
 }
@@ -234,7 +244,7 @@ fn routed(position: usize) -> Route {
     let set = |name: &'static str, value: &'static str| {
         HeaderChange::Set(HeaderName::from_static(name), HeaderValue::from_static(value).into())
     };
-    let mut route = route_to(HOST);
+    let mut route = armed();
     let path = if position + 1 == ROUTES { "/".to_owned() } else { format!("/r{position}/") };
     route.matches.path = PathTest::Prefix { value: path, ignore_case: false };
     route.matches.query.push(QueryTest::new("tenant", Some(exact(format!("t{position}")))));

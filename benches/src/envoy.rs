@@ -1,5 +1,6 @@
 //! A pair of Envoy sidecars around a client and a server, as a mesh with sidecars has them: one process each,
-//! HTTP from the one to the other. No TLS, no statistics filter, no access log: the least that sidecars cost.
+//! HTTP from the one to the other. No TLS, no statistics filter, no access log: the least that sidecars cost; or with the policy
+//! of [`routed_mesh`](crate::clients::routed_mesh).
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::Result;
+use crate::clients::ROUTES;
 use crate::process::Process;
 use crate::servers::Served;
 
@@ -25,12 +27,21 @@ pub struct Sidecar {
     _files: TempDir,
 }
 
+/// What it does with requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// It passes them on.
+    None,
+    /// What [`routed_mesh`](crate::clients::routed_mesh) does.
+    Routed,
+}
+
 impl Sidecar {
     /// Starts one in front of these servers.
-    pub async fn start(binary: &Path, upstream: Served) -> Result<Self> {
+    pub async fn start(binary: &Path, upstream: Served, policy: Policy) -> Result<Self> {
         let files = TempDir::new()?;
         let (config, admin) = (files.path().join("envoy.json"), files.path().join("admin"));
-        std::fs::write(&config, configuration(upstream).to_string())?;
+        std::fs::write(&config, configuration(upstream, policy).to_string())?;
         let mut command = Command::new(binary);
         command.arg("--config-path").arg(&config).arg("--admin-address-path").arg(&admin);
         command.args(["--use-dynamic-base-id", "--concurrency", "2", "--log-level", "error"]).stdout(Stdio::null());
@@ -74,12 +85,12 @@ fn port(page: &Value, name: &str) -> Option<SocketAddr> {
     Some(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).ok()?)))
 }
 
-fn configuration(upstream: Served) -> Value {
+fn configuration(upstream: Served, policy: Policy) -> Value {
     json!({
         "admin": { "address": address(([127, 0, 0, 1], 0).into()) },
         "static_resources": {
-            "listeners": [listener("http"), listener("grpc")],
-            "clusters": [cluster("http", upstream.http), cluster("grpc", upstream.grpc)],
+            "listeners": [listener("http", policy), listener("grpc", policy)],
+            "clusters": [cluster("http", upstream.http, policy), cluster("grpc", upstream.grpc, policy)],
         },
     })
 }
@@ -88,16 +99,44 @@ fn address(address: SocketAddr) -> Value {
     json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
 }
 
-fn listener(name: &str) -> Value {
+/// One of the routes of `routed_mesh`.
+fn routed(cluster: &str, position: usize) -> Value {
+    let path = if position + 1 == ROUTES { "/".to_owned() } else { format!("/r{position}/") };
+    let set = |name: &str, value: &str| json!([{ "header": { "key": name, "value": value }, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD" }]);
+    let tenant = json!({ "name": "tenant", "string_match": { "exact": format!("t{position}") } });
+    let cors = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy",
+        "allow_origin_string_match": [{ "exact": "https://shop.example" }],
+    });
+    json!({
+        "match": { "prefix": path, "query_parameters": [tenant] },
+        "route": { "cluster": cluster, "timeout": "0s", "retry_policy": { "retry_on": "5xx", "num_retries": 3 } },
+        "request_headers_to_add": set("x-tenant", "one"),
+        "request_headers_to_remove": ["x-internal"],
+        "response_headers_to_add": set("x-served-by", "mesh"),
+        "response_headers_to_remove": ["x-debug"],
+        "typed_per_filter_config": { "envoy.filters.http.cors": cors },
+    })
+}
+
+fn listener(name: &str, policy: Policy) -> Value {
     let hcm = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
     let router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
-    let route = json!({ "match": { "prefix": "/" }, "route": { "cluster": name, "timeout": "0s" } });
+    let routes = match policy {
+        Policy::None => vec![json!({ "match": { "prefix": "/" }, "route": { "cluster": name, "timeout": "0s" } })],
+        Policy::Routed => (0..ROUTES).map(|position| routed(name, position)).collect(),
+    };
+    let mut filters = vec![json!({ "name": "router", "typed_config": { "@type": router } })];
+    if policy == Policy::Routed {
+        let cors = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors";
+        filters.insert(0, json!({ "name": "envoy.filters.http.cors", "typed_config": { "@type": cors } }));
+    }
     let manager = json!({
         "@type": hcm,
         "stat_prefix": name,
         "codec_type": "AUTO",
-        "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [route] }] },
-        "http_filters": [{ "name": "router", "typed_config": { "@type": router } }],
+        "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes }] },
+        "http_filters": filters,
     });
     let filter = json!({ "name": "http_connection_manager", "typed_config": manager });
     json!({
@@ -107,9 +146,9 @@ fn listener(name: &str) -> Value {
     })
 }
 
-fn cluster(name: &str, upstream: SocketAddr) -> Value {
+fn cluster(name: &str, upstream: SocketAddr, policy: Policy) -> Value {
     let endpoint = json!({ "endpoint": { "address": address(upstream) } });
-    json!({
+    let mut cluster = json!({
         "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
@@ -120,5 +159,10 @@ fn cluster(name: &str, upstream: SocketAddr) -> Value {
             },
         },
         "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [endpoint] }] },
-    })
+    });
+    if policy == Policy::Routed {
+        cluster["outlier_detection"] = json!({});
+        cluster["circuit_breakers"] = json!({ "thresholds": [{ "max_requests": 1024 }] });
+    }
+    cluster
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use super::snapshot::{Peers, Snapshot};
 use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind, Sidecar, WORKLOAD_IP};
 use crate::policy::Policy;
-use crate::policy::locality::Place;
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
 use crate::policy::telemetry::Side;
@@ -51,10 +50,7 @@ impl Snapshot {
                 let peers = Peers { may_have_certificate: self.may_have_certificate(client), identities };
                 self.compiled.resource(ClientClass::Envoy, view, kind, name, peers)
             }
-            Kind::Endpoints => {
-                let place = Place { locality: &client.locality, labels: &client.labels };
-                self.endpoints(&view, place, name)
-            }
+            Kind::Endpoints => self.endpoints(&view, client, name),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::policy::access::{Condition, Conditions, RulesByEffect};
 use crate::policy::filters::{self, FilterInForce, Passing};
 use crate::policy::gateway_api::ParentStatus;
 use crate::policy::locality::Place;
+use crate::policy::locality::zones::Zones;
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
 use crate::policy::telemetry::Side;
@@ -418,7 +419,16 @@ impl Snapshot {
         self.endpoints.of(cluster.id).map(|endpoints| endpoints.identities().clone())
     }
 
-    pub(super) fn endpoints(&self, view: &View, client: Place<'_>, name: &str) -> Option<Encoded> {
+    /// How many clients of a kind there are in each zone of its region: the endpoints of the service that it is one of itself.
+    fn callers(&self, view: &View, client: Place<'_>) -> Zones {
+        let own = self.compiled.policy.services.own(&view.namespace, client.labels);
+        let endpoints = own.and_then(|own| self.endpoints.of(own));
+        let of_a_port = endpoints.and_then(|endpoints| endpoints.ports().next()).map(|(_, endpoints)| endpoints);
+        let near = of_a_port.unwrap_or_default().iter();
+        render::zones_of(near.filter(|endpoint| endpoint.locality[0] == client.locality[0]))
+    }
+
+    pub(super) fn endpoints(&self, view: &View, client: &Client, name: &str) -> Option<Encoded> {
         if name == render::BLACK_HOLE {
             return Some(render::render_no_endpoints(name));
         }
@@ -446,7 +456,9 @@ impl Snapshot {
             let is_out = (is_strict && !endpoint.mutual_tls) || (speaks_tls && is_automatic && may_nobody_answer);
             (!is_out).then_some(speaks_tls)
         };
-        let nearness = render::nearness(&cluster, endpoints, client);
+        let in_group = client.group.as_ref().map(|_| self.labels(client));
+        let client = Place { locality: &client.locality, labels: in_group.as_ref().unwrap_or(&client.labels) };
+        let nearness = render::nearness(&cluster, endpoints, client, || self.callers(view, client));
         let make = || render::render_endpoints(&cluster, name, endpoints, nearness.as_ref(), speaks_tls);
         if !render::is_worth_remembering(policy, view, name) {
             return Some(make());
@@ -481,10 +493,7 @@ impl Catalog for Snapshot {
         }
         let view = self.compiled.policy.view(&client.namespace, &client.labels);
         match kind {
-            Kind::Endpoints => {
-                let place = Place { locality: &client.locality, labels: &client.labels };
-                self.endpoints(&view, place, name)
-            }
+            Kind::Endpoints => self.endpoints(&view, client, name),
             Kind::Cluster => {
                 let identities = self.identities(&view, name).unwrap_or_default();
                 let peers = Peers { may_have_certificate: self.may_have_certificate(client), identities };

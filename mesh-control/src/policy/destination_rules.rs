@@ -170,28 +170,20 @@ impl MergedRule {
         self.subsets.iter().map(|subset| subset.part.name.value.as_str())
     }
 
-    /// How to call a cluster of the service: the whole of it, or the subset that the key names. `around` is what others say of
-    /// localities.
+    /// How to call a cluster of the service: the whole of it, or the subset that the key names. `around` is what is said besides.
     pub fn traffic_policy(&self, key: &ClusterKey, around: Around<'_>) -> traffic::TrafficPolicy {
-        let settings = self.settings(key, self.subset_of(key));
         traffic::TrafficPolicy {
-            balancer: settings.load_balancer.map(balancer).unwrap_or_default(),
             own_balancer: self.meta.extensions.load_balancer.clone(),
             subset: self.meta.extensions.endpoint_subset,
-            hashed_by: settings.load_balancer.and_then(|balancer| hashed_by(balancer.consistent_hash.as_ref()?)),
-            warmup: settings.load_balancer.and_then(warmup),
-            locality: LocalitySetting::of(
-                settings.load_balancer.and_then(|balancer| balancer.locality_lb_setting.as_ref()),
-                around,
-                settings.outlier_detection.is_some(),
-            ),
-            connection_pool: settings.connection_pool.map(connection_pool).unwrap_or_default(),
-            outlier_detection: settings.outlier_detection.map(outlier_detection),
             health_check: self.meta.extensions.health_check.clone(),
-            tls: settings.tls.map(Tls::from).unwrap_or_default(),
-            retry_budget: settings.retry_budget.map(retry_budget),
+            ..self.settings(key, self.subset_of(key)).traffic_policy(around)
         }
     }
+}
+
+/// How to call a cluster that no rule is about.
+pub fn without_rule(around: Around<'_>) -> traffic::TrafficPolicy {
+    Settings::default().traffic_policy(around)
 }
 
 impl MergedRule {
@@ -252,6 +244,25 @@ impl MergedRule {
 }
 
 impl<'a> Settings<'a> {
+    /// What they say, with the mesh's own blocks where they have none.
+    fn traffic_policy(self, around: Around<'a>) -> traffic::TrafficPolicy {
+        let baseline = around.baseline;
+        let pool = self.connection_pool.or_else(|| baseline?.connection_pool.as_ref());
+        let detection = self.outlier_detection.or_else(|| baseline?.outlier_detection.as_ref());
+        let balancer = self.load_balancer;
+        traffic::TrafficPolicy {
+            balancer: balancer.map(self::balancer).unwrap_or_default(),
+            hashed_by: balancer.and_then(|balancer| hashed_by(balancer.consistent_hash.as_ref()?)),
+            warmup: balancer.and_then(warmup),
+            locality: LocalitySetting::of(balancer, around, detection.is_some()),
+            connection_pool: pool.map(connection_pool).unwrap_or_default(),
+            outlier_detection: detection.map(outlier_detection),
+            tls: self.tls.map(Tls::from).unwrap_or_default(),
+            retry_budget: self.retry_budget.map(retry_budget),
+            ..traffic::TrafficPolicy::default()
+        }
+    }
+
     /// These settings, with those of a policy in their place; a port's own settings inherit nothing but `tls`
     /// (Istio: mergeTrafficPolicy). Where Istio drops it, its automatic mTLS protects the call; here, nothing would.
     fn overridden_by(self, policy: &'a TrafficPolicy, port: u16) -> Settings<'a> {
@@ -333,7 +344,11 @@ fn connection_pool(written: &ConnectionPool) -> traffic::ConnectionPool {
         max_pending_requests: http.and_then(|http| http.http1_max_pending_requests).map(limit).unwrap_or_default(),
         max_requests: http.and_then(|http| http.http2_max_requests).map(limit).unwrap_or_default(),
         max_retries: http.and_then(|http| http.max_retries).map(limit).unwrap_or_default(),
-        upgrades_to_http2: http.is_some_and(|http| http.h2_upgrade_policy == H2UpgradePolicy::Upgrade),
+        upgrades_to_http2: http.and_then(|http| match http.h2_upgrade_policy {
+            H2UpgradePolicy::Default => None,
+            H2UpgradePolicy::DoNotUpgrade => Some(false),
+            H2UpgradePolicy::Upgrade => Some(true),
+        }),
         as_caller: http.is_some_and(|http| http.use_client_protocol == Some(true)),
         max_concurrent_streams: http.and_then(|http| http.max_concurrent_streams).map(limit),
         http2_keepalive: http

@@ -1,10 +1,14 @@
 //! Which endpoints are near a client, and so go first: Istio's `localityLbSetting`, as istiod works it out
-//! (`loadbalancer.go`).
+//! (`loadbalancer.go`), and its `zoneAwareLbSetting`, where zones of the own region share requests.
+
+pub mod zones;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::config::istio::destination_rule::LocalityLb;
+use crate::config::istio::destination_rule::{Failover, LoadBalancer, LocalityLb, ZoneAwareLb};
+use crate::config::istio::mesh_config::DefaultTrafficPolicy;
+use zones::Zones;
 
 /// Region, zone, subzone.
 pub type Locality = [Arc<str>; 3];
@@ -14,7 +18,7 @@ const TOPOLOGY: [&str; 3] =
     ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
 
 /// What is said of near and far endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalitySetting {
     /// Clients there, and the shares of localities, in percent.
     distribute: Vec<(String, BTreeMap<String, u32>)>,
@@ -22,7 +26,19 @@ pub struct LocalitySetting {
     failover: BTreeMap<String, String>,
     /// Labels that rank endpoints, and the values that count instead of the client's own.
     labels: Vec<(String, Option<String>)>,
+    /// Whether of places only regions rank, and the zones of a region share what there is.
+    zone_aware: Option<ZoneAware>,
 }
+
+/// What becomes of the zones of the client's own region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ZoneAware {
+    /// How many endpoints there have to be for zones to have shares; `None` where endpoints are found by hashes.
+    at_least: Option<u64>,
+}
+
+/// The endpoints below which zones have no shares, where nothing is said (Istio).
+const MIN_CLUSTER_SIZE: u64 = 6;
 
 /// A client, as far as it can be near to something.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +58,10 @@ pub enum Nearness {
     Order {
         /// Where the client is. A part that no endpoint has is `None`.
         locality: [Option<Arc<str>>; 3],
-        /// Whether the parts of the locality rank, and not labels alone.
-        by_locality: bool,
+        /// Which parts of the locality rank, besides labels.
+        by: Parts,
+        /// The zones of the client's region that share its requests, and how, in parts of [`zones::WHOLE`].
+        zones: Vec<(Arc<str>, u32)>,
         /// The region that its region fails over to.
         failover: Option<String>,
         /// Labels and the values that are near. A value that no endpoint has is `None`.
@@ -51,24 +69,52 @@ pub enum Nearness {
     },
 }
 
-/// What is said of near and far endpoints besides a rule.
+/// Which parts of a locality rank endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Parts {
+    /// None.
+    None,
+    /// The region.
+    Region,
+    /// All of them.
+    All,
+}
+
+/// What is said of calls besides a rule.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Around<'a> {
-    /// By the mesh.
+    /// Of near and far endpoints, by the mesh.
     pub mesh: Option<&'a LocalityLb>,
+    /// The same, by zones.
+    pub mesh_zones: Option<&'a ZoneAwareLb>,
+    /// The blocks of a traffic policy that the mesh has where a rule has none of its own.
+    pub baseline: Option<&'a DefaultTrafficPolicy>,
     /// Whether the service is called in the client's own zone, where it is there (`trafficDistribution`).
     pub prefers_near: bool,
 }
 
 impl LocalitySetting {
     /// What is in force of a rule, of the service and of the mesh's settings. Without outlier detection nothing fails over, and
-    /// only shares and what the service says count (Istio: loadbalancer.go).
-    pub fn of(rule: Option<&LocalityLb>, around: Around<'_>, detects_outliers: bool) -> Option<LocalitySetting> {
-        if rule.is_none() && around.prefers_near {
+    /// only shares, zones and what the service says count (Istio: loadbalancer.go).
+    pub fn of(rule: Option<&LoadBalancer>, around: Around<'_>, detects_outliers: bool) -> Option<LocalitySetting> {
+        let of_rule = rule.and_then(|rule| rule.locality_lb_setting.as_ref());
+        let zones_of_rule = rule.and_then(|rule| rule.zone_aware_lb_setting.as_ref());
+        if of_rule.is_none() && zones_of_rule.is_none() && around.prefers_near {
             let labels = TOPOLOGY.iter().take(2).map(|&label| (label.to_owned(), None)).collect();
-            return Some(LocalitySetting { distribute: Vec::new(), failover: BTreeMap::new(), labels });
+            return Some(LocalitySetting { labels, ..LocalitySetting::default() });
         }
-        let written = rule.or(around.mesh);
+        let zones = zones_of_rule.or(around.mesh_zones.filter(|_| of_rule.is_none()));
+        if let Some(zones) = zones.filter(|zones| zones.enabled != Some(false)) {
+            let hashes = rule.is_some_and(|rule| rule.consistent_hash.is_some());
+            let at_least = (!hashes).then(|| zones.min_cluster_size.unwrap_or(MIN_CLUSTER_SIZE));
+            return Some(LocalitySetting {
+                distribute: Vec::new(),
+                failover: failovers(&zones.failover),
+                labels: labels(&zones.failover_priority),
+                zone_aware: Some(ZoneAware { at_least }),
+            });
+        }
+        let written = of_rule.or(around.mesh);
         if written.is_some_and(|written| written.enabled == Some(false)) {
             return None;
         }
@@ -80,23 +126,22 @@ impl LocalitySetting {
         if distribute.is_empty() && !detects_outliers {
             return None;
         }
-        let failover = written.iter().flat_map(|written| &written.failover);
-        let labels = written.iter().flat_map(|written| &written.failover_priority);
         Some(LocalitySetting {
             distribute,
-            failover: failover.map(|failover| (failover.from.clone(), failover.to.clone())).collect(),
-            labels: labels
-                .map(|label| match label.split_once('=') {
-                    Some((label, value)) => (label.to_owned(), Some(value.to_owned())),
-                    None => (label.clone(), None),
-                })
-                .collect(),
+            failover: written.map(|written| failovers(&written.failover)).unwrap_or_default(),
+            labels: written.map(|written| labels(&written.failover_priority)).unwrap_or_default(),
+            zone_aware: None,
         })
     }
 
-    /// Whether localities have shares, and not an order.
+    /// How many endpoints there have to be in the client's region for its zones to have shares, where they may have some.
+    pub fn shares_zones_from(&self) -> Option<u64> {
+        self.zone_aware?.at_least
+    }
+
+    /// Whether localities have shares.
     pub fn has_shares(&self) -> bool {
-        !self.distribute.is_empty()
+        !self.distribute.is_empty() || self.shares_zones_from().is_some()
     }
 
     /// What of a client's place makes a difference among endpoints with these localities and labels; `None` if nothing
@@ -106,7 +151,7 @@ impl LocalitySetting {
         client: Place<'_>,
         endpoints: impl Iterator<Item = Place<'e>> + Clone,
     ) -> Option<Nearness> {
-        if self.has_shares() {
+        if !self.distribute.is_empty() {
             let shares = self.distribute.iter().find(|(from, _)| covers(from, client.locality));
             return shares.map(|(_, to)| Nearness::Shares(to.iter().map(|(to, share)| (to.clone(), *share)).collect()));
         }
@@ -116,7 +161,13 @@ impl LocalitySetting {
             endpoints.clone().any(|endpoint| same(endpoint.locality))
         };
         let failover = self.failover.get(&*client.locality[0]).cloned();
-        let known = |depth| client.locality.get(depth).filter(|_| is_known(depth)).cloned();
+        let by = match self.zone_aware {
+            Some(_) => Parts::Region,
+            None if self.labels.is_empty() || !self.failover.is_empty() => Parts::All,
+            None => Parts::None,
+        };
+        let counts = |depth: usize| by != Parts::Region || depth == 0;
+        let known = |depth| client.locality.get(depth).filter(|_| counts(depth) && is_known(depth)).cloned();
         let labels = self.labels.iter().map(|(label, value)| {
             let wanted = value.clone().unwrap_or_else(|| client.label(label));
             let is_known = endpoints.clone().any(|endpoint| endpoint.label(label) == wanted);
@@ -124,7 +175,8 @@ impl LocalitySetting {
         });
         Some(Nearness::Order {
             locality: std::array::from_fn(known),
-            by_locality: self.labels.is_empty() || !self.failover.is_empty(),
+            by,
+            zones: Vec::new(),
             failover,
             labels: labels.collect(),
         })
@@ -144,17 +196,17 @@ impl Place<'_> {
 impl Nearness {
     /// How far away an endpoint is, 0 for the nearest. Priorities follow from it, without gaps.
     pub fn distance(&self, endpoint: Place<'_>) -> u32 {
-        let Nearness::Order { locality, by_locality, failover, labels } = self else { return 0 };
-        // The first label that differs ranks it.
-        let near = labels.iter().take_while(|(label, value)| value.as_ref() == Some(&endpoint.label(label))).count();
-        let by_label = (labels.len() - near) as u32;
-        if !by_locality {
+        let Nearness::Order { locality, by, zones, failover, labels } = self else { return 0 };
+        let by_label = by_label(labels, endpoint);
+        if *by == Parts::None {
             return by_label;
         }
         let same = endpoint.locality.iter().zip(locality).take_while(|(part, own)| own.as_ref() == Some(*part)).count();
+        let shares = || by_label == 0 && zones.iter().any(|(zone, _)| *zone == endpoint.locality[1]);
         let by_locality = match (same, failover) {
             (3, _) => 0,
             (2, _) => 1,
+            (1, _) if shares() => 1,
             (1, _) => 2,
             (_, Some(region)) if **region != *endpoint.locality[0] => 4,
             _ => 3,
@@ -162,12 +214,53 @@ impl Nearness {
         by_label * 5 + by_locality
     }
 
-    /// The share of an endpoint's locality, as the entry that names it, and in percent; `None` where it has nothing.
-    pub fn share(&self, locality: &Locality) -> Option<(usize, u32)> {
-        let Nearness::Shares(shares) = self else { return None };
-        let named = shares.iter().enumerate().find(|(_, (to, _))| covers(to, locality));
-        named.map(|(entry, (_, share))| (entry, *share))
+    /// Whether an endpoint is of those that zones share: near by its labels, and in the client's region.
+    pub fn is_shared(&self, endpoint: Place<'_>) -> bool {
+        let Nearness::Order { by: Parts::Region, locality, labels, .. } = self else { return false };
+        locality[0].as_ref() == Some(&endpoint.locality[0]) && by_label(labels, endpoint) == 0
     }
+
+    /// Has the zones of the client's region share its requests, by how many clients of its kind there are in each, and how many
+    /// `healthy` endpoints.
+    pub fn share_zones(&mut self, own: &str, callers: &Zones, healthy: &Zones) {
+        if let Nearness::Order { zones, .. } = self {
+            *zones = zones::shares(own, callers, healthy).unwrap_or_default();
+        }
+    }
+
+    /// The share of an endpoint's locality, as the entry that names it, and in parts of [`zones::WHOLE`]; `None` where no entry
+    /// does.
+    pub fn share(&self, place: &Locality) -> Option<(usize, u32)> {
+        match self {
+            Nearness::Shares(shares) => {
+                let named = shares.iter().enumerate().find(|(_, (to, _))| covers(to, place));
+                named.map(|(entry, (_, percent))| (entry, percent * (zones::WHOLE / 100)))
+            }
+            Nearness::Order { zones, locality, .. } => {
+                let is_near = locality[0].as_ref() == Some(&place[0]);
+                let named = zones.iter().enumerate().find(|(_, (zone, _))| is_near && *zone == place[1]);
+                named.map(|(entry, (_, share))| (entry, *share))
+            }
+        }
+    }
+}
+
+/// How many labels are not near, from the first that differs on.
+fn by_label(labels: &[(String, Option<String>)], endpoint: Place<'_>) -> u32 {
+    let near = labels.iter().take_while(|(label, value)| value.as_ref() == Some(&endpoint.label(label))).count();
+    (labels.len() - near) as u32
+}
+
+fn failovers(written: &[Failover]) -> BTreeMap<String, String> {
+    written.iter().map(|failover| (failover.from.clone(), failover.to.clone())).collect()
+}
+
+fn labels(written: &[String]) -> Vec<(String, Option<String>)> {
+    let labels = written.iter().map(|label| match label.split_once('=') {
+        Some((label, value)) => (label.to_owned(), Some(value.to_owned())),
+        None => (label.clone(), None),
+    });
+    labels.collect()
 }
 
 /// Whether a locality is of those that are written as `region/zone/subzone`, with `*` for any rest.
@@ -197,6 +290,7 @@ mod tests {
             distribute: Vec::new(),
             failover: failover.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())).collect(),
             labels: labels.collect(),
+            zone_aware: None,
         }
     }
 

@@ -16,8 +16,10 @@ use super::traffic::{ServerTls, TcpKeepalive};
 use crate::config::decode::Text;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
 use crate::config::file::{Object, Objects};
-use crate::config::istio::destination_rule::LocalityLb;
-use crate::config::istio::mesh_config::{MeshConfig, NormalizationType, OutboundMode};
+use crate::config::istio::destination_rule::{LocalityLb, ZoneAwareLb};
+use crate::config::istio::mesh_config::{
+    DefaultTrafficPolicy, MeshConfig, MeshH2UpgradePolicy, NormalizationType, OutboundMode,
+};
 use crate::config::istio::service::EXPORT_TO;
 
 /// The namespace whose objects are for everybody, where nothing else is said.
@@ -80,6 +82,11 @@ impl MeshSettings {
         self.object.as_ref()?.spec.locality_lb_setting.as_ref()
     }
 
+    /// Whether zones share requests, for services of which no rule says it.
+    pub fn zones(&self) -> Option<&ZoneAwareLb> {
+        self.object.as_ref()?.spec.zone_aware_lb_setting.as_ref()
+    }
+
     /// How long establishing a connection may take where no rule says it.
     pub fn connect_timeout(&self) -> Option<Duration> {
         self.object.as_ref()?.spec.connect_timeout
@@ -88,6 +95,16 @@ impl MeshSettings {
     /// The probes of idle connections where no rule says it.
     pub fn tcp_keepalive(&self) -> Option<TcpKeepalive> {
         self.object.as_ref()?.spec.tcp_keepalive.as_ref().map(TcpKeepalive::from)
+    }
+
+    /// The blocks of a traffic policy for where a rule has none of its own.
+    pub fn traffic_policy(&self) -> Option<&DefaultTrafficPolicy> {
+        self.object.as_ref()?.spec.default_traffic_policy.as_ref()
+    }
+
+    /// Whether HTTP/1.1 becomes HTTP/2 where no rule says it.
+    pub fn upgrades_to_http2(&self) -> Option<bool> {
+        Some(self.object.as_ref()?.spec.h2_upgrade_policy? == MeshH2UpgradePolicy::Upgrade)
     }
 
     /// The settings of these objects, and what is said against them: what was given goes before what they say, and what was

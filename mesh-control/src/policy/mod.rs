@@ -51,7 +51,7 @@ use destination_rules::{DestinationRules, MergedRule};
 use filters::Filters;
 use gateway_api::GatewayRoutes;
 use limits::Limits;
-use locality::{Around, LocalitySetting};
+use locality::Around;
 use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
 use paths::PathNormalization;
@@ -138,6 +138,13 @@ pub struct Cluster<'a> {
     pub fallback: Option<Fallback>,
     /// Nobody knows how to call it, for an object that says so is wrong: it has no endpoints.
     pub is_refused: bool,
+}
+
+impl Cluster<'_> {
+    /// Whether requests travel over HTTP/2, whoever makes them.
+    pub fn is_http2(&self) -> bool {
+        self.port.protocol.is_http2() || self.traffic.connection_pool.upgrades_to_http2 == Some(true)
+    }
 }
 
 /// What the rest of the configuration says of a cluster that a route leads to.
@@ -570,14 +577,24 @@ impl Policy {
     }
 
     fn traffic(&self, rule: Option<&Arc<MergedRule>>, key: &ClusterKey, service: &Service) -> TrafficPolicy {
-        let around = Around { mesh: self.mesh.locality(), prefers_near: service.prefers_near };
+        let mesh = &self.mesh;
+        let around = Around {
+            mesh: mesh.locality(),
+            mesh_zones: mesh.zones(),
+            baseline: mesh.traffic_policy(),
+            prefers_near: service.prefers_near,
+        };
         let mut traffic = match rule {
             Some(rule) => rule.traffic_policy(key, around),
-            None => TrafficPolicy { locality: LocalitySetting::of(None, around, false), ..TrafficPolicy::default() },
+            None => destination_rules::without_rule(around),
         };
-        let (pool, mesh) = (&mut traffic.connection_pool, &self.mesh);
+        let pool = &mut traffic.connection_pool;
         pool.connect_timeout = pool.connect_timeout.or(mesh.connect_timeout());
         pool.tcp_keepalive = pool.tcp_keepalive.or(mesh.tcp_keepalive());
+        // Of the mesh, ports whose protocol nobody says stay as they are (Istio: shouldH2Upgrade).
+        let is_http = service.port(key.port).is_some_and(|port| port.protocol == Protocol::Http);
+        pool.upgrades_to_http2 =
+            pool.upgrades_to_http2.or(mesh.upgrades_to_http2().filter(|_| is_http && !pool.as_caller));
         traffic
     }
 

@@ -141,8 +141,8 @@ pub struct ConnectionPool {
     pub max_requests: Limit,
     /// Retries under way.
     pub max_retries: Limit,
-    /// Whether what is HTTP/1.1 by its port becomes HTTP/2.
-    pub upgrades_to_http2: bool,
+    /// Whether what is HTTP/1.1 by its port becomes HTTP/2, if anybody says so.
+    pub upgrades_to_http2: Option<bool>,
     /// Whether requests go on in the HTTP that they came in, whatever the port says.
     pub as_caller: bool,
     /// Streams on one connection, if a rule says so.

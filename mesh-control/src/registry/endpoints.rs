@@ -50,6 +50,9 @@ pub struct ServiceEndpoints {
     encoded: Mutex<HashMap<EncodedKey, Encoded>>,
 }
 
+/// How many encodings of the same endpoints are kept.
+const MOST_ENCODED: usize = 1_024;
+
 /// What an encoded set of endpoints depends on, apart from the endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EncodedKey {
@@ -92,6 +95,10 @@ impl ServiceEndpoints {
         if !encoded.contains_key(&key) {
             // What was made under an older configuration is of no use any more.
             encoded.retain(|other, _| other.security == key.security);
+            // Shares of zones are ever new ones, as clients come and go.
+            if encoded.len() >= MOST_ENCODED {
+                encoded.clear();
+            }
         }
         encoded.entry(key).or_insert_with(make).clone()
     }

@@ -269,11 +269,23 @@ impl Services {
         &'s self,
         workload: &'s Workload,
     ) -> impl Iterator<Item = (ServiceId, &'s Arc<Service>)> {
-        let labels = workload.labels.iter();
-        let keys = labels.map(|(key, value)| (workload.namespace.clone(), key.clone(), value.clone()));
+        self.of_labels(&workload.namespace, &workload.labels)
+    }
+
+    /// The service that a workload with these labels is an endpoint of; of several, the first by its host.
+    pub fn own(&self, namespace: &Arc<str>, labels: &BTreeMap<String, String>) -> Option<ServiceId> {
+        self.of_labels(namespace, labels).map(|(id, _)| id).min()
+    }
+
+    fn of_labels<'s>(
+        &'s self,
+        namespace: &'s Arc<str>,
+        labels: &'s BTreeMap<String, String>,
+    ) -> impl Iterator<Item = (ServiceId, &'s Arc<Service>)> {
+        let keys = labels.iter().map(|(key, value)| (namespace.clone(), key.clone(), value.clone()));
         let ids = keys.filter_map(|key| self.by_selector.get(&key)).flatten();
         let services = ids.filter_map(|id| Some((*id, self.all.get(id.0)?)));
-        services.filter(|(_, service)| service.selects(&workload.labels))
+        services.filter(|(_, service)| service.selects(labels))
     }
 
     /// Whether a workload with these labels is an endpoint of any of these services, named by their objects.

@@ -16,8 +16,8 @@ use crate::policy::locality::{Locality as LocalityParts, Nearness, Place};
 use crate::registry::service::is_subset;
 use crate::registry::{Endpoint, Health, WrittenEndpoint};
 
-/// Shares of localities in percent are multiplied by this: a share of several is divided among them without much loss.
-const SHARE_UNIT: u64 = 10_000;
+/// Shares of localities are multiplied by this: a share of several is divided among them without much loss.
+const SHARE_UNIT: u64 = 100;
 
 /// The endpoints of a cluster that have these labels, grouped by locality. Every locality has a weight:
 /// without one, gRPC passes over it (gRFC A27). Near ones go first, or have their share, where that counts.
@@ -35,7 +35,7 @@ pub fn load_assignment(
         Some(((distance, &endpoint.locality), endpoint.weight, rendered))
     });
     let mut assignment = grouped(name, chosen);
-    if let Some(nearness @ Nearness::Shares(_)) = nearness {
+    if let Some(nearness) = nearness {
         share_out(&mut assignment, nearness);
     }
     assignment
@@ -46,12 +46,13 @@ pub fn place_of(endpoint: &Endpoint) -> Place<'_> {
     Place { locality: &endpoint.locality, labels: &endpoint.labels }
 }
 
-/// Gives each locality its share: an entry's is divided among the localities that it covers by their weight, and what no
-/// entry covers is left out (Istio: loadbalancer.go).
+/// Gives each of the nearest localities its share: an entry's is divided among the localities that it covers by their weight.
+/// Where there are shares and no order, what no entry covers is left out (Istio: loadbalancer.go).
 fn share_out(assignment: &mut pb::ClusterLoadAssignment, nearness: &Nearness) {
+    let has_order = matches!(nearness, Nearness::Order { .. });
     let share_of = |endpoints: &pb::LocalityLbEndpoints| {
         let Locality { region, zone, sub_zone } = endpoints.locality.clone().unwrap_or_default();
-        nearness.share(&[region.into(), zone.into(), sub_zone.into()])
+        nearness.share(&[region.into(), zone.into(), sub_zone.into()]).filter(|_| endpoints.priority == 0)
     };
     let weight_of = |endpoints: &pb::LocalityLbEndpoints| {
         endpoints.load_balancing_weight.map_or(1, |weight| u64::from(weight.value))
@@ -63,7 +64,7 @@ fn share_out(assignment: &mut pb::ClusterLoadAssignment, nearness: &Nearness) {
         }
     }
     assignment.endpoints.retain_mut(|endpoints| {
-        let Some((entry, share)) = share_of(endpoints) else { return false };
+        let Some((entry, share)) = share_of(endpoints) else { return has_order };
         let total = totals.get(&entry).copied().unwrap_or(1).max(1);
         let part = u128::from(weight_of(endpoints)) * u128::from(u64::from(share) * SHARE_UNIT);
         let part = part.div_ceil(u128::from(total));

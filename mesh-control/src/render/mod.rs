@@ -54,6 +54,7 @@ use crate::policy::access::Access;
 use crate::policy::destination_rules::MergedRule;
 use crate::policy::filters::{FilterInForce, Passing, Stage};
 use crate::policy::limits::LimitInForce;
+use crate::policy::locality::zones::Zones;
 use crate::policy::locality::{Nearness, Place};
 use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::policy::paths::PathNormalization;
@@ -65,7 +66,7 @@ use crate::policy::view::{Applied, View};
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
 use crate::registry::protocol::Protocol;
-use crate::registry::{Discovery, Endpoint, Service, ServiceEndpoints, WrittenEndpoint};
+use crate::registry::{Discovery, Endpoint, Health, Service, ServiceEndpoints, WrittenEndpoint};
 use judge::Judge;
 use listener::Telemetry;
 use proto::OfRoutes;
@@ -593,12 +594,34 @@ pub fn render_endpoints(
     Encoded { self_registered: seen.service.takes_registrations(), ..encoded_endpoints(name, &assignment) }
 }
 
-/// What of a client's place makes a difference among the endpoints of a cluster.
-pub fn nearness(seen: &Cluster<'_>, endpoints: &ServiceEndpoints, client: Place<'_>) -> Option<Nearness> {
-    let labels = seen.labels.as_deref();
+/// What of a client's place makes a difference among the endpoints of a cluster. `callers` tells how many clients of its kind
+/// there are in each zone of its region.
+pub fn nearness(
+    seen: &Cluster<'_>,
+    endpoints: &ServiceEndpoints,
+    client: Place<'_>,
+    callers: impl FnOnce() -> Zones,
+) -> Option<Nearness> {
+    let (labels, setting) = (seen.labels.as_deref(), seen.traffic.locality.as_ref()?);
     let endpoints = endpoints.of_port(seen.key.port).iter();
     let endpoints = endpoints.filter(|endpoint| endpoints::has_labels(&endpoint.labels, labels));
-    seen.traffic.locality.as_ref()?.nearness(client, endpoints.map(endpoints::place_of))
+    let mut nearness = setting.nearness(client, endpoints.clone().map(endpoints::place_of))?;
+    if let Some(at_least) = setting.shares_zones_from() {
+        let near: Vec<_> = endpoints.filter(|endpoint| nearness.is_shared(endpoints::place_of(endpoint))).collect();
+        if near.len() as u64 >= at_least {
+            nearness.share_zones(&client.locality[1], &callers(), &zones_of(near.into_iter()));
+        }
+    }
+    Some(nearness)
+}
+
+/// How many of these endpoints are well, by zone.
+pub fn zones_of<'e>(endpoints: impl Iterator<Item = &'e Endpoint>) -> Zones {
+    let mut zones = Zones::new();
+    for endpoint in endpoints.filter(|endpoint| endpoint.health == Health::Healthy) {
+        *zones.entry(Arc::clone(&endpoint.locality[1])).or_default() += 1;
+    }
+    zones
 }
 
 /// The endpoints of the cluster of calls that go nowhere: none.
@@ -770,7 +793,7 @@ fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
     let explicit =
         |protocol| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(protocol) });
     let pool = &seen.traffic.connection_pool;
-    let is_http2 = seen.port.protocol.is_http2() || pool.upgrades_to_http2;
+    let is_http2 = seen.is_http2();
     let idle_timeout = pool.idle_timeout;
     let max_requests = pool.max_requests_per_connection.and_then(Limit::number);
     let longest = pool.max_connection_duration;

@@ -583,11 +583,12 @@ impl Learned {
 }
 
 /// Fields of which nobody is told where no certificates are issued, as here: `mutual_tls.rs` has their effect. Shares of
-/// localities, of which none can be changed alone: `requests/balancing.rs` has theirs. Words that say which other field
+/// localities, of which none can be changed alone, and of zones, which take more endpoints than there are here:
+/// `requests/balancing.rs` has theirs. Words that say which other field
 /// there is: `requests/gateway_api` has theirs. And what of Telemetry nobody here is meant by, or needs settings of the mesh:
 /// `telemetry.rs` and `requests/telemetry_api.rs` have theirs. Of RateLimit, `mesh-tower/tests/security/rate_limits.rs` has, and
 /// of Overload and Quota `overload.rs` and `quotas.rs` there; of WasmPlugin and RequestRules `requests/plugins.rs`, and of FilterSchema, which no client is told of, `filters.rs`.
-const ELSEWHERE_TESTED: [&str; 33] = [
+const ELSEWHERE_TESTED: [&str; 38] = [
     "FilterSchema filter",
     "FilterSchema schema",
     "Overload targetRefs.kind",
@@ -618,6 +619,11 @@ const ELSEWHERE_TESTED: [&str; 33] = [
     "ServiceEntry location",
     "ServiceEntry subjectAltNames",
     "localityLbSetting.distribute.to",
+    "zoneAwareLbSetting.enabled",
+    "zoneAwareLbSetting.failover.from",
+    "zoneAwareLbSetting.failover.to",
+    "zoneAwareLbSetting.failoverPriority",
+    "zoneAwareLbSetting.minClusterSize",
     "filters.type",
     "requestRedirect.path.type",
     "urlRewrite.path.type",

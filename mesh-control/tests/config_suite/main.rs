@@ -33,3 +33,4 @@ mod tls_modes;
 mod unmet;
 mod unreadable;
 mod walk;
+mod zones;

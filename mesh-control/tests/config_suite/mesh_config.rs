@@ -117,6 +117,56 @@ fn connections_take_as_long_as_the_mesh_says_where_no_rule_does() {
 }
 
 #[test]
+fn a_block_of_the_mesh_is_what_a_rule_that_says_the_same_is() {
+    let cluster = |yaml: &str| {
+        let plane = Plane::empty();
+        plane.set_yaml("config.yaml", yaml).unwrap_or_else(|why| panic!("{why}"));
+        let name = "outbound|9080||reviews.shop.svc.cluster.local";
+        let found = plane.snapshot().resource(&client("shop"), Kind::Cluster, name).unwrap();
+        let decoded = decode(ResourceType::Cluster, &found.body, &Options::default()).unwrap().resource;
+        let Resource::Cluster(cluster) = decoded else { panic!("no cluster") };
+        format!("{cluster:?}")
+    };
+    let http2 = |fields: &str| format!("connectionPool: {{http: {{h2UpgradePolicy: UPGRADE, {fields}}}}}");
+    let tcp = ["maxConnections: 7", "connectTimeout: 7s", "maxConnectionDuration: 7s", "idleTimeout: 7s"];
+    let keepalive = ["probes: 7", "time: 7s", "interval: 7s"].map(|field| format!("tcpKeepalive: {{{field}}}"));
+    let http = [
+        "http1MaxPendingRequests: 7",
+        "http2MaxRequests: 7",
+        "maxRequestsPerConnection: 7",
+        "maxRetries: 7",
+        "idleTimeout: 8s",
+        "h2UpgradePolicy: UPGRADE",
+        "useClientProtocol: true",
+    ];
+    let outliers = [
+        "consecutive5xxErrors: 7",
+        "consecutiveGatewayErrors: 7",
+        "splitExternalLocalOriginErrors: true",
+        "splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 7",
+        "interval: 7s",
+        "baseEjectionTime: 7s",
+        "maxEjectionPercent: 7",
+        "minHealthPercent: 7",
+    ];
+    let tcp = tcp.map(str::to_owned).into_iter().chain(keepalive);
+    let blocks = tcp.map(|field| format!("connectionPool: {{tcp: {{{field}}}}}"));
+    let blocks = blocks.chain(http.map(|field| format!("connectionPool: {{http: {{{field}}}}}")));
+    let blocks = blocks.chain([http2("maxConcurrentStreams: 7"), http2("http2KeepAlive: {interval: 7s, timeout: 8s}")]);
+    let blocks = blocks.chain(outliers.map(|field| format!("outlierDetection: {{{field}}}")));
+    let mut seen = vec![cluster(SHOP)];
+    for block in blocks {
+        let rule = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: reviews, namespace: shop}}\nspec: {{host: reviews, trafficPolicy: {{{block}}}}}\n"
+        );
+        let by_mesh = cluster(&format!("{}---{SHOP}", config_map(&format!("defaultTrafficPolicy: {{{block}}}\n"))));
+        assert_eq!(by_mesh, cluster(&format!("{SHOP}{rule}")), "{block}");
+        assert!(!seen.contains(&by_mesh), "{block} says nothing");
+        seen.push(by_mesh);
+    }
+}
+
+#[test]
 fn a_wrong_setting_is_told_with_its_line_and_column_in_the_file() {
     for (settings, expected) in [
         ("trustDomain: a.b\noutboundTrafficPolicy:\n  mode: OPEN\n", ":11:13: error[invalid-value]"),
@@ -125,6 +175,7 @@ fn a_wrong_setting_is_told_with_its_line_and_column_in_the_file() {
             ": error[invalid-value]: MeshConfig istio-system/istio: connectTimeout: less than 1ms",
         ),
         ("trustDomian: x\n", ":9:5: error[unknown-field]"),
+        ("defaultTrafficPolicy: {outlierDetection: {interval: 0s}}\n", ":9:46: error[invalid-value]"),
         ("\n# why\nrootNamespace: 'A B'\n", ":11:20: error[invalid-value]"),
         ("trustDomain: Example.org\n", ":9:18: error[invalid-value]"),
         ("trustDomainAliases: [a, b/c]\n", ":9:29: error[invalid-value]"),

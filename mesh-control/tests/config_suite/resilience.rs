@@ -24,9 +24,8 @@ how calls are made. \"Client\" is `mesh.client()` and `mesh_tonic::channel`, \"l
 exists already, \"connector\" is `mesh.connector()` below one. What is reported is a finding of `mesh-control validate` and of the log,
 with line and column; `validate --for grpc` has what gRPC's own clients do instead.
 
-\"Yes (1)\" is shown by what a request, a server or a connection experiences, in test 1 of [the list](#tests). \"Rendered only\": what is
-sent over xDS has it, and no test shows a request that experiences it. \"No test of its own\": it takes the way of the column before,
-by the same code. \"No, and says so\": once for each target, in the log. Where a face leaves something to the client above or below it,
+\"Yes (1)\" is shown by what a request, a server or a connection experiences, in test 1 of [the list](#tests). \"No test of
+its own\": it takes the way of the column before, by the same code. \"No, and says so\": once for each target, in the log. Where a face leaves something to the client above or below it,
 nothing is logged.
 ";
 
@@ -195,6 +194,7 @@ fn library(kind: ObjectKind, field: &str, row: &Row) -> String {
     match row.library {
         Support::Enforced => "honoured".to_owned(),
         Support::NotYet(reason) => format!("reported: {reason}"),
+        Support::Indifferent => "noted: it is about proxies, and there is none here".to_owned(),
         Support::Partly(judge) => format!("honoured; reported: {}", reported(kind, field, SAMPLES, judge)),
         ref other => panic!("{} {field}: say in ELSEWHERE that it is about something else: {other:?}", kind.name()),
     }
@@ -203,7 +203,7 @@ fn library(kind: ObjectKind, field: &str, row: &Row) -> String {
 fn grpc(kind: ObjectKind, field: &str, row: &Row) -> String {
     match row.grpc {
         Support::Enforced => "yes".to_owned(),
-        Support::NotYet(_) if matches!(row.library, Support::NotYet(_)) => "no".to_owned(),
+        _ if matches!(row.library, Support::NotYet(_) | Support::Indifferent) => "no".to_owned(),
         Support::NotYet(instead) => format!("no: {instead}"),
         Support::Partly(judge) => format!("in part: {}", reported(kind, field, SAMPLES, judge)),
         Support::Indifferent => "they have no need of it".to_owned(),
@@ -220,7 +220,6 @@ impl Tests {
         let text = match face {
             Face::Shown(tests) => format!("yes {}", self.numbers(what, tests)),
             Face::Partly(text, tests) => format!("{text} {}", self.numbers(what, tests)),
-            Face::Rendered => "rendered only".to_owned(),
             Face::Untested => "yes, no test of its own".to_owned(),
             Face::No(reason) => format!("no: {reason}"),
         };
@@ -269,7 +268,7 @@ fn assert_is_there((file, name): &Test) {
 fn line(kind: ObjectKind, field: &str, tests: &mut Tests) -> String {
     let what = format!("{} {field}", kind.name());
     let row = row(kind, field).unwrap_or_else(|| panic!("{what} has no row in config/support"));
-    let is_reported = matches!(row.library, Support::NotYet(_));
+    let is_reported = matches!(row.library, Support::NotYet(_) | Support::Indifferent);
     assert!(is_reported || is_own_row(row, field), "{what} hides behind {}", row.path);
     let faces = match (group(kind, field), is_reported) {
         (None, true) => ["no", "no", "no"].map(str::to_owned),

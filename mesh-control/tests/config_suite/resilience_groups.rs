@@ -1,6 +1,6 @@
 //! What each way into the mesh does with the fields that are honoured, and the tests that show it.
 
-use Face::{No, Partly, Rendered, Shown, Untested};
+use Face::{No, Partly, Shown, Untested};
 use mesh_control::config::support::ObjectKind::{self, DestinationRule, MeshConfig, VirtualService};
 
 /// Its file, and its name.
@@ -13,8 +13,6 @@ pub(crate) enum Face {
     Shown(&'static [Test]),
     /// The same, and what of it they show, or how it honours it.
     Partly(&'static str, &'static [Test]),
-    /// It is in what is sent over xDS, and no request shows it.
-    Rendered,
     /// By the code of the column before, without a test.
     Untested,
     /// Why not.
@@ -70,12 +68,35 @@ const COOKIE: Test = (BALANCING, "who_has_no_cookie_is_given_one_that_leads_back
 const NEAR: Test = (BALANCING, "near_endpoints_go_first_where_outliers_are_detected");
 const SHARES: Test = (BALANCING, "localities_have_the_shares_that_are_written");
 const FAILS_OVER: Test = (BALANCING, "a_region_fails_over_to_the_one_that_is_named");
+const TAKES_TURNS: Face = Partly(
+    "yes; that turns are taken or not, and not what tells `RANDOM` from `LEAST_REQUEST`",
+    &[(BALANCING, "round_robin_takes_turns_and_the_others_do_not")],
+);
+const PREFERS_ZONE: Test = (BALANCING, "requests_stay_in_the_own_zone_as_far_as_it_can_take_them");
+const BEYOND_ZONES: Test = (BALANCING, "beyond_zones_regions_and_labels_rank_as_they_are_written");
+const NO_LIFE: Test = (BALANCING, "a_cookie_without_a_life_is_looked_at_and_not_made");
+const OF_SOURCE: Test = (BALANCING, "requests_of_one_process_go_to_one_endpoint_where_its_address_is_hashed");
+const OF_QUERY: Test = (BALANCING, "requests_with_the_same_query_parameter_go_to_the_same_endpoint");
+const STICKY: Test = (BALANCING, "requests_with_the_same_header_go_to_the_same_endpoint");
+const MESH_SAYS_HOW: Test = (CALLING, "the_mesh_says_how_services_are_called_where_a_rule_does_not");
+const SAME_BLOCK: Test =
+    ("mesh-control/tests/config_suite/mesh_config.rs", "a_block_of_the_mesh_is_what_a_rule_that_says_the_same_is");
+const AS_OF_A_RULE: Face = Partly("yes, as of a rule that says the same", &[SAME_BLOCK, MESH_SAYS_HOW]);
+const LIKE_A_RULE: Face = Partly("as of a rule that says the same", &[SAME_BLOCK]);
+const SLOW_START: Face = Partly(
+    "yes; in a test that sets the clock of the policy",
+    &[("mesh-core/src/balance/warmup.rs", "a_new_endpoint_grows_into_its_share")],
+);
 const MESH_LOCALITY: Test = (BALANCING, "the_mesh_says_it_where_no_rule_does");
 const ENDS: Test = (BREAKERS, "connections_end_when_they_are_old_or_idle_for_too_long");
 const WAIT: Test = (BREAKERS, "requests_wait_for_one_of_the_connections_that_there_may_be_as_many_as_may_wait");
+const SILENT: Test = (BREAKERS, "a_connection_is_given_up_when_it_takes_longer_than_it_may");
 const PINGS: Test = (BREAKERS, "a_server_that_answers_no_pings_is_given_up");
 const PROBED: Test = (BREAKERS, "idle_connections_are_probed_where_that_is_wanted");
 const EACH_FAILURE: Test = (OUTLIERS, "each_kind_of_failure_counts_as_it_is_configured");
+const ENDS_AT: Test = (OUTLIERS, "an_ejection_ends_with_the_interval_in_which_its_time_is_over");
+const MOST_OUT: Test = (OUTLIERS, "no_more_endpoints_are_out_than_may_be");
+const TOO_FEW: Test = (OUTLIERS, "where_too_few_are_healthy_those_that_fail_are_used_too");
 const OUT: Test = (OUTLIERS, "an_endpoint_that_fails_so_often_in_a_row_gets_no_requests_until_its_time_is_over");
 const OWN_CLIENT: Test = (OUTLIERS, "answers_count_that_a_client_of_the_applications_own_has");
 const BUDGET: Test = (LIMITS, "a_budget_allows_a_share_of_the_requests_under_way_and_some_in_any_case");
@@ -92,6 +113,10 @@ const DIALS_ANOTHER: Test = (CONNECTOR, "where_an_endpoint_refuses_another_one_i
 const COPY_GOES: Test = (MIRRORING, "a_copy_goes_to_the_subset_and_the_port_that_are_written");
 const COPIES: Test = (MIRRORING, "as_many_requests_are_copied_as_is_written");
 const LAYER_COPIES: Test = (MIRRORING, "requests_of_the_applications_own_client_are_copied_too");
+const BUDGET_OVER: Test = (RETRIES, "a_budget_with_a_time_has_requests_count_that_are_over");
+const MESH_TIMES: Test = (RETRIES, "times_of_the_meshs_own_policy_hold_where_a_rule_says_nothing");
+const ASKED_AGAIN: Test = (RETRIES, "who_is_found_by_a_hash_is_asked_again_unless_a_rule_wants_somebody_else");
+const ELSEWHERE: Test = (RETRIES, "every_second_retry_goes_to_a_priority_that_was_not_tried");
 const COMPARED: Test = ("interop/hashing.py", "compare");
 
 pub(crate) const GROUPS: &[Group] = &[
@@ -100,32 +125,23 @@ pub(crate) const GROUPS: &[Group] = &[
         DestinationRule,
         &["host", "exportTo", "workloadSelector.matchLabels", "subsets.name", "subsets.labels"],
         Shown(&[SUBSET]),
-        Untested,
-        Untested,
+        Shown(&[SUBSET]),
+        Shown(&[SUBSET]),
     ),
     group(
         DestinationRule,
         &["trafficPolicy.portLevelSettings.port.number"],
         Shown(&[PORT_AND_SUBSET, (BALANCING, "a_port_and_a_subset_have_their_own_policy")]),
-        Untested,
+        Shown(&[(BALANCING, "a_port_and_a_subset_have_their_own_policy")]),
         Untested,
     ),
     // Balancing.
-    group(
-        DestinationRule,
-        &["trafficPolicy.loadBalancer.simple"],
-        Partly(
-            "yes; that turns are taken or not, and not what tells `RANDOM` from `LEAST_REQUEST`",
-            &[(BALANCING, "round_robin_takes_turns_and_the_others_do_not")],
-        ),
-        Untested,
-        Untested,
-    ),
+    group(DestinationRule, &["trafficPolicy.loadBalancer.simple"], TAKES_TURNS, TAKES_TURNS, TAKES_TURNS),
     group(
         DestinationRule,
         &["trafficPolicy.loadBalancer.consistentHash.httpHeaderName"],
-        Shown(&[(BALANCING, "requests_with_the_same_header_go_to_the_same_endpoint")]),
-        Untested,
+        Shown(&[STICKY]),
+        Shown(&[STICKY]),
         SAID,
     ),
     group(
@@ -137,28 +153,28 @@ pub(crate) const GROUPS: &[Group] = &[
             "trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes.value",
         ],
         Shown(&[COOKIE]),
-        Untested,
+        Shown(&[COOKIE]),
         SAID,
     ),
     group(
         DestinationRule,
         &["trafficPolicy.loadBalancer.consistentHash.httpCookie.ttl"],
-        Shown(&[COOKIE, (BALANCING, "a_cookie_without_a_life_is_looked_at_and_not_made")]),
-        Untested,
+        Shown(&[COOKIE, NO_LIFE]),
+        Shown(&[COOKIE, NO_LIFE]),
         SAID,
     ),
     group(
         DestinationRule,
         &["trafficPolicy.loadBalancer.consistentHash.useSourceIp"],
-        Shown(&[(BALANCING, "requests_of_one_process_go_to_one_endpoint_where_its_address_is_hashed")]),
-        Untested,
+        Shown(&[OF_SOURCE]),
+        Shown(&[OF_SOURCE]),
         SAID,
     ),
     group(
         DestinationRule,
         &["trafficPolicy.loadBalancer.consistentHash.httpQueryParameterName"],
-        Shown(&[(BALANCING, "requests_with_the_same_query_parameter_go_to_the_same_endpoint")]),
-        Untested,
+        Shown(&[OF_QUERY]),
+        Shown(&[OF_QUERY]),
         SAID,
     ),
     group(
@@ -168,10 +184,16 @@ pub(crate) const GROUPS: &[Group] = &[
             "trafficPolicy.loadBalancer.consistentHash.maglev.tableSize",
         ],
         Partly("yes, as Envoy finds endpoints", &[COMPARED]),
-        Untested,
+        Shown(&[STICKY]),
         SAID,
     ),
-    group(DestinationRule, &["trafficPolicy.loadBalancer.consistentHash.minimumRingSize"], Rendered, Untested, SAID),
+    group(
+        DestinationRule,
+        &["trafficPolicy.loadBalancer.consistentHash.minimumRingSize"],
+        Shown(&[STICKY, (BALANCING, "the_older_form_of_a_rings_size_makes_the_same_ring")]),
+        Shown(&[STICKY]),
+        SAID,
+    ),
     group(
         DestinationRule,
         &[
@@ -180,7 +202,7 @@ pub(crate) const GROUPS: &[Group] = &[
             "trafficPolicy.loadBalancer.warmup.minimumPercent",
             "trafficPolicy.loadBalancer.warmup.aggression",
         ],
-        Rendered,
+        SLOW_START,
         Untested,
         Untested,
     ),
@@ -188,15 +210,15 @@ pub(crate) const GROUPS: &[Group] = &[
         DestinationRule,
         &["trafficPolicy.loadBalancer.localityLbSetting.distribute.from"],
         Shown(&[NEAR, SHARES]),
-        Untested,
-        Untested,
+        Shown(&[NEAR, SHARES]),
+        Shown(&[NEAR, SHARES]),
     ),
     group(
         DestinationRule,
         &["trafficPolicy.loadBalancer.localityLbSetting.distribute.to"],
         Shown(&[SHARES]),
-        Untested,
-        Untested,
+        Shown(&[SHARES]),
+        Shown(&[SHARES]),
     ),
     group(
         DestinationRule,
@@ -205,8 +227,8 @@ pub(crate) const GROUPS: &[Group] = &[
             "trafficPolicy.loadBalancer.localityLbSetting.failover.to",
         ],
         Shown(&[FAILS_OVER]),
-        Untested,
-        Untested,
+        Shown(&[FAILS_OVER]),
+        Shown(&[FAILS_OVER]),
     ),
     group(
         DestinationRule,
@@ -215,11 +237,38 @@ pub(crate) const GROUPS: &[Group] = &[
             "trafficPolicy.loadBalancer.localityLbSetting.enabled",
         ],
         Shown(&[NEAR]),
-        Untested,
-        Untested,
+        Shown(&[NEAR]),
+        Shown(&[NEAR]),
+    ),
+    group(
+        DestinationRule,
+        &[
+            "trafficPolicy.loadBalancer.zoneAwareLbSetting.enabled",
+            "trafficPolicy.loadBalancer.zoneAwareLbSetting.minClusterSize",
+        ],
+        Shown(&[PREFERS_ZONE, BEYOND_ZONES]),
+        Shown(&[PREFERS_ZONE, BEYOND_ZONES]),
+        Shown(&[PREFERS_ZONE, BEYOND_ZONES]),
+    ),
+    group(
+        DestinationRule,
+        &[
+            "trafficPolicy.loadBalancer.zoneAwareLbSetting.failover.from",
+            "trafficPolicy.loadBalancer.zoneAwareLbSetting.failover.to",
+            "trafficPolicy.loadBalancer.zoneAwareLbSetting.failoverPriority",
+        ],
+        Shown(&[BEYOND_ZONES]),
+        Shown(&[BEYOND_ZONES]),
+        Shown(&[BEYOND_ZONES]),
     ),
     // Connections, and how many requests there may be.
-    group(DestinationRule, &["trafficPolicy.connectionPool.tcp.connectTimeout"], Rendered, CLIENTS_OWN, Untested),
+    group(
+        DestinationRule,
+        &["trafficPolicy.connectionPool.tcp.connectTimeout"],
+        Shown(&[SILENT]),
+        CLIENTS_OWN,
+        Shown(&[SILENT]),
+    ),
     group(
         DestinationRule,
         &["trafficPolicy.connectionPool.tcp.maxConnections"],
@@ -324,8 +373,8 @@ pub(crate) const GROUPS: &[Group] = &[
     group(
         DestinationRule,
         &["trafficPolicy.retryBudget.budgetInterval"],
-        Shown(&[(RETRIES, "a_budget_with_a_time_has_requests_count_that_are_over")]),
-        Untested,
+        Shown(&[BUDGET_OVER]),
+        Shown(&[BUDGET_OVER]),
         Untested,
     ),
     // Endpoints that fail.
@@ -340,7 +389,7 @@ pub(crate) const GROUPS: &[Group] = &[
         DestinationRule,
         &["trafficPolicy.outlierDetection.consecutiveGatewayErrors"],
         Shown(&[EACH_FAILURE]),
-        Untested,
+        Shown(&[EACH_FAILURE]),
         No("of connections, failures of the local origin count"),
     ),
     group(
@@ -350,23 +399,29 @@ pub(crate) const GROUPS: &[Group] = &[
             "trafficPolicy.outlierDetection.consecutiveLocalOriginFailures",
         ],
         Shown(&[EACH_FAILURE]),
-        Untested,
+        Shown(&[EACH_FAILURE]),
         Untested,
     ),
-    group(DestinationRule, &["trafficPolicy.outlierDetection.interval"], Rendered, Untested, Untested),
-    group(DestinationRule, &["trafficPolicy.outlierDetection.baseEjectionTime"], Shown(&[OUT]), Untested, Untested),
+    group(DestinationRule, &["trafficPolicy.outlierDetection.interval"], Shown(&[ENDS_AT]), Untested, Untested),
+    group(
+        DestinationRule,
+        &["trafficPolicy.outlierDetection.baseEjectionTime"],
+        Shown(&[OUT]),
+        Shown(&[OUT]),
+        Untested,
+    ),
     group(
         DestinationRule,
         &["trafficPolicy.outlierDetection.maxEjectionPercent"],
-        Shown(&[(OUTLIERS, "no_more_endpoints_are_out_than_may_be")]),
-        Untested,
+        Shown(&[MOST_OUT]),
+        Shown(&[MOST_OUT]),
         Untested,
     ),
     group(
         DestinationRule,
         &["trafficPolicy.outlierDetection.minHealthPercent"],
-        Shown(&[(OUTLIERS, "where_too_few_are_healthy_those_that_fail_are_used_too")]),
-        Untested,
+        Shown(&[TOO_FEW]),
+        Shown(&[TOO_FEW]),
         Untested,
     ),
     // TLS.
@@ -489,14 +544,14 @@ pub(crate) const GROUPS: &[Group] = &[
             "http.mirrors.destination.port.number",
         ],
         Shown(&[COPY_GOES]),
-        Untested,
+        Shown(&[COPY_GOES]),
         SAID,
     ),
     group(
         VirtualService,
         &["http.mirrors.percentage.value", "http.mirrorPercent", "http.mirrorPercentage.value"],
         Shown(&[COPIES]),
-        Untested,
+        Shown(&[COPIES]),
         SAID,
     ),
     // Settings of the mesh.
@@ -515,32 +570,20 @@ pub(crate) const GROUPS: &[Group] = &[
         Untested,
         Partly("of connections that cannot be made; of the rest it says so", &[DIALS_ANOTHER]),
     ),
-    group(
-        MeshConfig,
-        &["defaultHttpRetryPolicy.perTryTimeout"],
-        Shown(&[(RETRIES, "times_of_the_meshs_own_policy_hold_where_a_rule_says_nothing")]),
-        Untested,
-        SAID,
-    ),
-    group(
-        MeshConfig,
-        &["defaultHttpRetryPolicy.backoff"],
-        Shown(&[(RETRIES, "times_of_the_meshs_own_policy_hold_where_a_rule_says_nothing")]),
-        Untested,
-        Untested,
-    ),
+    group(MeshConfig, &["defaultHttpRetryPolicy.perTryTimeout"], Shown(&[MESH_TIMES]), Shown(&[MESH_TIMES]), SAID),
+    group(MeshConfig, &["defaultHttpRetryPolicy.backoff"], Shown(&[MESH_TIMES]), Shown(&[MESH_TIMES]), Untested),
     group(
         MeshConfig,
         &["defaultHttpRetryPolicy.retryIgnorePreviousHosts"],
-        Shown(&[(RETRIES, "who_is_found_by_a_hash_is_asked_again_unless_a_rule_wants_somebody_else")]),
-        Untested,
+        Shown(&[ASKED_AGAIN]),
+        Shown(&[ASKED_AGAIN]),
         Untested,
     ),
     group(
         MeshConfig,
         &["defaultHttpRetryPolicy.retryRemoteLocalities"],
-        Shown(&[(RETRIES, "every_second_retry_goes_to_a_priority_that_was_not_tried")]),
-        Untested,
+        Shown(&[ELSEWHERE]),
+        Shown(&[ELSEWHERE]),
         Untested,
     ),
     group(
@@ -552,15 +595,84 @@ pub(crate) const GROUPS: &[Group] = &[
             "localityLbSetting.failoverPriority",
         ],
         Shown(&[MESH_LOCALITY]),
+        Shown(&[MESH_LOCALITY]),
+        Shown(&[MESH_LOCALITY]),
+    ),
+    group(
+        MeshConfig,
+        &[
+            "zoneAwareLbSetting.enabled",
+            "zoneAwareLbSetting.failover.from",
+            "zoneAwareLbSetting.failover.to",
+            "zoneAwareLbSetting.failoverPriority",
+        ],
+        Shown(&[BEYOND_ZONES]),
+        Shown(&[BEYOND_ZONES]),
+        Shown(&[BEYOND_ZONES]),
+    ),
+    group(
+        MeshConfig,
+        &["zoneAwareLbSetting.minClusterSize"],
+        Partly("as of a rule that says the same", &[PREFERS_ZONE]),
         Untested,
         Untested,
+    ),
+    group(MeshConfig, &["h2UpgradePolicy"], Shown(&[MESH_SAYS_HOW]), CLIENTS_OWN, CLIENTS_ABOVE),
+    group(
+        MeshConfig,
+        &[
+            "defaultTrafficPolicy.connectionPool.http.http2MaxRequests",
+            "defaultTrafficPolicy.connectionPool.http.maxRetries",
+            "defaultTrafficPolicy.outlierDetection.consecutive5xxErrors",
+            "defaultTrafficPolicy.outlierDetection.consecutiveGatewayErrors",
+            "defaultTrafficPolicy.outlierDetection.splitExternalLocalOriginErrors",
+            "defaultTrafficPolicy.outlierDetection.consecutiveLocalOriginFailures",
+            "defaultTrafficPolicy.outlierDetection.interval",
+            "defaultTrafficPolicy.outlierDetection.baseEjectionTime",
+            "defaultTrafficPolicy.outlierDetection.maxEjectionPercent",
+            "defaultTrafficPolicy.outlierDetection.minHealthPercent",
+        ],
+        AS_OF_A_RULE,
+        LIKE_A_RULE,
+        LIKE_A_RULE,
+    ),
+    group(
+        MeshConfig,
+        &[
+            "defaultTrafficPolicy.connectionPool.tcp.maxConnections",
+            "defaultTrafficPolicy.connectionPool.tcp.connectTimeout",
+            "defaultTrafficPolicy.connectionPool.tcp.maxConnectionDuration",
+            "defaultTrafficPolicy.connectionPool.tcp.tcpKeepalive.time",
+            "defaultTrafficPolicy.connectionPool.tcp.tcpKeepalive.interval",
+            "defaultTrafficPolicy.connectionPool.tcp.tcpKeepalive.probes",
+        ],
+        AS_OF_A_RULE,
+        CLIENTS_OWN,
+        LIKE_A_RULE,
+    ),
+    group(
+        MeshConfig,
+        &[
+            "defaultTrafficPolicy.connectionPool.tcp.idleTimeout",
+            "defaultTrafficPolicy.connectionPool.http.idleTimeout",
+            "defaultTrafficPolicy.connectionPool.http.http1MaxPendingRequests",
+            "defaultTrafficPolicy.connectionPool.http.maxRequestsPerConnection",
+            "defaultTrafficPolicy.connectionPool.http.maxConcurrentStreams",
+            "defaultTrafficPolicy.connectionPool.http.h2UpgradePolicy",
+            "defaultTrafficPolicy.connectionPool.http.useClientProtocol",
+            "defaultTrafficPolicy.connectionPool.http.http2KeepAlive.interval",
+            "defaultTrafficPolicy.connectionPool.http.http2KeepAlive.timeout",
+        ],
+        AS_OF_A_RULE,
+        CLIENTS_OWN,
+        CLIENTS_ABOVE,
     ),
     group(
         MeshConfig,
         &["localityLbSetting.failover.from", "localityLbSetting.failover.to"],
         Shown(&[FAILS_OVER]),
-        Untested,
-        Untested,
+        Shown(&[FAILS_OVER]),
+        Shown(&[FAILS_OVER]),
     ),
     group(
         MeshConfig,
@@ -577,7 +689,10 @@ pub(crate) const GROUPS: &[Group] = &[
     group(
         MeshConfig,
         &["enableAutoMtls"],
-        Rendered,
+        Shown(&[(
+            "mesh-tower/tests/security/identities.rs",
+            "where_the_mesh_turns_automatic_mtls_off_calls_are_plaintext_unless_a_rule_says_how",
+        )]),
         Partly(
             "calls to servers that speak it fail while it is on",
             &[("mesh-tower/tests/security/mtls.rs", "a_client_that_was_told_of_tls_never_falls_back_to_plaintext")],

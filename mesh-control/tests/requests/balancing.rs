@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::support::{Answer, World, rules, server, web};
+use crate::support::{Answer, Face, World, mesh_settings, rules, server, web};
 
 /// Servers `v1` to `v5` behind `web.example.com`, with a traffic policy.
 async fn five(policy: &str) -> String {
@@ -44,21 +44,26 @@ async fn round_robin_takes_turns_and_the_others_do_not() {
         ("LEAST_CONN", false),
         ("UNSPECIFIED", false),
     ] {
-        let world = World::new(&five(&format!("{{loadBalancer: {{simple: {simple}}}}}")).await).await;
-        let counts = counts(&world, requests).await;
-        assert_eq!(counts.len(), 5, "{simple}: {counts:?}");
-        assert_eq!(counts.values().all(|count| *count == 20), takes_turns, "{simple}: {counts:?}");
+        let mut world = World::new(&five(&format!("{{loadBalancer: {{simple: {simple}}}}}")).await).await;
+        for face in Face::ALL {
+            world.face = face;
+            let counts = counts(&world, requests).await;
+            assert_eq!(counts.len(), 5, "{face:?} {simple}: {counts:?}");
+            assert_eq!(counts.values().all(|count| *count == 20), takes_turns, "{face:?} {simple}: {counts:?}");
+        }
     }
 }
 
 /// Each key has its one server, and many keys have them all.
 async fn is_sticky(policy: &str, ask: impl AsyncFn(&World, usize) -> Answer) {
-    let world = World::new(&five(policy).await).await;
+    let mut world = World::new(&five(policy).await).await;
     let mut servers = BTreeSet::new();
     for key in 0..40 {
+        world.face = Face::Client;
         let first = who(&ask(&world, key).await);
-        for _ in 0..3 {
-            assert_eq!(who(&ask(&world, key).await), first, "{policy}: key {key}");
+        for face in [Face::Client, Face::Layer, Face::Layer] {
+            world.face = face;
+            assert_eq!(who(&ask(&world, key).await), first, "{policy}: {face:?}, key {key}");
         }
         servers.insert(first);
     }
@@ -78,6 +83,28 @@ async fn requests_with_the_same_header_go_to_the_same_endpoint() {
     }
 }
 
+/// The size of a ring says which keys go where.
+#[tokio::test]
+async fn the_older_form_of_a_rings_size_makes_the_same_ring() {
+    let five = five("{}").await;
+    let mut found = Vec::new();
+    for ring in ["minimumRingSize: 512", "ringHash: {minimumRingSize: 512}", "ringHash: {minimumRingSize: 64}"] {
+        let policy =
+            traffic_policy(&format!("{{loadBalancer: {{consistentHash: {{httpHeaderName: x-user, {ring}}}}}}}"));
+        let world = World::new(&five.replace(&traffic_policy("{}"), &policy)).await;
+        let mut servers = Vec::new();
+        for key in 0..60 {
+            servers.push(who(&world
+                .with("http://web.example.com/", &[("x-user", &format!("user-{key}"))])
+                .await
+                .unwrap()));
+        }
+        found.push(servers);
+    }
+    assert_eq!(found[0], found[1]);
+    assert_ne!(found[0], found[2]);
+}
+
 #[tokio::test]
 async fn requests_with_the_same_query_parameter_go_to_the_same_endpoint() {
     let policy = "{loadBalancer: {consistentHash: {httpQueryParameterName: user}}}";
@@ -91,9 +118,10 @@ async fn requests_with_the_same_query_parameter_go_to_the_same_endpoint() {
 async fn who_has_no_cookie_is_given_one_that_leads_back() {
     let policy = "{loadBalancer: {consistentHash: {httpCookie: {name: session, path: /shop, ttl: 60s, attributes: \
                   [{name: SameSite, value: Lax}]}}}}";
-    let world = World::new(&five(policy).await).await;
+    let mut world = World::new(&five(policy).await).await;
     let mut servers = BTreeSet::new();
-    for _ in 0..40 {
+    for number in 0..40 {
+        world.face = Face::OF_REQUESTS[number % 2];
         let first = world.get("http://web.example.com/").await.unwrap();
         let (pair, attributes) = first.header("set-cookie").unwrap().split_once(';').unwrap();
         assert_eq!(attributes, " Max-Age=60; Path=/shop; SameSite=Lax; HttpOnly");
@@ -124,10 +152,13 @@ async fn a_cookie_without_a_life_is_looked_at_and_not_made() {
 
 #[tokio::test]
 async fn requests_of_one_process_go_to_one_endpoint_where_its_address_is_hashed() {
-    let world = World::new(&five("{loadBalancer: {consistentHash: {useSourceIp: true}}}").await).await;
-    assert_eq!(counts(&world, 20).await.len(), 1);
-    let world = World::new(&five("{loadBalancer: {consistentHash: {useSourceIp: false}}}").await).await;
-    assert_eq!(counts(&world, 60).await.len(), 5, "nothing is hashed");
+    let mut hashed = World::new(&five("{loadBalancer: {consistentHash: {useSourceIp: true}}}").await).await;
+    let mut world = World::new(&five("{loadBalancer: {consistentHash: {useSourceIp: false}}}").await).await;
+    for face in Face::OF_REQUESTS {
+        (hashed.face, world.face) = (face, face);
+        assert_eq!(counts(&hashed, 20).await.len(), 1, "{face:?}");
+        assert_eq!(counts(&world, 60).await.len(), 5, "{face:?}: nothing is hashed");
+    }
 }
 
 #[tokio::test]
@@ -161,9 +192,10 @@ spec:
     loadBalancer: {simple: RANDOM}
     portLevelSettings: [{port: {number: 80}, loadBalancer: {consistentHash: {httpHeaderName: x-user}}}]
 ";
-    let world = World::new(&five("{}").await.replace(&traffic_policy("{}"), own)).await;
+    let mut world = World::new(&five("{}").await.replace(&traffic_policy("{}"), own)).await;
     let mut servers = BTreeSet::new();
-    for _ in 0..20 {
+    for number in 0..20 {
+        world.face = Face::OF_REQUESTS[number % 2];
         servers.insert(who(&world.with("http://web.example.com/", &[("x-user", "u")]).await.unwrap()));
     }
     assert_eq!(servers.len(), 1);
@@ -226,17 +258,18 @@ async fn near_endpoints_go_first_where_outliers_are_detected() {
         (setting("distribute: [{from: other, to: {q: 100}}]"), "", &["far", "near", "region", "zone"]),
     ];
     for (setting, detection, expected) in cases {
-        let (world, yaml) = placed(&PLACES, &at(&setting, detection)).await;
-        let counts = counts(&world, 80).await;
-        assert_eq!(counts.keys().collect::<Vec<_>>(), expected, "{counts:?}\n{yaml}");
+        let (mut world, yaml) = placed(&PLACES, &at(&setting, detection)).await;
+        for face in Face::ALL {
+            world.face = face;
+            let counts = counts(&world, 80).await;
+            assert_eq!(counts.keys().collect::<Vec<_>>(), expected, "{face:?}: {counts:?}\n{yaml}");
+        }
     }
 }
 
 /// Settings of localities for the whole mesh.
 fn of_mesh(setting: &str) -> String {
-    format!(
-        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |-\n    localityLbSetting: {setting}\n"
-    )
+    mesh_settings(&format!("localityLbSetting: {setting}"))
 }
 
 #[tokio::test]
@@ -249,9 +282,12 @@ async fn a_region_fails_over_to_the_one_that_is_named() {
         let by_rule = placed(&places, &policy).await.0;
         let (_, yaml) = placed(&places, &format!("{{loadBalancer: {{simple: ROUND_ROBIN}}, {detection}}}")).await;
         let by_mesh = World::at(["r", "z", "s"], &[], &format!("{yaml}{}", of_mesh(&format!("{{{setting}}}")))).await;
-        for world in [by_rule, by_mesh] {
-            let counts = counts(&world, 40).await;
-            assert_eq!((counts.len(), counts.contains_key("named")), (expected, true), "{setting}: {counts:?}");
+        for mut world in [by_rule, by_mesh] {
+            for face in Face::ALL {
+                world.face = face;
+                let counts = counts(&world, 40).await;
+                assert_eq!((counts.len(), counts.contains_key("named")), (expected, true), "{setting}: {counts:?}");
+            }
         }
     }
 }
@@ -260,10 +296,14 @@ async fn a_region_fails_over_to_the_one_that_is_named() {
 async fn localities_have_the_shares_that_are_written() {
     let policy =
         "{loadBalancer: {simple: RANDOM, localityLbSetting: {distribute: [{from: r/z/*, to: {r/z/*: 80, q: 20}}]}}}";
-    let counts = counts(&placed(&PLACES, policy).await.0, 1_000).await;
-    let near = counts["near"] + counts["zone"];
-    // 800 of 1,000 expected, within four times the standard deviation.
-    assert!(near.abs_diff(800) < 51 && !counts.contains_key("region"), "{counts:?}");
+    let (mut world, _) = placed(&PLACES, policy).await;
+    for face in Face::ALL {
+        world.face = face;
+        let counts = counts(&world, 500).await;
+        let near = counts["near"] + counts["zone"];
+        // 400 of 500 expected, within four times the standard deviation.
+        assert!(near.abs_diff(400) < 36 && !counts.contains_key("region"), "{face:?}: {counts:?}");
+    }
 }
 
 #[tokio::test]
@@ -289,10 +329,104 @@ async fn the_mesh_says_it_where_no_rule_does() {
         ),
     ] {
         let (_, yaml) = placed(&PLACES, &policy).await;
-        let world = World::at(["r", "z", "s"], &[("net", "n1")], &format!("{yaml}{}", of_mesh(mesh))).await;
-        let counts = counts(&world, 80).await;
-        assert_eq!(counts.keys().collect::<Vec<_>>(), expected, "{mesh} {policy}: {counts:?}");
+        let mut world = World::at(["r", "z", "s"], &[("net", "n1")], &format!("{yaml}{}", of_mesh(mesh))).await;
+        for face in Face::ALL {
+            world.face = face;
+            let counts = counts(&world, 80).await;
+            assert_eq!(counts.keys().collect::<Vec<_>>(), expected, "{face:?} {mesh} {policy}: {counts:?}");
+        }
     }
+}
+
+/// A client in zone `a` of region `r`, whose own service has so many endpoints in zones `a` and `b`, and a service with these
+/// servers, called by this policy.
+async fn among_zones(callers: [usize; 2], servers: &[(&'static str, &str, &str)], policy: &str) -> World {
+    let own: String = ["a", "b"]
+        .into_iter()
+        .zip(callers)
+        .flat_map(|(zone, count)| (0..count).map(move |number| (zone, number)))
+        .enumerate()
+        .map(|(place, (zone, number))| {
+            format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: me-{zone}{number}}}\nspec: {{address: 192.0.2.{place}, labels: {{app: me}}, locality: r/{zone}}}\n"
+            )
+        })
+        .collect();
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: me}\nspec: {selector: {app: me}, ports: [{name: http, port: 80}]}\n";
+    let (_, yaml) = placed(servers, policy).await;
+    World::at(["r", "a", ""], &[("app", "me"), ("net", "n1")], &format!("{yaml}{service}{own}")).await
+}
+
+#[tokio::test]
+async fn requests_stay_in_the_own_zone_as_far_as_it_can_take_them() {
+    let servers = [
+        ("near", "r/a", "net: n1"),
+        ("b1", "r/b", "net: n1"),
+        ("b2", "r/b", "net: n2"),
+        ("b3", "r/b", "net: n1"),
+        ("far", "q/a", ""),
+    ];
+    let zones = |setting: &str| format!("{{loadBalancer: {{simple: RANDOM, zoneAwareLbSetting: {{{setting}}}}}}}");
+    // (clients in zones a and b, setting, ways in) -> of 400 requests, those that stay in the zone; whether others go to zone b,
+    // and to another region.
+    let (all, client) = (&Face::ALL[..], &Face::ALL[..1]);
+    let cases = [
+        // A quarter of the endpoints is for half of the clients.
+        ([2, 2], "minClusterSize: 4", all, 200, [true, false]),
+        ([1, 3], "enabled: true, minClusterSize: 4", client, 400, [false, false]),
+        // There are four, and with nothing said six are asked for: each endpoint of the region has the same.
+        ([2, 2], "enabled: true", client, 100, [true, false]),
+        ([1, 3], "minClusterSize: 5", client, 100, [true, false]),
+        // Nobody knows where clients like this one are.
+        ([0, 0], "minClusterSize: 1", client, 100, [true, false]),
+        ([2, 2], "enabled: false, minClusterSize: 1", client, 80, [true, true]),
+    ];
+    for (callers, setting, faces, stays, others) in cases {
+        let mut world = among_zones(callers, &servers, &zones(setting)).await;
+        for &face in faces {
+            world.face = face;
+            let counts = counts(&world, 400).await;
+            let near = counts.get("near").copied().unwrap_or_default();
+            // Within four times the standard deviation of a half.
+            assert!(near.abs_diff(stays) <= if stays == 400 { 0 } else { 40 }, "{face:?} {setting}: {counts:?}");
+            let is_called = |names: &[&str]| names.iter().any(|name| counts.contains_key(*name));
+            assert_eq!([is_called(&["b1", "b2", "b3"]), is_called(&["far"])], others, "{face:?} {setting}: {counts:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn beyond_zones_regions_and_labels_rank_as_they_are_written() {
+    let near = [("near", "r/a", "net: n2"), ("b1", "r/b", "net: n1"), ("far", "q/a", "net: n1")];
+    let away = [("p1", "p/a", ""), ("q1", "q/a", "")];
+    // (servers, setting) -> who answers
+    type Case<'c> = (&'c [(&'static str, &'static str, &'static str)], &'c str, &'c [&'c str]);
+    let cases: [Case<'_>; 5] = [
+        (&near, "enabled: true", &["b1", "near"]),
+        (&near, "failoverPriority: [net]", &["b1"]),
+        (&near, "failoverPriority: [net=n2]", &["near"]),
+        (&away, "enabled: true", &["p1", "q1"]),
+        (&away, "failover: [{from: r, to: q}]", &["q1"]),
+    ];
+    for (servers, setting, expected) in cases {
+        let of_rule = format!("{{loadBalancer: {{simple: ROUND_ROBIN, zoneAwareLbSetting: {{{setting}}}}}}}");
+        let by_rule = among_zones([1, 1], servers, &of_rule).await;
+        // The mesh says the same.
+        let (_, yaml) = placed(servers, "{loadBalancer: {simple: ROUND_ROBIN}}").await;
+        let settings = mesh_settings(&format!("zoneAwareLbSetting: {{{setting}}}"));
+        let by_mesh = World::at(["r", "a", ""], &[("net", "n1")], &format!("{yaml}{settings}")).await;
+        for mut world in [by_rule, by_mesh] {
+            for face in Face::ALL {
+                world.face = face;
+                let counts = counts(&world, 40).await;
+                assert_eq!(counts.keys().collect::<Vec<_>>(), expected, "{face:?} {setting}: {counts:?}");
+            }
+        }
+    }
+    let off = "{loadBalancer: {simple: ROUND_ROBIN, zoneAwareLbSetting: {enabled: false}}}";
+    let (_, yaml) = placed(&near, off).await;
+    let world = World::at(["r", "a", ""], &[], &format!("{yaml}{}", mesh_settings("zoneAwareLbSetting: {}"))).await;
+    assert_eq!(counts(&world, 40).await.len(), 3, "the rule goes before the mesh");
 }
 
 #[tokio::test]

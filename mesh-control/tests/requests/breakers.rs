@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tower_service::Service;
 
-use crate::support::{World, rules, service};
+use crate::support::{Face, World, rules, service};
 use crate::upstream::{PATIENCE, Upstream, until};
 
 /// `web.example.com` with these endpoints, called by this policy.
@@ -189,6 +189,44 @@ async fn a_connector_makes_no_more_connections_than_there_may_be() {
     assert_eq!(error.kind(), ErrorKind::Overflow, "{error}");
     drop(held);
     connect().await.unwrap();
+}
+
+/// A server whose backlog is full: whoever connects hears nothing. It is so as long as the result is there.
+#[cfg(target_os = "linux")]
+async fn silent() -> (std::net::SocketAddr, Vec<tokio::net::TcpStream>, tokio::net::TcpListener) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let (at, mut waiting) = (listener.local_addr().unwrap(), Vec::new());
+    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(at)).await {
+        waiting.push(stream.unwrap());
+        assert!(waiting.len() < 100, "the backlog does not fill");
+    }
+    (at, waiting, listener)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_connection_is_given_up_when_it_takes_longer_than_it_may() {
+    let (at, _waiting, _listener) = silent().await;
+    let called = |time: &str, limit: &str| {
+        let policy = format!("trafficPolicy: {{connectionPool: {{tcp: {{connectTimeout: {time}}}}}}}");
+        let yaml = service("web", &[("v1", at)])
+            .replace("  host: web.example.com\n", &format!("  host: web.example.com\n  {policy}\n"));
+        let rule = format!(
+            "  - retries: {{attempts: 0}}\n    timeout: {limit}\n    route: [{{destination: {{host: web.example.com}}}}]\n"
+        );
+        format!("{yaml}{}", rules(&rule))
+    };
+    // What is over first says what the request fails with.
+    let mut world = World::new(&called("50ms", "20s")).await;
+    for face in [Face::Client, Face::Connector] {
+        world.face = face;
+        let error = world.get("http://web.example.com/").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectFailure, "{face:?}: {error}");
+    }
+    let world = World::new(&called("20s", "50ms")).await;
+    assert_eq!(world.get("http://web.example.com/").await.unwrap_err().kind(), ErrorKind::Timeout);
 }
 
 #[tokio::test]

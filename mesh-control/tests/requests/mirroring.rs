@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::breakers::ask_through_layer;
-use crate::support::{World, nobody, rules, server, service, web};
+use crate::support::{Face, World, nobody, rules, server, service, web};
 
 /// What reached a mirror.
 #[derive(Debug)]
@@ -150,8 +150,9 @@ async fn as_many_requests_are_copied_as_is_written() {
         ("    mirrors: [{destination: {host: copy.example.com}}, {destination: {host: copy.example.com, subset: v1}}]\n".to_owned(), 200..=200),
     ] {
         let (at, mut told) = mirror().await;
-        let world = mirrored(at, &settings).await;
-        for _ in 0..100 {
+        let mut world = mirrored(at, &settings).await;
+        for number in 0..100 {
+            world.face = Face::OF_REQUESTS[number % 2];
             assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
         }
         let least = *expected.start() as u64;
@@ -236,10 +237,13 @@ spec:
                 at[0], at[2], at[1]
             );
             let rule = rules(&format!("  - route: [{{destination: {{host: web.example.com}}}}]\n    {settings}\n"));
-            let world = World::new(&format!("{}{entry}{rule}", web(&[("v1", server("v1").await)]))).await;
-            assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
-            next(&mut mirrors[expected]).await;
-            assert!(mirrors.iter_mut().all(|told| told.try_recv().is_err()), "{settings}");
+            let mut world = World::new(&format!("{}{entry}{rule}", web(&[("v1", server("v1").await)]))).await;
+            for face in Face::OF_REQUESTS {
+                world.face = face;
+                assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
+                next(&mut mirrors[expected]).await;
+                assert!(mirrors.iter_mut().all(|told| told.try_recv().is_err()), "{face:?} {settings}");
+            }
         }
     }
 }

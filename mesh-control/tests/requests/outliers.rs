@@ -8,7 +8,7 @@ use mesh_core::request_info::Deadline;
 use mesh_tower::body::Body;
 
 use crate::breakers::{ask_through_layer, called_by};
-use crate::support::{World, rules};
+use crate::support::{Face, World, rules};
 use crate::upstream::{PATIENCE, Upstream, until};
 
 /// An hour: what is ejected stays out as long as a test lasts.
@@ -65,25 +65,46 @@ async fn passes_by(world: &World, upstream: &Upstream) {
 
 #[tokio::test]
 async fn an_endpoint_that_fails_so_often_in_a_row_gets_no_requests_until_its_time_is_over() {
-    let detection = "consecutive5xxErrors: 3, interval: 20ms, baseEjectionTime: 400ms, maxEjectionPercent: 50";
-    let (bad, _good, world) = pair(detection).await;
-    reach(&world, &bad, 2, get).await;
-    bad.answer(500);
-    reach(&world, &bad, 2, get).await;
-    bad.answer(200);
-    reach(&world, &bad, 1, get).await;
-    bad.answer(501);
-    // A success in between: these are the first three in a row.
-    reach(&world, &bad, 3, get).await;
-    let ejected = Instant::now();
-    until("it is out", || is_out(&world, &bad)).await;
-    bad.answer(200);
-    let before = bad.requests.all();
-    while bad.requests.all() == before {
-        assert!(ejected.elapsed() < PATIENCE, "it never comes back");
-        assert_eq!(world.ask(get()).await.unwrap().status, 200);
+    for face in Face::OF_REQUESTS {
+        let detection = "consecutive5xxErrors: 3, interval: 20ms, baseEjectionTime: 400ms, maxEjectionPercent: 50";
+        let (bad, _good, mut world) = pair(detection).await;
+        world.face = face;
+        reach(&world, &bad, 2, get).await;
+        bad.answer(500);
+        reach(&world, &bad, 2, get).await;
+        bad.answer(200);
+        reach(&world, &bad, 1, get).await;
+        bad.answer(501);
+        // A success in between: these are the first three in a row.
+        reach(&world, &bad, 3, get).await;
+        let ejected = Instant::now();
+        until("it is out", || is_out(&world, &bad)).await;
+        bad.answer(200);
+        let before = bad.requests.all();
+        while bad.requests.all() == before {
+            assert!(ejected.elapsed() < PATIENCE, "it never comes back");
+            assert_eq!(world.ask(get()).await.unwrap().status, 200);
+        }
+        assert!(ejected.elapsed() >= Duration::from_millis(350), "{:?}", ejected.elapsed());
     }
-    assert!(ejected.elapsed() >= Duration::from_millis(350), "{:?}", ejected.elapsed());
+}
+
+/// Whose time is over is let back in when the cluster is looked at next.
+#[tokio::test]
+async fn an_ejection_ends_with_the_interval_in_which_its_time_is_over() {
+    for (interval, comes_back) in [("20ms", true), ("1h", false)] {
+        let detection = format!("consecutive5xxErrors: 1, interval: {interval}, baseEjectionTime: 1ms");
+        let (bad, _good, world) = pair(&format!("{detection}, maxEjectionPercent: 50")).await;
+        bad.answer(500);
+        reach(&world, &bad, 1, get).await;
+        if comes_back {
+            reach(&world, &bad, 1, get).await;
+        } else {
+            until("it is out", || is_out(&world, &bad)).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            passes_by(&world, &bad).await;
+        }
+    }
 }
 
 #[tokio::test]
@@ -102,16 +123,19 @@ async fn each_kind_of_failure_counts_as_it_is_configured() {
         (local, |bad| bad.hang_up(true), 2, true),
         (local, |bad| bad.answer(503), 12, false),
     ];
-    for (settings, act, times, expected) in cases {
+    for ((settings, act, times, expected), face) in
+        cases.into_iter().flat_map(|case| Face::OF_REQUESTS.map(|face| (case, face)))
+    {
         let comma = if settings.is_empty() { "" } else { ", " };
-        let (bad, _good, world) = pair(&format!("{settings}{comma}{LONG}")).await;
+        let (bad, _good, mut world) = pair(&format!("{settings}{comma}{LONG}")).await;
+        world.face = face;
         act(&bad);
         reach(&world, &bad, times, get).await;
         if expected {
             passes_by(&world, &bad).await;
-            assert_eq!(bad.requests.all(), times, "{settings}");
+            assert_eq!(bad.requests.all(), times, "{face:?} {settings}");
         } else {
-            assert!(!is_out(&world, &bad), "{settings}");
+            assert!(!is_out(&world, &bad), "{face:?} {settings}");
         }
     }
 }
@@ -185,11 +209,13 @@ async fn an_endpoint_that_no_request_reached_is_not_to_blame() {
 
 #[tokio::test]
 async fn no_more_endpoints_are_out_than_may_be() {
-    for (percent, are_out) in [(10, [false, false]), (50, [true, false]), (100, [true, true])] {
-        let (one, other, world) = pair(&format!(
+    let cases = [(10, [false, false]), (50, [true, false]), (100, [true, true])];
+    for ((percent, are_out), face) in cases.into_iter().flat_map(|case| Face::OF_REQUESTS.map(|face| (case, face))) {
+        let (one, other, mut world) = pair(&format!(
             "consecutive5xxErrors: 1, interval: 50ms, baseEjectionTime: 1h, maxEjectionPercent: {percent}"
         ))
         .await;
+        world.face = face;
         one.answer(500);
         reach(&world, &one, 1, get).await;
         if are_out[0] {
@@ -210,9 +236,12 @@ async fn no_more_endpoints_are_out_than_may_be() {
 
 #[tokio::test]
 async fn where_too_few_are_healthy_those_that_fail_are_used_too() {
-    for (min_health, expected) in [(0, true), (50, true), (60, false)] {
-        let (bad, _good, world) =
+    let cases = [(0, true), (50, true), (60, false)];
+    for ((min_health, expected), face) in cases.into_iter().flat_map(|case| Face::OF_REQUESTS.map(|face| (case, face)))
+    {
+        let (bad, _good, mut world) =
             pair(&format!("consecutive5xxErrors: 1, minHealthPercent: {min_health}, {LONG}")).await;
+        world.face = face;
         bad.answer(500);
         reach(&world, &bad, 1, get).await;
         if expected {

@@ -6,7 +6,7 @@ use http::Request;
 use mesh_core::request_info::Deadline;
 use mesh_tower::body::Body;
 
-use crate::support::{World, nobody, rules, server, web};
+use crate::support::{Face, World, nobody, rules, server, web};
 use crate::upstream::Upstream;
 
 /// Servers that answer with this status, and how `web.example.com` is called.
@@ -45,7 +45,7 @@ fn meshs_own(fields: &str) -> String {
 async fn who_is_found_by_a_hash_is_asked_again_unless_a_rule_wants_somebody_else() {
     let three = "attempts: 2, retryOn: '503', backoff: 1ms";
     let mesh = meshs_own(three);
-    for (rules, policy, asked) in [
+    let cases = [
         (retries(three), HASHED, 1),
         (retries(&format!("{three}, retryIgnorePreviousHosts: true")), HASHED, 3),
         (retries(three), "{loadBalancer: {simple: RANDOM}}", 3),
@@ -53,13 +53,14 @@ async fn who_is_found_by_a_hash_is_asked_again_unless_a_rule_wants_somebody_else
         (mesh.clone(), HASHED, 1),
         (mesh, "{loadBalancer: {simple: RANDOM}}", 3),
         (meshs_own(&format!("{three}, retryIgnorePreviousHosts: true")), HASHED, 3),
-    ] {
+    ];
+    for ((rules, policy, asked), face) in cases.iter().flat_map(|case| Face::OF_REQUESTS.map(|face| (case, face))) {
         let (upstreams, yaml) = upstreams(5, 503, policy).await;
-        let world = World::new(&format!("{yaml}{rules}")).await;
+        let world = World::new(&format!("{yaml}{rules}")).await.through(face);
         let answer = world.with("http://web.example.com/", &[("x-user", "me")]).await.unwrap();
-        assert_eq!((answer.status, world.attempts()), (503, 3), "{rules}");
+        assert_eq!((answer.status, world.attempts()), (503, 3), "{face:?} {rules}");
         let were_asked = upstreams.iter().filter(|upstream| upstream.requests.all() > 0).count();
-        assert_eq!(were_asked, asked, "{policy} {rules}");
+        assert_eq!(were_asked, *asked, "{face:?} {policy} {rules}");
     }
 }
 
@@ -91,23 +92,30 @@ async fn every_second_retry_goes_to_a_priority_that_was_not_tried() {
         ("attempts: 4, retryRemoteLocalities: true", 3, 2),
         ("attempts: 4, retryRemoteLocalities: false", 5, 0),
     ] {
-        for said_by in [retries, meshs_own] {
-            let (upstreams, yaml) = upstreams(2, 503, policy).await;
-            let said = said_by(&format!("{fields}, retryOn: '503', backoff: 1ms"));
-            let world = World::new(&format!("{yaml}{said}")).await;
-            assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 503);
-            let seen: Vec<usize> = upstreams.iter().map(|upstream| upstream.requests.all()).collect();
-            assert_eq!(seen, [near, far], "{said}");
+        for said in [retries, meshs_own].map(|by| by(&format!("{fields}, retryOn: '503', backoff: 1ms"))) {
+            for face in Face::OF_REQUESTS {
+                let (upstreams, yaml) = upstreams(2, 503, policy).await;
+                let world = World::new(&format!("{yaml}{said}")).await.through(face);
+                assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 503);
+                let seen: Vec<usize> = upstreams.iter().map(|upstream| upstream.requests.all()).collect();
+                assert_eq!(seen, [near, far], "{face:?} {said}");
+            }
         }
     }
 }
 
 #[tokio::test]
 async fn times_of_the_meshs_own_policy_hold_where_a_rule_says_nothing() {
+    for face in Face::OF_REQUESTS {
+        times_hold(face).await;
+    }
+}
+
+async fn times_hold(face: Face) {
     let slow = web(&[("v1", server("v1").await)]);
     for (fields, tries) in [("perTryTimeout: 50ms, ", 2), ("", 1)] {
         let policy = meshs_own(&format!("{fields}attempts: 1, retryOn: '5xx', backoff: 1ms"));
-        let world = World::new(&format!("{slow}{policy}")).await;
+        let world = World::new(&format!("{slow}{policy}")).await.through(face);
         assert_eq!(world.get("http://web.example.com/slow").await.is_ok(), fields.is_empty(), "{fields}");
         assert_eq!(world.attempts(), tries, "{fields}");
     }
@@ -115,7 +123,7 @@ async fn times_of_the_meshs_own_policy_hold_where_a_rule_says_nothing() {
     for (backoff, tries) in [("1000h", 1), ("1ms", 3)] {
         let (_upstreams, yaml) = upstreams(1, 503, "{}").await;
         let policy = meshs_own(&format!("attempts: 2, retryOn: '503', backoff: {backoff}"));
-        let world = World::new(&format!("{yaml}{policy}")).await;
+        let world = World::new(&format!("{yaml}{policy}")).await.through(face);
         let mut request = Request::get("http://web.example.com/").body(Body::empty()).unwrap();
         request.extensions_mut().insert(Deadline(Instant::now() + Duration::from_secs(30)));
         assert_eq!(world.ask(request).await.unwrap().status, 503);
@@ -126,16 +134,17 @@ async fn times_of_the_meshs_own_policy_hold_where_a_rule_says_nothing() {
 #[tokio::test]
 async fn a_budget_with_a_time_has_requests_count_that_are_over() {
     let retried = retries("attempts: 1, retryOn: '503', backoff: 1ms");
-    for (interval, tries) in [("", 1), (", budgetInterval: 0s", 1), (", budgetInterval: 1h", 2)] {
+    let cases = [("", 1), (", budgetInterval: 0s", 1), (", budgetInterval: 1h", 2)];
+    for ((interval, tries), face) in cases.into_iter().flat_map(|case| Face::OF_REQUESTS.map(|face| (case, face))) {
         let policy = format!("{{retryBudget: {{percent: 25, minRetryConcurrency: 0{interval}}}}}");
         let (upstreams, yaml) = upstreams(1, 200, &policy).await;
-        let world = World::new(&format!("{yaml}{retried}")).await;
+        let world = World::new(&format!("{yaml}{retried}")).await.through(face);
         for _ in 0..3 {
             assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
         }
         upstreams[0].answer(503);
         // A quarter of four that began, or of one that is under way.
         assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 503);
-        assert_eq!(world.attempts(), tries, "{interval}");
+        assert_eq!(world.attempts(), tries, "{face:?} {interval}");
     }
 }

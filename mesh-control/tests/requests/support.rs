@@ -55,11 +55,29 @@ impl Answer {
     }
 }
 
+/// A way into the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Face {
+    Client,
+    /// Around a client of the application's own.
+    Layer,
+    /// Below one, which has a connection for each request.
+    Connector,
+}
+
+impl Face {
+    pub(crate) const ALL: [Face; 3] = [Face::Client, Face::Layer, Face::Connector];
+    /// Those that see requests.
+    pub(crate) const OF_REQUESTS: [Face; 2] = [Face::Client, Face::Layer];
+}
+
 /// A client in a mesh of its own.
 pub(crate) struct World {
     _control: Embedded,
     dir: Option<tempfile::TempDir>,
     pub(crate) mesh: Mesh,
+    /// Which way its requests take.
+    pub(crate) face: Face,
     ends: Ends,
 }
 
@@ -79,6 +97,11 @@ impl Observer for Ends {
 }
 
 impl World {
+    /// The same client, whose requests take this way.
+    pub(crate) fn through(self, face: Face) -> World {
+        World { face, ..self }
+    }
+
     /// Whether the endpoint of `web.example.com` at this address gets requests.
     pub(crate) fn uses(&self, at: SocketAddr) -> bool {
         let view = self.mesh.store().find("web.example.com:80").unwrap().view().unwrap();
@@ -149,7 +172,7 @@ impl World {
         let ends = Ends::default();
         let mesh = Mesh::builder().source(control.source(bootstrap)).observer(ends.clone());
         let mesh = mesh.cold_start_wait(Duration::from_secs(5)).start().unwrap();
-        World { _control: control, dir: None, mesh, ends }
+        World { _control: control, dir: None, mesh, face: Face::Client, ends }
     }
 
     /// What became of copies of its requests.
@@ -158,9 +181,11 @@ impl World {
     }
 
     pub(crate) async fn ask(&self, request: Request<Body>) -> Result<Answer, MeshError> {
-        let (head, body) = self.mesh.client().request(request).await?.into_parts();
-        let body = body.collect().await?.to_bytes();
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: String::from_utf8_lossy(&body).into() })
+        match self.face {
+            Face::Client => answer(self.mesh.client().request(request).await?).await,
+            Face::Layer => self.ask_through_layer(request).await,
+            Face::Connector => self.ask_over_connector(request).await,
+        }
     }
 
     /// The same through a client of the application's own, below the mesh.
@@ -168,9 +193,17 @@ impl World {
         let own = Client::builder(TokioExecutor::new()).build_http::<Body>();
         let mut client = self.mesh.client_layer().layer(own);
         std::future::poll_fn(|cx| Service::<Request<Body>>::poll_ready(&mut client, cx)).await?;
-        let (head, body) = client.call(request).await?.into_parts();
-        let body = body.collect().await?.to_bytes();
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: String::from_utf8_lossy(&body).into() })
+        answer(client.call(request).await?).await
+    }
+
+    /// The same over a connection of its own, which the mesh makes.
+    async fn ask_over_connector(&self, mut request: Request<Body>) -> Result<Answer, MeshError> {
+        let stream = self.mesh.connector().call(request.uri().clone()).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let host = request.uri().authority().unwrap().as_str().parse().unwrap();
+        request.headers_mut().insert(http::header::HOST, host);
+        Ok(answer(sender.send_request(request).await.unwrap()).await.unwrap())
     }
 
     pub(crate) async fn get(&self, uri: &str) -> Result<Answer, MeshError> {
@@ -217,6 +250,13 @@ impl World {
     fn last(&self) -> End {
         self.ends.0.lock().unwrap().last().expect("a request that is over").clone()
     }
+}
+
+/// Reads an answer to its end.
+async fn answer<B: http_body::Body>(response: http::Response<B>) -> Result<Answer, B::Error> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await?.to_bytes();
+    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: String::from_utf8_lossy(&body).into() })
 }
 
 /// A server that answers with its name and what reached it, a line for each header; slowly, where it is asked for `/slow`.

@@ -171,6 +171,20 @@ async fn a_destination_rule_says_how_to_call_whatever_the_server_wants() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_mesh_turns_automatic_mtls_off_calls_are_plaintext_unless_a_rule_says_how() {
+    let control = control().await;
+    let (_server, _) = serve(&control).await;
+    let client = workload(&control, "web");
+    becomes(&client, is(WEB)).await;
+    let mesh = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'enableAutoMtls: false'}\n";
+    control.set_yaml("mesh.yaml", mesh).unwrap();
+    // The server is STRICT.
+    becomes(&client, |answer| matches!(answer, Err(error) if error.kind() == ErrorKind::ConnectionLost)).await;
+    control.set_yaml("rule.yaml", &rule("{mode: ISTIO_MUTUAL}")).unwrap();
+    becomes(&client, is(WEB)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn validate_names_the_rules_that_no_server_takes_and_no_others() {
     let control = control().await;
     let (_server, _) = serve(&control).await;

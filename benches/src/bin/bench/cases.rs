@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use http_body_util::Full;
 use mesh_benches::clients::{self, HOST, Job, Payload, Pooled, Raw, RawGrpc, Version};
-use mesh_benches::envoy::Sidecar;
+use mesh_benches::envoy::{Policy, Sidecar};
 use mesh_benches::exchange::{Frames, bytes};
 use mesh_benches::load::{Caller, Crew, Figures};
 use mesh_benches::process::Process;
@@ -53,6 +53,8 @@ pub(crate) struct Sides {
     pub(crate) open: (Side, Embedded),
     /// The client's and the server's, in front of the bare server.
     pub(crate) envoy: Option<(Sidecar, Sidecar)>,
+    /// Another client's, with the policy of the mesh that is `routed`.
+    pub(crate) routed: Option<Sidecar>,
     /// What tonic-xds asks.
     #[cfg(feature = "tonic-xds")]
     pub(crate) control: Embedded,
@@ -60,9 +62,10 @@ pub(crate) struct Sides {
 
 impl Sides {
     pub(crate) async fn with_sidecars(self, binary: &Path) -> Result<Self> {
-        let near_server = Sidecar::start(binary, self.bare.served).await?;
-        let near_client = Sidecar::start(binary, near_server.listens()).await?;
-        Ok(Sides { envoy: Some((near_client, near_server)), ..self })
+        let near_server = Sidecar::start(binary, self.bare.served, Policy::None).await?;
+        let near_client = Sidecar::start(binary, near_server.listens(), Policy::None).await?;
+        let routed = Sidecar::start(binary, near_server.listens(), Policy::Routed).await?;
+        Ok(Sides { envoy: Some((near_client, near_server)), routed: Some(routed), ..self })
     }
 }
 
@@ -74,6 +77,7 @@ pub(crate) async fn all(sides: &Sides, only: &Regex) -> Result<Vec<Contender>> {
         to_mesh: clients::mesh([sides.mesh.served.http])?,
         mutual: identified_mesh(sides.mutual.1.xds_addr(), "client")?,
         open: identified_mesh(sides.open.1.xds_addr(), "client")?,
+        routed: clients::routed_mesh([sides.bare.served.http])?,
         grpc_to_bare: clients::mesh([sides.bare.served.grpc])?,
         grpc_to_mesh: clients::mesh([sides.mesh.served.grpc])?,
     };
@@ -83,6 +87,10 @@ pub(crate) async fn all(sides: &Sides, only: &Regex) -> Result<Vec<Contender>> {
                 let case = Case { name: format!("{protocol}/c{callers}/{body}"), callers };
                 http(&mut list, sides, &meshes, &case, version, |host| Job::<Full<Bytes>>::plain(host, size)).await?;
             }
+        }
+        for callers in CALLERS {
+            let case = Case { name: format!("{protocol}/c{callers}/routed"), callers };
+            routed(&mut list, sides, &meshes, &case, version)?;
         }
         for callers in CALLERS {
             let case = Case { name: format!("{protocol}/c{callers}/stream"), callers };
@@ -101,6 +109,7 @@ pub(crate) async fn all(sides: &Sides, only: &Regex) -> Result<Vec<Contender>> {
 struct Meshes {
     to_bare: Mesh,
     to_mesh: Mesh,
+    routed: Mesh,
     mutual: Mesh,
     open: Mesh,
     grpc_to_bare: Mesh,
@@ -180,6 +189,29 @@ async fn http<B: Payload>(
         && list.wants(case, "sidecars")
     {
         let job = job(&near_client.listens().http.to_string())?;
+        let caller = PooledCaller { client: clients::pooled(version), job };
+        let server = [near_server.id(), bare_process[0]];
+        list.add(case, "sidecars", crew(case, caller), Some(near_client.id()), &server);
+    }
+    Ok(())
+}
+
+/// A realistic policy on every route, in the mesh and in the client's sidecar; the pooled client has none.
+fn routed(list: &mut List<'_>, sides: &Sides, meshes: &Meshes, case: &Case, version: Version) -> Result {
+    let (bare, size) = (sides.bare.served.http, BODIES[0].0);
+    let bare_process = [sides.bare.process.id()];
+    if list.wants(case, "pooled") {
+        let caller = PooledCaller { client: clients::pooled(version), job: Job::routed(&bare.to_string(), size)? };
+        list.add(case, "pooled", crew(case, caller), None, &bare_process);
+    }
+    if list.wants(case, "mesh") {
+        let caller = MeshCaller { client: meshes.routed.client(), version, job: Job::routed(HOST, size)? };
+        list.add(case, "mesh", crew(case, caller), None, &bare_process);
+    }
+    if let (Some(near_client), Some((_, near_server))) = (&sides.routed, &sides.envoy)
+        && list.wants(case, "sidecars")
+    {
+        let job = Job::routed(&near_client.listens().http.to_string(), size)?;
         let caller = PooledCaller { client: clients::pooled(version), job };
         let server = [near_server.id(), bare_process[0]];
         list.add(case, "sidecars", crew(case, caller), Some(near_client.id()), &server);

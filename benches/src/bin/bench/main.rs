@@ -91,6 +91,7 @@ async fn compare(args: &Args) -> Result {
         mutual: (server("mesh", args.threads, Some(secret.xds_addr()))?, secret),
         open: (server("mesh", args.threads, Some(open.xds_addr()))?, open),
         envoy: None,
+        routed: None,
     };
     if !cfg!(feature = "tonic-xds") {
         eprintln!("tonic-xds is left out: run with `--features tonic-xds` to compare with it");

@@ -4,10 +4,11 @@
 //! ```text
 //! cargo run --release --bin drill -- chain --envoy path/to/envoy --chart chain.svg
 //! cargo run --release --bin drill -- killed        # or hung, refusing, resetting, syn-dropped
-//! cargo run --release --bin drill -- overload      # or shedding, pushes, dead-but-listed
+//! cargo run --release --bin drill -- overload      # or shedding, breaker, pushes, streams, dead-but-listed
 //! ```
 #![allow(clippy::print_stdout, reason = "a program that prints figures")]
 
+mod breaker;
 mod chain;
 mod chart;
 mod dead;
@@ -17,6 +18,7 @@ mod load;
 mod overload;
 mod pushes;
 mod shedding;
+mod streams;
 mod upstream;
 
 use std::path::PathBuf;
@@ -52,8 +54,12 @@ enum Scenario {
     Overload,
     /// Three times as many requests as a server can answer, of which each tenth must not be left out.
     Shedding,
+    /// 1,000 requests at a time past a limit of 10.
+    Breaker,
     /// 100 changes of the configuration in a second, with 10,000 endpoints.
     Pushes,
+    /// 1,000 streams on three servers, and seven servers more.
+    Streams,
     /// A killed endpoint that the configuration goes on listing, for the client, the layer and gRPC.
     DeadButListed,
     /// What the program calls itself with, to be an upstream.
@@ -106,7 +112,9 @@ fn main() -> Result<ExitCode> {
             Scenario::SynDropped => endpoint::run(Fault::SynDropped).await,
             Scenario::Overload => overload::run().await,
             Scenario::Shedding => shedding::run().await,
+            Scenario::Breaker => breaker::run().await,
             Scenario::Pushes => pushes::run().await,
+            Scenario::Streams => streams::run().await,
             Scenario::DeadButListed => dead::run().await,
             Scenario::Upstream { .. } => Ok(true),
         }

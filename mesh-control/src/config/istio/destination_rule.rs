@@ -82,8 +82,8 @@ message! {
         warmup_duration_secs: Option<Duration> = "warmupDurationSecs",
         /// Slow start.
         warmup: Option<Warmup> = "warmup",
-        /// Envoy's zone-aware routing.
-        zone_aware_lb_setting: Option<Opaque> = "zoneAwareLbSetting",
+        /// Zones that share requests.
+        zone_aware_lb_setting: Option<ZoneAwareLb> = "zoneAwareLbSetting",
     }
     /// Stickiness by hash.
     pub struct ConsistentHash {
@@ -140,6 +140,17 @@ message! {
         failover_priority: Vec<String> = "failoverPriority",
         /// Whether at all.
         enabled: Option<bool> = "enabled",
+    }
+    /// Requests stay in the client's zone as far as it can take them.
+    pub struct ZoneAwareLb {
+        /// Whether at all.
+        enabled: Option<bool> = "enabled",
+        /// Where a region fails over to.
+        failover: Vec<Failover> = "failover",
+        /// Labels that rank endpoints.
+        failover_priority: Vec<String> = "failoverPriority",
+        /// How many endpoints a region has at least for its zones to be told apart; 6 by default.
+        min_cluster_size: Option<u64> = "minClusterSize",
     }
     /// Shares by locality.
     pub struct Distribute {
@@ -376,9 +387,11 @@ impl DestinationRule {
 impl TrafficPolicy {
     /// `detects` says whether what it stands below detects outliers.
     fn check(&self, path: &str, detects: bool, d: &mut Decoder<'_>) {
-        check_settings(self.load_balancer.as_ref(), self.connection_pool.as_ref(), path, d);
+        if let Some(balancer) = &self.load_balancer {
+            balancer::check(balancer, path, d);
+        }
         balancer::check_outliers(self.load_balancer.as_ref(), detects || self.outlier_detection.is_some(), path, d);
-        check_outlier_detection(self.outlier_detection.as_ref(), path, d);
+        check_blocks(self.connection_pool.as_ref(), self.outlier_detection.as_ref(), path, d);
         check_tls(self.tls.as_ref(), path, d);
         if let Some(budget) = &self.retry_budget
             && budget.percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent))
@@ -407,9 +420,11 @@ impl TrafficPolicy {
                 let message = format!("port {number} is written twice: the settings that come first count");
                 d.report_at(port.span, path.clone(), Severity::Warning, Code::Duplicate, message);
             }
-            check_settings(port.load_balancer.as_ref(), port.connection_pool.as_ref(), &path, d);
+            if let Some(balancer) = &port.load_balancer {
+                balancer::check(balancer, &path, d);
+            }
             balancer::check_outliers(port.load_balancer.as_ref(), port.outlier_detection.is_some(), &path, d);
-            check_outlier_detection(port.outlier_detection.as_ref(), &path, d);
+            check_blocks(port.connection_pool.as_ref(), port.outlier_detection.as_ref(), &path, d);
             check_tls(port.tls.as_ref(), &path, d);
         }
     }
@@ -529,10 +544,18 @@ fn check_files(tls: &ClientTls, path: &str, d: &mut Decoder<'_>) {
     }
 }
 
-fn check_settings(balancer: Option<&LoadBalancer>, pool: Option<&ConnectionPool>, path: &str, d: &mut Decoder<'_>) {
-    if let Some(settings) = balancer {
-        balancer::check(settings, path, d);
-    }
+/// What cannot be of the two blocks that a mesh has its own of, too.
+pub(super) fn check_blocks(
+    pool: Option<&ConnectionPool>,
+    detection: Option<&OutlierDetection>,
+    path: &str,
+    d: &mut Decoder<'_>,
+) {
+    check_pool(pool, path, d);
+    check_outlier_detection(detection, path, d);
+}
+
+fn check_pool(pool: Option<&ConnectionPool>, path: &str, d: &mut Decoder<'_>) {
     let Some(pool) = pool else { return };
     if let Some(tcp) = &pool.tcp
         && let Some(timeout) = tcp.connect_timeout

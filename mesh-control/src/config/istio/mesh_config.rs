@@ -8,8 +8,8 @@ use mesh_core::error::Invalid;
 use mesh_core::identity::TrustDomain;
 use mesh_core::model::{AccessLog, CheckedBody, DEFAULT_LINE, IN_PROCESS, LogFormat, LogText};
 
-use super::destination_rule::balancer::check_locality;
-use super::destination_rule::{LocalityLb, TcpKeepalive};
+use super::destination_rule::balancer::{check_locality, check_zones};
+use super::destination_rule::{self, ConnectionPool, LocalityLb, OutlierDetection, TcpKeepalive, ZoneAwareLb};
 use super::names::export_faults;
 use super::virtual_service::Retry;
 use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, field_paths, keywords, message};
@@ -62,11 +62,13 @@ message! {
         /// What servers try again.
         default_inbound_http_retry_policy: Opaque = "defaultInboundHttpRetryPolicy",
         /// How services are called.
-        default_traffic_policy: Opaque = "defaultTrafficPolicy",
+        default_traffic_policy: Option<DefaultTrafficPolicy> = "defaultTrafficPolicy",
         /// Which endpoints go first.
         locality_lb_setting: Option<LocalityLb> = "localityLbSetting",
-        /// Whether clients take HTTP/2 of themselves.
-        h2_upgrade_policy: Opaque = "h2UpgradePolicy",
+        /// Whether zones share requests.
+        zone_aware_lb_setting: Option<ZoneAwareLb> = "zoneAwareLbSetting",
+        /// Whether HTTP/1.1 becomes HTTP/2 where no rule says it.
+        h2_upgrade_policy: Option<MeshH2UpgradePolicy> = "h2UpgradePolicy",
         /// Services that stay in their cluster.
         service_settings: Opaque = "serviceSettings",
         /// The same.
@@ -119,6 +121,13 @@ message! {
         outbound_cluster_stat_name: Opaque = "outboundClusterStatName",
         /// Of proxies.
         dns_refresh_rate: Opaque = "dnsRefreshRate",
+    }
+    /// How services are called, block by block, where no rule says it.
+    pub struct DefaultTrafficPolicy {
+        /// Connections and limits.
+        connection_pool: Option<ConnectionPool> = "connectionPool",
+        /// Ejection of failing endpoints.
+        outlier_detection: Option<OutlierDetection> = "outlierDetection",
     }
     /// Calls to hosts that nothing describes.
     pub struct OutboundTraffic {
@@ -335,6 +344,13 @@ impl Decode for ProxyConfig {
 }
 
 keywords! {
+    /// Whether HTTP/1.1 becomes HTTP/2 where no rule says it.
+    pub enum MeshH2UpgradePolicy {
+        /// No.
+        DoNotUpgrade = "DO_NOT_UPGRADE",
+        /// Yes.
+        Upgrade = "UPGRADE",
+    }
     /// What a line of an access log is.
     pub enum LogEncoding {
         /// A text.
@@ -502,6 +518,13 @@ impl MeshConfig {
     pub fn check(&self, d: &mut Decoder<'_>) {
         if let Some(setting) = &self.locality_lb_setting {
             check_locality(setting, "localityLbSetting", d);
+        }
+        if let Some(setting) = &self.zone_aware_lb_setting {
+            check_zones(setting, "zoneAwareLbSetting", d);
+        }
+        if let Some(DefaultTrafficPolicy { connection_pool, outlier_detection, .. }) = &self.default_traffic_policy {
+            let (pool, detection) = (connection_pool.as_ref(), outlier_detection.as_ref());
+            destination_rule::check_blocks(pool, detection, "defaultTrafficPolicy", d);
         }
         let mut wrong = |span: Span, field: String, message: String| {
             d.report_at(span, field, Severity::Error, Code::InvalidValue, message);

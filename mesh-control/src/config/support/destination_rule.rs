@@ -7,13 +7,17 @@ use crate::config::node::Node;
 pub(super) const TABLES: Tables = &[
     ("", DESTINATION_RULE),
     ("trafficPolicy", TRAFFIC_POLICY),
+    ("trafficPolicy", BLOCKS),
     ("trafficPolicy", WHOLE_POLICY),
     ("trafficPolicy.portLevelSettings.port", PORT_NUMBER),
     ("trafficPolicy.portLevelSettings", TRAFFIC_POLICY),
+    ("trafficPolicy.portLevelSettings", BLOCKS),
     ("subsets.trafficPolicy", TRAFFIC_POLICY),
+    ("subsets.trafficPolicy", BLOCKS),
     ("subsets.trafficPolicy", WHOLE_POLICY),
     ("subsets.trafficPolicy.portLevelSettings.port", PORT_NUMBER),
     ("subsets.trafficPolicy.portLevelSettings", TRAFFIC_POLICY),
+    ("subsets.trafficPolicy.portLevelSettings", BLOCKS),
 ];
 
 const DESTINATION_RULE: &[Row] = &[
@@ -48,10 +52,25 @@ const TRAFFIC_POLICY: &[Row] = &[
     http_only("loadBalancer.warmup.duration", AT_ONCE),
     http_only("loadBalancer.warmup.minimumPercent", AT_ONCE),
     http_only("loadBalancer.warmup.aggression", AT_ONCE),
-    both(
-        "loadBalancer.zoneAwareLbSetting",
-        NotYet("endpoints of the own zone are preferred by the settings of localities only"),
-    ),
+    both("loadBalancer.zoneAwareLbSetting.enabled", Enforced),
+    both("loadBalancer.zoneAwareLbSetting.failover.from", Enforced),
+    both("loadBalancer.zoneAwareLbSetting.failover.to", Enforced),
+    both("loadBalancer.zoneAwareLbSetting.failoverPriority", Enforced),
+    both("loadBalancer.zoneAwareLbSetting.minClusterSize", Enforced),
+    Row { path: "tls", library: Partly(tls), grpc: Partly(grpc_tls) },
+    both("tls.mode", Enforced),
+    file("tls.clientCertificate"),
+    file("tls.privateKey"),
+    file("tls.caCertificates"),
+    file("tls.caCrl"),
+    file("tls.insecureSkipVerify"),
+    both("tls.credentialName", NotYet(SECRET)),
+    http_only("tls.subjectAltNames", MESH_ONLY),
+    http_only("tls.sni", MESH_ONLY),
+];
+
+/// Connections, limits and ejection: blocks of a traffic policy that a mesh may have its own of, too.
+pub(super) const BLOCKS: &[Row] = &[
     http_only("connectionPool.tcp.connectTimeout", "gRPC's clients have their own"),
     http_only("connectionPool.tcp.maxConnections", "gRPC's clients have no such limit"),
     http_only("connectionPool.tcp.tcpKeepalive.probes", "gRPC's clients have their own"),
@@ -79,16 +98,6 @@ const TRAFFIC_POLICY: &[Row] = &[
     both("outlierDetection.maxEjectionPercent", Enforced),
     http_only("outlierDetection.minHealthPercent", "gRPC's clients leave out those that fail, however few are left"),
     both("outlierDetection.outlierDetectionHttpErrorCodes", NotYet("answers of 5xx count, and no others")),
-    Row { path: "tls", library: Partly(tls), grpc: Partly(grpc_tls) },
-    both("tls.mode", Enforced),
-    file("tls.clientCertificate"),
-    file("tls.privateKey"),
-    file("tls.caCertificates"),
-    file("tls.caCrl"),
-    file("tls.insecureSkipVerify"),
-    both("tls.credentialName", NotYet(SECRET)),
-    http_only("tls.subjectAltNames", MESH_ONLY),
-    http_only("tls.sni", MESH_ONLY),
 ];
 
 const NO_ERRORS: &str = "Istio knows it no more: name `consecutive5xxErrors` or `consecutiveGatewayErrors`";

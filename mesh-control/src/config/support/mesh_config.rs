@@ -3,7 +3,7 @@
 
 use super::Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
 use super::telemetry::{NO_LOG, NO_METRICS, NO_SPANS, istio_tags};
-use super::{Row, Tables, both, http_only};
+use super::{Row, Tables, both, http_only, unneeded_by_grpc};
 use crate::config::diagnostic::NO_PROXY;
 use crate::config::node::{Node, Value};
 
@@ -13,6 +13,7 @@ pub(super) const TABLES: Tables = &[
     ("pathNormalization", &[both("normalization", Enforced)]),
     ("meshMTLS", MESH_TLS),
     ("defaultHttpRetryPolicy", super::virtual_service::RETRIES),
+    ("defaultTrafficPolicy", super::destination_rule::BLOCKS),
     ("defaultConfig.tracing", TRACING),
     ("extensionProviders", PROVIDER),
     ("extensionProviders.envoyExtAuthzHttp", HTTP),
@@ -26,7 +27,6 @@ const NO_CA: super::Support = NotYet(
      serve --trust-bundle DOMAIN=FILE`",
 );
 const CLIENTS_OWN: &str = "gRPC's clients have their own";
-const DEFAULTS: super::Support = NotYet("calls are made as their own VirtualService and DestinationRule say");
 
 const MESH: &[Row] = &[
     both("trustDomain", Enforced),
@@ -46,15 +46,19 @@ const MESH: &[Row] = &[
     http_only("tcpKeepalive.probes", CLIENTS_OWN),
     http_only("tcpKeepalive.time", CLIENTS_OWN),
     http_only("tcpKeepalive.interval", CLIENTS_OWN),
-    both("defaultInboundHttpRetryPolicy", DEFAULTS),
-    both("defaultTrafficPolicy", DEFAULTS),
+    both("defaultInboundHttpRetryPolicy", Indifferent),
     both("localityLbSetting.distribute.from", Enforced),
     both("localityLbSetting.distribute.to", Enforced),
     both("localityLbSetting.failover.from", Enforced),
     both("localityLbSetting.failover.to", Enforced),
     both("localityLbSetting.failoverPriority", Enforced),
     both("localityLbSetting.enabled", Enforced),
-    both("h2UpgradePolicy", DEFAULTS),
+    both("zoneAwareLbSetting.enabled", Enforced),
+    both("zoneAwareLbSetting.failover.from", Enforced),
+    both("zoneAwareLbSetting.failover.to", Enforced),
+    both("zoneAwareLbSetting.failoverPriority", Enforced),
+    both("zoneAwareLbSetting.minClusterSize", Enforced),
+    unneeded_by_grpc("h2UpgradePolicy"),
     both("serviceSettings", NotYet("there is one cluster, and every service is of it")),
     both("serviceScopeConfigs", NotYet("there is one cluster, and every service is of it")),
     both("serviceEntryVisibility", NotYet("who sees a ServiceEntry is its exportTo, or defaultServiceExportTo")),

@@ -41,7 +41,7 @@ pub(super) fn upstream(
     identities: &[SpiffeId],
 ) -> Option<Security> {
     let of_identities = || identities.iter().map(|id| id.as_str().to_owned()).collect::<Vec<_>>();
-    let is_http2 = seen.port.protocol.is_http2() || seen.traffic.connection_pool.upgrades_to_http2;
+    let is_http2 = seen.is_http2();
     match &seen.traffic.tls {
         Tls::Plaintext => Some(Security::default()),
         Tls::Automatic if !may_have_certificate || !is_marked(seen, written) => Some(Security::default()),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::{ConsistentHash, LoadBalancer, LocalityLb, SimpleLb, Warmup};
+use super::{ConsistentHash, Failover, LoadBalancer, LocalityLb, SimpleLb, Warmup, ZoneAwareLb};
 use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 
@@ -30,6 +30,9 @@ pub(super) fn check(balancer: &LoadBalancer, path: &str, d: &mut Decoder<'_>) {
     }
     if let Some(setting) = &balancer.locality_lb_setting {
         check_locality(setting, &format!("{path}.loadBalancer.localityLbSetting"), check.d);
+    }
+    if let Some(setting) = &balancer.zone_aware_lb_setting {
+        check.zones(balancer, setting);
     }
     if balancer.warmup.is_some() && balancer.warmup_duration_secs.is_some() {
         let message = "without effect: `warmup` counts";
@@ -102,35 +105,63 @@ pub(in crate::config::istio) fn check_locality(setting: &LocalityLb, path: &str,
             error(distribute.span, &format!("{field}.to"), &message);
         }
     }
-    let is_region = |text: &str| !text.is_empty() && !text.contains(['*', '/']);
-    for (index, failover) in setting.failover.iter().enumerate() {
-        for (field, region) in [("from", &failover.from), ("to", &failover.to)] {
-            if !is_region(region) {
-                error(failover.span, &format!("failover[{index}].{field}"), "not a region: no `/` and no `*` in it");
-            }
-        }
-        if setting.failover.iter().take(index).any(|earlier| earlier.from == failover.from) {
-            error(
-                failover.span,
-                &format!("failover[{index}].from"),
-                "written before: a region fails over to one other",
-            );
-        }
-        if failover.from == failover.to {
-            error(failover.span, &format!("failover[{index}].to"), "the same region");
-        }
-    }
+    check_failover(&setting.failover, path, d);
+    let mut error = |field: &str, message: &str| {
+        d.report_at(setting.span, format!("{path}.{field}"), Severity::Error, Code::InvalidValue, message);
+    };
     for (index, label) in setting.failover_priority.iter().enumerate() {
         let field = format!("failoverPriority[{index}]");
         let name = label.split_once('=').map_or(label.as_str(), |(name, _)| name);
         if name.is_empty() {
-            error(setting.span, &field, "not a label: `name`, or `name=value`");
+            error(&field, NO_LABEL);
         }
         if !setting.failover.is_empty() && TOPOLOGY.contains(&name) {
-            error(setting.span, &field, "cannot be set beside `failover`, which ranks by it");
+            error(&field, "cannot be set beside `failover`, which ranks by it");
         }
     }
 }
+
+/// What of zones that share requests cannot be.
+pub(in crate::config::istio) fn check_zones(setting: &ZoneAwareLb, path: &str, d: &mut Decoder<'_>) {
+    check_failover(&setting.failover, path, d);
+    let mut error = |field: &str, message: &str| {
+        d.report_at(setting.span, format!("{path}.{field}"), Severity::Error, Code::InvalidValue, message);
+    };
+    for (index, label) in setting.failover_priority.iter().enumerate() {
+        let field = format!("failoverPriority[{index}]");
+        match label.split_once('=').map_or(label.as_str(), |(name, _)| name) {
+            "" => error(&field, NO_LABEL),
+            name if TOPOLOGY.contains(&name) => error(&field, "regions and zones are ranked without it"),
+            _ => {}
+        }
+    }
+    if setting.min_cluster_size == Some(0) {
+        error("minClusterSize", "has to be 1 at least");
+    }
+}
+
+fn check_failover(failovers: &[Failover], path: &str, d: &mut Decoder<'_>) {
+    let is_region = |text: &str| !text.is_empty() && !text.contains(['*', '/']);
+    for (index, failover) in failovers.iter().enumerate() {
+        let mut error = |field: &str, message: &str| {
+            let path = format!("{path}.failover[{index}].{field}");
+            d.report_at(failover.span, path, Severity::Error, Code::InvalidValue, message);
+        };
+        for (field, region) in [("from", &failover.from), ("to", &failover.to)] {
+            if !is_region(region) {
+                error(field, "not a region: no `/` and no `*` in it");
+            }
+        }
+        if failovers.iter().take(index).any(|earlier| earlier.from == failover.from) {
+            error("from", "written before: a region fails over to one other");
+        }
+        if failover.from == failover.to {
+            error("to", "the same region");
+        }
+    }
+}
+
+const NO_LABEL: &str = "not a label: `name`, or `name=value`";
 
 const NO_LOCALITY: &str =
     "not a locality: `region`, `region/zone` or `region/zone/subzone`, with `*` for its last part";
@@ -155,6 +186,18 @@ impl Check<'_, '_> {
 
     fn error(&mut self, span: Span, field: &str, message: &str) {
         self.say(span, field, Severity::Error, Code::InvalidValue, message);
+    }
+
+    fn zones(&mut self, balancer: &LoadBalancer, setting: &ZoneAwareLb) {
+        check_zones(setting, &format!("{}.loadBalancer.zoneAwareLbSetting", self.path), self.d);
+        if balancer.locality_lb_setting.is_some() {
+            let message = "only one of `localityLbSetting` and `zoneAwareLbSetting` can be set";
+            self.error(setting.span, "zoneAwareLbSetting", message);
+        }
+        if balancer.consistent_hash.is_some() && setting.enabled != Some(false) {
+            let message = "only regions are told apart: with `consistentHash`, zones share nothing";
+            self.say(setting.span, "zoneAwareLbSetting", Severity::Warning, Code::Ignored, message);
+        }
     }
 
     fn hash(&mut self, hash: &ConsistentHash) {
