@@ -45,7 +45,8 @@ async fn own_filter_is_configured_in_yaml_and_says_what_it_takes() {
     let found = mesh_control::analysis::validate([("a.json", schemas.as_str()), ("b.yaml", text)]);
     let found: Vec<String> = found.iter().map(ToString::to_string).collect();
     let expected =
-        "b.yaml:4:56: error[invalid-value]: WasmPlugin default/a: pluginConfig.header: expected string, found a number";
+        "b.yaml:4:56: error[invalid-value]: WasmPlugin default/a: pluginConfig.header: expected string, found a number; \
+         every request is answered with 500";
     assert_eq!(found, [expected]);
 }
 
