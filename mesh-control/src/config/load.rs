@@ -12,7 +12,9 @@ use super::diagnostic::Diagnostic;
 use super::node::MAX_FILE_BYTES;
 use super::overlooked;
 
-const MOST_FILES: usize = 20_000;
+/// How many entries of directories there may be, those among them that are not read: all of them are looked at whenever the
+/// configuration is.
+const MOST_ENTRIES: usize = 20_000;
 const MOST_BYTES: u64 = 256 << 20;
 /// How many directories may be in one another.
 const DEPTH: usize = 16;
@@ -65,9 +67,16 @@ impl Reach {
 /// Hidden names are not read. A symbolic link is followed if it ends inside the directory, which is how a
 /// ConfigMap is mounted (`a.yaml` → `..data/a.yaml`, `..data` → `..2026_…`), and to no directory; nothing but regular files is
 /// ever opened. What else has the name of such a file is one that cannot be read. A directory that cannot be looked into fails
-/// all of it: nobody knows what was in it.
+/// all of it: nobody knows what was in it. So does one with too much in it.
 pub fn scan(dir: &Path, reach: Reach) -> io::Result<Scan> {
-    let mut walk = Walk { root: dir.canonicalize()?, reach, scan: Scan::default(), bytes: 0 };
+    scan_some(dir, reach, MOST_ENTRIES)
+}
+
+/// The same, with so many entries at most.
+fn scan_some(dir: &Path, reach: Reach, most: usize) -> io::Result<Scan> {
+    let root = dir.canonicalize()?;
+    let mut walk =
+        Walk { root, reach, scan: Scan::default(), most, entries: 0, bytes: 0, looks: overlooked::MOST_LOOKS };
     let root = walk.root.clone();
     walk.directory(&root, "", DEPTH)?;
     // The order in which a directory tells its entries is no difference.
@@ -79,7 +88,11 @@ struct Walk {
     root: PathBuf,
     reach: Reach,
     scan: Scan,
+    most: usize,
+    entries: usize,
     bytes: u64,
+    /// How many entries of directories that are not read may still be looked at.
+    looks: usize,
 }
 
 impl Walk {
@@ -87,24 +100,29 @@ impl Walk {
     fn directory(&mut self, dir: &Path, prefix: &str, levels: usize) -> io::Result<()> {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
+            self.entries += 1;
+            if self.entries > self.most {
+                return Err(io::Error::other(format!("more than {} files and other entries", self.most)));
+            }
             let own = printable(&entry.file_name().to_string_lossy());
             // `..data` and its like are how a ConfigMap is mounted: what is in them is read by its links.
             if own.starts_with("..") {
                 continue;
             }
             let (name, path): (Arc<str>, PathBuf) = (format!("{prefix}{own}").into(), entry.path());
-            let is_below = self.reach == Reach::Tree && !own.starts_with('.') && entry.file_type()?.is_dir();
-            if is_below {
+            let is_hidden = own.starts_with('.');
+            // A directory in the place of a file takes nothing away that the file held.
+            if !is_hidden && is_config_name(&own) {
+                self.file(&path, name)?;
+            } else if !is_hidden && self.reach == Reach::Tree && entry.file_type()?.is_dir() {
                 match levels.checked_sub(1) {
                     Some(levels) => self.below(&path, &name, levels)?,
                     None => {
                         return Err(io::Error::other(format!("{name}: more than {DEPTH} directories in one another")));
                     }
                 }
-            } else if own.starts_with('.') || !is_config_name(&own) {
-                self.scan.diagnostics.extend(overlooked::look_at(&path, &own, &name));
             } else {
-                self.file(&path, name)?;
+                self.scan.diagnostics.extend(overlooked::look_at(&path, &own, &name, &mut self.looks));
             }
         }
         Ok(())
@@ -120,9 +138,6 @@ impl Walk {
     }
 
     fn file(&mut self, path: &Path, name: Arc<str>) -> io::Result<()> {
-        if self.scan.files.len() == MOST_FILES {
-            return Err(io::Error::other(format!("more than {MOST_FILES} files")));
-        }
         // What is replaced just now, itself or what its links lead to, is there at the second look.
         let text = read_file(&self.root, path).or_else(|_| read_file(&self.root, path));
         if text.is_err() && is_gone(path) {
@@ -301,5 +316,28 @@ mod tests {
         // Nobody knows what would be further below.
         fs::create_dir_all(dir.path().join("d/".repeat(DEPTH + 1))).unwrap();
         assert!(scan(dir.path(), Reach::Tree).unwrap_err().to_string().contains("more than 16 directories"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn all_that_is_in_a_directory_counts_and_links_to_directories_lead_nowhere() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("team/.git")).unwrap();
+        fs::write(at("team/notes.txt"), "no yaml").unwrap();
+        fs::write(at("a.yaml"), SERVICE).unwrap();
+        symlink(".", at("around")).unwrap();
+        symlink("..", at("team/up")).unwrap();
+        for (reach, count) in [(Reach::Directory, 3), (Reach::Tree, 6)] {
+            assert_eq!(scan_some(dir.path(), reach, count).unwrap().files.len(), 1, "{reach:?}");
+            let error = scan_some(dir.path(), reach, count - 1).unwrap_err().to_string();
+            assert!(error.contains("files and other entries"), "{error}");
+        }
+        // How much is looked through of what is not read has an end, too.
+        let mut looks = 3;
+        let mut look = |name: &str| overlooked::look_at(&at(name), name, &name.into(), &mut looks);
+        assert!(look("team").unwrap().to_string().contains("a directory; only the files beside it are read"));
+        assert!(look("team").unwrap().to_string().contains("not all of it was looked through"));
     }
 }

@@ -21,15 +21,18 @@ use super::spelling::nearest;
 /// How far a directory is searched, in levels and in entries: it is looked at whenever the configuration is.
 const DEPTH: usize = 8;
 const MOST_ENTRIES: usize = 4_096;
+/// How many entries all such directories of a configuration may have together to be looked at.
+pub(super) const MOST_LOOKS: usize = 16 * MOST_ENTRIES;
 /// The part of a file that says what it is.
 const HEAD: u64 = 64 << 10;
 
-/// What there is to say of an entry that is not read. `own` is its name in its directory, `name` that in findings.
-pub(super) fn look_at(path: &Path, own: &str, name: &Arc<str>) -> Option<Diagnostic> {
+/// What there is to say of an entry that is not read. `own` is its name in its directory, `name` that in findings; `looks` is how
+/// many entries of directories may still be looked at.
+pub(super) fn look_at(path: &Path, own: &str, name: &Arc<str>, looks: &mut usize) -> Option<Diagnostic> {
     let warn = |message: &str| Some(Diagnostic::of_file(name.clone(), Severity::Warning, Code::NotRead, message));
     let metadata = fs::metadata(path).ok()?;
     if metadata.is_dir() {
-        return of_directory(path, own, name);
+        return of_directory(path, own, name, looks);
     }
     if !metadata.is_file() {
         return None;
@@ -70,12 +73,15 @@ enum Inside {
     Large,
 }
 
-fn of_directory(path: &Path, own: &str, name: &Arc<str>) -> Option<Diagnostic> {
-    let mut left = MOST_ENTRIES;
+fn of_directory(path: &Path, own: &str, name: &Arc<str>, looks: &mut usize) -> Option<Diagnostic> {
+    let most = MOST_ENTRIES.min(*looks);
+    let mut left = most;
     let warning = |message: String| Diagnostic::of_file(name.clone(), Severity::Warning, Code::NotRead, message);
     let info = |message: &str| Diagnostic::of_file(name.clone(), Severity::Info, Code::Ignored, message);
     let is_hidden = own.starts_with('.');
-    match find(path, DEPTH, is_hidden, &mut left) {
+    let inside = find(path, DEPTH, is_hidden, &mut left);
+    *looks -= most - left;
+    match inside {
         Inside::File(file) => Some(warning(format!(
             "not read: a directory with files of configuration in it ({file}); only the files beside it are read: read it, too \
              (--recursive), or move them there, or the directory elsewhere"
@@ -179,7 +185,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for name in ["gone", ".gone"] {
             // Whoever may do everything may look into every directory that there is.
-            let told = of_directory(&dir.path().join(name), name, &name.into()).unwrap();
+            let told = of_directory(&dir.path().join(name), name, &name.into(), &mut { MOST_LOOKS }).unwrap();
             assert_eq!((told.severity, told.code), (Severity::Warning, Code::NotRead));
             assert!(told.message.contains("cannot be looked into"), "{told}");
         }

@@ -385,16 +385,18 @@ fn what_disappears_while_a_text_cannot_be_read_may_have_moved_there() {
 
 #[test]
 fn a_directory_in_the_place_of_a_file_takes_nothing_away() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("a.yaml"), SERVICE).unwrap();
-    fs::write(dir.path().join("tls.yaml"), RULE).unwrap();
-    let mut store = Store::new(false);
-    store.apply(scan(dir.path(), Reach::Directory));
-    fs::remove_file(dir.path().join("tls.yaml")).unwrap();
-    fs::create_dir(dir.path().join("tls.yaml")).unwrap();
-    store.apply(scan(dir.path(), Reach::Directory));
-    assert_eq!((names(&store), tls(&store)), (vec!["s".to_owned()], (1, 1)));
-    assert!(said(&store)[0].starts_with("tls.yaml: "), "{:?}", said(&store));
+    for reach in [Reach::Directory, Reach::Tree] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.yaml"), SERVICE).unwrap();
+        fs::write(dir.path().join("tls.yaml"), RULE).unwrap();
+        let mut store = Store::new(false);
+        store.apply(scan(dir.path(), reach));
+        fs::remove_file(dir.path().join("tls.yaml")).unwrap();
+        fs::create_dir(dir.path().join("tls.yaml")).unwrap();
+        store.apply(scan(dir.path(), reach));
+        assert_eq!((names(&store), tls(&store)), (vec!["s".to_owned()], (1, 1)), "{reach:?}");
+        assert!(said(&store)[0].starts_with("tls.yaml: "), "{reach:?}: {:?}", said(&store));
+    }
 }
 
 #[test]
