@@ -493,7 +493,7 @@ impl Plane {
         let loaded = store.with_resource(name, text);
         drop(store);
         let mut beside = loaded.clone();
-        beside.objects.retain(|meta| *meta.namespace == *namespace);
+        beside.objects.retain_namespace(namespace);
         [loaded, beside].map(|loaded| self.judged(name, loaded))
     }
 

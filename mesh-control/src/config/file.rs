@@ -128,10 +128,11 @@ macro_rules! objects {
                 refused $(.chain(self.$field.iter().map(|object| &object.meta)))*
             }
 
-            /// Leaves those out that are not wanted.
-            pub fn retain(&mut self, is_wanted: impl Fn(&Meta) -> bool) {
-                $(self.$field.retain(|object| is_wanted(&object.meta));)*
-                self.refused.retain(|object| is_wanted(&object.meta));
+            /// Leaves those out that are of other namespaces.
+            pub fn retain_namespace(&mut self, namespace: &str) {
+                $(self.$field.retain(|object| *object.meta.namespace == *namespace);)*
+                self.refused.retain(|object| *object.meta.namespace == *namespace);
+                self.pods.retain(|pods| *pods.namespace == *namespace);
             }
 
             /// Adds one.

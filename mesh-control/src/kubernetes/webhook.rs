@@ -147,11 +147,12 @@ spec: {ports: [{port: 80, name: http}], selector: {app: web}}
     fn asked_of(plane: &Plane, kind: &str, object: Value) -> Value {
         let version = if kind == "EnvoyFilter" { "v1alpha3" } else { "v1" };
         let group = "networking.istio.io";
+        let namespace = object.pointer("/metadata/namespace").cloned().unwrap_or_else(|| json!("shop"));
         let question = json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
             "request": {
                 "uid": "u-1", "kind": {"group": group, "version": version, "kind": kind},
-                "namespace": "shop", "operation": "CREATE", "object": object,
+                "namespace": namespace, "operation": "CREATE", "object": object,
             },
         });
         let before = (plane.objects(), plane.diagnostics().len());
@@ -202,7 +203,13 @@ kind: VirtualService
 metadata: {name: salaries, namespace: hr}
 spec: {hosts: [web.shop.svc.cluster.local], http: [{directResponse: {status: 403}}]}
 ";
-        let all = [SERVICE, &service("hr", "payroll", ""), &service("hr", "bonus", hidden), secret].join("---");
+        let pods = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: bonus, namespace: hr}
+spec: {template: {metadata: {labels: {app: bonus}}}}
+";
+        let all = [SERVICE, &service("hr", "payroll", ""), &service("hr", "bonus", hidden), secret, pods].join("---");
         let plane = Plane::from_yaml(&all).expect("good");
         let to = |host: &str| rule(json!({"hosts": ["web"], "http": [{"route": [{"destination": {"host": host}}]}]}));
         let words = |host: &str| {
@@ -222,6 +229,14 @@ spec: {hosts: [web.shop.svc.cluster.local], http: [{directResponse: {status: 403
                 assert!(!names.iter().any(|name| said.contains(name)), "{host}: {warning}");
             }
         }
+        // The root namespace is for workloads of every other one, and no reason to name their labels.
+        let mut sidecar = rule(json!({
+            "workloadSelector": {"labels": {"app": "bonnus"}}, "egress": [{"hosts": ["./*"]}],
+        }));
+        sidecar["metadata"]["namespace"] = json!("istio-system");
+        let response = asked_of(&plane, "Sidecar", sidecar);
+        let said = response["warnings"].to_string();
+        assert!(said.contains("workloadSelector.labels.app") && !said.contains("`bonus`"), "{response}");
         // What is beside it may be named, and what can be called is called.
         assert!(words("wbe").iter().any(|warning| warning.as_str().is_some_and(|text| text.contains("`web`"))));
         let to_payroll = words("payroll.hr.svc.cluster.local");
