@@ -8,11 +8,11 @@ use super::security::check_targets;
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
-use crate::config::file::{Meta, Objects, Workloads};
-use crate::config::istio::security::selected;
+use crate::config::file::{Meta, Objects};
 use crate::config::istio::wasm_plugin::{TrafficSelector, WorkloadMode};
 use crate::config::locate::locate;
 use crate::policy::Policy;
+use crate::policy::limits::workloads;
 
 /// Targets that there are not, and configurations that filters do not take.
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
@@ -65,8 +65,7 @@ fn check_rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) 
                 found.push(finding.object(object.meta.id()).field("hosts"));
             }
         }
-        let whom =
-            Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.target_refs.iter().collect::<Vec<_>>());
+        let whom = workloads(object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }
 }

@@ -10,12 +10,13 @@ use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions::overload::Overload;
 use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
-use crate::config::file::{Meta, Object, Objects, Workloads};
-use crate::config::istio::security::{TargetRef, selected};
+use crate::config::file::{Meta, Object, Objects};
+use crate::config::istio::security::TargetRef;
 use crate::config::locate::locate;
 use crate::config::spelling::miscased_method;
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
+use crate::policy::limits::workloads;
 use crate::registry::protocol::Protocol;
 use crate::registry::service::Target;
 use crate::render::limits::is_for_envoy;
@@ -63,8 +64,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     for object in policy.limits.rate_limits() {
         check_descriptors(object, policy, found);
         check_methods(object, found);
-        let whom =
-            Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.target_refs.iter().collect::<Vec<_>>());
+        let whom = workloads(object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }
 }

@@ -6,7 +6,7 @@ use crate::config::file::{Object, Objects};
 use crate::config::istio::service_entry::{ServiceEntry, ServicePort};
 use crate::config::locate::locate;
 use crate::policy::Policy;
-use crate::policy::locality::Around;
+use crate::policy::destination_rules::Around;
 use crate::policy::route::ClusterKey;
 use crate::policy::traffic::Tls;
 use crate::registry::host::{covers, plain};

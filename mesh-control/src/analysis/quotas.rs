@@ -5,9 +5,9 @@ use super::security::check_targets;
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic};
 use crate::config::extensions::quota::Quota;
-use crate::config::file::{Objects, Workloads};
-use crate::config::istio::security::selected;
+use crate::config::file::Objects;
 use crate::policy::Policy;
+use crate::policy::limits::workloads;
 use mesh_core::model::DescriptorAction;
 
 /// Targets, hosts and tokens that there are not.
@@ -21,8 +21,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
                 say(&object.meta, "hosts", Code::UnknownReference, message, found);
             }
         }
-        let whom =
-            Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.target_refs.iter().collect::<Vec<_>>());
+        let whom = workloads(object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }
 }

@@ -15,7 +15,7 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::destination_rule::{ClientTls, DestinationRule, TrafficPolicy};
 use crate::config::locate::locate;
-use crate::policy::locality::Around;
+use crate::policy::destination_rules::Around;
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
 use crate::policy::traffic::{FileTls, Roots, ServerTls, Tls};

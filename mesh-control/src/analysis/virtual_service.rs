@@ -13,7 +13,7 @@ use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
 use crate::policy::compile::{self, Rule};
-use crate::policy::locality::Around;
+use crate::policy::destination_rules::Around;
 use crate::policy::route::{ClusterKey, Written};
 use crate::policy::shadow::Earlier;
 use crate::policy::traffic::HashedBy;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use super::locality::{Around, LocalitySetting};
+use super::locality::{self, LocalitySetting};
 use super::route::ClusterKey;
 use super::traffic::{self, Balancer, FileTls, HashedBy, Limit, LocalOrigin, Roots, Tls, Warmup};
 use super::view::View;
@@ -15,6 +15,7 @@ use crate::config::istio::destination_rule::{
     ClientTls, ConnectionPool, ConsistentHash, DestinationRule, H2UpgradePolicy, LoadBalancer, OutlierDetection,
     RetryBudget, SimpleLb, Subset, TcpKeepalive, TlsMode, TrafficPolicy,
 };
+use crate::config::istio::mesh_config::DefaultTrafficPolicy;
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Visibility;
@@ -181,6 +182,15 @@ impl MergedRule {
     }
 }
 
+/// What is said of calls besides a rule.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Around<'a> {
+    /// Of near and far endpoints.
+    pub locality: locality::Defaults<'a>,
+    /// The blocks of a traffic policy that the mesh has where a rule has none of its own.
+    pub baseline: Option<&'a DefaultTrafficPolicy>,
+}
+
 /// How to call a cluster that no rule is about.
 pub fn without_rule(around: Around<'_>) -> traffic::TrafficPolicy {
     Settings::default().traffic_policy(around)
@@ -254,7 +264,7 @@ impl<'a> Settings<'a> {
             balancer: balancer.map(self::balancer).unwrap_or_default(),
             hashed_by: balancer.and_then(|balancer| hashed_by(balancer.consistent_hash.as_ref()?)),
             warmup: balancer.and_then(warmup),
-            locality: LocalitySetting::of(balancer, around, detection.is_some()),
+            locality: LocalitySetting::of(balancer, around.locality, detection.is_some()),
             connection_pool: pool.map(connection_pool).unwrap_or_default(),
             outlier_detection: detection.map(outlier_detection),
             tls: self.tls.map(Tls::from).unwrap_or_default(),

@@ -255,6 +255,7 @@ fn on_port<'s, T>(said: &'s [(Option<u16>, T)], numbers: &[u16]) -> Option<&'s T
     of_it.or_else(|| said.iter().find(|(of, _)| of.is_none())).map(|(_, said)| said)
 }
 
-fn workloads(selector: Option<&Selector>, target_refs: &[TargetRef]) -> Workloads {
+/// The workloads that a policy is for.
+pub(crate) fn workloads(selector: Option<&Selector>, target_refs: &[TargetRef]) -> Workloads {
     Workloads::of(selected(selector), &target_refs.iter().collect::<Vec<_>>())
 }

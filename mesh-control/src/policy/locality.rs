@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::istio::destination_rule::{Failover, LoadBalancer, LocalityLb, ZoneAwareLb};
-use crate::config::istio::mesh_config::DefaultTrafficPolicy;
 use zones::Zones;
 
 /// Region, zone, subzone.
@@ -80,15 +79,13 @@ pub enum Parts {
     All,
 }
 
-/// What is said of calls besides a rule.
+/// What is said of near and far endpoints besides a rule.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Around<'a> {
-    /// Of near and far endpoints, by the mesh.
+pub struct Defaults<'a> {
+    /// By the mesh.
     pub mesh: Option<&'a LocalityLb>,
     /// The same, by zones.
     pub mesh_zones: Option<&'a ZoneAwareLb>,
-    /// The blocks of a traffic policy that the mesh has where a rule has none of its own.
-    pub baseline: Option<&'a DefaultTrafficPolicy>,
     /// Whether the service is called in the client's own zone, where it is there (`trafficDistribution`).
     pub prefers_near: bool,
 }
@@ -96,14 +93,14 @@ pub struct Around<'a> {
 impl LocalitySetting {
     /// What is in force of a rule, of the service and of the mesh's settings. Without outlier detection nothing fails over, and
     /// only shares, zones and what the service says count (Istio: loadbalancer.go).
-    pub fn of(rule: Option<&LoadBalancer>, around: Around<'_>, detects_outliers: bool) -> Option<LocalitySetting> {
+    pub fn of(rule: Option<&LoadBalancer>, defaults: Defaults<'_>, detects_outliers: bool) -> Option<LocalitySetting> {
         let of_rule = rule.and_then(|rule| rule.locality_lb_setting.as_ref());
         let zones_of_rule = rule.and_then(|rule| rule.zone_aware_lb_setting.as_ref());
-        if of_rule.is_none() && zones_of_rule.is_none() && around.prefers_near {
+        if of_rule.is_none() && zones_of_rule.is_none() && defaults.prefers_near {
             let labels = TOPOLOGY.iter().take(2).map(|&label| (label.to_owned(), None)).collect();
             return Some(LocalitySetting { labels, ..LocalitySetting::default() });
         }
-        let zones = zones_of_rule.or(around.mesh_zones.filter(|_| of_rule.is_none()));
+        let zones = zones_of_rule.or(defaults.mesh_zones.filter(|_| of_rule.is_none()));
         if let Some(zones) = zones.filter(|zones| zones.enabled != Some(false)) {
             let hashes = rule.is_some_and(|rule| rule.consistent_hash.is_some());
             let at_least = (!hashes).then(|| zones.min_cluster_size.unwrap_or(MIN_CLUSTER_SIZE));
@@ -114,7 +111,7 @@ impl LocalitySetting {
                 zone_aware: Some(ZoneAware { at_least }),
             });
         }
-        let written = of_rule.or(around.mesh);
+        let written = of_rule.or(defaults.mesh);
         if written.is_some_and(|written| written.enabled == Some(false)) {
             return None;
         }

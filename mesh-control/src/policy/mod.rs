@@ -47,11 +47,10 @@ use crate::registry::protocol::Protocol;
 use crate::registry::{Service, ServiceId, ServicePort, Services};
 use compile::Surroundings;
 use connections::{Addressed, Connections};
-use destination_rules::{DestinationRules, MergedRule};
+use destination_rules::{Around, DestinationRules, MergedRule};
 use filters::Filters;
 use gateway_api::GatewayRoutes;
 use limits::Limits;
-use locality::Around;
 use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
 use paths::PathNormalization;
@@ -578,12 +577,9 @@ impl Policy {
 
     fn traffic(&self, rule: Option<&Arc<MergedRule>>, key: &ClusterKey, service: &Service) -> TrafficPolicy {
         let mesh = &self.mesh;
-        let around = Around {
-            mesh: mesh.locality(),
-            mesh_zones: mesh.zones(),
-            baseline: mesh.traffic_policy(),
-            prefers_near: service.prefers_near,
-        };
+        let locality =
+            locality::Defaults { mesh: mesh.locality(), mesh_zones: mesh.zones(), prefers_near: service.prefers_near };
+        let around = Around { locality, baseline: mesh.traffic_policy() };
         let mut traffic = match rule {
             Some(rule) => rule.traffic_policy(key, around),
             None => destination_rules::without_rule(around),

@@ -31,8 +31,8 @@ use super::proto::{FAULT_FILTER, ads, any, duration, extension, its_own_server, 
 use super::tls::Security;
 use super::{BLACK_HOLE, Degraded, Found, fault, found_by, hash_policy, nowhere};
 use crate::policy::Cluster;
-use crate::policy::destination_rules::MergedRule;
-use crate::policy::locality::{Around, LocalitySetting};
+use crate::policy::destination_rules::{Around, MergedRule};
+use crate::policy::locality::LocalitySetting;
 use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, RetryOn, Route};
 use crate::policy::text::TextMatch;
 use crate::policy::traffic::{Balancer, HashedBy, Limit, LocalOrigin, OutlierDetection, OwnBalancer};
