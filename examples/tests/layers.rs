@@ -60,7 +60,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-control",
         layers: &[
-            &["journal", "period"],
+            &["hex", "journal", "period"],
             &["ca", "calls", "catalog", "config/diagnostic"],
             &["config/node", "config/schema", "config/spelling"],
             &["config/decode", "config/locate"],

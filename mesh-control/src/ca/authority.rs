@@ -22,6 +22,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::OWN_BYTES;
 use super::csr;
 use super::key::{self, Key};
+use crate::hex::hex;
 
 /// How long a certificate holds unless the request says otherwise.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -310,12 +311,7 @@ impl Authority {
         let leaf = self.leaf(key, identity, serial, seconds, ttl).map_err(Refused::Authority)?;
         let chain = std::iter::once(leaf.pem()).chain(self.chain.iter().map(|certificate| pem(certificate)));
         let chain = chain.chain([self.bundle_pem()]).collect();
-        Ok(Issued {
-            chain,
-            serial: serial.0.iter().map(|byte| format!("{byte:02x}")).collect(),
-            ttl,
-            trust_bundles: Arc::default(),
-        })
+        Ok(Issued { chain, serial: hex(&serial.0), ttl, trust_bundles: Arc::default() })
     }
 
     fn leaf(

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::authority::since_epoch;
 use super::files::{self, Present};
+use crate::hex::hex;
 
 /// How long a token is good for unless it is said otherwise.
 pub const TOKEN_TTL: Duration = Duration::from_secs(600);
@@ -214,10 +215,6 @@ fn read(path: &Path) -> anyhow::Result<Option<(SpiffeId, u64)>> {
         Ok((record.identity.parse()?, record.expires))
     };
     parsed().map(Some).with_context(|| path.display().to_string())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

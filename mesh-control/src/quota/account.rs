@@ -31,7 +31,6 @@ pub(super) struct Lease {
     /// How many it has, in relation to others.
     pub demand: u64,
     /// How many of them are more than it has shown that it uses.
-    #[serde(default)]
     pub claimed: u64,
 }
 

@@ -23,6 +23,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{QUOTA, QuotaLimit, RULE};
+use crate::hex::hex;
 use crate::period::Period;
 use crate::ratelimit::NotCounted;
 
@@ -84,7 +85,7 @@ impl Identity {
         for (key, value) in &mut shown.by {
             if is_secret(key, value) {
                 let hash = digest(&SHA256, value.as_bytes());
-                *value = hash.as_ref().iter().take(8).fold("#".to_owned(), |text, byte| format!("{text}{byte:02x}"));
+                *value = format!("#{}", hex(hash.as_ref().split_at(8).0));
             }
         }
         Arc::new(shown)
@@ -106,13 +107,15 @@ impl Identity {
 
 /// Parts of names of headers, parameters and claims whose values let in whoever knows them.
 const SECRETS: [&str; 9] = ["auth", "cookie", "credential", "key", "pass", "secret", "session", "signature", "token"];
+/// Names with one of these in them, whose values everybody may know: hosts, and constants of the configuration.
+const NO_SECRETS: [&str; 2] = [":authority", "generic_key"];
 
 /// Whether the value of an entry may let in whoever knows it: by its name, or as it is a token. What was a digest stays one.
 fn is_secret(key: &str, value: &str) -> bool {
     let (key, start) = (key.to_ascii_lowercase(), value.get(..7).unwrap_or(value).to_ascii_lowercase());
     let is_digest = value.len() == 17 && value.starts_with('#');
     let is_token = start.starts_with("eyj") || start.starts_with("basic ") || start == "bearer ";
-    let is_named = key != "generic_key" && SECRETS.iter().any(|part| key.contains(part));
+    let is_named = !NO_SECRETS.contains(&&*key) && SECRETS.iter().any(|part| key.contains(part));
     !is_digest && (is_token || is_named)
 }
 

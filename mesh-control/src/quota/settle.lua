@@ -23,11 +23,10 @@ for at = 1, #fields, 2 do
   elseif field == 'u' then
     used = tonumber(value)
   elseif field ~= own then
-    -- What an older version wrote has no claims.
-    local tokens, over, of, claim = string.match(value, '^(%d+):(%d+):(%d+):?(%d*)$')
+    local tokens, over, of, claim = string.match(value, '^(%d+):(%d+):(%d+):(%d+)$')
     if tokens and tonumber(over) > now then
       others, demands, count = others + tonumber(tokens), demands + tonumber(of), count + 1
-      claimed = claimed + (tonumber(claim) or 0)
+      claimed = claimed + tonumber(claim)
     else
       redis.call('HDEL', name, field)
     end

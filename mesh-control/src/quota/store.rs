@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{Account, Ask, FEW, Lease, MOST_DEMAND, PART, Settled};
 use super::{Identity, Key};
+use crate::hex::hex;
 use crate::journal::Journal;
 use crate::period::Period;
 use crate::ratelimit::{NotCounted, RedisUrl, Scripted};
@@ -78,8 +79,7 @@ const APART: u64 = 1000;
 /// What is written down: an account, or what one report made of it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    /// An older version wrote accounts without it: theirs is that of the identity.
-    key: Option<Hex>,
+    key: Hex,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     identity: Option<Identity>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -286,8 +286,7 @@ impl Accounts {
 
     /// Takes in what was written down.
     fn replay(&mut self, record: Record) {
-        let key = record.key.map(|Hex(key)| key).or_else(|| Some(record.identity.as_ref()?.key()));
-        let Some(key) = key else { return };
+        let Hex(key) = record.key;
         if let (Some(identity), Some(account)) = (record.identity, record.account) {
             let identity = Identity::shown(&Arc::new(identity));
             self.by_key.insert(key, Entry { identity, account, is_written: false });
@@ -323,18 +322,18 @@ impl Entry {
         }
         let Account { period, used, leases } = &self.account;
         let change = Change { period: *period, used: *used, lease, has: leases.get(&lease).copied() };
-        Record { key: Some(Hex(key)), identity: None, account: None, change: Some(change) }
+        Record { key: Hex(key), identity: None, account: None, change: Some(change) }
     }
 
     fn whole(&self, key: Key) -> Record {
         let (identity, account) = (Identity::clone(&self.identity), self.account.clone());
-        Record { key: Some(Hex(key)), identity: Some(identity), account: Some(account), change: None }
+        Record { key: Hex(key), identity: Some(identity), account: Some(account), change: None }
     }
 }
 
 impl From<Hex> for String {
     fn from(Hex(key): Hex) -> String {
-        key.iter().fold(String::with_capacity(32), |text, byte| format!("{text}{byte:02x}"))
+        hex(&key)
     }
 }
 
@@ -467,20 +466,5 @@ mod tests {
         let later = now + Duration::from_secs(11);
         let known = Store::in_dir(dir.path(), later).unwrap().known();
         assert_eq!((known[0].2.used, known[0].2.leases.len()), (101, 0));
-    }
-
-    #[test]
-    fn what_an_older_version_wrote_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let (key, identity, ask) = question("each", "ada", NOW);
-        let (period, until) = (ask.period, ask.until);
-        let line = serde_json::json!({
-            "identity": *identity,
-            "account": {"period": period, "used": 7, "leases": {"5": {"tokens": 3, "until": until, "demand": 1}}},
-        });
-        std::fs::write(dir.path().join(FILE), format!("{line}\n")).unwrap();
-        let known = Store::in_dir(dir.path(), Duration::from_millis(NOW)).unwrap().known();
-        let [(of, _, account)] = &known[..] else { panic!("{known:?}") };
-        assert_eq!((*of, account.used, account.leases[&5].tokens), (key, 7, 3));
     }
 }

@@ -514,20 +514,24 @@ async fn what_lets_in_whoever_knows_it_is_shown_and_written_down_as_a_digest() {
         quotas.settle(&[of(&[secret, ("x-user", "ada")])], NOW).await;
     }
     quotas.settle(&[of(&[("x-api-key", "other")])], NOW).await;
+    let open = [(":authority", "shop.example.com"), ("generic_key", "all")];
+    for open in open {
+        quotas.settle(&[of(&[open])], NOW).await;
+    }
     let limit = |_: &str, _: &str| Some(QuotaLimit::new(100, Unit::Month, Duration::from_secs(1)));
     let (status, mut metrics) = (quotas.status(limit, NOW), String::new());
     quotas.write(limit, NOW, &mut metrics);
     let told = format!("{status:?}{metrics}{}", std::fs::read_to_string(dir.path().join("quotas.jsonl")).unwrap());
     assert!(secrets.iter().all(|(_, secret)| !told.contains(secret)), "{told}");
-    assert!(told.contains("x-user=ada"), "{told}");
+    assert!(told.contains("x-user=ada") && open.iter().all(|(_, value)| told.contains(value)), "{told}");
     let shown: std::collections::BTreeSet<String> = status.identities.iter().map(QuotaUse::identity).collect();
-    assert_eq!(shown.len(), 4, "each is told from the others");
+    assert_eq!(shown.len(), 6, "each is told from the others");
     // Each has its own account after a restart, too.
     drop(quotas);
     let quotas = Quotas::new(Store::in_dir(dir.path(), NOW).unwrap());
     let settled = quotas.settle(&[of(&[secrets[0], ("x-user", "ada")])], NOW).await;
     assert_eq!(settled[0].as_ref().map(|settled| settled.used), Ok(6));
-    assert_eq!(quotas.status(limit, NOW).identities.len(), 4);
+    assert_eq!(quotas.status(limit, NOW).identities.len(), 6);
 }
 
 #[test]

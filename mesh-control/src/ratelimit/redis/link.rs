@@ -1,6 +1,5 @@
 //! The connection to Redis: how it is dialled and kept, and what is said over it.
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Line;
 use super::url::RedisUrl;
+use crate::hex::hex;
 use crate::ratelimit::window::{Algorithm, Charge, Key};
 
 /// Pauses between attempts to dial.
@@ -121,11 +121,5 @@ async fn run(
 
 /// The name of a window's counter. What is in braces decides where it lies in a cluster: windows of one limit lie together.
 fn name(key: &Key, window: u64) -> String {
-    let mut name = String::with_capacity(64);
-    name.push_str("mesh-ratelimit:{");
-    for byte in key {
-        let _ = write!(name, "{byte:02x}");
-    }
-    let _ = write!(name, "}}:{window}");
-    name
+    format!("mesh-ratelimit:{{{}}}:{window}", hex(key))
 }
