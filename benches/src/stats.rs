@@ -1,4 +1,4 @@
-//! Medians, percentiles and the noise of rounds.
+//! Medians, percentiles, the noise of rounds, and bars.
 
 /// The median; of an even number the mean of the middle two. NaN of nothing.
 pub fn median(values: &[f64]) -> f64 {
@@ -15,6 +15,13 @@ pub fn median(values: &[f64]) -> f64 {
 pub fn percentile(sorted: &[u32], share: f64) -> u32 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
+}
+
+/// Says whether a bar was met.
+#[allow(clippy::print_stdout, reason = "for programs that print figures")]
+pub fn judge(what: &str, is_met: bool) -> bool {
+    println!("  {what}: {}", if is_met { "met" } else { "MISSED" });
+    is_met
 }
 
 /// A ratio over several rounds: its median, and how far it may be off.

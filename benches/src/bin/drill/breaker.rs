@@ -1,27 +1,22 @@
 //! A circuit breaker with a limit of 10 under 1,000 callers at a time: the server never sees an eleventh request.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
+use http::{Request, StatusCode, Version};
+use http_body_util::BodyExt;
+use mesh_benches::stats::judge;
 use mesh_benches::{Result, grpc};
 use mesh_core::error::ErrorKind;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::endpoint::mesh;
-use crate::judge;
+use crate::endpoint::{mesh, yaml};
+use crate::upstream;
 
 const LIMIT: usize = 10;
 const CALLERS: usize = 1_000;
@@ -41,8 +36,9 @@ pub(crate) async fn run() -> Result<bool> {
     let mut is_met = true;
     for kind in ["HTTP/1.1", "HTTP/2", "gRPC"] {
         let seen = Arc::<Seen>::default();
-        let at = serve(Arc::clone(&seen)).await?;
-        let (_control, mesh) = mesh(yaml(at)).await?;
+        let at = serve(Arc::clone(&seen))?;
+        let limit = format!("connectionPool: {{http: {{http2MaxRequests: {LIMIT}, useClientProtocol: true}}}}");
+        let (_control, mesh) = mesh(yaml(&[at], "retries: {attempts: 0}", &limit)).await?;
         let mut callers = JoinSet::new();
         let began = Instant::now();
         for _ in 0..CALLERS {
@@ -89,67 +85,15 @@ async fn call(mesh: &Mesh, kind: &str) -> Option<bool> {
     }
 }
 
-async fn serve(seen: Arc<Seen>) -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let at = listener.local_addr()?;
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            _ = stream.set_nodelay(true);
-            let seen = Arc::clone(&seen);
-            tokio::spawn(async move {
-                let service = service_fn(move |request: Request<Incoming>| {
-                    let seen = Arc::clone(&seen);
-                    async move {
-                        let now = seen.now.fetch_add(1, Ordering::SeqCst) + 1;
-                        seen.most.fetch_max(now, Ordering::SeqCst);
-                        tokio::time::sleep(WORK).await;
-                        seen.now.fetch_sub(1, Ordering::SeqCst);
-                        answer(request).await
-                    }
-                });
-                _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
-            });
+fn serve(seen: Arc<Seen>) -> Result<SocketAddr> {
+    upstream::start(move |request| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let now = seen.now.fetch_add(1, Ordering::SeqCst) + 1;
+            seen.most.fetch_max(now, Ordering::SeqCst);
+            tokio::time::sleep(WORK).await;
+            seen.now.fetch_sub(1, Ordering::SeqCst);
+            upstream::echo(request, Bytes::from_static(b"done")).await
         }
-    });
-    Ok(at)
-}
-
-async fn answer(request: Request<Incoming>) -> std::result::Result<Response<tonic::body::Body>, Infallible> {
-    if mesh_core::request::is_grpc(request.headers()) {
-        return tower::ServiceExt::oneshot(grpc::EchoServer, request).await;
-    }
-    Ok(Response::new(tonic::body::Body::new(Full::new(Bytes::from_static(b"done")))))
-}
-
-fn yaml(at: SocketAddr) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: web}}
-spec:
-  hosts: [web.example.com]
-  resolution: STATIC
-  ports: [{{number: 80, name: http, protocol: HTTP}}, {{number: 81, name: grpc, protocol: GRPC}}]
-  endpoints: [{{address: {}, ports: {{http: {port}, grpc: {port}}}}}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: web}}
-spec:
-  hosts: [web.example.com]
-  http:
-  - retries: {{attempts: 0}}
-    route: [{{destination: {{host: web.example.com}}}}]
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: web}}
-spec:
-  host: web.example.com
-  trafficPolicy:
-    connectionPool: {{http: {{http2MaxRequests: {LIMIT}, useClientProtocol: true}}}}
-",
-        at.ip(),
-        port = at.port()
-    )
+    })
 }

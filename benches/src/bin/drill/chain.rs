@@ -13,20 +13,18 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper_util::client::legacy;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::TokioExecutor;
 use mesh_benches::Result;
+use mesh_benches::stats::judge;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::fixed::Fixed;
 use mesh_core::xds::Bootstrap;
 use mesh_tower::{Client, Mesh, server};
-use tokio::net::TcpListener;
 use tower::Layer;
 
 use crate::load::{Load, Sample};
-use crate::{ChainArgs, chart, envoy, judge};
+use crate::{ChainArgs, chart, envoy, upstream};
 
 /// How many retries each hop is told to make, and after what: Istio's default conditions, 503 among them.
 pub(crate) const RETRIES: u32 = 3;
@@ -145,8 +143,7 @@ impl Leaf {
             counted.fetch_add(1, Ordering::Relaxed);
             let status = if failing.load(Ordering::Relaxed) { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
             Box::pin(std::future::ready(status))
-        })
-        .await?;
+        })?;
         Ok(Leaf { at, fails, seen })
     }
 
@@ -191,26 +188,14 @@ fn by_second(began: Instant, samples: &[Sample<bool>], at_leaf: &[u64]) -> Vec<S
     seconds
 }
 
-/// Serves HTTP/1.1; each request is answered with the status that comes.
-async fn serve(
+/// Serves requests; each is answered with the status that comes.
+fn serve(
     answer: impl Fn() -> Pin<Box<dyn Future<Output = StatusCode> + Send>> + Clone + Send + 'static,
 ) -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let at = listener.local_addr()?;
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            _ = stream.set_nodelay(true);
-            let answer = answer.clone();
-            let service = service_fn(move |_: Request<Incoming>| {
-                let answer = answer();
-                async move { Ok::<_, Infallible>(with_status(answer.await)) }
-            });
-            tokio::spawn(async move {
-                _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
-    });
-    Ok(at)
+    upstream::start(move |_| {
+        let answer = answer();
+        async move { with_status(answer.await) }
+    })
 }
 
 fn with_status(status: StatusCode) -> Response<Full<Bytes>> {
@@ -302,7 +287,7 @@ async fn of_envoy(hops: usize, args: &ChainArgs) -> Result<Run> {
     // What comes to service number n is passed on to the port of the one after it.
     for port in ports.iter().skip(1).rev() {
         let (client, port) = (client.clone(), *port);
-        services.push(serve(move || Box::pin(by_port(client.clone(), port))).await?);
+        services.push(serve(move || Box::pin(by_port(client.clone(), port)))?);
     }
     services.reverse();
     let upstreams: Vec<_> = ports.iter().copied().zip(services).collect();

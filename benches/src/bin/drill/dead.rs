@@ -8,14 +8,14 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use hyper_util::client::legacy;
 use hyper_util::rt::TokioExecutor;
+use mesh_benches::stats::judge;
 use mesh_benches::{Result, grpc};
 use mesh_control::embedded::Embedded;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
 use tower::{Layer, ServiceExt};
 
-use crate::endpoint::{get, mesh, yaml};
-use crate::judge;
+use crate::endpoint::{get, mesh, usual};
 use crate::load::{Load, Sample, latency};
 use crate::upstream::{Apart, Task};
 
@@ -51,7 +51,7 @@ impl Three {
     async fn start(way: Way) -> Result<Self> {
         let (victim, others) = (Apart::start()?, [Task::start()?, Task::start()?]);
         let endpoints: Vec<_> = std::iter::once(victim.at).chain(others.iter().map(|other| other.at)).collect();
-        let (control, mesh) = mesh(yaml(&endpoints)).await?;
+        let (control, mesh) = mesh(usual(&endpoints)).await?;
         for _ in 0..100 {
             anyhow::ensure!(call(way, mesh.clone()).await, "{way:?}: a call before anything breaks fails");
         }

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use http_body_util::BodyExt;
 use mesh_benches::Result;
+use mesh_benches::stats::judge;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::xds::Bootstrap;
 use mesh_tower::{Client, Mesh};
 
-use crate::judge;
 use crate::load::{Load, Sample, latency};
 use crate::upstream::{Apart, Task};
 
@@ -70,8 +70,19 @@ const BACK: Duration = Duration::from_secs(15);
 /// How long it is broken.
 const BROKEN: Duration = Duration::from_secs(6);
 
-/// What an Istio user writes for this: retries, outlier detection.
-pub(crate) fn yaml(endpoints: &[SocketAddr]) -> String {
+/// What an Istio user writes for this.
+pub(crate) const RETRIES: &str =
+    "retries: {attempts: 3, perTryTimeout: 500ms, retryOn: '5xx,unavailable,deadline-exceeded'}";
+pub(crate) const EJECTION: &str =
+    "outlierDetection: {consecutive5xxErrors: 5, interval: 1s, baseEjectionTime: 3s, maxEjectionPercent: 50}";
+
+/// Endpoints with a timeout, retries and outlier detection.
+pub(crate) fn usual(endpoints: &[SocketAddr]) -> String {
+    yaml(endpoints, &format!("timeout: 5s, {RETRIES}"), EJECTION)
+}
+
+/// Endpoints with what their route says besides where it leads, and their traffic policy.
+pub(crate) fn yaml(endpoints: &[SocketAddr], route: &str, policy: &str) -> String {
     let endpoints: String = endpoints
         .iter()
         .map(|at| format!("\n  - {{address: {}, ports: {{http: {port}, grpc: {port}}}}}", at.ip(), port = at.port()))
@@ -91,18 +102,14 @@ kind: VirtualService
 metadata: {{name: web}}
 spec:
   hosts: [web.example.com]
-  http:
-  - timeout: 5s
-    retries: {{attempts: 3, perTryTimeout: 500ms, retryOn: '5xx,unavailable,deadline-exceeded'}}
-    route: [{{destination: {{host: web.example.com}}}}]
+  http: [{{{route}, route: [{{destination: {{host: web.example.com}}}}]}}]
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {{name: web}}
 spec:
   host: web.example.com
-  trafficPolicy:
-    outlierDetection: {{consecutive5xxErrors: 5, interval: 1s, baseEjectionTime: 3s, maxEjectionPercent: 50}}
+  trafficPolicy: {{{policy}}}
 "
     )
 }
@@ -146,7 +153,7 @@ pub(crate) async fn run(fault: Fault) -> Result<bool> {
     let others = [Task::start()?, Task::start()?, Task::start()?, Task::start()?];
     let at = victim.at();
     let endpoints: Vec<_> = std::iter::once(at).chain(others.iter().map(|other| other.at)).collect();
-    let (_control, mesh) = mesh(yaml(&endpoints)).await?;
+    let (_control, mesh) = mesh(usual(&endpoints)).await?;
     let client = mesh.client();
     // All of them are connected to, and nothing is new any more.
     for _ in 0..200 {

@@ -122,9 +122,3 @@ fn main() -> Result<ExitCode> {
     runtime.shutdown_background();
     Ok(if is_met? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
-
-/// Says whether a bar was met.
-fn judge(what: &str, is_met: bool) -> bool {
-    println!("  {what}: {}", if is_met { "met" } else { "MISSED" });
-    is_met
-}

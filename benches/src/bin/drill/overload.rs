@@ -1,28 +1,23 @@
 //! Twice as many requests as the servers can answer, past a circuit breaker that lets through as many as they work on at a
 //! time: what they can do is done all the same, and the others hear at once that it is too much.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use mesh_benches::Result;
+use mesh_benches::stats::judge;
 use mesh_core::error::ErrorKind;
 use mesh_tower::Client;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::endpoint::mesh;
-use crate::judge;
 use crate::load::{Load, Sample};
+use crate::upstream;
 
 /// How many requests each server works on at a time.
 const SLOTS: usize = 8;
@@ -46,7 +41,7 @@ enum Outcome {
 pub(crate) async fn run() -> Result<bool> {
     let mut servers = Vec::new();
     for _ in 0..SERVERS {
-        servers.push(serve().await?);
+        servers.push(serve()?);
     }
     let (_control, mesh) = mesh(yaml(&servers)).await?;
     let client = mesh.client();
@@ -126,28 +121,16 @@ async fn call(client: Client) -> Outcome {
     }
 }
 
-async fn serve() -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let at = listener.local_addr()?;
+fn serve() -> Result<SocketAddr> {
     let slots = Arc::new(Semaphore::new(SLOTS));
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            _ = stream.set_nodelay(true);
-            let slots = Arc::clone(&slots);
-            tokio::spawn(async move {
-                let service = service_fn(move |_: Request<Incoming>| {
-                    let slots = Arc::clone(&slots);
-                    async move {
-                        let _slot = slots.acquire().await;
-                        tokio::time::sleep(WORK).await;
-                        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"done"))))
-                    }
-                });
-                _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
-            });
+    upstream::start(move |_| {
+        let slots = Arc::clone(&slots);
+        async move {
+            let _slot = slots.acquire().await;
+            tokio::time::sleep(WORK).await;
+            Response::new(Full::new(Bytes::from_static(b"done")))
         }
-    });
-    Ok(at)
+    })
 }
 
 fn yaml(servers: &[SocketAddr]) -> String {

@@ -7,13 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response};
+use http::{HeaderName, HeaderValue, Response};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use mesh_benches::Result;
+use mesh_benches::stats::judge;
 use mesh_core::error::Invalid;
 use mesh_core::fixed::route_to;
 use mesh_core::id::{EndpointId, ListenerName, Locality, Target};
@@ -24,12 +21,11 @@ use mesh_core::model::{
 use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType, Update};
 use mesh_core::store::{Sink, Source};
 use mesh_tower::{Client, Mesh};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use crate::judge;
 use crate::load::{Load, Sample, latency};
+use crate::upstream;
 
 /// Requests a second.
 const RATE: u32 = 500;
@@ -64,7 +60,7 @@ pub(crate) async fn run() -> Result<bool> {
 }
 
 async fn with_routes(routes: usize) -> Result<bool> {
-    let groups = [serve(0).await?, serve(1).await?];
+    let groups = [serve(0)?, serve(1)?];
     let changing = watch::Sender::new(false);
     let applied = watch::Sender::new(0);
     let endpoints = groups.map(|at| Arc::new(endpoints(at)));
@@ -124,23 +120,12 @@ async fn call(client: Client) -> Outcome {
 }
 
 /// A server of one group, which knows by a header that the route sets which one the route meant.
-async fn serve(group: u32) -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let at = listener.local_addr()?;
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            _ = stream.set_nodelay(true);
-            let service = service_fn(move |request: Request<Incoming>| async move {
-                let is_meant = request.headers().get(GROUP) == Some(&HeaderValue::from(group));
-                let answer: &[u8] = if is_meant { b"whole" } else { b"half" };
-                Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from_static(answer))))
-            });
-            tokio::spawn(async move {
-                _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
-    });
-    Ok(at)
+fn serve(group: u32) -> Result<SocketAddr> {
+    upstream::start(move |request| async move {
+        let is_meant = request.headers().get(GROUP) == Some(&HeaderValue::from(group));
+        let answer: &[u8] = if is_meant { b"whole" } else { b"half" };
+        Response::new(Full::new(Bytes::from_static(answer)))
+    })
 }
 
 /// A source whose configuration names one group of endpoints, and then the other.

@@ -12,6 +12,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use mesh_benches::Result;
+use mesh_benches::stats::judge;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::request_info::{Criticality, Inherited};
 use mesh_core::xds::Bootstrap;
@@ -21,7 +22,6 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tower::Layer;
 
-use crate::judge;
 use crate::load::{Load, Sample};
 
 /// How many requests the application works on at a time, and for how long on each.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use mesh_benches::stats::judge;
 use mesh_benches::{Result, grpc};
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::xds::Bootstrap;
@@ -15,7 +16,6 @@ use mesh_tower::Mesh;
 use tokio::task::JoinSet;
 
 use crate::endpoint;
-use crate::judge;
 use crate::upstream::Task;
 
 const STREAMS: usize = 1_000;
@@ -127,7 +127,7 @@ pub(crate) async fn run() -> Result<bool> {
 
 /// Streams last longer than requests may.
 fn yaml(endpoints: &[SocketAddr]) -> String {
-    endpoint::yaml(endpoints).replace("timeout: 5s\n    retries", "retries")
+    endpoint::yaml(endpoints, endpoint::RETRIES, endpoint::EJECTION)
 }
 
 /// Reads a stream for as long as there is one.

@@ -1,13 +1,14 @@
 //! Servers that the scenarios break: processes that are killed or stopped, and tasks that do what they are told.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -18,7 +19,10 @@ use mesh_benches::grpc::EchoServer;
 use mesh_benches::process::{Process, until_orphaned};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
-use tower::ServiceExt;
+use tower::{BoxError, ServiceExt};
+
+/// Any free port of this machine.
+const FREE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// What each request takes a server.
 pub(crate) const WORK: Duration = Duration::from_millis(2);
@@ -27,7 +31,7 @@ pub(crate) const WORK: Duration = Duration::from_millis(2);
 pub(crate) async fn run(port: u16) -> Result {
     let listener = listen(SocketAddr::from(([127, 0, 0, 1], port)), 1024)?;
     println!("{}", listener.local_addr()?);
-    let serving = tokio::spawn(serve(listener));
+    let serving = tokio::spawn(work(listener));
     tokio::task::spawn_blocking(until_orphaned).await?;
     serving.abort();
     Ok(())
@@ -76,8 +80,8 @@ pub(crate) struct Task {
 
 impl Task {
     pub(crate) fn start() -> Result<Self> {
-        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1024)?;
-        Ok(Task { at: listener.local_addr()?, doing: Some(tokio::spawn(serve(listener))), filling: Vec::new() })
+        let listener = listen(FREE, 1024)?;
+        Ok(Task { at: listener.local_addr()?, doing: Some(tokio::spawn(work(listener))), filling: Vec::new() })
     }
 
     /// Closes its connections, and its port.
@@ -125,7 +129,7 @@ impl Task {
     /// Serves again.
     pub(crate) async fn heal(&mut self) -> Result {
         self.refuse().await;
-        self.doing = Some(tokio::spawn(serve(listen(self.at, 1024)?)));
+        self.doing = Some(tokio::spawn(work(listen(self.at, 1024)?)));
         Ok(())
     }
 }
@@ -145,18 +149,36 @@ fn listen(at: SocketAddr, backlog: u32) -> Result<TcpListener> {
     Ok(socket.listen(backlog)?)
 }
 
-/// Serves HTTP/1.1 and HTTP/2, and gRPC's echo. The connections end with the future.
-async fn serve(listener: TcpListener) {
-    let name = listener.local_addr().map(|at| at.to_string()).unwrap_or_default();
+/// Serves requests on a free port of this machine, for as long as the program runs.
+pub(crate) fn start<A, B>(answer: impl Fn(Request<Incoming>) -> A + Clone + Send + 'static) -> Result<SocketAddr>
+where
+    A: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let listener = listen(FREE, 1024)?;
+    let at = listener.local_addr()?;
+    tokio::spawn(serve(listener, answer));
+    Ok(at)
+}
+
+/// Serves HTTP/1.1 and HTTP/2. The connections end with the future.
+async fn serve<A, B>(listener: TcpListener, answer: impl Fn(Request<Incoming>) -> A + Clone + Send + 'static)
+where
+    A: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
                 _ = stream.set_nodelay(true);
-                let name = Bytes::from(name.clone());
+                let answer = answer.clone();
                 connections.spawn(async move {
-                    let service = service_fn(move |request| answer(request, name.clone()));
+                    let service = service_fn(move |request| {
+                        let answered = answer(request);
+                        async move { Ok::<_, Infallible>(answered.await) }
+                    });
                     _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
                 });
             }
@@ -165,11 +187,24 @@ async fn serve(listener: TcpListener) {
     }
 }
 
-/// Says where it was answered, after a little work.
-async fn answer(request: Request<Incoming>, name: Bytes) -> Result<Response<tonic::body::Body>, Infallible> {
-    tokio::time::sleep(WORK).await;
+/// Says where it answers, after a little work, and is gRPC's echo.
+async fn work(listener: TcpListener) {
+    let name = Bytes::from(listener.local_addr().map(|at| at.to_string()).unwrap_or_default());
+    serve(listener, move |request| {
+        let name = name.clone();
+        async move {
+            tokio::time::sleep(WORK).await;
+            echo(request, name).await
+        }
+    })
+    .await;
+}
+
+/// Answers with this, or with what gRPC asked.
+pub(crate) async fn echo(request: Request<Incoming>, answer: Bytes) -> Response<tonic::body::Body> {
     if mesh_core::request::is_grpc(request.headers()) {
-        return EchoServer.oneshot(request).await;
+        let Ok(echoed) = EchoServer.oneshot(request).await;
+        return echoed;
     }
-    Ok(Response::new(tonic::body::Body::new(Full::new(name))))
+    Response::new(tonic::body::Body::new(Full::new(answer)))
 }

@@ -23,6 +23,7 @@ use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_service_client::RateLimitServiceClient;
 use mesh_benches::Result;
 use mesh_benches::process::{Process, cpu, machine};
+use mesh_benches::stats::{judge, median};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tonic::transport::Channel;
@@ -107,7 +108,7 @@ async fn run(args: &Args) -> Result<bool> {
             figures.push(decisions(service, Duration::from_secs(args.seconds)).await?);
         }
     }
-    let medians: Vec<f64> = each.iter_mut().map(|figures| median(figures)).collect();
+    let medians: Vec<f64> = each.iter().map(|figures| median(figures)).collect();
     println!("decisions for each second of a CPU, the median of {}:", args.rounds);
     for (service, median) in services.iter().zip(&medians) {
         println!("  {}: {median:.0}", service.name);
@@ -127,16 +128,6 @@ async fn run(args: &Args) -> Result<bool> {
         replicas.push(ready(service.address).await?);
     }
     Ok(exact(&replicas).await? && is_met)
-}
-
-fn judge(what: &str, is_met: bool) -> bool {
-    println!("  {what}: {}", if is_met { "met" } else { "MISSED" });
-    is_met
-}
-
-fn median(figures: &mut [f64]) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or_default()
 }
 
 fn free_port() -> Result<SocketAddr> {
