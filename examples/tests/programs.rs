@@ -44,8 +44,7 @@ async fn own_filter_is_configured_in_yaml_and_says_what_it_takes() {
                 spec: {pluginName: acme.tenant, pluginConfig: {header: 5, known: []}}\n";
     let found = mesh_control::analysis::validate([("a.json", schemas.as_str()), ("b.yaml", text)]);
     let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-    let expected =
-        "b.yaml:4:56: error[invalid-value]: WasmPlugin default/a: pluginConfig.header: expected string, found a number; \
+    let expected = "b.yaml:4:56: error[invalid-value]: WasmPlugin default/a: pluginConfig.header: expected string, found a number; \
          every request is answered with 500";
     assert_eq!(found, [expected]);
 }

@@ -65,8 +65,8 @@ impl Reach {
 /// make no difference. What else looks like a part of the configuration is a finding. A file below has its path for a name.
 ///
 /// Hidden names are not read. A symbolic link is followed if it ends inside the directory, which is how a
-/// ConfigMap is mounted (`a.yaml` → `..data/a.yaml`, `..data` → `..2026_…`), and to no directory; nothing but regular files is
-/// ever opened. What else has the name of such a file is one that cannot be read. A directory that cannot be looked into fails
+/// ConfigMap is mounted (`a.yaml` → `..data/a.yaml`, `..data` → `..2026_…`), and to no directory: where the reach is the tree,
+/// one to a directory is a file that cannot be read. Nothing but regular files is ever opened. What else has the name of such a file is one that cannot be read. A directory that cannot be looked into fails
 /// all of it: nobody knows what was in it. So does one with too much in it.
 pub fn scan(dir: &Path, reach: Reach) -> io::Result<Scan> {
     scan_some(dir, reach, MOST_ENTRIES)
@@ -113,6 +113,9 @@ impl Walk {
             let is_hidden = own.starts_with('.');
             // A directory in the place of a file takes nothing away that the file held.
             if !is_hidden && is_config_name(&own) {
+                self.file(&path, name)?;
+            } else if !is_hidden && self.reach == Reach::Tree && entry.file_type()?.is_symlink() && path.is_dir() {
+                // Nor does a link in the place of a directory: it cannot be read, as links that leave the directory.
                 self.file(&path, name)?;
             } else if !is_hidden && self.reach == Reach::Tree && entry.file_type()?.is_dir() {
                 match levels.checked_sub(1) {
@@ -306,6 +309,19 @@ mod tests {
         assert_eq!(names(&store), ["a", "b", "c"]);
         let said = said(&store).join("\n");
         assert!(said.contains(".old: warning[not-read]") && !said.contains("team"), "{said}");
+        // A link that takes the place of a directory, as Flux and git-sync change revisions, takes nothing away.
+        #[cfg(unix)]
+        {
+            let at = |path: &str| dir.path().join(path);
+            fs::rename(at("team/web"), at("team/..web")).unwrap();
+            std::os::unix::fs::symlink("..web", at("team/web")).unwrap();
+            store.apply(scan(dir.path(), Reach::Tree));
+            assert_eq!(names(&store), ["a", "b", "c"]);
+            let said = self::said(&store).join("\n");
+            assert!(said.contains("team/web: error[file]: cannot be read: not a regular file"), "{said}");
+            fs::remove_file(at("team/web")).unwrap();
+            fs::rename(at("team/..web"), at("team/web")).unwrap();
+        }
         // A file has its path for a name, and one that is there no more takes its objects along.
         fs::write(dir.path().join("team/web/c.yaml"), "kind: [").unwrap();
         store.apply(scan(dir.path(), Reach::Tree));
@@ -329,8 +345,9 @@ mod tests {
         fs::write(at("a.yaml"), SERVICE).unwrap();
         symlink(".", at("around")).unwrap();
         symlink("..", at("team/up")).unwrap();
-        for (reach, count) in [(Reach::Directory, 3), (Reach::Tree, 6)] {
-            assert_eq!(scan_some(dir.path(), reach, count).unwrap().files.len(), 1, "{reach:?}");
+        // In a tree the links are files that cannot be read.
+        for (reach, count, files) in [(Reach::Directory, 3, 1), (Reach::Tree, 6, 3)] {
+            assert_eq!(scan_some(dir.path(), reach, count).unwrap().files.len(), files, "{reach:?}");
             let error = scan_some(dir.path(), reach, count - 1).unwrap_err().to_string();
             assert!(error.contains("files and other entries"), "{error}");
         }
