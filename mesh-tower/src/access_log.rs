@@ -5,16 +5,16 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use mesh_core::model::{AccessLog, LogFormat};
+use mesh_core::model::{AccessLog, LogDestination, LogFormat};
 use mesh_core::request_info::{Interest, Observer, RequestInfo};
-use mesh_core::telemetry::{Ended, log_line};
+use mesh_core::telemetry::{Ended, LogLine, log_line};
 use mesh_core::trace::TraceContext;
 use serde_json::{Map, Value};
 
@@ -38,17 +38,17 @@ impl<F: Fn(&str) + Send + Sync + 'static> LogSink for F {
     }
 }
 
-/// Sends entries to a collector, and waits until it has them. It gets its own thread.
-pub(crate) type Collect = Box<dyn FnMut(&[Entry]) -> io::Result<()> + Send>;
+/// Begins to write, on the thread that goes on to do so: whatever that takes is made there, and ends there.
+pub(crate) type Begin = Box<dyn FnOnce() -> io::Result<Write> + Send>;
+
+/// Writes entries, and waits until they are written.
+pub(crate) type Write = Box<dyn FnMut(Vec<Entry>) -> io::Result<()>>;
 
 /// An entry of an access log.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "otel"), expect(dead_code, reason = "a file has lines, and nothing else"))]
 pub(crate) struct Entry {
-    /// With its end.
-    pub(crate) line: String,
-    /// Whether that is an object of JSON.
-    pub(crate) is_json: bool,
+    pub(crate) line: LogLine,
     /// When the request ended.
     pub(crate) ended: SystemTime,
     /// The span that it was, or was made for.
@@ -64,17 +64,17 @@ pub(crate) struct AccessLogs {
     /// Where files may be that the configuration names.
     directory: Option<PathBuf>,
     /// Who takes what is not for a file, until its thread begins.
-    collector: Mutex<Option<Collect>>,
+    collector: Mutex<Option<Begin>>,
     /// What the node of this process says of itself.
     node: Map<String, Value>,
     /// `None` for those that are not to be written.
-    files: Mutex<HashMap<Arc<str>, Option<Writer>>>,
+    writers: Mutex<HashMap<LogDestination, Option<Writer>>>,
     lost: Arc<AtomicU64>,
 }
 
-/// A file that is written to.
+/// The thread that writes to a destination.
 struct Writer {
-    lines: SyncSender<Sent>,
+    entries: SyncSender<Sent>,
     /// Ends with the thread that writes.
     done: Receiver<()>,
 }
@@ -101,8 +101,8 @@ impl AccessLogs {
 
     /// What is for a collector goes there.
     #[cfg(feature = "otel")]
-    pub(crate) fn collect_by(&mut self, collector: Collect) {
-        self.collector = Mutex::new(Some(collector));
+    pub(crate) fn collect_by(&mut self, begin: Begin) {
+        self.collector = Mutex::new(Some(begin));
     }
 
     /// They are those of a process of this node.
@@ -116,18 +116,18 @@ impl AccessLogs {
         self.lost.load(Ordering::Relaxed)
     }
 
-    fn send(&self, path: &Arc<str>, is_own: bool, entry: Entry) {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = files.entry(Arc::clone(path)).or_insert_with(|| self.open(path, is_own));
-        let is_sent = file.as_ref().is_some_and(|file| file.lines.try_send(Sent::Entry(entry)).is_ok());
+    fn send(&self, to: &LogDestination, is_own: bool, entry: Entry) {
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let writer = writers.entry(to.clone()).or_insert_with(|| self.open(to, is_own));
+        let is_sent = writer.as_ref().is_some_and(|writer| writer.entries.try_send(Sent::Entry(entry)).is_ok());
         if !is_sent {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Begins to write to one of them; `None` where it is not to be written.
-    fn open(&self, path: &Arc<str>, is_own: bool) -> Option<Writer> {
-        if &**path == AccessLog::COLLECTOR {
+    fn open(&self, to: &LogDestination, is_own: bool) -> Option<Writer> {
+        let LogDestination::File(path) = to else {
             let collector = self.collector.lock().unwrap_or_else(PoisonError::into_inner).take();
             if collector.is_none() {
                 tracing::warn!(
@@ -135,8 +135,8 @@ impl AccessLogs {
                      (access_logs_from_env): nothing is sent"
                 );
             }
-            return writer(path, &self.lost, collector?);
-        }
+            return writer("a collector", &self.lost, collector?);
+        };
         if !is_own && !self.is_allowed(path) {
             tracing::warn!(
                 %path,
@@ -145,22 +145,26 @@ impl AccessLogs {
             );
             return None;
         }
-        let (file, mut open) = (Arc::clone(path), None);
-        writer(path, &self.lost, Box::new(move |entries| write(&mut open, &file, entries)))
+        let file = Arc::clone(path);
+        let begin = move || -> io::Result<Write> {
+            let mut open = None;
+            Ok(Box::new(move |entries| write(&mut open, &file, &entries)))
+        };
+        writer(path, &self.lost, Box::new(begin))
     }
 
     /// Waits until the lines that were sent so far are written, or the time is over.
     pub(crate) fn flush(&self) {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let marks: Vec<Receiver<()>> = files
+        let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let marks: Vec<Receiver<()>> = writers
             .values()
             .flatten()
             .filter_map(|writer| {
                 let (mark, written) = sync_channel(0);
-                writer.lines.try_send(Sent::Mark(mark)).ok().map(|()| written)
+                writer.entries.try_send(Sent::Mark(mark)).ok().map(|()| written)
             })
             .collect();
-        drop(files);
+        drop(writers);
         wait_for(marks);
     }
 
@@ -183,18 +187,17 @@ impl Observer for AccessLogs {
         let has = |log: &&AccessLog| log.filter.as_ref().is_none_or(|filter| ended.is_in(filter));
         let entry = |log: &AccessLog| Entry {
             line: log_line(&log.format, request, took, now),
-            is_json: matches!(log.format, LogFormat::Json(_)),
             ended: now,
             span: request.inherited.trace.context(),
         };
         for log in request.access_logs().iter().filter(has) {
-            self.send(&log.path, false, entry(log));
+            self.send(&log.to, false, entry(log));
         }
         for log in self.own.iter().filter(has) {
-            self.send(&log.path, true, entry(log));
+            self.send(&log.to, true, entry(log));
         }
         for (format, sink) in &self.sinks {
-            sink.write(&log_line(format, request, took, now));
+            sink.write(&log_line(format, request, took, now).to_string());
         }
     }
 
@@ -205,9 +208,9 @@ impl Observer for AccessLogs {
 
 impl Drop for AccessLogs {
     fn drop(&mut self) {
-        let files = std::mem::take(self.files.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let writers = std::mem::take(self.writers.get_mut().unwrap_or_else(PoisonError::into_inner));
         // All of them end at once, and no disk is waited for longer than this.
-        wait_for(files.into_values().flatten().map(|writer| writer.done).collect());
+        wait_for(writers.into_values().flatten().map(|writer| writer.done).collect());
     }
 }
 
@@ -226,19 +229,21 @@ impl fmt::Debug for AccessLogs {
 }
 
 /// Begins to write; `None` if no thread can be had.
-fn writer(path: &Arc<str>, lost: &Arc<AtomicU64>, write: Collect) -> Option<Writer> {
-    let (sender, lines) = sync_channel(WAITING);
+fn writer(to: &str, lost: &Arc<AtomicU64>, begin: Begin) -> Option<Writer> {
+    let (sender, entries) = sync_channel(WAITING);
     let (ends, done) = sync_channel(0);
-    let (path, lost) = (Arc::clone(path), Arc::clone(lost));
+    let (to, lost) = (to.to_owned(), Arc::clone(lost));
     let write = move || {
-        write_all(&path, &lines, &lost, write);
+        write_all(&to, &entries, &lost, begin);
         drop(ends);
     };
     let spawned = std::thread::Builder::new().name("access-log".into()).spawn(write);
-    spawned.is_ok().then_some(Writer { lines: sender, done })
+    spawned.is_ok().then_some(Writer { entries: sender, done })
 }
 
-fn write_all(path: &str, sent: &Receiver<Sent>, lost: &AtomicU64, mut write: Collect) {
+fn write_all(to: &str, sent: &Receiver<Sent>, lost: &AtomicU64, begin: Begin) {
+    // What cannot begin loses whatever it is given.
+    let mut write = begin().unwrap_or_else(|why| Box::new(move |_| Err(io::Error::new(why.kind(), why.to_string()))));
     let mut has_told = false;
     while let Ok(first) = sent.recv() {
         let (mut entries, mut marks) = (Vec::new(), Vec::new());
@@ -249,11 +254,12 @@ fn write_all(path: &str, sent: &Receiver<Sent>, lost: &AtomicU64, mut write: Col
                 Sent::Mark(mark) => marks.push(mark),
             }
         }
-        let written = if entries.is_empty() { Ok(()) } else { write(&entries) };
+        let count = entries.len() as u64;
+        let written = if entries.is_empty() { Ok(()) } else { write(entries) };
         if let Err(error) = written {
-            lost.fetch_add(entries.len() as u64, Ordering::Relaxed);
+            lost.fetch_add(count, Ordering::Relaxed);
             if !std::mem::replace(&mut has_told, true) {
-                tracing::warn!(path, %error, "the access log cannot be written");
+                tracing::warn!(to, %error, "the access log cannot be written");
             }
         }
     }
@@ -261,7 +267,7 @@ fn write_all(path: &str, sent: &Receiver<Sent>, lost: &AtomicU64, mut write: Col
 
 /// Writes to a file.
 fn write(file: &mut Option<File>, path: &str, entries: &[Entry]) -> io::Result<()> {
-    let block: String = entries.iter().map(|entry| entry.line.as_str()).collect();
+    let block: String = entries.iter().map(|entry| entry.line.to_string()).collect();
     let written = match path {
         STDOUT => io::stdout().lock().write_all(block.as_bytes()).and_then(|()| io::stdout().flush()),
         STDERR => io::stderr().lock().write_all(block.as_bytes()),
@@ -305,6 +311,10 @@ fn is_same(_: &Metadata, _: &Metadata) -> bool {
 mod tests {
     use super::*;
 
+    fn entry(line: &str) -> Entry {
+        Entry { line: LogLine::Text(format!("{line}\n")), ended: SystemTime::UNIX_EPOCH, span: None }
+    }
+
     fn read(path: &Path) -> String {
         std::fs::read_to_string(path).unwrap_or_default()
     }
@@ -318,16 +328,17 @@ mod tests {
         let mut logs = AccessLogs::default();
         logs.collect_by(Box::new({
             let taken = Arc::clone(&taken);
-            move |entries: &[Entry]| {
-                _ = hangs.recv();
-                taken.fetch_add(entries.len() as u64, Ordering::Relaxed);
-                Ok(())
+            move || {
+                Ok(Box::new(move |entries: Vec<Entry>| {
+                    _ = hangs.recv();
+                    taken.fetch_add(entries.len() as u64, Ordering::Relaxed);
+                    Ok(())
+                }))
             }
         }));
-        let (collector, lost) = (Arc::from(AccessLog::COLLECTOR), Arc::clone(&logs.lost));
+        let lost = Arc::clone(&logs.lost);
         for _ in 0..ALL {
-            let entry = Entry { line: String::new(), is_json: false, ended: SystemTime::UNIX_EPOCH, span: None };
-            logs.send(&collector, false, entry);
+            logs.send(&LogDestination::Collector, false, entry(""));
         }
         let lost = lost.load(Ordering::Relaxed);
         assert!((ALL - (WAITING + TOGETHER + 1) as u64..=ALL - WAITING as u64).contains(&lost), "{lost}");
@@ -340,19 +351,37 @@ mod tests {
     #[test]
     fn what_is_for_a_collector_is_counted_as_lost_where_there_is_none() {
         let logs = AccessLogs::default();
-        let entry = Entry { line: "a".to_owned(), is_json: false, ended: SystemTime::UNIX_EPOCH, span: None };
-        logs.send(&Arc::from(AccessLog::COLLECTOR), true, entry);
+        logs.send(&LogDestination::Collector, true, entry("a"));
         assert_eq!(logs.lost(), 1);
+    }
+
+    #[cfg(feature = "otel")]
+    #[test]
+    fn a_collector_that_cannot_begin_loses_all_that_it_is_given() {
+        let mut logs = AccessLogs::default();
+        logs.collect_by(Box::new(|| Err(io::Error::other("no more files"))));
+        for _ in 0..3 {
+            logs.send(&LogDestination::Collector, true, entry("a"));
+            logs.flush();
+        }
+        assert_eq!(logs.lost(), 3);
+    }
+
+    #[test]
+    fn whatever_a_file_is_called_the_application_has_to_allow_it() {
+        let logs = AccessLogs::default();
+        for path in ["otlp:", "", "access.log"] {
+            logs.send(&LogDestination::File(path.into()), false, entry("a"));
+        }
+        assert_eq!(logs.lost(), 3);
     }
 
     #[test]
     fn a_file_that_was_moved_away_or_replaced_is_opened_anew_and_the_last_lines_are_written() {
         let dir = tempfile::tempdir().unwrap();
         let (path, moved) = (dir.path().join("a.log"), dir.path().join("a.log.1"));
-        let log: Arc<str> = path.display().to_string().into();
+        let log = LogDestination::File(path.display().to_string().into());
         let logs = AccessLogs::default();
-        let entry =
-            |line: &str| Entry { line: format!("{line}\n"), is_json: false, ended: SystemTime::UNIX_EPOCH, span: None };
         let send = |line: &str| {
             logs.send(&log, true, entry(line));
             logs.flush();

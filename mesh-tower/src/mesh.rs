@@ -24,7 +24,7 @@ use mesh_core::view::{EndpointStatus, Extensions};
 use serde_json::json;
 
 #[cfg(feature = "otel")]
-use crate::access_log::Collect;
+use crate::access_log::Begin;
 use crate::access_log::{AccessLogs, LogSink};
 use crate::drain::Drain;
 use crate::listeners::Listeners;
@@ -327,7 +327,7 @@ pub struct MeshBuilder {
     metrics_reader: Option<Box<dyn MetricsReader>>,
     access_logs: AccessLogs,
     #[cfg(feature = "otel")]
-    log_collector: Option<Box<dyn FnOnce(mesh_core::workload::Workload) -> Collect + Send>>,
+    log_collector: Option<Box<dyn FnOnce(mesh_core::workload::Workload) -> Begin + Send>>,
     /// Why it cannot start.
     failure: Option<StartError>,
 }
@@ -549,7 +549,7 @@ impl MeshBuilder {
     #[cfg(feature = "otel")]
     pub(crate) fn collect_logs_by(
         mut self,
-        collector: impl FnOnce(mesh_core::workload::Workload) -> Collect + Send + 'static,
+        collector: impl FnOnce(mesh_core::workload::Workload) -> Begin + Send + 'static,
     ) -> Self {
         self.log_collector = Some(Box::new(collector));
         self

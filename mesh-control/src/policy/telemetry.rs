@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_core::model::{AccessLog, CelExpression, DEFAULT_JSON, DEFAULT_LINE};
+use mesh_core::model::{AccessLog, CelExpression, DEFAULT_JSON, DEFAULT_LINE, LogDestination};
 
 use super::mesh::MeshSettings;
 use super::tracing::{Provider, Tag, Tracing};
@@ -49,8 +49,8 @@ pub enum Side {
 /// An access log in a file, or at a collector of OpenTelemetry's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessLogFile {
-    /// Where it is; [`AccessLog::COLLECTOR`] for a collector.
-    pub path: String,
+    /// Where it goes.
+    pub to: LogDestination,
     /// What is written for each request.
     pub lines: LogLines,
     /// Which requests, in CEL; `None` for all.
@@ -182,8 +182,8 @@ impl Telemetries {
             }
         }
         let file = |(name, filter): (&str, Option<String>)| {
-            let (path, lines) = file_log(name, spec)?;
-            Some(AccessLogFile { path, lines, filter })
+            let (to, lines) = file_log(name, spec)?;
+            Some(AccessLogFile { to, lines, filter })
         };
         logs.into_iter().filter_map(file).collect()
     }
@@ -371,16 +371,16 @@ pub fn has_format_of_mesh(name: &str, spec: &MeshConfig) -> bool {
 }
 
 /// Where a provider writes, and what; `None` for one that writes no file. What is wrong with a format was said where it is read.
-fn file_log(name: &str, spec: Option<&MeshConfig>) -> Option<(String, LogLines)> {
+fn file_log(name: &str, spec: Option<&MeshConfig>) -> Option<(LogDestination, LogLines)> {
     let lines_of_mesh = spec.filter(|spec| has_format_of_mesh(name, spec)).map(lines_of_mesh);
     if let Some(legacy) = spec.filter(|_| name == LEGACY) {
-        return Some((legacy.access_log_file.clone(), lines_of_mesh??));
+        return Some((LogDestination::File(legacy.access_log_file.as_str().into()), lines_of_mesh??));
     }
     let stdout = FileAccessLog::to_stdout();
     let log = match find(name, spec)? {
         Found::File(log) => log,
         Found::Stdout => &stdout,
-        Found::Collector(log) => return Some((AccessLog::COLLECTOR.to_owned(), record(log)?)),
+        Found::Collector(log) => return Some((LogDestination::Collector, record(log)?)),
         Found::Prometheus | Found::Other(_) => return None,
     };
     log.format().ok()?;
@@ -394,7 +394,7 @@ fn file_log(name: &str, spec: Option<&MeshConfig>) -> Option<(String, LogLines)>
         (None, None, Some(labels)) => LogLines::Json(labels.value.0.clone()),
         (None, None, None) => LogLines::Text(DEFAULT_LINE.to_owned()),
     };
-    Some((log.path().to_owned(), lines))
+    Some((LogDestination::File(log.path().into()), lines))
 }
 
 /// What a collector gets of each request.

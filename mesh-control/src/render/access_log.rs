@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::extensions::access_loggers::open_telemetry::v3::Open
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::opentelemetry::proto::common::v1::any_value::Value;
 use envoy_types::pb::opentelemetry::proto::common::v1::{AnyValue, ArrayValue, KeyValue, KeyValueList};
-use mesh_core::model::AccessLog;
+use mesh_core::model::{AccessLog, LogDestination};
 use prost::{Message, Name};
 
 use super::proto::{OrderedStruct, any};
@@ -16,9 +16,9 @@ use crate::policy::telemetry::{AccessLogFile, LogLines};
 
 /// This access log.
 pub fn log(log: AccessLogFile) -> pb::AccessLog {
-    let (name, config) = match &*log.path {
-        AccessLog::COLLECTOR => (COLLECTED, any(&record(log.lines))),
-        _ => ("envoy.access_loggers.file", file(log.path, log.lines)),
+    let (name, config) = match log.to {
+        LogDestination::Collector => (COLLECTED, any(&record(log.lines))),
+        LogDestination::File(path) => ("envoy.access_loggers.file", file(path.to_string(), log.lines)),
     };
     pb::AccessLog {
         name: name.to_owned(),

@@ -48,8 +48,8 @@ pub const DEFAULT_JSON: [(&str, &str); 24] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AccessLog {
-    /// The file that lines are added to: `/dev/stdout` and `/dev/stderr` are this process's own, and [`AccessLog::COLLECTOR`] is none.
-    pub path: Arc<str>,
+    /// Where lines go.
+    pub to: LogDestination,
     /// What a line is made of.
     pub format: LogFormat,
     /// Which requests are in it; `None` for all.
@@ -57,16 +57,28 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
-    /// In the place of a path: to the collector of OpenTelemetry's that the application has. A line of text is the body of a
-    /// record; of an object each key is an attribute, and the [one without a name](AccessLog::BODY) the body.
-    pub const COLLECTOR: &str = "otlp:";
-    /// The key of the body beside attributes.
+    /// The key of the body beside attributes, where a log goes to a collector.
     pub const BODY: &str = "";
 
-    /// A log of this file, whose lines are made so.
+    /// A log in this file, whose lines are made so. `/dev/stdout` and `/dev/stderr` are this process's own.
     pub fn new(path: impl Into<Arc<str>>, format: LogFormat) -> Self {
-        AccessLog { path: path.into(), format, filter: None }
+        AccessLog { to: LogDestination::File(path.into()), format, filter: None }
     }
+
+    /// A log at the application's collector, whose entries are made so.
+    pub fn to_collector(format: LogFormat) -> Self {
+        AccessLog { to: LogDestination::Collector, format, filter: None }
+    }
+}
+
+/// Where an access log goes. Exhaustive: whoever writes one has to know each.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum LogDestination {
+    /// Lines are added to the file of this path.
+    File(Arc<str>),
+    /// To the collector of OpenTelemetry's that the application has. A text is the body of a record; of an object each key is an
+    /// attribute, and the [one without a name](AccessLog::BODY) the body.
+    Collector,
 }
 
 /// What a line is made of. Exhaustive: whoever writes one has to know each.

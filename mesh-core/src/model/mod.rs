@@ -56,7 +56,9 @@ mod session;
 mod strings;
 mod tracing;
 
-pub use access_log::{AccessLog, DEFAULT_JSON, DEFAULT_LINE, LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText};
+pub use access_log::{
+    AccessLog, DEFAULT_JSON, DEFAULT_LINE, LogDestination, LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText,
+};
 pub use cel::{CelAttribute, CelExpression, CelFault, CelValue, Facts, LONGEST_EXPRESSION};
 pub use cluster::{
     BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, ConsistentHashing, HashFunction, Http2Keepalive,

@@ -2,7 +2,8 @@
 //! characters are escaped, which Envoy's text log does not do.
 
 use std::borrow::Cow;
-use std::fmt::Write;
+use std::fmt::{self, Write};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, Method, Version};
@@ -11,8 +12,29 @@ use crate::model::{LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText};
 use crate::printable::is_unseen;
 use crate::request_info::{Heads, RequestInfo};
 
-/// A request that ended now, as a line with its end.
-pub fn line(format: &LogFormat, request: &RequestInfo, took: Duration, now: SystemTime) -> String {
+/// What one request comes to, which is written as a line with its end: whoever writes it does so in its own time.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LogLine {
+    /// A text, with its end.
+    Text(String),
+    /// An object of JSON.
+    Json(serde_json::Map<String, serde_json::Value>),
+}
+
+impl fmt::Display for LogLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LogLine::Text(line) => f.write_str(line),
+            LogLine::Json(fields) => {
+                f.write_str(&serde_json::to_string(fields).map_err(|_| fmt::Error)?)?;
+                f.write_str("\n")
+            }
+        }
+    }
+}
+
+/// A request that ended now.
+pub fn line(format: &LogFormat, request: &RequestInfo, took: Duration, now: SystemTime) -> LogLine {
     let entry = Entry { request, heads: request.head(), took, now };
     match format {
         LogFormat::Text(text) => {
@@ -20,13 +42,9 @@ pub fn line(format: &LogFormat, request: &RequestInfo, took: Duration, now: Syst
             if !line.ends_with('\n') {
                 line.push('\n');
             }
-            line
+            LogLine::Text(line)
         }
-        LogFormat::Json(keys) => {
-            let mut line = entry.object(keys).to_string();
-            line.push('\n');
-            line
-        }
+        LogFormat::Json(keys) => LogLine::Json(entry.object(keys)),
     }
 }
 
@@ -52,15 +70,15 @@ impl Entry<'_> {
         line
     }
 
-    fn object(&self, keys: &[(std::sync::Arc<str>, LogJson)]) -> serde_json::Value {
-        serde_json::Value::Object(keys.iter().map(|(key, value)| (key.to_string(), self.json(value))).collect())
+    fn object(&self, keys: &[(Arc<str>, LogJson)]) -> serde_json::Map<String, serde_json::Value> {
+        keys.iter().map(|(key, value)| (key.to_string(), self.json(value))).collect()
     }
 
     /// A number stays one where it is all that stands under a key.
     fn json(&self, value: &LogJson) -> serde_json::Value {
         match value {
             LogJson::Fixed(value) => value.clone(),
-            LogJson::Object(keys) => self.object(keys),
+            LogJson::Object(keys) => self.object(keys).into(),
             LogJson::List(items) => items.iter().map(|item| self.json(item)).collect(),
             LogJson::Text(text) => match text.0.as_slice() {
                 [LogPart::Fact(fact, length)] => match self.fact(fact) {
@@ -214,13 +232,13 @@ mod tests {
         answered.note_response(StatusCode::OK, &HeaderMap::new(), true);
         answered.note_complete();
         assert_eq!(
-            line(&LogFormat::default(), &answered, Duration::from_millis(7), at()),
+            line(&LogFormat::default(), &answered, Duration::from_millis(7), at()).to_string(),
             "[2026-11-29T08:00:00.116Z] \"GET /a?b=1 HTTP/1.1\" 200 - via_upstream - \"-\" 0 0 7 - \"-\" \
              \"curl/8 \\\"x\\\"\\\\\" \"a\\tb\u{fffd}\" \"reviews:9080\" \"-\" - - - - - -\n"
         );
         let mut failed = request(Direction::Outbound);
         failed.note_error(ErrorKind::NoHealthyEndpoint);
-        let shown = line(&LogFormat::default(), &failed, Duration::ZERO, at());
+        let shown = line(&LogFormat::default(), &failed, Duration::ZERO, at()).to_string();
         assert!(shown.contains("\" 503 UH no_healthy_upstream - "), "{shown}");
     }
 
@@ -228,7 +246,7 @@ mod tests {
     fn json_has_numbers_and_null_where_there_is_nothing() {
         let mut given_up = request(Direction::Inbound);
         given_up.note_peer("10.0.0.1:5".parse().unwrap());
-        let shown = line(&LogFormat::json(), &given_up, Duration::from_millis(7), at());
+        let shown = line(&LogFormat::json(), &given_up, Duration::from_millis(7), at()).to_string();
         let object: serde_json::Value = serde_json::from_str(&shown).unwrap();
         assert_eq!((&object["response_code"], &object["response_flags"]), (&0.into(), &"DC".into()));
         assert_eq!(object["user_agent"], "curl/8 \"x\"\\");
@@ -245,7 +263,7 @@ mod tests {
             "version": 2, "is": true, "none": null,
         });
         let format = LogFormat::of_json(&format).unwrap();
-        let shown = line(&format, &request(Direction::Outbound), Duration::ZERO, at());
+        let shown = line(&format, &request(Direction::Outbound), Duration::ZERO, at()).to_string();
         let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
         let expected = serde_json::json!({
             "http": {"status": 0, "line": "GET 0"}, "list": ["/a?b=1", 1.5, {"deep": null}],
@@ -277,6 +295,6 @@ mod tests {
     #[test]
     fn a_text_is_cut_where_the_format_says() {
         let format = LogFormat::Text(LogText::parse("%REQ(:PATH):3% %REQ(none?:METHOD)% %GRPC_STATUS%").unwrap());
-        assert_eq!(line(&format, &request(Direction::Outbound), Duration::ZERO, at()), "/a? GET -\n");
+        assert_eq!(line(&format, &request(Direction::Outbound), Duration::ZERO, at()).to_string(), "/a? GET -\n");
     }
 }

@@ -19,7 +19,7 @@ pub use crate::histogram::{BOUNDS, Histogram};
 pub use facts::Ended;
 pub use families::{FAMILIES, Family, Read};
 pub use labels::{LABELS, Labels};
-pub use log_line::line as log_line;
+pub use log_line::{LogLine, line as log_line};
 pub use peers::Peers;
 pub use registry::{Ends, MOST_SERIES, Metrics, Reporter};
 pub use series::{Sample, Series};

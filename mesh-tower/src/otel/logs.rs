@@ -1,9 +1,10 @@
 //! Entries of access logs as OTLP has them. What waits, and what is lost, is the access logs' own business: here a message is made
-//! and sent, on their thread.
+//! and sent, on their thread. The runtime that sends is made and dropped there, too: in an async context tokio lets nobody drop one.
 
 use std::io;
 
 use mesh_core::model::AccessLog;
+use mesh_core::telemetry::LogLine;
 use mesh_core::workload::Workload;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
@@ -12,26 +13,28 @@ use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
 use serde_json::Value;
-use tokio::runtime::Runtime;
 
 use super::env;
 use super::otlp::{self, Collector};
-use crate::access_log::{Collect, Entry};
+use crate::access_log::{Begin, Entry};
 use crate::mesh::{MeshBuilder, StartError};
 
 /// Sends what a process of this workload logs.
-fn collect(collector: Box<Collector>, runtime: Runtime, own: Workload) -> Collect {
+fn collect(collector: Box<Collector>, own: Workload) -> Begin {
     let resource = otlp::resource(own);
-    Box::new(move |entries| {
-        let message = message(&resource, entries);
-        runtime.block_on(collector.send(message)).map_err(io::Error::other)
+    Box::new(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Box::new(move |entries| {
+            let message = message(&resource, entries);
+            runtime.block_on(collector.send(message)).map_err(io::Error::other)
+        }))
     })
 }
 
-fn message(resource: &Resource, entries: &[Entry]) -> Vec<u8> {
+fn message(resource: &Resource, entries: Vec<Entry>) -> Vec<u8> {
     let scope_logs = ScopeLogs {
         scope: Some(otlp::scope()),
-        log_records: entries.iter().map(record).collect(),
+        log_records: entries.into_iter().map(record).collect(),
         ..ScopeLogs::default()
     };
     let of_one =
@@ -40,12 +43,10 @@ fn message(resource: &Resource, entries: &[Entry]) -> Vec<u8> {
 }
 
 /// A text is the body; of an object each key is an attribute, but for the body.
-fn record(entry: &Entry) -> LogRecord {
-    let line = entry.line.trim_end_matches('\n');
-    let fields = entry.is_json.then(|| serde_json::from_str(line).ok()).flatten();
-    let (body, attributes) = match fields {
-        Some(Value::Object(mut fields)) => (fields.remove(AccessLog::BODY).map(any), object(fields)),
-        _ => (Some(any(line.into())), Vec::new()),
+fn record(entry: Entry) -> LogRecord {
+    let (body, attributes) = match entry.line {
+        LogLine::Json(mut fields) => (fields.remove(AccessLog::BODY).map(any), object(fields)),
+        LogLine::Text(line) => (Some(any(line.trim_end_matches('\n').into())), Vec::new()),
     };
     let time = otlp::nanoseconds(entry.ended);
     let mut record =
@@ -80,7 +81,7 @@ fn any(value: Value) -> AnyValue {
 
 impl MeshBuilder {
     /// Has access logs that the configuration wants at a collector (`envoyOtelAls`, or an application's own
-    /// [`AccessLog::COLLECTOR`]) sent over OTLP as the environment says, in OpenTelemetry's words: to
+    /// [`AccessLog::to_collector`]) sent over OTLP as the environment says, in OpenTelemetry's words: to
     /// `OTEL_EXPORTER_OTLP_ENDPOINT` (or `OTEL_EXPORTER_OTLP_LOGS_ENDPOINT`) by `OTEL_EXPORTER_OTLP_PROTOCOL` (`grpc` or
     /// `http/protobuf`). Without an endpoint and without `OTEL_LOGS_EXPORTER=otlp`, and with `none` or `OTEL_SDK_DISABLED=true`,
     /// such logs are not sent, which is warned of and counted ([`Mesh::lost_log_lines`](crate::Mesh::lost_log_lines)).
@@ -94,20 +95,20 @@ impl MeshBuilder {
     /// use mesh_tower::{AccessLog, LogFormat, Mesh};
     ///
     /// // Whatever the configuration says, each request is told of.
-    /// let log = AccessLog::new(AccessLog::COLLECTOR, LogFormat::json());
+    /// let log = AccessLog::to_collector(LogFormat::json());
     /// let mesh = Mesh::builder().source(Fixed::new()).access_log(log).access_logs_from_env().start()?;
     /// # Ok::<(), mesh_tower::StartError>(())
     /// ```
     #[expect(clippy::disallowed_methods, reason = "what it is for")]
     pub fn access_logs_from_env(self) -> Self {
-        let collector = match env::logs(|name| std::env::var(name).ok()) {
-            Ok(Some(collector)) => collector,
-            Ok(None) => return self,
-            Err(why) => return self.fail(StartError::new(why)),
-        };
-        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => self.collect_logs_by(|own| collect(collector, runtime, own)),
-            Err(why) => self.fail(StartError::new(format!("access logs cannot be sent: {why}"))),
+        self.access_logs_from(|name| std::env::var(name).ok())
+    }
+
+    fn access_logs_from(self, variable: impl Fn(&str) -> Option<String>) -> Self {
+        match env::logs(variable) {
+            Ok(Some(collector)) => self.collect_logs_by(|own| collect(collector, own)),
+            Ok(None) => self,
+            Err(why) => self.fail(StartError::new(why)),
         }
     }
 }
@@ -116,26 +117,37 @@ impl MeshBuilder {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
+    use mesh_core::fixed::Fixed;
+    use mesh_core::model::LogFormat;
     use mesh_core::trace::TraceContext;
+    use serde_json::json;
 
     use super::*;
+    use crate::mesh::Mesh;
+
+    #[tokio::test]
+    async fn a_mesh_that_has_logged_nothing_ends_where_nothing_may_block() {
+        let environment = |name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| "http://127.0.0.1:9".to_owned());
+        let log = AccessLog::to_collector(LogFormat::json());
+        let builder = || Mesh::builder().source(Fixed::new()).access_log(log.clone()).access_logs_from(environment);
+        drop(builder());
+        drop(builder().start().unwrap());
+    }
 
     #[test]
     fn a_text_is_a_body_and_the_fields_of_an_object_are_attributes() {
         let span = TraceContext::parse(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
-        let entry = |line: &str, is_json| Entry {
-            line: format!("{line}\n"),
-            is_json,
-            ended: UNIX_EPOCH + Duration::from_secs(7),
-            span,
-        };
-        let told = record(&entry(r#"{"no": "object"}"#, false));
+        let entry = |line| Entry { line, ended: UNIX_EPOCH + Duration::from_secs(7), span };
+        let told = record(entry(LogLine::Text("{\"no\": \"object\"}\n".to_owned())));
         assert_eq!((told.body, told.attributes.len()), (Some(any(r#"{"no": "object"}"#.into())), 0));
         assert_eq!(
             (told.time_unix_nano, told.flags, told.trace_id[0], told.span_id[7]),
             (7_000_000_000, 1, 0x4b, 0xb7)
         );
-        let told = record(&entry(r#"{"": "GET /", "code": 200, "deep": {"a": [true, 0.5, null]}}"#, true));
+        let Value::Object(fields) = json!({"": "GET /", "code": 200, "deep": {"a": [true, 0.5, null]}}) else {
+            panic!()
+        };
+        let told = record(entry(LogLine::Json(fields)));
         let attributes: Vec<(&str, &AnyValue)> =
             told.attributes.iter().map(|one| (one.key.as_str(), one.value.as_ref().unwrap())).collect();
         assert_eq!(told.body, Some(any("GET /".into())));

@@ -81,7 +81,7 @@ fn collected(any: &Any) -> Result<AccessLog, Invalid> {
             LogFormat::of_json(&attributes.into()).map_err(|invalid| invalid.at("typed_config.attributes"))?
         }
     };
-    Ok(AccessLog::new(AccessLog::COLLECTOR, format))
+    Ok(AccessLog::to_collector(format))
 }
 
 fn fields(list: &KeyValueList) -> Result<serde_json::Map<String, serde_json::Value>, Invalid> {
