@@ -67,7 +67,8 @@ fn connection_of(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> {
 /// Serves a tonic router on a listener of the mesh until the mesh has drained and every call has ended, but no
 /// longer than 25 s after nobody could connect any more.
 ///
-/// Limits are tonic's, as set at its `Server`. For the mesh's own, give `tonic::service::Routes` under
+/// Limits are tonic's, as set at its `Server`, but for how many connections a client may have, which the listener says
+/// ([`MeshListener::max_connections_per_client`]). For the mesh's own, give `tonic::service::Routes` under
 /// [`server_layer`] to [`mesh_tower::server::serve`], which also cuts what outlasts the deadline; authorizers are shown
 /// bodies there with [`mesh_tower::server::Serve::readable_bodies`].
 ///

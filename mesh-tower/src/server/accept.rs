@@ -119,6 +119,24 @@ impl MeshListener {
         })
     }
 
+    /// How many connections a client may have at once, whatever loop serves them; more are closed. 5,000 by default. What a client
+    /// is, [`Limits::max_connections_per_client`] says, by which [`crate::server::serve`] goes instead.
+    ///
+    /// ```
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// // All clients come by one load balancer.
+    /// let listener = mesh.bind("127.0.0.1:0").await?.max_connections_per_client(50_000);
+    /// # Ok(()) }
+    /// ```
+    pub fn max_connections_per_client(mut self, most: usize) -> Self {
+        self.most_per_client = most;
+        self
+    }
+
     /// Where it is bound.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
@@ -143,11 +161,6 @@ impl MeshListener {
     pub async fn serving(&self) -> Result<(), MeshError> {
         let deadline = Instant::now() + self.patience;
         serving(self.listener(), &self.mesh, deadline).await
-    }
-
-    /// How many connections a client may have from now on: [`Limits::max_connections_per_client`], whoever serves them.
-    pub(super) fn allow_per_client(&mut self, most: usize) {
-        self.most_per_client = most;
     }
 
     /// Whose it is.

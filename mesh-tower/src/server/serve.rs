@@ -148,7 +148,7 @@ where
     async fn run(mut self) -> Result<(), MeshError> {
         let limits = Arc::new(self.limits);
         let watched = Watchers::start(self.listener.mesh(), &limits);
-        self.listener.allow_per_client(limits.max_connections_per_client);
+        self.listener = self.listener.max_connections_per_client(limits.max_connections_per_client);
         let mut connections = JoinSet::new();
         loop {
             if connections.len() >= limits.max_connections.max(1) {

@@ -47,7 +47,7 @@ impl MeshTcpListener {
     /// [`Limits::max_connections_per_client`], those that shake hands included. The others are about HTTP.
     pub fn limits(mut self, limits: &Limits) -> Self {
         self.room = Arc::new(Semaphore::new(limits.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-        self.listener.allow_per_client(limits.max_connections_per_client);
+        self.listener = self.listener.max_connections_per_client(limits.max_connections_per_client);
         self
     }
 

@@ -112,3 +112,27 @@ async fn an_error_of_the_mesh_is_a_response_of_a_handler() {
         );
     }
 }
+
+#[tokio::test]
+async fn h7_a_client_has_as_many_connections_as_the_listener_says_under_axum() {
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap().max_connections_per_client(2);
+    let address = listener.local_addr();
+    let app = Router::new().route("/hello", get(|| async { "hello" })).layer(mesh.server_layer());
+    tokio::spawn(axum::serve(listener, app).into_future());
+    let is_served = async |stream: &mut TcpStream| {
+        _ = stream.write_all(b"GET /hello HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"hello") {
+            match within(stream.read_buf(&mut answer)).await {
+                Ok(1..) => {}
+                _ => return false,
+            }
+        }
+        true
+    };
+    let connect = async || TcpStream::connect(address).await.unwrap();
+    let (mut one, mut two) = (connect().await, connect().await);
+    assert!(is_served(&mut one).await && is_served(&mut two).await);
+    assert!(!is_served(&mut connect().await).await, "a third one");
+}
