@@ -141,8 +141,8 @@ struct Armed {
 ///
 /// let order = Order::new(1, now + Duration::from_secs(60)).starting(Where::to("reviews"), 1);
 /// traces.set(vec![order], now);
-/// assert!(traces.begin(Side::Client, None, &head, (now, wall)).is_some());
-/// assert!(traces.begin(Side::Client, None, &head, (now, wall)).is_none(), "one was asked for");
+/// assert!(traces.begin(Side::Client, &head, || (None, now, wall)).is_some());
+/// assert!(traces.begin(Side::Client, &head, || (None, now, wall)).is_none(), "one was asked for");
 /// ```
 #[derive(Debug, Default)]
 pub struct LiveTraces {
@@ -218,17 +218,18 @@ impl LiveTraces {
         armed.iter().map(|one| one.order.until).min()
     }
 
-    /// Begins a hop, where the request is one to be followed: it comes with a mark, or is one that a trace begins with.
+    /// Begins a hop, where the request is one to be followed: it comes with a mark, or is one that a trace begins with. What mark
+    /// that is, and when it comes, is asked for only where there is an order.
     pub fn begin(
         self: &Arc<Self>,
         side: Side,
-        mark: Option<Mark>,
         head: &RequestHead<'_>,
-        (now, wall): (Instant, SystemTime),
+        arrival: impl FnOnce() -> (Option<Mark>, Instant, SystemTime),
     ) -> Option<Box<Hop>> {
         if !self.is_armed() {
             return None;
         }
+        let (mark, now, wall) = arrival();
         let mut armed = self.armed();
         let is_due = |one: &Armed| one.order.until > now && one.hops > 0;
         let one = match mark {
@@ -297,7 +298,7 @@ mod tests {
         let (traces, now, wall) = (Arc::new(LiveTraces::default()), Instant::now(), SystemTime::now());
         let begin = |mark, uri: &str, now| {
             let parts = parts(uri);
-            traces.begin(Side::Client, mark, &RequestHead::of(&parts).unwrap(), (now, wall)).is_some()
+            traces.begin(Side::Client, &RequestHead::of(&parts).unwrap(), || (mark, now, wall)).is_some()
         };
         let order = || Order::new(5, now + Duration::from_secs(9)).starting(Where::to("a"), 2);
         assert!(!begin(Some(Mark::new(5, 1, 1)), "http://a/", now), "nobody asked");
@@ -323,7 +324,7 @@ mod tests {
         traces.set(vec![Order::new(5, now + Duration::from_secs(9))], now);
         let parts = parts("http://a/");
         let head = RequestHead::of(&parts).unwrap();
-        let begin = || traces.begin(Side::Server, Some(Mark::new(5, 1, 1)), &head, (now, wall)).is_some();
+        let begin = || traces.begin(Side::Server, &head, || (Some(Mark::new(5, 1, 1)), now, wall)).is_some();
         assert_eq!((0..2 * MOST_HOPS).filter(|_| begin()).count(), MOST_HOPS as usize);
     }
 

@@ -193,7 +193,7 @@ mod tests {
         traces.set(vec![Order::new(1, now + Duration::from_secs(9)).starting(wanted, 1)], now);
         let (parts, ()) = request.into_parts();
         let head = RequestHead::of(&parts).unwrap();
-        let mut hop = traces.begin(Side::Client, None, &head, (now, SystemTime::now())).unwrap();
+        let mut hop = traces.begin(Side::Client, &head, || (None, now, SystemTime::now())).unwrap();
         story(&mut hop);
         let flags = "-".to_owned();
         hop.end(&End {

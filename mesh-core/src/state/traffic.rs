@@ -200,9 +200,7 @@ impl ClusterState {
     /// Takes in whether requests to these endpoints are counted, for reports of load. `states` are theirs, in their order.
     pub(crate) fn note_reported(&self, cluster: &Cluster, endpoints: &Endpoints, states: &[Arc<EndpointState>]) {
         if !cluster.reports_load {
-            // Most never were, and then nothing is written.
-            let counted = states.iter().filter(|state| state.traffic.load().is_some());
-            return counted.for_each(|state| state.traffic.store(None));
+            return states.iter().for_each(|state| state.stop_reporting());
         }
         self.traffic.of(cluster, &self.shared, |_| ());
         let mut states = states.iter();
@@ -221,20 +219,15 @@ impl ClusterState {
     /// The same of an endpoint that is known by nothing but its caller's word.
     #[inline]
     pub(crate) fn note_visited(&self, cluster: &Cluster, endpoint: &EndpointState) {
-        if cluster.reports_load != endpoint.traffic.load().is_some() {
+        if !cluster.reports_load {
+            endpoint.stop_reporting();
+        } else if endpoint.traffic.load().is_none() {
             self.report(cluster, endpoint, &Locality::default(), false);
         }
     }
 
-    /// Requests to this endpoint are counted from now on as of this locality, or not any more.
+    /// Requests to this endpoint are counted from now on as of this locality.
     fn report(&self, cluster: &Cluster, endpoint: &EndpointState, locality: &Locality, is_secured: bool) {
-        if !cluster.reports_load {
-            // Most never were, and then nothing is written.
-            if endpoint.traffic.load().is_some() {
-                endpoint.traffic.store(None);
-            }
-            return;
-        }
         let key = (locality.clone(), is_secured);
         let counts = self.traffic.of(cluster, &self.shared, |of| Arc::clone(of.localities.entry(key).or_default()));
         if !endpoint.traffic.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, &counts)) {
@@ -251,6 +244,14 @@ impl ClusterState {
 }
 
 impl EndpointState {
+    /// Requests to it are not counted any more. Most never were, and then nothing is written.
+    #[inline]
+    fn stop_reporting(&self) {
+        if self.traffic.load().is_some() {
+            self.traffic.store(None);
+        }
+    }
+
     /// Counts a try that begins, where its cluster is reported; how it ends is noted by what is returned.
     #[inline]
     pub fn begin_reported(&self, now: impl FnOnce() -> Instant) -> Option<ReportedTry> {

@@ -184,8 +184,9 @@ impl Dns {
 
 /// The names among the addresses.
 fn hosts(endpoints: &Endpoints) -> BTreeSet<Arc<str>> {
-    let all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
-    all.flat_map(|endpoint| endpoint.id.addresses())
+    endpoints
+        .iter()
+        .flat_map(|endpoint| endpoint.id.addresses())
         .filter_map(|address| match address {
             Address::Host(host, _) => Some(Arc::clone(host)),
             Address::Socket(_) => None,
@@ -296,8 +297,7 @@ mod tests {
             None => "nothing".to_owned(),
             Some(Change::Absent(key, reason)) => format!("{} absent: {reason}", key.name),
             Some(Change::Put(_, Resource::Endpoints(endpoints))) => {
-                let all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
-                all.map(|endpoint| endpoint.id.to_string()).collect::<Vec<_>>().join(" ")
+                endpoints.iter().map(|endpoint| endpoint.id.to_string()).collect::<Vec<_>>().join(" ")
             }
             Some(other) => panic!("{other:?}"),
         }

@@ -56,11 +56,8 @@ fn look_at(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
 fn follow(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
     let Ok(seen) = head_of(context, head) else { return };
     let place = context.live_traces.enter(Side::Client, &seen, info.started);
-    let begin = || {
-        let times = (info.started, SystemTime::now());
-        context.live_traces.begin(Side::Client, info.inherited.mark, &seen, times)
-    };
-    let hop = if context.live_traces.is_armed() { begin() } else { None };
+    let arrival = || (info.inherited.mark, info.started, SystemTime::now());
+    let hop = context.live_traces.begin(Side::Client, &seen, arrival);
     if place.is_none() && hop.is_none() {
         return;
     }

@@ -121,11 +121,10 @@ impl ServerContext {
         let Ok(head) = RequestHead::received(request) else { return facts };
         let started = facts.as_ref().map_or_else(Instant::now, |facts| facts.info.started);
         let place = self.live_traces.enter(Side::Server, &head, started);
-        let begin = || {
+        let hop = self.live_traces.begin(Side::Server, &head, || {
             let mark = request.headers().get(MARK).and_then(|mark| Mark::parse(mark.as_bytes()));
-            self.live_traces.begin(Side::Server, mark, &head, (Instant::now(), SystemTime::now()))
-        };
-        let hop = if self.live_traces.is_armed() { begin() } else { None };
+            (mark, Instant::now(), SystemTime::now())
+        });
         if place.is_none() && hop.is_none() {
             return facts;
         }

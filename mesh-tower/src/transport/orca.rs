@@ -66,7 +66,7 @@ impl Reports {
             let same_cluster = before.is_some_and(|before| Arc::ptr_eq(&before.of.0, &leaf.cluster));
             let mut old = self.clusters.remove(&key).map(|before| before.streams).unwrap_or_default();
             let mut streams = HashMap::new();
-            for endpoint in endpoints.localities.iter().flat_map(|locality| &locality.endpoints) {
+            for endpoint in endpoints.iter() {
                 let who = (endpoint.id.clone(), endpoint.mutual_tls);
                 let kept = if same_cluster { old.remove(&who) } else { None };
                 let (cluster, config) = (Arc::clone(&leaf.cluster), Arc::clone(&config));

@@ -252,10 +252,8 @@ impl Origin {
         let mut allowed = false;
         for cluster in view.alternatives(&route) {
             for leaf in cluster.leaves() {
-                let known = leaf.endpoints.as_ref().map(|endpoints| {
-                    let mut all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
-                    all.find(|known| known.id == *endpoint.id())
-                });
+                let endpoints = leaf.endpoints.as_ref();
+                let known = endpoints.map(|all| all.iter().find(|known| known.id == *endpoint.id()));
                 let own = self.leaf.as_ref().filter(|own| own.cluster.name == leaf.cluster.name);
                 let is_marked = matches!(known, Some(Some(known)) if known.mutual_tls);
                 if own.is_some() || !matches!(known, Some(None)) {
