@@ -55,7 +55,7 @@ const CRATES: [Crate; 4] = [
     },
     Crate {
         name: "mesh-tonic",
-        layers: &[&["status", "health", "load_reports", "streams"], &["deadline"], &["channel", "server"]],
+        layers: &[&["codec", "status", "health", "streams"], &["deadline", "load_reports"], &["channel", "server"]],
     },
     Crate {
         name: "mesh-control",

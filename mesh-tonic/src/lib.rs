@@ -23,11 +23,13 @@
 //! | `server` | [`serve`] and [`server_layer`]: a tonic server behind the mesh, from bound to drained |
 //! | `streams` | [`streams::resuming`]: streams that last move to servers that come later |
 //! | `health` | `grpc.health.v1`, told by the mesh |
+//! | `codec` | [`codec::Raw`]: messages as they are on the wire |
 //! | `load_reports` | reports of load on a stream, for clients that balance by it (ORCA) |
 
 #![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 pub mod channel;
+pub mod codec;
 pub mod deadline;
 pub mod health;
 pub mod load_reports;

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Streaming};
 
-use super::wire::{Raw, describe};
+use super::wire::describe;
 use super::{Call, Target};
 use crate::echo::BACKEND;
 use crate::echo::proto::{EchoReply, SERVICE};
@@ -223,7 +223,7 @@ impl Sender {
         request.extensions_mut().insert(deadline);
         let mut grpc = tonic::client::Grpc::new(channel.clone());
         // As a stream of messages, a method of any kind can be called.
-        let answer = match grpc.streaming(request, method.clone(), Raw).await {
+        let answer = match grpc.streaming(request, method.clone(), mesh_tonic::codec::Raw).await {
             Ok(response) => {
                 let (headers, messages, _) = response.into_parts();
                 let (messages, ended) = read(messages).await;
