@@ -23,7 +23,9 @@ const RECEIVED: usize = 7;
 const OPENED: usize = 8;
 const CLOSED: usize = 9;
 
-const METADATA: HeaderName = HeaderName::from_static("x-envoy-peer-metadata");
+/// What both headers begin with, and the one of them is.
+const PEER_METADATA: &str = "x-envoy-peer-metadata";
+const METADATA: HeaderName = HeaderName::from_static(PEER_METADATA);
 const METADATA_ID: HeaderName = HeaderName::from_static("x-envoy-peer-metadata-id");
 
 /// The metrics of a mesh that keeps them.
@@ -69,7 +71,7 @@ impl Telemetry {
     #[inline]
     fn take(headers: &mut HeaderMap) -> (Option<HeaderValue>, bool) {
         // Both begin so. Looking them up costs more than looking at the few that there are.
-        if !headers.keys().any(|name| name.as_str().starts_with("x-envoy-peer-metadata")) {
+        if !headers.keys().any(|name| name.as_str().starts_with(PEER_METADATA)) {
             return (None, false);
         }
         let told = headers.remove(METADATA);

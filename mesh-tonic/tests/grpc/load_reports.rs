@@ -33,7 +33,7 @@ struct Reporting {
     ended: tokio::task::JoinHandle<Result<(), mesh_core::error::MeshError>>,
 }
 
-/// A server that says it can do so many requests a second, or a third of that where `is_slow`.
+/// A server that says it can do so many requests a second, or a ninth of that where `is_slow`.
 async fn reporting(rate: f64, is_slow: Arc<AtomicBool>) -> Reporting {
     let calls = Calls::default();
     let mesh = Mesh::builder().source(Fixed::new()).observer(calls.clone());

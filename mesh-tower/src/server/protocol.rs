@@ -14,7 +14,7 @@ const PREFACE: usize = 24;
 
 /// A client that sends so many frames which carry no request within a [`WINDOW`] floods its server. One that measures the way by
 /// pings, as grpc-go does for its windows, sends one for each round trip at the most.
-const MOST_IDLE: u32 = 20_000;
+const MOST_CONTROL: u32 = 20_000;
 const WINDOW: Duration = Duration::from_secs(1);
 
 /// What a connection speaks.
@@ -103,13 +103,13 @@ pub(super) struct Frames {
     head: [u8; 9],
     read: usize,
     /// How many came that carry no request, and since when.
-    idle: u32,
+    control: u32,
     since: Option<Instant>,
 }
 
 impl Frames {
     fn behind(left: usize) -> Self {
-        Frames { left, head: [0; 9], read: 0, idle: 0, since: None }
+        Frames { left, head: [0; 9], read: 0, control: 0, since: None }
     }
 
     /// Takes in what was read, and says whether it is too much of what carries no request.
@@ -128,7 +128,7 @@ impl Frames {
             self.read = 0;
             let [high, middle, low, kind, ..] = self.head;
             self.left = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-            if is_idle(kind) && self.is_flood(&now) {
+            if carries_no_request(kind) && self.is_flood(&now) {
                 return true;
             }
         }
@@ -136,19 +136,19 @@ impl Frames {
 
     fn is_flood(&mut self, now: impl Fn() -> Instant) -> bool {
         let since = *self.since.get_or_insert_with(&now);
-        self.idle += 1;
-        if self.idle < MOST_IDLE {
+        self.control += 1;
+        if self.control < MOST_CONTROL {
             return false;
         }
         let now = now();
-        (self.idle, self.since) = (0, Some(now));
+        (self.control, self.since) = (0, Some(now));
         now.duration_since(since) < WINDOW
     }
 }
 
 /// Whether frames of this kind carry nothing of a request: all but DATA, HEADERS, RST_STREAM, WINDOW_UPDATE and CONTINUATION, which
 /// the HTTP library bounds itself.
-const fn is_idle(kind: u8) -> bool {
+const fn carries_no_request(kind: u8) -> bool {
     !matches!(kind, 0 | 1 | 3 | 8 | 9)
 }
 
@@ -239,8 +239,8 @@ mod tests {
         }
         let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
         let unknown = [0, 0, 1, 99, 0, 0, 0, 0, 1, 0];
-        for idle in [&settings[..], &unknown] {
-            assert!(one_too_many(idle, 20_000, 64, || start).is_some());
+        for control in [&settings[..], &unknown] {
+            assert!(one_too_many(control, 20_000, 64, || start).is_some());
         }
         let data = [0, 0, 1, 0, 0, 0, 0, 0, 1, 6];
         assert_eq!(one_too_many(&data, 100_000, 64, || start), None, "what is read of a request has other limits");
