@@ -19,6 +19,9 @@ const LARGEST_REGEX: usize = 1 << 20;
 /// How often parts of a schema may be compared with parts of a value, since alternatives multiply.
 const MOST_STEPS: usize = 100_000;
 
+/// Below it, each whole number is a float of its own.
+const WHOLE_IN_FLOATS: f64 = 9_007_199_254_740_992.0;
+
 /// What is told of one value: nobody reads on, and whoever asks must not make as many words as both are long together.
 const MOST_FAULTS: usize = 20;
 const MOST_LISTED: usize = 12;
@@ -151,7 +154,11 @@ fn part(node: &Node, named: &mut BTreeMap<String, Part>, depth: usize) -> Result
                 let number = NUMBERS.iter().position(|known| *known == name);
                 let size = SIZES.iter().zip(&mut read.sizes).find(|(known, _)| known.contains(&name));
                 if let Some(slot) = number.and_then(|at| read.numbers.get_mut(at)) {
-                    *slot = Some(number_of(value).ok_or_else(|| (value.span, "a number is expected".to_owned()))?);
+                    let limit = number_of(value).ok_or_else(|| (value.span, "a number is expected".to_owned()))?;
+                    if name == "multipleOf" && limit <= 0.0 {
+                        return Err((value.span, "a number above 0 is expected".to_owned()));
+                    }
+                    *slot = Some(limit);
                 } else if let Some((_, [least, most])) = size {
                     let count = number_of(value).filter(|count| *count >= 0.0 && count.fract() == 0.0);
                     let count = count.ok_or_else(|| (value.span, "a whole number from 0 is expected".to_owned()))?;
@@ -283,7 +290,7 @@ impl<'s> Check<'s> {
                 1 => (value > limit, "more than"),
                 2 => (value <= limit, "at most"),
                 3 => (value < limit, "less than"),
-                _ => (limit != 0.0 && (value / limit).fract() == 0.0, "a multiple of"),
+                _ => (is_multiple(&node.value, limit), "a multiple of"),
             };
             if !is_fine {
                 self.fault(path, node, format!("{value} must be {what} {limit}"));
@@ -325,7 +332,10 @@ impl<'s> Check<'s> {
                 (Some(property), _) => self.value(property, value, &below, depth + 1),
                 (None, Some(others)) if others.is_never => {
                     let known = listed(part.properties.keys().cloned(), part.properties.len());
-                    let message = format!("unknown field; there are {known}");
+                    let message = match part.properties.is_empty() {
+                        true => "unknown field; there is none".to_owned(),
+                        false => format!("unknown field; there are {known}"),
+                    };
                     self.found.push((below, (key.span, message)));
                 }
                 (None, Some(others)) => self.value(others, value, &below, depth + 1),
@@ -386,8 +396,24 @@ fn is_of_type(node: &Node, kind: &str) -> bool {
     }
 }
 
-/// 1 is 1.0.
+/// 0.3 is a multiple of 0.1, as it is written: what binary fractions lose is no difference.
+fn is_multiple(value: &Value, of: f64) -> bool {
+    let is_whole = of.fract() == 0.0 && of < WHOLE_IN_FLOATS;
+    let value = match *value {
+        Value::Int(value) if is_whole => return value.checked_rem(of as i64) == Some(0),
+        Value::Int(value) => value as f64,
+        Value::Float(value) => value,
+        _ => return true,
+    };
+    let times = value / of;
+    (times - times.round()).abs() <= times.abs() * f64::EPSILON * 2.0
+}
+
+/// 1 is 1.0; whole numbers that a float cannot tell apart are not the same.
 fn is_equal(one: &Json, other: &Json) -> bool {
+    if (one.is_i64() || one.is_u64()) && (other.is_i64() || other.is_u64()) {
+        return one == other;
+    }
     match (one.as_f64(), other.as_f64()) {
         (Some(one), Some(other)) => one == other,
         _ => one == other,
@@ -442,6 +468,19 @@ mod tests {
         check(schema, "{a: 2, c: []}", &["c@11: 0 items are fewer than 1"]);
         check(schema, "{a: 2, c: [1, 3]}", &["c[1]@15: 3 is none of 1, \"two\""]);
         check(schema, "{a: 2, d: 0}", &["d@11: 0 must be more than 0"]);
+        for (of, value, holds) in [
+            ("0.1", "0.3", true),
+            ("0.01", "19.99", true),
+            ("0.1", "0.35", false),
+            ("2", "9007199254740993", false),
+            ("3", "-9", true),
+        ] {
+            let schema = Schema::read(&node(&format!("{{multipleOf: {of}}}"))).unwrap();
+            assert_eq!(schema.faults(&node(value)).is_empty(), holds, "{value} of {of}");
+        }
+        check("{const: 9007199254740993}", "9007199254740993", &[]);
+        check("{const: 9007199254740993}", "9007199254740992", &["@1: 9007199254740992 is none of 9007199254740993"]);
+        check("{additionalProperties: false}", "{a: 1}", &["a@2: unknown field; there is none"]);
         check(schema, "{a: 2, d: 0.7}", &["d@11: 0.7 must be a multiple of 0.5"]);
     }
 
@@ -473,6 +512,7 @@ mod tests {
             ("{$ref: 'other.json'}", 8, "a reference begins with"),
             ("{$ref: '#/$defs/x'}", 1, "nothing is defined as `x`"),
             ("{minItems: -1}", 12, "a whole number"),
+            ("{multipleOf: 0}", 14, "a number above 0"),
             ("[]", 1, "a schema is a mapping"),
         ] {
             let (span, message) = Schema::read(&node(schema)).unwrap_err();
