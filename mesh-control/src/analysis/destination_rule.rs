@@ -38,6 +38,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         check_subsets(object, policy, &host, found);
         check_fallback(object, policy, &host, found);
         check_localities(object, policy, &host, found);
+        check_outliers(object, policy, found);
         check_wider_tls(object, objects, (&host, &policy.mesh.fixed.root_namespace), found);
     }
 }
@@ -175,15 +176,45 @@ fn check_localities(object: &Object<DestinationRule>, policy: &Policy, host: &st
         return;
     }
     for (path, balancer) in balancers(&object.spec) {
-        let Some(setting) = &balancer.locality_lb_setting else { continue };
-        if setting.enabled == Some(false) {
-            continue;
+        let (near, zones) = (&balancer.locality_lb_setting, &balancer.zone_aware_lb_setting);
+        let near = near.iter().map(|near| ("localityLbSetting", near.enabled, near.span));
+        let zones = zones.iter().map(|zones| ("zoneAwareLbSetting", zones.enabled, zones.span));
+        for (field, _, span) in near.chain(zones).filter(|(_, enabled, _)| *enabled != Some(false)) {
+            let message =
+                "not supported yet: clients look the names of this host up, and its localities are not told apart";
+            let origin = object.meta.origin.at(span);
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::NotSupportedYet, message);
+            found.push(finding.object(object.meta.id()).field(format!("{path}.{field}")));
         }
-        let message =
-            "not supported yet: clients look the names of this host up, and its localities are not told apart";
+    }
+}
+
+/// Without outlier detection, nothing fails over (Istio).
+fn check_outliers(object: &Object<DestinationRule>, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    if policy.mesh.traffic_policy().is_some_and(|of_mesh| of_mesh.outlier_detection.is_some()) {
+        return;
+    }
+    let mut look = |balancer: Option<&LoadBalancer>, detects: bool, path: &str| {
+        let Some(setting) = balancer.and_then(|balancer| balancer.locality_lb_setting.as_ref()) else { return };
+        let field = match setting {
+            _ if detects || !setting.distribute.is_empty() || setting.enabled == Some(false) => return,
+            setting if !setting.failover.is_empty() => "failover",
+            setting if !setting.failover_priority.is_empty() => "failoverPriority",
+            _ => return,
+        };
+        let message = "without effect: nothing fails over without `outlierDetection` beside it";
         let origin = object.meta.origin.at(setting.span);
-        let finding = Diagnostic::at(&origin, Severity::Warning, Code::NotSupportedYet, message);
-        found.push(finding.object(object.meta.id()).field(format!("{path}.localityLbSetting")));
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+        found.push(finding.object(object.meta.id()).field(format!("{path}.loadBalancer.localityLbSetting.{field}")));
+    };
+    let of_rule = object.spec.traffic_policy.as_ref().is_some_and(|whole| whole.outlier_detection.is_some());
+    for (path, written) in policies(&object.spec) {
+        let detects = of_rule || written.outlier_detection.is_some();
+        look(written.load_balancer.as_ref(), detects, &path);
+        for (index, port) in written.port_level_settings.iter().enumerate() {
+            let path = format!("{path}.portLevelSettings[{index}]");
+            look(port.load_balancer.as_ref(), port.outlier_detection.is_some(), &path);
+        }
     }
 }
 

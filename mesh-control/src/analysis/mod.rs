@@ -178,7 +178,7 @@ fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>, jud
     destination_rule::check(objects, policy, &mut found);
     export_to::check(objects, &mut found);
     hosts::check(policy, &mut found);
-    service::check(policy, &mut found);
+    service::check(objects, policy, &mut found);
     sidecar::check(objects, policy, &mut found);
     security::check(objects, policy, &mut found);
     rules::check(objects, policy, &mut found);

@@ -4,6 +4,8 @@ use mesh_core::identity::SpiffeId;
 
 use crate::catalog::TLS_MODE;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
+use crate::config::file::Objects;
+use crate::config::istio::service_entry::Location;
 use crate::config::locate::locate;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
@@ -11,7 +13,8 @@ use crate::policy::traffic::Tls;
 use crate::policy::view::View;
 use crate::registry::{Discovery, Service, ServiceId, WrittenEndpoint};
 
-pub(super) fn check(policy: &Policy, found: &mut Vec<Diagnostic>) {
+pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    check_upgrades(objects, policy, found);
     for (id, service) in policy.services.iter() {
         check_endpoints(policy, id, service, found);
         check_names(policy, service, found);
@@ -33,6 +36,38 @@ fn check_endpoints(policy: &Policy, id: ServiceId, service: &Service, found: &mu
             let message = format!("it has no port for port {} of {}", port.number, service.host);
             found.push(at(written, "address", Code::UnknownReference, message));
         }
+    }
+}
+
+/// Servers outside of the mesh that are called by HTTP/2 in plaintext, which few of them speak, since the mesh is.
+fn check_upgrades(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    if policy.mesh.upgrades_to_http2() != Some(true) {
+        return;
+    }
+    let is_outside = |location: Location| location != Location::Internal;
+    for object in objects.service_entries.iter().filter(|object| is_outside(object.spec.location)) {
+        let view = View::of_namespace(&object.meta.namespace);
+        let services = object.spec.hosts.iter().filter_map(|host| policy.services.exact(host, &view.namespace));
+        let keys = services.flat_map(|(_, service)| {
+            let key = |port: u16| ClusterKey { host: service.host.clone(), port, subset: "".into() };
+            service.ports.iter().map(move |port| key(port.number))
+        });
+        let is_upgraded = |key: &ClusterKey| {
+            let Some(seen) = policy.cluster(key.clone(), &view) else { return false };
+            let of_rule = seen.rule.map(|rule| rule.traffic_policy(key, Default::default()).connection_pool);
+            let is_meant = of_rule.is_some_and(|pool| pool.upgrades_to_http2.is_some());
+            let is_plain = matches!(seen.traffic.tls, Tls::Plaintext | Tls::Automatic);
+            is_plain && !is_meant && seen.is_http2() && !seen.port.protocol.is_http2()
+        };
+        let Some(key) = keys.into_iter().find(is_upgraded) else { continue };
+        let message = format!(
+            "`h2UpgradePolicy: UPGRADE` of the mesh has {}:{}, which is outside of it, called by HTTP/2 in plaintext: a server that \
+             speaks HTTP/1.1 alone answers none of it; a DestinationRule with `h2UpgradePolicy: DO_NOT_UPGRADE` keeps HTTP/1.1",
+            key.host, key.port
+        );
+        let origin = locate(&object.meta.origin, "ports");
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::Conflict, message);
+        found.push(finding.object(object.meta.id()).field("ports"));
     }
 }
 

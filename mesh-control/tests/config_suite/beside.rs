@@ -63,6 +63,64 @@ fn of_two_fields_for_one_thing_the_one_that_does_not_count_is_named() {
     ]);
 }
 
+fn mesh(settings: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: '{settings}'\n"
+    )
+}
+
+#[test]
+fn a_preference_for_near_endpoints_that_has_no_effect_is_named() {
+    let outside =
+        object("ServiceEntry", "{hosts: [a.example.com], resolution: DNS, ports: [{number: 80, name: http}]}");
+    let rule = |host: &str, setting: &str| {
+        object("DestinationRule", &format!("{{host: {host}, trafficPolicy: {{loadBalancer: {{{setting}}}}}}}"))
+    };
+    let zones = rule("a.example.com", "zoneAwareLbSetting: {minClusterSize: 2}");
+    let fails_over = rule("web", "localityLbSetting: {failoverPriority: [a]}");
+    let both = mesh("{localityLbSetting: {failoverPriority: [a]}, zoneAwareLbSetting: {}}");
+    check(&[
+        (&[&outside, &zones], &["loadBalancer.zoneAwareLbSetting", "clients look the names of this host up"]),
+        (&[SERVICES, &fails_over], &["localityLbSetting.failoverPriority", "nothing fails over without"]),
+        (&[&both], &["warning[ignored]", "localityLbSetting: without effect: `zoneAwareLbSetting` stands"]),
+    ]);
+    // The outlier detection of the mesh is beside it, too.
+    let detects = mesh("{defaultTrafficPolicy: {outlierDetection: {}}}");
+    let said = said(&[SERVICES, &fails_over, &detects]);
+    assert!(!said.iter().any(|line| line.contains("nothing fails over")), "{said:#?}");
+}
+
+#[test]
+fn servers_outside_of_the_mesh_that_the_mesh_has_called_by_http2_are_named() {
+    let upgrade = mesh("{h2UpgradePolicy: UPGRADE}");
+    let entry = |rest: &str, port: &str| {
+        let port = format!("ports: [{{number: 80, {port}}}]");
+        object("ServiceEntry", &format!("{{hosts: [a.example.com], resolution: DNS, {rest} {port}}}"))
+    };
+    let outside = entry("", "name: http");
+    check(&[(
+        &[&outside, &upgrade],
+        &["ServiceEntry shop/web: ports", "a.example.com:80, which is outside", "HTTP/2"],
+    )]);
+    let own = |policy: &str| {
+        let pool = format!("connectionPool: {{http: {{h2UpgradePolicy: {policy}}}}}");
+        object("DestinationRule", &format!("{{host: a.example.com, trafficPolicy: {{{pool}}}}}"))
+    };
+    let (kept, meant) = (own("DO_NOT_UPGRADE"), own("UPGRADE"));
+    let (inside, http2) = (entry("location: MESH_INTERNAL,", "name: http"), entry("", "name: http2"));
+    let cases: [&[&str]; 5] = [
+        &[&outside],
+        &[&outside, &upgrade, &kept],
+        &[&outside, &upgrade, &meant],
+        &[&inside, &upgrade],
+        &[&http2, &upgrade],
+    ];
+    for texts in cases {
+        let said = said(texts);
+        assert!(!said.iter().any(|line| line.contains("which is outside")), "{said:#?}");
+    }
+}
+
 #[test]
 fn destinations_that_hash_requests_by_different_things_are_named() {
     let split = object(

@@ -374,23 +374,20 @@ impl DestinationRule {
                 d.report_at(subset.name.span, path, Severity::Error, Code::InvalidValue, message);
             }
             if let Some(policy) = &subset.traffic_policy {
-                let detects = self.traffic_policy.as_ref().is_some_and(|whole| whole.outlier_detection.is_some());
-                policy.check(&format!("subsets[{index}].trafficPolicy"), detects, d);
+                policy.check(&format!("subsets[{index}].trafficPolicy"), d);
             }
         }
         if let Some(policy) = &self.traffic_policy {
-            policy.check("trafficPolicy", false, d);
+            policy.check("trafficPolicy", d);
         }
     }
 }
 
 impl TrafficPolicy {
-    /// `detects` says whether what it stands below detects outliers.
-    fn check(&self, path: &str, detects: bool, d: &mut Decoder<'_>) {
+    fn check(&self, path: &str, d: &mut Decoder<'_>) {
         if let Some(balancer) = &self.load_balancer {
             balancer::check(balancer, path, d);
         }
-        balancer::check_outliers(self.load_balancer.as_ref(), detects || self.outlier_detection.is_some(), path, d);
         check_blocks(self.connection_pool.as_ref(), self.outlier_detection.as_ref(), path, d);
         check_tls(self.tls.as_ref(), path, d);
         if let Some(budget) = &self.retry_budget
@@ -423,7 +420,6 @@ impl TrafficPolicy {
             if let Some(balancer) = &port.load_balancer {
                 balancer::check(balancer, &path, d);
             }
-            balancer::check_outliers(port.load_balancer.as_ref(), port.outlier_detection.is_some(), &path, d);
             check_blocks(port.connection_pool.as_ref(), port.outlier_detection.as_ref(), &path, d);
             check_tls(port.tls.as_ref(), &path, d);
         }

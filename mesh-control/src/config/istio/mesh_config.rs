@@ -305,6 +305,14 @@ impl MeshConfig {
         if let Some(setting) = &self.zone_aware_lb_setting {
             check_zones(setting, "zoneAwareLbSetting", d);
         }
+        let zones = self.zone_aware_lb_setting.as_ref().filter(|zones| zones.enabled != Some(false));
+        if let (Some(near), Some(_)) = (&self.locality_lb_setting, zones)
+            && near.enabled != Some(false)
+        {
+            let message =
+                "without effect: `zoneAwareLbSetting` stands in its place, but where a rule has that not enabled";
+            d.report_at(near.span, "localityLbSetting", Severity::Warning, Code::Ignored, message);
+        }
         if let Some(DefaultTrafficPolicy { connection_pool, outlier_detection, .. }) = &self.default_traffic_policy {
             let (pool, detection) = (connection_pool.as_ref(), outlier_detection.as_ref());
             destination_rule::check_blocks(pool, detection, "defaultTrafficPolicy", d);

@@ -51,20 +51,6 @@ pub(super) fn check(balancer: &LoadBalancer, path: &str, d: &mut Decoder<'_>) {
     }
 }
 
-/// Without outlier detection, nothing fails over (Istio).
-pub(super) fn check_outliers(balancer: Option<&LoadBalancer>, detects: bool, path: &str, d: &mut Decoder<'_>) {
-    let Some(setting) = balancer.and_then(|balancer| balancer.locality_lb_setting.as_ref()) else { return };
-    let field = match setting {
-        _ if detects || !setting.distribute.is_empty() || setting.enabled == Some(false) => return,
-        setting if !setting.failover.is_empty() => "failover",
-        setting if !setting.failover_priority.is_empty() => "failoverPriority",
-        _ => return,
-    };
-    let path = format!("{path}.loadBalancer.localityLbSetting.{field}");
-    let message = "without effect: nothing fails over without `outlierDetection` beside it";
-    d.report_at(setting.span, path, Severity::Warning, Code::Ignored, message);
-}
-
 /// What of a preference for near endpoints cannot be.
 pub(in crate::config::istio) fn check_locality(setting: &LocalityLb, path: &str, d: &mut Decoder<'_>) {
     let mut error = |span: Span, field: &str, message: &str| {
