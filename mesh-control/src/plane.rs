@@ -343,6 +343,7 @@ impl Plane {
         let (mut policy, _) = Policy::new(&Objects::default(), settings);
         policy.trust_domain = options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
         policy.security.is_permissive = options.permissive;
+        policy.filters.is_lenient = options.allow_unenforced;
         let PlaneOptions { allow_unenforced, trust_claims, .. } = options;
         let judge = Arc::<Judge>::default();
         let compiled = Compiled { policy, allow_unenforced, trust_claims, judge: judge.clone(), ..Compiled::default() };
@@ -637,6 +638,7 @@ impl Inner {
         let held_back = unread.filter(|_| lets_any_pass);
         policy.trust_domain = self.options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
         policy.security.is_permissive = self.options.permissive;
+        policy.filters.is_lenient = self.options.allow_unenforced;
         self.pass_over(&mut diagnostics);
         let PlaneOptions { allow_unenforced, trust_claims, .. } = self.options;
         let (judge, cache) = (self.judge.clone(), Mutex::default());

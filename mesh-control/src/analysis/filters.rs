@@ -38,7 +38,9 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         }
         let known: Vec<&str> = schemas.filters(&object.meta.namespace).collect();
         // Who has none that says what it takes, has no use for this.
-        if !known.is_empty() && schemas.of(&object.meta.namespace, &plugin.name).is_none() {
+        let is_declared = schemas.of(&object.meta.namespace, &plugin.name).is_some()
+            || schemas.wrong(&object.meta.namespace, &plugin.name).is_some();
+        if !known.is_empty() && !is_declared {
             let message = format!(
                 "no FilterSchema says that there is a filter {:?}; there are {}: where it is not registered, {}",
                 plugin.name,

@@ -3,7 +3,7 @@
 use super::rules::TargetPorts;
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
-use crate::config::file::{Meta, Object, Objects, Refused, Workloads, is_namespace};
+use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::istio::authorization::conditions;
 use crate::config::istio::security::{Action, AuthorizationPolicy, DRY_RUN, PeerAuthentication, TargetRef, selected};
 use crate::config::locate::locate;
@@ -27,6 +27,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
     let root = &*policy.mesh.fixed.root_namespace;
     found.extend(objects.refused.iter().filter_map(|object| guarded_all_the_same(object, root)));
+    found.extend(objects.refused.iter().filter_map(|object| not_in_force(object)));
     check_authorizers(objects, policy, found);
     for (hidden, winner) in policy.security.hidden() {
         let message = format!(
@@ -78,21 +79,45 @@ fn check_authorizers(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnos
 
 /// What is wrong guards all the same: whom, and until when.
 fn guarded_all_the_same(refused: &Refused, root: &str) -> Option<Diagnostic> {
-    let workloads = refused.guards()?;
+    let guarded = refused.guards();
+    let (workloads, hosts): (_, &[String]) = match (&guarded, refused.guards_calls()) {
+        (_, Some((workloads, hosts))) => (workloads, hosts),
+        (Some(workloads), None) => (workloads, &[]),
+        (None, None) => return None,
+    };
     let namespace = &refused.meta.namespace;
     let everywhere = !is_namespace(namespace) || **namespace == *root;
     let place = if everywhere { "of every namespace".to_owned() } else { format!("of namespace {namespace}") };
-    let whom = match &workloads {
+    let whom = match workloads {
         Workloads::Labelled(labels) if labels.is_empty() => "all workloads",
         _ => "those workloads that it is for,",
     };
+    let to = if hosts.is_empty() { String::new() } else { format!(" to {}", hosts.join(", ")) };
+    let does = match (guarded.is_some(), refused.guards_calls().is_some()) {
+        (true, false) => "answer every request with 503 and the reason".to_owned(),
+        (true, true) => {
+            "answer every request with 503 and the reason, and each of their calls fails with 500".to_owned()
+        }
+        (false, _) => format!("have each of their calls{to} fail with 500 and the reason"),
+    };
     let until = if refused.is_foreign() { "" } else { "until it is right, " };
-    let message = format!(
-        "{until}{whom} {place} answer every request with 503 and the reason, unless mesh-control is told --allow-unenforced"
-    );
+    let message = format!("{until}{whom} {place} {does}, unless mesh-control is told --allow-unenforced");
     let origin = refused.meta.origin.at(refused.place);
     let finding = Diagnostic::at(&origin, Severity::Error, Code::Unenforced, message);
     Some(if refused.is_object() { finding.object(refused.id()) } else { finding })
+}
+
+/// What is wrong and keeps nothing from anything: nobody may count on it meanwhile.
+fn not_in_force(refused: &Refused) -> Option<Diagnostic> {
+    let what = match refused.meta.kind {
+        ObjectKind::RateLimit | ObjectKind::Overload | ObjectKind::Quota => "nothing is limited by it",
+        ObjectKind::EnvoyFilter => "nothing of it is in force, and nothing is limited by it",
+        ObjectKind::WasmPlugin if refused.governs == Governs::Nothing => "requests pass without it (FAIL_OPEN)",
+        _ => return None,
+    };
+    let origin = refused.meta.origin.at(refused.place);
+    let message = format!("until it is right, {what}");
+    Some(Diagnostic::at(&origin, Severity::Error, Code::Unenforced, message).object(refused.id()))
 }
 
 /// Ports that are none of the target ports of the services that the workloads are endpoints of.

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::diagnostic::{Code, Diagnostic, Severity, Source, is_resource};
-use super::file::{self, Item, Meta, Object, ObjectKey, Objects, ParsedFile, PodLabels, Refused};
+use super::file::{self, Governs, Item, Meta, Object, ObjectKey, Objects, ParsedFile, PodLabels, Refused};
 use super::load::{Scan, Unreadable, printable};
 use super::state::{Good, State};
 use super::support::ObjectKind;
@@ -106,19 +106,22 @@ pub enum Standing {
     Held,
     /// Nothing: requests that it governs fail, and access logs that it governs are not written.
     FailsClosed,
+    /// Nothing, and no request fails for it.
+    NotInForce,
     /// Nothing, and nobody can tell what it governs.
     Unread,
 }
 
 impl Standing {
     /// All of them.
-    pub const ALL: [Standing; 3] = [Standing::Held, Standing::FailsClosed, Standing::Unread];
+    pub const ALL: [Standing; 4] = [Standing::Held, Standing::FailsClosed, Standing::NotInForce, Standing::Unread];
 
-    /// `held`, `fails-closed` or `unread`.
+    /// `held`, `fails-closed`, `not-in-force` or `unread`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Standing::Held => "held",
             Standing::FailsClosed => "fails-closed",
+            Standing::NotInForce => "not-in-force",
             Standing::Unread => "unread",
         }
     }
@@ -128,9 +131,11 @@ impl Standing {
         match self {
             Standing::Held => "its last good state",
             Standing::FailsClosed => {
-                "nothing, so what it governs fails; of a Telemetry, that is access logs, which are not written; of a \
-                 RateLimit, an Overload, a Quota or an EnvoyFilter that is a limit, nothing is limited; of a FilterSchema, nothing is \
-                 held to it"
+                "nothing, so what it governs fails; of a Telemetry, that is access logs, which are not written"
+            }
+            Standing::NotInForce => {
+                "nothing, and no request fails for it: of a RateLimit, an Overload, a Quota or an EnvoyFilter that is a limit, \
+                 nothing is limited; of a WasmPlugin, requests pass without it"
             }
             Standing::Unread => "nothing, and nobody can tell what it governs",
         }
@@ -436,6 +441,7 @@ impl Store {
                 say(match refused.meta.kind {
                     // What was in force of the mesh's settings stays, be it that nothing was said.
                     ObjectKind::MeshConfig => Standing::Held,
+                    _ if refused.is_whole && refused.governs == Governs::Nothing => Standing::NotInForce,
                     _ if refused.is_whole => Standing::FailsClosed,
                     _ => Standing::Unread,
                 });

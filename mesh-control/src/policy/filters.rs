@@ -11,7 +11,7 @@ use super::telemetry::{Side, is_one_of};
 use crate::config::diagnostic::Span;
 use crate::config::extensions::filter_schema::FilterSchema;
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
-use crate::config::file::{Meta, Object, Objects, Workloads};
+use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::istio::security::selected;
 use crate::config::istio::wasm_plugin::{Phase, WasmPlugin};
 use crate::config::node::{Node, Value};
@@ -20,6 +20,8 @@ use crate::registry::Services;
 /// All filters and rules.
 #[derive(Debug, Default)]
 pub struct Filters {
+    /// Calls that something guards that is wrong are made all the same.
+    pub is_lenient: bool,
     root: Arc<str>,
     /// In the order in which requests pass them.
     entries: Vec<Entry>,
@@ -33,6 +35,8 @@ pub struct Schemas {
     root: Arc<str>,
     /// By namespace and filter: the first of two.
     all: BTreeMap<(Arc<str>, String), Arc<Object<FilterSchema>>>,
+    /// Those that are wrong, and why; the filter is `None` where nobody can tell it.
+    wrong: BTreeMap<(Arc<str>, Option<String>), Arc<str>>,
 }
 
 impl Schemas {
@@ -42,7 +46,20 @@ impl Schemas {
             let key = (Arc::clone(&object.meta.namespace), object.spec.filter.clone());
             all.entry(key).or_insert_with(|| Arc::clone(object));
         }
-        Schemas { root: Arc::clone(root), all }
+        let wrong = objects.refused.iter().filter_map(|refused| match &refused.governs {
+            Governs::Plugins(filter) => Some(((Arc::clone(&refused.meta.namespace), filter.clone()), refused.answer())),
+            _ => None,
+        });
+        Schemas { root: Arc::clone(root), all, wrong: wrong.collect() }
+    }
+
+    /// Why nobody can tell what a filter takes, where its schema is wrong, for plugins of a namespace.
+    pub fn wrong(&self, namespace: &Arc<str>, filter: &str) -> Option<&Arc<str>> {
+        let own = |of: &Arc<str>| self.all.contains_key(&(Arc::clone(of), filter.to_owned()));
+        let named = |of: &Arc<str>| self.wrong.get(&(Arc::clone(of), Some(filter.to_owned())));
+        let unnamed = |of: &Arc<str>| self.wrong.get(&(Arc::clone(of), None)).filter(|_| !own(of));
+        let of = |of: &Arc<str>| named(of).or_else(|| unnamed(of));
+        of(namespace).or_else(|| of(&self.root).filter(|_| !own(namespace)))
     }
 
     /// That of a filter, for plugins of a namespace.
@@ -60,6 +77,12 @@ impl Schemas {
     /// What a plugin says that its filter does not take: where, by the path below its configuration, and why.
     pub fn faults(&self, object: &Object<WasmPlugin>) -> Vec<(String, (Span, String))> {
         let name = object.spec.filter(&object.meta.name);
+        if let Some(wrong) = self.wrong(&object.meta.namespace, name) {
+            return vec![(
+                String::new(),
+                (object.spec.span, format!("nobody can tell what its filter takes: {wrong}")),
+            )];
+        }
         let Some(schema) = self.of(&object.meta.namespace, name) else { return Vec::new() };
         // Without one, a filter gets an empty one.
         let empty = || Node { span: object.spec.span, value: Value::Map(Vec::new()) };
@@ -80,6 +103,8 @@ struct Entry {
 enum Said {
     Plugin(Arc<Object<WasmPlugin>>),
     Rules(Arc<Object<RequestRules>>),
+    /// One of calls that is wrong.
+    Refused(Arc<Refused>),
 }
 
 /// Where in the order of all filters a filter is.
@@ -139,14 +164,15 @@ impl Filters {
         let schemas = Schemas::new(objects, root);
         let plugins = objects.wasm_plugins.iter().map(|object| Entry::of_plugin(object, &schemas));
         let rules = objects.request_rules.iter().map(Entry::of_rules);
-        let mut entries: Vec<Entry> = plugins.chain(rules).collect();
+        let refused = objects.refused.iter().filter_map(Entry::of_refused);
+        let mut entries: Vec<Entry> = plugins.chain(rules).chain(refused).collect();
         // Istio: push_context.go, extension.go.
         entries.sort_by(|a, b| {
             let order = |entry: &Entry| (entry.filter.stage, Reverse(entry.priority()));
             let name = |entry: &Entry| (entry.meta().name.clone(), entry.meta().namespace.clone());
             order(a).cmp(&order(b)).then_with(|| name(a).cmp(&name(b)))
         });
-        Filters { root: Arc::clone(root), entries, schemas }
+        Filters { is_lenient: false, root: Arc::clone(root), entries, schemas }
     }
 
     /// What the configurations of filters may be.
@@ -158,14 +184,14 @@ impl Filters {
     pub fn plugins(&self) -> impl Iterator<Item = &Arc<Object<WasmPlugin>>> {
         self.entries.iter().filter_map(|entry| match &entry.said {
             Said::Plugin(object) => Some(object),
-            Said::Rules(_) => None,
+            Said::Rules(_) | Said::Refused(_) => None,
         })
     }
 
     /// The objects that say rules.
     pub fn rules(&self) -> impl Iterator<Item = &Arc<Object<RequestRules>>> {
         self.entries.iter().filter_map(|entry| match &entry.said {
-            Said::Plugin(_) => None,
+            Said::Plugin(_) | Said::Refused(_) => None,
             Said::Rules(object) => Some(object),
         })
     }
@@ -185,8 +211,12 @@ impl Filters {
     ) -> Arc<[usize]> {
         let is_meant = |entry: &Entry| {
             let of = &*entry.meta().namespace;
+            let is_refused = matches!(entry.said, Said::Refused(_));
+            // Of a wrong one, the namespace may be what is wrong.
+            let is_near = *of == *namespace || *of == *self.root || (is_refused && !is_namespace(of));
             entry.is_of(side)
-                && (*of == *namespace || *of == *self.root)
+                && is_near
+                && !(is_refused && self.is_lenient)
                 && is_one_of(&entry.workloads, namespace, labels, services)
         };
         self.entries.iter().enumerate().filter(|(_, entry)| is_meant(entry)).map(|(place, _)| place).collect()
@@ -210,7 +240,11 @@ impl Entry {
         let mut plugin = object.spec.plugin(&object.meta.name);
         if !schemas.faults(object).is_empty() {
             // No filter has this name: it cannot run, and is treated as one that cannot.
-            plugin.name = format!("{}, whose configuration its FilterSchema refuses", plugin.name).into();
+            let why = match schemas.wrong(&object.meta.namespace, &plugin.name) {
+                Some(_) => "whose FilterSchema is wrong",
+                None => "whose configuration its FilterSchema refuses",
+            };
+            plugin.name = format!("{}, {why}", plugin.name).into();
             plugin.config = "{}".into();
         }
         let kind = FilterKind::Plugin(Arc::new(plugin));
@@ -231,8 +265,22 @@ impl Entry {
         }
     }
 
+    /// No filter has its answer for a name: calls that pass it fail, as with one that is not registered.
+    fn of_refused(object: &Arc<Refused>) -> Option<Entry> {
+        let (workloads, _) = object.guards_calls()?;
+        let mut plugin = Plugin::new(object.answer(), "{}");
+        plugin.on_failure = OnFailure::Refuse;
+        let kind = FilterKind::Plugin(Arc::new(plugin));
+        Some(Entry {
+            said: Said::Refused(Arc::clone(object)),
+            workloads: workloads.clone(),
+            filter: FilterInForce { id: object.id(), stage: Stage::BeforeTokens, kind },
+        })
+    }
+
     fn meta(&self) -> &Meta {
         match &self.said {
+            Said::Refused(object) => &object.meta,
             Said::Plugin(object) => &object.meta,
             Said::Rules(object) => &object.meta,
         }
@@ -241,7 +289,7 @@ impl Entry {
     fn priority(&self) -> i32 {
         match &self.said {
             Said::Plugin(object) => object.spec.priority.unwrap_or(0),
-            Said::Rules(_) => 0,
+            Said::Rules(_) | Said::Refused(_) => 0,
         }
     }
 
@@ -250,16 +298,17 @@ impl Entry {
         match &self.said {
             Said::Plugin(object) => object.spec.is_of(is_client),
             Said::Rules(object) => (object.spec.mode == RulesMode::Client) == is_client,
+            // Servers do not serve at all where one is for them.
+            Said::Refused(_) => is_client,
         }
     }
 
     fn is_passed(&self, Passing { side, ports, host }: Passing<'_>) -> bool {
+        let is_to = |hosts: &[String]| hosts.is_empty() || hosts.iter().any(|meant| **meant == *host);
         match &self.said {
             Said::Plugin(object) => object.spec.is_for(side == Side::Client, ports),
-            Said::Rules(object) => {
-                let hosts = &object.spec.hosts;
-                self.is_of(side) && (hosts.is_empty() || hosts.iter().any(|meant| **meant == *host))
-            }
+            Said::Rules(object) => self.is_of(side) && is_to(&object.spec.hosts),
+            Said::Refused(object) => self.is_of(side) && object.guards_calls().is_some_and(|(_, hosts)| is_to(hosts)),
         }
     }
 }

@@ -98,6 +98,13 @@ fn a_schema_that_is_wrong_or_a_second_one_is_told() {
         &[("1-schemas.json", &wrong)],
         &["error[invalid-value]: FilterSchema shop/acme.tenant: schema: `list` is no type"],
     );
+    check(
+        &[("1-schemas.json", &wrong), ("t.yaml", &plugin("{pluginName: acme.tenant}"))],
+        &[
+            "`list` is no type",
+            "pluginConfig: nobody can tell what its filter takes: FilterSchema shop/acme.tenant is wrong",
+        ],
+    );
     let second = SCHEMAS.replace("\"name\": \"acme.tenant\"", "\"name\": \"second\"");
     check(
         &[("1-schemas.json", SCHEMAS), ("2-schemas.json", &second)],
@@ -132,12 +139,40 @@ fn what_is_wrong_is_told_with_its_place_and_that_it_keeps_its_workloads_from_ser
         ("{pluginName: p, pluginConfig: [1]}", "pluginConfig: a mapping is expected"),
         ("{pluginName: ''}", "pluginName: a filter has a name"),
         ("{pluginName: p, match: [{ports: [{number: 0}]}]}", "0 is not between 1 and 65535"),
-        ("{pluginName: p, fail: x}", "fail: unknown field"),
+        ("{pluginName: p, fail: x, match: [{mode: SERVER}]}", "fail: unknown field"),
     ] {
         let found = validate([("t.yaml", &*plugin(spec))]);
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
         assert!(found.iter().any(|finding| finding.contains(expected)), "{spec}: {found:#?}");
         assert!(found.iter().any(|finding| finding.contains("answer every request with 503")), "{spec}: {found:#?}");
+    }
+}
+
+#[test]
+fn what_does_not_hold_where_one_is_wrong_is_told() {
+    let own = |kind: &str, spec: &str| {
+        plugin(spec).replace("extensions.istio.io", "policy.mesh-control").replace("WasmPlugin", kind)
+    };
+    for (text, expected) in [
+        (
+            plugin("{phase: NEVER}"),
+            "answer every request with 503 and the reason, and each of their calls fails with 500,",
+        ),
+        (plugin("{phase: NEVER, match: [{mode: SERVER}]}"), "answer every request with 503 and the reason, unless"),
+        (
+            plugin("{phase: NEVER, match: [{mode: CLIENT}]}"),
+            "all workloads of namespace shop have each of their calls fail",
+        ),
+        (plugin("{phase: NEVER, failStrategy: FAIL_OPEN}"), "until it is right, requests pass without it (FAIL_OPEN)"),
+        (own("RequestRules", "{mode: CLIENT, hosts: [a.b]}"), "have each of their calls to a.b fail with 500"),
+        (own("RateLimit", "{rulse: []}"), "until it is right, nothing is limited by it"),
+        (own("Overload", "{rulse: []}"), "until it is right, nothing is limited by it"),
+        (own("Quota", "{rulse: []}"), "until it is right, nothing is limited by it"),
+    ] {
+        let found = validate([("t.yaml", &*text)]);
+        let found = found.iter().map(ToString::to_string).filter(|line| line.contains("error[unenforced]"));
+        let found: Vec<String> = found.collect();
+        assert!(matches!(found.as_slice(), [only] if only.contains(expected)), "{text}: {found:#?}");
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode, request, response};
 use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_control::plane::PlaneOptions;
 use mesh_core::error::Invalid;
 use mesh_core::filter::{Decision, Filter, FilterFactory, Reply, Resume};
 use mesh_core::request_info::RequestInfo;
@@ -347,32 +348,66 @@ spec: {selector: {matchLabels: {app: web}}, rules: [{when: [{key: 'request.heade
     }
 }
 
-/// What nobody knows to be right lets nobody by.
+/// What nobody knows to be right lets nobody by: neither those who call a workload, nor the calls that it makes.
 #[tokio::test]
-async fn one_that_is_wrong_keeps_its_workloads_from_serving_unless_it_is_not_insisted_on() {
-    let control = |spec: &str| {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("all.yaml"), format!("{SERVICES}{}", plugin("a", spec))).unwrap();
-        dir
+async fn one_that_is_wrong_keeps_its_workloads_from_serving_and_from_calling_unless_it_is_not_insisted_on() {
+    let stamp = |spec: &str| plugin("a", &format!("{{pluginName: acme.stamp, {spec}}}"));
+    let own = |kind: &str, spec: &str| {
+        let own = plugin("b", &format!("{{{spec}}}"));
+        own.replace("extensions.istio.io", "policy.mesh-control").replace("WasmPlugin", kind)
     };
-    for (spec, expected) in [
-        ("{pluginName: acme.stamp, type: NETWORK}", 503),
-        ("{pluginName: acme.stamp, phase: AUTH}", 503),
-        ("{pluginName: acme.stamp, pluginconfig: {}}", 503),
-        ("{pluginName: acme.stamp, type: NETWORK, failStrategy: FAIL_OPEN}", 200),
+    let rules = |spec: &str| own("RequestRules", &format!("{spec}, rules: [{{name: a, deny: {{status: 200}}}}]"));
+    let schema = |filter: &str| own("FilterSchema", &format!("filter: {filter}, schema: {{type: text}}"));
+    for (objects, expected) in [
+        (stamp("type: NETWORK, match: [{mode: SERVER}]"), 503),
+        (stamp("phase: AUTH, match: [{mode: SERVER}]"), 503),
+        (stamp("pluginconfig: {}, match: [{mode: SERVER}]"), 503),
+        (stamp("type: NETWORK, failStrategy: FAIL_OPEN"), 200),
+        (stamp("phase: NEVER"), 500),
+        (stamp("phase: NEVER, match: [{mode: CLIENT}]"), 500),
+        (stamp("phase: NEVER, match: [{mode: CLEINT}]"), 500),
+        (stamp("phase: NEVER, match: [{mode: CLIENT}], selector: {matchLabels: {app: web}}"), 200),
+        (stamp("phase: NEVER, match: [{mode: CLIENT}], failStrategy: FAIL_OPEN"), 200),
+        (rules("mode: SERVER"), 503),
+        (rules("mode: CLIENT"), 500),
+        (rules("mode: CLIENT, hosts: [web.shop.svc.cluster.local]"), 500),
+        (rules("mode: CLIENT, hosts: [1]"), 500),
+        (rules("mode: CLIENT, hosts: [other.shop.svc.cluster.local]"), 200),
+        (rules("mode: CLIENT, selector: {matchLabels: {app: caller}}"), 500),
+        (rules("mode: CLIENT, selector: {matchLabels: {app: web}}"), 200),
+        // Nobody can tell whether the plugin's configuration is right.
+        (stamp("match: [{mode: CLIENT}]") + &schema("acme.stamp"), 500),
+        (stamp("match: [{mode: CLIENT}]") + &schema("1"), 500),
+        (stamp("match: [{mode: CLIENT}], failStrategy: FAIL_OPEN") + &schema("acme.stamp"), 200),
     ] {
-        let dir = control(spec);
-        let control = Embedded::start(Config::dir(dir.path()), Options::default()).await.unwrap();
-        let start = |app: &str| {
-            let source = control.source(introduced(&format!("{app}-1"), json!({"app": app})));
-            Mesh::builder().source(source).cold_start_wait(PATIENCE).start().unwrap()
-        };
-        let (client, server) = (start("caller"), start("web"));
-        let listener = server.bind("127.0.0.1:0").await.unwrap();
-        let app = server.server_layer().layer(axum::Router::new().fallback(async || "served"));
-        tokio::spawn(mesh_tower::server::serve(listener, app).into_future());
-        server.serving().await.unwrap();
-        let response = client.client().get("http://web.shop/").await.unwrap();
-        assert_eq!(response.status().as_u16(), expected, "{spec}");
+        let (status, body) = asked(&objects, Options::default()).await;
+        assert_eq!(status, expected, "{objects}: {body}");
+        assert!(status == 200 || body.contains("wrong"), "{objects}: {body}");
     }
+    let lenient = Options::default().plane(PlaneOptions::default().allow_unenforced(true));
+    assert_eq!(asked(&rules("mode: CLIENT"), lenient).await.0, 200);
+}
+
+/// What `web` answers, by a control plane that begins with these objects, of which some are wrong.
+async fn asked(objects: &str, options: Options) -> (u16, String) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("all.yaml"), format!("{SERVICES}{objects}")).unwrap();
+    let control = Embedded::start(Config::dir(dir.path()), options).await.unwrap();
+    let start = |app: &str| {
+        let source = control.source(introduced(&format!("{app}-1"), json!({"app": app})));
+        Mesh::builder().filter("acme.stamp", passing()).source(source).cold_start_wait(PATIENCE).start().unwrap()
+    };
+    let (client, server) = (start("caller"), start("web"));
+    let listener = server.bind("127.0.0.1:0").await.unwrap();
+    let app = server.server_layer().layer(axum::Router::new().fallback(async || "served"));
+    tokio::spawn(mesh_tower::server::serve(listener, app).into_future());
+    server.serving().await.unwrap();
+    let response = client.client().get("http://web.shop/").await.unwrap();
+    let status = response.status().as_u16();
+    (status, String::from_utf8_lossy(&response.into_body().collect().await.unwrap().to_bytes()).into_owned())
+}
+
+/// Takes any configuration.
+fn passing() -> FilterFactory {
+    Arc::new(|_, state| Ok(Arc::new(Stamp { word: "w".to_owned(), passed: state.get(AtomicU64::default) })))
 }

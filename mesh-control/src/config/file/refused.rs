@@ -62,6 +62,17 @@ pub enum Governs {
     AnyParent,
     /// Requests to workloads.
     Workloads(Workloads),
+    /// Requests that workloads make.
+    Calls {
+        /// Which workloads.
+        of: Workloads,
+        /// To these hosts; empty means all.
+        hosts: Vec<String>,
+    },
+    /// Requests to workloads, and those that they make.
+    BothSides(Workloads),
+    /// What the plugins of its namespace may be configured with: those of this filter; `None` where nobody can tell which.
+    Plugins(Option<String>),
     /// What workloads write of requests.
     Logs(Workloads),
     /// Nobody can tell: it is a file of which nothing is known. It may guard any workload.
@@ -115,8 +126,17 @@ impl Refused {
     /// The workloads that it may guard.
     pub fn guards(&self) -> Option<Workloads> {
         match &self.governs {
-            Governs::Workloads(workloads) => Some(workloads.clone()),
+            Governs::Workloads(workloads) | Governs::BothSides(workloads) => Some(workloads.clone()),
             Governs::Anything => Some(Workloads::Labelled(BTreeMap::new())),
+            _ => None,
+        }
+    }
+
+    /// The workloads whose calls it may guard, and of these calls those to which hosts; empty means all.
+    pub fn guards_calls(&self) -> Option<(&Workloads, &[String])> {
+        match &self.governs {
+            Governs::Calls { of, hosts } => Some((of, hosts)),
+            Governs::BothSides(workloads) => Some((workloads, &[])),
             _ => None,
         }
     }
@@ -327,15 +347,11 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::WasmPlugin if spec.get("failStrategy").and_then(Node::as_str) == Some(FAIL_OPEN) => {
             (Governs::Nothing, true)
         }
-        // What workloads call guards none of them.
-        ObjectKind::RequestRules if spec.get("mode").and_then(Node::as_str) == Some("CLIENT") => {
-            (Governs::Nothing, true)
-        }
+        ObjectKind::WasmPlugin => (on(sides_of_plugin(&spec), &spec, &meta.namespace), true),
+        ObjectKind::RequestRules => (on(sides_of_rules(&spec), &spec, &meta.namespace), true),
         ObjectKind::PeerAuthentication
         | ObjectKind::RequestAuthentication
         | ObjectKind::AuthorizationPolicy
-        | ObjectKind::WasmPlugin
-        | ObjectKind::RequestRules
         | ObjectKind::Foreign(_) => (Governs::Workloads(workloads(&spec, &meta.namespace)), true),
         // Without it there are fewer endpoints, and none that should not be there. Members of a group do not serve where it
         // takes their labels to tell what guards them.
@@ -349,8 +365,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::RateLimit | ObjectKind::Overload | ObjectKind::Quota | ObjectKind::EnvoyFilter => {
             (Governs::Nothing, true)
         }
-        // It only helps to find what is wrong.
-        ObjectKind::FilterSchema => (Governs::Nothing, true),
+        // It may refuse any of them.
+        ObjectKind::FilterSchema => (Governs::Plugins(spec.get("filter").and_then(text).map(str::to_owned)), true),
         // Of a grant that is wrong, nothing is granted but what its last good state grants, too.
         ObjectKind::ReferenceGrant => (Governs::Nothing, true),
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => parents(&spec, &meta.namespace),
@@ -372,6 +388,50 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
     let (reason, place) = (finding.in_short().into(), finding.span());
     let grants = if kind == ObjectKind::ReferenceGrant { grants(&spec, source) } else { ReferenceGrant::default() };
     Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates, grants })
+}
+
+/// Whose requests are meant: those that workloads serve, and those that they make.
+type Sides = (bool, bool);
+
+/// A side by the word for it; without one, or with another, it may be either.
+fn side(word: Option<&Node>) -> Sides {
+    match word.and_then(Node::as_str) {
+        Some("SERVER") => (true, false),
+        Some("CLIENT") => (false, true),
+        _ => (true, true),
+    }
+}
+
+fn sides_of_rules(spec: &Spec<'_>) -> Sides {
+    match spec.get("mode") {
+        None => (true, false),
+        mode => side(mode),
+    }
+}
+
+fn sides_of_plugin(spec: &Spec<'_>) -> Sides {
+    match spec.get("match").map(Node::items) {
+        None | Some([]) => (true, true),
+        Some(matches) => {
+            let sides = matches.iter().map(|one| side(one.get("mode")));
+            sides.fold((false, false), |(serves, calls), (serve, call)| (serves || serve, calls || call))
+        }
+    }
+}
+
+/// The requests of these sides of its workloads.
+fn on((serves, calls): Sides, spec: &Spec<'_>, own: &str) -> Governs {
+    let of = workloads(spec, own);
+    if !calls {
+        return Governs::Workloads(of);
+    }
+    if serves {
+        return Governs::BothSides(of);
+    }
+    // Where one of them is in doubt, all are meant.
+    let hosts = spec.get("hosts").and_then(|hosts| texts(hosts).all()).unwrap_or_default();
+    let is_sure = hosts.iter().all(|host| host_fault(host).is_none());
+    Governs::Calls { of, hosts: if is_sure { hosts } else { Vec::new() } }
 }
 
 /// The entries of a grant in which nothing is wrong.

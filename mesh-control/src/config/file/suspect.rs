@@ -147,11 +147,15 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
     let namespaces: BTreeSet<&str> = written.iter().copied().collect();
     let namespace = namespaces.first().filter(|only| namespaces.len() == 1 && is_namespace(only));
     let namespace = namespace.filter(|_| written.len() >= objects && !is_for_all(kind)).copied().unwrap_or_default();
+    let everybody = Workloads::Labelled(Default::default());
     Some(Refused {
         meta: unknown(kind, namespace, source, span),
         reason: Arc::from(finding.in_short()),
         place: finding.span(),
-        governs: Governs::Workloads(Workloads::Labelled(Default::default())),
+        governs: match kind {
+            ObjectKind::WasmPlugin | ObjectKind::RequestRules => Governs::BothSides(everybody),
+            _ => Governs::Workloads(everybody),
+        },
         // It may be more than that.
         is_whole: false,
         is_identified: false,

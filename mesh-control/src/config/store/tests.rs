@@ -254,7 +254,7 @@ fn what_a_wrong_object_governs_is_read_with_patience() {
         ("VirtualService", "{hosts: [' X '], http: 1, exportTo: [a_b, .]}", closed(to(r#"["x"]"#, "[]", "{}"))),
         ("DestinationRule", "{host: 'x '}", closed(to(r#"["x"]"#, "[]", "{}"))),
         ("VirtualService", "{hosts: [x, 1]}", (to(r#"["x"]"#, "[]", "{}"), Standing::Unread)),
-        ("VirtualService", "{hosts: [x], gateways: [edge], htpp: []}", closed("Nothing".to_owned())),
+        ("VirtualService", "{hosts: [x], gateways: [edge], htpp: []}", ("Nothing".to_owned(), Standing::NotInForce)),
         ("VirtualService", "{http: [{rout: []}]}", closed("Delegated".to_owned())),
         ("VirtualService", "{hosst: [x], http: [{route: []}]}", closed(to(r#"["x"]"#, "[]", "{}"))),
         ("VirtualService", "{names: [x], http: [{route: []}]}", (to(r#"["x"]"#, "[]", "{}"), Standing::Unread)),
@@ -270,7 +270,7 @@ fn what_a_wrong_object_governs_is_read_with_patience() {
         ("DestinationRule", "{name: x, subsets: [{name: v1}]}", (to(r#"["v1", "x"]"#, "[]", "{}"), Standing::Unread)),
         ("DestinationRule", "{name: 1}", (String::new(), Standing::Unread)),
         ("ServiceEntry", "{hosts: [x.y], prots: []}", closed(to(r#"["x.y"]"#, "[]", "{}"))),
-        ("WorkloadEntry", "{adress: 1.2.3.4}", closed("Nothing".to_owned())),
+        ("WorkloadEntry", "{adress: 1.2.3.4}", ("Nothing".to_owned(), Standing::NotInForce)),
     ] {
         assert_eq!(host(kind, spec), expected, "{kind} {spec}");
     }

@@ -131,7 +131,7 @@ pub struct ObjectStatus {
     pub object: String,
     /// `file:line`.
     pub written: String,
-    /// `in-force`, or the standing of what is wrong: `held`, `fails-closed` or `unread`.
+    /// `in-force`, or the standing of what is wrong: `held`, `fails-closed`, `not-in-force` or `unread`.
     pub standing: String,
 }
 
@@ -205,7 +205,8 @@ pub struct WrongStatus {
     /// The file that it is in.
     pub file: String,
     /// `held`: its last good state is in force. `fails-closed`: there is none, requests that it governs fail, and
-    /// access logs that it governs (Telemetry) are not written. `unread`: there is none, and nobody can tell what it governs.
+    /// access logs that it governs (Telemetry) are not written. `not-in-force`: there is none, and no request fails for it, such as
+    /// for a limit. `unread`: there is none, and nobody can tell what it governs.
     pub standing: String,
     /// What is wrong, with its place.
     pub reason: String,
