@@ -109,7 +109,10 @@ fn a_rule_that_makes_no_sense_is_an_error_with_its_place() {
     let long = format!("{{name: a, when: \"{}\", deny: {{}}}}", vec!["true"; 200].join(" && "));
     let found = validate([("t.yaml", served(&format!("  - {long}")).as_str())]);
     assert!(found.iter().any(|finding| finding.message.contains("256 parts at most")), "{found:?}");
-    // What is only for calls guards nobody.
+    // What is only for calls stops no server, and fails the calls.
     let found = validate([("t.yaml", rules("calls", "  mode: CLIENT\n  rules: []").as_str())]);
-    assert!(found.len() == 1 && found[0].message.contains("there is no rule"), "{found:?}");
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert!(found.iter().any(|finding| finding.contains("there is no rule")), "{found:#?}");
+    assert!(found.iter().any(|finding| finding.contains("have each of their calls fail with 500")), "{found:#?}");
+    assert!(!found.iter().any(|finding| finding.contains("503")), "{found:#?}");
 }
