@@ -113,7 +113,8 @@ const NO_SECRETS: [&str; 2] = [":authority", "generic_key"];
 /// Whether the value of an entry may let in whoever knows it: by its name, or as it is a token. What was a digest stays one.
 fn is_secret(key: &str, value: &str) -> bool {
     let (key, start) = (key.to_ascii_lowercase(), value.get(..7).unwrap_or(value).to_ascii_lowercase());
-    let is_digest = value.len() == 17 && value.starts_with('#');
+    let is_hex = |digits: &str| digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    let is_digest = value.len() == 17 && value.strip_prefix('#').is_some_and(is_hex);
     let is_token = start.starts_with("eyj") || start.starts_with("basic ") || start == "bearer ";
     let is_named = !NO_SECRETS.contains(&&*key) && SECRETS.iter().any(|part| key.contains(part));
     !is_digest && (is_token || is_named)

@@ -508,8 +508,13 @@ async fn what_lets_in_whoever_knows_it_is_shown_and_written_down_as_a_digest() {
         let identity = Arc::new(Identity { quota: "Quota shop/all".to_owned(), rule: "keys".to_owned(), by });
         (identity.key(), identity, question("ada", 3, 0, 1).2)
     };
-    let secrets =
-        [("x-api-key", "hunter2"), ("Authorization", "Basic aHVudGVyMg=="), ("query.t", "eyJhbGciOi.hunter2")];
+    let secrets = [
+        ("x-api-key", "hunter2"),
+        ("Authorization", "Basic aHVudGVyMg=="),
+        ("query.t", "eyJhbGciOi.hunter2"),
+        // As long as a digest, and none.
+        ("x-api-key", "#supersecret01234"),
+    ];
     for secret in secrets {
         quotas.settle(&[of(&[secret, ("x-user", "ada")])], NOW).await;
     }
@@ -525,13 +530,13 @@ async fn what_lets_in_whoever_knows_it_is_shown_and_written_down_as_a_digest() {
     assert!(secrets.iter().all(|(_, secret)| !told.contains(secret)), "{told}");
     assert!(told.contains("x-user=ada") && open.iter().all(|(_, value)| told.contains(value)), "{told}");
     let shown: std::collections::BTreeSet<String> = status.identities.iter().map(QuotaUse::identity).collect();
-    assert_eq!(shown.len(), 6, "each is told from the others");
+    assert_eq!(shown.len(), 7, "each is told from the others");
     // Each has its own account after a restart, too.
     drop(quotas);
     let quotas = Quotas::new(Store::in_dir(dir.path(), NOW).unwrap());
     let settled = quotas.settle(&[of(&[secrets[0], ("x-user", "ada")])], NOW).await;
     assert_eq!(settled[0].as_ref().map(|settled| settled.used), Ok(6));
-    assert_eq!(quotas.status(limit, NOW).identities.len(), 6);
+    assert_eq!(quotas.status(limit, NOW).identities.len(), 7);
 }
 
 #[test]
