@@ -77,7 +77,9 @@ def claim(address, user):
     reports = queue.SimpleQueue()
     reports.put(report("claimed", user, 0, 1_000_000))
     answers = channel.stream_stream(METHOD, None, None)(iter(reports.get, None), timeout=PATIENCE)
-    return channel, reports, sum(tokens for tokens, _ in assignments(next(answers)))
+    tokens = sum(tokens for tokens, _ in assignments(next(answers)))
+    # Whoever drops the answers ends the stream, and gives back what it holds.
+    return channel, reports, answers, tokens
 
 
 class Quotas:
@@ -107,8 +109,8 @@ class Quotas:
     def claimed(self, address):
         """Streams that only ask for more hold a quarter, and one request each, however many they are."""
         claims = [claim(address, "eve") for _ in range(CLAIMANTS)]
-        held = sum(tokens for _, _, tokens in claims)
-        for channel, reports, _ in claims:
+        held = sum(tokens for *_, tokens in claims)
+        for channel, reports, *_ in claims:
             reports.put(None)
             channel.close()
         if not 0 < held <= MANY // 4 + CLAIMANTS:
