@@ -35,7 +35,7 @@ use super::endpoints::{dns_assignment, single_assignment};
 use super::extensions::{health_check, in_subset, own_policy, simple_policy};
 use super::proto::{CORS_FILTER, FAULT_FILTER, ads, any, duration, its_own_server, number, regex, text_metadata};
 use super::tls::Security;
-use super::{Found, PASSTHROUGH, callers_http, fault, found_by, hash_policy, http_options, nowhere, share};
+use super::{Found, PASSTHROUGH, fault, found_by, hash_policy, http, nowhere, share};
 use crate::policy::Cluster;
 use crate::policy::route::{
     Action, Backoff, Body, Changes, ClusterKey, Condition, Cors, Forward, HeaderChanges, PathRewrite, RedirectTo,
@@ -386,7 +386,7 @@ pub(super) fn render_cluster(
         outlier_detection: seen.traffic.outlier_detection.as_ref().map(outlier_detection),
         health_checks: seen.traffic.health_check.iter().map(|check| health_check(seen, check)).collect(),
         common_lb_config: common_lb(seen),
-        typed_extension_protocol_options: http_options(seen),
+        typed_extension_protocol_options: http::options(seen),
         transport_socket: security.socket,
         transport_socket_matches: security.matches,
         lrs_server: Some(its_own_server()),
@@ -432,7 +432,7 @@ pub(super) fn passthrough() -> cluster::Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst.into())),
         lb_policy: LbPolicy::ClusterProvided.into(),
         circuit_breakers: Some(circuit_breakers(&TrafficPolicy::default())),
-        typed_extension_protocol_options: callers_http(),
+        typed_extension_protocol_options: http::callers(),
         lrs_server: Some(its_own_server()),
         ..Default::default()
     }

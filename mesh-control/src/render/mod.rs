@@ -12,6 +12,7 @@ pub mod envoy;
 mod extensions;
 pub mod filters;
 mod grpc;
+mod http;
 mod json;
 pub mod judge;
 mod library;
@@ -25,13 +26,12 @@ mod tls;
 mod tokens;
 pub mod tracing;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
-use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::config::route::v3::route_action::HashPolicy;
@@ -39,10 +39,8 @@ use envoy_types::pb::envoy::extensions::filters::common::fault::v3::FaultDelay;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault_pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
-use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
-use envoy_types::pb::google::protobuf::Any;
 use mesh_core::identity::SpiffeId;
 use mesh_core::resources::ResourceType;
 use prost::Message;
@@ -61,11 +59,10 @@ use crate::policy::paths::PathNormalization;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Fallback, FallbackName, Faults, Route, Written};
 use crate::policy::telemetry::Side;
 use crate::policy::tokens::{FetchedKeys, TokenRule};
-use crate::policy::traffic::{CONNECT_TIMEOUT, HashedBy, Limit, ServerTls, Tls};
+use crate::policy::traffic::{CONNECT_TIMEOUT, HashedBy, ServerTls, Tls};
 use crate::policy::view::{Applied, View};
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
-use crate::registry::protocol::Protocol;
 use crate::registry::{Discovery, Endpoint, Health, Service, ServiceEndpoints, WrittenEndpoint};
 use judge::Judge;
 use listener::Telemetry;
@@ -784,90 +781,6 @@ fn fault(faults: &Faults) -> Option<fault_pb::HttpFault> {
         ..Default::default()
     });
     (!faults.is_none()).then(|| fault_pb::HttpFault { delay, abort, ..Default::default() })
-}
-
-/// The HTTP settings of a cluster, where any differ from HTTP/1.1 with Envoy's defaults.
-fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
-    use upstream::http_protocol_options::explicit_http_config::ProtocolConfig;
-    use upstream::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions};
-    let explicit =
-        |protocol| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(protocol) });
-    let pool = &seen.traffic.connection_pool;
-    let is_http2 = seen.is_http2();
-    let idle_timeout = pool.idle_timeout;
-    let max_requests = pool.max_requests_per_connection.and_then(Limit::number);
-    let longest = pool.max_connection_duration;
-    if !is_http2 && !pool.as_caller && idle_timeout.is_none() && max_requests.is_none() && longest.is_none() {
-        return HashMap::new();
-    }
-    let http2 = core::Http2ProtocolOptions {
-        // More than this the protocol has no number for.
-        max_concurrent_streams: pool
-            .max_concurrent_streams
-            .and_then(Limit::number)
-            .filter(|streams| *streams < i32::MAX as u32)
-            .and_then(proto::number),
-        connection_keepalive: pool.http2_keepalive.map(|(interval, timeout)| core::KeepaliveSettings {
-            interval: Some(proto::duration(interval)),
-            timeout: Some(proto::duration(timeout)),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    let protocol = match (pool.as_caller, is_http2) {
-        (true, _) => UpstreamProtocolOptions::UseDownstreamProtocolConfig(as_caller(http2)),
-        (false, true) => explicit(ProtocolConfig::Http2ProtocolOptions(http2)),
-        (false, false) => explicit(ProtocolConfig::HttpProtocolOptions(Default::default())),
-    };
-    let options = upstream::HttpProtocolOptions {
-        common_http_protocol_options: Some(core::HttpProtocolOptions {
-            idle_timeout: idle_timeout.map(proto::duration),
-            max_connection_duration: longest.map(proto::duration),
-            max_requests_per_connection: max_requests.and_then(proto::number),
-            ..Default::default()
-        }),
-        upstream_protocol_options: Some(protocol),
-        ..Default::default()
-    };
-    extension_options(&options)
-}
-
-/// The HTTP that a workload speaks: HTTP/1.1 where it is that, and as its caller where nobody says.
-fn http_options_for(protocol: Protocol) -> HashMap<String, Any> {
-    use upstream::http_protocol_options::explicit_http_config::ProtocolConfig::Http2ProtocolOptions;
-    use upstream::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions};
-    match protocol {
-        Protocol::Unspecified => callers_http(),
-        protocol if protocol.is_http2() => {
-            let http2 = ExplicitHttpConfig { protocol_config: Some(Http2ProtocolOptions(Default::default())) };
-            extension_options(&upstream::HttpProtocolOptions {
-                upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(http2)),
-                ..Default::default()
-            })
-        }
-        _ => HashMap::new(),
-    }
-}
-
-/// HTTP/1.1 or HTTP/2, as the caller has it.
-fn callers_http() -> HashMap<String, Any> {
-    use upstream::http_protocol_options::UpstreamProtocolOptions::UseDownstreamProtocolConfig;
-    extension_options(&upstream::HttpProtocolOptions {
-        upstream_protocol_options: Some(UseDownstreamProtocolConfig(as_caller(Default::default()))),
-        ..Default::default()
-    })
-}
-
-fn as_caller(http2: core::Http2ProtocolOptions) -> upstream::http_protocol_options::UseDownstreamHttpConfig {
-    upstream::http_protocol_options::UseDownstreamHttpConfig {
-        http_protocol_options: Some(Default::default()),
-        http2_protocol_options: Some(http2),
-        ..Default::default()
-    }
-}
-
-fn extension_options(options: &upstream::HttpProtocolOptions) -> HashMap<String, Any> {
-    [("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(), proto::any(options))].into()
 }
 
 /// The cluster with the endpoints of calls that go nowhere: none.

@@ -1,6 +1,7 @@
 //! The settings of the mesh, as Istio's users have them: in a ConfigMap, or in a file of their own.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::listener::v3::Listener;
@@ -12,6 +13,7 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use mesh_control::catalog::{Catalog, ClientClass, Kind};
 use mesh_control::config::Severity;
 use mesh_control::plane::{OutboundTrafficPolicy, Plane, PlaneOptions};
+use mesh_core::model::Cluster;
 use mesh_core::path::{EscapedSlashes, PathNormalization};
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::xds::decode::{Options, decode};
@@ -90,15 +92,21 @@ fn what_the_settings_say_is_in_force() {
     assert!(passes(&set));
 }
 
+/// The cluster of reviews, as its client is told of it.
+fn cluster_of_reviews(yaml: &str) -> Arc<Cluster> {
+    let plane = Plane::empty();
+    plane.set_yaml("config.yaml", yaml).unwrap_or_else(|why| panic!("{why}"));
+    let name = "outbound|9080||reviews.shop.svc.cluster.local";
+    let found = plane.snapshot().resource(&client("shop"), Kind::Cluster, name).unwrap();
+    let decoded = decode(ResourceType::Cluster, &found.body, &Options::default()).unwrap().resource;
+    let Resource::Cluster(cluster) = decoded else { panic!("no cluster") };
+    cluster
+}
+
 #[test]
 fn connections_take_as_long_as_the_mesh_says_where_no_rule_does() {
     let cluster = |yaml: &str| {
-        let plane = Plane::empty();
-        plane.set_yaml("config.yaml", yaml).unwrap_or_else(|why| panic!("{why}"));
-        let name = "outbound|9080||reviews.shop.svc.cluster.local";
-        let found = plane.snapshot().resource(&client("shop"), Kind::Cluster, name).unwrap();
-        let decoded = decode(ResourceType::Cluster, &found.body, &Options::default()).unwrap().resource;
-        let Resource::Cluster(cluster) = decoded else { panic!("no cluster") };
+        let cluster = cluster_of_reviews(yaml);
         (cluster.connect_timeout, cluster.tcp_keepalive)
     };
     let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews, namespace: shop}\nspec: {host: reviews, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1s}}}}\n";
@@ -118,15 +126,7 @@ fn connections_take_as_long_as_the_mesh_says_where_no_rule_does() {
 
 #[test]
 fn a_block_of_the_mesh_is_what_a_rule_that_says_the_same_is() {
-    let cluster = |yaml: &str| {
-        let plane = Plane::empty();
-        plane.set_yaml("config.yaml", yaml).unwrap_or_else(|why| panic!("{why}"));
-        let name = "outbound|9080||reviews.shop.svc.cluster.local";
-        let found = plane.snapshot().resource(&client("shop"), Kind::Cluster, name).unwrap();
-        let decoded = decode(ResourceType::Cluster, &found.body, &Options::default()).unwrap().resource;
-        let Resource::Cluster(cluster) = decoded else { panic!("no cluster") };
-        format!("{cluster:?}")
-    };
+    let cluster = |yaml: &str| format!("{:?}", cluster_of_reviews(yaml));
     let http2 = |fields: &str| format!("connectionPool: {{http: {{h2UpgradePolicy: UPGRADE, {fields}}}}}");
     let tcp = ["maxConnections: 7", "connectTimeout: 7s", "maxConnectionDuration: 7s", "idleTimeout: 7s"];
     let keepalive = ["probes: 7", "time: 7s", "interval: 7s"].map(|field| format!("tcpKeepalive: {{{field}}}"));

@@ -274,8 +274,10 @@ async fn idle_connections_are_probed_where_that_is_wanted() {
         let remote = format!("0100007F:{:04X}", upstream.at.port());
         let timer = || {
             let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-            let line = table.lines().find(|line| line.split_whitespace().nth(2) == Some(&remote)).unwrap().to_owned();
-            line.split_whitespace().nth(5).unwrap().split(':').next().unwrap().to_owned()
+            // The one that is open (1): one of another test that had the port before may still be told of.
+            let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let open = lines.into_iter().find(|fields| fields.get(2..4) == Some(&[&*remote, "01"])).unwrap();
+            open[5].split(':').next().unwrap().to_owned()
         };
         // Another timer runs until the last packet is acknowledged.
         until("it is quiet", || timer() != "01").await;

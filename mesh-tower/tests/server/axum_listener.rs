@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::server_support::{chain, frames, listener, mesh, serve_all, within};
+use crate::server_support::{chain, frames, is_answered, listener, mesh, serve_all, within};
 use axum::Router;
 use axum::extract::ConnectInfo;
 use axum::routing::get;
@@ -120,17 +120,7 @@ async fn h7_a_client_has_as_many_connections_as_the_listener_says_under_axum() {
     let address = listener.local_addr();
     let app = Router::new().route("/hello", get(|| async { "hello" })).layer(mesh.server_layer());
     tokio::spawn(axum::serve(listener, app).into_future());
-    let is_served = async |stream: &mut TcpStream| {
-        _ = stream.write_all(b"GET /hello HTTP/1.1\r\nhost: h\r\n\r\n").await;
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"hello") {
-            match within(stream.read_buf(&mut answer)).await {
-                Ok(1..) => {}
-                _ => return false,
-            }
-        }
-        true
-    };
+    let is_served = async |stream: &mut TcpStream| is_answered(stream, "/hello", "hello").await;
     let connect = async || TcpStream::connect(address).await.unwrap();
     let (mut one, mut two) = (connect().await, connect().await);
     assert!(is_served(&mut one).await && is_served(&mut two).await);

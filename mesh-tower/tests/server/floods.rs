@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::server_support::frames::{
     END_HEADERS, END_STREAM, GET, PREFACE, ask, field, frame, frames, goaway, is_reset, start,
 };
-use crate::server_support::within;
+use crate::server_support::{is_answered, within};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -172,17 +172,7 @@ async fn h7_a_client_has_only_so_many_connections_and_one_that_floods_them_is_le
     limits.max_connections_per_client = 2;
     let (address, _) = held(limits).await;
     let connect = || async { TcpStream::connect(address).await.unwrap() };
-    let is_served = async |stream: &mut TcpStream| {
-        _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n").await;
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"served") {
-            match within(stream.read_buf(&mut answer)).await {
-                Ok(1..) => {}
-                _ => return false,
-            }
-        }
-        true
-    };
+    let is_served = async |stream: &mut TcpStream| is_answered(stream, "/", "served").await;
     let (mut one, mut two) = (connect().await, connect().await);
     assert!(is_served(&mut one).await && is_served(&mut two).await);
     assert!(!is_served(&mut connect().await).await, "a third one");

@@ -18,6 +18,8 @@ use mesh_core::model::{
 use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType, Update};
 use mesh_core::store::{Sink, Source};
 use mesh_tower::Mesh;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 /// The source: it applies what the player sends, until the player is gone.
@@ -67,6 +69,19 @@ impl Player {
 /// Nothing in these tests takes this long.
 pub async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("it hangs")
+}
+
+/// Whether a request over this connection is answered, with a body that ends so; else the connection is closed.
+pub async fn is_answered(stream: &mut TcpStream, path: &str, end: &str) -> bool {
+    _ = stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n").as_bytes()).await;
+    let mut answer = Vec::new();
+    while !answer.ends_with(end.as_bytes()) {
+        match within(stream.read_buf(&mut answer)).await {
+            Ok(1..) => {}
+            _ => return false,
+        }
+    }
+    true
 }
 
 pub fn key(address: SocketAddr) -> ResourceKey {

@@ -23,7 +23,7 @@ use mesh_core::identity::SpiffeId;
 
 use super::endpoints::single_assignment;
 use super::proto::{any, duration};
-use super::{BLACK_HOLE, Degraded, Found, PASSTHROUGH, found_by, http_options_for, library, nowhere};
+use super::{BLACK_HOLE, Degraded, Found, PASSTHROUGH, found_by, http, library, nowhere};
 use crate::catalog::{Sidecar, WORKLOAD_IP};
 use crate::policy::Cluster;
 use crate::policy::route::Fallback;
@@ -166,7 +166,7 @@ pub fn inbound_cluster(sidecar: &Sidecar, port: Option<(u16, Protocol)>) -> pb::
     let mut rendered = library::passthrough();
     rendered.name.clone_from(&name);
     if let Some((_, protocol)) = port {
-        rendered.typed_extension_protocol_options = http_options_for(protocol);
+        rendered.typed_extension_protocol_options = http::options_for(protocol);
     }
     match port {
         Some((port, _)) if !sidecar.redirects => {
