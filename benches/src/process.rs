@@ -64,12 +64,34 @@ pub fn cpu(process: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds))
 }
 
-/// Resident memory of a process, in bytes.
-pub fn resident(process: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("/proc: no VmRSS")?;
-    let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse().context("/proc: VmRSS")?;
-    Ok(kibibytes << 10)
+/// Memory of a process, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// All that is resident. The pages of the program's code and constants count, too, which it shares with whoever runs
+    /// the same file, and which the kernel takes back at no cost.
+    pub resident: u64,
+    /// What it has written itself, heap and stacks.
+    pub own: u64,
+}
+
+impl Memory {
+    /// What a process has now.
+    pub fn of(process: u32) -> Result<Self> {
+        let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+        let bytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            let text = line.with_context(|| format!("/proc: no {name}"))?;
+            let kibibytes: u64 =
+                text.trim().trim_end_matches("kB").trim().parse().with_context(|| format!("/proc: {name}"))?;
+            anyhow::Ok(kibibytes << 10)
+        };
+        Ok(Self { resident: bytes("VmRSS")?, own: bytes("RssAnon")? })
+    }
+}
+
+/// Bytes as MiB.
+pub fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// The processor, the cores, and how busy they are: what a table of figures is worth.

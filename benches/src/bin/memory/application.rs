@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use mesh_benches::Result;
 use mesh_benches::clients::{Job, Version, pooled, send_mesh, send_pooled};
-use mesh_benches::process::{Process, resident, until_orphaned};
+use mesh_benches::process::{Memory, Process, mebibytes, until_orphaned};
 use mesh_benches::servers::{self, ServerKind};
 use mesh_benches::stats::median;
 use mesh_core::xds::{Bootstrap, XdsSource};
@@ -24,10 +24,13 @@ const USED: usize = 10;
 /// Requests to each endpoint, on average.
 const ROUNDS: usize = 15;
 
-/// Resident memory, in MiB.
+/// Medians, in MiB.
 pub(crate) struct Application {
+    /// Resident without the mesh, and with it.
     pub(crate) plain: f64,
     pub(crate) meshed: f64,
+    /// What the mesh adds to the memory that the application has written itself.
+    pub(crate) own_added: f64,
 }
 
 /// Measures both kinds, each in processes of their own.
@@ -42,14 +45,21 @@ pub(crate) async fn compare(runs: usize) -> Result<Application> {
         plain.push(one(&["--application", &port.to_string()]).await?);
         meshed.push(one(&["--application", &port.to_string(), "--xds", &xds]).await?);
     }
-    Ok(Application { plain: median(&plain), meshed: median(&meshed) })
+    let of = |all: &[Memory], part: fn(&Memory) -> u64| {
+        median(&all.iter().map(|memory| mebibytes(part(memory))).collect::<Vec<_>>())
+    };
+    Ok(Application {
+        plain: of(&plain, |memory| memory.resident),
+        meshed: of(&meshed, |memory| memory.resident),
+        own_added: of(&meshed, |memory| memory.own) - of(&plain, |memory| memory.own),
+    })
 }
 
-async fn one(arguments: &[&str]) -> Result<f64> {
+async fn one(arguments: &[&str]) -> Result<Memory> {
     let (application, line) = Process::again(arguments)?;
     anyhow::ensure!(line == "ready", "the application says {line:?}");
     tokio::time::sleep(Duration::from_secs(1)).await;
-    Ok(resident(application.id())? as f64 / f64::from(1 << 20))
+    Memory::of(application.id())
 }
 
 /// Is the application.

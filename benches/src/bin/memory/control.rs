@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use mesh_benches::Result;
-use mesh_benches::process::{Process, resident};
+use mesh_benches::process::{Memory, Process, mebibytes};
 use mesh_control::catalog::Kind;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -52,7 +52,7 @@ pub(crate) async fn measure(clients: usize, changes: usize) -> Result<Control> {
     _ = write!(yaml, "{MOVING}");
     std::fs::write(files.path().join("mesh.yaml"), yaml)?;
     let (process, xds) = control(files.path())?;
-    let mebibytes = || resident(process.id()).map(|bytes| bytes as f64 / f64::from(1 << 20));
+    let mebibytes = || Memory::of(process.id()).map(|memory| mebibytes(memory.resident));
 
     let listener = |number: usize| format!("xds.istio.io/grpc/lds/inbound/127.0.0.1:{}", 20_000 + number);
     let mut workloads = Stream::open(xds, "moving-1", Some("moving")).await?;

@@ -76,6 +76,11 @@ async fn measure(args: &Args) -> Result<ExitCode> {
     let added = meshed - plain;
     let mut worst =
         row(&format!("the mesh adds: {services}"), format!("{added:.1} MiB"), Some((added, APPLICATION_BAR)));
+    row(
+        "of that, heap and stacks; the rest are pages of the program",
+        format!("{:.1} MiB", application.own_added),
+        None,
+    );
     let about = format!("500 services × 10 endpoints, {} clients that hold all", args.clients);
     row("mesh-control without clients", format!("{:.1} MiB", control.alone), None);
     let most = control.with_clients;
