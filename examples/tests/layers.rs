@@ -40,7 +40,14 @@ const CRATES: [Crate; 4] = [
         layers: &[
             &["body", "connection", "drain", "filters", "followed", "headers", "inherited", "io", "reply", "uri"],
             &["access_log", "health", "telemetry", "trace", "transport"],
-            &["listeners", "outbound/mirror", "outbound/placement", "outbound/response_body", "outbound/rewrite"],
+            &[
+                "listeners",
+                "outbound/mirror",
+                "outbound/placement",
+                "outbound/response_body",
+                "outbound/rewrite",
+                "threads",
+            ],
             &["outbound/coalesced"],
             &["outbound/request"],
             &["outbound/attempt"],

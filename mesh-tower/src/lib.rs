@@ -63,6 +63,7 @@ mod rate_limits;
 pub mod reply;
 pub mod server;
 mod telemetry;
+mod threads;
 pub mod trace;
 mod transport;
 #[cfg(feature = "xds")]

@@ -32,8 +32,8 @@ use crate::outbound::{Coalescer, FixedTarget, MirrorCounts, Mirrors, OutboundCon
 #[cfg(feature = "xds")]
 use crate::rate_limits::RateLimits;
 use crate::telemetry::Telemetry;
+use crate::threads;
 use crate::trace::Tracer;
-use crate::transport::{close_idle, look_after};
 
 /// The longest time that can be set. Longer ones mean "for ever", and a clock cannot add them to the present.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -211,8 +211,8 @@ impl Mesh {
         &self.inner.drain
     }
 
-    /// Where chores run that must not cost the application's threads anything: on the configuration thread, for
-    /// as long as it lives.
+    /// Where chores run that must not cost the application's threads anything: on a thread of the mesh, for as
+    /// long as its source lives.
     pub(crate) fn background(&self) -> &tokio::runtime::Handle {
         &self.inner.background
     }
@@ -561,8 +561,8 @@ impl MeshBuilder {
         self
     }
 
-    /// Starts the mesh: the source gets a thread of its own, the only one that the mesh has, so that a flood of updates
-    /// cannot stall the application's.
+    /// Starts the mesh, with two threads of its own: one takes in what the source delivers, at a lower priority than those of
+    /// requests; one looks after connections and checks health. So a flood of updates stalls neither the application nor those.
     ///
     /// # Errors
     /// [`StartError`] without a source, or if no thread can be had.
@@ -599,20 +599,8 @@ impl MeshBuilder {
         }
         let access_logs = Arc::new(access_logs);
         observers.push(Arc::clone(&access_logs) as Arc<dyn Observer>);
-        let targets = store.targets();
-        let failed = |error: std::io::Error| StartError(format!("cannot start the configuration thread: {error}"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let background = runtime.handle().clone();
-        std::thread::Builder::new()
-            .name("mesh-config".into())
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::spawn(look_after(targets.clone()));
-                    tokio::spawn(close_idle(targets));
-                    source.run(sink).await;
-                });
-            })
-            .map_err(failed)?;
+        let background = threads::start(source, sink, store.targets())
+            .map_err(|error| StartError(format!("cannot start the threads of the mesh: {error}")))?;
         let inner = Inner {
             store,
             observers: observers.into(),
