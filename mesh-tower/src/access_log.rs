@@ -41,8 +41,8 @@ impl<F: Fn(&str) + Send + Sync + 'static> LogSink for F {
 /// Begins to write, on the thread that goes on to do so: whatever that takes is made there, and ends there.
 pub(crate) type Begin = Box<dyn FnOnce() -> io::Result<Write> + Send>;
 
-/// Writes entries, and waits until they are written.
-pub(crate) type Write = Box<dyn FnMut(Vec<Entry>) -> io::Result<()>>;
+/// Writes entries, waits until they are written, and says how many of them were not taken.
+pub(crate) type Write = Box<dyn FnMut(Vec<Entry>) -> io::Result<u64>>;
 
 /// An entry of an access log.
 #[derive(Debug)]
@@ -255,18 +255,18 @@ fn write_all(to: &str, sent: &Receiver<Sent>, lost: &AtomicU64, begin: Begin) {
             }
         }
         let count = entries.len() as u64;
-        let written = if entries.is_empty() { Ok(()) } else { write(entries) };
-        if let Err(error) = written {
-            lost.fetch_add(count, Ordering::Relaxed);
-            if !std::mem::replace(&mut has_told, true) {
-                tracing::warn!(to, %error, "the access log cannot be written");
-            }
+        let written = if entries.is_empty() { Ok(0) } else { write(entries) };
+        lost.fetch_add(*written.as_ref().unwrap_or(&count), Ordering::Relaxed);
+        if let Err(error) = written
+            && !std::mem::replace(&mut has_told, true)
+        {
+            tracing::warn!(to, %error, "the access log cannot be written");
         }
     }
 }
 
 /// Writes to a file.
-fn write(file: &mut Option<File>, path: &str, entries: &[Entry]) -> io::Result<()> {
+fn write(file: &mut Option<File>, path: &str, entries: &[Entry]) -> io::Result<u64> {
     let block: String = entries.iter().map(|entry| entry.line.to_string()).collect();
     let written = match path {
         STDOUT => io::stdout().lock().write_all(block.as_bytes()).and_then(|()| io::stdout().flush()),
@@ -276,7 +276,7 @@ fn write(file: &mut Option<File>, path: &str, entries: &[Entry]) -> io::Result<(
     if written.is_err() {
         *file = None;
     }
-    written
+    written.map(|()| 0)
 }
 
 /// A file that is not there any more, or is another one by now, is opened anew: whoever turns logs over moves it away.
@@ -332,7 +332,7 @@ mod tests {
                 Ok(Box::new(move |entries: Vec<Entry>| {
                     _ = hangs.recv();
                     taken.fetch_add(entries.len() as u64, Ordering::Relaxed);
-                    Ok(())
+                    Ok(0)
                 }))
             }
         }));

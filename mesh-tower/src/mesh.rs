@@ -261,7 +261,8 @@ impl Mesh {
         WeakMesh(Arc::downgrade(&self.inner))
     }
 
-    /// How many lines of access logs were left out, since their file was too slow or could not be written.
+    /// How many lines of access logs were left out, since their file was too slow or could not be written, or a collector did not
+    /// take them.
     pub fn lost_log_lines(&self) -> u64 {
         self.inner.access_logs.lost()
     }
@@ -287,6 +288,11 @@ impl Mesh {
     #[inline]
     pub(crate) fn telemetry(&self) -> Option<&Arc<Telemetry>> {
         self.inner.telemetry.as_ref()
+    }
+
+    /// How many numbers of metrics were sent and not taken, where they are sent.
+    pub(crate) fn rejected_points(&self) -> Option<u64> {
+        self.inner.metrics_reader.as_ref().map(|reader| reader.rejected())
     }
 
     /// Who takes spans, where somebody does.

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use mesh_core::client_status::ResourceState;
+use mesh_core::client_status::{ClientStatus, ResourceState, ServerStatus};
 use mesh_core::model::MetricRules;
+use mesh_core::resources::ResourceType;
 use mesh_core::store::ServerState;
 use mesh_core::telemetry::{Exposition, Kind, Metrics, MetricsWriter, Reporter, Value, write_standard};
 
@@ -223,8 +224,13 @@ impl Mesh {
         to.sample(&[], unchecked.into(), None);
         to.family("mesh_access_log_lost_total", Kind::Counter, "Lines of access logs that were left out.");
         to.sample(&[], self.lost_log_lines().into(), None);
+        if let Some(rejected) = self.rejected_points() {
+            let help = "Numbers of metrics that a collector was sent and did not take.";
+            to.family("mesh_metric_points_rejected_total", Kind::Counter, help);
+            to.sample(&[], rejected.into(), None);
+        }
         if let Some(tracer) = self.tracer() {
-            let help = "Spans that were left out, since whoever gets them was too slow or gone.";
+            let help = "Spans that were left out, since whoever gets them was too slow or gone, or did not take them.";
             to.family("mesh_trace_spans_dropped_total", Kind::Counter, help);
             to.sample(&[], tracer.dropped().into(), None);
         }
@@ -256,5 +262,53 @@ impl Mesh {
         to.sample(&[], (rejected as u64).into(), None);
         to.family("mesh_xds_resources", Kind::Gauge, "Resources that are subscribed to.");
         to.sample(&[], (status.resources.len() as u64).into(), None);
+        as_grpc_names_it(&status, to);
+    }
+}
+
+/// The client of the control plane by the names that gRPC's clients have for theirs (gRFC A78). There is one for all targets.
+fn as_grpc_names_it(status: &ClientStatus, to: &mut dyn MetricsWriter) {
+    let mut of_servers = |name, kind, help, number: fn(&ServerStatus) -> u64| {
+        to.family(name, kind, help);
+        for server in &status.servers {
+            to.sample(&[("grpc.xds.server", server.uri.as_str())], number(server).into(), None);
+        }
+    };
+    let help = "Whether the stream to a control plane works.";
+    of_servers("grpc.xds_client.connected", Kind::Gauge, help, |server| server.connected.into());
+    let help = "Times that a control plane could not be reached, or broke off before it had answered.";
+    of_servers("grpc.xds_client.server_failure", Kind::Counter, help, |server| server.failures);
+    let help = "Resources of a control plane that were accepted.";
+    of_servers("grpc.xds_client.resource_updates_valid", Kind::Counter, help, |server| server.accepted);
+    let help = "Resources of a control plane that were rejected.";
+    of_servers("grpc.xds_client.resource_updates_invalid", Kind::Counter, help, |server| server.rejected);
+    let mut counts = BTreeMap::<[&str; 3], u64>::new();
+    for resource in &status.resources {
+        let of_type = match resource.key.kind {
+            ResourceType::Listener => "envoy.config.listener.v3.Listener",
+            ResourceType::Route => "envoy.config.route.v3.RouteConfiguration",
+            ResourceType::Cluster => "envoy.config.cluster.v3.Cluster",
+            ResourceType::Endpoints => "envoy.config.endpoint.v3.ClusterLoadAssignment",
+            _ => continue,
+        };
+        let state = match (resource.state, resource.version.is_empty()) {
+            (ResourceState::Requested, _) => "requested",
+            (ResourceState::DoesNotExist, _) => "does_not_exist",
+            (ResourceState::Acked, _) => "acked",
+            (ResourceState::Nacked, true) => "nacked",
+            (ResourceState::Nacked, false) => "nacked_but_cached",
+            (ResourceState::ReceivedError, _) => "received_error",
+            (ResourceState::Timeout, _) => "timeout",
+            _ => continue,
+        };
+        // Names that are of no federation are of this one.
+        let name = resource.key.name.strip_prefix("xdstp://").and_then(|rest| rest.split('/').next());
+        *counts.entry([name.unwrap_or("#old"), state, of_type]).or_default() += 1;
+    }
+    to.family("grpc.xds_client.resources", Kind::Gauge, "Resources by what is known of them.");
+    for ([authority, state, of_type], count) in counts {
+        let labels =
+            [("grpc.xds.authority", authority), ("grpc.xds.cache_state", state), ("grpc.xds.resource_type", of_type)];
+        to.sample(&labels, count.into(), None);
     }
 }

@@ -411,7 +411,14 @@ async fn the_admin_port_is_read_only_and_not_a_web_pages_to_read() {
     let dump = tokio::time::timeout(Duration::from_secs(20), dump).await.expect("a dump with the target");
     assert!(!dump.contains("PRIVATE"), "{dump}");
     let numbers = client.samples().await;
-    for name in ["mesh_cluster_connections_active", "mesh_certificate_expiry_timestamp_seconds", "mesh_xds_connected"] {
+    for name in [
+        "mesh_cluster_connections_active",
+        "mesh_certificate_expiry_timestamp_seconds",
+        "mesh_xds_connected",
+        "grpc_xds_client_connected",
+        "grpc_xds_client_resource_updates_valid_total",
+        "grpc_xds_client_resources",
+    ] {
         assert!(numbers.iter().any(|sample| sample.name == name && sample.value >= 1.0), "{name}");
     }
     for (head, status) in [

@@ -1,5 +1,6 @@
 //! What Prometheus reads (text format 0.0.4).
 
+use std::borrow::Cow;
 use std::fmt::{Display, Write};
 use std::time::Instant;
 
@@ -7,7 +8,8 @@ use crate::histogram::BOUNDS;
 
 use super::writer::{Kind, MetricsWriter, Value};
 
-/// A text for Prometheus, written family by family. No value of a label can end it, whatever is in it.
+/// A text for Prometheus, written family by family. No value of a label can end it, whatever is in it. Names with points in them
+/// are OpenTelemetry's, and become what its own exporters make of them: `grpc.x.failure`, a counter, is `grpc_x_failure_total`.
 ///
 /// ```
 /// use mesh_core::telemetry::{Exposition, Kind, MetricsWriter, Value};
@@ -21,7 +23,7 @@ use super::writer::{Kind, MetricsWriter, Value};
 pub struct Exposition {
     text: String,
     /// Of the family that was begun last.
-    name: &'static str,
+    name: Cow<'static, str>,
 }
 
 impl MetricsWriter for Exposition {
@@ -31,8 +33,12 @@ impl MetricsWriter for Exposition {
             Kind::Gauge => "gauge",
             Kind::Histogram => "histogram",
         };
-        self.name = name;
-        _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        self.name = match (name.contains('.'), kind) {
+            (false, _) => name.into(),
+            (true, "counter") => format!("{}_total", underscored(name)).into(),
+            (true, _) => underscored(name).into(),
+        };
+        _ = writeln!(self.text, "# HELP {0} {help}\n# TYPE {0} {kind}", self.name);
     }
 
     fn sample(&mut self, labels: &[(&str, &str)], value: Value<'_>, _: Option<Instant>) {
@@ -53,12 +59,16 @@ impl MetricsWriter for Exposition {
     }
 }
 
+fn underscored(name: &str) -> String {
+    name.replace('.', "_")
+}
+
 impl Exposition {
     /// The content type of the text.
     pub const CONTENT_TYPE: &'static str = "text/plain; version=0.0.4; charset=utf-8";
 
     fn line(&mut self, of: &str, labels: &[(&str, &str)], more: Option<(&str, &str)>, value: impl Display) {
-        self.text.push_str(self.name);
+        self.text.push_str(&self.name);
         self.text.push_str(of);
         let mut separator = '{';
         for (label, value) in labels.iter().copied().chain(more) {
@@ -73,7 +83,10 @@ impl Exposition {
     }
 
     fn label(&mut self, label: &str, value: &str) {
-        self.text.push_str(label);
+        match label.contains('.') {
+            true => self.text.push_str(&underscored(label)),
+            false => self.text.push_str(label),
+        }
         self.text.push_str("=\"");
         for c in value.chars() {
             match c {

@@ -92,6 +92,11 @@ pub trait MetricsReader: Send + Sync + fmt::Debug + 'static {
     /// The mesh has started: who it is, and what its metrics are read by. Once it is gone there is nothing more to read.
     fn begin(&self, own: &Workload, read: ReadMetrics);
 
+    /// How many numbers were sent and not taken (`mesh_metric_points_rejected_total`).
+    fn rejected(&self) -> u64 {
+        0
+    }
+
     /// Waits until what was counted until now is sent, and not for ever: the process is about to end.
     fn flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(std::future::ready(()))

@@ -1,25 +1,29 @@
 //! What the environment says of traces, metrics and access logs, in OpenTelemetry's words.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use mesh_core::model::{Fraction, Tracing};
-use opentelemetry_otlp::SpanExporter;
 
-use super::otlp::Collector;
+use super::otlp::{Collector, Spans};
 use super::{Exporter, Limits};
 use crate::mesh::StartError;
 
 /// The exporter of spans that the environment asks for, if it asks for one.
 pub(super) fn exporter(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Exporter>, StartError> {
-    let Some(wanted) = wanted(&Variables(variable)).map_err(StartError::new)? else { return Ok(None) };
-    let make = || SpanExporter::builder().build().map_err(|error| error.to_string());
-    Ok(Some(Exporter::made(make, wanted.limits)?.tracing(wanted.tracing)))
+    let Some(Wanted { collector, limits, tracing }) = wanted(&Variables(variable)).map_err(StartError::new)? else {
+        return Ok(None);
+    };
+    let make = |dropped: &Arc<AtomicU64>| Spans::new(*collector, Arc::clone(dropped));
+    Ok(Some(Exporter::made(make, limits)?.tracing(tracing)))
 }
 
-/// What it says besides what is read where the exporter is made.
+/// What it says of spans.
 #[derive(Debug)]
 struct Wanted {
+    collector: Box<Collector>,
     limits: Limits,
     tracing: Tracing,
 }
@@ -89,8 +93,7 @@ fn wanted(variables: &Variables<impl Fn(&str) -> Option<String>>) -> Result<Opti
     if variables.is_disabled() {
         return Ok(None);
     }
-    let endpoints = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
-    let has_endpoint = variables.first(endpoints).is_some();
+    let has_endpoint = variables.first(TRACES.endpoints()).is_some();
     match variables.said("OTEL_TRACES_EXPORTER").as_deref() {
         Some("none") => return Ok(None),
         Some("otlp") => {}
@@ -98,8 +101,7 @@ fn wanted(variables: &Variables<impl Fn(&str) -> Option<String>>) -> Result<Opti
         None => return Ok(None),
         Some(other) => return Err(format!("OTEL_TRACES_EXPORTER={other}: not supported; there are otlp and none")),
     }
-    variables.endpoint(endpoints)?;
-    variables.is_grpc(["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"])?;
+    let collector = Box::new(TRACES.collector(variables)?);
     let number = |name, least, default| variables.number(name, least, 1_000_000, default);
     let count =
         |name, default: usize| number(name, 1, default as u64).map(|number| usize::try_from(number).unwrap_or(default));
@@ -119,7 +121,7 @@ fn wanted(variables: &Variables<impl Fn(&str) -> Option<String>>) -> Result<Opti
         variables.said("OTEL_TRACES_SAMPLER").as_deref(),
         variables.said("OTEL_TRACES_SAMPLER_ARG").as_deref(),
     )?;
-    Ok(Some(Wanted { limits, tracing }))
+    Ok(Some(Wanted { collector, limits, tracing }))
 }
 
 /// What the environment says of metrics.
@@ -191,6 +193,16 @@ struct Signal {
     grpc: &'static str,
     http: &'static str,
 }
+
+const TRACES: Signal = Signal {
+    endpoint: "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    protocol: "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    headers: "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    timeout: "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+    compression: "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+    grpc: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+    http: "/v1/traces",
+};
 
 const METRICS: Signal = Signal {
     endpoint: "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",

@@ -134,6 +134,14 @@ mod tests {
         drop(builder().start().unwrap());
     }
 
+    #[tokio::test]
+    async fn entries_that_a_collector_did_not_take_are_told_of() {
+        let begin = collect(Box::new(otlp::tests::rejecting(1, false).await), Workload::default());
+        let entry = || Entry { line: LogLine::Text("a".to_owned()), ended: UNIX_EPOCH, span: None };
+        let written = tokio::task::spawn_blocking(move || begin().unwrap()(vec![entry(), entry()]));
+        assert_eq!(written.await.unwrap().unwrap(), 1);
+    }
+
     #[test]
     fn a_text_is_a_body_and_the_fields_of_an_object_are_attributes() {
         let span = TraceContext::parse(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");

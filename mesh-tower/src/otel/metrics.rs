@@ -3,6 +3,8 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::telemetry::{MetricsReader, ReadMetrics};
@@ -16,7 +18,10 @@ use super::{FLUSHED, FLUSHES, env};
 use crate::mesh::{MeshBuilder, StartError};
 
 /// Sends the metrics of a mesh to a collector.
-struct MetricsExporter(Sender<Order>);
+struct MetricsExporter {
+    orders: Sender<Order>,
+    rejected: Arc<AtomicU64>,
+}
 
 /// What its thread is told.
 enum Order {
@@ -30,16 +35,24 @@ impl MetricsExporter {
             |why: std::io::Error| StartError::new(format!("cannot start the thread that sends metrics: {why}"));
         let (orders, told) = channel(FLUSHES + 1);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let rejected = Arc::<AtomicU64>::default();
+        let counts = Arc::clone(&rejected);
         std::thread::Builder::new()
             .name("mesh-metrics".into())
-            .spawn(move || runtime.block_on(run(told, &collector, interval, timeout)))
+            .spawn(move || runtime.block_on(run(told, &collector, &counts, interval, timeout)))
             .map_err(failed)?;
-        Ok(MetricsExporter(orders))
+        Ok(MetricsExporter { orders, rejected })
     }
 }
 
 /// Sends until the mesh is gone.
-async fn run(mut orders: Receiver<Order>, collector: &Collector, interval: Duration, timeout: Duration) {
+async fn run(
+    mut orders: Receiver<Order>,
+    collector: &Collector,
+    rejected: &AtomicU64,
+    interval: Duration,
+    timeout: Duration,
+) {
     let Some(Order::Begin(own, read)) = orders.recv().await else { return };
     let resource = otlp::resource(*own);
     let (began, mut is_failing) = (SystemTime::now(), false);
@@ -59,7 +72,7 @@ async fn run(mut orders: Receiver<Order>, collector: &Collector, interval: Durat
         }
         let send = async {
             for message in page.finish() {
-                collector.send(message).await?;
+                rejected.fetch_add(collector.send(message).await?, Ordering::Relaxed);
             }
             Ok::<(), String>(())
         };
@@ -84,13 +97,17 @@ async fn run(mut orders: Receiver<Order>, collector: &Collector, interval: Durat
 
 impl MetricsReader for MetricsExporter {
     fn begin(&self, own: &Workload, read: ReadMetrics) {
-        _ = self.0.try_send(Order::Begin(Box::new(own.clone()), read));
+        _ = self.orders.try_send(Order::Begin(Box::new(own.clone()), read));
+    }
+
+    fn rejected(&self) -> u64 {
+        self.rejected.load(Ordering::Relaxed)
     }
 
     fn flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async {
             let (done, is_done) = oneshot::channel();
-            if self.0.try_send(Order::Flush(done)).is_ok() {
+            if self.orders.try_send(Order::Flush(done)).is_ok() {
                 _ = tokio::time::timeout(FLUSHED, is_done).await;
             }
         })
@@ -133,5 +150,26 @@ impl MeshBuilder {
             }
             Err(why) => self.fail(StartError::new(why)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::telemetry::Kind;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn points_that_a_collector_did_not_take_are_counted() {
+        let (collector, long) = (Box::new(otlp::tests::rejecting(3, false).await), Duration::from_secs(600));
+        let exporter = MetricsExporter::new(collector, long, long).unwrap();
+        let read: ReadMetrics = Box::new(|to| {
+            to.family("calls", Kind::Counter, "Calls.");
+            to.sample(&[], 7.into(), None);
+            true
+        });
+        exporter.begin(&Workload::default(), read);
+        exporter.flush().await;
+        assert_eq!(exporter.rejected(), 3);
     }
 }

@@ -100,38 +100,26 @@ impl Exporter {
     /// # Errors
     /// If no thread can be had.
     pub fn with_limits(exporter: impl SpanExporter + 'static, limits: Limits) -> Result<Self, StartError> {
-        Exporter::made(move || Ok(exporter), limits)
+        Exporter::made(move |_| exporter, limits)
     }
 
-    /// The same of what can only be made where there is a runtime.
+    /// The same of one that counts itself what of a batch is not taken.
     fn made<E: SpanExporter + 'static>(
-        make: impl FnOnce() -> Result<E, String> + Send + 'static,
+        make: impl FnOnce(&Arc<AtomicU64>) -> E,
         limits: Limits,
     ) -> Result<Self, StartError> {
         let (spans, queue) = channel(limits.queue.max(1));
         let (flushes, asked) = channel(FLUSHES);
         let (dropped, own) = (Arc::<AtomicU64>::default(), Arc::<OnceLock<Workload>>::default());
+        let exporter = make(&dropped);
         let queue =
             queue::Queue { spans: queue, flushes: asked, dropped: Arc::clone(&dropped), own: Arc::clone(&own), limits };
         let failed = |why: std::io::Error| StartError::new(format!("cannot start the thread that sends spans: {why}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let (made, is_made) = std::sync::mpsc::sync_channel(1);
         std::thread::Builder::new()
             .name("mesh-spans".into())
-            .spawn(move || {
-                runtime.block_on(async {
-                    match make() {
-                        Ok(exporter) => {
-                            _ = made.send(Ok(()));
-                            queue.run(exporter).await;
-                        }
-                        Err(why) => _ = made.send(Err(why)),
-                    }
-                });
-            })
+            .spawn(move || runtime.block_on(queue.run(exporter)))
             .map_err(failed)?;
-        let is_made = is_made.recv().unwrap_or_else(|_| Err("it panicked".to_owned()));
-        is_made.map_err(|why| StartError::new(format!("spans cannot be exported: {why}")))?;
         Ok(Exporter { spans, flushes, dropped, own, tracing: Tracing::default() })
     }
 
@@ -268,6 +256,16 @@ mod tests {
         exporter.take(span());
         exporter.flush().await;
         assert_eq!(exporter.dropped(), 1);
+    }
+
+    #[tokio::test]
+    async fn spans_that_a_collector_did_not_take_are_counted() {
+        let collector = otlp::tests::rejecting(2, true).await;
+        let exporter =
+            Exporter::made(|dropped| otlp::Spans::new(collector, Arc::clone(dropped)), Limits::default()).unwrap();
+        (0..5).for_each(|_| exporter.take(span()));
+        exporter.flush().await;
+        assert_eq!(exporter.dropped(), 2);
     }
 
     /// Counts.

@@ -1,8 +1,10 @@
-//! Metrics as OTLP has them, and the way to a collector.
+//! Metrics as OTLP has them, and the way to a collector, which may take a part of what it is sent (`partial_success`).
 //!
-//! OpenTelemetry's own exporter takes nothing but what its own instruments have counted; ours are counted already.
+//! OpenTelemetry's own exporters take nothing but what its own instruments have counted, and say nothing of what was not taken.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -12,9 +14,13 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use mesh_core::printable::printable;
 use mesh_core::telemetry::{BOUNDS, Kind, MetricsWriter, Value};
 use mesh_core::workload::Workload;
+// The answers of all three have the same fields by other names.
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse as Answer;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Text;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
@@ -24,6 +30,10 @@ use opentelemetry_proto::tonic::metrics::v1::{
     ScopeMetrics, Sum,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
+use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
+use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use prost::Message;
 
 use super::queue;
@@ -178,13 +188,15 @@ pub(super) fn text(name: &str, value: &str) -> KeyValue {
     KeyValue { key: name.to_owned(), value, ..KeyValue::default() }
 }
 
-/// Who takes metrics, or logs, over HTTP/1.1 or gRPC.
+/// Who takes spans, metrics or logs, over HTTP/1.1 or gRPC.
 pub(super) struct Collector {
     client: Client<HttpConnector, Full<Bytes>>,
     uri: Uri,
     headers: HeaderMap,
     is_grpc: bool,
     timeout: Duration,
+    /// Whether it was told that it does not take all.
+    has_told: AtomicBool,
 }
 
 impl Collector {
@@ -196,7 +208,7 @@ impl Collector {
             headers.insert(TE, const { HeaderValue::from_static("trailers") });
         }
         let client = Client::builder(TokioExecutor::new()).http2_only(is_grpc).build_http();
-        Collector { client, uri, headers, is_grpc, timeout }
+        Collector { client, uri, headers, is_grpc, timeout, has_told: AtomicBool::new(false) }
     }
 
     #[cfg(test)]
@@ -204,12 +216,21 @@ impl Collector {
         &self.uri
     }
 
-    pub(super) async fn send(&self, message: Vec<u8>) -> Result<(), String> {
+    /// How many of the spans, points or records of a message were not taken; none, as a rule.
+    pub(super) async fn send(&self, message: Vec<u8>) -> Result<u64, String> {
         let sent = tokio::time::timeout(self.timeout, self.exchange(message)).await;
-        sent.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.timeout)))
+        let answer = sent.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.timeout)))?;
+        let Some(rejected) = answer.partial_success else { return Ok(0) };
+        let count = u64::try_from(rejected.rejected_log_records).unwrap_or_default();
+        // Without any, it is a word of advice.
+        if (count > 0 || !rejected.error_message.is_empty()) && !self.has_told.swap(true, Ordering::Relaxed) {
+            let why = printable(&rejected.error_message);
+            tracing::warn!(collector = %self.uri, count, %why, "a collector did not take all that it was sent; this is said once");
+        }
+        Ok(count)
     }
 
-    async fn exchange(&self, message: Vec<u8>) -> Result<(), String> {
+    async fn exchange(&self, message: Vec<u8>) -> Result<Answer, String> {
         let body = match self.is_grpc {
             true => framed(&message),
             false => message.into(),
@@ -221,18 +242,53 @@ impl Collector {
         if !head.status.is_success() {
             return Err(format!("the collector answered {}", head.status));
         }
+        let rest = Limited::new(body, MOST_ANSWER).collect().await;
         if !self.is_grpc {
-            return Ok(());
+            // It has taken it, whatever it says besides: some answer in words.
+            return Ok(rest.ok().and_then(|rest| Answer::decode(rest.to_bytes()).ok()).unwrap_or_default());
         }
-        let rest = Limited::new(body, MOST_ANSWER).collect().await.map_err(|error| error.to_string())?;
-        let status = head.headers.get("grpc-status").or_else(|| rest.trailers()?.get("grpc-status"));
-        match status.map(HeaderValue::as_bytes) {
-            Some(b"0") => Ok(()),
+        let rest = rest.map_err(|error| error.to_string())?;
+        let status = head.headers.get("grpc-status").or_else(|| rest.trailers()?.get("grpc-status")).cloned();
+        match status.as_ref().map(HeaderValue::as_bytes) {
+            Some(b"0") => {
+                let body = rest.to_bytes();
+                let (_, message) = body.split_at_checked(5).unwrap_or_default();
+                Ok(Answer::decode(message).unwrap_or_default())
+            }
             other => Err(format!(
                 "the collector answered gRPC status {}",
                 other.map_or_else(|| "none".into(), String::from_utf8_lossy)
             )),
         }
+    }
+}
+
+/// Sends spans.
+#[derive(Debug)]
+pub(super) struct Spans {
+    collector: Collector,
+    resource: ResourceAttributesWithSchema,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Spans {
+    /// Counts those that are not taken of a batch which is.
+    pub(super) fn new(collector: Collector, dropped: Arc<AtomicU64>) -> Self {
+        Spans { collector, resource: ResourceAttributesWithSchema::default(), dropped }
+    }
+}
+
+impl SpanExporter for Spans {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let resource_spans = group_spans_by_resource_and_scope(batch, &self.resource);
+        let message = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
+        let rejected = self.collector.send(message).await.map_err(OTelSdkError::InternalFailure)?;
+        self.dropped.fetch_add(rejected, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn set_resource(&mut self, resource: &opentelemetry_sdk::Resource) {
+        self.resource = resource.into();
     }
 }
 
@@ -263,8 +319,31 @@ fn framed(message: &[u8]) -> Bytes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A collector that does not take so many of what it is sent.
+    pub(in crate::otel) async fn rejecting(count: i64, is_grpc: bool) -> Collector {
+        use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsPartialSuccess;
+        let rejected =
+            ExportLogsPartialSuccess { rejected_log_records: count, error_message: "too old\x1b[2J".to_owned() };
+        let answer = Answer { partial_success: Some(rejected) }.encode_to_vec();
+        let answer = if is_grpc { framed(&answer) } else { answer.into() };
+        let app = axum::Router::new().fallback(move || async move { ([("grpc-status", "0")], answer) });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(axum::serve(listener, app).into_future());
+        Collector::new(uri, HeaderMap::new(), is_grpc, Duration::from_secs(20))
+    }
+
+    #[tokio::test]
+    async fn a_collector_says_how_much_it_did_not_take() {
+        for (count, expected) in [(0, 0), (7, 7), (-1, 0)] {
+            for is_grpc in [false, true] {
+                assert_eq!(rejecting(count, is_grpc).await.send(Vec::new()).await, Ok(expected), "{count} {is_grpc}");
+            }
+        }
+    }
 
     #[test]
     fn much_is_sent_in_parts_and_every_part_says_whose_and_of_what() {
