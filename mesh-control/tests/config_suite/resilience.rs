@@ -24,9 +24,8 @@ how calls are made. \"Client\" is `mesh.client()` and `mesh_tonic::channel`, \"l
 exists already, \"connector\" is `mesh.connector()` below one. What is reported is a finding of `mesh-control validate` and of the log,
 with line and column; `validate --for grpc` has what gRPC's own clients do instead.
 
-\"Yes (1)\" is shown by what a request, a server or a connection experiences, in test 1 of [the list](#tests). \"No test of
-its own\": it takes the way of the column before, by the same code. \"No, and says so\": once for each target, in the log. Where a face leaves something to the client above or below it,
-nothing is logged.
+\"Yes (1)\" is shown by what a request, a server or a connection experiences, in test 1 of [the list](#tests).
+\"No, and says so\": once for each target, in the log. Where a face leaves something to the client above or below it, nothing is logged.
 ";
 
 const KINDS: [(ObjectKind, &str, &str); 3] = [
@@ -220,7 +219,6 @@ impl Tests {
         let text = match face {
             Face::Shown(tests) => format!("yes {}", self.numbers(what, tests)),
             Face::Partly(text, tests) => format!("{text} {}", self.numbers(what, tests)),
-            Face::Untested => "yes, no test of its own".to_owned(),
             Face::No(reason) => format!("no: {reason}"),
         };
         let is_empty = matches!(face, Face::Partly("", _) | Face::No(""));
@@ -237,7 +235,7 @@ impl Tests {
     }
 
     pub(crate) fn numbers(&mut self, what: &str, tests: &[Test]) -> String {
-        assert!(!tests.is_empty(), "{what}: no test is named: is it `Untested`?");
+        assert!(!tests.is_empty(), "{what}: no test is named");
         let numbers: Vec<String> = tests
             .iter()
             .map(|test| {

@@ -1,6 +1,6 @@
 //! What each way into the mesh does with the fields that are honoured, and the tests that show it.
 
-use Face::{No, Partly, Shown, Untested};
+use Face::{No, Partly, Shown};
 use mesh_control::config::support::ObjectKind::{self, DestinationRule, MeshConfig, VirtualService};
 
 /// Its file, and its name.
@@ -13,8 +13,6 @@ pub(crate) enum Face {
     Shown(&'static [Test]),
     /// The same, and what of it they show, or how it honours it.
     Partly(&'static str, &'static [Test]),
-    /// By the code of the column before, without a test.
-    Untested,
     /// Why not.
     No(&'static str),
 }
@@ -35,6 +33,7 @@ const fn group(kind: ObjectKind, fields: &'static [&'static str], client: Face, 
 const BALANCING: &str = "mesh-control/tests/requests/balancing.rs";
 const BREAKERS: &str = "mesh-control/tests/requests/breakers.rs";
 const CALLING: &str = "mesh-control/tests/requests/calling.rs";
+const FACES: &str = "mesh-control/tests/requests/faces.rs";
 const MIRRORING: &str = "mesh-control/tests/requests/mirroring.rs";
 const OUTLIERS: &str = "mesh-control/tests/requests/outliers.rs";
 const RETRIES: &str = "mesh-control/tests/requests/retries.rs";
@@ -83,9 +82,29 @@ const SAME_BLOCK: Test =
     ("mesh-control/tests/config_suite/mesh_config.rs", "a_block_of_the_mesh_is_what_a_rule_that_says_the_same_is");
 const AS_OF_A_RULE: Face = Partly("yes, as of a rule that says the same", &[SAME_BLOCK, MESH_SAYS_HOW]);
 const LIKE_A_RULE: Face = Partly("as of a rule that says the same", &[SAME_BLOCK]);
-const SLOW_START: Face = Partly(
-    "yes; in a test that sets the clock of the policy",
-    &[("mesh-core/src/balance/warmup.rs", "a_new_endpoint_grows_into_its_share")],
+const WARMED_UP: Face = Partly(
+    "yes: that none is left out by any way, and its share in a test that sets the clock of the policy, of which all ways have one",
+    &[
+        (BALANCING, "new_endpoints_are_warmed_up_with_round_robin_and_least_request"),
+        ("mesh-core/src/balance/warmup.rs", "a_new_endpoint_grows_into_its_share"),
+    ],
+);
+const OWN_PORT: Test = (FACES, "a_port_has_its_own_policy");
+const UNDER_WAY: Test = (FACES, "as_many_retries_are_under_way_as_a_limit_or_a_budget_lets");
+const EJECTS: Test = (FACES, "of_a_connector_failures_to_connect_eject_as_they_are_configured");
+const TOO_FEW_LEFT: Test = (FACES, "a_connector_uses_those_that_fail_where_too_few_are_healthy");
+const DIALS_AGAIN: Test = (FACES, "a_connector_tries_again_as_the_policy_has_it");
+const GROWS_OLD: Test = (FACES, "a_connection_of_a_connector_ends_when_it_is_old");
+const PASSED_BY: Face = Partly(
+    "of no effect: a retry passes by whom no connection could be made to, whatever this says",
+    &[(RETRIES, "who_is_found_by_a_hash_and_cannot_be_reached_is_not_asked_again")],
+);
+const ARE_PROBED: Face = Partly("yes; that there are probes, and not how many and when", &[PROBED]);
+const PROVES: Test = (TLS_FILES, "a_server_that_does_not_prove_who_it_is_gets_no_request_and_the_reason_is_told");
+const REVOKED: Test = (TLS_FILES, "m18_with_lists_of_revoked_certificates_each_authority_of_a_chain_needs_one");
+const AUTOMATIC_OFF: Test = (
+    "mesh-tower/tests/security/identities.rs",
+    "where_the_mesh_turns_automatic_mtls_off_calls_are_plaintext_unless_a_rule_says_how",
 );
 const MESH_LOCALITY: Test = (BALANCING, "the_mesh_says_it_where_no_rule_does");
 const ENDS: Test = (BREAKERS, "connections_end_when_they_are_old_or_idle_for_too_long");
@@ -132,8 +151,8 @@ pub(crate) const GROUPS: &[Group] = &[
         DestinationRule,
         &["trafficPolicy.portLevelSettings.port.number"],
         Shown(&[PORT_AND_SUBSET, (BALANCING, "a_port_and_a_subset_have_their_own_policy")]),
-        Shown(&[(BALANCING, "a_port_and_a_subset_have_their_own_policy")]),
-        Untested,
+        Shown(&[(BALANCING, "a_port_and_a_subset_have_their_own_policy"), OWN_PORT]),
+        Shown(&[OWN_PORT]),
     ),
     // Balancing.
     group(DestinationRule, &["trafficPolicy.loadBalancer.simple"], TAKES_TURNS, TAKES_TURNS, TAKES_TURNS),
@@ -202,9 +221,9 @@ pub(crate) const GROUPS: &[Group] = &[
             "trafficPolicy.loadBalancer.warmup.minimumPercent",
             "trafficPolicy.loadBalancer.warmup.aggression",
         ],
-        SLOW_START,
-        Untested,
-        Untested,
+        WARMED_UP,
+        WARMED_UP,
+        WARMED_UP,
     ),
     group(
         DestinationRule,
@@ -283,16 +302,16 @@ pub(crate) const GROUPS: &[Group] = &[
             "trafficPolicy.connectionPool.tcp.tcpKeepalive.interval",
             "trafficPolicy.connectionPool.tcp.tcpKeepalive.probes",
         ],
-        Partly("yes; that there are probes, and not how many and when", &[PROBED]),
+        ARE_PROBED,
         CLIENTS_OWN,
-        Untested,
+        ARE_PROBED,
     ),
     group(
         DestinationRule,
         &["trafficPolicy.connectionPool.tcp.maxConnectionDuration"],
         Shown(&[ENDS]),
         CLIENTS_OWN,
-        Untested,
+        Shown(&[GROWS_OLD]),
     ),
     group(
         DestinationRule,
@@ -359,23 +378,23 @@ pub(crate) const GROUPS: &[Group] = &[
     group(
         DestinationRule,
         &["trafficPolicy.connectionPool.http.maxRetries"],
-        Shown(&[(LIMITS, "there_are_never_more_retries_under_way_than_the_cluster_allows")]),
-        Untested,
-        Untested,
+        Shown(&[(LIMITS, "there_are_never_more_retries_under_way_than_the_cluster_allows"), UNDER_WAY]),
+        Shown(&[UNDER_WAY]),
+        Shown(&[UNDER_WAY]),
     ),
     group(
         DestinationRule,
         &["trafficPolicy.retryBudget.percent", "trafficPolicy.retryBudget.minRetryConcurrency"],
-        Shown(&[BUDGET]),
-        Untested,
-        Untested,
+        Shown(&[BUDGET, UNDER_WAY]),
+        Shown(&[UNDER_WAY]),
+        Shown(&[UNDER_WAY]),
     ),
     group(
         DestinationRule,
         &["trafficPolicy.retryBudget.budgetInterval"],
         Shown(&[BUDGET_OVER]),
         Shown(&[BUDGET_OVER]),
-        Untested,
+        Shown(&[DIALS_AGAIN]),
     ),
     // Endpoints that fail.
     group(
@@ -400,29 +419,35 @@ pub(crate) const GROUPS: &[Group] = &[
         ],
         Shown(&[EACH_FAILURE]),
         Shown(&[EACH_FAILURE]),
-        Untested,
+        Shown(&[EJECTS]),
     ),
-    group(DestinationRule, &["trafficPolicy.outlierDetection.interval"], Shown(&[ENDS_AT]), Untested, Untested),
+    group(
+        DestinationRule,
+        &["trafficPolicy.outlierDetection.interval"],
+        Shown(&[ENDS_AT]),
+        Shown(&[ENDS_AT]),
+        Shown(&[EJECTS]),
+    ),
     group(
         DestinationRule,
         &["trafficPolicy.outlierDetection.baseEjectionTime"],
         Shown(&[OUT]),
         Shown(&[OUT]),
-        Untested,
+        Shown(&[EJECTS]),
     ),
     group(
         DestinationRule,
         &["trafficPolicy.outlierDetection.maxEjectionPercent"],
         Shown(&[MOST_OUT]),
         Shown(&[MOST_OUT]),
-        Untested,
+        Shown(&[EJECTS]),
     ),
     group(
         DestinationRule,
         &["trafficPolicy.outlierDetection.minHealthPercent"],
         Shown(&[TOO_FEW]),
         Shown(&[TOO_FEW]),
-        Untested,
+        Shown(&[TOO_FEW_LEFT]),
     ),
     // TLS.
     group(
@@ -430,42 +455,30 @@ pub(crate) const GROUPS: &[Group] = &[
         &["trafficPolicy.tls", "trafficPolicy.tls.mode"],
         Shown(&[RULE_SAYS_HOW, MUTUAL]),
         NO_TLS,
-        Partly("mutual TLS of the mesh; by files, no test of its own", &[BY_BYTES]),
+        Shown(&[BY_BYTES, MUTUAL]),
     ),
     group(
         DestinationRule,
         &["trafficPolicy.tls.clientCertificate", "trafficPolicy.tls.privateKey"],
         Shown(&[MUTUAL]),
         NO_TLS,
-        Untested,
+        Shown(&[MUTUAL]),
     ),
-    group(
-        DestinationRule,
-        &["trafficPolicy.tls.caCertificates"],
-        Shown(&[(TLS_FILES, "a_server_that_does_not_prove_who_it_is_gets_no_request_and_the_reason_is_told")]),
-        NO_TLS,
-        Untested,
-    ),
-    group(
-        DestinationRule,
-        &["trafficPolicy.tls.caCrl"],
-        Shown(&[(TLS_FILES, "m18_with_lists_of_revoked_certificates_each_authority_of_a_chain_needs_one")]),
-        NO_TLS,
-        Untested,
-    ),
+    group(DestinationRule, &["trafficPolicy.tls.caCertificates"], Shown(&[PROVES]), NO_TLS, Shown(&[PROVES])),
+    group(DestinationRule, &["trafficPolicy.tls.caCrl"], Shown(&[REVOKED]), NO_TLS, Shown(&[REVOKED])),
     group(
         DestinationRule,
         &["trafficPolicy.tls.insecureSkipVerify", "trafficPolicy.tls.sni"],
         Shown(&[ANOTHER_NAME]),
         NO_TLS,
-        Untested,
+        Shown(&[ANOTHER_NAME]),
     ),
     group(
         DestinationRule,
         &["trafficPolicy.tls.subjectAltNames"],
         Shown(&[ANOTHER_NAME, RULE_SAYS_HOW]),
         NO_TLS,
-        Untested,
+        Shown(&[ANOTHER_NAME]),
     ),
     // VirtualService.
     group(
@@ -494,21 +507,21 @@ pub(crate) const GROUPS: &[Group] = &[
         &["http.retries.backoff"],
         Shown(&[TABLE, (POLICIES, "pauses_are_as_long_as_the_policy_says_and_as_servers_ask")]),
         Shown(&[TABLE]),
-        Untested,
+        Shown(&[DIALS_AGAIN]),
     ),
     group(
         VirtualService,
         &["http.retries.retryIgnorePreviousHosts"],
         Shown(&[TABLE, (RETRIES, "who_is_found_by_a_hash_is_asked_again_unless_a_rule_wants_somebody_else")]),
         Shown(&[TABLE]),
-        Untested,
+        PASSED_BY,
     ),
     group(
         VirtualService,
         &["http.retries.retryRemoteLocalities"],
         Shown(&[TABLE, (RETRIES, "every_second_retry_goes_to_a_priority_that_was_not_tried")]),
         Shown(&[TABLE]),
-        Untested,
+        Shown(&[DIALS_AGAIN]),
     ),
     group(
         VirtualService,
@@ -555,36 +568,42 @@ pub(crate) const GROUPS: &[Group] = &[
         SAID,
     ),
     // Settings of the mesh.
-    group(MeshConfig, &["connectTimeout"], Shown(&[OF_MESH]), CLIENTS_OWN, Untested),
+    group(MeshConfig, &["connectTimeout"], Shown(&[OF_MESH, SILENT]), CLIENTS_OWN, Shown(&[SILENT])),
     group(
         MeshConfig,
         &["tcpKeepalive.time", "tcpKeepalive.interval", "tcpKeepalive.probes"],
-        Shown(&[OF_MESH]),
+        Shown(&[OF_MESH, PROBED]),
         CLIENTS_OWN,
-        Untested,
+        ARE_PROBED,
     ),
     group(
         MeshConfig,
         &["defaultHttpRetryPolicy.attempts", "defaultHttpRetryPolicy.retryOn"],
         Shown(&[MESH_RETRIES]),
-        Untested,
+        Shown(&[ASKED_AGAIN]),
         Partly("of connections that cannot be made; of the rest it says so", &[DIALS_ANOTHER]),
     ),
     group(MeshConfig, &["defaultHttpRetryPolicy.perTryTimeout"], Shown(&[MESH_TIMES]), Shown(&[MESH_TIMES]), SAID),
-    group(MeshConfig, &["defaultHttpRetryPolicy.backoff"], Shown(&[MESH_TIMES]), Shown(&[MESH_TIMES]), Untested),
+    group(
+        MeshConfig,
+        &["defaultHttpRetryPolicy.backoff"],
+        Shown(&[MESH_TIMES]),
+        Shown(&[MESH_TIMES]),
+        Shown(&[DIALS_AGAIN]),
+    ),
     group(
         MeshConfig,
         &["defaultHttpRetryPolicy.retryIgnorePreviousHosts"],
         Shown(&[ASKED_AGAIN]),
         Shown(&[ASKED_AGAIN]),
-        Untested,
+        PASSED_BY,
     ),
     group(
         MeshConfig,
         &["defaultHttpRetryPolicy.retryRemoteLocalities"],
         Shown(&[ELSEWHERE]),
         Shown(&[ELSEWHERE]),
-        Untested,
+        Shown(&[DIALS_AGAIN]),
     ),
     group(
         MeshConfig,
@@ -613,9 +632,9 @@ pub(crate) const GROUPS: &[Group] = &[
     group(
         MeshConfig,
         &["zoneAwareLbSetting.minClusterSize"],
-        Partly("as of a rule that says the same", &[PREFERS_ZONE]),
-        Untested,
-        Untested,
+        Shown(&[PREFERS_ZONE]),
+        Shown(&[PREFERS_ZONE]),
+        Shown(&[PREFERS_ZONE]),
     ),
     group(MeshConfig, &["h2UpgradePolicy"], Shown(&[MESH_SAYS_HOW]), CLIENTS_OWN, CLIENTS_ABOVE),
     group(
@@ -683,20 +702,17 @@ pub(crate) const GROUPS: &[Group] = &[
             "outboundTrafficPolicy.mode",
         ],
         Shown(&[UP_TO_THE_MESH]),
-        Untested,
-        Untested,
+        Shown(&[UP_TO_THE_MESH]),
+        Shown(&[UP_TO_THE_MESH]),
     ),
     group(
         MeshConfig,
         &["enableAutoMtls"],
-        Shown(&[(
-            "mesh-tower/tests/security/identities.rs",
-            "where_the_mesh_turns_automatic_mtls_off_calls_are_plaintext_unless_a_rule_says_how",
-        )]),
+        Shown(&[AUTOMATIC_OFF]),
         Partly(
             "calls to servers that speak it fail while it is on",
             &[("mesh-tower/tests/security/mtls.rs", "a_client_that_was_told_of_tls_never_falls_back_to_plaintext")],
         ),
-        Untested,
+        Shown(&[AUTOMATIC_OFF]),
     ),
 ];

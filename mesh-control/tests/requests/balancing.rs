@@ -207,9 +207,12 @@ async fn new_endpoints_are_warmed_up_with_round_robin_and_least_request() {
     for simple in ["ROUND_ROBIN", "LEAST_REQUEST"] {
         for warmup in ["warmup: {duration: 60s, minimumPercent: 20, aggression: 2}", "warmupDurationSecs: 60s"] {
             let policy = format!("{{loadBalancer: {{simple: {simple}, {warmup}}}}}");
-            let world = World::new(&five(&policy).await).await;
-            let counts = counts(&world, 200).await;
-            assert_eq!(counts.len(), 5, "{simple} {warmup}: {counts:?}");
+            let mut world = World::new(&five(&policy).await).await;
+            for face in Face::ALL {
+                world.face = face;
+                let counts = counts(&world, 200).await;
+                assert_eq!(counts.len(), 5, "{face:?} {simple} {warmup}: {counts:?}");
+            }
         }
     }
 }
@@ -339,8 +342,13 @@ async fn the_mesh_says_it_where_no_rule_does() {
 }
 
 /// A client in zone `a` of region `r`, whose own service has so many endpoints in zones `a` and `b`, and a service with these
-/// servers, called by this policy.
-async fn among_zones(callers: [usize; 2], servers: &[(&'static str, &str, &str)], policy: &str) -> World {
+/// servers, called by this policy and by these settings of the mesh.
+async fn among_zones(
+    callers: [usize; 2],
+    servers: &[(&'static str, &str, &str)],
+    policy: &str,
+    settings: &str,
+) -> World {
     let own: String = ["a", "b"]
         .into_iter()
         .zip(callers)
@@ -354,7 +362,7 @@ async fn among_zones(callers: [usize; 2], servers: &[(&'static str, &str, &str)]
         .collect();
     let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: me}\nspec: {selector: {app: me}, ports: [{name: http, port: 80}]}\n";
     let (_, yaml) = placed(servers, policy).await;
-    World::at(["r", "a", ""], &[("app", "me"), ("net", "n1")], &format!("{yaml}{service}{own}")).await
+    World::at(["r", "a", ""], &[("app", "me"), ("net", "n1")], &format!("{yaml}{service}{own}{settings}")).await
 }
 
 #[tokio::test]
@@ -382,15 +390,23 @@ async fn requests_stay_in_the_own_zone_as_far_as_it_can_take_them() {
         ([2, 2], "enabled: false, minClusterSize: 1", client, 80, [true, true]),
     ];
     for (callers, setting, faces, stays, others) in cases {
-        let mut world = among_zones(callers, &servers, &zones(setting)).await;
-        for &face in faces {
-            world.face = face;
-            let counts = counts(&world, 400).await;
-            let near = counts.get("near").copied().unwrap_or_default();
-            // Within four times the standard deviation of a half.
-            assert!(near.abs_diff(stays) <= if stays == 400 { 0 } else { 40 }, "{face:?} {setting}: {counts:?}");
-            let is_called = |names: &[&str]| names.iter().any(|name| counts.contains_key(*name));
-            assert_eq!([is_called(&["b1", "b2", "b3"]), is_called(&["far"])], others, "{face:?} {setting}: {counts:?}");
+        let by_rule = among_zones(callers, &servers, &zones(setting), "").await;
+        let settings = mesh_settings(&format!("zoneAwareLbSetting: {{{setting}}}"));
+        let by_mesh = among_zones(callers, &servers, "{loadBalancer: {simple: RANDOM}}", &settings).await;
+        for mut world in [by_rule, by_mesh] {
+            for &face in faces {
+                world.face = face;
+                let counts = counts(&world, 400).await;
+                let near = counts.get("near").copied().unwrap_or_default();
+                // Within four times the standard deviation of a half.
+                assert!(near.abs_diff(stays) <= if stays == 400 { 0 } else { 40 }, "{face:?} {setting}: {counts:?}");
+                let is_called = |names: &[&str]| names.iter().any(|name| counts.contains_key(*name));
+                assert_eq!(
+                    [is_called(&["b1", "b2", "b3"]), is_called(&["far"])],
+                    others,
+                    "{face:?} {setting}: {counts:?}"
+                );
+            }
         }
     }
 }
@@ -410,7 +426,7 @@ async fn beyond_zones_regions_and_labels_rank_as_they_are_written() {
     ];
     for (servers, setting, expected) in cases {
         let of_rule = format!("{{loadBalancer: {{simple: ROUND_ROBIN, zoneAwareLbSetting: {{{setting}}}}}}}");
-        let by_rule = among_zones([1, 1], servers, &of_rule).await;
+        let by_rule = among_zones([1, 1], servers, &of_rule, "").await;
         // The mesh says the same.
         let (_, yaml) = placed(servers, "{loadBalancer: {simple: ROUND_ROBIN}}").await;
         let settings = mesh_settings(&format!("zoneAwareLbSetting: {{{setting}}}"));

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tower_service::Service;
 
-use crate::support::{Face, World, rules, service};
+use crate::support::{Face, World, mesh_settings, rules, service};
 use crate::upstream::{PATIENCE, Upstream, until};
 
 /// `web.example.com` with these endpoints, called by this policy.
@@ -193,7 +193,7 @@ async fn a_connector_makes_no_more_connections_than_there_may_be() {
 
 /// A server whose backlog is full: whoever connects hears nothing. It is so as long as the result is there.
 #[cfg(target_os = "linux")]
-async fn silent() -> (std::net::SocketAddr, Vec<tokio::net::TcpStream>, tokio::net::TcpListener) {
+pub(crate) async fn silent() -> (std::net::SocketAddr, Vec<tokio::net::TcpStream>, tokio::net::TcpListener) {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
@@ -219,11 +219,15 @@ async fn a_connection_is_given_up_when_it_takes_longer_than_it_may() {
         format!("{yaml}{}", rules(&rule))
     };
     // What is over first says what the request fails with.
-    let mut world = World::new(&called("50ms", "20s")).await;
-    for face in [Face::Client, Face::Connector] {
-        world.face = face;
-        let error = world.get("http://web.example.com/").await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConnectFailure, "{face:?}: {error}");
+    let of_rule = called("50ms", "20s");
+    let of_mesh = of_rule.replace("connectTimeout: 50ms", "") + &mesh_settings("connectTimeout: 50ms");
+    for yaml in [of_rule, of_mesh] {
+        let mut world = World::new(&yaml).await;
+        for face in [Face::Client, Face::Connector] {
+            world.face = face;
+            let error = world.get("http://web.example.com/").await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectFailure, "{face:?}: {error}");
+        }
     }
     let world = World::new(&called("20s", "50ms")).await;
     assert_eq!(world.get("http://web.example.com/").await.unwrap_err().kind(), ErrorKind::Timeout);
@@ -265,12 +269,24 @@ async fn the_clients_own_protocol_is_kept_where_that_is_wanted() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn idle_connections_are_probed_where_that_is_wanted() {
-    for (policy, probed) in
-        [("{connectionPool: {tcp: {tcpKeepalive: {time: 7s, interval: 2s, probes: 3}}}}", true), ("{}", false)]
+    let probes = "tcpKeepalive: {time: 7s, interval: 2s, probes: 3}";
+    let cases = [
+        (format!("{{connectionPool: {{tcp: {{{probes}}}}}}}"), String::new(), true),
+        ("{}".to_owned(), mesh_settings(probes), true),
+        ("{}".to_owned(), String::new(), false),
+    ];
+    for ((policy, settings, probed), face) in
+        cases.iter().flat_map(|case| [Face::Client, Face::Connector].map(|face| (case, face)))
     {
         let upstream = Upstream::new().await;
-        let world = World::new(&called_by(policy, &[&upstream])).await;
-        ask(&world, get(Version::HTTP_11)).await.unwrap();
+        let world = World::new(&format!("{}{settings}", called_by(policy, &[&upstream]))).await;
+        let mut held = None;
+        match face {
+            Face::Connector => {
+                held = Some(world.mesh.connector().call("http://web.example.com/".parse().unwrap()).await.unwrap());
+            }
+            Face::Client | Face::Layer => assert_eq!(ask(&world, get(Version::HTTP_11)).await.unwrap(), 200),
+        }
         let remote = format!("0100007F:{:04X}", upstream.at.port());
         let timer = || {
             let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -281,7 +297,8 @@ async fn idle_connections_are_probed_where_that_is_wanted() {
         };
         // Another timer runs until the last packet is acknowledged.
         until("it is quiet", || timer() != "01").await;
-        assert_eq!(timer(), if probed { "02" } else { "00" }, "{policy}");
+        assert_eq!(timer(), if *probed { "02" } else { "00" }, "{face:?} {policy} {settings}");
+        drop(held);
     }
 }
 

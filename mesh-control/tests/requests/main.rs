@@ -8,6 +8,7 @@ mod coalescing;
 mod connections;
 mod cors;
 mod explained;
+mod faces;
 mod fallbacks;
 mod followed;
 mod gateway_api;

@@ -92,9 +92,12 @@ async fn an_endpoint_that_fails_so_often_in_a_row_gets_no_requests_until_its_tim
 /// Whose time is over is let back in when the cluster is looked at next.
 #[tokio::test]
 async fn an_ejection_ends_with_the_interval_in_which_its_time_is_over() {
-    for (interval, comes_back) in [("20ms", true), ("1h", false)] {
+    let cases = [("20ms", true), ("1h", false)];
+    for ((interval, comes_back), face) in cases.into_iter().flat_map(|case| Face::OF_REQUESTS.map(|face| (case, face)))
+    {
         let detection = format!("consecutive5xxErrors: 1, interval: {interval}, baseEjectionTime: 1ms");
-        let (bad, _good, world) = pair(&format!("{detection}, maxEjectionPercent: 50")).await;
+        let (bad, _good, mut world) = pair(&format!("{detection}, maxEjectionPercent: 50")).await;
+        world.face = face;
         bad.answer(500);
         reach(&world, &bad, 1, get).await;
         if comes_back {

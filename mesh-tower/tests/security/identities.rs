@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::shop::workload;
+use crate::tls_support::ask_over_connector;
 
 const REVIEWS: &str = "
 apiVersion: v1
@@ -73,10 +74,22 @@ async fn ask(mesh: &Mesh) -> Result<String, MeshError> {
 
 /// Asks until it goes as `expected`.
 async fn becomes(mesh: &Mesh, expected: impl Fn(&Result<String, MeshError>) -> bool) {
+    settles(async || ask(mesh).await, expected).await;
+}
+
+/// The same over a connector.
+async fn becomes_over_connector(mesh: &Mesh, expected: impl Fn(&Result<String, MeshError>) -> bool) {
+    settles(async || ask_over_connector(mesh, "reviews.shop:9080").await, expected).await;
+}
+
+async fn settles(
+    ask: impl AsyncFn() -> Result<String, MeshError>,
+    expected: impl Fn(&Result<String, MeshError>) -> bool,
+) {
     let mut last = None;
     let settled = async {
         loop {
-            let answer = ask(mesh).await;
+            let answer = ask().await;
             if expected(&answer) {
                 return;
             }
@@ -176,12 +189,17 @@ async fn where_the_mesh_turns_automatic_mtls_off_calls_are_plaintext_unless_a_ru
     let (_server, _) = serve(&control).await;
     let client = workload(&control, "web");
     becomes(&client, is(WEB)).await;
+    becomes_over_connector(&client, is(WEB)).await;
     let mesh = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'enableAutoMtls: false'}\n";
     control.set_yaml("mesh.yaml", mesh).unwrap();
     // The server is STRICT.
-    becomes(&client, |answer| matches!(answer, Err(error) if error.kind() == ErrorKind::ConnectionLost)).await;
+    let is_lost =
+        |answer: &Result<String, MeshError>| matches!(answer, Err(error) if error.kind() == ErrorKind::ConnectionLost);
+    becomes(&client, is_lost).await;
+    becomes_over_connector(&client, is_lost).await;
     control.set_yaml("rule.yaml", &rule("{mode: ISTIO_MUTUAL}")).unwrap();
     becomes(&client, is(WEB)).await;
+    becomes_over_connector(&client, is(WEB)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::tls_support::{
-    ANY, Authority, Foreign, HOST, OLD, Pair, ask, control, mesh, origination, put, rule, service_entry, tls,
+    ANY, Authority, Foreign, HOST, OLD, Pair, ask, ask_over_connector, control, mesh, origination, put, rule,
+    service_entry, tls,
 };
-use mesh_core::error::ErrorKind;
+use mesh_core::error::{ErrorKind, MeshError};
 use rcgen::SanType;
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -41,13 +42,21 @@ impl Files {
     }
 }
 
-/// Asks once, as a new client, under a rule.
+/// Asks once, as a new client, under a rule; and over a connector, which comes to the same.
 async fn once(port: u16, written: &str) -> Result<String, String> {
     let control = control(&origination(port, written)).await;
-    ask(&mesh(&control)).await.map_err(|error| {
-        assert!(matches!(error.kind(), ErrorKind::Security | ErrorKind::ConnectFailure), "{error:#}");
-        format!("{error:#}")
-    })
+    let told = |answer: Result<String, MeshError>| {
+        answer.map_err(|error| {
+            assert!(matches!(error.kind(), ErrorKind::Security | ErrorKind::ConnectFailure), "{error:#}");
+            format!("{error:#}")
+        })
+    };
+    let asked = told(ask(&mesh(&control)).await);
+    let connected = told(ask_over_connector(&mesh(&control), HOST).await);
+    // What a client above a connector speaks is its own affair.
+    let expected = asked.clone().map(|seen| seen.replace("alpn=http/1.1", "alpn=-"));
+    assert_eq!(connected, expected, "{written}");
+    asked
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -191,7 +200,8 @@ async fn a_client_shows_its_certificate_where_the_mode_is_mutual_and_only_there(
         let control = control(&origination(server.port, &files.simple())).await;
         ask(&mesh(&control)).await.unwrap_err();
     }
-    assert_eq!(*server.requests.borrow(), 2);
+    // Of two versions, by two ways.
+    assert_eq!(*server.requests.borrow(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_control::embedded::{Config, Embedded, Options};
-use mesh_core::error::MeshError;
+use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use rcgen::{
@@ -227,6 +227,21 @@ pub async fn ask(mesh: &Mesh) -> Result<String, MeshError> {
     let response = mesh.client().get(format!("http://{HOST}/")).await?;
     let status = response.status();
     let body = response.into_body().collect().await.map_err(|error| panic!("{error}")).unwrap().to_bytes();
+    Ok(format!("{} {}", status.as_u16(), String::from_utf8_lossy(&body)))
+}
+
+/// The same of a GET over a connection that the mesh makes for a client above it.
+pub async fn ask_over_connector(mesh: &Mesh, authority: &str) -> Result<String, MeshError> {
+    use http_body_util::{BodyExt, Empty};
+    use tower_service::Service;
+    let lost = |error: hyper::Error| MeshError::new(ErrorKind::ConnectionLost, error.to_string());
+    let stream = mesh.connector().call(format!("http://{authority}/").parse().unwrap()).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(lost)?;
+    tokio::spawn(connection);
+    let request = http::Request::get("/").header("host", authority).body(Empty::<Bytes>::new()).unwrap();
+    let response = sender.send_request(request).await.map_err(lost)?;
+    let status = response.status();
+    let body = response.into_body().collect().await.map_err(lost)?.to_bytes();
     Ok(format!("{} {}", status.as_u16(), String::from_utf8_lossy(&body)))
 }
 

@@ -165,14 +165,19 @@ impl ConnectorStream {
             }
             self.next_view = next_view(&self.entry, view);
         }
+        self.note_age();
+        match &self.standing {
+            Standing::Forbidden(error) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, error.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Retires where the connection is old, or its certificates end soon.
+    fn note_age(&mut self) {
         if self.io.inner().retired().is()
             && let Standing::Allowed = self.standing
         {
             self.retire();
-        }
-        match &self.standing {
-            Standing::Forbidden(error) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, error.clone())),
-            _ => Ok(()),
         }
     }
 
@@ -199,6 +204,8 @@ impl ConnectorStream {
 
     /// Whether it ends here, where nothing is to be read.
     fn ends(&mut self, cx: &mut Context<'_>) -> bool {
+        // Reading has just found out.
+        self.note_age();
         let patience = self.patience();
         match &mut self.standing {
             Standing::Retired { since, quiet } if self.answered => {
