@@ -262,18 +262,22 @@ async fn what_servers_and_endpoints_refuse_or_break_off_has_its_flags_and_detail
         }
     });
     let gate = nobody().await;
-    let entry = |name: &str, at: std::net::SocketAddr| {
+    let entry = |name: &str, at: std::net::SocketAddr, protocol: &str| {
         format!(
             "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: shop}}\n\
-             spec: {{hosts: [{name}.example.com], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], \
-             endpoints: [{{address: {}, ports: {{http: {}}}}}]}}\n",
+             spec: {{hosts: [{name}.example.com], resolution: STATIC, ports: [{{number: 80, name: only, protocol: {protocol}}}], \
+             endpoints: [{{address: {}, ports: {{only: {}}}}}]}}\n",
             at.ip(),
             at.port()
         )
     };
     let more = [
-        entry("closing", at),
-        entry("gate", gate),
+        entry("closing", at, "HTTP"),
+        entry("gate", gate, "HTTP"),
+        entry("counts", nobody().await, "GRPC"),
+        "---\napiVersion: policy.mesh-control/v1alpha1\nkind: RateLimit\nmetadata: {name: shared, namespace: shop}\n\
+         spec: {selector: {matchLabels: {app: reviews}}, service: {host: counts.example.com, port: 80, domain: shop, failureMode: DENY}, rules: [{name: all, match: {path: /several}}]}\n"
+            .to_owned(),
         "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: others, namespace: shop}\n\
          spec:\n  hosts: [closing.example.com]\n  http:\n  \
          - {name: undefined, match: [{uri: {prefix: /undefined}}], route: [{destination: {host: reviews, subset: v9}}]}\n  \
@@ -295,6 +299,8 @@ async fn what_servers_and_endpoints_refuse_or_break_off_has_its_flags_and_detail
     assert_eq!((&*world.next(0).await[2], &*world.next(1).await[2]), ("200", "200"), "there is one");
     for (uri, client, server) in [
         ("http://reviews.shop/stream", ["429", "-", "via_upstream"], Some(["429", "RL", "request_rate_limited"])),
+        ("http://reviews.shop/several", ["500", "-", "via_upstream"], Some(["500", "RLSE", "rate_limiter_error"])),
+        ("http://reviews.shop/s%00", ["400", "-", "via_upstream"], Some(["400", "DPE", "http.invalid_request"])),
         ("http://reviews.shop/slow", ["403", "-", "via_upstream"], Some(["403", "-", "request_rule[nobody]"])),
         ("http://reviews.shop/sgate", ["403", "-", "via_upstream"], Some(["403", "UAEX", "ext_authz_error"])),
         (
