@@ -242,3 +242,46 @@ fn origin(rule: &Written) -> Arc<str> {
 fn shared(origins: Vec<(&'static str, String)>) -> Vec<(&'static str, Arc<str>)> {
     origins.into_iter().map(|(name, origin)| (name, origin.into())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plane::Plane;
+    use crate::render::proto::ENCODED;
+
+    /// So many services of so many routes each, and one more for all that those do not take.
+    fn plane(services: usize, routes: usize) -> Plane {
+        let one = |at: usize| {
+            let rules = (0..routes).map(|rule| {
+                format!("  - match: [{{uri: {{prefix: /r{rule}/}}}}]\n    route: [{{destination: {{host: s{at}}}}}]\n")
+            });
+            let (head, rules) = ("apiVersion: networking.istio.io/v1\nkind: VirtualService", rules.collect::<String>());
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: s{at}, namespace: shop}}\nspec: {{selector: {{app: s{at}}}, ports: [{{name: http, port: 80}}]}}\n---\n\
+                 {head}\nmetadata: {{name: s{at}, namespace: shop}}\nspec:\n  hosts: [s{at}]\n  http:\n{rules}  - route: [{{destination: {{host: s{at}}}}}]\n---\n"
+            )
+        };
+        Plane::from_yaml(&(0..services).map(one).collect::<String>()).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    fn encoded(what: impl FnOnce()) -> usize {
+        ENCODED.set(0);
+        what();
+        ENCODED.get()
+    }
+
+    #[test]
+    fn of_the_routes_of_a_mesh_those_of_the_host_are_encoded_that_is_asked_about_and_each_once() {
+        let plane = plane(20, 50);
+        let snapshot = plane.snapshot();
+        let (client, _) = asker(&snapshot, "shop/s1").unwrap();
+        let asked = |url: &str| {
+            let head = request(&Method::GET, &url.parse().unwrap(), &[]).unwrap();
+            let explained = explain(&snapshot, &client, &RequestHead::of(&head).unwrap()).unwrap();
+            assert!(!explained.is_failure(), "{explained}");
+        };
+        assert_eq!(encoded(|| asked("http://s7/r49/x")), 51);
+        assert_eq!(encoded(|| asked("http://s7/r2/x")), 0, "they are known by now");
+        assert_eq!(encoded(|| asked("http://s8/")), 51);
+    }
+}

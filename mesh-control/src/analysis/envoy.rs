@@ -8,6 +8,7 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::Meta;
 use crate::config::locate::locate;
 use crate::policy::Policy;
+use crate::policy::telemetry::Collector;
 use crate::policy::view::View;
 use crate::render::access::not_for;
 use crate::render::envoy::{self, Outbound};
@@ -52,9 +53,18 @@ pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>)
     }
     let Some(settings) = &policy.mesh.object else { return };
     for (index, provider) in settings.spec.extension_providers.iter().enumerate() {
-        if provider.envoy_otel_als.is_some() {
-            let message =
-                "an Envoy is not told of this: it has no collector of its application's, and sends no access log there";
+        let collector = provider.envoy_otel_als.as_ref().map(Collector::of);
+        let is_called = |collector: &Collector| {
+            let called = |namespace: &str| {
+                policy.called_by_grpc(&collector.host, collector.port, &View::of_namespace(namespace)).is_some()
+            };
+            policy.services.iter().all(|(_, service)| called(&service.namespace))
+        };
+        if let Some(Collector { host, port, .. }) = collector.filter(|collector| !is_called(collector)) {
+            let message = format!(
+                "an Envoy that sees no service {host} with a port {port} that speaks gRPC is not told of this, and sends no \
+                 access log there"
+            );
             let origin = settings.meta.origin.at(provider.span);
             let finding = Diagnostic::at(&origin, Severity::Warning, Code::Degraded, message);
             let field = format!("extensionProviders[{index}].envoyOtelAls");

@@ -188,7 +188,12 @@ fn log(format: Format) {
 /// Prints what was asked for. Whoever has read enough and closed the pipe (`| head`) is no failure.
 fn say(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    unless_unread(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// What became of writing, where it matters: nobody misses what they do not read.
+fn unless_unread(said: io::Result<()>) -> io::Result<()> {
+    match said {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         said => said,
     }

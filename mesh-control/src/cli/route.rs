@@ -4,6 +4,7 @@ mod answer;
 mod difference;
 mod request;
 
+use std::io::{self, BufWriter, Stdout, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,7 +12,7 @@ use clap::Subcommand;
 
 use super::directory::Configuration;
 use super::input::Lines;
-use super::{Format, Printing};
+use super::{Format, Printing, unless_unread};
 use answer::{Answer, Deciders};
 use difference::Difference;
 use request::{Asked, NoRequest};
@@ -62,6 +63,7 @@ fn test(args: &Test) -> anyhow::Result<ExitCode> {
     let mut before = before.map(|before| Deciders::of(before.snapshot()));
     let (mut is_good, mut asked, mut changed) = (true, 0_usize, 0_usize);
     let mut lines = Lines::of(&args.requests)?;
+    let mut out = Out { to: BufWriter::with_capacity(OUT, io::stdout()), at_once: args.requests.as_os_str() == "-" };
     while let Some((place, line)) = lines.next_of_any_length()? {
         asked += 1;
         let request = match line.map_or_else(|| Err(NoRequest::too_long()), |line| Asked::read(&line)) {
@@ -69,34 +71,84 @@ fn test(args: &Test) -> anyhow::Result<ExitCode> {
             Err(wrong) => {
                 is_good = false;
                 let answer = Answer::no_request(wrong.id, format!("{place}: {:#}", wrong.why));
-                print(&answer, args.printing)?;
+                out.print(&answer, args.printing)?;
                 continue;
             }
         };
         let answer = after.answer(&request);
         match &mut before {
-            None => print(&answer, args.printing)?,
+            None => out.print(&answer, args.printing)?,
             Some(before) => {
                 if let Some(difference) = Difference::between(&request, before.answer(&request), answer)? {
                     changed += 1;
                     match args.printing.format() {
-                        Format::Json => super::say(&format!("{}\n", serde_json::to_string(&difference)?))?,
-                        Format::Text => super::say(&difference.to_string())?,
+                        Format::Json => out.say(&format!("{}\n", serde_json::to_string(&difference)?))?,
+                        Format::Text => out.say(&difference.to_string())?,
                     }
                 }
             }
         }
     }
     if before.is_some() && args.printing.format() == Format::Text {
-        super::say(&format!("{changed} of {asked} answers change\n"))?;
+        out.say(&format!("{changed} of {asked} answers change\n"))?;
     }
+    out.flush()?;
     Ok(if is_good && changed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(answer: &Answer, printing: Printing) -> anyhow::Result<()> {
-    match printing.format() {
-        Format::Json => super::say(&format!("{}\n", serde_json::to_string(answer)?))?,
-        Format::Text => super::say(&format!("{answer}\n"))?,
+/// How much is printed at a time.
+const OUT: usize = 64 * 1024;
+
+/// What is printed: together, unless somebody may wait for each answer.
+struct Out {
+    to: BufWriter<Stdout>,
+    at_once: bool,
+}
+
+impl Out {
+    fn print(&mut self, answer: &Answer, printing: Printing) -> anyhow::Result<()> {
+        match printing.format() {
+            Format::Json => self.say(&format!("{}\n", serde_json::to_string(answer)?))?,
+            Format::Text => self.say(&format!("{answer}\n"))?,
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn say(&mut self, text: &str) -> io::Result<()> {
+        unless_unread(self.to.write_all(text.as_bytes()))?;
+        if self.at_once { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        unless_unread(self.to.flush())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plane::Plane;
+    use crate::render::proto::ENCODED;
+
+    #[test]
+    fn a_thousand_requests_to_a_host_cost_its_routes_once() {
+        let rules = (0..50)
+            .map(|at| format!("  - match: [{{uri: {{prefix: /r{at}/}}}}]\n    directResponse: {{status: 404}}\n"));
+        let plane = Plane::from_yaml(&format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: a, namespace: shop}}\nspec:\n  hosts: [a.example.com]\n  http:\n{}",
+            rules.collect::<String>()
+        ));
+        let mut deciders = Deciders::of(plane.unwrap_or_else(|why| panic!("{why}")).snapshot());
+        ENCODED.set(0);
+        for at in 0..1_000 {
+            let line = format!(
+                r#"{{"id": {at}, "source": {{"namespace": "shop", "labels": {{"app": "web"}}}}, "host": "a.example.com", "path": "/r{}/"}}"#,
+                at % 50
+            );
+            let answer =
+                deciders.answer(&Asked::read(line.as_bytes()).unwrap_or_else(|wrong| panic!("{:#}", wrong.why)));
+            assert_eq!(answer.outcome, answer::Outcome::Direct);
+        }
+        assert_eq!(ENCODED.get(), 50);
+    }
 }

@@ -7,6 +7,7 @@ use crate::catalog::{Catalog, Client};
 use crate::config::file::Meta;
 use crate::config::locate::{locate, written_in};
 use crate::policy::Address;
+use crate::policy::destination_rules::places;
 use crate::policy::route::{ClusterKey, FallbackName, Written};
 
 /// Settings by the name that an explanation has for them, each with `file:line`.
@@ -103,22 +104,25 @@ impl Snapshot {
         let view = policy.view(&client.namespace, &client.labels);
         let key = ClusterKey::parse(name).or_else(|| FallbackName::parse(name));
         let Some(seen) = key.and_then(|key| policy.cluster(key, &view)) else {
-            let outbound = || policy.mesh.object.as_ref()?.spec.outbound_traffic_policy.as_ref().map(|it| it.span);
-            let place = outbound().zip(policy.mesh.object.as_ref()).filter(|_| name == PASSTHROUGH_CLUSTER);
-            return place
-                .map(|(span, object)| ("service", object.meta.origin.at(span).to_string()))
-                .into_iter()
-                .collect();
+            let place = policy.place_of_outbound(&view).filter(|_| name == PASSTHROUGH_CLUSTER);
+            return place.map(|place| ("service", place.to_string())).into_iter().collect();
         };
         let meta = &seen.service.meta;
         let mut all: Origins = vec![("service", format!("{}, {}", meta.origin, meta.id()))];
-        let Some(rule) = seen.rule else { return all };
-        for (field, origin) in rule.places(&seen.key) {
+        let is_upgraded_or_not = seen.traffic.connection_pool.upgrades_to_http2.is_some();
+        for (field, origin) in places(seen.rule.map(|rule| &**rule), &seen.key, &policy.mesh) {
             let place = origin.to_string();
             match field {
                 "subset" => all.push(("subset", place)),
                 "loadBalancer" => all.push(("balancer", place)),
                 "connectionPool" => all.extend([("connections", place.clone()), ("circuit_breakers", place)]),
+                // One of the settings of connections, which may be written elsewhere than the others.
+                "connectTimeout" => match all.iter_mut().find(|(name, _)| *name == "connections") {
+                    Some((_, others)) if *others == place => {}
+                    Some((_, others)) => others.push_str(&format!(", connect timeout {place}")),
+                    None => all.push(("connections", place)),
+                },
+                "h2UpgradePolicy" if is_upgraded_or_not => all.push(("protocol", place)),
                 "outlierDetection" => all.push(("outlier_detection", place)),
                 "retryBudget" if !all.iter().any(|(name, _)| *name == "circuit_breakers") => {
                     all.push(("circuit_breakers", place));
@@ -127,6 +131,7 @@ impl Snapshot {
                 _ => {}
             }
         }
+        let Some(rule) = seen.rule else { return all };
         let own = &rule.meta.extensions;
         let annotated = [
             ("balancer", "load-balancer", own.load_balancer.is_some() || own.endpoint_subset.is_some()),

@@ -215,7 +215,7 @@ impl Snapshot {
             access: security.access(served, services, self.compiled.allow_unenforced),
             tokens: security.tokens(served, services),
             tls: self.taken_by(client, served),
-            logs: render::envoy_logs(policy, applied, Side::Server),
+            logs: render::envoy_logs(policy, &policy.view(&client.namespace, &client.labels), applied, Side::Server),
             limits: policy.limits.on_port(&places, &services.numbers_of(&client.namespace, labels, port)),
         }
     }

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::locality::{self, LocalitySetting};
+use super::mesh::MeshSettings;
 use super::route::ClusterKey;
 use super::traffic::{self, Balancer, FileTls, HashedBy, Limit, LocalOrigin, Roots, Tls, Warmup};
 use super::view::View;
@@ -212,7 +213,7 @@ impl MergedRule {
     }
 
     /// Where the subset of a cluster and what counts for it is written: `subset`, and fields of a traffic policy.
-    pub fn places(&self, key: &ClusterKey) -> Vec<(&'static str, Origin)> {
+    fn places(&self, key: &ClusterKey) -> Vec<(&'static str, Origin)> {
         let subset = self.subset_of(key);
         let (of_rule, settings) = (self.settings(key, None), self.settings(key, subset));
         // What is not what the rule says is what its subset says.
@@ -226,16 +227,20 @@ impl MergedRule {
         fn same<T>(one: Option<&T>, other: Option<&T>) -> bool {
             one.zip(other).is_some_and(|(one, other)| std::ptr::eq(one, other))
         }
+        let pool = settings.connection_pool;
+        let of_pool = |is_said: fn(&ConnectionPool) -> bool| {
+            let pool = pool.filter(|pool| is_said(pool));
+            at(pool.map(|pool| pool.span), same(pool, of_rule.connection_pool))
+        };
         let places = [
             ("subset", at(subset.map(|subset| subset.part.name.span), false)),
             (
                 "loadBalancer",
                 at(settings.load_balancer.map(|it| it.span), same(settings.load_balancer, of_rule.load_balancer)),
             ),
-            (
-                "connectionPool",
-                at(settings.connection_pool.map(|it| it.span), same(settings.connection_pool, of_rule.connection_pool)),
-            ),
+            ("connectionPool", of_pool(|_| true)),
+            ("connectTimeout", of_pool(limits_connecting)),
+            ("h2UpgradePolicy", of_pool(upgrades)),
             (
                 "outlierDetection",
                 at(
@@ -251,6 +256,42 @@ impl MergedRule {
         ];
         places.into_iter().filter_map(|(name, origin)| Some((name, origin?))).collect()
     }
+}
+
+/// Where what counts for a cluster is written: by the rule on it, or by the mesh where that says nothing (the same fields, those
+/// of the mesh by their names there).
+pub fn places(rule: Option<&MergedRule>, key: &ClusterKey, mesh: &MeshSettings) -> Vec<(&'static str, Origin)> {
+    let mut places = rule.map(|rule| rule.places(key)).unwrap_or_default();
+    let Some(object) = &mesh.object else { return places };
+    let mut add = |field: &'static str, span: Option<Span>| {
+        if !places.iter().any(|(other, _)| *other == field) {
+            places.extend(span.map(|span| (field, object.meta.origin.at(span))));
+        }
+    };
+    let spec = &object.spec;
+    let is_ruled = rule.is_some_and(|rule| rule.settings(key, rule.subset_of(key)).connection_pool.is_some());
+    let baseline = spec.default_traffic_policy.as_ref();
+    if let Some(pool) = baseline.and_then(|baseline| baseline.connection_pool.as_ref()).filter(|_| !is_ruled) {
+        add("connectionPool", Some(pool.span));
+        add("connectTimeout", limits_connecting(pool).then_some(pool.span));
+        add("h2UpgradePolicy", upgrades(pool).then_some(pool.span));
+    }
+    let detection = baseline.and_then(|baseline| baseline.outlier_detection.as_ref());
+    add("outlierDetection", detection.map(|it| it.span));
+    add("connectTimeout", spec.connect_timeout.as_ref().map(|it| it.span));
+    add("h2UpgradePolicy", spec.h2_upgrade_policy.as_ref().map(|it| it.span));
+    add("tls", spec.enable_auto_mtls.as_ref().filter(|it| !***it).map(|it| it.span));
+    places
+}
+
+/// Whether it says how long establishing a connection may take.
+fn limits_connecting(pool: &ConnectionPool) -> bool {
+    pool.tcp.as_ref().is_some_and(|tcp| tcp.connect_timeout.is_some())
+}
+
+/// Whether it says if HTTP/1.1 becomes HTTP/2.
+fn upgrades(pool: &ConnectionPool) -> bool {
+    pool.http.as_ref().is_some_and(|http| http.h2_upgrade_policy != H2UpgradePolicy::Default)
 }
 
 impl<'a> Settings<'a> {

@@ -89,7 +89,7 @@ impl MeshSettings {
 
     /// How long establishing a connection may take where no rule says it.
     pub fn connect_timeout(&self) -> Option<Duration> {
-        self.object.as_ref()?.spec.connect_timeout
+        self.object.as_ref()?.spec.connect_timeout.as_deref().copied()
     }
 
     /// The probes of idle connections where no rule says it.
@@ -104,7 +104,7 @@ impl MeshSettings {
 
     /// Whether HTTP/1.1 becomes HTTP/2 where no rule says it.
     pub fn upgrades_to_http2(&self) -> Option<bool> {
-        Some(self.object.as_ref()?.spec.h2_upgrade_policy? == MeshH2UpgradePolicy::Upgrade)
+        Some(**self.object.as_ref()?.spec.h2_upgrade_policy.as_ref()? == MeshH2UpgradePolicy::Upgrade)
     }
 
     /// The settings of these objects, and what is said against them: what was given goes before what they say, and what was
@@ -183,7 +183,7 @@ impl MeshSettings {
                 spec.and_then(|spec| spec.default_http_retry_policy.as_ref()),
                 Some(&retry::default_policy()),
             ),
-            auto_mtls: spec.and_then(|spec| spec.enable_auto_mtls).unwrap_or(true),
+            auto_mtls: spec.and_then(|spec| spec.enable_auto_mtls.as_deref().copied()).unwrap_or(true),
             is_federated: given.is_federated,
             object,
         };

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::Policy;
 use super::view::View;
+use crate::config::diagnostic::Origin;
 use crate::registry::host::{candidates, split_port};
 
 /// What becomes of a call to a host that no object describes. No object is stricter than it: it is no firewall.
@@ -48,6 +49,19 @@ impl Policy {
     /// What becomes of a client's calls to hosts that nothing describes.
     pub fn outbound(&self, view: &View) -> OutboundTrafficPolicy {
         self.scope(view).and_then(|scope| scope.outbound).unwrap_or(self.outbound)
+    }
+
+    /// Where that is written: by the client's Sidecar, or else by the mesh.
+    pub fn place_of_outbound(&self, view: &View) -> Option<Origin> {
+        let of_sidecar = || {
+            let object = &self.scope(view)?.object;
+            Some(object.meta.origin.at(object.spec.outbound_traffic_policy.as_ref()?.span))
+        };
+        let of_mesh = || {
+            let object = self.mesh.object.as_ref()?;
+            Some(object.meta.origin.at(object.spec.outbound_traffic_policy.as_ref()?.span))
+        };
+        of_sidecar().or_else(of_mesh)
     }
 
     /// Whether calls of any client to hosts that nothing describes pass.

@@ -55,6 +55,32 @@ pub struct AccessLogFile {
     pub lines: LogLines,
     /// Which requests, in CEL; `None` for all.
     pub filter: Option<String>,
+    /// Where the collector is, for who has none of its own.
+    pub collector: Option<Collector>,
+}
+
+/// A collector of access logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collector {
+    /// The host of its service.
+    pub host: String,
+    /// Its port there.
+    pub port: u16,
+    /// What the log is called.
+    pub log_name: String,
+}
+
+impl Collector {
+    /// The name of a log that says none of its own (Istio: otelEnvoyAccessLogFriendlyName).
+    const LOG: &str = "otel_envoy_accesslog";
+
+    /// The one that a provider names.
+    pub fn of(provider: &OtelAccessLog) -> Collector {
+        let service = provider.service.as_str();
+        let host = service.split_once('/').map_or(service, |(_, host)| host).to_owned();
+        let log_name = Some(&*provider.log_name).filter(|name| !name.is_empty()).unwrap_or(Collector::LOG).to_owned();
+        Collector { host, port: provider.port.0, log_name }
+    }
 }
 
 /// A request in an access log, in Envoy's words (`%RESPONSE_CODE%`).
@@ -183,7 +209,11 @@ impl Telemetries {
         }
         let file = |(name, filter): (&str, Option<String>)| {
             let (to, lines) = file_log(name, spec)?;
-            Some(AccessLogFile { to, lines, filter })
+            let collector = match find(name, spec) {
+                Some(Found::Collector(provider)) => Some(Collector::of(provider)),
+                _ => None,
+            };
+            Some(AccessLogFile { to, lines, filter, collector })
         };
         logs.into_iter().filter_map(file).collect()
     }

@@ -2,8 +2,11 @@
 //! of the requests that an expression of CEL is for.
 
 use envoy_types::pb::envoy::config::accesslog::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
+use envoy_types::pb::envoy::config::core::v3::{ApiVersion, GrpcService};
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_types::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
+use envoy_types::pb::envoy::extensions::access_loggers::grpc::v3::CommonGrpcAccessLogConfig;
 use envoy_types::pb::envoy::extensions::access_loggers::open_telemetry::v3::OpenTelemetryAccessLogConfig;
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::opentelemetry::proto::common::v1::any_value::Value;
@@ -12,12 +15,31 @@ use mesh_core::model::{AccessLog, LogDestination};
 use prost::{Message, Name};
 
 use super::proto::{OrderedStruct, any};
-use crate::policy::telemetry::{AccessLogFile, LogLines};
+use crate::policy::route::ClusterKey;
+use crate::policy::telemetry::{AccessLogFile, Collector, LogLines};
 
-/// This access log.
+/// This access log, of a process whose application says where the collector is.
 pub fn log(log: AccessLogFile) -> pb::AccessLog {
+    sent(log, None)
+}
+
+/// This access log of an Envoy, where it can be had: a collector is called as the cluster that `called` says.
+pub fn of_envoy(log: AccessLogFile, called: impl FnOnce(&Collector) -> Option<ClusterKey>) -> Option<pb::AccessLog> {
+    let Some(collector) = &log.collector else { return Some(self::log(log)) };
+    let at = (called(collector)?, collector.log_name.clone());
+    Some(sent(log, Some(at)))
+}
+
+fn sent(log: AccessLogFile, collector: Option<(ClusterKey, String)>) -> pb::AccessLog {
     let (name, config) = match log.to {
-        LogDestination::Collector => (COLLECTED, any(&record(log.lines))),
+        LogDestination::Collector => {
+            #[expect(deprecated, reason = "its successor is unknown to Envoys that are a few versions old")]
+            let config = OpenTelemetryAccessLogConfig {
+                common_config: collector.map(|(cluster, log_name)| common(&cluster, log_name)),
+                ..record(log.lines)
+            };
+            ("envoy.access_loggers.open_telemetry", any(&config))
+        }
         LogDestination::File(path) => ("envoy.access_loggers.file", file(path.to_string(), log.lines)),
     };
     pb::AccessLog {
@@ -27,8 +49,20 @@ pub fn log(log: AccessLogFile) -> pb::AccessLog {
     }
 }
 
-/// The name of a log that goes to a collector.
-pub const COLLECTED: &str = "envoy.access_loggers.open_telemetry";
+/// As Istio has it, which older Envoys read, too.
+fn common(cluster: &ClusterKey, log_name: String) -> CommonGrpcAccessLogConfig {
+    let service =
+        EnvoyGrpc { cluster_name: cluster.to_string(), authority: cluster.host.to_string(), ..EnvoyGrpc::default() };
+    CommonGrpcAccessLogConfig {
+        log_name,
+        grpc_service: Some(GrpcService {
+            target_specifier: Some(TargetSpecifier::EnvoyGrpc(service)),
+            ..GrpcService::default()
+        }),
+        transport_api_version: ApiVersion::V3.into(),
+        ..CommonGrpcAccessLogConfig::default()
+    }
+}
 
 fn file(path: String, lines: LogLines) -> Any {
     let format = match lines {
@@ -39,7 +73,7 @@ fn file(path: String, lines: LogLines) -> Any {
     Any { type_url: FileAccessLog::type_url(), value: file.encode_to_vec() }
 }
 
-/// Without a service: where it goes is the application's to say.
+/// Without a service.
 fn record(lines: LogLines) -> OpenTelemetryAccessLogConfig {
     let (body, attributes) = match lines {
         LogLines::Text(text) => (Some(text.into()), None),

@@ -14,6 +14,7 @@ use mesh_core::xds::decode::{Options, decode};
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::proto;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::policy::Cluster;
 use crate::policy::route::{Action, Condition, Faults, HeaderChanges, Route};
@@ -42,34 +43,24 @@ impl Judge {
         self.remembered((Judged::Resource(kind), xxh3_64(bytes)), || decode(kind, bytes, &Options::default()).map(drop))
     }
 
-    /// Gives back a route configuration that is accepted. It is judged route by route: none depends on another.
-    pub(super) fn verdict_on_routes(
-        &self,
-        mut config: pb::RouteConfiguration,
-    ) -> Result<pb::RouteConfiguration, Invalid> {
+    /// Encodes a route configuration that is accepted. It is judged route by route: none depends on another.
+    /// Each is encoded once, since there may be thousands.
+    pub(super) fn verdict_on_routes(&self, mut config: pb::RouteConfiguration) -> Result<Vec<u8>, Invalid> {
         let mut accepted = Vec::with_capacity(config.virtual_hosts.len());
         for host in &mut config.virtual_hosts {
-            let routes = std::mem::take(&mut host.routes);
-            routes.iter().try_for_each(|route| self.verdict_on_route(route))?;
-            accepted.push(routes);
+            let routes = std::mem::take(&mut host.routes).into_iter().map(|route| self.verdict_on_route(route));
+            accepted.push(routes.collect::<Result<Vec<_>, _>>()?);
         }
         self.verdict(ResourceType::Route, &config.encode_to_vec())?;
-        for (host, routes) in config.virtual_hosts.iter_mut().zip(accepted) {
-            host.routes = routes;
-        }
-        Ok(config)
+        Ok(proto::with_routes(config, accepted))
     }
 
-    fn verdict_on_route(&self, route: &pb::Route) -> Result<(), Invalid> {
-        self.remembered((Judged::Route, xxh3_64(&route.encode_to_vec())), || {
-            let (domains, routes) = (vec!["*".to_owned()], vec![route.clone()]);
-            let alone = pb::RouteConfiguration {
-                name: "judged".to_owned(),
-                virtual_hosts: vec![pb::VirtualHost { domains, routes, ..Default::default() }],
-                ..Default::default()
-            };
-            decode(ResourceType::Route, &alone.encode_to_vec(), &Options::default()).map(drop)
-        })
+    fn verdict_on_route(&self, route: pb::Route) -> Result<Vec<u8>, Invalid> {
+        let encoded = proto::ordered_route(route);
+        self.remembered((Judged::Route, xxh3_64(&encoded)), || {
+            decode(ResourceType::Route, &proto::route_alone(&encoded), &Options::default()).map(drop)
+        })?;
+        Ok(encoded)
     }
 
     fn remembered(&self, key: (Judged, u64), judge: impl FnOnce() -> Result<(), Invalid>) -> Result<(), Invalid> {

@@ -57,7 +57,7 @@ use crate::policy::locality::{Nearness, Place};
 use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::policy::paths::PathNormalization;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Fallback, FallbackName, Faults, Route, Written};
-use crate::policy::telemetry::Side;
+use crate::policy::telemetry::{Collector, Side};
 use crate::policy::tokens::{FetchedKeys, TokenRule};
 use crate::policy::traffic::{CONNECT_TIMEOUT, HashedBy, ServerTls, Tls};
 use crate::policy::view::{Applied, View};
@@ -346,11 +346,12 @@ pub fn telemetry(policy: &Policy, applied: Applied, side: Side) -> Telemetry {
     }
 }
 
-/// Where an Envoy logs the requests of a side: it has no collector of its application's (`analysis::envoy` says so).
-pub fn envoy_logs(policy: &Policy, applied: Applied, side: Side) -> Vec<AccessLog> {
-    let mut logs = telemetry(policy, applied, side).logs;
-    logs.retain(|log| log.name != access_log::COLLECTED);
-    logs
+/// Where an Envoy logs the requests of a side. It has no collector of its application's, and calls the one that is written, where
+/// it sees a service there that speaks gRPC (`analysis::envoy` says where it does not).
+pub fn envoy_logs(policy: &Policy, view: &View, applied: Applied, side: Side) -> Vec<AccessLog> {
+    let logs = policy.telemetries.access_logs(applied, side, &policy.mesh).into_iter();
+    let called = |collector: &Collector| policy.called_by_grpc(&collector.host, collector.port, view);
+    logs.filter_map(|log| access_log::of_envoy(log, called)).collect()
 }
 
 /// The listener of `host:port`.
@@ -416,13 +417,13 @@ pub fn render_routes(judge: &Judge, policy: &Policy, class: ClientClass, view: &
     };
     let mut degraded = Vec::new();
     if let Ok(rendered) = judge.verdict_on_routes(render(&routes, &mut degraded)) {
-        return Some(Rendered { encoded: encode_routes(name, rendered), degraded, refused: Vec::new() });
+        return Some(Rendered { encoded: encoded(name, rendered), degraded, refused: Vec::new() });
     }
     let verdict = |routes: &[Route]| judge.verdict_on_routes(render(routes, &mut Vec::new())).map(drop);
     let (routes, refused) = judge::publishable(routes.to_vec(), verdict);
     degraded.clear();
     let rendered = judge.verdict_on_routes(render(&routes, &mut degraded)).ok()?;
-    Some(Rendered { encoded: encode_routes(name, rendered), degraded, refused })
+    Some(Rendered { encoded: encoded(name, rendered), degraded, refused })
 }
 
 /// What the data plane would refuse of these routes, whoever they are for.

@@ -100,6 +100,49 @@ fn an_envoy_beside_a_workload_gets_the_same_access_log_as_the_library() {
     assert_eq!(manager(&plane, &envoy, name).access_log, of_library);
 }
 
+/// What the application of a process has the library do with a collector, an Envoy does by itself.
+#[test]
+fn an_envoy_sends_its_access_log_to_the_collector_that_is_written() {
+    let settings = "---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    extensionProviders:
+    - {name: otel, envoyOtelAls: {service: otel.far.svc.cluster.local, port: 4317, logFormat: {labels: {code: '%RESPONSE_CODE%'}}}}
+    defaultProviders: {accessLogging: [otel]}
+";
+    let collector = |port: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: otel, namespace: far}}\nspec: {{ports: [{{name: {port}, port: 4317}}]}}\n"
+        )
+    };
+    let envoy = Client::new("e", ClientClass::Envoy, Ipv4Addr::LOCALHOST.into()).namespace("shop");
+    let envoy = envoy.labels([("app", "reviews")]).sidecar("127.0.0.2".parse::<Ipv4Addr>().unwrap(), true);
+    for (port, is_called) in [("grpc-otlp", true), ("otlp", false)] {
+        let yaml = format!("{SERVICE}{settings}{}", collector(port));
+        let plane = Plane::from_yaml(&yaml).unwrap();
+        let snapshot = plane.snapshot();
+        let cluster = "outbound|4317||otel.far.svc.cluster.local";
+        let outbound = snapshot.everything(&envoy, Kind::Listener).into_iter().find(|name| name.ends_with("_9080"));
+        let sent: Vec<_> = manager(&plane, &envoy, &outbound.unwrap()).access_log;
+        assert_eq!(sent.len(), usize::from(is_called), "{port}: {sent:?}");
+        let said = format!("{:?}", sent.iter().map(|log| log.config_type.clone()).collect::<Vec<_>>());
+        let bytes = |text: &str| format!("{:?}", text.as_bytes()).trim_matches(['[', ']']).to_owned();
+        for text in [cluster, "otel_envoy_accesslog", "%RESPONSE_CODE%"].iter().filter(|_| is_called) {
+            assert!(said.contains(text) || said.contains(&bytes(text)), "{text}: {said}");
+        }
+        assert!(snapshot.everything(&envoy, Kind::Cluster).iter().any(|name| **name == *cluster));
+        let mut scan = Scan::default();
+        scan.files.insert("t.yaml".into(), Ok(yaml.into()));
+        let found = validate_scan(scan, Mesh { has_envoys: true, ..Mesh::default() }).diagnostics;
+        let told =
+            found.iter().any(|one| one.message.contains("sees no service otel.far.svc.cluster.local with a port 4317"));
+        assert_eq!(told, !is_called, "{found:?}");
+    }
+}
+
 #[test]
 fn what_others_cannot_do_is_said_where_they_are() {
     let told = |mesh: Mesh| {

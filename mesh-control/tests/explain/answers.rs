@@ -485,6 +485,78 @@ fn the_time_of_a_try_is_where_it_is_written() {
 }
 
 #[test]
+fn settings_of_the_mesh_are_where_the_mesh_says_them() {
+    // Lines 2 to 8 of a file; what stands in a string has the place of its line.
+    let settings = "connectTimeout: 3s
+h2UpgradePolicy: UPGRADE
+enableAutoMtls: false
+defaultTrafficPolicy:
+  connectionPool: {http: {http2MaxRequests: 9}}
+  outlierDetection:
+    consecutive5xxErrors: 7
+outboundTrafficPolicy: {mode: ALLOW_ANY}
+";
+    let rule = |policy: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: ratings, namespace: shop}}\nspec: {{host: ratings, trafficPolicy: {{{policy}}}}}\n"
+        )
+    };
+    let sidecar = "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: default, namespace: shop}\nspec:\n  outboundTrafficPolicy: {mode: ALLOW_ANY}\n";
+    let map: String = settings.lines().map(|line| format!("    {line}\n")).collect();
+    let map = format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n{map}"
+    );
+    let origins = |yaml: &str, of_file: bool, url: &str| {
+        let dir = dir_of(&format!("{SHOP}{yaml}"));
+        std::fs::write(dir.path().join("settings"), settings).unwrap();
+        let mut arguments = vec!["explain", "--config", ".", "--from", "shop/reviews", "-o", "json", "GET", url];
+        arguments.extend(["--mesh-config", "settings"].iter().filter(|_| of_file));
+        let output = run(&arguments, dir.path(), "");
+        let said: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+        said["clusters"][0]["origins"].clone()
+    };
+    let ratings = "http://ratings:9080/";
+    let of_mesh = |connections: &str, name: &str, first: usize| {
+        let line = |at: usize| format!("{name}:{}", first + at);
+        json!({
+            "connections": format!("{connections}{}", line(0)),
+            "protocol": line(1),
+            "tls": line(2),
+            "circuit_breakers": line(4),
+            "outlier_detection": line(6),
+        })
+    };
+    let lines = |yaml: &str| SHOP.lines().count() + yaml.lines().count();
+    let all = origins(&map, false, ratings);
+    let first = lines(&map) - settings.lines().count() + 1;
+    let expected = of_mesh(&format!("config.yaml:{}, connect timeout ", first + 4), "config.yaml", first);
+    assert!(has(&all, &expected), "{all:#}");
+    let all = origins("", true, ratings);
+    let expected = of_mesh("--mesh-config=settings:5, connect timeout ", "--mesh-config=settings", 1);
+    assert!(has(&all, &expected), "{all:#}");
+    // A rule's own block goes before the mesh's, and leaves the rest to it.
+    let own = format!("{map}{}", rule("connectionPool: {http: {maxRetries: 1}}"));
+    let all = origins(&own, false, ratings);
+    let here = format!("config.yaml:{}", lines(&own));
+    let expected = json!({
+        "connections": format!("{here}, connect timeout config.yaml:{first}"),
+        "circuit_breakers": here,
+        "outlier_detection": format!("config.yaml:{}", first + 6),
+    });
+    assert!(has(&all, &expected), "{all:#}");
+    let own = format!("{map}{}", rule("connectionPool: {tcp: {connectTimeout: 1s}}, outlierDetection: {}"));
+    let all = origins(&own, false, ratings);
+    let here = format!("config.yaml:{}", lines(&own));
+    assert!(has(&all, &json!({"connections": here, "outlier_detection": here})), "{all:#}");
+    // Who says that hosts are called which nothing describes.
+    let nobody = "http://nobody.example.com/";
+    assert_eq!(origins(&map, false, nobody)["service"], format!("config.yaml:{}", lines(&map)));
+    let own = format!("{map}{sidecar}");
+    assert_eq!(origins(&own, false, nobody)["service"], format!("config.yaml:{}", lines(&own)));
+}
+
+#[test]
 fn explain_fails_where_the_request_does_and_takes_no_scheme_that_is_none_of_the_mesh() {
     let dir = dir_of(&format!(
         "{SHOP}{}",

@@ -215,22 +215,28 @@ impl Deciders {
     }
 
     fn target(&mut self, source: &Workload, target: &str) -> &Result<Seen, MeshError> {
-        if !self.targets.contains_key(source) {
-            if self.targets.len() >= MOST_REMEMBERED {
-                self.targets.clear();
-            }
-            self.targets.insert(source.clone(), HashMap::new());
+        let is_known = self.targets.get(source).is_some_and(|targets| targets.contains_key(target));
+        if !is_known {
+            self.learn(source, target);
         }
-        let of_source = self.targets.entry(source.clone()).or_default();
-        if !of_source.contains_key(target) && of_source.len() >= MOST_REMEMBERED {
-            of_source.clear();
-        }
-        of_source.entry(target.to_owned()).or_insert_with(|| {
-            let client = client(source);
-            let mut seen = Seen::of_target(&self.snapshot, &client, target)?;
+        let known = self.targets.get(source).and_then(|targets| targets.get(target));
+        known.expect("what was not known was learned")
+    }
+
+    fn learn(&mut self, source: &Workload, target: &str) {
+        let client = client(source);
+        let seen = Seen::of_target(&self.snapshot, &client, target).and_then(|mut seen| {
             seen.learn_all(&self.snapshot, &client)?;
             Ok(seen)
-        })
+        });
+        if !self.targets.contains_key(source) && self.targets.len() >= MOST_REMEMBERED {
+            self.targets.clear();
+        }
+        let targets = self.targets.entry(source.clone()).or_default();
+        if targets.len() >= MOST_REMEMBERED {
+            targets.clear();
+        }
+        targets.insert(target.to_owned(), seen);
     }
 
     fn inbound(&mut self, asked: &Asked) -> Result<Answer, MeshError> {

@@ -14,7 +14,7 @@ use super::destination_rule::balancer::{check_locality, check_zones};
 use super::destination_rule::{self, ConnectionPool, LocalityLb, OutlierDetection, TcpKeepalive, ZoneAwareLb};
 use super::names::export_faults;
 use super::virtual_service::Retry;
-use crate::config::decode::{Decode, Decoder, Opaque, Text, field_paths, keywords, message};
+use crate::config::decode::{At, Decode, Decoder, Opaque, Text, field_paths, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::node::{Node, Value};
 pub use providers::{
@@ -36,7 +36,7 @@ message! {
         /// What servers make of paths.
         path_normalization: Option<PathNormalization> = "pathNormalization",
         /// Whether clients call by mutual TLS where no rule says how to call.
-        enable_auto_mtls: Option<bool> = "enableAutoMtls",
+        enable_auto_mtls: Option<At<bool>> = "enableAutoMtls",
         /// Who sees services that do not say it.
         default_service_export_to: Vec<Text> = "defaultServiceExportTo",
         /// Who sees VirtualServices that do not say it.
@@ -60,7 +60,7 @@ message! {
         /// Rules for cryptography.
         compliance_policy: Option<Text> = "compliancePolicy",
         /// How long a connection may take.
-        connect_timeout: Option<Duration> = "connectTimeout",
+        connect_timeout: Option<At<Duration>> = "connectTimeout",
         /// Whether idle connections are tried.
         tcp_keepalive: Option<TcpKeepalive> = "tcpKeepalive",
         /// What is tried again.
@@ -74,7 +74,7 @@ message! {
         /// Whether zones share requests.
         zone_aware_lb_setting: Option<ZoneAwareLb> = "zoneAwareLbSetting",
         /// Whether HTTP/1.1 becomes HTTP/2 where no rule says it.
-        h2_upgrade_policy: Option<MeshH2UpgradePolicy> = "h2UpgradePolicy",
+        h2_upgrade_policy: Option<At<MeshH2UpgradePolicy>> = "h2UpgradePolicy",
         /// Services that stay in their cluster.
         service_settings: Opaque = "serviceSettings",
         /// The same.
@@ -342,8 +342,8 @@ impl MeshConfig {
                 wrong(span, format!("{field}[{index}]"), message);
             }
         }
-        if self.connect_timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
-            wrong(self.span, "connectTimeout".to_owned(), "less than 1ms".to_owned());
+        if let Some(timeout) = self.connect_timeout.as_ref().filter(|timeout| ***timeout < Duration::from_millis(1)) {
+            wrong(timeout.span, "connectTimeout".to_owned(), "less than 1ms".to_owned());
         }
         if let Err((span, message)) = self.log_format() {
             wrong(span, "accessLogFormat".to_owned(), message);

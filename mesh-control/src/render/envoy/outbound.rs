@@ -177,7 +177,7 @@ fn at_port(
     rendered.default_filter_chain = match at.http.is_empty() {
         false => Some(pb::FilterChain {
             name: name.to_owned(),
-            filters: vec![proxy::http(&manager(port, ip, envoy_logs(policy, view.telemetry, Side::Client)))],
+            filters: vec![proxy::http(&manager(port, ip, envoy_logs(policy, view, view.telemetry, Side::Client)))],
             ..Default::default()
         }),
         true => tcp.next().and_then(|address| {
