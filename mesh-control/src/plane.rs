@@ -4,6 +4,7 @@
 //! of its services and nothing else. Every change publishes a new, immutable [`Snapshot`] to everyone who
 //! watches. What was in force stays in force while a new configuration is wrong.
 
+mod events;
 mod followed;
 mod keys;
 mod origins;
@@ -25,7 +26,7 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
-use crate::analysis::examine;
+use crate::analysis::{examine, is_told_to_nobody};
 use crate::catalog::Client;
 use crate::config::istio::security::PLAINTEXT_KEYS;
 use crate::config::load::Reach;
@@ -42,6 +43,7 @@ use crate::policy::tokens::{FetchedKeys, KeySource};
 use crate::policy::traffic::ServerTls;
 use crate::registry::{Discovered, Discovery, Endpoints, ServiceName, Workload};
 use crate::render::judge::Judge;
+use events::{Counts, Events};
 use snapshot::Compiled;
 pub use snapshot::Snapshot;
 use source::Source;
@@ -224,6 +226,7 @@ struct Inner {
     fetcher: OnceLock<AbortHandle>,
     /// What it has accepted stays accepted when the configuration changes.
     judge: Arc<Judge>,
+    events: Mutex<Events>,
 }
 
 #[derive(Debug, Default)]
@@ -358,6 +361,7 @@ impl Plane {
             fixed: OnceLock::new(),
             fetcher: OnceLock::new(),
             judge,
+            events: Mutex::default(),
         };
         Plane { inner: Arc::new(inner) }
     }
@@ -451,6 +455,7 @@ impl Plane {
         let mut live = self.inner.live();
         let compiled = live.compiled.clone();
         let workload = Arc::new(workload);
+        self.inner.events().note_workload("Workload", "add");
         if live.endpoints.register(&compiled.policy.services, workload.clone()) {
             if live.endpoints.served_by(&compiled.policy.services, &workload.key).is_empty() {
                 warn!(node = &*workload.node, "registered, and gets no request: {}", serves_nothing(&workload));
@@ -464,6 +469,7 @@ impl Plane {
         let mut live = self.inner.live();
         let compiled = live.compiled.clone();
         if live.endpoints.unregister(&compiled.policy.services, key) {
+            self.inner.events().note_workload("Workload", "delete");
             self.inner.publish_soon(live);
         }
     }
@@ -524,8 +530,15 @@ impl Plane {
         let mut live = self.inner.live();
         let compiled = live.compiled.clone();
         if live.endpoints.discover(&compiled.policy.services, services) {
+            self.inner.events().note_workload("Endpoints", "update");
             self.inner.publish_soon(live);
         }
+    }
+
+    /// How often objects of the configuration, and workloads, came, changed and went.
+    pub(crate) fn events(&self) -> [Counts; 2] {
+        let events = self.inner.events();
+        [events.of_objects.clone(), events.of_workloads.clone()]
     }
 
     /// How many objects of the configuration are in force.
@@ -616,6 +629,10 @@ impl Plane {
 }
 
 impl Inner {
+    fn events(&self) -> MutexGuard<'_, Events> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -627,9 +644,12 @@ impl Inner {
             return self.live().config_generation;
         }
         let mut loaded = store.loaded();
+        self.events().note(loaded.objects.metas());
         let objects = loaded.objects.len();
-        let wrong = std::mem::take(&mut loaded.wrong);
+        let mut wrong = std::mem::take(&mut loaded.wrong);
         let (mut policy, mut diagnostics) = examine(loaded, &self.options.given(), self.fixed.get(), &self.judge);
+        let untold = diagnostics.iter().filter(|finding| is_told_to_nobody(finding));
+        wrong.extend(untold.map(|finding| Wrong::of_finding(finding, Standing::NotInForce)));
         self.fixed.get_or_init(|| policy.mesh.fixed.clone());
         let (unread, lets_any_pass) = (held_back(&wrong), policy.lets_any_pass());
         if unread.is_some() {

@@ -31,6 +31,8 @@ mod unknown;
 mod unmet;
 mod virtual_service;
 
+pub(crate) use telemetry::is_told_to_nobody;
+
 use std::io;
 use std::path::Path;
 

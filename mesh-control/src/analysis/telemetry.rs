@@ -253,6 +253,15 @@ fn check_provider(meta: &Meta, name: &Text, field: &str, of: Use, policy: &Polic
     say(meta, name.span, field, (Severity::Warning, Code::NotSupportedYet), told, found);
 }
 
+/// Whether an object, or the mesh, has something told to a provider that there is not: that is not in force.
+pub(crate) fn is_told_to_nobody(finding: &Diagnostic) -> bool {
+    let is_of_telemetry = |object: &str| ["Telemetry ", "MeshConfig "].iter().any(|kind| object.starts_with(kind));
+    let names_providers = |field: &str| field.ends_with(".providers.name") || field.starts_with("defaultProviders.");
+    (finding.severity, finding.code) == (Severity::Error, Code::UnknownReference)
+        && finding.object.as_deref().is_some_and(is_of_telemetry)
+        && finding.field.as_deref().is_some_and(names_providers)
+}
+
 fn kind(provider: &ExtensionProvider) -> &'static str {
     let kinds = [
         ("envoyExtAuthzHttp", provider.http.is_some()),

@@ -135,7 +135,7 @@ impl Standing {
             }
             Standing::NotInForce => {
                 "nothing, and no request fails for it: of a RateLimit, an Overload, a Quota or an EnvoyFilter that is a limit, \
-                 nothing is limited; of a WasmPlugin, requests pass without it"
+                 nothing is limited; of a WasmPlugin, requests pass without it; of a Telemetry, who is not there is told nothing"
             }
             Standing::Unread => "nothing, and nobody can tell what it governs",
         }
@@ -143,7 +143,8 @@ impl Standing {
 }
 
 impl Wrong {
-    fn of_finding(finding: &Diagnostic, standing: Standing) -> Wrong {
+    /// Of what a finding is about.
+    pub(crate) fn of_finding(finding: &Diagnostic, standing: Standing) -> Wrong {
         let reason = finding.in_short().into();
         Wrong { object: finding.object.clone(), file: finding.file.clone(), reason, standing }
     }

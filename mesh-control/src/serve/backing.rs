@@ -85,6 +85,10 @@ impl Inspect for Plane {
         Some((config, snapshot.generation().saturating_sub(config)))
     }
 
+    fn events(&self) -> [BTreeMap<(&'static str, &'static str), u64>; 2] {
+        Plane::events(self)
+    }
+
     fn services(&self) -> usize {
         Plane::services(self).len()
     }

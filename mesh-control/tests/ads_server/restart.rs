@@ -131,6 +131,20 @@ async fn the_last_good_state_survives_a_restart_and_what_was_deleted_does_not() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_for_a_provider_that_there_is_not_is_told_of_as_not_in_force() {
+    let dirs = Dirs::new();
+    let (api, spec) =
+        ("apiVersion: telemetry.istio.io/v1\nkind: Telemetry", "accessLogging: [{providers: [{name: nobody}]}]");
+    dirs.write("telemetry.yaml", &format!("{api}\nmetadata: {{name: t}}\nspec: {{{spec}}}\n"));
+    let control = Started::new(dirs.config.path(), &[]);
+    let ready = control.ready().await;
+    let told =
+        ready.contains("not-in-force: Telemetry default/t: telemetry.yaml:4") && ready.contains("no provider `nobody`");
+    assert!(ready.starts_with("HTTP/1.0 200") && told, "{ready}");
+    assert!(control.table().contains("who is not there is told nothing"), "{}", control.table());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_last_good_state_what_is_wrong_fails_closed_and_says_so() {
     let dirs = Dirs::new();
     dirs.write("rules.yaml", &wrong());

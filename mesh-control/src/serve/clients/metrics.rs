@@ -12,6 +12,16 @@ const BOUNDS: [f64; 10] = [0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.
 /// Upper bounds of the sizes of responses, in bytes: Istiod's.
 const SIZES: [u64; 6] = [1, 10_000, 1_000_000, 4_000_000, 10_000_000, 40_000_000];
 
+/// Upper bounds of the time that it takes to make a response, in seconds: Istiod's.
+const PUSH_TIMES: [f64; 8] = [0.01, 0.1, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
+
+/// How long it took to make responses of one type, by bucket.
+#[derive(Debug, Default)]
+struct Times {
+    buckets: [AtomicU64; PUSH_TIMES.len()],
+    micros: AtomicU64,
+}
+
 /// The sizes of responses of one type, by bucket.
 #[derive(Debug, Default)]
 struct Sizes {
@@ -26,6 +36,10 @@ pub(crate) struct Metrics {
     acks: [AtomicU64; 4],
     nacks: [AtomicU64; 4],
     sizes: [Sizes; 4],
+    times: [Times; 4],
+    failed: AtomicU64,
+    validated: AtomicU64,
+    invalid: AtomicU64,
     streams: AtomicU64,
     turned_away: AtomicU64,
     convergence: [AtomicU64; BOUNDS.len()],
@@ -34,7 +48,12 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn pushed(&self, kind: Kind, bytes: usize) {
+    /// A response was sent that took so long to make.
+    pub(crate) fn pushed(&self, kind: Kind, bytes: usize, took: Duration) {
+        let times = &self.times[kind as usize];
+        let within = |(bound, _): &(&f64, &AtomicU64)| took.as_secs_f64() <= **bound;
+        PUSH_TIMES.iter().zip(&times.buckets).filter(within).for_each(|(_, bucket)| add(bucket, 1));
+        add(&times.micros, micros(took));
         add(&self.pushes[kind as usize], 1);
         let (sizes, bytes) = (&self.sizes[kind as usize], bytes as u64);
         SIZES.iter().zip(&sizes.buckets).filter(|(bound, _)| bytes <= **bound).for_each(|(_, bucket)| add(bucket, 1));
@@ -47,6 +66,16 @@ impl Metrics {
 
     pub(crate) fn nacked(&self, kind: Kind) {
         add(&self.nacks[kind as usize], 1);
+    }
+
+    /// A stream ended for a fault of this server.
+    pub(crate) fn failed(&self) {
+        add(&self.failed, 1);
+    }
+
+    /// An API server asked about an object.
+    pub(crate) fn validated(&self, is_good: bool) {
+        add(if is_good { &self.validated } else { &self.invalid }, 1);
     }
 
     pub(crate) fn stream_opened(&self) {
@@ -66,7 +95,7 @@ impl Metrics {
             }
         }
         add(&self.convergence_count, 1);
-        add(&self.convergence_micros, u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        add(&self.convergence_micros, micros(time));
     }
 
     /// Appends the text form.
@@ -86,6 +115,13 @@ impl Metrics {
         let sent = self.sizes.iter().map(|sizes| get(&sizes.sum)).sum();
         single(out, "mesh_xds_sent_bytes_total", "counter", "Bytes of resources sent.", sent);
         self.write_sizes(out);
+        self.write_times(out);
+        let help = "Streams that ended for a fault of this server.";
+        single(out, "pilot_total_xds_internal_errors", "counter", help, get(&self.failed));
+        for (name, what, count) in [("passed", "good", &self.validated), ("failed", "wrong", &self.invalid)] {
+            let help = format!("Objects that an API server asked about and that are {what}.");
+            single(out, &format!("galley_validation_{name}"), "counter", &help, get(count));
+        }
         single(out, "mesh_xds_streams_total", "counter", "Streams opened since the start.", get(&self.streams));
         let crowded = get(&self.turned_away);
         single(
@@ -126,6 +162,26 @@ impl Metrics {
             );
         }
     }
+}
+
+impl Metrics {
+    fn write_times(&self, out: &mut String) {
+        let name = "pilot_xds_push_time";
+        family(out, name, "histogram", "Seconds that it took to make a response, by type.");
+        for (kind, (times, count)) in Kind::ALL.into_iter().zip(self.times.iter().zip(&self.pushes)) {
+            let kind = short(kind);
+            for (bound, bucket) in PUSH_TIMES.iter().zip(&times.buckets) {
+                let _ = writeln!(out, "{name}_bucket{{type=\"{kind}\",le=\"{bound}\"}} {}", get(bucket));
+            }
+            let (count, sum) = (get(count), Duration::from_micros(get(&times.micros)).as_secs_f64());
+            let _ = writeln!(out, "{name}_bucket{{type=\"{kind}\",le=\"+Inf\"}} {count}");
+            let _ = writeln!(out, "{name}_sum{{type=\"{kind}\"}} {sum}\n{name}_count{{type=\"{kind}\"}} {count}");
+        }
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Istiod's short name of a kind.
@@ -170,7 +226,8 @@ mod tests {
     #[test]
     fn the_text_has_a_line_per_type_and_cumulative_buckets() {
         let metrics = Metrics::default();
-        metrics.pushed(Kind::Endpoints, 10);
+        metrics.pushed(Kind::Endpoints, 10, Duration::from_millis(50));
+        metrics.validated(false);
         metrics.nacked(Kind::Route);
         metrics.converged(Duration::from_millis(400));
         let mut text = String::new();
@@ -187,6 +244,12 @@ mod tests {
             "pilot_xds_config_size_bytes_bucket{type=\"eds\",le=\"10000\"} 1",
             "pilot_xds_config_size_bytes_sum{type=\"eds\"} 10",
             "pilot_xds_config_size_bytes_count{type=\"lds\"} 0",
+            "pilot_xds_push_time_bucket{type=\"eds\",le=\"0.01\"} 0",
+            "pilot_xds_push_time_bucket{type=\"eds\",le=\"0.1\"} 1",
+            "pilot_xds_push_time_sum{type=\"eds\"} 0.05",
+            "pilot_total_xds_internal_errors 0",
+            "galley_validation_passed 0",
+            "galley_validation_failed 1",
             "pilot_proxy_convergence_time_bucket{le=\"0.1\"} 0",
             "pilot_proxy_convergence_time_bucket{le=\"0.5\"} 1",
             "pilot_proxy_convergence_time_bucket{le=\"+Inf\"} 1",

@@ -50,6 +50,11 @@ pub trait Inspect: Send + Sync + 'static {
         None
     }
 
+    /// How often objects of the configuration, and workloads, came (`add`), changed (`update`) and went (`delete`): by kind.
+    fn events(&self) -> [BTreeMap<(&'static str, &'static str), u64>; 2] {
+        Default::default()
+    }
+
     /// How many services are known.
     fn services(&self) -> usize {
         0
@@ -414,6 +419,13 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
         family(&mut out, "pilot_push_triggers", "counter", "Changes that clients were told of, by what changed.");
         let _ = writeln!(out, "pilot_push_triggers{{type=\"config\"}} {config}");
         let _ = writeln!(out, "pilot_push_triggers{{type=\"endpoint\"}} {endpoints}");
+    }
+    for (name, counts) in ["pilot_k8s_cfg_events", "pilot_k8s_reg_events"].into_iter().zip(inspect.events()) {
+        let of = if name.contains("cfg") { "Objects of the configuration" } else { "Workloads and endpoints" };
+        family(&mut out, name, "counter", &format!("{of} that came, changed or went, by kind."));
+        for ((kind, event), count) in counts {
+            let _ = writeln!(out, "{name}{{type=\"{kind}\",event=\"{event}\"}} {count}");
+        }
     }
     family(&mut out, "pilot_xds", "gauge", "Streams that are open.");
     let _ = writeln!(out, "pilot_xds{{version=\"{version}\"}} {}", streams.values().sum::<u64>());

@@ -24,7 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::metadata::MetadataValue;
 use tonic::server::{Grpc, NamedService, StreamingService};
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 use crate::catalog::{Catalog, Client, Kind};
 use crate::serve::clients::clock::now;
@@ -243,6 +243,9 @@ async fn converse<M: Method>(
     tracing::debug!(node = &*stay.stream.session().client().node_id, end = ?end, "stream ended");
     drop(stay);
     if let Err(status) = end {
+        if status.code() == Code::Internal {
+            state.metrics.failed();
+        }
         fail(&sender, status).await;
     }
 }
@@ -321,10 +324,12 @@ async fn exchange<M: Method>(
         let wake = {
             let mut session = stay.stream.session();
             session.on_settling(state.settling.ends_at());
+            let began = now();
             match room.take() {
-                Some(permit) => match session.next(now()) {
+                Some(permit) => match session.next(began) {
                     Some(response) => {
-                        state.metrics.pushed(response.kind, response.resources.iter().map(|one| one.body.len()).sum());
+                        let bytes = response.resources.iter().map(|one| one.body.len()).sum();
+                        state.metrics.pushed(response.kind, bytes, now().saturating_duration_since(began));
                         mpsc::Permit::send(permit, Ok(response));
                         continue;
                     }

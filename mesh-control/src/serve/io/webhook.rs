@@ -27,9 +27,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
+use crate::config::Diagnostic;
 use crate::kubernetes::webhook;
 use crate::plane::Plane;
 use crate::serve::clients::clock::now;
+use crate::serve::clients::state::ServerState;
 use crate::serve::io::door::{Door, accept};
 use crate::serve::io::server::{Conn, Server};
 use crate::serve::io::tls::{Reloading, TlsFiles};
@@ -54,6 +56,7 @@ const LINGER: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 struct Desk {
     plane: Plane,
+    server: Arc<ServerState>,
     turns: Arc<Semaphore>,
 }
 
@@ -82,6 +85,7 @@ pub(crate) async fn listen(
     let bound = listener.local_addr()?;
     let (connections, incoming) = mpsc::channel(CONNECTIONS);
     let door = Door::new(connections, server.state().clone(), false);
+    let told = server.state().clone();
     let task = tokio::spawn(async move {
         let accepting = async {
             while let Some((stream, peer)) = accept(&listener, &door.connections).await {
@@ -93,15 +97,15 @@ pub(crate) async fn listen(
         };
         tokio::select! {
             () = accepting => {}
-            () = serve(incoming, router(plane)) => {}
+            () = serve(incoming, router(plane, told)) => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
     });
     Ok((bound, task))
 }
 
-fn router(plane: Plane) -> Router {
-    let desk = Desk { plane, turns: Arc::new(Semaphore::new(REVIEWS)) };
+fn router(plane: Plane, server: Arc<ServerState>) -> Router {
+    let desk = Desk { plane, server, turns: Arc::new(Semaphore::new(REVIEWS)) };
     Router::new()
         .route("/validate", post(validate))
         .layer(DefaultBodyLimit::max(MOST_BYTES))
@@ -168,10 +172,15 @@ async fn validate(State(desk): State<Desk>, body: Bytes) -> Response {
     let Ok(turn) = desk.turns.clone().acquire_owned().await else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
-    let plane = desk.plane;
+    let Desk { plane, server, .. } = desk;
     let answered = spawn_blocking(move || {
         let _turn = turn;
-        webhook::answer(&body, |name, namespace, text| plane.review(&name, namespace, text))
+        webhook::answer(&body, |name, namespace, text| {
+            let found = plane.review(&name, namespace, text);
+            let is_good = !found.iter().flatten().any(Diagnostic::rejects_object);
+            server.metrics.validated(is_good);
+            found
+        })
     });
     match answered.await {
         Ok(Ok(answer)) => ([(header::CONTENT_TYPE, "application/json")], answer).into_response(),
@@ -326,7 +335,9 @@ mod tests {
         let (_kept, body) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(1);
         let body = axum::body::Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(body));
         let request = Request::post("/validate").body(body).expect("a request");
-        let answered = tower_service::Service::call(&mut router(Plane::empty()), request);
+        let plane = Plane::empty();
+        let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &Options::default());
+        let answered = tower_service::Service::call(&mut router(plane, server.state().clone()), request);
         let answer = timeout(LIMIT, answered).await.expect("an answer").expect("an answer");
         assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
     }
