@@ -6,6 +6,8 @@ import json
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 
 import browser
 import grpc
@@ -123,6 +125,7 @@ class Console:
         check("chromium", "a broken VirtualService shows its diagnostic", self.broken)
         check("chromium", "a NACK shows its text, as text", self.refused)
         check("chromium", "the form explains a request", self.explains)
+        check("chromium", "the limits of bookinfo show how much of them is used", self.limits)
         check("control", "top and describe say the same on a terminal", self.says)
         check("chromium", "a keyboard reaches everything, and nothing went wrong in the page", self.behaves)
 
@@ -221,6 +224,43 @@ class Console:
         self.page.value("location.hash = '#certificates'")
         self.page.until("certificates", "/spiffe:\\/\\/cluster.local\\/ns\\/default\\/sa\\//.test(document.body.innerText)")
         return told.splitlines()[0]
+
+    def limits(self):
+        """Those of `examples/manifests/limits`, of a bookinfo in one process: a local one, one by the service, and a quota."""
+        manifests = self.suite.here.parent / "examples/manifests/limits"
+        program = [self.suite.args.bin / "bookinfo", manifests, "--serve", "--listen", "127.0.0.1:0"]
+        bookinfo = self.suite.start("bookinfo with limits", program)
+        page = bookinfo.wait_for_line("product page   ")
+        console = bookinfo.wait_for_line("console        ")
+        told = {}
+
+        def ask(user):
+            try:
+                with urllib.request.urlopen(f"{page}?user={user}", timeout=10) as answer:
+                    return answer.status
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        end = time.monotonic() + 40
+        while told.get(429, 0) < 3:
+            if time.monotonic() > end:
+                raise self.failure(f"nobody is refused: {told}")
+            for user in ("jason", "alice"):
+                status = ask(user)
+                told[status] = told.get(status, 0) + 1
+        self.page.go(f"{console}#limits")
+        for what, wanted in (
+            ("the quota of each reader", ("default/pages", "query.user=jason", "query.user=alice", "a month")),
+            ("the rules that the service counts by", ("bookinfo", "end-user")),
+            ("the objects", ("RateLimit default/pages", "RateLimit default/reviews", "Quota default/pages", "in-force")),
+        ):
+            self.page.until(what, " && ".join(f"document.querySelector('main').innerText.includes({json.dumps(text)})" for text in wanted))
+        self.page.until("what is used", "[...document.querySelectorAll('[data-quota] td')].some((cell) => Number(cell.textContent) > 0)")
+        self.shot("console-limits.png")
+        self.page.go(f"http://{self.status}/#graph")
+        self.page.until("the first console again", "document.querySelectorAll('[data-edge]').length >= 5")
+        bookinfo.end()
+        return f"{told.get(200, 0)} pages, {told[429]} refused"
 
     def command(self, *words):
         """What mesh-control says of this server."""

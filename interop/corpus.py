@@ -22,6 +22,12 @@ KINDS = (
     "GRPCRoute",
     "ReferenceGrant",
     "Telemetry",
+    # Our own, and the filters of an application's: what others are not told of must not be in their way.
+    "RateLimit",
+    "Overload",
+    "Quota",
+    "RequestRules",
+    "WasmPlugin",
 )
 WORDS = [line.split(" ", 1) for line in (FOLDER / "words.txt").read_text().splitlines()]
 
@@ -52,7 +58,8 @@ def cases():
         head, lines = (FOLDER / f"{kind}.txt").read_text().split("===\n")
         about, manifest = head.split("---\n", 1)
         target = re.search("^target: (.*)$", about, re.MULTILINE)[1]
-        initials = "".join(letter for letter in kind if letter.isupper()).lower()
+        # A Sidecar has the same letter.
+        initials = "svc" if kind == "Service" else "".join(letter for letter in kind if letter.isupper()).lower()
         number, templates = 0, []
         for line in lines.splitlines():
             if not line.startswith("  "):
