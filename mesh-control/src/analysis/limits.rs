@@ -174,11 +174,15 @@ fn may_make(actions: &[DescriptorAction], entries: &[(Arc<str>, Arc<str>)]) -> b
 }
 
 fn is_skippable(action: &DescriptorAction) -> bool {
-    use DescriptorAction::{Claim, Header, Query};
-    matches!(
-        action,
-        Header { skip_if_absent: true, .. } | Query { skip_if_absent: true, .. } | Claim { skip_if_absent: true, .. }
-    )
+    use DescriptorAction::{Claim, Expression, Header, Query};
+    let (Header { skip_if_absent, .. }
+    | Query { skip_if_absent, .. }
+    | Claim { skip_if_absent, .. }
+    | Expression { skip_if_absent, .. }) = action
+    else {
+        return false;
+    };
+    *skip_if_absent
 }
 
 /// Whether an action may come to an entry; an empty value is any.
@@ -193,7 +197,10 @@ fn makes(action: &DescriptorAction, (key, value): &(Arc<str>, Arc<str>)) -> bool
         Action::Header { key: own, name, .. } => {
             own == key && (&**name != ":method" || miscased_method(value).is_none())
         }
-        Action::Query { key: own, .. } | Action::Claim { key: own, .. } | Action::Client { key: own, .. } => own == key,
+        Action::Query { key: own, .. }
+        | Action::Claim { key: own, .. }
+        | Action::Client { key: own, .. }
+        | Action::Expression { key: own, .. } => own == key,
         Action::RemoteAddressMatch { key: own, value: only, .. }
         | Action::Constant { key: own, value: only }
         | Action::HeaderMatch { key: own, value: only, .. }
@@ -229,7 +236,11 @@ fn check_methods(object: &Object<RateLimit>, found: &mut Vec<Diagnostic>) {
 /// The field in which a claim is needed, where one is.
 fn of_tokens(limit: &RateLimit) -> Option<String> {
     let counted = limit.limits.iter().flat_map(|(_, counter)| counter.counted());
-    let needs = |action: &DescriptorAction| matches!(action, DescriptorAction::Claim { default: None, .. });
+    let needs = |action: &DescriptorAction| match action {
+        DescriptorAction::Claim { default, .. } => default.is_none(),
+        DescriptorAction::Expression { expression, .. } => expression.needs_token(),
+        _ => false,
+    };
     counted.flat_map(|counted| &counted.actions).any(needs).then(|| "rules".to_owned())
 }
 

@@ -16,6 +16,8 @@ use envoy_types::pb::envoy::extensions::common::ratelimit::v3::{
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as LocalRateLimitProto;
 use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3 as global;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::Descriptor as ExprDescriptor;
+use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::descriptor::ExprSpecifier;
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 use envoy_types::pb::envoy::r#type::v3::{
     FractionalPercent, HttpStatus, TokenBucket as TokenBucketProto, fractional_percent::DenominatorType,
@@ -32,7 +34,7 @@ use serde_json::json;
 
 use super::extensions::typed_struct;
 use super::overload;
-use super::proto::{duration, number};
+use super::proto::{any, duration, number};
 use crate::catalog::ClientClass;
 use crate::policy::limits::{Limit, LimitInForce};
 
@@ -52,7 +54,9 @@ pub fn filters(limits: &[LimitInForce], class: ClientClass) -> Vec<hcm::HttpFilt
 /// Whether an Envoy knows how a request is counted.
 pub fn is_for_envoy(limit: &RateLimit) -> bool {
     let is_own = |action: &DescriptorAction| {
-        matches!(action, DescriptorAction::Client { .. } | DescriptorAction::PathTemplate { .. })
+        use DescriptorAction::{Client, Expression, PathTemplate};
+        // An expression may ask what only the library knows.
+        matches!(action, Client { .. } | PathTemplate { .. } | Expression { .. })
     };
     !limit.actions.iter().any(is_own)
 }
@@ -284,6 +288,17 @@ fn kind(action: &DescriptorAction) -> Kind {
         DescriptorAction::PathTemplate { key, templates } => {
             let templates: Vec<&str> = templates.iter().map(|(text, _)| &**text).collect();
             Kind::Extension(typed_struct(PATH_ENTRY, &json!({"key": &**key, "templates": templates})))
+        }
+        DescriptorAction::Expression { key, expression, skip_if_absent } => {
+            let descriptor = ExprDescriptor {
+                descriptor_key: text(key),
+                skip_if_error: *skip_if_absent,
+                expr_specifier: Some(ExprSpecifier::Text(expression.text().to_owned())),
+            };
+            Kind::Extension(core::TypedExtensionConfig {
+                name: "envoy.rate_limit_descriptors.expr".to_owned(),
+                typed_config: Some(any(&descriptor)),
+            })
         }
         // Nobody writes these in an object.
         DescriptorAction::RemoteAddressMatch { key, value, .. } | DescriptorAction::QueryMatch { key, value, .. } => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 
+use super::request_rules::Known;
 use crate::limits::LimitedRequest;
 use crate::model::{Fraction, OfHost, RateLimit, RestHeaders};
 use crate::request::RequestHead;
@@ -41,14 +42,15 @@ pub(super) fn is_hit(share: Fraction, request: &mut RequestInfo) -> bool {
     share == Fraction::ALL || share.contains(request.random.u32(0..1_000_000))
 }
 
-/// What is known of a request that is to be counted.
-pub(super) fn seen<'r>(request: &'r RequestInfo, head: &'r Parts) -> LimitedRequest<'r> {
+/// What is known of a request that is to be counted, with what expressions find out about it.
+pub(super) fn seen<'r>(request: &'r RequestInfo, head: &'r Parts, tells: &'r Known<'r>) -> LimitedRequest<'r> {
     let seen = RequestHead::of_parts(&head.method, &head.uri, &head.headers);
     let mut limited = LimitedRequest::new(seen);
     limited.remote = request.peer().map(|peer| peer.ip());
     limited.destination_cluster = request.cluster().map_or("", |cluster| cluster.as_str());
     limited.client = request.client();
     limited.tokens = request.tokens();
+    limited.tells = Some(tells);
     limited
 }
 

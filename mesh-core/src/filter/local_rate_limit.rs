@@ -9,6 +9,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, response};
 
 use super::counted::{self, seconds};
+use super::request_rules::Known;
 use super::{Decision, Filter, Reply};
 use crate::error::Invalid;
 use crate::limits::{DescriptorMaker, LocalBuckets, LocalLimiter, LocalPlan, LocalVerdict, RATE_LIMITED};
@@ -69,7 +70,8 @@ pub struct LocalRateLimitFilter {
 impl LocalRateLimitFilter {
     /// What the limit says of a request that began at `now`.
     pub fn check<'l>(&'l self, request: &RequestInfo, head: &Parts) -> Option<LocalVerdict<'l>> {
-        self.limit.limiter.take(&self.plan, &counted::seen(request, head), request.peer(), request.started)
+        let known = Known::now(request, head);
+        self.limit.limiter.take(&self.plan, &counted::seen(request, head, &known), request.peer(), request.started)
     }
 
     /// The answer to a request that is over.

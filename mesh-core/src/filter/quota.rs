@@ -7,6 +7,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 
 use super::counted::{self, seconds};
+use super::request_rules::Known;
 use super::{Decision, Filter, Reply};
 use crate::error::Invalid;
 use crate::limits::{DescriptorMaker, QuotaDomain, QuotaVerdict, Quotas, RATE_LIMITED};
@@ -108,7 +109,8 @@ impl Filter for QuotaFilter {
             return Decision::Continue;
         }
         let found = {
-            let seen = counted::seen(request, head);
+            let known = Known::now(request, head);
+            let seen = counted::seen(request, head, &known);
             let is_for = |rule: &&Rule| rule.test.as_ref().is_none_or(|test| test.passes(&seen.head));
             rules.iter().find(is_for).and_then(|rule| {
                 let id = rule.id.describe(&seen)?;

@@ -9,6 +9,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, response};
 
 use super::counted::{self, RouteLimits, seconds};
+use super::request_rules::Known;
 use super::{Decision, Filter, Reply, Resume};
 use crate::error::Invalid;
 use crate::limits::{Answer, DescriptorMaker, Question, RATE_LIMITED, RateLimitService};
@@ -164,7 +165,8 @@ impl Filter for GlobalRateLimitFilter {
             return Decision::Continue;
         }
         let is_enforced = counted::is_hit(config.enforced, request);
-        let seen = counted::seen(request, head);
+        let known = Known::now(request, head);
+        let seen = counted::seen(request, head, &known);
         let question = Question::new(&self.domain, self.makers.iter().filter_map(|maker| maker.describe(&seen)));
         if question.descriptors.is_empty() {
             return Decision::Continue;

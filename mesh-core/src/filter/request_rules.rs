@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::{Decision, Filter, Reply};
 use crate::jwt::Claims;
+use crate::limits::Tells;
 use crate::model::{CelAttribute, CelExpression, CelValue, Facts, RequestRule, RequestRules};
 use crate::request::RequestHead;
 use crate::request_info::{Direction, RequestInfo};
@@ -38,11 +39,7 @@ impl Filter for RequestRulesFilter {
         for rule in self.rules.rules.iter().filter(|rule| !rule.looks_at_answer()) {
             let holds = match &rule.when {
                 None => Some(true),
-                Some(when) => {
-                    let seen = RequestHead::of_parts(&head.method, &head.uri, &head.headers);
-                    Known { info, head: Some((seen, head.version)), answer: None, is_in_doubt: Cell::new(false) }
-                        .holds(when)
-                }
+                Some(when) => Known::now(info, head).holds(when),
             };
             if let (Some(refusal), None | Some(true)) = (&rule.deny, holds) {
                 info.note_details(format!("request_rule[{}]", rule.name));
@@ -78,7 +75,7 @@ impl Filter for RequestRulesFilter {
 }
 
 /// What is known of a request that has come, or of its answer.
-struct Known<'r> {
+pub(super) struct Known<'r> {
     info: &'r RequestInfo,
     head: Option<(RequestHead<'r>, http::Version)>,
     answer: Option<(StatusCode, &'r HeaderMap)>,
@@ -87,6 +84,12 @@ struct Known<'r> {
 }
 
 impl<'r> Known<'r> {
+    /// Of one that is decided on.
+    pub(super) fn now(info: &'r RequestInfo, head: &'r request::Parts) -> Self {
+        let seen = RequestHead::of_parts(&head.method, &head.uri, &head.headers);
+        Known { info, head: Some((seen, head.version)), answer: None, is_in_doubt: Cell::new(false) }
+    }
+
     /// Whether an expression holds; `None` where nobody can tell.
     fn holds(&self, when: &CelExpression) -> Option<bool> {
         let holds = when.is_true(self);
@@ -122,6 +125,16 @@ impl<'r> Known<'r> {
         let mut found = self.info.tokens().iter().filter_map(of);
         let first = found.next()?;
         if found.all(|other| other == first) { Some(first) } else { self.in_doubt() }
+    }
+}
+
+/// What requests are told apart by. What can be read in two ways counts as one, so that nobody gets around a limit who says a thing
+/// twice.
+impl Tells for Known<'_> {
+    fn tell(&self, expression: &CelExpression) -> Option<String> {
+        self.is_in_doubt.set(false);
+        let told = expression.show(self);
+        if self.is_in_doubt.get() { Some("?".to_owned()) } else { told }
     }
 }
 

@@ -2,7 +2,7 @@
 //! values are those of the request, and what has to be written first is short.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,11 +13,17 @@ use crate::error::Invalid;
 use crate::identity::SpiffeId;
 use crate::jwt::Claims;
 use crate::matcher::{Field, header_matches, template_matches};
-use crate::model::{ClientPart, DescriptorAction, HeaderTest, LimitOverride, QueryTest, RateLimit};
+use crate::model::{CelExpression, ClientPart, DescriptorAction, HeaderTest, LimitOverride, QueryTest, RateLimit};
 use crate::request::RequestHead;
 
+/// What expressions come to for a request.
+pub trait Tells {
+    /// What one comes to, as a text; `None` where nothing is known of what it asks for.
+    fn tell(&self, expression: &CelExpression) -> Option<String>;
+}
+
 /// What is known of a request that is to be counted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct LimitedRequest<'r> {
     /// Its head.
@@ -32,12 +38,21 @@ pub struct LimitedRequest<'r> {
     pub client: Option<&'r SpiffeId>,
     /// What its tokens say.
     pub tokens: &'r [Claims],
+    /// What expressions come to; `None`: nothing.
+    pub tells: Option<&'r dyn Tells>,
+}
+
+impl fmt::Debug for LimitedRequest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LimitedRequest").field("head", &self.head).field("client", &self.client).finish_non_exhaustive()
+    }
 }
 
 impl<'r> LimitedRequest<'r> {
     /// A request of which its head is known.
     pub fn new(head: RequestHead<'r>) -> Self {
-        LimitedRequest { head, source_cluster: "", destination_cluster: "", remote: None, client: None, tokens: &[] }
+        let (remote, client, tells) = (None, None, None);
+        LimitedRequest { head, source_cluster: "", destination_cluster: "", remote, client, tokens: &[], tells }
     }
 }
 
@@ -207,7 +222,8 @@ impl DescriptorMaker {
         let may_be_absent = |action: &DescriptorAction| {
             let (DescriptorAction::Header { skip_if_absent, .. }
             | DescriptorAction::Query { skip_if_absent, .. }
-            | DescriptorAction::Claim { skip_if_absent, .. }) = action
+            | DescriptorAction::Claim { skip_if_absent, .. }
+            | DescriptorAction::Expression { skip_if_absent, .. }) = action
             else {
                 return false;
             };
@@ -295,6 +311,11 @@ fn other<'r>(action: &'r DescriptorAction, request: &LimitedRequest<'r>) -> Yiel
                 }
                 _ => Yield::Nothing,
             }
+        }
+        DescriptorAction::Expression { key, expression, skip_if_absent } => {
+            let told = request.tells.and_then(|tells| tells.tell(expression)).filter(|text| !text.is_empty());
+            let made = |text: String| Yield::Entry(Entry { key, value: Value::Made(text.into_bytes().into()) });
+            told.map_or_else(|| Yield::absent(*skip_if_absent), made)
         }
         DescriptorAction::PathTemplate { key, templates } => {
             let path = request.head.path();

@@ -15,7 +15,7 @@ use http::HeaderName;
 pub use admission::Admission;
 pub use bucket::{Bucket, Epoch, KeyedBuckets, Rate, Taken, Ticks};
 pub use concurrency::Concurrency;
-pub use descriptor::{Descriptor, DescriptorMaker, Entries, Entry, LimitedRequest, Value};
+pub use descriptor::{Descriptor, DescriptorMaker, Entries, Entry, LimitedRequest, Tells, Value};
 pub use local::{LocalBuckets, LocalLimiter, LocalPlan, LocalVerdict};
 pub use quota::{QuotaBucket, QuotaUsage, QuotaVerdict};
 pub use quotas::{Due, Kept, MOST_BUCKETS, QuotaDomain, Quotas};

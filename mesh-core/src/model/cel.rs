@@ -100,6 +100,22 @@ impl CelExpression {
         parse::value(text)
     }
 
+    /// Reads an expression that requests are told apart by, which is asked while a request is decided on. It may ask what a rule may
+    /// that is not about the answer.
+    ///
+    /// # Errors
+    /// What is wrong with it, and where.
+    ///
+    /// ```
+    /// use mesh_core::model::CelExpression;
+    ///
+    /// assert!(CelExpression::key("source.namespace + '/' + request.headers['x-plan']").is_ok());
+    /// assert!(CelExpression::key("response.code").is_err());
+    /// ```
+    pub fn key(text: &str) -> Result<CelExpression, CelFault> {
+        parse::key(text)
+    }
+
     /// The expression in words that every reader of CEL knows: `has(request.headers['x'])`, which is common and taken here, is
     /// `('x' in request.headers)` there.
     pub fn text(&self) -> &str {

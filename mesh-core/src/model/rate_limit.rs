@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{HeaderTest, IpPrefix, QueryTest, SegmentTemplate};
+use crate::model::{CelExpression, HeaderTest, IpPrefix, QueryTest, SegmentTemplate};
 
 /// The highest stage that Envoy knows.
 pub const LAST_STAGE: u8 = 10;
@@ -135,6 +135,15 @@ pub enum DescriptorAction {
         /// The templates, as they are written, which is the entry's value, and as they are read.
         templates: Vec<(Arc<str>, SegmentTemplate)>,
     },
+    /// What an expression of CEL comes to (`envoy.rate_limit_descriptors.expr`).
+    Expression {
+        /// The entry's key.
+        key: Arc<str>,
+        /// The expression.
+        expression: Arc<CelExpression>,
+        /// Whether a request of which it comes to nothing has the other entries all the same.
+        skip_if_absent: bool,
+    },
 }
 
 impl DescriptorAction {
@@ -153,7 +162,8 @@ impl DescriptorAction {
             | DescriptorAction::QueryMatch { key, .. }
             | DescriptorAction::Claim { key, .. }
             | DescriptorAction::Client { key, .. }
-            | DescriptorAction::PathTemplate { key, .. } => key,
+            | DescriptorAction::PathTemplate { key, .. }
+            | DescriptorAction::Expression { key, .. } => key,
         }
     }
 }

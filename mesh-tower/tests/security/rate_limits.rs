@@ -63,6 +63,21 @@ async fn each_user_may_have_so_many_and_is_told_what_is_left_and_when_to_come_ba
 }
 
 #[tokio::test]
+async fn requests_are_told_apart_by_what_an_expression_comes_to() {
+    let by = r#"by: [{expression: "request.method + ' ' + request.headers['x-plan']"}]"#;
+    let (_control, _mesh, address) =
+        serve(&limit(&format!("rules: [{{name: plans, {by}, limit: {{requests: 1, per: 1h}}}}]"))).await;
+    let free = "x-plan: free\r\n";
+    assert_eq!((ask(address, "/", free).await.0, ask(address, "/", free).await.0), (200, 429));
+    assert_eq!(ask(address, "/", "x-plan: paid\r\n").await.0, 200, "another value has its own");
+    // Where it comes to nothing, nothing is counted.
+    assert_eq!((ask(address, "/", "").await.0, ask(address, "/", "").await.0), (200, 200));
+    // Who says a thing twice does not get around it: all who do count together.
+    let twice = |second: &str| format!("{free}x-plan: {second}\r\n");
+    assert_eq!((ask(address, "/", &twice("a")).await.0, ask(address, "/", &twice("b")).await.0), (200, 429));
+}
+
+#[tokio::test]
 async fn a_bucket_is_as_full_as_it_was_after_a_push_and_at_another_limit() {
     let rule = |requests: u32| limit(&format!("rules: [{{name: all, limit: {{requests: {requests}, per: 1h}}}}]"));
     let (control, mesh, address) = serve(&rule(4)).await;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use http::{HeaderName, StatusCode};
 use mesh_core::limits::KeyedBuckets;
 use mesh_core::model::{
-    ClientPart, DescriptorAction, GlobalRateLimit, LocalRateLimit, LocalRule, RateLimit as Counted, RestHeaders,
-    SegmentTemplate, TokenBucket,
+    CelExpression, CelFault, ClientPart, DescriptorAction, GlobalRateLimit, LocalRateLimit, LocalRule,
+    RateLimit as Counted, RestHeaders, SegmentTemplate, TokenBucket,
 };
 
 use super::rate_limit_service::Service;
@@ -87,6 +87,8 @@ message! {
         remote_address: Option<RemoteAddress> = "remoteAddress",
         /// The method.
         method: Option<bool> = "method",
+        /// What an expression of CEL comes to.
+        expression: Option<Text> = "expression",
     }
     /// The address of the client.
     pub struct RemoteAddress {
@@ -472,8 +474,13 @@ impl Key {
             ("claim", self.claim.is_some()),
             ("client", self.client.is_some()),
             ("remoteAddress", self.remote_address.is_some()),
+            ("expression", self.read_expression().is_some_and(|read| read.is_ok_and(|it| it.needs_token()))),
         ];
         said.into_iter().find(|(_, is_said)| *is_said).map(|(field, _)| field)
+    }
+
+    fn read_expression(&self) -> Option<Result<CelExpression, CelFault>> {
+        self.expression.as_ref().map(|text| CelExpression::key(text))
     }
 
     /// What it says, each with the key of its entry: one, where it is right.
@@ -525,6 +532,18 @@ impl Key {
                 (32, 128) => ("remote_address".into(), DescriptorAction::RemoteAddress),
                 _ => ("masked_remote_address".into(), DescriptorAction::MaskedRemoteAddress { v4_bits, v6_bits }),
             });
+        }
+        match self.read_expression() {
+            None => {}
+            Some(Ok(expression)) => {
+                let (key, expression) = (format!("expression.{}", expression.text()).into(), Arc::new(expression));
+                let action = DescriptorAction::Expression { key: Arc::clone(&key), expression, skip_if_absent };
+                found.push((key, action));
+            }
+            Some(Err(why)) => {
+                let span = self.expression.as_ref().map_or(self.span, |text| text.span);
+                faults.push((span, format!("{at}.expression"), why.to_string()));
+            }
         }
         if self.method == Some(true) {
             let (key, name) = ("method".into(), ":method".into());

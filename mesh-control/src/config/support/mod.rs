@@ -85,7 +85,7 @@ const fn workloads(nothing: &'static str) -> [Row; 4] {
 }
 
 /// What a rule of a limit or a quota counts.
-const fn counted(nothing: &'static str) -> [Row; 12] {
+const fn counted(nothing: &'static str) -> [Row; 13] {
     [
         http_only("name", nothing),
         http_only("match.method", nothing),
@@ -99,6 +99,7 @@ const fn counted(nothing: &'static str) -> [Row; 12] {
         http_only("by.remoteAddress.v4Bits", nothing),
         http_only("by.remoteAddress.v6Bits", nothing),
         http_only("by.method", nothing),
+        http_only("by.expression", nothing),
     ]
 }
 

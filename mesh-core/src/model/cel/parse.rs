@@ -28,7 +28,20 @@ fn bool_of(text: &str, (expression, kind): (CelExpression, Kind)) -> Result<CelE
 }
 
 pub(super) fn value(text: &str) -> Result<CelExpression, CelFault> {
-    let (expression, kind) = whole(text, false)?;
+    one_value(text, whole(text, false)?)
+}
+
+/// What requests are told apart by.
+pub(super) fn key(text: &str) -> Result<CelExpression, CelFault> {
+    let expression = one_value(text, whole(text, true)?)?;
+    match expression {
+        one if one.looks_at_answer => Err(fault(text, 0, "requests are counted before there is an answer")),
+        one if one.is_constant() => Err(fault(text, 0, "it is the same for every request")),
+        one => Ok(one),
+    }
+}
+
+fn one_value(text: &str, (expression, kind): (CelExpression, Kind)) -> Result<CelExpression, CelFault> {
     match kind {
         Kind::Map => Err(fault(text, 0, "it is a map, and not one value: name a key, as in request.headers['x']")),
         _ => Ok(expression),

@@ -165,6 +165,7 @@ fn counted_by(counted: &RateLimit) -> String {
             let templates: Vec<&str> = templates.iter().map(|(text, _)| &**text).collect();
             format!("path {}", templates.join(" or "))
         }
+        DescriptorAction::Expression { expression, .. } => format!("expression {}", expression.text()),
     };
     // What says which object it is of tells requests apart no further.
     let is_said = |action: &&DescriptorAction| !matches!(action, DescriptorAction::Constant { key, .. } if key.starts_with("mesh/"));

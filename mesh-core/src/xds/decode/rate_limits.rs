@@ -8,11 +8,14 @@ use envoy_types::pb::envoy::config::route::v3::RateLimit as RateLimitProto;
 use envoy_types::pb::envoy::config::route::v3::rate_limit::action::{ActionSpecifier as Kind, meta_data::Source};
 use envoy_types::pb::envoy::config::route::v3::rate_limit::r#override::OverrideSpecifier;
 use envoy_types::pb::envoy::config::route::v3::rate_limit::{Action, HitsAddend, Override, XRateLimitOption};
+use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::Descriptor as ExprDescriptor;
+use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::descriptor::ExprSpecifier;
 use envoy_types::pb::envoy::r#type::metadata::v3::MetadataKey;
 use envoy_types::pb::envoy::r#type::metadata::v3::metadata_key::path_segment::Segment;
 use envoy_types::pb::envoy::r#type::v3::RateLimitUnit;
 use envoy_types::pb::google::protobuf::UInt32Value;
 use envoy_types::pb::xds::core::v3::CidrRange;
+use prost::Name as _;
 use serde_json::Value as Json;
 
 use super::common::{TypedStruct, filled, type_name};
@@ -22,8 +25,8 @@ use super::rbac::prefix;
 use super::route_match::{header_name, header_test, query_test};
 use crate::error::Invalid;
 use crate::model::{
-    CLIENT_ENTRY, ClientPart, DescriptorAction, LAST_STAGE, LimitOverride, LimitUnit, MOST_HITS, PATH_ENTRY, RateLimit,
-    SegmentTemplate,
+    CLIENT_ENTRY, CelExpression, ClientPart, DescriptorAction, LAST_STAGE, LimitOverride, LimitUnit, MOST_HITS,
+    PATH_ENTRY, RateLimit, SegmentTemplate,
 };
 
 /// The rate limits of a route, a virtual host or a filter; those that nothing can be counted by are noted and left out.
@@ -274,6 +277,24 @@ fn extension(notes: &mut Notes<'_>, value: &TypedExtensionConfig) -> Result<Opti
                 Ok((Arc::from(text), read))
             })?;
             Ok(Some(DescriptorAction::PathTemplate { key: text(&json, "key")?, templates }))
+        }
+        None if name == ExprDescriptor::full_name() => {
+            let ExprDescriptor { descriptor_key, skip_if_error, expr_specifier } = super::common::parse(&any.value)?;
+            let key = filled("descriptor_key", descriptor_key)?.into();
+            let Some(ExprSpecifier::Text(text)) = expr_specifier else {
+                notes.ignore("an expression that is not a text, and so the whole entry");
+                return Ok(None);
+            };
+            match CelExpression::key(&text) {
+                Ok(expression) => {
+                    let (expression, skip_if_absent) = (Arc::new(expression), skip_if_error);
+                    Ok(Some(DescriptorAction::Expression { key, expression, skip_if_absent }))
+                }
+                Err(why) => {
+                    notes.ignore(&format!("text ({why}), and so the whole entry"));
+                    Ok(None)
+                }
+            }
         }
         _ => {
             notes.ignore(&format!("({name}), and so the whole entry"));
