@@ -232,7 +232,7 @@ class Console:
         bookinfo = self.suite.start("bookinfo with limits", program)
         page = bookinfo.wait_for_line("product page   ")
         console = bookinfo.wait_for_line("console        ")
-        told = {}
+        answers = {}
 
         def ask(user):
             try:
@@ -242,25 +242,26 @@ class Console:
                 return error.code
 
         end = time.monotonic() + 40
-        while told.get(429, 0) < 3:
+        while answers.get(429, 0) < 3:
             if time.monotonic() > end:
-                raise self.failure(f"nobody is refused: {told}")
+                raise self.failure(f"nobody is refused: {answers}")
             for user in ("jason", "alice"):
                 status = ask(user)
-                told[status] = told.get(status, 0) + 1
+                answers[status] = answers.get(status, 0) + 1
         self.page.go(f"{console}#limits")
         for what, wanted in (
             ("the quota of each reader", ("default/pages", "query.user=jason", "query.user=alice", "a month")),
-            ("the rules that the service counts by", ("bookinfo", "end-user")),
+            ("the rules that the service counts by", ("bookinfo", "limits of requests")),
             ("the objects", ("RateLimit default/pages", "RateLimit default/reviews", "Quota default/pages", "in-force")),
         ):
-            self.page.until(what, " && ".join(f"document.querySelector('main').innerText.includes({json.dumps(text)})" for text in wanted))
+            told = "(document.querySelector('main')?.innerText || '')"
+            self.page.until(what, " && ".join(f"{told}.includes({json.dumps(text)})" for text in wanted))
         self.page.until("what is used", "[...document.querySelectorAll('[data-quota] td')].some((cell) => Number(cell.textContent) > 0)")
         self.shot("console-limits.png")
         self.page.go(f"http://{self.status}/#graph")
         self.page.until("the first console again", "document.querySelectorAll('[data-edge]').length >= 5")
         bookinfo.end()
-        return f"{told.get(200, 0)} pages, {told[429]} refused"
+        return f"{answers.get(200, 0)} pages, {answers[429]} refused"
 
     def command(self, *words):
         """What mesh-control says of this server."""
