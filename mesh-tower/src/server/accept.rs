@@ -32,7 +32,7 @@ use crate::server::handshake::{self, Carries, Handshake};
 use crate::server::layer::ServerLayer;
 use crate::server::limits::Limits;
 use crate::server::peers::{PeerTable, Seat};
-use crate::server::protocol::{Broken, Protocol};
+use crate::server::protocol::{Broken, Protocol, Sent};
 use crate::telemetry::TcpCount;
 
 /// After how long without a word a peer is probed, and how often from then on.
@@ -301,6 +301,7 @@ impl MeshListener {
             state,
             connection,
             protocol: (self.carries == Carries::Http).then(Protocol::new),
+            sent: (self.carries == Carries::Http).then(Sent::new),
             seat: Arc::new(seat),
             _listener: self.guard.clone(),
             in_flight: None,
@@ -428,6 +429,8 @@ pub struct MeshIo {
     connection: Arc<ConnectionInfo>,
     /// What it speaks, where anybody cares.
     protocol: Option<Protocol>,
+    /// What is written, where nobody else tells why the connection ended.
+    sent: Option<Sent>,
     /// It is one of its client's.
     seat: Arc<Seat>,
     _listener: ListenerGuard,
@@ -455,6 +458,11 @@ impl MeshIo {
     /// What it speaks.
     pub(super) fn protocol(&self) -> Option<&Protocol> {
         self.protocol.as_ref()
+    }
+
+    /// Whoever serves it tells why it ended.
+    pub(super) fn end_is_told(&mut self) {
+        self.sent = None;
     }
 
     /// Its place among those of its client.
@@ -485,11 +493,27 @@ impl MeshIo {
         self.count = Some(count);
     }
 
-    /// Notes what was written.
+    /// Notes what was written of these.
     #[inline]
-    fn note_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let (Some(count), Poll::Ready(Ok(bytes))) = (&self.count, &written) {
-            count.written(*bytes);
+    fn note_written<'b>(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        bytes: impl Iterator<Item = &'b [u8]>,
+    ) -> Poll<io::Result<usize>> {
+        let Poll::Ready(Ok(mut left)) = written else { return written };
+        if let Some(count) = &self.count {
+            count.written(left);
+        }
+        if let (Some(sent), Some(Protocol::Http2(_))) = (&mut self.sent, &self.protocol) {
+            for part in bytes {
+                let part = part.get(..left).unwrap_or(part);
+                left -= part.len();
+                if sent.ends_a_flood(part) {
+                    self.seat.note_flood();
+                    self.sent = None;
+                    break;
+                }
+            }
         }
         written
     }
@@ -555,7 +579,7 @@ impl AsyncWrite for MeshIo {
     #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(self.poll_open(cx, Half::Writer))?.poll_write(cx, buf);
-        self.note_written(written)
+        self.note_written(written, [buf].into_iter())
     }
 
     #[inline]
@@ -565,7 +589,7 @@ impl AsyncWrite for MeshIo {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(self.poll_open(cx, Half::Writer))?.poll_write_vectored(cx, bufs);
-        self.note_written(written)
+        self.note_written(written, bufs.iter().map(|part| &**part))
     }
 
     fn is_write_vectored(&self) -> bool {

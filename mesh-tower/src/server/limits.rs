@@ -27,11 +27,13 @@ pub struct Limits {
     /// once [`idle_timeout`](Self::idle_timeout) is over. 30 s by default.
     pub half_close_timeout: Duration,
     /// How long a client may take next to nothing (16 KiB) of answers that are there for it, while it waits for nothing else:
-    /// it would hold them for ever. Then the connection is closed. 5 min by default, as Envoy gives a stream.
+    /// it would hold them for ever. Then the connection is closed. Over HTTP/2, an answer of which it takes nothing for as long is
+    /// reset, though it goes on with others. 5 min by default, as Envoy gives a stream.
     pub stall_timeout: Duration,
     /// What a client may send ahead of what is read, by HTTP/2 stream, in bytes. 256 KiB by default.
     pub stream_window: u32,
-    /// The same by connection. 1 MiB by default.
+    /// The same by connection. 1 MiB by default. Of frames of a few bytes that nobody has read yet, a client may send one for each
+    /// 512 bytes of it; more end the connection.
     pub connection_window: u32,
 }
 

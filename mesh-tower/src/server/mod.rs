@@ -22,6 +22,7 @@ mod request;
 mod request_body;
 mod response;
 mod serve;
+mod stalled;
 mod tcp;
 mod untold;
 

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::server::accept::MeshIo;
 use crate::server::limits::Limits;
 use crate::server::protocol::Protocol;
+use crate::server::stalled;
 
 /// What happens on one connection, and what it is told.
 #[derive(Debug)]
@@ -65,6 +66,7 @@ pub(super) struct BusyGuard {
 impl BusyGuard {
     /// Whether it waits for the client: something of the response was handed out, and no more is asked for.
     pub(super) fn note_handed(&mut self, is_handed: bool) {
+        stalled::note(is_handed);
         match (is_handed, std::mem::replace(&mut self.is_handed, is_handed)) {
             (true, false) => _ = self.activity.handed.fetch_add(1, Ordering::Relaxed),
             (false, true) => _ = self.activity.handed.fetch_sub(1, Ordering::Relaxed),
@@ -75,7 +77,9 @@ impl BusyGuard {
 
 impl Drop for BusyGuard {
     fn drop(&mut self) {
-        self.note_handed(false);
+        if self.is_handed {
+            self.activity.handed.fetch_sub(1, Ordering::Relaxed);
+        }
         self.activity.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -102,6 +106,16 @@ impl Activity {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.busy.fetch_add(1, Ordering::Relaxed);
         BusyGuard { activity: Arc::clone(self), is_handed: false }
+    }
+
+    /// How many requests there were.
+    pub(super) fn requests(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Whether all its requests wait for the client.
+    pub(super) fn waits_for_its_client(&self) -> bool {
+        self.handed.load(Ordering::Relaxed) == self.busy.load(Ordering::Relaxed)
     }
 
     /// What the connection is told. `task` is woken when that changes; it must be the same every time.
@@ -184,11 +198,10 @@ impl ConnectionMonitor {
         let news = requests != std::mem::replace(&mut self.requests, requests);
         let head = seen.head.load(Ordering::Relaxed);
         self.head_since = head.then(|| self.head_since.filter(|_| !news).unwrap_or(now));
-        let requests_now = seen.busy.load(Ordering::Relaxed);
-        let busy = requests_now > 0;
+        let busy = seen.busy.load(Ordering::Relaxed) > 0;
         let written = seen.written.load(Ordering::Relaxed);
         let reads = |(_, before): &(Instant, usize)| written.wrapping_sub(*before) >= LEAST_READ;
-        let is_unread = busy && !news && seen.handed.load(Ordering::Relaxed) == requests_now;
+        let is_unread = busy && !news && seen.waits_for_its_client();
         self.unread_since =
             is_unread.then(|| self.unread_since.filter(|since| !reads(since)).unwrap_or((now, written)));
         if news || busy {

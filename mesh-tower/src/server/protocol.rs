@@ -1,7 +1,9 @@
 //! What a connection speaks, told by its first bytes; and of HTTP/2 the frames that carry no request, each of which costs a server
 //! more than it says (RFC 9113, 10.5).
 //!
-//! Bytes are looked at as they are read, whoever serves the connection. Nothing is kept of them.
+//! Bytes are looked at as they are read, whoever serves the connection. Nothing is kept of them. Where the loop is not ours, those
+//! that are written are looked at, too: it is the HTTP library that ends a flood of frames that do carry requests, and says so to the
+//! client alone.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -94,14 +96,56 @@ impl Protocol {
     }
 }
 
+/// The heads of frames, among the bytes of one direction.
+#[derive(Debug)]
+struct Heads {
+    /// How many bytes there are before the next head.
+    left: usize,
+    /// What was read of that head; of a GOAWAY, with what it says first (RFC 9113, 6.8).
+    head: [u8; GOAWAY],
+    read: usize,
+}
+
+/// The head of a frame, and that of a GOAWAY with its last stream and its code.
+const HEAD: usize = 9;
+const GOAWAY: usize = HEAD + 8;
+
+impl Heads {
+    fn behind(left: usize) -> Self {
+        Heads { left, head: [0; GOAWAY], read: 0 }
+    }
+
+    /// The next head that is complete, and what follows it.
+    #[inline]
+    fn next<'b>(&mut self, mut bytes: &'b [u8]) -> Option<([u8; GOAWAY], &'b [u8])> {
+        let passed = self.left.min(bytes.len());
+        self.left -= passed;
+        bytes = bytes.get(passed..).unwrap_or_default();
+        loop {
+            let wanted = if self.read >= HEAD { GOAWAY } else { HEAD };
+            let missing = self.head.iter_mut().take(wanted).skip(self.read);
+            let taken = missing.zip(bytes).map(|(byte, read)| *byte = *read).count();
+            self.read += taken;
+            bytes = bytes.get(taken..).unwrap_or_default();
+            if self.read < wanted {
+                return None;
+            }
+            let [high, middle, low, kind, ..] = self.head;
+            let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+            if kind == 7 && self.read == HEAD && length >= GOAWAY - HEAD {
+                continue;
+            }
+            self.left = length - (self.read - HEAD);
+            self.read = 0;
+            return Some((self.head, bytes));
+        }
+    }
+}
+
 /// The frames of HTTP/2 that a client sends, by their heads.
 #[derive(Debug)]
 pub(super) struct Frames {
-    /// How many bytes there are before the next head.
-    left: usize,
-    /// What was read of that head.
-    head: [u8; 9],
-    read: usize,
+    heads: Heads,
     /// How many came that carry no request, and since when.
     control: u32,
     since: Option<Instant>,
@@ -109,29 +153,18 @@ pub(super) struct Frames {
 
 impl Frames {
     fn behind(left: usize) -> Self {
-        Frames { left, head: [0; 9], read: 0, control: 0, since: None }
+        Frames { heads: Heads::behind(left), control: 0, since: None }
     }
 
     /// Takes in what was read, and says whether it is too much of what carries no request.
     fn hear(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> bool {
-        loop {
-            let passed = self.left.min(bytes.len());
-            self.left -= passed;
-            bytes = bytes.get(passed..).unwrap_or_default();
-            let missing = self.head.iter_mut().skip(self.read);
-            let taken = missing.zip(bytes).map(|(byte, read)| *byte = *read).count();
-            self.read += taken;
-            if self.read < self.head.len() {
-                return false;
-            }
-            bytes = bytes.get(taken..).unwrap_or_default();
-            self.read = 0;
-            let [high, middle, low, kind, ..] = self.head;
-            self.left = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        while let Some(([_, _, _, kind, ..], rest)) = self.heads.next(bytes) {
+            bytes = rest;
             if carries_no_request(kind) && self.is_flood(&now) {
                 return true;
             }
         }
+        false
     }
 
     fn is_flood(&mut self, now: impl Fn() -> Instant) -> bool {
@@ -143,6 +176,30 @@ impl Frames {
         let now = now();
         (self.control, self.since) = (0, Some(now));
         now.duration_since(since) < WINDOW
+    }
+}
+
+/// The frames of HTTP/2 that a server sends.
+#[derive(Debug)]
+pub(super) struct Sent(Heads);
+
+impl Sent {
+    pub(super) fn new() -> Self {
+        Sent(Heads::behind(0))
+    }
+
+    /// Takes in what was written, and says whether it ends the connection for a flood.
+    #[inline]
+    pub(super) fn ends_a_flood(&mut self, mut bytes: &[u8]) -> bool {
+        while let Some((head, rest)) = self.0.next(bytes) {
+            bytes = rest;
+            if let [_, _, _, 7, _, 0, 0, 0, 0, .., a, b, c, d] = head
+                && h2::Reason::from(u32::from_be_bytes([a, b, c, d])) == h2::Reason::ENHANCE_YOUR_CALM
+            {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -208,6 +265,27 @@ mod tests {
             }
         }
         None
+    }
+
+    #[test]
+    fn h7_a_flood_that_the_library_ends_is_told_by_what_it_writes() {
+        let goaway = |code: u8| [&[0, 0, 12, 7, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, code][..], b"why?"].concat();
+        let headers = [0, 0, 1, 1, 4, 0, 0, 0, 1, 0x88];
+        // What an application sends is not looked into.
+        let data = [&[0, 0, 21, 0, 0, 0, 0, 0, 1][..], &goaway(11)].concat();
+        let short = [0, 0, 0, 7, 0, 0, 0, 0, 0];
+        for (sent, expected) in [
+            ([&headers[..], &goaway(11)].concat(), true),
+            ([&headers[..], &data, &goaway(0)].concat(), false),
+            ([&headers[..], &data, &goaway(0), &goaway(11)].concat(), true),
+            ([&goaway(1), &short[..], &goaway(2)].concat(), false),
+        ] {
+            for piece in [1, 3, 9, 17, 100] {
+                let mut told = Sent::new();
+                let told = sent.chunks(piece).any(|piece| told.ends_a_flood(piece));
+                assert_eq!(told, expected, "{sent:?} in pieces of {piece}");
+            }
+        }
     }
 
     #[test]

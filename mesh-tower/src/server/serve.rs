@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -22,6 +22,7 @@ use crate::mesh::Mesh;
 use crate::server::accept::{MeshIo, MeshListener};
 use crate::server::limits::Limits;
 use crate::server::monitor::{Activity, BusyGuard, ConnectionMonitor, Signal, Watched};
+use crate::server::stalled::Stallable;
 
 /// Serves until the mesh has drained. The service sees every request of the listener; put
 /// [`crate::Mesh::server_layer`] around the application.
@@ -81,7 +82,7 @@ impl<S> Serve<S> {
     /// each request that has a body. A service for any body, such as axum's `Router`, needs nothing else.
     ///
     /// ```
-    /// use http::{Request, Response};
+    /// use http::{Request, Response, Version};
     /// use mesh_core::fixed::Fixed;
     /// use mesh_tower::body::Body;
     /// use mesh_tower::{Mesh, server};
@@ -233,7 +234,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// One connection from its first byte to its last.
-async fn converse<S, B>(io: MeshIo, service: S, limits: Arc<Limits>, activity: Arc<Activity>)
+async fn converse<S, B>(mut io: MeshIo, service: S, limits: Arc<Limits>, activity: Arc<Activity>)
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
@@ -242,9 +243,10 @@ where
     B::Error: Into<BoxError>,
 {
     let (connection, seat) = (Arc::clone(io.connection()), Arc::clone(io.seat()));
+    io.end_is_told();
     let io = TokioIo::new(Watched::new(io, &activity));
     let service = App { service, activity: Arc::clone(&activity) };
-    let builder = builder(&connection, &limits);
+    let builder = builder(&connection, &activity, &limits);
     let mut conversation = pin!(builder.serve_connection_with_upgrades(io, service));
     let mut ending = false;
     let ended = ConnectionInfo::scope(
@@ -279,8 +281,12 @@ where
     }
 }
 
-fn builder(connection: &Arc<ConnectionInfo>, limits: &Limits) -> Builder<OnBehalf> {
-    let mut builder = Builder::new(OnBehalf(Arc::clone(connection)));
+fn builder(connection: &Arc<ConnectionInfo>, activity: &Arc<Activity>, limits: &Limits) -> Builder<OnBehalf> {
+    let mut builder = Builder::new(OnBehalf {
+        connection: Arc::clone(connection),
+        activity: Arc::clone(activity),
+        stall_timeout: limits.stall_timeout,
+    });
     let head = usize::try_from(limits.max_head).unwrap_or(usize::MAX);
     // The head's timeout is kept by `monitor`. hyper's least buffer is 8 KiB. A client that has closed its side may still
     // read (RFC 9112, 9.6), and cannot be told from one that is gone.
@@ -294,9 +300,13 @@ fn builder(connection: &Arc<ConnectionInfo>, limits: &Limits) -> Builder<OnBehal
     builder
 }
 
-/// Runs HTTP/2 streams so that they know their connection.
+/// Runs HTTP/2 streams so that they know their connection, and end where their client takes nothing of them.
 #[derive(Clone, Debug)]
-struct OnBehalf(Arc<ConnectionInfo>);
+struct OnBehalf {
+    connection: Arc<ConnectionInfo>,
+    activity: Arc<Activity>,
+    stall_timeout: Duration,
+}
 
 impl<F> hyper::rt::Executor<F> for OnBehalf
 where
@@ -304,7 +314,8 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        tokio::spawn(ConnectionInfo::scope(Arc::clone(&self.0), stream));
+        let stream = ConnectionInfo::scope(Arc::clone(&self.connection), stream);
+        tokio::spawn(Stallable::new(stream, Arc::clone(&self.activity), self.stall_timeout));
     }
 }
 
@@ -317,13 +328,14 @@ struct App<S> {
 impl<S, B> hyper::service::Service<Request<Incoming>> for App<S>
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone,
+    B: http_body::Body<Data = Bytes>,
 {
     type Response = Response<BusyBody<B>>;
     type Error = S::Error;
     type Future = AppFuture<S>;
 
     fn call(&self, request: Request<Incoming>) -> AppFuture<S> {
-        let busy = Some(self.activity.begin());
+        let (busy, is_http2) = (Some(self.activity.begin()), request.version() == Version::HTTP_2);
         let mut service = self.service.clone();
         // Most services are always ready; the others are asked again by the task.
         let state = match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
@@ -331,7 +343,7 @@ where
             Poll::Ready(Err(error)) => AppState::Failed { error: Some(error) },
             Poll::Pending => AppState::Unready { waiting: Some(Box::new((service, request))) },
         };
-        AppFuture { state, busy }
+        AppFuture { state, busy, is_http2 }
     }
 }
 
@@ -344,6 +356,7 @@ pin_project! {
         #[pin]
         state: AppState<S, S::Future, S::Error>,
         busy: Option<BusyGuard>,
+        is_http2: bool,
     }
 }
 
@@ -376,9 +389,12 @@ where
             let future = match this.state.as_mut().project() {
                 AppProjection::Called { future } => {
                     let response = ready!(future.poll(cx));
-                    let mut busy = this.busy.take();
+                    let (mut busy, is_http2) = (this.busy.take(), *this.is_http2);
                     busy.iter_mut().for_each(|busy| busy.note_handed(true));
-                    return Poll::Ready(response.map(|response| response.map(|body| BusyBody { body, busy })));
+                    return Poll::Ready(
+                        response
+                            .map(|response| response.map(|body| BusyBody { body, rest: Bytes::new(), busy, is_http2 })),
+                    );
                 }
                 AppProjection::Unready { waiting } => {
                     let (service, _) = waiting.as_deref_mut().expect(ONCE);
@@ -393,30 +409,55 @@ where
     }
 }
 
+/// How much of an answer over HTTP/2 is handed to the library at a time, which keeps what a client does not take.
+const PIECE: usize = 64 << 10;
+
 pin_project! {
     /// A response's body; its connection is busy for as long as it lives.
     struct BusyBody<B> {
         #[pin]
         body: B,
+        // What was not handed out yet of the last piece.
+        rest: Bytes,
         busy: Option<BusyGuard>,
+        is_http2: bool,
     }
 }
 
-impl<B: http_body::Body> http_body::Body for BusyBody<B> {
-    type Data = B::Data;
+/// The next piece. The last one is a copy, so that it does not keep all of what it was a part of.
+fn piece(rest: &mut Bytes) -> Bytes {
+    match rest.len() > PIECE {
+        true => rest.split_to(PIECE),
+        false => Bytes::copy_from_slice(&std::mem::take(rest)),
+    }
+}
+
+impl<B: http_body::Body<Data = Bytes>> http_body::Body for BusyBody<B> {
+    type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
-        let polled = this.body.poll_frame(cx);
+        let polled = match this.rest.is_empty() {
+            true => this.body.poll_frame(cx),
+            false => Poll::Ready(Some(Ok(Frame::data(piece(this.rest))))),
+        };
         this.busy.iter_mut().for_each(|busy| busy.note_handed(polled.is_ready()));
-        polled
+        polled.map_ok(|frame| match frame.into_data() {
+            Ok(data) if *this.is_http2 && data.len() > PIECE => {
+                *this.rest = data;
+                Frame::data(piece(this.rest))
+            }
+            Ok(data) => Frame::data(data),
+            Err(other) => other,
+        })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
+    /// It is asked for before there is a rest.
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }

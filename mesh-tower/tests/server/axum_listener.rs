@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use crate::floods::{ENHANCE_YOUR_CALM, streams_to_reset};
 use crate::server_support::{chain, frames, is_answered, listener, mesh, serve_all, within};
 use axum::Router;
 use axum::extract::ConnectInfo;
@@ -60,27 +61,32 @@ async fn axum_may_serve_several_listeners_with_one_layer_if_it_knows_the_connect
     assert!(ask(addresses[1], "/").await.starts_with("HTTP/1.1 404"));
 }
 
-/// What `mesh_tower::server::serve` does about floods does not depend on it.
+/// What `mesh_tower::server::serve` does about floods does not depend on it: neither about those that the mesh ends itself, nor about
+/// those that the HTTP library ends.
 #[tokio::test]
 async fn h7_a_client_that_floods_its_server_is_let_in_no_more_under_axum_either() {
-    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
-    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr();
-    let app = Router::new().route("/hello", get(|| async { "hello" })).layer(mesh.server_layer());
-    tokio::spawn(axum::serve(listener, app).into_future());
-    for _ in 0..10 {
-        assert!(ask(address, "/hello").await.ends_with("hello"));
-        let flood = [frames::PREFACE, &frames::frame(6, 0, 0, &[7; 8]).repeat(400_000)].concat();
-        assert!(frames::frames(&frames::ask(address, &flood).await).len() < 400_000);
+    let pings = [frames::PREFACE, &frames::frame(6, 0, 0, &[7; 8]).repeat(400_000)].concat();
+    for (flood, code) in [(pings, None), (streams_to_reset(3_000), Some(ENHANCE_YOUR_CALM))] {
+        let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+        let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr();
+        let app = Router::new().route("/hello", get(|| async { "hello" })).layer(mesh.server_layer());
+        tokio::spawn(axum::serve(listener, app).into_future());
+        for _ in 0..10 {
+            assert!(ask(address, "/hello").await.ends_with("hello"));
+            let answer = frames::ask(address, &flood).await;
+            assert!(frames::frames(&answer).len() < 400_000);
+            assert!(code.is_none() || frames::goaway(&answer) == code);
+        }
+        let is_let_in = async || {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            _ = stream.write_all(b"GET /hello HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await;
+            let mut answer = Vec::new();
+            _ = stream.read_to_end(&mut answer).await;
+            !answer.is_empty()
+        };
+        within(async { while is_let_in().await {} }).await;
     }
-    let is_let_in = async || {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        _ = stream.write_all(b"GET /hello HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await;
-        let mut answer = Vec::new();
-        _ = stream.read_to_end(&mut answer).await;
-        !answer.is_empty()
-    };
-    within(async { while is_let_in().await {} }).await;
 }
 
 /// A handler that asks somebody else, and fails as that fails.

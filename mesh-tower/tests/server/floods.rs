@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower_layer::Layer;
 
-const ENHANCE_YOUR_CALM: u8 = 11;
+pub(crate) const ENHANCE_YOUR_CALM: u8 = 11;
 
 /// Handlers that are at work, and the most that there ever were.
 #[derive(Default)]
@@ -71,7 +71,7 @@ async fn others_are_served(address: SocketAddr) {
 }
 
 /// Streams that begin well, and that their server then has to reset: a window becomes too large (RFC 9113, 6.9.1).
-fn streams_to_reset(count: u32) -> Vec<u8> {
+pub(crate) fn streams_to_reset(count: u32) -> Vec<u8> {
     let mut said = PREFACE.to_vec();
     for number in 0..count {
         said.extend(frame(1, END_HEADERS, number * 2 + 1, GET));
