@@ -71,6 +71,8 @@ enum Inside {
     Closed(String),
     /// More than is looked through.
     Large,
+    /// More levels than are looked into.
+    Deep,
 }
 
 fn of_directory(path: &Path, own: &str, name: &Arc<str>, looks: &mut usize) -> Option<Diagnostic> {
@@ -90,7 +92,11 @@ fn of_directory(path: &Path, own: &str, name: &Arc<str>, looks: &mut usize) -> O
             "not read: a directory that cannot be looked into ({why}), so that nobody knows what is in it; only the files beside it \
              are read: move it elsewhere"
         ))),
-        Inside::Nothing | Inside::Large if is_hidden => None,
+        Inside::Nothing | Inside::Large | Inside::Deep if is_hidden => None,
+        Inside::Deep => Some(warning(format!(
+            "not read: a directory with more than {DEPTH} levels of others in it, into which nobody has looked; only the files beside \
+             it are read: read it, too (--recursive), or move it elsewhere"
+        ))),
         Inside::Nothing => Some(info("a directory; only the files beside it are read")),
         Inside::Large => {
             Some(info("a directory; only the files beside it are read, and not all of it was looked through"))
@@ -124,7 +130,9 @@ fn find(dir: &Path, depth: usize, is_hidden: bool, left: &mut usize) -> Inside {
             inner.push((name, entry.path()));
         }
     }
-    let Some(depth) = depth.checked_sub(1) else { return Inside::Nothing };
+    let Some(depth) = depth.checked_sub(1) else {
+        return if inner.is_empty() { Inside::Nothing } else { Inside::Deep };
+    };
     inner.sort();
     let mut worst = Inside::Nothing;
     for (name, path) in inner {
@@ -132,7 +140,8 @@ fn find(dir: &Path, depth: usize, is_hidden: bool, left: &mut usize) -> Inside {
             Inside::File(file) => return Inside::File(format!("{name}/{file}")),
             Inside::Closed(why) => worst = Inside::Closed(format!("{name}: {why}")),
             Inside::Large => return Inside::Large,
-            Inside::Nothing => {}
+            Inside::Deep if matches!(worst, Inside::Nothing) => worst = Inside::Deep,
+            Inside::Deep | Inside::Nothing => {}
         }
     }
     worst
@@ -188,6 +197,17 @@ mod tests {
             let told = of_directory(&dir.path().join(name), name, &name.into(), &mut { MOST_LOOKS }).unwrap();
             assert_eq!((told.severity, told.code), (Severity::Warning, Code::NotRead));
             assert!(told.message.contains("cannot be looked into"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_deeper_than_anybody_looks_is_a_warning() {
+        let dir = tempfile::tempdir().unwrap();
+        for (levels, expected) in [(DEPTH, Severity::Info), (DEPTH + 1, Severity::Warning)] {
+            let path = dir.path().join(levels.to_string());
+            fs::create_dir_all((0..levels).fold(path.clone(), |path, _| path.join("d"))).unwrap();
+            let told = of_directory(&path, "d", &"d".into(), &mut { MOST_LOOKS }).unwrap();
+            assert_eq!(told.severity, expected, "{told}");
         }
     }
 

@@ -180,7 +180,8 @@ async fn a_file_that_nobody_can_read_at_a_start_guards_everybody_and_is_told_wit
         assert_eq!((&*wrong.file, wrong.standing), ("a.yaml", Standing::Unread), "{what}");
         let said: Vec<String> = started.plane.diagnostics().iter().map(ToString::to_string).collect();
         assert!(said.iter().any(|line| line.starts_with("a.yaml: error[file]: cannot be read: ")), "{what}: {said:?}");
-        assert!(said.iter().any(|line| line.contains("all workloads of every namespace answer")), "{what}: {said:?}");
+        let everybody = said.iter().find(|line| line.contains("all workloads of every namespace answer"));
+        assert!(everybody.is_some_and(|line| line.contains("each of their calls fails")), "{what}: {said:?}");
         let report = mesh_control::analysis::validate_dir(dir.path()).unwrap();
         assert_eq!((report.objects, report.wrong, report.unreadable), (2, 0, 1), "{what}");
         assert!(start(true).guarded().is_empty(), "{what}");

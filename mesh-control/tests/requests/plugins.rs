@@ -164,6 +164,30 @@ impl World {
     }
 }
 
+/// It may be a rule for calls, too.
+#[tokio::test]
+async fn a_file_of_which_nothing_can_be_told_fails_the_calls_of_everybody() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("services.yaml"), SERVICES).unwrap();
+    std::fs::write(dir.path().join("secret.yaml"), b"\0GITCRYPT\0\x9f\xb1\x02\xff\x17\xd8").unwrap();
+    for (allows, expected) in [(false, "nobody can tell what guards this workload: secret.yaml"), (true, "")] {
+        let options = Options::default().plane(PlaneOptions::default().allow_unenforced(allows));
+        let control = Embedded::start(Config::dir(dir.path()), options).await.unwrap();
+        let bootstrap = introduced("caller-1", json!({"app": "caller"}));
+        let client = Mesh::builder().source(control.source(bootstrap)).cold_start_wait(PATIENCE).start().unwrap();
+        let request = http::Request::get("http://web.shop/path").body(Body::empty()).unwrap();
+        match client.client().request(request).await {
+            Ok(answer) => {
+                assert_eq!(answer.status(), 500, "{allows}");
+                let body = answer.into_body().collect().await.unwrap().to_bytes();
+                assert!(!allows && String::from_utf8_lossy(&body).contains(expected), "{body:?}");
+            }
+            // There is no server.
+            Err(error) => assert!(allows, "{error:#}"),
+        }
+    }
+}
+
 const ON_SERVER: &str = "match: [{mode: SERVER}]";
 
 #[tokio::test]

@@ -75,7 +75,7 @@ pub enum Governs {
     Plugins(Option<String>),
     /// What workloads write of requests.
     Logs(Workloads),
-    /// Nobody can tell: it is a file of which nothing is known. It may guard any workload.
+    /// Nobody can tell: it is a file of which nothing is known. It may guard any workload, and the calls of any.
     Anything,
     /// Nothing that anything could be let through by.
     Nothing,
@@ -100,6 +100,9 @@ pub enum Workloads {
     /// Those that are endpoints of these services of its namespace.
     OfServices(Vec<String>),
 }
+
+/// All workloads.
+static EVERYBODY: Workloads = Workloads::Labelled(BTreeMap::new());
 
 impl Workloads {
     /// Those of a selector and of targets, of which only one is there.
@@ -137,6 +140,7 @@ impl Refused {
         match &self.governs {
             Governs::Calls { of, hosts } => Some((of, hosts)),
             Governs::BothSides(workloads) => Some((workloads, &[])),
+            Governs::Anything => Some((&EVERYBODY, &[])),
             _ => None,
         }
     }
