@@ -67,7 +67,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-control",
         layers: &[
-            &["hex", "journal", "period"],
+            &["fetch", "hex", "journal", "period"],
             &["ca", "calls", "catalog", "config/diagnostic"],
             &["config/node", "config/schema", "config/spelling"],
             &["config/decode", "config/locate"],

@@ -30,6 +30,7 @@ pub mod cli;
 pub mod config;
 pub mod embedded;
 mod explain;
+mod fetch;
 mod hex;
 mod journal;
 mod jwks;

@@ -44,7 +44,7 @@ pub(crate) fn bundle_map(
 }
 
 /// A root as a JWK (RFC 7517, RFC 7518).
-fn jwk(root: &CertificateDer<'_>) -> anyhow::Result<Value> {
+pub(super) fn jwk(root: &CertificateDer<'_>) -> anyhow::Result<Value> {
     let certificate = parsed(root)?;
     let mut key = public(certificate.public_key())?;
     key["use"] = json!("x509-svid");
@@ -73,7 +73,7 @@ fn public(key: &SubjectPublicKeyInfo<'_>) -> anyhow::Result<Value> {
             let exponent: Vec<u8> = exponent.into_iter().skip_while(|byte| *byte == 0).collect();
             Ok(json!({ "kty": "RSA", "n": text(&modulus), "e": text(&exponent) }))
         }
-        _ => bail!("gRPC takes RSA, P-256 and P-384 in bundles, and no other key"),
+        _ => bail!("bundles have keys of RSA, P-256 and P-384, as gRPC takes them, and no other key"),
     }
 }
 

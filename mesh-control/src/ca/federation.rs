@@ -1,8 +1,9 @@
-//! Foreign trust domains: whose roots vouch for their identities, in files that are followed while the server runs.
+//! Foreign trust domains: whose roots vouch for their identities, in files that are followed while the server runs, or at endpoints
+//! that are asked again and again (see [`endpoint`](super::endpoint)).
 //!
-//! Each domain has its own roots, and they vouch for nobody else. What cannot be used leaves in force what the file said before, and
+//! Each domain has its own roots, and they vouch for nobody else. What cannot be used leaves in force what was said before, and
 //! so does what is older than that: whoever puts it back lets in again who was revoked since. Where there is a state directory, what
-//! is in force is kept there, so that a restart changes nothing of it.
+//! is in force is kept there, so that a restart changes nothing of it. A file beside an endpoint counts until the first fetch.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,10 +15,12 @@ use arc_swap::ArcSwap;
 use mesh_core::identity::TrustDomain;
 use mesh_core::tls::{NewestLists, Revoked, SpiffeBundle, TrustBundles, pem_error};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use super::authority::{parsed, pem, since_epoch, validity};
+use super::endpoint::{BundleEndpoint, EndpointProfile};
 use super::files::{self, Present};
 use super::plugged::{GONE, crl_pem, read};
 use super::{FOREIGN_BYTES, lock};
@@ -28,13 +31,13 @@ use super::{FOREIGN_BYTES, lock};
 pub struct TrustBundle {
     /// Whose identities they vouch for.
     pub trust_domain: TrustDomain,
-    /// Where they are read from.
-    pub file: PathBuf,
+    /// Where they are read from: a file, or a URL.
+    pub source: String,
     /// How many are in force.
     pub roots: usize,
     /// When the last of them ends.
     pub ends: Option<SystemTime>,
-    /// Its number, where the file has SPIFFE's form.
+    /// Its number, where it has SPIFFE's form.
     pub sequence: Option<u64>,
     /// Why what is in force is not what is there, or nothing is.
     pub problem: Option<String>,
@@ -48,17 +51,28 @@ pub(super) type Roots = Arc<BTreeMap<String, String>>;
 pub(super) struct Federation {
     followed: Mutex<Vec<Followed>>,
     in_force: ArcSwap<BTreeMap<String, String>>,
+    /// Something was fetched.
+    offered: Notify,
 }
 
-/// A file.
+/// What is somewhere, or why it could not be read.
+type Found = Result<Vec<u8>, String>;
+
+/// A trust domain, with a file, an endpoint, or both.
 struct Followed {
     domain: TrustDomain,
-    path: PathBuf,
+    file: Option<PathBuf>,
+    endpoint: Option<BundleEndpoint>,
+    /// What was fetched last.
+    fetched: Option<Found>,
+    /// Whether what is in force was fetched: the file does not count any more.
+    is_fetched: bool,
     /// Where what is in force is kept.
     kept: Option<PathBuf>,
-    /// What was in it last, or why it could not be read.
-    seen: Option<Result<Vec<u8>, String>>,
-    /// What it said when it was good last.
+    is_restored: bool,
+    /// What was looked at last.
+    seen: Option<Found>,
+    /// What was said when it was good last.
     good: Option<Good>,
     /// The largest number that was in force.
     sequence: Option<u64>,
@@ -88,47 +102,94 @@ struct Kept {
     roots: String,
     /// In PEM.
     revoked: String,
+    #[serde(default)]
+    is_fetched: bool,
 }
 
 impl Federation {
-    /// Follows these files, and keeps what is in force in a state directory.
+    /// Follows these files and endpoints, and keeps what is in force in a state directory.
     ///
     /// # Errors
-    /// Where a domain is named twice, or is the mesh's own.
+    /// Where a domain is named twice, or is the mesh's own; where nothing would vouch for an endpoint.
     pub(super) fn new(
         files: Vec<(TrustDomain, PathBuf)>,
+        endpoints: Vec<BundleEndpoint>,
         state: Option<&Path>,
         own: &TrustDomain,
     ) -> anyhow::Result<Federation> {
         let mut followed: Vec<Followed> = Vec::new();
+        let is_own = |domain: &TrustDomain| {
+            ensure!(domain != own, "{domain} is the mesh's own trust domain: its authority alone vouches for it");
+            Ok(())
+        };
         for (domain, path) in files {
-            ensure!(domain != *own, "{domain} is the mesh's own trust domain: its authority alone vouches for it");
+            is_own(&domain)?;
             ensure!(
                 followed.iter().all(|other| other.domain != domain),
                 "{domain} has two files; put all roots into one"
             );
-            let kept = state.map(|state| state.join(format!("last-good-trust-{domain}.json")));
-            followed.push(Followed {
-                domain,
-                path,
-                kept,
-                seen: None,
-                good: None,
-                sequence: None,
-                newest: NewestLists::default(),
-                problem: None,
-                written: None,
-            });
+            followed.push(Followed::new(domain, Some(path), state));
         }
-        Ok(Federation { followed: Mutex::new(followed), in_force: ArcSwap::default() })
+        for endpoint in endpoints {
+            let domain = endpoint.trust_domain.clone();
+            is_own(&domain)?;
+            let known = followed.iter().position(|other| other.domain == domain).unwrap_or_else(|| {
+                followed.push(Followed::new(domain.clone(), None, state));
+                followed.len() - 1
+            });
+            let Some(one) = followed.get_mut(known) else { continue };
+            ensure!(one.endpoint.is_none(), "{domain} has two endpoints");
+            one.endpoint = Some(endpoint);
+        }
+        for one in &followed {
+            let Some(BundleEndpoint { profile: EndpointProfile::Spiffe(server), .. }) = &one.endpoint else { continue };
+            let vouches = |other: &Followed| other.domain.as_str() == server.trust_domain();
+            // One's own bundle cannot vouch for where it is fetched first.
+            let is_known = |other: &Followed| vouches(other) && (other.domain != one.domain || other.file.is_some());
+            ensure!(
+                server.trust_domain() == own.as_str() || followed.iter().any(is_known),
+                "nothing vouches for {server}, where the bundle of {} is: a first bundle of {} is needed",
+                one.domain,
+                server.trust_domain()
+            );
+        }
+        Ok(Federation { followed: Mutex::new(followed), in_force: ArcSwap::default(), offered: Notify::new() })
     }
 
-    /// Looks at the files, and tells whether other roots are in force than before. `own` are those of the mesh.
+    /// All endpoints.
+    pub(super) fn endpoints(&self) -> Vec<BundleEndpoint> {
+        lock(&self.followed).iter().filter_map(|one| one.endpoint.clone()).collect()
+    }
+
+    /// What was fetched of a domain, for the next look.
+    pub(super) fn offer(&self, domain: &TrustDomain, fetched: Found) {
+        let mut followed = lock(&self.followed);
+        let Some(one) = followed.iter_mut().find(|one| one.domain == *domain) else { return };
+        match &fetched {
+            Ok(_) => tracing::debug!(trust_domain = domain.as_str(), url = one.source(), "a bundle was fetched"),
+            Err(why) if one.fetched.as_ref() != Some(&fetched) => {
+                tracing::warn!(trust_domain = domain.as_str(), "a bundle cannot be fetched: {why}");
+            }
+            Err(_) => {}
+        }
+        one.fetched = Some(fetched);
+        drop(followed);
+        self.offered.notify_one();
+    }
+
+    /// Waits for what was fetched.
+    pub(super) async fn offered(&self) {
+        self.offered.notified().await;
+    }
+
+    /// Looks at the files, and at what was fetched, and tells whether other roots are in force than before. `own` are those of the mesh.
     pub(super) fn look(&self, own: &[CertificateDer<'static>], now: SystemTime) -> bool {
         let mut followed = lock(&self.followed);
         if pass(&mut followed, own, now) {
             // What stood in the way of others may be gone.
-            followed.iter_mut().filter(|one| one.problem.is_some()).for_each(|one| one.seen = None);
+            for one in followed.iter_mut().filter(|one| one.problem.is_some()) {
+                (one.seen, one.is_restored) = (None, false);
+            }
             pass(&mut followed, own, now);
         }
         // Before it counts, so that nobody who was refused is let in after a crash.
@@ -156,7 +217,7 @@ impl Federation {
     }
 }
 
-/// Looks at each file once, and tells whether one says something else that is good.
+/// Looks at each once, and tells whether one says something else that is good.
 fn pass(followed: &mut [Followed], own: &[CertificateDer<'static>], now: SystemTime) -> bool {
     let mut is_news = false;
     for index in 0..followed.len() {
@@ -167,22 +228,25 @@ fn pass(followed: &mut [Followed], own: &[CertificateDer<'static>], now: SystemT
             .chain(&*after)
             .filter_map(|other| Some((other.domain.as_str(), other.good.as_ref()?)))
             .collect();
-        let found = read(&one.path);
-        if one.seen.as_ref() == Some(&found) {
-            continue;
-        }
-        if one.seen.is_none() && one.good.is_none() {
+        if !std::mem::replace(&mut one.is_restored, true) && one.good.is_none() {
             one.restore(&others, own, now);
         }
+        let Some((found, is_fetched)) = one.found().filter(|(found, _)| one.seen.as_ref() != Some(found)) else {
+            continue;
+        };
         let taken = found.clone().map_err(anyhow::Error::msg).and_then(|text| one.good_of(&text, &others, own, now));
         one.seen = Some(found);
-        let problem = taken.as_ref().err().map(|why| one.told(&format!("{why:#}")));
+        let place = match (&one.file, is_fetched) {
+            (Some(file), false) => file.display().to_string(),
+            _ => one.source(),
+        };
+        let problem = taken.as_ref().err().map(|why| one.told(&format!("{place}: {why:#}")));
         match taken {
             Ok(good) => {
                 tracing::info!(trust_domain = one.domain.as_str(), roots = good.roots.len(), "a foreign trust domain");
                 one.newest.note(&good.lists);
                 one.sequence = one.sequence.max(good.sequence);
-                (one.good, one.written, is_news) = (Some(good), None, true);
+                (one.good, one.is_fetched, one.written, is_news) = (Some(good), is_fetched, None, true);
             }
             Err(_) if problem != one.problem => tracing::error!("{}", problem.as_deref().unwrap_or_default()),
             Err(_) => {}
@@ -237,6 +301,42 @@ impl Good {
 }
 
 impl Followed {
+    fn new(domain: TrustDomain, file: Option<PathBuf>, state: Option<&Path>) -> Followed {
+        let kept = state.map(|state| state.join(format!("last-good-trust-{domain}.json")));
+        Followed {
+            domain,
+            file,
+            endpoint: None,
+            fetched: None,
+            is_fetched: false,
+            kept,
+            is_restored: false,
+            seen: None,
+            good: None,
+            sequence: None,
+            newest: NewestLists::default(),
+            problem: None,
+            written: None,
+        }
+    }
+
+    /// What there is to look at, and whether it was fetched. A file beside an endpoint counts until the first fetch.
+    fn found(&self) -> Option<(Found, bool)> {
+        match (&self.fetched, &self.file) {
+            (Some(Ok(text)), _) => Some((Ok(text.clone()), true)),
+            (_, Some(file)) if !self.is_fetched => Some((read(file), false)),
+            _ => None,
+        }
+    }
+
+    /// Where it is said who vouches for the domain.
+    fn source(&self) -> String {
+        match (&self.endpoint, &self.file) {
+            (Some(endpoint), _) => endpoint.url.to_string(),
+            (None, file) => file.iter().map(|file| file.display().to_string()).collect(),
+        }
+    }
+
     fn good_of(
         &self,
         text: &[u8],
@@ -250,7 +350,10 @@ impl Followed {
         if good.roots.is_empty() {
             return Ok(good);
         }
+        // Servers that say the same may number it otherwise.
+        let says_the_same = self.good.as_ref().is_some_and(|before| before.roots == good.roots);
         match (self.sequence, good.sequence) {
+            _ if says_the_same => {}
             (Some(before), None) => {
                 bail!("it has no spiffe_sequence, and that in force is {before}: nobody knows which is the later one")
             }
@@ -280,11 +383,14 @@ impl Followed {
             self.sequence = kept.spiffe_sequence;
             let good = Good::new(&self.domain, roots, (lists, kept.revoked), kept.spiffe_sequence)?;
             good.check_beside(others, own)?;
-            Ok(good)
+            Ok((good, kept.is_fetched))
         });
         match restored {
-            Ok(good) if good.live(now).next().is_none() => {}
-            Ok(good) => (self.good, self.written) = (Some(good), Some(Ok(()))),
+            Ok((good, _)) if good.live(now).next().is_none() => {}
+            Ok((good, is_fetched)) => {
+                self.is_fetched = is_fetched && self.endpoint.is_some();
+                (self.good, self.written) = (Some(good), Some(Ok(())));
+            }
             Err(why) => tracing::error!("{} cannot be used: {why:#}", kept.display()),
         }
     }
@@ -300,13 +406,14 @@ impl Followed {
             spiffe_sequence: self.sequence,
             roots: good.roots.iter().map(|root| pem(root)).collect(),
             revoked: good.revoked.clone(),
+            is_fetched: self.is_fetched,
         };
         let written = serde_json::to_vec(&text).map_err(std::io::Error::other);
         let written = written.and_then(|text| files::write(kept, &text, Present::Replace)).map_err(|error| {
             format!(
                 "cannot write {}: after a restart, an older {} would be taken: {error}",
                 kept.display(),
-                self.path.display()
+                self.source()
             )
         });
         if let Err(why) = &written
@@ -317,12 +424,23 @@ impl Followed {
         self.written = Some(written);
     }
 
-    /// What is wrong with the file, and what is in force.
+    /// What is wrong, and what is in force.
     fn told(&self, why: &str) -> String {
-        let (path, domain) = (self.path.display(), &self.domain);
+        let domain = &self.domain;
         match self.good {
-            Some(_) => format!("{path}: {why}; the roots of {domain} are those that it had before"),
-            None => format!("{path}: {why}; nobody of {domain} is trusted"),
+            Some(_) => format!("{why}; the roots of {domain} are those that it had before"),
+            None => format!("{why}; nobody of {domain} is trusted"),
+        }
+    }
+
+    /// Why it could not be fetched.
+    fn unfetched(&self) -> Option<String> {
+        match &self.fetched {
+            Some(Err(why)) => Some(self.told(why)),
+            None if self.endpoint.is_some() && self.good.is_none() && self.file.is_none() => {
+                Some(self.told(&format!("{}: it was not fetched yet", self.source())))
+            }
+            Some(Ok(_)) | None => None,
         }
     }
 
@@ -338,14 +456,17 @@ impl Followed {
             ),
             _ => None,
         };
-        let stale = || stale().map(|why| format!("{}: {why}", self.path.display()));
+        let stale = || stale().map(|why| format!("{}: {why}", self.source()));
         TrustBundle {
             trust_domain: self.domain.clone(),
-            file: self.path.clone(),
+            source: self.source(),
             roots: roots.len(),
             ends: ends.map(|ends| SystemTime::UNIX_EPOCH + Duration::from_secs(ends)),
             sequence: self.good.as_ref().and_then(|good| good.sequence),
-            problem: self.problem.clone().or_else(stale).or_else(|| self.written.clone()?.err()),
+            problem: (self.unfetched())
+                .or_else(|| self.problem.clone())
+                .or_else(stale)
+                .or_else(|| self.written.clone()?.err()),
         }
     }
 }

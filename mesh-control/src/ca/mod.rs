@@ -11,9 +11,11 @@
 mod authority;
 mod bundle_map;
 mod csr;
+mod endpoint;
 mod federation;
 mod files;
 mod key;
+mod own_bundle;
 mod plugged;
 mod rotation;
 mod signer;
@@ -38,9 +40,11 @@ pub(crate) use authority::verifier;
 pub use authority::{DEFAULT_TTL, Issued, MAX_TTL, Refused};
 use authority::{Serial, since_epoch};
 pub(crate) use bundle_map::bundle_map;
+pub use endpoint::{BundleEndpoint, EndpointProfile};
 use federation::Federation;
 pub use federation::TrustBundle;
 use key::Key;
+use own_bundle::OwnBundle;
 use plugged::Plugged;
 pub(crate) use plugged::findings;
 use rotation::SelfSigned;
@@ -78,6 +82,8 @@ pub struct CertificateAuthority {
     plugged: Option<Mutex<Plugged>>,
     /// Whom workloads trust of other domains.
     federation: Federation,
+    /// What other domains are told of this one.
+    bundle: OwnBundle,
     /// When to see whether they are still what there should be, in seconds since 1970.
     look: AtomicU64,
 }
@@ -145,29 +151,40 @@ impl CertificateAuthority {
             source,
             plugged: None,
             federation: Federation::default(),
+            bundle: OwnBundle::default(),
             look: AtomicU64::new(next_look(now)),
         }
     }
 
-    /// Has workloads trust foreign domains, too: the roots in these files vouch for the identities of their domain, and for no
-    /// others. They are PEM, or bundles in SPIFFE's form (JSON), and are followed. One that cannot be used, or is older than what it
-    /// said before, is told, and leaves that in force, or nobody of its domain is trusted. A server keeps in its state directory what
-    /// is in force.
+    /// Has workloads trust foreign domains, too: the roots in these files, and at these endpoints, vouch for the identities of their
+    /// domain, and for no others. Files are PEM, or bundles in SPIFFE's form (JSON), and are followed; a server fetches from
+    /// endpoints, and beside one, a file counts until the first fetch. What cannot be used, or is older than what was said before, is
+    /// told, and leaves that in force, or nobody of its domain is trusted. A server keeps in its state directory what is in force.
     ///
     /// # Errors
-    /// Where a domain is named twice, or is the authority's own.
+    /// Where a domain is named twice, or is the authority's own; where nothing vouches for an endpoint.
     pub fn trust_bundles(
         mut self,
         files: Vec<(TrustDomain, PathBuf)>,
+        endpoints: Vec<BundleEndpoint>,
         state: Option<&Path>,
         now: SystemTime,
     ) -> anyhow::Result<CertificateAuthority> {
-        self.federation = Federation::new(files, state, &self.trust_domain())?;
+        self.federation = Federation::new(files, endpoints, state, &self.trust_domain())?;
         self.federation.look(&self.roots(), now);
         Ok(self)
     }
 
-    /// The foreign domains, and what is wrong with their files.
+    /// The bundle of its trust domain, in SPIFFE's form, for other domains.
+    ///
+    /// # Errors
+    /// A root has a key that the form does not have.
+    pub fn bundle(&self, now: SystemTime) -> anyhow::Result<String> {
+        // The one that is due, so that it is known before it signs.
+        self.bundle.latest(self.at(now).roots(), now)
+    }
+
+    /// The foreign domains, and what is wrong with what is said of them.
     pub fn federated(&self, now: SystemTime) -> Vec<TrustBundle> {
         self.federation.report(now)
     }

@@ -20,7 +20,7 @@ fn plugged(dir: &Path, state: Option<&Path>) -> anyhow::Result<CertificateAuthor
 fn trusting(file: &Path, state: Option<&Path>) -> CertificateAuthority {
     let authority = CertificateAuthority::in_memory(TrustDomain::default(), at(NOW)).expect("an authority");
     let files = vec![("partner".parse().expect("a domain"), file.to_owned())];
-    authority.trust_bundles(files, state, at(NOW)).expect("followed")
+    authority.trust_bundles(files, vec![], state, at(NOW)).expect("followed")
 }
 
 fn problem(authority: &CertificateAuthority) -> String {

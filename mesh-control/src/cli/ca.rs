@@ -142,7 +142,8 @@ fn issue(args: &Issue) -> anyhow::Result<()> {
     let authority = open(args.place.ca_dir.as_deref(), args.place.state_dir.as_deref(), &domain)?;
     let (ttl, now) = (i64::try_from(args.ttl.unwrap_or_default().as_secs())?, SystemTime::now());
     // What the server has in force is its own: nothing of it is kept here.
-    let authority = authority.trust_bundles(args.trust_bundle.clone(), None, now).context("--trust-bundle")?;
+    let authority =
+        authority.trust_bundles(args.trust_bundle.clone(), Vec::new(), None, now).context("--trust-bundle")?;
     if let Some(problem) = authority.federated(now).into_iter().find_map(|bundle| bundle.problem) {
         bail!("--trust-bundle: {problem}");
     }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
-use mesh_core::identity::TrustDomain;
+use mesh_core::identity::{SpiffeId, TrustDomain};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::Printing;
-use crate::ca::{CertificateAuthority, MAX_TTL, Tokens};
+use crate::ca::{BundleEndpoint, CertificateAuthority, MAX_TTL, Tokens};
 use crate::calls::Calls;
 use crate::config::file::is_namespace;
 use crate::config::{Code, Diagnostic};
@@ -24,7 +24,7 @@ use crate::policy::mesh::ROOT_NAMESPACE;
 use crate::quota::{self, Quotas};
 use crate::ratelimit::{MOST_KEYS, RateLimits, RedisUrl, Store};
 use crate::serve::kubernetes::{AUDIENCE, CA_FILE, TOKEN_FILE};
-use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, status, webhook};
+use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, bundle, status, webhook};
 
 /// Serves the configuration in a directory over xDS.
 #[derive(Clone, Debug, clap::Args)]
@@ -75,6 +75,28 @@ pub(super) struct Args {
     /// with commas. Policies that let in a namespace or a service account go on meaning those of the mesh's own trust domain.
     #[arg(long, value_name = "DOMAIN=FILE", value_delimiter = ',', value_parser = trust_bundle)]
     trust_bundle: Vec<(TrustDomain, PathBuf)>,
+    /// The same by a bundle that is fetched from this URL, as often as it says: its host has a certificate for its name
+    /// (SPIFFE Federation, https_web). The last good bundle stays in force while none can be fetched; with --state-dir,
+    /// over a restart.
+    #[arg(long, value_name = "DOMAIN=URL", value_delimiter = ',', value_parser = web_endpoint)]
+    trust_bundle_web: Vec<BundleEndpoint>,
+    /// The authorities that vouch for those hosts, as PEM; those of the system unless set.
+    #[arg(long, value_name = "FILE", requires = "trust_bundle_web")]
+    trust_bundle_roots: Option<PathBuf>,
+    /// A bundle that is fetched from this workload, SPIFFE-ID@URL (https_spiffe): the bundle in force of its own trust domain vouches for it. Where
+    /// that is the domain itself, --trust-bundle names a first one, which counts until another one is fetched.
+    #[arg(long, value_name = "DOMAIN=ID@URL", value_delimiter = ',', value_parser = spiffe_endpoint)]
+    trust_bundle_spiffe: Vec<BundleEndpoint>,
+    /// Where to serve the bundle of the mesh's own trust domain to others, over HTTPS at /, to whoever reaches it (SPIFFE Federation):
+    /// with --bundle-cert as https_web; without, as https_spiffe, as spiffe://TRUST-DOMAIN/mesh-control.
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    bundle_addr: Option<SocketAddr>,
+    /// The certificate chain of that endpoint, as PEM, for the name in its URL.
+    #[arg(long, value_name = "FILE", requires_all = ["bundle_addr", "bundle_key"])]
+    bundle_cert: Option<PathBuf>,
+    /// The private key of that endpoint, as PEM.
+    #[arg(long, value_name = "FILE", requires = "bundle_cert")]
+    bundle_key: Option<PathBuf>,
     /// How long the certificates of workloads hold, which are renewed after half of that. Seven days at most.
     #[arg(long, value_name = "SECONDS", default_value = "86400", value_parser = certificate_ttl)]
     certificate_ttl: Duration,
@@ -215,7 +237,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
              clients; use a loopback address, serve others on --secure-addr, or say --insecure-allow-remote"
         );
     }
-    if args.tls_key.is_some() {
+    if args.tls_key.is_some() || args.bundle_key.is_some() {
         super::ca::leave_no_core()?;
     }
     if args.xds_addr.0.is_none() && args.tls_cert.is_none() {
@@ -238,6 +260,11 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     if args.dev {
         only_loopback(args)?;
     }
+    if args.bundle_addr.is_some() && !has_authority(args) {
+        bail!(
+            "--bundle-addr, and there is no authority whose bundle that would be: --state-dir, --ca-dir or --dev is needed"
+        );
+    }
     if args.sds_private_keys && !has_authority(args) {
         bail!("--sds-private-keys, and nobody signs for their owners: --state-dir, --ca-dir or --dev is needed");
     }
@@ -246,7 +273,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         // An authority that only has a place gives certificates to who brings a token, so nobody is held to one.
         .permissive(!is_authority_named(args))
         .trust_claims(args.dev)
-        .federated(!args.trust_bundle.is_empty())
+        .federated(trusts_others(args))
         .allow_unenforced(args.allow_unenforced)
         .recursive(args.recursive);
     options.config_dir.clone_from(&args.config);
@@ -295,6 +322,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
              certificates of one and of the other do not trust each other until all have new ones; --state-dir keeps it"
         );
     }
+    let bundle_of = args.bundle_addr.zip(authority.clone());
     let certificates = authority.map(|authority| {
         Certificates::new(authority).dev(args.dev).ttl(args.certificate_ttl).hands_out_keys(args.sds_private_keys)
     });
@@ -364,6 +392,17 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         }
         _ => None,
     };
+    let bundle = match bundle_of {
+        Some((address, authority)) => {
+            let files = args.bundle_cert.as_ref().zip(args.bundle_key.as_ref());
+            let files = files.map(|(cert, key)| TlsFiles::new(cert, key));
+            let served = bundle::listen(address, files, authority, &server, stopped.clone()).await;
+            let (bound, task) = served.with_context(|| cannot("the bundle", address))?;
+            listening("bundle", bound)?;
+            Some(task)
+        }
+        None => None,
+    };
     let status = match args.status_addr.0 {
         Some(address) => {
             let names = args.status_host.clone();
@@ -387,8 +426,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     drop(following);
     stop.send_replace(true);
-    for task in [webhook, status].into_iter().flatten() {
-        task.await.context("the status page, or the webhook")?;
+    for task in [webhook, bundle, status].into_iter().flatten() {
+        task.await.context("the status page, the bundle, or the webhook")?;
     }
     Ok(())
 }
@@ -470,6 +509,7 @@ fn only_loopback(args: &Args) -> anyhow::Result<()> {
         ("--secure-addr", secured),
         ("--ratelimit-addr", args.ratelimit_addr),
         ("--admission-addr", args.admission_addr),
+        ("--bundle-addr", args.bundle_addr),
     ];
     for (option, address) in listeners {
         if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
@@ -500,7 +540,7 @@ fn has_authority(args: &Args) -> bool {
 /// to prove anything to it.
 fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
     if !has_authority(args) {
-        if !args.trust_bundle.is_empty() {
+        if trusts_others(args) {
             bail!(
                 "--trust-bundle, and nobody is given certificates to trust others by: --state-dir, --ca-dir or --dev is needed"
             );
@@ -512,9 +552,20 @@ fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<Cer
     }
     let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), domain)?;
     let authority = authority
-        .trust_bundles(args.trust_bundle.clone(), args.state_dir.as_deref(), SystemTime::now())
+        .trust_bundles(args.trust_bundle.clone(), endpoints(args), args.state_dir.as_deref(), SystemTime::now())
         .context("--trust-bundle")?;
     Ok(Some(Arc::new(authority)))
+}
+
+/// Where bundles of foreign trust domains are fetched.
+fn endpoints(args: &Args) -> Vec<BundleEndpoint> {
+    let web = args.trust_bundle_web.iter().cloned().map(|endpoint| endpoint.roots(args.trust_bundle_roots.clone()));
+    web.chain(args.trust_bundle_spiffe.iter().cloned()).collect()
+}
+
+/// Whether somebody of another trust domain may be trusted.
+fn trusts_others(args: &Args) -> bool {
+    !args.trust_bundle.is_empty() || !endpoints(args).is_empty()
 }
 
 /// Where records of calls are kept: in the state directory, whose lock this process holds.
@@ -602,6 +653,22 @@ pub(super) fn trust_bundle(text: &str) -> Result<(TrustDomain, PathBuf), String>
     let (domain, file) = text.split_once('=').filter(|(_, file)| !file.is_empty()).ok_or("expected DOMAIN=FILE")?;
     let domain = domain.parse::<TrustDomain>().map_err(|why| why.to_string())?;
     Ok((domain, PathBuf::from(file)))
+}
+
+fn web_endpoint(text: &str) -> Result<BundleEndpoint, String> {
+    let (domain, url) = text.split_once('=').ok_or("expected DOMAIN=URL")?;
+    let domain = domain.parse::<TrustDomain>().map_err(|why| why.to_string())?;
+    BundleEndpoint::web(domain, url).map_err(|why| format!("{why:#}"))
+}
+
+fn spiffe_endpoint(text: &str) -> Result<BundleEndpoint, String> {
+    let expected = || "expected DOMAIN=SPIFFE-ID@URL".to_owned();
+    let (domain, endpoint) = text.split_once('=').ok_or_else(expected)?;
+    // There is none in an ID.
+    let (server, url) = endpoint.split_once('@').ok_or_else(expected)?;
+    let domain = domain.parse::<TrustDomain>().map_err(|why| why.to_string())?;
+    let server = server.parse::<SpiffeId>().map_err(|why| why.to_string())?;
+    BundleEndpoint::spiffe(domain, server, url).map_err(|why| format!("{why:#}"))
 }
 
 /// In Istio's words.

@@ -139,10 +139,10 @@ fn authority(status: &Status, now: SystemTime, out: &mut String) {
     let heads = ["AUTHORITY", "ROOT EXPIRES IN", "CHAIN EXPIRES IN", "REVOKED BY"].map(str::to_owned);
     let (root, chain) = (left(authority.root_expires), left(authority.chain_expires));
     section(vec![heads, [authority.trust_domain.clone(), root, chain, lists]], out);
-    let mut rows = vec![["TRUSTED DOMAIN", "ROOTS", "EXPIRE IN", "FILE"].map(str::to_owned)];
+    let mut rows = vec![["TRUSTED DOMAIN", "ROOTS", "EXPIRE IN", "FROM"].map(str::to_owned)];
     rows.extend(authority.trust_bundles.iter().map(|bundle| {
         let ends = bundle.expires.map_or("-".to_owned(), left);
-        [bundle.trust_domain.clone(), bundle.roots.to_string(), ends, bundle.file.clone()]
+        [bundle.trust_domain.clone(), bundle.roots.to_string(), ends, bundle.source.clone()]
     }));
     section(rows, out);
     for problem in authority.problems() {
@@ -192,7 +192,11 @@ fn refusals(status: &Status, out: &mut String) {
 fn turned_away(status: &Status, out: &mut String) {
     let mut rows = vec![["TURNED AWAY", "FROM", "REASON", "TIMES", "AGO", "WHY"].map(str::to_owned)];
     rows.extend(status.turned_away.iter().map(|one| {
-        let node = if one.node.is_empty() { "-".to_owned() } else { short(&one.node) };
+        let node = match (&*one.node, &*one.port) {
+            ("", "" | "xds") => "-".to_owned(),
+            ("", port) => format!("({port})"),
+            (node, _) => short(node),
+        };
         let ago = format!("{:.0}s", one.seconds_ago);
         [node, one.peer.to_string(), one.reason.clone(), one.count.to_string(), ago, one.text.clone()]
     }));
@@ -349,6 +353,7 @@ mod tests {
                 kinds: vec![kind("cds", "refused", Some(nack)), kind("lds", "synced", None)],
             }],
             turned_away: vec![TurnedAwayStatus {
+                port: "xds".to_owned(),
                 peer: [10, 0, 0, 2].into(),
                 node: String::new(),
                 reason: "no-certificate".to_owned(),

@@ -74,7 +74,7 @@ impl Server {
     }
 
     fn fetcher(&self) -> Fetcher {
-        let only_this: fn(IpAddr) -> _ = |ip| if ip.is_loopback() { Ok(()) } else { super::guard::check(ip) };
+        let only_this: fn(IpAddr) -> _ = |ip| if ip.is_loopback() { Ok(()) } else { crate::fetch::guard::check(ip) };
         Fetcher::new(&KeyFetching::default().roots(self.roots.path())).with_guard(only_this)
     }
 

@@ -11,7 +11,8 @@ use tracing::{info, warn};
 
 use super::{Inner, Live, Plane, Snapshot};
 use crate::config::{Code, Diagnostic, Severity};
-use crate::jwks::{Fetcher, Good, Schedule, read, write};
+use crate::fetch::{Good, Wanted};
+use crate::jwks::{self, Fetcher, KeySchedule, read, write};
 use crate::policy::tokens::KeySource;
 
 /// How many are fetched at a time; others wait.
@@ -37,7 +38,8 @@ impl Plane {
             inner: Arc::downgrade(&self.inner),
             snapshots: self.subscribe(),
             fetcher: Fetcher::new(fetching),
-            schedule: Schedule::new(fetching.refresh),
+            schedule: jwks::schedule(),
+            refresh: fetching.refresh,
         };
         let task = tokio::spawn(work.run(tried));
         if let Err(second) = self.inner.fetcher.set(task.abort_handle()) {
@@ -51,12 +53,13 @@ struct Work {
     inner: Weak<Inner>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     fetcher: Fetcher,
-    schedule: Schedule,
+    schedule: KeySchedule,
+    refresh: Duration,
 }
 
 impl Work {
     async fn run(self, tried: oneshot::Sender<()>) {
-        let Work { inner, mut snapshots, fetcher, mut schedule } = self;
+        let Work { inner, mut snapshots, fetcher, mut schedule, refresh } = self;
         let mut fetches: JoinSet<Fetched> = JoinSet::new();
         let mut tried = Some(tried);
         let mut is_fresh = false;
@@ -67,10 +70,10 @@ impl Work {
         loop {
             let now = Instant::now();
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
-            let mut wanted: BTreeMap<KeySource, Duration> = BTreeMap::new();
+            let mut wanted: BTreeMap<KeySource, Wanted> = BTreeMap::new();
             for (_, source, timeout) in snapshot.compiled.policy.security.keys_elsewhere() {
-                let longest = wanted.entry(source.clone()).or_default();
-                *longest = timeout.max(*longest);
+                let wanted = wanted.entry(source.clone()).or_insert(Wanted { timeout, refresh });
+                wanted.timeout = timeout.max(wanted.timeout);
             }
             drop(snapshot);
             schedule.want(&wanted, &mut kept, now);
@@ -112,10 +115,10 @@ impl Work {
 }
 
 /// Says what is new.
-fn tell(schedule: &Schedule, source: &KeySource, outcome: &Result<Arc<str>, String>) {
+fn tell(schedule: &KeySchedule, source: &KeySource, outcome: &Result<Arc<str>, String>) {
     let url = source.url();
     match outcome {
-        Ok(keys) if schedule.keys().get(source) == Some(keys) => {}
+        Ok(keys) if jwks::keys(schedule).get(source) == Some(keys) => {}
         Ok(_) => info!(url, "new keys of an issuer of tokens"),
         Err(why) => warn!("keys of an issuer of tokens cannot be fetched: {why}"),
     }
@@ -123,16 +126,16 @@ fn tell(schedule: &Schedule, source: &KeySource, outcome: &Result<Arc<str>, Stri
 
 impl Inner {
     /// The keys of an earlier process.
-    fn kept_keys(&self) -> BTreeMap<KeySource, Good> {
+    fn kept_keys(&self) -> BTreeMap<KeySource, Good<Arc<str>>> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         store.kept_keys().map(|bytes| read(&bytes, Instant::now(), SystemTime::now())).unwrap_or_default()
     }
 
     /// Puts what is known in force, where it is new, and keeps what was fetched just now.
-    fn take_keys(&self, schedule: &Schedule, now: Instant, is_fresh: bool) {
-        let keys = schedule.keys();
+    fn take_keys(&self, schedule: &KeySchedule, now: Instant, is_fresh: bool) {
+        let keys = jwks::keys(schedule);
         let mut live = self.live();
-        live.key_problems = schedule.problems(now);
+        live.key_problems = jwks::problems(schedule, now);
         if *live.keys != keys {
             live.keys = Arc::new(keys);
             // They stand in listeners, which are looked at again where this has changed.

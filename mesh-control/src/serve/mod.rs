@@ -32,6 +32,11 @@ pub mod kubernetes {
     pub use super::clients::kubernetes::{AUDIENCE, CA_FILE, TOKEN_FILE};
 }
 
+/// The endpoint of the mesh's bundle, for other trust domains.
+pub(crate) mod bundle {
+    pub(crate) use super::io::bundle::listen;
+}
+
 /// The webhook by which an API server asks whether objects may be stored.
 pub(crate) mod webhook {
     pub(crate) use super::io::webhook::listen;

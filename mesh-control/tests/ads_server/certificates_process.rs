@@ -23,6 +23,8 @@ pub(crate) struct Logged {
     log: tempfile::NamedTempFile,
     pub(crate) xds: SocketAddr,
     pub(crate) status: SocketAddr,
+    /// Where its bundle is, if anywhere.
+    pub(crate) bundle: Option<SocketAddr>,
 }
 
 impl Logged {
@@ -42,15 +44,18 @@ impl Logged {
         let stderr = log.reopen().unwrap();
         let mut child = command.env("RUST_LOG", level).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut bundle = None;
         let mut address = |name: &str| loop {
             let mut line = String::new();
             assert!(stdout.read_line(&mut line).unwrap() > 0, "it has ended before it was listening: {name}");
+            let is_bundle = line.strip_prefix("bundle listening on ");
+            bundle = bundle.or(is_bundle.map(|address| address.trim().parse().unwrap()));
             if let Some(address) = line.trim().strip_prefix(&format!("{name} listening on ")) {
                 return address.parse().unwrap();
             }
         };
         let (xds, status) = (address("xds"), address("status"));
-        Logged { child, log, xds, status }
+        Logged { child, log, xds, status, bundle }
     }
 
     /// Ends it, and reads what it logged.

@@ -17,13 +17,13 @@ use crate::renewal::{mesh, serve};
 use crate::secured::Authority;
 use crate::support::{PATIENCE, until};
 
-const A: &str = "a.example";
-const B: &str = "b.example";
+pub(crate) const A: &str = "a.example";
+pub(crate) const B: &str = "b.example";
 
 /// A mesh-control of one trust domain.
-struct Realm {
+pub(crate) struct Realm {
     domain: &'static str,
-    control: Logged,
+    pub(crate) control: Logged,
     dirs: Dirs,
 }
 
@@ -36,19 +36,41 @@ struct Dirs {
 impl Realm {
     /// It trusts others by these files.
     fn start(domain: &'static str, root: &Authority, yaml: &str, others: &[(&str, &Path)]) -> Realm {
+        let others: Vec<String> = others.iter().map(|(other, file)| format!("{other}={}", file.display())).collect();
+        let others = others.iter().flat_map(|other| ["--trust-bundle", other]);
+        Realm::with(domain, root, yaml, &others.collect::<Vec<_>>())
+    }
+
+    /// With these options.
+    pub(crate) fn with(domain: &'static str, root: &Authority, yaml: &str, more: &[&str]) -> Realm {
         let [config, state, ca] = [(), (), ()].map(|()| tempfile::tempdir().unwrap());
         plug_in(ca.path(), &root.intermediate(), &[root]);
         fs::write(config.path().join("config.yaml"), yaml).unwrap();
-        let dirs = Dirs { config, state, ca };
+        Realm::of(domain, Dirs { config, state, ca }, more)
+    }
+
+    fn of(domain: &'static str, dirs: Dirs, more: &[&str]) -> Realm {
         let (state, ca) = (dirs.state.path().to_str().unwrap(), dirs.ca.path().to_str().unwrap());
         let own = ["--trust-domain", domain, "--state-dir", state, "--ca-dir", ca, "--settle", "0"];
-        let others: Vec<String> = others.iter().map(|(other, file)| format!("{other}={}", file.display())).collect();
-        let others = others.iter().flat_map(|other| ["--trust-bundle", other]);
-        let control = Logged::start(dirs.config.path(), &own.into_iter().chain(others).collect::<Vec<_>>());
+        let control = Logged::start(dirs.config.path(), &[&own[..], more].concat());
         Realm { domain, control, dirs }
     }
 
-    fn workload(&self, account: &str) -> Mesh {
+    /// Ends it, and starts another one in its place.
+    pub(crate) fn again(self, more: &[&str]) -> Realm {
+        let Realm { domain, control, dirs } = self;
+        drop(control);
+        Realm::of(domain, dirs, more)
+    }
+
+    /// What its status says of the first foreign domain.
+    pub(crate) fn trusted(&self) -> serde_json::Value {
+        let status = output(&["status", "--addr", &self.control.status.to_string(), "-o", "json"]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        status["authority"]["trust_bundles"][0].clone()
+    }
+
+    pub(crate) fn workload(&self, account: &str) -> Mesh {
         let identity = format!("spiffe://{}/ns/shop/sa/{account}", self.domain);
         let state = self.dirs.state.path().to_str().unwrap();
         let made = output(&["token", "create", "--identity", &identity, "--state-dir", state]);
@@ -81,7 +103,7 @@ impl Realm {
 }
 
 /// The other mesh's workload, as this mesh is told of it.
-fn abroad(port: u16, identity: &str) -> String {
+pub(crate) fn abroad(port: u16, identity: &str) -> String {
     format!(
         "apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -97,7 +119,7 @@ spec:
     )
 }
 
-async fn get(client: &Mesh) -> Result<String, String> {
+pub(crate) async fn get(client: &Mesh) -> Result<String, String> {
     let deadline = Deadline(Instant::now() + Duration::from_secs(8));
     let request = http::Request::get("http://web.abroad/").extension(deadline).body(Body::empty()).unwrap();
     let response = client.client().request(request).await.map_err(|error| format!("{error:#}"))?;
@@ -107,13 +129,13 @@ async fn get(client: &Mesh) -> Result<String, String> {
     if status.is_success() { Ok(body) } else { Err(format!("{status}: {body}")) }
 }
 
-async fn becomes(client: &Mesh, expected: impl Fn(&Result<String, String>) -> bool) {
+pub(crate) async fn becomes(client: &Mesh, expected: impl Fn(&Result<String, String>) -> bool) {
     let reached = async { while !expected(&get(client).await) {} };
     tokio::time::timeout(PATIENCE, reached).await.expect("in time");
 }
 
 /// SPIFFE's form of a bundle.
-fn json_of(root: &Authority, sequence: u64) -> String {
+pub(crate) fn json_of(root: &Authority, sequence: u64) -> String {
     let root: String = root.0.pem().lines().filter(|line| !line.starts_with("-----")).collect();
     format!(
         r#"{{"keys": [{{"use": "x509-svid", "kty": "EC", "x5c": ["{root}"]}}], "spiffe_sequence": {sequence},
@@ -121,13 +143,13 @@ fn json_of(root: &Authority, sequence: u64) -> String {
     )
 }
 
-fn put(path: &Path, text: &str) {
+pub(crate) fn put(path: &Path, text: &str) {
     let new = path.with_extension("new");
     fs::write(&new, text).unwrap();
     fs::rename(new, path).unwrap();
 }
 
-const WEB: &str = "apiVersion: v1
+pub(crate) const WEB: &str = "apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
 spec: {selector: {app: web}, ports: [{name: http, port: 80}]}
@@ -233,10 +255,8 @@ async fn roots_of_a_foreign_domain_are_followed_and_a_file_that_cannot_be_used_l
         );
         assert!(get(&caller).await.is_ok(), "the last good ones are in force");
     }
-    let status = output(&["status", "--addr", &b.control.status.to_string(), "-o", "json"]);
-    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
-    let bundle = &status["authority"]["trust_bundles"][0];
-    assert_eq!((&bundle["trust_domain"], &bundle["roots"]), (&A.into(), &1.into()), "{status}");
+    let bundle = b.trusted();
+    assert_eq!((&bundle["trust_domain"], &bundle["roots"]), (&A.into(), &1.into()), "{bundle}");
     let shown = text(&output(&["status", "--addr", &b.control.status.to_string()]).stdout);
     assert!(shown.contains("TRUSTED DOMAIN") && shown.contains("a.pem"), "{shown}");
 

@@ -1,5 +1,6 @@
 //! The ADS server over real sockets.
 
+mod bundle_endpoints;
 mod certificates;
 mod certificates_process;
 mod embedded;

@@ -93,7 +93,7 @@ fn authority(files: &Path) -> Arc<CertificateAuthority> {
     let now = SystemTime::now();
     let authority = CertificateAuthority::in_memory("cluster.local".parse().unwrap(), now).unwrap();
     let partner = ("partner.example".parse().unwrap(), files.join("partner.pem"));
-    Arc::new(authority.trust_bundles(vec![partner], None, now).unwrap())
+    Arc::new(authority.trust_bundles(vec![partner], vec![], None, now).unwrap())
 }
 
 async fn control(offers: Certificates) -> Embedded {
@@ -233,7 +233,7 @@ async fn whose_roots_an_envoy_cannot_be_told_together_with_lists_it_does_not_tru
     let now = SystemTime::now();
     let plugged = CertificateAuthority::plugged_in(ca.path(), None, "cluster.local".parse().unwrap(), now).unwrap();
     let partner = ("partner.example".parse().unwrap(), files.path().join("partner.pem"));
-    let plugged = Arc::new(plugged.trust_bundles(vec![partner], None, now).unwrap());
+    let plugged = Arc::new(plugged.trust_bundles(vec![partner], vec![], None, now).unwrap());
     let control = self::control(Certificates::new(plugged.clone()).hands_out_keys(true)).await;
     assert!(secrets(&control).is_some_and(|told| told.contains("partner.example")), "from the start");
     let door = Door::open(control.server()).await;

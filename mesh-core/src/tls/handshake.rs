@@ -51,6 +51,35 @@ pub fn client_config(
     Ok(config)
 }
 
+/// How a client shakes hands with one server of which it knows who it is, and shows nothing of itself: SPIFFE's profile `https_spiffe`
+/// of endpoints of bundles.
+///
+/// ```
+/// use mesh_core::tls::{TrustBundles, spiffe_config};
+///
+/// let mut bundles = TrustBundles::new();
+/// # let mut params = rcgen::CertificateParams::default();
+/// # params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+/// # let roots = params.self_signed(&rcgen::KeyPair::generate()?)?.pem();
+/// bundles.add_pem("partner.example".parse()?, roots.as_bytes())?;
+/// let config = spiffe_config(bundles, "spiffe://partner.example/bundles".parse()?)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// Where rustls refuses the configuration.
+pub fn spiffe_config(bundles: TrustBundles, server: SpiffeId) -> Result<ClientConfig, Invalid> {
+    let verifier = PeerVerifier { bundles: Arc::new(bundles), peers: Some([server].into()) };
+    let config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| Invalid::new(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = config.with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
 /// How a server shakes hands with whoever connects: it has to show a certificate.
 pub(super) fn server_config(key: &Arc<CertifiedKey>, bundles: &Arc<TrustBundles>) -> Result<ServerConfig, Invalid> {
     let verifier = PeerVerifier { bundles: Arc::clone(bundles), peers: None };

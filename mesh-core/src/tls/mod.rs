@@ -24,7 +24,7 @@ pub use bundle::{TrustBundles, fingerprint as roots_fingerprint, trust_fingerpri
 pub use credentials::{CertificateRequest, Credentials};
 pub use files::{FileReader, FileTrust};
 pub use foreign::{ForeignPeer, foreign_config, foreign_name};
-pub use handshake::{client_config, peer_identity, server_name};
+pub use handshake::{client_config, peer_identity, server_name, spiffe_config};
 pub use peer::Peer;
 pub use pem::pem_error;
 pub use provider::Certificates;

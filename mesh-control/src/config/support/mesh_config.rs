@@ -24,7 +24,7 @@ pub(super) const TABLES: Tables = &[
 
 const NO_CA: super::Support = NotYet(
     "certificates are of the control plane's own authority, and of no other; roots of foreign trust domains are given by `mesh-control \
-     serve --trust-bundle DOMAIN=FILE`",
+     serve --trust-bundle DOMAIN=FILE`, or fetched (`--trust-bundle-web`, `--trust-bundle-spiffe`)",
 );
 const CLIENTS_OWN: &str = "gRPC's clients have their own";
 

@@ -66,7 +66,7 @@ impl AuthorityStatus {
         });
         let trust_bundles = authority.federated(now).into_iter().map(|bundle| TrustBundleStatus {
             trust_domain: bundle.trust_domain.to_string(),
-            file: bundle.file.display().to_string(),
+            source: bundle.source,
             roots: bundle.roots,
             expires: bundle.ends.map(unix),
             sequence: bundle.sequence,
@@ -109,7 +109,7 @@ impl AuthorityStatus {
             out,
             name,
             "gauge",
-            "Whether the roots of a foreign trust domain are not those in its file, or none are.",
+            "Whether the roots of a foreign trust domain are not those in its file or at its endpoint, or none are.",
         );
         for TrustBundleStatus { trust_domain, problem, .. } in trust_bundles {
             let _ = writeln!(out, "{name}{{trust_domain=\"{trust_domain}\"}} {}", u8::from(problem.is_some()));
@@ -142,8 +142,8 @@ impl AuthorityStatus {
 pub struct TrustBundleStatus {
     /// Whose identities they vouch for.
     pub trust_domain: String,
-    /// Where they are read from.
-    pub file: String,
+    /// Where they are read from: a file, or a URL.
+    pub source: String,
     /// How many are in force.
     pub roots: usize,
     /// Unix time in seconds at which the last of them ends.

@@ -22,6 +22,30 @@ const LINES: (u32, u32) = (1, 10);
 /// How much of a text that a client chose is kept, in characters.
 const TEXT: usize = 300;
 
+/// Where a client was turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Port {
+    /// Where workloads ask.
+    Xds,
+    /// The rate limit service.
+    RateLimits,
+    /// The validating webhook.
+    Admission,
+    /// The endpoint of the mesh's bundle.
+    Bundle,
+}
+
+impl Port {
+    const fn name(self) -> &'static str {
+        match self {
+            Port::Xds => "xds",
+            Port::RateLimits => "rate-limits",
+            Port::Admission => "admission",
+            Port::Bundle => "bundle",
+        }
+    }
+}
+
 /// Why a client was turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reason {
@@ -73,6 +97,9 @@ impl Reason {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TurnedAwayStatus {
+    /// Where it came to: `xds`, `rate-limits`, `admission` or `bundle`.
+    #[serde(default)]
+    pub port: String,
     /// Where the last one came from.
     pub peer: IpAddr,
     /// Its `node.id`; empty where it did not come as far as saying it.
@@ -93,8 +120,8 @@ pub(crate) struct Refusals(Mutex<Book>);
 
 #[derive(Debug)]
 struct Book {
-    counts: BTreeMap<Reason, u64>,
-    recent: BTreeMap<(IpAddr, Reason), Refusal>,
+    counts: BTreeMap<(Port, Reason), u64>,
+    recent: BTreeMap<(Port, IpAddr, Reason), Refusal>,
     lines: Admission,
 }
 
@@ -116,13 +143,25 @@ impl Default for Refusals {
 }
 
 impl Refusals {
-    /// Notes that a client was turned away. `node` is empty where the client did not come as far as saying who it is.
+    /// Notes that a client of xDS was turned away. `node` is empty where the client did not come as far as saying who it is.
     pub(crate) fn note(&self, peer: IpAddr, reason: Reason, node: &str, text: &str, now: Instant) {
         let brief = |text: &str| text.chars().take(TEXT).collect::<String>();
         let (node, text) = (brief(node), brief(text));
-        let times = self.book().note(peer, reason, &node, &text, now);
+        let times = self.book().note(Port::Xds, peer, reason, &node, &text, now);
         if let Some(times) = times {
             tracing::warn!(%peer, node, reason = reason.name(), times, "xDS client refused: {text:?}");
+        }
+    }
+
+    /// Notes that somebody was turned away before it could say who it is.
+    pub(crate) fn note_at(&self, port: Port, peer: IpAddr, reason: Reason, text: &str, now: Instant) {
+        if port == Port::Xds {
+            return self.note(peer, reason, "", text, now);
+        }
+        let text: String = text.chars().take(TEXT).collect();
+        if let Some(times) = self.book().note(port, peer, reason, "", &text, now) {
+            let port = port.name();
+            tracing::warn!(%peer, port, reason = reason.name(), times, "connection to the {port} port refused: {text:?}");
         }
     }
 
@@ -131,7 +170,8 @@ impl Refusals {
         let book = self.book();
         let mut recent: Vec<_> = book.recent.iter().collect();
         recent.sort_by_key(|(_, refusal)| std::cmp::Reverse(refusal.last));
-        let status = recent.into_iter().map(|((peer, reason), refusal)| TurnedAwayStatus {
+        let status = recent.into_iter().map(|((port, peer, reason), refusal)| TurnedAwayStatus {
+            port: port.name().to_owned(),
             peer: *peer,
             node: refusal.node.clone(),
             reason: reason.name().to_owned(),
@@ -148,8 +188,18 @@ impl Refusals {
         family(out, name, "counter", "Clients that were turned away, by reason.");
         let book = self.book();
         for reason in Reason::ALL {
-            let count = book.counts.get(&reason).copied().unwrap_or_default();
+            let count = book.counts.get(&(Port::Xds, reason)).copied().unwrap_or_default();
             let _ = writeln!(out, "{name}{{reason=\"{}\"}} {count}", reason.name());
+        }
+        let name = "mesh_refused_total";
+        family(
+            out,
+            name,
+            "counter",
+            "Connections to other ports than those of xDS that were turned away, by port and reason.",
+        );
+        for ((port, reason), count) in book.counts.iter().filter(|((port, _), _)| *port != Port::Xds) {
+            let _ = writeln!(out, "{name}{{port=\"{}\",reason=\"{}\"}} {count}", port.name(), reason.name());
         }
     }
 
@@ -160,9 +210,9 @@ impl Refusals {
 
 impl Book {
     /// How often this client was turned away for this reason, if that is to be logged now.
-    fn note(&mut self, peer: IpAddr, reason: Reason, node: &str, text: &str, now: Instant) -> Option<u64> {
-        *self.counts.entry(reason).or_default() += 1;
-        let key = (peer, reason);
+    fn note(&mut self, port: Port, peer: IpAddr, reason: Reason, node: &str, text: &str, now: Instant) -> Option<u64> {
+        *self.counts.entry((port, reason)).or_default() += 1;
+        let key = (port, peer, reason);
         if self.recent.len() >= MOST && !self.recent.contains_key(&key) {
             let oldest = self.recent.iter().min_by_key(|(_, refusal)| refusal.last).map(|(key, _)| *key);
             oldest.map(|key| self.recent.remove(&key));
@@ -193,8 +243,9 @@ mod tests {
     #[test]
     fn a_client_that_is_turned_away_again_and_again_is_logged_once_a_minute() {
         let (refusals, start) = (Refusals::default(), Instant::now());
-        let note =
-            |at: u64| refusals.book().note(peer(1), Reason::Identity, "n", "no", start + Duration::from_secs(at));
+        let note = |at: u64| {
+            refusals.book().note(Port::Xds, peer(1), Reason::Identity, "n", "no", start + Duration::from_secs(at))
+        };
         let logged: Vec<_> = (0..180).step_by(2).filter_map(note).collect();
         assert_eq!(logged, [1, 31, 61]);
         let report = refusals.report(start + Duration::from_secs(180));
@@ -205,13 +256,26 @@ mod tests {
     #[test]
     fn a_crowd_costs_few_lines_and_little_memory_and_is_counted() {
         let (refusals, now) = (Refusals::default(), Instant::now());
-        let logged =
-            (0..=255).filter(|last| refusals.book().note(peer(*last), Reason::Handshake, "", "no", now).is_some());
+        let logged = (0..=255)
+            .filter(|last| refusals.book().note(Port::Xds, peer(*last), Reason::Handshake, "", "no", now).is_some());
         assert_eq!(logged.count(), 11);
         assert_eq!(refusals.report(now).len(), MOST);
         let mut text = String::new();
         refusals.write(&mut text);
         assert!(text.contains("mesh_xds_refused_total{reason=\"handshake\"} 256\n"), "{text}");
         assert!(text.contains("mesh_xds_refused_total{reason=\"class\"} 0\n"), "{text}");
+    }
+
+    #[test]
+    fn who_is_turned_away_from_another_port_is_no_client_of_xds() {
+        let (refusals, now) = (Refusals::default(), Instant::now());
+        refusals.note_at(Port::Admission, peer(1), Reason::NoCertificate, "no", now);
+        refusals.note_at(Port::Xds, peer(1), Reason::NoCertificate, "no", now);
+        let report = refusals.report(now);
+        assert_eq!(report.iter().map(|one| &*one.port).collect::<Vec<_>>(), ["xds", "admission"]);
+        let mut text = String::new();
+        refusals.write(&mut text);
+        assert!(text.contains("mesh_xds_refused_total{reason=\"no-certificate\"} 1\n"), "{text}");
+        assert!(text.contains("mesh_refused_total{port=\"admission\",reason=\"no-certificate\"} 1\n"), "{text}");
     }
 }

@@ -56,6 +56,13 @@ pub(crate) struct ServerState {
 const LOOK: Duration = Duration::from_secs(5);
 
 impl ServerState {
+    /// Fetches the bundles of foreign trust domains, for as long as it is polled.
+    pub(crate) async fn fetch_bundles(&self) {
+        if let Some(desk) = &self.desk {
+            desk.authority().fetch_bundles().await;
+        }
+    }
+
     /// Follows whose certificates are revoked, and who else is trusted, for as long as it is polled.
     pub(crate) async fn follow_revoked(&self) {
         let Some(authority) = self.desk.as_ref().map(|desk| desk.authority().clone()) else { return };
@@ -74,7 +81,7 @@ impl ServerState {
                 }
                 untold = now;
             }
-            tokio::time::sleep(LOOK).await;
+            _ = tokio::time::timeout(LOOK, authority.fetched_bundles()).await;
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use crate::serve::clients::clock::now;
-use crate::serve::clients::refusals::Reason;
+use crate::serve::clients::refusals::{Port, Reason};
 use crate::serve::clients::state::ServerState;
 use crate::serve::io::server::{Conn, Io, Peer};
 
@@ -37,6 +37,7 @@ const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(crate) struct Door {
     pub(crate) connections: mpsc::Sender<Conn>,
+    port: Port,
     state: Arc<ServerState>,
     turns: Turns,
     /// Whether everybody has to show a certificate.
@@ -44,8 +45,8 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    pub(crate) fn new(connections: mpsc::Sender<Conn>, state: Arc<ServerState>, verifies: bool) -> Door {
-        Door { connections, state, turns: Turns::default(), verifies }
+    pub(crate) fn new(connections: mpsc::Sender<Conn>, port: Port, state: Arc<ServerState>, verifies: bool) -> Door {
+        Door { connections, port, state, turns: Turns::default(), verifies }
     }
 
     pub(crate) async fn plaintext(&self, stream: TcpStream, peer: SocketAddr) {
@@ -119,7 +120,7 @@ impl Door {
     }
 
     fn refused(&self, peer: SocketAddr, reason: Reason, why: &str) {
-        self.state.refusals.note(peer.ip(), reason, "", why, now());
+        self.state.refusals.note_at(self.port, peer.ip(), reason, why, now());
     }
 
     async fn hand_over(&self, connection: Conn) {

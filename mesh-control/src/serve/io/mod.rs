@@ -3,11 +3,13 @@
 pub(crate) mod access_log;
 pub(crate) mod admin;
 pub(crate) mod ads;
+pub(crate) mod bundle;
 pub(crate) mod certificates;
 mod console;
 pub(crate) mod csds;
 mod door;
 mod guest;
+mod https;
 pub(crate) mod live_trace;
 pub(crate) mod load_stats;
 mod own_tls;

@@ -11,11 +11,12 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 use crate::ca::CertificateAuthority;
-use crate::serve::io::tls::acceptor;
+use crate::serve::io::tls::{Audience, acceptor};
 use crate::serve::io::verifier::Anchors;
 
 /// The certificate of the server, as long as it is good.
 pub(crate) struct OwnTls {
+    audience: Audience,
     authority: Arc<CertificateAuthority>,
     present: Mutex<Option<Present>>,
 }
@@ -31,11 +32,21 @@ type Trust = (Vec<CertificateDer<'static>>, Vec<CertificateRevocationListDer<'st
 
 impl OwnTls {
     pub(crate) fn new(authority: Arc<CertificateAuthority>) -> OwnTls {
-        OwnTls { authority, present: Mutex::default() }
+        OwnTls::for_audience(Audience::Mesh, authority)
+    }
+
+    pub(crate) fn for_audience(audience: Audience, authority: Arc<CertificateAuthority>) -> OwnTls {
+        OwnTls { audience, authority, present: Mutex::default() }
+    }
+
+    /// What the next connection is accepted with; where there is nothing, it is told.
+    pub(crate) fn latest_or_told(&self, now: SystemTime) -> Option<TlsAcceptor> {
+        let latest = self.latest(now);
+        latest.inspect_err(|why| tracing::error!("the server has no certificate of its own authority: {why:#}")).ok()
     }
 
     /// What the next connection is accepted with.
-    pub(crate) fn latest(&self, now: SystemTime) -> anyhow::Result<TlsAcceptor> {
+    fn latest(&self, now: SystemTime) -> anyhow::Result<TlsAcceptor> {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         let trust = (self.authority.roots(), self.authority.revoked());
         if let Some(present) = present.as_ref().filter(|present| present.trust == trust && now < present.renewed_at) {
@@ -56,7 +67,7 @@ impl OwnTls {
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).context("the server's own key")?;
         let (own, revoked) = trust.clone();
         let anchors = Anchors { own, revoked, operators: Vec::new() };
-        let acceptor = acceptor(chain, key, &domain, anchors)?;
+        let acceptor = acceptor(self.audience, chain, key, &domain, anchors)?;
         // As soon as a workload would.
         Ok(Present { acceptor, trust, renewed_at: now + issued.ttl / 2 })
     }

@@ -33,7 +33,7 @@ use crate::serve::clients::fleet::{Fleet, Limits};
 use crate::serve::clients::load::Load;
 use crate::serve::clients::metrics::Metrics;
 use crate::serve::clients::presence::{Presence, Workloads};
-use crate::serve::clients::refusals::Refusals;
+use crate::serve::clients::refusals::{Port, Refusals};
 use crate::serve::clients::settling::Settling;
 use crate::serve::clients::state::ServerState;
 use crate::serve::clients::traffic::Traffic;
@@ -285,7 +285,12 @@ impl Server {
         let serving = tokio::spawn(serve(router, incoming, leaving));
         let expiring = state.clone();
         let expiry = tokio::spawn(async move {
-            tokio::join!(expiring.presence.expire(), reconsider(&expiring), expiring.follow_revoked());
+            tokio::join!(
+                expiring.presence.expire(),
+                reconsider(&expiring),
+                expiring.follow_revoked(),
+                expiring.fetch_bundles()
+            );
         });
         Server {
             state,
@@ -317,13 +322,7 @@ impl Server {
                         if first != HANDSHAKE {
                             return Some(Conn::plaintext(stream, peer));
                         }
-                        match own.latest(SystemTime::now()) {
-                            Ok(acceptor) => door.tls(acceptor, stream, peer).await,
-                            Err(why) => {
-                                tracing::error!("the server has no certificate of its own authority: {why:#}");
-                                None
-                            }
-                        }
+                        door.tls(own.latest_or_told(SystemTime::now())?, stream, peer).await
                     }),
                 }
             }
@@ -374,7 +373,12 @@ impl Server {
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .add_service(RateLimitDesk::service(limits));
         self.serving().push(tokio::spawn(serve(router, incoming, self.goaway.subscribe())));
-        let door = Door::new(connections, self.state.clone(), files.is_some_and(|files| files.client_ca.is_some()));
+        let door = Door::new(
+            connections,
+            Port::RateLimits,
+            self.state.clone(),
+            files.is_some_and(|files| files.client_ca.is_some()),
+        );
         self.keep(tokio::spawn(async move {
             while let Some((stream, peer)) = accept(&listener, &door.connections).await {
                 match acceptor.clone() {
@@ -389,7 +393,7 @@ impl Server {
     }
 
     fn door(&self, verifies: bool) -> Door {
-        Door::new(self.connections.clone(), self.state.clone(), verifies)
+        Door::new(self.connections.clone(), Port::Xds, self.state.clone(), verifies)
     }
 
     /// A connection inside the process, to the same server.

@@ -1,5 +1,5 @@
-//! The secured listener: TLS 1.3 over aws-lc, and nothing resumed, so that every connection is verified by the roots of its
-//! moment.
+//! The secured listeners: TLS 1.3 over aws-lc, and 1.2 where others than workloads ask; and nothing resumed, so that every connection
+//! is verified by the roots of its moment.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::NoServerSessionStorage;
-use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use crate::ca::CertificateAuthority;
@@ -61,7 +61,7 @@ impl TlsFiles {
 
     /// What accepts connections with these contents. Whoever has no certificate of the server's own authority yet gets in, and
     /// is asked for one where it takes one.
-    fn acceptor(&self, contents: &Contents, domain: &TrustDomain) -> anyhow::Result<TlsAcceptor> {
+    fn acceptor(&self, audience: Audience, contents: &Contents, domain: &TrustDomain) -> anyhow::Result<TlsAcceptor> {
         let Contents { cert, key, client_ca, roots: own, revoked } = contents;
         let chain = certificates(&self.cert, cert)?;
         let key = PrivateKeyDer::from_pem_slice(key)
@@ -70,13 +70,23 @@ impl TlsFiles {
         let operators = operators.map(|(path, pem)| root_certificates(path, pem)).transpose()?;
         let (own, revoked) = (own.clone(), revoked.clone());
         let anchors = Anchors { own, revoked, operators: operators.unwrap_or_default() };
-        acceptor(chain, key, domain, anchors)
+        acceptor(audience, chain, key, domain, anchors)
             .with_context(|| format!("{} and {}", self.cert.display(), self.key.display()))
     }
 }
 
-/// TLS 1.3 with this certificate, for clients whom these vouch for.
+/// Who connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// Workloads and operators, whom somebody may vouch for. They speak TLS 1.3 and HTTP/2.
+    Mesh,
+    /// Whoever wants to, by TLS 1.2 or 1.3 (Mozilla's intermediate compatibility). Nobody is asked for a certificate.
+    Anybody,
+}
+
+/// TLS with this certificate, for clients whom these vouch for.
 pub(super) fn acceptor(
+    audience: Audience,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     domain: &TrustDomain,
@@ -84,13 +94,21 @@ pub(super) fn acceptor(
 ) -> anyhow::Result<TlsAcceptor> {
     // The provider is a value: a process-wide default belongs to the application.
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
-    let config = match Verifier::new(domain.clone(), anchors, &provider)? {
+    let (versions, protocols): (&[_], &[&[u8]]) = match audience {
+        Audience::Mesh => (&[&TLS13], &[b"h2"]),
+        Audience::Anybody => (&[&TLS13, &TLS12], &[b"h2", b"http/1.1"]),
+    };
+    let config = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
+    let verifier = match audience {
+        Audience::Mesh => Verifier::new(domain.clone(), anchors, &provider)?,
+        Audience::Anybody => None,
+    };
+    let config = match verifier {
         None => config.with_no_client_auth(),
         Some(verifier) => config.with_client_cert_verifier(Arc::new(verifier)),
     };
     let mut config = config.with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(TlsAcceptor::from(Arc::new(config)))
@@ -113,6 +131,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// An acceptor that follows its files: certificates are replaced while the server runs. Files that cannot be used,
 /// perhaps because only one of two was replaced yet, leave the last good ones in use.
 pub(crate) struct Reloading {
+    audience: Audience,
     files: TlsFiles,
     authority: Option<Arc<CertificateAuthority>>,
     domain: TrustDomain,
@@ -134,10 +153,21 @@ impl Reloading {
         domain: TrustDomain,
         now: Instant,
     ) -> anyhow::Result<Reloading> {
+        Reloading::for_audience(Audience::Mesh, files, authority, domain, now)
+    }
+
+    /// The same for others.
+    pub(crate) fn for_audience(
+        audience: Audience,
+        files: TlsFiles,
+        authority: Option<Arc<CertificateAuthority>>,
+        domain: TrustDomain,
+        now: Instant,
+    ) -> anyhow::Result<Reloading> {
         let contents = files.read(authority.as_deref())?;
-        let acceptor = files.acceptor(&contents, &domain)?;
+        let acceptor = files.acceptor(audience, &contents, &domain)?;
         let present = Present { acceptor, contents, looked: now, complaint: String::new() };
-        Ok(Reloading { files, authority, domain, present: Mutex::new(present) })
+        Ok(Reloading { audience, files, authority, domain, present: Mutex::new(present) })
     }
 
     /// What the next connection is accepted with.
@@ -168,7 +198,7 @@ impl Reloading {
     fn reload(&self, present: &mut Present) -> anyhow::Result<()> {
         let contents = self.files.read(self.authority.as_deref())?;
         if contents != present.contents {
-            present.acceptor = self.files.acceptor(&contents, &self.domain)?;
+            present.acceptor = self.files.acceptor(self.audience, &contents, &self.domain)?;
             present.contents = contents;
             tracing::info!("the TLS files were replaced");
         }

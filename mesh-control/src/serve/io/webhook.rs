@@ -1,57 +1,35 @@
 //! The validating webhook: an HTTPS port on which an API server asks whether objects may be stored.
 //!
 //! Whoever reaches the port may connect, and where no certificate is asked for, ask. An API server that is not answered stores what
-//! it likes. So nobody can hold the port shut: who says nothing waits at the [`Door`], and of connections that are open, the newest
-//! is always one.
+//! it likes, so nobody can hold the port shut (see [`https`]).
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::middleware::{self, Next};
+use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use http::{StatusCode, header};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
 use mesh_core::identity::TrustDomain;
-use mesh_core::request::client_of;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::config::Diagnostic;
 use crate::kubernetes::webhook;
 use crate::plane::Plane;
 use crate::serve::clients::clock::now;
+use crate::serve::clients::refusals::Port;
 use crate::serve::clients::state::ServerState;
-use crate::serve::io::door::{Door, accept};
-use crate::serve::io::server::{Conn, Server};
+use crate::serve::io::https;
+use crate::serve::io::server::Server;
 use crate::serve::io::tls::{Reloading, TlsFiles};
 
 /// An object of etcd's largest, twice: as it was and as it will be.
 const MOST_BYTES: usize = 8 << 20;
 /// Reviews at a time, each of which looks at the whole configuration; who comes then waits.
 const REVIEWS: usize = 2;
-/// Connections that are open at a time; see [`gives_way`].
-const CONNECTIONS: usize = 64;
-const STREAMS_PER_CONNECTION: u32 = 64;
-/// How long a request may take, from the end of its head to the answer. The API server is told to wait for half of that.
-const REQUEST: Duration = Duration::from_secs(10);
-/// How long the head of a request over HTTP/1 may take, the wait for it included.
-const HEAD: Duration = Duration::from_secs(10);
-const KEEPALIVE: Duration = Duration::from_secs(30);
-/// How old a connection may become. An API server makes another one then.
-const AGE: Duration = Duration::from_secs(300);
-/// How long a connection that has to go may take for what it has in hand.
-const LINGER: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 struct Desk {
@@ -60,14 +38,8 @@ struct Desk {
     turns: Arc<Semaphore>,
 }
 
-/// A connection, for as long as nobody else needs its place: it ends with this.
-struct Place {
-    client: IpAddr,
-    held: oneshot::Sender<()>,
-}
-
 /// Answers reviews at `/validate`, over TLS with these files, until it is told to stop. Where they have a `client_ca`, who asks
-/// has to have a certificate of it. Who is turned away is told with the status of `server`. Returns the address bound.
+/// has to have a certificate of it. Returns the address bound.
 ///
 /// # Errors
 /// The files cannot be used, or the address is taken.
@@ -77,95 +49,20 @@ pub(crate) async fn listen(
     domain: TrustDomain,
     plane: Plane,
     server: &Server,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
     // Who asks is an API server, which has no certificate of the mesh.
     let acceptor = Arc::new(Reloading::new(files, None, domain, now())?);
-    let listener = TcpListener::bind(address).await?;
-    let bound = listener.local_addr()?;
-    let (connections, incoming) = mpsc::channel(CONNECTIONS);
-    let door = Door::new(connections, server.state().clone(), false);
-    let told = server.state().clone();
-    let task = tokio::spawn(async move {
-        let accepting = async {
-            while let Some((stream, peer)) = accept(&listener, &door.connections).await {
-                let acceptor = acceptor.clone();
-                door.let_in(stream, peer, move |door, stream, _| async move {
-                    door.tls(acceptor.latest().await, stream, peer).await
-                });
-            }
-        };
-        tokio::select! {
-            () = accepting => {}
-            () = serve(incoming, router(plane, told)) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
-    });
-    Ok((bound, task))
+    let acceptor = move || {
+        let acceptor = acceptor.clone();
+        async move { Some(acceptor.latest().await) }
+    };
+    https::listen((Port::Admission, address), acceptor, router(plane, server.state().clone()), server, stop).await
 }
 
 fn router(plane: Plane, server: Arc<ServerState>) -> Router {
     let desk = Desk { plane, server, turns: Arc::new(Semaphore::new(REVIEWS)) };
-    Router::new()
-        .route("/validate", post(validate))
-        .layer(DefaultBodyLimit::max(MOST_BYTES))
-        .layer(middleware::from_fn(in_time))
-        .with_state(desk)
-}
-
-/// Serves connections, of which each has its place.
-async fn serve(mut incoming: mpsc::Receiver<Conn>, router: Router) {
-    let (mut serving, mut places) = (JoinSet::new(), Vec::<Place>::new());
-    while let Some(connection) = incoming.recv().await {
-        while serving.try_join_next().is_some() {}
-        places.retain(|place| !place.held.is_closed());
-        let client = client_of(connection.peer.ip);
-        let (held, ended) = oneshot::channel();
-        places.push(Place { client, held });
-        if places.len() > CONNECTIONS
-            && let Some(at) = gives_way(places.iter().map(|place| place.client))
-        {
-            places.remove(at);
-        }
-        // Those that linger are no more than those that do not.
-        if serving.len() >= 2 * CONNECTIONS {
-            serving.join_next().await;
-        }
-        serving.spawn(serve_one(connection, ended, router.clone()));
-    }
-}
-
-/// Serves a connection until its place is given to another one.
-async fn serve_one(connection: Conn, ended: oneshot::Receiver<()>, router: Router) {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(KEEPALIVE)
-        .max_concurrent_streams(STREAMS_PER_CONNECTION);
-    let served = builder.serve_connection(TokioIo::new(connection), TowerToHyperService::new(router));
-    let mut served = pin!(served);
-    tokio::select! {
-        _ = served.as_mut() => return,
-        _ = ended => {}
-        () = sleep(AGE) => {}
-    }
-    served.as_mut().graceful_shutdown();
-    drop(timeout(LINGER, served).await);
-}
-
-/// Which of these connections gives way, named by their clients, the oldest first: the oldest of the client that has most.
-fn gives_way(mut clients: impl Iterator<Item = IpAddr> + Clone) -> Option<usize> {
-    let mut counts: HashMap<IpAddr, usize> = HashMap::new();
-    clients.clone().for_each(|client| *counts.entry(client).or_default() += 1);
-    let most = counts.values().max()?;
-    clients.position(|client| counts.get(&client) == Some(most))
-}
-
-async fn in_time(request: Request, next: Next) -> Response {
-    let answered = timeout(REQUEST, next.run(request)).await;
-    answered.unwrap_or_else(|_| (StatusCode::REQUEST_TIMEOUT, "it took too long\n").into_response())
+    Router::new().route("/validate", post(validate)).layer(DefaultBodyLimit::max(MOST_BYTES)).with_state(desk)
 }
 
 async fn validate(State(desk): State<Desk>, body: Bytes) -> Response {
@@ -191,11 +88,15 @@ async fn validate(State(desk): State<Desk>, body: Bytes) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http::Request;
     use http_body_util::{BodyExt, Full};
     use hyper::client::conn::http1;
+    use hyper_util::rt::TokioIo;
     use serde_json::{Value, json};
     use tokio::net::TcpStream;
+    use tokio::time::timeout;
     use tokio_rustls::TlsConnector;
     use tokio_rustls::client::TlsStream;
     use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -324,7 +225,7 @@ mod tests {
         assert!(timeout(LIMIT, webhook.is_refused()).await.expect("an answer"));
         // They come as far as they can, and say nothing more.
         let mut silent = Vec::new();
-        for _ in 0..2 * CONNECTIONS + 6 {
+        for _ in 0..2 * https::CONNECTIONS + 6 {
             silent.push(timeout(LIMIT, webhook.secured()).await.expect("TLS"));
         }
         assert!(timeout(LIMIT, webhook.is_refused()).await.expect("an answer"), "beside silent connections");
@@ -335,18 +236,8 @@ mod tests {
         let (_kept, body) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(1);
         let body = axum::body::Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(body));
         let request = Request::post("/validate").body(body).expect("a request");
-        let plane = Plane::empty();
-        let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &Options::default());
-        let answered = tower_service::Service::call(&mut router(plane, server.state().clone()), request);
+        let answered = tower_service::Service::call(&mut https::in_time_limit(router(Plane::empty())), request);
         let answer = timeout(LIMIT, answered).await.expect("an answer").expect("an answer");
         assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
-    }
-
-    #[test]
-    fn the_oldest_connection_of_whoever_has_most_gives_way() {
-        let of = |clients: &[u8]| gives_way(clients.iter().map(|&last| IpAddr::from([10, 0, 0, last])));
-        assert_eq!(of(&[]), None);
-        assert_eq!(of(&[1, 2, 2, 3]), Some(1));
-        assert_eq!(of(&[1, 2, 3]), Some(0));
     }
 }

@@ -1,5 +1,5 @@
-//! Which addresses keys may be fetched from. A `jwksUri` is written by whoever may write a `RequestAuthentication`; it must
-//! not make the control plane ask its own machine, or the metadata service of its cloud.
+//! Which addresses may be fetched from. A `jwksUri` is written by whoever may write a `RequestAuthentication`, and a redirect by
+//! somebody else altogether; neither must make the control plane ask its own machine, or the metadata service of its cloud.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,7 +12,7 @@ const METADATA: [IpAddr; 4] = [
 ];
 
 /// Whether an address may be dialled; the error says what it is.
-pub(super) fn check(ip: IpAddr) -> Result<(), &'static str> {
+pub(crate) fn check(ip: IpAddr) -> Result<(), &'static str> {
     let ip = plain(ip);
     let kind = match ip {
         _ if METADATA.contains(&ip) => Some("a metadata address"),
