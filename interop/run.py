@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 
+import beside
 import console
 import corpus
 import decisions
@@ -37,7 +38,7 @@ import sds
 import sidecar
 
 HERE = pathlib.Path(__file__).resolve().parent
-PROGRAMS = ["mesh-control", "bookinfo", "mesh-curl", "mesh-echo"]
+PROGRAMS = ["mesh-control", "bookinfo", "mesh-curl", "mesh-echo", "mesh-sidecar"]
 SERVICE = "ratings"
 TARGET = f"xds:///{SERVICE}:9080"
 METHOD = "/bookinfo.v1.Ratings/Get"
@@ -409,6 +410,7 @@ class Suite:
         routing.Routing(self, Failure).run()
         sds.Sds(self, Failure).run()
         sidecar.Sidecar(self, Failure).run()
+        beside.Beside(self, Failure).run()
         prometheus.Metrics(self, Failure).run()
         hashing.Hashing(self, Failure).run()
         limited = limits.Limits(self, Failure)
@@ -586,6 +588,7 @@ def main():
     parser.add_argument("--peers", type=pathlib.Path, required=True, help="where interop/run has put other people's clients")
     parser.add_argument("--dashboards", action="store_true", help="write docs/dashboards.md anew, and do nothing else")
     parser.add_argument("--screenshots", type=pathlib.Path, help="looks at the console only, and writes its pictures to this folder")
+    parser.add_argument("--beside", action="store_true", help="only programs of other languages by mesh-sidecar")
     parser.add_argument("--large", action="store_true", help="only the console, with 500 services and 2,000 workloads: what it costs")
     parser.add_argument("--kubernetes", action="store_true", help="only what there is with the API server of Kubernetes: tokens, and a cluster as the configuration")
     parser.add_argument("--tables", type=int, help="compares routes with Envoy's only, of so many random tables")
@@ -595,7 +598,7 @@ def main():
     built = [args.bin] if args.bin else [target / "release", target / "debug"]
     args.bin = next((folder.resolve() for folder in built if all((folder / name).exists() for name in PROGRAMS)), None)
     if args.bin is None:
-        sys.exit("interop: build first: cargo build --release " + " ".join(f"--bin {name}" for name in PROGRAMS))
+        sys.exit("interop: build first: cargo build --release --features mesh-tower/sidecar " + " ".join(f"--bin {name}" for name in PROGRAMS))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         suite = Suite(args, pathlib.Path(folder), stack)
         try:
@@ -603,6 +606,8 @@ def main():
                 prometheus.Metrics(suite, Failure).run(write=True)
             elif args.screenshots:
                 console.Console(suite, Failure, args.screenshots.resolve()).run()
+            elif args.beside:
+                beside.Beside(suite, Failure).run()
             elif args.large:
                 large.Large(suite, Failure).run()
             elif args.kubernetes:

@@ -52,16 +52,9 @@ impl Workload {
     }
 
     /// Presents this workload in a bootstrap: an id that no other process has, and what Istio's agent would say.
-    fn introduce(&self, mut bootstrap: Bootstrap) -> Bootstrap {
-        let Workload { name, namespace, service_account, .. } = self;
-        let pod = format!("{name}-{:06x}", fastrand::u32(..1 << 24));
-        bootstrap.node.id = format!("mesh~127.0.0.1~{pod}.{namespace}~{namespace}.svc.cluster.local");
-        bootstrap
-            .metadata("NAME", pod)
-            .metadata("NAMESPACE", namespace.clone())
-            .metadata("SERVICE_ACCOUNT", service_account.clone())
-            .metadata("WORKLOAD_NAME", name.clone())
-            .metadata("LABELS", text_map(&self.labels))
+    fn introduce(&self, bootstrap: Bootstrap) -> Bootstrap {
+        let Workload { name, namespace, service_account, labels } = self;
+        bootstrap.workload(name, namespace, service_account, labels, fastrand::u32(..))
     }
 }
 

@@ -58,6 +58,7 @@ const CRATES: [Crate; 4] = [
             &["mesh"],
             &["client", "metrics", "server"],
             &["admin", "otel"],
+            &["bin"],
         ],
     },
     Crate {

@@ -24,6 +24,8 @@ pub struct ConnectionInfo {
 pub struct TlsInfo {
     /// Who the peer is, by its certificate, which was verified.
     pub identity: Option<SpiffeId>,
+    /// The SHA-256 of that certificate.
+    pub fingerprint: Option<[u8; 32]>,
     /// The version, such as `TLSv1.3`.
     pub version: Option<Arc<str>>,
     /// The protocol that both agreed on.

@@ -8,9 +8,30 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::request::{host_and_port, without_user};
 use mesh_core::rewrite::edit;
 
-/// The host that a request is sent with, in place of that of its target: an extension of it.
+/// The host that a request is sent with, in place of that of its target: an extension of it. Where it goes is not changed by it, nor
+/// which route it takes. For what stands between a client and a server, and is neither.
+///
+/// ```
+/// use http::{HeaderValue, Request};
+/// use http_body_util::BodyExt;
+/// use mesh_core::fixed::Fixed;
+/// use mesh_tower::Mesh;
+/// use mesh_tower::body::Body;
+/// use mesh_tower::client::SentHost;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+/// # let address: std::net::SocketAddr = listener.local_addr()?;
+/// # let host = |headers: http::HeaderMap| async move { headers["host"].to_str().unwrap_or_default().to_owned() };
+/// # tokio::spawn(async move { axum::serve(listener, axum::Router::new().route("/", axum::routing::get(host))).await });
+/// let mesh = Mesh::builder().source(Fixed::new().service("program:80", [address])).start()?;
+/// let asked = Request::get("/").extension(SentHost(HeaderValue::from_static("shop.example"))).body(Body::empty())?;
+/// let response = mesh.client_for("program:80")?.request(asked).await?;
+/// assert_eq!(response.into_body().collect().await?.to_bytes(), "shop.example");
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
-pub(crate) struct SentHost(pub(crate) HeaderValue);
+pub struct SentHost(pub HeaderValue);
 
 /// The form of HTTP/1.1: path alone, and the authority in `Host`. `known` is the usual value, made before.
 pub(crate) fn to_http1(head: &mut Parts, known: Option<&HeaderValue>) -> Result<(), MeshError> {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use tokio_rustls::rustls::CommonState;
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
@@ -47,6 +48,12 @@ impl Peer {
     /// Who it is.
     pub fn id(&self) -> &SpiffeId {
         &self.id
+    }
+
+    /// The SHA-256 of its certificate, by which proxies tell of it.
+    pub fn fingerprint(&self) -> Option<[u8; 32]> {
+        let (leaf, _) = self.shown.split().ok()?;
+        digest(&SHA256, leaf).as_ref().try_into().ok()
     }
 
     /// Whether the handshake would succeed once more, by those who are trusted by now.

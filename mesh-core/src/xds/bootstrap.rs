@@ -304,6 +304,35 @@ impl Bootstrap {
         self
     }
 
+    /// The same for a workload, in the words of Istio's agent. `instance` tells it from others of its name: none should have both
+    /// of another.
+    ///
+    /// ```
+    /// use mesh_core::xds::Bootstrap;
+    ///
+    /// let labels = [("app".to_owned(), "web".to_owned())].into();
+    /// let bootstrap = Bootstrap::new("127.0.0.1:15010").workload("web-v1", "shop", "web", &labels, 7);
+    /// assert_eq!(bootstrap.node.id, "mesh~127.0.0.1~web-v1-00000007.shop~shop.svc.cluster.local");
+    /// ```
+    pub fn workload(
+        mut self,
+        name: &str,
+        namespace: &str,
+        service_account: &str,
+        labels: &BTreeMap<String, String>,
+        instance: u32,
+    ) -> Self {
+        let pod = format!("{name}-{instance:08x}");
+        self.node.id = format!("mesh~127.0.0.1~{pod}.{namespace}~{namespace}.svc.cluster.local");
+        let labels: Map<String, Value> =
+            labels.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
+        self.metadata("NAME", pod)
+            .metadata("NAMESPACE", namespace)
+            .metadata("SERVICE_ACCOUNT", service_account)
+            .metadata("WORKLOAD_NAME", name)
+            .metadata("LABELS", labels)
+    }
+
     /// The same with one entry of the node's metadata. mesh-control reads `NAMESPACE`, `SERVICE_ACCOUNT` and
     /// `AUTO_REGISTER_GROUP`, which are strings, and `LABELS`, an object of strings; it turns away who says them otherwise.
     ///

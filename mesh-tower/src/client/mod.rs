@@ -23,6 +23,7 @@ use crate::outbound::{self, OutboundContext};
 use crate::transport::pooled;
 
 pub use crate::outbound::{Follow, Placement, ResponseBody, ResponseFuture};
+pub use crate::uri::SentHost;
 
 pub use connector::{Connector, ConnectorStream};
 pub use layer::{ClientLayer, ClientService};

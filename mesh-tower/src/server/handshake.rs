@@ -141,6 +141,7 @@ fn info(stream: &TlsStream<TcpStream>, peer: &Peer) -> TlsInfo {
     let (_, session) = stream.get_ref();
     TlsInfo {
         identity: Some(peer.id().clone()),
+        fingerprint: peer.fingerprint(),
         version: session.protocol_version().map(|version| match version {
             // rustls writes TLSv1_3.
             ProtocolVersion::TLSv1_3 => "TLSv1.3".into(),

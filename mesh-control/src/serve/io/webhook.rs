@@ -236,7 +236,10 @@ mod tests {
         let (_kept, body) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(1);
         let body = axum::body::Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(body));
         let request = Request::post("/validate").body(body).expect("a request");
-        let answered = tower_service::Service::call(&mut https::in_time_limit(router(Plane::empty())), request);
+        let plane = Plane::empty();
+        let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &Options::default());
+        let mut router = https::in_time_limit(router(plane, server.state().clone()));
+        let answered = tower_service::Service::call(&mut router, request);
         let answer = timeout(LIMIT, answered).await.expect("an answer").expect("an answer");
         assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
     }

@@ -1,0 +1,276 @@
+//! What both directions do with a message that goes on: fields of its connection stay behind (RFC 9110, 7.6.1), and where both
+//! sides agree to speak another protocol, their bytes are carried.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use mesh_tower::body::{Body, BoxError};
+use mesh_tower::server::{ResponseFuture, ServerBody, ServerLayer, ServerService};
+use mesh_tower::{MeshError, reply};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// The answer to a request, whatever came of it.
+pub(crate) type Answer = Response<Body>;
+/// An answer to come.
+pub(crate) type Answering = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
+
+/// Fields about a connection besides those that the others here have names for.
+const OF_THE_CONNECTION: [HeaderName; 4] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+    HeaderName::from_static("proxy-authentication-info"),
+];
+
+/// Takes off the fields that `Connection` names. Before anybody decides by them: what does not go on must not count.
+///
+/// # Errors
+/// Where it names one that says what the message is, or for whom.
+fn take_named(headers: &mut HeaderMap) -> Result<(), String> {
+    if !headers.contains_key(CONNECTION) {
+        return Ok(());
+    }
+    let mut named = Vec::new();
+    for value in headers.get_all(CONNECTION) {
+        for option in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|it| !it.is_empty()) {
+            let name = HeaderName::from_bytes(option).map_err(|_| "malformed Connection header".to_owned())?;
+            if [HOST, CONTENT_LENGTH, TRANSFER_ENCODING].contains(&name) {
+                return Err(format!("the Connection header names {name}"));
+            }
+            // They are looked at later.
+            if ![UPGRADE, TE].contains(&name) {
+                named.push(name);
+            }
+        }
+    }
+    named.iter().for_each(|name| _ = headers.remove(name));
+    Ok(())
+}
+
+/// A server that decides by nothing that does not go on.
+#[derive(Clone, Debug)]
+pub(crate) struct Behind<S>(ServerService<S>);
+
+/// Why a message is malformed: whoever would forward it refuses it instead.
+#[derive(Clone, Debug)]
+struct Malformed(String);
+
+impl<S> Behind<S> {
+    pub(crate) fn new(layer: &ServerLayer, service: S) -> Self {
+        Behind(layer.layer(service))
+    }
+}
+
+impl<S> Service<Request<Body>> for Behind<S>
+where
+    S: Service<Request<Body>, Response = Answer> + Clone,
+{
+    type Response = Response<ServerBody<Body>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, Body>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if let Err(why) = take_named(request.headers_mut()) {
+            request.extensions_mut().insert(Malformed(why));
+        }
+        self.0.call(request)
+    }
+}
+
+/// The answer to a request that is malformed.
+pub(crate) fn malformed<B>(request: &Request<B>) -> Option<Answer> {
+    let Malformed(why) = request.extensions().get()?;
+    Some(refusal(StatusCode::BAD_REQUEST, why))
+}
+
+/// Takes off what is about the connection that a message came over. Where it goes on to be upgraded, that stays.
+fn take_hop_by_hop(headers: &mut HeaderMap, is_upgrade: bool) {
+    let wants_trailers = headers.get_all(TE).iter().any(|value| {
+        let mut codings = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        codings.any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
+    });
+    [CONNECTION, TE, TRANSFER_ENCODING, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION]
+        .iter()
+        .chain(&OF_THE_CONNECTION)
+        .for_each(|name| _ = headers.remove(name));
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    match is_upgrade {
+        true => _ = headers.insert(CONNECTION, HeaderValue::from_static("upgrade")),
+        false => _ = headers.remove(UPGRADE),
+    }
+}
+
+/// Makes a request ready to go on. Where its client asks for another protocol, this is what its connection becomes.
+pub(crate) fn prepare<B>(request: &mut Request<B>) -> Option<OnUpgrade> {
+    // In HTTP/1.0 it means nothing (RFC 9110, 7.8), and HTTP/2 has none.
+    let is_upgrade = request.version() == Version::HTTP_11 && request.headers().contains_key(UPGRADE);
+    take_hop_by_hop(request.headers_mut(), is_upgrade);
+    is_upgrade.then(|| hyper::upgrade::on(request))
+}
+
+/// The answer as the client gets it.
+pub(crate) fn answer<B>(
+    answered: Result<Response<B>, MeshError>,
+    is_grpc: bool,
+    upgrade: Option<OnUpgrade>,
+    tunnels: &Tunnels,
+) -> Answer
+where
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let mut response = match answered {
+        Ok(response) => response,
+        Err(error) => return reply::error(&error, is_grpc).map(Body::from),
+    };
+    let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if is_switching {
+        let Some(room) = tunnels.room() else { return too_many() };
+        let upstream = hyper::upgrade::on(&mut response);
+        if let Some(upgrade) = upgrade {
+            tunnels.carry(room, async { Ok((opened(upgrade).await?, opened(upstream).await?)) });
+        }
+    }
+    // A server that names others of its fields means them for us.
+    if take_named(response.headers_mut()).is_err() {
+        return refusal(StatusCode::BAD_GATEWAY, "the answer's Connection header names what says where it ends");
+    }
+    take_hop_by_hop(response.headers_mut(), is_switching);
+    *response.version_mut() = Version::HTTP_11;
+    response.map(Body::new)
+}
+
+/// An answer of our own.
+pub(crate) fn refusal(status: StatusCode, text: impl Into<String>) -> Answer {
+    let mut response = Response::new(Body::from(text.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
+/// There is no room for one tunnel more.
+pub(crate) fn too_many() -> Answer {
+    refusal(StatusCode::SERVICE_UNAVAILABLE, "as many tunnels are open as there may be")
+}
+
+/// The bytes of a connection that was upgraded.
+pub(crate) async fn opened(upgrade: OnUpgrade) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
+    upgrade.await.map(TokioIo::new).map_err(io::Error::other)
+}
+
+/// How many tunnels there may be at once.
+const MOST: usize = 4096;
+
+/// Connections whose bytes are carried from one side to the other. They end when this is dropped for the last time. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Tunnels {
+    tasks: Arc<Mutex<JoinSet<()>>>,
+    room: Arc<Semaphore>,
+}
+
+impl Tunnels {
+    pub(crate) fn new() -> Self {
+        Tunnels { tasks: Arc::default(), room: Arc::new(Semaphore::new(MOST)) }
+    }
+
+    /// Room for one more.
+    pub(crate) fn room(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.room).try_acquire_owned().ok()
+    }
+
+    /// Carries bytes between both ends, once they are there.
+    pub(crate) fn carry<A, B>(
+        &self,
+        room: OwnedSemaphorePermit,
+        ends: impl Future<Output = io::Result<(A, B)>> + Send + 'static,
+    ) where
+        A: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        B: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            let _room = room;
+            let carried = async {
+                let (mut one, mut other) = ends.await?;
+                tokio::io::copy_bidirectional(&mut one, &mut other).await
+            };
+            if let Err(reason) = carried.await {
+                tracing::debug!(%reason, "a tunnel broke");
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        lines.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        headers.keys().map(HeaderName::as_str).collect()
+    }
+
+    #[test]
+    fn what_connection_names_does_not_go_on_and_the_frame_of_a_message_is_not_for_it_to_name() {
+        let mut named = headers(&[
+            ("connection", "close, X-Secret"),
+            ("connection", "x-other"),
+            ("x-secret", "1"),
+            ("x-other", "2"),
+            ("x", "3"),
+        ]);
+        take_named(&mut named).unwrap();
+        take_hop_by_hop(&mut named, false);
+        assert_eq!(names(&named), ["x"]);
+        for wrong in ["host", "Content-Length", "close, transfer-encoding", "a b", "é"] {
+            let mut wrong_ones = HeaderMap::new();
+            wrong_ones.insert(CONNECTION, HeaderValue::from_bytes(wrong.as_bytes()).unwrap());
+            assert!(take_named(&mut wrong_ones).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn fields_of_the_connection_stay_behind_but_for_trailers_and_an_upgrade_that_is_asked_for() {
+        let all = [
+            ("connection", "keep-alive, upgrade, te"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic eDp5"),
+            ("transfer-encoding", "chunked"),
+            ("te", "gzip, Trailers"),
+            ("upgrade", "websocket"),
+        ];
+        let mut plain = headers(&all);
+        take_named(&mut plain).unwrap();
+        take_hop_by_hop(&mut plain, false);
+        assert_eq!(plain, headers(&[("te", "trailers")]));
+        let mut upgraded = headers(&all);
+        take_named(&mut upgraded).unwrap();
+        take_hop_by_hop(&mut upgraded, true);
+        assert_eq!(upgraded, headers(&[("te", "trailers"), ("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+}

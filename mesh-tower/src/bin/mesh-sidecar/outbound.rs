@@ -1,0 +1,286 @@
+//! The ports for the program's own calls, all of them on 127.0.0.1: a proxy, and services that have a port of their own.
+//!
+//! Requests are read by the library's server, with its rules of what a message is and its limits, and sent by the library's client:
+//! routed, retried, balanced, secured and counted one by one. What is asked for by CONNECT, and ports of bytes, get a connection
+//! that the mesh chose. Whoever reaches these ports calls in the name of the program.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::VIA;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use mesh_tower::body::Body;
+use mesh_tower::core::error::ErrorKind;
+use mesh_tower::core::request::is_grpc;
+use mesh_tower::{Client, Mesh, MeshError, reply, server};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tower_service::Service;
+
+use crate::forward::{self, Answer, Answering, Behind, Tunnels, refusal};
+use crate::options::Listen;
+
+/// The ports, and who serves them: they are closed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Outbound {
+    /// Where the proxy is.
+    pub(crate) proxy: SocketAddr,
+    _serving: JoinSet<()>,
+}
+
+/// What the requests of all ports have in common.
+struct Shared {
+    mesh: Mesh,
+    client: Client,
+    tunnels: Tunnels,
+    /// The ports of this process: who asks for one of them asks for the asker.
+    own: Vec<u16>,
+    /// By which it knows a request that it has sent before (RFC 9110, 7.6.3).
+    via: HeaderValue,
+}
+
+impl Outbound {
+    /// Binds the ports. `local` is a mesh that lets everybody in, since only this machine can.
+    ///
+    /// # Errors
+    /// If one of them cannot be had.
+    pub(crate) async fn bind(
+        mesh: &Mesh,
+        local: &Mesh,
+        proxy: u16,
+        listen: &[Listen],
+        tunnels: &Tunnels,
+    ) -> Result<Outbound, String> {
+        let failed = |port: u16, error: io::Error| format!("port {port} of 127.0.0.1: {error}");
+        let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let proxy = local.bind(at(proxy)).await.map_err(|error| failed(proxy, error))?;
+        let address = proxy.local_addr();
+        let (mut http, mut bytes) = (vec![(proxy, Face::Proxy)], Vec::new());
+        let mut own = vec![address.port()];
+        for Listen { port, service, is_tcp } in listen {
+            let bound = match is_tcp {
+                true => {
+                    let bound = TcpListener::bind(at(*port)).await.map_err(|error| failed(*port, error))?;
+                    let address = bound.local_addr();
+                    bytes.push((bound, service.clone()));
+                    address.map_err(|error| failed(*port, error))?
+                }
+                false => {
+                    let bound = local.bind(at(*port)).await.map_err(|error| failed(*port, error))?;
+                    let address = bound.local_addr();
+                    http.push((bound, Face::Service(service.clone())));
+                    address
+                }
+            };
+            own.push(bound.port());
+            tracing::info!("{bound} is {service}");
+        }
+        let via = format!("1.1 mesh-sidecar-{:016x}", fastrand::u64(..));
+        let via = HeaderValue::try_from(via).map_err(|error| error.to_string())?;
+        let shared = Shared { mesh: mesh.clone(), client: mesh.client(), tunnels: tunnels.clone(), own, via };
+        let shared = Arc::new(shared);
+        let mut serving = JoinSet::new();
+        for (listener, face) in http {
+            let service = Behind::new(&local.server_layer(), Sender { shared: Arc::clone(&shared), face });
+            let served = server::serve(listener, service).readable_bodies().into_future();
+            serving.spawn(async move {
+                if let Err(error) = served.await {
+                    tracing::warn!("a port for calls is closed: {error}");
+                }
+            });
+        }
+        for (listener, service) in bytes {
+            serving.spawn(Arc::clone(&shared).serve_bytes(listener, service));
+        }
+        Ok(Outbound { proxy: address, _serving: serving })
+    }
+}
+
+/// What a port is to the program.
+#[derive(Clone, Debug)]
+enum Face {
+    Proxy,
+    Service(Authority),
+}
+
+/// Sends what comes to a port.
+#[derive(Clone)]
+struct Sender {
+    shared: Arc<Shared>,
+    face: Face,
+}
+
+impl Service<Request<Body>> for Sender {
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answering {
+        let this = self.clone();
+        Box::pin(async move { Ok(this.send(request).await.unwrap_or_else(|refused| *refused)) })
+    }
+}
+
+impl Sender {
+    async fn send(self, mut request: Request<Body>) -> Result<Answer, Box<Answer>> {
+        if let Some(malformed) = forward::malformed(&request) {
+            return Ok(malformed);
+        }
+        let shared = &self.shared;
+        if request.headers().get_all(VIA).iter().any(|via| shared.is_own_mark(via)) {
+            return Err(refused(StatusCode::LOOP_DETECTED, "this request has come through here before"));
+        }
+        match &self.face {
+            Face::Proxy if request.method() == Method::CONNECT => return shared.tunnel(request).await,
+            Face::Proxy => shared.check_target(request.uri()).await?,
+            Face::Service(service) => *request.uri_mut() = of_service(service, &request)?,
+        }
+        let is_grpc = is_grpc(request.headers());
+        let upgrade = forward::prepare(&mut request);
+        request.headers_mut().append(VIA, shared.via.clone());
+        let answered = shared.client.request(request).await;
+        Ok(forward::answer(answered, is_grpc, upgrade, &shared.tunnels))
+    }
+}
+
+impl Shared {
+    /// Whether a request came through here. Others may have put their marks beside ours.
+    fn is_own_mark(&self, via: &HeaderValue) -> bool {
+        via.as_bytes().split(|byte| *byte == b',').any(|mark| mark.trim_ascii() == self.via.as_bytes())
+    }
+
+    /// Whether a proxy may send this.
+    async fn check_target(&self, uri: &Uri) -> Result<(), Box<Answer>> {
+        let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
+            let what = "this is a proxy: it takes requests with a whole URL (GET http://host/path), and CONNECT";
+            return Err(refused(StatusCode::BAD_REQUEST, what));
+        };
+        if *scheme != Scheme::HTTP {
+            return Err(refused(StatusCode::BAD_REQUEST, "for https this proxy is asked by CONNECT"));
+        }
+        self.check_loop(authority.host(), authority.port_u16().unwrap_or(80)).await
+    }
+
+    /// # Errors
+    /// Where a host and a port are this process.
+    async fn check_loop(&self, host: &str, port: u16) -> Result<(), Box<Answer>> {
+        if !self.own.contains(&port) {
+            return Ok(());
+        }
+        let is_here = |ip: IpAddr| ip.to_canonical().is_loopback() || ip.is_unspecified();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let here = match host.parse::<IpAddr>() {
+            Ok(ip) => is_here(ip),
+            // Names of services need not be known to the system.
+            Err(_) => {
+                tokio::net::lookup_host((host, port)).await.is_ok_and(|mut found| found.any(|it| is_here(it.ip())))
+            }
+        };
+        match here {
+            true => Err(refused(StatusCode::LOOP_DETECTED, "this is the proxy itself")),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes a connection of the one that a request came over.
+    async fn tunnel(&self, mut request: Request<Body>) -> Result<Answer, Box<Answer>> {
+        let target = request.uri().authority().and_then(|it| Some((it.host().to_owned(), it.port_u16()?)));
+        let (host, port) = target.ok_or_else(|| refused(StatusCode::BAD_REQUEST, "CONNECT needs a host and a port"))?;
+        self.check_loop(&host, port).await?;
+        let room = self.tunnels.room().ok_or_else(|| Box::new(forward::too_many()))?;
+        let stream =
+            self.connect(&host, port).await.map_err(|error| Box::new(reply::error(&error, false).map(Body::from)))?;
+        let upgrade = hyper::upgrade::on(&mut request);
+        self.tunnels.carry(room, async { Ok((forward::opened(upgrade).await?, stream)) });
+        Ok(Answer::new(Body::empty()))
+    }
+
+    /// A connection that the mesh chose. Where its rules are by the names of servers, it is TLS of the program's own to the host
+    /// that it asked for.
+    async fn connect(&self, host: &str, port: u16) -> Result<mesh_tower::client::MeshStream, MeshError> {
+        match self.mesh.connect(host, port).await {
+            Err(error) if error.kind() == ErrorKind::NoRoute => self.mesh.connect_by_name(host, port, host).await,
+            connected => connected,
+        }
+    }
+
+    /// A port whose connections are those of a service.
+    async fn serve_bytes(self: Arc<Self>, listener: TcpListener, service: Authority) {
+        let port = service.port_u16().unwrap_or_default();
+        loop {
+            let (stream, _) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // There may be files again when others were closed.
+                    tracing::warn!(%service, "no connection can be taken: {error}");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Some(room) = self.tunnels.room() else {
+                tracing::warn!(%service, "a connection is closed: as many are open as there may be");
+                continue;
+            };
+            let (shared, host) = (Arc::clone(&self), service.host().to_owned());
+            self.tunnels.carry(room, async move {
+                if shared.check_loop(&host, port).await.is_err() {
+                    return Err(io::Error::other("the service is this port itself"));
+                }
+                let upstream = shared.connect(&host, port).await;
+                upstream.map(|upstream| (stream, upstream)).map_err(io::Error::other)
+            });
+        }
+    }
+}
+
+/// The URI of a request to a port that is a service. Whoever asks there for another host is mistaken, or a web page that was told
+/// that its own name is this machine.
+fn of_service<B>(service: &Authority, request: &Request<B>) -> Result<Uri, Box<Answer>> {
+    if request.method() == Method::CONNECT {
+        return Err(refused(StatusCode::METHOD_NOT_ALLOWED, "there is no proxy at this port"));
+    }
+    let header = || request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()?.parse().ok());
+    let asked: Option<Authority> = request.uri().authority().cloned().or_else(header);
+    let is_meant = |host: &str| {
+        let is_local = matches!(host, "localhost" | "127.0.0.1" | "[::1]");
+        is_local || host.eq_ignore_ascii_case(service.host())
+    };
+    if asked.is_some_and(|asked| !is_meant(asked.host())) {
+        return Err(refused(StatusCode::MISDIRECTED_REQUEST, &format!("this port is {service} and no other host")));
+    }
+    let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    let uri = Uri::builder().scheme(Scheme::HTTP).authority(service.clone()).path_and_query(path).build();
+    uri.map_err(|_| refused(StatusCode::BAD_REQUEST, "malformed target"))
+}
+
+fn refused(status: StatusCode, why: &str) -> Box<Answer> {
+    Box::new(refusal(status, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_a_service_is_no_other_host() {
+        let reviews = Authority::from_static("reviews:9080");
+        let asked = |host: &str, uri: &str| {
+            let request = Request::get(uri).header("host", host).body(()).unwrap();
+            of_service(&reviews, &request).map_err(|refused| refused.status().as_u16())
+        };
+        for host in ["localhost:8001", "127.0.0.1:8001", "[::1]:8001", "reviews", "REVIEWS:9080"] {
+            assert_eq!(asked(host, "/a?b").unwrap(), "http://reviews:9080/a?b", "{host}");
+        }
+        assert_eq!(asked("evil.example", "/"), Err(421));
+        // The target is the host, whatever `Host` says.
+        assert_eq!(asked("localhost", "http://evil.example/"), Err(421));
+    }
+}
