@@ -1,5 +1,6 @@
 //! What all measurements share: the servers, the clients that are compared, the load, the figures.
 
+pub mod beside;
 pub mod clients;
 pub mod counts;
 pub mod envoy;

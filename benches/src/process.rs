@@ -35,6 +35,20 @@ impl Process {
         Ok((process, line.trim().to_owned()))
     }
 
+    /// Starts a command, and waits until it says this on its standard error: the whole line.
+    pub fn saying(command: &mut Command, what: &str) -> Result<(Self, String)> {
+        let mut process = Process::start(command.stdout(Stdio::null()).stderr(Stdio::piped()))?;
+        let mut errors = BufReader::new(process.0.stderr.take().context("no standard error")?);
+        let mut line = String::new();
+        while !line.contains(what) {
+            line.clear();
+            anyhow::ensure!(errors.read_line(&mut line)? > 0, "{:?} never said {what:?}", command.get_program());
+        }
+        // As above.
+        std::thread::spawn(move || std::io::copy(&mut errors, &mut std::io::stderr()));
+        Ok((process, line.trim().to_owned()))
+    }
+
     /// Its id.
     pub fn id(&self) -> u32 {
         self.0.id()

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use http_body_util::Full;
+use mesh_benches::beside::Beside;
 use mesh_benches::clients::{self, HOST, Job, Payload, Pooled, Raw, RawGrpc, Version};
 use mesh_benches::envoy::{Policy, Sidecar};
 use mesh_benches::exchange::{Frames, bytes};
@@ -55,6 +56,8 @@ pub(crate) struct Sides {
     pub(crate) envoy: Option<(Sidecar, Sidecar)>,
     /// Another client's, with the policy of the mesh that is `routed`.
     pub(crate) routed: Option<Sidecar>,
+    /// The client's and the server's of ours, in the place of Envoys: in plaintext as these, and by mutual TLS.
+    pub(crate) beside: Option<(Beside, Beside)>,
     /// What tonic-xds asks.
     #[cfg(feature = "tonic-xds")]
     pub(crate) control: Embedded,
@@ -66,6 +69,15 @@ impl Sides {
         let near_client = Sidecar::start(binary, near_server.listens(), Policy::None).await?;
         let routed = Sidecar::start(binary, near_server.listens(), Policy::Routed).await?;
         Ok(Sides { envoy: Some((near_client, near_server)), routed: Some(routed), ..self })
+    }
+}
+
+impl Sides {
+    /// The control planes of these have no other server.
+    pub(crate) fn with_beside(self, binary: &Path, open: &Embedded, mutual: &Embedded) -> Result<Self> {
+        let around = |control: &Embedded| Beside::start(binary, control.xds_addr(), self.bare.served.http);
+        let beside = (around(open)?, around(mutual)?);
+        Ok(Sides { beside: Some(beside), ..self })
     }
 }
 
@@ -192,6 +204,16 @@ async fn http<B: Payload>(
         let caller = PooledCaller { client: clients::pooled(version), job };
         let server = [near_server.id(), bare_process[0]];
         list.add(case, "sidecars", crew(case, caller), Some(near_client.id()), &server);
+    }
+    if let Some((open, mutual)) = &sides.beside {
+        for (name, pair) in [("mesh-sidecars", open), ("mesh-sidecars mTLS", mutual)] {
+            // Their service speaks HTTP/1.1.
+            if version == Version::Http1 && list.wants(case, name) {
+                let caller = PooledCaller { client: clients::pooled(version), job: job(&pair.listens().to_string())? };
+                let (near_client, near_server) = pair.ids();
+                list.add(case, name, crew(case, caller), Some(near_client), &[near_server, bare_process[0]]);
+            }
+        }
     }
     Ok(())
 }

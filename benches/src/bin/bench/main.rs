@@ -45,6 +45,9 @@ struct Args {
     /// An Envoy binary: adds a pair of sidecars around the bare client and server.
     #[arg(long, value_name = "PATH")]
     envoy: Option<PathBuf>,
+    /// A `mesh-sidecar` binary: adds pairs of it where those of Envoys are.
+    #[arg(long, value_name = "PATH")]
+    sidecar: Option<PathBuf>,
     /// Worker threads of the client, and of each server.
     #[arg(long, default_value_t = 1)]
     threads: usize,
@@ -92,6 +95,7 @@ async fn compare(args: &Args) -> Result {
         open: (server("mesh", args.threads, Some(open.xds_addr()))?, open),
         envoy: None,
         routed: None,
+        beside: None,
     };
     if !cfg!(feature = "tonic-xds") {
         eprintln!("tonic-xds is left out: run with `--features tonic-xds` to compare with it");
@@ -101,6 +105,11 @@ async fn compare(args: &Args) -> Result {
     }
     let sides = match &args.envoy {
         Some(binary) => sides.with_sidecars(binary).await?,
+        None => sides,
+    };
+    let beside = (servers::control(Version::Http1, true).await?, servers::control(Version::Http1, false).await?);
+    let sides = match &args.sidecar {
+        Some(binary) => sides.with_beside(binary, &beside.0, &beside.1)?,
         None => sides,
     };
     let mut contenders = cases::all(&sides, &args.only).await?;

@@ -1,6 +1,9 @@
 //! What was measured, as tables and as JSON, and whether the mesh keeps its bars.
 
+use std::collections::BTreeMap;
+
 use mesh_benches::load::Figures;
+use mesh_benches::process;
 use mesh_benches::stats::{Ratio, median};
 use serde_json::{Value, json};
 
@@ -53,7 +56,21 @@ pub(crate) fn tables(contenders: &[Contender], machine: &str, seconds: f64) -> b
         let (rate, p99, cpu) = (show(it.rate), show(it.p99), show(it.cpu));
         println!("| {} | {} | {} | {rate} | {p99} | {cpu} | {bar} |", it.case, it.mesh, it.other);
     }
+    for (name, bytes) in pairs(contenders) {
+        println!(
+            "\nResident memory of the pair of {name}, after all that: {:.1} MiB.",
+            bytes as f64 / f64::from(1 << 20)
+        );
+    }
     passed(&comparisons)
+}
+
+/// What there is beside clients and servers, and the memory of both processes of a pair.
+fn pairs(contenders: &[Contender]) -> BTreeMap<&'static str, u64> {
+    let resident = |processes: &[u32]| processes.first().and_then(|id| process::resident(*id).ok());
+    let pairs = contenders.iter().filter(|it| it.client.len() > 1);
+    let memory = |it: &Contender| Some((it.name, resident(&it.client)? + resident(&it.server)?));
+    pairs.filter_map(memory).collect()
 }
 
 /// Prints everything as one JSON object; whether every bar is kept.
@@ -81,20 +98,24 @@ fn passed(comparisons: &[Comparison<'_>]) -> bool {
     comparisons.iter().all(|comparison| comparison.passed != Some(false))
 }
 
-/// The mesh's client beside every other client; the mesh on both sides, where it was measured, beside the sidecars, and by mutual
-/// TLS beside itself in plaintext.
+/// The mesh's client beside every other client; the mesh on both sides, where it was measured, and pairs of `mesh-sidecar` beside
+/// the sidecars, and by mutual TLS beside itself in plaintext.
 fn compare(contenders: &[Contender]) -> Vec<Comparison<'_>> {
     let mut comparisons = Vec::new();
     for case in contenders.chunk_by(|a, b| a.case == b.case) {
         let find = |name: &str| case.iter().find(|contender| contender.name == name);
         for other in case {
             let mesh = match other.name {
-                "mesh" | "mesh both" | "mesh both mTLS" => continue,
+                "mesh" | "mesh both" | "mesh both mTLS" | "mesh-sidecars" | "mesh-sidecars mTLS" => continue,
                 "mesh both open" => find("mesh both mTLS"),
                 "sidecars" => find("mesh both").or_else(|| find("mesh")),
                 _ => find("mesh"),
             };
             comparisons.extend(mesh.map(|mesh| comparison(mesh, other)));
+            if other.name == "sidecars" {
+                let pairs = ["mesh-sidecars", "mesh-sidecars mTLS"].into_iter().filter_map(find);
+                comparisons.extend(pairs.map(|pair| comparison(pair, other)));
+            }
         }
     }
     comparisons
