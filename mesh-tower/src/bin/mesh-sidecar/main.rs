@@ -48,10 +48,13 @@ fn main() -> ExitCode {
     log.with_ansi(io::stderr().is_terminal()).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = runtime.map_err(|error| error.to_string()).and_then(|runtime| runtime.block_on(run(&options)));
-    ended.map(ExitCode::from).unwrap_or_else(|why| {
-        eprintln!("mesh-sidecar: {why}");
-        ExitCode::FAILURE
-    })
+    match ended {
+        Ok(code) => code.into(),
+        Err(why) => {
+            eprintln!("mesh-sidecar: {why}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// From the program's beginning to its end, whose exit code this is.
@@ -109,7 +112,10 @@ async fn live(
                     if !front.is_empty() {
                         let drain = mesh.drain().clone();
                         // Who is in front of the program ends by it.
-                        front.spawn(async move { Ok(drain.begin().await) });
+                        front.spawn(async move {
+                            drain.begin().await;
+                            Ok(())
+                        });
                     }
                 }
                 other => program.signal(other),
