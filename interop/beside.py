@@ -199,7 +199,7 @@ class Beside:
             return found[0] if found else None
 
         inbound = ('reporter="destination"', f'source_principal="{PRINCIPAL}shop"', 'response_code="200"')
-        outbound = ('reporter="source"', 'destination_service_name="rust"', 'destination_version="v2"')
+        outbound = ('reporter="source"', 'destination_service_name="rust"', 'response_code="200"')
         self.until("a request to python counted", lambda: line("python", *inbound, 'connection_security_policy="mutual_tls"'))
         return self.until("a request of node counted", lambda: line("node", *outbound))[:60]
 
