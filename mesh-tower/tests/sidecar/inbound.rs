@@ -24,7 +24,7 @@ async fn before(control: &Embedded, program: SocketAddr, options: &[&str]) -> (S
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_program_is_told_who_calls_and_never_by_the_caller() {
     let control = control("").await;
-    let program = program(|head| ok(head)).await;
+    let program = program(ok).await;
     let (_sidecar, inbound) = before(&control, program, &[]).await;
     let caller = mesh(&control, "caller").start().unwrap();
     let request = Request::get("http://app/who")
