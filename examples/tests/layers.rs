@@ -86,6 +86,8 @@ const CRATES: [Crate; 4] = [
             &["quota"],
             &["plane"],
             &["explain", "kubernetes"],
+            &["changes"],
+            &["etcd"],
             &["live_trace"],
             &["serve/protocol"],
             &["serve/clients"],

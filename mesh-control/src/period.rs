@@ -1,4 +1,4 @@
-//! The periods of quotas, as a calendar of UTC has them. Pure; times are since 1970.
+//! The periods of quotas, and dates, as a calendar of UTC has them. Pure; times are since 1970.
 
 use std::time::Duration;
 
@@ -65,6 +65,14 @@ impl Unit {
 const SHIFT: u64 = 719_468;
 /// Days of 400 years.
 const ERA: u64 = 146_097;
+
+/// `2026-11-28T22:05:00Z` (RFC 3339).
+pub(crate) fn date(seconds: u64) -> String {
+    let (day, second) = (seconds / DAY, seconds % DAY);
+    let (year, month) = month_of(day);
+    let of_month = day - first_day(year, month) + 1;
+    format!("{year:04}-{month:02}-{of_month:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
 
 /// The year and the month of a day.
 fn month_of(day: u64) -> (u64, u64) {

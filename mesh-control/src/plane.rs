@@ -219,6 +219,8 @@ struct Inner {
     store: Mutex<Store>,
     live: Mutex<Live>,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    /// Workloads have come or gone, whether or not that is different for anybody.
+    registrations: watch::Sender<()>,
     /// Those that follow where the configuration comes from.
     followers: Mutex<Vec<AbortHandle>>,
     /// What only a start takes: that of the first configuration.
@@ -357,6 +359,7 @@ impl Plane {
             options,
             live: Mutex::new(live),
             snapshots: watch::Sender::new(Arc::new(snapshot)),
+            registrations: watch::Sender::new(()),
             followers: Mutex::default(),
             fixed: OnceLock::new(),
             fetcher: OnceLock::new(),
@@ -456,6 +459,7 @@ impl Plane {
         let compiled = live.compiled.clone();
         let workload = Arc::new(workload);
         self.inner.events().note_workload("Workload", "add");
+        self.inner.registrations.send_replace(());
         if live.endpoints.register(&compiled.policy.services, workload.clone()) {
             if live.endpoints.served_by(&compiled.policy.services, &workload.key).is_empty() {
                 warn!(node = &*workload.node, "registered, and gets no request: {}", serves_nothing(&workload));
@@ -464,10 +468,21 @@ impl Plane {
         }
     }
 
+    /// Tells whenever a workload registers, or no longer does.
+    pub(crate) fn registrations(&self) -> watch::Receiver<()> {
+        self.inner.registrations.subscribe()
+    }
+
+    /// Everyone who is registered now, in the order of their keys.
+    pub(crate) fn registered(&self) -> Vec<Arc<Workload>> {
+        self.inner.live().endpoints.workloads()
+    }
+
     /// Forgets a workload.
     pub fn unregister(&self, key: &str) {
         let mut live = self.inner.live();
         let compiled = live.compiled.clone();
+        self.inner.registrations.send_replace(());
         if live.endpoints.unregister(&compiled.policy.services, key) {
             self.inner.events().note_workload("Workload", "delete");
             self.inner.publish_soon(live);

@@ -13,7 +13,7 @@ mod bundle_map;
 mod csr;
 mod endpoint;
 mod federation;
-mod files;
+pub(crate) mod files;
 mod key;
 mod own_bundle;
 mod plugged;

@@ -9,6 +9,7 @@ mod bootstrap;
 mod ca;
 mod describe;
 mod directory;
+mod etcd;
 mod explain;
 mod files;
 mod input;
@@ -19,6 +20,7 @@ mod schema;
 mod serve;
 mod shift;
 mod status;
+mod stored;
 mod token;
 mod top;
 mod trace;
@@ -57,6 +59,12 @@ enum Command {
     Status(status::Args),
     Top(top::Args),
     Quota(quota::Args),
+    Apply(Box<stored::Apply>),
+    Get(stored::Get),
+    Delete(Box<stored::Delete>),
+    Diff(stored::Diff),
+    History(stored::History),
+    Rollback(Box<stored::Rollback>),
     Describe(describe::Args),
     Explain(Box<explain::Args>),
     Route(Box<route::Args>),
@@ -163,6 +171,12 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
         Command::Trace(args) => return runtime()?.block_on(trace::run(&args)),
         Command::Token(args) => token::run(&args)?,
         Command::Status(args) => runtime()?.block_on(status::run(&args))?,
+        Command::Apply(args) => return runtime()?.block_on(stored::apply(&args)),
+        Command::Get(args) => runtime()?.block_on(stored::get(&args))?,
+        Command::Delete(args) => return runtime()?.block_on(stored::delete(&args)),
+        Command::Diff(args) => return runtime()?.block_on(stored::diff(&args)),
+        Command::History(args) => runtime()?.block_on(stored::history(&args))?,
+        Command::Rollback(args) => return runtime()?.block_on(stored::rollback(&args)),
         Command::Quota(args) => runtime()?.block_on(quota::run(&args))?,
         Command::Top(args) => runtime()?.block_on(top::run(&args))?,
         Command::Describe(args) => runtime()?.block_on(describe::run(&args))?,

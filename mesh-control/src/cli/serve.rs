@@ -13,10 +13,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::Printing;
+use super::etcd::Etcd;
 use crate::ca::{BundleEndpoint, CertificateAuthority, MAX_TTL, Tokens};
 use crate::calls::Calls;
 use crate::config::file::is_namespace;
 use crate::config::{Code, Diagnostic};
+use crate::etcd;
 use crate::jwks::KeyFetching;
 use crate::kubernetes::{self, Access, Cluster};
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions, Synced};
@@ -24,20 +26,20 @@ use crate::policy::mesh::ROOT_NAMESPACE;
 use crate::quota::{self, Quotas};
 use crate::ratelimit::{MOST_KEYS, RateLimits, RedisUrl, Store};
 use crate::serve::kubernetes::{AUDIENCE, CA_FILE, TOKEN_FILE};
-use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, bundle, status, webhook};
+use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, api, bundle, status, webhook};
 
 /// Serves the configuration in a directory over xDS.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// The directory with the configuration; it is read again whenever it changes.
-    #[arg(long, value_name = "DIR", required_unless_present = "kubernetes")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["kubernetes", "etcd"])]
     config: Option<PathBuf>,
     /// Reads the directories below it, too. Without this, it is told that they are not read.
     #[arg(short = 'R', long, requires = "config")]
     recursive: bool,
     /// Serves what a Kubernetes cluster holds: Istio's objects, those of Gateway API and of our own, and Services with their
     /// endpoints. In a Pod, its service account is who asks. Nothing is served before all of it is known; while the API server is
-    /// away, what it said last stays in force. With --config, both count.
+    /// away, what it said last stays in force. With --config or --etcd, all of them count.
     #[arg(long)]
     kubernetes: bool,
     /// Reaches that cluster as the current context of this file says. Without it, as a Pod does: at
@@ -48,6 +50,8 @@ pub(super) struct Args {
     /// are for the whole mesh. May be given several times, or as a list with commas.
     #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', requires = "kubernetes", value_parser = namespace)]
     kubernetes_namespaces: Vec<String>,
+    #[command(flatten)]
+    etcd: Etcd,
     /// Keeps the last good state of the configuration's objects in this directory, so that it survives a restart. It is for
     /// one server and one configuration, and not inside it.
     #[arg(long, value_name = "DIR")]
@@ -222,6 +226,20 @@ pub(super) struct Args {
     /// whoever reaches the port may ask.
     #[arg(long, value_name = "FILE", requires = "admission_addr")]
     admission_client_ca: Option<PathBuf>,
+    /// Where to serve the API by which objects in etcd are read and changed, over TLS (docs/openapi.json); needs --etcd, --tls-cert and
+    /// --tls-key. Who asks is known by a certificate of the mesh, or by a token of --api-tokens.
+    #[arg(long, value_name = "HOST:PORT", value_parser = address, requires_all = ["etcd", "tls_cert"])]
+    api_addr: Option<SocketAddr>,
+    /// Who may change objects there, and read them: a SPIFFE ID, or the name of a token. Nobody may unless named. May be given several
+    /// times, or as a list with commas.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "api_addr")]
+    api_writer: Vec<String>,
+    /// Who may read objects there, in the same way.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "api_addr")]
+    api_reader: Vec<String>,
+    /// A file with tokens, `NAME TOKEN` a line, that nobody else can read. It is read for each request.
+    #[arg(long, value_name = "FILE", requires = "api_addr")]
+    api_tokens: Option<PathBuf>,
     #[command(flatten)]
     printing: Printing,
 }
@@ -285,11 +303,12 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     options.key_fetching.roots.clone_from(&args.jwks_roots);
     options.state_dir.clone_from(&args.state_dir);
     let cluster = args.kubernetes.then(|| cluster(args)).transpose()?;
+    let objects = args.etcd.client().context("--etcd")?.map(|client| etcd::Store::new(client, args.etcd.prefix()));
     let known = async {
-        match &cluster {
-            Some(cluster) => Synced::of(cluster.clone()).await.into_iter().collect(),
-            None => Vec::new(),
-        }
+        let cluster = async { Synced::of(cluster.clone()?).await };
+        let objects = async { Synced::of(objects?).await };
+        let (cluster, objects) = tokio::join!(cluster, objects);
+        cluster.into_iter().chain(objects).collect()
     };
     let known = tokio::select! {
         known = known => known,
@@ -299,6 +318,13 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(why) = left_out(&args.kubernetes_namespaces, &plane.root_namespace()) {
         bail!(why);
     }
+    let _fellows = match args.etcd.client().context("--etcd")? {
+        Some(client) => Some(tokio::select! {
+            fellows = etcd::Fellows::start(client, args.etcd.prefix(), plane.clone()) => fellows,
+            () = signals.next() => return Ok(()),
+        }),
+        None => None,
+    };
     let _telling = cluster.map(|cluster| Following(tokio::spawn(cluster.tell(&plane))));
     if args.strict {
         let faults: String = strict_faults(&plane).iter().map(|fault| format!("\n  {fault}")).collect();
@@ -403,6 +429,16 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         }
         None => None,
     };
+    let api = match (args.api_addr, tls_files(args), args.etcd.client().context("--etcd")?) {
+        (Some(address), Some(files), Some(client)) => {
+            let objects = etcd::Objects::new(client, args.etcd.prefix());
+            let served = api::listen(address, files, objects, allowed(args), &server, stopped.clone()).await;
+            let (bound, task) = served.with_context(|| cannot("the API", address))?;
+            listening("api", bound)?;
+            Some(task)
+        }
+        _ => None,
+    };
     let status = match args.status_addr.0 {
         Some(address) => {
             let names = args.status_host.clone();
@@ -426,10 +462,19 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     drop(following);
     stop.send_replace(true);
-    for task in [webhook, bundle, status].into_iter().flatten() {
-        task.await.context("the status page, the bundle, or the webhook")?;
+    for task in [webhook, bundle, api, status].into_iter().flatten() {
+        task.await.context("the status page, the bundle, the API, or the webhook")?;
     }
     Ok(())
+}
+
+/// Who may use the API.
+fn allowed(args: &Args) -> api::Allowed {
+    api::Allowed {
+        readers: args.api_reader.iter().cloned().collect(),
+        writers: args.api_writer.iter().cloned().collect(),
+        tokens: args.api_tokens.clone(),
+    }
 }
 
 /// The files of the secured listeners.
@@ -510,6 +555,7 @@ fn only_loopback(args: &Args) -> anyhow::Result<()> {
         ("--ratelimit-addr", args.ratelimit_addr),
         ("--admission-addr", args.admission_addr),
         ("--bundle-addr", args.bundle_addr),
+        ("--api-addr", args.api_addr),
     ];
     for (option, address) in listeners {
         if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
@@ -598,7 +644,8 @@ fn cannot_start(args: &Args) -> String {
 /// Where the configuration comes from.
 fn sources(args: &Args) -> String {
     let dir = args.config.iter().map(|dir| dir.display().to_string());
-    let all: Vec<String> = dir.chain(args.kubernetes.then(|| "Kubernetes".to_owned())).collect();
+    let mut all: Vec<String> = dir.chain(args.kubernetes.then(|| "Kubernetes".to_owned())).collect();
+    all.extend(args.etcd.is_named().then(|| "etcd".to_owned()));
     all.join(", ")
 }
 

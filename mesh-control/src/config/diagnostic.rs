@@ -136,9 +136,17 @@ pub struct Source {
 /// What the names of objects begin with that a Kubernetes cluster holds: no file is called so.
 pub const RESOURCE: &str = "kubernetes:/";
 
-/// Whether a text of this name is an object of a cluster, in JSON. Nobody wrote it like that, so that no line of it says
-/// anything to anybody.
+/// What the names of objects begin with that etcd holds.
+pub const STORED: &str = "etcd:/";
+
+/// Whether a text of this name is an object of a cluster, or of etcd, in JSON. Nobody wrote it like that, so that no line of it
+/// says anything to anybody.
 pub fn is_resource(name: &str) -> bool {
+    is_of_kubernetes(name) || name.starts_with(STORED)
+}
+
+/// Whether a text of this name is an object of a Kubernetes cluster, which knows who serves its services.
+pub fn is_of_kubernetes(name: &str) -> bool {
     name.starts_with(RESOURCE)
 }
 

@@ -1,6 +1,7 @@
-//! Where a configuration comes from: one seam for a directory and for whatever else holds objects.
+//! Where a configuration comes from: one seam for a directory, a cluster and etcd.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use futures_util::future::BoxFuture;
@@ -11,14 +12,18 @@ use super::load::{self, Reach, Scan};
 use super::store::Update;
 use super::watch::Watcher;
 
+/// How long objects have to be quiet before they are taken in, and how long that is waited for at most (Istio's debounce).
+pub(crate) const QUIET: Duration = Duration::from_millis(100);
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
 /// A place that holds objects of the configuration, and tells of every change. Whatever becomes of the place itself, what it
 /// held last stays in force: only what it says is gone is gone.
 pub(crate) trait ConfigStore: Send + 'static {
     /// What it is, for people.
     fn name(&self) -> String;
 
-    /// What has changed, once something has: since the scan that a directory was read with first, and of a cluster, of which
-    /// nothing is known at first, all that there is. `None` once it has ended.
+    /// What has changed, once something has: since the scan that a directory was read with first, and of a cluster or
+    /// etcd, of which nothing is known at first, all that there is. `None` once it has ended.
     fn next(&mut self) -> BoxFuture<'_, Option<Update>>;
 }
 
@@ -93,8 +98,6 @@ impl ConfigStore for WatchedDirectory {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test]

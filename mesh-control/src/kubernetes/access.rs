@@ -120,6 +120,15 @@ impl Access {
         Access::to(server, Pem::In(ca.to_owned()), Credential::TokenFile(token.to_owned()))
     }
 
+    /// The same, asked with the certificate and the key in these files.
+    ///
+    /// # Errors
+    /// It is no such address.
+    pub(crate) fn of_certificate(server: &str, ca: &Path, certificate: &Path, key: &Path) -> anyhow::Result<Access> {
+        let credential = Credential::Certificate(Pem::In(certificate.to_owned()), Pem::In(key.to_owned()));
+        Access::to(server, Pem::In(ca.to_owned()), credential)
+    }
+
     /// As the current context of a kubeconfig file says it.
     ///
     /// # Errors

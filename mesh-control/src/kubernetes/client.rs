@@ -51,6 +51,8 @@ pub(crate) enum Failure {
     Lost(anyhow::Error),
 }
 
+impl std::error::Error for Failure {}
+
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -101,6 +103,21 @@ impl Client {
     /// Sends JSON to a path, and takes the answer in one piece.
     pub(crate) async fn post(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Bytes, Failure> {
         within(limit, async { self.open(Method::POST, path, json).await?.whole().await }).await
+    }
+
+    /// Asks for something, and takes the answer in one piece, whatever its status.
+    pub(crate) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        json: Vec<u8>,
+        limit: Duration,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        within(limit, async {
+            let answer = self.exchange(method, path, json).await.map_err(Failure::Lost)?;
+            Ok((answer.response.status(), answer.whole().await?))
+        })
+        .await
     }
 
     /// Begins a request; the answer's body is read as it comes.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
@@ -16,14 +15,11 @@ use super::kinds::{RESOURCES, Resource, Use};
 use super::known::Change;
 use super::objects::{text, text_name};
 use super::places::Places;
-use crate::config::source::ConfigStore;
+use crate::config::source::{ConfigStore, LONGEST_WAIT, QUIET};
 use crate::config::store::{Resources, Update};
 use crate::plane::Plane;
 use crate::registry::ServiceName;
 
-/// How long objects have to be quiet before they are taken in, and how long that is waited for at most (Istio's debounce).
-const QUIET: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// News that wait for whoever gathers them; who brings more waits, too.
 const WAITING: usize = 256;
 

@@ -6,17 +6,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::client::in_words;
-
-/// For how long, and in how many lists, a kind has to be empty before it is believed to be.
-const DOUBT: Duration = Duration::from_secs(30);
-const LISTS: u32 = 3;
+use crate::config::doubt::Doubt;
 
 /// An object's namespace and name.
 pub(super) type Name = (Arc<str>, Arc<str>);
@@ -34,13 +30,7 @@ pub(super) struct Known {
     names: BTreeSet<Name>,
     /// The version up to which events were seen.
     pub(super) version: String,
-    doubt: Option<Doubt>,
-}
-
-#[derive(Debug)]
-struct Doubt {
-    since: Instant,
-    lists: u32,
+    doubt: Doubt,
 }
 
 /// What a whole list means.
@@ -78,7 +68,7 @@ impl Known {
         if items.is_empty() && !self.names.is_empty() && self.doubts(&version, now) {
             return Ok(Listed::Doubted);
         }
-        self.doubt = None;
+        self.doubt = Doubt::default();
         let names: BTreeSet<Name> = items.iter().map(|(name, _)| name.clone()).collect();
         let gone = self.names.difference(&names).map(|name| Change { name: name.clone(), object: None });
         let mut changes: Vec<Change> = gone.collect();
@@ -94,13 +84,10 @@ impl Known {
     }
 
     fn doubts(&mut self, version: &str, now: Instant) -> bool {
-        let doubt = self.doubt.get_or_insert(Doubt { since: now, lists: 0 });
-        doubt.lists += 1;
-        let is_lasting = doubt.lists >= LISTS && now.saturating_duration_since(doubt.since) >= DOUBT;
         // Versions are numbers that grow (Kubernetes 1.35); what is none is compared with nothing.
         let numbers = version.parse::<u128>().ok().zip(self.version.parse::<u128>().ok());
         let is_older = numbers.is_some_and(|(now, known)| now < known);
-        !is_lasting || is_older
+        !self.doubt.is_over(is_older, now)
     }
 
     /// Takes in one line of a watch.
@@ -140,6 +127,8 @@ fn name(object: &Value) -> Result<Name, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;

@@ -15,10 +15,10 @@ mod follow;
 mod hub;
 pub(crate) mod kinds;
 mod known;
-mod objects;
+pub(crate) mod objects;
 mod places;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod webhook;
 
 pub(crate) use access::Access;

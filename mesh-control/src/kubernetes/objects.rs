@@ -19,7 +19,7 @@ pub(super) fn text_name(resource: &Resource, (namespace, name): &Name) -> Arc<st
 }
 
 /// Its text.
-pub(super) fn text(resource: &Resource, version: &str, object: &Value) -> Arc<str> {
+pub(crate) fn text(resource: &Resource, version: &str, object: &Value) -> Arc<str> {
     let group = if resource.group.is_empty() { String::new() } else { format!("{}/", resource.group) };
     let mut metadata = Map::new();
     for key in METADATA {

@@ -128,13 +128,13 @@ spec: {{hosts: [{name}.example.com], http: [{body}]}}
 const GOOD_RULE: &str = "{route: [{destination: {host: web}}]}";
 
 /// A workload outside of the cluster.
-fn outside(key: &str, namespace: &str, app: &str, address: SocketAddr) -> Workload {
+pub(crate) fn outside(key: &str, namespace: &str, app: &str, address: SocketAddr) -> Workload {
     let workload = Workload::new(key, namespace, key, address).labelled([("app", app), ("version", "v2")]);
     Workload { group: Some("vms".into()), ..workload }
 }
 
 /// Everything that some clients can be told.
-fn told(plane: &Plane) -> BTreeMap<String, Encoded> {
+pub(crate) fn told(plane: &Plane) -> BTreeMap<String, Encoded> {
     let snapshot = plane.snapshot();
     let mut told = BTreeMap::new();
     let client = |class, namespace: &str| catalog::Client::new("n", class, [127, 0, 0, 1].into()).namespace(namespace);

@@ -10,7 +10,7 @@ use super::discovered::Discovered;
 use super::service::{Service, WrittenEndpoint};
 use super::workload::{Health, Workload, only_port, ports_by_target};
 use crate::catalog::Encoded;
-use crate::config::diagnostic::is_resource;
+use crate::config::diagnostic::is_of_kubernetes;
 use crate::config::support::ObjectKind;
 use crate::policy::locality::Nearness;
 
@@ -128,7 +128,8 @@ pub fn collect<'a>(
         }
     }
     if service.takes_registrations() {
-        let is_of_cluster = is_resource(&service.meta.origin.source.name) && service.meta.kind == ObjectKind::Service;
+        let is_of_cluster =
+            is_of_kubernetes(&service.meta.origin.source.name) && service.meta.kind == ObjectKind::Service;
         for workload in workloads {
             for port in ports_served(service, workload) {
                 let endpoint = match verdicts.get(&(port, workload.address)) {

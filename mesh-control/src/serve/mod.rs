@@ -42,6 +42,11 @@ pub(crate) mod webhook {
     pub(crate) use super::io::webhook::listen;
 }
 
+/// The API by which objects in etcd are read and changed.
+pub(crate) mod api {
+    pub(crate) use super::io::api::{Allowed, listen};
+}
+
 /// What the server knows, for people and for Prometheus.
 pub mod status {
     pub use super::clients::authority::{AuthorityStatus, RevokedStatus, TrustBundleStatus};

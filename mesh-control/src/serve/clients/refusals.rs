@@ -33,6 +33,8 @@ pub(crate) enum Port {
     Admission,
     /// The endpoint of the mesh's bundle.
     Bundle,
+    /// The API.
+    Api,
 }
 
 impl Port {
@@ -42,6 +44,7 @@ impl Port {
             Port::RateLimits => "rate-limits",
             Port::Admission => "admission",
             Port::Bundle => "bundle",
+            Port::Api => "api",
         }
     }
 }

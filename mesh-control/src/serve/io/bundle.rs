@@ -35,7 +35,7 @@ pub(crate) async fn listen(
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
     // Said now, and not to whoever asks.
     authority.bundle(SystemTime::now())?;
-    let router = Router::new().route("/", get(bundle)).with_state(authority.clone());
+    let router = https::in_time(Router::new().route("/", get(bundle))).with_state(authority.clone());
     let at = (Port::Bundle, address);
     match files {
         Some(files) => {

@@ -1,4 +1,4 @@
-//! Ports of HTTPS that whoever reaches them may connect to: the validating webhook, and the endpoint of the mesh's bundle.
+//! Ports of HTTPS that whoever reaches them may connect to: the validating webhook, the API, and the endpoint of the mesh's bundle.
 //!
 //! Nobody can hold such a port shut: who says nothing waits at the [`Door`], and of connections that are open, the newest is always
 //! one.
@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use http::StatusCode;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 use crate::serve::clients::refusals::Port;
 use crate::serve::io::door::{Door, accept};
@@ -46,8 +48,8 @@ struct Place {
     held: oneshot::Sender<()>,
 }
 
-/// Serves these routes at an address until it is told to stop: over TLS with what `acceptor` has for the next connection. Who is turned
-/// away is told with the status of `server`. Returns the address bound.
+/// Serves these routes at an address until it is told to stop: over TLS with what `acceptor` has for the next connection, each request
+/// with who asks (`Peer`). Who is turned away is told with the status of `server`. Returns the address bound.
 ///
 /// # Errors
 /// The address is taken.
@@ -70,17 +72,27 @@ where
             while let Some((stream, peer)) = accept(&listener, &door.connections).await {
                 let acceptor = acceptor.clone();
                 door.let_in(stream, peer, move |door, stream, _| async move {
-                    door.tls(acceptor().await?, stream, peer).await
+                    door.tls(with_http1(&acceptor().await?), stream, peer).await
                 });
             }
         };
         tokio::select! {
             () = accepting => {}
-            () = serve(incoming, in_time_limit(router)) => {}
+            () = serve(incoming, router) => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
     });
     Ok((bound, task))
+}
+
+/// Who speaks no HTTP/2 is answered, too.
+fn with_http1(acceptor: &TlsAcceptor) -> TlsAcceptor {
+    const HTTP1: &[u8] = b"http/1.1";
+    let mut config = ServerConfig::clone(acceptor.config());
+    if !config.alpn_protocols.iter().any(|known| known == HTTP1) {
+        config.alpn_protocols.push(HTTP1.to_vec());
+    }
+    TlsAcceptor::from(Arc::new(config))
 }
 
 /// Serves connections, of which each has its place.
@@ -107,6 +119,7 @@ async fn serve(mut incoming: mpsc::Receiver<Conn>, router: Router) {
 
 /// Serves a connection until its place is given to another one.
 async fn serve_one(connection: Conn, ended: oneshot::Receiver<()>, router: Router) {
+    let router = router.layer(Extension(connection.peer.clone()));
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
     builder
@@ -134,11 +147,11 @@ fn gives_way(mut clients: impl Iterator<Item = IpAddr> + Clone) -> Option<usize>
 }
 
 /// The same routes, of which each answers in time.
-pub(super) fn in_time_limit(router: Router) -> Router {
-    router.layer(middleware::from_fn(in_time))
+pub(super) fn in_time<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
+    router.layer(middleware::from_fn(limited))
 }
 
-async fn in_time(request: Request, next: Next) -> Response {
+async fn limited(request: Request, next: Next) -> Response {
     let answered = timeout(REQUEST, next.run(request)).await;
     answered.unwrap_or_else(|_| (StatusCode::REQUEST_TIMEOUT, "it took too long\n").into_response())
 }

@@ -3,6 +3,7 @@
 pub(crate) mod access_log;
 pub(crate) mod admin;
 pub(crate) mod ads;
+pub(crate) mod api;
 pub(crate) mod bundle;
 pub(crate) mod certificates;
 mod console;
@@ -12,6 +13,7 @@ mod guest;
 mod https;
 pub(crate) mod live_trace;
 pub(crate) mod load_stats;
+pub(crate) mod openapi;
 mod own_tls;
 mod process;
 pub(crate) mod quotas;

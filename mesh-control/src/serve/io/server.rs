@@ -330,12 +330,17 @@ impl Server {
         Ok(bound)
     }
 
+    /// What accepts TLS connections with these files, and takes certificates of the mesh.
+    pub(super) fn reloading(&self, files: TlsFiles) -> anyhow::Result<Reloading> {
+        let authority = self.desk.as_ref().map(|desk| desk.authority().clone());
+        Reloading::new(files, authority, self.trust_domain.clone(), now())
+    }
+
     /// Accepts TLS connections at `address`; port 0 takes a free one. Returns the address bound. A client
     /// that shows a certificate is held to it: a node that claims another namespace is refused. The files may be
     /// replaced at any time: the next connection is made with what is in them then.
     pub async fn listen_tls(&self, address: SocketAddr, files: &TlsFiles) -> anyhow::Result<SocketAddr> {
-        let authority = self.desk.as_ref().map(|desk| desk.authority().clone());
-        let acceptor = Arc::new(Reloading::new(files.clone(), authority, self.trust_domain.clone(), now())?);
+        let acceptor = Arc::new(self.reloading(files.clone())?);
         let listener = TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
         let door = self.door(files.client_ca.is_some());

@@ -62,7 +62,7 @@ pub(crate) async fn listen(
 
 fn router(plane: Plane, server: Arc<ServerState>) -> Router {
     let desk = Desk { plane, server, turns: Arc::new(Semaphore::new(REVIEWS)) };
-    Router::new().route("/validate", post(validate)).layer(DefaultBodyLimit::max(MOST_BYTES)).with_state(desk)
+    https::in_time(Router::new().route("/validate", post(validate)).layer(DefaultBodyLimit::max(MOST_BYTES))).with_state(desk)
 }
 
 async fn validate(State(desk): State<Desk>, body: Bytes) -> Response {
@@ -238,7 +238,7 @@ mod tests {
         let request = Request::post("/validate").body(body).expect("a request");
         let plane = Plane::empty();
         let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &Options::default());
-        let mut router = https::in_time_limit(router(plane, server.state().clone()));
+        let mut router = router(plane, server.state().clone());
         let answered = tower_service::Service::call(&mut router, request);
         let answer = timeout(LIMIT, answered).await.expect("an answer").expect("an answer");
         assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);

@@ -1,0 +1,80 @@
+//! The commands that read and change the objects of a store: `apply`, `get`, `delete`, `diff`, `history`, `rollback`. They ask etcd
+//! itself, or a mesh-control that asks it for them.
+
+mod change;
+mod server;
+mod show;
+
+pub(super) use change::{Apply, Delete, Diff, Rollback, apply, delete, diff, rollback};
+pub(super) use show::{Get, History, get, history};
+
+use std::time::SystemTime;
+
+use anyhow::{Context, bail};
+
+use super::etcd::Etcd;
+use crate::changes::{All, Done, Entry, Wanted};
+use crate::etcd::Objects;
+
+/// The store that a command is about.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Place {
+    #[command(flatten)]
+    etcd: Etcd,
+    #[command(flatten)]
+    server: server::Server,
+}
+
+/// Whoever is asked.
+enum Store {
+    Etcd(Objects),
+    Server(server::Api),
+}
+
+impl Place {
+    fn store(&self) -> anyhow::Result<Store> {
+        if let Some(api) = self.server.api()? {
+            return Ok(Store::Server(api));
+        }
+        let client = self.etcd.client().context("--etcd")?;
+        let client = client.context("nobody says where the objects are: --etcd or --server is needed")?;
+        Ok(Store::Etcd(Objects::new(client, self.etcd.prefix())))
+    }
+
+    /// All objects, and the names of what else is beside them.
+    async fn objects(&self) -> anyhow::Result<(All, Vec<String>)> {
+        match self.store()? {
+            Store::Etcd(objects) => {
+                let held = objects.read().await.context("cannot read the objects in etcd")?;
+                Ok((held.objects, held.strange))
+            }
+            Store::Server(api) => Ok((api.objects().await?, Vec::new())),
+        }
+    }
+
+    /// The changes that are known, the newest first.
+    async fn history(&self) -> anyhow::Result<Vec<Entry>> {
+        match self.store()? {
+            Store::Etcd(objects) => {
+                let pasts = objects.history().await.context("cannot read the history in etcd")?;
+                Ok(pasts.into_iter().map(|past| past.entry).collect())
+            }
+            Store::Server(api) => api.history().await,
+        }
+    }
+
+    async fn carry_out(&self, wanted: &Wanted, author: Option<&str>) -> anyhow::Result<Done> {
+        match self.store()? {
+            Store::Etcd(objects) => Ok(objects.carry_out(wanted, &self.author(author), SystemTime::now()).await?),
+            Store::Server(_) if author.is_some() => bail!("--author: a server knows itself who asks"),
+            Store::Server(api) => api.carry_out(wanted).await,
+        }
+    }
+
+    /// Who changes something, where nobody says so.
+    #[expect(clippy::disallowed_methods, reason = "a command is asked for by somebody whose name is there")]
+    fn author(&self, named: Option<&str>) -> String {
+        let known = named.or_else(|| self.etcd.user()).map(str::to_owned);
+        known.or_else(|| std::env::var("USER").ok()).unwrap_or_else(|| "unknown".to_owned())
+    }
+}

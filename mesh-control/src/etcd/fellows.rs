@@ -1,0 +1,272 @@
+//! Replicas on one etcd: a workload that registers at one of them is an endpoint to the clients of all.
+//!
+//! Each replica writes those that are registered with itself below a key of its own, with a lease, and registers those of the others.
+//! Where a replica goes down, its workloads come back to others within seconds, and what it wrote ends with the lease: later, so that
+//! nobody is given fewer endpoints meanwhile. What cannot be told or heard for a while stays as it is.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{info, warn};
+
+use super::follow::{Pace, Store};
+use super::keys::Prefix;
+use super::known::Subject;
+use super::link::{Client, Failure};
+use super::proto::{DeleteRangeRequest, Op, PutRequest, RequestOp, TxnRequest};
+use crate::config::source::ConfigStore;
+use crate::config::store::Update;
+use crate::plane::Plane;
+use crate::registry::Workload;
+use crate::registry::workload::Health;
+
+/// For how long workloads of a replica that is gone are known: longer than they need to come back to another one.
+const TTL: i64 = 30;
+/// How often the lease is made to last.
+const KEEP: Duration = Duration::from_secs(10);
+/// How long changes are gathered.
+const GATHER: Duration = Duration::from_millis(20);
+/// How many workloads are told of at a time: etcd takes 128 operations in a transaction.
+const CHUNK: usize = 100;
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
+/// Tells other replicas of the workloads of this one, and hears of theirs, for as long as it is there.
+pub(crate) struct Fellows {
+    _tasks: JoinSet<()>,
+}
+
+/// A workload, as replicas tell each other of it.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Told {
+    node: Arc<str>,
+    name: Arc<str>,
+    namespace: Arc<str>,
+    labels: Arc<BTreeMap<String, String>>,
+    address: SocketAddr,
+    ports: Vec<(String, u16)>,
+    locality: [Arc<str>; 3],
+    cluster: Arc<str>,
+    group: Option<Arc<str>>,
+    weight: u32,
+    health: String,
+    identity: Option<String>,
+    is_proxied: bool,
+}
+
+impl Told {
+    fn of(workload: &Workload) -> Told {
+        let Workload { node, name, namespace, labels, address, ports, locality, cluster, .. } = workload.clone();
+        let health = match workload.health {
+            Health::Healthy => "healthy",
+            Health::Draining => "draining",
+            Health::Unhealthy => "unhealthy",
+        };
+        Told {
+            node,
+            name,
+            namespace,
+            labels,
+            address,
+            ports,
+            locality,
+            cluster,
+            group: workload.group.clone(),
+            weight: workload.weight,
+            health: health.to_owned(),
+            identity: workload.identity.as_ref().map(ToString::to_string),
+            is_proxied: workload.is_proxied,
+        }
+    }
+
+    /// The workload of this key. Its identity counts, which the replica that it is registered with has seen proven.
+    fn workload(self, key: &str) -> Result<Workload, String> {
+        let health = match self.health.as_str() {
+            "healthy" => Health::Healthy,
+            "draining" => Health::Draining,
+            "unhealthy" => Health::Unhealthy,
+            other => return Err(format!("{other:?} is no health")),
+        };
+        let identity = self.identity.map(|id| id.parse().map_err(|why| format!("{id:?}: {why}"))).transpose()?;
+        let mut workload = Workload::new(key, &self.namespace, &self.name, self.address);
+        (workload.node, workload.labels, workload.ports) = (self.node, self.labels, self.ports);
+        (workload.locality, workload.cluster, workload.group) = (self.locality, self.cluster, self.group);
+        (workload.weight, workload.health) = (self.weight, health);
+        (workload.identity, workload.is_proxied) = (identity, self.is_proxied);
+        Ok(workload)
+    }
+}
+
+impl Fellows {
+    /// Begins, once it is known which workloads the others have.
+    pub(crate) async fn start(client: Client, prefix: Prefix, plane: Plane) -> Fellows {
+        Fellows::start_at(client, prefix, plane, Pace::default()).await
+    }
+
+    /// The same, at this pace.
+    pub(super) async fn start_at(client: Client, prefix: Prefix, plane: Plane, pace: Pace) -> Fellows {
+        let replica = format!("{:016x}", fastrand::u64(..));
+        let subject = Subject {
+            root: prefix.workloads(),
+            read: |path, value| (path.into(), String::from_utf8_lossy(value).into()),
+        };
+        let mut store = Store::of(client.clone(), prefix.clone(), subject, pace);
+        if let Some(update) = store.next().await {
+            hear(&plane, &replica, update);
+            plane.published().await;
+        }
+        let mut tasks = JoinSet::new();
+        let teller = Teller {
+            client,
+            root: [prefix.workloads(), format!("{replica}/").into_bytes()].concat(),
+            plane: plane.clone(),
+        };
+        tasks.spawn(teller.run());
+        tasks.spawn(async move {
+            while let Some(update) = store.next().await {
+                hear(&plane, &replica, update);
+            }
+        });
+        Fellows { _tasks: tasks }
+    }
+}
+
+/// The key here of a workload that is registered at another replica. No workload can have it that registers here, whatever it says of
+/// itself: those keys end with an address ([`WorkloadKey`](crate::serve::WorkloadKey)). Of one address, who is registered here goes before.
+fn elsewhere(registered: &str, replica: &str) -> String {
+    format!("{registered} at replica {replica}")
+}
+
+/// Whether a key is that of a workload which is registered here.
+fn is_own(key: &str) -> bool {
+    key.rsplit_once('@').is_some_and(|(_, address)| address.parse::<SocketAddr>().is_ok())
+}
+
+/// Takes in what became of the workloads of others.
+fn hear(plane: &Plane, replica: &str, update: Update) {
+    let Update::Resources { changed, .. } = update else { return };
+    for (name, text) in changed {
+        let Some((other, registered)) = name.split_once('/').filter(|(other, _)| *other != replica) else { continue };
+        let key = elsewhere(registered, other);
+        let Some(text) = text else {
+            plane.unregister(&key);
+            continue;
+        };
+        let told = serde_json::from_str::<Told>(&text).map_err(|error| error.to_string());
+        match told.and_then(|told| told.workload(&key)) {
+            Ok(workload) => plane.register(workload),
+            Err(why) => warn!("what another replica tells of {name} cannot be read: {why}"),
+        }
+    }
+}
+
+/// Tells of the workloads of this replica.
+struct Teller {
+    client: Client,
+    /// What its keys begin with.
+    root: Vec<u8>,
+    plane: Plane,
+}
+
+impl Teller {
+    async fn run(self) {
+        let mut complaint = String::new();
+        loop {
+            let Err(failure) = self.tell(&mut complaint).await;
+            if complaint != failure.to_string() {
+                complaint = failure.to_string();
+                warn!("other replicas cannot be told of the workloads of this one: {complaint}");
+            }
+            sleep(PAUSES.0 + (PAUSES.1 - PAUSES.0).mul_f64(fastrand::f64())).await;
+        }
+    }
+
+    /// Tells of all of them with one lease, for as long as that lasts.
+    async fn tell(&self, complaint: &mut String) -> Result<Infallible, Failure> {
+        let lease = self.client.grant(TTL).await?;
+        let mut registrations = self.plane.registrations();
+        let mut told: BTreeMap<Arc<str>, String> = BTreeMap::new();
+        let mut keep = interval(KEEP);
+        keep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            registrations.mark_unchanged();
+            self.tell_what_is_new(lease, &mut told).await?;
+            if !complaint.is_empty() {
+                info!("other replicas are told of the workloads of this one");
+                complaint.clear();
+            }
+            tokio::select! {
+                changed = registrations.changed() => {
+                    // The plane is here as well.
+                    let _ = changed;
+                    sleep(GATHER).await;
+                }
+                _ = keep.tick() => {
+                    if self.client.keep_alive(lease).await? <= 0 {
+                        return Err(Failure::Lost("the lease has ended".to_owned()));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn tell_what_is_new(&self, lease: i64, told: &mut BTreeMap<Arc<str>, String>) -> Result<(), Failure> {
+        let own = self.plane.registered().into_iter().filter(|workload| is_own(&workload.key));
+        let mut now = BTreeMap::new();
+        for workload in own {
+            // Plain data, which is always JSON.
+            let text = serde_json::to_string(&Told::of(&workload)).unwrap_or_default();
+            now.insert(workload.key.clone(), text);
+        }
+        let key = |name: &str| [self.root.as_slice(), name.as_bytes()].concat();
+        let new = now
+            .iter()
+            .filter(|(name, text)| told.get(*name) != Some(*text))
+            .map(|(name, text)| Op::Put(PutRequest { key: key(name), value: text.clone().into_bytes(), lease }));
+        let gone = told.keys().filter(|name| !now.contains_key(*name));
+        let gone = gone.map(|name| Op::Delete(DeleteRangeRequest { key: key(name), range_end: Vec::new() }));
+        let all: Vec<RequestOp> = new.chain(gone).map(|op| RequestOp { request: Some(op) }).collect();
+        for chunk in all.chunks(CHUNK) {
+            let request = TxnRequest { compare: Vec::new(), success: chunk.to_vec() };
+            self.client.txn(request).await?;
+        }
+        *told = now;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_registers_by_the_key_of_a_workload_of_another_replica() {
+        for address in ["10.0.0.1:80", "[fe80::1]:80"] {
+            let own = format!("mesh~{address}~web@{address}");
+            assert!(is_own(&own));
+            let elsewhere = elsewhere(&own, "5f0c");
+            assert!(!is_own(&elsewhere) && own < elsewhere);
+            assert!(is_own(&format!("{elsewhere}@{address}")), "it says that of itself");
+        }
+    }
+
+    #[test]
+    fn a_workload_is_told_as_it_is() {
+        let mut workload = Workload::new("k", "shop", "web", "10.0.0.1:80".parse().expect("an address"));
+        workload = workload.labelled([("app", "web")]);
+        workload.identity = Some("spiffe://cluster.local/ns/shop/sa/web".parse().expect("an id"));
+        (workload.weight, workload.health, workload.group) = (3, Health::Draining, Some("vms".into()));
+        (workload.ports, workload.locality[1]) = (vec![("http".to_owned(), 80)], "zone".into());
+        let text = serde_json::to_string(&Told::of(&workload)).expect("JSON");
+        let told: Told = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(told.workload("k"), Ok(workload));
+        for (from, to) in [("draining", "ill"), ("spiffe://", "https://")] {
+            let told: Told = serde_json::from_str(&text.replace(from, to)).expect("JSON");
+            assert!(told.workload("k").is_err(), "{to}");
+        }
+    }
+}
