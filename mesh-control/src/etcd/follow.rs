@@ -73,6 +73,8 @@ struct Watch {
     member: Member,
     prefix: Prefix,
     begun: Instant,
+    /// Whether anything was heard.
+    is_created: bool,
     answers: Streaming<WatchResponse>,
     /// The next look at whether the member is well, or the one that is under way.
     look: BoxFuture<'static, Result<(), Failure>>,
@@ -188,7 +190,8 @@ impl Store {
         match member.watch(asked).await {
             Ok(answers) => {
                 let look = look(member.clone(), self.prefix.clone(), self.pace);
-                self.watch = Some(Watch { member, prefix: self.prefix.clone(), begun: Instant::now(), answers, look });
+                let (prefix, begun) = (self.prefix.clone(), Instant::now());
+                self.watch = Some(Watch { member, prefix, begun, is_created: false, answers, look });
                 Ok(())
             }
             Err(failure) => {
@@ -229,12 +232,18 @@ impl Watch {
         tokio::select! {
             biased;
             answer = self.answers.message() => match answer {
-                Ok(Some(answer)) => Ok(Some(answer)),
+                Ok(Some(answer)) => {
+                    self.is_created = true;
+                    Ok(Some(answer))
+                }
                 Ok(None) => Err(Failure::Lost("the watch has ended".to_owned())),
                 Err(status) => Err(failure(&status)),
             },
             looked = &mut self.look => {
                 looked?;
+                if !self.is_created {
+                    return Err(Failure::Lost("the watch does not begin".to_owned()));
+                }
                 self.look = look(self.member.clone(), self.prefix.clone(), pace);
                 Ok(None)
             }

@@ -63,8 +63,11 @@ pub(super) enum Event {
 #[derive(Clone, Debug)]
 pub(super) struct Subject {
     pub(super) root: Vec<u8>,
-    pub(super) read: fn(&str, &[u8]) -> (Arc<str>, Arc<str>),
+    pub(super) read: fn(&str, &[u8]) -> Named,
 }
+
+/// A name and its text.
+pub(super) type Named = (Arc<str>, Arc<str>);
 
 impl Subject {
     /// Objects of the configuration.

@@ -407,7 +407,15 @@ async fn the_history_says_who_has_changed_what_and_a_change_can_be_taken_back() 
 async fn the_history_has_a_bound() {
     let fake = Fake::start(1).await;
     let objects = objects(&fake);
-    for number in 0..KEPT + 3 {
+    // As if there had been so many.
+    let before = |number: u64| {
+        let entry = serde_json::json!({"number": number, "author": "a", "time": "t", "objects": []});
+        (format!("/mesh/history/{number:020}"), Some(entry.to_string()))
+    };
+    let mut all: Vec<_> = (1..KEPT).map(before).collect();
+    all.push(("/mesh/last".to_owned(), Some((KEPT - 1).to_string())));
+    fake.world().change(&all);
+    for number in 0..4 {
         let held = objects.read().await.expect("readable");
         let id = Id::named("Service", "shop", "web").expect("a name");
         let change = Change { id, text: Some(format!("{{\"a\": {number}}}").into()) };

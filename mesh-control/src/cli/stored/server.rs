@@ -101,3 +101,67 @@ impl Api {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::changes::What;
+    use crate::etcd::tests::{WEB, one_member};
+    use crate::plane::Plane;
+    use crate::serve::{self, Feed, TlsFiles, api};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_commands_ask_a_server_over_tls_in_the_name_of_a_token() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, text).expect("written");
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("set");
+            path
+        };
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let (cert, key) = (file("tls.crt", &made.cert.pem()), file("tls.key", &made.signing_key.serialize_pem()));
+        let tokens = file("tokens", "robot 0123456789abcdef\nother fedcba9876543210\n");
+        let allowed = api::Allowed { writers: ["robot".to_owned()].into(), tokens: Some(tokens), ..Default::default() };
+        let plane = Plane::empty();
+        let served = serve::Server::new(Feed::of(&plane), Arc::new(plane.clone()), &serve::Options::default());
+        let (_stop, stopped) = watch::channel(false);
+        let (objects, _fake) = one_member().await;
+        let free = "127.0.0.1:0".parse().expect("an address");
+        let listening = api::listen(free, TlsFiles::new(&cert, key), objects, allowed, &served, stopped).await;
+        let (address, _task) = listening.expect("listening");
+        let asked_with = |token: &str| {
+            let server = Server {
+                server: Some(format!("https://localhost:{}", address.port())),
+                server_ca: Some(cert.clone()),
+                server_token_file: Some(file("token", token)),
+                server_cert: None,
+                server_key: None,
+            };
+            server.api().expect("an API").expect("a server")
+        };
+        let api = asked_with("0123456789abcdef\n");
+        let apply = |text: &str| {
+            let what = What::Apply(BTreeMap::from([("a.yaml".to_owned(), text.to_owned())]));
+            Wanted { what, message: String::new(), dry_run: false }
+        };
+        let done = api.carry_out(&apply(WEB)).await.expect("done");
+        assert_eq!((done.number, done.objects[0].verb.as_str()), (Some(1), "created"));
+        let all = api.objects().await.expect("objects");
+        let [(id, stored)] = &all.iter().collect::<Vec<_>>()[..] else { panic!("{all:?}") };
+        assert_eq!((id.to_string().as_str(), stored.version > 0), ("Service shop/web", true));
+        assert_eq!(api.history().await.expect("a history")[0].author, "robot");
+        let refused = api.carry_out(&apply(&WEB.replace("ports:", "prots:"))).await.expect_err("wrong");
+        let Some(Refusal::Invalid(findings)) = refused.downcast_ref() else { panic!("{refused}") };
+        assert!(findings[0].contains("a.yaml") && findings[0].contains("did you mean `ports`?"), "{findings:?}");
+        let stranger = asked_with("fedcba9876543210\n").objects().await.expect_err("not on the list");
+        assert!(stranger.to_string().contains("other is not among those"), "{stranger}");
+    }
+}
