@@ -24,6 +24,7 @@ import beside
 import console
 import corpus
 import decisions
+import etcd
 import hashing
 import kubernetes
 import large
@@ -591,6 +592,7 @@ def main():
     parser.add_argument("--beside", action="store_true", help="only programs of other languages by mesh-sidecar")
     parser.add_argument("--large", action="store_true", help="only the console, with 500 services and 2,000 workloads: what it costs")
     parser.add_argument("--kubernetes", action="store_true", help="only what there is with the API server of Kubernetes: tokens, and a cluster as the configuration")
+    parser.add_argument("--etcd", action="store_true", help="only what there is with an etcd of three members")
     parser.add_argument("--tables", type=int, help="compares routes with Envoy's only, of so many random tables")
     parser.add_argument("--seed", type=int, default=routing.SEED, help="what these are made from")
     args = parser.parse_args()
@@ -612,6 +614,8 @@ def main():
                 large.Large(suite, Failure).run()
             elif args.kubernetes:
                 kubernetes.Kubernetes(suite, Failure).run()
+            elif args.etcd:
+                etcd.Etcd(suite, Failure).run()
             elif args.tables:
                 routing.Routing(suite, Failure, args.tables, args.seed).run()
             else:

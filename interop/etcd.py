@@ -1,0 +1,302 @@
+"""etcd as the store of a mesh: three members of the real thing (Debian's 3.4) with mutual TLS, two replicas of mesh-control, a server that
+is registered at each, and two clients that call without pause, while objects are applied, broken and mended, and the leader of etcd is killed and stopped.
+"""
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import grpc
+
+from limits import field, fields
+from mutual import free_port
+
+MEMBERS = 3
+PATIENCE = 20
+RATE = 50
+SERVICES = """\
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews, namespace: shop}
+spec:
+  host: reviews
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+"""
+
+
+def rule(subset, words="route"):
+    return f"""\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: reviews, namespace: shop}}
+spec: {{hosts: [reviews], http: [{{{words}: [{{destination: {{host: reviews, subset: {subset}}}}}]}}]}}
+"""
+
+
+class Member:
+    """One etcd."""
+
+    def __init__(self, etcd, number):
+        self.etcd, self.name = etcd, f"m{number}"
+        self.client, self.peer = free_port(), free_port()
+        self.process = None
+
+    def start(self):
+        tls = self.etcd.tls
+        command = ["etcd", "--name", self.name, "--data-dir", self.etcd.folder / self.name, "--log-outputs", "stderr"]
+        command += ["--initial-cluster", ",".join(f"{one.name}=http://127.0.0.1:{one.peer}" for one in self.etcd.members)]
+        command += ["--listen-peer-urls", f"http://127.0.0.1:{self.peer}", "--initial-advertise-peer-urls", f"http://127.0.0.1:{self.peer}"]
+        command += ["--listen-client-urls", self.url, "--advertise-client-urls", self.url, "--client-cert-auth"]
+        command += ["--trusted-ca-file", tls / "ca.pem", "--cert-file", tls / "leaf.pem", "--key-file", tls / "leaf.key"]
+        command += ["--heartbeat-interval", "50", "--election-timeout", "500", "--logger", "zap", "--log-level", "error"]
+        self.process = self.etcd.suite.start(f"etcd {self.name}", command, {"ETCD_UNSUPPORTED_ARCH": os.uname().machine})
+
+    @property
+    def url(self):
+        return f"https://127.0.0.1:{self.client}"
+
+    def call(self, method, message=b"", timeout=5):
+        """A method of etcd's own, with the fields of its answer by number."""
+        read = lambda name: (self.etcd.tls / name).read_bytes()
+        credentials = grpc.ssl_channel_credentials(read("ca.pem"), read("leaf.key"), read("leaf.pem"))
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.secure_channel(f"127.0.0.1:{self.client}", credentials, options) as channel:
+            answer = channel.unary_unary(f"/etcdserverpb.{method}")(message, timeout=timeout, wait_for_ready=True)
+        return fields(answer)
+
+    def leads(self):
+        """Whether it is the leader; `None` where nobody is known to be."""
+        try:
+            status = self.call("Maintenance/Status", timeout=0.5)
+        except grpc.RpcError:
+            return None
+        leader = status.get(4, [0])[0]
+        return leader == fields(status[1][0])[2][0] if leader else None
+
+
+class Load:
+    """A client that calls without pause, and how each of its calls ended."""
+
+    def __init__(self, etcd, name, xds):
+        env = etcd.suite.bootstrap(xds, name, "shop")
+        curl = [etcd.suite.args.bin / "mesh-curl", "-o", "json", "--rate", str(RATE), "--duration", "120s", "http://reviews:9080/"]
+        self.process = etcd.suite.start(name, curl, env)
+        self.versions, self.lost, self.count = collections.deque(maxlen=20), [], 0
+        threading.Thread(target=self.take, daemon=True).start()
+
+    def take(self):
+        while True:
+            call = json.loads(self.process.lines.get())
+            if "status" not in call and "error" not in call:
+                continue
+            self.count += 1
+            if call.get("status") == 200:
+                self.versions.append(json.loads(call["body"])["version"])
+            else:
+                self.lost.append(call)
+
+    def end(self):
+        self.process.child.send_signal(signal.SIGTERM)
+        self.process.child.wait(20)
+
+
+class Etcd:
+    def __init__(self, suite, failure):
+        self.suite, self.failure = suite, failure
+        self.folder = suite.folder / "etcd"
+        self.tls = self.folder / "tls"
+        self.loads = []
+
+    def run(self):
+        check = self.suite.check
+        check("etcd", "three members, two replicas: what is applied is served by both", self.prepare)
+        check("etcd", "what validate refuses is refused, a change moves every call, and what was got in all the same is held", self.changes)
+        check("etcd", "the leader is killed: no call is lost, and what is applied meanwhile is served by both", lambda: self.without_leader(signal.SIGKILL))
+        check("etcd", "the leader is stopped: the same", lambda: self.without_leader(signal.SIGSTOP))
+        check("etcd", "a replica whose revision is compacted away lists anew, and loses nothing", self.compacted)
+        check("etcd", "no quorum: what was known is served, and said to be old", self.without_quorum)
+        check("etcd", "the history says who did what, and a change is taken back", self.history)
+        check("etcd", "no call was lost", self.unfailing)
+
+    def prepare(self):
+        self.tls.mkdir(parents=True)
+        self.certificates()
+        self.members = [Member(self, number) for number in range(MEMBERS)]
+        for member in self.members:
+            member.start()
+        self.until("a leader", lambda: self.leader() is not None)
+        self.controls = [self.replica(f"mesh-control {name} of etcd", self.members) for name in "ab"]
+        self.apply(SERVICES + "---\n" + rule("v1"), "the shop")
+        # Each is registered at one replica, and called by clients of both.
+        for version, (xds, _) in zip(("v1", "v2"), self.controls):
+            self.server(version, xds)
+        for xds, _ in self.controls:
+            self.until("a call", lambda xds=xds: self.call(xds) == 200)
+        self.loads = [Load(self, f"load-{name}", xds) for name, (xds, _) in zip("ab", self.controls)]
+        self.converge("v1")
+        return f"{len(self.loads)} clients at {RATE} calls a second each"
+
+    def certificates(self):
+        def openssl(*command):
+            subprocess.run(["openssl", *command], check=True, capture_output=True, timeout=60, cwd=self.tls)
+
+        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        openssl("req", "-x509", *key, "-days", "2", "-subj", "/CN=etcd of the suite", "-out", "ca.pem", "-keyout", "ca.key")
+        openssl("req", *key, "-subj", "/CN=mesh-control", "-out", "leaf.csr", "-keyout", "leaf.key")
+        (self.tls / "leaf.ext").write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
+        sign = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "leaf.ext"]
+        openssl("x509", "-req", "-in", "leaf.csr", "-out", "leaf.pem", *sign)
+
+    def options(self, members):
+        return ["--etcd", ",".join(member.url for member in members), "--etcd-ca", self.tls / "ca.pem",
+                "--etcd-cert", self.tls / "leaf.pem", "--etcd-key", self.tls / "leaf.key"]
+
+    def replica(self, name, members):
+        """A mesh-control without a file, and where it serves."""
+        command = [self.suite.args.bin / "mesh-control", "serve", *self.options(members)]
+        command += ["--xds-addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0"]
+        process = self.suite.start(name, command)
+        return process.wait_for_line("xds listening on "), process.wait_for_line("status listening on ")
+
+    def server(self, version, xds):
+        """A process that answers for a version."""
+        echo = [self.suite.args.bin / "mesh-echo", "--name", "reviews", "--version", version, "--listen", "127.0.0.1:0"]
+        echo += ["--label", "app=reviews", "--label", f"version={version}"]
+        env = self.suite.bootstrap(xds, f"reviews-{version}", "shop")
+        self.suite.start(f"reviews {version}", echo, env).wait_for_line(" serving")
+
+    def call(self, xds):
+        """The status of one call by a client of a replica."""
+        curl = [self.suite.args.bin / "mesh-curl", "-o", "json", "http://reviews:9080/"]
+        env = {**os.environ, **self.suite.bootstrap(xds, "caller", "shop")}
+        done = subprocess.run(curl, capture_output=True, timeout=60, text=True, env=env)
+        return json.loads(done.stdout.splitlines()[0]).get("status")
+
+    def command(self, name, *more, text=None):
+        command = [self.suite.args.bin / "mesh-control", name, *more, *self.options(self.members)]
+        return subprocess.run(command, input=text, capture_output=True, timeout=60, text=True)
+
+    def apply(self, text, message):
+        done = self.command("apply", "-f", "-", "--author", "the suite", "-m", message, text=text)
+        if done.returncode != 0:
+            raise self.failure(f"apply: exit code {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def converge(self, version, patience=PATIENCE):
+        """Waits until every call of each client goes to a version; how long that takes."""
+        began = time.monotonic()
+        self.until(f"every call at {version}", lambda: all(len(load.versions) == 20 and set(load.versions) == {version} for load in self.loads), patience)
+        return time.monotonic() - began
+
+    def until(self, what, is_so, patience=PATIENCE):
+        end = time.monotonic() + patience
+        while not is_so():
+            if time.monotonic() > end:
+                raise self.failure(f"not in time: {what}")
+            time.sleep(0.05)
+
+    def leader(self):
+        return next((member for member in self.members if member.leads()), None)
+
+    def stale(self):
+        return [self.suite.status(status).get("config_stale_reason") for _, status in self.controls]
+
+    def put(self, value):
+        """Writes the rule to etcd, past everything that would refuse it."""
+        key = "/mesh/objects/virtualservices.networking.istio.io/shop/reviews"
+        self.members[0].call("KV/Put", field(1, key) + field(2, value))
+
+    def changes(self):
+        refused = self.command("apply", "-f", "-", text=rule("v2", "rout"))
+        if refused.returncode != 3 or "did you mean `route`?" not in refused.stderr:
+            raise self.failure(f"exit code {refused.returncode}: {refused.stderr}")
+        differs = self.command("diff", "-f", "-", text=rule("v2"))
+        if differs.returncode != 1 or "-        subset: v1\n+        subset: v2\n" not in differs.stdout:
+            raise self.failure(f"diff: exit code {differs.returncode}: {differs.stdout} {differs.stderr}")
+        self.apply(rule("v2"), "to v2")
+        took = self.converge("v2")
+        self.put("{}")
+        standing = lambda: [[one["standing"] for one in self.suite.status(status)["wrong"]] for _, status in self.controls]
+        self.until("it is held", lambda: standing() == [["held"], ["held"]])
+        self.apply(rule("v1"), "back to v1")
+        self.converge("v1")
+        self.until("it is mended", lambda: standing() == [[], []])
+        return f"every call after {took:.2f} s"
+
+    def without_leader(self, how):
+        leader = self.leader()
+        leader.process.child.send_signal(how)
+        began = time.monotonic()
+        try:
+            self.apply(rule("v2"), f"without {leader.name}")
+            applied = time.monotonic() - began
+            took = self.converge("v2")
+        finally:
+            if how == signal.SIGKILL:
+                leader.process.child.wait(10)
+                leader.start()
+            else:
+                leader.process.child.send_signal(signal.SIGCONT)
+        self.until("it is back", lambda: leader.leads() is not None)
+        self.apply(rule("v1"), "and with it")
+        self.converge("v1")
+        return f"{leader.name}: applied after {applied:.1f} s, every call {took:.1f} s later"
+
+    def compacted(self):
+        """A replica that knows one member only, which is away while others change and forget."""
+        member = next(member for member in self.members if not member.leads())
+        _, status = self.replica("mesh-control c of etcd", [member])
+        member.process.kill()
+        for number in range(3):
+            self.apply(SERVICES.replace("shop", f"shop-{number}"), "more of it")
+        other = next(one for one in self.members if one is not member)
+        revision = fields(other.call("KV/Range", field(1, "/mesh/last"))[1][0])[3][0]
+        other.call("KV/Compact", field(1, revision) + field(2, 1))
+        member.start()
+        self.until("what came meanwhile", lambda: self.suite.status(status)["services"] == 4)
+        return f"up to revision {revision}"
+
+    def without_quorum(self):
+        away = self.members[1:]
+        for member in away:
+            member.process.child.send_signal(signal.SIGSTOP)
+        try:
+            self.until("both say it", lambda: all(reason and "etcd" in reason for reason in self.stale()), 30)
+            counts = [load.count for load in self.loads]
+            self.until("calls go on", lambda: all(load.count > count + RATE for load, count in zip(self.loads, counts)))
+        finally:
+            for member in away:
+                member.process.child.send_signal(signal.SIGCONT)
+        self.until("both are well", lambda: self.stale() == [None, None])
+
+    def history(self):
+        done = self.command("history", "-o", "json", "--limit", "200")
+        entries = [json.loads(line) for line in done.stdout.splitlines()]
+        if [entry["number"] for entry in entries] != list(range(len(entries), 0, -1)):
+            raise self.failure(f"not every change is there once: {[entry['number'] for entry in entries]}")
+        if {entry["author"] for entry in entries} != {"the suite"} or entries[-1]["message"] != "the shop":
+            raise self.failure(f"who did what: {entries[-1]}")
+        self.apply(rule("v2"), "a mistake")
+        self.converge("v2")
+        done = self.command("rollback", "--author", "the suite", "-m", "it was one")
+        if done.returncode != 0:
+            raise self.failure(f"rollback: exit code {done.returncode}: {done.stderr}")
+        self.converge("v1")
+        return f"{len(entries)} changes"
+
+    def unfailing(self):
+        for load in self.loads:
+            load.end()
+        lost = [call for load in self.loads for call in load.lost]
+        if lost:
+            raise self.failure(f"{len(lost)} calls: {lost[:3]}")
+        return f"{sum(load.count for load in self.loads)} calls, 0 lost"
