@@ -250,6 +250,34 @@ impl QuotaLimit {
     }
 }
 
+/// Which resources may be different from what they were.
+#[non_exhaustive]
+pub enum Changes<'a> {
+    /// Any.
+    Any,
+    /// Those whose names it says yes to.
+    Only(Box<dyn Fn(&str) -> bool + 'a>),
+}
+
+impl Changes<'_> {
+    /// Whether the resource of this name may be one of them.
+    pub fn may_concern(&self, name: &str) -> bool {
+        match self {
+            Changes::Any => true,
+            Changes::Only(is_concerned) => is_concerned(name),
+        }
+    }
+}
+
+impl std::fmt::Debug for Changes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Changes::Any => "Any",
+            Changes::Only(_) => "Only",
+        })
+    }
+}
+
 /// An immutable picture of everything that can be asked for.
 pub trait Catalog: Send + Sync + 'static {
     /// The resource called `name` as `client` sees it, or `None` where no such thing exists.
@@ -289,6 +317,12 @@ pub trait Catalog: Send + Sync + 'static {
     /// What a rule of a quota says, by the name of its object, where it is for this client, or whoever it is for.
     fn quota(&self, _client: Option<&Client>, _quota: &str, _rule: &str) -> Option<QuotaLimit> {
         None
+    }
+
+    /// Which resources of a kind may be different for a client from what they were at an earlier
+    /// [`revision`](Self::revision).
+    fn changes(&self, _client: &Client, _kind: Kind, _since: u64) -> Changes<'_> {
+        Changes::Any
     }
 
     /// A number that moves whenever any resource of this kind may have changed for any client. Two

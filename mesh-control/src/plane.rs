@@ -8,6 +8,7 @@ mod events;
 mod followed;
 mod keys;
 mod origins;
+mod recent;
 mod servers;
 mod sidecar;
 mod snapshot;
@@ -44,6 +45,7 @@ use crate::policy::traffic::ServerTls;
 use crate::registry::{Discovered, Discovery, Endpoints, ServiceName, Workload};
 use crate::render::judge::Judge;
 use events::{Counts, Events};
+use recent::Recent;
 use snapshot::Compiled;
 pub use snapshot::Snapshot;
 use source::Source;
@@ -244,6 +246,7 @@ struct Live {
     keys: Arc<FetchedKeys>,
     /// Why keys of some sources could not be fetched the last time.
     key_problems: BTreeMap<KeySource, String>,
+    recent: Recent,
 }
 
 /// A text that is wrong; what it said before, if anything, stays in force.
@@ -731,7 +734,14 @@ impl Inner {
         generation
     }
 
+    /// What anything in force says may be different from now on.
     fn publish(&self, live: &mut Live) {
+        live.recent = Recent::default();
+        live.endpoints.take_replaced();
+        self.send(live);
+    }
+
+    fn send(&self, live: &mut Live) {
         live.generation += 1;
         live.is_due = false;
         let snapshot = Snapshot {
@@ -740,6 +750,7 @@ impl Inner {
             compiled: live.compiled.clone(),
             endpoints: live.endpoints.snapshot(),
             keys: live.keys.clone(),
+            recent: live.recent.clone(),
         };
         self.snapshots.send_replace(Arc::new(snapshot));
     }
@@ -771,7 +782,9 @@ impl Inner {
 
     /// Only these count as "just now": the first workload after a change of the configuration is not held back.
     fn publish_endpoints(&self, live: &mut Live) {
-        self.publish(live);
+        let replaced = live.endpoints.take_replaced();
+        live.recent.add(live.generation + 1, replaced);
+        self.send(live);
         live.published = Some(Instant::now());
     }
 }

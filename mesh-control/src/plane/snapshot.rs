@@ -1,15 +1,16 @@
 //! Everything that can be asked for at one moment: the policy and the endpoints, and what was already made
 //! of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_core::identity::SpiffeId;
 
-use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind, QuotaLimit};
+use crate::catalog::{Catalog, Changes, Client, ClientClass, Encoded, Kind, QuotaLimit};
 use crate::config::Diagnostic;
 use crate::config::store::Wrong;
+use crate::plane::recent::Recent;
 use crate::policy::Policy;
 use crate::policy::access::{Condition, Conditions, RulesByEffect};
 use crate::policy::filters::{self, FilterInForce, Passing};
@@ -23,7 +24,7 @@ use crate::policy::tokens::FetchedKeys;
 use crate::policy::traffic::{ServerTls, Tls};
 use crate::policy::view::View;
 use crate::registry::endpoints::EncodedKey;
-use crate::registry::{Endpoint, EndpointsSnapshot};
+use crate::registry::{Endpoint, EndpointsSnapshot, ServiceId};
 use crate::render::envoy::{self, Outbound};
 use crate::render::judge::Judge;
 use crate::render::{self, Degraded, Rendered};
@@ -194,6 +195,7 @@ pub struct Snapshot {
     pub(super) endpoints: EndpointsSnapshot,
     /// Keys of issuers that were fetched.
     pub(super) keys: Arc<FetchedKeys>,
+    pub(super) recent: Recent,
 }
 
 impl Snapshot {
@@ -547,6 +549,28 @@ impl Catalog for Snapshot {
 
     fn served_at(&self, client: &Client) -> Result<BTreeSet<SocketAddr>, String> {
         client.sidecar.as_ref().map_or_else(|| Ok(BTreeSet::new()), |sidecar| self.sidecar_addresses(client, sidecar))
+    }
+
+    fn changes(&self, client: &Client, kind: Kind, since: u64) -> Changes<'_> {
+        if kind != Kind::Endpoints {
+            return Changes::Any;
+        }
+        let Some(replaced) = self.recent.since(since, self.generation) else { return Changes::Any };
+        let Policy { services, .. } = &self.compiled.policy;
+        // Where callers are says how they are spread over zones.
+        let own = services.own(&client.namespace, &self.labels(client));
+        // The one host whose clusters have these endpoints.
+        let host = |id: &ServiceId| {
+            let service = services.get(*id).filter(|service| service.alias.is_none())?;
+            Some(&*service.host).filter(|host| !host.starts_with('*'))
+        };
+        let hosts: Option<HashSet<&str>> = replaced.iter().map(host).collect();
+        match hosts {
+            Some(hosts) if own.is_none_or(|own| !replaced.contains(&own)) => {
+                Changes::Only(Box::new(move |name| name.rsplit('|').next().is_some_and(|host| hosts.contains(host))))
+            }
+            _ => Changes::Any,
+        }
     }
 
     fn revision(&self, kind: Kind) -> Option<u64> {

@@ -1,6 +1,6 @@
 //! The endpoints of all services as workloads come and go.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::discovered::{Discovered, ServiceName};
@@ -43,6 +43,8 @@ pub struct Endpoints {
     discovered: HashMap<ServiceName, Arc<[Discovered]>>,
     /// Counts how often a service came to have other identities behind it.
     identities: u64,
+    /// Whose sets were replaced since somebody asked.
+    replaced: BTreeSet<ServiceId>,
 }
 
 impl Endpoints {
@@ -71,6 +73,11 @@ impl Endpoints {
     /// The endpoints of a service.
     pub fn of(&self, id: ServiceId) -> Option<&Arc<ServiceEndpoints>> {
         self.by_service.get(id.0)
+    }
+
+    /// The services that have other endpoints than when this was asked the last time.
+    pub fn take_replaced(&mut self) -> BTreeSet<ServiceId> {
+        std::mem::take(&mut self.replaced)
     }
 
     /// The sets as they are now.
@@ -192,6 +199,7 @@ impl Endpoints {
                     self.identities += 1;
                 }
                 *slot = Arc::new(fresh);
+                self.replaced.insert(id);
                 changed = true;
             }
         }

@@ -55,7 +55,7 @@ impl ServedPorts {
 
 /// The place of a service among all, and of its endpoints in [`super::Endpoints`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ServiceId(pub(super) usize);
+pub struct ServiceId(pub(crate) usize);
 
 /// All services of a configuration.
 #[derive(Debug, Default)]
@@ -160,7 +160,8 @@ impl Services {
         self.all.push(Arc::new(service));
     }
 
-    pub(super) fn get(&self, id: ServiceId) -> Option<&Arc<Service>> {
+    /// The service of this place.
+    pub fn get(&self, id: ServiceId) -> Option<&Arc<Service>> {
         self.all.get(id.0)
     }
 

@@ -205,8 +205,14 @@ async fn converse<M: Method>(
             return fail(&sender, status).await;
         }
     };
-    let opening =
-        Opening { client, catalog, pace: state.pace, settles_at: state.settling.ends_at(), tag: fastrand::u32(..) };
+    let opening = Opening {
+        client,
+        catalog,
+        pace: state.pace,
+        settles_at: state.settling.ends_at(),
+        tag: fastrand::u32(..),
+        stamps: state.stamps.clone(),
+    };
     let session = Session::new(M::VARIANT, opening, now());
     let mut about = About::read(node);
     // A certificate decides who somebody is, whatever the node leaves out.

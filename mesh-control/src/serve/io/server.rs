@@ -115,8 +115,8 @@ impl Default for Options {
             grace: Duration::from_secs(10),
             pace: Pace::default(),
             max_stream_age: None,
-            // 2,000 clients that come back together are spread over more than ten seconds.
-            stream_rate: 150,
+            // 2,000 clients that come back together are spread over eight seconds.
+            stream_rate: 250,
             stream_burst: 100,
             certificates: None,
             trust_domain: TrustDomain::default(),
@@ -257,6 +257,7 @@ impl Server {
             feed,
             presence: Presence::new(workloads, options.grace),
             fleet: Fleet::new(limits),
+            stamps: Arc::default(),
             following: Arc::default(),
             metrics: Metrics::default(),
             load: Load::default(),

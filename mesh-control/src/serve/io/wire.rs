@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-use bytes::BufMut;
+use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use tonic::Status;
@@ -32,22 +32,35 @@ impl<Q: Message + Default + 'static> Codec for AdsCodec<Q> {
     }
 
     fn decoder(&mut self) -> RequestDecoder<Q> {
-        RequestDecoder(PhantomData)
+        RequestDecoder { last: Bytes::new(), of: PhantomData }
     }
 }
 
 #[derive(Debug)]
-pub(crate) struct RequestDecoder<Q>(PhantomData<fn() -> Q>);
+pub(crate) struct RequestDecoder<Q> {
+    /// The bytes of the last request. While they are held, the buffer that they are a part of is not used again: the next
+    /// request has one of its own size, and that of a list of thousands of names is not kept for as long as the stream is there.
+    last: Bytes,
+    of: PhantomData<fn() -> Q>,
+}
 
 impl<Q: Message + Default> Decoder for RequestDecoder<Q> {
     type Item = Q;
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<Q>, Status> {
-        let request = Q::decode(buf);
+        self.last = buf.copy_to_bytes(buf.remaining());
+        let request = Q::decode(self.last.clone());
         request.map(Some).map_err(|error| Status::invalid_argument(format!("request: {error}")))
     }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(IDLE, 32 * 1024)
+    }
 }
+
+/// How many bytes an idle stream keeps, either way.
+const IDLE: usize = 1024;
 
 #[derive(Debug)]
 pub(crate) struct ResponseEncoder;
@@ -62,9 +75,9 @@ impl Encoder for ResponseEncoder {
         Ok(())
     }
 
-    // An idle stream keeps this much; `encode` reserves what a response needs.
+    // `encode` reserves what a response needs.
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(1024, 32 * 1024)
+        BufferSettings::new(IDLE, 32 * 1024)
     }
 }
 

@@ -5,6 +5,7 @@
 //! therefore costs a few sets of names, skips every version it had no time for, and never holds up the
 //! publisher (xDS server rule 13).
 
+mod entries;
 mod entry;
 mod report;
 
@@ -16,8 +17,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::catalog::{Catalog, Client, Encoded, Kind};
-use entry::{Entry, Sets, Told, duty};
+use crate::catalog::{Catalog, Changes, Client, Encoded, Kind};
+use entries::Entries;
+pub(crate) use entries::Stamps;
+use entry::{Duty, Sets, State, Told, duty};
 pub(crate) use report::{NameReport, Report};
 
 /// The catalog as one client sees it now.
@@ -115,7 +118,7 @@ pub(crate) struct Ledger {
     kind: Kind,
     whole: bool,
     window: usize,
-    entries: BTreeMap<Arc<str>, Entry>,
+    entries: Entries,
     /// What was sent, where a later response has to repeat it.
     bodies: BTreeMap<Arc<str>, Bytes>,
     name_bytes: usize,
@@ -143,12 +146,12 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// `whole`: every response of this kind repeats the whole subscribed set, since what is left out
     /// counts as deleted. `window`: how many responses may be unanswered while requests are answered.
-    pub(crate) fn new(kind: Kind, whole: bool, window: usize) -> Ledger {
+    pub(crate) fn new(kind: Kind, whole: bool, window: usize, stamps: Arc<Stamps>) -> Ledger {
         Ledger {
             kind,
             whole,
             window,
-            entries: BTreeMap::new(),
+            entries: Entries::new(stamps),
             bodies: BTreeMap::new(),
             name_bytes: 0,
             opened: false,
@@ -177,24 +180,24 @@ impl Ledger {
     /// Subscribes to a name, which is thereby owed an answer even if the client was told before: it may
     /// have forgotten. Whether the name is new.
     pub(crate) fn subscribe(&mut self, name: &str, view: &View<'_>) -> bool {
-        self.enter(name, Told::Nothing, true, view)
+        self.enter(name, None, true, view)
     }
 
     /// Subscribes to a name that the client holds from another stream: with the version it tells, only a
     /// difference is sent; without one, the name is owed an answer.
     pub(crate) fn resume(&mut self, name: &str, version: Option<&str>, view: &View<'_>) -> bool {
-        self.enter(name, Told::Cached(version.map(Arc::from)), version.is_none(), view)
+        self.enter(name, Some(version.map(Arc::from)), version.is_none(), view)
     }
 
     /// Remembers what a wildcard client holds without having asked for it by name.
     pub(crate) fn inherit(&mut self, name: &str, version: &str, view: &View<'_>) {
-        if self.entries.contains_key(name) {
+        if self.entries.contains(name) {
             return;
         }
         let (name, found) = intern(name, self.kind, view);
         self.name_bytes += weight(&name);
-        let told = Told::Cached(Some(Arc::from(version)));
-        self.entries.insert(name.clone(), Entry::new(false, told));
+        let version = known(version.into(), found.as_ref());
+        self.entries.put(&name, Some(&version), State { told: Told::Cached, ..State::default() });
         self.place(&name, found.as_ref(), false, view.settled);
     }
 
@@ -202,26 +205,29 @@ impl Ledger {
     /// subscription; but what it leaves out the client has dropped, and if the next list that counts has it
     /// again, it must be sent again.
     pub(crate) fn doubt(&mut self, names: &BTreeSet<&str>) {
-        for (name, entry) in &mut self.entries {
-            entry.forgotten |= entry.explicit && !names.contains(&**name);
+        for (name, state) in self.entries.states() {
+            state.forgotten |= state.explicit && !names.contains(name);
         }
     }
 
     /// The client may have dropped the name since it was told. Asking clears it.
     pub(crate) fn take_forgotten(&mut self, name: &str) -> bool {
-        self.entries.get_mut(name).is_some_and(|entry| mem::take(&mut entry.forgotten))
+        self.entries.state(name).is_some_and(|state| mem::take(&mut state.forgotten))
     }
 
-    fn enter(&mut self, name: &str, told: Told, owed: bool, view: &View<'_>) -> bool {
+    /// `cached`: the client has it from another stream, in this version if it says which.
+    fn enter(&mut self, name: &str, cached: Option<Option<Arc<str>>>, owed: bool, view: &View<'_>) -> bool {
         let (name, found) = intern(name, self.kind, view);
         if self.parting.remove(&name) {
             self.name_bytes = self.name_bytes.saturating_sub(weight(&name));
         }
-        let is_new = match self.entries.get_mut(&name) {
-            Some(entry) => !mem::replace(&mut entry.explicit, true),
+        let is_new = match self.entries.state(&name) {
+            Some(state) => !mem::replace(&mut state.explicit, true),
             None => {
                 self.name_bytes += weight(&name);
-                self.entries.insert(name.clone(), Entry::new(true, told));
+                let told = if cached.is_some() { Told::Cached } else { Told::Nothing };
+                let version = cached.flatten().map(|version| known(version, found.as_ref()));
+                self.entries.put(&name, version.as_ref(), State { told, explicit: true, ..State::default() });
                 true
             }
         };
@@ -240,14 +246,14 @@ impl Ledger {
         let covered: HashSet<&str> = everything.iter().map(|name| &**name).collect();
         let mut given_up = Vec::new();
         for name in names {
-            let Some((own, entry)) = self.entries.get_key_value(*name) else {
+            let Some(entry) = self.entries.get(name) else {
                 continue;
             };
-            let (own, was_explicit) = (own.clone(), entry.explicit);
+            let (own, was_explicit) = (entry.name.clone(), entry.state.explicit);
             if covered.contains(name) {
                 let (name, found) = intern(name, self.kind, view);
-                if let Some(entry) = self.entries.get_mut(&name) {
-                    entry.explicit = false;
+                if let Some(state) = self.entries.state(&name) {
+                    state.explicit = false;
                 }
                 self.place(&name, found.as_ref(), true, view.settled);
             } else {
@@ -274,17 +280,17 @@ impl Ledger {
         if on {
             self.expand(view);
         } else {
-            let implicit: Vec<_> =
-                self.entries.iter().filter(|(_, entry)| !entry.explicit).map(|(name, _)| name.clone()).collect();
+            let implicit = self.entries.iter().filter(|entry| !entry.state.explicit);
+            let implicit: Vec<_> = implicit.map(|entry| entry.name.clone()).collect();
             implicit.iter().for_each(|name| self.forget(name));
         }
     }
 
     fn expand(&mut self, view: &View<'_>) {
         for name in view.catalog.everything(view.client, self.kind) {
-            if !self.entries.contains_key(&name) {
+            if !self.entries.contains(&name) {
                 self.name_bytes += weight(&name);
-                self.entries.insert(name.clone(), Entry::new(false, Told::Nothing));
+                self.entries.put(&name, None, State::default());
                 let found = view.find(self.kind, &name);
                 self.place(&name, found.as_ref(), false, view.settled);
             }
@@ -292,7 +298,7 @@ impl Ledger {
     }
 
     fn forget(&mut self, name: &str) {
-        if let Some((name, _)) = self.entries.remove_entry(name) {
+        if let Some(name) = self.entries.remove(name) {
             self.name_bytes = self.name_bytes.saturating_sub(weight(&name));
         }
         self.sets.remove(name);
@@ -302,42 +308,39 @@ impl Ledger {
         self.refused.remove(name);
     }
 
-    /// Compares everything with a new catalog. Whether something came up for removal that was not before.
-    pub(crate) fn compare(&mut self, view: &View<'_>) -> bool {
-        let left = mem::take(&mut self.sets.leaving);
-        self.sets.clear();
-        for (name, entry) in &self.entries {
-            let found = view.find(self.kind, name);
-            if let Some(set) = self.sets.of(duty(entry, found.as_ref(), view.settled), entry) {
-                set.insert(name.clone());
-            }
+    /// Compares what may have changed with a new catalog. Whether something came up for removal that was not before.
+    pub(crate) fn compare(&mut self, changes: &Changes<'_>, view: &View<'_>) -> bool {
+        let mut leaves = false;
+        for entry in self.entries.iter().filter(|entry| changes.may_concern(entry.name)) {
+            let found = view.find(self.kind, entry.name);
+            let duty = duty(&entry, found.as_ref(), view.settled);
+            leaves |= duty == Duty::Withdraw && !self.sets.leaving.contains(entry.name);
+            self.sets.put(duty, &entry);
         }
         if self.wildcard {
             self.expand(view);
         }
-        self.sets.leaving.iter().any(|name| !left.contains(name))
+        leaves
     }
 
     fn place(&mut self, name: &Arc<str>, found: Option<&Encoded>, owed: bool, settled: bool) {
-        let Some(entry) = self.entries.get_mut(name) else {
-            return;
-        };
-        entry.asked |= owed;
-        self.sets.remove(name);
-        if let Some(set) = self.sets.of(duty(entry, found, settled), entry) {
-            set.insert(name.clone());
+        if let Some(state) = self.entries.state(name) {
+            state.asked |= owed;
+        }
+        if let Some(entry) = self.entries.get(name) {
+            self.sets.put(duty(&entry, found, settled), &entry);
         }
     }
 
     /// Has these names sent once more if the client has them from this stream: it waits for them.
     pub(crate) fn repeat<'a>(&mut self, names: impl Iterator<Item = &'a Arc<str>>) {
         for name in names {
-            if let Some(entry) = self.entries.get_mut(name)
-                && matches!(entry.told, Told::Sent(_))
+            if let Some(state) = self.entries.state(name)
+                && state.told == Told::Sent
                 && !self.sets.leaving.contains(name)
                 && !self.sets.owed.contains(name)
             {
-                entry.again = true;
+                state.again = true;
                 self.sets.changed.remove(name);
                 self.sets.awaited.insert(name.clone());
             }
@@ -359,7 +362,7 @@ impl Ledger {
                 .leaving
                 .iter()
                 .filter_map(|name| self.entries.get(name))
-                .any(|entry| matches!(entry.told, Told::Cached(_)))
+                .any(|entry| entry.state.told == Told::Cached)
     }
 
     /// There is something to push. A listener that disappeared counts: nothing refers to a listener, so
@@ -458,21 +461,21 @@ impl Ledger {
         let pushes = scope.pushes != Pushes::None || self.greeting;
         let pushed = if pushes { mem::take(&mut self.sets.changed) } else { BTreeSet::new() };
         let removed = if scope.removals { mem::take(&mut self.sets.leaving) } else { BTreeSet::new() };
-        for name in self.entries.keys().cloned().collect::<Vec<_>>() {
+        for name in self.entries.iter().map(|entry| entry.name.clone()).collect::<Vec<_>>() {
             if removed.contains(&name) {
                 self.withdraw(name, &mut parcel);
             } else if owed.contains(&name) || pushed.contains(&name) {
                 self.give(name, view, &mut parcel);
             } else if let Some(entry) = self.entries.get(&name) {
-                match (&entry.told, self.bodies.get(&name)) {
-                    (Told::Sent(version), Some(body)) => parcel.resources.push(Encoded {
-                        name,
+                match (entry.state.told, entry.version, self.bodies.get(&name)) {
+                    (Told::Sent, Some(version), Some(body)) => parcel.resources.push(Encoded {
                         version: version.clone(),
                         body: body.clone(),
+                        name,
                         self_registered: false,
                         endpoints: 0,
                     }),
-                    (Told::Absent, _) => parcel.absent.push(name),
+                    (Told::Absent, ..) => parcel.absent.push(name),
                     _ => {}
                 }
             }
@@ -481,18 +484,19 @@ impl Ledger {
     }
 
     fn give(&mut self, name: Arc<str>, view: &View<'_>, parcel: &mut Parcel) -> usize {
-        let Some(entry) = self.entries.get_mut(&name) else {
+        let Some(state) = self.entries.state(&name) else {
             return 0;
         };
-        entry.asked = false;
-        entry.again = false;
+        state.asked = false;
+        state.again = false;
+        let told = State { told: Told::Sent, ..*state };
         match view.find(self.kind, &name) {
             Some(found) => {
                 match view.given_up.contains_key(&name) {
                     true => self.given_up.insert(name.clone()),
                     false => self.given_up.remove(&name),
                 };
-                entry.told = Told::Sent(found.version.clone());
+                self.entries.put(&name, Some(&found.version), told);
                 if self.whole {
                     self.bodies.insert(name.clone(), found.body.clone());
                 }
@@ -510,10 +514,9 @@ impl Ledger {
 
     fn withdraw(&mut self, name: Arc<str>, parcel: &mut Parcel) {
         self.bodies.remove(&name);
-        match self.entries.get_mut(&name) {
-            Some(entry) if entry.explicit => {
-                entry.told = Told::Absent;
-                entry.asked = false;
+        match self.entries.get(&name).map(|entry| entry.state) {
+            Some(state) if state.explicit => {
+                self.entries.put(&name, None, State { told: Told::Absent, asked: false, ..state });
             }
             Some(_) => self.forget(&name),
             None => return,
@@ -544,9 +547,9 @@ impl Ledger {
     /// same on every replica and after every restart.
     fn fingerprint(&self) -> String {
         let mut hash = Xxh3::new();
-        for (name, entry) in &self.entries {
-            if let Some(version) = entry.told.version() {
-                hash.update(name.as_bytes());
+        for entry in self.entries.iter() {
+            if let Some(version) = entry.version {
+                hash.update(entry.name.as_bytes());
                 hash.update(&[0]);
                 hash.update(version.as_bytes());
                 hash.update(&[0]);
@@ -595,7 +598,7 @@ impl Ledger {
             accepted.for_each(|name| self.clear(&name));
         }
         let certain = is_named || names.len() == 1;
-        for name in names.iter().filter(|name| self.entries.contains_key(*name)) {
+        for name in names.iter().filter(|name| self.entries.contains(name)) {
             let blame = self.refused.entry(name.clone()).or_default();
             if certain {
                 blame.certain = true;
@@ -620,7 +623,7 @@ impl Ledger {
     /// What the client certainly refused, each with its version.
     pub(crate) fn certainly_refused(&self) -> Vec<(Arc<str>, Arc<str>)> {
         let certain = self.refused.iter().filter(|(_, blame)| blame.certain);
-        certain.filter_map(|(name, _)| Some((name.clone(), self.entries.get(name)?.told.version()?.clone()))).collect()
+        certain.filter_map(|(name, _)| Some((name.clone(), self.entries.get(name)?.version?.clone()))).collect()
     }
 
     /// Expects no answer to anything sent so far: who has answered the newest response need not answer those before.
@@ -650,17 +653,17 @@ impl Ledger {
 
     /// The name is asked for by itself.
     pub(crate) fn is_subscribed(&self, name: &str) -> bool {
-        self.entries.get(name).is_some_and(|entry| entry.explicit)
+        self.entries.get(name).is_some_and(|entry| entry.state.explicit)
     }
 
     /// The name is asked for, by itself or by the wildcard.
     pub(crate) fn is_known(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
+        self.entries.contains(name)
     }
 
     /// The names asked for one by one.
     pub(crate) fn explicit(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.entries.iter().filter(|(_, entry)| entry.explicit).map(|(name, _)| name)
+        self.entries.iter().filter(|entry| entry.state.explicit).map(|entry| entry.name)
     }
 
     /// What there is to say about this kind in a status report.
@@ -671,12 +674,12 @@ impl Ledger {
             names: self
                 .entries
                 .iter()
-                .map(|(name, entry)| NameReport {
-                    name: name.clone(),
-                    version: entry.told.version().cloned(),
-                    absent: matches!(entry.told, Told::Absent),
-                    pending: self.sets.contains(name),
-                    refused: self.refused.contains_key(name),
+                .map(|entry| NameReport {
+                    name: entry.name.clone(),
+                    version: entry.version.cloned(),
+                    absent: entry.state.told == Told::Absent,
+                    pending: self.sets.contains(entry.name),
+                    refused: self.refused.contains_key(entry.name),
                 })
                 .collect(),
             sent_version: self.sent_version.clone(),
@@ -701,6 +704,11 @@ fn intern(name: &str, kind: Kind, view: &View<'_>) -> (Arc<str>, Option<Encoded>
         _ => Arc::from(name),
     };
     (name, found)
+}
+
+/// A version that a client tells, as the catalog has it if that is the same.
+fn known(version: Arc<str>, found: Option<&Encoded>) -> Arc<str> {
+    found.map(|found| &found.version).filter(|own| **own == version).cloned().unwrap_or(version)
 }
 
 /// Whether a text has this name in it, and not just as a part of a longer one.

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
-use crate::serve::protocol::ledger::{Ledger, Pushes, Report, Scope, View};
+use crate::catalog::{Catalog, Changes, Client, ClientClass, Encoded, Kind};
+use crate::serve::protocol::ledger::{Ledger, Pushes, Report, Scope, Stamps, View};
 use crate::serve::protocol::push::{self, Gate, Lane, Lanes, Pace, Turn};
 
 /// The listener names that a server asks for to become part of the mesh; the address follows.
@@ -50,6 +50,8 @@ pub(crate) struct Opening {
     pub(crate) settles_at: Instant,
     /// Distinguishes the nonces of this stream from those of every other.
     pub(crate) tag: u32,
+    /// What streams hold alike.
+    pub(crate) stamps: Arc<Stamps>,
 }
 
 /// One response, ready to be written.
@@ -120,10 +122,13 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(variant: Variant, opening: Opening, now: Instant) -> Session {
-        let ledgers = Kind::ALL.map(|kind| match variant {
-            // A listener or cluster that a state-of-the-world response leaves out counts as deleted.
-            Variant::Sotw => Ledger::new(kind, matches!(kind, Kind::Listener | Kind::Cluster), 1),
-            Variant::Delta => Ledger::new(kind, false, 4),
+        let ledgers = Kind::ALL.map(|kind| {
+            let (whole, window) = match variant {
+                // A listener or cluster that a state-of-the-world response leaves out counts as deleted.
+                Variant::Sotw => (matches!(kind, Kind::Listener | Kind::Cluster), 1),
+                Variant::Delta => (false, 4),
+            };
+            Ledger::new(kind, whole, window, opening.stamps.clone())
         });
         Session {
             variant,
@@ -200,7 +205,7 @@ impl Session {
         let new: Vec<_> = refused.into_iter().filter(|(name, _)| has_other(name)).collect();
         if !new.is_empty() {
             self.given_up.extend(new);
-            self.compare(Kind::Cluster);
+            self.compare(Kind::Cluster, None);
         }
     }
 
@@ -240,7 +245,7 @@ impl Session {
             let revision = self.catalog.revision(kind);
             let known = std::mem::replace(&mut self.revisions[kind as usize], revision);
             if revision.is_none() || revision != known {
-                self.compare(kind);
+                self.compare(kind, known);
             }
         }
         if self.ledgers.iter().any(|ledger| ledger.has_pushes(true) || ledger.has_removals()) {
@@ -248,9 +253,12 @@ impl Session {
         }
     }
 
-    fn compare(&mut self, kind: Kind) {
+    /// Compares what may be different since a revision of the catalog, or everything.
+    fn compare(&mut self, kind: Kind, since: Option<u64>) {
+        let catalog = self.catalog.clone();
         let (ledger, view) = self.ledger(kind);
-        if ledger.compare(&view) && kind != Kind::Listener {
+        let changes = since.map_or(Changes::Any, |since| catalog.changes(view.client, kind, since));
+        if ledger.compare(&changes, &view) && kind != Kind::Listener {
             self.gate.restart();
         }
     }
@@ -296,7 +304,7 @@ impl Session {
     fn tick(&mut self, now: Instant) {
         if !self.settled && self.settles_at <= now {
             self.settled = true;
-            Kind::ALL.into_iter().for_each(|kind| self.compare(kind));
+            Kind::ALL.into_iter().for_each(|kind| self.compare(kind, None));
         }
         let held = self.ledgers.iter().any(|ledger| ledger.held() > 0);
         let open = self.gate.is_open();

@@ -6,37 +6,25 @@ use std::sync::Arc;
 use crate::catalog::Encoded;
 
 /// What the client was last told about a name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Told {
     /// Nothing yet.
+    #[default]
     Nothing,
     /// That it does not exist.
     Absent,
     /// On another stream; the version where the client says which (`initial_resource_versions`).
-    Cached(Option<Arc<str>>),
+    Cached,
     /// On this stream.
-    Sent(Arc<str>),
+    Sent,
 }
 
-impl Told {
-    pub(super) fn version(&self) -> Option<&Arc<str>> {
-        match self {
-            Told::Nothing | Told::Absent | Told::Cached(None) => None,
-            Told::Cached(Some(version)) | Told::Sent(version) => Some(version),
-        }
-    }
-
-    pub(super) fn is_held(&self) -> bool {
-        matches!(self, Told::Cached(_) | Told::Sent(_))
-    }
-}
-
-/// One name.
-#[derive(Clone, Debug)]
-pub(super) struct Entry {
+/// What there is to know of a name besides the version.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct State {
+    pub(super) told: Told,
     /// Asked for by name, rather than by the wildcard.
     pub(super) explicit: bool,
-    pub(super) told: Told,
     /// Owed an answer, whatever its version.
     pub(super) asked: bool,
     /// To be pushed once more although its version is unchanged.
@@ -45,9 +33,18 @@ pub(super) struct Entry {
     pub(super) forgotten: bool,
 }
 
-impl Entry {
-    pub(super) fn new(explicit: bool, told: Told) -> Entry {
-        Entry { explicit, told, asked: false, again: false, forgotten: false }
+/// One name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry<'a> {
+    pub(super) name: &'a Arc<str>,
+    /// That of what the client has, where it has something and the version is known.
+    pub(super) version: Option<&'a Arc<str>>,
+    pub(super) state: State,
+}
+
+impl Entry<'_> {
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self.state.told, Told::Cached | Told::Sent)
     }
 }
 
@@ -62,23 +59,23 @@ pub(super) enum Duty {
 }
 
 /// What has to happen for a name of which the catalog says this.
-pub(super) fn duty(entry: &Entry, found: Option<&Encoded>, settled: bool) -> Duty {
+pub(super) fn duty(entry: &Entry<'_>, found: Option<&Encoded>, settled: bool) -> Duty {
     let Some(found) = found else {
-        return if entry.told.is_held() { Duty::Withdraw } else { Duty::Nothing };
+        return if entry.is_held() { Duty::Withdraw } else { Duty::Nothing };
     };
-    if entry.told.version() == Some(&found.version) {
-        return if entry.again { Duty::Send } else { Duty::Nothing };
+    if entry.version == Some(&found.version) {
+        return if entry.state.again { Duty::Send } else { Duty::Nothing };
     }
     // After a start the registry fills up again as workloads come back. What a client brought along may
     // not shrink meanwhile, if it says how many there were; one that has nothing is served as soon as there is an
     // endpoint.
-    let incomplete = match &entry.told {
-        Told::Cached(version) => {
-            let had = version.as_deref().and_then(Encoded::endpoints_of);
+    let incomplete = match entry.state.told {
+        Told::Cached => {
+            let had = entry.version.and_then(|version| Encoded::endpoints_of(version));
             had.is_none_or(|had| found.endpoints < had)
         }
         Told::Nothing | Told::Absent => found.endpoints == 0,
-        Told::Sent(_) => false,
+        Told::Sent => false,
     };
     if found.self_registered && !settled && incomplete { Duty::Hold } else { Duty::Send }
 }
@@ -95,15 +92,22 @@ pub(super) struct Sets {
 }
 
 impl Sets {
-    pub(super) fn of(&mut self, duty: Duty, entry: &Entry) -> Option<&mut BTreeSet<Arc<str>>> {
-        match duty {
-            Duty::Hold => Some(&mut self.settling),
-            Duty::Withdraw => Some(&mut self.leaving),
-            Duty::Nothing | Duty::Send if entry.asked => Some(&mut self.owed),
-            Duty::Send if entry.again => Some(&mut self.awaited),
-            Duty::Send => Some(&mut self.changed),
-            Duty::Nothing => None,
-        }
+    /// Has this happen for a name, in place of what was to happen before.
+    pub(super) fn put(&mut self, duty: Duty, entry: &Entry<'_>) {
+        self.remove(entry.name);
+        let set = match duty {
+            Duty::Hold => &mut self.settling,
+            Duty::Withdraw => &mut self.leaving,
+            Duty::Nothing | Duty::Send if entry.state.asked => &mut self.owed,
+            Duty::Send if entry.state.again => &mut self.awaited,
+            Duty::Send => &mut self.changed,
+            Duty::Nothing => return,
+        };
+        set.insert(entry.name.clone());
+    }
+
+    fn all(&self) -> [&BTreeSet<Arc<str>>; 5] {
+        [&self.owed, &self.awaited, &self.changed, &self.leaving, &self.settling]
     }
 
     pub(super) fn remove(&mut self, name: &str) {
@@ -113,14 +117,10 @@ impl Sets {
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
-        [&self.owed, &self.awaited, &self.changed, &self.leaving, &self.settling].iter().any(|set| set.contains(name))
+        self.all().iter().any(|set| set.contains(name))
     }
 
     pub(super) fn len(&self) -> usize {
-        self.owed.len() + self.awaited.len() + self.changed.len() + self.leaving.len() + self.settling.len()
-    }
-
-    pub(super) fn clear(&mut self) {
-        *self = Sets::default();
+        self.all().iter().map(|set| set.len()).sum()
     }
 }

@@ -117,8 +117,14 @@ impl Talk {
 
     pub(crate) fn open(variant: Variant, class: ClientClass, shelf: &Shelf, settle: Duration) -> Talk {
         let now = Instant::now();
-        let opening =
-            Opening { client: client(class), catalog: shelf.arc(), pace: PACE, settles_at: now + settle, tag: 0xbeef };
+        let opening = Opening {
+            client: client(class),
+            catalog: shelf.arc(),
+            pace: PACE,
+            settles_at: now + settle,
+            tag: 0xbeef,
+            stamps: Arc::default(),
+        };
         Talk { session: Session::new(variant, opening, now), now }
     }
 

@@ -433,7 +433,14 @@ fn open(variant: Variant, shelf: &Shelf, now: Instant, settles_at: Instant, tag:
         Variant::Sotw => ClientClass::Grpc,
         Variant::Delta => ClientClass::Library,
     };
-    let opening = Opening { client: client(class), catalog: shelf.arc(), pace: PACE, settles_at, tag };
+    let opening = Opening {
+        client: client(class),
+        catalog: shelf.arc(),
+        pace: PACE,
+        settles_at,
+        tag,
+        stamps: Default::default(),
+    };
     Session::new(variant, opening, now)
 }
 

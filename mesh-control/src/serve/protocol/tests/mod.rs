@@ -3,3 +3,4 @@
 pub(crate) mod fixture;
 mod histories;
 mod rules;
+mod work;
