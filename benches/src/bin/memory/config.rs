@@ -19,26 +19,33 @@ pub(crate) fn address(service: usize, endpoint: usize) -> Ipv4Addr {
 
 /// So many services with so many endpoints each, which listen on `port`.
 pub(crate) fn services(services: usize, endpoints: usize, port: u16) -> String {
-    let mut yaml = String::new();
-    for service in 0..services {
-        _ = write!(
-            yaml,
-            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
-             metadata: {{name: service-{service:04}, namespace: shop}}\n\
-             spec:\n  hosts: [{}]\n  ports: [{{name: http, number: {PORT}, protocol: HTTP}}]\n  \
-             resolution: STATIC\n  location: MESH_INTERNAL\n  endpoints:\n",
-            host(service)
-        );
-        for endpoint in 0..endpoints {
-            _ = writeln!(yaml, "  - {{address: {}, ports: {{http: {port}}}}}", address(service, endpoint));
-        }
+    (0..services).map(|number| service(number, endpoints, port)).collect()
+}
+
+/// One of them.
+pub(crate) fn service(service: usize, endpoints: usize, port: u16) -> String {
+    let mut yaml = format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{name: service-{service:04}, namespace: shop}}\n\
+         spec:\n  hosts: [{}]\n  ports: [{{name: http, number: {PORT}, protocol: HTTP}}]\n  \
+         resolution: STATIC\n  location: MESH_INTERNAL\n  endpoints:\n",
+        host(service)
+    );
+    for endpoint in 0..endpoints {
+        _ = writeln!(yaml, "  - {{address: {}, ports: {{http: {port}}}}}", address(service, endpoint));
     }
     yaml
 }
 
-/// A service whose workloads register themselves: those of the label `app: moving`.
-pub(crate) const MOVING: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: moving, namespace: shop}\n\
-     spec: {selector: {app: moving}, ports: [{name: http, port: 9080}]}\n";
+/// A service whose workloads register themselves: those of the label `app: moving-0`, if that is its number.
+pub(crate) fn moving(number: usize) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: moving-{number}, namespace: shop}}\n\
+         spec: {{selector: {{app: moving-{number}}}, ports: [{{name: http, port: {PORT}}}]}}\n"
+    )
+}
 
-/// The host of [`MOVING`].
-pub(crate) const MOVING_HOST: &str = "moving.shop.svc.cluster.local";
+/// Its host.
+pub(crate) fn moving_host(number: usize) -> String {
+    format!("moving-{number}.shop.svc.cluster.local")
+}

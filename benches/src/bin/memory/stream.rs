@@ -58,7 +58,12 @@ impl Stream {
 
     /// The next response, accepted; how many resources it had, removed ones included.
     pub(crate) async fn take(&mut self) -> Result<usize> {
-        let response = tokio::time::timeout(PATIENCE, self.responses.message()).await??;
+        tokio::time::timeout(PATIENCE, self.wait()).await?
+    }
+
+    /// The same, however long it takes.
+    pub(crate) async fn wait(&mut self) -> Result<usize> {
+        let response = self.responses.message().await?;
         let response = response.context("the stream has ended")?;
         let answer = DeltaDiscoveryRequest {
             type_url: response.type_url,
