@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 
 import cluster
+import manifests
 import grpc
 from mutual import free_port
 
@@ -52,6 +53,7 @@ class Kubernetes:
         check("kubernetes", "a pod that is deleted: its token gives none any more", self.deleted)
         check("kubernetes", "where mesh-control may not ask, nobody is given one", self.forbidden)
         cluster.Cluster(self).run()
+        manifests.Manifests(self).run()
 
     def start(self):
         """The API server, and how to ask it."""
@@ -83,12 +85,12 @@ class Kubernetes:
                 raise self.failure(f"the API server does not get ready: {list(process.errors)}")
             time.sleep(0.1)
 
-    def ask(self, method, path, body=None, raw=False):
+    def ask(self, method, path, body=None, raw=False, content="application/json"):
         request = urllib.request.Request(self.api + path, method=method)
         request.add_header("authorization", f"Bearer {ADMIN}")
         if body is not None:
             request.data = json.dumps(body).encode()
-            request.add_header("content-type", "application/json")
+            request.add_header("content-type", content)
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with urllib.request.urlopen(request, timeout=30, context=context) as answer:

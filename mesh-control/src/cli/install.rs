@@ -1,6 +1,12 @@
 //! `mesh-control install`: the objects that run mesh-control in a Kubernetes cluster, with the permissions that it needs and no
 //! other.
 
+#[cfg(test)]
+mod chart;
+mod guards;
+#[cfg(test)]
+mod image;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -17,6 +23,8 @@ use crate::config::support::ObjectKind;
 use crate::kubernetes::kinds::{RESOURCES, Resource, SETTINGS, Use};
 use crate::policy::mesh::ROOT_NAMESPACE;
 
+const NAME: &str = "mesh-control";
+
 /// Prints the objects that run mesh-control in a Kubernetes cluster, as YAML for `kubectl apply -f -`. Two Secrets are for you to
 /// make in the namespace first: `mesh-control-tls` (tls.crt, tls.key: the certificate of mesh-control.NAMESPACE.svc) and
 /// `cacerts` (Istio's: ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem).
@@ -28,9 +36,29 @@ pub(super) struct Args {
     /// The namespace that it runs in.
     #[arg(long, value_name = "NAMESPACE", default_value = "mesh-system", value_parser = namespace)]
     namespace: String,
+    /// A name for this revision, which everything is named after then: it runs beside others, and workloads say by their label
+    /// istio.io/rev which one they are told by (docs/kubernetes.md).
+    #[arg(long, value_name = "REVISION", value_parser = revision)]
+    revision: Option<String>,
     /// How many of it.
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     replicas: u16,
+    /// The processor time that each is promised.
+    #[arg(long, value_name = "QUANTITY", default_value = "100m", value_parser = quantity)]
+    cpu: String,
+    /// The memory that each is promised.
+    #[arg(long, value_name = "QUANTITY", default_value = "128Mi", value_parser = quantity)]
+    memory: String,
+    /// The memory that none gets more of.
+    #[arg(long, value_name = "QUANTITY", default_value = "1Gi", value_parser = quantity)]
+    memory_limit: String,
+    /// A Secret of yours in the namespace whose `url` is that of the Redis which replicas count in (`serve --redis-url`).
+    #[arg(long, value_name = "SECRET", value_parser = namespace)]
+    redis_secret: Option<String>,
+    /// A namespace from which status and metrics (15014) may be asked for, beside its own: where Prometheus is. May be given several
+    /// times, or as a list with commas.
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', value_parser = namespace)]
+    status_namespaces: Vec<String>,
     /// A namespace whose objects and services are served, in place of all. Of others there are no permissions then but for the
     /// objects of istio-system, which are for the whole mesh, and for nodes. May be given several times, or as a list with commas.
     #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', value_parser = namespace)]
@@ -60,6 +88,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl Args {
+    /// What everything is called that is of one revision.
+    fn name(&self) -> String {
+        self.revision.as_ref().map_or_else(|| NAME.to_owned(), |revision| format!("{NAME}-{revision}"))
+    }
+}
+
 /// What there is to know of the webhook, in PEM.
 struct Webhook {
     /// Who vouches for it.
@@ -82,19 +117,21 @@ fn manifests(args: &Args, webhook: Option<&Webhook>) -> String {
     all.extend([namespace_and_account(args), permissions(args), service(args, webhook.is_some())]);
     all.extend(clients.map(|pem| webhook_clients(args, pem)));
     all.push(deployment(args, webhook.is_some(), clients.is_some()));
+    all.extend([guards::disruption(args), guards::network(args, webhook.is_some())]);
     all.extend(webhook.map(|webhook| validation(args, &STANDARD.encode(&webhook.ca))));
     all.join("---\n")
 }
 
 /// Where the Deployment finds who vouches for those who may ask the webhook.
-fn webhook_clients(Args { namespace, .. }: &Args, pem: &str) -> String {
+fn webhook_clients(args: &Args, pem: &str) -> String {
+    let (name, namespace) = (args.name(), &args.namespace);
     let pem: String = pem.lines().map(|line| format!("    {}\n", line.trim_end())).collect();
     format!(
         "\
 apiVersion: v1
 kind: ConfigMap
 metadata:
-  name: mesh-control-webhook-clients
+  name: {name}-webhook-clients
   namespace: {namespace}
 data:
   ca.crt: |
@@ -102,7 +139,8 @@ data:
     )
 }
 
-fn namespace_and_account(Args { namespace, .. }: &Args) -> String {
+fn namespace_and_account(args: &Args) -> String {
+    let (name, namespace) = (args.name(), &args.namespace);
     format!(
         "\
 apiVersion: v1
@@ -115,7 +153,7 @@ metadata:
 apiVersion: v1
 kind: ServiceAccount
 metadata:
-  name: mesh-control
+  name: {name}
   namespace: {namespace}
 "
     )
@@ -134,15 +172,15 @@ fn permissions(args: &Args) -> String {
             None => ("ClusterRole", String::new()),
             Some(namespace) => ("Role", format!("  namespace: {namespace}\n")),
         };
-        format!("{}---\n{}", role(kind, &place, &watched), binding(kind, &place, &args.namespace))
+        let name = args.name();
+        format!("{}---\n{}", role(kind, &name, &place, &watched), binding(kind, &name, &place, args))
     });
     roles.collect::<Vec<_>>().join("---\n")
 }
 
-fn role(kind: &str, place: &str, watched: &[&Resource]) -> String {
-    let mut text = format!(
-        "apiVersion: rbac.authorization.k8s.io/v1\nkind: {kind}\nmetadata:\n  name: mesh-control\n{place}rules:\n"
-    );
+fn role(kind: &str, name: &str, place: &str, watched: &[&Resource]) -> String {
+    let mut text =
+        format!("apiVersion: rbac.authorization.k8s.io/v1\nkind: {kind}\nmetadata:\n  name: {name}\n{place}rules:\n");
     let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for resource in watched.iter().filter(|resource| resource.use_ != Use::Settings) {
         groups.entry(resource.group).or_default().push(resource.plural);
@@ -164,36 +202,38 @@ fn role(kind: &str, place: &str, watched: &[&Resource]) -> String {
     text
 }
 
-fn binding(kind: &str, place: &str, namespace: &str) -> String {
+fn binding(kind: &str, name: &str, place: &str, args: &Args) -> String {
+    let (account, namespace) = (args.name(), &args.namespace);
     format!(
         "\
 apiVersion: rbac.authorization.k8s.io/v1
 kind: {kind}Binding
 metadata:
-  name: mesh-control
+  name: {name}
 {place}roleRef:
   apiGroup: rbac.authorization.k8s.io
   kind: {kind}
-  name: mesh-control
+  name: {name}
 subjects:
 - kind: ServiceAccount
-  name: mesh-control
+  name: {account}
   namespace: {namespace}
 "
     )
 }
 
-fn service(Args { namespace, .. }: &Args, has_webhook: bool) -> String {
+fn service(args: &Args, has_webhook: bool) -> String {
+    let (name, namespace) = (args.name(), &args.namespace);
     let webhook = if has_webhook { "  - {name: https-webhook, port: 443, targetPort: 15017}\n" } else { "" };
     format!(
         "\
 apiVersion: v1
 kind: Service
 metadata:
-  name: mesh-control
+  name: {name}
   namespace: {namespace}
 spec:
-  selector: {{app: mesh-control}}
+  selector: {{app: {name}}}
   ports:
   - {{name: grpc-xds, port: 15012, targetPort: 15012}}
   - {{name: http-status, port: 15014, targetPort: 15014}}
@@ -202,7 +242,8 @@ spec:
 }
 
 fn deployment(args: &Args, has_webhook: bool, has_clients: bool) -> String {
-    let Args { namespace, image, replicas, kubernetes_namespaces: only, .. } = args;
+    let Args { namespace, image, replicas, kubernetes_namespaces: only, cpu, memory, memory_limit, .. } = args;
+    let name = args.name();
     let mut options = String::new();
     if !only.is_empty() {
         let _ = writeln!(options, "        - --kubernetes-namespaces={}", only.join(","));
@@ -214,8 +255,13 @@ fn deployment(args: &Args, has_webhook: bool, has_clients: bool) -> String {
     if has_clients {
         options += "        - --admission-client-ca=/etc/mesh-control/webhook-clients/ca.crt\n";
         mounts += "        - {name: webhook-clients, mountPath: /etc/mesh-control/webhook-clients, readOnly: true}\n";
-        volumes += "      - {name: webhook-clients, configMap: {name: mesh-control-webhook-clients}}\n";
+        let _ = writeln!(volumes, "      - {{name: webhook-clients, configMap: {{name: {name}-webhook-clients}}}}");
     }
+    let redis = args.redis_secret.as_ref().map(|secret| {
+        format!(
+            "        env:\n        - {{name: MESH_CONTROL_REDIS_URL, valueFrom: {{secretKeyRef: {{name: {secret}, key: url}}}}}}\n"
+        )
+    });
     let port = if has_webhook { "        - {name: webhook, containerPort: 15017}\n" } else { "" };
     let files = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"].map(|file| {
         // Each by itself: a key that is a link to somewhere is not read.
@@ -228,17 +274,17 @@ fn deployment(args: &Args, has_webhook: bool, has_clients: bool) -> String {
 apiVersion: apps/v1
 kind: Deployment
 metadata:
-  name: mesh-control
+  name: {name}
   namespace: {namespace}
 spec:
   replicas: {replicas}
   selector:
-    matchLabels: {{app: mesh-control}}
+    matchLabels: {{app: {name}}}
   template:
     metadata:
-      labels: {{app: mesh-control}}
+      labels: {{app: {name}}}
     spec:
-      serviceAccountName: mesh-control
+      serviceAccountName: {name}
       # Variables of the Service would look like options.
       enableServiceLinks: false
       securityContext:
@@ -252,7 +298,7 @@ spec:
         topologyKey: kubernetes.io/hostname
         whenUnsatisfiable: ScheduleAnyway
         labelSelector:
-          matchLabels: {{app: mesh-control}}
+          matchLabels: {{app: {name}}}
       containers:
       - name: mesh-control
         image: {image}
@@ -266,7 +312,7 @@ spec:
         - --xds-addr=none
         - --secure-addr=0.0.0.0:15012
         - --status-addr=0.0.0.0:15014
-        ports:
+{redis}        ports:
         - {{name: xds, containerPort: 15012}}
         - {{name: status, containerPort: 15014}}
 {port}        readinessProbe:
@@ -274,8 +320,8 @@ spec:
         livenessProbe:
           httpGet: {{path: /healthz, port: status}}
         resources:
-          requests: {{cpu: 100m, memory: 128Mi}}
-          limits: {{memory: 1Gi}}
+          requests: {{cpu: {cpu}, memory: {memory}}}
+          limits: {{memory: {memory_limit}}}
         securityContext:
           allowPrivilegeEscalation: false
           readOnlyRootFilesystem: true
@@ -285,16 +331,19 @@ spec:
 {files}{mounts}      volumes:
       # 288 is 0440: for the group of this Pod alone.
       - name: tls
-        secret: {{secretName: mesh-control-tls, defaultMode: 288}}
+        secret: {{secretName: {name}-tls, defaultMode: 288}}
       - name: cacerts
         secret: {{secretName: cacerts, defaultMode: 288}}
 {volumes}",
         files = files.concat(),
+        redis = redis.unwrap_or_default(),
     )
 }
 
 /// Has the API server ask.
-fn validation(Args { namespace, kubernetes_namespaces: only, .. }: &Args, ca: &str) -> String {
+fn validation(args: &Args, ca: &str) -> String {
+    let Args { namespace, kubernetes_namespaces: only, .. } = args;
+    let name = args.name();
     let mut rules: BTreeMap<&str, (Vec<&str>, Vec<&str>)> = BTreeMap::new();
     for resource in RESOURCES.iter().filter(|resource| resource.use_ == Use::Object) {
         let (versions, plurals) = rules.entry(resource.group).or_default();
@@ -308,16 +357,16 @@ fn validation(Args { namespace, kubernetes_namespaces: only, .. }: &Args, ca: &s
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingWebhookConfiguration
 metadata:
-  name: mesh-control-{namespace}
+  name: {name}-{namespace}
 webhooks:
-- name: validation.mesh-control.{namespace}.svc
+- name: validation.{name}.{namespace}.svc
   admissionReviewVersions: [v1]
   sideEffects: None
   timeoutSeconds: 5
   # What is wrong and gets in leaves the last good state of its object in force.
   failurePolicy: Ignore
   clientConfig:
-    service: {{name: mesh-control, namespace: {namespace}, path: /validate, port: 443}}
+    service: {{name: {name}, namespace: {namespace}, path: /validate, port: 443}}
     caBundle: {ca}
 "
     );
@@ -342,6 +391,24 @@ webhooks:
     text
 }
 
+/// A part of names of Kubernetes, short enough to stand at the end of one.
+fn revision(text: &str) -> Result<String, String> {
+    let revision = namespace(text)?;
+    if revision.len() <= 40 { Ok(revision) } else { Err("a revision has 40 characters at most".to_owned()) }
+}
+
+/// An amount in Kubernetes' words: a number, and what of.
+fn quantity(text: &str) -> Result<String, String> {
+    let number = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = &text[number.len()..];
+    let is_number = number.parse::<f64>().is_ok_and(|number| number > 0.0)
+        && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    match is_number && ["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"].contains(&unit) {
+        true => Ok(text.to_owned()),
+        false => Err("expected an amount in Kubernetes' words, such as 500m or 1Gi".to_owned()),
+    }
+}
+
 fn image(text: &str) -> Result<String, String> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"./-_:@".contains(&byte);
     match !text.is_empty() && text.bytes().all(is_plain) {
@@ -358,16 +425,19 @@ mod tests {
 
     const CLIENTS: &str = "-----BEGIN CERTIFICATE-----\r\nQ0E=\r\n-----END CERTIFICATE-----\n";
 
+    /// What is printed where no option says anything.
+    pub(super) fn defaults() -> Args {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        <Line as clap::Parser>::parse_from(["install", "--image", "registry.example/mesh-control:1"]).args
+    }
+
     fn printed(namespaces: &[&str], webhook: bool) -> Vec<Node> {
-        let args = Args {
-            image: "registry.example/mesh-control:1".to_owned(),
-            namespace: "mesh-system".to_owned(),
-            replicas: 2,
-            kubernetes_namespaces: namespaces.iter().map(|&name| name.to_owned()).collect(),
-            webhook_ca: None,
-            webhook_client_ca: None,
-            printing: Printing { output: Format::Text, json: false },
-        };
+        let args =
+            Args { kubernetes_namespaces: namespaces.iter().map(|&name| name.to_owned()).collect(), ..defaults() };
         let webhook = webhook.then(|| Webhook { ca: "CA".to_owned(), clients: Some(CLIENTS.to_owned()) });
         let text = manifests(&args, webhook.as_ref());
         node::parse(&Source { name: "t.yaml".into(), text: text.into() }).expect("YAML")
@@ -395,7 +465,12 @@ mod tests {
     fn what_is_watched_may_be_watched_and_nothing_else_may_be_done() {
         let all = printed(&[], false);
         let roles = ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
-        let expected = [&["Namespace", "ServiceAccount"], &roles[..], &["Service", "Deployment"]].concat();
+        let expected = [
+            &["Namespace", "ServiceAccount"],
+            &roles[..],
+            &["Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy"],
+        ]
+        .concat();
         let (definitions, rest) = all.split_at(ObjectKind::OWN.len());
         assert!(kinds(definitions).iter().all(|kind| *kind == "CustomResourceDefinition"), "{definitions:?}");
         assert_eq!(kinds(rest), expected);
@@ -440,6 +515,31 @@ mod tests {
         let named = printed(&["istio-system"], false);
         let plurals = rules(&named, "Role").into_iter().flat_map(|(_, resources, _)| resources);
         assert_eq!(plurals.filter(|plural| *plural == "peerauthentications").count(), 1);
+    }
+
+    #[test]
+    fn revisions_have_nothing_in_common_but_what_is_for_all_of_them() {
+        let names = |revision: Option<&str>| -> BTreeSet<String> {
+            let args = Args { revision: revision.map(str::to_owned), ..defaults() };
+            let webhook = Webhook { ca: "CA".to_owned(), clients: Some(CLIENTS.to_owned()) };
+            let text = manifests(&args, Some(&webhook));
+            let all = node::parse(&Source { name: "t.yaml".into(), text: text.into() }).expect("YAML");
+            let of = |one: &Node, field: &str| Some(one.get("metadata")?.get(field)?.as_str()?.to_owned());
+            let name = |one: &Node| {
+                format!("{} {:?} {:?}", kinds(std::slice::from_ref(one))[0], of(one, "namespace"), of(one, "name"))
+            };
+            all.iter().map(name).collect()
+        };
+        let (blue, green, plain) = (names(Some("blue")), names(Some("green")), names(None));
+        let is_shared = |name: &&String| {
+            blue.contains(*name) && green.contains(*name) || plain.contains(*name) && blue.contains(*name)
+        };
+        let shared: Vec<&String> = blue.iter().chain(&plain).filter(is_shared).collect();
+        assert!(
+            shared.iter().all(|name| name.starts_with("CustomResourceDefinition") || name.starts_with("Namespace")),
+            "{shared:?}"
+        );
+        assert_eq!((blue.len(), green.len()), (plain.len(), plain.len()));
     }
 
     #[test]

@@ -1,0 +1,3 @@
+{{- define "mesh-control.name" -}}
+mesh-control{{ with .Values.revision }}-{{ . }}{{ end }}
+{{- end -}}
