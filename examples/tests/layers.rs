@@ -68,7 +68,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-control",
         layers: &[
-            &["fetch", "hex", "journal", "period"],
+            &["conformance", "fetch", "hex", "journal", "period"],
             &["ca", "calls", "catalog", "config/diagnostic"],
             &["config/node", "config/schema", "config/spelling"],
             &["config/decode", "config/locate"],

@@ -29,6 +29,7 @@ pub mod catalog;
 mod changes;
 pub mod cli;
 pub mod config;
+pub mod conformance;
 pub mod embedded;
 mod etcd;
 mod explain;

@@ -7,11 +7,13 @@ mod analyze;
 mod authz;
 mod bootstrap;
 mod ca;
+mod conformance;
 mod describe;
 mod directory;
 mod etcd;
 mod explain;
 mod files;
+mod import;
 mod input;
 mod install;
 mod quota;
@@ -55,6 +57,8 @@ enum Command {
     Authz(Box<authz::Args>),
     Bootstrap(Box<bootstrap::Args>),
     Ca(ca::Args),
+    Conformance(conformance::Args),
+    Import(import::Args),
     Install(install::Args),
     Status(status::Args),
     Top(top::Args),
@@ -166,7 +170,9 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
         Command::Route(args) => return route::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args)?,
         Command::Ca(args) => ca::run(&args)?,
+        Command::Conformance(args) => conformance::run(&args)?,
         Command::Shift(args) => return runtime()?.block_on(shift::run(&args)),
+        Command::Import(args) => return import::run(&args),
         Command::Install(args) => install::run(&args)?,
         Command::Trace(args) => return runtime()?.block_on(trace::run(&args)),
         Command::Token(args) => token::run(&args)?,

@@ -177,46 +177,12 @@ fn below<'p>(path: &'p str, parent: &str) -> Option<&'p str> {
 
 /// Reports everything in a specification that this project's library does not enforce.
 pub fn report(kind: ObjectKind, spec: &Node, d: &mut Decoder<'_>) {
-    visit(kind, spec, "", "", d);
-}
-
-fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder<'_>) {
-    if let Value::Seq(items) = &node.value
-        && (path.is_empty() || has_rows_below(kind, path))
-    {
-        for (index, item) in items.iter().enumerate() {
-            visit(kind, item, path, &format!("{shown}[{index}]"), d);
-        }
-        return;
-    }
-    for (key, value) in node.entries() {
-        if value.value == Value::Null {
-            continue;
-        }
-        let join = |parent: &str| {
-            if parent.is_empty() { key.name.clone() } else { format!("{parent}.{}", key.name) }
-        };
-        let (path, shown) = (join(path), join(shown));
-        if let Some(row) = row(kind, &path).filter(|row| is_own_row(row, &path)) {
-            let what = match row.library {
-                Enforced => None,
-                Indifferent => {
-                    d.idle(kind.name(), &path, key.span);
-                    continue;
-                }
-                NotYet(instead) => Some(instead.to_owned()),
-                Partly(judge) => judge(value),
-                MostlyIndifferent(judge) => {
-                    // What has rows of its own below speaks for itself.
-                    let is_silent = |(key, _): &(Key, Node)| !has_rows_below(kind, &format!("{path}.{}", key.name));
-                    let instead = judge(value);
-                    if instead.is_none() && (value.entries().is_empty() || value.entries().iter().any(is_silent)) {
-                        d.idle(kind.name(), &path, key.span);
-                    }
-                    instead
-                }
-            };
-            if let Some(instead) = what {
+    walk(kind, spec, &mut |written| {
+        let Written { path, shown, key, value, becomes } = written;
+        match becomes {
+            Becomes::Enforced => {}
+            Becomes::Idle => d.idle(kind.name(), path, key.span),
+            Becomes::Instead(instead) => {
                 // Calls fail until it is built, rather than travel unprotected: more than a warning.
                 let is_of_tls = path.ends_with("tls") || path.ends_with("tls.credentialName");
                 let severity = match is_of_tls && kind == ObjectKind::DestinationRule {
@@ -230,12 +196,88 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
                     ),
                     false => (Code::NotSupportedYet, "not supported yet"),
                 };
-                d.report_at(key.span, shown, severity, code, format!("{when}: {instead}"));
+                d.report_at(key.span, shown.to_owned(), severity, code, format!("{when}: {instead}"));
+            }
+        }
+    });
+}
+
+/// A field that is written somewhere.
+#[derive(Debug)]
+pub struct Written<'n> {
+    /// Its path below `spec`, without indexes and keys of maps.
+    pub path: &'n str,
+    /// The same with them.
+    pub shown: &'n str,
+    /// Its name.
+    pub key: &'n Key,
+    /// What it says.
+    pub value: &'n Node,
+    /// What becomes of it.
+    pub becomes: Becomes,
+}
+
+/// What becomes of a field that is written, for this project's library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Becomes {
+    /// It does what Istio says.
+    Enforced,
+    /// It is about what this mesh does not have; nothing is lost.
+    Idle,
+    /// What happens instead.
+    Instead(String),
+}
+
+/// Tells of every field in a specification that has a row of its own what becomes of it.
+pub fn walk(kind: ObjectKind, spec: &Node, tell: &mut dyn FnMut(Written<'_>)) {
+    visit(kind, spec, "", "", tell);
+}
+
+fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, tell: &mut dyn FnMut(Written<'_>)) {
+    if let Value::Seq(items) = &node.value
+        && (path.is_empty() || has_rows_below(kind, path))
+    {
+        for (index, item) in items.iter().enumerate() {
+            visit(kind, item, path, &format!("{shown}[{index}]"), tell);
+        }
+        return;
+    }
+    for (key, value) in node.entries() {
+        if value.value == Value::Null {
+            continue;
+        }
+        let join = |parent: &str| {
+            if parent.is_empty() { key.name.clone() } else { format!("{parent}.{}", key.name) }
+        };
+        let (path, shown) = (join(path), join(shown));
+        if let Some(row) = row(kind, &path).filter(|row| is_own_row(row, &path)) {
+            let (becomes, is_last) = match row.library {
+                Enforced => (Some(Becomes::Enforced), false),
+                Indifferent => (Some(Becomes::Idle), true),
+                NotYet(instead) => (Some(Becomes::Instead(instead.to_owned())), true),
+                Partly(judge) => match judge(value) {
+                    Some(instead) => (Some(Becomes::Instead(instead)), true),
+                    None => (Some(Becomes::Enforced), false),
+                },
+                MostlyIndifferent(judge) => match judge(value) {
+                    Some(instead) => (Some(Becomes::Instead(instead)), true),
+                    None => {
+                        // What has rows of its own below speaks for itself.
+                        let is_silent = |(key, _): &(Key, Node)| !has_rows_below(kind, &format!("{path}.{}", key.name));
+                        let is_idle = value.entries().is_empty() || value.entries().iter().any(is_silent);
+                        (is_idle.then_some(Becomes::Idle), false)
+                    }
+                },
+            };
+            if let Some(becomes) = becomes {
+                tell(Written { path: &path, shown: &shown, key, value, becomes });
+            }
+            if is_last {
                 continue;
             }
         }
         if has_rows_below(kind, &path) {
-            visit(kind, value, &path, &shown, d);
+            visit(kind, value, &path, &shown, tell);
         }
     }
 }
