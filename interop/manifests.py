@@ -36,7 +36,7 @@ class Manifests:
         return json.loads(done.stdout)["items"]
 
     def render(self, values):
-        command = [self.helm, "template", "mesh-control", CHART, "--namespace", NAMESPACE, "--include-crds", "--values", "-"]
+        command = [self.helm, "template", "mesh-control", CHART, "--namespace", NAMESPACE, "--include-crds", "--kube-version", "1.36", "--values", "-"]
         text = json.dumps({"image": IMAGE, **values})
         done = subprocess.run(command, input=text, capture_output=True, timeout=60, text=True)
         if done.returncode:
