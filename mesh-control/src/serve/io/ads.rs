@@ -14,17 +14,17 @@ use std::time::{Duration, Instant, SystemTime};
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use futures_util::FutureExt;
+use http::HeaderValue;
+use http::header::CONTENT_TYPE;
 use mesh_core::tls::svid;
 use mesh_core::xds::access_log::CALLS;
 use mesh_core::xds::istio_ca::ROOTS;
 use mesh_core::xds::live_trace::TRACES;
 use prost::Message;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
-use tonic::metadata::MetadataValue;
-use tonic::server::{Grpc, NamedService, StreamingService};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::server::NamedService;
+use tonic::{Code, Status, Streaming};
 
 use crate::catalog::{Catalog, Client, Kind};
 use crate::serve::clients::clock::now;
@@ -36,15 +36,12 @@ use crate::serve::clients::refusals::Reason;
 use crate::serve::clients::state::ServerState;
 use crate::serve::io::guest::{FAR, FIRST, certificate_ends, identify, still_holds};
 use crate::serve::io::server::Peer;
-use crate::serve::io::wire::AdsCodec;
+use crate::serve::io::wire;
 use crate::serve::protocol::session::{Answer, Heard, Opening, Response, Session, Variant};
 use crate::serve::protocol::{delta, sotw};
 
 /// The largest request; a list of a hundred thousand long names, with versions.
 const MAX_REQUEST: usize = 32 << 20;
-/// The largest response: one resource that is larger is an error on our side, not a reason to run the
-/// client out of memory.
-const MAX_RESPONSE: usize = 64 << 20;
 
 /// One of the two methods of the service.
 trait Method: Send + 'static {
@@ -105,58 +102,46 @@ impl tonic::codegen::Service<http::Request<Body>> for Ads {
         let state = self.0.clone();
         Box::pin(async move {
             Ok(match request.uri().path().rsplit('/').next() {
-                Some("StreamAggregatedResources") => answer::<Sotw>(state, request).await,
-                Some("DeltaAggregatedResources") => answer::<Delta>(state, request).await,
-                _ => Status::unimplemented("no such method").into_http(),
-            })
+                Some("StreamAggregatedResources") => answer::<Sotw>(state, request),
+                Some("DeltaAggregatedResources") => answer::<Delta>(state, request),
+                _ => Err(Status::unimplemented("no such method")),
+            }
+            .unwrap_or_else(Status::into_http))
         })
     }
 }
 
-async fn answer<M: Method>(state: Arc<ServerState>, request: http::Request<Body>) -> http::Response<Body> {
-    Grpc::new(AdsCodec::<M::Request>::default())
-        .max_decoding_message_size(MAX_REQUEST)
-        .max_encoding_message_size(MAX_RESPONSE)
-        .streaming(Streams::<M>(state, std::marker::PhantomData), request)
-        .await
-}
-
-struct Streams<M>(Arc<ServerState>, std::marker::PhantomData<fn() -> M>);
-
-impl<M: Method> StreamingService<M::Request> for Streams<M> {
-    type Response = Response;
-    type ResponseStream = ReceiverStream<Result<Response, Status>>;
-    type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<M::Request>>) -> Self::Future {
-        let Some(peer) = request.extensions().get::<Peer>().cloned() else {
-            return std::future::ready(Err(Status::internal("a connection without an address")));
-        };
-        let admitted = {
-            let mut admission = self.0.admission.lock().unwrap_or_else(PoisonError::into_inner);
-            admission.admit(now())
-        };
-        if let Ok(wait) = admitted {
-            self.0.settling.on_stream(wait, now());
-        }
-        let Ok(wait) = admitted else {
-            self.0.metrics.turned_away();
-            let status = Status::unavailable("too many streams began at once; try again later");
-            return std::future::ready(Err(status));
-        };
-        // One response of room: what a slow client has not taken is not made yet.
-        let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(converse::<M>(self.0.clone(), peer, wait, request.into_inner(), sender));
-        let mut response = tonic::Response::new(ReceiverStream::new(receiver));
-        if let Some(roots) = self.0.desk.as_ref().and_then(|desk| desk.authority().roots_name().parse().ok()) {
-            response.metadata_mut().insert(ROOTS, roots);
-        }
-        response.metadata_mut().insert(TRACES, MetadataValue::from_static("1"));
-        if self.0.calls.is_some() {
-            response.metadata_mut().insert(CALLS, MetadataValue::from_static("1"));
-        }
-        std::future::ready(Ok(response))
+/// Begins a stream, unless too many do.
+fn answer<M: Method>(state: Arc<ServerState>, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+    let peer = request.extensions().get::<Peer>().cloned();
+    let peer = peer.ok_or_else(|| Status::internal("a connection without an address"))?;
+    if request.headers().get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
+        return Err(Status::unimplemented("requests may not be compressed"));
     }
+    let admitted = {
+        let mut admission = state.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        admission.admit(now())
+    };
+    let Ok(wait) = admitted else {
+        state.metrics.turned_away();
+        return Err(Status::unavailable("too many streams began at once; try again later"));
+    };
+    state.settling.on_stream(wait, now());
+    let requests = wire::requests(request.into_body(), MAX_REQUEST);
+    // One response of room: what a slow client has not taken is not made yet.
+    let (sender, receiver) = mpsc::channel(1);
+    let mut response = http::Response::new(wire::responses(receiver));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    if let Some(roots) = state.desk.as_ref().and_then(|desk| desk.authority().roots_name().parse().ok()) {
+        headers.insert(ROOTS, roots);
+    }
+    headers.insert(TRACES, HeaderValue::from_static("1"));
+    if state.calls.is_some() {
+        headers.insert(CALLS, HeaderValue::from_static("1"));
+    }
+    tokio::spawn(converse::<M>(state, peer, wait, requests, sender));
+    Ok(response)
 }
 
 type Sender = mpsc::Sender<Result<Response, Status>>;

@@ -3,41 +3,65 @@
 
 use std::marker::PhantomData;
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::stream;
+use http::HeaderMap;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
-use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tokio::sync::mpsc;
+use tonic::body::Body;
+use tonic::codec::{BufferSettings, DecodeBuf, Decoder};
+use tonic::{Status, Streaming};
 
 use crate::serve::protocol::session::{Response, Variant};
 
-/// Reads requests of type `Q`, writes [`Response`]s.
-#[derive(Debug)]
-pub(crate) struct AdsCodec<Q>(PhantomData<fn() -> Q>);
+/// The largest response: one resource that is larger is an error on our side, not a reason to run the
+/// client out of memory.
+const MAX_RESPONSE: usize = 64 << 20;
+/// What gRPC puts in front of each message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
 
-impl<Q> Default for AdsCodec<Q> {
-    fn default() -> Self {
-        AdsCodec(PhantomData)
-    }
+/// The requests in a body, none larger than this.
+pub(crate) fn requests<Q: Message + Default + Send + 'static>(body: Body, max: usize) -> Streaming<Q> {
+    Streaming::new_request(RequestDecoder { last: Bytes::new(), of: PhantomData }, body, None, Some(max))
 }
 
-impl<Q: Message + Default + 'static> Codec for AdsCodec<Q> {
-    type Encode = Response;
-    type Decode = Q;
-    type Encoder = ResponseEncoder;
-    type Decoder = RequestDecoder<Q>;
-
-    fn encoder(&mut self) -> ResponseEncoder {
-        ResponseEncoder
-    }
-
-    fn decoder(&mut self) -> RequestDecoder<Q> {
-        RequestDecoder { last: Bytes::new(), of: PhantomData }
-    }
+/// The body that responses are sent in, until there are no more or one of them is an error. Each has a buffer of its own, which goes
+/// with it: tonic's encoder would keep that of the largest one for as long as the stream is there.
+pub(crate) fn responses(responses: mpsc::Receiver<Result<Response, Status>>) -> Body {
+    let frames = stream::unfold(Some(responses), |responses| async move {
+        let mut responses = responses?;
+        let next = responses.recv().await.unwrap_or_else(|| Err(Status::ok("")));
+        Some(match next.and_then(|response| message(&response)) {
+            Ok(message) => (Ok::<_, Status>(Frame::data(message)), Some(responses)),
+            Err(status) => (trailers(&status).map(Frame::trailers), None),
+        })
+    });
+    Body::new(StreamBody::new(frames))
 }
 
+fn message(response: &Response) -> Result<Bytes, Status> {
+    let length = encoded_len(response);
+    let told = u32::try_from(length).ok().filter(|_| length <= MAX_RESPONSE);
+    let told = told.ok_or_else(|| Status::out_of_range(format!("a response of {length} bytes is too large")))?;
+    let mut buf = BytesMut::with_capacity(PREFIX + length);
+    buf.put_u8(0);
+    buf.put_u32(told);
+    encode(response, &mut buf);
+    Ok(buf.freeze())
+}
+
+fn trailers(status: &Status) -> Result<HeaderMap, Status> {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers)?;
+    Ok(trailers)
+}
+
+/// Reads requests of type `Q`.
 #[derive(Debug)]
-pub(crate) struct RequestDecoder<Q> {
+struct RequestDecoder<Q> {
     /// The bytes of the last request. While they are held, the buffer that they are a part of is not used again: the next
     /// request has one of its own size, and that of a list of thousands of names is not kept for as long as the stream is there.
     last: Bytes,
@@ -54,30 +78,9 @@ impl<Q: Message + Default> Decoder for RequestDecoder<Q> {
         request.map(Some).map_err(|error| Status::invalid_argument(format!("request: {error}")))
     }
 
+    // An idle stream keeps this much.
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(IDLE, 32 * 1024)
-    }
-}
-
-/// How many bytes an idle stream keeps, either way.
-const IDLE: usize = 1024;
-
-#[derive(Debug)]
-pub(crate) struct ResponseEncoder;
-
-impl Encoder for ResponseEncoder {
-    type Item = Response;
-    type Error = Status;
-
-    fn encode(&mut self, response: Response, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buf.reserve(encoded_len(&response));
-        encode(&response, buf);
-        Ok(())
-    }
-
-    // `encode` reserves what a response needs.
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(IDLE, 32 * 1024)
+        BufferSettings::new(1024, 32 * 1024)
     }
 }
 
