@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mesh_benches::Result;
-use mesh_benches::process::{Process, cpu, resident};
+use mesh_benches::process::{Memory, Process, cpu, mebibytes};
 use mesh_control::catalog::Kind;
 use tempfile::TempDir;
 
@@ -78,12 +78,12 @@ pub(crate) async fn measure(size: Size, changes: usize) -> Result<Measured> {
     let (process, xds) = control_at(files.path(), "127.0.0.1:0".parse()?)?;
     let load = start.elapsed().as_secs_f64() * 1000.0;
     let mut moving = Moving::register(xds, size.endpoints).await?;
-    let alone = mebibytes(&process)?;
+    let alone = resident(&process)?;
 
     let start = Instant::now();
     let mut fleet = Fleet::connect(xds, size.clients, |number| called(size, number));
     let first = fleet.hold(start).await?;
-    let with_clients = mebibytes(&process)?;
+    let with_clients = resident(&process)?;
 
     let mut measured = Vec::new();
     for (service, concerned) in [(ALL, size.clients), (SOME, CALLED_BY_SOME), (FEW, CALLED_BY_FEW)] {
@@ -114,8 +114,8 @@ pub(crate) async fn measure(size: Size, changes: usize) -> Result<Measured> {
     Ok(Measured { load, alone, with_clients, first, changes: measured, written, again })
 }
 
-fn mebibytes(process: &Process) -> Result<f64> {
-    Ok(resident(process.id())? as f64 / f64::from(1 << 20))
+fn resident(process: &Process) -> Result<f64> {
+    Ok(mebibytes(Memory::of(process.id())?.resident))
 }
 
 /// The hosts that a client calls: one that everybody calls of either sort, those of the few, and others in turn.
