@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_benches::load::Figures;
-use mesh_benches::process;
+use mesh_benches::process::{Memory, mebibytes};
 use mesh_benches::stats::{Ratio, median};
 use serde_json::{Value, json};
 
@@ -57,20 +57,17 @@ pub(crate) fn tables(contenders: &[Contender], machine: &str, seconds: f64) -> b
         println!("| {} | {} | {} | {rate} | {p99} | {cpu} | {bar} |", it.case, it.mesh, it.other);
     }
     for (name, bytes) in pairs(contenders) {
-        println!(
-            "\nResident memory of the pair of {name}, after all that: {:.1} MiB.",
-            bytes as f64 / f64::from(1 << 20)
-        );
+        println!("\nResident memory of the pair of {name}, after all that: {:.1} MiB.", mebibytes(bytes));
     }
     passed(&comparisons)
 }
 
 /// What there is beside clients and servers, and the memory of both processes of a pair.
 fn pairs(contenders: &[Contender]) -> BTreeMap<&'static str, u64> {
-    let resident = |processes: &[u32]| processes.first().and_then(|id| process::resident(*id).ok());
+    let memory = |processes: &[u32]| processes.first().and_then(|id| Memory::of(*id).ok());
     let pairs = contenders.iter().filter(|it| it.client.len() > 1);
-    let memory = |it: &Contender| Some((it.name, resident(&it.client)? + resident(&it.server)?));
-    pairs.filter_map(memory).collect()
+    let of_pair = |it: &Contender| Some((it.name, memory(&it.client)?.resident + memory(&it.server)?.resident));
+    pairs.filter_map(of_pair).collect()
 }
 
 /// Prints everything as one JSON object; whether every bar is kept.

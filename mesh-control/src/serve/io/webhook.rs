@@ -62,7 +62,8 @@ pub(crate) async fn listen(
 
 fn router(plane: Plane, server: Arc<ServerState>) -> Router {
     let desk = Desk { plane, server, turns: Arc::new(Semaphore::new(REVIEWS)) };
-    https::in_time(Router::new().route("/validate", post(validate)).layer(DefaultBodyLimit::max(MOST_BYTES))).with_state(desk)
+    https::in_time(Router::new().route("/validate", post(validate)).layer(DefaultBodyLimit::max(MOST_BYTES)))
+        .with_state(desk)
 }
 
 async fn validate(State(desk): State<Desk>, body: Bytes) -> Response {
