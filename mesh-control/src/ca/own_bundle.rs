@@ -54,8 +54,8 @@ mod tests {
             assert_eq!(read.refresh_hint, Some(Duration::from_secs(300)));
             read.sequence
         };
-        assert_eq!(read(&[one.clone()], NOW), Some(NOW));
-        assert_eq!(read(&[one.clone()], NOW + 5), Some(NOW));
+        assert_eq!(read(std::slice::from_ref(&one), NOW), Some(NOW));
+        assert_eq!(read(std::slice::from_ref(&one), NOW + 5), Some(NOW));
         assert_eq!(read(&[one.clone(), other.clone()], NOW + 9), Some(NOW + 9));
         assert_eq!(read(&[other], NOW - 100), Some(NOW + 10), "the clock was set back");
     }
