@@ -1,7 +1,9 @@
-"""A cluster as a source of configuration, with the real Kubernetes API server: mesh-control with the permissions that `install`
-prints, requests between processes whose addresses stand in EndpointSlices, and an API server that is killed meanwhile.
+"""A cluster as a source of configuration, with the real Kubernetes API server: two replicas of mesh-control with the permissions that
+`install` prints, bookinfo's services as processes with the tokens that a kubelet would project, whose addresses stand in EndpointSlices,
+and a caller that looks at every single page while objects are applied, broken and fixed, a replica and the API server are killed.
 """
 
+import collections
 import json
 import os
 import socket
@@ -12,17 +14,79 @@ import urllib.error
 
 from mutual import free_port
 
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
 PATHS = {
     "Namespace": "/api/v1/namespaces",
+    "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
     "ServiceAccount": "/api/v1/namespaces/{}/serviceaccounts",
     "Service": "/api/v1/namespaces/{}/services",
-    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
-    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
+    "Role": RBAC + "/namespaces/{}/roles",
+    "RoleBinding": RBAC + "/namespaces/{}/rolebindings",
+    "ClusterRole": RBAC + "/clusterroles",
+    "ClusterRoleBinding": RBAC + "/clusterrolebindings",
     "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
     "ValidatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
 }
-SLICES = "/apis/discovery.k8s.io/v1/namespaces/store/endpointslices"
-RULES = "/apis/networking.istio.io/v1/namespaces/store/virtualservices"
+SYSTEM = "mesh-system"
+LEASE = PATHS["Lease"].format(SYSTEM) + "/mesh-control"
+SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+RULES = "/apis/networking.istio.io/v1/namespaces/default/virtualservices"
+ROUTES = "/apis/gateway.networking.k8s.io/v1/namespaces/default/httproutes"
+PORT = 9080
+# Who serves bookinfo: services and their versions.
+WORKLOADS = [("productpage", "v1"), ("details", "v1"), ("ratings", "v1"), ("reviews", "v1"), ("reviews", "v2")]
+CONTROLLER = "policy.mesh-control/mesh"
+TEXT, NUMBER = {"type": "string"}, {"x-kubernetes-int-or-string": True}
+
+
+def structure(**properties):
+    return {"type": "object", "properties": properties}
+
+
+def listed(**properties):
+    return {"type": "array", "items": structure(**properties)}
+
+
+# What Istio's definitions let be in a status, so that whatever else is written there is lost.
+ISTIO_STATUS = structure(
+    conditions=listed(type=TEXT, status=TEXT, reason=TEXT, message=TEXT, lastTransitionTime=TEXT, lastProbeTime=TEXT),
+    validationMessages=listed(type=structure(name=TEXT, code=TEXT), level=TEXT, documentationUrl=TEXT),
+    observedGeneration=NUMBER,
+)
+REFERENCE = structure(group=TEXT, kind=TEXT, namespace=TEXT, name=TEXT, sectionName=TEXT, port={"type": "integer"})
+CONDITIONS = listed(type=TEXT, status=TEXT, reason=TEXT, message=TEXT, lastTransitionTime=TEXT, observedGeneration={"type": "integer"})
+ROUTE_STATUS = structure(parents=listed(parentRef=REFERENCE, controllerName=TEXT, conditions=CONDITIONS))
+
+
+class Caller:
+    """Gets the product page without pause, and looks at whether anything is missing from it."""
+
+    def __init__(self, process):
+        self.process, self.pages, self.lost = process, 0, []
+        # Who wrote the reviews of the last pages.
+        self.last = collections.deque(maxlen=40)
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        while True:
+            answer = json.loads(self.process.lines.get())
+            if "summary" in answer:
+                return
+            page = json.loads(answer["body"]) if answer["status"] == 200 else {}
+            parts = [page.get(part) or {} for part in ("details", "reviews")]
+            calls = [part.get("call") or {} for part in parts]
+            if stars := (parts[1].get("content") or {}).get("ratings"):
+                calls.append(stars)
+            states = [call.get("status") for call in calls]
+            self.pages += 1
+            if set(states) <= {"200", "OK"}:
+                self.last.append(calls[1]["backend"].split("-")[1])
+            else:
+                self.lost.append(f"{answer['status']} {states} {answer['error'] or page}"[:300])
+
+    def versions(self):
+        return set(self.last) if len(self.last) == self.last.maxlen else set()
 
 
 class Cluster:
@@ -32,105 +96,214 @@ class Cluster:
 
     def run(self):
         check = self.suite.check
-        check("cluster", "what `install` prints is taken, and its permissions are enough to follow it", self.prepare)
+        check("cluster", "what `install` prints is taken, and its permissions are enough for two replicas", self.prepare)
+        check("cluster", "bookinfo's services call each other by mutual TLS, by the tokens of their pods", self.bookinfo)
         check("cluster", "who is not ready gets no request, and who is gets them", self.endpoints)
-        check("cluster", "rules come and go, a wrong one is refused, and one that gets in all the same keeps its last good state", self.rules)
-        check("cluster", "the API server is killed: no request is lost, and what changed afterwards is known", self.killed)
+        check("cluster", "a rule that comes into force says so in its status", self.rules)
+        check("cluster", "a wrong one is refused, and one that gets in all the same keeps its last good state and says so", self.wrong)
+        check("cluster", "a route of Gateway API says what became of it at its service", self.route)
+        check("cluster", "the replica that writes is killed: the other one does", self.leader)
+        check("cluster", "the API server is killed: what changed afterwards is known, and written", self.killed)
+        check("cluster", "all of that while pages were looked at: nothing was missing from any", self.unfailing)
 
     def prepare(self):
         # Loopback addresses are none for an EndpointSlice.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("192.0.2.1", 9))
             self.ip = probe.getsockname()[0]
-        tls = [self.folder / "webhook.crt", self.folder / "webhook.key"]
-        make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-        make += ["-subj", "/CN=webhook", "-addext", "subjectAltName=IP:127.0.0.1", "-out", tls[0], "-keyout", tls[1]]
-        subprocess.run(make, check=True, capture_output=True, timeout=60)
-        webhook = free_port()
+        tls = self.certificate("webhook", "-addext", "subjectAltName=IP:127.0.0.1")
+        usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+        root = self.certificate("root", *usage)
+        authority = self.folder / "authority"
+        authority.mkdir()
+        for name in ("ca-cert", "cert-chain", "root-cert"):
+            (authority / f"{name}.pem").write_text(root[0].read_text())
+        key = authority / "ca-key.pem"
+        key.touch(0o600)
+        key.write_text(root[1].read_text())
         command = [self.suite.args.bin / "mesh-control", "install", "--image", "registry.example/mesh-control:1"]
         done = subprocess.run([*command, "--webhook-ca", tls[0], "-o", "json"], check=True, capture_output=True, timeout=30)
         manifests = json.loads(done.stdout)["items"]
+        self.kubernetes.make("/api/v1/namespaces", "Namespace", "istio-system")
+        webhooks = [free_port(), free_port()]
         for manifest in manifests:
             if manifest["kind"] == "ValidatingWebhookConfiguration":
                 config = manifest["webhooks"][0]["clientConfig"]
                 del config["service"]
-                config["url"] = f"https://127.0.0.1:{webhook}/validate"
-            path = PATHS[manifest["kind"]].format(manifest["metadata"].get("namespace"))
-            self.ask("POST", path, manifest)
-        self.crd("networking.istio.io", "virtualservices", "VirtualService")
-        self.kubernetes.make("/api/v1/namespaces", "Namespace", "store")
+                config["url"] = f"https://127.0.0.1:{webhooks[0]}/validate"
+            self.ask("POST", PATHS[manifest["kind"]].format(manifest["metadata"].get("namespace")), manifest)
+        self.crd("networking.istio.io", "virtualservices", "VirtualService", ISTIO_STATUS)
+        self.crd("gateway.networking.k8s.io", "httproutes", "HTTPRoute", ROUTE_STATUS)
         token = self.folder / "cluster-token"
-        token.write_text(self.kubernetes.token("mesh-control", audience=self.kubernetes.api, namespace="mesh-system"))
-        cluster = {"server": self.kubernetes.api, "certificate-authority": "certs/apiserver.crt"}
+        token.write_text(self.kubernetes.token("mesh-control", audience=self.kubernetes.api, namespace=SYSTEM))
+        ca = self.folder / "certs" / "apiserver.crt"
         config = {
             "current-context": "c",
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": cluster}],
+            "clusters": [{"name": "c", "cluster": {"server": self.kubernetes.api, "certificate-authority": str(ca)}}],
             "users": [{"name": "u", "user": {"tokenFile": token.name}}],
         }
         kubeconfig = self.folder / "kubeconfig"
         kubeconfig.write_text(json.dumps(config))
         command = [self.suite.args.bin / "mesh-control", "serve", "--kubernetes", "--kubeconfig", kubeconfig]
-        command += ["--xds-addr", "127.0.0.1:0", "--secure-addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0"]
-        command += ["--admission-addr", f"127.0.0.1:{webhook}", "--tls-cert", tls[0], "--tls-key", tls[1]]
-        control = self.suite.start("mesh-control of a cluster", command)
-        self.xds = control.wait_for_line("xds listening on ")
-        self.status_addr = control.wait_for_line("status listening on ")
+        command += ["--kubernetes-lease", f"{SYSTEM}/mesh-control", "--ca-dir", authority]
+        command += ["--kubernetes-tokens", self.kubernetes.api, "--kubernetes-token-file", token, "--kubernetes-ca", ca]
+        command += ["--secure-addr", "127.0.0.1:0", "--tls-cert", tls[0], "--tls-key", tls[1]]
+        self.replicas = []
+        for webhook in webhooks:
+            # It comes back where it was.
+            addresses = ["--xds-addr", f"127.0.0.1:{free_port()}", "--status-addr", f"127.0.0.1:{free_port()}"]
+            self.replicas.append(self.replica([*command, *addresses, "--admission-addr", f"127.0.0.1:{webhook}"]))
+        self.until("one of them holds the Lease", self.holder)
         return f"{len(manifests)} objects"
 
-    def crd(self, group, plural, kind):
-        schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    def certificate(self, name, *extensions):
+        files = [self.folder / f"{name}.crt", self.folder / f"{name}.key"]
+        make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+        make += ["-subj", f"/CN={name}", *extensions, "-out", files[0], "-keyout", files[1]]
+        subprocess.run(make, check=True, capture_output=True, timeout=60)
+        return files
+
+    def replica(self, command):
+        # Who leads says so.
+        log = {"RUST_LOG": "warn,mesh_control::kubernetes::elected=info"}
+        process = self.suite.start("mesh-control of a cluster", command, log)
+        xds = process.wait_for_line("xds listening on ")
+        return {"process": process, "command": command, "xds": xds, "status": process.wait_for_line("status listening on ")}
+
+    def crd(self, group, plural, kind, status):
+        free = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        schema = {"openAPIV3Schema": structure(spec=free, status=status)}
         spec = {"group": group, "scope": "Namespaced", "names": {"plural": plural, "kind": kind}}
-        spec["versions"] = [{"name": "v1", "served": True, "storage": True, "schema": schema}]
-        path, version = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", "apiextensions.k8s.io/v1"
-        self.kubernetes.make(path, "CustomResourceDefinition", f"{plural}.{group}", version, spec=spec)
+        version = {"name": "v1", "served": True, "storage": True, "schema": schema, "subresources": {"status": {}}}
+        spec["versions"] = [version]
+        path, api = PATHS["CustomResourceDefinition"], "apiextensions.k8s.io/v1"
+        if group.endswith(".k8s.io"):
+            # Groups of Kubernetes' own need to say who has approved them.
+            approved = {"api-approved.kubernetes.io": "unapproved, for a test"}
+            metadata = {"name": f"{plural}.{group}", "annotations": approved}
+            self.ask("POST", path, {"apiVersion": api, "kind": "CustomResourceDefinition", "metadata": metadata, "spec": spec})
+        else:
+            self.kubernetes.make(path, "CustomResourceDefinition", f"{plural}.{group}", api, spec=spec)
 
-    def env(self, name):
-        return self.suite.bootstrap(self.xds, name, "store")
-
-    def slice(self, *ready):
-        endpoints = [{"addresses": [self.ip], "conditions": {"ready": one}} for one in ready]
-        body = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": endpoints}
-        body["metadata"] = {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}}
-        return {**body, "ports": [{"name": "http", "port": self.port, "protocol": "TCP"}]}
-
-    def call(self, path="/"):
-        curl = [self.suite.args.bin / "mesh-curl", "-o", "json", f"http://web.store{path}"]
-        env = {**os.environ, **self.env("caller")}
-        done = subprocess.run(curl, capture_output=True, timeout=60, text=True, env=env)
-        return json.loads(done.stdout.splitlines()[0]).get("status")
-
-    def until(self, what, is_so):
-        end = time.monotonic() + 30
-        while not is_so():
+    def until(self, what, is_so, patience=30):
+        end = time.monotonic() + patience
+        while not (found := is_so()):
             if time.monotonic() > end:
                 raise self.failure(f"not in time: {what}")
             time.sleep(0.1)
+        return found
+
+    def holder(self):
+        return self.ask("GET", LEASE).get("spec", {}).get("holderIdentity")
+
+    def bootstrap(self, app, version, account):
+        """What a workload has: who it is, and the token of its pod."""
+        name = f"{app}-{version}"
+        spec = {"serviceAccountName": account, "containers": [{"name": "c", "image": "i"}]}
+        labels = {"app": app, "version": version, "security.istio.io/tlsMode": "istio"}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec}
+        uid = self.ask("POST", "/api/v1/namespaces/default/pods", pod)["metadata"]["uid"]
+        token = self.folder / f"token-{name}"
+        token.write_text(self.kubernetes.token(account, pod=(name, uid), namespace="default"))
+        plain = {"channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+        metadata = {"NAMESPACE": "default", "SERVICE_ACCOUNT": account, "LABELS": labels, "NAME": name}
+        bootstrap = {
+            "xds_servers": [{"server_uri": replica["xds"], **plain} for replica in self.replicas],
+            "node": {"id": f"mesh~{self.ip}~{name}.default~default.svc.cluster.local", "metadata": metadata},
+            "certificate_providers": {"default": {"plugin_name": "mesh_ca", "config": {"token_file": str(token)}}},
+            "server_listener_resource_name_template": "xds.istio.io/grpc/lds/inbound/%s",
+        }
+        return {"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(bootstrap)}
+
+    def slice(self, app, *ready):
+        """The EndpointSlice of a service: its versions, and whether they are ready."""
+        ours = [(name, version) for name, version in WORKLOADS if name == app]
+        at = lambda version: {"kind": "Pod", "name": f"{app}-{version}", "namespace": "default"}
+        metadata = {"labels": {"kubernetes.io/service-name": app}}
+        for (_, version), one in zip(ours, ready):
+            body = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4"}
+            endpoint = {"addresses": [self.ip], "conditions": {"ready": one}, "targetRef": at(version)}
+            name = f"{app}-{version}"
+            body |= {"metadata": {"name": name, **metadata}, "endpoints": [endpoint]}
+            body["ports"] = [{"name": "http", "port": self.ports[name], "protocol": "TCP"}]
+            try:
+                self.ask("PUT", f"{SLICES}/{name}", body)
+            except urllib.error.HTTPError as error:
+                if error.code != 404:
+                    raise
+                self.ask("POST", SLICES, body)
+
+    def bookinfo(self):
+        self.ports = {}
+        for app in dict.fromkeys(app for app, _ in WORKLOADS):
+            spec = {"selector": {"app": app}, "ports": [{"name": "http", "port": PORT}]}
+            self.kubernetes.make(PATHS["Service"].format("default"), "Service", app, spec=spec)
+            self.kubernetes.make(PATHS["ServiceAccount"].format("default"), "ServiceAccount", f"bookinfo-{app}")
+        for app, version in WORKLOADS:
+            program = [self.suite.args.bin / "bookinfo", "service", app, "--version", version, "--listen", f"{self.ip}:0"]
+            process = self.suite.start(f"{app} {version}", program, self.bootstrap(app, version, f"bookinfo-{app}"))
+            self.ports[f"{app}-{version}"] = int(process.wait_for_line(" serving on ").rsplit(":", 1)[1])
+        self.slice("reviews", True, False)
+        for app in ("productpage", "details", "ratings"):
+            self.slice(app, True)
+        curl = [self.suite.args.bin / "mesh-curl", "-o", "json", "--timeout", "10s"]
+        target = f"http://productpage:{PORT}/api/v1/products/0"
+        self.kubernetes.make(PATHS["ServiceAccount"].format("default"), "ServiceAccount", "caller")
+        env = self.bootstrap("caller", "v1", "caller")
+
+        def is_whole():
+            done = subprocess.run([*curl, target], capture_output=True, timeout=60, text=True, env={**os.environ, **env})
+            answer = json.loads(done.stdout.splitlines()[0])
+            page = json.loads(answer["body"]) if answer["status"] == 200 else {}
+            return all((page.get(part) or {}).get("content") for part in ("details", "reviews"))
+
+        self.until("a whole page", is_whole)
+        self.caller = Caller(self.suite.start("the caller", [*curl, "--rate", "40", "--duration", "3600s", target], env))
+        self.shown("v1")
+        return f"{len(WORKLOADS)} processes"
+
+    def shown(self, *versions):
+        """Waits until reviews come from these versions alone, for a while."""
+        self.until(f"reviews of {versions}", lambda: self.caller.versions() == set(versions))
 
     def endpoints(self):
-        echo = [self.suite.args.bin / "mesh-echo", "--name", "web", "--listen", f"{self.ip}:0", "--label", "app=web"]
-        # The Service needs to be there for the server to serve, and the server's port for the slice.
-        spec = {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]}
-        self.kubernetes.make("/api/v1/namespaces/store/services", "Service", "web", spec=spec)
-        process = self.suite.start("a server of the cluster", echo, self.env("web"))
-        address = process.wait_for_line("listening on ").split()[0]
-        self.port = int(address.rsplit(":", 1)[1])
-        self.ask("POST", SLICES, self.slice(False))
-        if (status := self.call()) == 200:
-            raise self.failure("one that is not ready is called")
-        self.ask("PUT", f"{SLICES}/web-1", self.slice(True))
-        self.until("a request that gets there", lambda: self.call() == 200)
-        return f"{status}, then 200 from {address}"
+        self.slice("reviews", True, True)
+        self.shown("v1", "v2")
+        self.slice("reviews", False, True)
+        self.shown("v2")
+        self.slice("reviews", True, True)
+        self.shown("v1", "v2")
 
     def rule(self, name, **spec):
         kind = {"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": name}}
-        return {**kind, "spec": {"hosts": ["web"], **spec}}
+        return {**kind, "spec": {"hosts": ["reviews"], **spec}}
+
+    def says(self, name, status, reason):
+        """Waits until a rule says this of the generation that it is in."""
+
+        def is_said():
+            found = self.ask("GET", f"{RULES}/{name}")
+            state = found.get("status", {})
+            of = {one["type"]: one for one in state.get("conditions", [])}.get("Reconciled", {})
+            is_it = (of.get("status"), of.get("reason")) == (status, reason)
+            return found if is_it and state.get("observedGeneration") == found["metadata"]["generation"] else None
+
+        return self.until(f"{name}: {status} {reason}", is_said)
 
     def rules(self):
-        teapot = self.rule("web", http=[{"match": [{"uri": {"prefix": "/tea"}}], "directResponse": {"status": 418}}, {"route": [{"destination": {"host": "web"}}]}])
-        self.ask("POST", RULES, teapot)
-        self.until("the rule", lambda: self.call("/tea") == 418)
-        wrong = self.rule("web", htpp=[])
+        to = lambda seconds: [{"timeout": f"{seconds}s", "route": [{"destination": {"host": "reviews"}}]}]
+        self.good = self.rule("reviews", http=to(9))
+        self.ask("POST", RULES, self.good)
+        said = self.says("reviews", "True", "InForce")
+        before = said["metadata"]["resourceVersion"]
+        # What is there is not written again.
+        time.sleep(2)
+        if (after := self.ask("GET", f"{RULES}/reviews")["metadata"]["resourceVersion"]) != before:
+            raise self.failure(f"it is written again and again: {before} {after}")
+        return f"generation {said['status']['observedGeneration']}"
+
+    def wrong(self):
         try:
             self.ask("POST", RULES, self.rule("other", htpp=[]))
             raise self.failure("the webhook lets anything in")
@@ -139,45 +312,99 @@ class Cluster:
         if "did you mean `http`?" not in said:
             raise self.failure(f"refused for another reason: {said}")
         # Whoever gets in without being asked about.
-        self.ask("DELETE", f"{PATHS['ValidatingWebhookConfiguration']}/mesh-control-mesh-system")
-        held = lambda: [one["standing"] for one in self.suite.status(self.status_addr)["wrong"]] == ["held"]
+        self.ask("DELETE", f"{PATHS['ValidatingWebhookConfiguration']}/mesh-control-{SYSTEM}")
 
-        def wrong_is_held():
-            wrong["metadata"]["resourceVersion"] = self.ask("GET", f"{RULES}/web")["metadata"]["resourceVersion"]
+        def put(rule):
+            rule["metadata"]["resourceVersion"] = self.ask("GET", f"{RULES}/reviews")["metadata"]["resourceVersion"]
             try:
-                self.ask("PUT", f"{RULES}/web", wrong)
+                self.ask("PUT", f"{RULES}/reviews", rule)
             except urllib.error.HTTPError:
                 return False
             return True
 
-        self.until("the webhook is gone", wrong_is_held)
-        self.until("it is held", held)
-        if (status := self.call("/tea")) != 418:
-            raise self.failure(f"its last good state is not in force: {status}")
-        self.ask("DELETE", f"{RULES}/web")
-        self.until("it is gone", lambda: self.call("/tea") == 200)
+        self.until("the webhook is gone", lambda: put(self.rule("reviews", htpp=[])))
+        found = self.says("reviews", "False", "LastGoodState")
+        codes = [message["type"].get("code") for message in found["status"]["validationMessages"]]
+        if "IST0106" not in codes:
+            raise self.failure(f"no code of it: {found['status']}")
+        for replica in self.replicas:
+            held = [one["standing"] for one in self.suite.status(replica["status"])["wrong"]]
+            if held != ["held"]:
+                raise self.failure(f"a replica does not know: {held}")
+        self.until("it is put", lambda: put(self.good))
+        found = self.says("reviews", "True", "InForce")
+        if found["status"].get("validationMessages"):
+            raise self.failure(f"what is mended has codes: {found['status']}")
         return said
 
+    def route(self):
+        reference = {"group": "", "kind": "Service", "name": "details", "port": PORT}
+        backends = lambda *names: [{"backendRefs": [{"name": name, "port": PORT, "weight": weight} for name, weight in names]}]
+        metadata = {"name": "details"}
+        route = {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": metadata}
+        route["spec"] = {"parentRefs": [reference], "rules": backends(("details", 1), ("nobody", 0))}
+        self.ask("POST", ROUTES, route)
+
+        def says(**expected):
+            found = self.ask("GET", f"{ROUTES}/details")
+            for parent in found.get("status", {}).get("parents", []):
+                of = {one["type"]: (one["status"], one["reason"]) for one in parent["conditions"]}
+                is_of = all(one["observedGeneration"] == found["metadata"]["generation"] for one in parent["conditions"])
+                if is_of and parent["controllerName"] == CONTROLLER and parent["parentRef"] == reference and of == expected:
+                    return found
+            return None
+
+        accepted = ("True", "Accepted")
+        found = self.until("what is missing", lambda: says(Accepted=accepted, ResolvedRefs=("False", "BackendNotFound")))
+        # Somebody else's words stay.
+        foreign = {"parentRef": {**reference, "name": "other"}, "controllerName": "example.com/other", "conditions": []}
+        parents = [foreign, *found["status"]["parents"]]
+        self.ask("PUT", f"{ROUTES}/details/status", {**found, "status": {"parents": parents}})
+        fixed = self.ask("GET", f"{ROUTES}/details")
+        fixed["spec"]["rules"] = backends(("details", 1))
+        self.ask("PUT", f"{ROUTES}/details", fixed)
+        found = self.until("it is fixed", lambda: says(Accepted=accepted, ResolvedRefs=("True", "ResolvedRefs")))
+        if foreign not in found["status"]["parents"]:
+            raise self.failure(f"what somebody else said is gone: {found['status']}")
+        self.ask("DELETE", f"{ROUTES}/details")
+
+    def leads(self):
+        """The replica that has said last that it holds the Lease."""
+        for replica in self.replicas:
+            said = [line for line in list(replica["process"].errors) if "the Lease" in line]
+            if replica["process"].child.poll() is None and said and "writes status" in said[-1]:
+                return replica
+        return None
+
+    def leader(self):
+        before, leader = self.holder(), self.until("one says so", self.leads)
+        leader["process"].kill()
+        began = time.monotonic()
+        self.until("another one holds the Lease", lambda: self.holder() not in ("", before), 60)
+        took = time.monotonic() - began
+        self.change(8)
+        # It comes back, and is one that serves.
+        self.replicas[self.replicas.index(leader)] = self.replica(leader["command"])
+        return f"after {took:.0f} s"
+
+    def change(self, seconds):
+        self.good["spec"]["http"][0]["timeout"] = f"{seconds}s"
+        self.good["metadata"]["resourceVersion"] = self.ask("GET", f"{RULES}/reviews")["metadata"]["resourceVersion"]
+        self.ask("PUT", f"{RULES}/reviews", self.good)
+        self.says("reviews", "True", "InForce")
+
     def killed(self):
-        lost, stop = [], threading.Event()
+        reasons = lambda: [self.suite.status(replica["status"]).get("config_stale_reason") or "" for replica in self.replicas]
+        self.kubernetes.process.kill()
+        self.until("it is said", lambda: all("Kubernetes" in reason for reason in reasons()))
+        self.kubernetes.launch()
+        self.until("it is followed", lambda: not any(reasons()))
+        self.slice("reviews", False, True)
+        self.shown("v2")
+        self.until("one of them holds the Lease", self.leads, 60)
+        self.change(7)
 
-        def calling():
-            while not stop.is_set():
-                if (status := self.call()) != 200:
-                    lost.append(status)
-
-        caller = threading.Thread(target=calling)
-        caller.start()
-        try:
-            self.kubernetes.process.kill()
-            self.until("it is said", lambda: "Kubernetes" in (self.suite.status(self.status_addr).get("config_stale_reason") or ""))
-            self.kubernetes.launch()
-            self.until("it is followed", lambda: not self.suite.status(self.status_addr).get("config_stale_reason"))
-        finally:
-            stop.set()
-            caller.join()
-        if lost:
-            raise self.failure(f"requests were lost: {lost}")
-        self.ask("PUT", f"{SLICES}/web-1", self.slice(False))
-        self.until("the change is known", lambda: self.call() != 200)
-        return "0 lost"
+    def unfailing(self):
+        if self.caller.lost:
+            raise self.failure(f"{len(self.caller.lost)} of {self.caller.pages}: {self.caller.lost[:5]}")
+        return f"{self.caller.pages} pages, 0 lost"

@@ -14,6 +14,7 @@ mod sidecar;
 mod snapshot;
 mod source;
 mod summary;
+mod verdict;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -51,6 +52,7 @@ pub use snapshot::Snapshot;
 use source::Source;
 pub(crate) use source::Stale;
 pub use summary::{EndpointSummary, PortSummary, ServiceSummary, WorkloadSummary};
+pub(crate) use verdict::{Asked, Verdict};
 
 /// The first workload that comes or goes is published at once; more of them within this time together.
 const COALESCE: Duration = Duration::from_millis(10);

@@ -10,6 +10,7 @@ use mesh_core::calls::{ANY, REST};
 use mesh_core::identity::SpiffeId;
 
 use super::{Record, Verdict, Workload};
+use crate::period::date;
 
 /// A policy for one workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -239,20 +240,6 @@ fn object_name(name: &str) -> String {
         "" => "workload".to_owned(),
         name => name.to_owned(),
     }
-}
-
-/// `2026-11-28T22:05:00Z`, by the proleptic Gregorian calendar.
-fn date(seconds: u64) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Years begin in March, so that the leap day is the last one; eras are 400 years.
-    let (era, day) = ((days + 719_468) / 146_097, (days + 719_468) % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let of_year = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let of_month = of_year - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    let year = era * 400 + year + carry;
-    format!("{year:04}-{month:02}-{of_month:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
 }
 
 /// The records of one workload, out of those of all: what is proven goes before what is not, and several service accounts are

@@ -114,7 +114,7 @@ fn certificate(path: &Path) -> anyhow::Result<String> {
 fn manifests(args: &Args, webhook: Option<&Webhook>) -> String {
     let clients = webhook.and_then(|webhook| webhook.clients.as_deref());
     let mut all: Vec<String> = ObjectKind::OWN.into_iter().filter_map(custom_resource).collect();
-    all.extend([namespace_and_account(args), permissions(args), service(args, webhook.is_some())]);
+    all.extend([namespace_and_account(args), permissions(args), lease(args), service(args, webhook.is_some())]);
     all.extend(clients.map(|pem| webhook_clients(args, pem)));
     all.push(deployment(args, webhook.is_some(), clients.is_some()));
     all.extend([guards::disruption(args), guards::network(args, webhook.is_some())]);
@@ -159,7 +159,8 @@ metadata:
     )
 }
 
-/// What is watched may be listed and watched, where it is watched. One thing may be made: the question whose a token is.
+/// What is watched may be listed and watched, where it is watched, and of what has a status that may be changed. One thing may be made:
+/// the question whose a token is.
 fn permissions(args: &Args) -> String {
     let mut places: BTreeMap<Option<&str>, Vec<&Resource>> = BTreeMap::from([(None, Vec::new())]);
     for resource in &RESOURCES {
@@ -188,6 +189,14 @@ fn role(kind: &str, name: &str, place: &str, watched: &[&Resource]) -> String {
     for (group, plurals) in groups {
         let plurals = plurals.join(", ");
         let _ = write!(text, "- apiGroups: [{group:?}]\n  resources: [{plurals}]\n  verbs: [list, watch]\n");
+    }
+    let mut statuses: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for resource in watched.iter().filter(|resource| resource.has_status()) {
+        statuses.entry(resource.group).or_default().push(format!("{}/status", resource.plural));
+    }
+    for (group, plurals) in statuses {
+        let plurals = plurals.join(", ");
+        let _ = write!(text, "- apiGroups: [{group:?}]\n  resources: [{plurals}]\n  verbs: [patch]\n");
     }
     for settings in watched.iter().filter(|resource| resource.use_ == Use::Settings) {
         let _ = write!(
@@ -219,6 +228,34 @@ subjects:
   name: {account}
   namespace: {namespace}
 "
+    )
+}
+
+/// By which the one of the replicas is elected that writes. It is there from the start, so that nobody needs to make any.
+fn lease(args: &Args) -> String {
+    let (name, namespace) = (args.name(), &args.namespace);
+    let place = format!("  namespace: {namespace}\n");
+    format!(
+        "\
+apiVersion: coordination.k8s.io/v1
+kind: Lease
+metadata:
+  name: {name}
+  namespace: {namespace}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  name: {name}-lease
+  namespace: {namespace}
+rules:
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{name}]
+  verbs: [get, update]
+---
+{}",
+        binding("Role", &format!("{name}-lease"), &place, args),
     )
 }
 
@@ -305,6 +342,7 @@ spec:
         args:
         - serve
         - --kubernetes
+        - --kubernetes-lease={namespace}/{name}
 {options}        - --kubernetes-tokens=https://kubernetes.default.svc
         - --ca-dir=/etc/mesh-control/ca
         - --tls-cert=/etc/mesh-control/tls/tls.crt
@@ -465,9 +503,11 @@ mod tests {
     fn what_is_watched_may_be_watched_and_nothing_else_may_be_done() {
         let all = printed(&[], false);
         let roles = ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
+        let lease = ["Lease", "Role", "RoleBinding"];
         let expected = [
             &["Namespace", "ServiceAccount"],
             &roles[..],
+            &lease,
             &["Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy"],
         ]
         .concat();
@@ -475,16 +515,28 @@ mod tests {
         assert!(kinds(definitions).iter().all(|kind| *kind == "CustomResourceDefinition"), "{definitions:?}");
         assert_eq!(kinds(rest), expected);
         let (wide, local) = (rules(&all, "ClusterRole"), rules(&all, "Role"));
-        assert_eq!(local, [("istio-system", vec!["configmaps"], vec!["list", "watch"])]);
+        let settings = ("istio-system", vec!["configmaps"], vec!["list", "watch"]);
+        assert_eq!(local, [settings.clone(), ("mesh-system", vec!["leases"], vec!["get", "update"])]);
+        let local = [settings];
         let mut allowed: Vec<&str> =
             wide.iter().chain(&local).flat_map(|(_, resources, _)| resources.clone()).collect();
-        let mut watched: Vec<&str> = RESOURCES.iter().map(|resource| resource.plural).chain(["tokenreviews"]).collect();
+        let with_status = RESOURCES.iter().filter(|resource| resource.has_status());
+        let statuses: Vec<String> = with_status.map(|resource| format!("{}/status", resource.plural)).collect();
+        let mut expected: Vec<&str> = RESOURCES.iter().map(|resource| resource.plural).collect();
+        expected.extend(statuses.iter().map(String::as_str).chain(["tokenreviews"]));
         allowed.sort_unstable();
-        watched.sort_unstable();
-        assert_eq!(allowed, watched);
+        expected.sort_unstable();
+        assert_eq!(allowed, expected);
+        assert!(!allowed.contains(&"referencegrants/status") && allowed.contains(&"httproutes/status"));
         for (_, resources, verbs) in &wide {
-            let expected: &[&str] = if resources == &["tokenreviews"] { &["create"] } else { &["list", "watch"] };
+            let expected: &[&str] = match resources[0] {
+                "tokenreviews" => &["create"],
+                // And of those nothing else.
+                one if one.ends_with("/status") => &["patch"],
+                _ => &["list", "watch"],
+            };
             assert_eq!(verbs, expected, "{resources:?}");
+            assert!(verbs != &["patch"] || resources.iter().all(|one| one.ends_with("/status")), "{resources:?}");
         }
     }
 
@@ -492,7 +544,7 @@ mod tests {
     fn of_some_namespaces_nothing_is_to_be_seen_of_others_but_what_is_for_the_whole_mesh() {
         let all = printed(&["shop", "pay"], true);
         let count = |kind: &str| kinds(&all).iter().filter(|one| **one == kind).count();
-        assert_eq!([count("Role"), count("RoleBinding"), count("ValidatingWebhookConfiguration")], [3, 3, 1]);
+        assert_eq!([count("Role"), count("RoleBinding"), count("ValidatingWebhookConfiguration")], [4, 4, 1]);
         let wide = rules(&all, "ClusterRole");
         let wide: Vec<&str> = wide.iter().flat_map(|(_, resources, _)| resources.clone()).collect();
         assert_eq!(wide, ["nodes", "tokenreviews"]);
@@ -502,6 +554,10 @@ mod tests {
         };
         for (place, plural, expected) in [
             ("shop", "virtualservices", true),
+            ("shop", "virtualservices/status", true),
+            ("istio-system", "virtualservices/status", true),
+            ("mesh-system", "leases", true),
+            ("shop", "leases", false),
             ("shop", "services", true),
             ("shop", "configmaps", false),
             ("istio-system", "peerauthentications", true),

@@ -20,7 +20,7 @@ use crate::config::file::is_namespace;
 use crate::config::{Code, Diagnostic};
 use crate::etcd;
 use crate::jwks::KeyFetching;
-use crate::kubernetes::{self, Access, Cluster};
+use crate::kubernetes::{self, Access, Cluster, Elected, LeaseName};
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions, Synced};
 use crate::policy::mesh::ROOT_NAMESPACE;
 use crate::quota::{self, Quotas};
@@ -52,6 +52,10 @@ pub(super) struct Args {
     kubernetes_namespaces: Vec<String>,
     #[command(flatten)]
     etcd: Etcd,
+    /// Writes into that cluster what became of its objects (their status), for as long as this process holds this Lease, which is made
+    /// where there is none. Replicas stand for the same one, and one of them writes. Without it, nothing is written.
+    #[arg(long, value_name = "NAMESPACE/NAME", requires = "kubernetes")]
+    kubernetes_lease: Option<LeaseName>,
     /// Keeps the last good state of the configuration's objects in this directory, so that it survives a restart. It is for
     /// one server and one configuration, and not inside it.
     #[arg(long, value_name = "DIR")]
@@ -325,7 +329,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         }),
         None => None,
     };
-    let _telling = cluster.map(|cluster| Following(tokio::spawn(cluster.tell(&plane))));
+    let _telling = cluster.as_ref().map(|cluster| Following(tokio::spawn(cluster.tell(&plane))));
     if args.strict {
         let faults: String = strict_faults(&plane).iter().map(|fault| format!("\n  {fault}")).collect();
         if !faults.is_empty() {
@@ -408,6 +412,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         let bound = server.listen_rate_limits(address, tls_files(args).as_ref()).await;
         listening("rate limits", bound.with_context(|| cannot("rate limits", address))?)?;
     }
+    // Who serves already, and only then writes.
+    let elected = cluster.zip(args.kubernetes_lease.clone());
+    let elected = elected.map(|(cluster, lease)| Elected::start(&cluster, &plane, lease));
     let webhook = match (args.admission_addr, tls_files(args)) {
         (Some(address), Some(files)) => {
             let (files, domain) = (files.client_ca(args.admission_client_ca.clone()), plane.trust_domain());
@@ -456,8 +463,13 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     signals.next().await;
     let told = Instant::now();
     tracing::info!("stopping");
+    let leaving = async {
+        if let Some(elected) = elected {
+            elected.stop().await;
+        }
+    };
     tokio::select! {
-        () = server.shutdown() => {}
+        ((), ()) = async { tokio::join!(server.shutdown(), leaving) } => {}
         () = after(told + SAME_SIGNAL, async || signals.next().await) => tracing::warn!("stopping at once"),
     }
     drop(following);

@@ -225,6 +225,11 @@ impl Store {
         trial.loaded()
     }
 
+    /// Whether this is what a text of this name says.
+    pub fn holds(&self, name: &str, text: &Arc<str>) -> bool {
+        self.texts.get(name).is_some_and(|known| matches!(&known.seen, Some(Ok(seen)) if seen == text))
+    }
+
     /// Takes in what a directory holds now. Returns whether anything is different.
     pub fn apply(&mut self, scan: io::Result<Scan>) -> bool {
         let scan = match scan {

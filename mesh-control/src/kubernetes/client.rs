@@ -120,6 +120,16 @@ impl Client {
         .await
     }
 
+    /// Puts JSON in the place of what is at a path.
+    pub(super) async fn put(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Bytes, Failure> {
+        within(limit, async { self.open(Method::PUT, path, json).await?.whole().await }).await
+    }
+
+    /// Changes what is at a path by a merge patch (RFC 7396).
+    pub(super) async fn patch(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Bytes, Failure> {
+        within(limit, async { self.open(Method::PATCH, path, json).await?.whole().await }).await
+    }
+
     /// Begins a request; the answer's body is read as it comes.
     pub(crate) async fn stream(&self, path: &str) -> Result<Answer, Failure> {
         within(PATIENCE, self.open(Method::GET, path, Vec::new())).await
@@ -155,7 +165,9 @@ impl Client {
             .header(ACCEPT, "application/json")
             .header(USER_AGENT, "mesh-control");
         if !json.is_empty() {
-            request = request.header(CONTENT_TYPE, "application/json");
+            let is_patch = request.method_ref() == Some(&Method::PATCH);
+            let kind = if is_patch { "application/merge-patch+json" } else { "application/json" };
+            request = request.header(CONTENT_TYPE, kind);
         }
         let access = self.access.clone();
         let read = spawn_blocking(move || prepared(&access, is_plaintext)).await?;

@@ -49,7 +49,7 @@ impl Default for Pace {
 
 impl Pace {
     /// How long to wait after so many failures in a row, with `random` from 0 to 1.
-    fn pause(self, failures: u32, random: f64) -> Duration {
+    pub(super) fn pause(self, failures: u32, random: f64) -> Duration {
         let (first, longest) = self.pauses;
         first.saturating_mul(1 << failures.min(8)).min(longest).mul_f64(0.5 + random / 2.0)
     }

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{error, info, warn};
 
 use super::client::Client;
+use super::facts::Fact;
 use super::follow::{Follower, News, Pace, What};
 use super::kinds::{RESOURCES, Resource, Use};
 use super::known::Change;
@@ -27,7 +28,7 @@ const WAITING: usize = 256;
 #[derive(Clone, Debug)]
 pub(crate) struct Cluster {
     shared: Arc<Shared>,
-    server: String,
+    client: Client,
     /// End with the last clone.
     _tasks: Arc<JoinSet<()>>,
 }
@@ -39,6 +40,8 @@ struct Shared {
     objects: Notify,
     /// Who serves a service has changed.
     services: Notify,
+    /// An object that has a status has changed.
+    facts: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +56,8 @@ struct State {
     untold: usize,
     places: Places,
     touched: BTreeSet<ServiceName>,
+    /// Of every object that has a status, by the name of its text.
+    facts: BTreeMap<Arc<str>, Arc<Fact>>,
 }
 
 impl Shared {
@@ -84,13 +89,22 @@ impl Cluster {
         }
         shared.state().unknown = (0..followed.len()).collect();
         tasks.spawn(gather(shared.clone(), followed, told));
-        Cluster { shared, server: client.server(), _tasks: Arc::new(tasks) }
+        Cluster { shared, client: client.clone(), _tasks: Arc::new(tasks) }
     }
 
-    /// Who is followed.
-    #[cfg(test)]
-    pub(super) fn server(&self) -> &str {
-        &self.server
+    /// By which it is asked.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// What is known of every object that has a status.
+    pub(super) fn facts(&self) -> Vec<Arc<Fact>> {
+        self.shared.state().facts.values().cloned().collect()
+    }
+
+    /// Waits until one of them has changed since this was asked the last time. For one who asks.
+    pub(super) async fn facts_changed(&self) {
+        self.shared.facts.notified().await;
     }
 
     /// Tells a plane who serves which service, from now on: at once what is known by now, and every change of it. Ends when the
@@ -117,7 +131,7 @@ impl Cluster {
 
 impl ConfigStore for Cluster {
     fn name(&self) -> String {
-        format!("Kubernetes at {}", self.server)
+        format!("Kubernetes at {}", self.client.server())
     }
 
     fn next(&mut self) -> BoxFuture<'_, Option<Update>> {
@@ -141,7 +155,8 @@ impl ConfigStore for Cluster {
 
 async fn gather(shared: Arc<Shared>, followed: Vec<&'static Resource>, mut told: mpsc::Receiver<News>) {
     while let Some(News { of, what }) = told.recv().await {
-        let Some(resource) = followed.get(of) else { continue };
+        let Some(&resource) = followed.get(of) else { continue };
+        let is_change = matches!(what, What::Listed(..) | What::Changed(..));
         let mut state = shared.state();
         let (was_known, before) = (state.unknown.is_empty(), (state.untold, state.touched.len()));
         match what {
@@ -167,6 +182,9 @@ async fn gather(shared: Arc<Shared>, followed: Vec<&'static Resource>, mut told:
         if services {
             shared.services.notify_one();
         }
+        if is_change && resource.has_status() {
+            shared.facts.notify_one();
+        }
     }
 }
 
@@ -175,10 +193,21 @@ impl State {
         self.untold > 0 && self.unknown.is_empty()
     }
 
-    fn take(&mut self, resource: &Resource, version: &str, change: &Change) {
+    fn take(&mut self, resource: &'static Resource, version: &'static str, change: &Change) {
         if matches!(resource.use_, Use::Object | Use::Service | Use::Settings) {
-            let text = change.object.as_ref().map(|object| text(resource, version, object));
-            self.changed.insert(text_name(resource, &change.name), text);
+            let name = text_name(resource, &change.name);
+            let mut text = change.object.as_ref().map(|object| text(resource, version, object));
+            if let Some(known) = self.facts.remove(&name)
+                && text.as_ref() == Some(&known.text)
+            {
+                // Nothing that somebody wrote is another one, such as after a list, or when a status was written.
+                text = Some(known.text.clone());
+            }
+            if let Some((object, text)) = change.object.as_ref().zip(text.clone()).filter(|_| resource.has_status()) {
+                let fact = Fact::of(resource, version, &change.name, name.clone(), text, object);
+                self.facts.insert(name.clone(), Arc::new(fact));
+            }
+            self.changed.insert(name, text);
             self.untold += 1;
         }
         if let Err(why) = self.places.take(resource.use_, change, &mut self.touched) {

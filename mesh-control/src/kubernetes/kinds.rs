@@ -109,6 +109,11 @@ impl Resource {
         self.use_ == Use::Object
     }
 
+    /// Whether its objects say what became of them (`status`). What a ReferenceGrant lets in, others tell of.
+    pub(crate) fn has_status(&self) -> bool {
+        self.use_ == Use::Object && self.kind != ObjectKind::ReferenceGrant.name()
+    }
+
     /// Where its objects of a version are, those of one namespace or all.
     pub(super) fn path(&self, version: &str, namespace: Option<&str>) -> String {
         let root = match self.group {

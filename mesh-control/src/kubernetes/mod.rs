@@ -5,22 +5,32 @@
 //! deletion. `follow` lists and watches one kind for good. `places` puts EndpointSlices, Pods and Nodes together to
 //! endpoints, and `hub` gathers it all. `webhook` says whether an object may be stored.
 //!
+//! Of several replicas one writes: `lease` decides which (`elected` asks for it), `status` what belongs into an object's status, of
+//! which `facts` are known, and `write` writes it, never more often than `attempts` lets it.
+//!
 //! Objects are read as JSON by the reader of files: there is one meaning of an object, wherever it is written.
 
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
 mod access;
+mod attempts;
 mod client;
+mod elected;
+mod facts;
 mod follow;
 mod hub;
 pub(crate) mod kinds;
 mod known;
+mod lease;
 pub(crate) mod objects;
 mod places;
+mod status;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod webhook;
+mod write;
 
 pub(crate) use access::Access;
 pub(crate) use client::Client;
+pub(crate) use elected::{Elected, LeaseName};
 pub(crate) use hub::Cluster;

@@ -1,6 +1,7 @@
 //! A cluster on the wire: an API server of the test's own, and planes that follow it.
 
 mod fake;
+mod written;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -461,7 +462,7 @@ data: {mesh: 'trustDomain: example.org'}
     );
     let follower = follow(&fake).await;
     assert_eq!(follower.plane.trust_domain().to_string(), "example.org");
-    assert!(follower.cluster.server().contains("127.0.0.1"));
+    assert!(follower.cluster.client().server().contains("127.0.0.1"));
 }
 
 #[tokio::test]

@@ -116,12 +116,12 @@ fn named(mut object: Value, name: &str) -> Value {
 }
 
 /// Where it is, whoever asks knows.
-fn in_words(finding: &Diagnostic) -> String {
+pub(super) fn in_words(finding: &Diagnostic) -> String {
     let field = finding.field.as_deref().map(|field| format!("{field}: ")).unwrap_or_default();
     format!("{field}{} [{}]", finding.message, finding.code.as_str())
 }
 
-fn cut(text: &str, most: usize) -> String {
+pub(super) fn cut(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),

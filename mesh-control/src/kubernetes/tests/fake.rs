@@ -1,4 +1,5 @@
-//! An API server that does what it is told: lists in pages, watches with bookmarks, and everything that goes wrong.
+//! An API server that does what it is told: lists in pages, watches with bookmarks, statuses by patches, Leases, and everything that
+//! goes wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -10,7 +11,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{StatusCode, Uri};
+use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -45,6 +46,12 @@ pub(super) struct World {
     pub(super) is_blank: bool,
     /// Whether every watch ends as soon as it begins, as behind a proxy that keeps none.
     pub(super) is_mute: bool,
+    /// Whether nobody may write statuses.
+    pub(super) is_forbidden: bool,
+    /// So many patches come too late: somebody else has labelled the object meanwhile.
+    pub(super) too_late: u32,
+    /// Whether somebody else takes every status away again.
+    pub(super) has_rival: bool,
     watchers: Vec<(String, mpsc::Sender<String>)>,
 }
 
@@ -109,8 +116,36 @@ impl Fake {
         metadata["uid"] = "u".into();
         metadata["managedFields"] = json!([{"manager": version}]);
         let key = key(&plural, &object);
+        let before = world.objects.get(&key).cloned().unwrap_or_default();
+        let generation = before["metadata"]["generation"].as_u64().unwrap_or(0);
+        let is_other = before["spec"] != object["spec"];
+        object["metadata"]["generation"] = (generation + u64::from(is_other)).into();
+        if before["status"].is_object() {
+            object["status"] = before["status"].clone();
+        }
         let kind = if world.objects.insert(key, object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
         world.tell(&plural, kind, &object);
+    }
+
+    /// What an object says of itself; nothing where there is none.
+    pub(super) fn status(&self, plural: &str, name: &str) -> Value {
+        self.world().object(plural, name)["status"].clone()
+    }
+
+    /// How many requests of a kind there were, `patch virtualservices`.
+    pub(super) fn count(&self, what: &str) -> u64 {
+        self.asked.borrow().get(what).copied().unwrap_or_default()
+    }
+
+    /// Waits until it is like this after some request.
+    pub(super) async fn until(&self, what: &str, is_so: impl Fn(&Fake) -> bool) {
+        let mut asked = self.asked.subscribe();
+        let wait = async {
+            while !is_so(self) {
+                asked.changed().await.expect("a server");
+            }
+        };
+        tokio::time::timeout(super::LIMIT, wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
     }
 
     pub(super) fn delete(&self, plural: &str, namespace: &str, name: &str) {
@@ -138,6 +173,71 @@ impl Fake {
 }
 
 impl World {
+    /// An object of the namespace `shop`.
+    pub(super) fn object(&self, plural: &str, name: &str) -> Value {
+        self.objects.get(&(plural.to_owned(), "shop".to_owned(), name.to_owned())).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn lease_of(&self, name: &str) -> Value {
+        self.objects.get(&("leases".to_owned(), "mesh".to_owned(), name.to_owned())).cloned().unwrap_or_default()
+    }
+
+    /// Puts in what somebody else has made of an object.
+    fn store(&mut self, key: &Key, mut object: Value) -> Value {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        self.objects.insert(key.clone(), object.clone());
+        self.tell(&key.0, "MODIFIED", &object);
+        object
+    }
+
+    fn patch(&mut self, key: &Key, patch: &Value) -> Result<Value, StatusCode> {
+        let mut object = self.objects.get(key).cloned().ok_or(StatusCode::NOT_FOUND)?;
+        if self.is_forbidden {
+            return Err(StatusCode::FORBIDDEN);
+        }
+        if self.too_late > 0 {
+            self.too_late -= 1;
+            object["metadata"]["labels"] = json!({"late": self.too_late.to_string()});
+            object = self.store(key, object);
+        }
+        if patch["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
+            return Err(StatusCode::CONFLICT);
+        }
+        let others = object["status"].clone();
+        let mut status = others.as_object().cloned().unwrap_or_default();
+        for (name, value) in patch["status"].as_object().expect("a status") {
+            match value {
+                Value::Null => drop(status.remove(name)),
+                value => drop(status.insert(name.clone(), value.clone())),
+            }
+        }
+        object["status"] = status.into();
+        let mut stored = self.store(key, object);
+        if self.has_rival {
+            stored["status"] = others;
+            stored = self.store(key, stored);
+        }
+        Ok(stored)
+    }
+
+    /// A Lease is made once, and put in the place of the version that is known.
+    fn lease(&mut self, method: &Method, name: &str, body: &[u8]) -> Result<Value, StatusCode> {
+        let key = |name: &str| ("leases".to_owned(), "mesh".to_owned(), name.to_owned());
+        if method == Method::GET {
+            return self.objects.get(&key(name)).cloned().ok_or(StatusCode::NOT_FOUND);
+        }
+        let object: Value = serde_json::from_slice(body).map_err(|_| StatusCode::BAD_REQUEST)?;
+        let key = key(object["metadata"]["name"].as_str().ok_or(StatusCode::BAD_REQUEST)?);
+        let known = self.objects.get(&key).map(|known| &known["metadata"]["resourceVersion"]);
+        let is_new = method == Method::POST;
+        match known {
+            Some(version) if is_new || *version != object["metadata"]["resourceVersion"] => Err(StatusCode::CONFLICT),
+            None if !is_new => Err(StatusCode::NOT_FOUND),
+            _ => Ok(self.store(&key, object)),
+        }
+    }
+
     fn tell(&mut self, plural: &str, kind: &str, object: &Value) {
         let line = json!({"type": kind, "object": object}).to_string() + "\n";
         self.log.push((self.version, plural.to_owned(), line.clone()));
@@ -184,7 +284,13 @@ impl World {
 
 type Shared = (Arc<Mutex<World>>, Arc<watch::Sender<BTreeMap<String, u64>>>);
 
-async fn answer(State((world, asked)): State<Shared>, uri: Uri) -> Response {
+async fn answer(
+    State((world, asked)): State<Shared>,
+    method: Method,
+    headers: HeaderMap,
+    uri: Uri,
+    body: Bytes,
+) -> Response {
     let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
     let plural = parts.last().copied().unwrap_or_default();
     let namespace = parts.iter().position(|part| *part == "namespaces").and_then(|at| parts.get(at + 1).copied());
@@ -194,6 +300,33 @@ async fn answer(State((world, asked)): State<Shared>, uri: Uri) -> Response {
     let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
     let number = |key: &str| query.get(key).and_then(|text| text.parse().ok()).unwrap_or(0);
     let status = |status: StatusCode| (status, json!({"message": "as told"}).to_string()).into_response();
+    let stored = |stored: Result<Value, StatusCode>| {
+        stored.map_or_else(status, |object| (StatusCode::OK, object.to_string()).into_response())
+    };
+    if let [.., plural, name, "status"] = parts[..]
+        && method == Method::PATCH
+    {
+        assert_eq!(headers["content-type"], "application/merge-patch+json");
+        let key = (plural.to_owned(), namespace.unwrap_or_default().to_owned(), name.to_owned());
+        let patched = world.patch(&key, &serde_json::from_slice(&body).expect("a patch"));
+        let is_written = patched.is_ok();
+        let answer = stored(patched);
+        drop(world);
+        asked.send_modify(|counts| {
+            *counts.entry(format!("patch {plural}")).or_default() += 1;
+            *counts.entry(format!("written {plural}")).or_default() += u64::from(is_written);
+        });
+        return answer;
+    }
+    if parts.contains(&"leases") {
+        let answer = match world.failing.contains("*") {
+            true => status(StatusCode::SERVICE_UNAVAILABLE),
+            false => stored(world.lease(&method, plural, &body)),
+        };
+        drop(world);
+        asked.send_modify(|counts| *counts.entry(format!("{method} lease")).or_default() += 1);
+        return answer;
+    }
     let answer = if world.failing.contains("*") || world.failing.contains(plural) {
         status(StatusCode::SERVICE_UNAVAILABLE)
     } else if plural == "readyz" {

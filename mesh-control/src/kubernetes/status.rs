@@ -1,0 +1,383 @@
+//! What belongs into the status of an object: Istio's (`meta.v1alpha1.IstioStatus`: the condition `Reconciled`, codes of its analyzers,
+//! the generation that this is about), and of a route of Gateway API what became of it at each of its parents. Pure.
+//!
+//! Whatever others wrote there stays as it is. Nothing that is said names what is in another namespace unless the object does: whoever may
+//! read the object may read this.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::facts::Fact;
+use super::webhook::{cut, in_words};
+use crate::config::gateway_api::ParentKind;
+use crate::config::store::Standing;
+use crate::config::support::ObjectKind;
+use crate::config::{Diagnostic, Severity};
+use crate::plane::Verdict;
+use crate::policy::gateway_api::RouteCondition;
+
+/// Who says what we say of routes (`controllerName`).
+pub(super) const CONTROLLER: &str = "policy.mesh-control/mesh";
+/// The condition that we say of all other objects.
+const RECONCILED: &str = "Reconciled";
+
+/// The longest message.
+const LONGEST: usize = 1000;
+/// The most codes, and parents (Gateway API's own bound).
+const MOST_CODES: usize = 20;
+const MOST_PARENTS: usize = 32;
+
+/// What is to be written.
+#[derive(Debug, PartialEq)]
+pub(super) struct Wanted {
+    /// What is other than it is now, as a merge patch of `status`.
+    pub(super) patch: Value,
+    /// What we say, without the times.
+    pub(super) words: Value,
+}
+
+/// What is to be written of an object, unless it is there: since this time, where it was not so before.
+pub(super) fn wanted(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
+    let is_route = [ObjectKind::HttpRoute, ObjectKind::GrpcRoute].iter().any(|kind| kind.name() == fact.resource.kind);
+    if is_route { route(fact, verdict, now) } else { istio(fact, verdict, now) }
+}
+
+/// A condition, since the time that one like it is there.
+fn condition(of: &Conditions<'_>, content: Value, now: &str) -> Value {
+    let mut content = content;
+    let before = of.get(content.get("type").and_then(Value::as_str).unwrap_or_default());
+    let is_as_before = before.is_some_and(|before| before.get("status") == content.get("status"));
+    let since = before.filter(|_| is_as_before).and_then(|before| before.get("lastTransitionTime"));
+    if let Some(content) = content.as_object_mut() {
+        content.insert("lastTransitionTime".to_owned(), since.cloned().unwrap_or_else(|| now.into()));
+    }
+    content
+}
+
+type Conditions<'v> = BTreeMap<&'v str, &'v Value>;
+
+/// Conditions by their type.
+fn by_type(conditions: &[Value]) -> Conditions<'_> {
+    conditions.iter().filter_map(|one| Some((one.get("type")?.as_str()?, one))).collect()
+}
+
+fn list<'v>(of: Option<&'v Value>, key: &str) -> &'v [Value] {
+    of.and_then(|of| of.get(key)).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn text<'v>(of: &'v Value, key: &str) -> &'v str {
+    of.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn boolean(holds: bool) -> &'static str {
+    if holds { "True" } else { "False" }
+}
+
+/// The same without the times.
+fn timeless(value: &Value) -> Value {
+    match value {
+        Value::Object(all) => {
+            let others = all.iter().filter(|(key, _)| *key != "lastTransitionTime");
+            others.map(|(key, value)| (key.clone(), timeless(value))).collect::<Map<_, _>>().into()
+        }
+        Value::Array(all) => all.iter().map(timeless).collect(),
+        other => other.clone(),
+    }
+}
+
+/// What is wrong with an object, in words.
+fn reasons(verdict: &Verdict) -> String {
+    let wrong: Vec<String> = verdict.findings.iter().filter(|one| one.rejects_object()).map(in_words).collect();
+    wrong.join("; ")
+}
+
+fn istio(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
+    let status = fact.status.as_ref();
+    let (reason, message) = match verdict.standing {
+        None => ("InForce", String::new()),
+        Some(standing) => {
+            let reason = match standing {
+                Standing::Held => "LastGoodState",
+                Standing::FailsClosed => "FailsClosed",
+                Standing::NotInForce => "NotInForce",
+                Standing::Unread => "Unread",
+            };
+            let reasons = reasons(verdict);
+            (reason, cut(&format!("in force instead is {}: {reasons}", standing.instead()), LONGEST))
+        }
+    };
+    let before = list(status, "conditions");
+    let holds = boolean(verdict.standing.is_none());
+    let content = json!({"type": RECONCILED, "status": holds, "reason": reason, "message": message});
+    let ours = condition(&by_type(before), content, now);
+    let mut conditions: Vec<Value> = before.iter().filter(|one| text(one, "type") != RECONCILED).cloned().collect();
+    conditions.push(ours.clone());
+
+    let codes = codes(&verdict.findings);
+    let (known, others): (Vec<&Value>, Vec<&Value>) =
+        list(status, "validationMessages").iter().partition(|one| is_ours(one));
+    let generation = status.and_then(|status| status.get("observedGeneration")).and_then(number);
+    let said = by_type(before).get(RECONCILED).map(|one| timeless(one));
+    let is_there = said.as_ref() == Some(&timeless(&ours))
+        && known.iter().copied().eq(codes.iter())
+        && generation == Some(fact.generation);
+    if is_there {
+        return None;
+    }
+    let words = json!([timeless(&ours), codes, fact.generation]);
+    let messages: Vec<Value> = others.into_iter().cloned().chain(codes).collect();
+    let messages = if messages.is_empty() { Value::Null } else { messages.into() };
+    let mut patch = json!({"conditions": conditions, "observedGeneration": fact.generation});
+    let has_messages = status.is_some_and(|status| status.get("validationMessages").is_some());
+    if let Some(patch) = patch.as_object_mut().filter(|_| has_messages || !messages.is_null()) {
+        patch.insert("validationMessages".to_owned(), messages);
+    }
+    Some(Wanted { patch, words })
+}
+
+/// A number that Istio may have written as a text.
+fn number(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_str()?.parse().ok())
+}
+
+/// What Istio's status says of findings: codes, and no words. Each once.
+fn codes(findings: &[Diagnostic]) -> Vec<Value> {
+    let mut all: Vec<Value> = Vec::new();
+    for finding in findings.iter().filter(|finding| finding.severity != Severity::Info) {
+        let mut kind = json!({"name": finding.code.as_str()});
+        let mut message = json!({"level": finding.severity.as_str().to_uppercase()});
+        if let (Some(code), Some(kind), Some(message)) = (finding.istio, kind.as_object_mut(), message.as_object_mut())
+        {
+            kind.insert("code".to_owned(), code.into());
+            let page = format!("https://istio.io/latest/docs/reference/config/analysis/{}/", code.to_lowercase());
+            message.insert("documentationUrl".to_owned(), page.into());
+        }
+        if let Some(message) = message.as_object_mut() {
+            message.insert("type".to_owned(), kind);
+        }
+        if !all.contains(&message) && all.len() < MOST_CODES {
+            all.push(message);
+        }
+    }
+    all
+}
+
+/// Istio's own names of findings are in capitals.
+fn is_ours(message: &Value) -> bool {
+    let name = message.get("type").map(|kind| text(kind, "name")).unwrap_or_default();
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+}
+
+fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
+    let object: Value = serde_json::from_str(&fact.text).ok()?;
+    let references = list(object.get("spec"), "parentRefs");
+    let before = list(fact.status.as_ref(), "parents");
+    let (known, others): (Vec<&Value>, Vec<&Value>) =
+        before.iter().partition(|one| text(one, "controllerName") == CONTROLLER);
+    let entry = |reference: &Value, said: &[RouteCondition]| {
+        let before = known.iter().find(|one| one.get("parentRef") == Some(reference));
+        let before = by_type(list(before.copied(), "conditions"));
+        let said = said.iter().map(|one| {
+            let content = json!({
+                "type": one.name, "status": boolean(one.holds), "reason": one.reason,
+                "message": cut(&one.message, LONGEST), "observedGeneration": fact.generation,
+            });
+            condition(&before, content, now)
+        });
+        json!({"parentRef": reference, "controllerName": CONTROLLER, "conditions": said.collect::<Vec<_>>()})
+    };
+    let ours: Vec<Value> = match verdict.standing {
+        None => {
+            let of = |index: usize| references.get(index);
+            verdict.parents.iter().filter_map(|one| Some(entry(of(one.parent_ref)?, &one.conditions))).collect()
+        }
+        // What is in force is another state of it.
+        Some(standing) => {
+            let message = format!("in force instead is {}: {}", standing.instead(), reasons(verdict));
+            let said = [RouteCondition { name: "Accepted", holds: false, reason: "UnsupportedValue", message }];
+            let field = |one: &'_ Value, key: &str| one.get(key).and_then(Value::as_str).map(str::to_owned);
+            let is_meant =
+                |one: &&Value| ParentKind::of(field(one, "group").as_deref(), field(one, "kind").as_deref()).is_some();
+            references.iter().filter(is_meant).map(|one| entry(one, &said)).collect()
+        }
+    };
+    let words = timeless(&json!(ours));
+    if timeless(&json!(known)) == words {
+        return None;
+    }
+    let parents: Vec<Value> = others.into_iter().cloned().chain(ours).take(MOST_PARENTS).collect();
+    Some(Wanted { patch: json!({"parents": parents}), words })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kinds::RESOURCES;
+    use super::super::objects;
+    use super::*;
+    use crate::config::{Source, file};
+    use crate::plane::Plane;
+
+    const T1: &str = "2026-11-30T01:00:00Z";
+    const T2: &str = "2026-11-30T02:00:00Z";
+
+    fn fact(kind: &str, object: &Value) -> Fact {
+        let resource = RESOURCES.iter().find(|one| one.kind == kind).expect("a kind");
+        let name = ("shop".into(), "a".into());
+        let text = objects::text(resource, "v1", object);
+        Fact::of(resource, "v1", &name, objects::text_name(resource, &name), text, object)
+    }
+
+    fn finding(text: &str) -> Vec<Diagnostic> {
+        let found = file::read(Source { name: "t.yaml".into(), text: text.into() }).diagnostics;
+        assert!(!found.is_empty());
+        found
+    }
+
+    fn rule(generation: i64, status: Value) -> Value {
+        json!({"metadata": {"name": "a", "namespace": "shop", "generation": generation, "resourceVersion": "1"}, "status": status})
+    }
+
+    /// What is stored after a patch.
+    fn patched(status: &Value, wanted: &Wanted) -> Value {
+        let mut status = status.as_object().cloned().unwrap_or_default();
+        for (key, value) in wanted.patch.as_object().expect("an object") {
+            status.remove(key);
+            if !value.is_null() {
+                status.insert(key.clone(), value.clone());
+            }
+        }
+        status.into()
+    }
+
+    #[test]
+    fn an_object_says_whether_it_is_in_force_what_is_the_matter_and_since_when() {
+        let good = Verdict::default();
+        let first = wanted(&fact("VirtualService", &rule(3, Value::Null)), &good, T1).expect("nothing is there");
+        let reconciled = |status: &str, reason: &str, message: &str, since: &str| json!({"type": "Reconciled", "status": status, "reason": reason, "message": message, "lastTransitionTime": since});
+        let expected = json!({"conditions": [reconciled("True", "InForce", "", T1)], "observedGeneration": 3});
+        assert_eq!(first.patch, expected);
+        let there = patched(&Value::Null, &first);
+        assert_eq!(wanted(&fact("VirtualService", &rule(3, there.clone())), &good, T2), None);
+        let again =
+            wanted(&fact("VirtualService", &rule(4, there.clone())), &good, T2).expect("it is about another one");
+        assert_eq!(again.patch["conditions"][0]["lastTransitionTime"], T1, "it has been so since then");
+
+        let text = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec: {hosts: [x], htpp: []}\n";
+        let wrong = Verdict { standing: Some(Standing::Held), findings: finding(text), ..Verdict::default() };
+        let refused = wanted(&fact("VirtualService", &rule(4, there.clone())), &wrong, T2).expect("it is wrong");
+        let message = refused.patch["conditions"][0]["message"].as_str().expect("a text");
+        assert!(
+            message.starts_with("in force instead is its last good state: htpp: unknown field; did you mean `http`?"),
+            "{message}"
+        );
+        assert_eq!(refused.patch["conditions"][0], reconciled("False", "LastGoodState", message, T2));
+        let schema = json!({
+            "type": {"name": "unknown-field", "code": "IST0106"}, "level": "ERROR",
+            "documentationUrl": "https://istio.io/latest/docs/reference/config/analysis/ist0106/",
+        });
+        assert_eq!(refused.patch["validationMessages"][0], schema);
+        let there = patched(&there, &refused);
+        assert_eq!(wanted(&fact("VirtualService", &rule(4, there.clone())), &wrong, T1), None);
+        let mended = wanted(&fact("VirtualService", &rule(5, there)), &good, T1).expect("it is mended");
+        assert_eq!(mended.patch["validationMessages"], Value::Null, "a merge patch takes it away");
+    }
+
+    #[test]
+    fn what_others_say_in_a_status_stays() {
+        let others = json!({
+            "conditions": [{"type": "Healthy", "status": "True"}, {"type": "Reconciled", "status": "Unknown"}],
+            "validationMessages": [{"type": {"name": "Foreign", "code": "IST0999"}, "level": "INFO"}],
+            "observedGeneration": "3", "addresses": [{"value": "240.0.0.1"}],
+        });
+        let first =
+            wanted(&fact("WorkloadEntry", &rule(3, others.clone())), &Verdict::default(), T1).expect("ours is missing");
+        assert_eq!(first.patch["conditions"][0], others["conditions"][0]);
+        assert_eq!(first.patch["conditions"][1]["status"], "True");
+        assert_eq!(first.patch["validationMessages"], others["validationMessages"]);
+        assert!(first.patch.get("addresses").is_none());
+        let mut there = patched(&others, &first);
+        // As Istio itself writes it.
+        there["observedGeneration"] = "3".into();
+        assert_eq!(wanted(&fact("WorkloadEntry", &rule(3, there)), &Verdict::default(), T2), None);
+    }
+
+    fn gateway(object: &Value) -> (Fact, Verdict) {
+        let fact = fact("HTTPRoute", object);
+        let services = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {ports: [{port: 80, name: http}]}
+";
+        let plane = Plane::from_yaml(services).expect("good");
+        // What is wrong in it is a part of what is asked for.
+        drop(plane.set_yaml(&fact.text_name, &fact.text));
+        let verdict = plane.verdicts(&[fact.asked()]).pop().flatten().expect("it is known");
+        (fact, verdict)
+    }
+
+    fn http_route(generation: i64, spec: Value, status: Value) -> Value {
+        let metadata = json!({"name": "a", "namespace": "shop", "generation": generation, "resourceVersion": "1"});
+        json!({"metadata": metadata, "spec": spec, "status": status})
+    }
+
+    #[test]
+    fn a_route_says_what_became_of_it_at_each_of_its_services_and_nothing_of_gateways() {
+        let service = |name: &str| json!({"group": "", "kind": "Service", "name": name, "port": 80});
+        let gateway_ref = json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"});
+        let spec = json!({
+            "parentRefs": [gateway_ref, service("web"), service("gone")],
+            "rules": [{"backendRefs": [{"name": "web", "port": 80}, {"name": "nobody", "port": 80}]}],
+        });
+        let foreign = json!({"parentRef": gateway_ref, "controllerName": "example.com/edge", "conditions": []});
+        let before = json!({"parents": [foreign]});
+        let (fact, verdict) = gateway(&http_route(2, spec.clone(), before.clone()));
+        let first = wanted(&fact, &verdict, T1).expect("nothing of ours is there");
+        let parents = first.patch["parents"].as_array().expect("parents");
+        assert_eq!((parents.len(), &parents[0]), (3, &foreign));
+        let facts = |parent: &Value| {
+            let all = parent["conditions"].as_array().expect("conditions").iter();
+            let one = |it: &Value| format!("{}={} {}", text(it, "type"), text(it, "status"), text(it, "reason"));
+            assert!(all.clone().all(|it| it["observedGeneration"] == 2 && it["lastTransitionTime"] == T1));
+            all.map(one).collect::<Vec<_>>()
+        };
+        assert_eq!((&parents[1]["parentRef"], &parents[2]["parentRef"]), (&service("web"), &service("gone")));
+        assert_eq!(parents[1]["controllerName"], CONTROLLER);
+        assert_eq!(facts(&parents[1]), ["Accepted=True Accepted", "ResolvedRefs=False BackendNotFound"]);
+        assert_eq!(facts(&parents[2]), ["Accepted=False NoMatchingParent", "ResolvedRefs=False BackendNotFound"]);
+
+        let there = patched(&before, &first);
+        let (fact, verdict) = gateway(&http_route(2, spec.clone(), there.clone()));
+        assert_eq!(wanted(&fact, &verdict, T2), None);
+        // It leaves the mesh: so does what is said of it.
+        let (fact, verdict) = gateway(&http_route(3, json!({"parentRefs": [gateway_ref], "rules": []}), there.clone()));
+        assert_eq!(wanted(&fact, &verdict, T2).expect("ours goes").patch, before);
+
+        let mut wrong = spec;
+        wrong["ruels"] = json!([]);
+        let (fact, verdict) = gateway(&http_route(3, wrong, there));
+        let refused = wanted(&fact, &verdict, T2).expect("it is wrong");
+        let refused = &refused.patch["parents"][1]["conditions"];
+        assert_eq!(refused.as_array().map(Vec::len), Some(1));
+        assert_eq!((&refused[0]["status"], &refused[0]["reason"]), (&json!("False"), &json!("UnsupportedValue")));
+        assert!(text(&refused[0], "message").contains("ruels"), "{refused}");
+        let elsewhere = http_route(1, json!({"parentRefs": [gateway_ref], "rules": []}), Value::Null);
+        let (fact, verdict) = gateway(&elsewhere);
+        assert_eq!(wanted(&fact, &verdict, T1), None, "it is nobody's business here");
+    }
+
+    #[test]
+    fn nothing_in_a_status_breaks_anything() {
+        for status in [
+            json!(1),
+            json!([]),
+            json!({"conditions": 1, "validationMessages": [1, {"type": 2}]}),
+            json!({"parents": [3, {}]}),
+        ] {
+            assert!(wanted(&fact("Sidecar", &rule(1, status.clone())), &Verdict::default(), T1).is_some());
+            let (fact, verdict) = gateway(&http_route(1, json!({"parentRefs": "x"}), status));
+            let _ = wanted(&fact, &verdict, T1);
+        }
+    }
+}

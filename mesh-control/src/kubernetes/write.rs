@@ -1,0 +1,133 @@
+//! Writes what became of objects into their status, for as long as that is this replica's to do. What is there already is not written;
+//! and nothing that goes wrong here is of any concern to who is served.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use super::attempts::{Attempts, May};
+use super::client::Failure;
+use super::elected::clock;
+use super::facts::Fact;
+use super::follow::Pace;
+use super::hub::Cluster;
+use super::status::{Wanted, wanted};
+use crate::period::date;
+use crate::plane::{Asked, Plane};
+
+/// How long changes are gathered before the next look, which is how often one is made at most.
+pub(super) const GATHERED: Duration = Duration::from_millis(500);
+/// How often is looked for what was refused, or is in doubt.
+const AGAIN: Duration = Duration::from_secs(15);
+/// Between two writes: 50 a second at most.
+const APART: Duration = Duration::from_millis(20);
+/// How long one may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is to be written of which object.
+type Due = Vec<(Arc<Fact>, Wanted)>;
+
+/// Writes for good, while the Lease is held.
+pub(super) async fn write(
+    cluster: &Cluster,
+    plane: &Plane,
+    mut holds: watch::Receiver<Option<Instant>>,
+    gathered: Duration,
+) {
+    let (mut attempts, mut failures) = (Attempts::default(), 0);
+    let mut snapshots = plane.subscribe();
+    loop {
+        // It is there for as long as this is.
+        if holds.wait_for(|until| is_held(*until)).await.is_err() {
+            return;
+        }
+        snapshots.mark_unchanged();
+        let (facts, asked) = (cluster.clone(), plane.clone());
+        // What is there to compare is as much as the cluster holds.
+        let Ok((names, due)) = spawn_blocking(move || look(&facts, &asked)).await else { return };
+        attempts.retain(&names.iter().map(|name| &**name).collect());
+        match write_all(cluster, &mut attempts, due, &holds).await {
+            Ok(()) => failures = 0,
+            Err(why) => {
+                if failures == 0 {
+                    warn!("status cannot be written: {why}");
+                }
+                sleep(Pace::default().pause(failures, fastrand::f64())).await;
+                failures += 1;
+                continue;
+            }
+        }
+        tokio::select! {
+            _ = snapshots.changed() => {}
+            () = cluster.facts_changed() => {}
+            () = sleep(AGAIN) => {}
+        }
+        sleep(gathered).await;
+    }
+}
+
+fn is_held(until: Option<Instant>) -> bool {
+    until.is_some_and(|until| Instant::now() < until)
+}
+
+/// What belongs into every status, and is not there; and the names of all objects that have one.
+fn look(cluster: &Cluster, plane: &Plane) -> (HashSet<Arc<str>>, Due) {
+    let facts = cluster.facts();
+    let asked: Vec<Asked> = facts.iter().map(|fact| fact.asked()).collect();
+    let names = facts.iter().map(|fact| fact.text_name.clone()).collect();
+    let (verdicts, now) = (plane.verdicts(&asked), date(clock().as_secs()));
+    let due = facts.into_iter().zip(verdicts).filter_map(|(fact, verdict)| {
+        let wanted = wanted(&fact, &verdict?, &now)?;
+        Some((fact, wanted))
+    });
+    (names, due.collect())
+}
+
+/// # Errors
+/// Why nothing can be written now.
+async fn write_all(
+    cluster: &Cluster,
+    attempts: &mut Attempts,
+    due: Due,
+    holds: &watch::Receiver<Option<Instant>>,
+) -> Result<(), Failure> {
+    for (fact, wanted) in due {
+        if !is_held(*holds.borrow()) {
+            return Ok(());
+        }
+        let name = &fact.text_name;
+        match attempts.may(name, &fact.version, &wanted.words, Instant::now()) {
+            May::Write => {}
+            May::LastTime => warn!("{}: somebody else writes over its status; it is written once more", fact.id()),
+            May::Wait | May::Never => continue,
+        }
+        let patch = json!({"metadata": {"resourceVersion": fact.version}, "status": wanted.patch});
+        match cluster.client().patch(&fact.status_path(), patch.to_string().into(), PATIENCE).await {
+            Ok(_) => debug!("{}: its status is written", fact.id()),
+            // The newest is on its way here, and what belongs into that one is written then.
+            Err(Failure::Status(StatusCode::CONFLICT, _)) => attempts.outdated(name),
+            Err(Failure::Status(status, why))
+                if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS =>
+            {
+                attempts.refused(name, Instant::now());
+                // Of an object that is gone, that is said soon.
+                if status != StatusCode::NOT_FOUND {
+                    warn!("{}: its status is not written: {status}: {why}", fact.id());
+                }
+            }
+            Err(failure) => {
+                attempts.lost(name);
+                return Err(failure);
+            }
+        }
+        sleep(APART).await;
+    }
+    Ok(())
+}
