@@ -401,7 +401,6 @@ class Cluster:
         self.until("it is followed", lambda: not any(reasons()))
         self.slice("reviews", False, True)
         self.shown("v2")
-        self.until("one of them holds the Lease", self.leads, 60)
         self.change(7)
 
     def unfailing(self):

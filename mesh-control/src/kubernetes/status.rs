@@ -13,7 +13,7 @@ use super::webhook::{cut, in_words};
 use crate::config::gateway_api::ParentKind;
 use crate::config::store::Standing;
 use crate::config::support::ObjectKind;
-use crate::config::{Diagnostic, Severity};
+use crate::config::{Code, Diagnostic, Severity};
 use crate::plane::Verdict;
 use crate::policy::gateway_api::RouteCondition;
 
@@ -92,24 +92,43 @@ fn reasons(verdict: &Verdict) -> String {
     wrong.join("; ")
 }
 
+/// Whether an object is in force, why, and what is not, for people. Of what does not make it wrong only the places are told: words might
+/// name what is in other namespaces.
+fn state(verdict: &Verdict) -> (bool, &'static str, String) {
+    if let Some(standing) = verdict.standing {
+        let reason = match standing {
+            Standing::Held => "LastGoodState",
+            Standing::FailsClosed => "FailsClosed",
+            Standing::NotInForce => "NotInForce",
+            Standing::Unread => "Unread",
+        };
+        return (false, reason, format!("in force instead is {}: {}", standing.instead(), reasons(verdict)));
+    }
+    let has_no_effect = |one: &&Diagnostic| {
+        matches!(one.code, Code::NotSupportedYet | Code::Unenforced | Code::Refused | Code::Ignored)
+    };
+    let is_error = |one: &&Diagnostic| one.severity == Severity::Error;
+    let all = verdict.findings.iter().filter(|one| one.severity != Severity::Info);
+    let lacking: Vec<&Diagnostic> = all.filter(|one| has_no_effect(one) || is_error(one)).collect();
+    if lacking.is_empty() {
+        return (true, "InForce", String::new());
+    }
+    let is_nothing_left = lacking.iter().any(|one| one.code == Code::NotSupportedYet && one.field.is_none());
+    let place = |one: &&Diagnostic| format!("{} [{}]", one.field.as_deref().unwrap_or("all of it"), one.code.as_str());
+    let places: Vec<String> = lacking.iter().map(place).collect();
+    let message = format!("not in force, or not as it is written: {}", places.join(", "));
+    match is_nothing_left {
+        true => (false, "NotInForce", message),
+        false => (!lacking.iter().any(is_error), "PartlyInForce", message),
+    }
+}
+
 fn istio(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     let status = fact.status.as_ref();
-    let (reason, message) = match verdict.standing {
-        None => ("InForce", String::new()),
-        Some(standing) => {
-            let reason = match standing {
-                Standing::Held => "LastGoodState",
-                Standing::FailsClosed => "FailsClosed",
-                Standing::NotInForce => "NotInForce",
-                Standing::Unread => "Unread",
-            };
-            let reasons = reasons(verdict);
-            (reason, cut(&format!("in force instead is {}: {reasons}", standing.instead()), LONGEST))
-        }
-    };
+    let (holds, reason, message) = state(verdict);
+    let message = cut(&message, LONGEST);
     let before = list(status, "conditions");
-    let holds = boolean(verdict.standing.is_none());
-    let content = json!({"type": RECONCILED, "status": holds, "reason": reason, "message": message});
+    let content = json!({"type": RECONCILED, "status": boolean(holds), "reason": reason, "message": message});
     let ours = condition(&by_type(before), content, now);
     let mut conditions: Vec<Value> = before.iter().filter(|one| text(one, "type") != RECONCILED).cloned().collect();
     conditions.push(ours.clone());
@@ -224,8 +243,9 @@ mod tests {
     fn fact(kind: &str, object: &Value) -> Fact {
         let resource = RESOURCES.iter().find(|one| one.kind == kind).expect("a kind");
         let name = ("shop".into(), "a".into());
-        let text = objects::text(resource, "v1", object);
-        Fact::of(resource, "v1", &name, objects::text_name(resource, &name), text, object)
+        let version = resource.versions[0];
+        let text = objects::text(resource, version, object);
+        Fact::of(resource, version, &name, objects::text_name(resource, &name), text, object)
     }
 
     fn finding(text: &str) -> Vec<Diagnostic> {
@@ -302,8 +322,38 @@ mod tests {
         assert_eq!(wanted(&fact("WorkloadEntry", &rule(3, there)), &Verdict::default(), T2), None);
     }
 
+    #[test]
+    fn what_has_no_effect_is_not_said_to_be_in_force_and_nothing_of_other_namespaces_is_named() {
+        let of = |kind: &str, spec: Value| {
+            let (fact, verdict) = judged(kind, &json!({"metadata": {"name": "a", "namespace": "shop"}, "spec": spec}));
+            let wanted = wanted(&fact, &verdict, T1).expect("nothing is there");
+            let of = &wanted.patch["conditions"][0];
+            ["status", "reason", "message"].map(|key| text(of, key).to_owned())
+        };
+        let to_web = json!([{"route": [{"destination": {"host": "web"}}]}]);
+        let partly = of("VirtualService", json!({"hosts": ["web"], "gateways": ["edge", "mesh"], "http": to_web}));
+        let message = "not in force, or not as it is written: gateways [not-supported-yet]";
+        assert_eq!(partly, ["True", "PartlyInForce", message]);
+        let patch = json!({"applyTo": "CLUSTER", "patch": {"operation": "MERGE", "value": {"name": "x"}}});
+        assert_eq!(of("EnvoyFilter", json!({"configPatches": [patch]}))[..2], ["False", "NotInForce"]);
+        let origin = crate::config::Source { name: "t.yaml".into(), text: "".into() };
+        let origin = crate::config::diagnostic::Origin { source: origin, span: Default::default() };
+        let words = "there is no salaries.hr; did you mean `payroll.hr`?";
+        let finding = |severity| Diagnostic::at(&origin, severity, Code::UnknownReference, words).field("http[0]");
+        let (error, warning) = (finding(Severity::Error), finding(Severity::Warning));
+        let said = |findings: Vec<Diagnostic>| state(&Verdict { findings, ..Verdict::default() });
+        let message = "not in force, or not as it is written: http[0] [unknown-reference]".to_owned();
+        assert_eq!(said(vec![error]), (false, "PartlyInForce", message));
+        assert_eq!(said(vec![warning]), (true, "InForce", String::new()));
+    }
+
     fn gateway(object: &Value) -> (Fact, Verdict) {
-        let fact = fact("HTTPRoute", object);
+        judged("HTTPRoute", object)
+    }
+
+    /// What a plane makes of an object beside a service.
+    fn judged(kind: &str, object: &Value) -> (Fact, Verdict) {
+        let fact = fact(kind, object);
         let services = "
 apiVersion: v1
 kind: Service

@@ -82,6 +82,7 @@ async fn one_of_the_replicas_writes_what_became_of_objects_and_another_one_goes_
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_too_late_writes_into_the_newest_version() {
     let fake = Fake::start().await;
+    fake.apply(WEB);
     fake.apply(&rule("a", GOOD_RULE));
     fake.world().too_late = 5;
     let follower = follow(&fake).await;
@@ -95,6 +96,7 @@ async fn who_comes_too_late_writes_into_the_newest_version() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_fought_with_nor_asked_again_and_again_for_what_may_not_be_done() {
     let fake = Fake::start().await;
+    fake.apply(WEB);
     fake.apply(&rule("a", GOOD_RULE));
     fake.world().has_rival = true;
     let follower = follow(&fake).await;
