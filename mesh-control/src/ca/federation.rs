@@ -234,7 +234,10 @@ fn pass(followed: &mut [Followed], own: &[CertificateDer<'static>], now: SystemT
         let Some((found, is_fetched)) = one.found().filter(|(found, _)| one.seen.as_ref() != Some(found)) else {
             continue;
         };
-        let taken = found.clone().map_err(anyhow::Error::msg).and_then(|text| one.good_of(&text, &others, own, now));
+        let taken = found
+            .clone()
+            .map_err(anyhow::Error::msg)
+            .and_then(|text| one.good_of(&text, is_fetched, &others, own, now));
         one.seen = Some(found);
         let place = match (&one.file, is_fetched) {
             (Some(file), false) => file.display().to_string(),
@@ -340,6 +343,7 @@ impl Followed {
     fn good_of(
         &self,
         text: &[u8],
+        is_fetched: bool,
         others: &[(&str, &Good)],
         own: &[CertificateDer<'static>],
         now: SystemTime,
@@ -350,8 +354,8 @@ impl Followed {
         if good.roots.is_empty() {
             return Ok(good);
         }
-        // Servers that say the same may number it otherwise.
-        let says_the_same = self.good.as_ref().is_some_and(|before| before.roots == good.roots);
+        // The servers behind one endpoint may number otherwise what says the same.
+        let says_the_same = is_fetched && self.good.as_ref().is_some_and(|before| before.roots == good.roots);
         match (self.sequence, good.sequence) {
             _ if says_the_same => {}
             (Some(before), None) => {
