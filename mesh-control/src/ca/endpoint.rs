@@ -21,8 +21,9 @@ use crate::fetch::{Fetcher, Schedule, Trust, Wanted};
 
 /// How often a bundle that does not say so is looked for a later one (SPIFFE Federation, 4.1).
 pub(super) const REFRESH: Duration = Duration::from_secs(300);
-/// A bundle may say so within these: nobody is asked all the time, nor hears of a revoked root only after days.
-const LEAST_REFRESH: Duration = Duration::from_secs(1);
+/// A bundle may say so within these: nobody hears of a revoked root only after days, and a partner has streams of the whole mesh end,
+/// by roots that are others each time, no more often than this.
+const LEAST_REFRESH: Duration = Duration::from_secs(60);
 const MOST_REFRESH: Duration = Duration::from_secs(24 * 3600);
 /// How long a fetch may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -50,6 +51,8 @@ pub struct BundleEndpoint {
     pub profile: EndpointProfile,
     /// The authorities that vouch for hosts (`https_web`), as PEM; those of the system unless set.
     pub roots: Option<PathBuf>,
+    /// How often it is asked at most, whatever it says: once a minute unless set.
+    pub least_refresh: Duration,
 }
 
 /// How an endpoint proves that it is the one that is meant. Exhaustive: one more is one more way to trust.
@@ -84,19 +87,25 @@ impl BundleEndpoint {
         self
     }
 
+    /// Asks it so often at most; see [`least_refresh`](field@Self::least_refresh).
+    pub fn least_refresh(mut self, every: Duration) -> BundleEndpoint {
+        self.least_refresh = every;
+        self
+    }
+
     fn new(trust_domain: TrustDomain, url: &str, profile: EndpointProfile) -> anyhow::Result<BundleEndpoint> {
         let uri: Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
         ensure!(uri.scheme() == Some(&Scheme::HTTPS), "{url}: a bundle is fetched by https:// alone");
         let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
         ensure!(!authority.contains('@'), "{url}: there is a user in it");
-        Ok(BundleEndpoint { trust_domain, url: uri, profile, roots: None })
+        Ok(BundleEndpoint { trust_domain, url: uri, profile, roots: None, least_refresh: LEAST_REFRESH })
     }
 }
 
 /// How long this bundle is taken for the latest one, if it is one.
-fn refresh(text: &[u8]) -> Option<Duration> {
+fn refresh(text: &[u8], least: Duration) -> Option<Duration> {
     let hint = SpiffeBundle::from_json(text).ok()?.refresh_hint;
-    Some(hint.unwrap_or(REFRESH).clamp(LEAST_REFRESH, MOST_REFRESH))
+    Some(hint.unwrap_or(REFRESH).max(least).min(MOST_REFRESH))
 }
 
 impl CertificateAuthority {
@@ -132,7 +141,9 @@ impl CertificateAuthority {
                 Some(ended) = fetches.join_next() => {
                     // It is never aborted, and does not panic.
                     let Ok((domain, fetched)) = ended else { continue };
-                    if let Some(refresh) = fetched.as_ref().ok().and_then(|text| refresh(text)) {
+                    let least = endpoints.iter().find(|endpoint| endpoint.trust_domain == domain);
+                    let least = least.map_or(LEAST_REFRESH, |endpoint| endpoint.least_refresh);
+                    if let Some(refresh) = fetched.as_ref().ok().and_then(|text| refresh(text, least)) {
                         schedule.refresh(&domain, refresh);
                     }
                     let outcome = fetched.as_ref().map(|_| ()).map_err(Clone::clone);
@@ -196,11 +207,13 @@ mod tests {
 
     #[test]
     fn a_bundle_is_fetched_as_often_as_it_says_or_every_five_minutes() {
-        let of = |hint: &str| refresh(format!("{{\"keys\": []{hint}}}").as_bytes()).map(|every| every.as_secs());
+        let of = |hint: &str| {
+            refresh(format!("{{\"keys\": []{hint}}}").as_bytes(), LEAST_REFRESH).map(|every| every.as_secs())
+        };
         assert_eq!(of(""), Some(300));
-        assert_eq!(of(", \"spiffe_refresh_hint\": 60"), Some(60));
-        assert_eq!(of(", \"spiffe_refresh_hint\": 0"), Some(1));
+        assert_eq!(of(", \"spiffe_refresh_hint\": 90"), Some(90));
+        assert_eq!(of(", \"spiffe_refresh_hint\": 0"), Some(60), "nobody has himself asked all the time");
         assert_eq!(of(&format!(", \"spiffe_refresh_hint\": {}", u64::MAX)), Some(24 * 3600));
-        assert_eq!(refresh(b"<html>"), None);
+        assert_eq!(refresh(b"<html>", LEAST_REFRESH), None);
     }
 }

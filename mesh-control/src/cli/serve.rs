@@ -95,6 +95,9 @@ pub(super) struct Args {
     /// that is the domain itself, --trust-bundle names a first one, which counts until another one is fetched.
     #[arg(long, value_name = "DOMAIN=ID@URL", value_delimiter = ',', value_parser = spiffe_endpoint)]
     trust_bundle_spiffe: Vec<BundleEndpoint>,
+    /// How often those are asked at most, in seconds, whatever a bundle says: with other roots in one, streams of workloads end and come back.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    trust_bundle_least_refresh: Duration,
     /// Where to serve the bundle of the mesh's own trust domain to others, over HTTPS at /, to whoever reaches it (SPIFFE Federation):
     /// with --bundle-cert as https_web; without, as https_spiffe, as spiffe://TRUST-DOMAIN/mesh-control.
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
@@ -618,7 +621,8 @@ fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<Cer
 /// Where bundles of foreign trust domains are fetched.
 fn endpoints(args: &Args) -> Vec<BundleEndpoint> {
     let web = args.trust_bundle_web.iter().cloned().map(|endpoint| endpoint.roots(args.trust_bundle_roots.clone()));
-    web.chain(args.trust_bundle_spiffe.iter().cloned()).collect()
+    let all = web.chain(args.trust_bundle_spiffe.iter().cloned());
+    all.map(|endpoint| endpoint.least_refresh(args.trust_bundle_least_refresh)).collect()
 }
 
 /// Whether somebody of another trust domain may be trusted.

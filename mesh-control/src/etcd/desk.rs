@@ -57,7 +57,9 @@ impl Objects {
                 if let Some(id) = ids.iter().find(|id| !held.objects.contains_key(id)) {
                     return Err(Refusal::Unknown(format!("there is no {id}")));
                 }
-                Ok((ids.into_iter().map(|id| Change { id, text: None }).collect(), Vec::new()))
+                let changes: Vec<Change> = ids.into_iter().map(|id| Change { id, text: None }).collect();
+                check(held, Scan::default(), &changes).await?;
+                Ok((changes, Vec::new()))
             }
             What::Rollback(to) => {
                 let pasts = self.history().await?;

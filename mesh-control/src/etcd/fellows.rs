@@ -34,6 +34,9 @@ const KEEP: Duration = Duration::from_secs(10);
 const GATHER: Duration = Duration::from_millis(20);
 /// How many workloads are told of at a time: etcd takes 128 operations in a transaction.
 const CHUNK: usize = 100;
+/// What one workload may say of itself, in bytes. One that says more is known to its own replica alone, and so that many of them
+/// fit into what etcd takes at a time (1.5 MiB).
+const LONGEST: usize = 10 << 10;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 /// Tells other replicas of the workloads of this one, and hears of theirs, for as long as it is there.
 pub(crate) struct Fellows {
@@ -220,6 +223,11 @@ impl Teller {
         for workload in own {
             // Plain data, which is always JSON.
             let text = serde_json::to_string(&Told::of(&workload)).unwrap_or_default();
+            if workload.key.len() + text.len() > LONGEST {
+                let node: String = workload.node.chars().take(100).collect();
+                warn!(node, "other replicas are not told of it: it says more of itself than {LONGEST} bytes");
+                continue;
+            }
             now.insert(workload.key.clone(), text);
         }
         let key = |name: &str| [self.root.as_slice(), name.as_bytes()].concat();

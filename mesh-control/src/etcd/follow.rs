@@ -16,7 +16,7 @@ use crate::config::source::{ConfigStore, LONGEST_WAIT, QUIET};
 use crate::config::store::{Resources, Update};
 
 /// Objects of one answer.
-const PAGE: i64 = 500;
+const PAGE: i64 = 100;
 /// So many watches in a row may end soon after they began.
 const MOST_BRIEF: u32 = 3;
 

@@ -307,7 +307,7 @@ mod tests {
     fn what_others_say_in_a_status_stays() {
         let others = json!({
             "conditions": [{"type": "Healthy", "status": "True"}, {"type": "Reconciled", "status": "Unknown"}],
-            "validationMessages": [{"type": {"name": "Foreign", "code": "IST0999"}, "level": "INFO"}],
+            "validationMessages": [{"type": {"name": "Foreign", "code": "XYZ0999"}, "level": "INFO"}],
             "observedGeneration": "3", "addresses": [{"value": "240.0.0.1"}],
         });
         let first =

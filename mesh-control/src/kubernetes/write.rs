@@ -113,8 +113,9 @@ async fn write_all(
             Ok(_) => debug!("{}: its status is written", fact.id()),
             // The newest is on its way here, and what belongs into that one is written then.
             Err(Failure::Status(StatusCode::CONFLICT, _)) => attempts.outdated(name),
+            // What cannot be written of one object is in no other one's way, unless nothing can be.
             Err(Failure::Status(status, why))
-                if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS =>
+                if !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) =>
             {
                 attempts.refused(name, Instant::now());
                 // Of an object that is gone, that is said soon.

@@ -51,7 +51,18 @@ impl Realm {
 
     fn of(domain: &'static str, dirs: Dirs, more: &[&str]) -> Realm {
         let (state, ca) = (dirs.state.path().to_str().unwrap(), dirs.ca.path().to_str().unwrap());
-        let own = ["--trust-domain", domain, "--state-dir", state, "--ca-dir", ca, "--settle", "0"];
+        let own = [
+            "--trust-domain",
+            domain,
+            "--state-dir",
+            state,
+            "--ca-dir",
+            ca,
+            "--settle",
+            "0",
+            "--trust-bundle-least-refresh",
+            "1",
+        ];
         let control = Logged::start(dirs.config.path(), &[&own[..], more].concat());
         Realm { domain, control, dirs }
     }

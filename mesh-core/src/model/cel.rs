@@ -109,8 +109,10 @@ impl CelExpression {
     /// ```
     /// use mesh_core::model::CelExpression;
     ///
-    /// assert!(CelExpression::key("source.namespace + '/' + request.headers['x-plan']").is_ok());
+    /// assert!(CelExpression::key("source.namespace + '/' + request.method").is_ok());
     /// assert!(CelExpression::key("response.code").is_err());
+    /// // The port is another one with each connection.
+    /// assert!(CelExpression::key("source.address").is_err());
     /// ```
     pub fn key(text: &str) -> Result<CelExpression, CelFault> {
         parse::key(text)

@@ -177,7 +177,7 @@ async fn a_program_of_http2_gets_everything_by_it_and_one_of_bytes_whatever_come
 async fn interim_answers_and_an_upgrade_of_the_program_pass_or_do_no_harm() {
     let control = control("").await;
     let program = program(|head| match head.contains("\r\nupgrade: ") {
-        true => "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: shout\r\n\r\nHELLO".to_owned(),
+        true => "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nHELLO".to_owned(),
         false => format!("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n{}", ok("after the hint")),
     })
     .await;
@@ -186,7 +186,7 @@ async fn interim_answers_and_an_upgrade_of_the_program_pass_or_do_no_harm() {
     let response = within(caller.client().get("http://app/")).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "after the hint");
-    let request = Request::get("http://app/").header("connection", "upgrade").header("upgrade", "shout");
+    let request = Request::get("http://app/").header("connection", "upgrade").header("upgrade", "websocket");
     let mut response = within(caller.client().request(request.body(Body::empty()).unwrap())).await.unwrap();
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     let mut upgraded = TokioIo::new(within(hyper::upgrade::on(&mut response)).await.unwrap());

@@ -189,7 +189,8 @@ async fn bodies_pass_as_they_come_and_an_upgrade_in_both_directions() {
             upgraded.read_exact(&mut two).await.unwrap();
             upgraded.write_all(&two.to_ascii_uppercase()).await.unwrap();
         });
-        let response = http::Response::builder().status(101).header("connection", "upgrade").header("upgrade", "shout");
+        let response =
+            http::Response::builder().status(101).header("connection", "upgrade").header("upgrade", "websocket");
         response.body(axum::body::Body::empty()).unwrap()
     };
     // What of the body has come goes back before the rest is there.
@@ -217,7 +218,7 @@ async fn bodies_pass_as_they_come_and_an_upgrade_in_both_directions() {
     assert_eq!(&rest, b"3\r\ntwo\r\n0\r\n\r\n");
 
     let mut stream = TcpStream::connect(proxy).await.unwrap();
-    let shout = "GET http://other/shout HTTP/1.1\r\nhost: other\r\nconnection: upgrade\r\nupgrade: shout\r\n\r\n";
+    let shout = "GET http://other/shout HTTP/1.1\r\nhost: other\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
     stream.write_all(shout.as_bytes()).await.unwrap();
     let head = within(head(&mut stream)).await.unwrap();
     assert_eq!(status(&head), "101", "{head}");

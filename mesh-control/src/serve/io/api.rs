@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, ensure};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::body::to_bytes;
+use axum::extract::{Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -39,6 +39,8 @@ use crate::serve::io::tls::TlsFiles;
 const MOST_BYTES: usize = 4 << 20;
 /// Changes that are looked at at a time, each beside the whole configuration; who comes then waits.
 const CHANGES: usize = 2;
+/// Answers with all objects, or with the history, that are made at a time.
+const READS: usize = 2;
 /// How long a request may take: etcd may be without a leader for a while, and others may be faster. Our own commands wait longer.
 const REQUEST: Duration = Duration::from_secs(50);
 
@@ -58,6 +60,7 @@ struct Desk {
     objects: Objects,
     allowed: Arc<Allowed>,
     turns: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
 }
 
 /// Serves the API of these objects over TLS, until it is told to stop. Returns the address bound.
@@ -75,7 +78,12 @@ pub(crate) async fn listen(
     if let Some(file) = &allowed.tokens {
         tokens(file)?;
     }
-    let desk = Desk { objects, allowed: Arc::new(allowed), turns: Arc::new(Semaphore::new(CHANGES)) };
+    let desk = Desk {
+        objects,
+        allowed: Arc::new(allowed),
+        turns: Arc::new(Semaphore::new(CHANGES)),
+        reads: Arc::new(Semaphore::new(READS)),
+    };
     let acceptor = Arc::new(server.reloading(files)?);
     let latest = move || {
         let acceptor = acceptor.clone();
@@ -93,7 +101,6 @@ fn router(desk: Desk) -> Router {
         .fallback(|| async {
             refuse(StatusCode::NOT_FOUND, "there are /v1/objects, /v1/history, /v1/changes, /v1/openapi.json")
         })
-        .layer(DefaultBodyLimit::max(MOST_BYTES))
         .layer(middleware::from_fn(in_time))
         .with_state(desk)
 }
@@ -207,6 +214,7 @@ async fn objects(
         Ok(resource) => resource,
         Err(why) => return refuse(StatusCode::NOT_FOUND, &why),
     };
+    let Ok(_read) = desk.reads.acquire().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     let held = match desk.objects.read().await {
         Ok(held) => held,
         Err(failure) => return refused(&failure.into()),
@@ -228,27 +236,28 @@ async fn history(State(desk): State<Desk>, Extension(peer): Extension<Peer>, hea
     if let Err(response) = desk.admit(&peer, &headers, false).await {
         return response;
     }
+    let Ok(_read) = desk.reads.acquire().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     match desk.objects.history().await {
         Ok(pasts) => Json(Told { changes: pasts.into_iter().map(|past| past.entry).collect() }).into_response(),
         Err(failure) => refused(&failure.into()),
     }
 }
 
-async fn change(
-    State(desk): State<Desk>,
-    Extension(peer): Extension<Peer>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    let author = match desk.admit(&peer, &headers, true).await {
+async fn change(State(desk): State<Desk>, Extension(peer): Extension<Peer>, request: Request) -> Response {
+    // Nothing of a body is read before it is known who sends it, and no more of them at a time than are looked at.
+    let author = match desk.admit(&peer, request.headers(), true).await {
         Ok(author) => author,
         Err(response) => return response,
+    };
+    let Ok(_turn) = desk.turns.acquire().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+    let body = match to_bytes(request.into_body(), MOST_BYTES).await {
+        Ok(body) => body,
+        Err(error) => return refuse(StatusCode::PAYLOAD_TOO_LARGE, &format!("{MOST_BYTES} bytes at most: {error}")),
     };
     let wanted: Wanted = match serde_json::from_slice(&body) {
         Ok(wanted) => wanted,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, &format!("no change: {error}")),
     };
-    let Ok(_turn) = desk.turns.acquire().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     match desk.objects.carry_out(&wanted, &author, SystemTime::now()).await {
         Ok(done) => {
             if let Some(number) = done.number {
@@ -323,7 +332,12 @@ mod tests {
         let (objects, fake) = one_member().await;
         let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
         let allowed = Allowed { readers: set(readers), writers: set(writers), tokens: Some(tokens) };
-        let desk = Desk { objects, allowed: Arc::new(allowed), turns: Arc::new(Semaphore::new(CHANGES)) };
+        let desk = Desk {
+            objects,
+            allowed: Arc::new(allowed),
+            turns: Arc::new(Semaphore::new(CHANGES)),
+            reads: Arc::new(Semaphore::new(READS)),
+        };
         (router(desk), (files, fake))
     }
 

@@ -149,6 +149,11 @@ impl CelAttribute {
         Self::ALL.iter().find(|(name, _)| *name == path).map(|(_, attribute)| *attribute)
     }
 
+    /// Whether a client has another one whenever it likes: with each connection, or by writing it.
+    pub(super) fn is_new_each_time(self) -> bool {
+        matches!(self, CelAttribute::SourceAddress | CelAttribute::SourcePort | CelAttribute::RequestId)
+    }
+
     /// When rules on requests know it, if they do.
     pub(super) fn in_rules(self) -> Option<Moment> {
         use CelAttribute as Of;

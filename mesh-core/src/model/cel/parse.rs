@@ -12,12 +12,12 @@ const DEEPEST: usize = 32;
 const MOST_PARTS: usize = 256;
 
 pub(super) fn condition(text: &str) -> Result<CelExpression, CelFault> {
-    bool_of(text, whole(text, false)?)
+    bool_of(text, whole(text, Reader::Telemetry)?)
 }
 
 /// A condition of a rule on requests.
 pub(super) fn rule(text: &str) -> Result<CelExpression, CelFault> {
-    bool_of(text, whole(text, true)?)
+    bool_of(text, whole(text, Reader::Rule)?)
 }
 
 fn bool_of(text: &str, (expression, kind): (CelExpression, Kind)) -> Result<CelExpression, CelFault> {
@@ -28,12 +28,12 @@ fn bool_of(text: &str, (expression, kind): (CelExpression, Kind)) -> Result<CelE
 }
 
 pub(super) fn value(text: &str) -> Result<CelExpression, CelFault> {
-    one_value(text, whole(text, false)?)
+    one_value(text, whole(text, Reader::Telemetry)?)
 }
 
 /// What requests are told apart by.
 pub(super) fn key(text: &str) -> Result<CelExpression, CelFault> {
-    let expression = one_value(text, whole(text, true)?)?;
+    let expression = one_value(text, whole(text, Reader::Key)?)?;
     match expression {
         one if one.looks_at_answer => Err(fault(text, 0, "requests are counted before there is an answer")),
         one if one.is_constant() => Err(fault(text, 0, "it is the same for every request")),
@@ -48,7 +48,7 @@ fn one_value(text: &str, (expression, kind): (CelExpression, Kind)) -> Result<Ce
     }
 }
 
-fn whole(text: &str, is_rule: bool) -> Result<(CelExpression, Kind), CelFault> {
+fn whole(text: &str, reader: Reader) -> Result<(CelExpression, Kind), CelFault> {
     if text.len() > LONGEST_EXPRESSION {
         return Err(fault(text, 0, format!("is longer than {LONGEST_EXPRESSION} bytes")));
     }
@@ -56,7 +56,7 @@ fn whole(text: &str, is_rule: bool) -> Result<(CelExpression, Kind), CelFault> {
     let (rewrites, moments) = (Vec::new(), [None, None]);
     let (needs_head, needs_token) = (false, false);
     let mut parser =
-        Parser { text, tokens, at: 0, depth: 0, parts: 0, needs_head, needs_token, is_rule, moments, rewrites };
+        Parser { text, tokens, at: 0, depth: 0, parts: 0, needs_head, needs_token, reader, moments, rewrites };
     let typed = parser.expression()?;
     let next = parser.peek();
     if next.token != Token::End {
@@ -79,6 +79,17 @@ fn whole(text: &str, is_rule: bool) -> Result<(CelExpression, Kind), CelFault> {
     Ok((expression, typed.kind))
 }
 
+/// What an expression is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    /// Access logs and metrics, when a request is over.
+    Telemetry,
+    /// Rules on requests.
+    Rule,
+    /// Limits: what requests are told apart by.
+    Key,
+}
+
 struct Parser<'t> {
     text: &'t str,
     tokens: Vec<Placed>,
@@ -87,8 +98,7 @@ struct Parser<'t> {
     parts: usize,
     needs_head: bool,
     needs_token: bool,
-    /// Whether it is a condition of a rule on requests.
-    is_rule: bool,
+    reader: Reader,
     /// What rules know of a request only while it is decided on, and what only when there is an answer: the first of each.
     moments: [Option<(usize, CelAttribute)>; 2],
     /// Parts of the text that other readers know by other words, in order.
@@ -449,11 +459,16 @@ impl Parser<'_> {
     /// Whether an attribute is known where the expression is for.
     fn known_here(&mut self, attribute: CelAttribute, at: usize) -> Result<(), CelFault> {
         let path = attribute.path();
-        if !self.is_rule {
+        if self.reader == Reader::Telemetry {
             return match attribute.is_of_rules() {
                 true => self.wrong(at, format!("{path} is known to rules on requests only")),
                 false => Ok(()),
             };
+        }
+        if self.reader == Reader::Key && attribute.is_new_each_time() {
+            let message =
+                format!("{path} is new with each connection or request, so that nothing would be counted together");
+            return self.wrong(at, message);
         }
         let slot = match attribute.in_rules() {
             Some(Moment::Both) => return Ok(()),
@@ -469,7 +484,9 @@ impl Parser<'_> {
     fn unknown(&self, path: &str) -> String {
         let parent = path.split('.').next().unwrap_or_default();
         let is_like = |known: &&str| known.split('.').next() == Some(parent);
-        let is_here = |one: CelAttribute| if self.is_rule { one.in_rules().is_some() } else { !one.is_of_rules() };
+        let is_here = |one: CelAttribute| {
+            if self.reader == Reader::Telemetry { !one.is_of_rules() } else { one.in_rules().is_some() }
+        };
         let known = CelAttribute::ALL.iter().filter(|(_, one)| is_here(*one)).map(|(known, _)| *known);
         let known: Vec<&str> = known.filter(is_like).collect();
         match known.is_empty() {

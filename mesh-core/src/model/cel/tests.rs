@@ -136,3 +136,14 @@ fn a_value_is_shown_as_a_text() {
     assert!(CelExpression::value("request.headers['a']").unwrap().needs_head());
     assert!(!CelExpression::value("response.code").unwrap().needs_head());
 }
+
+#[test]
+fn what_a_client_has_anew_whenever_it_likes_tells_no_requests_apart() {
+    for text in ["source.address", "source.port", "request.id", "request.method + source.address"] {
+        let fault = CelExpression::key(text).expect_err(text);
+        assert!(fault.to_string().contains("is new with each connection or request"), "{text}: {fault}");
+    }
+    // A client may leave the header out, and is counted then as well.
+    CelExpression::key("has(request.headers['x-plan']) ? request.headers['x-plan'] : 'none'").unwrap();
+    CelExpression::rule("source.address == '10.0.0.1:80'").unwrap();
+}

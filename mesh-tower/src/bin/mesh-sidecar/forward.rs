@@ -121,10 +121,17 @@ fn take_hop_by_hop(headers: &mut HeaderMap, is_upgrade: bool) {
     }
 }
 
+/// Whether nothing but a WebSocket is asked for, as Istio's sidecars have it. Another version of HTTP would be requests that no policy sees.
+fn is_websocket(headers: &HeaderMap) -> bool {
+    let mut asked = headers.get_all(UPGRADE).iter();
+    asked.next().is_some_and(|protocol| protocol.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket"))
+        && asked.next().is_none()
+}
+
 /// Makes a request ready to go on. Where its client asks for another protocol, this is what its connection becomes.
 pub(crate) fn prepare<B>(request: &mut Request<B>) -> Option<OnUpgrade> {
     // In HTTP/1.0 it means nothing (RFC 9110, 7.8), and HTTP/2 has none.
-    let is_upgrade = request.version() == Version::HTTP_11 && request.headers().contains_key(UPGRADE);
+    let is_upgrade = request.version() == Version::HTTP_11 && is_websocket(request.headers());
     take_hop_by_hop(request.headers_mut(), is_upgrade);
     is_upgrade.then(|| hyper::upgrade::on(request))
 }
@@ -232,6 +239,26 @@ mod tests {
 
     fn names(headers: &HeaderMap) -> Vec<&str> {
         headers.keys().map(HeaderName::as_str).collect()
+    }
+
+    #[test]
+    fn a_request_becomes_a_websocket_and_nothing_else() {
+        for (asked, is_upgrade) in [
+            (&["websocket"][..], true),
+            (&["WebSocket"], true),
+            (&["h2c"], false),
+            (&["HTTP/2.0"], false),
+            (&["tls/1.2"], false),
+            (&["websocket, h2c"], false),
+            (&["websocket", "h2c"], false),
+            (&[], false),
+        ] {
+            let mut request = Request::get("http://app/").header(CONNECTION, "upgrade").body(()).unwrap();
+            request.headers_mut().extend(asked.iter().map(|one| (UPGRADE, HeaderValue::from_static(one))));
+            assert_eq!(prepare(&mut request).is_some(), is_upgrade, "{asked:?}");
+            assert_eq!(request.headers().contains_key(UPGRADE), is_upgrade, "{asked:?}");
+            assert_eq!(request.headers().contains_key(CONNECTION), is_upgrade, "{asked:?}");
+        }
     }
 
     #[test]

@@ -62,18 +62,19 @@ async fn run(options: &Options) -> Result<u8, String> {
     // Before there is anything that a signal could end.
     let mut signals = signals().map_err(|error| format!("signals: {error}"))?;
     let mesh = options.mesh()?.start().map_err(|error| error.to_string())?;
-    let tunnels = Tunnels::new();
+    // Who calls the program takes no room of what it calls.
+    let (outgoing, incoming) = (Tunnels::new(), Tunnels::new());
     let port = options.app_port.map(|port| inbound::program_at(port.get()));
     let local =
         Mesh::builder().source(Fixed::new().service(PROGRAM, port)).start().map_err(|error| error.to_string())?;
-    let outbound = Outbound::bind(&mesh, &local, options.proxy_port, &options.listen, &tunnels).await?;
+    let outbound = Outbound::bind(&mesh, &local, options.proxy_port, &options.listen, &outgoing).await?;
     tracing::info!("proxy at {}", outbound.proxy);
     let program = Program::start(&options.command, &variables(options, &outbound))
         .map_err(|error| format!("no program: {error}"))?;
 
     let mut front = JoinSet::new();
     if options.app_port.is_some() {
-        front.spawn(serve(options.clone(), mesh.clone(), local.clone(), tunnels.clone()));
+        front.spawn(serve(options.clone(), mesh.clone(), local.clone(), incoming));
     } else {
         serve_admin(options, &mesh)?;
         tracing::info!("ready");
