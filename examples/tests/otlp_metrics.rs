@@ -223,7 +223,12 @@ async fn metrics_come_over(protocol: &str) {
         match line.strip_prefix("# TYPE ") {
             Some(begun) => family = begun.split(' ').next().unwrap(),
             None if line.starts_with('#') => {}
-            None => _ = names.insert(family.to_owned()),
+            // What gRPC has named has its own names there; and nothing is known of any resource when it leaves.
+            None => match family.strip_prefix("grpc_xds_client_") {
+                Some("resources") => {}
+                Some(name) => _ = names.insert(format!("grpc.xds_client.{}", name.trim_end_matches("_total"))),
+                None => _ = names.insert(family.to_owned()),
+            },
         }
     }
     // Not known in the first moment.
