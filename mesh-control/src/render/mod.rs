@@ -509,6 +509,9 @@ pub fn render_cluster(
         (Some(Fallback::Respond(answer)), ClientClass::Library) => metadata.add_fallback(answer),
         _ => {}
     }
+    if class == ClientClass::Library && may_have_certificate && tls::is_by_endpoints(&seen) {
+        metadata.add_own("peers", "endpoints".to_owned());
+    }
     let metadata = ClusterMetadata { metadata: Some(metadata) };
     let with_metadata = |rendered: &cluster::Cluster| {
         let mut bytes = rendered.encode_to_vec();

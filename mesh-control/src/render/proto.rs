@@ -214,15 +214,20 @@ impl OrderedMetadata {
 }
 
 impl OrderedMetadata {
-    /// Adds the answer of a cluster that has nothing healthy, which this project's library reads.
+    /// Adds a text that this project's library reads.
+    pub(super) fn add_own(&mut self, key: &str, text: String) {
+        let own = self.filter_metadata.entry("mesh-control".to_owned()).or_default();
+        own.fields.insert(key.to_owned(), OrderedValue { kind: Some(OrderedKind::Text(text)) });
+    }
+
+    /// Adds the answer of a cluster that has nothing healthy.
     pub(super) fn add_fallback(&mut self, answer: &Response) {
-        let text = |key: &str, text: String| (key.to_owned(), OrderedValue { kind: Some(OrderedKind::Text(text)) });
         let body = match &answer.body {
             Body::Text(body) => body.clone(),
             Body::Bytes(_) | Body::Empty => String::new(),
         };
-        let fields = [text("fallback.status", answer.status.to_string()), text("fallback.body", body)].into();
-        self.filter_metadata.insert("mesh-control".to_owned(), OrderedStruct { fields });
+        self.add_own("fallback.status", answer.status.to_string());
+        self.add_own("fallback.body", body);
     }
 }
 

@@ -67,6 +67,16 @@ pub(super) fn upstream(
     }
 }
 
+/// Whether those who may answer are named for being endpoints, and by no rule.
+pub(super) fn is_by_endpoints(seen: &Cluster<'_>) -> bool {
+    let is_written = match &seen.traffic.tls {
+        Tls::Automatic => false,
+        Tls::Mesh { peers, .. } => !peers.is_empty(),
+        Tls::Plaintext | Tls::ByFiles(_) | Tls::BySecret => true,
+    };
+    !is_written && seen.service.peers.is_empty()
+}
+
 /// What the rules and the mesh say of a cluster to a gRPC client, for all endpoints alike: gRPC cannot tell them apart. One
 /// that has a certificate shows it wherever somebody serves by mutual TLS; endpoints that do not fail their calls. `None`
 /// where it must not call, for it cannot do what a rule asks.

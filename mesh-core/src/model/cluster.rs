@@ -334,14 +334,17 @@ pub enum ClusterTls {
 pub struct UpstreamTls {
     /// Who may answer (secure naming). Nobody else is sent a byte.
     pub peers: Arc<[SpiffeId]>,
+    /// Whether they are named for being its endpoints, and by no rule. Who leaves then has done nothing wrong: requests that are
+    /// under way there go on, and nothing new is sent.
+    pub by_endpoints: bool,
     /// The name that is asked for.
     pub sni: Option<Arc<str>>,
 }
 
 impl UpstreamTls {
-    /// With these peers, asking for no name.
+    /// With these peers, named by a rule, asking for no name.
     pub fn with(peers: impl IntoIterator<Item = SpiffeId>) -> Self {
-        UpstreamTls { peers: peers.into_iter().collect(), sni: None }
+        UpstreamTls { peers: peers.into_iter().collect(), by_endpoints: false, sni: None }
     }
 }
 

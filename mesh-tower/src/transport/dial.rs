@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::error::{ErrorKind, Invalid, MeshError};
 use mesh_core::id::Address;
+use mesh_core::identity::SpiffeId;
 use mesh_core::model::{Cluster, ClusterTls, FileTls, UpstreamTls};
 use mesh_core::state::{ConnectionPermit, EndpointState, TlsChanges};
 use mesh_core::tls::{
@@ -183,7 +184,9 @@ async fn secure(
     let peer = Peer::server(stream.get_ref().1, credentials);
     let peer = peer.ok_or_else(|| failed("mutual TLS: the server has not shown who it is".into()))?;
     endpoint.note_principal(peer.id());
-    let unwanted = forbidden(endpoint.tls_changes(), Secured::Mutual(peer.id().clone()));
+    let secured = Secured::Mutual { peer: peer.id().clone(), by_endpoints: tls.by_endpoints };
+    let unwanted = forbidden(endpoint.tls_changes(), secured);
+    let left = left(endpoint.tls_changes(), peer.id().clone());
     let certificates = endpoint.certificates();
     // The server closes it once our own certificate has expired, or when nobody vouches for that any more: the next request
     // goes by the newest one.
@@ -193,6 +196,7 @@ async fn secure(
         tokio::select! {
             () = ends_soon(end) => {}
             () = replaced.replaced(&own) => {}
+            () = left => {}
         }
     };
     let distrusted = distrusted(peer, Arc::clone(certificates));
@@ -241,13 +245,19 @@ fn unusable(invalid: Invalid) -> MeshError {
 }
 
 /// Waits until the configuration does not want a connection any more, and tells why.
-async fn forbidden(mut changes: TlsChanges, secured: Secured) -> Arc<str> {
+async fn forbidden(mut changes: TlsChanges, mut secured: Secured) -> Arc<str> {
     loop {
         let (tls, is_marked) = changes.next().await;
         if let Err(reason) = Security::allows(&tls, is_marked, &secured) {
             return reason;
         }
+        secured.note(&tls);
     }
+}
+
+/// Waits until the peer of a connection is nobody any more who may answer for the service.
+async fn left(mut changes: TlsChanges, peer: SpiffeId) {
+    while !Security::has_left(&changes.next().await.0, &peer) {}
 }
 
 fn failed(what: String) -> MeshError {

@@ -22,10 +22,21 @@ enum Kind {
 pub(super) enum Secured {
     /// It was not.
     No,
-    /// By mutual TLS with this peer.
-    Mutual(SpiffeId),
+    /// By mutual TLS with this peer, who was named the last time for being an endpoint, or by a rule.
+    Mutual { peer: SpiffeId, by_endpoints: bool },
     /// By TLS by files.
     Files(Arc<FileTls>),
+}
+
+impl Secured {
+    /// Takes in why its peer is named by now, if it is.
+    pub(super) fn note(&mut self, tls: &ClusterTls) {
+        if let (Some(upstream), Secured::Mutual { peer, by_endpoints }) = (tls.upstream(), self)
+            && upstream.peers.contains(peer)
+        {
+            *by_endpoints = upstream.by_endpoints;
+        }
+    }
 }
 
 impl Security {
@@ -44,6 +55,11 @@ impl Security {
         }
     }
 
+    /// Whether this peer may be sent nothing new, now that its cluster is to be secured in this way.
+    pub(super) fn has_left(tls: &ClusterTls, peer: &SpiffeId) -> bool {
+        tls.upstream().is_some_and(|upstream| !upstream.peers.contains(peer))
+    }
+
     /// Whether a connection to an endpoint, which `is_marked` for mutual TLS or is not, may go on now that its cluster is to
     /// be secured in this way.
     ///
@@ -54,8 +70,13 @@ impl Security {
             (ClusterTls::Unusable(reason), _) => Err(Arc::clone(reason)),
             (ClusterTls::None, _) => Ok(()),
             (ClusterTls::MutualWhereMarked(_), Secured::No) if !is_marked => Ok(()),
-            (ClusterTls::Mutual(upstream) | ClusterTls::MutualWhereMarked(upstream), Secured::Mutual(peer)) => {
-                match upstream.peers.contains(peer) {
+            (
+                ClusterTls::Mutual(upstream) | ClusterTls::MutualWhereMarked(upstream),
+                Secured::Mutual { peer, by_endpoints },
+            ) => {
+                // Who was named for being an endpoint, and is none by now, may answer what it was asked.
+                let has_left = *by_endpoints && upstream.by_endpoints;
+                match upstream.peers.contains(peer) || has_left {
                     true => Ok(()),
                     false => Err(format!("the peer is {peer}, who may not answer for the service any more").into()),
                 }
@@ -92,12 +113,13 @@ mod tests {
         let of = |peers: &[&SpiffeId]| Arc::new(UpstreamTls::with(peers.iter().map(|peer| (*peer).clone())));
         let mutual = |peers: &[&SpiffeId]| ClusterTls::Mutual(of(peers));
         let marked = |peers: &[&SpiffeId]| ClusterTls::MutualWhereMarked(of(peers));
+        let by_rule = |peer: &SpiffeId| Secured::Mutual { peer: peer.clone(), by_endpoints: false };
         let files = |name: &str| Arc::new(FileTls::with(Sni::Fixed(name.into()), Roots::System));
         for (tls, secured, expected) in [
             (ClusterTls::Files(files("a")), Secured::Files(files("a")), true),
             (ClusterTls::Files(files("a")), Secured::Files(files("b")), false),
             (ClusterTls::Files(files("a")), Secured::No, false),
-            (ClusterTls::Files(files("a")), Secured::Mutual(a.clone()), false),
+            (ClusterTls::Files(files("a")), by_rule(&a), false),
             (mutual(&[&a]), Secured::Files(files("a")), false),
             (marked(&[&a]), Secured::Files(files("a")), false),
             (ClusterTls::None, Secured::Files(files("a")), true),
@@ -119,8 +141,28 @@ mod tests {
             (ClusterTls::Unusable("no".into()), true, Some(&a), false),
         ];
         for (tls, is_marked, peer, expected) in cases {
-            let secured = peer.map_or(Secured::No, |peer: &SpiffeId| Secured::Mutual(peer.clone()));
+            let secured = peer.map_or(Secured::No, by_rule);
             assert_eq!(Security::allows(&tls, is_marked, &secured).is_ok(), expected, "{tls:?} {is_marked} {peer:?}");
         }
+    }
+
+    #[test]
+    fn an_endpoint_that_left_answers_what_it_was_asked_unless_a_rule_names_who_may_answer() {
+        let [a, b]: [SpiffeId; 2] = ["spiffe://td/a", "spiffe://td/b"].map(|id| id.parse().unwrap());
+        for (was_by_endpoints, by_endpoints, expected) in
+            [(true, true, true), (true, false, false), (false, true, false), (false, false, false)]
+        {
+            for peers in [vec![], vec![b.clone()]] {
+                let mut upstream = UpstreamTls::with(peers);
+                upstream.by_endpoints = by_endpoints;
+                let upstream = Arc::new(upstream);
+                let secured = Secured::Mutual { peer: a.clone(), by_endpoints: was_by_endpoints };
+                for tls in [ClusterTls::Mutual(upstream.clone()), ClusterTls::MutualWhereMarked(upstream.clone())] {
+                    assert_eq!(Security::allows(&tls, true, &secured).is_ok(), expected, "{tls:?} {secured:?}");
+                    assert!(Security::has_left(&tls, &a), "{tls:?}");
+                }
+            }
+        }
+        assert!(!Security::has_left(&ClusterTls::Mutual(Arc::new(UpstreamTls::with([a.clone()]))), &a));
     }
 }

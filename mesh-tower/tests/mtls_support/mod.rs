@@ -10,7 +10,8 @@ use mesh_core::model::{ClusterTls, Listener, ServerTls, UpstreamTls};
 use mesh_core::resources::{Change, Resource};
 use mesh_core::tls::Credentials;
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 
 use super::server_support::{app_route, chain, listener};
@@ -28,7 +29,7 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         Authority { issuer: Issuer::new(params, key), pem }
@@ -40,6 +41,33 @@ impl Authority {
 
     /// Those of a leaf that holds for so long, and that trust these authorities, too.
     pub fn credentials_of(&self, id: &str, life: Option<Duration>, others: &[&Authority]) -> Credentials {
+        let roots: String = [self].iter().chain(others).map(|authority| authority.pem.as_str()).collect();
+        self.signed(id, life, &roots)
+    }
+
+    /// Those that know that the authority has revoked the certificate with this serial number, as [`Credentials::serial`] tells it.
+    pub fn credentials_but_for(&self, id: &str, serial: &str) -> Credentials {
+        let bytes: Vec<u8> = serial.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        let now = time::OffsetDateTime::now_utc();
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&bytes),
+            revocation_time: now - Duration::from_secs(60),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: now - Duration::from_secs(60),
+            next_update: now + Duration::from_secs(3600),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer).unwrap().pem().unwrap();
+        self.signed(id, None, &format!("{}{list}", self.pem))
+    }
+
+    fn signed(&self, id: &str, life: Option<Duration>, roots: &str) -> Credentials {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -48,7 +76,6 @@ impl Authority {
             let now = time::OffsetDateTime::now_utc();
             (params.not_before, params.not_after) = (now - Duration::from_secs(60), now + life);
         }
-        let roots: String = [self].iter().chain(others).map(|authority| authority.pem.as_str()).collect();
         let key = KeyPair::generate().unwrap();
         let chain = params.signed_by(&key, &self.issuer).unwrap().pem();
         Credentials::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes(), roots.as_bytes()).unwrap()

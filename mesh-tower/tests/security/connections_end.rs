@@ -317,6 +317,67 @@ async fn who_may_not_answer_for_a_service_any_more_is_cut_off() {
     }
 }
 
+/// Who may answer, named for being endpoints.
+fn endpoints(peers: &[&str]) -> ClusterTls {
+    let mut tls = UpstreamTls::with(peers.iter().map(|peer| id(peer)));
+    tls.by_endpoints = true;
+    ClusterTls::Mutual(Arc::new(tls))
+}
+
+/// A connection to a peer that is no endpoint any more, with an answer on its way.
+async fn left(authority: &Authority, server: &Server, others: &[&str], protocol: ClusterProtocol) -> (Client, Stream) {
+    let credentials = Some(authority.credentials(CLIENT));
+    let mut client = Client::start(server, credentials, endpoints(&[SERVER]), protocol);
+    let mut stream = Stream::open(server, &client).await;
+    client.secure(endpoints(others));
+    // Its address is still called, and nothing new is sent there: not over this connection either.
+    within(async { while client.is_answered().await {} }).await;
+    stream.goes_on().await;
+    (client, stream)
+}
+
+#[tokio::test]
+async fn who_is_no_endpoint_any_more_answers_to_the_end_and_is_asked_nothing_more() {
+    let authority = Authority::new();
+    for protocol in BOTH {
+        let server = Server::strict(authority.credentials(SERVER)).await;
+        for others in [&[][..], &["spiffe://td/ns/shop/sa/other"]] {
+            let (mut client, mut stream) = left(&authority, &server, others, protocol).await;
+            client.cluster.max_requests_per_connection = Some(1000);
+            client.secure(endpoints(&[CLIENT]));
+            assert!(!client.is_answered().await);
+            stream.goes_on().await;
+            stream.ends_well().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_no_endpoint_any_more_is_cut_off_by_a_rule_and_once_its_certificate_is_revoked() {
+    let authority = Authority::new();
+    let mut revoked = Vec::new();
+    for protocol in BOTH {
+        let credentials = authority.credentials(SERVER);
+        let serial = credentials.serial().to_owned();
+        let server = Server::strict(credentials).await;
+        for others in [&[][..], &["spiffe://td/ns/shop/sa/other"]] {
+            let (mut client, stream) = left(&authority, &server, others, protocol).await;
+            client.secure(mutual(&["spiffe://td/ns/shop/sa/other"]));
+            stream.ends_in_an_error().await;
+        }
+        let (client, mut stream) = left(&authority, &server, &[], protocol).await;
+        // A list that is about somebody else says nothing of it.
+        client.mesh.certificates().set(Arc::new(authority.credentials_but_for(CLIENT, "0b:ad:ca:fe")));
+        stream.goes_on().await;
+        client.mesh.certificates().set(Arc::new(authority.credentials_but_for(CLIENT, &serial)));
+        revoked.push((server, client, stream));
+    }
+    // The answers of both have a moment left, at the same time.
+    for (_server, _client, stream) in revoked {
+        stream.ends_in_an_error().await;
+    }
+}
+
 #[tokio::test]
 async fn a_client_sends_no_more_plaintext_once_its_cluster_asks_for_mutual_tls() {
     let authority = Authority::new();

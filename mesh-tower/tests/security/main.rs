@@ -9,6 +9,7 @@ mod ext_authz_bodies;
 mod fails_closed;
 mod global_limits;
 mod identities;
+mod leaving;
 mod mtls;
 mod overload;
 mod quotas;

@@ -162,11 +162,13 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
     if let Some(priorities) = notes.optional("common_lb_config", common_lb_config, common_lb)? {
         cluster.priorities = priorities;
     }
+    let by_endpoints = metadata.as_ref().and_then(|metadata| own_text(metadata, "peers")) == Some("endpoints");
     cluster.tls = match transport_socket_matches {
         none if none.is_empty() => {
-            notes.optional("transport_socket", transport_socket, tls::of_cluster)?.unwrap_or_default()
+            let of_cluster = |notes: &mut Notes<'_>, socket| tls::of_cluster(notes, socket, by_endpoints);
+            notes.optional("transport_socket", transport_socket, of_cluster)?.unwrap_or_default()
         }
-        matches => notes.field("transport_socket_matches", |notes| tls::of_endpoints(notes, matches))?,
+        matches => notes.field("transport_socket_matches", |notes| tls::of_endpoints(notes, matches, by_endpoints))?,
     };
     if asks_by_request && matches!(cluster.tls, ClusterTls::Files(_)) {
         cluster.tls = ClusterTls::Unusable(BY_REQUEST.into());
@@ -483,13 +485,17 @@ fn common_lb(notes: &mut Notes<'_>, value: pb::cluster::CommonLbConfig) -> Resul
     })
 }
 
-/// The answer where there is no healthy endpoint: `mesh-control` says it in texts, which others pass over.
-fn fallback(metadata: &core::Metadata) -> Result<Option<DirectResponse>, Invalid> {
-    let Some(fields) = metadata.filter_metadata.get("mesh-control") else { return Ok(None) };
-    let text = |key: &str| match fields.fields.get(key).and_then(|value| value.kind.as_ref()) {
-        Some(Kind::StringValue(text)) => Some(text.as_str()),
+/// A text that `mesh-control` says to this library, and others pass over.
+fn own_text<'m>(metadata: &'m core::Metadata, key: &str) -> Option<&'m str> {
+    match &metadata.filter_metadata.get("mesh-control")?.fields.get(key)?.kind {
+        Some(Kind::StringValue(text)) => Some(text),
         _ => None,
-    };
+    }
+}
+
+/// The answer where there is no healthy endpoint.
+fn fallback(metadata: &core::Metadata) -> Result<Option<DirectResponse>, Invalid> {
+    let text = |key| own_text(metadata, key);
     let Some(status) = text("fallback.status") else { return Ok(None) };
     let status = status.parse().ok().and_then(|status: u16| StatusCode::from_u16(status).ok());
     let status = status.filter(|status| (200..600).contains(&status.as_u16()));

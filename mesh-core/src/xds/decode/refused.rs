@@ -40,7 +40,7 @@ fn secures_cluster(present: &ClusterTls, refused: cluster::Cluster) -> bool {
     let cluster::Cluster { transport_socket, transport_socket_matches, .. } = refused;
     let of_endpoints = transport_socket_matches.iter().map(|one| one.transport_socket.as_ref());
     let asks = of_endpoints.chain([transport_socket.as_ref()]).flatten().any(tls::is_asked_for);
-    let by_mark = |matches| tls::of_endpoints(&mut Notes::new(&Options::default()), matches);
+    let by_mark = |matches| tls::of_endpoints(&mut Notes::new(&Options::default()), matches, false);
     match present {
         ClusterTls::Mutual(_) | ClusterTls::Files(_) | ClusterTls::Unusable(_) => false,
         ClusterTls::None => asks,

@@ -39,8 +39,12 @@ const MAX_SNI: usize = 255;
 /// Why TLS cannot be provided.
 pub(super) type Unusable = String;
 
-/// The one transport socket of a cluster.
-pub(super) fn of_cluster(notes: &mut Notes<'_>, socket: core::TransportSocket) -> Result<ClusterTls, Invalid> {
+/// The one transport socket of a cluster, whose peers are named for being its endpoints or are not.
+pub(super) fn of_cluster(
+    notes: &mut Notes<'_>,
+    socket: core::TransportSocket,
+    by_endpoints: bool,
+) -> Result<ClusterTls, Invalid> {
     let Some(any) = config(&socket).filter(|any| !is_raw_buffer(any)) else {
         return Ok(if config(&socket).is_some() { ClusterTls::None } else { unusable(&socket, "no configuration") });
     };
@@ -57,15 +61,20 @@ pub(super) fn of_cluster(notes: &mut Notes<'_>, socket: core::TransportSocket) -
             })
         });
     }
-    Ok(match notes.field("typed_config", |_| upstream(context))? {
-        Ok(tls) if tls.peers.is_empty() => unusable(&socket, "it does not say who the peer may be"),
+    Ok(match notes.field("typed_config", |_| upstream(context, by_endpoints))? {
+        // A cluster whose last endpoint has left has nobody who may answer.
+        Ok(tls) if tls.peers.is_empty() && !by_endpoints => unusable(&socket, "it does not say who the peer may be"),
         Ok(tls) => ClusterTls::Mutual(Arc::new(tls)),
         Err(reason) => unusable(&socket, &reason),
     })
 }
 
 /// Istio's automatic mTLS: the endpoints that are marked speak it, and the others plaintext. Nothing else is supported.
-pub(super) fn of_endpoints(notes: &mut Notes<'_>, matches: Vec<TransportSocketMatch>) -> Result<ClusterTls, Invalid> {
+pub(super) fn of_endpoints(
+    notes: &mut Notes<'_>,
+    matches: Vec<TransportSocketMatch>,
+    by_endpoints: bool,
+) -> Result<ClusterTls, Invalid> {
     let is_marked = |one: &TransportSocketMatch| match &one.r#match {
         Some(fields) if fields.fields.len() == 1 => fields
             .fields
@@ -84,7 +93,7 @@ pub(super) fn of_endpoints(notes: &mut Notes<'_>, matches: Vec<TransportSocketMa
                 return Ok(unusable(&socket, "it is no TLS"));
             };
             // Where nobody is named, nobody is the right peer: those that are marked fail.
-            Ok(match notes.field("transport_socket", |_| upstream(unpack(any)?))? {
+            Ok(match notes.field("transport_socket", |_| upstream(unpack(any)?, by_endpoints))? {
                 Ok(tls) => ClusterTls::MutualWhereMarked(Arc::new(tls)),
                 Err(reason) => unusable(&socket, &reason),
             })
@@ -133,7 +142,7 @@ fn because(socket: &core::TransportSocket, reason: &str) -> Arc<str> {
     format!("transport_socket {:?}: {reason}", socket.name).into()
 }
 
-fn upstream(value: pb::UpstreamTlsContext) -> Result<Result<UpstreamTls, Unusable>, Invalid> {
+fn upstream(value: pb::UpstreamTlsContext, by_endpoints: bool) -> Result<Result<UpstreamTls, Unusable>, Invalid> {
     let pb::UpstreamTlsContext {
         common_tls_context,
         sni,
@@ -150,7 +159,7 @@ fn upstream(value: pb::UpstreamTlsContext) -> Result<Result<UpstreamTls, Unusabl
     }
     Ok(common(common_tls_context.unwrap_or_default()).and_then(|names| {
         let peers: Result<Vec<SpiffeId>, Unusable> = names.into_iter().map(peer).collect();
-        Ok(UpstreamTls { peers: peers?.into(), sni: (!sni.is_empty()).then(|| sni.into()) })
+        Ok(UpstreamTls { peers: peers?.into(), by_endpoints, sni: (!sni.is_empty()).then(|| sni.into()) })
     }))
 }
 
