@@ -134,6 +134,30 @@ fn entry(address: &str, endpoint: &str, more: &str) -> String {
     )
 }
 
+#[test]
+fn the_library_is_told_whether_who_may_answer_is_named_for_being_an_endpoint_or_by_a_rule() {
+    let rule = |tls: &str| {
+        format!(
+            "\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: w, namespace: shop}}\n\
+             spec: {{host: w.shop, trafficPolicy: {{tls: {tls}}}}}\n"
+        )
+    };
+    let endpoint = "serviceAccount: w";
+    let automatic = entry("10.0.0.9", endpoint, "location: MESH_INTERNAL, ");
+    let names = format!("location: MESH_INTERNAL, subjectAltNames: ['{ID}'], ");
+    let with = |tls: &str| format!("{automatic}---{}", rule(tls));
+    for (objects, expected) in [
+        (automatic.clone(), true),
+        (entry("10.0.0.9", endpoint, &names), false),
+        (with("{mode: ISTIO_MUTUAL}"), true),
+        (with(&format!("{{mode: ISTIO_MUTUAL, subjectAltNames: ['{ID}']}}")), false),
+    ] {
+        let (cluster, _) = told(&plane(&objects), "w.shop");
+        let upstream = cluster.tls.upstream().unwrap();
+        assert!(upstream.by_endpoints == expected && !upstream.peers.is_empty(), "{objects}: {upstream:?}");
+    }
+}
+
 const LABELLED: &str = "labels: {security.istio.io/tlsMode: istio}";
 
 #[test]

@@ -119,16 +119,7 @@ async fn nobody_calls_the_program_before_it_answers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn told_to_end_requests_end_first_and_then_the_program_is_told() {
-    // Who may answer is written, and so does not leave with the only endpoint.
-    let named = "
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: app}
-spec:
-  host: app
-  trafficPolicy: {tls: {mode: ISTIO_MUTUAL, subjectAltNames: ['spiffe://cluster.local/ns/default/sa/app']}}
-";
-    let control = control(named).await;
+    let control = control("").await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let script = "trap 'echo told; exit 4' TERM; while :; do sleep 0.05; done";

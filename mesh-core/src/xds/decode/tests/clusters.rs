@@ -10,7 +10,10 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies::{
     pick_first::v3::PickFirst, ring_hash::v3::RingHash, round_robin::v3::RoundRobin, subset::v3::Subset,
     wrr_locality::v3::WrrLocality,
 };
-use envoy_types::pb::envoy::extensions::transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::UpstreamTlsContext};
+use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    self as tls_pb, UpstreamTlsContext, common_tls_context::ValidationContextType,
+};
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{self, Any, Duration as PbDuration, UInt32Value, UInt64Value, value::Kind};
@@ -370,6 +373,42 @@ fn tls_that_cannot_be_provided_is_never_plaintext() {
     assert!(matches!(secured(core::TransportSocket::default()), ClusterTls::Unusable(_)));
     assert_eq!(secured(tls("raw", pack(&RawBuffer {}))), ClusterTls::None);
     assert_eq!(decoded(&eds()).tls, ClusterTls::None);
+}
+
+#[test]
+fn peers_are_named_for_being_endpoints_where_mesh_control_says_so() {
+    let instance = |name: &str| tls_pb::CertificateProviderPluginInstance {
+        instance_name: "default".to_owned(),
+        certificate_name: name.to_owned(),
+    };
+    let validation = tls_pb::CertificateValidationContext {
+        ca_certificate_provider_instance: Some(instance("ROOTCA")),
+        ..Default::default()
+    };
+    let common = tls_pb::CommonTlsContext {
+        tls_certificate_provider_instance: Some(instance("default")),
+        validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+        ..Default::default()
+    };
+    let context = UpstreamTlsContext { common_tls_context: Some(common), ..Default::default() };
+    let said = |namespace: &str, text: &str| {
+        let value = protobuf::Value { kind: Some(protobuf::value::Kind::StringValue(text.to_owned())) };
+        let fields = protobuf::Struct { fields: [("peers".to_owned(), value)].into() };
+        core::Metadata { filter_metadata: [(namespace.to_owned(), fields)].into(), ..Default::default() }
+    };
+    let of = |metadata| {
+        with(|cluster| {
+            cluster.transport_socket = Some(tls("tls", pack(&context)));
+            cluster.metadata = metadata;
+        })
+        .tls
+    };
+    let ClusterTls::Mutual(nobody) = of(Some(said("mesh-control", "endpoints"))) else { panic!() };
+    assert!(nobody.by_endpoints && nobody.peers.is_empty());
+    // A rule that names nobody is no rule.
+    for other in [None, Some(said("istio", "endpoints")), Some(said("mesh-control", "rule"))] {
+        assert!(matches!(of(other), ClusterTls::Unusable(_)));
+    }
 }
 
 fn protocol(
