@@ -12,12 +12,14 @@ import time
 
 import grpc
 
+import envoy
 from limits import field, fields
-from mutual import free_port
 
 MEMBERS = 3
 PATIENCE = 20
 RATE = 50
+# How many calls in a row have to go one way.
+WINDOW = 20
 SERVICES = """\
 apiVersion: v1
 kind: Service
@@ -45,9 +47,8 @@ spec: {{hosts: [reviews], http: [{{{words}: [{{destination: {{host: reviews, sub
 class Member:
     """One etcd."""
 
-    def __init__(self, etcd, number):
-        self.etcd, self.name = etcd, f"m{number}"
-        self.client, self.peer = free_port(), free_port()
+    def __init__(self, etcd, number, client, peer):
+        self.etcd, self.name, self.client, self.peer = etcd, f"m{number}", client, peer
         self.process = None
 
     def start(self):
@@ -87,26 +88,33 @@ class Load:
     """A client that calls without pause, and how each of its calls ended."""
 
     def __init__(self, etcd, name, xds):
-        env = etcd.suite.bootstrap(xds, name, "shop")
-        curl = [etcd.suite.args.bin / "mesh-curl", "-o", "json", "--rate", str(RATE), "--duration", "120s", "http://reviews:9080/"]
-        self.process = etcd.suite.start(name, curl, env)
-        self.versions, self.lost, self.count = collections.deque(maxlen=20), [], 0
-        threading.Thread(target=self.take, daemon=True).start()
+        self.etcd = etcd
+        self.process = etcd.suite.start(name, etcd.curl(xds, "--rate", RATE, "--duration", "300s"))
+        self.versions, self.lost, self.count, self.summary = collections.deque(maxlen=WINDOW), [], 0, None
+        self.reader = threading.Thread(target=self.take, daemon=True)
+        self.reader.start()
 
     def take(self):
-        while True:
-            call = json.loads(self.process.lines.get())
-            if "status" not in call and "error" not in call:
-                continue
-            self.count += 1
-            if call.get("status") == 200:
+        for call in map(json.loads, iter(self.process.lines.get, None)):
+            if "summary" in call:
+                self.summary = call["summary"]
+                return
+            if call["status"] == 200:
                 self.versions.append(json.loads(call["body"])["version"])
             else:
                 self.lost.append(call)
+            self.count += 1
 
     def end(self):
+        """Ends it. Every call that it says it made was looked at."""
         self.process.child.send_signal(signal.SIGTERM)
-        self.process.child.wait(20)
+        self.reader.join(PATIENCE)
+        if not self.summary or self.summary["requests"] != self.count:
+            raise self.etcd.failure(f"{self.process.name}: {self.count} calls were seen of {self.summary}: {list(self.process.errors)}")
+
+
+# A mesh-control: its process, where its xDS is, and where its status is.
+Replica = collections.namedtuple("Replica", "process xds status")
 
 
 class Etcd:
@@ -119,6 +127,8 @@ class Etcd:
     def run(self):
         check = self.suite.check
         check("etcd", "three members, two replicas: what is applied is served by both", self.prepare)
+        if not self.loads:
+            return
         check("etcd", "what validate refuses is refused, a change moves every call, and what was got in all the same is held", self.changes)
         check("etcd", "the leader is killed: no call is lost, and what is applied meanwhile is served by both", lambda: self.without_leader(signal.SIGKILL))
         check("etcd", "the leader is stopped: the same", lambda: self.without_leader(signal.SIGSTOP))
@@ -130,18 +140,19 @@ class Etcd:
     def prepare(self):
         self.tls.mkdir(parents=True)
         self.certificates()
-        self.members = [Member(self, number) for number in range(MEMBERS)]
+        ports = iter(envoy.free_ports(2 * MEMBERS))
+        self.members = [Member(self, number, next(ports), next(ports)) for number in range(MEMBERS)]
         for member in self.members:
             member.start()
-        self.until("a leader", lambda: self.leader() is not None)
+        self.leader()
         self.controls = [self.replica(f"mesh-control {name} of etcd", self.members) for name in "ab"]
         self.apply(SERVICES + "---\n" + rule("v1"), "the shop")
         # Each is registered at one replica, and called by clients of both.
-        for version, (xds, _) in zip(("v1", "v2"), self.controls):
-            self.server(version, xds)
-        for xds, _ in self.controls:
-            self.until("a call", lambda xds=xds: self.call(xds) == 200)
-        self.loads = [Load(self, f"load-{name}", xds) for name, (xds, _) in zip("ab", self.controls)]
+        for version, control in zip(("v1", "v2"), self.controls):
+            self.server(version, control.xds)
+        for control in self.controls:
+            self.until("a call", lambda: self.call(control.xds) == 200)
+        self.loads = [Load(self, f"load {name}", control.xds) for name, control in zip("ab", self.controls)]
         self.converge("v1")
         return f"{len(self.loads)} clients at {RATE} calls a second each"
 
@@ -165,21 +176,22 @@ class Etcd:
         command = [self.suite.args.bin / "mesh-control", "serve", *self.options(members)]
         command += ["--xds-addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0"]
         process = self.suite.start(name, command)
-        return process.wait_for_line("xds listening on "), process.wait_for_line("status listening on ")
+        return Replica(process, process.wait_for_line("xds listening on "), process.wait_for_line("status listening on "))
 
     def server(self, version, xds):
         """A process that answers for a version."""
         echo = [self.suite.args.bin / "mesh-echo", "--name", "reviews", "--version", version, "--listen", "127.0.0.1:0"]
-        echo += ["--label", "app=reviews", "--label", f"version={version}"]
-        env = self.suite.bootstrap(xds, f"reviews-{version}", "shop")
-        self.suite.start(f"reviews {version}", echo, env).wait_for_line(" serving")
+        self.suite.start(f"reviews {version}", [*echo, "--control", xds, "--namespace", "shop"]).wait_for_line(" serving")
+
+    def curl(self, xds, *more):
+        """The command of a client of a replica."""
+        curl = [self.suite.args.bin / "mesh-curl", "--control", xds, "--namespace", "shop", "-o", "json", *more, "http://reviews:9080/"]
+        return [str(part) for part in curl]
 
     def call(self, xds):
         """The status of one call by a client of a replica."""
-        curl = [self.suite.args.bin / "mesh-curl", "-o", "json", "http://reviews:9080/"]
-        env = {**os.environ, **self.suite.bootstrap(xds, "caller", "shop")}
-        done = subprocess.run(curl, capture_output=True, timeout=60, text=True, env=env)
-        return json.loads(done.stdout.splitlines()[0]).get("status")
+        done = subprocess.run(self.curl(xds), capture_output=True, timeout=60, text=True)
+        return json.loads(done.stdout.splitlines()[0])["status"]
 
     def command(self, name, *more, text=None):
         command = [self.suite.args.bin / "mesh-control", name, *more, *self.options(self.members)]
@@ -194,7 +206,7 @@ class Etcd:
     def converge(self, version, patience=PATIENCE):
         """Waits until every call of each client goes to a version; how long that takes."""
         began = time.monotonic()
-        self.until(f"every call at {version}", lambda: all(len(load.versions) == 20 and set(load.versions) == {version} for load in self.loads), patience)
+        self.until(f"every call at {version}", lambda: all(len(load.versions) == WINDOW and set(load.versions) == {version} for load in self.loads), patience)
         return time.monotonic() - began
 
     def until(self, what, is_so, patience=PATIENCE):
@@ -205,10 +217,18 @@ class Etcd:
             time.sleep(0.05)
 
     def leader(self):
-        return next((member for member in self.members if member.leads()), None)
+        """The member that leads, once there is one."""
+        found = []
+        self.until("a leader", lambda: found.extend(member for member in self.members if member.leads()) or found)
+        return found[0]
 
-    def stale(self):
-        return [self.suite.status(status).get("config_stale_reason") for _, status in self.controls]
+    def told(self, key):
+        """What each replica says of itself."""
+        return [self.suite.status(control.status).get(key) for control in self.controls]
+
+    def standing(self):
+        """What each replica has in force in the place of what is wrong."""
+        return [[one["standing"] for one in wrong] for wrong in self.told("wrong")]
 
     def put(self, value):
         """Writes the rule to etcd, past everything that would refuse it."""
@@ -225,11 +245,10 @@ class Etcd:
         self.apply(rule("v2"), "to v2")
         took = self.converge("v2")
         self.put("{}")
-        standing = lambda: [[one["standing"] for one in self.suite.status(status)["wrong"]] for _, status in self.controls]
-        self.until("it is held", lambda: standing() == [["held"], ["held"]])
+        self.until("it is held", lambda: self.standing() == [["held"], ["held"]])
         self.apply(rule("v1"), "back to v1")
         self.converge("v1")
-        self.until("it is mended", lambda: standing() == [[], []])
+        self.until("it is mended", lambda: self.standing() == [[], []])
         return f"every call after {took:.2f} s"
 
     def without_leader(self, how):
@@ -254,15 +273,19 @@ class Etcd:
     def compacted(self):
         """A replica that knows one member only, which is away while others change and forget."""
         member = next(member for member in self.members if not member.leads())
-        _, status = self.replica("mesh-control c of etcd", [member])
+        replica = self.replica("mesh-control c of etcd", [member])
         member.process.kill()
-        for number in range(3):
-            self.apply(SERVICES.replace("shop", f"shop-{number}"), "more of it")
-        other = next(one for one in self.members if one is not member)
-        revision = fields(other.call("KV/Range", field(1, "/mesh/last"))[1][0])[3][0]
-        other.call("KV/Compact", field(1, revision) + field(2, 1))
-        member.start()
-        self.until("what came meanwhile", lambda: self.suite.status(status)["services"] == 4)
+        try:
+            for number in range(3):
+                self.apply(SERVICES.replace("shop", f"shop-{number}"), "more of it")
+            other = next(one for one in self.members if one is not member)
+            revision = fields(other.call("KV/Range", field(1, "/mesh/last"))[1][0])[3][0]
+            other.call("KV/Compact", field(1, revision) + field(2, 1))
+        finally:
+            member.start()
+        self.until("what came meanwhile", lambda: self.suite.status(replica.status)["services"] == 4)
+        if not any("listed anew" in line for line in replica.process.errors):
+            raise self.failure(f"it did not list anew: {list(replica.process.errors)}")
         return f"up to revision {revision}"
 
     def without_quorum(self):
@@ -270,13 +293,13 @@ class Etcd:
         for member in away:
             member.process.child.send_signal(signal.SIGSTOP)
         try:
-            self.until("both say it", lambda: all(reason and "etcd" in reason for reason in self.stale()), 30)
+            self.until("both say it", lambda: all(reason and "etcd" in reason for reason in self.told("config_stale_reason")), 30)
             counts = [load.count for load in self.loads]
             self.until("calls go on", lambda: all(load.count > count + RATE for load, count in zip(self.loads, counts)))
         finally:
             for member in away:
                 member.process.child.send_signal(signal.SIGCONT)
-        self.until("both are well", lambda: self.stale() == [None, None])
+        self.until("both are well", lambda: self.told("config_stale_reason") == [None, None])
 
     def history(self):
         done = self.command("history", "-o", "json", "--limit", "200")
