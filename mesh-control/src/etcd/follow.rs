@@ -73,7 +73,7 @@ struct Watch {
     member: Member,
     prefix: Prefix,
     begun: Instant,
-    /// Whether anything was heard.
+    /// Whether it has begun: a member that knows no leader takes it, and ends it.
     is_created: bool,
     answers: Streaming<WatchResponse>,
     /// The next look at whether the member is well, or the one that is under way.
@@ -128,7 +128,7 @@ impl Store {
             self.failures = 0;
         }
         self.rest();
-        if self.failures > MOST_BRIEF {
+        if !watch.is_created || self.failures > MOST_BRIEF {
             self.lose(failure.to_string());
         }
     }
@@ -233,7 +233,7 @@ impl Watch {
             biased;
             answer = self.answers.message() => match answer {
                 Ok(Some(answer)) => {
-                    self.is_created = true;
+                    self.is_created |= answer.created && !answer.canceled;
                     Ok(Some(answer))
                 }
                 Ok(None) => Err(Failure::Lost("the watch has ended".to_owned())),

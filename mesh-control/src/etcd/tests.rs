@@ -15,7 +15,8 @@ use super::known::Subject;
 use super::{Access, Client, Fellows, Objects, Prefix, Store};
 use crate::changes::{Author, Change, Documents, Done, Id, Refusal, Wanted, What};
 use crate::config::load::{Reach, scan};
-use crate::config::store::Standing;
+use crate::config::source::ConfigStore;
+use crate::config::store::{Standing, Update};
 use crate::kubernetes::tests::{outside, told};
 use crate::plane::{Plane, PlaneOptions, Snapshot, Synced};
 use fake::Fake;
@@ -220,6 +221,21 @@ async fn f28_whatever_happens_to_etcd_nothing_is_taken_for_gone_and_what_came_me
     timeout(LIMIT, found).await.expect("it is found");
     let worst = timeout(LIMIT, watching).await.expect("ends").expect("ends");
     assert!(worst >= 5, "there were fewer: {worst}");
+}
+
+#[tokio::test]
+async fn a_watch_that_ends_before_it_has_begun_is_said_at_once() {
+    let fake = Fake::start(2).await;
+    let mut store = store(&fake);
+    let mut lost = async || match timeout(LIMIT, store.next()).await.expect("in time") {
+        Some(Update::Resources { lost, .. }) => lost.unwrap_or_default(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(lost().await, "");
+    fake.world().leaderless = 1;
+    fake.cut();
+    assert_eq!(lost().await, "etcd cannot be followed (etcdserver: no leader)");
+    assert_eq!(lost().await, "");
 }
 
 fn json_of(name: &str) -> String {

@@ -10,6 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response as HttpResponse;
+use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -36,6 +37,8 @@ pub(super) struct World {
     compacted: i64,
     /// Members that answer nothing but 14, UNAVAILABLE.
     pub(super) failing: BTreeSet<usize>,
+    /// How many watches are taken and ended, as where a member knows no leader.
+    pub(super) leaderless: usize,
     /// Whether lists are empty, as of a store that has lost everything.
     pub(super) is_blank: bool,
     /// How many transactions are carried out, and then not answered.
@@ -83,6 +86,7 @@ impl Fake {
             log: Vec::new(),
             compacted: 0,
             failing: BTreeSet::new(),
+            leaderless: 0,
             is_blank: false,
             unanswered: 0,
             between: Vec::new(),
@@ -97,6 +101,8 @@ impl Fake {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             addresses.push(listener.local_addr().expect("an address"));
             let member = Member { fake: world.clone(), asked: asked.clone(), number };
+            // Etcd does so, too: an answer would wait for the acknowledgement of the one before, 40 ms.
+            let listener = listener.tap_io(|stream| stream.set_nodelay(true).expect("set"));
             let router = Router::new().fallback(answer).with_state(member);
             tasks.push(tokio::spawn(async move { drop(axum::serve(listener, router).await) }));
         }
@@ -266,6 +272,11 @@ impl World {
     }
 
     fn watch(&mut self, member: usize, asked: &WatchCreateRequest, answers: Answers) {
+        if self.leaderless > 0 {
+            self.leaderless -= 1;
+            answers.try_send(Err(Status::unavailable("etcdserver: no leader"))).expect("room");
+            return;
+        }
         let send = |answer: WatchResponse| answers.try_send(Ok(answer)).expect("room");
         let own = |change: &dyn Fn(&mut WatchResponse)| {
             let mut answer = WatchResponse { header: self.header(), ..WatchResponse::default() };
