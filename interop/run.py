@@ -417,6 +417,7 @@ class Suite:
         limited = limits.Limits(self, Failure)
         limited.run()
         quotas.Quotas(self, Failure, f"redis://127.0.0.1:{limited.port}").run()
+        etcd.Etcd(self, Failure).run()
         scan.Scan(self, Failure).run()
         console.Console(self, Failure).run()
 
