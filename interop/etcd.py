@@ -125,17 +125,19 @@ class Etcd:
         self.loads = []
 
     def run(self):
+        """Whatever becomes of one of these, the next one begins with three members and two replicas."""
         check = self.suite.check
         check("etcd", "three members, two replicas: what is applied is served by both", self.prepare)
         if not self.loads:
             return
         check("etcd", "what validate refuses is refused, a change moves every call, and what was got in all the same is held", self.changes)
-        check("etcd", "the leader is killed: no call is lost, and what is applied meanwhile is served by both", lambda: self.without_leader(signal.SIGKILL))
+        check("etcd", "the leader is killed: what is applied meanwhile is served by both", lambda: self.without_leader(signal.SIGKILL))
         check("etcd", "the leader is stopped: the same", lambda: self.without_leader(signal.SIGSTOP))
-        check("etcd", "a replica whose revision is compacted away lists anew, and loses nothing", self.compacted)
+        check("etcd", "a replica whose revision is compacted away lists anew: what came is there, and what went is not", self.compacted)
+        check("etcd", "a replica is killed: who is registered with it is called by clients of the other, and it comes back", self.without_replica)
         check("etcd", "no quorum: what was known is served, and said to be old", self.without_quorum)
         check("etcd", "the history says who did what, and a change is taken back", self.history)
-        check("etcd", "no call was lost", self.unfailing)
+        check("etcd", "no call was lost, and replicas end when told", self.unfailing)
 
     def prepare(self):
         self.tls.mkdir(parents=True)
@@ -171,10 +173,10 @@ class Etcd:
         return ["--etcd", ",".join(member.url for member in members), "--etcd-ca", self.tls / "ca.pem",
                 "--etcd-cert", self.tls / "leaf.pem", "--etcd-key", self.tls / "leaf.key"]
 
-    def replica(self, name, members):
-        """A mesh-control without a file, and where it serves."""
+    def replica(self, name, members, xds="127.0.0.1:0"):
+        """A mesh-control without a file."""
         command = [self.suite.args.bin / "mesh-control", "serve", *self.options(members)]
-        command += ["--xds-addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0"]
+        command += ["--xds-addr", xds, "--status-addr", "127.0.0.1:0"]
         process = self.suite.start(name, command)
         return Replica(process, process.wait_for_line("xds listening on "), process.wait_for_line("status listening on "))
 
@@ -197,16 +199,20 @@ class Etcd:
         command = [self.suite.args.bin / "mesh-control", name, *more, *self.options(self.members)]
         return subprocess.run(command, input=text, capture_output=True, timeout=60, text=True)
 
-    def apply(self, text, message):
-        done = self.command("apply", "-f", "-", "--author", "the suite", "-m", message, text=text)
+    def change(self, name, *more, text=None):
+        """A command that changes objects, and has to."""
+        done = self.command(name, *more, "--author", "the suite", text=text)
         if done.returncode != 0:
-            raise self.failure(f"apply: exit code {done.returncode}: {done.stderr}")
-        return done.stdout
+            raise self.failure(f"{name}: exit code {done.returncode}: {done.stderr}")
 
-    def converge(self, version, patience=PATIENCE):
+    def apply(self, text, message):
+        self.change("apply", "-f", "-", "-m", message, text=text)
+
+    def converge(self, version, loads=None):
         """Waits until every call of each client goes to a version; how long that takes."""
         began = time.monotonic()
-        self.until(f"every call at {version}", lambda: all(len(load.versions) == WINDOW and set(load.versions) == {version} for load in self.loads), patience)
+        at_it = lambda load: len(load.versions) == WINDOW and set(load.versions) == {version}
+        self.until(f"every call at {version}", lambda: all(at_it(load) for load in loads or self.loads))
         return time.monotonic() - began
 
     def until(self, what, is_so, patience=PATIENCE):
@@ -273,20 +279,39 @@ class Etcd:
     def compacted(self):
         """A replica that knows one member only, which is away while others change and forget."""
         member = next(member for member in self.members if not member.leads())
+        self.apply(SERVICES.replace("shop", "brief"), "not for long")
         replica = self.replica("mesh-control c of etcd", [member])
+        services = lambda: self.suite.status(replica.status)["services"]
+        self.until("what there is", lambda: services() == 2)
         member.process.kill()
         try:
             for number in range(3):
                 self.apply(SERVICES.replace("shop", f"shop-{number}"), "more of it")
+            self.change("delete", "-f", "-", text=SERVICES.replace("shop", "brief"))
             other = next(one for one in self.members if one is not member)
             revision = fields(other.call("KV/Range", field(1, "/mesh/last"))[1][0])[3][0]
             other.call("KV/Compact", field(1, revision) + field(2, 1))
         finally:
             member.start()
-        self.until("what came meanwhile", lambda: self.suite.status(replica.status)["services"] == 4)
+        self.until("what came meanwhile", lambda: services() == 4)
         if not any("listed anew" in line for line in replica.process.errors):
             raise self.failure(f"it did not list anew: {list(replica.process.errors)}")
+        replica.process.end()
         return f"up to revision {revision}"
+
+    def without_replica(self):
+        """The second server is registered with the second replica alone."""
+        killed = self.controls[1]
+        killed.process.kill()
+        try:
+            self.apply(rule("v2"), "without a replica")
+            took = self.converge("v2", self.loads[:1])
+        finally:
+            self.controls[1] = self.replica("mesh-control b of etcd, again", self.members, killed.xds)
+        self.converge("v2")
+        self.apply(rule("v1"), "and with it")
+        self.converge("v1")
+        return f"every call of the other's client after {took:.2f} s"
 
     def without_quorum(self):
         away, began = self.members[1:], time.monotonic()
@@ -313,9 +338,7 @@ class Etcd:
             raise self.failure(f"who did what: {entries[-1]}")
         self.apply(rule("v2"), "a mistake")
         self.converge("v2")
-        done = self.command("rollback", "--author", "the suite", "-m", "it was one")
-        if done.returncode != 0:
-            raise self.failure(f"rollback: exit code {done.returncode}: {done.stderr}")
+        self.change("rollback", "-m", "it was one")
         self.converge("v1")
         return f"{len(entries)} changes"
 
@@ -325,4 +348,8 @@ class Etcd:
         lost = [call for load in self.loads for call in load.lost]
         if lost:
             raise self.failure(f"{len(lost)} calls: {lost[:3]}")
+        for control in self.controls:
+            control.process.end()
+        for member in self.members:
+            member.process.kill()
         return f"{sum(load.count for load in self.loads)} calls, 0 lost"
