@@ -1,7 +1,7 @@
 """What Istio's stock dashboards ask Prometheus for, made from the few shapes that their queries have.
 
-Each query is (dashboard, what it shows, the query, whose it is): "data" is answered by workloads or by mesh-control, "control" is about
-what mesh-control does not count, and "machine" is answered by what watches containers and processes, which is no part of a mesh.
+Each query is (dashboard, what it shows, the query, whose it is): "data" is answered by workloads or by mesh-control, and "machine" by
+what watches containers and processes, which is no part of a mesh.
 Variables are as in the dashboards.
 """
 
@@ -106,15 +106,15 @@ def control_plane():
     yield "versions", 'sum(istio_build{component="pilot"}) by (tag)', "data"
     yield "connected clients", "sum(pilot_xds)", "data"
     yield "pushes by type", "sum(irate(pilot_xds_pushes[1m])) by (type)", "data"
-    yield "push time", "sum(rate(pilot_xds_push_time_bucket[1m])) by (le)", "control"
+    yield "push time", "sum(rate(pilot_xds_push_time_bucket[1m])) by (le)", "data"
     yield "size of pushes", "sum(rate(pilot_xds_config_size_bytes_bucket[1m])) by (le)", "data"
     yield "what pushes are made for", "sum(rate(pilot_push_triggers[1m])) by (type)", "data"
     for what in ("cfg", "reg"):
-        yield f"events: {what}", f"sum(rate(pilot_k8s_{what}_events[1m])) by (type, event)", "control"
+        yield f"events: {what}", f"sum(rate(pilot_k8s_{what}_events[1m])) by (type, event)", "data"
     yield "rejected by clients", "sum(pilot_total_xds_rejects) by (type)", "data"
-    yield "internal errors", "pilot_total_xds_internal_errors", "control"
+    yield "internal errors", "pilot_total_xds_internal_errors", "data"
     for what in ("passed", "failed"):
-        yield f"validation {what}", f"sum(rate(galley_validation_{what}[1m]))", "control"
+        yield f"validation {what}", f"sum(rate(galley_validation_{what}[1m]))", "data"
     for what in ("success", "failure"):
         yield f"injection: {what}", f"sum(rate(sidecar_injection_{what}_total[1m]))", "machine"
     for metric in ("go_memstats_alloc_bytes", "go_memstats_heap_inuse_bytes", "go_memstats_stack_inuse_bytes"):
