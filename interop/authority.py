@@ -1,11 +1,20 @@
-"""Certificates of mesh-control's authority, for programs that do not ask for their own."""
+"""Certificates for programs that do not ask for their own."""
 
 import subprocess
 
 
 def issue(suite, state, out, namespace, account):
-    """Writes those of an account into a directory, which it returns; the authority is in `state`."""
+    """Of mesh-control's authority: writes those of an account into a directory, which it returns; the authority is in `state`."""
     command = [suite.args.bin / "mesh-control", "ca", "issue", "--state-dir", state, "--out", out]
     identity = f"spiffe://cluster.local/ns/{namespace}/sa/{account}"
     subprocess.run([*command, "--identity", identity], check=True, timeout=30, capture_output=True)
     return out
+
+
+def self_signed(folder, name, *extensions):
+    """A certificate of nobody's authority but its own, and its key: both files."""
+    files = [folder / f"{name}.crt", folder / f"{name}.key"]
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    make += ["-subj", f"/CN={name}", *extensions, "-out", files[0], "-keyout", files[1]]
+    subprocess.run(make, check=True, capture_output=True, timeout=60)
+    return files

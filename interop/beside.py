@@ -6,15 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
-import envoy
+from ports import free_ports
 
-# How long something may take that comes by itself. Generous: the machine may be busy.
-PATIENCE = 60.0
 PRINCIPAL = "spiffe://cluster.local/ns/default/sa/"
 
 OBJECTS = """\
@@ -93,7 +90,7 @@ class Beside:
             self.suite.start(f"rust {version}", [*command, "--control", self.xds]).wait_for_line(" serving")
         here = os.path.dirname(os.path.abspath(__file__))
         self.ports, self.sidecars = {}, {}
-        [listen] = envoy.free_ports(1)
+        [listen] = free_ports(1)
         method = "/mesh.echo.v1.Echo/Unary"
         self.beside("python", [sys.executable, f"{here}/python/plain.py", "PORT", "python"])
         self.beside("node", [shutil.which("node"), f"{here}/node/plain.js", "PORT", "node"])
@@ -102,23 +99,14 @@ class Beside:
 
     def beside(self, name, program, *options):
         """A program, and its sidecar."""
-        app, inbound, admin = self.ports[name] = envoy.free_ports(3)
+        app, inbound, admin = self.ports[name] = free_ports(3)
         command = [self.bin / "mesh-sidecar", "--control", self.xds, "--name", name, "--service-account", name]
         command += ["--app-port", app, "--inbound", f"127.0.0.1:{inbound}", "--admin-addr", f"127.0.0.1:{admin}", *options]
         program = [str(app) if part == "PORT" else part for part in program]
         self.sidecars[name] = self.suite.start(f"{name} and its sidecar", [*command, "--", *program])
 
     def until(self, what, holds):
-        end, last = time.monotonic() + PATIENCE, None
-        while time.monotonic() < end:
-            try:
-                if last := holds():
-                    return last
-            except (OSError, ValueError, KeyError) as error:
-                last = error
-            time.sleep(0.05)
-        errors = {name: list(process.errors)[-3:] for name, process in self.sidecars.items()}
-        raise self.failure(f"not {what}: {last!r}; {errors}")
+        return self.suite.until(what, holds, self.sidecars.values())
 
     def admin(self, name, path):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[name][2]}{path}", timeout=10) as answer:
@@ -206,7 +194,7 @@ class Beside:
     def ended(self):
         child = self.sidecars["python"].child
         child.terminate()
-        code = child.wait(PATIENCE)
+        code = child.wait(60)
         # plain.py says so.
         if code != 3:
             raise self.failure(f"exit code {code}; {list(self.sidecars['python'].errors)}")

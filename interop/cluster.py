@@ -12,7 +12,8 @@ import threading
 import time
 import urllib.error
 
-from mutual import free_port
+from authority import self_signed
+from ports import free_port
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 PATHS = {
@@ -111,9 +112,9 @@ class Cluster:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("192.0.2.1", 9))
             self.ip = probe.getsockname()[0]
-        tls = self.certificate("webhook", "-addext", "subjectAltName=IP:127.0.0.1")
+        tls = self_signed(self.folder, "webhook", "-addext", "subjectAltName=IP:127.0.0.1")
         usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
-        root = self.certificate("root", *usage)
+        root = self_signed(self.folder, "root", *usage)
         authority = self.folder / "authority"
         authority.mkdir()
         for name in ("ca-cert", "cert-chain", "root-cert"):
@@ -154,15 +155,8 @@ class Cluster:
             # It comes back where it was.
             addresses = ["--xds-addr", f"127.0.0.1:{free_port()}", "--status-addr", f"127.0.0.1:{free_port()}"]
             self.replicas.append(self.replica([*command, *addresses, "--admission-addr", f"127.0.0.1:{webhook}"]))
-        self.until("one of them holds the Lease", self.holder)
+        self.suite.until("one of them holds the Lease", self.holder)
         return f"{len(manifests)} objects"
-
-    def certificate(self, name, *extensions):
-        files = [self.folder / f"{name}.crt", self.folder / f"{name}.key"]
-        make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-        make += ["-subj", f"/CN={name}", *extensions, "-out", files[0], "-keyout", files[1]]
-        subprocess.run(make, check=True, capture_output=True, timeout=60)
-        return files
 
     def replica(self, command):
         # Who leads says so.
@@ -185,14 +179,6 @@ class Cluster:
             self.ask("POST", path, {"apiVersion": api, "kind": "CustomResourceDefinition", "metadata": metadata, "spec": spec})
         else:
             self.kubernetes.make(path, "CustomResourceDefinition", f"{plural}.{group}", api, spec=spec)
-
-    def until(self, what, is_so, patience=30):
-        end = time.monotonic() + patience
-        while not (found := is_so()):
-            if time.monotonic() > end:
-                raise self.failure(f"not in time: {what}")
-            time.sleep(0.1)
-        return found
 
     def holder(self):
         return self.ask("GET", LEASE).get("spec", {}).get("holderIdentity")
@@ -258,14 +244,14 @@ class Cluster:
             page = json.loads(answer["body"]) if answer["status"] == 200 else {}
             return all((page.get(part) or {}).get("content") for part in ("details", "reviews"))
 
-        self.until("a whole page", is_whole)
+        self.suite.until("a whole page", is_whole)
         self.caller = Caller(self.suite.start("the caller", [*curl, "--rate", "40", "--duration", "3600s", target], env))
         self.shown("v1")
         return f"{len(WORKLOADS)} processes"
 
     def shown(self, *versions):
         """Waits until reviews come from these versions alone, for a while."""
-        self.until(f"reviews of {versions}", lambda: self.caller.versions() == set(versions))
+        self.suite.until(f"reviews of {versions}", lambda: self.caller.versions() == set(versions))
 
     def endpoints(self):
         self.slice("reviews", True, True)
@@ -289,7 +275,7 @@ class Cluster:
             is_it = (of.get("status"), of.get("reason")) == (status, reason)
             return found if is_it and state.get("observedGeneration") == found["metadata"]["generation"] else None
 
-        return self.until(f"{name}: {status} {reason}", is_said)
+        return self.suite.until(f"{name}: {status} {reason}", is_said)
 
     def rules(self):
         to = lambda seconds: [{"timeout": f"{seconds}s", "route": [{"destination": {"host": "reviews"}}]}]
@@ -322,7 +308,7 @@ class Cluster:
                 return False
             return True
 
-        self.until("the webhook is gone", lambda: put(self.rule("reviews", htpp=[])))
+        self.suite.until("the webhook is gone", lambda: put(self.rule("reviews", htpp=[])))
         found = self.says("reviews", "False", "LastGoodState")
         codes = [message["type"].get("code") for message in found["status"]["validationMessages"]]
         if "IST0106" not in codes:
@@ -331,7 +317,7 @@ class Cluster:
             held = [one["standing"] for one in self.suite.status(replica["status"])["wrong"]]
             if held != ["held"]:
                 raise self.failure(f"a replica does not know: {held}")
-        self.until("it is put", lambda: put(self.good))
+        self.suite.until("it is put", lambda: put(self.good))
         found = self.says("reviews", "True", "InForce")
         if found["status"].get("validationMessages"):
             raise self.failure(f"what is mended has codes: {found['status']}")
@@ -355,7 +341,7 @@ class Cluster:
             return None
 
         accepted = ("True", "Accepted")
-        found = self.until("what is missing", lambda: says(Accepted=accepted, ResolvedRefs=("False", "BackendNotFound")))
+        found = self.suite.until("what is missing", lambda: says(Accepted=accepted, ResolvedRefs=("False", "BackendNotFound")))
         # Somebody else's words stay.
         foreign = {"parentRef": {**reference, "name": "other"}, "controllerName": "example.com/other", "conditions": []}
         parents = [foreign, *found["status"]["parents"]]
@@ -363,7 +349,7 @@ class Cluster:
         fixed = self.ask("GET", f"{ROUTES}/details")
         fixed["spec"]["rules"] = backends(("details", 1))
         self.ask("PUT", f"{ROUTES}/details", fixed)
-        found = self.until("it is fixed", lambda: says(Accepted=accepted, ResolvedRefs=("True", "ResolvedRefs")))
+        found = self.suite.until("it is fixed", lambda: says(Accepted=accepted, ResolvedRefs=("True", "ResolvedRefs")))
         if foreign not in found["status"]["parents"]:
             raise self.failure(f"what somebody else said is gone: {found['status']}")
         self.ask("DELETE", f"{ROUTES}/details")
@@ -377,10 +363,10 @@ class Cluster:
         return None
 
     def leader(self):
-        before, leader = self.holder(), self.until("one says so", self.leads)
+        before, leader = self.holder(), self.suite.until("one says so", self.leads)
         leader["process"].kill()
         began = time.monotonic()
-        self.until("another one holds the Lease", lambda: self.holder() not in ("", before), 60)
+        self.suite.until("another one holds the Lease", lambda: self.holder() not in ("", before))
         took = time.monotonic() - began
         self.change(8)
         # It comes back, and is one that serves.
@@ -396,9 +382,9 @@ class Cluster:
     def killed(self):
         reasons = lambda: [self.suite.status(replica["status"]).get("config_stale_reason") or "" for replica in self.replicas]
         self.kubernetes.process.kill()
-        self.until("it is said", lambda: all("Kubernetes" in reason for reason in reasons()))
+        self.suite.until("it is said", lambda: all("Kubernetes" in reason for reason in reasons()))
         self.kubernetes.launch()
-        self.until("it is followed", lambda: not any(reasons()))
+        self.suite.until("it is followed", lambda: not any(reasons()))
         self.slice("reviews", False, True)
         self.shown("v2")
         self.change(7)

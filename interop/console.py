@@ -11,6 +11,7 @@ import urllib.request
 
 import browser
 import grpc
+from protobuf import field, fields
 
 MANIFESTS = "examples/manifests/bookinfo"
 HOST = "%s.default.svc.cluster.local"
@@ -40,41 +41,6 @@ spec:
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"> refused by the client"
 
 
-def varint(number):
-    out = bytearray()
-    while True:
-        number, low = number >> 7, number & 0x7F
-        out.append(low | (0x80 if number else 0))
-        if not number:
-            return bytes(out)
-
-
-def field(number, content):
-    content = content.encode() if isinstance(content, str) else content
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def fields(message):
-    """The fields of a message that are bytes."""
-    at = 0
-
-    def number():
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at, value, shift = at + 1, value | (byte & 0x7F) << shift, shift + 7
-            if byte < 0x80:
-                return value
-
-    while at < len(message):
-        key = number()
-        size = number()
-        if key & 7 == 2:
-            yield key >> 3, message[at : at + size]
-            at += size
-
-
 class Refuser:
     """A client of xDS that refuses the first cluster that it is told of."""
 
@@ -101,7 +67,7 @@ class Refuser:
     def read(self):
         try:
             for response in self.responses:
-                self.nonce = dict(fields(response)).get(5, b"")
+                self.nonce = fields(response).get(5, [b""])[0]
                 self.came.set()
         except grpc.RpcError:
             pass

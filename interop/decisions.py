@@ -17,6 +17,7 @@ import urllib.parse
 
 import authority
 import envoy
+from ports import free_ports
 
 SETS, CONNECTIONS, REQUESTS = 120, 6, 9
 SEED = 20261128
@@ -186,7 +187,7 @@ class Decisions:
 
     def compare(self):
         dice = random.Random(SEED)
-        ports = envoy.free_ports(SETS)
+        ports = free_ports(SETS)
         sets = [(f"set-{index}", Generator(dice, port), []) for index, port in enumerate(ports)]
         for namespace, generator, policies in sets:
             policies += [generator.policy(namespace, index) for index in range(dice.choice([1, 1, 2, 2, 3]))]

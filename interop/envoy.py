@@ -16,18 +16,6 @@ INSPECTOR = {
 }
 
 
-def free_ports(count):
-    """So many ports that nobody has, all at once."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
 def files(folder):
     """What Envoy shows of itself and whom it trusts, of a folder that `mesh-control ca issue` has written."""
 

@@ -7,6 +7,7 @@ import subprocess
 import threading
 
 import envoy
+from ports import free_ports
 
 KEYS = 10_000
 HOSTS = 10
@@ -141,7 +142,7 @@ class Hashing:
             **config,
         }
         route = {"match": {"prefix": "/"}, "route": {"cluster": "hashed", "hash_policy": [policy]}}
-        [port] = envoy.free_ports(1)
+        [port] = free_ports(1)
         listener = envoy.listener(port, [{"filters": [envoy.manager([route])]}])
         process = envoy.start(self.suite, self.failure, folder, [listener], [cluster])
         connection = envoy.Connection(port)

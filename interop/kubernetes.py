@@ -14,19 +14,12 @@ import urllib.request
 import cluster
 import manifests
 import grpc
-from mutual import free_port
+from ports import free_port
+from protobuf import field
 
 AUDIENCE = "istio-ca"
 OURS = "spiffe://cluster.local/ns/shop/sa/web"
 ADMIN = "admin-of-the-suite"
-
-
-def varint(number):
-    """As protobuf writes it."""
-    out = b""
-    while number > 127:
-        out, number = out + bytes([number & 127 | 128]), number >> 7
-    return out + bytes([number])
 
 
 def encoded(*parts):
@@ -150,11 +143,9 @@ class Kubernetes:
 
     def sign(self, token):
         """Asks the authority, as Istio's agents do; the chain that it signs, in PEM."""
-        text = self.csr.encode()
-        request = b"\x0a" + varint(len(text)) + text
         with grpc.insecure_channel(self.xds) as channel:
             call = channel.unary_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate")
-            answer = call(request, timeout=30, metadata=[("authorization", f"Bearer {token}")])
+            answer = call(field(1, self.csr), timeout=30, metadata=[("authorization", f"Bearer {token}")])
         return answer[answer.index(b"-----BEGIN") :].decode(errors="replace")
 
     @staticmethod

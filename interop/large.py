@@ -13,7 +13,7 @@ import time
 import browser
 import grpc.aio
 
-from console import field, fields, varint
+from protobuf import field, fields
 
 SERVICES, WORKLOADS, CALLERS = 500, 2000, 500
 # Two services each: as many edges as there are for one address.
@@ -52,18 +52,14 @@ def node(workload):
     return field(1, identity) + field(3, struct(metadata)) + field(6, "mesh-core") + features
 
 
-def number(at, value):
-    return varint(at << 3) + varint(value)
-
-
 def report(workload):
     """Two seconds of calls to the services that this one calls."""
     clusters = b""
     for call in range(CALLED):
         called = (workload * 7 + 1 + call * 131) % SERVICES
         name = f"outbound|80||s{called}.n{namespace(called)}.svc.cluster.local"
-        load = number(2, 20) + number(4, workload % 3) + number(8, 20 + workload % 3)
-        clusters += field(2, field(1, name) + field(2, load) + field(4, number(1, 2)))
+        load = field(2, 20) + field(4, workload % 3) + field(8, 20 + workload % 3)
+        clusters += field(2, field(1, name) + field(2, load) + field(4, field(1, 2)))
     return clusters
 
 
@@ -99,8 +95,8 @@ class Fleet:
         if workload < CALLERS:
             self.tasks.append(asyncio.create_task(self.reports(channel, own, workload)))
         while (message := await stream.read()) is not grpc.aio.EOF:
-            told = dict(fields(message))
-            await stream.write(field(1, told.get(1, b"")) + field(3, name) + field(4, LISTENER) + field(5, told.get(5, b"")))
+            told = fields(message)
+            await stream.write(field(1, told.get(1, [b""])[0]) + field(3, name) + field(4, LISTENER) + field(5, told.get(5, [b""])[0]))
             self.served += 1
 
     async def reports(self, channel, own, workload):

@@ -17,7 +17,8 @@ import urllib.request
 
 import envoy
 import grpc
-from mutual import free_port
+from ports import free_port, free_ports
+from protobuf import field, fields
 
 METHOD = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
 OK, OVER = 1, 2
@@ -89,50 +90,6 @@ spec:
   service: {host: ratelimit.default.svc.cluster.local, port: 8081, domain: shop, timeout: 5s, failureMode: DENY}
   rules: [{name: users, by: [{header: x-user}]}]
 """
-
-
-def varint(number):
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def field(number, value):
-    """A field of protobuf: bytes, text or a number."""
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    data = value.encode() if isinstance(value, str) else value
-    return varint(number << 3 | 2) + varint(len(data)) + data
-
-
-def fields(data):
-    """The fields of a message, by number: numbers and bytes."""
-    out, at = {}, 0
-
-    def read():
-        nonlocal at
-        number = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            number |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return number
-
-    while at < len(data):
-        tag = read()
-        if tag & 7 == 0:
-            value = read()
-        else:
-            length = read()
-            value = data[at : at + length]
-            at += length
-        out.setdefault(tag >> 3, []).append(value)
-    return out
 
 
 def question(*descriptors, hits=0, domain="shop"):
@@ -208,7 +165,7 @@ class Limits:
         runtime = self.folder / "runtime" / "ratelimit"
         (runtime / "config").mkdir(parents=True)
         (runtime / "config" / "rules.yaml").write_text(RULES)
-        grpc_port, port, debug = envoy.free_ports(3)
+        grpc_port, port, debug = free_ports(3)
         environment = {
             "RUNTIME_ROOT": str(self.folder / "runtime"),
             "RUNTIME_SUBDIRECTORY": "ratelimit",
@@ -310,7 +267,7 @@ class Limits:
 
     def envoy(self, address):
         """An Envoy that asks us: five requests pass, and the others are told what they ran into."""
-        listens, answers = envoy.free_ports(2)
+        listens, answers = free_ports(2)
         cluster = envoy.cluster_of_grpc("limits", address)
         limit = {
             "@type": f"{envoy.TYPES}.filters.http.ratelimit.v3.RateLimit",

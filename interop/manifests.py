@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import urllib.error
 
+import authority
 import yaml
 
 CHART = pathlib.Path(__file__).parent.parent / "mesh-control" / "helm"
@@ -44,9 +45,7 @@ class Manifests:
         return [one for one in yaml.safe_load_all(done.stdout) if one]
 
     def same(self):
-        ca = self.folder / "manifests-ca.crt"
-        make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-        subprocess.run([*make, "-subj", "/CN=ca", "-out", ca, "-keyout", "/dev/null"], check=True, capture_output=True, timeout=60)
+        ca, _ = authority.self_signed(self.folder, "manifests-ca")
         pem = ca.read_text()
         resources = {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}
         cases = [

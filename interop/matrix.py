@@ -7,6 +7,7 @@ import subprocess
 
 import authority
 import envoy
+from ports import free_ports
 
 MODES = ["STRICT", "PERMISSIVE", "DISABLE"]
 OURS = "spiffe://cluster.local/ns/default/sa/default"
@@ -69,7 +70,7 @@ class Matrix:
 
     def all(self):
         good, foreign = self.issue("state", "sidecar"), self.issue("foreign", "sidecar")
-        ports = dict(zip([*MODES, "FOREIGN"], envoy.free_ports(4)))
+        ports = dict(zip([*MODES, "FOREIGN"], free_ports(4)))
         self.write(ports)
         command = [*self.suite.serve(self.config, "127.0.0.1:0"), "--dev", "--state-dir", self.folder / "state"]
         self.xds = self.suite.start("mesh-control of the matrix", command).wait_for_line("xds listening on ")
@@ -82,7 +83,7 @@ class Matrix:
                 ("misled", good, "somebody"),
             ):
                 callers[mode, name] = (servers[mode], istio_upstream(files, f"spiffe://cluster.local/ns/default/sa/{server}"))
-        entries = dict(zip(callers, envoy.free_ports(len(callers))))
+        entries = dict(zip(callers, free_ports(len(callers))))
         listeners = [self.sidecar(ports[mode], mode, good) for mode in MODES]
         listeners.append(self.sidecar(ports["FOREIGN"], "STRICT", foreign))
         clusters = []

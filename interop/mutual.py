@@ -9,6 +9,7 @@ import threading
 import time
 
 import authority
+from ports import free_port
 
 OURS = "spiffe://cluster.local/ns/default/sa/default"
 PYTHON = "spiffe://cluster.local/ns/default/sa/python"
@@ -58,12 +59,6 @@ spec:
 
 # gRPC reads bundles by trust domain (A87) only if it is told so.
 MAPS = {"GRPC_EXPERIMENTAL_XDS_MTLS_SPIFFE": "true"}
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Mutual:

@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 
 import dashboards
-from mutual import free_port
+from ports import free_port
 
 HERE = pathlib.Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "dashboards.md"

@@ -10,7 +10,8 @@ import time
 import grpc
 
 import envoy
-from limits import field, fields
+from ports import free_ports
+from protobuf import field, fields
 
 METHOD = "/envoy.service.rate_limit_quota.v3.RateLimitQuotaService/StreamRateLimitQuotas"
 QUOTA = 300
@@ -119,7 +120,7 @@ class Quotas:
 
     def envoy(self, address):
         """An Envoy that reports to us and is assigned shares."""
-        listens, answers = envoy.free_ports(2)
+        listens, answers = free_ports(2)
         cluster = envoy.cluster_of_grpc("quotas", address)
         kind = f"{envoy.TYPES}.filters.http.rate_limit_quota.v3"
         user = {"@type": "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": "x-user"}

@@ -18,6 +18,7 @@ import time
 import authority
 import envoy
 import tables
+from ports import free_ports
 
 TABLES, REQUESTS = 100, 20
 SEED = 20261129
@@ -144,7 +145,7 @@ class Routing:
     def start(self):
         dice = random.Random(self.seed)
         # Services are called at these ports of each sidecar's own address.
-        self.ports = envoy.free_ports(2)
+        self.ports = free_ports(2)
         maker = tables.Tables(dice, self.ports, self.servers.listens(tables.OWN))
         made = [maker.table(index) for index in range(self.count)]
         objects = [*tables.destinations(self.ports, self.servers.listens), *(one for table in made for one in table.objects)]
@@ -179,7 +180,7 @@ class Routing:
     def sidecar(self, source, number):
         """An Envoy for a workload, and connections to its two ports."""
         namespace, labels = tables.SOURCES[source]
-        [admin] = envoy.free_ports(1)
+        [admin] = free_ports(1)
         folder = self.folder / source
         certificates = authority.issue(self.suite, self.folder / "state", folder, namespace, source)
         ip = f"127.0.2.{number + 1}"

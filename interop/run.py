@@ -301,6 +301,19 @@ class Suite:
         """A client of Python, with this bootstrap."""
         return Client(name, self.start(name, [sys.executable, HERE / "python" / "client.py", TARGET, METHOD, PAUSE], env))
 
+    def until(self, what, holds, processes=(), patience=60.0):
+        """Waits until this is true, and gives it. Where it never is, what it last was is told, and the last words of some processes."""
+        end, last = time.monotonic() + patience, None
+        while time.monotonic() < end:
+            try:
+                if last := holds():
+                    return last
+            except (OSError, ValueError, KeyError) as error:
+                last = error
+            time.sleep(0.05)
+        words = {process.name: list(process.errors)[-3:] for process in processes}
+        raise Failure(f"not {what}: {last!r}; {words}")
+
     def bootstrap(self, xds, name, namespace):
         """The environment of a client of that name."""
         path = self.folder / f"{name}.json"

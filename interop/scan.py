@@ -8,7 +8,7 @@ import subprocess
 import authority
 import envoy
 import sslyze
-from mutual import free_port
+from ports import free_port
 
 SERVICES = """\
 apiVersion: v1

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import envoy
+from ports import free_ports
 
 TLS = f"{envoy.TYPES}.transport_sockets.tls.v3"
 OWN = "cluster.local"
@@ -92,7 +93,7 @@ class Sds:
         command += ["--sds-private-keys", "--certificate-ttl", "8", "--trust-bundle", f"{PARTNER}={bundle}"]
         control = self.suite.start("mesh-control of secrets", command)
         xds = control.wait_for_line("xds listening on ")
-        [port] = envoy.free_ports(1)
+        [port] = free_ports(1)
         listeners, clusters = [self.listener(port)], [self.control_cluster(xds, self.issue("state", OWN, "sidecar"))]
         proxy = envoy.start(self.suite, self.failure, self.folder, listeners, clusters)
         end = time.monotonic() + 30

@@ -11,9 +11,8 @@ import urllib.request
 
 import authority
 import envoy
+from ports import free_ports
 
-# How long a change may take to be felt. Generous: the machine may be busy.
-PATIENCE = 60.0
 # A key on P-256 (the one of RFC 7515, A.3): nobody here signs with it.
 KEY = {"x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}
 SERVICES = 20
@@ -193,7 +192,7 @@ class Sidecar:
 
     def start(self):
         names = ("reviews", "ratings", "v1", "v2", "asker")
-        self.ports = dict(zip(names, envoy.free_ports(len(names))))
+        self.ports = dict(zip(names, free_ports(len(names))))
         self.write("objects.yaml", OBJECTS % self.ports)
         self.write("guards.yaml", GUARDS % {**self.ports, **KEY})
         self.split("reviews", 100, 0)
@@ -231,7 +230,7 @@ class Sidecar:
 
     def sidecar(self, name, account, version, ip, interception="none", xds=None, state="state", is_incremental=True, **ports):
         """An Envoy with the configuration that mesh-control writes for it."""
-        [admin] = envoy.free_ports(1)
+        [admin] = free_ports(1)
         folder = self.folder / name
         certificates = authority.issue(self.suite, self.folder / state, folder, "default", account)
         command = [self.bin / "mesh-control", "bootstrap", "--envoy", "sidecar", "--server", xds or self.xds, "--name", name]
@@ -259,17 +258,7 @@ class Sidecar:
         return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
     def until(self, what, holds):
-        """Waits until this is true, and gives it; what it last was is told."""
-        end, last = time.monotonic() + PATIENCE, None
-        while time.monotonic() < end:
-            try:
-                if last := holds():
-                    return last
-            except (OSError, ValueError) as error:
-                last = error
-            time.sleep(0.1)
-        errors = {name: list(process.errors)[-2:] for name, (process, *_) in self.envoys.items()}
-        raise self.failure(f"not {what}: {last}; {errors}")
+        return self.suite.until(what, holds, [process for process, *_ in self.envoys.values()])
 
     def ours(self, account, count=40, path="/", header="a: b"):
         """What a client of ours gets of reviews: statuses, versions, and whom it was taken for."""
@@ -412,7 +401,7 @@ class Sidecar:
 
     def storm(self):
         """Every revision changes each service: its route, its cluster, and whether it is there."""
-        ports = envoy.free_ports(SERVICES)
+        ports = free_ports(SERVICES)
         for revision in range(REVISIONS):
             last = revision == REVISIONS - 1
             objects = [
