@@ -93,6 +93,13 @@ impl Id {
         format!("{}{slash}{version}", self.resource.group)
     }
 
+    /// Whether it is of this kind, this namespace and this name, those that are given.
+    pub(crate) fn matches(&self, kind: Option<&Resource>, namespace: Option<&str>, name: Option<&str>) -> bool {
+        kind.is_none_or(|kind| (kind.kind, kind.group) == (self.resource.kind, self.resource.group))
+            && namespace.is_none_or(|namespace| *namespace == *self.namespace)
+            && name.is_none_or(|name| *name == *self.name)
+    }
+
     fn parts(&self) -> (&str, &str, &str, &str) {
         (self.resource.kind, &self.namespace, &self.name, self.resource.group)
     }

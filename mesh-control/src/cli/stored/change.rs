@@ -1,6 +1,5 @@
 //! `apply`, `diff`, `delete` and `rollback`.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -17,22 +16,17 @@ use crate::config::load::{Reach, Scan};
 /// An object whose metadata has a resourceVersion, as `get` prints it, is only changed if it still has that version. The exit code is
 /// 3 where the objects are refused.
 #[derive(Clone, Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("objects").arg("files").required(true)))]
 pub(in crate::cli) struct Apply {
     #[command(flatten)]
     files: Files,
     #[command(flatten)]
-    why: Why,
-    /// Only says what would be done.
-    #[arg(long)]
-    dry_run: bool,
-    #[command(flatten)]
-    place: Place,
-    #[command(flatten)]
-    printing: Printing,
+    change: Change,
 }
 
 /// Shows what `apply` would change, line by line. The exit code is 1 if there is a difference, 3 where the objects are refused.
 #[derive(Clone, Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("objects").arg("files").required(true)))]
 pub(in crate::cli) struct Diff {
     #[command(flatten)]
     files: Files,
@@ -46,25 +40,17 @@ pub(in crate::cli) struct Diff {
 #[derive(Clone, Debug, clap::Args)]
 pub(in crate::cli) struct Delete {
     /// The kind: VirtualService, virtualservices.
-    #[arg(required_unless_present = "files", requires = "name")]
+    #[arg(required_unless_present = "files", conflicts_with = "files", requires = "name")]
     kind: Option<String>,
     /// The name.
     name: Option<String>,
     /// The namespace.
     #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
-    /// Files with the objects, `-` for stdin.
-    #[arg(short, long = "file", value_name = "PATH", id = "files", conflicts_with = "kind")]
-    files: Vec<PathBuf>,
     #[command(flatten)]
-    why: Why,
-    /// Only says what would be done.
-    #[arg(long)]
-    dry_run: bool,
+    files: Files,
     #[command(flatten)]
-    place: Place,
-    #[command(flatten)]
-    printing: Printing,
+    change: Change,
 }
 
 /// Makes all objects what they were after an earlier change (see `history`), by one more change.
@@ -76,7 +62,29 @@ pub(in crate::cli) struct Rollback {
     #[arg(long, value_name = "NUMBER")]
     to_change: Option<u64>,
     #[command(flatten)]
-    why: Why,
+    change: Change,
+}
+
+/// Files with objects.
+#[derive(Clone, Debug, clap::Args)]
+struct Files {
+    /// A file or a directory with objects, `-` for stdin. May be given several times.
+    #[arg(short, long = "file", value_name = "PATH")]
+    files: Vec<PathBuf>,
+    /// Reads directories below these, too.
+    #[arg(short = 'R', long, requires = "files")]
+    recursive: bool,
+}
+
+/// What every change has.
+#[derive(Clone, Debug, clap::Args)]
+struct Change {
+    /// Who changes it, for the history; unless set, the user of etcd, or who runs the command.
+    #[arg(long, value_name = "NAME")]
+    author: Option<String>,
+    /// Why, for the history.
+    #[arg(short, long, value_name = "TEXT", default_value = "")]
+    message: String,
     /// Only says what would be done.
     #[arg(long)]
     dry_run: bool,
@@ -86,77 +94,68 @@ pub(in crate::cli) struct Rollback {
     printing: Printing,
 }
 
-/// Files with objects.
-#[derive(Clone, Debug, clap::Args)]
-struct Files {
-    /// A file or a directory with objects, `-` for stdin. May be given several times.
-    #[arg(short, long = "file", value_name = "PATH", required = true)]
-    files: Vec<PathBuf>,
-    /// Reads directories below these, too.
-    #[arg(short = 'R', long)]
-    recursive: bool,
-}
-
-/// What the history says of a change.
-#[derive(Clone, Debug, clap::Args)]
-struct Why {
-    /// Who changes it, for the history; unless set, the user of etcd, or who runs the command.
-    #[arg(long, value_name = "NAME")]
-    author: Option<String>,
-    /// Why, for the history.
-    #[arg(short, long, value_name = "TEXT", default_value = "")]
-    message: String,
-}
-
 impl Files {
+    /// # Errors
+    /// Where one of them cannot be read: nobody knows what it would have said.
+    fn scan(&self) -> anyhow::Result<Scan> {
+        let mut scan = Scan::default();
+        for path in &self.files {
+            validate::read(path, Reach::recursive(self.recursive), &mut scan)?;
+        }
+        let unreadable = scan.files.iter().find_map(|(name, text)| Some((name, text.as_ref().err()?)));
+        match unreadable {
+            Some((name, unreadable)) => bail!("cannot read {name}: {}", unreadable.why),
+            None => Ok(scan),
+        }
+    }
+
     fn apply(&self) -> anyhow::Result<What> {
-        Ok(What::Apply(texts(&self.files, Reach::recursive(self.recursive))?))
+        let files = self.scan()?.files.into_iter();
+        Ok(What::Apply(files.filter_map(|(name, text)| Some((name.to_string(), text.ok()?.to_string()))).collect()))
+    }
+
+    fn delete(&self) -> anyhow::Result<What> {
+        let documents = Documents::read(&self.scan()?)
+            .map_err(|wrong| anyhow!("{}", wrong.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+        if documents.objects.is_empty() {
+            bail!("there is no object of the mesh in these files");
+        }
+        Ok(What::Delete(documents.objects.keys().map(Id::path).collect()))
     }
 }
 
-/// The texts of files, by name.
-fn texts(paths: &[PathBuf], reach: Reach) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut scan = Scan::default();
-    for path in paths {
-        validate::read(path, reach, &mut scan)?;
+impl Change {
+    async fn carry_out(&self, what: What) -> anyhow::Result<ExitCode> {
+        let wanted = Wanted { what, message: self.message.clone(), dry_run: self.dry_run };
+        let done = match self.place.carry_out(&wanted, self.author.as_deref()).await {
+            Ok(done) => done,
+            Err(refusal) => return refused(refusal),
+        };
+        match self.printing.format() {
+            Format::Json => say(&format!("{}\n", serde_json::to_string(&done)?))?,
+            Format::Text => say(&text(&done, self.dry_run))?,
+        }
+        Ok(ExitCode::SUCCESS)
     }
-    let texts = scan.files.into_iter().map(|(name, text)| match text {
-        Ok(text) => Ok((name.to_string(), text.to_string())),
-        Err(unreadable) => Err(anyhow!("cannot read {name}: {}", unreadable.why)),
-    });
-    texts.collect()
 }
 
 pub(in crate::cli) async fn apply(args: &Apply) -> anyhow::Result<ExitCode> {
-    let wanted = Wanted { what: args.files.apply()?, message: args.why.message.clone(), dry_run: args.dry_run };
-    carry_out(&args.place, wanted, args.why.author.as_deref(), args.printing).await
+    args.change.carry_out(args.files.apply()?).await
 }
 
 pub(in crate::cli) async fn rollback(args: &Rollback) -> anyhow::Result<ExitCode> {
-    let (what, message) = (What::Rollback(args.to_change), args.why.message.clone());
-    let wanted = Wanted { what, message, dry_run: args.dry_run };
-    carry_out(&args.place, wanted, args.why.author.as_deref(), args.printing).await
+    args.change.carry_out(What::Rollback(args.to_change)).await
 }
 
 pub(in crate::cli) async fn delete(args: &Delete) -> anyhow::Result<ExitCode> {
-    let ids = match args.kind.as_ref().zip(args.name.as_ref()) {
-        Some((kind, name)) => vec![Id::named(kind, &args.namespace, name).map_err(|why| anyhow!(why))?],
-        None => {
-            let mut scan = Scan::default();
-            for path in &args.files {
-                validate::read(path, Reach::Directory, &mut scan)?;
-            }
-            let documents = Documents::read(&scan)
-                .map_err(|wrong| anyhow!("{}", wrong.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
-            documents.objects.into_keys().collect()
+    let what = match args.kind.as_ref().zip(args.name.as_ref()) {
+        Some((kind, name)) => {
+            let id = Id::named(kind, &args.namespace, name).map_err(|why| anyhow!(why))?;
+            What::Delete(vec![id.path()])
         }
+        None => args.files.delete()?,
     };
-    if ids.is_empty() {
-        bail!("there is no object of the mesh in these files");
-    }
-    let what = What::Delete(ids.iter().map(Id::path).collect());
-    let wanted = Wanted { what, message: args.why.message.clone(), dry_run: args.dry_run };
-    carry_out(&args.place, wanted, args.why.author.as_deref(), args.printing).await
+    args.change.carry_out(what).await
 }
 
 pub(in crate::cli) async fn diff(args: &Diff) -> anyhow::Result<ExitCode> {
@@ -171,23 +170,6 @@ pub(in crate::cli) async fn diff(args: &Diff) -> anyhow::Result<ExitCode> {
     }
     let is_same = done.objects.iter().all(|object| object.diff.is_empty());
     Ok(if is_same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-async fn carry_out(
-    place: &Place,
-    wanted: Wanted,
-    author: Option<&str>,
-    printing: Printing,
-) -> anyhow::Result<ExitCode> {
-    let done = match place.carry_out(&wanted, author).await {
-        Ok(done) => done,
-        Err(refusal) => return refused(refusal),
-    };
-    match printing.format() {
-        Format::Json => say(&format!("{}\n", serde_json::to_string(&done)?))?,
-        Format::Text => say(&text(&done, wanted.dry_run))?,
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// What is wrong with the objects has an exit code of its own.
@@ -214,8 +196,45 @@ fn text(done: &Done, is_dry_run: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::{Args, Command};
+
     use super::*;
     use crate::changes::DoneWith;
+
+    #[test]
+    fn objects_are_named_or_in_files_and_these_are_all_read() {
+        let is_good = |command: Command, args: &str| {
+            command.no_binary_name(true).try_get_matches_from(args.split(' ').filter(|arg| !arg.is_empty())).is_ok()
+        };
+        let new = || Command::new("change");
+        for (args, of_files, is_delete) in [
+            ("-f a.yaml", true, true),
+            ("-R -f a -f b", true, true),
+            ("", false, false),
+            ("-R", false, false),
+            ("service", false, false),
+            ("service web", false, true),
+            ("service web -f a.yaml", false, false),
+        ] {
+            assert_eq!(is_good(Apply::augment_args(new()), args), of_files, "apply {args}");
+            assert_eq!(is_good(Diff::augment_args(new()), args), of_files, "diff {args}");
+            assert_eq!(is_good(Delete::augment_args(new()), args), is_delete, "delete {args}");
+        }
+
+        let folder = tempfile::tempdir().expect("a directory");
+        let below = folder.path().join("below");
+        std::fs::create_dir(&below).expect("made");
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
+        std::fs::write(below.join("web.yaml"), service).expect("written");
+        let files = |recursive| Files { files: vec![folder.path().to_owned()], recursive };
+        assert!(files(false).delete().is_err(), "it is below");
+        assert_eq!(files(true).delete().expect("one object"), What::Delete(vec!["services/default/web".to_owned()]));
+        std::fs::write(below.join("other.yaml"), b"\xff\xfe").expect("written");
+        for what in [files(true).delete(), files(true).apply()] {
+            let why = what.expect_err("one cannot be read").to_string();
+            assert!(why.contains("cannot read") && why.contains("other.yaml"), "{why}");
+        }
+    }
 
     #[test]
     fn what_was_done_is_a_line_each() {

@@ -47,12 +47,7 @@ pub(in crate::cli) async fn get(args: &Get) -> anyhow::Result<()> {
         (None, Some(_)) => Some("default"),
         (namespace, _) => namespace.as_deref(),
     };
-    let is_wanted = |id: &Id| {
-        resource.is_none_or(|resource| resource.kind == id.resource.kind)
-            && namespace.is_none_or(|namespace| *namespace == *id.namespace)
-            && args.name.as_ref().is_none_or(|name| **name == *id.name)
-    };
-    let found: All = all.into_iter().filter(|(id, _)| is_wanted(id)).collect();
+    let found: All = all.into_iter().filter(|(id, _)| id.matches(resource, namespace, args.name.as_deref())).collect();
     if let (Some(kind), Some(name), true) = (&args.kind, &args.name, found.is_empty()) {
         bail!("there is no {kind} {}/{name}", namespace.unwrap_or_default());
     }
