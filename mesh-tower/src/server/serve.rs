@@ -82,7 +82,7 @@ impl<S> Serve<S> {
     /// each request that has a body. A service for any body, such as axum's `Router`, needs nothing else.
     ///
     /// ```
-    /// use http::{Request, Response, Version};
+    /// use http::{Request, Response};
     /// use mesh_core::fixed::Fixed;
     /// use mesh_tower::body::Body;
     /// use mesh_tower::{Mesh, server};

@@ -100,7 +100,7 @@ impl Reason {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TurnedAwayStatus {
-    /// Where it came to: `xds`, `rate-limits`, `admission` or `bundle`.
+    /// Where it came to: `xds`, `rate-limits`, `admission`, `bundle` or `api`.
     #[serde(default)]
     pub port: String,
     /// Where the last one came from.
