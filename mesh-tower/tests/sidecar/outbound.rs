@@ -154,6 +154,21 @@ async fn connect_is_a_connection_of_the_mesh_and_a_port_is_a_service() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_a_port_of_bytes_the_server_may_speak_first() {
+    let control = control("").await;
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let tcp = format!("{port}=tcp://{}", server.local_addr().unwrap());
+    let (_sidecar, _) = shop(&control, &["--listen", &tcp]).await;
+    let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let (mut served, _) = within(server.accept()).await.unwrap();
+    served.write_all(b"hello").await.unwrap();
+    let mut greeting = [0; 5];
+    within(client.read_exact(&mut greeting)).await.unwrap();
+    assert_eq!(&greeting, b"hello");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_that_nobody_describes_are_refused_where_the_mesh_says_so() {
     let outside = program(|_| ok("outside")).await;
     let settings = "

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use mesh_tower::body::{Body, BoxError};
-use mesh_tower::server::{ResponseFuture, ServerBody, ServerLayer, ServerService};
+use mesh_tower::server::{MeshTcpListener, ResponseFuture, ServerBody, ServerLayer, ServerService};
 use mesh_tower::{MeshError, reply};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -27,7 +27,7 @@ use tower_service::Service;
 /// The answer to a request, whatever came of it.
 pub(crate) type Answer = Response<Body>;
 /// An answer to come.
-pub(crate) type Answering = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
+type Answering = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
 
 /// Fields about a connection besides those that the others here have names for.
 const OF_THE_CONNECTION: [HeaderName; 4] = [
@@ -63,28 +63,50 @@ fn take_named(headers: &mut HeaderMap) -> Result<(), String> {
 }
 
 /// A server that decides by nothing that does not go on.
-#[derive(Clone, Debug)]
-pub(crate) struct Behind<S>(ServerService<S>);
+#[derive(Clone)]
+pub(crate) struct Behind(ServerService<Answers>);
+
+/// Answers requests, whatever comes.
+#[derive(Clone)]
+pub(crate) struct Answers(Arc<dyn Fn(Request<Body>) -> Answering + Send + Sync>);
 
 /// Why a message is malformed: whoever would forward it refuses it instead.
 #[derive(Clone, Debug)]
 struct Malformed(String);
 
-impl<S> Behind<S> {
-    pub(crate) fn new(layer: &ServerLayer, service: S) -> Self {
-        Behind(layer.layer(service))
+impl Behind {
+    pub(crate) fn new<F>(layer: &ServerLayer, answer: impl Fn(Request<Body>) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let answer = move |request| -> Answering {
+            let answer = answer(request);
+            Box::pin(async { Ok(answer.await) })
+        };
+        Behind(layer.layer(Answers(Arc::new(answer))))
     }
 }
 
-impl<S> Service<Request<Body>> for Behind<S>
-where
-    S: Service<Request<Body>, Response = Answer> + Clone,
-{
-    type Response = Response<ServerBody<Body>>;
-    type Error = S::Error;
-    type Future = ResponseFuture<S, Body>;
+impl Service<Request<Body>> for Answers {
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = Answering;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answering {
+        (self.0)(request)
+    }
+}
+
+impl Service<Request<Body>> for Behind {
+    type Response = Response<ServerBody<Body>>;
+    type Error = Infallible;
+    type Future = ResponseFuture<Answers, Body>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.0.poll_ready(cx)
     }
 
@@ -226,6 +248,23 @@ impl Tunnels {
                 tracing::debug!(%reason, "a tunnel broke");
             }
         });
+    }
+
+    /// Carries the bytes of each connection that is let in to another end of its own, until nobody is let in any more.
+    pub(crate) async fn carry_all<F, B>(self, mut listener: MeshTcpListener, other_end: impl Fn() -> F)
+    where
+        F: Future<Output = io::Result<B>> + Send + 'static,
+        B: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        while let Some((io, peer)) = listener.accept().await {
+            let Some(room) = self.room() else {
+                let port = listener.local_addr().port();
+                tracing::warn!(%peer, port, "a connection is closed: as many are open as there may be");
+                continue;
+            };
+            let other = other_end();
+            self.carry(room, async { Ok((io, other.await?)) });
+        }
     }
 }
 

@@ -4,10 +4,8 @@
 //! client, by a configuration that knows nothing but the program's port. The program is told who calls as by Istio's sidecar, in
 //! `x-forwarded-client-cert`; what callers say there never reaches it.
 
-use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::HOST;
@@ -15,12 +13,11 @@ use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
 use mesh_tower::body::Body;
 use mesh_tower::client::SentHost;
 use mesh_tower::core::request::is_grpc;
-use mesh_tower::server::{ConnectionInfo, MeshTcpListener};
+use mesh_tower::server::ConnectionInfo;
 use mesh_tower::{Client, Mesh};
 use tokio::net::TcpStream;
-use tower_service::Service;
 
-use crate::forward::{self, Answer, Answering, Behind, Tunnels};
+use crate::forward::{self, Answer, Behind, Tunnels};
 use crate::options::AppProtocol;
 
 /// Who the client is, as Envoy tells it.
@@ -68,9 +65,9 @@ impl ToProgram {
     }
 
     /// The server in front of the program.
-    pub(crate) fn into_server(self) -> Behind<Self> {
+    pub(crate) fn into_server(self) -> Behind {
         let layer = self.mesh.server_layer();
-        Behind::new(&layer, self)
+        Behind::new(&layer, move |request| self.clone().hand_over(request))
     }
 
     async fn hand_over(self, mut request: Request<Body>) -> Answer {
@@ -104,21 +101,6 @@ impl ToProgram {
     }
 }
 
-impl Service<Request<Body>> for ToProgram {
-    type Response = Answer;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Answering {
-        let this = self.clone();
-        Box::pin(async move { Ok(this.hand_over(request).await) })
-    }
-}
-
 /// Who called, in Envoy's words; `None` where nobody has shown who he is.
 fn caller(mesh: &Mesh) -> Option<HeaderValue> {
     let connection = ConnectionInfo::current()?;
@@ -133,14 +115,4 @@ fn caller(mesh: &Mesh) -> Option<HeaderValue> {
     // Certificates of the mesh name nobody in their subject, and no SPIFFE ID has a letter that would have to be quoted.
     _ = write!(value, ";Subject=\"\";URI={peer}");
     HeaderValue::try_from(value).ok()
-}
-
-/// Carries the bytes of connections that were let in to the program, until nobody is let in any more.
-pub(crate) async fn carry_bytes(mut listener: MeshTcpListener, program: SocketAddr, tunnels: Tunnels) {
-    while let Some((io, peer)) = listener.accept().await {
-        match tunnels.room() {
-            Some(room) => tunnels.carry(room, async move { Ok((io, TcpStream::connect(program).await?)) }),
-            None => tracing::warn!(%peer, "closed: as many connections are open as there may be"),
-        }
-    }
 }

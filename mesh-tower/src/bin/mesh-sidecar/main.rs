@@ -20,6 +20,7 @@ use clap::Parser;
 use mesh_tower::core::fixed::Fixed;
 use mesh_tower::{Mesh, server};
 use rustix::process::Signal;
+use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -162,7 +163,7 @@ async fn serve(options: Options, mesh: Mesh, local: Mesh, tunnels: Tunnels) -> R
     if options.app_protocol == AppProtocol::Tcp {
         let listener = mesh.bind_tcp(options.inbound).await.map_err(failed)?;
         let address = listener.local_addr();
-        let ((), told) = tokio::join!(inbound::carry_bytes(listener, at, tunnels), ready(address));
+        let ((), told) = tokio::join!(tunnels.carry_all(listener, move || TcpStream::connect(at)), ready(address));
         return told;
     }
     let listener = mesh.bind(options.inbound).await.map_err(failed)?;

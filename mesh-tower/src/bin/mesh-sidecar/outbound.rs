@@ -4,24 +4,21 @@
 //! routed, retried, balanced, secured and counted one by one. What is asked for by CONNECT, and ports of bytes, get a connection
 //! that the mesh chose. Whoever reaches these ports calls in the name of the program.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use http::header::VIA;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use mesh_tower::body::Body;
+use mesh_tower::client::MeshStream;
 use mesh_tower::core::error::ErrorKind;
 use mesh_tower::core::request::is_grpc;
 use mesh_tower::{Client, Mesh, MeshError, reply, server};
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tower_service::Service;
 
-use crate::forward::{self, Answer, Answering, Behind, Tunnels, refusal};
+use crate::forward::{self, Answer, Behind, Tunnels, refusal};
 use crate::options::Listen;
 
 /// The ports, and who serves them: they are closed when this is dropped.
@@ -64,10 +61,10 @@ impl Outbound {
         for Listen { port, service, is_tcp } in listen {
             let bound = match is_tcp {
                 true => {
-                    let bound = TcpListener::bind(at(*port)).await.map_err(|error| failed(*port, error))?;
+                    let bound = local.bind_tcp(at(*port)).await.map_err(|error| failed(*port, error))?;
                     let address = bound.local_addr();
                     bytes.push((bound, service.clone()));
-                    address.map_err(|error| failed(*port, error))?
+                    address
                 }
                 false => {
                     let bound = local.bind(at(*port)).await.map_err(|error| failed(*port, error))?;
@@ -85,7 +82,12 @@ impl Outbound {
         let shared = Arc::new(shared);
         let mut serving = JoinSet::new();
         for (listener, face) in http {
-            let service = Behind::new(&local.server_layer(), Sender { shared: Arc::clone(&shared), face });
+            let sender = Sender { shared: Arc::clone(&shared), face };
+            let send = move |request| {
+                let sent = sender.clone().send(request);
+                async { sent.await.unwrap_or_else(|refused| *refused) }
+            };
+            let service = Behind::new(&local.server_layer(), send);
             let served = server::serve(listener, service).readable_bodies().into_future();
             serving.spawn(async move {
                 if let Err(error) = served.await {
@@ -94,7 +96,8 @@ impl Outbound {
             });
         }
         for (listener, service) in bytes {
-            serving.spawn(Arc::clone(&shared).serve_bytes(listener, service));
+            let shared = Arc::clone(&shared);
+            serving.spawn(tunnels.clone().carry_all(listener, move || Arc::clone(&shared).connect_to(service.clone())));
         }
         Ok(Outbound { proxy: address, _serving: serving })
     }
@@ -112,21 +115,6 @@ enum Face {
 struct Sender {
     shared: Arc<Shared>,
     face: Face,
-}
-
-impl Service<Request<Body>> for Sender {
-    type Response = Answer;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Answering {
-        let this = self.clone();
-        Box::pin(async move { Ok(this.send(request).await.unwrap_or_else(|refused| *refused)) })
-    }
 }
 
 impl Sender {
@@ -205,39 +193,20 @@ impl Shared {
 
     /// A connection that the mesh chose. Where its rules are by the names of servers, it is TLS of the program's own to the host
     /// that it asked for.
-    async fn connect(&self, host: &str, port: u16) -> Result<mesh_tower::client::MeshStream, MeshError> {
+    async fn connect(&self, host: &str, port: u16) -> Result<MeshStream, MeshError> {
         match self.mesh.connect(host, port).await {
             Err(error) if error.kind() == ErrorKind::NoRoute => self.mesh.connect_by_name(host, port, host).await,
             connected => connected,
         }
     }
 
-    /// A port whose connections are those of a service.
-    async fn serve_bytes(self: Arc<Self>, listener: TcpListener, service: Authority) {
-        let port = service.port_u16().unwrap_or_default();
-        loop {
-            let (stream, _) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // There may be files again when others were closed.
-                    tracing::warn!(%service, "no connection can be taken: {error}");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let Some(room) = self.tunnels.room() else {
-                tracing::warn!(%service, "a connection is closed: as many are open as there may be");
-                continue;
-            };
-            let (shared, host) = (Arc::clone(&self), service.host().to_owned());
-            self.tunnels.carry(room, async move {
-                if shared.check_loop(&host, port).await.is_err() {
-                    return Err(io::Error::other("the service is this port itself"));
-                }
-                let upstream = shared.connect(&host, port).await;
-                upstream.map(|upstream| (stream, upstream)).map_err(io::Error::other)
-            });
+    /// A connection for one that came to the port of a service.
+    async fn connect_to(self: Arc<Self>, service: Authority) -> io::Result<MeshStream> {
+        let (host, port) = (service.host(), service.port_u16().unwrap_or_default());
+        if self.check_loop(host, port).await.is_err() {
+            return Err(io::Error::other("the service is this port itself"));
         }
+        self.connect(host, port).await.map_err(io::Error::other)
     }
 }
 
