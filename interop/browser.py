@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 
@@ -32,7 +33,12 @@ class Browser:
             # Its sandbox is not for root.
             command.append("--no-sandbox")
         self.process = subprocess.Popen(
-            [*command, "about:blank"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*command, "about:blank"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         suite.stack.callback(self.end)
         said = []
@@ -51,8 +57,10 @@ class Browser:
             self.ask(f"{domain}.enable")
 
     def end(self):
-        self.process.kill()
-        self.process.wait(10)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        # Its helpers write to the profile until they are gone, too: then nobody has its stderr any more.
+        self.process.communicate(timeout=10)
 
     def ask(self, method, **params):
         """One command, and its answer; what else comes meanwhile is kept."""
