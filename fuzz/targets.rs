@@ -48,6 +48,7 @@ pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is that of its file in `fuzz_targets/` and of its directory in `corpus/`.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("api_change", api_change),
     ("bootstrap", bootstrap),
     ("calls", calls),
     ("cel", cel),
@@ -56,6 +57,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("credentials", credentials),
     ("descriptors", descriptors),
     ("endpoints", endpoints),
+    ("etcd_answers", etcd_answers),
+    ("etcd_value", etcd_value),
     ("grpc_timeout", timeout),
     ("header_text", header_text),
     ("istio_yaml", istio_yaml),
@@ -450,6 +453,31 @@ pub fn rbac_filter(data: &[u8]) {
 pub fn jwt_filter(data: &[u8]) {
     let config = server_with("type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", data);
     config.iter().for_each(ask);
+}
+
+/// The body of a change that the API is asked for.
+pub fn api_change(data: &[u8]) {
+    mesh_control::fuzz::wanted(data);
+}
+
+/// A key in etcd below the prefix of objects, and its value, with a line feed between them.
+pub fn etcd_value(data: &[u8]) {
+    let Some(at) = data.iter().position(|byte| *byte == b'\n') else { return };
+    let (path, value) = data.split_at(at);
+    if let Ok(path) = std::str::from_utf8(path) {
+        mesh_control::fuzz::value(path, &value[1..]);
+    }
+}
+
+/// Answers of etcd to a watch, each behind a byte that is its size.
+pub fn etcd_answers(mut data: &[u8]) {
+    let mut answers = Vec::new();
+    while let Some((size, rest)) = data.split_first() {
+        let (answer, rest) = rest.split_at(usize::from(*size).min(rest.len()));
+        answers.push(answer);
+        data = rest;
+    }
+    mesh_control::fuzz::answers(answers);
 }
 
 /// Objects as Istio's users write them, from the text to what the data plane says of it.

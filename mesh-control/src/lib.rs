@@ -48,3 +48,6 @@ pub mod registry;
 pub mod render;
 pub mod serve;
 mod shift;
+
+#[doc(hidden)]
+pub use etcd::fuzz;

@@ -13,6 +13,7 @@ mod commit;
 mod desk;
 mod fellows;
 mod follow;
+pub mod fuzz;
 mod keys;
 mod known;
 mod link;
