@@ -27,6 +27,8 @@ PATHS = {
     "ClusterRole": RBAC + "/clusterroles",
     "ClusterRoleBinding": RBAC + "/clusterrolebindings",
     "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
+    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
     "ValidatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
 }
 SYSTEM = "mesh-system"
