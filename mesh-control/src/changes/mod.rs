@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 pub(crate) use check::refused;
 pub(crate) use diff::diff;
 pub(crate) use documents::Documents;
-pub(crate) use wanted::{Done, DoneWith, Refusal, Wanted, What};
+pub(crate) use wanted::{Done, DoneWith, Kept, Listed, Refusal, Wanted, What};
 pub(crate) use yaml::yaml;
 
 use crate::kubernetes::kinds::{RESOURCES, Resource, SETTINGS, Use};
@@ -164,14 +164,6 @@ pub(crate) fn versioned(stored: &Stored) -> Value {
         metadata.insert("resourceVersion".to_owned(), stored.version.to_string().into());
     }
     object
-}
-
-/// The reverse of [`versioned`]: the text of an object, and its version.
-pub(crate) fn unversioned(mut object: Value) -> (Arc<str>, i64) {
-    let metadata = object.get_mut("metadata").and_then(Value::as_object_mut);
-    let version = metadata.and_then(|metadata| metadata.remove("resourceVersion"));
-    let version = version.and_then(|version| version.as_str()?.parse().ok()).unwrap_or(0);
-    (object.to_string().into(), version)
 }
 
 /// All objects of a store, as of one moment.

@@ -1,9 +1,12 @@
-//! What somebody wants of a store, and what becomes of it: said on a command line, or over HTTP.
+//! What a store holds, what somebody wants of it, and what becomes of that: said on a command line, or over HTTP.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Id, Stored};
 
 /// A set of changes that is made as a whole, or not at all.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +53,44 @@ pub(crate) struct DoneWith {
     pub(crate) verb: String,
     /// The difference, line by line, as YAML.
     pub(crate) diff: String,
+}
+
+/// What a store holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Listed {
+    pub(crate) objects: Vec<Kept>,
+    /// Keys beside them that are those of no object.
+    pub(crate) strange: Vec<String>,
+}
+
+/// An object of a store. Its name is that of its key: what it says itself is only what somebody has written there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// [`Id::path`].
+    object: String,
+    version: i64,
+    /// The object; what is none, as the text that it is.
+    value: Value,
+}
+
+impl Kept {
+    pub(crate) fn new(id: &Id, stored: &Stored) -> Kept {
+        let object = serde_json::from_str::<Map<String, Value>>(&stored.text);
+        let value = object.map_or_else(|_| Value::from(&*stored.text), Value::Object);
+        Kept { object: id.path(), version: stored.version, value }
+    }
+
+    /// The reverse.
+    ///
+    /// # Errors
+    /// Nothing can be called so.
+    pub(crate) fn stored(self) -> Result<(Id, Stored), String> {
+        let text = match self.value {
+            Value::String(text) => text.into(),
+            object => object.to_string().into(),
+        };
+        Ok((Id::parse_path(&self.object)?, Stored { text, version: self.version }))
+    }
 }
 
 /// Why nothing was changed.

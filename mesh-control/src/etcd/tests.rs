@@ -58,10 +58,10 @@ async fn until(plane: &Plane, what: &str, mut is_so: impl FnMut(&Snapshot) -> bo
     found.unwrap_or_else(|_| panic!("not in time: {what}")).expect("a plane");
 }
 
-/// An etcd of one member, for as long as what comes with it is there.
-pub(crate) async fn one_member() -> (Objects, impl Sized) {
+/// An etcd of one member, and what puts a value of its own at a key. It is there for as long as that.
+pub(crate) async fn one_member() -> (Objects, impl Fn(&str, &str)) {
     let fake = Fake::start(1).await;
-    (objects(&fake), fake)
+    (objects(&fake), move |key: &str, value: &str| fake.put(key, value))
 }
 
 pub(crate) const WEB: &str = "

@@ -48,7 +48,7 @@ impl Place {
                 let held = objects.read().await.context("cannot read the objects in etcd")?;
                 Ok((held.objects, held.strange))
             }
-            Store::Server(api) => Ok((api.objects().await?, Vec::new())),
+            Store::Server(api) => api.objects().await,
         }
     }
 

@@ -7,9 +7,8 @@ use anyhow::{Context, anyhow, bail};
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
-use crate::changes::{All, Done, Entry, Id, Refusal, Stored, Wanted, unversioned};
+use crate::changes::{All, Done, Entry, Listed, Refusal, Wanted};
 use crate::kubernetes::{Access, Client};
 
 /// A change waits for its turn, and for etcd.
@@ -52,11 +51,6 @@ impl Server {
 }
 
 #[derive(Deserialize)]
-struct Objects {
-    objects: Vec<Value>,
-}
-
-#[derive(Deserialize)]
 struct History {
     changes: Vec<Entry>,
 }
@@ -67,14 +61,13 @@ struct Said {
 }
 
 impl Api {
-    pub(super) async fn objects(&self) -> anyhow::Result<All> {
-        let Objects { objects } = self.ask(Method::GET, "/v1/objects", Vec::new()).await?;
-        let known = objects.into_iter().map(|object| {
-            let id = Id::of(&object).map_err(|why| anyhow!("the server tells of an object that is none: {why}"))?;
-            let (text, version) = unversioned(object);
-            Ok((id, Stored { text, version }))
-        });
-        known.collect()
+    /// All objects, and the names of what else is beside them.
+    pub(super) async fn objects(&self) -> anyhow::Result<(All, Vec<String>)> {
+        let Listed { objects, strange } = self.ask(Method::GET, "/v1/objects", Vec::new()).await?;
+        let known = objects
+            .into_iter()
+            .map(|kept| kept.stored().map_err(|why| anyhow!("the server tells of an object that is none: {why}")));
+        Ok((known.collect::<anyhow::Result<_>>()?, strange))
     }
 
     pub(super) async fn history(&self) -> anyhow::Result<Vec<Entry>> {
@@ -133,7 +126,8 @@ mod tests {
         let plane = Plane::empty();
         let served = serve::Server::new(Feed::of(&plane), Arc::new(plane.clone()), &serve::Options::default());
         let (_stop, stopped) = watch::channel(false);
-        let (objects, _fake) = one_member().await;
+        let (objects, put) = one_member().await;
+        let of_etcd = objects.clone();
         let free = "127.0.0.1:0".parse().expect("an address");
         let listening = api::listen(free, TlsFiles::new(&cert, key), objects, allowed, &served, stopped).await;
         let (address, _task) = listening.expect("listening");
@@ -154,10 +148,19 @@ mod tests {
         };
         let done = api.carry_out(&apply(WEB)).await.expect("done");
         assert_eq!((done.number, done.objects[0].verb.as_str()), (Some(1), "created"));
-        let all = api.objects().await.expect("objects");
+        let (all, _) = api.objects().await.expect("objects");
         let [(id, stored)] = &all.iter().collect::<Vec<_>>()[..] else { panic!("{all:?}") };
         assert_eq!((id.to_string().as_str(), stored.version > 0), ("Service shop/web", true));
         assert_eq!(api.history().await.expect("a history")[0].author, "robot");
+        // Whatever somebody wrote by hand, it is shown as from etcd itself, and takes nothing's place.
+        for broken in ["{", "\"text\"", "[]", "null", "{}", &all.values().next().expect("an object").text] {
+            put("/mesh/objects/services/shop/broken", broken);
+            put("/mesh/objects/unheard/of", "{}");
+            let held = of_etcd.read().await.expect("readable");
+            let (shown, strange) = api.objects().await.expect("objects");
+            assert_eq!((&shown, &strange), (&held.objects, &held.strange), "{broken}");
+            assert_eq!((shown.len(), strange.len()), (2, 1), "{broken}");
+        }
         let refused = api.carry_out(&apply(&WEB.replace("ports:", "prots:"))).await.expect_err("wrong");
         let Some(Refusal::Invalid(findings)) = refused.downcast_ref() else { panic!("{refused}") };
         assert!(findings[0].contains("a.yaml") && findings[0].contains("did you mean `ports`?"), "{findings:?}");

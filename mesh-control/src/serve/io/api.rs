@@ -20,14 +20,14 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::ca::files;
-use crate::changes::{Entry, Refusal, Wanted, resource_named, versioned};
+use crate::changes::{Entry, Kept, Listed, Refusal, Wanted, resource_named};
 use crate::etcd::Objects;
 use crate::serve::clients::refusals::Port;
 use crate::serve::io::https;
@@ -195,12 +195,6 @@ struct Which {
     name: Option<String>,
 }
 
-/// All objects that were asked for.
-#[derive(Serialize)]
-struct Listed {
-    objects: Vec<Value>,
-}
-
 async fn objects(
     State(desk): State<Desk>,
     Extension(peer): Extension<Peer>,
@@ -224,7 +218,8 @@ async fn objects(
             && which.namespace.as_ref().is_none_or(|namespace| **namespace == *id.namespace)
             && which.name.as_ref().is_none_or(|name| **name == *id.name)
     });
-    Json(Listed { objects: found.map(|(_, stored)| versioned(&stored)).collect() }).into_response()
+    let objects = found.map(|(id, stored)| Kept::new(&id, &stored)).collect();
+    Json(Listed { objects, strange: held.strange }).into_response()
 }
 
 #[derive(Serialize)]
@@ -287,10 +282,11 @@ mod tests {
 
     use mesh_core::error::Invalid;
     use mesh_core::identity::SpiffeId;
+    use serde_json::Value;
     use tower_service::Service;
 
     use super::*;
-    use crate::changes::What;
+    use crate::changes::{Id, Stored, What};
     use crate::config::extensions::json_schema::Schema;
     use crate::config::{Source, node};
     use crate::etcd::tests::{WEB, one_member};
@@ -383,8 +379,12 @@ mod tests {
         assert_eq!((status, &done["number"]), (200, &json!(1)), "{done}");
         fits("Done", &done);
         let (_, listed) = ask(&api, &peer, Some(TOKEN), "/v1/objects?kind=services&namespace=shop", None).await;
-        assert_eq!(listed["objects"][0]["metadata"]["name"], "web");
+        assert_eq!(listed["objects"][0]["object"], "services/shop/web");
+        assert_eq!(listed["objects"][0]["value"]["metadata"]["name"], "web");
         fits("Objects", &listed);
+        let id = Id::named("Service", "shop", "web").expect("a name");
+        let broken = Kept::new(&id, &Stored { text: "{".into(), version: 1 });
+        fits("Objects", &json!(Listed { objects: vec![broken], strange: vec!["/mesh/objects/a".to_owned()] }));
         let (_, told) = ask(&api, &peer, Some(TOKEN), "/v1/history", None).await;
         assert_eq!(
             (&told["changes"][0]["author"], &told["changes"][0]["message"]),

@@ -119,8 +119,19 @@ fn schemas() -> Value {
         },
         "Objects": {
             "type": "object",
-            "required": ["objects"],
-            "properties": {"objects": {"type": "array", "items": {"type": "object"}}},
+            "required": ["objects", "strange"],
+            "properties": {
+                "objects": {"type": "array", "items": {
+                    "type": "object",
+                    "required": ["object", "version", "value"],
+                    "properties": {
+                        "object": text("virtualservices.networking.istio.io/shop/reviews"),
+                        "version": {"type": "integer", "description": "Another one after each change; as `metadata.resourceVersion` of what is applied, it holds only if nobody else was faster."},
+                        "value": {"type": ["object", "string"], "description": "The object; what is none, since somebody wrote it by hand, as the text that it is."},
+                    },
+                }},
+                "strange": texts("Keys beside them that are those of no object."),
+            },
         },
         "History": {
             "type": "object",
