@@ -14,7 +14,6 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::body::to_bytes;
 use axum::extract::{Query, Request, State};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
@@ -23,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::ca::files;
@@ -84,31 +82,21 @@ pub(crate) async fn listen(
         turns: Arc::new(Semaphore::new(CHANGES)),
         reads: Arc::new(Semaphore::new(READS)),
     };
-    let acceptor = Arc::new(server.reloading(files)?);
-    let latest = move || {
-        let acceptor = acceptor.clone();
-        async move { Some(acceptor.latest().await) }
-    };
-    https::listen((Port::Api, address), latest, router(desk), server, stop).await
+    let acceptor = server.reloading(files)?;
+    https::listen((Port::Api, address), acceptor.following(), router(desk), server, stop).await
 }
 
 fn router(desk: Desk) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/v1/objects", get(objects))
         .route("/v1/history", get(history))
         .route("/v1/changes", post(change))
         .route("/v1/openapi.json", get(|| async { Json(openapi::document()) }))
         .fallback(|| async {
             refuse(StatusCode::NOT_FOUND, "there are /v1/objects, /v1/history, /v1/changes, /v1/openapi.json")
-        })
-        .layer(middleware::from_fn(in_time))
-        .with_state(desk)
-}
-
-async fn in_time(request: Request, next: Next) -> Response {
-    let answered = timeout(REQUEST, next.run(request)).await;
-    let late = "it took too long, and nobody knows whether it was done";
-    answered.unwrap_or_else(|_| refuse(StatusCode::GATEWAY_TIMEOUT, late))
+        });
+    let late = || refuse(StatusCode::GATEWAY_TIMEOUT, "it took too long, and nobody knows whether it was done");
+    https::in_time(router, REQUEST, late).with_state(desk)
 }
 
 fn refuse(status: StatusCode, message: &str) -> Response {

@@ -35,17 +35,13 @@ pub(crate) async fn listen(
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
     // Said now, and not to whoever asks.
     authority.bundle(SystemTime::now())?;
-    let router = https::in_time(Router::new().route("/", get(bundle))).with_state(authority.clone());
+    let router = https::in_time(Router::new().route("/", get(bundle)), https::REQUEST, https::late)
+        .with_state(authority.clone());
     let at = (Port::Bundle, address);
     match files {
         Some(files) => {
             let acceptor = Reloading::for_audience(Audience::Anybody, files, None, authority.trust_domain(), now())?;
-            let acceptor = Arc::new(acceptor);
-            let latest = move || {
-                let acceptor = acceptor.clone();
-                async move { Some(acceptor.latest().await) }
-            };
-            https::listen(at, latest, router, server, stop).await
+            https::listen(at, acceptor.following(), router, server, stop).await
         }
         None => {
             let own = Arc::new(OwnTls::for_audience(Audience::Anybody, authority));

@@ -33,7 +33,7 @@ use crate::serve::io::server::{Conn, Server};
 pub(super) const CONNECTIONS: usize = 64;
 const STREAMS_PER_CONNECTION: u32 = 64;
 /// How long a request may take, from the end of its head to the answer. The API server is told to wait for half of that.
-const REQUEST: Duration = Duration::from_secs(10);
+pub(super) const REQUEST: Duration = Duration::from_secs(10);
 /// How long the head of a request over HTTP/1 may take, the wait for it included.
 const HEAD: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -146,14 +146,21 @@ fn gives_way(mut clients: impl Iterator<Item = IpAddr> + Clone) -> Option<usize>
     clients.position(|client| counts.get(&client) == Some(most))
 }
 
-/// The same routes, of which each answers in time.
-pub(super) fn in_time<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
-    router.layer(middleware::from_fn(limited))
+/// The same routes, of which each answers within `limit`, or as `late` says.
+pub(super) fn in_time<S: Clone + Send + Sync + 'static>(
+    router: Router<S>,
+    limit: Duration,
+    late: impl Fn() -> Response + Clone + Send + Sync + 'static,
+) -> Router<S> {
+    router.layer(middleware::from_fn(move |request: Request, next: Next| {
+        let late = late.clone();
+        async move { timeout(limit, next.run(request)).await.unwrap_or_else(|_| late()) }
+    }))
 }
 
-async fn limited(request: Request, next: Next) -> Response {
-    let answered = timeout(REQUEST, next.run(request)).await;
-    answered.unwrap_or_else(|_| (StatusCode::REQUEST_TIMEOUT, "it took too long\n").into_response())
+/// The answer where nobody needs to know more.
+pub(super) fn late() -> Response {
+    (StatusCode::REQUEST_TIMEOUT, "it took too long\n").into_response()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use futures_util::future::BoxFuture;
 use mesh_core::identity::TrustDomain;
 use mesh_core::tls::pem_error;
 use tokio_rustls::TlsAcceptor;
@@ -177,6 +178,17 @@ impl Reloading {
             Ok(acceptor) => acceptor,
             // The runtime is on its way down.
             Err(_) => self.present().acceptor.clone(),
+        }
+    }
+
+    /// The same, as [`https::listen`](super::https::listen) asks for it.
+    pub(super) fn following(
+        self,
+    ) -> impl Fn() -> BoxFuture<'static, Option<TlsAcceptor>> + Clone + Send + Sync + 'static {
+        let own = Arc::new(self);
+        move || {
+            let own = own.clone();
+            Box::pin(async move { Some(own.latest().await) })
         }
     }
 

@@ -52,18 +52,15 @@ pub(crate) async fn listen(
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
     // Who asks is an API server, which has no certificate of the mesh.
-    let acceptor = Arc::new(Reloading::new(files, None, domain, now())?);
-    let acceptor = move || {
-        let acceptor = acceptor.clone();
-        async move { Some(acceptor.latest().await) }
-    };
-    https::listen((Port::Admission, address), acceptor, router(plane, server.state().clone()), server, stop).await
+    let acceptor = Reloading::new(files, None, domain, now())?;
+    https::listen((Port::Admission, address), acceptor.following(), router(plane, server.state().clone()), server, stop)
+        .await
 }
 
 fn router(plane: Plane, server: Arc<ServerState>) -> Router {
     let desk = Desk { plane, server, turns: Arc::new(Semaphore::new(REVIEWS)) };
-    https::in_time(Router::new().route("/validate", post(validate)).layer(DefaultBodyLimit::max(MOST_BYTES)))
-        .with_state(desk)
+    let router = Router::new().route("/validate", post(validate)).layer(DefaultBodyLimit::max(MOST_BYTES));
+    https::in_time(router, https::REQUEST, https::late).with_state(desk)
 }
 
 async fn validate(State(desk): State<Desk>, body: Bytes) -> Response {
