@@ -11,13 +11,13 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use http::Uri;
 use http::uri::Scheme;
+use hyper::body::Bytes;
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::tls::{SpiffeBundle, TrustBundles, spiffe_config};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::CertificateAuthority;
-use crate::fetch::{Fetcher, Schedule, Trust, Wanted};
+use crate::fetch::{Fetcher, Schedule, Trust, UnderWay, Wanted};
 
 /// How often a bundle that does not say so is looked for a later one (SPIFFE Federation, 4.1).
 pub(super) const REFRESH: Duration = Duration::from_secs(300);
@@ -27,8 +27,6 @@ const LEAST_REFRESH: Duration = Duration::from_secs(60);
 const MOST_REFRESH: Duration = Duration::from_secs(24 * 3600);
 /// How long a fetch may take.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How many are fetched at a time.
-const MOST_AT_ONCE: usize = 16;
 
 /// Where the bundle of a foreign trust domain is fetched.
 ///
@@ -113,7 +111,7 @@ impl CertificateAuthority {
     /// next look ([`CertificateAuthority::look_for_trust`]).
     pub(crate) async fn fetch_bundles(&self) {
         let mut schedule: Schedule<TrustDomain, ()> = Schedule::new().patient();
-        let mut fetches = JoinSet::new();
+        let mut under_way = UnderWay::new();
         let endpoints = self.federation.endpoints();
         let wanted = endpoints.iter().map(|endpoint| {
             let wanted = Wanted { timeout: LIMIT, refresh: REFRESH };
@@ -121,37 +119,32 @@ impl CertificateAuthority {
         });
         schedule.want(&wanted.collect(), &mut BTreeMap::new(), Instant::now());
         while !endpoints.is_empty() {
-            let now = Instant::now();
-            for (domain, limit) in schedule.take_due(now, MOST_AT_ONCE.saturating_sub(fetches.len())) {
-                let endpoint = endpoints.iter().find(|endpoint| endpoint.trust_domain == domain);
-                let Some(endpoint) = endpoint else { continue };
-                let (fetcher, url) = (self.fetcher(endpoint), endpoint.url.to_string());
-                fetches.spawn(async move {
-                    let fetched = match fetcher {
-                        Err(why) => Err(format!("{url}: {why:#}")),
-                        Ok(fetcher) => timeout(limit, fetcher.get(&url))
-                            .await
-                            .unwrap_or_else(|_| Err(format!("{url} did not answer within {limit:?}"))),
-                    };
-                    (domain, fetched)
-                });
+            let ended = under_way.next(&mut schedule, |domain, limit| self.fetch_bundle(&domain, limit)).await;
+            let Some((domain, fetched)) = ended else { continue };
+            let least = endpoints.iter().find(|endpoint| endpoint.trust_domain == domain);
+            let least = least.map_or(LEAST_REFRESH, |endpoint| endpoint.least_refresh);
+            if let Some(refresh) = fetched.as_ref().ok().and_then(|text| refresh(text, least)) {
+                schedule.refresh(&domain, refresh);
             }
-            let next = schedule.next().filter(|_| fetches.len() < MOST_AT_ONCE);
-            tokio::select! {
-                Some(ended) = fetches.join_next() => {
-                    // It is never aborted, and does not panic.
-                    let Ok((domain, fetched)) = ended else { continue };
-                    let least = endpoints.iter().find(|endpoint| endpoint.trust_domain == domain);
-                    let least = least.map_or(LEAST_REFRESH, |endpoint| endpoint.least_refresh);
-                    if let Some(refresh) = fetched.as_ref().ok().and_then(|text| refresh(text, least)) {
-                        schedule.refresh(&domain, refresh);
-                    }
-                    let outcome = fetched.as_ref().map(|_| ()).map_err(Clone::clone);
-                    self.federation.offer(&domain, fetched.map(Vec::from));
-                    schedule.done(&domain, outcome, Instant::now(), fastrand::f64());
-                }
-                () = sleep_until(next.unwrap_or(now)), if next.is_some() => {}
-            }
+            let outcome = fetched.as_ref().map(|_| ()).map_err(Clone::clone);
+            self.federation.offer(&domain, fetched.map(Vec::from));
+            schedule.done(&domain, outcome, Instant::now(), fastrand::f64());
+        }
+    }
+
+    /// What is at the endpoint of this trust domain.
+    fn fetch_bundle(
+        &self,
+        domain: &TrustDomain,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Bytes, String>> + Send + use<> {
+        let endpoint = self.federation.endpoints().into_iter().find(|endpoint| endpoint.trust_domain == *domain);
+        let asked = endpoint.map(|endpoint| (self.fetcher(&endpoint), endpoint.url.to_string()));
+        async move {
+            let (fetcher, url) = asked.ok_or("it has no endpoint")?;
+            let fetcher = fetcher.map_err(|why| format!("{url}: {why:#}"))?;
+            let fetched = timeout(limit, fetcher.get(&url)).await;
+            fetched.unwrap_or_else(|_| Err(format!("{url} did not answer within {limit:?}")))
         }
     }
 

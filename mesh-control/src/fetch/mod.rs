@@ -4,6 +4,7 @@
 
 pub(crate) mod guard;
 mod schedule;
+mod under_way;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use mesh_core::error::Invalid;
-use mesh_core::model::{FileTls, MOST_JWKS_BYTES, Roots, Sni};
+use mesh_core::model::{FileTls, Roots, Sni};
 use mesh_core::tls::{FileTrust, foreign_config, foreign_name};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
@@ -28,11 +29,12 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 pub(crate) use schedule::{Good, Schedule, Wanted};
+pub(crate) use under_way::UnderWay;
 
 /// How many redirects are followed.
 const MOST_REDIRECTS: usize = 3;
 /// How large a document may be: 1 MiB.
-const MOST_BYTES: usize = MOST_JWKS_BYTES;
+const MOST_BYTES: usize = 1 << 20;
 
 pub(crate) type Guard = fn(IpAddr) -> Result<(), &'static str>;
 

@@ -5,23 +5,17 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::{Inner, Live, Plane, Snapshot};
 use crate::config::{Code, Diagnostic, Severity};
-use crate::fetch::{Good, Wanted};
+use crate::fetch::{Good, UnderWay, Wanted};
 use crate::jwks::{self, Fetcher, KeySchedule, read, write};
 use crate::policy::tokens::KeySource;
 
-/// How many are fetched at a time; others wait.
-const MOST_AT_ONCE: usize = 16;
-
 /// How long a start waits for keys.
 const MOST_WAIT: Duration = Duration::from_secs(6);
-
-type Fetched = (KeySource, Result<Arc<str>, String>);
 
 impl Plane {
     /// Fetches the keys of issuers from now on that a `RequestAuthentication` does not write down, and fetches them again
@@ -60,7 +54,7 @@ struct Work {
 impl Work {
     async fn run(self, tried: oneshot::Sender<()>) {
         let Work { inner, mut snapshots, fetcher, mut schedule, refresh } = self;
-        let mut fetches: JoinSet<Fetched> = JoinSet::new();
+        let mut under_way = UnderWay::new();
         let mut tried = Some(tried);
         let mut is_fresh = false;
         let mut kept = match inner.upgrade() {
@@ -86,29 +80,22 @@ impl Work {
             {
                 let _ = tried.send(());
             }
-            if fetches.len() < MOST_AT_ONCE {
-                for (source, timeout) in schedule.take_due(now, MOST_AT_ONCE - fetches.len()) {
-                    let fetcher = fetcher.clone();
-                    fetches.spawn(async move {
-                        let fetched = fetcher.fetch(&source, timeout).await;
-                        if let Ok(set) = &fetched {
-                            set.remarks().iter().for_each(|remark| warn!("{}: {remark}", source.url()));
-                        }
-                        (source, fetched.map(|set| set.to_json().into()))
-                    });
+            let fetch = |source: KeySource, timeout| {
+                let fetcher = fetcher.clone();
+                async move {
+                    let set = fetcher.fetch(&source, timeout).await?;
+                    set.remarks().iter().for_each(|remark| warn!("{}: {remark}", source.url()));
+                    Ok::<Arc<str>, String>(set.to_json().into())
                 }
-            }
-            let next = schedule.next().filter(|_| fetches.len() < MOST_AT_ONCE);
+            };
             tokio::select! {
                 changed = snapshots.changed() => if changed.is_err() { return },
-                Some(ended) = fetches.join_next() => {
-                    // It is never aborted, and does not panic.
-                    let Ok((source, outcome)) = ended else { continue };
+                ended = under_way.next(&mut schedule, fetch) => {
+                    let Some((source, outcome)) = ended else { continue };
                     tell(&schedule, &source, &outcome);
                     is_fresh = outcome.is_ok();
                     schedule.done(&source, outcome, Instant::now(), fastrand::f64());
                 }
-                () = sleep_until(next.unwrap_or(now)), if next.is_some() => {}
             }
         }
     }
