@@ -16,6 +16,20 @@ use super::watch::Watcher;
 pub(crate) const QUIET: Duration = Duration::from_millis(100);
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
+/// How long a place is left alone after something went wrong.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pauses {
+    pub(crate) first: Duration,
+    pub(crate) longest: Duration,
+}
+
+impl Pauses {
+    /// After so many failures in a row, with `random` from 0 to 1.
+    pub(crate) fn pause(self, failures: u32, random: f64) -> Duration {
+        self.first.saturating_mul(1 << failures.min(8)).min(self.longest).mul_f64(0.5 + random / 2.0)
+    }
+}
+
 /// A place that holds objects of the configuration, and tells of every change. Whatever becomes of the place itself, what it
 /// held last stays in force: only what it says is gone is gone.
 pub(crate) trait ConfigStore: Send + 'static {
@@ -99,6 +113,16 @@ impl ConfigStore for WatchedDirectory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_bound() {
+        let pauses = Pauses { first: Duration::from_millis(200), longest: Duration::from_secs(3) };
+        assert_eq!(
+            [0, 1, 4, 9, 99].map(|failures| pauses.pause(failures, 1.0).as_millis()),
+            [200, 400, 3000, 3000, 3000]
+        );
+        assert_eq!(pauses.pause(0, 0.0), Duration::from_millis(100));
+    }
 
     #[tokio::test]
     async fn what_is_written_after_the_first_scan_is_noticed_without_a_poll() {

@@ -12,7 +12,7 @@ use super::keys::{Prefix, end_of};
 use super::known::{Event, Known, Listed, Subject};
 use super::link::{Client, Failure, Member, failure};
 use super::proto::{KeyValue, RangeRequest, ResponseHeader, WatchCreateRequest, WatchResponse};
-use crate::config::source::{ConfigStore, LONGEST_WAIT, QUIET};
+use crate::config::source::{ConfigStore, LONGEST_WAIT, Pauses, QUIET};
 use crate::config::store::{Resources, Update};
 
 /// Objects of one answer.
@@ -23,8 +23,7 @@ const MOST_BRIEF: u32 = 3;
 /// How long is waited for what.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
-    /// The first pause after something went wrong, and the longest.
-    pub(super) pauses: (Duration, Duration),
+    pub(super) pauses: Pauses,
     /// How often the member that serves the watch is asked whether it is one of a cluster that has a leader. A process that was
     /// stopped keeps its connections, and says nothing.
     pub(super) look: Duration,
@@ -37,15 +36,8 @@ pub(super) struct Pace {
 impl Default for Pace {
     fn default() -> Pace {
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
-        Pace { pauses: (ms(100), s(3)), look: s(2), patience: s(3), doubted: s(3) }
-    }
-}
-
-impl Pace {
-    /// How long to wait after so many failures in a row, with `random` from 0 to 1.
-    fn pause(self, failures: u32, random: f64) -> Duration {
-        let (first, longest) = self.pauses;
-        first.saturating_mul(1 << failures.min(8)).min(longest).mul_f64(0.5 + random / 2.0)
+        let pauses = Pauses { first: ms(100), longest: s(3) };
+        Pace { pauses, look: s(2), patience: s(3), doubted: s(3) }
     }
 }
 
@@ -124,7 +116,7 @@ impl Store {
         let Some(watch) = self.watch.take() else { return };
         self.client.leave(&watch.member).await;
         // A watch breaks off now and then, and goes on elsewhere: what matters is whether the next one begins, and lasts.
-        if watch.begun.elapsed() > self.pace.pauses.1 {
+        if watch.begun.elapsed() > self.pace.pauses.longest {
             self.failures = 0;
         }
         self.rest();
@@ -135,7 +127,7 @@ impl Store {
 
     /// Waits before the next attempt, the longer the more have failed.
     fn rest(&mut self) {
-        self.rest = Instant::now() + self.pace.pause(self.failures, fastrand::f64());
+        self.rest = Instant::now() + self.pace.pauses.pause(self.failures, fastrand::f64());
         self.failures += 1;
     }
 
@@ -214,7 +206,7 @@ impl Store {
                 self.known.expire();
                 self.watch = None;
                 // A server to which its own list is too old is not asked as fast as it answers.
-                self.rest = Instant::now() + self.pace.pause(0, fastrand::f64());
+                self.rest = Instant::now() + self.pace.pauses.pause(0, fastrand::f64());
                 return Ok(());
             }
             Event::Failed(why) => return Err(Failure::Lost(why)),
@@ -305,16 +297,5 @@ impl ConfigStore for Store {
             let lost = self.lost.as_ref().map(|why| format!("etcd cannot be followed ({why})"));
             Some(Update::Resources { changed, lost })
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_up_to_a_bound() {
-        let pauses = [0, 1, 4, 9, 99].map(|failures| Pace::default().pause(failures, 1.0).as_millis());
-        assert_eq!(pauses, [100, 200, 1600, 3000, 3000]);
     }
 }

@@ -15,7 +15,7 @@ use super::known::Subject;
 use super::{Access, Client, Fellows, Objects, Prefix, Store};
 use crate::changes::{Author, Change, Documents, Done, Id, Refusal, Wanted, What};
 use crate::config::load::{Reach, scan};
-use crate::config::source::ConfigStore;
+use crate::config::source::{ConfigStore, Pauses};
 use crate::config::store::{Standing, Update};
 use crate::kubernetes::tests::{outside, told};
 use crate::plane::{Plane, PlaneOptions, Snapshot, Synced};
@@ -39,7 +39,8 @@ fn objects(fake: &Fake) -> Objects {
 
 fn pace() -> Pace {
     let ms = Duration::from_millis;
-    Pace { pauses: (ms(2), ms(40)), look: ms(20), patience: LIMIT, doubted: ms(20) }
+    let pauses = Pauses { first: ms(2), longest: ms(40) };
+    Pace { pauses, look: ms(20), patience: LIMIT, doubted: ms(20) }
 }
 
 fn store(fake: &Fake) -> Store {

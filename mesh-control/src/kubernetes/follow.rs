@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::client::{Client, Failure, Line};
 use super::kinds::Resource;
 use super::known::{Change, Event, Known, Listed};
+use crate::config::source::Pauses;
 
 /// Objects of one answer.
 const PAGE: u32 = 500;
@@ -32,8 +33,7 @@ const MOST_LISTED: usize = 1 << 30;
 /// How long is waited for what.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
-    /// The first pause after something went wrong, and the longest.
-    pub(super) pauses: (Duration, Duration),
+    pub(super) pauses: Pauses,
     /// How often is looked whether a kind is there by now.
     pub(super) absent: Duration,
     /// How soon a list that nobody believes is made again.
@@ -42,16 +42,8 @@ pub(super) struct Pace {
 
 impl Default for Pace {
     fn default() -> Pace {
-        let pauses = (Duration::from_millis(200), Duration::from_secs(3));
+        let pauses = Pauses { first: Duration::from_millis(200), longest: Duration::from_secs(3) };
         Pace { pauses, absent: Duration::from_secs(30), doubted: Duration::from_secs(3) }
-    }
-}
-
-impl Pace {
-    /// How long to wait after so many failures in a row, with `random` from 0 to 1.
-    pub(super) fn pause(self, failures: u32, random: f64) -> Duration {
-        let (first, longest) = self.pauses;
-        first.saturating_mul(1 << failures.min(8)).min(longest).mul_f64(0.5 + random / 2.0)
     }
 }
 
@@ -138,10 +130,10 @@ impl Follower {
                         return;
                     }
                     // A server to which its own list is too old is not asked as fast as it answers.
-                    if listed.elapsed() > self.pace.pauses.1 {
+                    if listed.elapsed() > self.pace.pauses.longest {
                         failures = 0;
                     } else {
-                        sleep(self.pace.pause(failures, fastrand::f64())).await;
+                        sleep(self.pace.pauses.pause(failures, fastrand::f64())).await;
                         failures += 1;
                     }
                     continue;
@@ -154,7 +146,7 @@ impl Follower {
                 }
                 Err(why) => {
                     let said = self.tell(What::Lost(self.about(&why))).await;
-                    sleep(self.pace.pause(failures, fastrand::f64())).await;
+                    sleep(self.pace.pauses.pause(failures, fastrand::f64())).await;
                     failures += 1;
                     said
                 }
@@ -175,26 +167,26 @@ impl Follower {
                 Ended::Expired => return true,
                 Ended::Normally { is_silent } if !is_silent || begun.elapsed() > MUTE => {
                     (failures, silent) = (0, 0);
-                    if begun.elapsed() <= self.pace.pauses.0 {
-                        sleep(self.pace.pause(0, fastrand::f64())).await;
+                    if begun.elapsed() <= self.pace.pauses.first {
+                        sleep(self.pace.pauses.pause(0, fastrand::f64())).await;
                     }
                 }
                 // Somebody between may end every watch, so that no change would ever be heard of.
                 Ended::Normally { .. } if silent >= MOST_SILENT => {
                     let why = self.about("every watch ends as soon as it begins");
                     let is_wanted = self.tell(What::Lost(why)).await;
-                    sleep(self.pace.pauses.1).await;
+                    sleep(self.pace.pauses.longest).await;
                     return is_wanted;
                 }
                 Ended::Normally { .. } => {
                     silent += 1;
-                    sleep(self.pace.pause(0, fastrand::f64())).await;
+                    sleep(self.pace.pauses.pause(0, fastrand::f64())).await;
                 }
                 Ended::Lost(why) => {
                     if !self.tell(What::Lost(self.about(&why))).await {
                         return false;
                     }
-                    sleep(self.pace.pause(failures, fastrand::f64())).await;
+                    sleep(self.pace.pauses.pause(failures, fastrand::f64())).await;
                     failures += 1;
                     // It may be another server by now, or one that has lost its memory.
                     if failures > 3 {
@@ -317,18 +309,5 @@ impl Follower {
 
     async fn tell(&self, what: What) -> bool {
         self.news.send(News { of: self.of, what }).await.is_ok()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_up_to_a_bound() {
-        let pauses: Vec<u128> =
-            [0, 1, 4, 9, 99].map(|failures| Pace::default().pause(failures, 1.0).as_millis()).to_vec();
-        assert_eq!(pauses, [200, 400, 3000, 3000, 3000]);
-        assert_eq!(Pace::default().pause(0, 0.0), Duration::from_millis(100));
     }
 }

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use super::follow::Pace;
 use super::{Access, Client, Cluster};
 use crate::catalog::{self, Catalog, ClientClass, Encoded, Kind};
+use crate::config::source::Pauses;
 use crate::config::store::Standing;
 use crate::plane::{Plane, PlaneOptions, Snapshot, Synced};
 use crate::registry::workload::Health;
@@ -45,7 +46,7 @@ impl Drop for Follower {
 fn cluster_of(fake: &Fake, namespaces: &[&str]) -> Cluster {
     let namespaces: Vec<String> = namespaces.iter().map(|&name| name.to_owned()).collect();
     let ms = Duration::from_millis;
-    let pace = Pace { pauses: (ms(2), ms(40)), absent: ms(20), doubted: ms(20) };
+    let pace = Pace { pauses: Pauses { first: ms(2), longest: ms(40) }, absent: ms(20), doubted: ms(20) };
     Cluster::follow_at(&Client::new(Access::of_test(fake.address)), &namespaces, pace)
 }
 

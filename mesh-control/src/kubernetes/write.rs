@@ -59,7 +59,7 @@ pub(super) async fn write(
                 if failures == 0 {
                     warn!("status cannot be written: {why}");
                 }
-                sleep(Pace::default().pause(failures, fastrand::f64())).await;
+                sleep(Pace::default().pauses.pause(failures, fastrand::f64())).await;
                 failures += 1;
                 continue;
             }
