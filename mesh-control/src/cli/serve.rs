@@ -310,7 +310,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     options.key_fetching.roots.clone_from(&args.jwks_roots);
     options.state_dir.clone_from(&args.state_dir);
     let cluster = args.kubernetes.then(|| cluster(args)).transpose()?;
-    let objects = args.etcd.client().context("--etcd")?.map(|client| etcd::Store::new(client, args.etcd.prefix()));
+    let etcd = args.etcd.client().context("--etcd")?;
+    let objects = etcd.clone().map(|client| etcd::Store::new(client, args.etcd.prefix()));
     let known = async {
         let cluster = async { Synced::of(cluster.clone()?).await };
         let objects = async { Synced::of(objects?).await };
@@ -325,9 +326,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(why) = left_out(&args.kubernetes_namespaces, &plane.root_namespace()) {
         bail!(why);
     }
-    let _fellows = match args.etcd.client().context("--etcd")? {
+    let _fellows = match &etcd {
         Some(client) => Some(tokio::select! {
-            fellows = etcd::Fellows::start(client, args.etcd.prefix(), plane.clone()) => fellows,
+            fellows = etcd::Fellows::start(client.clone(), args.etcd.prefix(), plane.clone()) => fellows,
             () = signals.next() => return Ok(()),
         }),
         None => None,
@@ -439,7 +440,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         }
         None => None,
     };
-    let api = match (args.api_addr, tls_files(args), args.etcd.client().context("--etcd")?) {
+    let api = match (args.api_addr, tls_files(args), etcd) {
         (Some(address), Some(files), Some(client)) => {
             let objects = etcd::Objects::new(client, args.etcd.prefix());
             let served = api::listen(address, files, objects, allowed(args), &server, stopped.clone()).await;
