@@ -246,6 +246,18 @@ pub fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
     }
 }
 
+/// Whether a host is this machine, so that nobody else can read what is sent there: `localhost`, or a loopback address, as a URL has it.
+///
+/// ```
+/// use mesh_core::request::is_this_machine;
+///
+/// assert!(is_this_machine("[::1]") && !is_this_machine("localhost.example.com"));
+/// ```
+pub fn is_this_machine(host: &str) -> bool {
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
 /// Whether a method is of those that servers know: no registered one has anything else in it, or is so long.
 fn is_method(method: &[u8]) -> bool {
     method.len() <= 64 && method.iter().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_'))
@@ -348,6 +360,26 @@ mod tests {
 
     fn parts(build: http::request::Builder) -> Parts {
         build.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn this_machine_is_known_by_each_of_its_names_and_by_no_other() {
+        for here in ["localhost", "127.0.0.1", "127.8.9.10", "::1", "[::1]", "[::ffff:127.0.0.1]", "::ffff:127.0.0.2"] {
+            assert!(is_this_machine(here), "{here}");
+        }
+        for elsewhere in [
+            "",
+            "0.0.0.0",
+            "[::]",
+            "10.0.0.1",
+            "[::ffff:10.0.0.1]",
+            "[::127.0.0.1]",
+            "localhost.example.com",
+            "127.0.0.1.example.com",
+            "127.1",
+        ] {
+            assert!(!is_this_machine(elsewhere), "{elsewhere}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use mesh_core::request::is_this_machine;
 use serde_json::{Map, Value, json};
 
 use crate::catalog::TLS_MODE;
@@ -142,7 +143,7 @@ fn bootstrap(args: &Args) -> anyhow::Result<Value> {
     };
     let port = if args.tls_ca.is_some() { 15012 } else { 15010 };
     let server = args.server.clone().unwrap_or_else(|| format!("{host}:{port}"));
-    if args.token.is_some() && args.tls_ca.is_none() && !is_this_machine(&server) {
+    if args.token.is_some() && args.tls_ca.is_none() && !is_on_this_machine(&server) {
         bail!(
             "a token must not go to {server} in plaintext, where others read it: name the server's authority by --tls-ca"
         );
@@ -198,10 +199,8 @@ fn socket(text: &str) -> Result<String, String> {
 }
 
 /// Whether HOST:PORT never leaves this machine.
-fn is_this_machine(server: &str) -> bool {
-    let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
+fn is_on_this_machine(server: &str) -> bool {
+    is_this_machine(server.rsplit_once(':').map_or(server, |(host, _)| host))
 }
 
 fn credentials(args: &Args) -> Value {

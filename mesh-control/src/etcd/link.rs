@@ -13,6 +13,7 @@ use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use mesh_core::model::{FileTls, Roots, Sni};
 use mesh_core::printable::printable;
+use mesh_core::request::is_this_machine;
 use mesh_core::tls::{FileReader, foreign_config, foreign_name};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -84,11 +85,9 @@ fn member_url(text: &str) -> anyhow::Result<Uri> {
     let uri: Uri = text.parse().context("no URL")?;
     let host = uri.host().context("no host")?;
     ensure!(uri.path().trim_matches('/').is_empty() && uri.query().is_none(), "expected https://HOST:PORT");
-    let is_here = host == "localhost"
-        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
     match uri.scheme_str() {
         Some("https") => Ok(uri),
-        Some("http") if is_here => Ok(uri),
+        Some("http") if is_this_machine(host) => Ok(uri),
         Some("http") => bail!("https:// is needed: whoever is on the way could change what the mesh is told"),
         _ => bail!("expected https://HOST:PORT"),
     }
@@ -385,6 +384,7 @@ mod tests {
             "https://10.0.0.1",
             "http://127.0.0.1:2379",
             "http://[::1]:2379",
+            "http://[::ffff:127.0.0.1]:2379",
             "http://localhost",
         ] {
             assert!(member_url(good).is_ok(), "{good}");

@@ -5,7 +5,6 @@
 //! a one-time token is good for the first one. Neither key nor certificate is kept on disk, so a process that starts again
 //! needs a new token, unless its token is one that is replaced in its file.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,7 +15,7 @@ use tonic::client::Grpc;
 use tonic_prost::ProstCodec;
 
 use crate::error::Invalid;
-use crate::request::split_authority;
+use crate::request::{is_this_machine, split_authority};
 use crate::tls::{
     CertificateRequest, Certificates, Credentials, NewestBundles, NewestLists, Revoked, SpiffeBundleMap, files,
 };
@@ -425,11 +424,7 @@ async fn ask(
 /// Whether nobody else can read what is sent to a server.
 fn is_of_this_machine(uri: &str) -> bool {
     match Place::parse(uri) {
-        Ok(Place::Host(authority)) => {
-            let host = split_authority(&authority).map_or("", |(host, _)| host);
-            let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
-            host == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
-        }
+        Ok(Place::Host(authority)) => split_authority(&authority).is_some_and(|(host, _)| is_this_machine(host)),
         Ok(Place::Unix(_)) => true,
         // A connector of the application's own knows where that is.
         Err(_) => false,
