@@ -7,7 +7,6 @@ mod check;
 mod diff;
 mod documents;
 mod wanted;
-mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,7 +19,6 @@ pub(crate) use check::refused;
 pub(crate) use diff::diff;
 pub(crate) use documents::Documents;
 pub(crate) use wanted::{Done, DoneWith, Kept, Listed, Refusal, Wanted, What};
-pub(crate) use yaml::yaml;
 
 use crate::kubernetes::kinds::{RESOURCES, Resource, SETTINGS, Use};
 

@@ -24,6 +24,7 @@ mod state;
 pub mod store;
 pub mod support;
 pub mod watch;
+pub(crate) mod yaml;
 
 pub use diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};
 pub use file::{Meta, Object, Objects, ParsedFile};

@@ -138,70 +138,6 @@ fn or_nothing(schema: &mut Value) {
     }
 }
 
-/// A value as YAML, in block style.
-pub fn yaml(value: &Value) -> String {
-    let mut out = String::new();
-    write(value, 0, &mut out);
-    out
-}
-
-fn write(value: &Value, depth: usize, out: &mut String) {
-    let indent = "  ".repeat(depth);
-    match value {
-        Value::Object(entries) => {
-            for (key, value) in entries {
-                out.push_str(&format!("{indent}{}:", scalar(key)));
-                below(value, depth, out);
-            }
-        }
-        Value::Array(items) => {
-            for item in items {
-                let mut text = String::new();
-                write(item, depth + 1, &mut text);
-                // The first line of an item stands behind its dash.
-                let first = text.trim_start();
-                out.push_str(&format!("{indent}- {first}"));
-            }
-        }
-        scalar => out.push_str(&format!("{}\n", plain(scalar))),
-    }
-}
-
-fn below(value: &Value, depth: usize, out: &mut String) {
-    match value {
-        Value::Object(entries) if !entries.is_empty() => {
-            out.push('\n');
-            write(value, depth + 1, out);
-        }
-        Value::Array(items) if !items.is_empty() => {
-            out.push('\n');
-            write(value, depth, out);
-        }
-        other => out.push_str(&format!(" {}\n", plain(other))),
-    }
-}
-
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => scalar(text),
-        other => other.to_string(),
-    }
-}
-
-/// A text without quotes where nobody can take it for something else.
-fn scalar(text: &str) -> String {
-    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '$');
-    let means_another = matches!(
-        text.to_ascii_lowercase().as_str(),
-        "true" | "false" | "yes" | "no" | "on" | "off" | "y" | "n" | "null" | "nan" | "inf"
-    );
-    let begins_well = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '$');
-    match begins_well && text.chars().all(is_word) && !means_another {
-        true => text.to_owned(),
-        false => json!(text).to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,18 +185,6 @@ mod tests {
                     "large": {"type": ["integer", "null"], "minimum": 0, "description": about},
                 },
             })
-        );
-    }
-
-    #[test]
-    fn a_value_is_written_as_yaml_that_reads_as_the_same() {
-        let value = json!({
-            "a": {"b": [{"c": 1, "d": "x y"}, {"c": true}], "e": [], "f": {}}, "g": "no", "h": ["a.b/c", "1", ""], "i": null,
-        });
-        let text = yaml(&value);
-        assert_eq!(
-            text,
-            "a:\n  b:\n  - c: 1\n    d: \"x y\"\n  - c: true\n  e: []\n  f: {}\ng: \"no\"\nh:\n- a.b/c\n- \"1\"\n- \"\"\ni: null\n"
         );
     }
 }

@@ -22,8 +22,9 @@ use super::istio::virtual_service::VirtualService;
 use super::istio::wasm_plugin::WasmPlugin;
 use super::istio::workload_entry::WorkloadEntry;
 use super::istio::workload_group::WorkloadGroup;
-use super::schema::{Reader, Schema, yaml};
+use super::schema::{Reader, Schema};
 use super::support::ObjectKind;
+use super::yaml::yaml;
 
 /// What may stand under `spec` of a kind; of the settings of the mesh, in their file.
 pub fn spec(kind: ObjectKind) -> Schema {

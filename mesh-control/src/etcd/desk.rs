@@ -9,9 +9,10 @@ use serde_json::Value;
 use super::commit::{Held, Objects, Outcome};
 use super::link::Failure;
 use crate::changes::{
-    Author, Change, Documents, Done, DoneWith, Entry, Id, Refusal, Wanted, What, diff, refused, undo, yaml,
+    Author, Change, Documents, Done, DoneWith, Entry, Id, Refusal, Wanted, What, diff, refused, undo,
 };
 use crate::config::load::Scan;
+use crate::config::yaml::yaml;
 
 /// How often it is looked at anew.
 const LOOKS: u32 = 5;

@@ -4,9 +4,10 @@ use anyhow::{anyhow, bail};
 use mesh_core::printable::printable;
 
 use super::Place;
-use crate::changes::{All, Entry, Id, resource_named, versioned, yaml};
+use crate::changes::{All, Entry, Id, resource_named, versioned};
 use crate::cli::status::section;
 use crate::cli::{Format, Printing, say};
+use crate::config::yaml::yaml;
 
 /// Shows the objects of a store: all, those of a kind, or one, as YAML. As JSON, one object a line. Each has its version, by which
 /// `apply` sees whether somebody else has changed it.

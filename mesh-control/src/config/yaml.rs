@@ -69,7 +69,7 @@ fn scalar(value: &Value) -> String {
 fn plain_or_quoted(text: &str) -> String {
     let begins = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/');
     let is_word = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte));
-    let means_more = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
+    let means_more = ["true", "false", "null", "yes", "no", "on", "off", "y", "n", "nan", "inf"];
     let is_plain = begins && is_word && !means_more.iter().any(|word| text.eq_ignore_ascii_case(word));
     if is_plain { text.to_owned() } else { Value::from(text).to_string() }
 }
@@ -80,8 +80,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::node;
-    use crate::config::{Source, load};
+    use crate::config::{Source, load, node};
 
     fn read(text: &str) -> Option<Value> {
         let text = load::text_of(text.as_bytes().to_vec()).expect("UTF-8");
