@@ -68,6 +68,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-control",
         layers: &[
+            &["http1"],
             &["conformance", "fetch", "hex", "journal", "period"],
             &["ca", "calls", "catalog", "config/diagnostic"],
             &["config/node", "config/schema", "config/spelling"],

@@ -35,6 +35,7 @@ mod etcd;
 mod explain;
 mod fetch;
 mod hex;
+mod http1;
 mod journal;
 mod jwks;
 mod kubernetes;

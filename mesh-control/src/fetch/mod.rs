@@ -6,23 +6,19 @@ pub(crate) mod guard;
 mod schedule;
 mod under_way;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, HOST, LOCATION, USER_AGENT};
+use http::header::{ACCEPT, CONTENT_ENCODING, HOST, LOCATION, USER_AGENT};
 use http::uri::Scheme;
 use http::{Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::Empty;
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use mesh_core::error::Invalid;
 use mesh_core::model::{FileTls, Roots, Sni};
 use mesh_core::tls::{FileTrust, foreign_config, foreign_name};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, lookup_host};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
@@ -30,6 +26,8 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 pub(crate) use schedule::{Good, Schedule, Wanted};
 pub(crate) use under_way::UnderWay;
+
+use crate::http1;
 
 /// How many redirects are followed.
 const MOST_REDIRECTS: usize = 3;
@@ -111,7 +109,9 @@ impl Fetcher {
         let authority = uri.authority().filter(|it| !it.as_str().contains('@')).ok_or("no host, or more than that")?;
         let host = bare(authority.host());
         let port = authority.port_u16().unwrap_or(if is_plaintext { 80 } else { 443 });
-        let stream = self.dial(host, port).await?;
+        let is_named = self.named.as_deref() == Some(host);
+        let may = |ip| if is_named { Ok(()) } else { (self.guard)(ip) };
+        let stream = http1::dial(host, port, may).await.map_err(in_words)?;
         let request = Request::get(uri.path_and_query().map_or("/", |path| path.as_str()))
             .header(HOST, authority.as_str())
             .header(ACCEPT, "application/json")
@@ -119,43 +119,14 @@ impl Fetcher {
             .body(Empty::<Bytes>::new())
             .map_err(|error| error.to_string())?;
         if is_plaintext {
-            return exchange(stream, request).await;
+            return http1::send(stream, request).await.map_err(in_words);
         }
         let (trust, host) = (self.trust.clone(), host.to_owned());
         let made = spawn_blocking(move || trust.tls(&host)).await.map_err(|error| error.to_string())?;
         let (config, name) = made.map_err(|invalid| format!("TLS: {invalid}"))?;
         let stream = TlsConnector::from(config).connect(name, stream).await;
-        exchange(stream.map_err(|error| format!("TLS: {error}"))?, request).await
+        http1::send(stream.map_err(|error| format!("TLS: {error}"))?, request).await.map_err(in_words)
     }
-
-    /// A connection to one of the addresses of a host that may be dialled.
-    async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, String> {
-        let addresses = lookup_host((host, port)).await.map_err(|error| format!("cannot look up {host}: {error}"))?;
-        let mut why = format!("{host} has no address");
-        for address in addresses {
-            let allowed = if self.named.as_deref() == Some(host) { Ok(()) } else { (self.guard)(address.ip()) };
-            why = match allowed {
-                Err(kind) => format!("{host} is {}, {kind}: nothing is fetched from there", address.ip()),
-                Ok(()) => match TcpStream::connect(SocketAddr::new(address.ip(), port)).await {
-                    Ok(stream) => return Ok(stream),
-                    Err(error) => format!("cannot connect to {host} ({address}): {error}"),
-                },
-            };
-        }
-        Err(why)
-    }
-}
-
-async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<(Response<Incoming>, JoinSet<()>), String>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| format!("HTTP: {error}"))?;
-    let mut driver = JoinSet::new();
-    driver.spawn(async move { drop(connection.await) });
-    let response = sender.send_request(request).await.map_err(|error| format!("HTTP: {error}"))?;
-    Ok((response, driver))
 }
 
 /// The whole body, or none of it.
@@ -163,23 +134,11 @@ async fn body(response: Response<Incoming>) -> Result<Bytes, String> {
     if let Some(coding) = response.headers().get(CONTENT_ENCODING) {
         return Err(format!("the body is encoded ({coding:?}), which nobody asked for"));
     }
-    let too_large = || format!("more than {MOST_BYTES} bytes");
-    let length = response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    if length.is_some_and(|length: usize| length > MOST_BYTES) {
-        return Err(too_large());
-    }
-    let mut body = response.into_body();
-    let mut whole = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| format!("the body ended early: {error}"))?;
-        if let Ok(data) = frame.into_data() {
-            if whole.len() + data.len() > MOST_BYTES {
-                return Err(too_large());
-            }
-            whole.extend_from_slice(&data);
-        }
-    }
-    Ok(whole.into())
+    http1::whole(response, MOST_BYTES).await.map_err(in_words)
+}
+
+fn in_words(error: anyhow::Error) -> String {
+    format!("{error:#}")
 }
 
 /// Where a redirect leads: to a URL, or to another path of the same host.

@@ -194,7 +194,7 @@ impl Access {
         let uri: Uri = server.parse().with_context(|| format!("{server} is no URL"))?;
         ensure!(
             uri.scheme_str() == Some("https") && uri.host().is_some() && uri.query().is_none(),
-            "{server}: https://HOST:PORT of the API server is needed, since tokens go there"
+            "{server}: https://HOST:PORT is needed, since tokens go there"
         );
         Ok(Access { server: uri, server_name: None, authority, credential })
     }

@@ -8,15 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use mesh_core::printable::printable;
 use serde::Deserialize;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, lookup_host};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -27,6 +23,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use zeroize::Zeroizing;
 
 use super::access::{Access, Credential, Pem, Secret};
+use crate::http1;
 
 /// How long it may take until there is the head of an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -176,14 +173,18 @@ impl Client {
             request = request.header(AUTHORIZATION, bearer);
         }
         let request = request.body(Full::new(json.into()))?;
-        let stream = dial(host, port).await?;
+        let stream = http1::dial(host, port, |_| Ok(())).await?;
+        // A watch may say nothing for a minute; whether anybody is still there shows within 30 s.
+        let often = Duration::from_secs(5);
+        let keepalive = TcpKeepalive::new().with_time(3 * often).with_interval(often).with_retries(3);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         let (response, driver) = match tls {
-            None => send(stream, request).await?,
+            None => http1::send(stream, request).await?,
             Some(config) => {
                 let name = self.access.server_name.as_deref().unwrap_or(host);
                 let name = ServerName::try_from(name.to_owned()).with_context(|| format!("{name} is no name"))?;
                 let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-                send(stream.context("TLS with the API server")?, request).await?
+                http1::send(stream.with_context(|| format!("TLS with {authority}"))?, request).await?
             }
         };
         Ok(Answer { response, _driver: driver, buffer: Vec::new() })
@@ -195,15 +196,8 @@ impl Answer {
         self.whole_within(MOST_BYTES).await
     }
 
-    async fn whole_within(mut self, most: usize) -> Result<Bytes, Failure> {
-        let mut whole = Vec::new();
-        while let Some(bytes) = self.frame().await.map_err(Failure::Lost)? {
-            if whole.len() + bytes.len() > most {
-                return Err(Failure::Lost(anyhow!("an answer of more than {most} bytes")));
-            }
-            whole.extend_from_slice(&bytes);
-        }
-        Ok(whole.into())
+    async fn whole_within(self, most: usize) -> Result<Bytes, Failure> {
+        http1::whole(self.response, most).await.map_err(Failure::Lost)
     }
 
     /// The next line, without its end. Half a line is none.
@@ -221,54 +215,16 @@ impl Answer {
             if searched > LONGEST_LINE {
                 return Line::TooLong;
             }
-            match self.frame().await {
+            match http1::frame(&mut self.response).await {
                 Ok(Some(bytes)) => self.buffer.extend_from_slice(&bytes),
                 Ok(None) | Err(_) => return Line::End,
             }
         }
     }
-
-    async fn frame(&mut self) -> anyhow::Result<Option<Bytes>> {
-        while let Some(frame) = self.response.body_mut().frame().await {
-            if let Ok(bytes) = frame.context("the answer broke off")?.into_data() {
-                return Ok(Some(bytes));
-            }
-        }
-        Ok(None)
-    }
 }
 
 async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     timeout(limit, asked).await.unwrap_or_else(|_| Err(Failure::Lost(anyhow!("no answer within {limit:?}"))))
-}
-
-async fn dial(host: &str, port: u16) -> anyhow::Result<TcpStream> {
-    let addresses = lookup_host((host, port)).await.with_context(|| format!("cannot look up {host}"))?;
-    let mut why = anyhow!("{host} has no address");
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
-                // A watch may say nothing for a minute; whether anybody is still there shows within 30 s.
-                let often = Duration::from_secs(5);
-                let keepalive = TcpKeepalive::new().with_time(3 * often).with_interval(often).with_retries(3);
-                SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-                return Ok(stream);
-            }
-            Err(error) => why = anyhow!("cannot connect to {host} ({address}): {error}"),
-        }
-    }
-    Err(why)
-}
-
-async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> anyhow::Result<(Response<Incoming>, JoinSet<()>)>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("HTTP")?;
-    let mut driver = JoinSet::new();
-    driver.spawn(async move { drop(connection.await) });
-    let response = sender.send_request(request).await.context("HTTP")?;
-    Ok((response, driver))
 }
 
 /// What a request shows, and what its connection is secured by. Blocks, for it may read files.
@@ -293,9 +249,9 @@ fn prepared(access: &Access, is_plaintext: bool) -> anyhow::Result<(Option<Heade
     }
     let mut roots = RootCertStore::empty();
     for root in certificates(&access.authority)? {
-        roots.add(root).context("an authority that vouches for the API server")?;
+        roots.add(root).with_context(|| format!("an authority that vouches for {}", access.server))?;
     }
-    ensure!(!roots.is_empty(), "no authority vouches for the API server");
+    ensure!(!roots.is_empty(), "no authority vouches for {}", access.server);
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots);

@@ -120,6 +120,7 @@ mod tests {
             path
         };
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
         let (cert, key) = (file("tls.crt", &made.cert.pem()), file("tls.key", &made.signing_key.serialize_pem()));
         let tokens = file("tokens", "robot 0123456789abcdef\nother fedcba9876543210\n");
         let allowed = api::Allowed { writers: ["robot".to_owned()].into(), tokens: Some(tokens), ..Default::default() };
@@ -131,16 +132,14 @@ mod tests {
         let free = "127.0.0.1:0".parse().expect("an address");
         let listening = api::listen(free, TlsFiles::new(&cert, key), objects, allowed, &served, stopped).await;
         let (address, _task) = listening.expect("listening");
-        let asked_with = |token: &str| {
-            let server = Server {
-                server: Some(format!("https://localhost:{}", address.port())),
-                server_ca: Some(cert.clone()),
-                server_token_file: Some(file("token", token)),
-                server_cert: None,
-                server_key: None,
-            };
-            server.api().expect("an API").expect("a server")
+        let server = |token: &str| Server {
+            server: Some(format!("https://localhost:{}", address.port())),
+            server_ca: Some(cert.clone()),
+            server_token_file: Some(file("token", token)),
+            server_cert: None,
+            server_key: None,
         };
+        let asked_with = |token: &str| server(token).api().expect("an API").expect("a server");
         let api = asked_with("0123456789abcdef\n");
         let apply = |text: &str| {
             let what = What::Apply(BTreeMap::from([("a.yaml".to_owned(), text.to_owned())]));
@@ -164,6 +163,10 @@ mod tests {
         let refused = api.carry_out(&apply(&WEB.replace("ports:", "prots:"))).await.expect_err("wrong");
         let Some(Refusal::Invalid(findings)) = refused.downcast_ref() else { panic!("{refused}") };
         assert!(findings[0].contains("a.yaml") && findings[0].contains("did you mean `ports`?"), "{findings:?}");
+        let other = Server { server_ca: Some(file("other.crt", &other.cert.pem())), ..server("0123456789abcdef\n") };
+        let unknown =
+            other.api().expect("an API").expect("a server").objects().await.expect_err("nobody vouches for it");
+        assert!(unknown.to_string().starts_with(&format!("TLS with localhost:{}", address.port())), "{unknown}");
         let stranger = asked_with("fedcba9876543210\n").objects().await.expect_err("not on the list");
         assert!(stranger.to_string().contains("other is not among those"), "{stranger}");
     }
