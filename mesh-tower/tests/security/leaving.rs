@@ -105,7 +105,7 @@ impl Shop {
         assert_eq!(within(self.answer.collect()).await.expect("it has an end").to_bytes(), "");
     }
 
-    async fn is_cut(mut self) {
+    async fn cut(mut self) {
         let end = within(self.answer.frame()).await;
         assert!(matches!(end, Some(Err(_))), "{end:?}");
     }
@@ -157,6 +157,6 @@ async fn a_rule_that_names_others_cuts_it_off_whether_it_has_left_or_not() {
             shop.goes_on().await;
         }
         shop.control.set_yaml("rule.yaml", &of_others()).unwrap();
-        shop.is_cut().await;
+        shop.cut().await;
     }
 }
