@@ -567,8 +567,8 @@ impl MeshBuilder {
         self
     }
 
-    /// Starts the mesh, with two threads of its own: one takes in what the source delivers, at a lower priority than those of
-    /// requests; one looks after connections and checks health. So a flood of updates stalls neither the application nor those.
+    /// Starts the mesh, with two threads of its own: one takes in what the source delivers, one looks after connections and
+    /// checks health. So a flood of updates stalls neither the application nor those.
     ///
     /// # Errors
     /// [`StartError`] without a source, or if no thread can be had.

@@ -25,19 +25,8 @@ pub(crate) fn start(source: Arc<dyn Source>, sink: Sink, targets: Targets) -> io
         });
     })?;
     std::thread::Builder::new().name("mesh-config".into()).spawn(move || {
-        stand_back();
         configuration.block_on(source.run(sink));
         drop(source_lives);
     })?;
     Ok(handle)
-}
-
-/// Lets threads of requests go first where there are fewer cores than threads that have work: a tenth of the time is this one's
-/// even then. Where that is not to be had, it is a thread like the others.
-fn stand_back() {
-    // Of one thread on Linux, of the whole process elsewhere: `nice(2)`.
-    #[cfg(target_os = "linux")]
-    {
-        _ = rustix::process::nice(10);
-    }
 }
