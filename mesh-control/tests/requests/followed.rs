@@ -2,6 +2,8 @@
 //! first thing that is said. Each fault here was planted by somebody.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::extract::Request as Received;
@@ -47,6 +49,8 @@ pub(crate) struct World {
     control: Embedded,
     pub(crate) web: Mesh,
     _others: Vec<Mesh>,
+    /// How many requests have come to an application that answers them never.
+    pub(crate) hanging: Arc<AtomicUsize>,
 }
 
 fn workload(control: &Embedded, app: &str) -> Mesh {
@@ -56,12 +60,12 @@ fn workload(control: &Embedded, app: &str) -> Mesh {
     Mesh::builder().source(control.source(bootstrap)).cold_start_wait(PATIENCE).start().unwrap()
 }
 
-async fn serve(mesh: &Mesh) -> SocketAddr {
+async fn serve(mesh: &Mesh, hanging: &Arc<AtomicUsize>) -> SocketAddr {
     let listener = mesh.bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr();
-    let client = mesh.client();
+    let (client, hanging) = (mesh.client(), Arc::clone(hanging));
     let app = axum::Router::new().fallback(move |request: Received| {
-        let client = client.clone();
+        let (client, hanging) = (client.clone(), Arc::clone(&hanging));
         async move {
             let (status, body) = match request.uri().path() {
                 "/broken" => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
@@ -78,7 +82,10 @@ async fn serve(mesh: &Mesh) -> SocketAddr {
                     let pieces = beginning.chain(futures_util::stream::once(end));
                     return Response::new(axum::body::Body::from_stream(pieces));
                 }
-                "/hang" => std::future::pending().await,
+                "/hang" => {
+                    hanging.fetch_add(1, Ordering::Relaxed);
+                    std::future::pending().await
+                }
                 "/slow" => {
                     tokio::time::sleep(Duration::from_millis(500)).await;
                     (StatusCode::OK, String::new())
@@ -122,9 +129,10 @@ impl World {
         let control = Embedded::start(config, Options::default().dev()).await.unwrap();
         let (web, reviews, ratings) =
             (workload(&control, "web"), workload(&control, "reviews"), workload(&control, "ratings"));
-        serve(&reviews).await;
-        serve(&ratings).await;
-        let world = World { control, web, _others: vec![reviews, ratings] };
+        let hanging = Arc::default();
+        serve(&reviews, &hanging).await;
+        serve(&ratings, &hanging).await;
+        let world = World { control, web, _others: vec![reviews, ratings], hanging };
         let known = async {
             // What is asked for first may be answered with what was so just before.
             for mesh in [&world.web, &world._others[0]] {

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Request;
@@ -110,9 +111,11 @@ impl Case {
             }
             Before::Hanging => {
                 let request = Request::get(&self.uri).body(Body::empty()).unwrap();
+                let before = world.hanging.load(Ordering::Relaxed);
                 hanging = Some(tokio::spawn(world.web.client().request(request)));
                 let is_there = async {
-                    while !endpoints().any(|one| one.in_flight > 0) {
+                    // It has its place at the server, and not only on its way there.
+                    while world.hanging.load(Ordering::Relaxed) == before {
                         tokio::task::yield_now().await;
                     }
                 };
