@@ -11,8 +11,8 @@ import time
 
 import grpc
 
-import envoy
-from limits import field, fields
+from protobuf import field, fields
+from ports import free_ports
 
 MEMBERS = 3
 PATIENCE = 20
@@ -142,7 +142,7 @@ class Etcd:
     def prepare(self):
         self.tls.mkdir(parents=True)
         self.certificates()
-        ports = iter(envoy.free_ports(2 * MEMBERS))
+        ports = iter(free_ports(2 * MEMBERS))
         self.members = [Member(self, number, next(ports), next(ports)) for number in range(MEMBERS)]
         for member in self.members:
             member.start()
