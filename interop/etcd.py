@@ -215,12 +215,8 @@ class Etcd:
         self.until(f"every call at {version}", lambda: all(at_it(load) for load in loads or self.loads))
         return time.monotonic() - began
 
-    def until(self, what, is_so, patience=PATIENCE):
-        end = time.monotonic() + patience
-        while not is_so():
-            if time.monotonic() > end:
-                raise self.failure(f"not in time: {what}")
-            time.sleep(0.05)
+    def until(self, what, holds, patience=PATIENCE):
+        return self.suite.until(what, holds, patience=patience)
 
     def leader(self):
         """The member that leads, once there is one."""

@@ -93,6 +93,13 @@ pub struct Mesh {
     pub suppress: Vec<String>,
 }
 
+impl Mesh {
+    /// One whose control plane issues certificates, and that lets in who has none yet.
+    pub(crate) fn issuing() -> Mesh {
+        Mesh { issues_certificates: true, permissive: true, ..Mesh::default() }
+    }
+}
+
 /// Everything there is to say about a directory, as `Plane` would load it.
 pub fn validate_dir(dir: &Path) -> io::Result<Report> {
     Ok(validate_scan(load::scan(dir, load::Reach::Directory)?, Mesh::default()))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{All, Id};
 use crate::analysis::{Mesh, validate_scan};
-use crate::config::diagnostic::STORED;
+use crate::config::diagnostic::stored_name;
 use crate::config::load::Scan;
 use crate::config::{Diagnostic, Severity};
 
@@ -13,11 +13,11 @@ use crate::config::{Diagnostic, Severity};
 /// are given as they are written, so that what is said has its place in them.
 pub(crate) fn refused(all: &All, files: Scan, written: &BTreeSet<Id>) -> Vec<Diagnostic> {
     // Nobody here knows whether the server issues certificates; it says so itself.
-    let mesh = || Mesh { issues_certificates: true, permissive: true, ..Mesh::default() };
+    let mesh = Mesh::issuing;
     let scan = |is_kept: &dyn Fn(&Id) -> bool| {
         let kept = all.iter().filter(|(id, _)| is_kept(id));
         let mut scan = Scan::default();
-        scan.files.extend(kept.map(|(id, stored)| (name(id), Ok(stored.text.clone()))));
+        scan.files.extend(kept.map(|(id, stored)| (stored_name(&id.path()), Ok(stored.text.clone()))));
         scan
     };
     let before = validate_scan(scan(&|_| true), mesh()).diagnostics;
@@ -29,11 +29,6 @@ pub(crate) fn refused(all: &All, files: Scan, written: &BTreeSet<Id>) -> Vec<Dia
     found.retain(|finding| finding.severity == Severity::Error);
     found.retain(|finding| own.contains(&finding.file) || !known.contains(&finding.to_string()));
     found
-}
-
-/// What an object of a store is called in findings.
-fn name(id: &Id) -> Arc<str> {
-    format!("{STORED}/{}", id.path()).into()
 }
 
 #[cfg(test)]

@@ -137,7 +137,12 @@ pub struct Source {
 pub const RESOURCE: &str = "kubernetes:/";
 
 /// What the names of objects begin with that etcd holds.
-pub const STORED: &str = "etcd:/";
+const STORED: &str = "etcd:/";
+
+/// The name of the text of an object of etcd that is called so.
+pub(crate) fn stored_name(path: &str) -> Arc<str> {
+    format!("{STORED}/{path}").into()
+}
 
 /// Whether a text of this name is an object of a cluster, or of etcd, in JSON. Nobody wrote it like that, so that no line of it
 /// says anything to anybody.

@@ -4,10 +4,11 @@
 use prost::Message;
 use tokio::time::Instant;
 
-use super::keys::{Prefix, text, text_name};
+use super::keys::{Prefix, text};
 use super::known::{Event, Known, Subject};
 use super::proto::{ResponseHeader, WatchResponse};
 use crate::changes::{Documents, Entry, Id, Wanted, What};
+use crate::config::diagnostic::stored_name;
 use crate::config::load::Scan;
 use crate::config::{Source, file};
 
@@ -15,7 +16,7 @@ use crate::config::{Source, file};
 pub fn value(path: &str, value: &[u8]) {
     _ = serde_json::from_slice::<Entry>(value);
     let text = text(path, value);
-    let read = file::read(Source { name: text_name(path), text });
+    let read = file::read(Source { name: stored_name(path), text });
     let Ok(id) = Id::parse_path(path) else { return };
     assert_eq!(id.path(), path);
     let others = read.items.iter().map(|item| item.meta().id().to_string()).find(|other| *other != id.to_string());
@@ -32,7 +33,7 @@ pub fn answers<'b>(answers: impl IntoIterator<Item = &'b [u8]>) {
         let before = known.revision;
         match known.event(answer) {
             Event::Changed(changed) => {
-                let root = text_name("");
+                let root = stored_name("");
                 assert!(changed.keys().all(|name| name.starts_with(&*root) && name.len() > root.len()));
             }
             Event::Expired(_) => known.expire(),

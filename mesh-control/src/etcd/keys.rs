@@ -14,7 +14,6 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 
 use crate::changes::Id;
-use crate::config::diagnostic::STORED;
 
 /// What all keys begin with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,11 +89,6 @@ pub(super) fn end_of(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
-/// The name of the text of an object that is called so.
-pub(super) fn text_name(path: &str) -> Arc<str> {
-    format!("{STORED}/{path}").into()
-}
-
 /// The text of an object that is called so. One that is not what its key says is wrong, and stays that object: whoever may write
 /// its key alone takes nothing else away, and lets nothing go that it guards.
 pub(super) fn text(path: &str, value: &[u8]) -> Arc<str> {
@@ -121,6 +115,7 @@ pub(super) fn text(path: &str, value: &[u8]) -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::diagnostic::stored_name;
     use crate::config::{Source, file};
 
     #[test]
@@ -149,7 +144,7 @@ mod tests {
         };
         let read = |value: &str| {
             let text = text(path, value.as_bytes());
-            file::read(Source { name: text_name(path), text })
+            file::read(Source { name: stored_name(path), text })
         };
         assert!(!read(&policy("deny").to_string()).rejected);
         for wrong in ["", "{", "[]", "{}", "null", &policy("other").to_string()] {

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::keys::{Prefix, below, text, text_name};
+use super::keys::{Prefix, below, text};
 use super::proto::{DELETE, KeyValue, PUT, ResponseHeader, WatchResponse};
+use crate::config::diagnostic::stored_name;
 use crate::config::doubt::Doubt;
 use crate::config::store::Resources;
 
@@ -72,7 +73,7 @@ pub(super) type Named = (Arc<str>, Arc<str>);
 impl Subject {
     /// Objects of the configuration.
     pub(super) fn objects(prefix: &Prefix) -> Subject {
-        Subject { root: prefix.objects(), read: |path, value| (text_name(path), text(path, value)) }
+        Subject { root: prefix.objects(), read: |path, value| (stored_name(path), text(path, value)) }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::changes::{Author, Change, Documents, Done, Id, Refusal, Wanted, What}
 use crate::config::load::{Reach, scan};
 use crate::config::source::{ConfigStore, Pauses};
 use crate::config::store::{Standing, Update};
-use crate::kubernetes::tests::{outside, told};
+use crate::kubernetes::tests::{GOOD_RULE, WEB, outside, rule, told, until};
 use crate::plane::{Plane, PlaneOptions, Snapshot, Synced};
 use fake::Fake;
 
@@ -52,38 +52,11 @@ async fn follow(fake: &Fake) -> Plane {
     Plane::start_beside(PlaneOptions::default(), vec![synced]).expect("a plane")
 }
 
-/// Waits until a snapshot is like this.
-async fn until(plane: &Plane, what: &str, mut is_so: impl FnMut(&Snapshot) -> bool) {
-    let mut snapshots = plane.subscribe();
-    let found = timeout(LIMIT, snapshots.wait_for(|snapshot| is_so(snapshot))).await;
-    found.unwrap_or_else(|_| panic!("not in time: {what}")).expect("a plane");
-}
-
 /// An etcd of one member, and what puts a value of its own at a key. It is there for as long as that.
 pub(crate) async fn one_member() -> (Objects, impl Fn(&str, &str)) {
     let fake = Fake::start(1).await;
     (objects(&fake), move |key: &str, value: &str| fake.put(key, value))
 }
-
-pub(crate) const WEB: &str = "
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: shop}
-spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
-";
-
-fn rule(name: &str, body: &str) -> String {
-    format!(
-        "
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: {name}, namespace: shop}}
-spec: {{hosts: [{name}.example.com], http: [{body}]}}
-"
-    )
-}
-
-const GOOD_RULE: &str = "{route: [{destination: {host: web}}]}";
 
 fn apply_of(text: &str) -> Wanted {
     let what = What::Apply(BTreeMap::from([("a.yaml".to_owned(), text.to_owned())]));

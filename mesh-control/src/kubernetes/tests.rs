@@ -68,15 +68,20 @@ async fn follow_in(fake: &Fake, namespaces: &[&str], options: PlaneOptions) -> F
 
 impl Follower {
     /// Waits until a snapshot is like this.
-    async fn until(&self, what: &str, mut is_so: impl FnMut(&Snapshot) -> bool) {
-        let mut snapshots = self.plane.subscribe();
-        let found = timeout(LIMIT, snapshots.wait_for(|snapshot| is_so(snapshot))).await;
-        found.unwrap_or_else(|_| panic!("not in time: {what}")).expect("a plane");
+    async fn until(&self, what: &str, is_so: impl FnMut(&Snapshot) -> bool) {
+        until(&self.plane, what, is_so).await;
     }
 
     fn addresses(&self) -> Vec<String> {
         addresses(&self.plane.snapshot())
     }
+}
+
+/// Waits until a snapshot is like this.
+pub(crate) async fn until(plane: &Plane, what: &str, mut is_so: impl FnMut(&Snapshot) -> bool) {
+    let mut snapshots = plane.subscribe();
+    let found = timeout(LIMIT, snapshots.wait_for(|snapshot| is_so(snapshot))).await;
+    found.unwrap_or_else(|_| panic!("not in time: {what}")).expect("a plane");
 }
 
 /// Where `web` of `shop` is served.
@@ -88,7 +93,7 @@ fn addresses(snapshot: &Snapshot) -> Vec<String> {
     endpoints(snapshot).iter().map(|endpoint| endpoint.address.to_string()).collect()
 }
 
-const WEB: &str = "
+pub(crate) const WEB: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
@@ -116,7 +121,7 @@ fn at(address: &str) -> String {
     format!("{{addresses: [{address}]}}")
 }
 
-fn rule(name: &str, body: &str) -> String {
+pub(crate) fn rule(name: &str, body: &str) -> String {
     format!(
         "
 apiVersion: networking.istio.io/v1
@@ -127,7 +132,7 @@ spec: {{hosts: [{name}.example.com], http: [{body}]}}
     )
 }
 
-const GOOD_RULE: &str = "{route: [{destination: {host: web}}]}";
+pub(crate) const GOOD_RULE: &str = "{route: [{destination: {host: web}}]}";
 
 /// A workload outside of the cluster.
 pub(crate) fn outside(key: &str, namespace: &str, app: &str, address: SocketAddr) -> Workload {

@@ -79,6 +79,7 @@ async fn as_many_retries_are_under_way_as_a_limit_or_a_budget_lets() {
     for ((limit, expected), face) in cases.iter().flat_map(|case| Face::ALL.map(|face| (case, face))) {
         let (bad, good) = (Upstream::new().await, Upstream::new().await);
         bad.answer(503);
+        bad.hold(true);
         good.hold(true);
         let mut backlog = None;
         let endpoints = match face {
@@ -94,6 +95,11 @@ async fn as_many_retries_are_under_way_as_a_limit_or_a_budget_lets() {
         for _ in 0..10 {
             let world = Arc::clone(&world);
             asked.spawn(async move { world.ask(get()).await.map(|answer| answer.status) });
+        }
+        if face != Face::Connector {
+            // Nobody tries again before each has tried once, so that they take turns.
+            until("each has tried", || (bad.requests.now(), good.requests.now()) == (5, 5)).await;
+            bad.hold(false);
         }
         for _ in 0..5 - expected {
             let over = tokio::time::timeout(PATIENCE, asked.join_next()).await.expect("it fails at once");

@@ -289,7 +289,11 @@ pub(crate) async fn failing() -> SocketAddr {
 
 /// An address on which nobody listens.
 pub(crate) async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    // The port stays taken, so that no other test listens there meanwhile.
+    Box::leak(Box::new(socket)).local_addr().unwrap()
 }
 
 /// A service `web.example.com:80` with these endpoints, labelled `v: <version>`, and a subset for each version.

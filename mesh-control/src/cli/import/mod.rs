@@ -146,7 +146,7 @@ fn import(mut scan: Scan, values: Scan) -> Import {
     import.objects = read.objects;
     import.installation = read.installation;
     // As mesh-control is run in the place of istiod: it issues certificates, and who has none yet is let in.
-    let mesh = Mesh { issues_certificates: true, permissive: true, ..Mesh::default() };
+    let mesh = Mesh::issuing();
     let is_told = |finding: &Diagnostic| {
         let is_field = finding.code == Code::NotSupportedYet && finding.field.is_some();
         let is_operator = finding.object.as_ref().is_some_and(|object| object.starts_with(OPERATOR));

@@ -106,7 +106,8 @@ mod tests {
 
     use super::*;
     use crate::changes::What;
-    use crate::etcd::tests::{WEB, one_member};
+    use crate::etcd::tests::one_member;
+    use crate::kubernetes::tests::WEB;
     use crate::plane::Plane;
     use crate::serve::{self, Feed, TlsFiles, api};
 

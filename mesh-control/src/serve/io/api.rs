@@ -201,11 +201,8 @@ async fn objects(
         Ok(held) => held,
         Err(failure) => return refused(&failure.into()),
     };
-    let found = held.objects.into_iter().filter(|(id, _)| {
-        resource.is_none_or(|resource| resource.kind == id.resource.kind)
-            && which.namespace.as_ref().is_none_or(|namespace| **namespace == *id.namespace)
-            && which.name.as_ref().is_none_or(|name| **name == *id.name)
-    });
+    let (namespace, name) = (which.namespace.as_deref(), which.name.as_deref());
+    let found = held.objects.into_iter().filter(|(id, _)| id.matches(resource, namespace, name));
     let objects = found.map(|(id, stored)| Kept::new(&id, &stored)).collect();
     Json(Listed { objects, strange: held.strange }).into_response()
 }
@@ -277,7 +274,8 @@ mod tests {
     use crate::changes::{Id, Stored, What};
     use crate::config::extensions::json_schema::Schema;
     use crate::config::{Source, node};
-    use crate::etcd::tests::{WEB, one_member};
+    use crate::etcd::tests::one_member;
+    use crate::kubernetes::tests::WEB;
 
     const TOKEN: &str = "0123456789abcdef";
     const ANN: &str = "spiffe://cluster.local/ns/ops/sa/ann";
