@@ -326,9 +326,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(why) = left_out(&args.kubernetes_namespaces, &plane.root_namespace()) {
         bail!(why);
     }
-    let _fellows = match &etcd {
+    let _replicas = match &etcd {
         Some(client) => Some(tokio::select! {
-            fellows = etcd::Fellows::start(client.clone(), args.etcd.prefix(), plane.clone()) => fellows,
+            replicas = etcd::Replicas::start(client.clone(), args.etcd.prefix(), plane.clone()) => replicas,
             () = signals.next() => return Ok(()),
         }),
         None => None,

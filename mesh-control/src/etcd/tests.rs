@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::commit::{KEPT, Outcome};
 use super::follow::Pace;
 use super::known::Subject;
-use super::{Access, Client, Fellows, Objects, Prefix, Store};
+use super::{Access, Client, Objects, Prefix, Replicas, Store};
 use crate::changes::{Author, Change, Documents, Done, Id, Refusal, Wanted, What};
 use crate::config::load::{Reach, scan};
 use crate::config::source::{ConfigStore, Pauses};
@@ -424,10 +424,10 @@ async fn a_workload_that_registers_at_one_replica_is_an_endpoint_of_all_until_it
     apply(&objects(&fake), WEB).await.expect("good");
     let replica = async || {
         let plane = follow(&fake).await;
-        let fellows = Fellows::start_at(client(&fake), prefix(), plane.clone(), pace()).await;
-        (plane, fellows)
+        let others = Replicas::start_at(client(&fake), prefix(), plane.clone(), pace()).await;
+        (plane, others)
     };
-    let ((one, fellows), (two, _two)) = (replica().await, replica().await);
+    let ((one, others), (two, _two)) = (replica().await, replica().await);
     let addresses = |snapshot: &Snapshot| {
         let endpoints = snapshot.endpoints_of("web", "shop", 80);
         endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
@@ -451,7 +451,7 @@ async fn a_workload_that_registers_at_one_replica_is_an_endpoint_of_all_until_it
     until(&one, "b gone", |snapshot| addresses(snapshot) == ["10.0.0.1:8080"]).await;
     until(&three, "b gone", |snapshot| addresses(snapshot) == ["10.0.0.1:8080"]).await;
     // A replica goes down without a word: its workload comes back to another one, and nobody is without it meanwhile.
-    drop(fellows);
+    drop(others);
     let lease = fake.lease_of("/a@10.0.0.1:8080");
     two.register(at("a", "10.0.0.1:8080"));
     fake.asked("txn", 1).await;
@@ -462,4 +462,24 @@ async fn a_workload_that_registers_at_one_replica_is_an_endpoint_of_all_until_it
     // And one that is gone for good goes with its lease.
     two.unregister("a@10.0.0.1:8080");
     until(&three, "a gone", |snapshot| addresses(snapshot) == ["10.0.0.3:8080"]).await;
+}
+
+#[tokio::test]
+async fn a_workload_that_says_too_much_of_itself_keeps_no_other_one_from_being_told_of() {
+    let fake = Fake::start(1).await;
+    apply(&objects(&fake), WEB).await.expect("good");
+    let (one, two) = (follow(&fake).await, follow(&fake).await);
+    let start = async |plane: &Plane| Replicas::start_at(client(&fake), prefix(), plane.clone(), pace()).await;
+    let _both = (start(&one).await, start(&two).await);
+    let at = |address: &str| outside(&format!("a@{address}"), "shop", "web", address.parse().expect("an address"));
+    let mut large = at("10.0.0.1:8080");
+    large.node = "x".repeat(2 << 20).into();
+    one.register(large);
+    one.register(at("10.0.0.2:8080"));
+    let addresses = |snapshot: &Snapshot| {
+        let endpoints = snapshot.endpoints_of("web", "shop", 80);
+        endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
+    };
+    until(&one, "both", |snapshot| addresses(snapshot) == ["10.0.0.1:8080", "10.0.0.2:8080"]).await;
+    until(&two, "the one that fits", |snapshot| addresses(snapshot) == ["10.0.0.2:8080"]).await;
 }

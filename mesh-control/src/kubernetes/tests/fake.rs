@@ -48,6 +48,8 @@ pub(super) struct World {
     pub(super) is_mute: bool,
     /// Whether nobody may write statuses.
     pub(super) is_forbidden: bool,
+    /// The name of an object whose status cannot be stored, as where the whole would be too large for etcd.
+    pub(super) is_too_large: &'static str,
     /// So many patches come too late: somebody else has labelled the object meanwhile.
     pub(super) too_late: u32,
     /// Whether somebody else takes every status away again.
@@ -195,6 +197,9 @@ impl World {
         let mut object = self.objects.get(key).cloned().ok_or(StatusCode::NOT_FOUND)?;
         if self.is_forbidden {
             return Err(StatusCode::FORBIDDEN);
+        }
+        if key.2 == self.is_too_large {
+            return Err(StatusCode::INTERNAL_SERVER_ERROR);
         }
         if self.too_late > 0 {
             self.too_late -= 1;

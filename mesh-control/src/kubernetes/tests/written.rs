@@ -121,3 +121,17 @@ async fn nobody_is_fought_with_nor_asked_again_and_again_for_what_may_not_be_don
     assert_eq!((fake.count("patch virtualservices"), is(&fake, "b", "False", 2)), (7, false), "later");
     elected.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_cannot_be_stored_keeps_no_other_one_from_being_written() {
+    let fake = Fake::start().await;
+    fake.apply(WEB);
+    fake.apply(&rule("a-huge", GOOD_RULE));
+    fake.apply(&rule("b", GOOD_RULE));
+    fake.world().is_too_large = "a-huge";
+    let follower = follow(&fake).await;
+    let elected = stand(&follower);
+    fake.until("the one behind it", |fake| is(fake, "b", "True", 1)).await;
+    assert!(fake.status("virtualservices", "a-huge").is_null());
+    elected.stop().await;
+}

@@ -329,6 +329,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nothing_is_read_of_a_body_before_it_is_known_who_sends_it() {
+        let (router, _kept) = api(&[ANN], &[]).await;
+        for (identity, expected) in [(None, 401), (Some("spiffe://cluster.local/ns/ops/sa/bob"), 403)] {
+            // It never ends.
+            let (_sender, body) = tokio::sync::mpsc::channel::<Result<bytes::Bytes, std::io::Error>>(1);
+            let body = axum::body::Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(body));
+            let request = http::Request::post("/v1/changes").body(body).expect("a request");
+            let mut router = router.clone().layer(Extension(peer(identity)));
+            let answer = tokio::time::timeout(Duration::from_secs(20), router.call(request)).await;
+            assert_eq!(answer.expect("at once").expect("an answer").status().as_u16(), expected, "{identity:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn nobody_may_do_anything_who_is_not_on_the_list() {
         let (nobody, _kept) = api(&[], &[]).await;
         let (some, _kept) = api(&[ANN], &["robot"]).await;

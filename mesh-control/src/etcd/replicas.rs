@@ -4,7 +4,7 @@
 //! Where a replica goes down, its workloads come back to others within seconds, and what it wrote ends with the lease: later, so that
 //! nobody is given fewer endpoints meanwhile. What cannot be told or heard for a while stays as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ const CHUNK: usize = 100;
 const LONGEST: usize = 10 << 10;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 /// Tells other replicas of the workloads of this one, and hears of theirs, for as long as it is there.
-pub(crate) struct Fellows {
+pub(crate) struct Replicas {
     _tasks: JoinSet<()>,
 }
 
@@ -104,14 +104,14 @@ impl Told {
     }
 }
 
-impl Fellows {
+impl Replicas {
     /// Begins, once it is known which workloads the others have.
-    pub(crate) async fn start(client: Client, prefix: Prefix, plane: Plane) -> Fellows {
-        Fellows::start_at(client, prefix, plane, Pace::default()).await
+    pub(crate) async fn start(client: Client, prefix: Prefix, plane: Plane) -> Replicas {
+        Replicas::start_at(client, prefix, plane, Pace::default()).await
     }
 
     /// The same, at this pace.
-    pub(super) async fn start_at(client: Client, prefix: Prefix, plane: Plane, pace: Pace) -> Fellows {
+    pub(super) async fn start_at(client: Client, prefix: Prefix, plane: Plane, pace: Pace) -> Replicas {
         let replica = format!("{:016x}", fastrand::u64(..));
         let subject = Subject {
             root: prefix.workloads(),
@@ -134,7 +134,7 @@ impl Fellows {
                 hear(&plane, &replica, update);
             }
         });
-        Fellows { _tasks: tasks }
+        Replicas { _tasks: tasks }
     }
 }
 
@@ -193,11 +193,12 @@ impl Teller {
         let lease = self.client.grant(TTL).await?;
         let mut registrations = self.plane.registrations();
         let mut told: BTreeMap<Arc<str>, String> = BTreeMap::new();
+        let mut left_out = BTreeSet::new();
         let mut keep = interval(KEEP);
         keep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             registrations.mark_unchanged();
-            self.tell_what_is_new(lease, &mut told).await?;
+            self.tell_what_is_new(lease, &mut told, &mut left_out).await?;
             if !complaint.is_empty() {
                 info!("other replicas are told of the workloads of this one");
                 complaint.clear();
@@ -217,19 +218,28 @@ impl Teller {
         }
     }
 
-    async fn tell_what_is_new(&self, lease: i64, told: &mut BTreeMap<Arc<str>, String>) -> Result<(), Failure> {
+    async fn tell_what_is_new(
+        &self,
+        lease: i64,
+        told: &mut BTreeMap<Arc<str>, String>,
+        left_out: &mut BTreeSet<Arc<str>>,
+    ) -> Result<(), Failure> {
         let own = self.plane.registered().into_iter().filter(|workload| is_own(&workload.key));
-        let mut now = BTreeMap::new();
+        let (mut now, mut too_long) = (BTreeMap::new(), BTreeSet::new());
         for workload in own {
             // Plain data, which is always JSON.
             let text = serde_json::to_string(&Told::of(&workload)).unwrap_or_default();
             if workload.key.len() + text.len() > LONGEST {
-                let node: String = workload.node.chars().take(100).collect();
-                warn!(node, "other replicas are not told of it: it says more of itself than {LONGEST} bytes");
+                if !left_out.contains(&workload.key) {
+                    let node: String = workload.node.chars().take(100).collect();
+                    warn!(node, "other replicas are not told of it: it says more of itself than {LONGEST} bytes");
+                }
+                too_long.insert(workload.key.clone());
                 continue;
             }
             now.insert(workload.key.clone(), text);
         }
+        *left_out = too_long;
         let key = |name: &str| [self.root.as_slice(), name.as_bytes()].concat();
         let new = now
             .iter()
