@@ -117,13 +117,15 @@ async fn streams_level_out_over_servers_that_come_later_with_one_move_each_at_mo
     for number in 0..STREAMS {
         let (client, at) = (client.clone(), Arc::clone(&at));
         tasks.spawn(async move {
-            let mut states = resuming(every(Duration::from_millis(40)), move |_| {
+            // From one look to the next, the last moves are counted: streams that move at once all look at the same loads, and a
+            // stream that has moved to where too many are stays there.
+            let mut states = resuming(every(Duration::from_millis(250)), move |_| {
                 let mut client = client.clone();
                 async move { client.watch(HealthCheckRequest::default()).await }
             });
             loop {
                 // Nothing is lost with the future; and a stream that says nothing may move as well.
-                let read = tokio::time::timeout(Duration::from_millis(10), states.message()).await;
+                let read = tokio::time::timeout(Duration::from_millis(50), states.message()).await;
                 if let Ok(read) = read {
                     assert_eq!(read.unwrap().unwrap().status().as_str_name(), "SERVING");
                 }
@@ -142,7 +144,7 @@ async fn streams_level_out_over_servers_that_come_later_with_one_move_each_at_mo
     let wait = async |is_so: &dyn Fn(&BTreeMap<String, usize>) -> bool| {
         let started = Instant::now();
         while !is_so(&counts()) {
-            assert!(started.elapsed() < Duration::from_secs(20), "{:?}", counts());
+            assert!(started.elapsed() < Duration::from_secs(60), "{:?}", counts());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

@@ -88,7 +88,9 @@ async fn of_requests_that_fail_most_are_not_sent() {
     for _ in 0..400 {
         held_back += usize::from(ask(&mesh, "/", Criticality::Critical).await.1);
     }
-    assert!((200..=330).contains(&held_back), "{held_back}");
+    // At most four of five are held back, by chance: 320, and five standard deviations (of 8 each) are 40. Without that bound
+    // nearly all would be.
+    assert!((200..=360).contains(&held_back), "{held_back}");
     assert_eq!(server.arrived.load(Ordering::SeqCst), 400 - held_back);
     let text = mesh.prometheus();
     let over = format!("limit=\"admission\",rule=\"\",verdict=\"over\"}} {held_back}");
