@@ -29,6 +29,7 @@ use crate::model::{AccessLog, HeaderChange, MetricRules, ServiceNames};
 use crate::recycled::{Recycle, Recycled, Spare};
 use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
+use crate::telemetry::Call;
 use crate::workload::Peer;
 
 pub use inherited::{ATTEMPT_COUNT, CRITICALITY, Criticality, EXPECTED_TIMEOUT, Inherited, PREVIOUS_ATTEMPTS};
@@ -275,6 +276,8 @@ struct Record {
     /// Where it is followed. Its heads are noted then, too.
     hop: Option<Box<Hop>>,
     metrics: Option<Arc<MetricRules>>,
+    /// Where it counts by the names of gRPC.
+    call: Option<Box<Call>>,
     /// Where it is seen while it is under way.
     place: Option<Place>,
 }
@@ -345,6 +348,7 @@ impl RequestInfo {
             logs: None,
             hop: None,
             metrics: None,
+            call: None,
             place: None,
         }));
     }
@@ -583,6 +587,9 @@ impl Drop for RequestInfo {
     fn drop(&mut self) {
         if let Some(record) = &self.record {
             self.tell(&record.observers);
+            if let Some(call) = &record.call {
+                call.ended(self, Instant::now());
+            }
             if record.hop.is_some() {
                 self.end_hop();
             }

@@ -329,6 +329,7 @@ pub struct MeshBuilder {
     lame_duck: Option<Duration>,
     credentials: Option<Credentials>,
     keeps_metrics: bool,
+    keeps_grpc_metrics: bool,
     spans: Option<Box<dyn SpanSink>>,
     metrics_reader: Option<Box<dyn MetricsReader>>,
     access_logs: AccessLogs,
@@ -465,6 +466,25 @@ impl MeshBuilder {
         self
     }
 
+    /// Keeps metrics, and of calls of gRPC also those that gRPC's own clients and servers have (gRFC A66), by their names:
+    /// `grpc.client.attempt.started`, `grpc.client.attempt.duration`, `grpc.client.call.duration`, `grpc.server.call.started`,
+    /// `grpc.server.call.duration`, and the sizes of messages.
+    ///
+    /// On a client `grpc.target` is `xds:///HOST:PORT`. On a server a method is named once the application has answered a call of
+    /// it, and `other` before; so are methods beyond the first 1,000.
+    ///
+    /// ```
+    /// use mesh_tower::Mesh;
+    /// use mesh_tower::core::fixed::Fixed;
+    ///
+    /// let mesh = Mesh::builder().source(Fixed::new()).grpc_metrics().start()?;
+    /// # Ok::<(), mesh_tower::StartError>(())
+    /// ```
+    pub fn grpc_metrics(mut self) -> Self {
+        self.keeps_grpc_metrics = true;
+        self.metrics()
+    }
+
     /// Keeps metrics, and has them read by somebody who sends them on. The last one set counts. Feature `otel` has one for
     /// OpenTelemetry.
     ///
@@ -592,7 +612,8 @@ impl MeshBuilder {
         }
         let telemetry = self.keeps_metrics.then(|| {
             let (own, node) = (source.workload(), source.node_metadata());
-            Arc::new(Telemetry::new(own, source.introductions(), store.certificates(), node))
+            let telemetry = Telemetry::new(own, source.introductions(), store.certificates(), node);
+            Arc::new(if self.keeps_grpc_metrics { telemetry.of_grpc() } else { telemetry })
         });
         observers.extend(telemetry.iter().map(|telemetry| Arc::clone(telemetry.metrics()) as Arc<dyn Observer>));
         let tracer = self.spans.map(|sink| Arc::new(Tracer::new(sink, source.workload())));

@@ -93,6 +93,9 @@ impl Mesh {
             let help = "Kinds of requests that found no room for a series of their own.";
             to.family("mesh_telemetry_without_room_total", Kind::Counter, help);
             to.sample(&[], telemetry.metrics().without_room().into(), None);
+            if let Some(grpc) = telemetry.grpc() {
+                grpc.write(to);
+            }
         }
         to.family("istio_build", Kind::Gauge, "The version of this library.");
         to.sample(&[("component", "proxy"), ("tag", env!("CARGO_PKG_VERSION"))], Value::Count(1), None);

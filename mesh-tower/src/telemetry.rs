@@ -9,7 +9,7 @@ use std::time::Instant;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh_core::model::{MetricRules, MetricSet, ServiceNames};
 use mesh_core::state::EndpointState;
-use mesh_core::telemetry::{Ends, Metrics, Peers, Reporter, Series};
+use mesh_core::telemetry::{Ends, GrpcMetrics, Metrics, Peers, Reporter, Series};
 use mesh_core::tls::Certificates;
 use mesh_core::workload::{Introductions, Peer, Workload};
 use serde_json::{Map, Value};
@@ -33,6 +33,8 @@ pub(crate) struct Telemetry {
     metrics: Arc<Metrics>,
     peers: Peers,
     decode: fn(&[u8]) -> Option<Workload>,
+    /// Where calls count by the names of gRPC, too.
+    grpc: Option<Arc<GrpcMetrics>>,
     /// What this process tells of itself, where it knows who it is.
     own: Option<[HeaderValue; 2]>,
 }
@@ -51,7 +53,19 @@ impl Telemetry {
             decode,
             metrics: Arc::new(Metrics::new(own, Arc::clone(certificates), Instant::now()).of_node(node)),
             peers: Peers::new(decode),
+            grpc: None,
         }
+    }
+
+    /// The same, with the metrics of calls by the names of gRPC.
+    pub(crate) fn of_grpc(self) -> Self {
+        Telemetry { grpc: Some(Arc::new(GrpcMetrics::new())), ..self }
+    }
+
+    /// The metrics of calls by the names of gRPC, where they are kept.
+    #[inline]
+    pub(crate) fn grpc(&self) -> Option<&Arc<GrpcMetrics>> {
+        self.grpc.as_ref()
     }
 
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {

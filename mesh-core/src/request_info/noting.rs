@@ -19,6 +19,7 @@ use crate::live_trace::{Hop, Place, Stage};
 use crate::model::{AccessLog, BLACK_HOLE_CLUSTER, MetricRules, ServiceNames};
 use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
+use crate::telemetry::Call;
 use crate::workload::Peer;
 
 impl RequestInfo {
@@ -139,6 +140,17 @@ impl RequestInfo {
         }
     }
 
+    /// Counts it as a call of gRPC, by the names that gRPC has for that.
+    pub fn note_call(&mut self, call: Call) {
+        if let Some(record) = &mut self.record {
+            record.call = Some(Box::new(call));
+        }
+    }
+
+    pub(super) fn call_mut(&mut self) -> Option<&mut Call> {
+        self.record.as_mut()?.call.as_deref_mut()
+    }
+
     /// Notes that it is counted in another way than usual.
     pub fn note_metric_rules(&mut self, rules: &Arc<MetricRules>) {
         if let Some(record) = &mut self.record {
@@ -187,6 +199,10 @@ impl RequestInfo {
                     hop.note("picked", json!({"attempt": self.attempts, "endpoint": endpoint.id().to_string()}));
                 }
             }
+        }
+        let number = self.attempts;
+        if let Some(call) = self.call_mut() {
+            call.attempt(number, Instant::now());
         }
         if self.spans.is_some() {
             self.note_attempt_span(endpoint);

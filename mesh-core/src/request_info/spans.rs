@@ -44,8 +44,8 @@ pub struct AttemptNotes {
 /// How a try ended that another one followed, or stood beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptEnd {
-    /// With this answer, which was not good enough.
-    Answered(StatusCode),
+    /// With this answer, which was not good enough: its status, and that of gRPC where its head has one.
+    Answered(StatusCode, Option<u32>),
     /// Without one.
     Failed(ErrorKind),
     /// It was given up: another one was faster.
@@ -80,6 +80,9 @@ impl RequestInfo {
     /// Notes how try number `number` ended, before the end of the request.
     #[inline]
     pub fn note_attempt_end(&mut self, number: u32, end: AttemptEnd) {
+        if let Some(call) = self.call_mut() {
+            call.attempt_ended(number, end, Instant::now());
+        }
         if let Some(spans) = &mut self.spans
             && let Some(attempt) = spans.attempts.iter_mut().find(|attempt| attempt.number == number)
         {

@@ -214,7 +214,7 @@ impl Seen<'_> {
             attributes.add("network.peer.port", u64::from(port));
         }
         let (ended, error) = match ended {
-            Some((when, AttemptEnd::Answered(status))) => {
+            Some((when, AttemptEnd::Answered(status, _))) => {
                 attributes.add("http.response.status_code", u64::from(status.as_u16()));
                 attributes.add("http.status_code", status.as_u16().to_string());
                 (self.at(*when), Some(Cow::Owned(format!("answered {}, and tried again", status.as_u16()))))

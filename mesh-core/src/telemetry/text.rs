@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::fmt::{Display, Write};
 use std::time::Instant;
 
-use crate::histogram::BOUNDS;
 
 use super::writer::{Kind, MetricsWriter, Value};
 
@@ -45,11 +44,11 @@ impl MetricsWriter for Exposition {
         match value {
             Value::Count(count) => self.line("", labels, None, count),
             Value::Amount(amount) => self.line("", labels, None, amount),
-            Value::Histogram(counts, sum) => {
+            Value::Histogram { bounds, counts, sum } => {
                 let mut total = 0;
                 for (at, count) in counts.iter().enumerate() {
                     total += count;
-                    let bound = BOUNDS.get(at).map_or_else(|| "+Inf".to_owned(), f64::to_string);
+                    let bound = bounds.get(at).map_or_else(|| "+Inf".to_owned(), f64::to_string);
                     self.line("_bucket", labels, Some(("le", &bound)), total);
                 }
                 self.line("_sum", labels, None, sum);

@@ -31,8 +31,15 @@ pub enum Value<'a> {
     Count(u64),
     /// How much.
     Amount(f64),
-    /// How many values are in each bucket of [`BOUNDS`], and beyond the last one, and the sum of all.
-    Histogram(&'a [u64; BOUNDS.len() + 1], f64),
+    /// How many values there are by their size.
+    Histogram {
+        /// The upper bounds of the buckets.
+        bounds: &'a [f64],
+        /// How many values are in each bucket, and beyond the last one.
+        counts: &'a [u64],
+        /// The sum of all values.
+        sum: f64,
+    },
 }
 
 impl From<u64> for Value<'_> {
@@ -77,7 +84,8 @@ pub fn write_standard(all: &[Arc<Series>], to: &mut dyn MetricsWriter) {
                 }
                 Read::Histogram(read) => {
                     let (counts, sum) = read(series).read();
-                    to.sample(&labels, Value::Histogram(&counts, sum), Some(series.since));
+                    let value = Value::Histogram { bounds: &BOUNDS, counts: &counts, sum };
+                    to.sample(&labels, value, Some(series.since));
                 }
             }
         }

@@ -5,5 +5,6 @@ mod foreign_answers;
 mod health;
 mod identities;
 mod load_reports;
+mod metrics;
 mod streams;
 mod support;

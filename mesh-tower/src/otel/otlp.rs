@@ -15,7 +15,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use mesh_core::printable::printable;
-use mesh_core::telemetry::{BOUNDS, Kind, MetricsWriter, Value};
+use mesh_core::telemetry::{Kind, MetricsWriter, Value};
 use mesh_core::workload::Workload;
 // The answers of all three have the same fields by other names.
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse as Answer;
@@ -143,7 +143,7 @@ impl MetricsWriter for Page<'_> {
             (Data::Gauge(gauge), value) => {
                 gauge.data_points.push(NumberDataPoint { attributes, time_unix_nano, ..number(value) });
             }
-            (Data::Histogram(histogram), Value::Histogram(counts, sum)) => {
+            (Data::Histogram(histogram), Value::Histogram { bounds, counts, sum }) => {
                 histogram.data_points.push(HistogramDataPoint {
                     attributes,
                     start_time_unix_nano,
@@ -151,7 +151,7 @@ impl MetricsWriter for Page<'_> {
                     count: counts.iter().sum(),
                     sum: Some(sum),
                     bucket_counts: counts.to_vec(),
-                    explicit_bounds: BOUNDS.to_vec(),
+                    explicit_bounds: bounds.to_vec(),
                     ..HistogramDataPoint::default()
                 });
             }

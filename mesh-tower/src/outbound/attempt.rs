@@ -19,7 +19,7 @@ use mesh_core::live_trace::{MARK, Stage};
 use mesh_core::load_report::LoadReport;
 use mesh_core::model::{BalancerPolicy, Cluster, RetryConditions, RetryPolicy, RouteAction};
 use mesh_core::outlier::Outcome as Outlier;
-use mesh_core::request_info::{AttemptEnd, Criticality, EXPECTED_TIMEOUT, Repeat, RequestInfo};
+use mesh_core::request_info::{AttemptEnd, Criticality, EXPECTED_TIMEOUT, Repeat, RequestInfo, grpc_status};
 use mesh_core::response_flags::ResponseFlags;
 use mesh_core::retry::{self, Outcome, RetryDecision};
 use mesh_core::state::{EndpointState, RetryPermit, RetryPrice, TooManyRetries};
@@ -538,7 +538,8 @@ impl<T: Transport> ActiveRequest<T> {
         let Again::Wanted(retry) = attempt.again(&route, outcome, &mut self.info) else { return None };
         let request = self.replay.restore()?;
         self.info.note_event("attempt answered", || json!({"status": response.status().as_u16()}));
-        self.info.note_attempt_end(attempt.number, AttemptEnd::Answered(response.status()));
+        let end = AttemptEnd::Answered(response.status(), grpc_status(response.headers()));
+        self.info.note_attempt_end(attempt.number, end);
         // An answer that is not read leaves its connection in no state to be used again.
         self.give_up(response.body().is_end_stream());
         Some((self.pause(retry), request))
@@ -546,9 +547,10 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// The present try was answered, which is not the end of the request.
     #[cold]
-    pub(super) fn note_answered(&mut self, status: StatusCode) {
+    pub(super) fn note_answered(&mut self, response: &Response<T::Body>) {
         if let Some(attempt) = &self.attempt {
-            self.info.note_attempt_end(attempt.number, AttemptEnd::Answered(status));
+            let end = AttemptEnd::Answered(response.status(), grpc_status(response.headers()));
+            self.info.note_attempt_end(attempt.number, end);
         }
     }
 

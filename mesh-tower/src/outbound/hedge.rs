@@ -8,7 +8,7 @@ use std::time::Instant;
 use http::Response;
 use http::request::Parts;
 use mesh_core::error::MeshError;
-use mesh_core::request_info::AttemptEnd;
+use mesh_core::request_info::{AttemptEnd, grpc_status};
 use mesh_core::retry::{self, Outcome};
 
 use super::attempt::policy;
@@ -81,7 +81,8 @@ impl<T: Transport> ActiveRequest<T> {
         rival.attempt.note_answer(response.status(), response.headers(), &route, &mut self.info);
         let outcome = Outcome::Answered(response.status(), response.headers());
         if !is_last && retry::wants(policy(&route), outcome, &self.info) {
-            self.info.note_attempt_end(rival.attempt.number, AttemptEnd::Answered(response.status()));
+            let end = AttemptEnd::Answered(response.status(), grpc_status(response.headers()));
+            self.info.note_attempt_end(rival.attempt.number, end);
             return None;
         }
         if let Some((present, _)) = self.end_attempt() {

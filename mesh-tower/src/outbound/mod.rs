@@ -246,7 +246,7 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                     }
                     Poll::Ready(Ok(response)) => match this.request.try_again_after(&response) {
                         None if this.request.waits_for_a_better(&response) => {
-                            this.request.note_answered(response.status());
+                            this.request.note_answered(&response);
                             this.request.give_up(response.body().is_end_stream());
                             None
                         }

@@ -27,6 +27,7 @@ use crate::filters::{self, Passage};
 use crate::followed;
 use crate::inherited;
 use crate::reply;
+use crate::telemetry::Telemetry;
 use crate::transport::Transport;
 use crate::uri::strip_user;
 
@@ -95,6 +96,10 @@ fn observe(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
     });
     if info.wants_head() {
         note_head(info, head);
+    }
+    if let Some(grpc) = context.telemetry.as_deref().and_then(Telemetry::grpc).filter(|_| info.is_grpc) {
+        let call = grpc.client(head.uri.path(), info.authority());
+        info.note_call(call);
     }
 }
 

@@ -111,6 +111,9 @@ impl ServerContext {
             let (source, is_secured, wants) = telemetry.source(request.headers_mut(), connection.as_deref(), began);
             facts.info.note_source(source, is_secured);
             facts.introduces = wants.then(|| Arc::clone(telemetry));
+            if let Some(grpc) = telemetry.grpc().filter(|_| is_grpc(request.headers())) {
+                facts.info.note_call(grpc.server(request.uri().path()));
+            }
         }
         if is_looking { self.follow(Some(facts), request) } else { Some(facts) }
     }
