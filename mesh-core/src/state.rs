@@ -37,6 +37,7 @@ pub use decided::{Decided, Decision, NO_RULE};
 pub use health::HealthNews;
 pub use leaving::Leaving;
 pub use limited::{LimitCounts, Limited};
+pub use load::{LoadWeight, LoadWeightCounts};
 pub use retries::{RetryPermit, RetryPrice, TooManyRetries};
 pub use traffic::{ClusterTraffic, LocalityFigures, ReportedTry, Traffic};
 pub use usage::{ConnectionPermit, Freed, HostConnections, PendingPermit, Usage};
@@ -368,6 +369,8 @@ impl Drop for InFlight {
 pub struct ClusterState {
     /// The position of round robin, one for all priorities.
     pub round_robin: AtomicU32,
+    /// What is known of the loads of its endpoints, where they are balanced by that.
+    pub load_weights: LoadWeightCounts,
     /// By which this client differs from others.
     seed: u64,
     certificates: Arc<Certificates>,

@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use mesh_core::client_status::{ClientStatus, ResourceState, ServerStatus};
 use mesh_core::model::MetricRules;
 use mesh_core::resources::ResourceType;
+use mesh_core::state::LoadWeightCounts;
 use mesh_core::store::ServerState;
-use mesh_core::telemetry::{Exposition, Kind, Metrics, MetricsWriter, Reporter, Value, write_standard};
+use mesh_core::telemetry::{BOUNDS, Exposition, Kind, Metrics, MetricsWriter, Reporter, Value, write_standard};
+use mesh_core::view::Leaf;
 
 use crate::mesh::Mesh;
 
@@ -179,6 +182,7 @@ impl Mesh {
                 to.sample(&[("cluster", cluster.as_str())], read(one).into(), None);
             }
         }
+        self.load_weights(to);
         to.family("mesh_cluster_endpoints", Kind::Gauge, "Endpoints, by what this process knows of them.");
         for (cluster, one) in &clusters {
             for (state, count) in
@@ -186,6 +190,51 @@ impl Mesh {
             {
                 to.sample(&[("cluster", cluster.as_str()), ("state", state)], count.into(), None);
             }
+        }
+    }
+
+    /// Clusters whose endpoints are balanced by their loads, by the names that gRPC has for that (gRFC A78, A89).
+    fn load_weights(&self, to: &mut dyn MetricsWriter) {
+        let views = self.store().targets().list();
+        let views = views.iter().filter_map(|entry| entry.peek());
+        let leaves =
+            views.flat_map(|view| view.clusters().iter().flat_map(|it| it.leaves().to_vec()).collect::<Vec<_>>());
+        let leaves = leaves.filter(|leaf| leaf.cluster.balancer.load_weights().is_some());
+        let by_name: BTreeMap<String, Leaf> = leaves.map(|leaf| (leaf.cluster.name.to_string(), leaf)).collect();
+        if by_name.is_empty() {
+            return;
+        }
+        type Read = fn(&LoadWeightCounts) -> &AtomicU64;
+        let counters: [(&str, &str, Read); 3] = [
+            (
+                "grpc.lb.wrr.rr_fallback",
+                "Times that the loads of too few endpoints were known, so that they take turns.",
+                |counts| &counts.fallbacks,
+            ),
+            (
+                "grpc.lb.wrr.endpoint_weight_not_yet_usable",
+                "Endpoints without a weight yet, whenever weights were taken in.",
+                |counts| &counts.not_yet,
+            ),
+            (
+                "grpc.lb.wrr.endpoint_weight_stale",
+                "Endpoints whose weight was too old, whenever weights were taken in.",
+                |counts| &counts.stale,
+            ),
+        ];
+        for (name, help, read) in counters {
+            to.family(name, Kind::Counter, help);
+            for (cluster, leaf) in &by_name {
+                let count = read(&leaf.state.load_weights).load(Ordering::Relaxed);
+                to.sample(&[("grpc.lb.backend_service", cluster.as_str())], count.into(), None);
+            }
+        }
+        let help = "The weights of endpoints, whenever they were taken in.";
+        to.family("grpc.lb.wrr.endpoint_weights", Kind::Histogram, help);
+        for (cluster, leaf) in &by_name {
+            let (counts, sum) = leaf.state.load_weights.weights.read();
+            let value = Value::Histogram { bounds: &BOUNDS, counts: &counts, sum };
+            to.sample(&[("grpc.lb.backend_service", cluster.as_str())], value, None);
         }
     }
 

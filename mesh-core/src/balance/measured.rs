@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use super::policies::{RoundRobin, by_turns};
 use super::{EndpointSet, LoadBalancer, PickArgs, Picker};
 use crate::model::LoadWeights;
-use crate::state::{EndpointState, lock};
+use crate::state::{EndpointState, LoadWeight, lock};
 
 /// One endpoint after the other, each in proportion to what it can do for its load as it says itself.
 #[derive(Clone, Debug)]
@@ -53,9 +53,12 @@ impl Picker for ByLoad {
             return;
         }
         *updated = Some(now);
-        let known: Vec<Option<f64>> =
-            (0..set.len()).map(|at| set.get(at).and_then(|one| one.load_weight(&self.config, now))).collect();
-        self.strides.store(strides(set, &known));
+        let known = (0..set.len()).filter_map(|at| set.get(at)).map(|one| one.load_weight(&self.config, now));
+        let known: Vec<LoadWeight> = known.collect();
+        let weights: Vec<Option<f64>> = known.iter().map(|known| known.usable()).collect();
+        let strides = strides(set, &weights);
+        set.cluster().load_weights.note(&known, strides.is_none());
+        self.strides.store(strides);
     }
 }
 

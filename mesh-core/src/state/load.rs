@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::{EndpointState, lock};
+use crate::histogram::Histogram;
 use crate::load_report::LoadReport;
 use crate::model::LoadWeights;
 
@@ -16,9 +17,58 @@ pub(super) struct Load(Mutex<Option<Known>>);
 #[derive(Clone, Copy, Debug)]
 struct Known {
     weight: f64,
-    /// Since when there have been weights without a break.
-    since: Instant,
+    /// Since when there have been weights without a break; `None` after the last one became too old.
+    since: Option<Instant>,
     updated: Instant,
+}
+
+/// What is known of an endpoint's load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum LoadWeight {
+    /// Its weight.
+    Usable(f64),
+    /// It has reported nothing yet, or not for long enough.
+    NotYet,
+    /// It was heard of last too long ago.
+    Stale,
+}
+
+impl LoadWeight {
+    /// The weight, where there is one.
+    pub fn usable(self) -> Option<f64> {
+        match self {
+            LoadWeight::Usable(weight) => Some(weight),
+            LoadWeight::NotYet | LoadWeight::Stale => None,
+        }
+    }
+}
+
+/// What weighted round robin has found whenever it looked at the loads of a cluster's endpoints (gRFC A78).
+#[derive(Debug, Default)]
+pub struct LoadWeightCounts {
+    /// Times that too few of them were known, so that endpoints take turns.
+    pub fallbacks: AtomicU64,
+    /// Endpoints without a weight yet.
+    pub not_yet: AtomicU64,
+    /// Endpoints whose weight was too old.
+    pub stale: AtomicU64,
+    /// The weights of the others.
+    pub weights: Histogram,
+}
+
+impl LoadWeightCounts {
+    /// Counts what was known at one look. `is_fallback`, where that was too little.
+    pub(crate) fn note(&self, known: &[LoadWeight], is_fallback: bool) {
+        self.fallbacks.fetch_add(u64::from(is_fallback), Ordering::Relaxed);
+        for weight in known {
+            match weight {
+                LoadWeight::Usable(weight) => self.weights.record((weight * 1000.0) as u64),
+                LoadWeight::NotYet => _ = self.not_yet.fetch_add(1, Ordering::Relaxed),
+                LoadWeight::Stale => _ = self.stale.fetch_add(1, Ordering::Relaxed),
+            }
+        }
+    }
 }
 
 /// The bounds of weights: what lies outside is no server's load, and the sum of any number of weights is a number.
@@ -46,20 +96,23 @@ impl EndpointState {
     pub fn note_load(&self, config: &LoadWeights, report: &LoadReport, now: Instant) {
         let Some(weight) = config.weight(report) else { return };
         let mut known = lock(&self.load.0);
-        let since = known.map_or(now, |known| known.since);
+        let since = Some(known.and_then(|known| known.since).unwrap_or(now));
         *known = Some(Known { weight, since, updated: now });
     }
 
-    /// Its weight by its load; `None` where it is too new, too old or not known.
-    pub fn load_weight(&self, config: &LoadWeights, now: Instant) -> Option<f64> {
+    /// Its weight by its load.
+    pub fn load_weight(&self, config: &LoadWeights, now: Instant) -> LoadWeight {
         let mut known = lock(&self.load.0);
-        let Known { weight, since, updated } = (*known)?;
-        if now.saturating_duration_since(updated) >= config.expiration {
+        let Some(Known { weight, since, updated }) = &mut *known else { return LoadWeight::NotYet };
+        if now.saturating_duration_since(*updated) >= config.expiration {
             // The next one is new again.
-            *known = None;
-            return None;
+            *since = None;
         }
-        (now.saturating_duration_since(since) >= config.blackout).then_some(weight)
+        match *since {
+            None => LoadWeight::Stale,
+            Some(since) if now.saturating_duration_since(since) < config.blackout => LoadWeight::NotYet,
+            Some(_) => LoadWeight::Usable(*weight),
+        }
     }
 
     /// What it reported was before it went away.
@@ -170,19 +223,20 @@ mod tests {
         let (config, endpoint, start) = (LoadWeights::default(), endpoint(), Instant::now());
         let at = |seconds: u32| start + seconds * SECOND;
         let one = report(0.5, 0.0, 100.0, 0.0);
-        assert_eq!(endpoint.load_weight(&config, start), None);
+        assert_eq!(endpoint.load_weight(&config, start), LoadWeight::NotYet);
         endpoint.note_load(&config, &one, at(0));
         endpoint.note_load(&config, &report(0.0, 0.0, 100.0, 0.0), at(5));
-        assert_eq!(endpoint.load_weight(&config, at(9)), None, "blackout");
-        assert_eq!(endpoint.load_weight(&config, at(10)), Some(200.0));
+        assert_eq!(endpoint.load_weight(&config, at(9)), LoadWeight::NotYet, "blackout");
+        assert_eq!(endpoint.load_weight(&config, at(10)), LoadWeight::Usable(200.0));
         endpoint.note_load(&config, &report(1.0, 0.0, 100.0, 0.0), at(20));
-        assert_eq!(endpoint.load_weight(&config, at(199)), Some(100.0), "3 min from the last one");
-        assert_eq!(endpoint.load_weight(&config, at(200)), None, "expired");
+        assert_eq!(endpoint.load_weight(&config, at(199)), LoadWeight::Usable(100.0), "3 min from the last one");
+        assert_eq!(endpoint.load_weight(&config, at(200)), LoadWeight::Stale, "expired");
+        assert_eq!(endpoint.load_weight(&config, at(200)), LoadWeight::Stale, "and stays so");
         endpoint.note_load(&config, &one, at(201));
-        assert_eq!(endpoint.load_weight(&config, at(205)), None, "blackout again");
-        assert_eq!(endpoint.load_weight(&config, at(211)), Some(200.0));
+        assert_eq!(endpoint.load_weight(&config, at(205)), LoadWeight::NotYet, "blackout again");
+        assert_eq!(endpoint.load_weight(&config, at(211)), LoadWeight::Usable(200.0));
         endpoint.note_unreachable(at(212), &mut fastrand::Rng::with_seed(1));
-        assert_eq!(endpoint.load_weight(&config, at(213)), None, "it may be another process by now");
+        assert_eq!(endpoint.load_weight(&config, at(213)), LoadWeight::NotYet, "it may be another process by now");
     }
 
     #[test]

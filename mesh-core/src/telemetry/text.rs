@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::fmt::{Display, Write};
 use std::time::Instant;
 
-
 use super::writer::{Kind, MetricsWriter, Value};
 
 /// A text for Prometheus, written family by family. No value of a label can end it, whatever is in it. Names with points in them

@@ -100,6 +100,15 @@ spec: {{host: calculator.example.com}}
         assert!(started.elapsed() < Duration::from_secs(20), "what changed is never taken in");
     }
     assert!(small.reports.load(Ordering::SeqCst) > 1, "they come again and again");
+    // By the names of gRPC: some of it was not known at first, and all of it later.
+    let text = mesh.prometheus();
+    let counted = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(&format!("grpc_lb_wrr_{name}{{grpc_lb_backend_service=")));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).unwrap_or_else(|| panic!("{name}: {text}"))
+    };
+    assert!(counted("rr_fallback_total") > 0 && counted("endpoint_weight_not_yet_usable_total") > 0, "{text}");
+    assert!(counted("endpoint_weights_count") > 1, "{text}");
+    assert_eq!(counted("endpoint_weight_stale_total"), 0);
     for server in [large, small] {
         server.mesh.drain().begin().await;
         within(server.ended).await.unwrap().unwrap();

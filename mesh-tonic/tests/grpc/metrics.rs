@@ -88,7 +88,9 @@ async fn calls_and_their_tries_count_by_the_names_of_grpc() {
         // A message of two bytes, without what stands before it.
         format!("grpc_client_attempt_sent_total_compressed_message_size_sum{{{of_client},grpc_status=\"OK\"}} 2"),
         format!("grpc_client_attempt_rcvd_total_compressed_message_size_sum{{{of_client},grpc_status=\"OK\"}} 2"),
-        format!("grpc_client_attempt_sent_total_compressed_message_size_bucket{{{of_client},grpc_status=\"OK\",le=\"1024\"}} 1"),
+        format!(
+            "grpc_client_attempt_sent_total_compressed_message_size_bucket{{{of_client},grpc_status=\"OK\",le=\"1024\"}} 1"
+        ),
     ] {
         assert!(text.lines().any(|line| line == expected), "{expected}\n{text}");
     }
