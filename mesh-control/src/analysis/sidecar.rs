@@ -76,7 +76,7 @@ impl<'a> Known<'a> {
             None => {
                 self.by_host.get(import.host.as_str()).is_some_and(of_namespace)
                     || policy.services.refused(&import.host, own).is_some()
-                    || policy.virtual_services.describes(&import.host)
+                    || policy.virtual_services.describes(&import.host, own)
             }
         }
     }

@@ -74,7 +74,9 @@ impl Seen {
     pub(crate) fn of_target(snapshot: &Snapshot, client: &Client, target: &str) -> Result<Seen, MeshError> {
         let Some(listener) = resource(snapshot, client, Kind::Listener, target)? else {
             let why = snapshot.absence(client, Kind::Listener, target);
-            let why = why.unwrap_or_else(|| "no object describes it, and such hosts are not called".to_owned());
+            let why = why.unwrap_or_else(|| {
+                "an object describes it that has nothing for this client, and such hosts are not called".to_owned()
+            });
             return Err(MeshError::new(ErrorKind::UnknownTarget, format!("listener {target}: {why}")));
         };
         let Resource::Listener(listener) = listener else { return Err(other(target)) };

@@ -128,9 +128,10 @@ impl DestinationRules {
         self.by_namespace.values().flatten().filter(move |rule| covers(&rule.host, host))
     }
 
-    /// Whether any rule, whoever it is for, is for this host.
-    pub fn describes(&self, host: &str) -> bool {
-        self.of_host(host).next().is_some()
+    /// Whether any rule that this client sees says how this host is called: one of its own, or one that wants more than
+    /// plaintext. What a rule for `*` says else is said of services that there are.
+    pub fn describes(&self, host: &str, client: &View) -> bool {
+        self.of_host(host).filter(|rule| rule.visibility.includes(&client.namespace)).any(|rule| rule.is_of_its_own())
     }
 
     /// The namespaces that have rules.
@@ -151,6 +152,19 @@ impl MergedRule {
     /// Why nobody knows what it says, where its object is wrong.
     pub fn refused(&self) -> Option<&Arc<str>> {
         self.refused.as_ref()
+    }
+
+    /// Whether it is for one host, or such that nobody may pass it by: it asks for TLS, or nobody knows what it asks for.
+    fn is_of_its_own(&self) -> bool {
+        let asks = |tls: &Option<ClientTls>| {
+            tls.as_ref().is_some_and(|tls| matches!(tls.mode, Some(TlsMode::Simple | TlsMode::Mutual)))
+        };
+        let policy = self.policy.as_ref().map(|policy| &policy.part);
+        !self.host.starts_with('*')
+            || self.refused.is_some()
+            || policy.is_some_and(|policy| {
+                asks(&policy.tls) || policy.port_level_settings.iter().any(|port| asks(&port.tls))
+            })
     }
 
     /// Whether it defines a subset of this name.

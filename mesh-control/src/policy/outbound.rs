@@ -20,8 +20,8 @@ pub enum OutboundTrafficPolicy {
 
 impl Policy {
     /// What becomes of a call to this target, `host:port`, that is nothing for the client: whether it passes by all that is configured,
-    /// or is refused. A name that any object has something to say of never passes, whoever may see that object, whatever its ports
-    /// are, and whether or not it is right. `None` where that is not known, for something cannot be read that may describe it.
+    /// or is refused. A name never passes that any object has something to say of which the client sees, whatever its ports are, and
+    /// whether or not it is right; nor does one of a service of the cluster, whoever sees that. `None` where that is not known, for something cannot be read that may describe it.
     pub fn beside_the_mesh(&self, target: &str, view: &View) -> Option<OutboundTrafficPolicy> {
         let outbound = self.outbound(view);
         let is_meant = match outbound {
@@ -92,12 +92,12 @@ impl Policy {
         Some(format!("{} does not have {host} among the hosts of its egress", scope.object.meta.id()))
     }
 
-    /// Whether no object speaks of this target.
+    /// Whether no object that the client sees speaks of this target.
     pub fn is_undescribed(&self, target: &str, view: &View) -> bool {
         let is_described = |host: &String| {
-            self.services.describes(host)
-                || self.virtual_services.describes(host)
-                || self.destination_rules.describes(host)
+            self.services.describes(host, &view.namespace)
+                || self.virtual_services.describes(host, &view.namespace)
+                || self.destination_rules.describes(host, view)
         };
         host_of(target).is_some_and(|host| !candidates(host, &view.namespace).iter().any(is_described))
     }

@@ -151,9 +151,12 @@ impl VirtualServices {
             .is_some_and(|entry| entry.hosts.iter().any(|pattern| pattern != "*" && covers(pattern, host)))
     }
 
-    /// Whether any object, whoever sees it, has this host among its own.
-    pub fn describes(&self, host: &str) -> bool {
-        self.exact.contains_key(host) || self.wildcards.iter().any(|(pattern, _)| covers(pattern, host))
+    /// Whether any object that clients of this namespace see has this host among its own.
+    pub fn describes(&self, host: &str, client_namespace: &str) -> bool {
+        let covering = self.wildcards.iter().filter(|(pattern, _)| covers(pattern, host)).map(|(_, indexes)| indexes);
+        let indexes = self.exact.get(host).into_iter().chain(covering).flatten();
+        let mut entries = indexes.filter_map(|index| self.entries.get(*index));
+        entries.any(|entry| entry.visibility.includes(client_namespace))
     }
 
     /// All of them.

@@ -250,12 +250,20 @@ impl Services {
         self.best(self.aliases.get(host)?, client_namespace)
     }
 
-    /// Whether any service, whoever sees it, answers to this full host name, or would by this short one in its namespace.
-    pub fn describes(&self, host: &str) -> bool {
-        self.by_host.contains_key(host)
-            || self.wildcards.iter().any(|(pattern, _)| host::covers(pattern, host))
+    /// Whether a service that clients of this namespace see answers to this full host name, or one of the cluster, whoever
+    /// sees that, or would by this short one in its namespace.
+    pub fn describes(&self, host: &str, client_namespace: &str) -> bool {
+        let covering = self.wildcards.iter().filter(|(pattern, _)| host::covers(pattern, host)).map(|(_, ids)| ids);
+        let mut ids = self.by_host.get(host).into_iter().chain(covering).flatten();
+        let is_meant = |service: &Arc<Service>| {
+            service.visibility.includes(client_namespace) || host::name_in_cluster(&service.host).is_some()
+        };
+        ids.any(|id| self.get(*id).is_some_and(is_meant))
             || self.all.iter().any(|service| *service.name == *host)
-            || self.refused.iter().any(|refused| host::covers(&refused.host, host))
+            || self
+                .refused
+                .iter()
+                .any(|refused| refused.visibility.includes(client_namespace) && host::covers(&refused.host, host))
     }
 
     fn best(&self, ids: &[ServiceId], client_namespace: &str) -> Option<(ServiceId, &Arc<Service>)> {

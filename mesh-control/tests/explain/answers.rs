@@ -204,6 +204,47 @@ fn a_host_that_nothing_describes_follows_the_settings_of_the_mesh() {
     check(&format!("{SHOP}{settings}"), &[(request, refused)]);
 }
 
+/// A rule that a client does not see takes no host of the world away from it.
+#[test]
+fn a_host_is_described_to_those_who_see_an_object_that_does() {
+    let rule = |kind: &str, spec: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: own, namespace: own}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let destination = |host: &str, more: &str| rule("DestinationRule", &format!("host: '{host}'{more}"));
+    let (private, tls) = (", exportTo: [.]", ", trafficPolicy: {tls: {mode: SIMPLE}}");
+    let routes = "http: [{route: [{destination: {host: other.example.org}}]}]";
+    let entry = "resolution: DNS, location: MESH_EXTERNAL, ports: [{number: 443, name: tls, protocol: TLS}]";
+    // An object of the namespace `own`, and whether others, and it, are refused at port 80.
+    for (object, others, own) in [
+        (destination("*", private), false, false),
+        (destination("*", ""), false, false),
+        (destination("*.example.org", ""), false, false),
+        (destination("*.example.org", tls), true, true),
+        (destination("*.example.org", &format!("{tls}{private}")), false, true),
+        (destination("pay.example.org", private), false, true),
+        (destination("pay.example.org", ""), true, true),
+        (rule("VirtualService", &format!("hosts: [pay.example.org], {routes}{private}")), false, true),
+        (rule("VirtualService", &format!("hosts: ['*.example.org'], {routes}{private}")), false, true),
+        (rule("ServiceEntry", &format!("hosts: [pay.example.org], {entry}{private}")), false, true),
+        (rule("ServiceEntry", &format!("hosts: [pay.example.org], {entry}")), true, true),
+    ] {
+        for (namespace, is_refused) in [("shop", others), ("own", own)] {
+            let request = format!(r#"{{"source": {{"namespace": "{namespace}"}}, "host": "pay.example.org"}}"#);
+            let outcome = if is_refused { "error" } else { "forward" };
+            let is_routed = namespace == "own" && object.contains("VirtualService");
+            let expected = if is_routed { json!({}) } else { json!({"outcome": outcome}) };
+            check(&format!("{SHOP}{object}"), &[(&request, expected)]);
+        }
+    }
+    // A service of the cluster is none of the world's, whoever sees it.
+    let hidden = "---\napiVersion: v1\nkind: Service\nmetadata: {name: hidden, namespace: own, annotations: {networking.istio.io/exportTo: .}}\n\
+                  spec: {selector: {app: hidden}, ports: [{name: http, port: 80}]}\n";
+    let request = r#"{"source": {"namespace": "shop"}, "host": "hidden.own.svc.cluster.local"}"#;
+    check(&format!("{SHOP}{hidden}"), &[(request, json!({"outcome": "error"}))]);
+}
+
 #[test]
 fn what_reaches_a_server_goes_to_its_application_with_the_path_that_this_sees() {
     let guarded = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: shop}\nspec: {action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}\n";
@@ -560,7 +601,15 @@ outboundTrafficPolicy: {mode: ALLOW_ANY}
 fn explain_fails_where_the_request_does_and_takes_no_scheme_that_is_none_of_the_mesh() {
     let dir = dir_of(&format!(
         "{SHOP}{}",
-        rules("  - match: [{uri: {prefix: /a}}]\n    route: [{destination: {host: reviews}}]\n")
+        rules(
+            "  - match: [{uri: {prefix: /a}}]
+    route: [{destination: {host: reviews}}]
+  - match: [{uri: {prefix: /lost}}]
+    route: [{destination: {host: reviews, subset: v9}}]
+  - match: [{uri: {prefix: /half}}]
+    route: [{destination: {host: reviews, subset: v9}, weight: 1}, {destination: {host: reviews}, weight: 99}]
+"
+        )
     ));
     let explain = |url: &str| {
         let output = run(&["explain", "--config", ".", "--from", "shop/reviews", "GET", url], dir.path(), "");
@@ -570,6 +619,8 @@ fn explain_fails_where_the_request_does_and_takes_no_scheme_that_is_none_of_the_
     for (url, code, expected) in [
         ("http://reviews/a", 0, "cluster outbound|80||reviews"),
         ("http://reviews/b", 1, "error: "),
+        ("http://reviews/lost", 1, "error: cluster outbound|80|v9|reviews.shop.svc.cluster.local leads nowhere"),
+        ("http://reviews/half", 0, "problem: cluster outbound|80|v9|reviews.shop.svc.cluster.local leads nowhere"),
         ("http://reviews:81/a", 1, "error: "),
         ("https://reviews:80/a", 1, "https is not for the mesh"),
         ("https://nobody.example.com/a", 0, "PassthroughCluster"),

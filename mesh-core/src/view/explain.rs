@@ -246,6 +246,7 @@ impl Explanation {
     fn outcome(&self) -> &'static str {
         match self.route.as_ref().map(|route| &route.route.action) {
             _ if self.error.is_some() => "error",
+            Some(RouteAction::Forward(_)) if self.unusable().is_some() => "error",
             Some(RouteAction::Forward(_)) => "forward",
             Some(RouteAction::Redirect(_)) => "redirect",
             Some(RouteAction::Direct(_)) => "direct",
@@ -254,9 +255,18 @@ impl Explanation {
         }
     }
 
+    /// Why none of the clusters can be used that get requests.
+    fn unusable(&self) -> Option<&Arc<str>> {
+        let mut asked =
+            self.clusters.iter().filter(|cluster| cluster.weight > 0).map(|cluster| cluster.problem.as_ref());
+        let first = asked.next()??;
+        asked.all(|problem| problem.is_some()).then_some(first)
+    }
+
     fn error(&self) -> Option<String> {
         let of_route = || match self.route.as_ref().map(|route| &route.route.action) {
             Some(RouteAction::Unusable(reason)) => Some(reason.to_string()),
+            Some(RouteAction::Forward(_)) => self.unusable().map(ToString::to_string),
             _ => None,
         };
         self.error.as_ref().map(ToString::to_string).or_else(of_route)
