@@ -4,6 +4,8 @@
 //! Each domain has its own roots, and they vouch for nobody else. What cannot be used leaves in force what was said before, and
 //! so does what is older than that: whoever puts it back lets in again who was revoked since. Where there is a state directory, what
 //! is in force is kept there, so that a restart changes nothing of it. A file beside an endpoint counts until the first fetch.
+//!
+//! No domain can hold up another: neither by a copy of a root that the other one is about to use, nor by what its bundle weighs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,7 +41,7 @@ pub struct TrustBundle {
     pub ends: Option<SystemTime>,
     /// Its number, where it has SPIFFE's form.
     pub sequence: Option<u64>,
-    /// Why what is in force is not what is there, or nothing is.
+    /// Why what is in force is not what is there, or nothing is; or that another domain has a root of it, too.
     pub problem: Option<String>,
 }
 
@@ -85,6 +87,7 @@ struct Followed {
 
 struct Good {
     roots: Vec<CertificateDer<'static>>,
+    keys: Vec<Vec<u8>>,
     lists: Revoked,
     revoked: String,
     sequence: Option<u64>,
@@ -213,7 +216,13 @@ impl Federation {
     }
 
     pub(super) fn report(&self, now: SystemTime) -> Vec<TrustBundle> {
-        lock(&self.followed).iter().map(|one| one.report(now)).collect()
+        let followed = lock(&self.followed);
+        let report = |one: &Followed| {
+            let mut report = one.report(now);
+            report.problem = report.problem.or_else(|| one.shares_with(&followed));
+            report
+        };
+        followed.iter().map(report).collect()
     }
 }
 
@@ -259,6 +268,11 @@ fn pass(followed: &mut [Followed], own: &[CertificateDer<'static>], now: SystemT
     is_news
 }
 
+/// The public keys of roots.
+fn keys(roots: &[CertificateDer<'_>]) -> Vec<Vec<u8>> {
+    roots.iter().filter_map(|root| Some(parsed(root).ok()?.public_key().raw.to_vec())).collect()
+}
+
 impl Good {
     /// What workloads would make of it is tried.
     fn new(
@@ -273,7 +287,11 @@ impl Good {
             tried.map_err(|invalid| anyhow!("{invalid}"))?;
         }
         let size = domain.as_str().len() + text.len() + revoked.len();
-        Ok(Good { roots, lists, revoked, sequence, size })
+        Ok(Good { keys: keys(&roots), roots, lists, revoked, sequence, size })
+    }
+
+    fn has_one_of(&self, keys: &[Vec<u8>]) -> bool {
+        self.keys.iter().any(|key| keys.contains(key))
     }
 
     /// Verifiers do not look at when a root ends.
@@ -282,22 +300,30 @@ impl Good {
         self.roots.iter().filter(move |root| validity(root).is_ok_and(|(_, ends)| ends > now))
     }
 
-    /// Whether it may stand beside the roots of others.
-    fn check_beside(&self, others: &[(&str, &Good)], own: &[CertificateDer<'static>]) -> anyhow::Result<()> {
-        let of_others = others.iter().map(|(domain, good)| (*domain, &good.roots[..]));
-        for (other, roots) in of_others.chain([("the mesh", own)]) {
-            let key = |certificate: &CertificateDer<'_>| Some(parsed(certificate).ok()?.public_key().raw.to_vec());
-            let is_shared = |root| roots.iter().any(|other| key(other) == key(root));
+    /// Whether it may stand beside the roots of others. Where it has a root of those that are in force for its domain, it is that
+    /// domain's next bundle, and taken whoever else has copied a root of it: otherwise one domain could keep another one from
+    /// replacing its roots. A copy gives whoever made it nothing: it lets the other one name its workloads.
+    fn check_beside(
+        &self,
+        in_force: Option<&Good>,
+        others: &[(&str, &Good)],
+        own: &[CertificateDer<'static>],
+    ) -> anyhow::Result<()> {
+        let goes_on = in_force.is_some_and(|before| self.has_one_of(&before.keys));
+        let (own, of_others) = (keys(own), others.iter().filter(|_| !goes_on));
+        for (other, keys) in of_others.map(|(domain, good)| (*domain, &good.keys)).chain([("the mesh", &own)]) {
             ensure!(
-                !self.roots.iter().any(is_shared),
+                !self.has_one_of(keys),
                 "a root in it is one of {other}, too, so that either could name workloads of the other"
             );
         }
         let size = others.iter().map(|(_, good)| good.size).sum::<usize>() + self.size;
+        // It leaves free as much as it takes, so that there is room for what another one adds.
         ensure!(
-            size <= FOREIGN_BYTES,
-            "with it, the roots and the lists of revoked certificates of foreign trust domains have {size} bytes, and \
-             {FOREIGN_BYTES} fit into what a workload is told"
+            size + self.size <= FOREIGN_BYTES,
+            "it has {} bytes, and with it, the roots and the lists of revoked certificates of foreign trust domains have {size}; \
+             {FOREIGN_BYTES} fit into what a workload is told, and a domain has to leave free as much as it takes",
+            self.size
         );
         Ok(())
     }
@@ -349,7 +375,7 @@ impl Followed {
         now: SystemTime,
     ) -> anyhow::Result<Good> {
         let good = parse(text, &self.domain, now)?;
-        good.check_beside(others, own)?;
+        good.check_beside(self.good.as_ref(), others, own)?;
         // Without roots it trusts nobody, be it the latest or not.
         if good.roots.is_empty() {
             return Ok(good);
@@ -386,7 +412,8 @@ impl Followed {
             self.newest.note(&lists);
             self.sequence = kept.spiffe_sequence;
             let good = Good::new(&self.domain, roots, (lists, kept.revoked), kept.spiffe_sequence)?;
-            good.check_beside(others, own)?;
+            // It was in force beside those of others.
+            good.check_beside(Some(&good), others, own)?;
             Ok((good, kept.is_fetched))
         });
         match restored {
@@ -435,6 +462,19 @@ impl Followed {
             Some(_) => format!("{why}; the roots of {domain} are those that it had before"),
             None => format!("{why}; nobody of {domain} is trusted"),
         }
+    }
+
+    /// Who else has a root of it.
+    fn shares_with(&self, all: &[Followed]) -> Option<String> {
+        let shares = |other: &&Followed| {
+            let both = self.good.as_ref().zip(other.good.as_ref());
+            other.domain != self.domain && both.is_some_and(|(good, other)| good.has_one_of(&other.keys))
+        };
+        let other = &all.iter().find(shares)?.domain;
+        let source = self.source();
+        Some(format!(
+            "{source}: a root in it is one of {other}, too, so that whoever has its key can name workloads of both"
+        ))
     }
 
     /// Why it could not be fetched.

@@ -166,3 +166,62 @@ fn what_does_not_fit_into_an_answer_to_a_workload_is_not_put_in_force_and_told()
     assert!(problem(&authority).contains("fit into what a workload is told"), "{}", problem(&authority));
     assert!(in_force(&authority).contains(root.pem.lines().nth(1).expect("a line")));
 }
+
+#[test]
+fn m11_no_domain_holds_up_the_roots_of_another_by_copies_of_them_nor_by_the_size_of_its_own() {
+    let (dir, state) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let [old, new, other, third] = ["old", "new", "other", "third"].map(|name| self_signed(ca_params(name)).pem);
+    let file = |domain: &str| dir.path().join(domain);
+    let put = |domain: &str, roots: &[&String]| {
+        fs::write(file(domain), roots.iter().map(|root| root.as_str()).collect::<String>()).expect("written");
+    };
+    // Whoever copies is looked at first.
+    let trusting = |state| {
+        let authority = CertificateAuthority::in_memory(TrustDomain::default(), at(NOW)).expect("an authority");
+        let files = ["copier", "partner"].map(|domain| (domain.parse().expect("a domain"), file(domain)));
+        authority.trust_bundles(files.into(), vec![], state, at(NOW)).expect("followed")
+    };
+    let in_force = |authority: &CertificateAuthority, domain: &str| {
+        let roots = authority.trusted().1.get(domain).cloned().unwrap_or_default();
+        [&old, &new, &other, &third].map(|root| roots.contains(root.as_str()))
+    };
+    let problems = |authority: &CertificateAuthority| {
+        let all = authority.federated(at(NOW)).into_iter();
+        all.map(|bundle| bundle.problem.unwrap_or_default()).collect::<Vec<_>>()
+    };
+    put("copier", &[&other]);
+    put("partner", &[&old]);
+    let authority = trusting(Some(state.path()));
+    assert_eq!(problems(&authority), ["", ""]);
+    // The next root of the partner is known to everybody before it comes here.
+    put("copier", &[&other, &new]);
+    assert!(authority.look_for_trust(at(NOW)));
+    for (roots, expected) in [(&[&old, &new][..], [true, true, false, false]), (&[&new], [false, true, false, false])] {
+        put("partner", roots);
+        assert!(authority.look_for_trust(at(NOW)), "{:?}", problems(&authority));
+        assert_eq!(in_force(&authority, "partner"), expected);
+        let told = problems(&authority);
+        assert!(told[0].contains("is one of partner, too") && told[1].contains("is one of copier, too"), "{told:?}");
+        let anew = trusting(Some(state.path()));
+        assert_eq!(in_force(&anew, "partner"), expected, "after a restart: {:?}", problems(&anew));
+    }
+    put("copier", &[&other]);
+    assert!(authority.look_for_trust(at(NOW)));
+    assert_eq!(problems(&authority), ["", ""]);
+    // What does not go on from what is in force may be somebody else's by mistake.
+    put("copier", &[&third, &new]);
+    assert!(!authority.look_for_trust(at(NOW)));
+    assert!(
+        problems(&authority)[0].contains("a root in it is one of partner, too, so that"),
+        "{:?}",
+        problems(&authority)
+    );
+    assert_eq!(in_force(&authority, "copier"), [false, false, true, false]);
+    let anew = trusting(None);
+    assert!(problems(&anew)[1].contains("a root in it is one of copier, too, so that"), "{:?}", problems(&anew));
+
+    let large = large_root().pem;
+    put("copier", &vec![&large; FOREIGN_BYTES / large.len() / 2 + 1]);
+    assert!(!authority.look_for_trust(at(NOW)));
+    assert!(problems(&authority)[0].contains("has to leave free as much as it takes"), "{:?}", problems(&authority));
+}
