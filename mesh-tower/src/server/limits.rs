@@ -28,7 +28,8 @@ pub struct Limits {
     pub half_close_timeout: Duration,
     /// How long a client may take next to nothing (16 KiB) of answers that are there for it, while it waits for nothing else:
     /// it would hold them for ever. Then the connection is closed. Over HTTP/2, an answer of which it takes nothing for as long is
-    /// reset, though it goes on with others. 5 min by default, as Envoy gives a stream.
+    /// reset, though it goes on with others; but for its last 16 KiB, which stay with the connection and take the place of a stream. 5
+    /// min by default, as Envoy gives a stream.
     pub stall_timeout: Duration,
     /// What a client may send ahead of what is read, by HTTP/2 stream, in bytes. 256 KiB by default.
     pub stream_window: u32,

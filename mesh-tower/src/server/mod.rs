@@ -24,6 +24,7 @@ mod response;
 mod serve;
 mod stalled;
 mod tcp;
+mod trailers;
 mod untold;
 
 use std::io;

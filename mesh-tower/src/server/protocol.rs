@@ -1,5 +1,5 @@
 //! What a connection speaks, told by its first bytes; and of HTTP/2 the frames that carry no request, each of which costs a server
-//! more than it says (RFC 9113, 10.5).
+//! more than it says (RFC 9113, 10.5), and trailers that are malformed.
 //!
 //! Bytes are looked at as they are read, whoever serves the connection. Nothing is kept of them. Where the loop is not ours, those
 //! that are written are looked at, too: it is the HTTP library that ends a flood of frames that do carry requests, and says so to the
@@ -7,6 +7,8 @@
 
 use std::fmt;
 use std::time::{Duration, Instant};
+
+use crate::server::trailers::Blocks;
 
 /// The first bytes of HTTP/2. No method of HTTP/1.1 begins with them.
 const HTTP2: &[u8] = b"PRI";
@@ -37,6 +39,8 @@ pub(super) enum Broken {
     NotAgreed,
     /// It floods its server with frames that carry no request.
     Flood,
+    /// A request's trailers have a pseudo header.
+    Trailers,
 }
 
 impl fmt::Display for Broken {
@@ -44,6 +48,7 @@ impl fmt::Display for Broken {
         f.write_str(match self {
             Broken::NotAgreed => "another protocol than was agreed on",
             Broken::Flood => "too many frames that carry no request",
+            Broken::Trailers => "a pseudo header in trailers",
         })
     }
 }
@@ -78,11 +83,10 @@ impl Protocol {
                 return Err(Broken::NotAgreed);
             }
         }
-        let is_flood = match self {
+        match self {
             Protocol::Http2(frames) => frames.hear(bytes, now),
-            Protocol::Unknown(_) | Protocol::Http1 => false,
-        };
-        if is_flood { Err(Broken::Flood) } else { Ok(()) }
+            Protocol::Unknown(_) | Protocol::Http1 => Ok(()),
+        }
     }
 
     fn after(seen: usize, bytes: &[u8]) -> Protocol {
@@ -146,6 +150,7 @@ impl Heads {
 #[derive(Debug)]
 pub(super) struct Frames {
     heads: Heads,
+    blocks: Blocks,
     /// How many came that carry no request, and since when.
     control: u32,
     since: Option<Instant>,
@@ -153,18 +158,30 @@ pub(super) struct Frames {
 
 impl Frames {
     fn behind(left: usize) -> Self {
-        Frames { heads: Heads::behind(left), control: 0, since: None }
+        Frames { heads: Heads::behind(left), blocks: Blocks::new(), control: 0, since: None }
     }
 
-    /// Takes in what was read, and says whether it is too much of what carries no request.
-    fn hear(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> bool {
-        while let Some(([_, _, _, kind, ..], rest)) = self.heads.next(bytes) {
+    /// Takes in what was read.
+    ///
+    /// # Errors
+    /// It is too much of what carries no request, or malformed.
+    fn hear(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> Result<(), Broken> {
+        loop {
+            let payload = bytes.get(..self.heads.left.min(bytes.len())).unwrap_or_default();
+            if self.blocks.hear(payload) {
+                return Err(Broken::Trailers);
+            }
+            let Some(([_, _, _, kind, flags, stream @ ..], rest)) = self.heads.next(bytes) else { return Ok(()) };
             bytes = rest;
-            if carries_no_request(kind) && self.is_flood(&now) {
-                return true;
+            if carries_no_request(kind) {
+                if self.is_flood(&now) {
+                    return Err(Broken::Flood);
+                }
+            } else {
+                let [a, b, c, d, ..] = stream;
+                self.blocks.begin(kind, flags, u32::from_be_bytes([a & 0x7f, b, c, d]), self.heads.left);
             }
         }
-        false
     }
 
     fn is_flood(&mut self, now: impl Fn() -> Instant) -> bool {

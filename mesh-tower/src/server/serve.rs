@@ -409,8 +409,9 @@ where
     }
 }
 
-/// How much of an answer over HTTP/2 is handed to the library at a time, which keeps what a client does not take.
-const PIECE: usize = 64 << 10;
+/// How much of an answer over HTTP/2 is handed to the library at a time: a frame of the usual size. The library keeps the last piece of
+/// an answer that is not taken, and the answer's task is over: so much, then, for each of the streams that a client may have.
+const PIECE: usize = 16 << 10;
 
 pin_project! {
     /// A response's body; its connection is busy for as long as it lives.

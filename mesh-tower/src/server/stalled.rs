@@ -1,5 +1,5 @@
 //! Answers over HTTP/2 of which a client takes nothing while it goes on with other requests: each would be held for as long as the
-//! connection lasts.
+//! connection lasts. (Its last piece is the HTTP library's, and takes the place of a stream until it is taken: see `PIECE`.)
 //!
 //! An answer's task knows only that it waits. Whether that is for the client, its body says ([`note`]), which is polled within: it has
 //! handed something out, and was not asked for more since. A timer is made where that is so, and for no other request.

@@ -89,6 +89,23 @@ async fn h7_a_client_that_floods_its_server_is_let_in_no_more_under_axum_either(
     }
 }
 
+#[tokio::test]
+async fn h13_a_pseudo_header_in_trailers_is_refused_under_axum_too() {
+    use frames::{END_HEADERS, END_STREAM, GET, PREFACE, field, frame};
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let app = Router::new().route("/", get(|body: String| async { body })).layer(mesh.server_layer());
+    tokio::spawn(axum::serve(listener, app).into_future());
+    for (name, is_answered) in [(":path", false), ("x-path", true)] {
+        let trailers = frame(1, END_STREAM | END_HEADERS, 1, &field(name.as_bytes(), b"/admin"));
+        let said =
+            [PREFACE, &frame(1, END_HEADERS, 1, GET), &frame(0, 0, 1, b"body"), &trailers, &frame(7, 0, 0, &[0; 8])];
+        let answer = frames::ask(address, &said.concat()).await;
+        assert_eq!(frames::frames(&answer).iter().any(|(.., data)| data == b"body"), is_answered, "{name}");
+    }
+}
+
 /// A handler that asks somebody else, and fails as that fails.
 #[tokio::test]
 async fn an_error_of_the_mesh_is_a_response_of_a_handler() {

@@ -244,11 +244,45 @@ async fn h13_bytes_that_http1_would_read_otherwise_are_no_part_of_a_field() {
 }
 
 #[tokio::test]
-async fn h13_what_stands_in_trailers_is_no_part_of_the_request_that_they_end() {
+async fn h13_a_pseudo_header_in_trailers_ends_the_connection_and_its_request_is_never_whole() {
+    let (address, served) = start().await;
+    // The last ones name fields of the request by their place: `:authority`, and a header that trailers may have.
+    for (trailers, is_refused) in [
+        (field(b":path", b"/admin"), true),
+        (field(b":authority", b"other"), true),
+        (field(b":unknown", b"1"), true),
+        (b"\x84".to_vec(), true),
+        (b"\xbf".to_vec(), true),
+        (b"\xbe".to_vec(), false),
+        (field(b"a", b"1"), false),
+    ] {
+        let before = served.swap(0, Ordering::Relaxed);
+        assert!(before < 2);
+        let said = [
+            PREFACE,
+            // `:authority` and `a` become entries of the table.
+            &frame(1, END_HEADERS, 1, b"\x82\x86\x84\x41\x04shop\x40\x01a\x01b"),
+            &frame(0, 0, 1, b"body"),
+            &frame(1, END_STREAM | END_HEADERS, 1, &trailers),
+            &frame(7, 0, 0, &[0; 8]),
+        ];
+        let answer = ask(address, &said.concat()).await;
+        let is_answered = frames(&answer).iter().any(|(kind, of, _)| (*kind, *of) == (1, 1));
+        assert_eq!(
+            (is_answered, served.load(Ordering::Relaxed)),
+            (!is_refused, usize::from(!is_refused)),
+            "{trailers:?}"
+        );
+    }
+}
+
+/// A server that tells of each request what came of it.
+async fn telling() -> (SocketAddr, tokio::sync::mpsc::Receiver<(http::request::Parts, Option<http::HeaderMap>, Bytes)>)
+{
     let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
     let bound = mesh.bind("127.0.0.1:0").await.unwrap();
     let address = bound.local_addr();
-    let (told, mut seen) = tokio::sync::mpsc::channel(1);
+    let (told, seen) = tokio::sync::mpsc::channel(1);
     let app = tower::service_fn(move |request: Request<Incoming>| {
         let told = told.clone();
         async move {
@@ -260,22 +294,62 @@ async fn h13_what_stands_in_trailers_is_no_part_of_the_request_that_they_end() {
     });
     tokio::spawn(server::serve(bound, mesh.server_layer().layer(app)).into_future());
     within(mesh.serving()).await.unwrap();
+    (address, seen)
+}
+
+#[tokio::test]
+async fn h13_fields_of_trailers_are_no_part_of_the_request_that_they_end() {
+    let (address, mut seen) = telling().await;
     let shut = frame(7, 0, 0, &[0; 8]);
-    for trailer in
-        [(&b":path"[..], &b"/admin"[..]), (b":authority", b"other"), (b"content-length", b"1"), (b"host", b"other")]
-    {
+    for (name, value) in [(&b"content-length"[..], &b"1"[..]), (b"host", b"other")] {
         let said = [
             PREFACE,
             &frame(1, END_HEADERS, 1, GET),
             &frame(0, 0, 1, b"body"),
-            &frame(1, END_STREAM | END_HEADERS, 1, &field(trailer.0, trailer.1)),
+            &frame(1, END_STREAM | END_HEADERS, 1, &field(name, value)),
             &shut,
         ];
         let answer = ask(address, &said.concat()).await;
         let (head, trailers, body) = within(seen.recv()).await.unwrap();
         assert_eq!((head.uri.to_string(), &body[..]), ("http://shop/".to_owned(), &b"body"[..]), "{answer:?}");
         assert!(!head.headers.contains_key("host") && !head.headers.contains_key("content-length"), "{head:?}");
-        assert!(trailers.unwrap_or_default().keys().all(|name| !name.as_str().starts_with(':')));
+        let name = http::HeaderName::from_bytes(name).unwrap();
+        assert_eq!(trailers.unwrap_or_default().get(name).map(|value| value.as_bytes()), Some(value));
+    }
+}
+
+#[tokio::test]
+async fn h13_trailers_pass_whatever_of_them_a_client_names_by_its_place_in_the_table() {
+    use http::{HeaderName, HeaderValue};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    let (address, mut seen) = telling().await;
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut random = fastrand::Rng::with_seed(13);
+    for number in 0..500 {
+        let mut field = || {
+            let value = "v".repeat(random.usize(..40)) + &random.u8(..4).to_string();
+            (format!("x-{}", random.u8(..60)), value)
+        };
+        let (headers, trailers): (Vec<_>, http::HeaderMap) = ((0..number % 7).map(|_| field()).collect(), {
+            let fields = (0..1 + number % 3).map(|_| field());
+            fields
+                .map(|(name, value)| (HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap()))
+                .collect()
+        });
+        let mut request = Request::post(format!("http://shop-{}/{}", number % 5, number % 11));
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let frames =
+            [hyper::body::Frame::data(Bytes::from_static(b"body")), hyper::body::Frame::trailers(trailers.clone())];
+        let body = http_body_util::StreamBody::new(tokio_stream::iter(frames.map(Ok::<_, Infallible>)));
+        let (answer, told) =
+            within(async { tokio::join!(sender.send_request(request.body(body).unwrap()), seen.recv()) }).await;
+        assert_eq!(answer.unwrap().status(), 200, "{number}");
+        assert_eq!(told.unwrap().1, Some(trailers));
     }
 }
 

@@ -236,43 +236,7 @@ async fn h8_a_client_that_takes_nothing_of_its_answer_is_cut_off() {
 }
 
 /// `GET http://shop/a`.
-const OTHER: &[u8] = b"\x82\x86\x04\x02/a\x01\x04shop";
-
-/// It goes on with other requests all the while.
-#[tokio::test]
-async fn h8_an_answer_of_which_a_client_takes_nothing_is_reset_while_it_goes_on_with_others() {
-    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
-    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr();
-    let mut limits = Limits::default();
-    limits.stall_timeout = Duration::from_millis(200);
-    // Answers of a megabyte, and of nothing.
-    let app = service_fn(|request: Request<Incoming>| async move {
-        let length = if request.uri().path() == "/" { 1 << 20 } else { 0 };
-        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![7; length]))))
-    });
-    tokio::spawn(serve(listener, mesh.server_layer().layer(app)).limits(limits).into_future());
-    let (mut reads, mut writes) = TcpStream::connect(address).await.unwrap().into_split();
-    writes.write_all(&[PREFACE, &frame(1, END_STREAM | END_HEADERS, 1, GET)].concat()).await.unwrap();
-    let going_on = tokio::spawn(async move {
-        for number in 1.. {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            let other = frame(1, END_STREAM | END_HEADERS, number * 2 + 1, OTHER);
-            if writes.write_all(&other).await.is_err() {
-                return;
-            }
-        }
-    });
-    let mut answer = Vec::new();
-    while !is_reset(&answer, 1) {
-        assert!(within(reads.read_buf(&mut answer)).await.unwrap() > 0, "the connection ended: {:?}", goaway(&answer));
-    }
-    let seen = frames(&answer);
-    let taken: usize = seen.iter().filter(|(kind, of, _)| (*kind, *of) == (0, 1)).map(|(.., data)| data.len()).sum();
-    assert_eq!(taken, 65_535, "as much as its window had");
-    assert!(seen.iter().any(|(kind, of, _)| *kind == 1 && *of > 1), "others were answered");
-    going_on.abort();
-}
+pub(crate) const OTHER: &[u8] = b"\x82\x86\x04\x02/a\x01\x04shop";
 
 #[tokio::test]
 async fn h21_small_frames_that_nobody_has_read_are_as_many_as_the_window_of_the_connection_says() {

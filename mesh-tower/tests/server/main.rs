@@ -10,6 +10,7 @@ mod handshakes;
 mod headers;
 mod limits;
 mod route;
+mod stalled;
 mod tcp;
 mod wire;
 
