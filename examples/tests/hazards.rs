@@ -41,17 +41,27 @@ fn rows(table: &str) -> BTreeSet<String> {
     found
 }
 
-/// A test that exists, or the reason why there is none.
+/// A test that exists, one that `.ci/nightly` runs, or the reason why there is nothing to test.
 fn check(row: &str, part: &str) {
-    let Some(test) = part.strip_prefix('`').and_then(|part| part.strip_suffix('`')) else {
-        let reason = ["open: ", "n/a: "].iter().find_map(|word| part.strip_prefix(word));
-        let reason = reason.unwrap_or_else(|| panic!("{row}: neither test nor reason: {part}"));
-        assert!(!reason.is_empty(), "{row}");
-        return;
-    };
+    if let Some(reason) = part.strip_prefix("n/a: ") {
+        return assert!(!reason.is_empty(), "{row}");
+    }
+    let measured = part.strip_prefix("measured: ");
+    let test = measured.unwrap_or(part).strip_prefix('`').and_then(|part| part.strip_suffix('`'));
+    let test = test.unwrap_or_else(|| panic!("{row}: neither test nor reason: {part}"));
     let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("{row}: no FILE::TEST: {test}"));
     let text = fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{row}: {file}: {error}"));
-    assert!(is_test(&text, name), "{row}: there is no test {name} in {file}");
+    match measured {
+        None => assert!(is_test(&text, name), "{row}: there is no test {name} in {file}"),
+        Some(_) => {
+            let nightly = fs::read_to_string(root().join(".ci/nightly")).expect("the script");
+            let is_run = nightly.contains(&format!(" {name}\n")) || nightly.contains(&format!(" {name} &&"));
+            assert!(
+                text.contains(&format!("fn {name}(")) && is_run,
+                "{row}: .ci/nightly does not run {name} of {file}"
+            );
+        }
+    }
 }
 
 fn root() -> PathBuf {

@@ -311,3 +311,63 @@ async fn a_length_that_the_route_sets_is_held_to_the_body_too() {
         assert_eq!(told, "end ", "something was sent");
     }
 }
+
+/// What a client said in trailers could otherwise be read as a head behind the next proxy.
+#[tokio::test]
+async fn h13_trailers_go_on_over_http1_without_fields_that_say_where_a_message_ends_or_goes() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mesh = mesh(listener.local_addr().unwrap());
+    let names = ["content-length", "transfer-encoding", "host", "x-sum", "te", "content-type"];
+    let trailers = names.map(|name| (name.parse().unwrap(), "1".parse().unwrap())).into_iter().collect();
+    let frames = [Frame::data(Bytes::from("abc")), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
+    let mut request = post(Version::HTTP_11, &[], Body::new(StreamBody::new(futures_util::stream::iter(frames))));
+    request.headers_mut().insert("trailer", names.join(",").parse().unwrap());
+    let peer = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut seen = Vec::new();
+        while !(seen.ends_with(b"\r\n\r\n") && String::from_utf8_lossy(&seen).contains("\r\n0\r\n")) {
+            assert!(stream.read_buf(&mut seen).await.unwrap() > 0);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        String::from_utf8(seen).unwrap()
+    };
+    let (sent, seen) = within(async { tokio::join!(send(mesh.client(), request), peer) }).await;
+    assert_eq!(sent.unwrap(), 200);
+    assert!(seen.ends_with("\r\n3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n"), "{seen}");
+}
+
+#[tokio::test]
+async fn h13_trailers_of_an_answer_over_http2_change_nothing_of_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mesh = mesh(listener.local_addr().unwrap());
+    // `:status: 200`, two bytes, and in trailers `:status: 500`, `content-length: 9` and `x-sum: 1`.
+    let answer = [
+        &b"\0\0\x01\x01\x04\0\0\0\x01\x88\0\0\x02\0\0\0\0\0\x01ok"[..],
+        b"\0\0\x0e\x01\x05\0\0\0\x01\x8e\x0f\x0d\x019\0\x05x-sum\x011",
+    ];
+    let peer = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        // HEADERS of the first stream, which begin with `:method: POST` of the static table.
+        let is_request = |seen: &[u8]| matches!(seen, [1, _, 0, 0, 0, 1, 0x83]);
+        let mut seen = Vec::new();
+        while !seen.windows(7).any(is_request) {
+            assert!(stream.read_buf(&mut seen).await.unwrap() > 0);
+        }
+        stream.write_all(&answer.concat()).await.unwrap();
+        stream
+    };
+    let asked = async {
+        let mut request = post(Version::HTTP_2, &[], Body::empty());
+        request.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+        let response = mesh.client().request(request).await.unwrap();
+        let (status, body) = (response.status(), response.into_body().collect().await.unwrap());
+        (status, body.trailers().cloned().unwrap(), body.to_bytes())
+    };
+    let ((status, trailers, body), _stream) = within(async { tokio::join!(asked, peer) }).await;
+    assert_eq!(
+        (status, &body[..], &trailers["x-sum"]),
+        (StatusCode::OK, &b"ok"[..], &http::HeaderValue::from_static("1"))
+    );
+    assert!(trailers.keys().all(|name| !name.as_str().starts_with(':')), "{trailers:?}");
+}

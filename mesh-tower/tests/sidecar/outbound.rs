@@ -127,6 +127,29 @@ async fn the_proxy_does_not_call_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_of_bytes_whose_service_leads_back_to_it_makes_one_connection_and_no_more() {
+    let bytes = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let control = control(&format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: back}}\nspec: {{hosts: [back.example], \
+         ports: [{{number: 7000, name: tcp, protocol: TCP, targetPort: {bytes}}}], resolution: STATIC, endpoints: [{{address: 127.0.0.1}}]}}"
+    ))
+    .await;
+    let tcp = format!("{bytes}=tcp://back.example:7000");
+    let (mut sidecar, _) = shop(&control, &["--listen", &tcp]).await;
+    for _ in 0..2 {
+        assert_eq!(exchange(([127, 0, 0, 1], bytes).into(), "hello").await, "");
+    }
+    // The one that came back is closed, and so is the one that it came from: there is no third one.
+    for _ in 0..2 {
+        sidecar.says("the service leads back to this process").await;
+    }
+    sidecar.signal("TERM");
+    while let Some(line) = within(sidecar.stderr.next_line()).await.unwrap() {
+        assert!(!line.contains("the service leads back"), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connect_is_a_connection_of_the_mesh_and_a_port_is_a_service() {
     let control = control("").await;
     let _other = other(&control).await;

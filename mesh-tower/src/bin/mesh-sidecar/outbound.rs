@@ -14,6 +14,7 @@ use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use mesh_tower::body::Body;
 use mesh_tower::client::MeshStream;
 use mesh_tower::core::error::ErrorKind;
+use mesh_tower::core::id::Address;
 use mesh_tower::core::request::is_grpc;
 use mesh_tower::{Client, Mesh, MeshError, reply, server};
 use tokio::task::JoinSet;
@@ -36,6 +37,8 @@ struct Shared {
     tunnels: Tunnels,
     /// The ports of this process: who asks for one of them asks for the asker.
     own: Vec<u16>,
+    /// Those of them that carry bytes.
+    of_bytes: Vec<u16>,
     /// By which it knows a request that it has sent before (RFC 9110, 7.6.3).
     via: HeaderValue,
 }
@@ -78,7 +81,8 @@ impl Outbound {
         }
         let via = format!("1.1 mesh-sidecar-{:016x}", fastrand::u64(..));
         let via = HeaderValue::try_from(via).map_err(|error| error.to_string())?;
-        let shared = Shared { mesh: mesh.clone(), client: mesh.client(), tunnels: tunnels.clone(), own, via };
+        let of_bytes = bytes.iter().map(|(bound, _)| bound.local_addr().port()).collect();
+        let shared = Shared { mesh: mesh.clone(), client: mesh.client(), tunnels: tunnels.clone(), own, of_bytes, via };
         let shared = Arc::new(shared);
         let mut serving = JoinSet::new();
         for (listener, face) in http {
@@ -160,22 +164,27 @@ impl Shared {
     /// # Errors
     /// Where a host and a port are this process.
     async fn check_loop(&self, host: &str, port: u16) -> Result<(), Box<Answer>> {
-        if !self.own.contains(&port) {
-            return Ok(());
-        }
-        let is_here = |ip: IpAddr| ip.to_canonical().is_loopback() || ip.is_unspecified();
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let here = match host.parse::<IpAddr>() {
-            Ok(ip) => is_here(ip),
-            // Names of services need not be known to the system.
-            Err(_) => {
-                tokio::net::lookup_host((host, port)).await.is_ok_and(|mut found| found.any(|it| is_here(it.ip())))
-            }
-        };
-        match here {
+        match self.own.contains(&port) && is_here(host, port).await {
             true => Err(refused(StatusCode::LOOP_DETECTED, "this is the proxy itself")),
             false => Ok(()),
         }
+    }
+
+    /// Whether a connection that this process has made leads to one of its own ports of bytes. It would come in there, and have another
+    /// one made, and so on; nobody can tell it from others by its bytes.
+    async fn comes_back(&self) -> bool {
+        for endpoint in self.mesh.endpoints().iter().filter(|endpoint| endpoint.in_flight > 0) {
+            for address in endpoint.endpoint.addresses() {
+                let (host, port) = match address {
+                    Address::Socket(at) => (at.ip().to_string(), at.port()),
+                    Address::Host(host, port) => (host.to_string(), *port),
+                };
+                if self.of_bytes.contains(&port) && is_here(&host, port).await {
+                    return true;
+                }
+            }
+        }
+        false
     }
 
     /// Makes a connection of the one that a request came over.
@@ -206,7 +215,24 @@ impl Shared {
         if self.check_loop(host, port).await.is_err() {
             return Err(io::Error::other("the service is this port itself"));
         }
+        if self.comes_back().await {
+            tracing::warn!(
+                "a connection to {service} is closed: one that is open already leads back to a port of this process"
+            );
+            return Err(io::Error::other("the service leads back to this process"));
+        }
         self.connect(host, port).await.map_err(io::Error::other)
+    }
+}
+
+/// Whether a host is this machine.
+async fn is_here(host: &str, port: u16) -> bool {
+    let is_here = |ip: IpAddr| ip.to_canonical().is_loopback() || ip.is_unspecified();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host.parse::<IpAddr>() {
+        Ok(ip) => is_here(ip),
+        // Names of services need not be known to the system.
+        Err(_) => tokio::net::lookup_host((host, port)).await.is_ok_and(|mut found| found.any(|it| is_here(it.ip()))),
     }
 }
 
