@@ -318,11 +318,13 @@ impl Good {
             );
         }
         let size = others.iter().map(|(_, good)| good.size).sum::<usize>() + self.size;
-        // It leaves free as much as it takes, so that there is room for what another one adds.
+        // What grows beside others leaves free as much as it takes, so that there is room for what another one adds.
+        let grows = in_force.is_none_or(|before| self.size > before.size);
+        let spare = if grows && !others.is_empty() { self.size } else { 0 };
         ensure!(
-            size + self.size <= FOREIGN_BYTES,
+            size + spare <= FOREIGN_BYTES,
             "it has {} bytes, and with it, the roots and the lists of revoked certificates of foreign trust domains have {size}; \
-             {FOREIGN_BYTES} fit into what a workload is told, and a domain has to leave free as much as it takes",
+             {FOREIGN_BYTES} fit into what a workload is told, and what grows has to leave free as much as it takes",
             self.size
         );
         Ok(())

@@ -25,9 +25,9 @@ use crate::serve::io::server::{Conn, Io, Peer};
 const TURNS: usize = 256;
 /// And of one client.
 const TURNS_OF_A_CLIENT: usize = 64;
-/// Connections of one client that wait or have their turn. It is closed what comes beyond that: two thousand workloads behind one
-/// address dial again within seconds.
-const WAITING_OF_A_CLIENT: usize = 1024;
+/// Connections of one client that wait or have their turn. It is closed what comes beyond that. Two thousand workloads behind one
+/// address may renew at once.
+const WAITING_OF_A_CLIENT: usize = 2048;
 /// How long a client may take to its first byte. Whoever speaks TLS or HTTP/2 begins at once.
 const FIRST_BYTE: Duration = Duration::from_secs(3);
 /// How long a handshake may take.
@@ -245,5 +245,12 @@ mod tests {
         silent.clear();
         assert_eq!(next.as_mut().poll(&mut context), Poll::Ready(Some(7)));
         assert!(turns.clients.lock().unwrap().is_empty(), "whoever is gone leaves nothing behind");
+    }
+
+    #[test]
+    fn two_thousand_workloads_behind_one_address_may_come_at_once() {
+        let (turns, gateway) = (Turns::default(), "10.0.0.1".parse().unwrap());
+        let all: Vec<Option<Turn>> = (0..2_000).map(|_| turns.enter(gateway)).collect();
+        assert!(all.iter().all(Option::is_some));
     }
 }
