@@ -28,6 +28,8 @@ pub struct Decoder<'a> {
     rejection: Option<Diagnostic>,
     /// Whether the last finding was one too many.
     is_left_out: bool,
+    /// Whether nobody may see a line of the present object.
+    is_concealed: bool,
 }
 
 /// Some five thousand small expressions, or thirty as large as one may be.
@@ -70,6 +72,7 @@ impl<'a> Decoder<'a> {
             cost: 0,
             rejection: None,
             is_left_out: false,
+            is_concealed: false,
         }
     }
 
@@ -78,6 +81,12 @@ impl<'a> Decoder<'a> {
         self.object = Some(object);
         self.path.clear();
         self.cost = 0;
+        self.is_concealed = false;
+    }
+
+    /// From here on, findings about the present object show no line of it.
+    pub fn conceal(&mut self) {
+        self.is_concealed = true;
     }
 
     /// Takes the cost of an expression, in bytes, from what the expressions of one object may cost together. Returns whether
@@ -142,7 +151,10 @@ impl<'a> Decoder<'a> {
         code: Code,
         message: impl Into<String>,
     ) {
-        let origin = Origin { source: self.source.clone(), span };
+        let mut origin = Origin { source: self.source.clone(), span };
+        if self.is_concealed {
+            origin.source.text = "".into();
+        }
         let mut finding = Diagnostic::at(&origin, severity, code, message);
         finding.object = self.object.clone().filter(|object| !object.is_empty());
         let path = path.into();

@@ -379,7 +379,8 @@ impl Diagnostic {
 
     /// The finding with the lines of the file that it speaks of, for a terminal.
     pub fn render(&self) -> String {
-        let Some(window) = self.excerpt.as_ref().and_then(|excerpt| window(excerpt, self.line)) else {
+        let shown = self.excerpt.as_ref().filter(|excerpt| !may_hold_secret(&excerpt.text));
+        let Some(window) = shown.and_then(|excerpt| window(excerpt, self.line)) else {
             return self.to_string();
         };
         let level = match self.severity {
@@ -449,6 +450,18 @@ pub fn quoted(text: &str) -> String {
     }
     out.push('`');
     out
+}
+
+/// Whether a text may have a Secret in it, or is that of one, which is kept nowhere. The lines around what is wrong beside it may
+/// be of it, or it is what is wrong.
+fn may_hold_secret(text: &str) -> bool {
+    let mark = |c: char| c.is_whitespace() || matches!(c, '"' | '\'');
+    let mut named = text.match_indices("Secret");
+    text.is_empty()
+        || named.any(|(at, _)| {
+            let before = text.get(..at).unwrap_or_default().trim_end_matches(mark);
+            before.strip_suffix(':').is_some_and(|before| before.trim_end_matches(mark).ends_with("kind"))
+        })
 }
 
 struct Window<'a> {

@@ -28,6 +28,7 @@ use super::gateway_api::reference_grant::ReferenceGrant;
 use super::istio::destination_rule::DestinationRule;
 use super::istio::mesh_config::MeshConfig;
 use super::istio::names::export_faults;
+use super::istio::secret::{self, Secret};
 use super::istio::security::{AuthorizationPolicy, DRY_RUN, PeerAuthentication, RequestAuthentication};
 use super::istio::service::{self, EXPORT_TO, Service, exported_to};
 use super::istio::service_entry::ServiceEntry;
@@ -199,6 +200,8 @@ objects! {
     filter_schemas: FilterSchema,
     /// Quotas.
     quotas: Quota,
+    /// Secrets that hold certificates.
+    secrets: Secret,
 }
 
 impl Item {
@@ -386,6 +389,11 @@ impl Reader<'_> {
             },
             Class::List => self.list(document, d),
             Class::ConfigMap => self.config_map(document, kind_node, d),
+            Class::Secret if secret::is_of_tls(document) => self.secret(document, d),
+            Class::Secret => {
+                let message = "Secret of v1 is of no concern to the mesh: it has no certificates";
+                d.report(kind_node.span, Severity::Info, Code::Ignored, message);
+            }
             Class::Foreign(foreign) if let Some(lack) = foreign.lack(document) => {
                 d.report_at(
                     lack.place.span,
@@ -473,8 +481,12 @@ impl Reader<'_> {
 
     /// An object of this kind is wrong.
     fn refused(&mut self, document: &Node, kind: ObjectKind, d: &mut Decoder<'_>) {
+        self.refused_of(document, kind, self.source, d);
+    }
+
+    fn refused_of(&mut self, document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder<'_>) {
         let Some(finding) = d.take_rejection() else { return };
-        match refused::read(document, kind, self.source, &finding) {
+        match refused::read(document, kind, source, &finding) {
             Some(refused) => {
                 // It may be any object, so that none of the text can be taken for gone.
                 if !refused.is_identified || !refused.is_whole {
@@ -483,6 +495,24 @@ impl Reader<'_> {
                 self.items.push(Item::Refused(Arc::new(refused)));
             }
             None => self.unread.push(finding),
+        }
+    }
+
+    /// A Secret. What is kept of it, and said of it, is without its text.
+    fn secret(&mut self, document: &Node, d: &mut Decoder<'_>) {
+        let source = Source { name: self.source.name.clone(), text: "".into() };
+        d.conceal();
+        match read_secret(document, &source, d) {
+            Some(object) if !d.is_rejected() => self.items.push(Item::Secret(Arc::new(object))),
+            _ => {
+                let written = self.items.len();
+                self.refused_of(document, ObjectKind::Secret, &source, d);
+                for item in self.items.iter_mut().skip(written) {
+                    if let Item::Refused(refused) = item {
+                        Arc::make_mut(refused).meta.annotations.clear();
+                    }
+                }
+            }
         }
     }
 
@@ -621,14 +651,24 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
             let limit = envoy_filter::read(spec, d)?;
             Item::RateLimit(Arc::new(Object { meta, spec: limit }))
         }
-        // They are no objects of their own: `mesh_config`, `foreign`.
-        ObjectKind::MeshConfig | ObjectKind::Foreign(_) => return None,
+        // They are no objects of their own: `mesh_config`, `foreign`; or have no `spec`: `secret`.
+        ObjectKind::MeshConfig | ObjectKind::Secret | ObjectKind::Foreign(_) => return None,
         ObjectKind::AuthorizationPolicy => {
             Item::AuthorizationPolicy(read_spec(meta, spec, d, |policy: &AuthorizationPolicy, d| {
                 policy.check(&namespace, d)
             })?)
         }
     })
+}
+
+fn read_secret(document: &Node, source: &Source, d: &mut Decoder<'_>) -> Option<Object<Secret>> {
+    d.message(document, &["apiVersion", "kind", "metadata", "type", "data", "stringData", "immutable"])?;
+    let meta = read_meta(document, ObjectKind::Secret, source, d)?;
+    d.object(meta.id());
+    d.conceal();
+    let spec = secret::read(document, d);
+    // One of them may be the whole object once more (kubectl's `last-applied-configuration`).
+    Some(Object { meta: Meta { annotations: BTreeMap::new(), ..meta }, spec })
 }
 
 fn read_spec<T: Decode>(

@@ -50,7 +50,7 @@ pub fn spec(kind: ObjectKind) -> Schema {
         ObjectKind::RequestRules => RequestRules::schema(),
         ObjectKind::FilterSchema => FilterSchema::schema(),
         ObjectKind::Quota => Quota::schema(),
-        ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => Schema::Any,
+        ObjectKind::EnvoyFilter | ObjectKind::Secret | ObjectKind::Foreign(_) => Schema::Any,
     }
 }
 

@@ -447,6 +447,7 @@ impl Store {
                 say(match refused.meta.kind {
                     // What was in force of the mesh's settings stays, be it that nothing was said.
                     ObjectKind::MeshConfig => Standing::Held,
+                    ObjectKind::Secret => Standing::FailsClosed,
                     _ if refused.is_whole && refused.governs == Governs::Nothing => Standing::NotInForce,
                     _ if refused.is_whole => Standing::FailsClosed,
                     _ => Standing::Unread,
@@ -499,7 +500,9 @@ impl Store {
         self.good = good;
         if let Some(state) = &mut self.state {
             let handed_in = |good: &&Good| self.texts.get(&good.file).is_some_and(|text| text.is_handed_in);
-            state.write(self.good.values().filter(|good| !handed_in(good)));
+            // Keys of others are kept where they are written, and nowhere else.
+            let is_kept = |good: &&Good| !handed_in(good) && !matches!(good.item, Item::Secret(_));
+            state.write(self.good.values().filter(is_kept));
         }
     }
 

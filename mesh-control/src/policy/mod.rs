@@ -20,6 +20,7 @@ pub mod paths;
 pub mod retry;
 mod rivals;
 pub mod route;
+pub mod secrets;
 pub mod security;
 pub mod shadow;
 pub mod sidecars;
@@ -58,6 +59,7 @@ use route::{
     Action, Body, ClusterKey, Condition, Fallback, Faults, Forward, HeaderChanges, PathRewrite, Response, Retry, Route,
     Target, Written,
 };
+use secrets::Secrets;
 use security::Security;
 use sidecars::{Scope, Sidecars, Sight};
 use telemetry::{Side, Telemetries};
@@ -94,6 +96,8 @@ pub struct Policy {
     pub limits: Limits,
     /// Filters that applications have compiled in.
     pub filters: Filters,
+    /// Certificates, keys and authorities that objects name.
+    pub secrets: Secrets,
     /// The trust domain whose authority gives workloads their certificates; `None` where there is none, and so no mutual
     /// TLS.
     pub trust_domain: Option<TrustDomain>,
@@ -185,6 +189,7 @@ impl Policy {
         let policy = Policy {
             limits,
             filters,
+            secrets: Secrets::new(objects),
             services,
             virtual_services,
             gateway_routes,

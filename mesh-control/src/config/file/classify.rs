@@ -16,6 +16,8 @@ pub(super) enum Class {
     NotYet(Severity),
     /// It may guard workloads, and is not enforced if it does.
     Foreign(Foreign),
+    /// It may hold certificates.
+    Secret,
     /// Of no concern to the mesh, and why.
     Elsewhere(&'static str),
     UnknownVersion(ObjectKind),
@@ -148,6 +150,7 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         "" => match kind {
             "List" if version == "v1" => Class::List,
             "ConfigMap" if version == "v1" => Class::ConfigMap,
+            "Secret" if version == "v1" => Class::Secret,
             "Endpoints" => Class::NotYet(Severity::Warning),
             _ if version == "v1" && CORE_KINDS.contains(&kind) => ELSEWHERE,
             _ => Class::UnknownKind,

@@ -250,7 +250,11 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         }
         ObjectKind::EnvoyFilter => &["workloadSelector", "configPatches", "priority"],
         ObjectKind::Foreign(_) => &["workloadSelector", "selector", "targetRef", "targetRefs"],
-        ObjectKind::Service | ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => &[],
+        ObjectKind::Service
+        | ObjectKind::WorkloadEntry
+        | ObjectKind::WorkloadGroup
+        | ObjectKind::MeshConfig
+        | ObjectKind::Secret => &[],
     }
 }
 
@@ -369,6 +373,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::RateLimit | ObjectKind::Overload | ObjectKind::Quota | ObjectKind::EnvoyFilter => {
             (Governs::Nothing, true)
         }
+        // Who needs it has no certificate, and does not call, or serve, without.
+        ObjectKind::Secret => (Governs::Nothing, true),
         // It may refuse any of them.
         ObjectKind::FilterSchema => (Governs::Plugins(spec.get("filter").and_then(text).map(str::to_owned)), true),
         // Of a grant that is wrong, nothing is granted but what its last good state grants, too.

@@ -8,6 +8,7 @@ pub mod destination_rule;
 pub mod mesh_config;
 pub mod names;
 mod regex_cost;
+pub mod secret;
 pub mod security;
 pub mod service;
 pub mod service_entry;

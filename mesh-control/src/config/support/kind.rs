@@ -49,6 +49,9 @@ pub enum ObjectKind {
     /// `EnvoyFilter` of networking.istio.io, where it says rate limits of workloads. It is none of [`Self::ALL`]: what of it is
     /// understood, `config::extensions::envoy_filter` says.
     EnvoyFilter,
+    /// `Secret` of Kubernetes, where it has certificates. It is none of [`Self::ALL`]: it is read from files, no API has it to give,
+    /// and its fields are none that say how anything is done.
+    Secret,
     /// A kind that guards workloads elsewhere, of which nothing is known but whom it is for. It is none of [`Self::ALL`].
     Foreign(&'static str),
 }
@@ -113,6 +116,7 @@ impl ObjectKind {
             ObjectKind::FilterSchema => "FilterSchema",
             ObjectKind::Quota => "Quota",
             ObjectKind::EnvoyFilter => "EnvoyFilter",
+            ObjectKind::Secret => "Secret",
             ObjectKind::Foreign(name) => name,
         }
     }
@@ -163,6 +167,7 @@ impl ObjectKind {
             ObjectKind::Quota => (POLICY, ALPHA, "quotas"),
             ObjectKind::WasmPlugin => ("extensions.istio.io", ALPHA, "wasmplugins"),
             ObjectKind::EnvoyFilter => (NETWORKING, &["v1alpha3"], "envoyfilters"),
+            ObjectKind::Secret => ("", &["v1"], "secrets"),
             ObjectKind::MeshConfig | ObjectKind::Foreign(_) => ("", &[], ""),
         }
     }

@@ -134,7 +134,7 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::RequestRules => request_rules::TABLES,
         ObjectKind::FilterSchema => filter_schema::TABLES,
         ObjectKind::Quota => quota::TABLES,
-        ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => &[],
+        ObjectKind::EnvoyFilter | ObjectKind::Secret | ObjectKind::Foreign(_) => &[],
     }
 }
 
@@ -340,7 +340,7 @@ mod tests {
             ObjectKind::RequestRules => RequestRules::fields("", &mut out),
             ObjectKind::FilterSchema => FilterSchema::fields("", &mut out),
             ObjectKind::Quota => Quota::fields("", &mut out),
-            ObjectKind::EnvoyFilter | ObjectKind::Foreign(_) => {}
+            ObjectKind::EnvoyFilter | ObjectKind::Secret | ObjectKind::Foreign(_) => {}
         }
         out
     }
