@@ -24,6 +24,7 @@ import beside
 import console
 import corpus
 import decisions
+import egress
 import etcd
 import hashing
 import kubernetes
@@ -424,6 +425,7 @@ class Suite:
         routing.Routing(self, Failure).run()
         sds.Sds(self, Failure).run()
         sidecar.Sidecar(self, Failure).run()
+        egress.Egress(self, Failure).run()
         beside.Beside(self, Failure).run()
         prometheus.Metrics(self, Failure).run()
         hashing.Hashing(self, Failure).run()
@@ -603,6 +605,7 @@ def main():
     parser.add_argument("--peers", type=pathlib.Path, required=True, help="where interop/run has put other people's clients")
     parser.add_argument("--dashboards", action="store_true", help="write docs/dashboards.md anew, and do nothing else")
     parser.add_argument("--screenshots", type=pathlib.Path, help="looks at the console only, and writes its pictures to this folder")
+    parser.add_argument("--egress", action="store_true", help="only calls that leave the mesh through an Envoy")
     parser.add_argument("--beside", action="store_true", help="only programs of other languages by mesh-sidecar")
     parser.add_argument("--large", action="store_true", help="only the console, with 500 services and 2,000 workloads: what it costs")
     parser.add_argument("--kubernetes", action="store_true", help="only what there is with the API server of Kubernetes: tokens, and a cluster as the configuration")
@@ -624,6 +627,8 @@ def main():
                 console.Console(suite, Failure, args.screenshots.resolve()).run()
             elif args.beside:
                 beside.Beside(suite, Failure).run()
+            elif args.egress:
+                egress.Egress(suite, Failure).run()
             elif args.large:
                 large.Large(suite, Failure).run()
             elif args.kubernetes:

@@ -319,6 +319,12 @@ pub trait Catalog: Send + Sync + 'static {
         None
     }
 
+    /// What a Secret says by the name that Envoy's secret discovery service has for it, `kubernetes://NAMESPACE/NAME`: the message
+    /// itself (the `value` of its `Any`), for who is known to be a workload that may have it.
+    fn secret(&self, _workload: &SpiffeId, _name: &str) -> Option<Bytes> {
+        None
+    }
+
     /// Which resources of a kind may be different for a client from what they were at an earlier
     /// [`revision`](Self::revision).
     fn changes(&self, _client: &Client, _kind: Kind, _since: u64) -> Changes<'_> {

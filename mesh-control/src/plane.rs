@@ -615,6 +615,7 @@ impl Plane {
                     Discovery::Dns => "dns",
                     Discovery::LogicalDns => "logical-dns",
                     Discovery::Passthrough => "passthrough",
+                    Discovery::Dynamic => "dynamic-dns",
                 },
                 ports: ports.collect(),
             }

@@ -39,6 +39,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         check_fallback(object, policy, &host, found);
         check_localities(object, policy, &host, found);
         check_outliers(object, policy, found);
+        check_secrets(object, policy, found);
         check_wider_tls(object, objects, (&host, &policy.mesh.fixed.root_namespace), found);
     }
 }
@@ -63,6 +64,37 @@ pub(super) fn balancers(spec: &DestinationRule) -> Vec<(String, &LoadBalancer)> 
         all.extend(written.load_balancer.as_ref().map(|balancer| (format!("{path}.loadBalancer"), balancer)));
     }
     all
+}
+
+/// Secrets that are not there, or do not have what a rule takes from them. One that is for nobody takes none.
+fn check_secrets(object: &Object<DestinationRule>, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    if object.spec.workload_selector.as_ref().is_none_or(|selector| selector.match_labels.is_empty()) {
+        return;
+    }
+    for (path, written) in policies(&object.spec) {
+        let of_ports = written.port_level_settings.iter().enumerate().filter_map(|(index, settings)| {
+            Some((format!("{path}.portLevelSettings[{index}].tls"), settings.tls.as_ref()?))
+        });
+        let of_all = written.tls.iter().map(|tls| (format!("{path}.tls"), tls));
+        for (path, tls) in of_all.chain(of_ports) {
+            let (namespace, mode) = (&*object.meta.namespace, tls.mode());
+            let name = tls.credential_name.as_deref().filter(|name| !name.is_empty());
+            let Some(name) = name.filter(|_| matches!(mode, TlsMode::Simple | TlsMode::Mutual)) else { continue };
+            let has_pair = policy.secrets.get(namespace, name).is_some_and(|secret| secret.identity.is_some());
+            let is_verified = tls.insecure_skip_verify != Some(true);
+            let lacks = if mode == TlsMode::Mutual && !has_pair {
+                "a certificate with its key"
+            } else if is_verified && policy.secrets.authorities(namespace, name).is_none() {
+                "authorities that vouch for the server"
+            } else {
+                continue;
+            };
+            let message = format!("no Secret {} of namespace {namespace} has {lacks}: calls fail", quoted(name));
+            let origin = object.meta.origin.at(tls.span);
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
+            found.push(finding.object(object.meta.id()).field(format!("{path}.credentialName")));
+        }
+    }
 }
 
 /// Subsets of a service whose endpoints are all written down, and that none of them is in.

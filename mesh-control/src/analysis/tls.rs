@@ -24,7 +24,7 @@ use crate::policy::{Cluster, Policy};
 use crate::registry::host::{covers, in_namespace};
 use crate::registry::protocol::Protocol;
 use crate::registry::service::{Target, is_subset};
-use crate::registry::{Discovery, Service, ServicePort, WrittenEndpoint};
+use crate::registry::{Service, ServicePort, WrittenEndpoint};
 
 /// How many hosts a finding names.
 const MOST: usize = 3;
@@ -249,8 +249,7 @@ fn nobody_answers(asked: &Tls, seen: &Cluster<'_>, policy: &Policy) -> Option<St
     let service = seen.service;
     let Tls::Mesh { peers, .. } = asked else { return None };
     let mut written = policy.services.written(seen.id);
-    let has_endpoints =
-        service.discovery == Discovery::Passthrough || policy.services.written(seen.id).next().is_some();
+    let has_endpoints = service.discovery.is_of_caller() || policy.services.written(seen.id).next().is_some();
     let is_known = |written: &WrittenEndpoint| written.mutual_tls && written.identity.is_some();
     let is_answered =
         !peers.is_empty() || !service.peers.is_empty() || service.takes_registrations() || written.any(is_known);
@@ -274,7 +273,7 @@ fn servers<'p>(seen: &Cluster<'_>, policy: &'p Policy, default: Option<ServerTls
         Server { tls: said.map(|(_, tls)| tls).or(default), by: said.map(|(meta, _)| meta) }
     };
     let mut all = Vec::new();
-    if service.discovery == Discovery::Passthrough {
+    if service.discovery.is_of_caller() {
         all.push(Server { tls: None, by: None });
     }
     for written in policy.services.written(seen.id) {

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use mesh_core::identity::SpiffeId;
+use prost::Message;
 
 use crate::catalog::{Catalog, Changes, Client, ClientClass, Encoded, Kind, QuotaLimit};
 use crate::config::Diagnostic;
@@ -484,6 +486,13 @@ impl Catalog for Snapshot {
         let labels = client.map(|client| self.labels(client));
         let of = client.zip(labels.as_ref()).map(|(client, labels)| (&*client.namespace, labels));
         limits.quota(of, services, quota, rule)
+    }
+
+    fn secret(&self, workload: &SpiffeId, name: &str) -> Option<Bytes> {
+        let policy = &self.compiled.policy;
+        let is_own = policy.trust_domain.as_ref().is_some_and(|own| own.as_str() == workload.trust_domain());
+        let may_have = is_own && render::secrets::may_have(workload, name);
+        may_have.then(|| render::secrets::secret(policy, name)).flatten().map(|secret| secret.encode_to_vec().into())
     }
 
     fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {

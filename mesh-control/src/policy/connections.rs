@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::compile::{ServiceOf, cluster_of};
 use super::route::ClusterKey;
+use super::traffic::Tunnel;
 use super::view::View;
 use crate::config::file::Object;
 use crate::config::istio::virtual_service::{
@@ -29,6 +30,8 @@ pub struct Connections {
     pub targets: Vec<(ClusterKey, u32)>,
     /// How long one may be idle.
     pub idle_timeout: Option<Duration>,
+    /// What the endpoints, which are proxies, are asked for, if they are.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// What connections are addressed to.
@@ -103,7 +106,7 @@ fn way(
             (cluster_of(&to.destination, namespace, port, service_of), share)
         })
         .collect();
-    (!targets.is_empty()).then_some(Connections { name, server_names, targets, idle_timeout: None })
+    (!targets.is_empty()).then_some(Connections { name, server_names, targets, idle_timeout: None, tunnel: None })
 }
 
 /// A condition on connections.

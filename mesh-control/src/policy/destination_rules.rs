@@ -8,19 +8,19 @@ use std::sync::Arc;
 use super::locality::{self, LocalitySetting};
 use super::mesh::MeshSettings;
 use super::route::ClusterKey;
-use super::traffic::{self, Balancer, FileTls, HashedBy, Limit, LocalOrigin, Roots, Tls, Warmup};
+use super::traffic::{self, Balancer, FileTls, HashedBy, Limit, LocalOrigin, Roots, SecretTls, Tls, Warmup};
 use super::view::View;
 use crate::config::diagnostic::{Origin, Span};
 use crate::config::file::{Governs, Meta, Object, Refused};
 use crate::config::istio::destination_rule::{
     ClientTls, ConnectionPool, ConsistentHash, DestinationRule, H2UpgradePolicy, LoadBalancer, OutlierDetection,
-    RetryBudget, SimpleLb, Subset, TcpKeepalive, TlsMode, TrafficPolicy,
+    RetryBudget, SimpleLb, Subset, TcpKeepalive, TlsMode, TrafficPolicy, Tunnel, TunnelProtocol,
 };
 use crate::config::istio::mesh_config::DefaultTrafficPolicy;
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Visibility;
-use crate::registry::host::{covers, in_namespace, specificity};
+use crate::registry::host::{covers, in_namespace, join, specificity};
 use crate::registry::service::is_subset;
 
 /// Rules for one host from one namespace, merged.
@@ -64,6 +64,8 @@ struct Settings<'a> {
     tls: Option<&'a ClientTls>,
     /// Of the whole service or subset: ports have none of their own.
     retry_budget: Option<&'a RetryBudget>,
+    /// The same.
+    tunnel: Option<&'a Tunnel>,
 }
 
 impl DestinationRules {
@@ -147,6 +149,11 @@ impl DestinationRules {
 impl MergedRule {
     fn is_for(&self, labels: &BTreeMap<String, String>) -> bool {
         self.selector.is_empty() || is_subset(&self.selector, labels)
+    }
+
+    /// Whether it is for some clients only, which are of its own namespace.
+    pub fn is_for_some(&self) -> bool {
+        !self.selector.is_empty()
     }
 
     /// Why nobody knows what it says, where its object is wrong.
@@ -263,6 +270,7 @@ impl MergedRule {
                 ),
             ),
             ("tls", at(settings.tls.map(|it| it.span), same(settings.tls, of_rule.tls))),
+            ("tunnel", at(settings.tunnel.map(|it| it.span), same(settings.tunnel, of_rule.tunnel))),
             (
                 "retryBudget",
                 at(settings.retry_budget.map(|it| it.span), same(settings.retry_budget, of_rule.retry_budget)),
@@ -324,6 +332,7 @@ impl<'a> Settings<'a> {
             outlier_detection: detection.map(outlier_detection),
             tls: self.tls.map(Tls::from).unwrap_or_default(),
             retry_budget: self.retry_budget.map(retry_budget),
+            tunnel: self.tunnel.map(traffic::Tunnel::from),
             ..traffic::TrafficPolicy::default()
         }
     }
@@ -332,6 +341,7 @@ impl<'a> Settings<'a> {
     /// (Istio: mergeTrafficPolicy). Where Istio drops it, its automatic mTLS protects the call; here, nothing would.
     fn overridden_by(self, policy: &'a TrafficPolicy, port: u16) -> Settings<'a> {
         let retry_budget = policy.retry_budget.as_ref().or(self.retry_budget);
+        let tunnel = policy.tunnel.as_ref().or(self.tunnel);
         let of_port = policy.port_level_settings.iter().find(|settings| settings.port.number.0 == port);
         match of_port {
             Some(settings) => Settings {
@@ -340,6 +350,7 @@ impl<'a> Settings<'a> {
                 outlier_detection: settings.outlier_detection.as_ref(),
                 tls: settings.tls.as_ref().or(policy.tls.as_ref()).or(self.tls),
                 retry_budget,
+                tunnel,
             },
             None => Settings {
                 load_balancer: policy.load_balancer.as_ref().or(self.load_balancer),
@@ -347,6 +358,7 @@ impl<'a> Settings<'a> {
                 outlier_detection: policy.outlier_detection.as_ref().or(self.outlier_detection),
                 tls: policy.tls.as_ref().or(self.tls),
                 retry_budget,
+                tunnel,
             },
         }
     }
@@ -429,6 +441,15 @@ impl From<&TcpKeepalive> for traffic::TcpKeepalive {
     }
 }
 
+impl From<&Tunnel> for traffic::Tunnel {
+    fn from(written: &Tunnel) -> Self {
+        traffic::Tunnel {
+            authority: join(&written.target_host, written.target_port.0),
+            by_post: written.protocol == TunnelProtocol::Post,
+        }
+    }
+}
+
 /// 0 and less mean no limit.
 fn limit(written: i32) -> Limit {
     u32::try_from(written).ok().and_then(NonZeroU32::new).map_or(Limit::Unlimited, Limit::AtMost)
@@ -463,7 +484,15 @@ impl From<&ClientTls> for Tls {
         match written.mode() {
             TlsMode::Disable => Tls::Plaintext,
             TlsMode::IstioMutual => Tls::Mesh { sni: text(&written.sni), peers: written.subject_alt_names.clone() },
-            TlsMode::Simple | TlsMode::Mutual if text(&written.credential_name).is_some() => Tls::BySecret,
+            TlsMode::Simple | TlsMode::Mutual if let Some(name) = text(&written.credential_name) => {
+                Tls::BySecret(Box::new(SecretTls {
+                    name,
+                    is_mutual,
+                    verifies: written.insecure_skip_verify != Some(true),
+                    sni: text(&written.sni),
+                    names: written.subject_alt_names.clone(),
+                }))
+            }
             TlsMode::Simple | TlsMode::Mutual => Tls::ByFiles(Box::new(FileTls {
                 sni: text(&written.sni),
                 roots: match text(&written.ca_certificates) {

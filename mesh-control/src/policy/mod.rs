@@ -420,15 +420,17 @@ impl Policy {
         let object = entry.and_then(|entry| entry.object.as_ref());
         let mut ways = object.map(|object| connections::ways(object, view, &to, &service_of)).unwrap_or_default();
         let is_raw = matches!(protocol, Some(Protocol::Tcp | Protocol::Tls | Protocol::Https));
+        let leads_on = || self.cluster(key.clone(), view).is_some_and(|seen| seen.traffic.tunnel.is_some());
         // Names that no rule has lead nowhere where there are rules for others.
-        if ways.is_empty() && is_raw {
+        if ways.is_empty() && (is_raw || leads_on()) {
             let (name, server_names) = ("default".to_owned(), Vec::new());
-            ways.push(Connections { name, server_names, targets: vec![(key, 1)], idle_timeout: None });
+            ways.push(Connections { name, server_names, targets: vec![(key, 1)], idle_timeout: None, tunnel: None });
         }
         for way in &mut ways {
             // As for Istio's weighted clusters, the first one decides.
             let first = way.targets.first().and_then(|(key, _)| self.cluster(key.clone(), view));
-            way.idle_timeout = first.and_then(|seen| seen.traffic.connection_pool.tcp_idle_timeout);
+            way.idle_timeout = first.as_ref().and_then(|seen| seen.traffic.connection_pool.tcp_idle_timeout);
+            way.tunnel = first.and_then(|seen| seen.traffic.tunnel);
         }
         ways
     }

@@ -36,6 +36,8 @@ pub struct TrafficPolicy {
     pub tls: Tls,
     /// How many retries there may be for what is under way, in place of `max_retries`.
     pub retry_budget: Option<RetryBudget>,
+    /// The proxy's way for connections whose bytes are not HTTP, where its endpoints are proxies.
+    pub tunnel: Option<Tunnel>,
 }
 
 impl TrafficPolicy {
@@ -43,6 +45,15 @@ impl TrafficPolicy {
     pub fn goes_by_hash(&self) -> bool {
         self.own_balancer.is_none() && self.balancer.goes_by_hash()
     }
+}
+
+/// What a proxy is asked for, for a connection through it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Where to: a host and a port.
+    pub authority: String,
+    /// Whether it is asked by POST, and not by CONNECT.
+    pub by_post: bool,
 }
 
 /// How many retries there may be for what is under way.
@@ -228,8 +239,8 @@ pub enum Tls {
     Plaintext,
     /// A rule wants TLS by files of the client.
     ByFiles(Box<FileTls>),
-    /// A rule wants TLS by a secret of Kubernetes, of which there are none here: no call.
-    BySecret,
+    /// A rule wants TLS by a Secret.
+    BySecret(Box<SecretTls>),
     /// A rule wants mutual TLS with the mesh's certificates.
     Mesh {
         /// The name to ask for, if it is not the cluster's.
@@ -250,6 +261,21 @@ pub struct FileTls {
     pub revoked: Option<String>,
     /// What the client shows: files with its certificate and its key.
     pub identity: Option<(String, String)>,
+    /// Names of which the server has to prove one; its own name where there are none.
+    pub names: Vec<String>,
+}
+
+/// The same by a Secret, which has what files would have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretTls {
+    /// Its name, in the namespace of the rule.
+    pub name: String,
+    /// Whether the client shows the certificate that is in it.
+    pub is_mutual: bool,
+    /// Whether the authorities in it have to vouch for the server: a rule may want nobody to.
+    pub verifies: bool,
+    /// The name to ask for, if a rule says so.
+    pub sni: Option<String>,
     /// Names of which the server has to prove one; its own name where there are none.
     pub names: Vec<String>,
 }

@@ -73,6 +73,11 @@ pub fn specificity(pattern: &str) -> (bool, usize) {
     (!pattern.starts_with('*'), pattern.len())
 }
 
+/// `host:port`, as a target is written.
+pub fn join(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// `host:port` or `host`, as a target is written; an IPv6 address with a port stands in brackets.
 pub fn split_port(target: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match target.strip_prefix('[') {

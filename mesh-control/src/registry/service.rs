@@ -64,6 +64,15 @@ pub enum Discovery {
     LogicalDns,
     /// There is none: the address that the caller asks for.
     Passthrough,
+    /// The client asks DNS for the host that the caller asks for, when it does.
+    Dynamic,
+}
+
+impl Discovery {
+    /// Whether calls go to what they ask for, and to no endpoints of the service.
+    pub fn is_of_caller(self) -> bool {
+        matches!(self, Discovery::Passthrough | Discovery::Dynamic)
+    }
 }
 
 /// A port of a service.
@@ -357,7 +366,8 @@ pub fn of_entry(object: &Object<ServiceEntry>, domain: &TrustDomain) -> Vec<Serv
         .collect();
     let all_ips = !endpoints.is_empty() && endpoints.iter().all(|endpoint| endpoint.ip().is_some());
     let discovery = match spec.resolution {
-        service_entry::Resolution::None | service_entry::Resolution::DynamicDns => Discovery::Passthrough,
+        service_entry::Resolution::None => Discovery::Passthrough,
+        service_entry::Resolution::DynamicDns => Discovery::Dynamic,
         service_entry::Resolution::Static => Discovery::Registry,
         // There is nothing to ask DNS for.
         service_entry::Resolution::Dns | service_entry::Resolution::DnsRoundRobin if all_ips => Discovery::Registry,
@@ -382,8 +392,7 @@ pub fn of_entry(object: &Object<ServiceEntry>, domain: &TrustDomain) -> Vec<Serv
                 name: meta.name.clone(),
                 namespace: meta.namespace.clone(),
                 addresses: match discovery {
-                    // Calls go to the address that they ask for.
-                    Discovery::Passthrough => Vec::new(),
+                    discovery if discovery.is_of_caller() => Vec::new(),
                     _ => spec.addresses.iter().filter_map(|text| Subnet::parse(text)).collect(),
                 },
                 ports: ports.clone(),

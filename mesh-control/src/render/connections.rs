@@ -4,7 +4,7 @@ use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
-    ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight,
+    ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight,
 };
 
 use super::BLACK_HOLE;
@@ -15,8 +15,15 @@ use crate::policy::route::ClusterKey;
 /// A connection that cannot be made costs nothing yet: it is tried as often as a request is. In Istio it is tried once.
 const ATTEMPTS: u32 = 3;
 
-pub(super) fn filter_chains(ways: &[Connections]) -> Vec<pb::FilterChain> {
-    ways.iter().map(filter_chain).collect()
+/// Those of the library, which asks proxies by CONNECT only: what should go by POST goes nowhere.
+pub(super) fn filter_chains(ways: Vec<Connections>) -> Vec<pb::FilterChain> {
+    let known = ways.into_iter().map(|mut way| {
+        if way.tunnel.take_if(|tunnel| tunnel.by_post).is_some() {
+            way.targets.clear();
+        }
+        way
+    });
+    known.map(|way| filter_chain(&way)).collect()
 }
 
 pub(super) fn filter_chain(way: &Connections) -> pb::FilterChain {
@@ -32,6 +39,11 @@ pub(super) fn filter_chain(way: &Connections) -> pb::FilterChain {
         cluster_specifier: Some(specifier),
         idle_timeout: way.idle_timeout.map(duration),
         max_connect_attempts: number(ATTEMPTS),
+        tunneling_config: way.tunnel.as_ref().map(|tunnel| TunnelingConfig {
+            hostname: tunnel.authority.clone(),
+            use_post: tunnel.by_post,
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let by_name = pb::FilterChainMatch {

@@ -448,6 +448,10 @@ fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
         ("connectionPool.http.maxRetries", pool.max_retries != Limit::Unlimited),
         ("retryBudget", seen.traffic.retry_budget.is_some()),
     ];
+    if seen.traffic.tunnel.is_some() {
+        let what = "the client makes requests, for which there are no tunnels".to_owned();
+        degraded.push(Degraded::of_rule(rule, "tunnel", what));
+    }
     for (field, _) in retries.into_iter().filter(|(_, is_set)| *is_set) {
         degraded.push(Degraded::of_rule(rule, field, "the client has no such limit".to_owned()));
     }

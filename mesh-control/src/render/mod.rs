@@ -22,6 +22,7 @@ mod metrics;
 mod overload;
 pub mod proto;
 mod quota;
+pub mod secrets;
 mod tls;
 mod tokens;
 pub mod tracing;
@@ -62,7 +63,7 @@ use crate::policy::tokens::{FetchedKeys, TokenRule};
 use crate::policy::traffic::{CONNECT_TIMEOUT, HashedBy, ServerTls, Tls};
 use crate::policy::view::{Applied, View};
 use crate::policy::{Address, Cluster, Policy};
-use crate::registry::host::{candidates, short_forms, split_port};
+use crate::registry::host::{candidates, join, short_forms, split_port};
 use crate::registry::{Discovery, Endpoint, Health, Service, ServiceEndpoints, WrittenEndpoint};
 use judge::Judge;
 use listener::Telemetry;
@@ -201,10 +202,6 @@ fn clusters(policy: &Policy, view: &View, addresses: &BTreeSet<Address>) -> BTre
         names.insert(whole.to_string());
     }
     names
-}
-
-fn join(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// How a server serves, besides who may do what to it.
@@ -395,7 +392,7 @@ pub fn render_listener(
     filters.extend(own_filters(policy, class, view, &address.host, address.port));
     let mut listener = listener::client(name, &routes_name(&address), of_routes, session, telemetry, filters);
     if class == ClientClass::Library {
-        listener.filter_chains = connections::filter_chains(&policy.connections(&address, view));
+        listener.filter_chains = connections::filter_chains(policy.connections(&address, view));
     }
     let encoded = encode(name, &listener);
     // A name that cannot be one leads nowhere.
@@ -710,7 +707,7 @@ fn found_by(seen: &Cluster<'_>) -> Found {
         Discovery::Registry => Found::Endpoints,
         Discovery::Dns => Found::Dns { logical: false },
         Discovery::LogicalDns => Found::Dns { logical: true },
-        Discovery::Passthrough => Found::Host,
+        Discovery::Passthrough | Discovery::Dynamic => Found::Host,
     }
 }
 

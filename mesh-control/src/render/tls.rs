@@ -56,7 +56,7 @@ pub(super) fn upstream(
         }
         Tls::ByFiles(files) => for_all(by_files(seen, files)),
         // A client that is told of it refuses to call rather than call in plaintext.
-        Tls::BySecret => {
+        Tls::BySecret(_) => {
             let common = pb::CommonTlsContext {
                 tls_certificate_provider_instance: Some(instance(SECRETS, "")),
                 validation_context_type: validation(SECRETS, Vec::new()),
@@ -72,7 +72,7 @@ pub(super) fn is_by_endpoints(seen: &Cluster<'_>) -> bool {
     let is_written = match &seen.traffic.tls {
         Tls::Automatic => false,
         Tls::Mesh { peers, .. } => !peers.is_empty(),
-        Tls::Plaintext | Tls::ByFiles(_) | Tls::BySecret => true,
+        Tls::Plaintext | Tls::ByFiles(_) | Tls::BySecret(_) => true,
     };
     !is_written && seen.service.peers.is_empty()
 }
@@ -107,7 +107,7 @@ pub(super) fn of_grpc(
             // Without anybody to name, gRPC would take anybody.
             if peers.is_empty() { None } else { mutual(sni.clone().unwrap_or_else(|| own_sni(seen)), peers) }
         }
-        Tls::Mesh { .. } | Tls::ByFiles(_) | Tls::BySecret => None,
+        Tls::Mesh { .. } | Tls::ByFiles(_) | Tls::BySecret(_) => None,
     }
 }
 

@@ -266,3 +266,56 @@ async fn streams_of_secrets_are_counted_by_identity() {
     let again = async { while asked(door.enter(&authority, WEB).await, "ROOTCA").await.is_err() {} };
     tokio::time::timeout(PATIENCE, again).await.expect("its stream has ended");
 }
+
+/// A Secret of the namespace `shop` with a new certificate and its key, and the key.
+fn of_kubernetes() -> (String, String) {
+    use base64::Engine;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let chain = rcgen::CertificateParams::new(["client".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
+    let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let (crt, pem) = (encoded(&chain), encoded(&key.serialize_pem()));
+    let data = format!("data: {{tls.crt: {crt}, tls.key: {pem}, ca.crt: {crt}}}");
+    let head = "apiVersion: v1\nkind: Secret\nmetadata: {name: client, namespace: shop}\ntype: kubernetes.io/tls\n";
+    (format!("{head}{data}\n"), key.serialize_pem())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x11_a_secret_is_told_to_workloads_of_its_namespace_again_when_it_changes_and_stands_in_nothing_that_anybody_reads()
+ {
+    const NAME: &str = "kubernetes://shop/client";
+    let files = tempfile::tempdir().unwrap();
+    let authority = authority(files.path());
+    let control = control(Certificates::new(authority.clone())).await;
+    let key_of = |secret: &pb::Secret| match secret.r#type.clone() {
+        Some(pb::secret::Type::TlsCertificate(pair)) => match pair.private_key.unwrap().specifier.unwrap() {
+            Specifier::InlineBytes(bytes) => String::from_utf8(bytes).unwrap(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
+    let door = Door::open(control.server()).await;
+    let mut stream = Subscription::open(door.enter(&authority, WEB).await, &[NAME]).await.unwrap();
+    // Not there yet: it comes when it does.
+    let (first, first_key) = of_kubernetes();
+    control.set_yaml("secret.yaml", &first).unwrap();
+    let told = stream.next().await.unwrap();
+    assert_eq!((&*told[0].name, key_of(&told[0])), (NAME, first_key.clone()));
+    let roots = asked(door.enter(&authority, WEB).await, &format!("{NAME}-cacert")).await.unwrap();
+    assert!(matches!(roots[0].r#type, Some(pb::secret::Type::ValidationContext(_))), "{}", roots[0].name);
+    let (second, second_key) = of_kubernetes();
+    control.set_yaml("secret.yaml", &second).unwrap();
+    assert_eq!(key_of(&stream.next().await.unwrap()[0]), second_key);
+    for (who, name) in [
+        ("spiffe://cluster.local/ns/pay/sa/web", NAME),
+        ("spiffe://cluster.local/shop", NAME),
+        (WEB, "kubernetes://pay/client"),
+    ] {
+        let refused = asked(door.enter(&authority, who).await, name).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{who} {name}: {refused}");
+        assert!(refused.message().contains("of its own namespace"), "{refused}");
+    }
+    let seen = format!("{:?} {} {:?} {:?}", control.status(), control.metrics(), control.server(), control);
+    for key in [first_key, second_key] {
+        assert!(!has(seen.as_bytes(), &scalar(key.as_bytes())), "{seen}");
+    }
+}

@@ -41,6 +41,7 @@ const CONNECTOR: &str = "mesh-tower/tests/client/connector.rs";
 const EDGES: &str = "mesh-tower/tests/client/edges.rs";
 const LIMITS: &str = "mesh-tower/tests/retries/limits.rs";
 const POLICIES: &str = "mesh-tower/tests/retries/policies.rs";
+const EGRESS: &str = "mesh-tower/tests/security/egress.rs";
 const TLS_FILES: &str = "mesh-tower/tests/security/tls_files.rs";
 
 const TABLE: Test = (
@@ -124,6 +125,9 @@ const RULE_SAYS_HOW: Test =
 const ANOTHER_NAME: Test = (TLS_FILES, "a_server_may_prove_another_name_where_a_rule_says_so");
 const MUTUAL: Test = (TLS_FILES, "a_client_shows_its_certificate_where_the_mode_is_mutual_and_only_there");
 const BY_BYTES: Test = ("mesh-tower/tests/security/mtls.rs", "both_sides_know_each_other_over_http1_and_http2");
+const THROUGH_PROXY: Test =
+    (EGRESS, "a_connection_goes_through_a_proxy_to_where_its_tunnel_leads_and_nothing_passes_where_it_refuses");
+const REQUESTS_PASS: Face = No("tunnels are for connections whose bytes are not HTTP, as in Istio");
 const OF_MESH: Test =
     ("mesh-control/tests/config_suite/mesh_config.rs", "connections_take_as_long_as_the_mesh_says_where_no_rule_does");
 const MESH_RETRIES: Test = (POLICIES, "the_meshs_own_default_holds_where_a_rule_says_nothing");
@@ -479,6 +483,13 @@ pub(crate) const GROUPS: &[Group] = &[
         Shown(&[ANOTHER_NAME, RULE_SAYS_HOW]),
         NO_TLS,
         Shown(&[ANOTHER_NAME]),
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.tunnel.protocol", "trafficPolicy.tunnel.targetHost", "trafficPolicy.tunnel.targetPort"],
+        REQUESTS_PASS,
+        REQUESTS_PASS,
+        Shown(&[THROUGH_PROXY]),
     ),
     // VirtualService.
     group(

@@ -55,6 +55,7 @@ mod route;
 mod session;
 mod strings;
 mod tracing;
+mod tunnel;
 
 pub use access_log::{
     AccessLog, DEFAULT_JSON, DEFAULT_LINE, LogDestination, LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText,
@@ -105,3 +106,4 @@ pub use route::{
 pub use session::{SessionCarrier, StatefulSession};
 pub use strings::{FullRegex, StringTest};
 pub use tracing::{CustomTag, TagValue, TraceHeaders, Tracing};
+pub use tunnel::Tunnel;

@@ -8,7 +8,8 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::id::{ClusterName, RouteName};
 use crate::model::{
-    FilterConfig, Fraction, FullRegex, HashPolicy, HeaderText, PathRewrite, Profile, RateLimit, RetryPolicy, StringTest,
+    FilterConfig, Fraction, FullRegex, HashPolicy, HeaderText, PathRewrite, Profile, RateLimit, RetryPolicy,
+    StringTest, Tunnel,
 };
 
 /// Filter overrides by filter name (`typed_per_filter_config`).
@@ -217,6 +218,7 @@ impl QueryTest {
 
 /// What becomes of a request. Exhaustive: whoever carries requests has to know what to do for each of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all of them forward, and each request looks at one")]
 pub enum RouteAction {
     /// It goes to a cluster.
     Forward(Forward),
@@ -262,6 +264,8 @@ pub struct Forward {
     pub includes_host_rate_limits: bool,
     /// How long a connection whose bytes are not HTTP may be idle; `None` = as long as both sides want.
     pub idle_timeout: Option<Duration>,
+    /// What the endpoint, which is a proxy, connects such a connection to.
+    pub tunnel: Option<Arc<Tunnel>>,
 }
 
 /// Who else gets a copy of a request, and is not waited for.
@@ -316,6 +320,7 @@ impl Forward {
             rate_limits: Vec::new(),
             includes_host_rate_limits: false,
             idle_timeout: None,
+            tunnel: None,
         }
     }
 }

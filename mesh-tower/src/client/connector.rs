@@ -2,6 +2,7 @@
 //! connection goes, and ends connections that the configuration no longer allows.
 
 mod stream;
+mod tunnel;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -138,8 +139,9 @@ impl Connector {
             RouteAction::Forward(forward) => forward.idle_timeout,
             _ => None,
         };
+        let tunnel = forward(&route.get())?.tunnel.clone();
         let leaf = route.get().cluster.and_then(|cluster| cluster.leaves().get(attempt.leaf())).cloned();
-        let stream = ConnectorStream::new(stream, Origin { attempt, leaf, head, bytes, seed }, entry, view);
+        let stream = ConnectorStream::new(stream, Origin { attempt, leaf, head, bytes, seed, tunnel }, entry, view);
         Ok(stream.idle_for(idle))
     }
 
@@ -164,7 +166,14 @@ impl Connector {
                 let what = "there are as many connections as its limit allows (circuit breaker max_connections)";
                 return Err(MeshError::new(ErrorKind::Overflow, what).within(format_args!("cluster {}", cluster.name)));
             };
-            let error = match dial(cluster, attempt.endpoint(), attempt.security, None, permit).await {
+            let dialed = async {
+                let mut stream = dial(cluster, attempt.endpoint(), attempt.security, None, permit).await?;
+                if let Some(tunnel) = &forward.tunnel {
+                    tunnel::through(&mut stream, tunnel, cluster.connect_timeout).await?;
+                }
+                Ok(stream)
+            };
+            let error = match dialed.await {
                 Ok(stream) => {
                     attempt.report(Outcome::Status(200), &route.get(), info);
                     return Ok((attempt, stream));

@@ -4,6 +4,7 @@ mod authorization;
 mod authorizer;
 mod confusion;
 mod connections_end;
+mod egress;
 mod ext_authz;
 mod ext_authz_bodies;
 mod fails_closed;

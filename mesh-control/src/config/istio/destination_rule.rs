@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::names::{host_fault, is_label};
 use super::{PortSelector, check_export, check_labels};
-use crate::config::decode::{Decoder, Opaque, Text, keywords, message};
+use crate::config::decode::{Decoder, Opaque, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 
 message! {
@@ -278,12 +278,12 @@ message! {
     }
     /// Through an HTTP proxy.
     pub struct Tunnel {
-        /// CONNECT or POST.
-        protocol: Option<String> = "protocol",
+        /// How the proxy is asked for it.
+        protocol: TunnelProtocol = "protocol",
         /// The host behind the proxy.
-        target_host: Option<String> = "targetHost",
+        target_host: Text = "targetHost" required,
         /// The port behind the proxy.
-        target_port: Option<u32> = "targetPort",
+        target_port: PortNumber = "targetPort" required,
     }
     /// PROXY protocol.
     pub struct ProxyProtocol {
@@ -336,6 +336,13 @@ keywords! {
         Mutual = "MUTUAL",
         /// Both do, with the mesh's certificates.
         IstioMutual = "ISTIO_MUTUAL",
+    }
+    /// How a proxy is asked for a connection.
+    pub enum TunnelProtocol {
+        /// By the method that is made for it.
+        Connect = "CONNECT",
+        /// By a request whose body goes on.
+        Post = "POST",
     }
     /// A version of the PROXY protocol.
     pub enum ProxyProtocolVersion {
@@ -390,6 +397,13 @@ impl TrafficPolicy {
         }
         check_blocks(self.connection_pool.as_ref(), self.outlier_detection.as_ref(), path, d);
         check_tls(self.tls.as_ref(), path, d);
+        if let Some(tunnel) = &self.tunnel
+            && (tunnel.target_host.contains('*') || host_fault(&tunnel.target_host).is_some())
+        {
+            let message = format!("{} is not the name of a host", quoted(&tunnel.target_host));
+            let path = format!("{path}.tunnel.targetHost");
+            d.report_at(tunnel.target_host.span, path, Severity::Error, Code::InvalidValue, message);
+        }
         if let Some(budget) = &self.retry_budget
             && budget.percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent))
         {

@@ -109,8 +109,8 @@ const AT_ONCE: &str = "gRPC's clients give new endpoints their full share at onc
 
 const MESH_ONLY: &str = "gRPC's clients do so where the mode is ISTIO_MUTUAL, and fail their calls otherwise";
 
-const SECRET: &str = "there are no secrets of Kubernetes here; calls fail instead of travelling unprotected: name files in \
-                      `caCertificates`, `clientCertificate` and `privateKey`";
+const SECRET: &str = "only an Envoy beside a workload takes a Secret, where the rule has a `workloadSelector`; calls of others fail \
+                      instead of travelling unprotected: name files in `caCertificates`, `clientCertificate` and `privateKey`";
 
 /// Of TLS by files.
 const fn file(path: &'static str) -> Row {
@@ -119,12 +119,20 @@ const fn file(path: &'static str) -> Row {
 
 /// Of a traffic policy that is not a port's.
 const WHOLE_POLICY: &[Row] = &[
-    both("tunnel", NotYet("connections are made directly")),
+    Row { path: "tunnel.protocol", library: Partly(by_post), grpc: NotYet(TUNNEL) },
+    http_only("tunnel.targetHost", TUNNEL),
+    http_only("tunnel.targetPort", TUNNEL),
     both("proxyProtocol", NotYet("connections start without it")),
     http_only("retryBudget.percent", "gRPC's clients have no such limit"),
     http_only("retryBudget.minRetryConcurrency", "gRPC's clients have no such limit"),
     http_only("retryBudget.budgetInterval", "gRPC's clients have no such limit"),
 ];
+
+const TUNNEL: &str = "gRPC's clients make requests, for which there are no tunnels";
+
+fn by_post(node: &Node) -> Option<String> {
+    (node.as_str()? == "POST").then(|| "POST; no connection is made, but for Envoys".to_owned())
+}
 
 const PORT_NUMBER: &[Row] = &[both("number", Enforced)];
 

@@ -2,7 +2,7 @@
 //! on an annotation, or on files, is reported where it is written (`analysis::envoy`).
 
 use super::ObjectKind;
-use super::ObjectKind::{HttpRoute, ServiceEntry, Sidecar, VirtualService};
+use super::ObjectKind::{DestinationRule, HttpRoute, ServiceEntry, Sidecar, VirtualService};
 
 const PORT: &str = "a `Location` names the port, also the standard one of its scheme";
 const QUERY: &str = "behind a query of the rule's own, that of the request follows a second `?`, and no `&`";
@@ -24,9 +24,16 @@ const DIFFERENCES: &[(ObjectKind, &str, &str)] = &[
     (VirtualService, "tcp", "of two services at one port that are not HTTP, it calls the first one"),
     (VirtualService, "tls", "TLS of the application's own has to name the service, or what is in `sniHosts`"),
     (
+        DestinationRule,
+        "trafficPolicy.tls.credentialName",
+        "it is told the Secret, of the rule's own namespace, where the rule has a `workloadSelector`",
+    ),
+    (DestinationRule, "trafficPolicy.tunnel.protocol", "`POST`: it asks proxies by POST, too"),
+    (
         ServiceEntry,
         "resolution",
-        "`NONE`: it looks the host up; with a wildcard it goes where the connection was going",
+        "`NONE`: it looks the host up; with a wildcard it goes where the connection was going. `DYNAMIC_DNS`: of bytes that are \
+         neither HTTP nor TLS nobody can tell it the host",
     ),
     (
         Sidecar,

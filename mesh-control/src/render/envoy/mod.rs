@@ -1,9 +1,10 @@
 //! Listeners, routes and clusters for an Envoy beside a workload, under Istio's names: what the library does in the process,
 //! for services in other languages.
 //!
-//! `outbound` is what a workload calls, `inbound` what calls it, `tls` how both are secured, `proxy` the filters of both.
+//! `outbound` is what a workload calls (`dynamic` where the call says which host), `inbound` what calls it, `tls` how both are secured, `proxy` the filters of both.
 //! Clusters are the library's but for what Envoy does in another way (Istio: networking/core).
 
+mod dynamic;
 mod inbound;
 mod outbound;
 mod proxy;
@@ -121,6 +122,7 @@ pub(super) fn cluster(
     // It reports the load of all clusters, where its bootstrap says so.
     rendered.lrs_server = None;
     match found_by(seen) {
+        Found::Host if dynamic::is_dynamic(seen) => dynamic::by_caller(&mut rendered),
         // Nobody can look up a host that stands for many: it is called where the connection was going.
         Found::Host if seen.key.host.starts_with('*') => {
             rendered.load_assignment = None;

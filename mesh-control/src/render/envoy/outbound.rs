@@ -21,7 +21,7 @@ use super::super::{
     BLACK_HOLE, Degraded, PASSTHROUGH, Rendered, clusters, encode, encode_routes, envoy_logs, join, library, names_of,
 };
 use super::inbound::speaks_http;
-use super::{VIRTUAL_OUTBOUND, proxy};
+use super::{VIRTUAL_OUTBOUND, dynamic, proxy};
 use crate::catalog::{Encoded, Sidecar};
 use crate::config::diagnostic::Diagnostic;
 use crate::policy::connections::Connections;
@@ -166,18 +166,31 @@ fn at_port(
                 if way.server_names.is_empty() { names_of(&address.host, view) } else { way.server_names.clone() };
             let names: Vec<String> = names.into_iter().filter(|name| told.insert(name.clone())).collect();
             if !names.is_empty() {
-                rendered.filter_chains.push(chain(address, Connections { server_names: names, ..way }));
+                let leads = way.targets.first().and_then(|(key, _)| policy.cluster(key.clone(), view));
+                let is_dynamic = leads.is_some_and(|seen| dynamic::is_dynamic(&seen));
+                let mut chain = chain(address, Connections { server_names: names, ..way });
+                if is_dynamic {
+                    chain.filters.insert(0, dynamic::of_server_names(port));
+                }
+                rendered.filter_chains.push(chain);
             }
         }
     }
     if !at.tls.is_empty() {
         rendered.listener_filters.push(proxy::tls_inspector());
     }
+    let is_dynamic =
+        at.http.iter().filter_map(|address| policy.cluster(key(address), view)).any(|seen| dynamic::is_dynamic(&seen));
     let mut tcp = at.tcp.iter();
     rendered.default_filter_chain = match at.http.is_empty() {
         false => Some(pb::FilterChain {
             name: name.to_owned(),
-            filters: vec![proxy::http(&manager(port, ip, envoy_logs(policy, view, view.telemetry, Side::Client)))],
+            filters: vec![proxy::http(&manager(
+                port,
+                ip,
+                is_dynamic,
+                envoy_logs(policy, view, view.telemetry, Side::Client),
+            ))],
             ..Default::default()
         }),
         true => tcp.next().and_then(|address| {
@@ -202,7 +215,8 @@ fn ways(policy: &Policy, view: &View, address: &Address) -> Vec<Connections> {
     if ways.is_empty() {
         let key = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
         let targets = if policy.refuses_connections(address, view) { Vec::new() } else { vec![(key, 1)] };
-        ways.push(Connections { name: "default".to_owned(), server_names: Vec::new(), targets, idle_timeout: None });
+        let (name, server_names) = ("default".to_owned(), Vec::new());
+        ways.push(Connections { name, server_names, targets, idle_timeout: None, tunnel: None });
     }
     ways
 }
@@ -212,18 +226,19 @@ fn chain(address: &Address, way: Connections) -> pb::FilterChain {
     pb::FilterChain { name, ..connections::filter_chain(&way) }
 }
 
-/// In Istio's order: faults, cross-origin rules, sessions, the router.
-fn manager(port: u16, ip: std::net::IpAddr, logs: Vec<AccessLog>) -> hcm::HttpConnectionManager {
+/// In Istio's order: faults, cross-origin rules, sessions, names that are looked up for each request, the router.
+fn manager(port: u16, ip: std::net::IpAddr, is_dynamic: bool, logs: Vec<AccessLog>) -> hcm::HttpConnectionManager {
     let filter = |name: &str, config: Any| hcm::HttpFilter {
         name: name.to_owned(),
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     };
-    let filters = vec![
+    let mut filters = vec![
         filter(FAULT_FILTER, any(&HttpFault::default())),
         filter(CORS_FILTER, any(&Cors::default())),
         filter(SESSION_FILTER, any(&session_pb::StatefulSession::default())),
     ];
+    filters.extend(is_dynamic.then(dynamic::of_requests));
     proxy::manager(format!("outbound_{ip}_{port}"), proxy::by_rds(port.to_string()), filters, logs)
 }
 

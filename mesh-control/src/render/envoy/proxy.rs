@@ -95,7 +95,7 @@ pub(super) fn bytes(cluster: String) -> pb::Filter {
     filter("envoy.filters.network.tcp_proxy", &proxy)
 }
 
-fn filter<M: Message + Name>(name: &str, config: &M) -> pb::Filter {
+pub(super) fn filter<M: Message + Name>(name: &str, config: &M) -> pb::Filter {
     let config_type = Some(pb::filter::ConfigType::TypedConfig(any(config)));
     pb::Filter { name: name.to_owned(), config_type }
 }

@@ -14,11 +14,11 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_paramete
 use envoy_types::pb::google::protobuf::BoolValue;
 use mesh_core::identity::SpiffeId;
 
-use super::super::is_marked;
 use super::super::proto::duration;
 use super::super::tls::{Security, by_files, exact, own_sni, socket, where_marked};
+use super::super::{is_marked, secrets};
 use crate::policy::Cluster;
-use crate::policy::traffic::{FileTls, Roots, Tls};
+use crate::policy::traffic::{FileTls, Roots, SecretTls, Tls};
 use crate::registry::WrittenEndpoint;
 
 /// The static cluster of a bootstrap that serves secrets, by Istio's name.
@@ -58,7 +58,13 @@ pub(super) fn upstream(
             let context = of_files(seen, files, is_http2);
             Some(Security { socket: Some(socket(&context)), ..Security::default() })
         }
-        Tls::Mesh { .. } | Tls::BySecret => None,
+        // It proves who it is to be given the Secret, which is for those that the rule names.
+        Tls::BySecret(by) if may_have_certificate => {
+            let rule = seen.rule.filter(|rule| rule.is_for_some())?;
+            let context = of_secret(seen, &rule.meta.namespace, by, is_http2);
+            Some(Security { socket: Some(socket(&context)), ..Security::default() })
+        }
+        Tls::Mesh { .. } | Tls::BySecret(_) => None,
     }
 }
 
@@ -73,6 +79,35 @@ fn of_files(seen: &Cluster<'_>, files: &FileTls, is_http2: bool) -> pb::Upstream
             validation.system_root_certs = None;
             let specifier = Some(core::data_source::Specifier::Filename(SYSTEM_ROOTS.to_owned()));
             validation.trusted_ca = Some(core::DataSource { specifier, ..Default::default() });
+        }
+    }
+    context
+}
+
+/// The same by a Secret: what would be in files comes from the server of secrets.
+fn of_secret(seen: &Cluster<'_>, namespace: &str, by: &SecretTls, is_http2: bool) -> pb::UpstreamTlsContext {
+    let files = FileTls {
+        sni: by.sni.clone(),
+        roots: if by.verifies { Roots::System } else { Roots::Nobody },
+        revoked: None,
+        identity: None,
+        names: by.names.clone(),
+    };
+    let mut context = of_files(seen, &files, is_http2);
+    if let Some(common) = &mut context.common_tls_context {
+        if by.is_mutual {
+            common.tls_certificate_sds_secret_configs = vec![secret(&secrets::certificate_name(namespace, &by.name))];
+        }
+        if let Some(ValidationContextType::ValidationContext(own)) =
+            common.validation_context_type.take_if(|_| by.verifies)
+        {
+            let own = pb::CertificateValidationContext { trusted_ca: None, ..own };
+            let combined = CombinedCertificateValidationContext {
+                default_validation_context: Some(own),
+                validation_context_sds_secret_config: Some(secret(&secrets::authorities_name(namespace, &by.name))),
+                ..Default::default()
+            };
+            common.validation_context_type = Some(ValidationContextType::CombinedValidationContext(combined));
         }
     }
     context

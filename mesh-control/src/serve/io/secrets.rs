@@ -1,7 +1,7 @@
 //! Envoy's secret discovery service: whom a workload trusts, and, where the operator says so, its own certificate with a key.
 //!
 //! A subscriber has shown a live certificate of the mesh. It is given what is its own, under the names that Istio's agents have for
-//! it, and nothing of anybody else.
+//! it, the Secrets of its namespace that a rule names (`kubernetes://NAMESPACE/NAME`), and nothing of anybody else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::ca::{Authority, CertificateAuthority};
 use crate::render::proto::{any, extension};
+use crate::render::secrets::{is_secret, may_have};
 use crate::serve::clients::authority::untold;
 use crate::serve::clients::certificates::{Desk, Rejection};
 use crate::serve::clients::clock::now;
@@ -146,8 +147,8 @@ impl Subscriber {
         // It comes back with the next one.
         let mut ended = std::pin::pin!(certificate_ends(self.peer.expires));
         let mut look = tokio::time::interval(LOOK);
-        let (mut names, mut own, mut sent, mut number) = (Vec::new(), None, Vec::<Arc<Any>>::new(), 0_u64);
-        let mut envoy = None;
+        let (mut names, mut own, mut sent, mut number) = (Vec::<String>::new(), None, Vec::<Arc<Any>>::new(), 0_u64);
+        let (mut envoy, mut pulse) = (None, self.state.feed.pulse());
         loop {
             tokio::select! {
                 request = requests.message() => match request? {
@@ -173,17 +174,20 @@ impl Subscriber {
                     Err(_) => return Ok(()),
                 },
                 _ = look.tick() => {}
+                // An error would say that there will be none any more.
+                Ok(()) = pulse.changed(), if names.iter().any(|name| is_secret(name)) => {}
                 () = &mut ended => return Ok(()),
                 () = sender.closed() => return Ok(()),
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
             }
             let mut resources = Vec::new();
             for name in &names {
-                resources.push(self.secret(name, &mut own).await?);
+                resources.extend(self.secret(name, &mut own).await?);
             }
             // Most of it is shared with all others, and long.
             let is_same = |(one, other): (&Arc<Any>, &Arc<Any>)| Arc::ptr_eq(one, other) || one == other;
-            if resources.len() == sent.len() && resources.iter().zip(&sent).all(is_same) {
+            // Nothing says that a Secret is gone: it is an error to Envoy, which goes on with what it has.
+            if resources.is_empty() || resources.len() == sent.len() && resources.iter().zip(&sent).all(is_same) {
                 continue;
             }
             number += 1;
@@ -201,12 +205,13 @@ impl Subscriber {
         }
     }
 
-    async fn secret(&self, name: &str, own: &mut Option<Own>) -> Result<Arc<Any>, Status> {
+    /// `None` where there is no Secret of this name.
+    async fn secret(&self, name: &str, own: &mut Option<Own>) -> Result<Option<Arc<Any>>, Status> {
         let refused = |why: &str| {
             Err(Status::permission_denied(format!("{} asks for the secret {name:?}: {why}", self.identity)))
         };
         match name {
-            TRUST => Ok(self.trust.latest(self.desk.authority())),
+            TRUST => Ok(Some(self.trust.latest(self.desk.authority()))),
             OWN if !self.desk.hands_out_keys() => refused(
                 "private keys leave this server only with --sds-private-keys; a workload makes its own and has it signed",
             ),
@@ -217,8 +222,13 @@ impl Subscriber {
                 };
                 let secret = certificate.secret.clone();
                 *own = Some(certificate);
-                Ok(secret)
+                Ok(Some(secret))
             }
+            name if is_secret(name) && may_have(&self.identity, name) => {
+                let secret = self.state.feed.latest().secret(&self.identity, name);
+                Ok(secret.map(|secret| Arc::new(Any { type_url: pb::Secret::type_url(), value: secret.to_vec() })))
+            }
+            name if is_secret(name) => refused("a Secret is for workloads of its own namespace"),
             _ => refused("there are `ROOTCA`, and `default` of its own, and nobody else's"),
         }
     }

@@ -131,6 +131,7 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
         rate_limits: rate_limits::rate_limits(notes, rate_limits)?,
         includes_host_rate_limits: include_vh_rate_limits.is_some_and(|includes| includes.value),
         idle_timeout: None,
+        tunnel: None,
         hash_policies: notes.each("hash_policy", hash_policy, hashing::hash_policy)?.into_iter().flatten().collect(),
     };
     let is_of_caller = |policy: &HashPolicy| matches!(policy.key, HashKey::SourceAddress | HashKey::Channel);

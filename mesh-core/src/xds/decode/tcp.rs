@@ -15,7 +15,7 @@ use super::route::cluster_name;
 use crate::error::Invalid;
 use crate::model::{
     Clusters, Forward, RetryCondition, RetryConditions, RetryPolicy, Route, RouteAction, RouteConfiguration,
-    RouteMatch, VirtualHost, WeightedCluster,
+    RouteMatch, Tunnel, VirtualHost, WeightedCluster,
 };
 
 /// Pauses between dials, as between the tries of a request.
@@ -156,11 +156,9 @@ fn tcp_proxy(notes: &mut Notes<'_>, value: proxy::TcpProxy) -> Result<Forward, I
         cluster_specifier,
     } = value;
     // These choose among endpoints, or change what is sent.
-    for (field, is_set) in [
-        ("metadata_match", metadata_match.is_some()),
-        ("tunneling_config", tunneling_config.is_some()),
-        ("proxy_protocol_tlvs", !proxy_protocol_tlvs.is_empty()),
-    ] {
+    for (field, is_set) in
+        [("metadata_match", metadata_match.is_some()), ("proxy_protocol_tlvs", !proxy_protocol_tlvs.is_empty())]
+    {
         if is_set {
             return Err(Invalid::new("not supported").at(field));
         }
@@ -186,6 +184,7 @@ fn tcp_proxy(notes: &mut Notes<'_>, value: proxy::TcpProxy) -> Result<Forward, I
         }
         None => return Err(Invalid::new("missing").at("cluster_specifier")),
     };
+    let tunnel = notes.optional("tunneling_config", tunneling_config, tunnel)?;
     let attempts = max_connect_attempts.map_or(1, |attempts| attempts.value);
     if attempts == 0 {
         return Err(Invalid::new("must be at least 1").at("max_connect_attempts"));
@@ -193,6 +192,7 @@ fn tcp_proxy(notes: &mut Notes<'_>, value: proxy::TcpProxy) -> Result<Forward, I
     let mut forward = Forward::among(clusters);
     forward.idle_timeout =
         notes.optional("idle_timeout", idle_timeout, |_, value| duration(&value))?.filter(|idle| !idle.is_zero());
+    forward.tunnel = tunnel.map(Arc::new);
     forward.retry = (attempts > 1).then(|| {
         Box::new(RetryPolicy {
             on: RetryConditions::NONE.with(RetryCondition::ConnectFailure),
@@ -210,6 +210,31 @@ fn tcp_proxy(notes: &mut Notes<'_>, value: proxy::TcpProxy) -> Result<Forward, I
         })
     });
     Ok(forward)
+}
+
+/// What a proxy is asked for is known here. What else it would be told may be what it lets somebody through by.
+fn tunnel(notes: &mut Notes<'_>, value: proxy::tcp_proxy::TunnelingConfig) -> Result<Tunnel, Invalid> {
+    let proxy::tcp_proxy::TunnelingConfig {
+        hostname,
+        use_post,
+        headers_to_add,
+        propagate_response_headers,
+        post_path,
+        propagate_response_trailers,
+        request_id_extension,
+        request_id_header,
+        request_id_metadata_key,
+        formatters,
+    } = value;
+    for (field, is_set) in [("use_post", use_post), ("headers_to_add", !headers_to_add.is_empty())] {
+        if is_set {
+            return Err(Invalid::new("not supported").at(field));
+        }
+    }
+    ignored!(notes;
+        propagate_response_headers, post_path, propagate_response_trailers, request_id_extension, request_id_header,
+        request_id_metadata_key, formatters);
+    notes.field("hostname", |_| Tunnel::to(&hostname))
 }
 
 fn weighted(

@@ -12,7 +12,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::model::MetricRules;
+use mesh_core::model::{MetricRules, Tunnel};
 use mesh_core::request::RequestHead;
 use mesh_core::store::TargetEntry;
 use mesh_core::telemetry::{Ends, Reporter};
@@ -81,6 +81,8 @@ pub(super) struct Origin {
     pub(super) bytes: Bytes,
     /// Of the choices that led here: with the same routes they lead here again.
     pub(super) seed: u64,
+    /// The way through its endpoint, where that is a proxy.
+    pub(super) tunnel: Option<Arc<Tunnel>>,
 }
 
 type NextView = Pin<Box<dyn Future<Output = Arc<TargetView>> + Send>>;
@@ -253,7 +255,7 @@ impl Origin {
             },
         };
         let Ok(route) = view.find(&head, &mut fastrand::Rng::with_seed(self.seed)) else { return Ok(false) };
-        if forward(&route).is_err() {
+        if !forward(&route).is_ok_and(|forward| forward.tunnel == self.tunnel) {
             return Ok(false);
         }
         let mut allowed = false;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
-    ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight,
+    ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight,
 };
 use envoy_types::pb::google::protobuf::UInt32Value;
 
@@ -34,6 +34,14 @@ fn to(cluster: &str) -> TcpProxy {
     TcpProxy { cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())), ..Default::default() }
 }
 
+fn tunnel() -> TunnelingConfig {
+    TunnelingConfig { hostname: "db.example.com:5432".to_owned(), ..Default::default() }
+}
+
+fn through(tunnel: TunnelingConfig) -> TcpProxy {
+    TcpProxy { tunneling_config: Some(tunnel), ..to("a") }
+}
+
 fn split(weights: &[u32]) -> TcpProxy {
     let share = |weight: &u32| ClusterWeight { name: format!("c{weight}"), weight: *weight, metadata_match: None };
     let clusters = WeightedCluster { clusters: weights.iter().map(share).collect() };
@@ -49,7 +57,7 @@ fn chains_of_a_client_are_routes_by_the_names_of_servers() {
     let proxy = TcpProxy {
         idle_timeout: Some(envoy_types::pb::google::protobuf::Duration { seconds: 7, nanos: 0 }),
         max_connect_attempts: Some(UInt32Value { value: 3 }),
-        ..to("a")
+        ..through(tunnel())
     };
     let mut message = listener(vec![chain(&["A.example", "*.b.example"], &proxy)]);
     message.default_filter_chain = Some(chain(&[], &split(&[1, 3])));
@@ -69,6 +77,8 @@ fn chains_of_a_client_are_routes_by_the_names_of_servers() {
     assert_eq!((names.as_str(), rest.as_str()), ("a.example *.b.example", "*"));
     assert_eq!((&forward.clusters, forward.idle_timeout), (&Clusters::One("a".into()), Some(Duration::from_secs(7))));
     let retry = forward.retry.as_ref().unwrap();
+    assert_eq!(forward.tunnel.as_ref().map(|tunnel| &*tunnel.authority), Some("db.example.com:5432"));
+    assert!(split.tunnel.is_none());
     assert!(retry.retries == 2 && retry.on.contains(RetryCondition::ConnectFailure), "{retry:?}");
     assert!(matches!(&split.clusters, Clusters::Weighted(clusters) if clusters.len() == 2), "{split:?}");
     assert!(split.retry.is_none(), "once, as with Envoy");
@@ -117,8 +127,14 @@ fn what_would_send_connections_elsewhere_is_refused() {
             ("max_connect_attempts: must be at least 1", |listener| {
                 proxy(listener, &TcpProxy { max_connect_attempts: Some(UInt32Value { value: 0 }), ..to("a") });
             }),
-            ("tunneling_config: not supported", |listener| {
-                proxy(listener, &TcpProxy { tunneling_config: Some(Default::default()), ..to("a") });
+            ("tunneling_config.hostname: \"\" is not a host and a port", |listener| {
+                proxy(listener, &through(TunnelingConfig::default()));
+            }),
+            ("tunneling_config.use_post: not supported", |listener| {
+                proxy(listener, &through(TunnelingConfig { use_post: true, ..tunnel() }));
+            }),
+            ("tunneling_config.headers_to_add: not supported", |listener| {
+                proxy(listener, &through(TunnelingConfig { headers_to_add: vec![Default::default()], ..tunnel() }));
             }),
             ("metadata_match: not supported", |listener| {
                 proxy(listener, &TcpProxy { metadata_match: Some(Default::default()), ..to("a") });
