@@ -102,7 +102,7 @@ spec:
 
 
 class Outside(http.server.BaseHTTPRequestHandler):
-    """Says by which name it was asked for, and who was shown to it."""
+    """Says by which name it was asked for, and who was shown to it. Each request has a connection of its own."""
 
     protocol_version = "HTTP/1.1"
 
@@ -112,11 +112,20 @@ class Outside(http.server.BaseHTTPRequestHandler):
         body = json.dumps(seen).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
+        self.send_header("connection", "close")
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, *_):
         pass
+
+
+def everything(stream):
+    """What comes until the other side ends."""
+    said = b""
+    while more := stream.recv(4096):
+        said += more
+    return said
 
 
 class Egress(sidecar.Sidecar):
@@ -215,17 +224,15 @@ class Egress(sidecar.Sidecar):
         with socket.create_connection((AT, self.ports["passed"]), timeout=10) as raw:
             with context.wrap_socket(raw, server_hostname="a.cloud.localhost") as stream:
                 stream.sendall(b"GET / HTTP/1.0\r\n\r\n")
-                if b"a.cloud.localhost" not in stream.recv(4096):
-                    raise self.failure("no answer through TLS that passes")
+                said = everything(stream)
+        if b"a.cloud.localhost" not in said:
+            raise self.failure(f"through TLS that passes: {said}")
 
     def through_proxy(self):
         def answered():
             with socket.create_connection((AT, self.ports["db"]), timeout=10) as stream:
                 stream.sendall(b"hello")
-                said = b""
-                while more := stream.recv(100):
-                    said += more
-                return said
+                return everything(stream)
 
         expected = b"CONNECT db.example.com:5432 HTTP/1.1\nhello"
         self.until("the way through the proxy", lambda: answered() == expected)
