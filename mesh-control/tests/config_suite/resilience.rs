@@ -48,6 +48,7 @@ pub(crate) const SAMPLES: &[(ObjectKind, &str, &str)] = &[
     (DestinationRule, "trafficPolicy.loadBalancer.simple", "RANDOM"),
     (DestinationRule, "trafficPolicy.tls", "{mode: ISTIO_MUTUAL}"),
     (DestinationRule, "trafficPolicy.tls", "{mode: SIMPLE}"),
+    (DestinationRule, "trafficPolicy.tunnel.protocol", "POST"),
     (VirtualService, "http.retries.attempts", "5"),
     (VirtualService, "http.retries.retryOn", "5xx"),
     (VirtualService, "http.retries.retryOn", "retriable-headers"),
