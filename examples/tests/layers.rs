@@ -38,7 +38,19 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-tower",
         layers: &[
-            &["body", "connection", "drain", "filters", "followed", "headers", "inherited", "io", "reply", "uri"],
+            &[
+                "body",
+                "connection",
+                "drain",
+                "filters",
+                "followed",
+                "headers",
+                "inherited",
+                "io",
+                "onward",
+                "reply",
+                "uri",
+            ],
             &["access_log", "health", "telemetry", "trace", "transport"],
             &[
                 "listeners",
@@ -57,7 +69,7 @@ const CRATES: [Crate; 4] = [
             &["rate_limits"],
             &["mesh"],
             &["client", "metrics", "server"],
-            &["admin", "otel"],
+            &["admin", "gateway", "otel"],
             &["bin"],
         ],
     },

@@ -26,6 +26,8 @@ pub struct DomainIndex {
     exact: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
     suffixes: Vec<(Box<str>, usize)>,
     prefixes: Vec<(Box<str>, usize)>,
+    /// Hosts with any port (`host:*`), with their colon: they are as many as hosts, and found without looking at all.
+    with_ports: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
     any: Option<usize>,
 }
 
@@ -40,6 +42,8 @@ impl DomainIndex {
                     index.any.get_or_insert(position);
                 } else if let Some(suffix) = domain.strip_prefix('*') {
                     index.suffixes.push((suffix.into(), position));
+                } else if let Some(host) = domain.strip_suffix('*').filter(|host| host.ends_with(':')) {
+                    index.with_ports.entry(host.into()).or_insert(position);
                 } else if let Some(prefix) = domain.strip_suffix('*') {
                     index.prefixes.push((prefix.into(), position));
                 } else {
@@ -58,7 +62,8 @@ impl DomainIndex {
         if let Some(position) = self.exact.get(authority) {
             return Some(*position);
         }
-        let only_any = self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty();
+        let only_any =
+            self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() && self.with_ports.is_empty();
         if only_any {
             return self.any;
         }
@@ -95,12 +100,20 @@ impl DomainIndex {
         }
         // The part that a wildcard stands for is never empty.
         let longer = |part: &str| authority.len() > part.len();
-        self.suffixes
-            .iter()
-            .find(|(suffix, _)| longer(suffix) && authority.ends_with(&**suffix))
-            .or_else(|| self.prefixes.iter().find(|(prefix, _)| longer(prefix) && authority.starts_with(&**prefix)))
-            .map(|(_, position)| *position)
-            .or(self.any)
+        let by_suffix = self.suffixes.iter().find(|(suffix, _)| longer(suffix) && authority.ends_with(&**suffix));
+        if let Some((_, position)) = by_suffix {
+            return Some(*position);
+        }
+        let by_prefix = self.prefixes.iter().find(|(prefix, _)| longer(prefix) && authority.starts_with(&**prefix));
+        let colons = authority.match_indices(':').filter(|_| !self.with_ports.is_empty());
+        let hosts = colons.filter_map(|(colon, _)| authority.get(..=colon)).filter(|host| longer(host));
+        let with_port = hosts.filter_map(|host| Some((host.len(), *self.with_ports.get(host)?))).last();
+        match (by_prefix, with_port) {
+            (Some((prefix, _)), Some((length, position))) if length > prefix.len() => Some(position),
+            (Some((_, position)), _) => Some(*position),
+            (None, Some((_, position))) => Some(position),
+            (None, None) => self.any,
+        }
     }
 }
 

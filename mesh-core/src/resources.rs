@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::model::{Cluster, Endpoints, Listener, RouteConfiguration};
+use crate::model::{Cluster, Endpoints, Listener, RouteConfiguration, Secret};
 
 /// The kinds of resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,6 +18,8 @@ pub enum ResourceType {
     Cluster,
     /// EDS
     Endpoints,
+    /// SDS
+    Secret,
 }
 
 impl fmt::Display for ResourceType {
@@ -27,6 +29,7 @@ impl fmt::Display for ResourceType {
             ResourceType::Route => "route configuration",
             ResourceType::Cluster => "cluster",
             ResourceType::Endpoints => "endpoints",
+            ResourceType::Secret => "secret",
         })
     }
 }
@@ -44,6 +47,16 @@ impl ResourceKey {
     /// The key of a resource.
     pub fn new(kind: ResourceType, name: impl Into<Arc<str>>) -> Self {
         ResourceKey { kind, name: name.into() }
+    }
+
+    /// All of a kind that there are, whatever their names: what a server has for this client.
+    pub fn all(kind: ResourceType) -> Self {
+        ResourceKey::new(kind, "*")
+    }
+
+    /// Whether it is [all](ResourceKey::all) of its kind.
+    pub fn is_all(&self) -> bool {
+        &*self.name == "*"
     }
 
     /// Where the addresses of a STRICT_DNS cluster arrive once its names are resolved.
@@ -70,6 +83,8 @@ pub enum Resource {
     Cluster(Arc<Cluster>),
     /// EDS
     Endpoints(Arc<Endpoints>),
+    /// SDS
+    Secret(Arc<Secret>),
 }
 
 /// One thing learned.
@@ -190,6 +205,14 @@ impl Resources {
     pub fn endpoints(&self, name: &str) -> Known<Arc<Endpoints>> {
         self.get(ResourceType::Endpoints, name, |resource| match resource {
             Resource::Endpoints(endpoints) => Some(Arc::clone(endpoints)),
+            _ => None,
+        })
+    }
+
+    /// A secret.
+    pub fn secret(&self, name: &str) -> Known<Arc<Secret>> {
+        self.get(ResourceType::Secret, name, |resource| match resource {
+            Resource::Secret(secret) => Some(Arc::clone(secret)),
             _ => None,
         })
     }

@@ -6,9 +6,10 @@
 //! source; a target's last good view serves until a better one is complete.
 
 mod assemble;
+mod gateway;
 mod server;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -24,13 +25,14 @@ use crate::client_status::StatusHandle;
 use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::id::{ListenerName, Target};
 use crate::live_trace::LiveTraces;
+use crate::model::RouteSource;
 use crate::resources::{Progress, Update};
 use crate::state::{Decided, HealthNews, Limited, Traffic, lock};
 use crate::tls::Certificates;
 use crate::view::{Extensions, TargetView};
 use crate::workload::{Introductions, Workload};
 
-pub use server::{ChainView, ServerState, ServerView};
+pub use server::{ChainView, Edge, Secured, ServerState, ServerView};
 
 use assemble::Assembly;
 
@@ -84,6 +86,7 @@ pub struct Store {
 
 struct StoreState {
     targets: ArcSwap<Entries>,
+    onward: Arc<Mutex<Onward>>,
     commands: Mutex<Vec<Command>>,
     news: Arc<Notify>,
     closed: AtomicBool,
@@ -103,9 +106,16 @@ const RETIRED_CHECK: Duration = Duration::from_millis(100);
 /// Looked into once per request, by names that callers may choose: a fast hash with a random seed.
 type Entries = HashMap<Box<str>, Arc<TargetEntry>, foldhash::fast::RandomState>;
 
+/// The listeners that a gateway has, and where each is to be bound.
+pub type GatewayListeners = BTreeMap<ListenerName, SocketAddr>;
+
+/// Where requests of gateways go on to, by their routes.
+type Onward = HashMap<Arc<str>, Arc<TargetEntry>>;
+
 enum Command {
     AddTarget(Arc<TargetEntry>),
-    AddServer { listener: ListenerName, address: SocketAddr, state: watch::Sender<ServerState> },
+    AddServer { listener: ListenerName, address: SocketAddr, state: watch::Sender<ServerState>, is_gateway: bool },
+    AddGateway(watch::Sender<GatewayListeners>),
     DropServer(ListenerName, SocketAddr),
 }
 
@@ -122,14 +132,33 @@ impl Drop for Alive {
 /// One target: its view now, and a way to wait for the first one.
 pub struct TargetEntry {
     target: Target,
-    listener: ListenerName,
+    origin: Origin,
     view: ArcSwapOption<TargetView>,
     news: Notify,
     used: AtomicBool,
     status: StatusHandle,
 }
 
+/// What the view of a target is made of.
+#[derive(Debug)]
+enum Origin {
+    /// A client's listener.
+    Listener(ListenerName),
+    /// Routes of a gateway.
+    Routes(RouteSource),
+}
+
 impl TargetEntry {
+    fn new(target: Target, origin: Origin, status: StatusHandle) -> Self {
+        let (view, news, used) = (ArcSwapOption::empty(), Notify::new(), AtomicBool::new(true));
+        TargetEntry { target, origin, view, news, used, status }
+    }
+
+    /// Where the requests that come to a gateway by these routes go on to.
+    fn onward(place: &str, routes: RouteSource) -> Self {
+        TargetEntry::new(Target::from(place), Origin::Routes(routes), StatusHandle::default())
+    }
+
     /// Whose it is.
     pub fn target(&self) -> &Target {
         &self.target
@@ -164,7 +193,11 @@ impl TargetEntry {
             }
             if tokio::time::timeout_at(deadline.into(), news).await.is_err() {
                 let silence = self.status.get().silence(Instant::now());
-                let detail = format!("listener {}: no configuration yet ({silence})", self.listener);
+                let what = match &self.origin {
+                    Origin::Listener(name) => format!("listener {name}"),
+                    Origin::Routes(_) => self.target.to_string(),
+                };
+                let detail = format!("{what}: no configuration yet ({silence})");
                 return Err(MeshError::new(ErrorKind::UnknownTarget, detail));
             }
         }
@@ -203,7 +236,8 @@ impl Store {
         let certificates = Arc::<Certificates>::default();
         let news = Arc::new(Notify::new());
         let health = Arc::new(HealthNews::new(Arc::clone(&news)));
-        let assembly = Assembly::new(extensions, Arc::clone(&certificates), health);
+        let onward = Arc::<Mutex<Onward>>::default();
+        let assembly = Assembly::new(extensions, Arc::clone(&certificates), health, Arc::clone(&onward));
         let shared = Arc::new(StoreState {
             certificates,
             calls: Arc::default(),
@@ -212,6 +246,7 @@ impl Store {
             limited: Arc::clone(assembly.limited()),
             decided: Decided::default(),
             targets: ArcSwap::default(),
+            onward,
             commands: Mutex::default(),
             news,
             closed: AtomicBool::new(false),
@@ -296,14 +331,8 @@ impl Store {
                 format!("target {target}: more than {MAX_TARGETS} targets"),
             ));
         }
-        let entry = Arc::new(TargetEntry {
-            target: target.clone(),
-            listener,
-            view: ArcSwapOption::empty(),
-            news: Notify::new(),
-            used: AtomicBool::new(true),
-            status: self.shared.source.status(),
-        });
+        let origin = Origin::Listener(listener);
+        let entry = Arc::new(TargetEntry::new(target.clone(), origin, self.shared.source.status()));
         let mut targets = Entries::clone(&present);
         targets.insert(target.as_str().into(), Arc::clone(&entry));
         self.shared.targets.store(Arc::new(targets));
@@ -326,9 +355,26 @@ impl Store {
         let name = self.shared.source.server_listener_name(address);
         let listener =
             name.map_err(|invalid| MeshError::new(ErrorKind::BadRequest, format!("server {address}: {invalid}")))?;
+        Ok(self.add_server(listener, address, false))
+    }
+
+    /// The listeners that the control plane has for a gateway, as they come and go. All that there are are subscribed to, for as
+    /// long as the store lives.
+    pub fn gateway(&self) -> watch::Receiver<GatewayListeners> {
+        let (sender, listeners) = watch::channel(GatewayListeners::new());
+        self.command(Command::AddGateway(sender));
+        listeners
+    }
+
+    /// Subscribes to one of a [gateway](Store::gateway)'s listeners, which is to be bound to `address`, until the handle is dropped.
+    pub fn gateway_server(&self, listener: ListenerName, address: SocketAddr) -> ServerHandle {
+        self.add_server(listener, address, true)
+    }
+
+    fn add_server(&self, listener: ListenerName, address: SocketAddr, is_gateway: bool) -> ServerHandle {
         let (state, watched) = watch::channel(ServerState::Waiting);
-        self.command(Command::AddServer { listener: listener.clone(), address, state });
-        Ok(ServerHandle { store: self.clone(), listener, address, state: watched })
+        self.command(Command::AddServer { listener: listener.clone(), address, state, is_gateway });
+        ServerHandle { store: self.clone(), listener, address, state: watched }
     }
 
     fn command(&self, command: Command) {
@@ -350,7 +396,9 @@ pub struct Targets(Arc<StoreState>);
 impl Targets {
     /// The targets that are known now.
     pub fn list(&self) -> Vec<Arc<TargetEntry>> {
-        self.0.targets.load().values().cloned().collect()
+        let mut all: Vec<_> = self.0.targets.load().values().cloned().collect();
+        all.extend(lock(&self.0.onward).values().cloned());
+        all
     }
 }
 
@@ -442,9 +490,10 @@ impl Sink {
             for command in commands {
                 match command {
                     Command::AddTarget(entry) => self.assembly.add_target(entry),
-                    Command::AddServer { listener, address, state } => {
-                        self.assembly.add_server(listener, address, state);
+                    Command::AddServer { listener, address, state, is_gateway } => {
+                        self.assembly.add_server(listener, address, state, is_gateway);
                     }
+                    Command::AddGateway(listeners) => self.assembly.add_gateway(listeners),
                     Command::DropServer(listener, address) => self.assembly.drop_server(&listener, address),
                 }
             }

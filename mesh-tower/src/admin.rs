@@ -191,8 +191,8 @@ fn answer<B>(request: &Request<B>, mesh: &WeakMesh) -> Response<Full<Bytes>> {
         "/stats/prometheus" | "/metrics" => page(StatusCode::OK, Exposition::CONTENT_TYPE, mesh.prometheus()),
         "/ready" => match mesh.health().now() {
             // A process that only calls others is ready as soon as it is there.
-            Health::Serving => page(StatusCode::OK, TEXT, "ready\n".to_owned()),
-            Health::Starting if mesh.listeners().load().is_empty() => page(StatusCode::OK, TEXT, "ready\n".to_owned()),
+            Health::Serving => page(StatusCode::OK, TEXT, ready(&mesh)),
+            Health::Starting if mesh.listeners().load().is_empty() => page(StatusCode::OK, TEXT, ready(&mesh)),
             Health::Starting => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "starting\n".to_owned()),
             Health::NotServing(why) => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not serving: {why}\n")),
             Health::Draining => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n".to_owned()),
@@ -208,6 +208,13 @@ fn answer<B>(request: &Request<B>, mesh: &WeakMesh) -> Response<Full<Bytes>> {
             page(StatusCode::NOT_FOUND, TEXT, there.to_owned())
         }
     }
+}
+
+/// What whoever may call is told: of a gateway, which of its listeners are not bound, too.
+fn ready(mesh: &Mesh) -> String {
+    let problems = mesh.listeners().problems().unwrap_or_default();
+    let lines = problems.iter().map(|(name, problem)| format!("listener {name}: {problem}\n"));
+    ["ready\n".to_owned()].into_iter().chain(lines).collect()
 }
 
 /// The mesh ends while a page is made.

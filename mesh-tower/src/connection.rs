@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use mesh_core::identity::SpiffeId;
+use mesh_core::model::EdgeTls;
+use mesh_core::store::{ChainView, Secured, ServerView};
 use tokio::task::futures::TaskLocalFuture;
 
 /// The two ends of a connection. Shared by whoever works on it: get it as an `Arc`.
@@ -16,6 +18,8 @@ pub struct ConnectionInfo {
     pub peer: SocketAddr,
     /// Set once by the handshake, which ends after servers were told of the connection. Clones share it.
     tls: Arc<OnceLock<TlsInfo>>,
+    /// The name that a client asks for whose TLS is with somebody else, if it asks for any.
+    passed: Arc<OnceLock<Option<Arc<str>>>>,
 }
 
 /// What the handshake of a connection came to.
@@ -32,6 +36,8 @@ pub struct TlsInfo {
     pub alpn: Option<Arc<str>>,
     /// The name that the client asked for.
     pub sni: Option<Arc<str>>,
+    /// By which rules of a gateway; `None` where it is mutual TLS of the mesh.
+    pub(crate) rules: Option<Arc<EdgeTls>>,
 }
 
 tokio::task_local! {
@@ -41,7 +47,7 @@ tokio::task_local! {
 impl ConnectionInfo {
     /// A connection between these ends.
     pub fn new(local: SocketAddr, peer: SocketAddr) -> Self {
-        ConnectionInfo { local, peer, tls: Arc::default() }
+        ConnectionInfo { local, peer, tls: Arc::default(), passed: Arc::default() }
     }
 
     /// What is known of its TLS; `None` in plaintext. Known to every request.
@@ -52,6 +58,34 @@ impl ConnectionInfo {
     /// Who the peer is, where mutual TLS told.
     pub fn peer_identity(&self) -> Option<&SpiffeId> {
         self.tls()?.identity.as_ref()
+    }
+
+    /// The name that its client asked for.
+    pub(crate) fn server_name(&self) -> Option<&str> {
+        match self.tls() {
+            Some(tls) => tls.sni.as_deref(),
+            None => self.passed.get()?.as_deref(),
+        }
+    }
+
+    /// How it is secured, for chains that ask.
+    pub(crate) fn security(&self) -> Secured<'_> {
+        match self.tls() {
+            Some(TlsInfo { rules: Some(rules), .. }) => Secured::Edge(rules),
+            Some(TlsInfo { identity: Some(_), .. }) => Secured::Mutual,
+            _ => Secured::Plaintext,
+        }
+    }
+
+    /// The chain of a listener that is for it.
+    pub(crate) fn chain<'v>(&self, view: &'v ServerView) -> Option<&'v ChainView> {
+        let is_tls = self.tls().is_some() || self.passed.get().is_some();
+        view.chain(self.local, self.peer, is_tls, self.server_name())
+    }
+
+    /// Notes that its client speaks TLS with somebody else, by this name.
+    pub(crate) fn passes_by(&self, name: Option<&str>) {
+        _ = self.passed.set(name.map(Arc::from));
     }
 
     /// Notes what the handshake came to.

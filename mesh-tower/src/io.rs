@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use mesh_core::state::ConnectionPermit;
+use mesh_core::store::TargetEntry;
 use mesh_core::tls::{Certificates, FileReader, ForeignPeer, Peer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -51,6 +52,10 @@ pub(crate) struct Io {
     ages: Option<Pin<Box<Sleep>>>,
     /// Its place among the connections of its cluster.
     permit: Option<ConnectionPermit>,
+    /// What was read before, to be read first.
+    first: bytes::Bytes,
+    /// Where a gateway sends it, where nobody looks into it.
+    onward: Option<Arc<TargetEntry>>,
 }
 
 /// Whether a connection should carry no new request: it ends soon.
@@ -91,7 +96,25 @@ impl Io {
     /// Bytes that may travel until `forbidden` says why they may not. Whoever reads or writes is woken then.
     pub(crate) fn new(bytes: Bytes, forbidden: impl Future<Output = Arc<str>> + Send + 'static) -> Self {
         let (forbidden, retired) = (Both::new(forbidden), Retired::default());
-        Io { bytes, forbidden, reason: None, retired, ages: None, permit: None }
+        let first = bytes::Bytes::new();
+        Io { bytes, forbidden, reason: None, retired, ages: None, permit: None, first, onward: None }
+    }
+
+    /// The same, where this was read before, and is to be read first.
+    pub(crate) fn begun_with(mut self, first: impl Into<bytes::Bytes>) -> Self {
+        self.first = first.into();
+        self
+    }
+
+    /// The same, which a gateway sends on as it is.
+    pub(crate) fn going_to(mut self, onward: Option<Arc<TargetEntry>>) -> Self {
+        self.onward = onward;
+        self
+    }
+
+    /// Where a gateway sends it, where nobody looks into it.
+    pub(crate) fn onward(&self) -> Option<&Arc<TargetEntry>> {
+        self.onward.as_ref()
     }
 
     /// Retires the connection after this time.
@@ -235,6 +258,12 @@ pub(crate) async fn outdated(mut peer: ForeignPeer, reader: Arc<FileReader>) -> 
 impl AsyncRead for Io {
     #[inline]
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            self.allowed(cx, Half::Reader)?;
+            let most = self.first.len().min(buf.remaining());
+            buf.put_slice(&self.first.split_to(most));
+            return Poll::Ready(Ok(()));
+        }
         match self.allowed(cx, Half::Reader)? {
             Bytes::Plaintext(io) => Pin::new(io).poll_read(cx, buf),
             Bytes::Tls(io) => Pin::new(io).poll_read(cx, buf),

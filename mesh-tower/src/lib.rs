@@ -48,6 +48,7 @@ pub mod connection;
 pub mod drain;
 mod filters;
 mod followed;
+pub mod gateway;
 mod headers;
 pub mod health;
 pub mod inherited;
@@ -55,6 +56,7 @@ mod io;
 mod listeners;
 mod mesh;
 mod metrics;
+mod onward;
 #[cfg(feature = "otel")]
 pub mod otel;
 mod outbound;

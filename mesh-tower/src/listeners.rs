@@ -1,7 +1,8 @@
 //! The listeners of a mesh: what each is told by the configuration, kept where every request finds it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::error::{ErrorKind, MeshError};
@@ -18,11 +19,13 @@ use crate::health::Health;
 pub(crate) struct Listeners {
     all: ArcSwap<Vec<Arc<ListenerState>>>,
     health: watch::Sender<Health>,
+    /// What is wrong with listeners of a gateway that could not be bound.
+    problems: Mutex<Option<BTreeMap<ListenerName, String>>>,
 }
 
 impl Default for Listeners {
     fn default() -> Self {
-        Listeners { all: ArcSwap::default(), health: watch::Sender::new(Health::Starting) }
+        Listeners { all: ArcSwap::default(), health: watch::Sender::new(Health::Starting), problems: Mutex::default() }
     }
 }
 
@@ -33,6 +36,26 @@ impl Listeners {
 
     pub(crate) fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
+    }
+
+    /// What is wrong with listeners that could not be bound, by their names; `None` where this is no gateway.
+    pub(crate) fn problems(&self) -> Option<BTreeMap<ListenerName, String>> {
+        lock(&self.problems).clone()
+    }
+
+    /// Notes why a listener cannot be bound, or that it is; whether that is news.
+    pub(crate) fn note_problem(&self, name: &ListenerName, problem: Option<String>) -> bool {
+        let mut problems = lock(&self.problems);
+        let problems = problems.get_or_insert_default();
+        match problem {
+            None => problems.remove(name).is_some(),
+            Some(problem) => problems.insert(name.clone(), problem.clone()).as_ref() != Some(&problem),
+        }
+    }
+
+    /// Forgets the problems of listeners that there are not any more.
+    pub(crate) fn forget_problems(&self, is_there: impl Fn(&ListenerName) -> bool) {
+        lock(&self.problems).get_or_insert_default().retain(|name, _| is_there(name));
     }
 
     fn add(&self, listener: &Arc<ListenerState>) {
@@ -50,6 +73,11 @@ impl Listeners {
         let health = Health::of(states.iter().map(AsRef::as_ref));
         self.health.send_if_modified(|present| std::mem::replace(present, health.clone()) != health);
     }
+}
+
+/// Nothing is left half-done under the lock, so a poisoned one is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a request without a connection is told where the connection matters.

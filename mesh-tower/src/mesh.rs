@@ -219,18 +219,28 @@ impl Mesh {
 
     /// What the requests of one client have in common.
     pub(crate) fn outbound(&self, target: Option<FixedTarget>) -> Arc<OutboundContext> {
-        Arc::new(OutboundContext {
+        Arc::new(self.outbound_context(target))
+    }
+
+    /// The same of requests that come to a gateway, each of which says where it goes on to.
+    pub(crate) fn outbound_of_gateway(&self) -> Arc<OutboundContext> {
+        Arc::new(OutboundContext { is_gateway: true, ..self.outbound_context(None) })
+    }
+
+    fn outbound_context(&self, target: Option<FixedTarget>) -> OutboundContext {
+        OutboundContext {
             store: self.inner.store.clone(),
             observers: Arc::clone(&self.inner.observers),
             cold_start_wait: self.inner.cold_start_wait,
             target,
+            is_gateway: false,
             mirrors: Arc::clone(&self.inner.mirrors),
             coalescer: Arc::clone(&self.inner.coalescer),
             telemetry: self.inner.telemetry.clone(),
             live_traces: Arc::clone(self.inner.store.live_traces()),
             tracer: self.inner.tracer.clone(),
             caller: Caller::new(Arc::clone(&self.inner.address), fastrand::u64(..)),
-        })
+        }
     }
 
     /// What the requests of a client of one target have in common.

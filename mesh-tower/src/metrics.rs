@@ -270,6 +270,11 @@ impl Mesh {
         let problems = certificates.problems(SystemTime::now()).len();
         to.family("mesh_certificate_problems", Kind::Gauge, "What is wrong with certificates and TLS files.");
         to.sample(&[], (problems as u64).into(), None);
+        if let Some(problems) = self.listeners().problems() {
+            let help = "Listeners of this gateway whose address cannot be bound.";
+            to.family("mesh_gateway_unbound_listeners", Kind::Gauge, help);
+            to.sample(&[], (problems.len() as u64).into(), None);
+        }
         let unchecked = self.passed_unchecked();
         let help = "Requests that passed although no authorizer answered (failOpen).";
         to.family("mesh_requests_unchecked_total", Kind::Counter, help);

@@ -8,8 +8,8 @@ use http::StatusCode;
 
 use crate::id::{ListenerName, RouteName};
 use crate::model::{
-    AccessLog, Clusters, Forward, MetricRules, NamedFilter, Route, RouteAction, RouteConfiguration, ServiceNames,
-    Tracing,
+    AccessLog, Clusters, EdgeTls, Forward, MetricRules, NamedFilter, Route, RouteAction, RouteConfiguration,
+    ServiceNames, Tracing,
 };
 use crate::path::PathNormalization;
 
@@ -284,6 +284,9 @@ pub struct FilterChain {
     pub http: HttpManager,
     /// Whether its connections are secured.
     pub tls: ServerTls,
+    /// Where a gateway sends its connections, where nobody looks into them: the first route of the one host is for all of them.
+    /// `None`: they carry HTTP.
+    pub connections: Option<Arc<RouteConfiguration>>,
 }
 
 /// Whether the connections of a filter chain are secured. Exhaustive: whoever lets a connection in has to know each.
@@ -294,6 +297,8 @@ pub enum ServerTls {
     None,
     /// Mutual TLS: whoever connects shows a certificate of a trusted domain.
     Mutual,
+    /// TLS by certificates that the control plane delivers, with clients that need not be of the mesh.
+    Edge(Arc<EdgeTls>),
     /// TLS that this build cannot provide: connections are refused with this reason.
     Unusable(Arc<str>),
 }
@@ -301,7 +306,13 @@ pub enum ServerTls {
 impl FilterChain {
     /// A chain that takes every connection, in plaintext.
     pub fn new(name: impl Into<Arc<str>>, http: HttpManager) -> Self {
-        FilterChain { name: name.into(), matches: FilterChainMatch::default(), http, tls: ServerTls::None }
+        FilterChain {
+            name: name.into(),
+            matches: FilterChainMatch::default(),
+            http,
+            tls: ServerTls::None,
+            connections: None,
+        }
     }
 }
 
@@ -319,4 +330,6 @@ pub struct FilterChainMatch {
     pub source_ports: Vec<u16>,
     /// `Some(true)`: only where the client speaks TLS; `Some(false)`: only in plaintext.
     pub is_tls: Option<bool>,
+    /// Names that the client asks for (SNI), in lower case, exact or `*.` before a parent; empty = any, and none.
+    pub server_names: Vec<Arc<str>>,
 }

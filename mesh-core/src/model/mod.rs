@@ -52,6 +52,7 @@ mod re2;
 mod request_rules;
 mod retry;
 mod route;
+mod secret;
 mod session;
 mod strings;
 mod tracing;
@@ -103,6 +104,7 @@ pub use route::{
     MirrorHost, PathChange, PathTest, QueryTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch,
     SegmentTemplate, SplitBy, TemplatePart, VirtualHost, WeightedCluster,
 };
+pub use secret::{EdgeTls, Secret};
 pub use session::{SessionCarrier, StatefulSession};
 pub use strings::{FullRegex, StringTest};
 pub use tracing::{CustomTag, TagValue, TraceHeaders, Tracing};

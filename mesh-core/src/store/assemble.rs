@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
-use super::TargetEntry;
 use super::server::{ChainView, ServerState, ServerView};
+use super::{GatewayListeners, Onward, Origin, TargetEntry};
 use crate::error::{ErrorKind, MeshError};
 use crate::id::{ClusterName, ListenerName, Target};
 use crate::model::{
@@ -23,7 +23,7 @@ const MAX_DEPTH: usize = 16;
 
 /// Everything that is wanted and everything that is known, and the views made of it.
 pub(super) struct Assembly {
-    resources: Resources,
+    pub(super) resources: Resources,
     extensions: Extensions,
     states: States,
     users: HashMap<UserId, User>,
@@ -33,13 +33,19 @@ pub(super) struct Assembly {
     /// Former views that requests still hold. The last of them is not to be the one that frees them, with thousands of
     /// endpoints maybe.
     retired: Vec<Arc<TargetView>>,
+    /// Where requests of gateways go on to, by their routes.
+    pub(super) onward: Arc<Mutex<Onward>>,
+    /// Who wants to know which listeners a gateway has.
+    pub(super) gateway: Option<watch::Sender<GatewayListeners>>,
     progress: Progress,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum UserId {
+pub(super) enum UserId {
     Target(Target),
     Server(ListenerName, SocketAddr),
+    Onward(Arc<str>),
+    Gateway,
 }
 
 struct User {
@@ -47,15 +53,16 @@ struct User {
     needs: BTreeSet<ResourceKey>,
 }
 
-enum UserKind {
+pub(super) enum UserKind {
     Target(Arc<TargetEntry>),
-    Server { address: SocketAddr, listener: ListenerName, state: watch::Sender<ServerState> },
+    Server { address: SocketAddr, listener: ListenerName, state: watch::Sender<ServerState>, is_gateway: bool },
+    Gateway,
 }
 
 /// A walk from a listener down: what it needs, and whether something on the way is still unknown.
 #[derive(Default)]
-struct Walk {
-    needs: BTreeSet<ResourceKey>,
+pub(super) struct Walk {
+    pub(super) needs: BTreeSet<ResourceKey>,
     incomplete: bool,
 }
 
@@ -79,7 +86,12 @@ impl Walk {
 }
 
 impl Assembly {
-    pub(super) fn new(extensions: Extensions, certificates: Arc<Certificates>, news: Arc<HealthNews>) -> Self {
+    pub(super) fn new(
+        extensions: Extensions,
+        certificates: Arc<Certificates>,
+        news: Arc<HealthNews>,
+        onward: Arc<Mutex<Onward>>,
+    ) -> Self {
         Assembly {
             resources: Resources::default(),
             extensions,
@@ -88,6 +100,8 @@ impl Assembly {
             needed_by: HashMap::new(),
             compiled: HashMap::new(),
             retired: Vec::new(),
+            onward,
+            gateway: None,
             progress: Progress::default(),
         }
     }
@@ -119,9 +133,16 @@ impl Assembly {
         listener: ListenerName,
         address: SocketAddr,
         state: watch::Sender<ServerState>,
+        is_gateway: bool,
     ) {
         let id = UserId::Server(listener.clone(), address);
-        self.add(id, UserKind::Server { address, listener, state });
+        self.add(id, UserKind::Server { address, listener, state, is_gateway });
+    }
+
+    /// Every listener that there is for this process is wanted from now on.
+    pub(super) fn add_gateway(&mut self, listeners: watch::Sender<GatewayListeners>) {
+        self.gateway = Some(listeners);
+        self.add(UserId::Gateway, UserKind::Gateway);
     }
 
     pub(super) fn drop_server(&mut self, listener: &ListenerName, address: SocketAddr) {
@@ -144,6 +165,7 @@ impl Assembly {
     /// Merges what was learned and rebuilds the views of those who need any of it.
     pub(super) fn apply(&mut self, update: Update) {
         let mut affected = HashSet::new();
+        self.note_listeners(&update.changes);
         for change in update.changes {
             if let Some(key) = self.resources.merge(change)
                 && let Some(users) = self.needed_by.get(&key)
@@ -155,6 +177,7 @@ impl Assembly {
             self.rebuild(&user);
         }
         self.states.tell();
+        self.forget_onward();
         self.free_retired();
         self.forget_unused();
     }
@@ -169,7 +192,7 @@ impl Assembly {
         let mut renewed: Vec<(Arc<ClusterView>, Arc<ClusterView>)> = Vec::new();
         let entries = self.users.values().filter_map(|user| match &user.kind {
             UserKind::Target(entry) => Some(entry),
-            UserKind::Server { .. } => None,
+            UserKind::Server { .. } | UserKind::Gateway => None,
         });
         for entry in entries {
             let Some(present) = entry.view.load_full() else { continue };
@@ -212,13 +235,13 @@ impl Assembly {
         progress
     }
 
-    fn add(&mut self, id: UserId, kind: UserKind) {
+    pub(super) fn add(&mut self, id: UserId, kind: UserKind) {
         self.users.insert(id.clone(), User { kind, needs: BTreeSet::new() });
         self.rebuild(&id);
         self.states.tell();
     }
 
-    fn remove(&mut self, id: &UserId) {
+    pub(super) fn remove(&mut self, id: &UserId) {
         if let Some(user) = self.users.remove(id) {
             for key in user.needs {
                 self.release(id, &key);
@@ -253,10 +276,13 @@ impl Assembly {
                     self.retired.extend(entry.publish(Arc::new(view)));
                 }
             }
-            UserKind::Server { address, listener, state } => {
+            UserKind::Gateway => {
+                walk.needs.insert(ResourceKey::all(ResourceType::Listener));
+            }
+            UserKind::Server { address, listener, state, is_gateway } => {
                 let (address, listener, state) = (*address, listener.clone(), state.clone());
-                let present = state.borrow().clone();
-                let next = self.server_state(&listener, address, &present, &mut walk);
+                let (present, is_gateway) = (state.borrow().clone(), *is_gateway);
+                let next = self.server_state(&listener, (address, is_gateway), &present, &mut walk);
                 let next = next.filter(|_| !walk.incomplete).or_else(|| self.until_complete(&listener, &present));
                 if let Some(next) = next {
                     state.send_replace(next);
@@ -290,7 +316,20 @@ impl Assembly {
         let failed = |what: String| {
             Some(TargetView::failed(entry.target.clone(), MeshError::new(ErrorKind::UnknownTarget, what)))
         };
-        let name = entry.listener.as_str();
+        let name = match &entry.origin {
+            Origin::Listener(name) => name.as_str(),
+            Origin::Routes(routes) => {
+                let http = HttpManager::new(routes.clone());
+                let previous = entry.view.load_full();
+                let present = previous.as_ref().and_then(|view| view.routes());
+                let routes = match self.route_table(&http, present, entry.target.as_str(), walk)? {
+                    Ok(routes) => routes,
+                    Err(reason) => return failed(reason),
+                };
+                let clusters = self.clusters_of(&routes, walk)?;
+                return Some(TargetView::new(entry.target.clone(), &http, routes, clusters));
+            }
+        };
         let listener = match walk.need(ResourceType::Listener, name, |name| self.resources.listener(name))? {
             Ok(listener) => listener,
             Err(reason) => return failed(reason.to_string()),
@@ -308,9 +347,23 @@ impl Assembly {
             Ok(routes) => routes,
             Err(reason) => return failed(format!("listener {name}: {reason}")),
         };
-        let clusters = routes.clusters().to_vec();
-        // Every cluster is walked, known or not, so that all of them are asked for at once.
-        let clusters = clusters.iter().enumerate().map(|(position, name)| {
+        let clusters = self.clusters_of(&routes, walk);
+        let connections = listener.connections.as_ref().map(|config| {
+            let present = previous.as_ref().and_then(|view| view.connections()?.routes());
+            self.connections(config, present, name, walk)
+        });
+        let view = TargetView::new(entry.target.clone(), &listener.http, routes, clusters?);
+        match connections {
+            None => Some(view),
+            Some(Ok((http, table, clusters))) => Some(view.with_connections(&http, table, clusters?)),
+            Some(Err(reason)) => failed(format!("listener {name}: connections: {reason}")),
+        }
+    }
+
+    /// The clusters that routes name; `None` where one of these is not known. Every one is walked, so that all of them are asked for
+    /// at once.
+    fn clusters_of(&mut self, routes: &RouteTable, walk: &mut Walk) -> Option<Vec<Arc<ClusterView>>> {
+        let clusters = routes.clusters().iter().enumerate().map(|(position, name)| {
             let was_incomplete = walk.incomplete;
             let view = self.cluster_view(name, walk);
             if view.is_none() && routes.is_mirror(position) {
@@ -321,17 +374,7 @@ impl Assembly {
             view
         });
         let clusters: Vec<_> = clusters.collect();
-        let connections = listener.connections.as_ref().map(|config| {
-            let present = previous.as_ref().and_then(|view| view.connections()?.routes());
-            self.connections(config, present, name, walk)
-        });
-        let clusters: Option<Vec<_>> = clusters.into_iter().collect();
-        let view = TargetView::new(entry.target.clone(), &listener.http, routes, clusters?);
-        match connections {
-            None => Some(view),
-            Some(Ok((http, table, clusters))) => Some(view.with_connections(&http, table, clusters?)),
-            Some(Err(reason)) => failed(format!("listener {name}: connections: {reason}")),
-        }
+        clusters.into_iter().collect()
     }
 
     /// The routes of connections whose bytes are not HTTP, and their clusters; `None` where one of these is not known.
@@ -416,13 +459,15 @@ impl Assembly {
     fn server_state(
         &mut self,
         listener: &ListenerName,
-        address: SocketAddr,
+        (address, is_gateway): (SocketAddr, bool),
         previous: &ServerState,
         walk: &mut Walk,
     ) -> Option<ServerState> {
         let name = listener.as_str();
         let listener = match walk.need(ResourceType::Listener, name, |name| self.resources.listener(name))? {
             Ok(listener) => listener,
+            // Whoever has bound it is told, and lets its requests end.
+            Err(_) if is_gateway && matches!(previous, ServerState::Serving(_)) => return Some(previous.clone()),
             Err(reason) => return Some(ServerState::NotServing(reason)),
         };
         let Listener::Server(listener) = &*listener else {
@@ -435,7 +480,7 @@ impl Assembly {
             let wrong = listener.address;
             return Some(ServerState::NotServing(format!("listener {name}: it is for {wrong}, not {address}").into()));
         }
-        match self.chains(listener, previous, walk)? {
+        match self.chains(listener, is_gateway, previous, walk)? {
             Ok(chains) => {
                 if chains.iter().any(|chain| chain.tls == ServerTls::Mutual) {
                     self.states.certificates().want();
@@ -459,16 +504,20 @@ impl Assembly {
     fn chains(
         &mut self,
         listener: &ServerListener,
+        is_gateway: bool,
         previous: &ServerState,
         walk: &mut Walk,
     ) -> Option<Result<Vec<ChainView>, String>> {
-        let present = match previous {
-            ServerState::Serving(view) => view.chains.as_slice(),
-            _ => &[],
+        let present: HashMap<&str, &ChainView> = match previous {
+            ServerState::Serving(view) => {
+                view.listener.chains().map(|chain| &*chain.name).zip(view.chains.iter()).collect()
+            }
+            _ => HashMap::new(),
         };
         let mut chains = Vec::new();
-        for (position, chain) in listener.chains().enumerate() {
-            let before = present.get(position).map(|chain| &chain.routes);
+        for chain in listener.chains() {
+            let present = present.get(&*chain.name).copied();
+            let before = present.map(|chain| &chain.routes);
             let place = format!("{}/{}", listener.name, chain.name);
             match self.route_table(&chain.http, before, &place, walk) {
                 None => {}
@@ -477,7 +526,38 @@ impl Assembly {
                     let (tls, access_logs) = (chain.tls.clone(), Arc::clone(access_logs));
                     let (paths, underscores) = (*paths, *underscores);
                     let (metrics, tracing) = (metrics.clone(), tracing.clone());
-                    chains.push(ChainView { routes, tls, paths, underscores, access_logs, metrics, tracing });
+                    let edge = match &tls {
+                        ServerTls::Edge(tls) => Some(self.edge(tls, present, walk)),
+                        _ => None,
+                    };
+                    let (onward, is_opaque) =
+                        (is_gateway.then(|| self.onward(chain, &place)), chain.connections.is_some());
+                    let tls = match is_opaque && !is_gateway {
+                        true => {
+                            ServerTls::Unusable("its connections are to go on elsewhere, which a gateway does".into())
+                        }
+                        false => tls,
+                    };
+                    chains.push(ChainView {
+                        routes,
+                        tls,
+                        paths,
+                        underscores,
+                        access_logs,
+                        metrics,
+                        tracing,
+                        edge,
+                        onward,
+                        is_opaque,
+                    });
+                }
+                // Of a gateway, the others go on.
+                Some(Err(reason)) if is_gateway => {
+                    let http = HttpManager::new(RouteSource::Inline(Arc::default()));
+                    let nothing = self.route_table(&http, before, &place, walk);
+                    let Some(Ok(routes)) = nothing else { return Some(Err(reason)) };
+                    let tls = ServerTls::Unusable(format!("filter chain {:?}: {reason}", chain.name).into());
+                    chains.push(ChainView { tls, ..ChainView::new(routes) });
                 }
                 Some(Err(reason)) => return Some(Err(format!("filter chain {:?}: {reason}", chain.name))),
             }

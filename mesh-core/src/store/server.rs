@@ -1,12 +1,19 @@
 //! What a server is told: whether to serve, and by which filter chains.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+use tokio_rustls::rustls::ServerConfig;
+
 use crate::model::{
-    AccessLog, FilterChain, FilterChainMatch, HeadersWithUnderscores, MetricRules, ServerListener, ServerTls, Tracing,
+    AccessLog, EdgeTls, FilterChain, FilterChainMatch, HeadersWithUnderscores, MetricRules, ServerListener, ServerTls,
+    Tracing,
 };
 use crate::path::PathNormalization;
+use crate::store::TargetEntry;
 use crate::view::RouteTable;
 
 /// Whether a server may serve (gRFC A36). Exhaustive: one more must not pass for one that may.
@@ -29,6 +36,7 @@ pub struct ServerView {
     /// Its chains, the default one last.
     pub chains: Vec<ChainView>,
     asks_for_tls: bool,
+    names: Names,
 }
 
 /// One filter chain, compiled.
@@ -49,6 +57,91 @@ pub struct ChainView {
     pub metrics: Option<Arc<MetricRules>>,
     /// How its requests are traced; `None` where that is the application's to say.
     pub tracing: Option<Arc<Tracing>>,
+    /// How clients shake hands, where that is by secrets.
+    pub edge: Option<Arc<Edge>>,
+    /// Where a gateway finds out where its requests, or its connections, go on to.
+    pub onward: Option<Arc<TargetEntry>>,
+    /// Whether nobody looks into its connections.
+    pub is_opaque: bool,
+}
+
+/// How the clients of a chain shake hands, where that is by secrets.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Edge {
+    /// By which rules.
+    pub tls: Arc<EdgeTls>,
+    /// The secrets that they name, as far as they are known.
+    pub(super) secrets: Vec<Option<Arc<crate::model::Secret>>>,
+    /// The same as a server has it, or why there is none.
+    pub config: Result<Arc<ServerConfig>, Arc<str>>,
+}
+
+/// How a connection was secured.
+#[derive(Clone, Copy, Debug)]
+pub enum Secured<'c> {
+    /// It was not.
+    Plaintext,
+    /// By mutual TLS of the mesh: its peer has shown who it is.
+    Mutual,
+    /// By these rules of a gateway.
+    Edge(&'c Arc<EdgeTls>),
+    /// It will be as its chain wants it: its client begins a handshake.
+    Willing,
+}
+
+/// Which chains are for the names that clients ask for, by their places.
+#[derive(Debug, Default)]
+struct Names {
+    exact: HashMap<Arc<str>, Vec<usize>>,
+    /// By the parent, with its leading dot.
+    below: HashMap<Box<str>, Vec<usize>>,
+    /// Those for any name, and for none.
+    any: Vec<usize>,
+}
+
+impl Names {
+    fn new(chains: &[FilterChain]) -> Self {
+        let mut names = Names::default();
+        for (place, chain) in chains.iter().enumerate() {
+            if chain.matches.server_names.is_empty() {
+                names.any.push(place);
+            }
+            for name in &chain.matches.server_names {
+                match name.strip_prefix('*') {
+                    Some(parent) => names.below.entry(parent.into()).or_default().push(place),
+                    None => names.exact.entry(Arc::clone(name)).or_default().push(place),
+                }
+            }
+        }
+        names
+    }
+
+    fn are_none(&self) -> bool {
+        self.exact.is_empty() && self.below.is_empty()
+    }
+
+    /// The chains that are for a name, each with how well it fits: exactly, or by how long a parent.
+    fn of<'n>(&'n self, name: Option<&str>) -> impl Iterator<Item = (u16, usize)> + use<'n> {
+        let mut found: SmallVec<[(u16, &[usize]); 4]> = SmallVec::new();
+        if let Some(name) = name.filter(|_| !self.are_none()) {
+            let name = match name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+                true => Cow::Owned(name.to_ascii_lowercase()),
+                false => Cow::Borrowed(name),
+            };
+            if let Some(places) = self.exact.get(&*name) {
+                found.push((u16::MAX, places));
+            }
+            let dots = name.match_indices('.').map(|(dot, _)| name.get(dot..).unwrap_or_default());
+            for parent in dots.filter(|_| !self.below.is_empty()) {
+                if let Some(places) = self.below.get(parent) {
+                    found.push((u16::try_from(parent.len()).unwrap_or(u16::MAX - 1), places));
+                }
+            }
+        }
+        let any = self.any.iter().map(|place| (0, *place));
+        found.into_iter().flat_map(|(rank, places)| places.iter().map(move |place| (rank, *place))).chain(any)
+    }
 }
 
 impl ChainView {
@@ -56,19 +149,28 @@ impl ChainView {
     pub fn new(routes: Arc<RouteTable>) -> Self {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
         let (tls, access_logs) = (ServerTls::None, Arc::default());
-        ChainView { routes, tls, paths, underscores, access_logs, metrics: None, tracing: None }
+        let (metrics, tracing, edge, onward, is_opaque) = (None, None, None, None, false);
+        ChainView { routes, tls, paths, underscores, access_logs, metrics, tracing, edge, onward, is_opaque }
     }
 
-    /// Whether a connection may be served by this chain. `is_mutual_tls` says whether its peer has shown who it is.
+    /// Whether a connection may be served by this chain.
     ///
     /// # Errors
-    /// The reason why it may not. One that was made before the configuration asked for TLS cannot meet the demand.
-    pub fn admits(&self, is_mutual_tls: bool) -> Result<(), Arc<str>> {
-        match &self.tls {
-            ServerTls::None => Ok(()),
-            ServerTls::Mutual if is_mutual_tls => Ok(()),
-            ServerTls::Mutual => Err("mutual TLS is required".into()),
-            ServerTls::Unusable(reason) => Err(Arc::clone(reason)),
+    /// The reason why it may not. One that was made before the configuration asked for TLS, or for TLS by other rules, cannot meet
+    /// the demand.
+    pub fn admits(&self, secured: Secured<'_>) -> Result<(), Arc<str>> {
+        match (&self.tls, secured) {
+            (ServerTls::Unusable(reason), _) => Err(Arc::clone(reason)),
+            (ServerTls::None, _) | (ServerTls::Mutual, Secured::Mutual | Secured::Willing) => Ok(()),
+            (ServerTls::Mutual, _) => Err("mutual TLS is required".into()),
+            (ServerTls::Edge(_), Secured::Willing) => match self.edge.as_ref().map(|edge| &edge.config) {
+                Some(Ok(_)) => Ok(()),
+                Some(Err(reason)) => Err(Arc::clone(reason)),
+                None => Err("its certificates are not known".into()),
+            },
+            (ServerTls::Edge(rules), Secured::Edge(kept)) if rules == kept => Ok(()),
+            (ServerTls::Edge(_), Secured::Edge(_)) => Err("TLS by other rules is required".into()),
+            (ServerTls::Edge(_), _) => Err("TLS is required".into()),
         }
     }
 }
@@ -76,9 +178,11 @@ impl ChainView {
 impl ServerView {
     /// This listener with its chains, compiled, the default one last.
     pub fn new(listener: Arc<ServerListener>, chains: Vec<ChainView>) -> Self {
+        let names = Names::new(&listener.filter_chains);
         let asks_for_tls = chains.iter().any(|chain| chain.tls != ServerTls::None)
-            || listener.chains().any(|chain| chain.matches.is_tls.is_some());
-        ServerView { listener, chains, asks_for_tls }
+            || listener.chains().any(|chain| chain.matches.is_tls.is_some())
+            || !names.are_none();
+        ServerView { listener, chains, asks_for_tls, names }
     }
 
     /// What becomes of it while a later version of its listener is not complete; `None` where it may stay as it is. Plaintext
@@ -105,15 +209,32 @@ impl ServerView {
         self.asks_for_tls
     }
 
-    /// The chain of a connection: the most specific match by destination, then by whether it speaks TLS, then by where it
-    /// comes from, then by source address, then by source port; else the default (gRFC A36; Envoy's order).
-    pub fn chain(&self, local: SocketAddr, peer: SocketAddr, is_tls: bool) -> Option<&ChainView> {
-        let ranked = self.listener.filter_chains.iter().zip(&self.chains);
-        let best = ranked
-            .filter_map(|(chain, view)| Some((specificity(&chain.matches, local, peer, is_tls)?, view)))
+    /// Whether which chain takes a client depends on the name that it asks for.
+    pub fn asks_for_names(&self) -> bool {
+        !self.names.are_none()
+    }
+
+    /// The chain of a connection: the most specific match by destination, then by the name that it asks for (exactly, or by the
+    /// longest parent), then by whether it speaks TLS, then by where it comes from, then by source address, then by source port;
+    /// else the default (gRFC A36; Envoy's order).
+    pub fn chain(
+        &self,
+        local: SocketAddr,
+        peer: SocketAddr,
+        is_tls: bool,
+        server_name: Option<&str>,
+    ) -> Option<&ChainView> {
+        let best = self
+            .names
+            .of(server_name)
+            .filter_map(|(name, place)| {
+                let chain = self.listener.filter_chains.get(place)?;
+                let [destination, rest @ ..] = specificity(&chain.matches, local, peer, is_tls)?;
+                Some(((destination, name, rest), place))
+            })
             .max_by_key(|(rank, _)| *rank);
-        let default = |_: &FilterChain| self.chains.get(self.listener.filter_chains.len());
-        best.map(|(_, view)| view).or_else(|| self.listener.default_filter_chain.as_ref().and_then(default))
+        let default = || self.listener.default_filter_chain.as_ref().map(|_| self.listener.filter_chains.len());
+        self.chains.get(best.map(|(_, place)| place).or_else(default)?)
     }
 }
 
@@ -187,6 +308,47 @@ mod tests {
         ];
         for (matches, expected) in cases {
             assert_eq!(specificity(&matches, local, peer, true), expected, "{matches:?}");
+        }
+    }
+
+    #[test]
+    fn the_name_that_a_client_asks_for_finds_its_chain_exactly_or_by_the_longest_parent() {
+        let mut listener = ServerListener::new("l", "127.0.0.1:443".parse().unwrap());
+        let chain = |names: &[&str]| {
+            let server_names = names.iter().map(|&name| name.into()).collect();
+            let matches = FilterChainMatch { server_names, ..FilterChainMatch::default() };
+            FilterChain {
+                matches,
+                ..FilterChain::new(names.concat(), HttpManager::new(RouteSource::Named("r".into())))
+            }
+        };
+        listener.filter_chains =
+            vec![chain(&["*.example"]), chain(&["shop.example", "b.a.example"]), chain(&["*.a.example"])];
+        listener.default_filter_chain = Some(chain(&[]));
+        let (registry, states) = (FilterRegistry::default(), States::new(Arc::default(), Arc::default()));
+        let http = HttpManager::new(RouteSource::Inline(Arc::default()));
+        let routes = Arc::new(RouteTable::compile(Arc::default(), &http, &registry, &states, "l").unwrap());
+        let views: Vec<_> = listener.chains().map(|_| ChainView::new(Arc::clone(&routes))).collect();
+        let view = ServerView::new(Arc::new(listener), views);
+        let [local, peer] = ["127.0.0.1:443", "10.0.0.1:9"].map(|address| address.parse::<SocketAddr>().unwrap());
+        let found = |name: Option<&str>| {
+            let found = view.chain(local, peer, true, name)?;
+            view.chains.iter().position(|chain| std::ptr::eq(chain, found))
+        };
+        for (name, place) in [
+            (Some("shop.example"), 1),
+            (Some("SHOP.example"), 1),
+            (Some("other.example"), 0),
+            (Some("x.y.example"), 0),
+            (Some("b.a.example"), 1),
+            (Some("c.a.example"), 2),
+            (Some("a.example"), 0),
+            (Some("example"), 3),
+            (Some("other.test"), 3),
+            (Some(""), 3),
+            (None, 3),
+        ] {
+            assert_eq!(found(name), Some(place), "{name:?}");
         }
     }
 

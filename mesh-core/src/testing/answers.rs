@@ -142,13 +142,13 @@ impl SotwState {
         for (type_url, subscription) in &mut self.types {
             let of_type = world.get(type_url);
             let present: BTreeMap<&String, &Served> =
-                of_type.into_iter().flatten().filter(|(name, _)| subscription.names.contains(*name)).collect();
+                of_type.into_iter().flatten().filter(|(name, _)| is_wanted(&subscription.names, name)).collect();
             let versions: BTreeMap<String, u64> =
                 present.iter().map(|(name, served)| ((*name).clone(), served.version)).collect();
             if subscription.names.is_empty() || subscription.sent.as_ref() == Some(&versions) {
                 continue;
             }
-            let missing = subscription.names.iter().filter(|name| !versions.contains_key(*name));
+            let missing = subscription.names.iter().filter(|name| *name != "*" && !versions.contains_key(*name));
             let resource_errors: Vec<ResourceError> =
                 if reports { missing.map(|name| not_found(name)).collect() } else { Vec::new() };
             let is_first_and_empty = versions.is_empty() && subscription.sent.is_none() && resource_errors.is_empty();
@@ -170,6 +170,11 @@ impl SotwState {
         }
         answers
     }
+}
+
+/// Whether a name was asked for, or everything.
+fn is_wanted(names: &BTreeSet<String>, name: &str) -> bool {
+    names.contains(name) || names.contains("*")
 }
 
 fn not_found(name: &str) -> ResourceError {
@@ -217,7 +222,13 @@ impl DeltaState {
         let mut answers = Vec::new();
         for (type_url, subscription) in &mut self.types {
             let (mut resources, mut removed) = (Vec::new(), Vec::new());
-            for name in &subscription.names {
+            let mut names = subscription.names.clone();
+            if names.remove("*") {
+                // All that there are, and those that the client has from before.
+                names.extend(world.get(type_url).into_iter().flatten().map(|(name, _)| name.clone()));
+                names.extend(subscription.sent.keys().cloned());
+            }
+            for name in &names {
                 let served = world.get(type_url).and_then(|of_type| of_type.get(name));
                 let version = served.map(|served| served.version.to_string());
                 if subscription.sent.get(name) == Some(&version) {

@@ -171,7 +171,10 @@ impl Credentials {
 }
 
 /// A chain, which may be empty, and a key, from PEM.
-fn parsed(chain: &[u8], key: &[u8]) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Invalid> {
+pub(super) fn parsed(
+    chain: &[u8],
+    key: &[u8],
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Invalid> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
     let chain = chain.map_err(|error| Invalid::new(pem_error(&error)).at("certificate chain"))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| Invalid::new("no private key").at("private key"))?;

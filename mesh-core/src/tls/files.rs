@@ -69,7 +69,7 @@ impl FileTrust {
         let anchors = texts.roots.map(|(path, pem)| anchors(path, &pem)).transpose()?;
         let revoked = match texts.revoked {
             None => Revoked::default(),
-            Some((path, pem)) => revoked(&pem, now).map_err(|invalid| within(path, &invalid))?,
+            Some((path, pem)) => revoked_of(&pem, now).map_err(|invalid| within(path, &invalid))?,
         };
         Ok(FileTrust { anchors, revoked, key, digest })
     }
@@ -267,15 +267,20 @@ fn is_old(why: &(dyn std::error::Error + 'static)) -> bool {
 
 /// The authorities in a file. Those that no verifier knows what to make of are passed over: bundles have some.
 fn anchors(path: &Path, pem: &[u8]) -> Result<Vec<TrustAnchor<'static>>, Invalid> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let certificates =
-        certificates.map_err(|error| within(path, &format_args!("not a certificate: {}", pem_error(&error))))?;
-    let anchors = certificates.iter().filter_map(|one| anchor_from_trusted_cert(one).ok());
-    let anchors: Vec<_> = anchors.map(|anchor| anchor.to_owned()).collect();
-    if anchors.is_empty() { Err(within(path, &"no certificate of an authority")) } else { Ok(anchors) }
+    anchors_of(pem).map_err(|invalid| within(path, &invalid))
 }
 
-fn revoked(pem: &[u8], now: SystemTime) -> Result<Revoked, Invalid> {
+/// The same of a text from elsewhere.
+pub(super) fn anchors_of(pem: &[u8]) -> Result<Vec<TrustAnchor<'static>>, Invalid> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates =
+        certificates.map_err(|error| Invalid::new(format!("not a certificate: {}", pem_error(&error))))?;
+    let anchors = certificates.iter().filter_map(|one| anchor_from_trusted_cert(one).ok());
+    let anchors: Vec<_> = anchors.map(|anchor| anchor.to_owned()).collect();
+    if anchors.is_empty() { Err(Invalid::new("no certificate of an authority")) } else { Ok(anchors) }
+}
+
+pub(super) fn revoked_of(pem: &[u8], now: SystemTime) -> Result<Revoked, Invalid> {
     let revoked = Revoked::from_pem(pem)?;
     revoked.check(now)?;
     if revoked.is_empty() { Err(Invalid::new("no list of revoked certificates")) } else { Ok(revoked) }

@@ -207,7 +207,7 @@ impl ServerCertVerifier for Verifier {
 }
 
 /// Whether a certificate has one of these names. What cannot be parsed in it, may be any.
-fn has_one_of(leaf: &[u8], wanted: &[NameTest]) -> Result<(), Invalid> {
+pub(super) fn has_one_of(leaf: &[u8], wanted: &[NameTest]) -> Result<(), Invalid> {
     let unreadable = || Invalid::new("a name in it cannot be parsed");
     let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| Invalid::new("it cannot be parsed"))?;
     let mut has = false;

@@ -7,6 +7,7 @@
 mod bundle;
 mod chain;
 mod credentials;
+mod edge;
 pub(crate) mod files;
 mod foreign;
 mod handshake;
@@ -22,6 +23,7 @@ mod tests;
 
 pub use bundle::{TrustBundles, fingerprint as roots_fingerprint, trust_fingerprint};
 pub use credentials::{CertificateRequest, Credentials};
+pub use edge::{EdgeClient, edge_config};
 pub use files::{FileReader, FileTrust};
 pub use foreign::{ForeignPeer, foreign_config, foreign_name};
 pub use handshake::{client_config, peer_identity, server_name, spiffe_config};

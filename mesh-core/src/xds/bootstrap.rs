@@ -333,6 +333,21 @@ impl Bootstrap {
             .metadata("LABELS", labels)
     }
 
+    /// The same for a gateway: the control plane then says which listeners it has (Istio: `router~IP~...`).
+    ///
+    /// ```
+    /// use mesh_core::xds::Bootstrap;
+    ///
+    /// let bootstrap = Bootstrap::new("127.0.0.1:15010").workload("edge", "shop", "edge", &Default::default(), 7).gateway();
+    /// assert_eq!(bootstrap.node.id, "router~127.0.0.1~edge-00000007.shop~shop.svc.cluster.local");
+    /// ```
+    pub fn gateway(mut self) -> Self {
+        if let Some((_, rest)) = self.node.id.split_once('~') {
+            self.node.id = format!("router~{rest}");
+        }
+        self
+    }
+
     /// The same with one entry of the node's metadata. mesh-control reads `NAMESPACE`, `SERVICE_ACCOUNT` and
     /// `AUTO_REGISTER_GROUP`, which are strings, and `LABELS`, an object of strings; it turns away who says them otherwise.
     ///

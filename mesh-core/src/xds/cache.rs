@@ -40,6 +40,8 @@ struct Entry {
     closed: Option<Resource>,
     state: ResourceState,
     failure: Option<Failure>,
+    /// It is there since all of its kind are wanted, and was not asked for by its name.
+    is_one_of_all: bool,
     /// Unsubscribed, and forgotten at this time.
     parked: Option<Instant>,
     /// Seen since the subscription: only then does its absence from a response mean anything.
@@ -89,6 +91,12 @@ impl Cache {
     pub(crate) fn subscribe(&mut self, key: &ResourceKey, out: &mut Vec<Change>) -> bool {
         if let Some(entry) = self.entries.get_mut(key) {
             if entry.parked.take().is_none() {
+                // Whoever wants it was not there when it came.
+                if entry.is_one_of_all
+                    && let Some(resource) = entry.in_use()
+                {
+                    out.push(Change::Put(key.clone(), resource.clone()));
+                }
                 return false;
             }
             self.parked -= 1;
@@ -106,13 +114,18 @@ impl Cache {
     /// Nobody wants a resource any more; `false` if nobody did before.
     pub(crate) fn unsubscribe(&mut self, key: &ResourceKey, now: Instant) -> bool {
         let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.parked.is_none()) else { return false };
-        if entry.good.is_some() {
+        if entry.is_one_of_all {
+            return false;
+        }
+        if key.is_all() {
+            self.entries.retain(|other, entry| other.kind != key.kind || !entry.is_one_of_all);
+        } else if entry.good.is_some() {
             entry.parked = Some(now + REMEMBER);
             entry.absent = None;
             self.parked += 1;
-        } else {
-            self.entries.remove(key);
+            return true;
         }
+        self.entries.remove(key);
         true
     }
 
@@ -132,9 +145,33 @@ impl Cache {
         self.entries.values().filter_map(|entry| entry.parked).min()
     }
 
-    /// The names of a kind that are wanted.
+    /// The names of a kind that a server is asked for.
     pub(crate) fn names(&self, kind: ResourceType) -> impl Iterator<Item = &Arc<str>> {
-        self.wanted(kind).map(|(key, _)| &key.name)
+        self.wanted(kind).filter(|(_, entry)| !entry.is_one_of_all).map(|(key, _)| &key.name)
+    }
+
+    /// The names of those that came since all of their kind are wanted.
+    pub(crate) fn names_of_all(&self, kind: ResourceType) -> impl Iterator<Item = &Arc<str>> {
+        self.of_kind(kind).filter(|(_, entry)| entry.is_one_of_all).map(|(key, _)| &key.name)
+    }
+
+    /// A server has answered for this kind: where all of it are wanted, that is all that there is to know.
+    pub(crate) fn note_answer(&mut self, kind: ResourceType) -> Option<ResourceKey> {
+        let all = ResourceKey::all(kind);
+        self.entries.get_mut(&all)?.state = ResourceState::Acked;
+        Some(all)
+    }
+
+    /// Whether somebody asked for what has arrived: by its name, or for all of its kind.
+    fn is_for_us(&mut self, key: &ResourceKey) -> bool {
+        if self.entries.contains_key(key) {
+            return true;
+        }
+        let wants_all = self.entries.contains_key(&ResourceKey::all(key.kind));
+        if wants_all {
+            self.entries.insert(key.clone(), Entry { is_one_of_all: true, ..Entry::default() });
+        }
+        wants_all
     }
 
     /// The wanted resources of a kind that no answer came for yet.
@@ -196,15 +233,18 @@ impl Cache {
         raw: Bytes,
         decoded: Decoded,
     ) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
-        let (node, server) = (&*self.node_id, &*step.server.uri);
+        if !self.is_for_us(key) {
+            return;
+        }
         let news = self.ignored.news(key, &decoded.ignored);
+        let (node, server) = (&*self.node_id, &*step.server.uri);
         for field in &news {
             tracing::warn!(node, server, "{key}: set and without effect here: {field}");
         }
         if !news.is_empty() && self.ignored.is_full() {
             tracing::warn!(node, server, "further fields without effect are told by the client status alone");
         }
+        let Some(entry) = self.entries.get_mut(key) else { return };
         // Other bytes may say the same: Protobuf maps have no order. Then the value that is in use stays in use, so
         // that whoever compares by pointer sees no change.
         let same = entry.good.take().map(|good| good.resource).filter(|resource| *resource == decoded.resource);
@@ -230,6 +270,9 @@ impl Cache {
         invalid: &Invalid,
     ) {
         let reason = self.reason(step.server, key, &format!("rejected: {invalid}"));
+        if !self.is_for_us(key) {
+            return;
+        }
         let Some(entry) = self.entries.get_mut(key) else { return };
         entry.state = ResourceState::Nacked;
         entry.seen = true;
@@ -256,6 +299,12 @@ impl Cache {
         if entry.parked.is_some() {
             self.entries.remove(key);
             self.parked -= 1;
+            return;
+        }
+        if entry.is_one_of_all {
+            // Nobody would have it but for the server, who says what there is.
+            self.entries.remove(key);
+            step.out.push(Change::Absent(key.clone(), reason));
             return;
         }
         let is_news = entry.state != ResourceState::DoesNotExist;
@@ -333,7 +382,9 @@ impl Cache {
     pub(crate) fn status(&self, now: Instant, wall: SystemTime) -> impl Iterator<Item = ResourceStatus> {
         let time = move |at: Instant| wall.checked_sub(now.saturating_duration_since(at)).unwrap_or(wall);
         self.entries.iter().filter(|(_, entry)| entry.parked.is_none()).map(move |(key, entry)| {
-            let raw = |bytes: &Bytes| RawResource { type_url: type_url(key.kind), value: bytes.clone() };
+            // Whoever may look at the status need not be told of keys.
+            let told = |bytes: &Bytes| if key.kind == ResourceType::Secret { Bytes::new() } else { bytes.clone() };
+            let raw = |bytes: &Bytes| RawResource { type_url: type_url(key.kind), value: told(bytes) };
             let good = entry.good.as_ref();
             ResourceStatus {
                 key: key.clone(),

@@ -469,6 +469,9 @@ impl<C: Consumer> Client<C> {
 
     /// The session that can provide a resource, or why there is none.
     fn session_of(&self, key: &ResourceKey) -> Result<usize, String> {
+        if key.is_all() {
+            return Ok(0);
+        }
         let name = names::canonical(key.kind, &key.name).map_err(|invalid| invalid.to_string())?;
         match names::authority(&name) {
             None => Ok(0),

@@ -1,8 +1,8 @@
 //! The incremental protocol as a machine: events in, requests and changes out, no I/O and no clock.
 //!
 //! A request names only what changed; every resource has a version of its own; what the server deletes, it says.
-//! Rules 33 to 35 of `docs/xds-client-rules.md`. Names are always spelled out: this client never asks for
-//! everything there is.
+//! Rules 33 to 35 of `docs/xds-client-rules.md`. Names are spelled out, but for a gateway's, which asks for
+//! every listener that there is.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -95,6 +95,7 @@ impl Delta {
         let answered: Vec<ResourceKey> =
             taken.named.iter().map(|name| ResourceKey { kind, name: Arc::clone(name) }).collect();
         self.stream.answered(&answered);
+        self.stream.answered(&cache.note_answer(kind));
         let request = DeltaDiscoveryRequest {
             response_nonce: response.nonce,
             error_detail: intake::error_detail(&taken.errors),
@@ -124,7 +125,15 @@ impl Delta {
         let versions: HashMap<&str, &str> = cache.versions(kind, step.index).collect();
         *self.asked.of_mut(kind) = Some(names);
         self.stream.await_answers(cache, kind, step);
-        self.divided(kind, subscribe, &versions, Vec::new())
+        let mut requests = self.divided(kind, subscribe, &versions, Vec::new());
+        if let Some(first) = requests.first_mut() {
+            // What is gone meanwhile, the server can say only of what it knows to be here.
+            let all = cache.names_of_all(kind).filter_map(|name| Some((name, versions.get(&**name)?)));
+            first
+                .initial_resource_versions
+                .extend(all.map(|(name, version)| (name.to_string(), (*version).to_owned())));
+        }
+        requests
     }
 
     /// A later request: only what changed. A name that is wanted again is asked for again even if the server

@@ -48,7 +48,7 @@ pub(crate) struct Taken {
     pub(crate) accepted: u64,
 }
 
-/// The first field of each of the four resources is its name.
+/// The first field of each of the resources is its name.
 #[derive(Clone, PartialEq, Message)]
 struct Named {
     #[prost(string, tag = "1")]

@@ -17,6 +17,7 @@ pub(crate) fn type_name(kind: ResourceType) -> &'static str {
         ResourceType::Route => "envoy.config.route.v3.RouteConfiguration",
         ResourceType::Cluster => "envoy.config.cluster.v3.Cluster",
         ResourceType::Endpoints => "envoy.config.endpoint.v3.ClusterLoadAssignment",
+        ResourceType::Secret => "envoy.extensions.transport_sockets.tls.v3.Secret",
     }
 }
 
@@ -27,12 +28,13 @@ pub(crate) fn type_url(kind: ResourceType) -> &'static str {
         ResourceType::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
         ResourceType::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
         ResourceType::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+        ResourceType::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
     }
 }
 
 /// Every kind, in the order in which one leads to the next.
-pub(crate) const KINDS: [ResourceType; 4] =
-    [ResourceType::Listener, ResourceType::Route, ResourceType::Cluster, ResourceType::Endpoints];
+pub(crate) const KINDS: [ResourceType; 5] =
+    [ResourceType::Listener, ResourceType::Route, ResourceType::Cluster, ResourceType::Endpoints, ResourceType::Secret];
 
 /// Something for every kind.
 #[derive(Debug, Default)]
@@ -41,6 +43,7 @@ pub(crate) struct ByKind<T> {
     route: T,
     cluster: T,
     endpoints: T,
+    secret: T,
 }
 
 impl<T> ByKind<T> {
@@ -50,6 +53,7 @@ impl<T> ByKind<T> {
             ResourceType::Route => &self.route,
             ResourceType::Cluster => &self.cluster,
             ResourceType::Endpoints => &self.endpoints,
+            ResourceType::Secret => &self.secret,
         }
     }
 
@@ -59,6 +63,7 @@ impl<T> ByKind<T> {
             ResourceType::Route => &mut self.route,
             ResourceType::Cluster => &mut self.cluster,
             ResourceType::Endpoints => &mut self.endpoints,
+            ResourceType::Secret => &mut self.secret,
         }
     }
 }
@@ -85,7 +90,7 @@ pub(crate) fn canonical(kind: ResourceType, name: &str) -> Result<Arc<str>, Inva
         return Err(Invalid::new("the name is empty"));
     }
     if name == "*" {
-        // A subscription to it would ask for everything there is (delta wildcard).
+        // It asks for everything there is, and names nothing ([`ResourceKey::all`](crate::resources::ResourceKey::all)).
         return Err(Invalid::new("the name \"*\" is reserved"));
     }
     if name.chars().any(char::is_control) {

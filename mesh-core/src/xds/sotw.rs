@@ -84,6 +84,7 @@ impl Sotw {
         let reported = intake::take_errors(cache, step, kind, response.resource_errors);
         self.answer(kind, taken.named.iter().chain(&reported));
         delete_absent(cache, step, kind, &taken, &reported);
+        self.stream.answered(&cache.note_answer(kind));
         let subscription = self.types.of_mut(kind);
         subscription.nonce = response.nonce;
         if taken.errors.is_empty() {

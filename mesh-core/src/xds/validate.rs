@@ -56,7 +56,7 @@ pub fn validate(type_url: &str, bytes: &[u8], options: &Options) -> Result<Decod
         Resource::Route(routes) => {
             compile(&HttpManager::new(RouteSource::Inline(std::sync::Arc::clone(routes))), &decoded.name, options)?;
         }
-        Resource::Cluster(_) | Resource::Endpoints(_) => {}
+        Resource::Cluster(_) | Resource::Endpoints(_) | Resource::Secret(_) => {}
     }
     Ok(decoded)
 }

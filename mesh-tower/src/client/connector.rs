@@ -22,6 +22,7 @@ use mesh_core::request::RequestHead;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::retry;
 use mesh_core::rewrite::complete_path;
+use mesh_core::store::TargetEntry;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tower_service::Service;
 
@@ -121,6 +122,16 @@ impl Connector {
         head.uri = uri;
         complete_path(&mut head.uri);
         let entry = outbound::entry(&self.context, &mut head)?;
+        self.open_to(entry, head, bytes).await
+    }
+
+    /// A connection to wherever the view of this entry says.
+    pub(super) async fn open_to(
+        self,
+        entry: Arc<TargetEntry>,
+        head: Parts,
+        bytes: Bytes,
+    ) -> Result<ConnectorStream, MeshError> {
         let seed = fastrand::u64(..);
         let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(seed));
         let view = entry.wait(info.started + self.context.cold_start_wait).await?;

@@ -70,6 +70,12 @@ impl Mesh {
         Client { context: self.outbound(None) }
     }
 
+    /// A client for what a [gateway](crate::gateway) sends on: each request goes where the routes of the listener say that it came
+    /// by, and no other request goes anywhere.
+    pub fn gateway_client(&self) -> Client {
+        Client { context: self.outbound_of_gateway() }
+    }
+
     /// A client whose every request goes to one target, whatever its URI says: `host:port` or
     /// `xds:///name`. The target stays subscribed as long as the client lives.
     ///

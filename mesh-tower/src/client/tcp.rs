@@ -3,10 +3,13 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use http::Request;
 use hyper_util::rt::TokioIo;
 use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::store::TargetEntry;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connector::{Bytes, ConnectorStream};
@@ -71,9 +74,21 @@ impl Mesh {
             MeshError::new(ErrorKind::BadRequest, format!("{host:?} is not a host")).caused_by(error)
         })?;
         let stream = self.connector().open(uri, bytes).await?;
+        Ok(self.counted(stream))
+    }
+
+    /// Connects for a connection that came to a gateway, to where its listener's chain says.
+    pub(crate) async fn connect_onward(&self, entry: Arc<TargetEntry>) -> Result<MeshStream, MeshError> {
+        // It names nothing: the chain has one route, and that is for everything.
+        let (head, ()) = Request::get("http://gateway/").body(()).expect("it is a valid request").into_parts();
+        let stream = self.connector().open_to(entry, head, Bytes::Unknown).await?;
+        Ok(self.counted(stream))
+    }
+
+    fn counted(&self, stream: ConnectorStream) -> MeshStream {
         let count =
             self.telemetry().map(|telemetry| telemetry.connection(&stream.both_ends(), stream.metric_rules().as_ref()));
-        Ok(MeshStream { stream: TokioIo::new(stream.of_bytes()), count })
+        MeshStream { stream: TokioIo::new(stream.of_bytes()), count }
     }
 }
 

@@ -32,7 +32,7 @@ use crate::transport::pooled;
 /// What a request is to be shared by; `None` where it goes its own way.
 #[inline]
 pub(crate) fn key(context: &OutboundContext, head: &Parts, body: &Body) -> Option<Key> {
-    if !context.coalescer.is_wanted() || head.method != Method::GET || !body.is_end_stream() {
+    if context.is_gateway || !context.coalescer.is_wanted() || head.method != Method::GET || !body.is_end_stream() {
         return None;
     }
     let view = match (&context.target, head.uri.authority().map_or("", |authority| authority.as_str())) {

@@ -38,6 +38,8 @@ pub(crate) struct OutboundContext {
     /// How long the first request to a target waits for its configuration.
     pub(crate) cold_start_wait: Duration,
     pub(crate) target: Option<FixedTarget>,
+    /// Whether requests say where they go on to, as those of a gateway do.
+    pub(crate) is_gateway: bool,
     /// Copies of requests, of all clients of the mesh.
     pub(crate) mirrors: Arc<Mirrors>,
     /// Requests that several wait for, of all clients of the mesh.

@@ -26,6 +26,7 @@ use super::rewrite::rewrite;
 use crate::filters::{self, Passage};
 use crate::followed;
 use crate::inherited;
+use crate::onward::Onward;
 use crate::reply;
 use crate::telemetry::Telemetry;
 use crate::transport::Transport;
@@ -134,6 +135,12 @@ enum Resolved {
 #[inline]
 fn resolve(context: &OutboundContext, head: &mut Parts) -> Result<Resolved, MeshError> {
     complete_path(&mut head.uri);
+    if context.is_gateway {
+        let Some(Onward(entry)) = head.extensions.get() else {
+            return Err(MeshError::new(ErrorKind::NoListener, "the request came by no listener of a gateway"));
+        };
+        return Ok(entry.view().map_or_else(|| Resolved::NotYet(Arc::clone(entry)), Resolved::View));
+    }
     if let Some(target) = &context.target {
         // Filters see what is routed by. The target of CONNECT is where the tunnel ends.
         if head.method != Method::CONNECT {
@@ -191,7 +198,8 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn start(&mut self, head: &mut Parts) -> Result<Step<T>, MeshError> {
         look_at(&mut self.info, &self.context, head);
         self.follows = head.extensions.get::<Follow>().is_some();
-        if !T::SPEAKS_TLS && head.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
+        if !T::SPEAKS_TLS && !self.context.is_gateway && head.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP)
+        {
             refuse_tls(&head.uri)?;
             refuse_scheme(&head.uri)?;
         }

@@ -16,11 +16,11 @@ use std::time::Duration;
 use futures_core::Stream;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::ListenerName;
-use mesh_core::store::ServerState;
+use mesh_core::store::{Secured, ServerHandle, ServerState, TargetEntry};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::connection::ConnectionInfo;
@@ -75,7 +75,10 @@ pub struct MeshListener {
     peers: PeerTable,
     most_per_client: usize,
     patience: Duration,
-    _watching: WatchTask,
+    /// Where a gateway's listener may be taken away from it.
+    withdrawn: Option<oneshot::Receiver<()>>,
+    /// `None` once it was.
+    watching: Option<WatchTask>,
 }
 
 #[derive(Debug)]
@@ -97,11 +100,29 @@ impl MeshListener {
             return Err(io::Error::other(MeshError::new(ErrorKind::Draining, "the mesh is draining")));
         }
         let socket = TcpListener::bind(address).await?;
+        let handle = mesh.store().server(socket.local_addr()?).map_err(io::Error::other)?;
+        MeshListener::on(mesh, socket, handle, carries)
+    }
+
+    /// Serves by a listener of a gateway, until the sender is dropped.
+    pub(crate) async fn of_gateway(
+        mesh: &Mesh,
+        name: &ListenerName,
+        address: SocketAddr,
+        withdrawn: oneshot::Receiver<()>,
+    ) -> io::Result<Self> {
+        let socket = TcpListener::bind(address).await?;
+        let handle = mesh.store().gateway_server(name.clone(), address);
+        let listener = MeshListener::on(mesh, socket, handle, Carries::Http)?;
+        Ok(MeshListener { withdrawn: Some(withdrawn), ..listener })
+    }
+
+    fn on(mesh: &Mesh, socket: TcpListener, handle: ServerHandle, carries: Carries) -> io::Result<Self> {
+        let drain = mesh.drain();
         // Accepted connections inherit it: a peer that vanished without a word is noticed.
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1);
         _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive);
         let address = socket.local_addr()?;
-        let handle = mesh.store().server(address).map_err(io::Error::other)?;
         let (guard, watching) = watch_listener(mesh.listeners(), handle, address, drain);
         Ok(MeshListener {
             address,
@@ -115,7 +136,8 @@ impl MeshListener {
             most_per_client: Limits::default().max_connections_per_client,
             patience: mesh.cold_start_wait(),
             mesh: mesh.clone(),
-            _watching: watching,
+            withdrawn: None,
+            watching: Some(watching),
         })
     }
 
@@ -168,6 +190,11 @@ impl MeshListener {
         &self.mesh
     }
 
+    /// Whether it can be taken away, as those of a gateway.
+    pub(super) fn is_of_gateway(&self) -> bool {
+        self.withdrawn.is_some()
+    }
+
     pub(super) fn listener(&self) -> &Arc<ListenerState> {
         self.guard.listener()
     }
@@ -181,7 +208,9 @@ impl MeshListener {
                 Socket::Closed(backlog) => match backlog.pop_front() {
                     Some(connected) => Ok(connected),
                     None => {
-                        reached(&mut self.phase, Phase::Closed).await;
+                        if self.watching.is_some() {
+                            reached(&mut self.phase, Phase::Closed).await;
+                        }
                         return None;
                     }
                 },
@@ -193,6 +222,11 @@ impl MeshListener {
                     biased;
                     () = reached(&mut self.phase, Phase::Closing) => {
                         self.close();
+                        continue;
+                    }
+                    () = withdrawn(&mut self.withdrawn) => {
+                        self.close();
+                        self.watching = None;
                         continue;
                     }
                     accepted = socket.accept() => accepted,
@@ -224,6 +258,10 @@ impl MeshListener {
         tokio::select! {
             _ = self.news.changed() => {}
             () = reached(&mut self.phase, Phase::Closing) => self.close(),
+            () = withdrawn(&mut self.withdrawn) => {
+                self.close();
+                self.watching = None;
+            }
             () = tokio::time::sleep(self.patience) => tracing::warn!(
                 listener = %self.listener().name(),
                 address = %self.address,
@@ -267,15 +305,23 @@ impl MeshListener {
             tracing::info!(listener = %listener.name(), %peer, "connection refused: its client has too many, or floods them");
             return None;
         };
+        let mut onward = None;
         let asks_for_tls = match &**listener.state() {
             ServerState::Waiting => return refused("no configuration"),
             ServerState::NotServing(reason) => return refused(reason),
             ServerState::Serving(view) => {
                 // Whether the client speaks TLS is seen with its first byte: it is let in if it may, one way or the other.
-                let ways = [false, true].map(|is_tls| view.chain(local, peer, is_tls).map(|it| it.admits(is_tls)));
+                let ways = [(false, Secured::Plaintext), (true, Secured::Willing)];
+                let ways = ways.map(|(is_tls, how)| view.chain(local, peer, is_tls, None).map(|it| it.admits(how)));
                 match ways {
+                    // By which name it asks is seen with its first message.
+                    _ if view.asks_for_names() => true,
                     [None, None] => return refused("no filter chain matches"),
-                    [Some(Ok(())), _] | [_, Some(Ok(()))] => view.asks_for_tls(),
+                    [Some(Ok(())), _] | [_, Some(Ok(()))] => {
+                        let chain = view.chain(local, peer, false, None).filter(|chain| chain.is_opaque);
+                        onward = chain.and_then(|chain| chain.onward.clone());
+                        view.asks_for_tls()
+                    }
                     [Some(Err(reason)), _] | [_, Some(Err(reason))] => {
                         tracing::warn!(listener = %listener.name(), %peer, %reason, "connection refused");
                         return None;
@@ -286,7 +332,7 @@ impl MeshListener {
         _ = stream.set_nodelay(true);
         let connection = Arc::new(ConnectionInfo::new(local, peer));
         let state = match asks_for_tls {
-            false => State::Open(handshake::plaintext(stream, listener, &connection, self.carries)),
+            false => State::Open(handshake::plaintext(stream, listener, &connection, self.carries).going_to(onward)),
             true => {
                 let handshake = Handshake {
                     listener: Arc::clone(listener),
@@ -308,6 +354,15 @@ impl MeshListener {
             room: None,
             count: None,
         })
+    }
+}
+
+/// Waits until a listener is taken away, if it can be.
+async fn withdrawn(signal: &mut Option<oneshot::Receiver<()>>) {
+    match signal {
+        // An error is that it was.
+        Some(signal) => _ = signal.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -453,6 +508,16 @@ impl MeshIo {
     /// What is known of it.
     pub fn connection(&self) -> &Arc<ConnectionInfo> {
         &self.connection
+    }
+
+    /// Waits until it is known how its bytes travel. Where a gateway sends it on as it is, that is where.
+    pub(super) async fn opened(&mut self) -> io::Result<Option<Arc<TargetEntry>>> {
+        std::future::poll_fn(|cx| self.poll_open(cx, Half::Reader).map_ok(|io| io.onward().cloned())).await
+    }
+
+    /// Nobody looks into what it carries.
+    pub(super) fn carries_bytes(&mut self) {
+        (self.protocol, self.sent) = (None, None);
     }
 
     /// What it speaks.

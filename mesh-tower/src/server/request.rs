@@ -30,7 +30,7 @@ use mesh_core::response_flags::ResponseFlags;
 use mesh_core::rewrite;
 use mesh_core::seldom::Seldom;
 use mesh_core::state::{Decided, Decision};
-use mesh_core::store::{ChainView, ServerState, ServerView};
+use mesh_core::store::{ChainView, Secured, ServerState, ServerView};
 use mesh_core::trace::{Begun, Trace};
 use mesh_core::view::{Destination, Found, RouteTable};
 use mesh_core::workload::{Peer, Workload};
@@ -41,6 +41,7 @@ use crate::drain::InFlight;
 use crate::filters::{self, Passage};
 use crate::listeners::{ListenerState, UNKNOWN_CONNECTION, find};
 use crate::mesh::Mesh;
+use crate::onward::Onward;
 use crate::server::asked::Asked;
 use crate::server::authorizer::Authorizers;
 use crate::server::calls;
@@ -74,6 +75,9 @@ pub(super) struct ServerContext {
 
 /// How much is told of an answer of the configuration's own, in characters.
 const LONGEST_REASON: usize = 1024;
+
+/// What whoever is outside is told by a gateway.
+const NO_ANSWER: &str = "the gateway has no answer";
 
 /// Why they are there.
 pub(super) const HAS_FACTS: &str = "a request that a filter holds back has facts";
@@ -265,7 +269,7 @@ impl ServerContext {
         }
         one_host(request);
         // A server that does not serve says so first, whatever it was asked.
-        let head = RequestHead::received(request);
+        let mut head = RequestHead::received(request);
         if let (Some(facts), Ok(head)) = (&mut *facts, &head) {
             facts.info.note_authority(head.authority);
         }
@@ -294,7 +298,12 @@ impl ServerContext {
         if let Some(facts) = facts {
             facts.info.note_service(view.listener.service.as_ref());
         }
-        let ChainView { routes, paths, underscores, access_logs, metrics, tracing, .. } = chain(view, connection)?;
+        let chain = chain(view, connection)?;
+        if let Some(onward) = &chain.onward {
+            request.extensions_mut().insert(Onward(Arc::clone(onward)));
+            head = RequestHead::received(request);
+        }
+        let ChainView { routes, paths, underscores, access_logs, metrics, tracing, .. } = chain;
         let head = match self.mesh.tracer() {
             None => head,
             Some(tracer) => {
@@ -608,7 +617,27 @@ impl ServerContext {
         if error.kind() == ErrorKind::BadRequest && request.version() <= Version::HTTP_11 {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        if error.kind() == ErrorKind::NoRoute && self.is_misdirected(request) {
+            *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+        }
         answer(request, response)
+    }
+
+    /// Whether a request came to a gateway over a connection for another host: a client that knows them by one certificate has a
+    /// chain of its own for this one (RFC 9110, 15.5.20).
+    #[cold]
+    fn is_misdirected<B>(&self, request: &Request<B>) -> bool {
+        let (Some(listener), Some(connection)) = (&self.listener, self.connection(request)) else { return false };
+        let (ServerState::Serving(view), Ok(head)) = (&**listener.state(), RequestHead::received(request)) else {
+            return false;
+        };
+        if !view.asks_for_names() || request.extensions().get::<Onward>().is_none() {
+            return false;
+        }
+        let host = head.authority.rsplit_once(':').map_or(head.authority, |(host, _)| host);
+        let own = connection.chain(view);
+        let other = view.chain(connection.local, connection.peer, connection.tls().is_some(), Some(host));
+        !matches!((own, other), (Some(own), Some(other)) if std::ptr::eq(own, other)) && other.is_some()
     }
 
     /// What a client is told in the place of a reason that is none of its business: objects, files and lines of the
@@ -616,8 +645,12 @@ impl ServerContext {
     /// others, and tells everybody. Who runs the server reads it in the log.
     #[cold]
     fn keep_from_stranger<B>(&self, error: &MeshError, request: &Request<B>) -> Option<MeshError> {
-        let instead = instead(error.kind())?;
-        self.mesh.certificates().current()?;
+        let mut instead = instead(error.kind())?;
+        match request.extensions().get::<Onward>() {
+            // A gateway is for strangers.
+            Some(_) => instead = NO_ANSWER,
+            None => _ = self.mesh.certificates().current()?,
+        }
         let connection = self.connection(request);
         if connection.as_deref().is_some_and(|connection| connection.peer_identity().is_some()) {
             return None;
@@ -648,6 +681,10 @@ impl ServerContext {
                 }
             }
             return Ok(answer(request, reply));
+        }
+        // What its route says of it is done where it goes on.
+        if goes_on(route) && request.extensions().get::<Onward>().is_some() {
+            return Ok(Admission::Admit);
         }
         check_action(route)?;
         let changes = destination.request_changes();
@@ -749,21 +786,22 @@ pub(super) fn facts_of<B>(request: &Request<B>) -> Recycled<Facts> {
 /// A connection's filter chain. Where the connection is not known, the only one.
 fn chain(view: &ServerView, connection: impl Fn() -> Option<Arc<ConnectionInfo>>) -> Result<&ChainView, MeshError> {
     let refused = |kind, what: &str| MeshError::new(kind, format!("listener {}: {what}", view.listener.name));
-    let (chain, is_mutual_tls) = match (view.listener.filter_chains.as_slice(), view.chains.as_slice()) {
+    let chain = match (view.listener.filter_chains.as_slice(), view.chains.as_slice()) {
         // The default chain alone.
-        ([], [only]) if !view.asks_for_tls() => (only, false),
+        ([], [only]) if !view.asks_for_tls() => only,
         (_, chains) => match (connection(), chains) {
             (Some(connection), _) => {
-                let chain = view
-                    .chain(connection.local, connection.peer, connection.tls().is_some())
+                let chain = connection
+                    .chain(view)
                     .ok_or_else(|| refused(ErrorKind::NoRoute, "no filter chain matches the connection"))?;
-                (chain, connection.peer_identity().is_some())
+                chain.admits(connection.security()).map_err(|reason| refused(ErrorKind::Security, &reason))?;
+                return Ok(chain);
             }
-            (None, [only]) if !view.asks_for_tls() => (only, false),
+            (None, [only]) if !view.asks_for_tls() => only,
             (None, [only]) => {
-                let reason = only.admits(false).err().unwrap_or_else(|| "it asks for TLS".into());
+                let reason = only.admits(Secured::Plaintext).err().unwrap_or_else(|| "it asks for TLS".into());
                 let what = match only.tls {
-                    ServerTls::Mutual => format!("{reason}, and {UNKNOWN_CONNECTION}"),
+                    ServerTls::Mutual | ServerTls::Edge(_) => format!("{reason}, and {UNKNOWN_CONNECTION}"),
                     ServerTls::None | ServerTls::Unusable(_) => reason.to_string(),
                 };
                 return Err(refused(ErrorKind::Security, &what));
@@ -775,7 +813,7 @@ fn chain(view: &ServerView, connection: impl Fn() -> Option<Arc<ConnectionInfo>>
         },
     };
     // The connection may be older than what is asked of it.
-    chain.admits(is_mutual_tls).map_err(|reason| refused(ErrorKind::Security, &reason))?;
+    chain.admits(Secured::Plaintext).map_err(|reason| refused(ErrorKind::Security, &reason))?;
     Ok(chain)
 }
 
@@ -807,6 +845,11 @@ pub(super) fn with_parts<B, T>(request: &mut Request<B>, change: impl FnOnce(&mu
     let result = change(&mut parts);
     swap(&mut parts);
     result
+}
+
+/// Whether a gateway sends its requests on, or elsewhere.
+pub(super) fn goes_on(route: &Route) -> bool {
+    matches!(route.action, RouteAction::Forward(_) | RouteAction::Redirect(_))
 }
 
 /// A server's route has no other action (gRFC A36), but for the answer that is given at once.

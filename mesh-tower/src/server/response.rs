@@ -29,7 +29,7 @@ use crate::drain::InFlight;
 use crate::server::asked::{Asked, BODY_TIMEOUT, NotShown};
 use crate::server::check::Answers;
 use crate::server::early::Early;
-use crate::server::request::{Admission, HAS_FACTS, ServerContext};
+use crate::server::request::{Admission, HAS_FACTS, ServerContext, goes_on};
 use crate::server::request_body::{BodyCount, Reading, Wanted, is_empty};
 use crate::telemetry::Telemetry;
 use crate::{filters, inherited};
@@ -372,9 +372,12 @@ impl Facts {
     /// Filters and the route's changes, on the way back.
     fn pass_back(&mut self, head: &mut Parts, is_end: bool) {
         rewrite::apply_to_response(std::slice::from_ref(&self.checked), head);
-        if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
+        if let Some((route, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
             filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
-            rewrite::apply_to_response(destination.response_changes(), head);
+            // Of an answer that comes from elsewhere, they were made there.
+            if !goes_on(route) {
+                rewrite::apply_to_response(destination.response_changes(), head);
+            }
         }
         if let Some(early) = &self.early {
             early.on_response(&mut self.info, head);

@@ -18,8 +18,10 @@ use tower_service::Service;
 
 use crate::body::{Body, BoxError};
 use crate::connection::ConnectionInfo;
+use crate::listeners::ListenerState;
 use crate::mesh::Mesh;
 use crate::server::accept::{MeshIo, MeshListener};
+use crate::server::carry::Carry;
 use crate::server::limits::Limits;
 use crate::server::monitor::{Activity, BusyGuard, ConnectionMonitor, Signal, Watched};
 use crate::server::stalled::Stallable;
@@ -50,7 +52,7 @@ use crate::server::stalled::Stallable;
 /// # Ok(()) }
 /// ```
 pub fn serve<S>(listener: MeshListener, service: S) -> Serve<S> {
-    Serve { listener, service, limits: Limits::default(), deadline: Duration::from_secs(25) }
+    Serve { listener, service, limits: Limits::default(), deadline: Duration::from_secs(25), opaque: None }
 }
 
 /// A server that is about to serve.
@@ -61,9 +63,16 @@ pub struct Serve<S> {
     service: S,
     limits: Limits,
     deadline: Duration,
+    opaque: Option<Carry>,
 }
 
 impl<S> Serve<S> {
+    /// For the listener of a [gateway](crate::gateway): what becomes of connections that nobody looks into. Without it they are closed.
+    pub fn carrying(mut self, carry: Carry) -> Self {
+        self.opaque = Some(carry);
+        self
+    }
+
     /// Other limits than the default ones.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
@@ -97,8 +106,8 @@ impl<S> Serve<S> {
     /// # Ok(()) }
     /// ```
     pub fn readable_bodies(self) -> Serve<ReadableBodies<S>> {
-        let Serve { listener, service, limits, deadline } = self;
-        Serve { listener, service: ReadableBodies { service }, limits, deadline }
+        let Serve { listener, service, limits, deadline, opaque } = self;
+        Serve { listener, service: ReadableBodies { service }, limits, deadline, opaque }
     }
 }
 
@@ -151,6 +160,7 @@ where
         let watched = Watchers::start(self.listener.mesh(), &limits);
         self.listener = self.listener.max_connections_per_client(limits.max_connections_per_client);
         let mut connections = JoinSet::new();
+        let is_gateway = self.listener.is_of_gateway();
         loop {
             if connections.len() >= limits.max_connections.max(1) {
                 connections.join_next().await;
@@ -162,8 +172,18 @@ where
                     None => break,
                     Some((io, _)) => {
                         let activity = watched.add();
-                        let one = converse(io, self.service.clone(), Arc::clone(&limits), activity);
-                        connections.spawn(one);
+                        let (service, limits, opaque) = (self.service.clone(), Arc::clone(&limits), self.opaque.clone());
+                        let name = is_gateway.then(|| Arc::clone(self.listener.listener()));
+                        connections.spawn(async move {
+                            match name {
+                                None => converse(io, service, limits, activity).await,
+                                Some(listener) => {
+                                    if let Some(io) = carried(io, &listener, opaque).await {
+                                        converse(io, service, limits, activity).await;
+                                    }
+                                }
+                            }
+                        });
                     }
                 }
             }
@@ -231,6 +251,18 @@ impl Drop for Watchers {
 /// Nothing is left half-done under the lock, so a poisoned one is as good as any.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A connection of a gateway, unless it is one that nobody looks into: that one is carried on.
+async fn carried(mut io: MeshIo, listener: &ListenerState, opaque: Option<Carry>) -> Option<MeshIo> {
+    // Why a handshake fails is told there.
+    let onward = io.opened().await.ok()?;
+    let Some(onward) = onward else { return Some(io) };
+    match opaque {
+        Some(carry) => carry.carry(io, listener, onward).await,
+        None => tracing::warn!(listener = %listener.name(), "a connection is closed: nobody carries its bytes"),
+    }
+    None
 }
 
 /// One connection from its first byte to its last.

@@ -118,7 +118,7 @@ async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<M
     poll_fn(|cx| io.poll_open(cx, Half::Reader).map_ok(drop)).await.ok()?;
     let connection = io.connection();
     if let ServerState::Serving(view) = &**listener.state()
-        && let Some(chain) = view.chain(connection.local, connection.peer, connection.tls().is_some())
+        && let Some(chain) = connection.chain(view)
     {
         let verdict = chain.routes.verdict_on_bytes(ends(connection));
         tell(&verdict, mesh.store().decided(), listener.name(), Some(connection));
@@ -127,11 +127,17 @@ async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<M
         tracing::debug!(listener = %listener.name(), peer = %connection.peer, %reason, "connection refused");
         return None;
     }
+    counted(&mut io, listener, mesh);
+    Some(io)
+}
+
+/// Counts a connection that is let in, and its bytes. The drain waits for it.
+pub(super) fn counted(io: &mut MeshIo, listener: &ListenerState, mesh: &Mesh) {
     if let Some(telemetry) = mesh.telemetry() {
         let connection = io.connection();
         let (service, rules) = match &**listener.state() {
             ServerState::Serving(view) => {
-                let chain = view.chain(connection.local, connection.peer, connection.tls().is_some());
+                let chain = connection.chain(view);
                 (view.listener.service.clone(), chain.and_then(|chain| chain.metrics.clone()))
             }
             ServerState::NotServing(_) | ServerState::Waiting => (None, None),
@@ -140,7 +146,6 @@ async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<M
         io.counts_bytes(count);
     }
     io.counts_in(mesh.drain().enter());
-    Some(io)
 }
 
 /// Whether a connection may have its bytes go to the application. Where the server must not serve, nobody could be told so.
@@ -150,9 +155,8 @@ pub(super) fn lets_in(state: &ServerState, connection: &ConnectionInfo) -> Resul
         ServerState::NotServing(reason) => return Err(Arc::clone(reason)),
         ServerState::Waiting => return Err("no configuration".into()),
     };
-    let chain = view.chain(connection.local, connection.peer, connection.tls().is_some());
-    let chain = chain.ok_or("no filter chain matches")?;
-    chain.admits(connection.peer_identity().is_some())?;
+    let chain = connection.chain(view).ok_or("no filter chain matches")?;
+    chain.admits(connection.security())?;
     if let Some(reason) = chain.routes.why_no_bytes() {
         return Err(reason);
     }

@@ -1,9 +1,14 @@
-//! `mesh-sidecar` as a process: the program beside it is a shell, and what it serves and calls is this test.
+//! Programs of the library as processes. `mesh-sidecar`: the program beside it is a shell, and what it serves and calls is this test.
+//! `mesh-gateway`: its control plane, its clients and what is behind it are this test.
 #![cfg(unix)]
 
+mod gateway;
+mod gateway_tls;
 mod inbound;
 mod life;
 mod outbound;
+#[path = "../tls_support/mod.rs"]
+mod tls_support;
 
 use std::net::SocketAddr;
 use std::process::Stdio;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::ForwardClientCertDetails;
 
 use super::common::{duration, same_stream};
 use super::notes::{Notes, ignored};
@@ -90,15 +91,28 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
         http3_protocol_options, server_name, server_header_transformation, scheme_header_transformation,
         max_request_headers_kb, stream_idle_timeout, stream_flush_timeout, request_timeout, request_headers_timeout,
         drain_timeout, drain_timeout_jitter, delayed_close_timeout, access_log_flush_interval,
-        flush_access_log_on_new_request, access_log_options, use_remote_address, early_header_mutation_extensions,
+        flush_access_log_on_new_request, access_log_options, early_header_mutation_extensions,
         internal_address_config, skip_xff_append, via, generate_request_id, preserve_external_request_id,
-        always_set_request_id_in_response, forward_client_cert_details, set_current_client_cert_details,
+        always_set_request_id_in_response, set_current_client_cert_details,
         forward_client_cert_matcher, proxy_100_continue, represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
-        upgrade_configs, request_id_extension,
+        request_id_extension,
         local_reply_config, strip_matching_host_port, stream_error_on_invalid_http_message,
         path_normalization_options, strip_trailing_host_dot, proxy_status_config, typed_header_validation_config,
         append_x_forwarded_port, append_local_overload, add_proxy_protocol_connection_state, forward_proto_config,
         strip_port_mode);
+    // What is done anyway: a client is who has connected, what it says of its certificate is not believed, and of the protocols that
+    // it may ask for there are WebSockets.
+    if use_remote_address.as_ref().is_some_and(|on| !on.value) {
+        notes.ignore("use_remote_address");
+    }
+    let is_set_anew = [ForwardClientCertDetails::Sanitize, ForwardClientCertDetails::SanitizeSet];
+    if !is_set_anew.iter().any(|details| *details as i32 == forward_client_cert_details) {
+        notes.ignore("forward_client_cert_details");
+    }
+    if upgrade_configs.iter().any(|one| !one.upgrade_type.eq_ignore_ascii_case("websocket") || !one.filters.is_empty())
+    {
+        notes.ignore("upgrade_configs");
+    }
     let paths = PathNormalization {
         resolve: normalize_path.is_some_and(|on| on.value),
         merge_slashes,

@@ -16,7 +16,10 @@ use super::notes::{Notes, ignored};
 use super::{tcp, tls};
 use crate::error::Invalid;
 use crate::id::{Address, ListenerName};
-use crate::model::{ApiListener, FilterChain, FilterChainMatch, FilterConfig, HttpManager, Listener, ServerListener};
+use crate::model::{
+    ApiListener, FilterChain, FilterChainMatch, FilterConfig, HttpManager, Listener, RouteConfiguration, RouteSource,
+    ServerListener,
+};
 use crate::resources::{Resource, ResourceType};
 use crate::xds::names;
 
@@ -140,15 +143,25 @@ fn filter_chain(notes: &mut Notes<'_>, value: pb::FilterChain) -> Result<Option<
     }
     ignored!(notes; transport_socket_connect_timeout);
     // The filters are checked even where the chain cannot match: a bad one is a bad one.
-    let http = network_filters(notes, filters)?;
+    let (http, connections) = network_filters(notes, filters)?;
     let tls = notes.optional("transport_socket", transport_socket, tls::of_server)?.unwrap_or_default();
     let matches = notes.field("filter_chain_match", |notes| chain_match(notes, filter_chain_match))?;
-    Ok(matches.map(|matches| FilterChain { name: Arc::from(name), matches, http, tls }))
+    Ok(matches.map(|matches| FilterChain { name: Arc::from(name), matches, http, tls, connections }))
 }
 
-/// The only network filter that is supported is the HttpConnectionManager.
-fn network_filters(notes: &mut Notes<'_>, filters: Vec<pb::Filter>) -> Result<HttpManager, Invalid> {
+/// Requests, or connections that nobody looks into: the last filter is the HttpConnectionManager or a TcpProxy, and others are not
+/// supported.
+fn network_filters(
+    notes: &mut Notes<'_>,
+    filters: Vec<pb::Filter>,
+) -> Result<(HttpManager, Option<Arc<RouteConfiguration>>), Invalid> {
     use pb::filter::ConfigType;
+    if let [only] = filters.as_slice()
+        && tcp::is_proxy(only)
+    {
+        let connections = tcp::proxied(notes, filters)?;
+        return Ok((HttpManager::new(RouteSource::Inline(Arc::default())), Some(connections)));
+    }
     let mut managers = notes.each("filters", filters, |notes, filter| {
         filled("name", filter.name)?;
         match filter.config_type {
@@ -164,12 +177,12 @@ fn network_filters(notes: &mut Notes<'_>, filters: Vec<pb::Filter>) -> Result<Ht
         }
     })?;
     match (managers.pop(), managers.is_empty()) {
-        (Some(manager), true) => Ok(manager),
+        (Some(manager), true) => Ok((manager, None)),
         _ => Err(Invalid::new("exactly one HttpConnectionManager is needed").at("filters")),
     }
 }
 
-/// `None` where no connection can match (gRFC A36: criteria of TLS or of original destinations).
+/// `None` where no connection can match (gRFC A36: criteria of original destinations or of protocols).
 pub(super) fn chain_match(
     notes: &mut Notes<'_>,
     value: Option<pb::FilterChainMatch>,
@@ -208,15 +221,25 @@ pub(super) fn chain_match(
             "" => None,
             protocol => Some(protocol == "tls"),
         },
+        server_names: notes.each("server_names", server_names, |_, name| server_name(&name))?,
     };
     let can_match = destination_port.is_none()
-        && server_names.is_empty()
         && application_protocols.is_empty()
         && matches!(transport_protocol.as_str(), "" | "raw_buffer" | "tls");
     if !can_match {
         notes.ignore("(this filter chain matches no connection here)");
     }
     Ok(can_match.then_some(matches))
+}
+
+/// A name of a server, in lower case, or those below a parent.
+fn server_name(name: &str) -> Result<Arc<str>, Invalid> {
+    let labels = name.strip_prefix("*.").unwrap_or(name);
+    match labels.is_empty() || labels.contains('*') {
+        // Envoy: one that is for any is left out.
+        true => Err(Invalid::new(format!("{name:?} is not the name of a server"))),
+        false => Ok(name.to_ascii_lowercase().into()),
+    }
 }
 
 fn prefix(range: &core::CidrRange) -> Result<(IpAddr, u8), Invalid> {
@@ -255,9 +278,13 @@ fn no_overlap(chains: &[FilterChain]) -> Result<(), Invalid> {
     let mut seen = HashSet::new();
     for (index, chain) in chains.iter().enumerate() {
         let at = |reason: &str| Err(Invalid::new(reason).at(format!("filter_chains[{index}].filter_chain_match")));
-        let FilterChainMatch { destination, source_is_local, source, source_ports, is_tls } = &chain.matches;
+        let FilterChainMatch { destination, source_is_local, source, source_ports, is_tls, server_names } =
+            &chain.matches;
         let (destinations, sources, ports) = (any_or(destination), any_or(source), any_or(source_ports));
+        let names: Vec<&str> =
+            if server_names.is_empty() { vec![""] } else { server_names.iter().map(|it| &**it).collect() };
         let combinations = destinations.len().saturating_mul(sources.len()).saturating_mul(ports.len());
+        let combinations = combinations.saturating_mul(names.len());
         if combinations.saturating_add(seen.len()) > MAX_COMBINATIONS {
             return at("too many combinations of criteria");
         }
@@ -265,7 +292,11 @@ fn no_overlap(chains: &[FilterChain]) -> Result<(), Invalid> {
         let mut own = HashSet::new();
         for destination in &destinations {
             for source in &sources {
-                own.extend(ports.iter().map(|port| (*destination, *is_tls, *source_is_local, *source, *port)));
+                for name in &names {
+                    own.extend(
+                        ports.iter().map(|port| (*destination, *name, *is_tls, *source_is_local, *source, *port)),
+                    );
+                }
             }
         }
         if !seen.is_disjoint(&own) {

@@ -42,11 +42,13 @@ mod request_rules;
 mod retry;
 mod route;
 mod route_match;
+mod secret;
 mod session;
 mod tcp;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tls_edge;
 mod tls_files;
 mod tracing;
 
@@ -121,6 +123,7 @@ pub fn decode(kind: ResourceType, bytes: &[u8], options: &Options) -> Result<Dec
         ResourceType::Route => route::decode(&mut notes, bytes)?,
         ResourceType::Cluster => cluster::decode(&mut notes, bytes)?,
         ResourceType::Endpoints => endpoint::decode(&mut notes, bytes)?,
+        ResourceType::Secret => secret::decode(bytes)?,
     };
     Ok(Decoded { name, resource, ignored: notes.into_ignored() })
 }

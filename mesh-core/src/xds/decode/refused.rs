@@ -31,7 +31,7 @@ pub(crate) fn without_plaintext(present: &Resource, refused: &[u8], reason: &Arc
             let closed = || Resource::Listener(Arc::new(Listener::Server(present.without_plaintext(reason))));
             secures_listener(present, refused).then(closed)
         }
-        Resource::Route(_) | Resource::Endpoints(_) => None,
+        Resource::Route(_) | Resource::Endpoints(_) | Resource::Secret(_) => None,
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::google::protobuf::value::Kind;
+use http::StatusCode;
 
 use super::action::{self, Inherited, unusable};
 use super::common::{filled, parse};
@@ -14,7 +15,9 @@ use super::notes::{Notes, ignored};
 use super::{filter, rate_limits, retry, route_match};
 use crate::error::Invalid;
 use crate::id::{ClusterName, RouteName};
-use crate::model::{Forward, Route, RouteAction, RouteConfiguration, VirtualHost};
+use crate::model::{
+    Forward, HeaderTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch, StringTest, VirtualHost,
+};
 use crate::resources::{Resource, ResourceType};
 use crate::xds::names;
 
@@ -174,9 +177,13 @@ fn virtual_host(
     inherited.retry = notes.optional("retry_policy", retry_policy, retry::policy)?;
     inherited.hedges = notes.optional("hedge_policy", hedge_policy, retry::hedges)?.unwrap_or_default();
     let mut routes = notes.each("routes", routes, |notes, route| self::route(notes, route, inherited))?;
-    if require_tls != pb::virtual_host::TlsRequirementType::None as i32 {
-        for route in &mut routes {
-            route.action = unusable("require_tls is not supported yet");
+    match pb::virtual_host::TlsRequirementType::try_from(require_tls) {
+        Ok(pb::virtual_host::TlsRequirementType::None) => {}
+        Ok(pb::virtual_host::TlsRequirementType::All) => routes.insert(0, to_https()),
+        _ => {
+            for route in &mut routes {
+                route.action = unusable("require_tls is not supported for a part of the clients");
+            }
         }
     }
     Ok(VirtualHost {
@@ -195,6 +202,20 @@ fn virtual_host(
         )?,
         filters: filter::overrides(notes, typed_per_filter_config)?,
     })
+}
+
+/// What comes in plaintext is to come by TLS (Envoy: `require_tls`).
+fn to_https() -> Route {
+    let mut matches = RouteMatch::any();
+    matches.headers.push(HeaderTest::Value {
+        name: ":scheme".into(),
+        test: StringTest::Exact { value: "http".to_owned(), ignore_case: true },
+        invert: false,
+        missing_is_empty: false,
+    });
+    let mut redirect = Redirect::new(StatusCode::MOVED_PERMANENTLY);
+    redirect.scheme = Some("https".to_owned());
+    Route::new(matches, RouteAction::Redirect(redirect))
 }
 
 /// A domain in lower case: `a.b`, `*.b`, `a.*` or `*`.

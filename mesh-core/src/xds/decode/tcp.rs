@@ -41,6 +41,19 @@ pub(super) fn connections(
     Ok((!hosts.is_empty()).then(|| Arc::new(RouteConfiguration::new(hosts))))
 }
 
+/// Whether a filter of a server's chain is a TcpProxy.
+pub(super) fn is_proxy(filter: &pb::Filter) -> bool {
+    use pb::filter::ConfigType;
+    matches!(&filter.config_type, Some(ConfigType::TypedConfig(any)) if holds::<proxy::TcpProxy>(any))
+}
+
+/// Where the connections of a server's chain go, as the one route of the one host.
+pub(super) fn proxied(notes: &mut Notes<'_>, filters: Vec<pb::Filter>) -> Result<Arc<RouteConfiguration>, Invalid> {
+    let forwards = notes.each("filters", filters, filter)?;
+    let routes = forwards.into_iter().map(|it| Route::new(RouteMatch::any(), RouteAction::Forward(it))).collect();
+    Ok(Arc::new(RouteConfiguration::new(vec![VirtualHost::new(["*"], routes)])))
+}
+
 fn chain(notes: &mut Notes<'_>, value: pb::FilterChain) -> Result<VirtualHost, Invalid> {
     let pb::FilterChain {
         filter_chain_match,

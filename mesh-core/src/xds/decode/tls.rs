@@ -19,7 +19,7 @@ use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::common::{holds, type_name, unpack};
 use super::notes::Notes;
-use super::tls_files;
+use super::{tls_edge, tls_files};
 use crate::error::Invalid;
 use crate::identity::SpiffeId;
 use crate::model::{ClusterTls, ServerTls, UpstreamTls};
@@ -112,7 +112,13 @@ pub(super) fn of_server(notes: &mut Notes<'_>, socket: core::TransportSocket) ->
     if !holds::<pb::DownstreamTlsContext>(any) {
         return Ok(refused(&format!("{:?} is not supported", type_name(&any.type_url))));
     }
-    Ok(match notes.field("typed_config", |_| downstream(unpack(any)?))? {
+    let context: pb::DownstreamTlsContext = notes.field("typed_config", |_| unpack(any))?;
+    if tls_edge::is_by_secrets(&context) {
+        return notes.field("typed_config", |notes| {
+            Ok(tls_edge::downstream(notes, context)?.unwrap_or_else(|reason| refused(&reason)))
+        });
+    }
+    Ok(match notes.field("typed_config", |_| downstream(context))? {
         Ok(()) => ServerTls::Mutual,
         Err(reason) => refused(&reason),
     })

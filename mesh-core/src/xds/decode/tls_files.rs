@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::certificate_
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_parameters::TlsProtocol;
+use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher;
 
 use super::common::string_test;
 use super::notes::Notes;
@@ -151,8 +152,17 @@ fn validation(notes: &mut Notes<'_>, value: pb::CertificateValidationContext) ->
         (None, None) => return Err("it does not say whom to trust".to_owned()),
     };
     let crl = crl.map(|file| filename("crl", file)).transpose()?;
+    Ok((roots, crl, names(notes, match_typed_subject_alt_names, match_subject_alt_names)?))
+}
+
+/// The names that a certificate may have.
+pub(super) fn names(
+    notes: &mut Notes<'_>,
+    typed: Vec<pb::SubjectAltNameMatcher>,
+    untyped: Vec<StringMatcher>,
+) -> Result<Vec<NameTest>, Unusable> {
     let mut names = Vec::new();
-    for matcher in match_typed_subject_alt_names {
+    for matcher in typed {
         let kind = match SanType::try_from(matcher.san_type) {
             Ok(SanType::Dns) => NameKind::Dns,
             Ok(SanType::Uri) => NameKind::Uri,
@@ -163,11 +173,11 @@ fn validation(notes: &mut Notes<'_>, value: pb::CertificateValidationContext) ->
         let test = matcher.matcher.ok_or("a name has no matcher")?;
         names.push(NameTest::new(kind, string_test(notes, test).map_err(|invalid| invalid.to_string())?));
     }
-    for matcher in match_subject_alt_names {
+    for matcher in untyped {
         let test = string_test(notes, matcher).map_err(|invalid| invalid.to_string())?;
         names.extend(NameKind::ALL.map(|kind| NameTest::new(kind, test.clone())));
     }
-    Ok((roots, crl, names))
+    Ok(names)
 }
 
 fn identity(certificates: Vec<pb::TlsCertificate>) -> Result<Option<(PathBuf, PathBuf)>, Unusable> {
@@ -210,7 +220,7 @@ fn filename(field: &str, value: core::DataSource) -> Result<PathBuf, Unusable> {
 }
 
 /// The versions between the two that are named. TLS 1.0 and 1.1 are not spoken whatever is written.
-fn versions(value: pb::TlsParameters) -> Result<TlsVersions, Unusable> {
+pub(super) fn versions(value: pb::TlsParameters) -> Result<TlsVersions, Unusable> {
     let pb::TlsParameters {
         tls_minimum_protocol_version,
         tls_maximum_protocol_version,

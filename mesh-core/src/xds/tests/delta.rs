@@ -103,6 +103,29 @@ fn client_rule_33_a_new_stream_says_what_is_known_and_asks_for_everything() {
 }
 
 #[test]
+fn all_listeners_come_without_their_names_and_go_when_the_server_says_so() {
+    let mut rig = rig();
+    rig.want(&[(Listener, "*")]);
+    assert_eq!(lines(&rig.open()), ["Listener +*"]);
+    let resources = ["a", "b", "c"].map(|name| resource(name, "1", good(Listener, name, 1)));
+    assert_eq!(rig.respond(Listener, "n1", resources.to_vec(), &[]), "Listener n=n1");
+    assert_eq!(rig.told(), ["put a", "put b", "put c"]);
+    // Whoever wants one of them has it, and asks for nothing.
+    assert_eq!(lines(&rig.want(&[(Listener, "a")])), [] as [&str; 0]);
+    assert_eq!(rig.told(), ["put a"]);
+    rig.respond(Listener, "n2", vec![], &["b"]);
+    assert_eq!(rig.told(), ["absent b"]);
+    // What is refused has its last good version, and what is gone meanwhile the server can say.
+    rig.respond(Listener, "n3", vec![resource("c", "2", bad(Listener, "c"))], &[]);
+    assert!(rig.told().is_empty());
+    rig.close();
+    assert_eq!(lines(&rig.open()), ["Listener +* a@1 c@1"]);
+    assert_eq!(lines(&rig.interest(&[], &[(Listener, "*")])), ["Listener -*"]);
+    rig.respond(Listener, "n4", vec![resource("a", "3", good(Listener, "a", 3))], &[]);
+    assert!(rig.told().is_empty());
+}
+
+#[test]
 fn client_rule_33_removed_resources_are_deleted_whatever_their_type() {
     for kind in [Listener, Route, Cluster, Endpoints] {
         for (features, expected) in

@@ -171,6 +171,7 @@ pub(crate) fn good(kind: ResourceType, name: &str, variant: u16) -> Any {
             pack(&cluster)
         }
         Endpoints => pack(&endpoints(name, &[("10.0.0.1", 1 + variant)])),
+        ResourceType::Secret => unreachable!("secrets are like any other resource that is asked for by name"),
     }
 }
 

@@ -77,6 +77,20 @@ fn client_rule_01_a_new_stream_starts_without_nonce_and_keeps_the_version() {
 }
 
 #[test]
+fn all_listeners_come_without_their_names_and_go_by_not_being_there() {
+    let mut rig = rig();
+    rig.want(&[(Listener, "*")]);
+    assert_eq!(lines(&rig.open()), [r#"Listener [*] v="" n="""#]);
+    let two = ["a", "b"].map(|name| good(Listener, name, 1));
+    assert!(rig.respond(Listener, "1", two.to_vec()).starts_with(r#"Listener [*] v="1""#));
+    assert_eq!(rig.told(), ["put a", "put b"]);
+    rig.respond(Listener, "2", vec![good(Listener, "b", 1)]);
+    assert_eq!(rig.told(), ["absent a"]);
+    rig.respond(Listener, "3", vec![]);
+    assert_eq!(rig.told(), ["absent b"]);
+}
+
+#[test]
 fn client_rule_02_a_type_that_nobody_wants_is_not_asked_for_on_a_new_stream() {
     let mut rig = rig();
     rig.want(&[(Listener, "l"), (Cluster, "c")]);

@@ -2,6 +2,7 @@
 //! sides agree to speak another protocol, their bytes are carried.
 
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +17,8 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use mesh_tower::body::{Body, BoxError};
-use mesh_tower::server::{MeshTcpListener, ResponseFuture, ServerBody, ServerLayer, ServerService};
+use mesh_tower::core::identity::SpiffeId;
+use mesh_tower::server::{ConnectionInfo, MeshTcpListener, ResponseFuture, ServerBody, ServerLayer, ServerService};
 use mesh_tower::{MeshError, reply};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -62,9 +64,16 @@ fn take_named(headers: &mut HeaderMap) -> Result<(), String> {
     Ok(())
 }
 
+/// Nothing is made of it.
+pub(crate) fn as_it_came(_: &mut Request<Body>) {}
+
 /// A server that decides by nothing that does not go on.
 #[derive(Clone)]
-pub(crate) struct Behind(ServerService<Answers>);
+pub(crate) struct Behind {
+    service: ServerService<Answers>,
+    /// What is made of requests before anybody decides by them.
+    sees: fn(&mut Request<Body>),
+}
 
 /// Answers requests, whatever comes.
 #[derive(Clone)]
@@ -75,7 +84,12 @@ pub(crate) struct Answers(Arc<dyn Fn(Request<Body>) -> Answering + Send + Sync>)
 struct Malformed(String);
 
 impl Behind {
-    pub(crate) fn new<F>(layer: &ServerLayer, answer: impl Fn(Request<Body>) -> F + Send + Sync + 'static) -> Self
+    /// `sees` is what is made of requests before anybody decides by them.
+    pub(crate) fn new<F>(
+        layer: &ServerLayer,
+        sees: fn(&mut Request<Body>),
+        answer: impl Fn(Request<Body>) -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = Answer> + Send + 'static,
     {
@@ -83,7 +97,7 @@ impl Behind {
             let answer = answer(request);
             Box::pin(async { Ok(answer.await) })
         };
-        Behind(layer.layer(Answers(Arc::new(answer))))
+        Behind { service: layer.layer(Answers(Arc::new(answer))), sees }
     }
 }
 
@@ -107,14 +121,15 @@ impl Service<Request<Body>> for Behind {
     type Future = ResponseFuture<Answers, Body>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
+        self.service.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if let Err(why) = take_named(request.headers_mut()) {
             request.extensions_mut().insert(Malformed(why));
         }
-        self.0.call(request)
+        (self.sees)(&mut request);
+        self.service.call(request)
     }
 }
 
@@ -140,6 +155,31 @@ fn take_hop_by_hop(headers: &mut HeaderMap, is_upgrade: bool) {
     match is_upgrade {
         true => _ = headers.insert(CONNECTION, HeaderValue::from_static("upgrade")),
         false => _ = headers.remove(UPGRADE),
+    }
+}
+
+/// Who the client is, as Envoy tells it.
+const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// Tells who called, in Envoy's words, to whom it called: nothing where nobody has shown who he is. What the caller said of himself
+/// is taken off.
+pub(crate) fn tell_caller(headers: &mut HeaderMap, own: Option<&SpiffeId>) {
+    headers.remove(XFCC);
+    let connection = ConnectionInfo::current();
+    let Some(tls) = connection.as_deref().and_then(ConnectionInfo::tls) else { return };
+    let Some(fingerprint) = tls.fingerprint else { return };
+    let mut value = String::with_capacity(256);
+    if let Some(own) = own {
+        _ = write!(value, "By={own};");
+    }
+    value.push_str("Hash=");
+    fingerprint.iter().for_each(|byte| _ = write!(value, "{byte:02x}"));
+    if let Some(peer) = &tls.identity {
+        // Certificates of workloads name nobody in their subject, and no SPIFFE ID has a letter that would have to be quoted.
+        _ = write!(value, ";Subject=\"\";URI={peer}");
+    }
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(XFCC, value);
     }
 }
 

@@ -4,24 +4,19 @@
 //! client, by a configuration that knows nothing but the program's port. The program is told who calls as by Istio's sidecar, in
 //! `x-forwarded-client-cert`; what callers say there never reaches it.
 
-use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use http::header::HOST;
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
+use http::{HeaderValue, Method, Request, StatusCode, Version};
 use mesh_tower::body::Body;
 use mesh_tower::client::SentHost;
 use mesh_tower::core::request::is_grpc;
-use mesh_tower::server::ConnectionInfo;
 use mesh_tower::{Client, Mesh};
 use tokio::net::TcpStream;
 
 use crate::forward::{self, Answer, Behind, Tunnels};
 use crate::options::AppProtocol;
-
-/// Who the client is, as Envoy tells it.
-const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// How often a program that does not answer yet is tried.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -67,7 +62,7 @@ impl ToProgram {
     /// The server in front of the program.
     pub(crate) fn into_server(self) -> Behind {
         let layer = self.mesh.server_layer();
-        Behind::new(&layer, move |request| self.clone().hand_over(request))
+        Behind::new(&layer, forward::as_it_came, move |request| self.clone().hand_over(request))
     }
 
     async fn hand_over(self, mut request: Request<Body>) -> Answer {
@@ -79,10 +74,7 @@ impl ToProgram {
         }
         let is_grpc = is_grpc(request.headers());
         let upgrade = forward::prepare(&mut request);
-        request.headers_mut().remove(XFCC);
-        if let Some(caller) = caller(&self.mesh) {
-            request.headers_mut().insert(XFCC, caller);
-        }
+        forward::tell_caller(request.headers_mut(), self.mesh.certificates().current().as_ref().map(|own| own.id()));
         // The host that was asked for; the program is where it goes.
         let host = match request.uri().authority() {
             Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
@@ -99,20 +91,4 @@ impl ToProgram {
         let answered = self.program.request(request).await;
         forward::answer(answered, is_grpc, upgrade, &self.tunnels)
     }
-}
-
-/// Who called, in Envoy's words; `None` where nobody has shown who he is.
-fn caller(mesh: &Mesh) -> Option<HeaderValue> {
-    let connection = ConnectionInfo::current()?;
-    let tls = connection.tls()?;
-    let (peer, fingerprint) = (tls.identity.as_ref()?, tls.fingerprint?);
-    let mut value = String::with_capacity(256);
-    if let Some(own) = mesh.certificates().current() {
-        _ = write!(value, "By={};", own.id());
-    }
-    value.push_str("Hash=");
-    fingerprint.iter().for_each(|byte| _ = write!(value, "{byte:02x}"));
-    // Certificates of the mesh name nobody in their subject, and no SPIFFE ID has a letter that would have to be quoted.
-    _ = write!(value, ";Subject=\"\";URI={peer}");
-    HeaderValue::try_from(value).ok()
 }

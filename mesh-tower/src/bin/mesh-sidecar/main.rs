@@ -11,6 +11,7 @@ mod inbound;
 mod options;
 mod outbound;
 mod program;
+mod values;
 
 use std::io::{self, IsTerminal};
 use std::pin::pin;

@@ -13,6 +13,8 @@ use http::uri::Authority;
 use mesh_tower::core::xds::XdsSource;
 use mesh_tower::{Bootstrap, Mesh, MeshBuilder};
 
+use crate::values::{self, label, seconds};
+
 /// Starts a program in the mesh: calls that it makes through a proxy, and calls that it gets on a port in front of it.
 ///
 /// The program is told of the proxy by HTTP_PROXY, HTTPS_PROXY and their like. What it calls in plain HTTP is routed, retried and
@@ -147,24 +149,8 @@ impl Options {
     }
 
     fn labels(&self) -> BTreeMap<String, String> {
-        match self.labels.as_slice() {
-            [] => [("app".to_owned(), self.name.clone())].into(),
-            labels => labels.iter().cloned().collect(),
-        }
+        values::labels(&self.labels, &self.name)
     }
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(format!("{text:?} is not a label: expected KEY=VALUE")),
-    }
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a number of seconds, up to a day");
-    let seconds = text.parse().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds)).ok_or_else(wrong)?;
-    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ impl Outbound {
                 let sent = sender.clone().send(request);
                 async { sent.await.unwrap_or_else(|refused| *refused) }
             };
-            let service = Behind::new(&local.server_layer(), send);
+            let service = Behind::new(&local.server_layer(), forward::as_it_came, send);
             let served = server::serve(listener, service).readable_bodies().into_future();
             serving.spawn(async move {
                 if let Err(error) = served.await {

@@ -221,8 +221,8 @@ fn a_servers_tls_is_refused_and_never_dropped() {
 #[test]
 fn filter_chains_that_can_match_nothing_here_are_left_out() {
     let mut listener = server();
-    let tls_only = pb::FilterChainMatch { server_names: vec!["a".into()], ..Default::default() };
-    listener.filter_chains = vec![chain(tls_only), chain(prefixes(&["10.9.8.7/8"]))];
+    let by_protocol = pb::FilterChainMatch { application_protocols: vec!["h2".into()], ..Default::default() };
+    listener.filter_chains = vec![chain(by_protocol), chain(prefixes(&["10.9.8.7/8"]))];
     let decoded = accept(ResourceType::Listener, &listener);
     assert!(decoded.ignored.iter().any(|path| path.starts_with("filter_chains[0].filter_chain_match.")));
     let chains = decoded_server(&listener).filter_chains;

@@ -3,6 +3,7 @@
 mod clusters;
 mod connections;
 mod cors;
+mod edge;
 mod endpoints;
 mod ext_authz;
 mod health_checks;

@@ -349,6 +349,18 @@ fn queries_grpc_and_fractions() {
 }
 
 #[test]
+fn a_host_that_requires_tls_sends_plaintext_there() {
+    let mut configuration = one();
+    configuration.virtual_hosts[0].require_tls = 2;
+    let decoded = accept(ResourceType::Route, &configuration);
+    let Resource::Route(routes) = decoded.resource else { panic!() };
+    let [first, rest @ ..] = routes.virtual_hosts[0].routes.as_slice() else { panic!() };
+    let RouteAction::Redirect(redirect) = &first.action else { panic!("{:?}", first.action) };
+    assert_eq!((redirect.status.as_u16(), redirect.scheme.as_deref()), (301, Some("https")));
+    assert_eq!(rest.len(), configuration.virtual_hosts[0].routes.len());
+}
+
+#[test]
 fn a_route_that_asks_for_what_is_not_built_is_unusable_and_listed() {
     let cases: &[fn(&mut pb::RouteConfiguration)] = &[
         |routes| forward(routes).cluster_specifier = Some(ClusterSpecifier::ClusterHeader("x".into())),
@@ -361,7 +373,7 @@ fn a_route_that_asks_for_what_is_not_built_is_unusable_and_listed() {
         },
         |routes| first(routes).action = None,
         |routes| first(routes).action = Some(Action::FilterAction(Default::default())),
-        |routes| routes.virtual_hosts[0].require_tls = 2,
+        |routes| routes.virtual_hosts[0].require_tls = 1,
         |routes| {
             routes.cluster_specifier_plugins = vec![pb::ClusterSpecifierPlugin {
                 extension: Some(core::TypedExtensionConfig { name: "p".into(), typed_config: None }),

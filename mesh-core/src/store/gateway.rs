@@ -1,0 +1,103 @@
+//! What the store has for gateways: which listeners there are, the certificates of their chains, and where their requests go on to.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::assemble::{Assembly, UserId, UserKind, Walk};
+use super::server::{ChainView, Edge};
+use super::{Origin, TargetEntry};
+use crate::id::ListenerName;
+use crate::model::{EdgeTls, FilterChain, Listener, RouteSource};
+use crate::resources::{Change, Known, Resource, ResourceKey, ResourceType};
+use crate::state::lock;
+use crate::tls::edge_config;
+
+impl Assembly {
+    /// Tells the gateway which listeners there are.
+    pub(super) fn note_listeners(&self, changes: &[Change]) {
+        let Some(listeners) = &self.gateway else { return };
+        let is_listener = |key: &ResourceKey| key.kind == ResourceType::Listener && !key.is_all();
+        listeners.send_if_modified(|listeners| {
+            let mut is_news = false;
+            for change in changes {
+                match change {
+                    Change::Put(key, Resource::Listener(listener)) => {
+                        let Listener::Server(server) = &**listener else { continue };
+                        let before = listeners.insert(ListenerName::from(&*key.name), server.address);
+                        is_news |= before != Some(server.address);
+                    }
+                    Change::Absent(key, _) if is_listener(key) => {
+                        is_news |= listeners.remove(&ListenerName::from(&*key.name)).is_some();
+                    }
+                    _ => {}
+                }
+            }
+            is_news
+        });
+    }
+
+    /// Forgets routes of gateways that no listener leads to any more.
+    pub(super) fn forget_onward(&mut self) {
+        let gone: Vec<Arc<str>> = {
+            let mut onward = lock(&self.onward);
+            // Held by this map and by its user; whoever else wants it is a listener, or one of its requests.
+            let is_gone = |entry: &Arc<TargetEntry>| Arc::strong_count(entry) <= 2;
+            let gone = onward.iter().filter(|(_, entry)| is_gone(entry)).map(|(place, _)| Arc::clone(place)).collect();
+            onward.retain(|_, entry| !is_gone(entry));
+            gone
+        };
+        for place in gone {
+            self.remove(&UserId::Onward(place));
+        }
+    }
+
+    /// How clients shake hands by these rules. Nothing waits for a secret: until it is there, only its own chain lacks it.
+    pub(super) fn edge(&mut self, tls: &Arc<EdgeTls>, present: Option<&ChainView>, walk: &mut Walk) -> Arc<Edge> {
+        let known: Vec<_> = tls.secrets().map(|name| (name, self.resources.secret(name))).collect();
+        walk.needs.extend(tls.secrets().map(|name| ResourceKey::new(ResourceType::Secret, Arc::clone(name))));
+        let secrets: Vec<_> = known
+            .iter()
+            .map(|(_, known)| match known {
+                Known::Present(secret) => Some(Arc::clone(secret)),
+                _ => None,
+            })
+            .collect();
+        let is_same = |edge: &&Arc<Edge>| edge.tls == *tls && edge.secrets == secrets;
+        if let Some(edge) = present.and_then(|present| present.edge.as_ref()).filter(is_same) {
+            return Arc::clone(edge);
+        }
+        let secret = |wanted: &str| match known.iter().find(|(name, _)| ***name == *wanted).map(|(_, known)| known) {
+            Some(Known::Present(secret)) => Ok(Arc::clone(secret)),
+            Some(Known::Absent(reason)) => Err(Arc::clone(reason)),
+            Some(Known::Unknown) | None => Err(format!("secret {wanted:?} is not known yet").into()),
+        };
+        let config = edge_config(tls, secret, SystemTime::now()).map(Arc::new);
+        let config = config.map_err(|invalid| {
+            let reason: Arc<str> = invalid.to_string().into();
+            tracing::warn!(%reason, "handshakes of a filter chain fail");
+            reason
+        });
+        Arc::new(Edge { tls: Arc::clone(tls), secrets, config })
+    }
+
+    /// Where the requests, or the connections, of a gateway's chain go on to.
+    pub(super) fn onward(&mut self, chain: &FilterChain, place: &str) -> Arc<TargetEntry> {
+        let routes = match &chain.connections {
+            Some(connections) => RouteSource::Inline(Arc::clone(connections)),
+            None => chain.http.routes.clone(),
+        };
+        let place: Arc<str> = match &routes {
+            RouteSource::Named(name) => format!("routes {name}").into(),
+            RouteSource::Inline(_) => format!("routes of {place}").into(),
+        };
+        let present = lock(&self.onward).get(&place).cloned();
+        if let Some(present) = present.filter(|entry| matches!(&entry.origin, Origin::Routes(own) if *own == routes)) {
+            return present;
+        }
+        let entry = Arc::new(TargetEntry::onward(&place, routes));
+        lock(&self.onward).insert(Arc::clone(&place), Arc::clone(&entry));
+        self.remove(&UserId::Onward(Arc::clone(&place)));
+        self.add(UserId::Onward(place), UserKind::Target(Arc::clone(&entry)));
+        entry
+    }
+}

@@ -1,0 +1,173 @@
+//! What a gateway does with a message: whoever is outside is not believed, and what goes on is told where it came from.
+//!
+//! As Istio's gateways have it where nothing else is said: no proxy in front of it is trusted (`numTrustedProxies: 0`), so that the
+//! client is who has connected. `x-forwarded-for` gets its address, `x-forwarded-proto` is what it spoke, and what is known of its
+//! certificate is in `x-forwarded-client-cert`, anew.
+
+use std::net::IpAddr;
+
+use http::header::HOST;
+use http::uri::{Authority, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use mesh_tower::body::Body;
+use mesh_tower::core::request::is_grpc;
+use mesh_tower::server::{ConnectionInfo, ServerLayer};
+use mesh_tower::{Client, Mesh, MeshError};
+
+use crate::forward::{self, Answer, Behind, Tunnels};
+
+/// Who is said to have asked, and how, along the way.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// The address of the client, as Envoy tells it where it comes from outside.
+const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
+
+/// Sends requests on.
+#[derive(Clone)]
+pub(crate) struct Edge {
+    client: Client,
+    tunnels: Tunnels,
+}
+
+impl Edge {
+    pub(crate) fn new(mesh: &Mesh) -> Self {
+        Edge { client: mesh.gateway_client(), tunnels: Tunnels::new() }
+    }
+
+    /// A server that decides by its listener, and sends on what is let in.
+    pub(crate) fn behind(self, layer: &ServerLayer) -> Behind {
+        Behind::new(layer, cleanse, move |request| self.clone().send_on(request))
+    }
+
+    async fn send_on(self, mut request: Request<Body>) -> Answer {
+        if let Some(malformed) = forward::malformed(&request) {
+            return malformed;
+        }
+        if request.method() == Method::CONNECT {
+            return forward::refusal(StatusCode::METHOD_NOT_ALLOWED, "there is no proxy here");
+        }
+        let is_grpc = is_grpc(request.headers());
+        let upgrade = forward::prepare(&mut request);
+        forward::tell_caller(request.headers_mut(), None);
+        if let Some(client) = client().filter(|client| is_external(*client)) {
+            request.headers_mut().insert(EXTERNAL_ADDRESS, as_text(client));
+        }
+        let answered = self.client.request(request).await.map_err(|error| untold(&error));
+        forward::answer(answered, is_grpc, upgrade, &self.tunnels)
+    }
+}
+
+/// What those outside are told in the place of a reason that speaks of the mesh: its kind, which its status says, too.
+fn untold(error: &MeshError) -> MeshError {
+    tracing::debug!("a request failed: {error:#}");
+    let told = MeshError::new(error.kind(), "the gateway has no answer");
+    match error.response_headers() {
+        Some(headers) => told.with_response_headers(headers.clone()),
+        None => told,
+    }
+}
+
+/// Makes a request what is known of it, before anybody decides by it.
+fn cleanse(request: &mut Request<Body>) {
+    let is_tls = ConnectionInfo::current().is_some_and(|connection| connection.tls().is_some());
+    let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
+    let headers = request.headers_mut();
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if is_tls { "https" } else { "http" }));
+    if let Some(client) = client() {
+        append(headers, FORWARDED_FOR, &as_text(client));
+    }
+    if let Some(uri) = absolute(request, scheme) {
+        *request.uri_mut() = uri;
+    }
+}
+
+/// The address of the client.
+fn client() -> Option<IpAddr> {
+    Some(ConnectionInfo::current()?.peer.ip().to_canonical())
+}
+
+/// Whether an address is none of a network of one's own (Envoy's internal ones).
+fn is_external(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !(ip.is_private() || ip.is_loopback()),
+        IpAddr::V6(ip) => !(ip.is_unique_local() || ip.is_loopback()),
+    }
+}
+
+fn as_text(ip: IpAddr) -> HeaderValue {
+    HeaderValue::try_from(ip.to_string()).expect("an address is visible ASCII")
+}
+
+/// Adds to what a list has; it stays one field.
+fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    let before = headers.get_all(&name).iter().map(HeaderValue::as_bytes);
+    let all: Vec<&[u8]> = before.chain([value.as_bytes()]).collect();
+    if let Ok(all) = HeaderValue::from_bytes(&all.join(&b", "[..])) {
+        headers.insert(name, all);
+    }
+}
+
+/// The target with the scheme that the client speaks, whatever it says; and with the host, where there is one that can be read. What
+/// is malformed stays, to be refused.
+fn absolute(request: &Request<Body>, scheme: Scheme) -> Option<Uri> {
+    let uri = request.uri();
+    if *request.method() == Method::CONNECT || uri.scheme().is_some_and(|said| *said == scheme) {
+        return None;
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let authority = match (uri.authority(), hosts.next(), hosts.next()) {
+        (Some(authority), ..) => authority.clone(),
+        (None, Some(host), None) => Authority::try_from(host.as_bytes()).ok()?,
+        _ => return None,
+    };
+    let mut parts = uri.clone().into_parts();
+    (parts.scheme, parts.authority) = (Some(scheme), Some(authority));
+    parts.path_and_query.get_or_insert(http::uri::PathAndQuery::from_static("/"));
+    Uri::from_parts(parts).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_networks_of_ones_own_are_not_external() {
+        for (ip, expected) in
+            [("8.8.8.8", true), ("10.1.2.3", false), ("127.0.0.1", false), ("2001:db8::1", true), ("fd00::1", false)]
+        {
+            assert_eq!(is_external(ip.parse().unwrap()), expected, "{ip}");
+        }
+    }
+
+    #[test]
+    fn a_target_has_the_scheme_that_is_spoken_and_the_host_that_is_asked_for() {
+        let made = |uri: &str, hosts: &[&str], scheme: Scheme| {
+            let mut request = Request::get(uri);
+            for host in hosts {
+                request = request.header(HOST, *host);
+            }
+            absolute(&request.body(Body::empty()).unwrap(), scheme).map(|uri| uri.to_string())
+        };
+        assert_eq!(made("/a?b", &["shop"], Scheme::HTTPS).as_deref(), Some("https://shop/a?b"));
+        assert_eq!(made("http://shop/a", &["other"], Scheme::HTTPS).as_deref(), Some("https://shop/a"));
+        assert_eq!(made("https://shop/a", &[], Scheme::HTTPS), None);
+        // Whose host cannot be told is refused as it came.
+        for hosts in [&[][..], &["a", "b"], &["a b"]] {
+            assert_eq!(made("/", hosts, Scheme::HTTP), None, "{hosts:?}");
+        }
+    }
+
+    #[test]
+    fn the_client_is_the_last_of_those_who_are_said_to_have_asked() {
+        let mut headers = HeaderMap::new();
+        append(&mut headers, FORWARDED_FOR, &HeaderValue::from_static("10.0.0.1"));
+        assert_eq!(headers[FORWARDED_FOR], "10.0.0.1");
+        let said = ["1.2.3.4", "5.6.7.8, 9.9.9.9"].map(|said| (FORWARDED_FOR, HeaderValue::from_static(said)));
+        let mut headers = HeaderMap::from_iter(said.clone());
+        headers.append(FORWARDED_FOR, said[1].1.clone());
+        append(&mut headers, FORWARDED_FOR, &HeaderValue::from_static("10.0.0.1"));
+        let all: Vec<_> = headers.get_all(FORWARDED_FOR).iter().collect();
+        assert_eq!(all.len(), 1);
+        assert!(all[0].to_str().unwrap().ends_with("5.6.7.8, 9.9.9.9, 10.0.0.1"), "{all:?}");
+    }
+}

@@ -1,0 +1,86 @@
+//! The command line, and who the gateway is to the mesh.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Parser;
+use mesh_tower::core::xds::XdsSource;
+use mesh_tower::{Bootstrap, Mesh, MeshBuilder};
+
+use crate::values::{self, label, seconds};
+
+/// A gateway of the mesh: binds the listeners that the control plane has for it, and sends on what comes to them.
+///
+/// Which ones there are, with which certificates, and where their requests go is in the objects of the mesh (Gateway, VirtualService),
+/// and in force as they change. SIGTERM and SIGINT let requests end first.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "mesh-gateway", version, verbatim_doc_comment)]
+pub(crate) struct Options {
+    /// The control plane, in plaintext. Without it the environment names the bootstrap, as for every xDS client:
+    /// GRPC_XDS_BOOTSTRAP (a file) or GRPC_XDS_BOOTSTRAP_CONFIG (the JSON itself).
+    #[arg(long, value_name = "HOST:PORT", env = "MESH_GATEWAY_CONTROL")]
+    control: Option<String>,
+    /// The name of the gateway.
+    #[arg(long, requires = "control", default_value = "gateway", env = "MESH_GATEWAY_NAME")]
+    name: String,
+    /// Its namespace.
+    #[arg(long, requires = "control", default_value = "default", env = "MESH_GATEWAY_NAMESPACE")]
+    namespace: String,
+    /// Its service account: with the namespace, who it is to others.
+    #[arg(
+        long,
+        requires = "control",
+        value_name = "NAME",
+        default_value = "default",
+        env = "MESH_GATEWAY_SERVICE_ACCOUNT"
+    )]
+    service_account: String,
+    /// A label, which objects select it by; may be repeated [default: app=NAME].
+    #[arg(long = "label", requires = "control", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Counts requests, and serves metrics, readiness and what is known of the mesh here, on a loopback address. It opens when the
+    /// control plane has answered.
+    #[arg(long, value_name = "IP:PORT", env = "MESH_GATEWAY_ADMIN_ADDR")]
+    pub(crate) admin_addr: Option<SocketAddr>,
+    /// How long requests may take once the gateway is told to end, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds, env = "MESH_GATEWAY_DRAIN_TIMEOUT")]
+    pub(crate) drain_timeout: Duration,
+}
+
+impl Options {
+    /// A mesh for the gateway, to be started; it tells traces, metrics and access logs where the environment says (`OTEL_*`).
+    ///
+    /// # Errors
+    /// If the environment has no usable bootstrap.
+    pub(crate) fn mesh(&self) -> Result<MeshBuilder, String> {
+        let bootstrap = match &self.control {
+            None => Bootstrap::from_env().map_err(|error| error.to_string())?,
+            Some(server) => Bootstrap::new(server.as_str()).workload(
+                &self.name,
+                &self.namespace,
+                &self.service_account,
+                &values::labels(&self.labels, &self.name),
+                fastrand::u32(..),
+            ),
+        };
+        let builder = Mesh::builder().traces_from_env().metrics_from_env().access_logs_from_env();
+        let builder = builder.source(XdsSource::new(bootstrap.gateway()));
+        Ok(if self.admin_addr.is_some() { builder.metrics() } else { builder })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_a_valid_one() {
+        Options::command().debug_assert();
+        assert!(
+            Options::try_parse_from(["mesh-gateway", "--control", "c:1", "--label", "istio=ingressgateway"]).is_ok()
+        );
+        assert!(Options::try_parse_from(["mesh-gateway", "--label", "a=b"]).is_err());
+    }
+}

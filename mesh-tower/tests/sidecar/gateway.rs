@@ -1,0 +1,336 @@
+//! `mesh-gateway`, over real sockets: its control plane says what a mesh-control would, in Envoy's words.
+
+use envoy_types::pb::envoy::config::cluster::v3::cluster::DiscoveryType;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::config::rbac::v3 as rbac;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::google::protobuf::BoolValue;
+use mesh_core::testing::ManagementServer;
+use mesh_core::testing::resources::{
+    address, filter_chain, http_filter, http_manager, inline_cluster, pack, rds, route as to, route_of, routes,
+    virtual_host,
+};
+
+use super::*;
+
+/// A process of `mesh-gateway`, with the control plane that it asks.
+pub(super) struct Gateway {
+    pub(super) control: ManagementServer,
+    child: Child,
+    stderr: Lines<BufReader<ChildStderr>>,
+    /// What it said, and nobody waited for.
+    said: Vec<String>,
+}
+
+impl Gateway {
+    pub(super) async fn start(control: ManagementServer, options: &[&str]) -> Gateway {
+        let server = control.listen().await.unwrap().to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-gateway"));
+        command.args(["--control", &server, "--name", "edge"]).args(options);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.env("RUST_LOG", "warn,mesh_gateway=debug,mesh_tower=debug").spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        Gateway { control, child, stderr, said: Vec::new() }
+    }
+
+    /// Waits until it says this, and gives what comes after it.
+    pub(super) async fn says(&mut self, what: &str) -> String {
+        loop {
+            if let Some(place) = self.said.iter().position(|line| line.contains(what)) {
+                let line = self.said.remove(place);
+                return line.split_once(what).unwrap().1.to_owned();
+            }
+            let line = within(self.stderr.next_line()).await.unwrap();
+            self.said.push(line.unwrap_or_else(|| panic!("it never said {what:?}: {:?}", self.said)));
+        }
+    }
+
+    /// Where it has bound the next listener.
+    pub(super) async fn bound(&mut self) -> SocketAddr {
+        let said = self.says("bound at ").await;
+        said.split(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Its clusters are these addresses, and there is nothing more to know of them.
+    pub(super) fn put_cluster(control: &ManagementServer, name: &str, at: SocketAddr) {
+        let at = [(at.ip().to_string(), at.port())];
+        let at: Vec<(&str, u16)> = at.iter().map(|(ip, port)| (ip.as_str(), *port)).collect();
+        control.put(name, &inline_cluster(name, DiscoveryType::Static, &at));
+    }
+}
+
+/// A listener of a gateway, at a free port of this machine.
+pub(super) fn listener(name: &str, filter_chains: Vec<pb::FilterChain>) -> pb::Listener {
+    let address = Some(address("127.0.0.1", 0));
+    pb::Listener { name: name.to_owned(), address, filter_chains, ..Default::default() }
+}
+
+/// A chain whose routes have this name.
+pub(super) fn chain(name: &str, routes: &str) -> pb::FilterChain {
+    pb::FilterChain { name: name.to_owned(), ..filter_chain(&http_manager(rds(routes))) }
+}
+
+fn get(host: &str, path: &str, more: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n")
+}
+
+/// Whoever asks in plaintext is sent to TLS.
+fn secure_host() -> route::VirtualHost {
+    let host = virtual_host("secure", &["secure.example", "secure.example:*"], vec![to("/", "one")]);
+    route::VirtualHost { require_tls: route::virtual_host::TlsRequirementType::All.into(), ..host }
+}
+
+fn redirect(to: route::RedirectAction) -> route::Route {
+    route_of("/", route::route::Action::Redirect(to))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_go_on_by_the_routes_of_their_listener_which_come_and_go_without_a_restart() {
+    let control = ManagementServer::start();
+    let one = program(|head| ok(&format!("one\n{head}"))).await;
+    let two = program(|head| ok(&format!("two\n{head}"))).await;
+    Gateway::put_cluster(&control, "one", one);
+    Gateway::put_cluster(&control, "two", two);
+    control.put(
+        "http.80",
+        &routes(
+            "http.80",
+            vec![
+                virtual_host("shop", &["shop.example", "shop.example:*"], vec![to("/two", "two"), to("/", "one")]),
+                secure_host(),
+                virtual_host(
+                    "old",
+                    &["old.example"],
+                    vec![redirect(route::RedirectAction {
+                        host_redirect: "shop.example".to_owned(),
+                        ..Default::default()
+                    })],
+                ),
+            ],
+        ),
+    );
+    control.put("edge", &listener("edge", vec![chain("http", "http.80")]));
+    let mut gateway = Gateway::start(control, &[]).await;
+    let edge = gateway.bound().await;
+
+    let said = "x-forwarded-for: 1.2.3.4\r\nx-forwarded-proto: https\r\nx-envoy-retry-on: 5xx\r\nx-mesh-criticality: critical\r\n\
+        x-forwarded-client-cert: URI=spiffe://cluster.local/ns/a/sa/admin\r\nproxy-connection: close\r\n";
+    let answer = exchange(edge, &get("shop.example:8080", "/a?b=1", said)).await;
+    assert_eq!(status(&answer), "200", "{answer}");
+    let (_, seen) = answer.split_once("one\n").unwrap();
+    let lines: Vec<&str> = seen.lines().collect();
+    assert_eq!(lines[0], "GET /a?b=1 HTTP/1.1");
+    // Who is outside is not believed, and what goes on is told where it came from.
+    for line in ["host: shop.example:8080", "x-forwarded-for: 1.2.3.4, 127.0.0.1", "x-forwarded-proto: http"] {
+        assert!(lines.contains(&line), "{line}: {seen}");
+    }
+    for name in ["x-envoy-retry-on", "x-mesh-criticality", "x-forwarded-client-cert", "proxy-connection"] {
+        assert!(!seen.contains(name), "{name}: {seen}");
+    }
+    assert!(exchange(edge, &get("SHOP.example", "/two", "")).await.contains("two\n"));
+    let moved = exchange(edge, &get("old.example", "/x", "")).await;
+    assert!(status(&moved) == "301" && moved.contains("location: http://shop.example/x\r\n"), "{moved}");
+    let secured = exchange(edge, &get("secure.example:80", "/x?y", "")).await;
+    assert!(status(&secured) == "301" && secured.contains("location: https://secure.example/x?y\r\n"), "{secured}");
+    // Nobody else is here, and nothing is said of what is.
+    let nobody = exchange(edge, &get("other.example", "/", "")).await;
+    assert!(status(&nobody) == "404" && nobody.ends_with("the gateway has no answer"), "{nobody}");
+
+    // The route changes under a connection that stays.
+    let mut kept = TcpStream::connect(edge).await.unwrap();
+    let ask = "GET / HTTP/1.1\r\nhost: shop.example\r\n\r\n";
+    let answered = async |kept: &mut TcpStream| {
+        kept.write_all(ask.as_bytes()).await.unwrap();
+        let head = within(head(kept)).await.unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
+        let mut body = vec![0; length];
+        within(kept.read_exact(&mut body)).await.unwrap();
+        String::from_utf8(body).unwrap()
+    };
+    assert!(answered(&mut kept).await.starts_with("one\n"));
+    gateway.control.put("http.80", &routes("http.80", vec![virtual_host("all", &["*"], vec![to("/", "two")])]));
+    within(async {
+        while !answered(&mut kept).await.starts_with("two\n") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    // One listener more, and one less: that one ends with its last request.
+    gateway.control.put("more", &listener("more", vec![chain("http", "http.80")]));
+    let more = gateway.bound().await;
+    assert!(exchange(more, &get("any.example", "/", "")).await.contains("two\n"));
+    gateway.control.remove::<pb::Listener>("edge");
+    gateway.says("closed").await;
+    assert_eq!(within(kept.read(&mut [0; 1])).await.unwrap(), 0);
+    assert!(TcpStream::connect(edge).await.is_err());
+    assert!(exchange(more, &get("any.example", "/", "")).await.contains("two\n"));
+
+    kill("TERM", gateway.child.id().unwrap());
+    assert_eq!(within(gateway.child.wait()).await.unwrap().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_of_a_listener_decide_before_anything_goes_on() {
+    let control = ManagementServer::start();
+    Gateway::put_cluster(&control, "one", program(|_| ok("one")).await);
+    let only_open = rbac::Policy {
+        permissions: vec![rbac::Permission { rule: Some(rbac::permission::Rule::UrlPath(prefix("/open"))) }],
+        principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
+        ..Default::default()
+    };
+    let rules = rbac::Rbac { policies: [("open".to_owned(), only_open)].into(), ..Default::default() };
+    let mut manager = http_manager(rds("http.80"));
+    manager.http_filters = vec![
+        http_filter("rbac", pack(&Rbac { rules: Some(rules), ..Default::default() })),
+        http_filter("router", pack(&Router::default())),
+    ];
+    manager.normalize_path = Some(BoolValue { value: true });
+    control.put("http.80", &routes("http.80", vec![virtual_host("all", &["*"], vec![to("/", "one")])]));
+    control.put("edge", &listener("edge", vec![filter_chain(&manager)]));
+    let mut gateway = Gateway::start(control, &[]).await;
+    let edge = gateway.bound().await;
+    for (path, expected) in
+        [("/open/a", "200"), ("/admin", "403"), ("/open/../admin", "403"), ("/open/%2e%2e/admin", "403")]
+    {
+        assert_eq!(status(&exchange(edge, &get("a", path, "")).await), expected, "{path}");
+    }
+}
+
+fn prefix(path: &str) -> envoy_types::pb::envoy::r#type::matcher::v3::PathMatcher {
+    use envoy_types::pb::envoy::r#type::matcher::v3::{
+        PathMatcher, StringMatcher, path_matcher::Rule, string_matcher::MatchPattern,
+    };
+    let pattern = Some(MatchPattern::Prefix(path.to_owned()));
+    PathMatcher { rule: Some(Rule::Path(StringMatcher { match_pattern: pattern, ..Default::default() })) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_taken_is_told_of_and_the_others_go_on() {
+    let control = ManagementServer::start();
+    Gateway::put_cluster(&control, "one", program(|_| ok("one")).await);
+    control.put("http.80", &routes("http.80", vec![virtual_host("all", &["*"], vec![to("/", "one")])]));
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = taken.local_addr().unwrap();
+    let mut first = listener("a-taken", vec![chain("http", "http.80")]);
+    first.address = Some(address("127.0.0.1", at.port()));
+    control.put("a-taken", &first);
+    control.put("b-free", &listener("b-free", vec![chain("http", "http.80")]));
+    let mut gateway = Gateway::start(control, &["--admin-addr", "127.0.0.1:0"]).await;
+    let said = gateway.says("cannot be bound").await;
+    assert!(said.contains("a-taken"), "{said}");
+    let free = gateway.bound().await;
+    assert_eq!(status(&exchange(free, &get("a", "/", "")).await), "200");
+    let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
+    let page = |path: &str| get(&admin.to_string(), path, "");
+    let ready = exchange(admin, &page("/ready")).await;
+    assert!(status(&ready) == "200" && ready.contains(&format!("listener a-taken: {at} cannot be bound")), "{ready}");
+    let metrics = exchange(admin, &page("/metrics")).await;
+    assert!(metrics.contains("mesh_gateway_unbound_listeners 1\n"), "{metrics}");
+    // It is bound once it can be.
+    drop(taken);
+    assert_eq!(gateway.bound().await, at);
+    assert_eq!(status(&exchange(at, &get("a", "/", "")).await), "200");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn websockets_pass_and_what_could_be_read_in_two_ways_does_not() {
+    let control = ManagementServer::start();
+    let behind = program(|head| match head.contains("\r\nupgrade: websocket\r\n") {
+        true => "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nHELLO".to_owned(),
+        false => ok(&format!("seen {}", head.lines().next().unwrap())),
+    })
+    .await;
+    Gateway::put_cluster(&control, "one", behind);
+    control.put("http.80", &routes("http.80", vec![virtual_host("all", &["*"], vec![to("/", "one")])]));
+    control.put("edge", &listener("edge", vec![chain("http", "http.80")]));
+    let mut gateway = Gateway::start(control, &[]).await;
+    let edge = gateway.bound().await;
+
+    let mut socket = TcpStream::connect(edge).await.unwrap();
+    let ask = "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    socket.write_all(ask.as_bytes()).await.unwrap();
+    let switched = within(head(&mut socket)).await.unwrap();
+    assert_eq!(status(&switched), "101", "{switched}");
+    let mut hello = [0; 5];
+    within(socket.read_exact(&mut hello)).await.unwrap();
+    assert_eq!(&hello, b"HELLO");
+
+    // The library's own rules hold at the edge: each of these is refused, and the request hidden in it is never seen.
+    let hidden = "GET /hidden HTTP/1.1\r\nhost: a\r\n\r\n";
+    for fields in [
+        "content-length: +5",
+        "content-length: 5, 6",
+        "content-length: 5\r\ncontent-length: 6",
+        "transfer-encoding: chunked, identity",
+        "transfer-encoding: identity, chunked",
+        "transfer-encoding : chunked",
+        "host: b",
+    ] {
+        let answer = exchange(edge, &format!("POST / HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n{hidden}")).await;
+        assert!(status(&answer) == "400" && answer.matches("HTTP/1.1").count() == 1, "{fields}: {answer}");
+    }
+    let named = exchange(edge, &get("a", "/", "connection: host\r\n")).await;
+    assert_eq!(status(&named), "400");
+    let connect = exchange(edge, "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\nconnection: close\r\n\r\n").await;
+    assert!(matches!(status(&connect), "400" | "403" | "404" | "405"), "{connect}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_are_carried_as_they_are_where_a_chain_says_so() {
+    let control = ManagementServer::start();
+    let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    Gateway::put_cluster(&control, "echo", echo.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = echo.accept().await {
+            tokio::spawn(async move {
+                let (mut reader, mut writer) = stream.split();
+                _ = tokio::io::copy(&mut reader, &mut writer).await;
+            });
+        }
+    });
+    control.put("tcp", &listener("tcp", vec![bytes_to("echo", &[])]));
+    let mut gateway = Gateway::start(control, &[]).await;
+    let edge = gateway.bound().await;
+    let mut stream = TcpStream::connect(edge).await.unwrap();
+    // HTTP/2's preface, and then nothing like it.
+    for said in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &[0; 100], b"\x16nothing of TLS"] {
+        stream.write_all(said).await.unwrap();
+        let mut back = vec![0; said.len()];
+        within(stream.read_exact(&mut back)).await.unwrap();
+        assert_eq!(back, said);
+    }
+    stream.shutdown().await.unwrap();
+    assert_eq!(within(stream.read(&mut [0; 1])).await.unwrap(), 0);
+}
+
+/// A chain whose connections go to this cluster, where they ask for these names.
+pub(super) fn bytes_to(cluster: &str, names: &[&str]) -> pb::FilterChain {
+    use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier};
+    let proxy = TcpProxy {
+        stat_prefix: "tcp".to_owned(),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..Default::default()
+    };
+    let filter =
+        pb::Filter { name: "tcp".to_owned(), config_type: Some(pb::filter::ConfigType::TypedConfig(pack(&proxy))) };
+    pb::FilterChain {
+        name: format!("bytes-{cluster}"),
+        filter_chain_match: Some(for_names(names)),
+        filters: vec![filter],
+        ..Default::default()
+    }
+}
+
+/// Connections that ask for these names.
+pub(super) fn for_names(names: &[&str]) -> pb::FilterChainMatch {
+    pb::FilterChainMatch { server_names: names.iter().map(|&name| name.to_owned()).collect(), ..Default::default() }
+}
+
+/// What is asked for over the same stream.
+pub(super) fn ads() -> Option<core::ConfigSource> {
+    Some(mesh_core::testing::resources::same_stream())
+}
