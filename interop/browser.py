@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 
 import websocket
@@ -24,11 +25,11 @@ def program(failure):
 class Browser:
     """One page."""
 
-    def __init__(self, suite, failure):
+    def __init__(self, suite, failure, *more):
         self.failure = failure
-        profile = suite.folder / "browser"
+        profile = tempfile.mkdtemp(prefix="browser", dir=suite.folder)
         command = [program(failure), "--headless", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
-        command += ["--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars"]
+        command += ["--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars", *more]
         if os.geteuid() == 0:
             # Its sandbox is not for root.
             command.append("--no-sandbox")

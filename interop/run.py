@@ -26,6 +26,7 @@ import corpus
 import decisions
 import egress
 import etcd
+import gateway
 import hashing
 import kubernetes
 import large
@@ -426,6 +427,7 @@ class Suite:
         sds.Sds(self, Failure).run()
         sidecar.Sidecar(self, Failure).run()
         egress.Egress(self, Failure).run()
+        gateway.Gateway(self, Failure).run()
         beside.Beside(self, Failure).run()
         prometheus.Metrics(self, Failure).run()
         hashing.Hashing(self, Failure).run()
@@ -607,6 +609,7 @@ def main():
     parser.add_argument("--screenshots", type=pathlib.Path, help="looks at the console only, and writes its pictures to this folder")
     parser.add_argument("--egress", action="store_true", help="only calls that leave the mesh through an Envoy")
     parser.add_argument("--beside", action="store_true", help="only programs of other languages by mesh-sidecar")
+    parser.add_argument("--gateway", action="store_true", help="only an Envoy as a gateway")
     parser.add_argument("--large", action="store_true", help="only the console, with 500 services and 2,000 workloads: what it costs")
     parser.add_argument("--kubernetes", action="store_true", help="only what there is with the API server of Kubernetes: tokens, and a cluster as the configuration")
     parser.add_argument("--etcd", action="store_true", help="only what there is with an etcd of three members")
@@ -629,6 +632,8 @@ def main():
                 beside.Beside(suite, Failure).run()
             elif args.egress:
                 egress.Egress(suite, Failure).run()
+            elif args.gateway:
+                gateway.Gateway(suite, Failure).run()
             elif args.large:
                 large.Large(suite, Failure).run()
             elif args.kubernetes:

@@ -26,11 +26,13 @@ pub enum Kind {
     Listener,
     /// `envoy.config.route.v3.RouteConfiguration`
     Route,
+    /// `envoy.extensions.transport_sockets.tls.v3.Secret`: certificates of hosts, for gateways.
+    Secret,
 }
 
 impl Kind {
     /// All kinds, in the order in which they are pushed.
-    pub const ALL: [Kind; 4] = [Kind::Cluster, Kind::Endpoints, Kind::Listener, Kind::Route];
+    pub const ALL: [Kind; 5] = [Kind::Cluster, Kind::Endpoints, Kind::Listener, Kind::Route, Kind::Secret];
 
     /// The type URL on the wire.
     pub const fn type_url(self) -> &'static str {
@@ -39,6 +41,7 @@ impl Kind {
             Kind::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Kind::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Kind::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Kind::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         }
     }
 
@@ -103,6 +106,8 @@ pub struct Client {
     pub identity: Option<SpiffeId>,
     /// What it is a proxy for, where it is one beside a workload (an Envoy whose node id begins with `sidecar~`).
     pub sidecar: Option<Sidecar>,
+    /// Whether it is a gateway: a node whose id begins with `router~`, an Envoy or a program of this project.
+    pub is_gateway: bool,
 }
 
 /// Where a workload listens whose sidecar binds addresses itself (Istio's default endpoint).
@@ -167,7 +172,14 @@ impl Client {
             group: None,
             identity: None,
             sidecar: None,
+            is_gateway: false,
         }
+    }
+
+    /// The same client as a gateway.
+    pub fn gateway(mut self) -> Client {
+        self.is_gateway = true;
+        self
     }
 
     /// The same client as a sidecar whose workload is reached at `ip`, and which binds addresses itself unless the system

@@ -6,6 +6,7 @@
 
 mod events;
 mod followed;
+mod gateway;
 mod keys;
 mod origins;
 mod recent;

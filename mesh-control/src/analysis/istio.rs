@@ -15,7 +15,7 @@ pub enum Answer {
 use Answer::{NotApplicable, NotYet, Reported};
 
 const NO_SIDECAR: &str = "no sidecar is injected: the mesh is in the process";
-const NO_GATEWAY: &str = "gateways are not built; a `Gateway` is reported as a whole";
+const NO_GATEWAY: &str = "Gateways of Gateway API are not built; they are reported as a whole";
 const CLUSTER: &str = "about an installation of Istio in a cluster";
 const FILTERS: &str =
     "of EnvoyFilters only rate limits are read, whose order is fixed; whatever else is in one is an error";
@@ -27,7 +27,7 @@ pub const CODES: &[(&str, &str, Answer)] = &[
     (
         "IST0101",
         "ReferencedResourceNotFound",
-        Reported("hosts, ports, subsets, delegates, providers, targets, callers that there are not"),
+        Reported("hosts, ports, subsets, delegates, gateways, providers, targets, callers that there are not"),
     ),
     ("IST0102", "NamespaceNotInjected", NotApplicable(NO_SIDECAR)),
     ("IST0103", "PodMissingProxy", NotApplicable(NO_SIDECAR)),
@@ -89,7 +89,7 @@ pub const CODES: &[(&str, &str, Answer)] = &[
     ("IST0129", "NoServerCertificateVerificationPortLevel", Reported("the same of a port")),
     ("IST0130", "VirtualServiceUnreachableRule", Reported("rules that an earlier one takes all requests from")),
     ("IST0131", "VirtualServiceIneffectiveMatch", Reported("conditions that an earlier one takes all requests from")),
-    ("IST0132", "VirtualServiceHostNotFoundInGateway", NotApplicable(NO_GATEWAY)),
+    ("IST0132", "VirtualServiceHostNotFoundInGateway", Reported("rules for a Gateway that has none of their hosts")),
     ("IST0133", "SchemaWarning", Reported("values without the effect that they seem to have")),
     (
         "IST0134",
@@ -103,14 +103,18 @@ pub const CODES: &[(&str, &str, Answer)] = &[
         "DeploymentConflictingPorts",
         NotApplicable("a workload listens by its own ports: several services may stand before one"),
     ),
-    ("IST0138", "GatewayDuplicateCertificate", NotApplicable(NO_GATEWAY)),
+    ("IST0138", "GatewayDuplicateCertificate", NotYet("two servers that show one certificate are not told")),
     ("IST0139", "InvalidWebhook", NotApplicable(CLUSTER)),
     ("IST0140", "IngressRouteRulesNotAffected", NotApplicable(NO_GATEWAY)),
     ("IST0141", "InsufficientPermissions", NotApplicable(CLUSTER)),
     ("IST0142", "UnsupportedKubernetesVersion", NotApplicable(CLUSTER)),
     ("IST0143", "LocalhostListener", NotApplicable("workloads say themselves where they listen")),
     ("IST0144", "InvalidApplicationUID", NotApplicable(NO_SIDECAR)),
-    ("IST0145", "ConflictingGateways", NotApplicable(NO_GATEWAY)),
+    (
+        "IST0145",
+        "ConflictingGateways",
+        Reported("servers of Gateways that cannot be at one port, or have one host by TLS"),
+    ),
     ("IST0146", "ImageAutoWithoutInjectionWarning", NotApplicable(NO_SIDECAR)),
     ("IST0147", "ImageAutoWithoutInjectionError", NotApplicable(NO_SIDECAR)),
     ("IST0148", "NamespaceInjectionEnabledByDefault", NotApplicable(NO_SIDECAR)),
@@ -138,8 +142,8 @@ pub const CODES: &[(&str, &str, Answer)] = &[
         "MultipleTelemetriesWithoutWorkloadSelectors",
         Reported("Telemetries of one namespace, with the one that counts"),
     ),
-    ("IST0161", "InvalidGatewayCredential", NotApplicable(NO_GATEWAY)),
-    ("IST0162", "GatewayPortNotDefinedOnService", NotApplicable(NO_GATEWAY)),
+    ("IST0161", "InvalidGatewayCredential", Reported("certificates that no Secret has")),
+    ("IST0162", "GatewayPortNotDefinedOnService", NotYet("a port that no Service leads to is listened at as it is")),
     ("IST0163", "InvalidExternalControlPlaneConfig", NotApplicable(CLUSTER)),
     ("IST0164", "ExternalControlPlaneAddressIsNotAHostname", NotApplicable(CLUSTER)),
     ("IST0166", "IneffectiveSelector", NotApplicable(NO_GATEWAY)),

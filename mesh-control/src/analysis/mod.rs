@@ -11,6 +11,7 @@ mod destination_rule;
 mod envoy;
 mod export_to;
 mod filters;
+mod gateways;
 mod grpc;
 mod hosts;
 pub mod istio;
@@ -187,6 +188,7 @@ fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>, jud
     destination_rule::check(objects, policy, &mut found);
     export_to::check(objects, &mut found);
     hosts::check(policy, &mut found);
+    gateways::check(objects, policy, &mut found);
     service::check(objects, policy, &mut found);
     sidecar::check(objects, policy, &mut found);
     security::check(objects, policy, &mut found);

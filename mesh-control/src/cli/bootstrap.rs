@@ -19,8 +19,8 @@ mod envoy;
 /// Prints a bootstrap file.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// Prints the configuration of a plain Envoy instead, which is then the proxy of a workload in any language: what it calls,
-    /// and what calls it, go through it.
+    /// Prints the configuration of a plain Envoy instead: as the proxy of a workload in any language, so that what it calls, and
+    /// what calls it, go through it; or as a gateway, which listens where the Gateways say that select its labels.
     #[arg(long, value_enum, value_name = "TYPE")]
     envoy: Option<EnvoyType>,
     /// How connections come to an Envoy: none has the workload call its addresses on loopback, and binds --ip for those who
@@ -96,6 +96,8 @@ pub(super) struct Args {
 enum EnvoyType {
     /// One beside a workload.
     Sidecar,
+    /// One at the edge of the mesh.
+    Gateway,
 }
 
 /// How connections come to an Envoy.
@@ -120,7 +122,7 @@ enum Dialect {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let text = match args.envoy {
-        Some(EnvoyType::Sidecar) => envoy::bootstrap(args)?,
+        Some(proxy) => envoy::bootstrap(args, proxy)?,
         None => bootstrap(args)?,
     };
     let text = format!("{text:#}\n");

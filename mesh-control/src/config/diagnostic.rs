@@ -125,12 +125,19 @@ impl Code {
 }
 
 /// One text and its name, as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Source {
     /// The file's name, relative to the configuration directory; of an object of a cluster, that of the resource.
     pub name: Arc<str>,
     /// Its content.
     pub text: Arc<str>,
+}
+
+/// Without the text: private keys may be in it.
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// What the names of objects begin with that a Kubernetes cluster holds: no file is called so.

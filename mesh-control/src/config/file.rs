@@ -26,6 +26,7 @@ use super::gateway_api::grpc_route::GrpcRoute;
 use super::gateway_api::http_route::HttpRoute;
 use super::gateway_api::reference_grant::ReferenceGrant;
 use super::istio::destination_rule::DestinationRule;
+use super::istio::gateway::Gateway;
 use super::istio::mesh_config::MeshConfig;
 use super::istio::names::export_faults;
 use super::istio::secret::{self, Secret};
@@ -43,7 +44,7 @@ use super::support::{self, ObjectKind};
 use classify::{Class, classify, is_foreign, without_version};
 pub use mesh_config::{is_mesh_file, mesh_file_name};
 pub use pods::PodLabels;
-pub use refused::{Governs, Parent, Refused, Workloads};
+pub use refused::{AtGateways, Governs, Parent, Refused, Workloads};
 
 /// Who an object is and where it is written.
 #[derive(Clone, Debug)]
@@ -170,6 +171,8 @@ objects! {
     workload_groups: WorkloadGroup,
     /// Sidecars.
     sidecars: Sidecar,
+    /// Gateways.
+    gateways: Gateway,
     /// Services.
     services: Service,
     /// PeerAuthentications.
@@ -618,6 +621,7 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
         }
         ObjectKind::WorkloadGroup => Item::WorkloadGroup(read_spec(meta, spec, d, WorkloadGroup::check)?),
         ObjectKind::Sidecar => Item::Sidecar(read_spec(meta, spec, d, Sidecar::check)?),
+        ObjectKind::Gateway => Item::Gateway(read_spec(meta, spec, d, Gateway::check)?),
         ObjectKind::Service => Item::Service(read_spec(meta, spec, d, Service::check)?),
         ObjectKind::PeerAuthentication => {
             Item::PeerAuthentication(read_spec(meta, spec, d, PeerAuthentication::check)?)
@@ -806,7 +810,6 @@ spec:
         assert_eq!(
             found,
             [
-                "t.yaml:6:3: warning[not-supported-yet]: VirtualService default/a: gateways: not supported yet: gateways are not built; the rules apply inside the mesh",
                 "t.yaml:8:14: warning[not-supported-yet]: VirtualService default/a: http[0].match[0].statPrefix: not supported yet: statistics carry the route's name only",
                 "t.yaml:9:28: warning[not-supported-yet]: VirtualService default/a: http[0].retries.retryOn: not supported yet: retriable-headers; there is no field that names the headers",
             ]

@@ -12,6 +12,7 @@ use super::gateway_api::grpc_route::GrpcRoute;
 use super::gateway_api::http_route::HttpRoute;
 use super::gateway_api::reference_grant::ReferenceGrant;
 use super::istio::destination_rule::DestinationRule;
+use super::istio::gateway::Gateway;
 use super::istio::mesh_config::MeshConfig;
 use super::istio::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use super::istio::service::Service;
@@ -35,6 +36,7 @@ pub fn spec(kind: ObjectKind) -> Schema {
         ObjectKind::WorkloadEntry => WorkloadEntry::schema(),
         ObjectKind::WorkloadGroup => WorkloadGroup::schema(),
         ObjectKind::Sidecar => Sidecar::schema(),
+        ObjectKind::Gateway => Gateway::schema(),
         ObjectKind::Service => Service::schema(),
         ObjectKind::PeerAuthentication => PeerAuthentication::schema(),
         ObjectKind::RequestAuthentication => RequestAuthentication::schema(),

@@ -180,6 +180,7 @@ fn resource(snapshot: &Snapshot, client: &Client, kind: Kind, name: &str) -> Res
         Kind::Route => ResourceType::Route,
         Kind::Cluster => ResourceType::Cluster,
         Kind::Endpoints => ResourceType::Endpoints,
+        Kind::Secret => return Ok(None),
     };
     let Some(encoded) = snapshot.resource(client, kind, name) else { return Ok(None) };
     let decoded = decode(of, &encoded.body, &Options::default());

@@ -48,7 +48,7 @@ const fn own(plural: &'static str, kind: &'static str, use_: Use) -> Resource {
 }
 
 /// Every kind that is watched.
-pub(crate) const RESOURCES: [Resource; 25] = [
+pub(crate) const RESOURCES: [Resource; 26] = [
     read(ObjectKind::Service, Use::Service),
     own("configmaps", "ConfigMap", Use::Settings),
     own("pods", "Pod", Use::Pod),
@@ -66,6 +66,7 @@ pub(crate) const RESOURCES: [Resource; 25] = [
     object(ObjectKind::WorkloadEntry),
     object(ObjectKind::WorkloadGroup),
     object(ObjectKind::Sidecar),
+    object(ObjectKind::Gateway),
     // What it guards, or limits, is not let go because nobody looked.
     object(ObjectKind::EnvoyFilter),
     object(ObjectKind::WasmPlugin),

@@ -331,8 +331,9 @@ mod tests {
             ["status", "reason", "message"].map(|key| text(of, key).to_owned())
         };
         let to_web = json!([{"route": [{"destination": {"host": "web"}}]}]);
-        let partly = of("VirtualService", json!({"hosts": ["web"], "gateways": ["edge", "mesh"], "http": to_web}));
-        let message = "not in force, or not as it is written: gateways [not-supported-yet]";
+        let to_web = json!([{"match": [{"statPrefix": "a"}], "route": to_web[0]["route"]}]);
+        let partly = of("VirtualService", json!({"hosts": ["web"], "http": to_web}));
+        let message = "not in force, or not as it is written: http[0].match[0].statPrefix [not-supported-yet]";
         assert_eq!(partly, ["True", "PartlyInForce", message]);
         let patch = json!({"applyTo": "CLUSTER", "patch": {"operation": "MERGE", "value": {"name": "x"}}});
         assert_eq!(of("EnvoyFilter", json!({"configPatches": [patch]}))[..2], ["False", "NotInForce"]);

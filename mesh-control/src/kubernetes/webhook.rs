@@ -273,7 +273,7 @@ spec: {template: {metadata: {labels: {app: bonus}}}}
     #[test]
     fn what_is_deleted_or_read_by_nobody_may_pass_and_what_is_no_question_is_none() {
         assert_eq!(asked("VirtualService", Value::Null)["allowed"], true);
-        assert_eq!(asked("Gateway", rule(json!({"any": 1})))["allowed"], true);
+        assert_eq!(asked("ProxyConfig", rule(json!({"any": 1})))["allowed"], true);
         for wrong in [&b"{}"[..], b"", b"[]", br#"{"request": {"uid": 1}}"#] {
             assert!(answer(wrong, |_, _, _| Default::default()).is_err());
         }

@@ -51,6 +51,7 @@ impl Snapshot {
                 self.compiled.resource(ClientClass::Envoy, view, kind, name, peers)
             }
             Kind::Endpoints => self.endpoints(&view, client, name),
+            Kind::Secret => None,
         }
     }
 
@@ -71,6 +72,7 @@ impl Snapshot {
                 outbound.clusters.iter().cloned().chain(special).chain(passthrough).chain(own).collect()
             }
             Kind::Endpoints => outbound.clusters.clone(),
+            Kind::Secret => BTreeSet::new(),
         };
         // A name may stand in a route and have nothing behind it.
         let names = names.into_iter().filter(|name| self.resource(client, kind, name).is_some());
@@ -80,11 +82,14 @@ impl Snapshot {
     /// A cluster that leads nowhere, in the place of one that is called by TLS and that the sidecar refused: its files may not be
     /// there, and the cluster that it has is perhaps called in plaintext.
     pub(super) fn sidecar_instead(&self, client: &Client, name: &str) -> Option<Encoded> {
-        let policy = &self.compiled.policy;
-        let view = policy.view(&client.namespace, &client.labels);
-        let seen = policy.cluster(ClusterKey::parse(name)?, &view)?;
-        let asks_for_tls = !matches!(seen.traffic.tls, Tls::Plaintext | Tls::Automatic);
-        asks_for_tls.then(|| render::leads_nowhere(name))
+        let view = self.compiled.policy.view(&client.namespace, &client.labels);
+        self.asks_for_tls(&view, name).then(|| render::leads_nowhere(name))
+    }
+
+    /// Whether a cluster is called by TLS because a rule says so.
+    pub(super) fn asks_for_tls(&self, view: &View, name: &str) -> bool {
+        let seen = ClusterKey::parse(name).and_then(|key| self.compiled.policy.cluster(key, view));
+        seen.is_some_and(|seen| !matches!(seen.traffic.tls, Tls::Plaintext | Tls::Automatic))
     }
 
     /// Where a sidecar serves for its workload, as an endpoint that comes and goes with it.
@@ -195,7 +200,7 @@ impl Snapshot {
         Some(envoy::inbound_listener(name, sidecar, &ports, &self.keys, policy.paths, passes))
     }
 
-    fn inbound<'a>(
+    pub(super) fn inbound<'a>(
         &'a self,
         client: &Client,
         labels: &BTreeMap<String, String>,

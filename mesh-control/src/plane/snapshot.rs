@@ -12,6 +12,7 @@ use prost::Message;
 use crate::catalog::{Catalog, Changes, Client, ClientClass, Encoded, Kind, QuotaLimit};
 use crate::config::Diagnostic;
 use crate::config::store::Wrong;
+use crate::plane::gateway;
 use crate::plane::recent::Recent;
 use crate::policy::Policy;
 use crate::policy::access::{Condition, Conditions, RulesByEffect};
@@ -75,6 +76,8 @@ pub(super) struct RenderCache {
     names: HashMap<(Kind, View), Arc<[Arc<str>]>>,
     /// What sidecars of a view may call.
     outbound: HashMap<View, Arc<Outbound>>,
+    /// What gateways are told.
+    gateways: HashMap<gateway::Who, Arc<gateway::Rendered>>,
     count: usize,
     found: BTreeMap<String, Diagnostic>,
 }
@@ -120,6 +123,18 @@ impl Compiled {
         outbound
     }
 
+    /// What the gateways of these labels are told.
+    pub(super) fn gateway(&self, who: &gateway::Who) -> Arc<gateway::Rendered> {
+        if let Some(told) = self.cache().gateways.get(who) {
+            return told.clone();
+        }
+        let told = Arc::new(gateway::Rendered::of(self, who));
+        let mut cache = self.cache();
+        cache.make_room(told.len());
+        cache.gateways.insert(who.clone(), told.clone());
+        told
+    }
+
     pub(super) fn resource(
         &self,
         class: ClientClass,
@@ -148,7 +163,7 @@ impl Compiled {
             Kind::Cluster => {
                 render::render_cluster(judge, policy, class, &view, name, peers.may_have_certificate, &peers.identities)
             }
-            Kind::Endpoints => None,
+            Kind::Endpoints | Kind::Secret => None,
         };
         let Rendered { encoded, degraded, refused } = rendered?;
         let remember = render::is_worth_remembering(&self.policy, &view, name);
@@ -182,6 +197,7 @@ impl RenderCache {
             self.resources.clear();
             self.names.clear();
             self.outbound.clear();
+            self.gateways.clear();
             self.count = 0;
         }
         self.count += wanted;
@@ -361,16 +377,24 @@ impl Snapshot {
         if self.compiled.allow_unenforced {
             return None;
         }
+        let refused = self.not_guarded(client, served, self.is_certified(client));
+        refused.or_else(|| self.lacks_certificate(client, served).then(|| LACKS_CERTIFICATE.to_owned()))
+    }
+
+    /// Why nobody can tell what guards a server, or it cannot be enforced. One that `speaks_tls` can be held to mutual TLS.
+    pub(super) fn not_guarded(&self, client: &Client, served: Served<'_>, speaks_tls: bool) -> Option<String> {
+        if self.compiled.allow_unenforced {
+            return None;
+        }
         let Policy { services, security, .. } = &self.compiled.policy;
         let answer = services.refused_group(&client.namespace, client.group.as_ref());
         let in_doubt = answer.filter(|_| security.looks_at_labels(&client.namespace));
         let in_doubt = in_doubt.map(|answer| format!("nobody can tell what guards this workload: {answer}"));
-        let refused = in_doubt.or_else(|| security.refusal(served, services, self.is_certified(client)));
+        let refused = in_doubt.or_else(|| security.refusal(served, services, speaks_tls));
         // Nobody else runs the filters of an application.
         let is_other = client.class != ClientClass::Library;
         let not_run = || is_other.then(|| filters::not_run(&self.filters_of(client, served))).flatten();
-        let refused = refused.or_else(not_run);
-        refused.or_else(|| self.lacks_certificate(client, served).then(|| LACKS_CERTIFICATE.to_owned()))
+        refused.or_else(not_run)
     }
 
     /// Who may do what to a server at this port, for an Envoy that is configured by hand: as JSON, the part of its connection
@@ -496,6 +520,9 @@ impl Catalog for Snapshot {
     }
 
     fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
+        if client.is_gateway {
+            return self.gateway_resource(client, kind, name);
+        }
         if let Some(sidecar) = &client.sidecar {
             return self.sidecar_resource(client, sidecar, kind, name);
         }
@@ -505,6 +532,7 @@ impl Catalog for Snapshot {
         let view = self.compiled.policy.view(&client.namespace, &client.labels);
         match kind {
             Kind::Endpoints => self.endpoints(&view, client, name),
+            Kind::Secret => None,
             Kind::Cluster => {
                 let identities = self.identities(&view, name).unwrap_or_default();
                 let peers = Peers { may_have_certificate: self.may_have_certificate(client), identities };
@@ -515,6 +543,9 @@ impl Catalog for Snapshot {
     }
 
     fn everything(&self, client: &Client, kind: Kind) -> Vec<Arc<str>> {
+        if client.is_gateway {
+            return self.gateway_names(client, kind);
+        }
         if let Some(sidecar) = &client.sidecar {
             return self.sidecar_names(client, sidecar, kind);
         }
@@ -525,12 +556,15 @@ impl Catalog for Snapshot {
     }
 
     fn instead(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
-        client.sidecar.as_ref().filter(|_| kind == Kind::Cluster)?;
-        self.sidecar_instead(client, name)
+        match kind {
+            Kind::Cluster if client.is_gateway => self.gateway_instead(client, name),
+            Kind::Cluster if client.sidecar.is_some() => self.sidecar_instead(client, name),
+            _ => None,
+        }
     }
 
     fn absence(&self, client: &Client, kind: Kind, name: &str) -> Option<String> {
-        let has_own_names = client.sidecar.is_some();
+        let has_own_names = client.sidecar.is_some() || client.is_gateway;
         if kind != Kind::Listener || name.starts_with(render::listener::SERVER_PREFIX) || has_own_names {
             return None;
         }
@@ -546,11 +580,11 @@ impl Catalog for Snapshot {
     }
 
     fn refusal(&self, client: &Client) -> Option<String> {
-        let is_other = client.class == ClientClass::Envoy && client.sidecar.is_none();
+        let is_other = client.class == ClientClass::Envoy && client.sidecar.is_none() && !client.is_gateway;
         is_other.then(|| {
             format!(
-                "of Envoys, sidecars are served here (`sidecar~IP~NAME.NAMESPACE~NAMESPACE.svc.cluster.local`, as `mesh-control \
-                 bootstrap --envoy sidecar` writes it), and the id of this node is {:?}",
+                "of Envoys, sidecars and gateways are served here (`sidecar~IP~NAME.NAMESPACE~NAMESPACE.svc.cluster.local`, or \
+                 `router~...`, as `mesh-control bootstrap --envoy` writes it), and the id of this node is {:?}",
                 client.node_id
             )
         })

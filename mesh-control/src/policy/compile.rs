@@ -52,11 +52,13 @@ pub struct Surroundings<'a> {
     pub service_of: &'a ServiceOf<'a>,
     /// When a route tries again that does not say it.
     pub default_retry: Option<&'a Retry>,
+    /// The gateway that requests come in by, `NAMESPACE/NAME`; `None` where a workload makes them.
+    pub gateway: Option<&'a str>,
 }
 
 impl Surroundings<'static> {
     /// Of nothing but rules.
-    pub const NONE: Self = Surroundings { service_of: &|_| None, default_retry: None };
+    pub const NONE: Self = Surroundings { service_of: &|_| None, default_retry: None, gateway: None };
 }
 
 /// The routes that these rules are for a client that addresses this port.
@@ -66,7 +68,7 @@ pub fn routes(rules: &[Rule], view: &View, port: u16, around: &Surroundings<'_>)
         let unconditional = [HttpMatch::default()];
         let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };
         for condition in matches {
-            if !applies(condition, view, port) {
+            if !applies(condition, view, port, around.gateway) {
                 continue;
             }
             let Some(route) = compile_one(rule, condition, port, around) else {
@@ -94,15 +96,24 @@ pub fn routes_of_anybody(rules: &[Rule]) -> Vec<Route> {
 }
 
 /// Whether a condition can hold for requests of this client to this port.
-fn applies(condition: &HttpMatch, view: &View, port: u16) -> bool {
-    let mesh = is_for_mesh(condition.gateways.iter().map(|name| name.value.as_str()));
+fn applies(condition: &HttpMatch, view: &View, port: u16, gateway: Option<&str>) -> bool {
+    let is_there = is_at(condition.gateways.iter().map(|name| name.value.as_str()), gateway);
     let labels = condition.source_labels.is_empty() || is_subset(&condition.source_labels, &view.labels);
     let namespace = condition.source_namespace.is_empty() || *condition.source_namespace == *view.namespace;
     let port = condition.port.is_none_or(|wanted| wanted.0 == port);
-    // Claims of a token are known to a gateway only.
+    // Claims of a token are not looked at.
     let claims = condition.headers.keys().chain(condition.without_headers.keys());
     let answerable = !claims.clone().any(|name| name.starts_with('@'));
-    labels && namespace && port && mesh && answerable
+    labels && namespace && port && is_there && answerable
+}
+
+/// Whether rules of these gateways, by their full names, are for requests that come in by this one, or for those of workloads.
+pub(super) fn is_at<'a>(mut gateways: impl Iterator<Item = &'a str> + Clone, gateway: Option<&str>) -> bool {
+    match gateway {
+        None => is_for_mesh(gateways),
+        // Where none is named, those of the object count.
+        Some(gateway) => gateways.clone().next().is_none() || gateways.any(|name| name == gateway),
+    }
 }
 
 fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, around: &Surroundings<'_>) -> Option<Route> {

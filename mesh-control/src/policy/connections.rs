@@ -9,14 +9,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::compile::{ServiceOf, cluster_of};
+use super::compile::{ServiceOf, cluster_of, is_at};
 use super::route::ClusterKey;
 use super::traffic::Tunnel;
 use super::view::View;
+use super::virtual_services::gateway_name;
 use crate::config::file::Object;
-use crate::config::istio::virtual_service::{
-    RouteDestination, Subnet, TcpMatch, TlsMatch, VirtualService, is_for_mesh,
-};
+use crate::config::istio::virtual_service::{RouteDestination, Subnet, TcpMatch, TlsMatch, VirtualService};
 use crate::registry::service::is_subset;
 
 /// A way of connections.
@@ -42,6 +41,8 @@ pub struct Addressed<'a> {
     pub addresses: &'a [IpAddr],
     /// Whether applications speak TLS to it; `None` where nobody says.
     pub is_tls: Option<bool>,
+    /// The gateway that they come in by, `NAMESPACE/NAME`; `None` where a workload makes them.
+    pub gateway: Option<&'a str>,
 }
 
 /// The ways that the rules of an object are for a client; the last one is for what no other one takes, where there is one.
@@ -58,7 +59,7 @@ pub fn ways(
     let tls = object.spec.tls.iter().enumerate().filter(|_| to.is_tls != Some(false));
     for (index, rule) in tls {
         for (position, condition) in rule.matches.iter().enumerate() {
-            if !condition.applies(view, to) {
+            if !condition.applies(namespace, view, to) {
                 continue;
             }
             let names = condition.sni_hosts.iter().map(|name| name.to_ascii_lowercase());
@@ -75,7 +76,7 @@ pub fn ways(
     let is_tls = to.is_tls.unwrap_or(!ways.is_empty());
     let tcp = object.spec.tcp.iter().enumerate().filter(|_| !is_tls);
     for (index, rule) in tcp {
-        if rule.matches.is_empty() || rule.matches.iter().any(|condition| condition.applies(view, to)) {
+        if rule.matches.is_empty() || rule.matches.iter().any(|condition| condition.applies(namespace, view, to)) {
             ways.extend(way(format!("tcp[{index}]"), Vec::new(), &rule.route, namespace, to.port, service_of));
             break;
         }
@@ -111,19 +112,20 @@ fn way(
 
 /// A condition on connections.
 trait Applies {
-    /// Whether it can hold for connections of this client to there.
-    fn applies(&self, view: &View, to: &Addressed<'_>) -> bool;
+    /// Whether it can hold for connections of this client to there, in an object of a namespace.
+    fn applies(&self, own: &str, view: &View, to: &Addressed<'_>) -> bool;
 }
 
 macro_rules! applies {
     ($($kind:ty),*) => {$(
         impl Applies for $kind {
-            fn applies(&self, view: &View, to: &Addressed<'_>) -> bool {
-                let mesh = is_for_mesh(self.gateways.iter().map(String::as_str));
+            fn applies(&self, own: &str, view: &View, to: &Addressed<'_>) -> bool {
+                let gateways: Vec<String> = self.gateways.iter().map(|name| gateway_name(name, own)).collect();
+                let is_there = is_at(gateways.iter().map(String::as_str), to.gateway);
                 let labels = self.source_labels.is_empty() || is_subset(&self.source_labels, &view.labels);
                 let namespace = self.source_namespace.is_empty() || *self.source_namespace == *view.namespace;
                 let port = self.port.is_none_or(|wanted| wanted.0 == to.port);
-                mesh && labels && namespace && port && is_in(&self.destination_subnets, to.addresses)
+                is_there && labels && namespace && port && is_in(&self.destination_subnets, to.addresses)
             }
         }
     )*};

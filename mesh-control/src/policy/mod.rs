@@ -12,6 +12,7 @@ pub mod delegate;
 pub mod destination_rules;
 pub mod filters;
 pub mod gateway_api;
+pub mod gateways;
 pub mod limits;
 pub mod locality;
 pub mod mesh;
@@ -51,6 +52,7 @@ use connections::{Addressed, Connections};
 use destination_rules::{Around, DestinationRules, MergedRule};
 use filters::Filters;
 use gateway_api::GatewayRoutes;
+use gateways::Gateways;
 use limits::Limits;
 use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
@@ -74,6 +76,8 @@ pub struct Policy {
     pub services: Services,
     /// The routing rules.
     pub virtual_services: VirtualServices,
+    /// Where gateways listen.
+    pub gateways: Gateways,
     /// The routes of Gateway API.
     pub gateway_routes: GatewayRoutes,
     /// The rules on how to call.
@@ -192,6 +196,7 @@ impl Policy {
             secrets: Secrets::new(objects),
             services,
             virtual_services,
+            gateways: Gateways::new(objects),
             gateway_routes,
             destination_rules,
             sidecars,
@@ -364,6 +369,11 @@ impl Policy {
         if routes.is_empty() && (is_refused() || self.has_cluster(address, view)) {
             routes = vec![default_route(address, self.mesh.retry.clone())];
         }
+        self.finished(routes, view)
+    }
+
+    /// Routes, with what the rest of the configuration says of where they lead.
+    fn finished(&self, mut routes: Vec<Route>, view: &View) -> Vec<Route> {
         // Many routes lead to few clusters.
         let mut known: HashMap<ClusterKey, OfDestination> = HashMap::new();
         for route in &mut routes {
@@ -415,7 +425,7 @@ impl Policy {
         if self.refuses_connections(address, view) {
             return Vec::new();
         }
-        let to = Addressed { port: address.port, addresses: &self.addresses_of(address, view), is_tls };
+        let to = Addressed { port: address.port, addresses: &self.addresses_of(address, view), is_tls, gateway: None };
         let service_of = |host: &str| self.ports_of(host, view);
         let object = entry.and_then(|entry| entry.object.as_ref());
         let mut ways = object.map(|object| connections::ways(object, view, &to, &service_of)).unwrap_or_default();
@@ -528,7 +538,7 @@ impl Policy {
             })
         };
         let entry = self.virtual_services.find(host, self.sight(view));
-        let around = Surroundings { service_of: &service_of, default_retry: self.mesh.retry.as_ref() };
+        let around = Surroundings { service_of: &service_of, default_retry: self.mesh.retry.as_ref(), gateway: None };
         entry.map(|entry| compile::routes(&entry.rules, view, port, &around)).unwrap_or_default()
     }
 

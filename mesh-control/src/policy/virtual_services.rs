@@ -9,7 +9,7 @@ use super::delegate;
 use super::route::Written;
 use super::sidecars::Sight;
 use crate::config::extensions::Extensions;
-use crate::config::file::{Governs, Meta, Object, Refused};
+use crate::config::file::{AtGateways, Governs, Meta, Object, Refused};
 use crate::config::istio::virtual_service::{Destination, HttpRoute, VirtualService, is_for_mesh};
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
@@ -17,7 +17,7 @@ use crate::registry::Visibility;
 use crate::registry::host::{covers, in_namespace};
 
 /// A VirtualService, ready to be asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Entry {
     /// The object.
     pub meta: Meta,
@@ -29,13 +29,19 @@ pub struct Entry {
     pub rules: Vec<Rule>,
     /// What is written, with the rules on connections; `None` where it is wrong.
     pub object: Option<Arc<Object<VirtualService>>>,
+    /// The gateways that it is for, `NAMESPACE/NAME`; `*` is any, of one that is wrong.
+    pub gateways: Vec<String>,
 }
 
-/// All that apply inside the mesh.
+/// All of them: those that apply inside the mesh, by host, and those of gateways.
 #[derive(Debug, Default)]
 pub struct VirtualServices {
     /// In the order in which they compete.
     entries: Vec<Arc<Entry>>,
+    /// Those that are for gateways, in the same order.
+    at_gateways: Vec<Arc<Entry>>,
+    /// The places of those by their hosts, and of those with a wildcard.
+    at_gateways_by_host: HashMap<String, Vec<usize>>,
     exact: HashMap<String, Vec<usize>>,
     /// The most specific pattern first.
     wildcards: Vec<(String, Vec<usize>)>,
@@ -57,9 +63,13 @@ impl VirtualServices {
         let of_kind = refused.iter().filter(|object| object.meta.kind == ObjectKind::VirtualService);
         let refused: Vec<&Refused> = of_kind.map(AsRef::as_ref).collect();
         let mut entries: Vec<Entry> = refused.iter().filter_map(|object| refused_entry(object)).collect();
+        let of_gateways = refused.iter().filter_map(|object| refused_at_gateways(object));
+        let mut at_gateways: Vec<Arc<Entry>> = of_gateways.map(Arc::new).collect();
         for object in &sorted {
             let in_mesh = is_for_mesh(object.spec.gateways.iter().map(|name| name.value.as_str()));
-            if !in_mesh || object.spec.hosts.is_empty() {
+            let names = object.spec.gateways.iter().filter(|name| name.value != MESH);
+            let gateways: Vec<String> = names.map(|name| gateway_name(name, &object.meta.namespace)).collect();
+            if object.spec.hosts.is_empty() {
                 continue;
             }
             let entry = Entry {
@@ -68,11 +78,26 @@ impl VirtualServices {
                 rules: rules(object, &sorted, &refused, &mut found),
                 meta: object.meta.clone(),
                 object: Some(Arc::clone(object)),
+                gateways,
             };
-            entries.push(entry);
+            if !entry.gateways.is_empty() {
+                at_gateways.push(Arc::new(entry.clone()));
+            }
+            if in_mesh {
+                entries.push(entry);
+            }
         }
         entries.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
         entries.into_iter().for_each(|entry| all.add(entry));
+        at_gateways.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
+        at_gateways.iter().for_each(|entry| all.note_labels(entry));
+        for (index, entry) in at_gateways.iter().enumerate() {
+            for host in &entry.hosts {
+                let key = if host.starts_with('*') { "*" } else { host };
+                all.at_gateways_by_host.entry(key.to_owned()).or_default().push(index);
+            }
+        }
+        all.at_gateways = at_gateways;
         all.wildcards.sort_by(|a, b| (Reverse(a.0.len()), &a.0).cmp(&(Reverse(b.0.len()), &b.0)));
         all.report_conflicts(&mut found);
         (all, found)
@@ -90,6 +115,12 @@ impl VirtualServices {
                 self.exact.entry(host.clone()).or_default().push(index);
             }
         }
+        self.note_labels(&entry);
+        self.entries.push(Arc::new(entry));
+    }
+
+    /// Notes the labels of clients that its rules ask for.
+    fn note_labels(&mut self, entry: &Entry) {
         for condition in entry.rules.iter().flat_map(|rule| &rule.route.matches) {
             self.label_keys.extend(condition.source_labels.keys().cloned());
         }
@@ -98,7 +129,17 @@ impl VirtualServices {
             let tcp = object.spec.tcp.iter().flat_map(|rule| &rule.matches).map(|it| &it.source_labels);
             self.label_keys.extend(tls.chain(tcp).flat_map(|labels| labels.keys().cloned()));
         }
-        self.entries.push(Arc::new(entry));
+    }
+
+    /// Those that are for gateways and may have one of these hosts, in the order in which their rules count.
+    pub fn at_gateways(&self, hosts: &[String]) -> Vec<&Entry> {
+        if hosts.iter().any(|host| host.starts_with('*')) {
+            return self.at_gateways.iter().map(|entry| &**entry).collect();
+        }
+        let keys = hosts.iter().map(String::as_str).chain(["*"]);
+        let places: BTreeSet<usize> =
+            keys.filter_map(|key| self.at_gateways_by_host.get(key)).flatten().copied().collect();
+        places.into_iter().filter_map(|place| self.at_gateways.get(place)).map(|entry| &**entry).collect()
     }
 
     /// The one in force for a full host name: that of the most specific host; of equals, what only the
@@ -129,13 +170,14 @@ impl VirtualServices {
             let subset = to.subset.as_ref().map_or("", |subset| &subset.value);
             (in_namespace(&to.host, namespace), subset.into())
         };
-        let rules = self.entries.iter().flat_map(|entry| &entry.rules);
+        let all = || self.entries.iter().chain(&self.at_gateways);
+        let rules = all().flat_map(|entry| &entry.rules);
         let of_requests = rules.flat_map(move |rule| {
             let mirrored = rule.route.mirrored().map(|(_, to, _)| to);
             let routed = rule.route.route.iter().map(|route| &route.destination);
             routed.chain(mirrored).map(move |to| (of(to, &rule.namespace), &rule.namespace))
         });
-        let objects = self.entries.iter().filter_map(|entry| entry.object.as_ref());
+        let objects = all().filter_map(|entry| entry.object.as_ref());
         let of_connections = objects.flat_map(move |object| {
             let tls = object.spec.tls.iter().flat_map(|rule| &rule.route);
             let tcp = object.spec.tcp.iter().flat_map(|rule| &rule.route);
@@ -218,7 +260,50 @@ fn refused_entry(object: &Refused) -> Option<Entry> {
         rules: vec![refused_rule(object, &HttpRoute::default(), written)],
         meta: object.meta.clone(),
         object: None,
+        gateways: Vec::new(),
     })
+}
+
+/// The same at gateways.
+fn refused_at_gateways(object: &Refused) -> Option<Entry> {
+    let AtGateways { gateways, hosts } = &object.at_gateways;
+    let own = &object.meta.namespace;
+    let written = Written { object: object.id(), field: "http".into(), origin: object.meta.origin.clone() };
+    (!hosts.is_empty()).then(|| Entry {
+        hosts: hosts.iter().map(|host| in_namespace(host, own)).collect(),
+        visibility: Visibility::All,
+        rules: vec![refused_rule(object, &HttpRoute::default(), written)],
+        meta: object.meta.clone(),
+        object: None,
+        gateways: gateways.iter().map(|name| gateway_name(name, own)).collect(),
+    })
+}
+
+/// The word that stands for every workload among the gateways of a VirtualService.
+pub const MESH: &str = "mesh";
+
+/// The full name of a gateway that an object of a namespace names: `NAME`, `NAMESPACE/NAME`, or in the words of DNS, as Istio once
+/// had it.
+pub fn gateway_name(written: &str, own: &str) -> String {
+    match written.split_once('/') {
+        _ if matches!(written, MESH | "*") => written.to_owned(),
+        Some((".", name)) => format!("{own}/{name}"),
+        Some(_) => written.to_owned(),
+        None => {
+            let mut parts = written.split('.');
+            let name = parts.next().unwrap_or_default();
+            format!("{}/{name}", parts.next().unwrap_or(own))
+        }
+    }
+}
+
+/// A rule whose conditions name gateways in full.
+fn in_full(route: &HttpRoute, own: &str) -> HttpRoute {
+    let mut route = route.clone();
+    for name in route.matches.iter_mut().flat_map(|condition| &mut condition.gateways) {
+        name.value = gateway_name(&name.value, own);
+    }
+    route
 }
 
 /// The rule that stands where those of a wrong object would: its conditions are those of `route`.
@@ -249,6 +334,7 @@ fn rules(
         let field: Arc<str> = format!("http[{index}]").into();
         let origin = object.meta.origin.at(route.span);
         let written = Written { object: object.meta.id(), field: field.clone(), origin };
+        let route = &in_full(route, &object.meta.namespace);
         let Some(target) = &route.delegate else {
             let namespace = object.meta.namespace.clone();
             let extensions = object.meta.extensions.clone();
@@ -284,7 +370,7 @@ fn rules(
         }
         let Some(child) = child else { continue };
         for (child_index, child_route) in child.spec.http.iter().enumerate() {
-            let Some(merged) = delegate::merge(route, child_route) else {
+            let Some(merged) = delegate::merge(route, &in_full(child_route, &child.meta.namespace)) else {
                 let message = format!(
                     "http[{child_index}] of {} matches requests that this rule does not; it is left out",
                     child.meta.id()

@@ -172,7 +172,25 @@ pub fn names(policy: &Policy, view: &View, kind: Kind) -> BTreeSet<String> {
         Kind::Listener => addresses.iter().map(|Address { host, port }| join(host, *port)).collect(),
         Kind::Route => addresses.iter().map(routes_name).collect(),
         Kind::Cluster | Kind::Endpoints => clusters(policy, view, &addresses),
+        Kind::Secret => BTreeSet::new(),
     }
+}
+
+/// The clusters that routes lead to.
+fn clusters_of(policy: &Policy, view: &View, routes: &[Route]) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for route in routes {
+        let Action::Forward(forward) = &route.action else { continue };
+        for target in &forward.targets {
+            names.extend([target.cluster.to_string(), target.cluster_name()]);
+            let seen = policy.cluster(target.cluster.clone(), view);
+            if let Some(Fallback::To(other)) = seen.and_then(|seen| seen.fallback) {
+                names.insert(other.to_string());
+            }
+        }
+        names.extend(forward.mirrors.iter().map(|(cluster, _)| cluster.to_string()));
+    }
+    names
 }
 
 /// The clusters of these addresses, with their subsets, and those that their routes lead to.
@@ -184,18 +202,7 @@ fn clusters(policy: &Policy, view: &View, addresses: &BTreeSet<Address>) -> BTre
             let subsets = rule.subset_names().map(|subset| ClusterKey { subset: subset.into(), ..whole.clone() });
             names.extend(subsets.map(|key| key.to_string()));
         }
-        for route in policy.routes(address, view).iter() {
-            if let Action::Forward(forward) = &route.action {
-                for target in &forward.targets {
-                    names.extend([target.cluster.to_string(), target.cluster_name()]);
-                    let seen = policy.cluster(target.cluster.clone(), view);
-                    if let Some(Fallback::To(other)) = seen.and_then(|seen| seen.fallback) {
-                        names.insert(other.to_string());
-                    }
-                }
-                names.extend(forward.mirrors.iter().map(|(cluster, _)| cluster.to_string()));
-            }
-        }
+        names.extend(clusters_of(policy, view, &policy.routes(address, view)));
         for way in policy.connections(address, view) {
             names.extend(way.targets.iter().map(|(cluster, _)| cluster.to_string()));
         }

@@ -170,6 +170,21 @@ fn cases() -> Vec<(&'static str, String, &'static str)> {
             "takes all of its requests",
         ),
         (
+            "IST0132",
+            format!("{}{}", edge("a", &edge_server("HTTP", "")), rule("a", &format!("{{hosts: [b.example], gateways: [a], http: [{{{to_web}}}]}}"))),
+            "has none of these hosts",
+        ),
+        (
+            "IST0145",
+            format!("{}{}", edge("a", &edge_server("HTTP", "")), edge("b", &edge_server("TCP", ""))),
+            "it is left out: port 80 is taken by Gateway shop/a",
+        ),
+        (
+            "IST0161",
+            edge("a", &edge_server("HTTPS", ", tls: {mode: SIMPLE, credentialName: none}")),
+            "no Secret none with it",
+        ),
+        (
             "IST0133",
             "---\napiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: a, namespace: shop}\nspec:\n  configPatches:\n  \
              - applyTo: HTTP_FILTER\n    match: {context: SIDECAR_INBOUND}\n    patch: {operation: INSERT_BEFORE, value: {name: envoy.filters.http.local_ratelimit, \
@@ -206,6 +221,14 @@ fn cases() -> Vec<(&'static str, String, &'static str)> {
         ),
         ("IST0174", destination("a", "{host: wbe}"), "no service is called wbe.shop.svc.cluster.local"),
     ]
+}
+
+fn edge(name: &str, server: &str) -> String {
+    istio("networking", "Gateway", name, &format!("{{selector: {{istio: edge}}, servers: [{server}]}}"))
+}
+
+fn edge_server(protocol: &str, rest: &str) -> String {
+    format!("{{port: {{number: 80, name: a, protocol: {protocol}}}, hosts: [a.example]{rest}}}")
 }
 
 fn analyze(text: &str) -> Vec<Diagnostic> {

@@ -163,7 +163,7 @@ fn a_setting_of_ours_on_a_kind_that_has_none_is_named() {
     let annotated = |head: &str| format!("{head}\nmetadata: {{name: a, annotations: {{mesh-control/hedge: 'on'}}}}\n");
     for head in [
         "apiVersion: apps/v1\nkind: Deployment",
-        "apiVersion: networking.istio.io/v1\nkind: Gateway",
+        "apiVersion: networking.istio.io/v1beta1\nkind: ProxyConfig",
         "apiVersion: v1\nkind: ConfigMap",
     ] {
         let said = said(&[&annotated(head)]);

@@ -40,7 +40,12 @@ fn configurations() -> [Vec<Json>; 3] {
     let (routes, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| file.ends_with("gateway-api.yaml"));
     let texts = |files: &[PathBuf]| files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect::<Vec<_>>();
     let parsed = |texts: Vec<String>| texts.iter().flat_map(|text| parse(text)).collect();
-    [parsed([texts(&files), vec![MORE.to_owned()]].concat()), guards(), parsed(texts(&routes))]
+    [parsed([texts(&files), vec![MORE.to_owned()], secrets()].concat()), guards(), parsed(texts(&routes))]
+}
+
+/// What the gateway of `testdata/everything` shows.
+fn secrets() -> Vec<String> {
+    ["edge", "edge-other", "edge-ca"].map(|name| crate::gateways::secret("shop", name, "a.edge.example.com")).into()
 }
 
 /// What `testdata/everything` cannot have, as one value rules out the other there.
@@ -279,10 +284,14 @@ fn clients(class: ClientClass) -> Vec<Client> {
         client.locality = ["r1", "z", "s"].map(Into::into);
         client
     };
-    namespaces.map(placed).into_iter().chain(guards).collect()
+    let mut gateway = client_of(class, "shop", &[("istio", "everything")]).gateway();
+    gateway.identity = "spiffe://cluster.local/ns/shop/sa/edge".parse().ok();
+    namespaces.map(placed).into_iter().chain(guards).chain([gateway]).collect()
 }
 
 const GUARDS: usize = 12;
+/// The one that is a gateway.
+const GATEWAY: usize = 3 + GUARDS;
 
 impl Asked {
     /// `None` where the configuration is refused.
@@ -322,8 +331,7 @@ impl Asked {
         }
         let inbound = "xds.istio.io/grpc/lds/inbound/";
         let workloads: Vec<_> = self.plane.workloads().into_iter().map(|workload| workload.address).collect();
-        let (of_namespaces, of_guards) =
-            (0..self.clients.len() - GUARDS, self.clients.len() - GUARDS..self.clients.len());
+        let (of_namespaces, of_guards) = (0..GATEWAY - GUARDS, GATEWAY - GUARDS..GATEWAY);
         let mut keys = Vec::new();
         for who in of_namespaces {
             for (host, ports) in &hosts {
@@ -338,6 +346,10 @@ impl Asked {
                 }
             }
             keys.extend(workloads.iter().map(|address| (who, Kind::Listener, format!("{inbound}{address}"))));
+        }
+        for kind in [Kind::Listener, Kind::Route, Kind::Cluster] {
+            let names = self.snapshot.everything(&self.clients[GATEWAY], kind).into_iter();
+            keys.extend(names.map(|name| (GATEWAY, kind, name.to_string())));
         }
         keys.extend(of_guards.map(|who| (who, Kind::Listener, format!("{inbound}127.0.0.5:80"))));
         keys
@@ -394,7 +406,7 @@ fn enforced<'j>(
 ) -> BTreeMap<String, Vec<Place>> {
     let mut places: BTreeMap<String, Vec<Place>> = BTreeMap::new();
     for (configuration, number, document) in documents {
-        let kind = ObjectKind::ALL.into_iter().find(|kind| document["kind"] == kind.name()).unwrap();
+        let Some(kind) = ObjectKind::ALL.into_iter().find(|kind| document["kind"] == kind.name()) else { continue };
         let mut collect = |field: &str, way: &[Step]| {
             if is_enforced(kind, field, class) {
                 let field = format!("{} {field}", kind.name());
@@ -673,7 +685,9 @@ fn check(class: ClientClass, part: usize, parts: usize) {
 fn the_library_accepts_what_it_is_told_and_passes_over_nothing_that_is_not_reported() {
     use mesh_core::resources::ResourceType;
     let mut ignored = BTreeSet::new();
-    for ((_, kind, name), body) in told(&configurations().concat(), ClientClass::Library).unwrap() {
+    // What a gateway is told is a proxy's, as Envoy has it.
+    let told = told(&configurations().concat(), ClientClass::Library).unwrap();
+    for ((_, kind, name), body) in told.into_iter().filter(|((who, ..), _)| *who != GATEWAY) {
         let kind = match kind {
             Kind::Cluster => ResourceType::Cluster,
             Kind::Endpoints => ResourceType::Endpoints,

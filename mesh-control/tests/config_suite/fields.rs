@@ -16,6 +16,7 @@ use mesh_control::config::gateway_api::grpc_route::GrpcRoute;
 use mesh_control::config::gateway_api::http_route::HttpRoute;
 use mesh_control::config::gateway_api::reference_grant::ReferenceGrant;
 use mesh_control::config::istio::destination_rule::DestinationRule;
+use mesh_control::config::istio::gateway::Gateway;
 use mesh_control::config::istio::mesh_config::MeshConfig;
 use mesh_control::config::istio::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use mesh_control::config::istio::service::Service;
@@ -41,6 +42,7 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::WorkloadEntry => WorkloadEntry::fields("", &mut out),
         ObjectKind::WorkloadGroup => WorkloadGroup::fields("", &mut out),
         ObjectKind::Sidecar => Sidecar::fields("", &mut out),
+        ObjectKind::Gateway => Gateway::fields("", &mut out),
         ObjectKind::Service => Service::fields("", &mut out),
         ObjectKind::PeerAuthentication => PeerAuthentication::fields("", &mut out),
         ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),

@@ -76,7 +76,12 @@ fn conditions_of_a_route_that_tell_of_something_wrong_are_findings_with_their_re
             "parentRefs[0]",
             "Service shop/web has no port 81: the route has no effect there (Accepted is False: NoMatchingParent)",
         ),
-        (parent("{name: edge}"), "warning", "parentRefs", "gateways are not built; the rules apply nowhere"),
+        (
+            parent("{name: edge}"),
+            "warning",
+            "parentRefs",
+            "gateways of Gateway API are not built; the rules apply nowhere",
+        ),
         (parent("{kind: Service, name: web}"), "warning", "parentRefs", "it has to be written `group: \"\"`"),
     ] {
         let found = said(&[&text]);

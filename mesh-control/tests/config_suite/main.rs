@@ -12,6 +12,7 @@ mod fields;
 mod filters;
 mod foreign;
 mod gateway_api;
+mod gateways;
 mod grpc;
 mod limits;
 mod mesh_config;

@@ -281,7 +281,11 @@ fn rules_for_gateways_only_are_not_for_the_mesh() {
     let seen = Seen::new(&plane, client("shop"));
     assert_eq!(told(&seen.routes_of("web:80")), [format!("default: /* -> {WEB}")]);
     assert!(told(&seen.routes_of("two:8080"))[0].contains("/both"));
-    let reported = plane.diagnostics().iter().filter(|finding| finding.message.contains("gateways")).count();
+    let reported = plane
+        .diagnostics()
+        .iter()
+        .filter(|finding| finding.message.contains("there is no Gateway shop/ingress"))
+        .count();
     assert_eq!(reported, 2);
 }
 

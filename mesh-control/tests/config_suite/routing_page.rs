@@ -4,7 +4,8 @@
 use std::fmt::Write as _;
 
 use mesh_control::config::support::ObjectKind::{
-    self, GrpcRoute, HttpRoute, ReferenceGrant, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup,
+    self, Gateway, GrpcRoute, HttpRoute, ReferenceGrant, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+    WorkloadGroup,
 };
 use mesh_control::config::support::{Row, Support, by_envoy, is_own_row, row};
 
@@ -23,11 +24,16 @@ instead. An Envoy beside a workload does what the library does, but where it say
 [envoy.md](envoy.md). What each way into the mesh makes of timeouts, retries, faults and mirrors is in [resilience.md](resilience.md).
 ";
 
-const KINDS: [(ObjectKind, &str); 8] = [
+const KINDS: [(ObjectKind, &str); 9] = [
     (
         VirtualService,
         "Rules of `http` are for requests, those of `tls` and `tcp` for `mesh.connect` and `mesh.connect_by_name`; gRPC's clients \
-         make no such connections. Gateways are not built, so that rules that are for gateways alone apply nowhere.",
+         make no such connections. What rules do at gateways is in [gateways.md](gateways.md).",
+    ),
+    (
+        Gateway,
+        "Istio's. \"This library\" is its listeners, routes and certificates as they are told; an Envoy that is a gateway serves by \
+         the same ([gateways.md](gateways.md)).",
     ),
     (ServiceEntry, "Who calls one of its `addresses` calls the service, at its own ports."),
     (WorkloadEntry, "Alone, or as `endpoints` of a ServiceEntry."),
@@ -49,12 +55,8 @@ const KINDS: [(ObjectKind, &str); 8] = [
 
 /// Values of which the table of support reports something, where it does not of every value.
 const SAMPLES: &[(ObjectKind, &str, &str)] = &[
-    (VirtualService, "gateways", "[edge]"),
-    (VirtualService, "gateways", "[mesh, edge]"),
-    (VirtualService, "http.match.gateways", "[edge]"),
-    (VirtualService, "http.match.gateways", "[mesh, edge]"),
-    (VirtualService, "tls.match.gateways", "[edge]"),
-    (VirtualService, "tcp.match.gateways", "[edge]"),
+    (Gateway, "servers.port.protocol", "UDP"),
+    (Gateway, "servers.tls.mode", "AUTO_PASSTHROUGH"),
     (VirtualService, "tls.match.destinationSubnets", "[10.0.0.0/8]"),
     (VirtualService, "tcp.match.destinationSubnets", "[10.0.0.0/8]"),
     (ServiceEntry, "ports.protocol", "UDP"),
@@ -94,6 +96,9 @@ const NAMES: Test = (
 );
 const GROUP: Test =
     (OBJECTS_OF_CONFIG, "a_member_of_a_wrong_group_does_not_serve_where_its_labels_tell_what_guards_it");
+const GATEWAYS: &str = "mesh-control/tests/config_suite/gateways.rs";
+const CERTIFICATES: Test =
+    (GATEWAYS, "a_certificate_is_told_to_the_gateway_of_its_namespace_and_a_missing_one_closes_its_own_hosts_alone");
 const OBJECTS_OF_CONFIG: &str = "mesh-control/tests/config_suite/objects.rs";
 
 const OBJECTS_OF_GATEWAY_API: &str = "mesh-control/tests/requests/gateway_api/grants.rs";
@@ -157,6 +162,16 @@ const SHOWN: &[(ObjectKind, &str, &[Test])] = &[
         ],
     ),
     (VirtualService, "tcp", &[CONNECTIONS]),
+    (Gateway, "", &[TOLD]),
+    (
+        Gateway,
+        "servers.hosts",
+        &[TOLD, (GATEWAYS, "gateways_are_merged_as_istio_merges_them_and_what_is_left_out_is_told")],
+    ),
+    (Gateway, "servers.tls.httpsRedirect", &[TOLD, (GATEWAYS, "plaintext_is_redirected_and_tls_passes_by_name")]),
+    (Gateway, "servers.tls.mode", &[TOLD, (GATEWAYS, "plaintext_is_redirected_and_tls_passes_by_name")]),
+    (Gateway, "servers.tls.credentialName", &[TOLD, CERTIFICATES]),
+    (VirtualService, "gateways", &[TABLE, (GATEWAYS, "istios_own_bookinfo_gateway_drives_a_gateway_unchanged")]),
     (ServiceEntry, "", &[TOLD]),
     (ServiceEntry, "hosts", &[TWO_ENTRIES, IN_CAPITALS]),
     (ServiceEntry, "exportTo", &[WHO_SEES]),

@@ -267,7 +267,7 @@ fn what_reaches_a_server_goes_to_its_application_with_the_path_that_this_sees() 
 fn a_gateway_is_an_error_that_says_so() {
     let request =
         r#"{"id": "g", "kind": "gateway", "gateway": "shop/public", "host": "shop.example.com", "scheme": "https"}"#;
-    let why = "gateways are not built: nothing is known of what shop/public does with a request";
+    let why = "gateways are not looked at here: nothing is known of what shop/public does with a request";
     check(SHOP, &[(request, json!({"id": "g", "outcome": "error", "reason": why}))]);
 }
 

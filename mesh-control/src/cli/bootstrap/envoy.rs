@@ -1,4 +1,4 @@
-//! The whole configuration of an Envoy beside a workload: who it is, where it finds `mesh-control`, and nothing else. Listeners,
+//! The whole configuration of an Envoy beside a workload, or of one that is a gateway: who it is, where it finds `mesh-control`, and nothing else. Listeners,
 //! routes, clusters and endpoints come over one stream, certificates over another one.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -6,12 +6,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::bail;
 use serde_json::{Value, json};
 
-use super::{Args, Dialect, Interception};
+use super::{Args, Dialect, EnvoyType, Interception};
 use crate::cli::ca::{ENVOY_CERTIFICATE, ENVOY_ROOTS};
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
 
-pub(super) fn bootstrap(args: &Args) -> anyhow::Result<Value> {
+pub(super) fn bootstrap(args: &Args, proxy: EnvoyType) -> anyhow::Result<Value> {
     if args.dialect != Dialect::MeshControl || args.token.is_some() || args.workload_api.is_some() {
         bail!("an Envoy shows its certificate by files (--certificates DIR), and is told by mesh-control only");
     }
@@ -22,6 +22,10 @@ pub(super) fn bootstrap(args: &Args) -> anyhow::Result<Value> {
             "--outbound-ip is a loopback address, for an Envoy that intercepts nothing: whoever reached another one would call in the name of the workload"
         );
     }
+    let is_gateway = proxy == EnvoyType::Gateway;
+    if is_gateway && (redirects || args.outbound_ip.is_some()) {
+        bail!("a gateway stands beside no workload: --interception and --outbound-ip are for `--envoy sidecar`");
+    }
     let port = if args.certificates.is_some() || args.tls_ca.is_some() { 15012 } else { 15010 };
     let server = args.server.clone().unwrap_or_else(|| format!("127.0.0.1:{port}"));
     let Some((host, port)) = server.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)))
@@ -31,9 +35,12 @@ pub(super) fn bootstrap(args: &Args) -> anyhow::Result<Value> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let mut node = super::bootstrap(&Args { envoy: None, ..args.clone() })?["node"].take();
     let super::Args { name, namespace, .. } = args;
-    node["id"] = json!(format!("sidecar~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"));
+    let kind = if is_gateway { "router" } else { "sidecar" };
+    node["id"] = json!(format!("{kind}~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"));
     let metadata = &mut node["metadata"];
-    metadata["INTERCEPTION_MODE"] = json!(if redirects { "REDIRECT" } else { "NONE" });
+    if !is_gateway {
+        metadata["INTERCEPTION_MODE"] = json!(if redirects { "REDIRECT" } else { "NONE" });
+    }
     metadata["CLUSTER_ID"] = json!("Kubernetes");
     if let Some(ip) = args.outbound_ip {
         metadata["MESH_OUTBOUND_IP"] = json!(ip.to_string());
@@ -159,7 +166,12 @@ mod tests {
     }
 
     fn of(line: &[&str]) -> anyhow::Result<Value> {
-        bootstrap(&Line::try_parse_from([&["bootstrap", "--envoy", "sidecar"], line].concat())?.args)
+        of_type("sidecar", line)
+    }
+
+    fn of_type(proxy: &str, line: &[&str]) -> anyhow::Result<Value> {
+        let args = Line::try_parse_from([&["bootstrap", "--envoy", proxy], line].concat())?.args;
+        bootstrap(&args, args.envoy.expect("it is written"))
     }
 
     #[test]
@@ -203,6 +215,21 @@ mod tests {
         let words: Vec<&str> = line.expect("the command").split(' ').collect();
         let bootstrap = of(&words).expect("a good line");
         assert_eq!(bootstrap["node"]["id"], "sidecar~10.0.0.7~reviews-1.default~default.svc.cluster.local");
+    }
+
+    #[test]
+    fn a_gateway_says_that_it_is_one_and_stands_beside_nobody() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/gateways.md");
+        let text = std::fs::read_to_string(path).expect("the documentation");
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("mesh-control bootstrap --envoy gateway "));
+        let words: Vec<&str> = line.expect("the command").split(' ').collect();
+        let bootstrap = of_type("gateway", &words).expect("a good line");
+        assert_eq!(bootstrap["node"]["id"], "router~127.0.0.1~edge-1.istio-system~istio-system.svc.cluster.local");
+        let metadata = &bootstrap["node"]["metadata"];
+        assert_eq!(metadata["LABELS"]["istio"], "ingressgateway");
+        assert!(metadata.get("INTERCEPTION_MODE").is_none());
+        assert!(of_type("gateway", &["--interception", "redirect"]).is_err());
+        assert!(of_type("gateway", &["--outbound-ip", "127.0.0.2"]).is_err());
     }
 
     #[test]

@@ -152,7 +152,8 @@ impl Deciders {
         let mut answer = match asked.kind {
             Kind::Gateway => {
                 let gateway = asked.gateway.as_deref().unwrap_or("one");
-                let why = format!("gateways are not built: nothing is known of what {gateway} does with a request");
+                let why =
+                    format!("gateways are not looked at here: nothing is known of what {gateway} does with a request");
                 Answer { reason: Some(why), ..Answer::default() }
             }
             Kind::Mesh => self.outbound(asked).unwrap_or_else(|error| Answer::failed(&error)),

@@ -117,7 +117,6 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
     match group {
         NETWORKING => match kind {
             "EnvoyFilter" => Class::Foreign(Foreign::EnvoyFilter),
-            "Gateway" => Class::NotYet(Severity::Warning),
             "ProxyConfig" => Class::Elsewhere(
                 "says how proxies are started (concurrency, environmentVariables, image), and there are none here",
             ),

@@ -170,6 +170,7 @@ pub(super) fn wrong(meta: Meta, finding: Option<&Diagnostic>) -> Refused {
         is_identified: true,
         delegates: Vec::new(),
         grants: Default::default(),
+        at_gateways: Default::default(),
     }
 }
 

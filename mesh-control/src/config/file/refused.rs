@@ -39,6 +39,17 @@ pub struct Refused {
     pub delegates: Vec<(String, String)>,
     /// What a ReferenceGrant still says plainly.
     pub grants: ReferenceGrant,
+    /// What it governs at gateways.
+    pub at_gateways: AtGateways,
+}
+
+/// Hosts whose requests an object governs at gateways, both as they are written; `*` is any gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AtGateways {
+    /// At which.
+    pub gateways: Vec<String>,
+    /// Which hosts.
+    pub hosts: Vec<String>,
 }
 
 /// What an object governs.
@@ -221,6 +232,7 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::Sidecar => {
             &["workloadSelector", "ingress", "egress", "inboundConnectionPool", "outboundTrafficPolicy"]
         }
+        ObjectKind::Gateway => &["selector", "servers"],
         ObjectKind::RateLimit => {
             &["selector", "targetRefs", "mode", "hosts", "rules", "service", "perConnection", "maxKeys", "answer"]
         }
@@ -314,8 +326,18 @@ pub(super) fn foreign(document: &Node, foreign: Foreign, source: &Source, findin
     }
     let governs = Governs::Workloads(workloads(&Spec::of(document, kind), &meta.namespace));
     let reason = finding.in_short().into();
-    let (delegates, grants) = Default::default();
-    Refused { meta, reason, place: finding.span(), governs, is_whole: true, is_identified, delegates, grants }
+    let (delegates, grants, at_gateways) = Default::default();
+    Refused {
+        meta,
+        reason,
+        place: finding.span(),
+        governs,
+        is_whole: true,
+        is_identified,
+        delegates,
+        grants,
+        at_gateways,
+    }
 }
 
 /// What is known of a wrong object; `None` where nobody can tell what it governs.
@@ -365,6 +387,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         // takes their labels to tell what guards them.
         // What was in force of the settings of a mesh stays; without any, nothing starts.
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => (Governs::Nothing, true),
+        // Without it there are fewer ports, and none that should not be there.
+        ObjectKind::Gateway => (Governs::Nothing, true),
         // What it hides is no secret. It may keep calls inside of the mesh, and nobody can tell whose.
         ObjectKind::Sidecar => (Governs::Nothing, spec.is_known() && spec.get("outboundTrafficPolicy").is_none()),
         // It may have kept requests out of the access logs.
@@ -397,7 +421,27 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
     let is_whole = is_whole && (is_guard(kind) || is_namespace(&meta.namespace));
     let (reason, place) = (finding.in_short().into(), finding.span());
     let grants = if kind == ObjectKind::ReferenceGrant { grants(&spec, source) } else { ReferenceGrant::default() };
-    Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates, grants })
+    let at_gateways = if kind == ObjectKind::VirtualService { at_gateways(&spec) } else { AtGateways::default() };
+    Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates, grants, at_gateways })
+}
+
+/// The hosts of a VirtualService, by the gateways that it may be for. Where none can be read, all are meant; every host of every
+/// gateway is nobody's, so that nobody takes it away from all by a typo.
+fn at_gateways(spec: &Spec<'_>) -> AtGateways {
+    let Some(written) = spec.get("gateways").filter(|gateways| gateways.value != Value::Null) else {
+        return AtGateways::default();
+    };
+    let named = texts(written).all().map(|names| names.into_iter().filter(|name| name != "mesh").collect::<Vec<_>>());
+    let hosts = spec.get("hosts").map(texts).unwrap_or_default();
+    let hosts = if hosts.is_whole && !hosts.read.is_empty() { hosts.read } else { vec!["*".to_owned()] };
+    match named {
+        Some(gateways) if gateways.is_empty() => AtGateways::default(),
+        Some(gateways) => AtGateways { gateways, hosts },
+        None => {
+            let hosts = hosts.into_iter().filter(|host| host != "*").collect();
+            AtGateways { gateways: vec!["*".to_owned()], hosts }
+        }
+    }
 }
 
 /// Whose requests are meant: those that workloads serve, and those that they make.

@@ -65,6 +65,7 @@ pub(super) fn in_remains(remains: &Source, finding: &Diagnostic) -> Vec<Refused>
         is_identified: false,
         delegates: Vec::new(),
         grants: Default::default(),
+        at_gateways: Default::default(),
     }]
 }
 
@@ -161,6 +162,7 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
         is_identified: false,
         delegates: Vec::new(),
         grants: Default::default(),
+        at_gateways: Default::default(),
     })
 }
 

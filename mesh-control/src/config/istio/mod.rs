@@ -5,6 +5,7 @@
 
 pub mod authorization;
 pub mod destination_rule;
+pub mod gateway;
 pub mod mesh_config;
 pub mod names;
 mod regex_cost;

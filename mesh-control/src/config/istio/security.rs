@@ -397,7 +397,7 @@ const TARGETS: [(&str, &str); 4] = [
     ("gateway.networking.k8s.io", "GatewayClass"),
 ];
 
-/// Whether an object of this kind has workloads that a policy can be for. Gateways are not built.
+/// Whether an object of this kind has workloads that a policy can be for. A gateway is selected by its labels.
 pub fn is_workload_target(kind: &str) -> bool {
     matches!(kind, "Service" | "ServiceEntry")
 }

@@ -23,7 +23,7 @@ const NO_PSEUDO: &str = "gRPC's xDS clients do not match on pseudo headers";
 const ANSWERED: &str = "requests of the rule are answered with 500";
 const SHARE_ANSWERED: &str = "requests for this backend are answered with 500";
 pub(super) const OF_PARENTS: &str = "a route of the mesh is for whatever its parents are called by";
-pub(super) const NO_GATEWAYS: &str = "gateways are not built";
+pub(super) const NO_GATEWAYS: &str = "gateways of Gateway API are not built";
 pub(super) const NO_SESSION: &str = "sessions stay at their endpoint by a label of the Service, and not by a route";
 
 const HTTP_ROUTE: &[Row] = &[
@@ -141,7 +141,7 @@ pub(super) fn parents(node: &Node) -> Option<String> {
     let other = others.first()?;
     let kind = text(other, "kind").unwrap_or_else(|| "Gateway".to_owned());
     let what = match kind.as_str() {
-        "Gateway" | "ListenerSet" => format!("parents of kind {kind}; gateways are not built"),
+        "Gateway" | "ListenerSet" => format!("parents of kind {kind}; gateways of Gateway API are not built"),
         "Service" => "parents of kind Service in this group; it has to be written `group: \"\"`".to_owned(),
         _ => format!("parents of kind {kind}; a route of the mesh is attached to Services and ServiceEntries"),
     };

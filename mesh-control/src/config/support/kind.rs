@@ -16,6 +16,8 @@ pub enum ObjectKind {
     WorkloadGroup,
     /// `Sidecar` of networking.istio.io.
     Sidecar,
+    /// `Gateway` of networking.istio.io.
+    Gateway,
     /// `Service` of Kubernetes.
     Service,
     /// `PeerAuthentication` of security.istio.io.
@@ -58,13 +60,14 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 21] = [
+    pub const ALL: [ObjectKind; 22] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
         ObjectKind::WorkloadEntry,
         ObjectKind::WorkloadGroup,
         ObjectKind::Sidecar,
+        ObjectKind::Gateway,
         ObjectKind::Service,
         ObjectKind::PeerAuthentication,
         ObjectKind::RequestAuthentication,
@@ -100,6 +103,7 @@ impl ObjectKind {
             ObjectKind::WorkloadEntry => "WorkloadEntry",
             ObjectKind::WorkloadGroup => "WorkloadGroup",
             ObjectKind::Sidecar => "Sidecar",
+            ObjectKind::Gateway => "Gateway",
             ObjectKind::Service => "Service",
             ObjectKind::PeerAuthentication => "PeerAuthentication",
             ObjectKind::RequestAuthentication => "RequestAuthentication",
@@ -152,7 +156,9 @@ impl ObjectKind {
             ObjectKind::WorkloadEntry => (NETWORKING, FROM_ALPHA_3, "workloadentries"),
             ObjectKind::WorkloadGroup => (NETWORKING, FROM_ALPHA_3, "workloadgroups"),
             ObjectKind::Sidecar => (NETWORKING, FROM_ALPHA_3, "sidecars"),
+            ObjectKind::Gateway => (NETWORKING, FROM_ALPHA_3, "gateways"),
             ObjectKind::Service => ("", &["v1"], "services"),
+            ObjectKind::Secret => ("", &["v1"], "secrets"),
             ObjectKind::PeerAuthentication => (SECURITY, FROM_BETA, "peerauthentications"),
             ObjectKind::RequestAuthentication => (SECURITY, FROM_BETA, "requestauthentications"),
             ObjectKind::AuthorizationPolicy => (SECURITY, FROM_BETA, "authorizationpolicies"),
@@ -167,7 +173,6 @@ impl ObjectKind {
             ObjectKind::Quota => (POLICY, ALPHA, "quotas"),
             ObjectKind::WasmPlugin => ("extensions.istio.io", ALPHA, "wasmplugins"),
             ObjectKind::EnvoyFilter => (NETWORKING, &["v1alpha3"], "envoyfilters"),
-            ObjectKind::Secret => ("", &["v1"], "secrets"),
             ObjectKind::MeshConfig | ObjectKind::Foreign(_) => ("", &[], ""),
         }
     }

@@ -9,6 +9,7 @@ mod destination_rule;
 mod envoy;
 mod extensions;
 mod filter_schema;
+mod gateway;
 mod grpc_route;
 mod http_route;
 mod kind;
@@ -34,6 +35,7 @@ use crate::config::node::{Key, Node, Value};
 
 pub use envoy::by_envoy;
 pub use extensions::{ANNOTATIONS, annotation};
+pub use gateway::is_foreign_to_gateways;
 pub use kind::ObjectKind;
 pub use virtual_service::GRPC_RETRY_TOKENS;
 
@@ -119,6 +121,7 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::WorkloadEntry => workload_entry::TABLES,
         ObjectKind::WorkloadGroup => workload_group::TABLES,
         ObjectKind::Sidecar => sidecar::TABLES,
+        ObjectKind::Gateway => gateway::TABLES,
         ObjectKind::Service => service::TABLES,
         ObjectKind::PeerAuthentication => security::PEER_AUTHENTICATION,
         ObjectKind::RequestAuthentication => security::REQUEST_AUTHENTICATION,
@@ -305,6 +308,7 @@ mod tests {
     use crate::config::gateway_api::http_route::HttpRoute;
     use crate::config::gateway_api::reference_grant::ReferenceGrant;
     use crate::config::istio::destination_rule::DestinationRule;
+    use crate::config::istio::gateway::Gateway;
     use crate::config::istio::mesh_config::MeshConfig;
     use crate::config::istio::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
     use crate::config::istio::service::Service;
@@ -325,6 +329,7 @@ mod tests {
             ObjectKind::WorkloadEntry => WorkloadEntry::fields("", &mut out),
             ObjectKind::WorkloadGroup => WorkloadGroup::fields("", &mut out),
             ObjectKind::Sidecar => Sidecar::fields("", &mut out),
+            ObjectKind::Gateway => Gateway::fields("", &mut out),
             ObjectKind::Service => Service::fields("", &mut out),
             ObjectKind::PeerAuthentication => PeerAuthentication::fields("", &mut out),
             ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),

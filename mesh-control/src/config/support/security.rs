@@ -96,7 +96,7 @@ fn modes(ports: &Node) -> Option<String> {
 
 pub(super) fn target(node: &Node) -> Option<String> {
     let kind = node.as_str()?;
-    kind.starts_with("Gateway").then(|| "gateways are not built; no workload is selected".to_owned())
+    kind.starts_with("Gateway").then(|| "what is for a gateway selects its labels; no workload is selected".to_owned())
 }
 
 fn action(node: &Node) -> Option<String> {

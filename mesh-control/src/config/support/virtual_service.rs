@@ -15,7 +15,7 @@ const NO_PSEUDO: &str = "gRPC's xDS clients do not match on pseudo headers";
 
 const VIRTUAL_SERVICE: &[Row] = &[
     both("hosts", Enforced),
-    both("gateways", Partly(gateways)),
+    both("gateways", Enforced),
     both("exportTo", Enforced),
     both("http.name", Enforced),
     both("http.match.name", Enforced),
@@ -36,7 +36,7 @@ const VIRTUAL_SERVICE: &[Row] = &[
     both("http.match.headers.regex", Enforced),
     both("http.match.port", Enforced),
     both("http.match.sourceLabels", Enforced),
-    both("http.match.gateways", Partly(gateways)),
+    both("http.match.gateways", Enforced),
     http_only("http.match.queryParams.exact", "a gRPC call has no query"),
     http_only("http.match.queryParams.prefix", "a gRPC call has no query"),
     http_only("http.match.queryParams.regex", "a gRPC call has no query"),
@@ -112,7 +112,7 @@ const VIRTUAL_SERVICE: &[Row] = &[
     raw("tls.match.port"),
     both("tls.match.sourceSubnet", NotYet("Istio does not look at it either")),
     raw("tls.match.sourceLabels"),
-    Row { path: "tls.match.gateways", library: Partly(gateways), grpc: Indifferent },
+    raw("tls.match.gateways"),
     raw("tls.match.sourceNamespace"),
     raw("tls.route.destination.host"),
     raw("tls.route.destination.subset"),
@@ -122,7 +122,7 @@ const VIRTUAL_SERVICE: &[Row] = &[
     raw("tcp.match.port"),
     both("tcp.match.sourceSubnet", NotYet("Istio does not look at it either")),
     raw("tcp.match.sourceLabels"),
-    Row { path: "tcp.match.gateways", library: Partly(gateways), grpc: Indifferent },
+    raw("tcp.match.gateways"),
     raw("tcp.match.sourceNamespace"),
     raw("tcp.route.destination.host"),
     raw("tcp.route.destination.subset"),
@@ -144,18 +144,6 @@ pub(super) const RETRIES: &[Row] = &[
     http_only("retryIgnorePreviousHosts", "a retry picks as the first try does"),
     both("backoff", Enforced),
 ];
-
-fn gateways(node: &Node) -> Option<String> {
-    let others: Vec<&str> = node.items().iter().filter_map(Node::as_str).filter(|name| *name != "mesh").collect();
-    let in_mesh = node.items().iter().any(|name| name.as_str() == Some("mesh"));
-    if others.is_empty() {
-        return None;
-    }
-    Some(match in_mesh {
-        true => "gateways are not built; the rules apply inside the mesh".to_owned(),
-        false => "gateways are not built; the rules apply nowhere".to_owned(),
-    })
-}
 
 /// A client knows an address where it asks for one; of a name it does not ask which.
 fn subnets(node: &Node) -> Option<String> {

@@ -5,6 +5,7 @@
 //! Clusters are the library's but for what Envoy does in another way (Istio: networking/core).
 
 mod dynamic;
+mod gateway;
 mod inbound;
 mod outbound;
 mod proxy;
@@ -32,6 +33,7 @@ use crate::policy::traffic::{CONNECT_TIMEOUT, OwnBalancer, Roots, Tls};
 use crate::registry::WrittenEndpoint;
 use crate::registry::protocol::Protocol;
 
+pub use gateway::{Edge, edge_listener, edge_routes, edge_secrets};
 pub use inbound::{Inbound, inbound_listener};
 pub use outbound::{Outbound, outbound_listener, routes};
 

@@ -28,6 +28,7 @@ use crate::policy::connections::Connections;
 use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::policy::route::{Action, ClusterKey, Route};
 use crate::policy::telemetry::Side;
+use crate::policy::traffic::Session;
 use crate::policy::view::View;
 use crate::policy::{Address, Policy};
 use crate::registry::Service;
@@ -228,18 +229,30 @@ fn chain(address: &Address, way: Connections) -> pb::FilterChain {
 
 /// In Istio's order: faults, cross-origin rules, sessions, names that are looked up for each request, the router.
 fn manager(port: u16, ip: std::net::IpAddr, is_dynamic: bool, logs: Vec<AccessLog>) -> hcm::HttpConnectionManager {
+    let mut filters = of_routes();
+    filters.extend(is_dynamic.then(dynamic::of_requests));
+    proxy::manager(format!("outbound_{ip}_{port}"), proxy::by_rds(port.to_string()), filters, logs)
+}
+
+/// The filters that routes have settings for.
+pub(super) fn of_routes() -> Vec<hcm::HttpFilter> {
     let filter = |name: &str, config: Any| hcm::HttpFilter {
         name: name.to_owned(),
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     };
-    let mut filters = vec![
+    vec![
         filter(FAULT_FILTER, any(&HttpFault::default())),
         filter(CORS_FILTER, any(&Cors::default())),
         filter(SESSION_FILTER, any(&session_pb::StatefulSession::default())),
-    ];
-    filters.extend(is_dynamic.then(dynamic::of_requests));
-    proxy::manager(format!("outbound_{ip}_{port}"), proxy::by_rds(port.to_string()), filters, logs)
+    ]
+}
+
+/// What carries the endpoint of a session of a service, as a setting of its routes.
+pub(super) fn of_session(session: &Session) -> (String, Any) {
+    let own = session_pb::StatefulSession { session_state: Some(session_state(session)), ..Default::default() };
+    let own = session_pb::stateful_session_per_route::Override::StatefulSession(own);
+    (SESSION_FILTER.to_owned(), any(&session_pb::StatefulSessionPerRoute { r#override: Some(own) }))
 }
 
 /// The routes of a port: a virtual host for each service, and one for all that nothing describes.
@@ -265,18 +278,12 @@ pub fn routes(judge: &Judge, policy: &Policy, view: &View, outbound: &Outbound, 
         }
         let key = ClusterKey { host: address.host.clone(), port, subset: "".into() };
         let session = policy.cluster(key, view).and_then(|seen| seen.service.session.clone());
-        let session = session.map(|session| {
-            let session_state = Some(session_state(&session));
-            let own = session_pb::StatefulSession { session_state, ..Default::default() };
-            let own = session_pb::stateful_session_per_route::Override::StatefulSession(own);
-            any(&session_pb::StatefulSessionPerRoute { r#override: Some(own) })
-        });
         hosts.push(route::VirtualHost {
             name: join(&address.host, port),
             domains,
             routes: library::render_routes(&routes),
             include_request_attempt_count: true,
-            typed_per_filter_config: session.map(|own| (SESSION_FILTER.to_owned(), own)).into_iter().collect(),
+            typed_per_filter_config: session.iter().map(of_session).collect(),
             ..Default::default()
         });
     }
@@ -286,7 +293,7 @@ pub fn routes(judge: &Judge, policy: &Policy, view: &View, outbound: &Outbound, 
 }
 
 /// Routes as they can be published: the data plane's own decoder finds what Envoy would refuse for the same reason.
-fn publishable(judge: &Judge, routes: Vec<Route>, refused: &mut Vec<Diagnostic>) -> Vec<Route> {
+pub(super) fn publishable(judge: &Judge, routes: Vec<Route>, refused: &mut Vec<Diagnostic>) -> Vec<Route> {
     let verdict = |routes: &[Route]| {
         let config = library::route_configuration("judged", vec!["*".to_owned()], routes);
         judge.verdict_on_routes(config).map(drop)

@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_paramete
 use envoy_types::pb::google::protobuf::BoolValue;
 use mesh_core::identity::SpiffeId;
 
-use super::super::proto::duration;
+use super::super::proto::{ads, duration};
 use super::super::tls::{Security, by_files, exact, own_sni, socket, where_marked};
 use super::super::{is_marked, secrets};
 use crate::policy::Cluster;
@@ -153,6 +153,14 @@ fn common(names: Vec<pb::SubjectAltNameMatcher>) -> pb::CommonTlsContext {
         tls_certificate_sds_secret_configs: vec![secret("default")],
         validation_context_type: Some(ValidationContextType::CombinedValidationContext(combined)),
         ..Default::default()
+    }
+}
+
+/// What mesh-control tells a gateway of: it is in the same stream as what names it, so that nobody waits for it.
+pub(super) fn told(name: String) -> pb::SdsSecretConfig {
+    pb::SdsSecretConfig {
+        name,
+        sds_config: Some(core::ConfigSource { initial_fetch_timeout: Some(duration(WARMING)), ..ads() }),
     }
 }
 

@@ -32,11 +32,11 @@ struct Sizes {
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    pushes: [AtomicU64; 4],
-    acks: [AtomicU64; 4],
-    nacks: [AtomicU64; 4],
-    sizes: [Sizes; 4],
-    times: [Times; 4],
+    pushes: [AtomicU64; Kind::ALL.len()],
+    acks: [AtomicU64; Kind::ALL.len()],
+    nacks: [AtomicU64; Kind::ALL.len()],
+    sizes: [Sizes; Kind::ALL.len()],
+    times: [Times; Kind::ALL.len()],
     failed: AtomicU64,
     validated: AtomicU64,
     invalid: AtomicU64,
@@ -191,6 +191,7 @@ pub(crate) fn short(kind: Kind) -> &'static str {
         Kind::Endpoints => "eds",
         Kind::Listener => "lds",
         Kind::Route => "rds",
+        Kind::Secret => "sds",
     }
 }
 
@@ -205,7 +206,7 @@ pub(crate) fn single(out: &mut String, name: &str, kind: &str, help: &str, value
     let _ = writeln!(out, "{name} {value}");
 }
 
-fn per_kind(out: &mut String, name: &str, values: &[AtomicU64; 4]) {
+fn per_kind(out: &mut String, name: &str, values: &[AtomicU64; Kind::ALL.len()]) {
     for (kind, value) in Kind::ALL.into_iter().zip(values) {
         let _ = writeln!(out, "{name}{{type=\"{}\"}} {}", short(kind), get(value));
     }

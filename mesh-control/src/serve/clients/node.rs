@@ -103,6 +103,11 @@ fn sidecar(node: &Node, metadata: &Struct) -> Option<Sidecar> {
     })
 }
 
+/// Whether it is a gateway, as its id says (Istio: `router~IP~...`). gRPC's clients are none.
+fn is_gateway(node: &Node) -> bool {
+    node.id.starts_with("router~") && class(&node.user_agent_name) != ClientClass::Grpc
+}
+
 /// What a node says beyond what resources are rendered by: for telemetry and for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -170,6 +175,7 @@ pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
         group: text(metadata, "AUTO_REGISTER_GROUP").filter(|text| !text.is_empty()).map(|text| brief(text).into()),
         identity: None,
         sidecar: sidecar(node, metadata),
+        is_gateway: is_gateway(node),
     }
 }
 
@@ -278,6 +284,21 @@ mod tests {
     }
 
     const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+
+    #[test]
+    fn a_gateway_is_one_by_its_id_and_no_client_of_grpc_is() {
+        for (id, agent, expected) in [
+            ("router~10.0.0.1~edge.edges~edges.svc.cluster.local", "envoy", true),
+            ("router~10.0.0.1~edge.edges~edges.svc.cluster.local", "mesh-core", true),
+            ("router~10.0.0.1~edge.edges~edges.svc.cluster.local", "gRPC Go", false),
+            ("sidecar~10.0.0.1~edge.edges~edges.svc.cluster.local", "envoy", false),
+            ("mesh~10.0.0.1~router.edges~edges.svc.cluster.local", "mesh-core", false),
+        ] {
+            let mut node = node(id, &[]);
+            node.user_agent_name = agent.to_owned();
+            assert_eq!(read(&node, PEER).is_gateway, expected, "{id} {agent}");
+        }
+    }
 
     #[test]
     fn a_full_node_is_read() {

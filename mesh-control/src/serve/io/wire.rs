@@ -229,7 +229,7 @@ mod tests {
 
     fn responses() -> impl Strategy<Value = Response> {
         let resource = ("[a-z|:./]{0,200}", "[0-9a-f]{0,16}", vec(any::<u8>(), 0..300));
-        let parts = (any::<bool>(), 0..4usize, "[0-9a-f]{0,16}", "[0-9a-f-]{0,20}");
+        let parts = (any::<bool>(), 0..Kind::ALL.len(), "[0-9a-f]{0,16}", "[0-9a-f-]{0,20}");
         (parts, vec(resource, 0..20), vec("[a-z|:./]{1,200}", 0..20)).prop_map(
             |((delta, kind, version, nonce), resources, absent)| Response {
                 variant: if delta { Variant::Delta } else { Variant::Sotw },

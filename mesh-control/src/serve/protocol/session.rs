@@ -106,8 +106,8 @@ pub(crate) struct Session {
     variant: Variant,
     client: Client,
     catalog: Arc<dyn Catalog>,
-    revisions: [Option<u64>; 4],
-    ledgers: [Ledger; 4],
+    revisions: [Option<u64>; Kind::ALL.len()],
+    ledgers: [Ledger; Kind::ALL.len()],
     pace: Pace,
     settles_at: Instant,
     settled: bool,
@@ -296,7 +296,7 @@ impl Session {
         }
         // What refers goes before what it refers to, and so does a listener that still waits for its turn to be
         // pushed: the gate may have opened because the client is silent.
-        let removals = [Kind::Listener, Kind::Route, Kind::Cluster, Kind::Endpoints];
+        let removals = [Kind::Listener, Kind::Route, Kind::Secret, Kind::Cluster, Kind::Endpoints];
         let kind = removals.into_iter().find(|kind| open && self.ledgers[*kind as usize].has_removals())?;
         self.compose(kind, Scope { pushes: Pushes::None, removals: true }, now)
     }

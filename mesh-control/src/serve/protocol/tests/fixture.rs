@@ -97,6 +97,7 @@ pub(crate) fn client(class: ClientClass) -> Client {
         group: None,
         identity: None,
         sidecar: None,
+        is_gateway: false,
     }
 }
 

@@ -1,0 +1,191 @@
+//! Gateways: servers that cannot be where they are to be, certificates that there are not, and rules of VirtualServices that are for
+//! none of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
+use crate::config::file::{Object, Objects, Refused};
+use crate::config::istio::gateway::{Server, ServerTls, split_host};
+use crate::config::istio::secret::Secret;
+use crate::config::istio::virtual_service::VirtualService;
+use crate::config::spelling::nearest;
+use crate::config::support::ObjectKind;
+use crate::policy::Policy;
+use crate::policy::virtual_services::{MESH, gateway_name};
+use crate::registry::host::{covers, in_namespace};
+use crate::registry::service::is_subset;
+
+pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    rules(objects, policy, found);
+    conflicts(policy, found);
+    credentials(objects, policy, found);
+    selectors(objects, policy, found);
+}
+
+/// Rules for gateways that there are not, or that have none of their hosts.
+fn rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let all =
+        || policy.gateways.iter().map(|object| (format!("{}/{}", object.meta.namespace, object.meta.name), object));
+    let by_name: BTreeMap<String, _> = all().collect();
+    let is_wrong = |name: &str| {
+        let is_it = |object: &Refused| {
+            object.meta.kind == ObjectKind::Gateway && format!("{}/{}", object.meta.namespace, object.meta.name) == name
+        };
+        objects.refused.iter().any(|object| is_it(object))
+    };
+    let known: BTreeSet<&str> = by_name.keys().map(String::as_str).collect();
+    for rule in &objects.virtual_services {
+        let own = &rule.meta.namespace;
+        conditions(rule, found);
+        let hosts: Vec<String> = rule.spec.hosts.iter().map(|host| in_namespace(host, own)).collect();
+        for (index, written) in rule.spec.gateways.iter().enumerate() {
+            let name = gateway_name(written, own);
+            if name == MESH || is_wrong(&name) {
+                continue;
+            }
+            let origin = rule.meta.origin.at(written.span);
+            let mut say = |istio, field: String, message: String| {
+                let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
+                found.push(finding.istio(istio).object(rule.meta.id()).field(field));
+            };
+            let Some(gateway) = by_name.get(&name) else {
+                let meant = nearest(&name, &known).map(|meant| format!("; did you mean {}?", quoted(meant)));
+                let message =
+                    format!("there is no Gateway {name}: the rules apply nowhere there{}", meant.unwrap_or_default());
+                say("IST0101", format!("gateways[{index}]"), message);
+                continue;
+            };
+            let servers = gateway.spec.servers.iter().flat_map(|server| &server.hosts);
+            let is_shared = servers.map(|host| split_host(host)).any(|(namespace, host)| {
+                let is_of = match namespace {
+                    "*" => true,
+                    "." => gateway.meta.namespace == *own,
+                    other => *other == **own,
+                };
+                let host = in_namespace(host, &gateway.meta.namespace);
+                is_of && hosts.iter().any(|own| covers(&host, own) || covers(own, &host))
+            });
+            if !is_shared {
+                let message = format!(
+                    "Gateway {name} has none of these hosts for namespace {own}: the rules apply nowhere there"
+                );
+                say("IST0132", "hosts".to_owned(), message);
+            }
+        }
+    }
+}
+
+/// Conditions for gateways that their object is not for. Those of a delegate are for the gateways of others.
+fn conditions(rule: &Object<VirtualService>, found: &mut Vec<Diagnostic>) {
+    let own = &rule.meta.namespace;
+    let of_object: BTreeSet<String> = match rule.spec.gateways.as_slice() {
+        [] if rule.spec.hosts.is_empty() => return,
+        [] => [MESH.to_owned()].into(),
+        written => written.iter().map(|name| gateway_name(name, own)).collect(),
+    };
+    for (index, route) in rule.spec.http.iter().enumerate() {
+        for (place, condition) in route.matches.iter().enumerate() {
+            let stray = condition.gateways.iter().find(|name| !of_object.contains(&gateway_name(name, own)));
+            let Some(stray) = stray else { continue };
+            let message =
+                format!("{} is none of the gateways of the object: the condition never holds there", quoted(stray));
+            let finding =
+                Diagnostic::at(&rule.meta.origin.at(stray.span), Severity::Warning, Code::UnknownReference, message);
+            found.push(finding.object(rule.meta.id()).field(format!("http[{index}].match[{place}].gateways")));
+        }
+    }
+}
+
+/// Servers that are left out of a gateway, for another one is there.
+fn conflicts(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let mut told = BTreeSet::new();
+    for gateway in policy.gateways.iter() {
+        // As one that is selected by it would have it.
+        let (_, left_out) = policy.gateways.of(&gateway.meta.namespace, &gateway.spec.selector, &[], &policy.services);
+        for out in left_out {
+            let meta = &out.server.gateway.meta;
+            if !told.insert((meta.id(), out.server.index)) {
+                continue;
+            }
+            let span = out.server.server().map(|server| server.span).unwrap_or_default();
+            let message = format!("it is left out: {}", out.why);
+            let finding = Diagnostic::at(&meta.origin.at(span), Severity::Error, Code::Conflict, message);
+            found.push(finding.istio("IST0145").object(meta.id()).field(format!("servers[{}]", out.server.index)));
+        }
+    }
+}
+
+/// Certificates that no Secret has, and hosts that no certificate can be chosen for.
+fn credentials(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for gateway in policy.gateways.iter() {
+        for (index, server) in gateway.spec.servers.iter().enumerate() {
+            let Some(tls) = server.tls.as_ref().filter(|_| server.port.is_tls()) else { continue };
+            let mut say = |istio: Option<&'static str>, span, field: String, message: String| {
+                let origin = gateway.meta.origin.at(span);
+                let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
+                let finding = finding.object(gateway.meta.id()).field(format!("servers[{index}].{field}"));
+                found.push(match istio {
+                    Some(code) => finding.istio(code),
+                    None => finding,
+                });
+            };
+            for (place, host) in partial(server) {
+                let message = format!(
+                    "{} cannot be asked for by TLS, where `*` is a whole label: it is not served",
+                    quoted(host)
+                );
+                say(None, server.span, format!("hosts[{place}]"), message);
+            }
+            for (field, name) in missing(objects, tls) {
+                let message = format!(
+                    "no Secret {name} with it is among the objects (from a Kubernetes cluster, none is read): connections for \
+                     these hosts are closed"
+                );
+                say(Some("IST0161"), tls.span, format!("tls.{field}"), message);
+            }
+        }
+    }
+}
+
+fn partial(server: &Server) -> impl Iterator<Item = (usize, &str)> {
+    let hosts = server.hosts.iter().map(|host| split_host(host).1).enumerate();
+    hosts.filter(|(_, host)| host.starts_with('*') && *host != "*" && !host.starts_with("*."))
+}
+
+/// Of the Secrets that a server names, those that there are not; in which namespace they have to be, the gateway says.
+fn missing<'a>(objects: &Objects, tls: &'a ServerTls) -> Vec<(&'static str, &'a str)> {
+    let any = |name: &str, has: fn(&Secret) -> bool| {
+        objects.secrets.iter().any(|secret| *secret.meta.name == *name && has(&secret.spec))
+    };
+    let mut missing = Vec::new();
+    if !tls.mode.terminates() {
+        return missing;
+    }
+    for name in tls.credentials() {
+        if !any(name, |secret| secret.identity.is_some()) {
+            missing.push(("credentialName", name.as_str()));
+        }
+    }
+    let of_roots = [&tls.ca_cert_credential_name].into_iter().chain(tls.credentials()).find(|name| !name.is_empty());
+    if let Some(name) = of_roots.filter(|_| tls.mode.asks_clients()) {
+        let has_roots = |secret: &Secret| secret.authorities.is_some();
+        if !any(name, has_roots) && !any(&format!("{}-cacert", name.value), has_roots) {
+            missing.push(("caCertCredentialName", name.as_str()));
+        }
+    }
+    missing
+}
+
+/// Selectors that nothing in the configuration has the labels of.
+fn selectors(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for gateway in policy.gateways.iter().filter(|gateway| !gateway.spec.selector.is_empty()) {
+        let of_services = policy.services.iter().filter_map(|(_, service)| service.selector.as_ref());
+        let mut known = of_services.chain(objects.pods.iter().map(|pods| &pods.labels));
+        if !known.any(|labels| is_subset(&gateway.spec.selector, labels)) {
+            let message = "nothing here has these labels: it is for gateways that say themselves that they have them (`mesh-control \
+                bootstrap --envoy gateway --label KEY=VALUE`)";
+            let finding = Diagnostic::at(&gateway.meta.origin, Severity::Info, Code::UnknownReference, message);
+            found.push(finding.object(gateway.meta.id()).field("selector"));
+        }
+    }
+}

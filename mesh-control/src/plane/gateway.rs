@@ -1,0 +1,141 @@
+//! What a gateway is told: which of its names there are, and what each of them is made of. An Envoy and a program of this project are
+//! told the same, but for clusters, of which each has its own form.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::snapshot::{Compiled, Peers, Snapshot};
+use crate::catalog::{Client, Encoded, Kind};
+use crate::policy::gateways::{Address, Listening};
+use crate::policy::security::Served;
+use crate::policy::traffic::ServerTls;
+use crate::registry::protocol::Protocol;
+use crate::render::envoy::{self, Edge, Inbound};
+use crate::render::{self, BLACK_HOLE};
+
+/// Who a gateway is, as far as Gateways go: its namespace, its labels, and its ports by name.
+pub(super) type Who = (Arc<str>, BTreeMap<String, String>, Vec<(String, u16)>);
+
+/// What a gateway is told, but for what depends on who has proven what.
+#[derive(Debug, Default)]
+pub(super) struct Rendered {
+    /// By the names of their listeners.
+    listening: BTreeMap<String, (Address, Listening)>,
+    routes: BTreeMap<String, Encoded>,
+    clusters: BTreeSet<String>,
+    secrets: BTreeSet<String>,
+}
+
+impl Rendered {
+    /// How many names there are.
+    pub(super) fn len(&self) -> usize {
+        self.listening.len() + self.routes.len() + self.clusters.len() + self.secrets.len()
+    }
+
+    pub(super) fn of(compiled: &Compiled, (namespace, labels, ports): &Who) -> Rendered {
+        let policy = &compiled.policy;
+        let view = policy.gateway_view(namespace, labels);
+        let (listening, _) = policy.gateways.of(namespace, labels, ports, &policy.services);
+        let secrets = envoy::edge_secrets(namespace, listening.values());
+        let mut rendered = Rendered { secrets, ..Rendered::default() };
+        for (address, at) in listening {
+            let (routes, clusters) = envoy::edge_routes(&compiled.judge, policy, &view, address, &at);
+            rendered.clusters.extend(clusters);
+            for (name, told) in routes {
+                compiled.note(told.refused);
+                rendered.routes.insert(name, told.encoded);
+            }
+            rendered.listening.insert(format!("{}_{}", address.0, address.1), (address, at));
+        }
+        rendered.clusters.insert(BLACK_HOLE.to_owned());
+        rendered
+    }
+}
+
+impl Snapshot {
+    fn gateway(&self, client: &Client) -> Arc<Rendered> {
+        let who = (client.namespace.clone(), self.labels(client), client.ports.clone());
+        self.compiled.gateway(&who)
+    }
+
+    pub(super) fn gateway_names(&self, client: &Client, kind: Kind) -> Vec<Arc<str>> {
+        let told = self.gateway(client);
+        let others = match kind {
+            Kind::Cluster | Kind::Endpoints => self.asked_by_edge(client, &told),
+            Kind::Listener | Kind::Route | Kind::Secret => BTreeSet::new(),
+        };
+        let names: BTreeSet<&String> = match kind {
+            Kind::Listener => told.listening.keys().collect(),
+            Kind::Route => told.routes.keys().collect(),
+            Kind::Cluster | Kind::Endpoints => told.clusters.iter().chain(&others).collect(),
+            Kind::Secret => told.secrets.iter().collect(),
+        };
+        // A name may stand in a route and have nothing behind it.
+        let names = names.into_iter().filter(|name| self.gateway_resource(client, kind, name).is_some());
+        names.map(|name| name.as_str().into()).collect()
+    }
+
+    pub(super) fn gateway_resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
+        let policy = &self.compiled.policy;
+        let view = policy.gateway_view(&client.namespace, &client.labels);
+        match kind {
+            Kind::Listener => {
+                let told = self.gateway(client);
+                let (address, at) = told.listening.get(name)?;
+                let labels = self.labels(client);
+                let guarded = self.guards_of_edge(client, &labels, address.1);
+                let edge = Edge {
+                    namespace: &client.namespace,
+                    may_have_secrets: self.may_have_secrets(client),
+                    has_certificate: self.may_have_certificate(client),
+                    guarded: &guarded,
+                    keys: &self.keys,
+                };
+                Some(envoy::edge_listener(policy, &view, name, *address, at, &edge, policy.paths))
+            }
+            Kind::Route => self.gateway(client).routes.get(name).cloned(),
+            Kind::Cluster => {
+                let identities = self.identities(&view, name).unwrap_or_default();
+                let peers = Peers { may_have_certificate: self.may_have_certificate(client), identities };
+                self.compiled.resource(client.class, view, kind, name, peers)
+            }
+            Kind::Endpoints => self.endpoints(&view, client, name),
+            // Of its own namespace, and what its own Gateways name: nobody else's.
+            Kind::Secret => {
+                let is_its_own = self.may_have_secrets(client) && self.gateway(client).secrets.contains(name);
+                let secret = is_its_own.then(|| render::secrets::secret(policy, name)).flatten()?;
+                Some(render::encode(name, &secret))
+            }
+        }
+    }
+
+    /// Every cluster that there is for a gateway, where it asks or tells somebody besides those that its routes lead to: who may
+    /// do what, who counts requests, where they are logged. An Envoy refuses a listener that names a cluster which is not there.
+    fn asked_by_edge(&self, client: &Client, told: &Rendered) -> BTreeSet<String> {
+        let (policy, labels) = (&self.compiled.policy, self.labels(client));
+        let asks = told.listening.values().any(|((_, port), _)| {
+            let guarded = self.guards_of_edge(client, &labels, *port);
+            !guarded.access.asks.is_empty() || !guarded.limits.is_empty() || !guarded.logs.is_empty()
+        });
+        let view = policy.gateway_view(&client.namespace, &client.labels);
+        if asks { render::names(policy, &view, Kind::Cluster) } else { BTreeSet::new() }
+    }
+
+    /// Whether a client has proven of which namespace it is; in development mode, its word is enough.
+    fn may_have_secrets(&self, client: &Client) -> bool {
+        client.identity.is_some() || self.compiled.trust_claims
+    }
+
+    /// What guards a port of a gateway. Who connects is nobody of the mesh, so that it is not held to mutual TLS.
+    fn guards_of_edge<'a>(&'a self, client: &Client, labels: &BTreeMap<String, String>, port: u16) -> Inbound<'a> {
+        let served = Served { namespace: &client.namespace, labels, port };
+        let refusal = self.not_guarded(client, served, true);
+        Inbound { refusal, tls: ServerTls::Plaintext, ..self.inbound(client, labels, port, Protocol::Http) }
+    }
+
+    /// A cluster that leads nowhere, in the place of one that a gateway refused: as for sidecars.
+    pub(super) fn gateway_instead(&self, client: &Client, name: &str) -> Option<Encoded> {
+        let view = self.compiled.policy.gateway_view(&client.namespace, &client.labels);
+        self.asks_for_tls(&view, name).then(|| render::leads_nowhere(name))
+    }
+}

@@ -1,0 +1,351 @@
+//! What a gateway listens for, by the Gateways that select it, merged as Istio merges them (pilot/pkg/model/gateway.go), and which
+//! rules are in force there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use super::Policy;
+use super::compile::{self, Surroundings};
+use super::connections::{self, Addressed, Connections};
+use super::route::Route;
+use super::view::View;
+use super::virtual_services::Entry;
+use crate::config::file::{Object, Objects};
+use crate::config::istio::gateway::{Gateway, split_host};
+use crate::config::support::is_foreign_to_gateways;
+use crate::registry::Services;
+use crate::registry::host::{covers, in_namespace};
+use crate::registry::service::{Target, is_subset};
+
+// How connections are taken means what is written.
+pub use crate::config::istio::gateway::{Server, ServerTls, TlsMode, TlsVersion};
+
+/// All Gateways, in the order in which they compete.
+#[derive(Debug, Default)]
+pub struct Gateways(Vec<Arc<Object<Gateway>>>);
+
+/// Where a gateway listens.
+pub type Address = (IpAddr, u16);
+
+/// What a gateway listens for at an address.
+#[derive(Clone, Debug)]
+pub struct Listening {
+    /// What is spoken.
+    pub speaks: Speaks,
+    /// What it has to do: of bytes, exactly one.
+    pub servers: Vec<Served>,
+}
+
+/// What is spoken at an address: servers that speak something else cannot share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP in plaintext: all servers have their hosts there.
+    Http,
+    /// TLS: servers are told apart by the name that a client asks for.
+    Tls,
+    /// Anything, which nothing tells apart.
+    Bytes,
+}
+
+/// A server of a Gateway.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// The object.
+    pub gateway: Arc<Object<Gateway>>,
+    /// Its place in it.
+    pub index: usize,
+    /// The port that it is known by, which is the one of a service where that leads to the gateway.
+    pub port: u16,
+}
+
+/// Why a server is left out of a gateway.
+#[derive(Clone, Debug)]
+pub struct LeftOut {
+    /// Which one.
+    pub server: Served,
+    /// Why.
+    pub why: String,
+}
+
+/// A host as it is served.
+#[derive(Clone, Debug)]
+pub struct VirtualHost {
+    /// The host, possibly with a wildcard.
+    pub host: String,
+    /// Its routes; none where all of its requests are redirected.
+    pub routes: Vec<Route>,
+    /// Whether requests are redirected to `https`.
+    pub redirects: bool,
+}
+
+impl Served {
+    /// What is written.
+    pub fn server(&self) -> Option<&Server> {
+        self.gateway.spec.servers.get(self.index)
+    }
+
+    /// `NAMESPACE/NAME` of its Gateway.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.gateway.meta.namespace, self.gateway.meta.name)
+    }
+
+    /// Its hosts, as they are asked for, in lower case.
+    pub fn hosts(&self) -> Vec<String> {
+        let hosts = self.server().into_iter().flat_map(|server| &server.hosts);
+        hosts.map(|host| in_namespace(split_host(host).1, &self.gateway.meta.namespace)).collect()
+    }
+
+    /// Of the hosts of an object, those that it serves.
+    fn shared(&self, entry: &Entry) -> Vec<String> {
+        let own = &self.gateway.meta.namespace;
+        let written = self.server().into_iter().flat_map(|server| &server.hosts);
+        let allowed = written.filter_map(|written| {
+            let (namespace, host) = split_host(written);
+            let is_of = match namespace {
+                "*" => true,
+                "." => entry.meta.namespace == *own,
+                namespace => *entry.meta.namespace == *namespace,
+            };
+            is_of.then(|| in_namespace(host, own))
+        });
+        let mut shared = Vec::new();
+        for allowed in allowed {
+            for host in &entry.hosts {
+                // The narrower of the two.
+                let both = if covers(&allowed, host) {
+                    host
+                } else if covers(host, &allowed) {
+                    &allowed
+                } else {
+                    continue;
+                };
+                if !shared.contains(both) {
+                    shared.push(both.clone());
+                }
+            }
+        }
+        shared
+    }
+}
+
+impl Entry {
+    /// Whether it is for a gateway.
+    fn is_at(&self, gateway: &str) -> bool {
+        self.gateways.iter().any(|name| name == gateway || name == "*")
+    }
+}
+
+impl Gateways {
+    /// Those of these objects.
+    pub fn new(objects: &Objects) -> Gateways {
+        let mut all = objects.gateways.clone();
+        all.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
+        Gateways(all)
+    }
+
+    /// All of them, in the order in which they compete.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Object<Gateway>>> {
+        self.0.iter()
+    }
+
+    /// What the gateway with these labels listens for, and what is left out of that. The Gateways that select it may be of any
+    /// namespace.
+    pub fn of(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        ports: &[(String, u16)],
+        services: &Services,
+    ) -> (BTreeMap<Address, Listening>, Vec<LeftOut>) {
+        let (mut listening, mut left_out) = (BTreeMap::new(), Vec::new());
+        let mut names: BTreeMap<Address, BTreeSet<String>> = BTreeMap::new();
+        let selecting = self
+            .0
+            .iter()
+            .filter(|gateway| gateway.spec.selector.is_empty() || is_subset(&gateway.spec.selector, labels));
+        for gateway in selecting {
+            for (index, server) in gateway.spec.servers.iter().enumerate() {
+                let port = server.port.number.0;
+                let served = Served { gateway: gateway.clone(), index, port };
+                let ip = server.bind.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+                let address = (ip, target(namespace, labels, ports, services, port));
+                if let Err(why) = add(&mut listening, names.entry(address).or_default(), address, &served) {
+                    left_out.push(LeftOut { server: served, why });
+                }
+            }
+        }
+        (listening, left_out)
+    }
+}
+
+/// The port that a gateway listens at for one that a Gateway names: that to which a service leads which selects the gateway, or
+/// else that port itself.
+fn target(
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    named: &[(String, u16)],
+    services: &Services,
+    port: u16,
+) -> u16 {
+    let own = services.iter().map(|(_, service)| service);
+    let mut own = own.filter(|service| *service.namespace == *namespace && service.selects(labels));
+    let target = own.find_map(|service| service.port(port)).map(|port| port.target.clone());
+    match target {
+        Some(Target::Number(number)) => number,
+        Some(Target::Name(name)) => named.iter().find(|(own, _)| **own == *name).map_or(port, |(_, number)| *number),
+        None => port,
+    }
+}
+
+/// Adds a server to those at an address, or says why it cannot be there.
+fn add(
+    listening: &mut BTreeMap<Address, Listening>,
+    names: &mut BTreeSet<String>,
+    address: Address,
+    served: &Served,
+) -> Result<(), String> {
+    let Some(server) = served.server() else { return Ok(()) };
+    if is_foreign_to_gateways(&server.port.protocol) {
+        return Err(format!("{} is not served", server.port.protocol.value));
+    }
+    let speaks = match &server.port {
+        port if port.is_http() => Speaks::Http,
+        port if port.is_tls() => Speaks::Tls,
+        _ => Speaks::Bytes,
+    };
+    let at = listening.entry(address).or_insert_with(|| Listening { speaks, servers: Vec::new() });
+    if at.speaks != speaks || (speaks == Speaks::Bytes && !at.servers.is_empty()) {
+        let first = at.servers.first().map(Served::name).unwrap_or_default();
+        return Err(format!(
+            "port {} is taken by Gateway {first}, and nothing tells their connections apart",
+            address.1
+        ));
+    }
+    if speaks == Speaks::Tls {
+        let taken = served.hosts().into_iter().find(|host| names.contains(host));
+        if let Some(host) = taken {
+            return Err(format!("another server has host {host} at port {}, and its certificate is shown", address.1));
+        }
+        names.extend(served.hosts());
+    }
+    at.servers.push(served.clone());
+    Ok(())
+}
+
+impl Policy {
+    /// A gateway, reduced to what can change what it is told: no Sidecar is for it.
+    pub fn gateway_view(&self, namespace: &Arc<str>, labels: &BTreeMap<String, String>) -> View {
+        View { sidecar: None, ..self.view(namespace, labels) }
+    }
+
+    /// The rules that are for a server of a gateway, in their order, and for which hosts.
+    fn at_server<'a>(&'a self, served: &'a Served, view: &'a View) -> impl Iterator<Item = (&'a Entry, Vec<String>)> {
+        let name = served.name();
+        let entries = self.virtual_services.at_gateways(&served.hosts()).into_iter();
+        let entries = entries.filter(move |entry| entry.is_at(&name) && entry.visibility.includes(&view.namespace));
+        entries.map(|entry| (entry, served.shared(entry))).filter(|(_, hosts)| !hosts.is_empty())
+    }
+
+    /// The hosts of these servers, which are one table of routes, in order.
+    pub fn virtual_hosts(&self, servers: &[Served], view: &View) -> Vec<VirtualHost> {
+        let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
+        for served in servers {
+            let name = served.name();
+            let redirects =
+                served.server().and_then(|server| server.tls.as_ref()).is_some_and(|tls| tls.https_redirect);
+            for (entry, shared) in self.at_server(served, view) {
+                let service_of = |host: &str| self.ports_of(host, view);
+                let around = Surroundings {
+                    service_of: &service_of,
+                    default_retry: self.mesh.retry.as_ref(),
+                    gateway: Some(&name),
+                };
+                let routes = compile::routes(&entry.rules, view, served.port, &around);
+                if routes.is_empty() {
+                    continue;
+                }
+                let routes = self.finished(routes, view);
+                for host in shared {
+                    let of = hosts.entry(host).or_default();
+                    of.redirects |= redirects;
+                    // A Gateway may have a host twice.
+                    if of.rules.insert((name.clone(), entry.meta.id())) {
+                        of.is_refused |= entry.object.is_none();
+                        of.routes.extend(routes.iter().cloned());
+                    }
+                }
+            }
+            for host in served.hosts().into_iter().filter(|_| redirects) {
+                hosts.entry(host).or_default().redirects = true;
+            }
+        }
+        let finished =
+            hosts.into_iter().map(|(host, of)| VirtualHost { host, redirects: of.redirects, routes: of.in_order() });
+        finished.collect()
+    }
+
+    /// Where connections go whose bytes are not looked at, by the name that a client asks for; the one without names is for all
+    /// others. A way without targets leads nowhere.
+    pub fn ways_at(&self, served: &Served, view: &View, is_tls: bool) -> Vec<Connections> {
+        let name = served.name();
+        let own = served.hosts();
+        let mut ways: Vec<Connections> = Vec::new();
+        for (entry, shared) in self.at_server(served, view) {
+            let Some(object) = &entry.object else {
+                let names = if shared.iter().any(|host| host == "*") { Vec::new() } else { shared };
+                let nowhere = Connections {
+                    tunnel: None,
+                    name: entry.meta.id().to_string(),
+                    server_names: names,
+                    targets: Vec::new(),
+                    idle_timeout: None,
+                };
+                ways.insert(0, nowhere);
+                continue;
+            };
+            let to = Addressed { port: served.port, addresses: &[], is_tls: Some(is_tls), gateway: Some(&name) };
+            let found = connections::ways(object, view, &to, &|host: &str| self.ports_of(host, view));
+            for way in found {
+                // Only names that the server has.
+                let names = way.server_names.iter();
+                let names: Vec<String> =
+                    names.filter(|name| own.iter().any(|own| covers(own, name))).cloned().collect();
+                if names.is_empty() && !way.server_names.is_empty() {
+                    continue;
+                }
+                let is_for_all = names.is_empty() && is_tls && !own.iter().any(|host| host == "*");
+                let names = if is_for_all { own.clone() } else { names };
+                let first = way.targets.first().and_then(|(key, _)| self.cluster(key.clone(), view));
+                let idle_timeout = first.and_then(|seen| seen.traffic.connection_pool.tcp_idle_timeout);
+                ways.push(Connections { server_names: names, idle_timeout, ..way });
+            }
+        }
+        ways
+    }
+}
+
+/// A host while its routes are gathered.
+#[derive(Default)]
+struct Host {
+    routes: Vec<Route>,
+    redirects: bool,
+    /// Whether the rules of an object that is wrong would be among them: nobody knows what they would have kept others from.
+    is_refused: bool,
+    /// By which Gateway, and which object.
+    rules: BTreeSet<(String, Arc<str>)>,
+}
+
+impl Host {
+    /// What is for every request comes last, by whichever object it is.
+    fn in_order(self) -> Vec<Route> {
+        let is_failing = |route: &Route| matches!(route.action, super::route::Action::Fail(_));
+        if self.is_refused {
+            return self.routes.into_iter().filter(is_failing).take(1).collect();
+        }
+        let (last, mut first): (Vec<Route>, Vec<Route>) =
+            self.routes.into_iter().partition(|route| route.condition.is_catch_all());
+        first.extend(last.into_iter().take(1));
+        first
+    }
+}

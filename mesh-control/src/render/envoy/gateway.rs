@@ -1,0 +1,471 @@
+//! Listeners, routes and secrets of a gateway, under Istio's names (core/gateway.go): the same for an Envoy and for a program of this
+//! project.
+
+use std::collections::{BTreeSet, HashSet};
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls_pb;
+use envoy_types::pb::google::protobuf::BoolValue;
+use hcm::http_connection_manager::{ForwardClientCertDetails, RouteSpecifier, SetCurrentClientCertDetails};
+use tls_pb::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
+use tls_pb::subject_alt_name_matcher::SanType;
+use tls_pb::tls_parameters::TlsProtocol;
+
+use super::super::judge::Judge;
+use super::super::proto::{duration, number};
+use super::super::secrets::{authorities_name, certificate_name};
+use super::super::tls::{exact, socket};
+use super::super::{
+    BLACK_HOLE, Rendered, clusters_of, connections, encode, encode_routes, guards, library, limits, listener,
+};
+use super::inbound::Inbound;
+use super::{outbound, proxy, tls};
+use crate::catalog::{ClientClass, Encoded};
+use crate::policy::Policy;
+use crate::policy::connections::Connections;
+use crate::policy::gateways::{
+    Address, Listening, Served, Server, ServerTls, Speaks, TlsMode, TlsVersion, VirtualHost,
+};
+use crate::policy::paths::PathNormalization;
+use crate::policy::route::{Action, Route};
+use crate::policy::secrets::Secrets;
+use crate::policy::tokens::FetchedKeys;
+use crate::policy::view::View;
+
+/// How long a client may take to shake hands (Istio: gateway.go).
+const HANDSHAKE: Duration = Duration::from_secs(15);
+/// How long it may take to say what it asks for: who is slow keeps a place from others.
+const HEADS: Duration = Duration::from_secs(10);
+/// How long a connection is kept without a request.
+const IDLE: Duration = Duration::from_secs(3600);
+/// What Envoy's own documentation has for proxies at an edge (best_practices/edge).
+const STREAMS: u32 = 100;
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const BUFFER: u32 = 32 << 10;
+
+/// A gateway: what it listens for, as whom, and what guards it.
+pub struct Edge<'a> {
+    /// Its namespace, whose certificates it may show.
+    pub namespace: &'a str,
+    /// Whether it has proven that it is of that namespace.
+    pub may_have_secrets: bool,
+    /// Whether it has a certificate of the mesh.
+    pub has_certificate: bool,
+    /// What guards it.
+    pub guarded: &'a Inbound<'a>,
+    /// Keys of those who issue tokens.
+    pub keys: &'a FetchedKeys,
+}
+
+/// The name of the routes of a server, by Istio's words.
+fn routes_name(served: &Served, (ip, bound): Address) -> String {
+    match served.server() {
+        Some(server) if server.port.is_tls() => {
+            let meta = &served.gateway.meta;
+            format!("https.{}.{}.{}.{}", served.port, server.port.name.value, meta.name, meta.namespace)
+        }
+        _ if ip.is_unspecified() => format!("http.{bound}"),
+        _ => format!("http.{bound}.{ip}"),
+    }
+}
+
+/// Whether requests are looked at at a server.
+fn takes_requests(server: &Server) -> bool {
+    let terminates = server.tls.as_ref().is_some_and(|tls| tls.mode.terminates());
+    server.port.is_http() || (server.port.speaks(&["HTTPS"]) && terminates)
+}
+
+/// The tables of routes at an address, each with its servers.
+fn tables(address: Address, at: &Listening) -> Vec<(String, Vec<Served>)> {
+    match at.speaks {
+        Speaks::Http => match at.servers.first() {
+            Some(first) => vec![(routes_name(first, address), at.servers.clone())],
+            None => Vec::new(),
+        },
+        Speaks::Tls => {
+            let http = at.servers.iter().filter(|served| served.server().is_some_and(takes_requests));
+            http.map(|served| (routes_name(served, address), vec![served.clone()])).collect()
+        }
+        Speaks::Bytes => Vec::new(),
+    }
+}
+
+/// The routes at an address, by their names, and the clusters that they and connections lead to.
+pub fn edge_routes(
+    judge: &Judge,
+    policy: &Policy,
+    view: &View,
+    address: Address,
+    at: &Listening,
+) -> (Vec<(String, Rendered)>, BTreeSet<String>) {
+    let mut clusters = BTreeSet::new();
+    let mut rendered = Vec::new();
+    for (name, servers) in tables(address, at) {
+        let mut refused = Vec::new();
+        let mut hosts = Vec::new();
+        for host in policy.virtual_hosts(&servers, view) {
+            clusters.extend(clusters_of(policy, view, &host.routes));
+            let routes = outbound::publishable(judge, host.routes.clone(), &mut refused);
+            hosts.push(virtual_host(
+                policy,
+                view,
+                &host,
+                &routes,
+                servers.first().map_or(address.1, |first| first.port),
+            ));
+        }
+        if hosts.is_empty() {
+            hosts.push(nobody(address.1));
+        }
+        let config = library::configuration(&name, hosts);
+        rendered
+            .push((name.clone(), Rendered { encoded: encode_routes(&name, config), degraded: Vec::new(), refused }));
+    }
+    for way in at.servers.iter().flat_map(|served| ways(policy, view, served)) {
+        clusters.extend(way.targets.iter().map(|(cluster, _)| cluster.to_string()));
+    }
+    (rendered, clusters)
+}
+
+fn virtual_host(policy: &Policy, view: &View, host: &VirtualHost, routes: &[Route], port: u16) -> route::VirtualHost {
+    let mut rendered = library::render_routes(routes);
+    for (rendered, route) in rendered.iter_mut().zip(routes) {
+        let Action::Forward(forward) = &route.action else { continue };
+        let first = forward.targets.first().and_then(|target| policy.cluster(target.cluster.clone(), view));
+        let session = first.and_then(|seen| seen.service.session.clone());
+        rendered.typed_per_filter_config.extend(session.iter().map(outbound::of_session));
+    }
+    let name = &host.host;
+    let domains = match name.as_str() {
+        "*" => vec!["*".to_owned()],
+        // There is one wildcard in a domain at most.
+        name if name.starts_with('*') => vec![name.to_owned(), format!("{name}:{port}")],
+        name if name.contains(':') => vec![format!("[{name}]"), format!("[{name}]:*")],
+        name => vec![name.to_owned(), format!("{name}:*")],
+    };
+    let require_tls = match host.redirects {
+        true => route::virtual_host::TlsRequirementType::All,
+        false => route::virtual_host::TlsRequirementType::None,
+    };
+    route::VirtualHost {
+        name: format!("{name}:{port}"),
+        domains,
+        routes: rendered,
+        require_tls: require_tls.into(),
+        include_request_attempt_count: true,
+        ..Default::default()
+    }
+}
+
+/// Every request is answered with 404: no rule has a host here.
+fn nobody(port: u16) -> route::VirtualHost {
+    route::VirtualHost { name: format!("blackhole:{port}"), domains: vec!["*".to_owned()], ..Default::default() }
+}
+
+/// Where connections of a server go that is not about requests.
+fn ways(policy: &Policy, view: &View, served: &Served) -> Vec<Connections> {
+    match served.server() {
+        Some(server) if takes_requests(server) => Vec::new(),
+        Some(Server { tls: Some(tls), .. }) if tls.mode == TlsMode::AutoPassthrough => Vec::new(),
+        Some(Server { tls, .. }) => {
+            let passes_tls = tls.as_ref().is_some_and(|tls| !tls.mode.terminates());
+            policy.ways_at(served, view, passes_tls)
+        }
+        None => Vec::new(),
+    }
+}
+
+/// The listener of an address.
+pub fn edge_listener(
+    policy: &Policy,
+    view: &View,
+    name: &str,
+    address: Address,
+    at: &Listening,
+    edge: &Edge<'_>,
+    paths: PathNormalization,
+) -> Encoded {
+    let mut rendered = proxy::listener(name, address.0, address.1, core::TrafficDirection::Outbound);
+    rendered.per_connection_buffer_limit_bytes = number(BUFFER);
+    if at.speaks == Speaks::Tls {
+        rendered.listener_filters.push(proxy::tls_inspector());
+    }
+    let mut told = HashSet::new();
+    rendered.filter_chains = match at.speaks {
+        Speaks::Http => {
+            let routes = at.servers.first().map(|first| routes_name(first, address)).unwrap_or_default();
+            vec![pb::FilterChain { filters: vec![requests(&routes, edge, paths)], ..Default::default() }]
+        }
+        Speaks::Tls => {
+            let chains = at.servers.iter().flat_map(|served| secured(policy, view, served, address, edge, paths));
+            // Envoy refuses all of them where two have a name in common.
+            chains.filter(|chain| is_new(chain, &mut told)).collect()
+        }
+        Speaks::Bytes => at.servers.iter().flat_map(|served| bytes(policy, view, served, edge)).take(1).collect(),
+    };
+    if rendered.filter_chains.is_empty() {
+        rendered.filter_chains.push(closed(name, Vec::new()));
+    }
+    encode(name, &rendered)
+}
+
+fn is_new(chain: &pb::FilterChain, told: &mut HashSet<String>) -> bool {
+    let names = chain.filter_chain_match.as_ref().map(|matched| matched.server_names.clone()).unwrap_or_default();
+    if names.is_empty() {
+        return told.insert(String::new());
+    }
+    let is_new = names.iter().all(|name| !told.contains(name));
+    is_new && {
+        told.extend(names);
+        true
+    }
+}
+
+/// Connections that ask for these names are closed.
+fn closed(name: &str, server_names: Vec<String>) -> pb::FilterChain {
+    chain(name, server_names, proxy::bytes(BLACK_HOLE.to_owned()), None)
+}
+
+fn chain(
+    name: &str,
+    server_names: Vec<String>,
+    filter: pb::Filter,
+    transport_socket: Option<core::TransportSocket>,
+) -> pb::FilterChain {
+    let by_name = pb::FilterChainMatch { server_names, ..Default::default() };
+    pb::FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: (!by_name.server_names.is_empty()).then_some(by_name),
+        filters: vec![filter],
+        transport_socket_connect_timeout: transport_socket.is_some().then(|| duration(HANDSHAKE)),
+        transport_socket,
+        ..Default::default()
+    }
+}
+
+/// What clients ask for to mean these hosts; nothing is any of them. `None` where no client can say what is meant.
+fn server_names(served: &Served) -> Option<Vec<String>> {
+    let hosts = served.hosts();
+    if hosts.iter().any(|host| host == "*") {
+        return Some(Vec::new());
+    }
+    // Names of servers are DNS's, with a whole label for a wildcard.
+    let names = hosts.into_iter().filter(|host| !host.starts_with('*') || host.starts_with("*."));
+    let names: Vec<String> = names.filter(|host| host.parse::<std::net::IpAddr>().is_err()).collect();
+    (!names.is_empty()).then_some(names)
+}
+
+/// The chains of a server of TLS. Where its certificate cannot be shown, its connections are closed, and others go on.
+fn secured(
+    policy: &Policy,
+    view: &View,
+    served: &Served,
+    address: Address,
+    edge: &Edge<'_>,
+    paths: PathNormalization,
+) -> Vec<pb::FilterChain> {
+    let (Some(server), Some(names)) = (served.server(), server_names(served)) else { return Vec::new() };
+    let Some(written) = &server.tls else { return Vec::new() };
+    let name = routes_name(served, address);
+    if !written.mode.terminates() {
+        let mut chains = bytes(policy, view, served, edge);
+        // A name that no rule has is nobody else's.
+        chains.push(closed(&name, names));
+        let mut told = HashSet::new();
+        chains.iter_mut().for_each(|chain| {
+            if let Some(matched) = &mut chain.filter_chain_match {
+                matched.server_names.retain(|name| told.insert(name.clone()));
+            }
+        });
+        chains.retain(|chain| chain.filter_chain_match.as_ref().is_none_or(|matched| !matched.server_names.is_empty()));
+        return chains;
+    }
+    let takes_requests = takes_requests(server);
+    let Some(socket) = downstream(&policy.secrets, edge, written, takes_requests) else {
+        return vec![closed(&name, names)];
+    };
+    let filter = match takes_requests {
+        true => requests(&name, edge, paths),
+        false => match bytes(policy, view, served, edge).into_iter().flat_map(|chain| chain.filters).next() {
+            Some(filter) => filter,
+            None => return vec![closed(&name, names)],
+        },
+    };
+    vec![chain(&name, names, filter, Some(socket))]
+}
+
+/// The chains of connections that are not looked at.
+fn bytes(policy: &Policy, view: &View, served: &Served, edge: &Edge<'_>) -> Vec<pb::FilterChain> {
+    let shut = edge.guarded.is_shut();
+    let ways = ways(policy, view, served).into_iter();
+    let ways = ways.map(|way| if shut { Connections { targets: Vec::new(), ..way } } else { way });
+    ways.map(|way| {
+        let rendered = connections::filter_chain(&way);
+        let matched = rendered
+            .filter_chain_match
+            .map(|matched| pb::FilterChainMatch { transport_protocol: String::new(), ..matched });
+        pb::FilterChain { filter_chain_match: matched, ..rendered }
+    })
+    .collect()
+}
+
+/// The filter of requests.
+fn requests(routes: &str, edge: &Edge<'_>, paths: PathNormalization) -> pb::Filter {
+    let guarded = match &edge.guarded.refusal {
+        Some(reason) => Err(reason.clone()),
+        None => guards(&edge.guarded.access, &edge.guarded.tokens, edge.keys, ClientClass::Envoy, &[]),
+    };
+    let (mut filters, specifier) = match guarded {
+        Ok(filters) => (filters, proxy::by_rds(routes.to_owned())),
+        Err(reason) => (Vec::new(), answered(routes, &reason)),
+    };
+    filters.extend(limits::filters(&edge.guarded.limits, ClientClass::Envoy));
+    filters.extend(outbound::of_routes());
+    let mut manager = proxy::manager(format!("outbound_{routes}"), specifier, filters, edge.guarded.logs.clone());
+    // Nobody in front of it has said anything: what clients say of where they come from is theirs.
+    manager.use_remote_address = Some(BoolValue { value: true });
+    manager.forward_client_cert_details = ForwardClientCertDetails::SanitizeSet.into();
+    manager.set_current_client_cert_details = Some(SetCurrentClientCertDetails {
+        subject: Some(BoolValue { value: true }),
+        cert: true,
+        dns: true,
+        uri: true,
+        ..Default::default()
+    });
+    manager.request_headers_timeout = Some(duration(HEADS));
+    manager.common_http_protocol_options =
+        Some(core::HttpProtocolOptions { idle_timeout: Some(duration(IDLE)), ..Default::default() });
+    manager.http2_protocol_options = Some(core::Http2ProtocolOptions {
+        max_concurrent_streams: number(STREAMS),
+        initial_stream_window_size: number(STREAM_WINDOW),
+        initial_connection_window_size: number(CONNECTION_WINDOW),
+        ..Default::default()
+    });
+    proxy::http(&listener::normalized(manager, paths.of(edge.guarded.access.is_guarded())))
+}
+
+/// Every request is answered with why nobody is served.
+fn answered(name: &str, reason: &str) -> RouteSpecifier {
+    let action = route::route::Action::DirectResponse(library::unavailable(reason));
+    proxy::inline(name.to_owned(), name.to_owned(), action)
+}
+
+/// How a server takes TLS; `None` where it has nothing to show, or nobody to trust.
+fn downstream(
+    secrets: &Secrets,
+    edge: &Edge<'_>,
+    written: &ServerTls,
+    takes_requests: bool,
+) -> Option<core::TransportSocket> {
+    let alpn: &[&str] = if takes_requests { &["h2", "http/1.1"] } else { &[] };
+    if written.mode == TlsMode::IstioMutual {
+        return edge.has_certificate.then(|| tls::downstream(alpn));
+    }
+    let secret = |name: &str| secrets.get(edge.namespace, name).filter(|_| edge.may_have_secrets);
+    let mut common = tls_pb::CommonTlsContext {
+        tls_params: Some(parameters(written)),
+        alpn_protocols: alpn.iter().map(|&name| name.to_owned()).collect(),
+        ..Default::default()
+    };
+    for name in written.credentials() {
+        secret(name)?.identity.as_ref()?;
+        common
+            .tls_certificate_sds_secret_configs
+            .push(tls::told(certificate_name(edge.namespace, &name.value)));
+    }
+    if common.tls_certificate_sds_secret_configs.is_empty() {
+        common.tls_certificates = written.files().map(|(certificate, key)| of_files(certificate, key)).collect();
+        if common.tls_certificates.is_empty() {
+            return None;
+        }
+    }
+    if written.mode.asks_clients() {
+        common.validation_context_type = Some(validation(secrets, edge, written)?);
+    }
+    Some(socket(&tls_pb::DownstreamTlsContext {
+        common_tls_context: Some(common),
+        require_client_certificate: Some(BoolValue { value: written.mode == TlsMode::Mutual }),
+        ..Default::default()
+    }))
+}
+
+/// Whose clients are let in; `None` where nobody says it.
+fn validation(secrets: &Secrets, edge: &Edge<'_>, written: &ServerTls) -> Option<ValidationContextType> {
+    let kinds = |name: &String| {
+        let kind = if name.contains("://") { SanType::Uri } else { SanType::Dns };
+        exact(kind, name.clone())
+    };
+    let own = tls_pb::CertificateValidationContext {
+        match_typed_subject_alt_names: written.subject_alt_names.iter().map(kinds).collect(),
+        verify_certificate_spki: written.verify_certificate_spki.clone(),
+        verify_certificate_hash: written.verify_certificate_hash.clone(),
+        crl: (!written.ca_crl.is_empty()).then(|| file(&written.ca_crl)),
+        ..Default::default()
+    };
+    let named =
+        [&written.ca_cert_credential_name].into_iter().chain(written.credentials()).find(|name| !name.is_empty());
+    match named {
+        Some(name) => {
+            let name = &name.value;
+            secrets.authorities(edge.namespace, name)?;
+            let secret = tls::told(authorities_name(edge.namespace, name));
+            Some(ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
+                default_validation_context: Some(own),
+                validation_context_sds_secret_config: Some(secret),
+                ..Default::default()
+            }))
+        }
+        None if written.ca_certificates.is_empty() => None,
+        None => {
+            let trusted_ca = Some(file(&written.ca_certificates));
+            Some(ValidationContextType::ValidationContext(tls_pb::CertificateValidationContext { trusted_ca, ..own }))
+        }
+    }
+}
+
+fn file(path: &str) -> core::DataSource {
+    core::DataSource { specifier: Some(core::data_source::Specifier::Filename(path.to_owned())), ..Default::default() }
+}
+
+fn of_files(certificate: &str, key: &str) -> tls_pb::TlsCertificate {
+    tls_pb::TlsCertificate {
+        certificate_chain: Some(file(certificate)),
+        private_key: Some(file(key)),
+        ..Default::default()
+    }
+}
+
+/// Versions and ciphers. Where nothing is said, TLS 1.2 is the oldest, as in Istio.
+fn parameters(written: &ServerTls) -> tls_pb::TlsParameters {
+    let version = |version| match version {
+        TlsVersion::Auto => None,
+        TlsVersion::V1_0 => Some(TlsProtocol::TlSv10),
+        TlsVersion::V1_1 => Some(TlsProtocol::TlSv11),
+        TlsVersion::V1_2 => Some(TlsProtocol::TlSv12),
+        TlsVersion::V1_3 => Some(TlsProtocol::TlSv13),
+    };
+    tls_pb::TlsParameters {
+        tls_minimum_protocol_version: version(written.min_protocol_version).unwrap_or(TlsProtocol::TlSv12).into(),
+        tls_maximum_protocol_version: version(written.max_protocol_version).unwrap_or(TlsProtocol::TlsAuto).into(),
+        cipher_suites: written.cipher_suites.iter().map(|suite| suite.value.clone()).collect(),
+        ..Default::default()
+    }
+}
+
+/// The names of the secrets that the servers of a gateway name.
+pub fn edge_secrets<'a>(namespace: &str, listening: impl Iterator<Item = &'a Listening>) -> BTreeSet<String> {
+    let servers = listening.flat_map(|at| &at.servers).filter_map(Served::server);
+    let written = servers.filter_map(|server| server.tls.as_ref()).filter(|tls| tls.mode.terminates());
+    let names = written.flat_map(|tls| {
+        let roots = std::iter::once(&tls.ca_cert_credential_name).chain(tls.credentials());
+        let roots = roots.filter(|name| tls.mode.asks_clients() && !name.is_empty());
+        let roots = roots.map(|name| authorities_name(namespace, &name.value));
+        tls.credentials().map(|name| certificate_name(namespace, &name.value)).chain(roots)
+    });
+    names.collect()
+}

@@ -1,0 +1,326 @@
+//! What a gateway is told: where it listens, for which hosts, with which certificates, and by which rules. That a real Envoy serves a
+//! real browser by it is shown by `interop/gateway.py`.
+
+use std::collections::BTreeMap;
+
+use envoy_types::pb::envoy::config::listener::v3 as listener_pb;
+use envoy_types::pb::envoy::config::route::v3 as route_pb;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls_pb;
+use mesh_control::analysis::{Mesh, validate_scan};
+use mesh_control::catalog::{Catalog, Client, ClientClass, Kind};
+use mesh_control::config::load::Scan;
+use mesh_control::plane::{Plane, PlaneOptions};
+use prost::Message;
+
+/// Istio's own bookinfo, as it is.
+const BOOKINFO: &str = include_str!("../../../interop/bookinfo/bookinfo.yaml");
+const BOOKINFO_GATEWAY: &str = include_str!("../../../interop/bookinfo/bookinfo-gateway.yaml");
+
+fn plane(text: &str) -> Plane {
+    let plane = Plane::start(PlaneOptions::default().trust_claims(true)).unwrap();
+    plane.set_yaml("c.yaml", text).unwrap();
+    plane
+}
+
+fn edge() -> Client {
+    let client =
+        Client::new("router~10.0.0.1~edge.edges~edges.svc.cluster.local", ClientClass::Envoy, [10, 0, 0, 1].into());
+    client.namespace("edges").labels([("istio", "ingressgateway")]).gateway()
+}
+
+/// The same, and no gateway.
+fn workload() -> Client {
+    let mut client = edge();
+    client.is_gateway = false;
+    client
+}
+
+fn names(plane: &Plane, client: &Client, kind: Kind) -> String {
+    plane.snapshot().everything(client, kind).join(" ")
+}
+
+fn listener(plane: &Plane, client: &Client, name: &str) -> listener_pb::Listener {
+    let found = plane.snapshot().resource(client, Kind::Listener, name).unwrap_or_else(|| panic!("{name}"));
+    listener_pb::Listener::decode(&*found.body).unwrap()
+}
+
+/// The chains of a listener: the names that are asked for, and whether TLS ends there.
+fn chains(plane: &Plane, client: &Client, name: &str) -> Vec<(Vec<String>, bool)> {
+    let chains = listener(plane, client, name).filter_chains.into_iter();
+    let of = |chain: listener_pb::FilterChain| {
+        (chain.filter_chain_match.unwrap_or_default().server_names, chain.transport_socket.is_some())
+    };
+    chains.map(of).collect()
+}
+
+fn hosts(plane: &Plane, client: &Client, name: &str) -> BTreeMap<String, route_pb::VirtualHost> {
+    let found = plane.snapshot().resource(client, Kind::Route, name).unwrap_or_else(|| panic!("{name}"));
+    let config = route_pb::RouteConfiguration::decode(&*found.body).unwrap();
+    config.virtual_hosts.into_iter().map(|host| (host.name.clone(), host)).collect()
+}
+
+fn clusters_of(host: &route_pb::VirtualHost) -> Vec<String> {
+    use route_pb::route::Action;
+    use route_pb::route_action::ClusterSpecifier;
+    let of = |route: &route_pb::Route| match &route.action {
+        Some(Action::Route(action)) => match &action.cluster_specifier {
+            Some(ClusterSpecifier::Cluster(name)) => name.clone(),
+            other => format!("{other:?}"),
+        },
+        Some(Action::DirectResponse(answer)) => answer.status.to_string(),
+        other => format!("{other:?}"),
+    };
+    host.routes.iter().map(of).collect()
+}
+
+/// A Secret with a certificate for a host, and with its own root where it is to be one.
+pub(crate) fn secret(namespace: &str, name: &str, host: &str) -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec![host.to_owned()]).unwrap().self_signed(&key).unwrap();
+    let of = |pem: String| pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    let (certificate, key) = (of(certificate.pem()), of(key.serialize_pem()));
+    format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\ntype: kubernetes.io/tls\nstringData:\n  \
+         tls.crt: |\n{certificate}  tls.key: |\n{key}  ca.crt: |\n{certificate}---\n"
+    )
+}
+
+fn gateway(name: &str, servers: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{selector: {{istio: ingressgateway}}, servers: [{servers}]}}\n---\n"
+    )
+}
+
+fn rules(name: &str, gateway: &str, hosts: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{hosts: [{hosts}], gateways: [{gateway}], {rest}}}\n---\n"
+    )
+}
+
+const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {selector: {app: web}, ports: [{name: http, port: 80}]}\n---\n";
+const TO_WEB: &str = "http: [{route: [{destination: {host: web}}]}]";
+const WEB_CLUSTER: &str = "outbound|80||web.shop.svc.cluster.local";
+
+fn https(name: &str, host: &str, tls: &str) -> String {
+    format!("{{port: {{number: 8443, name: {name}, protocol: HTTPS}}, hosts: ['{host}'], tls: {{{tls}}}}}")
+}
+
+#[test]
+fn istios_own_bookinfo_gateway_drives_a_gateway_unchanged() {
+    let plane = plane(&format!("{BOOKINFO}\n---\n{BOOKINFO_GATEWAY}"));
+    let client = edge();
+    assert_eq!(names(&plane, &client, Kind::Listener), "0.0.0.0_8080");
+    assert_eq!(names(&plane, &client, Kind::Route), "http.8080");
+    let cluster = "outbound|9080||productpage.default.svc.cluster.local";
+    assert_eq!(names(&plane, &client, Kind::Cluster), format!("BlackHoleCluster {cluster}"));
+    assert_eq!(chains(&plane, &client, "0.0.0.0_8080"), [(vec![], false)]);
+    let hosts = hosts(&plane, &client, "http.8080");
+    assert_eq!(hosts.keys().collect::<Vec<_>>(), ["*:8080"]);
+    assert_eq!(clusters_of(&hosts["*:8080"]), vec![cluster; 5]);
+    // Another workload is no gateway of it, and is told nothing of it.
+    let other = edge().labels([("istio", "other")]);
+    assert_eq!(names(&plane, &other, Kind::Listener), "");
+    // Where a Service leads to it, a Gateway names the port of the Service.
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, namespace: edges}\n\
+        spec: {selector: {istio: ingressgateway}, ports: [{name: http, port: 8080, targetPort: 18080}]}\n---\n";
+    plane.set_yaml("s.yaml", service).unwrap();
+    assert_eq!(names(&plane, &client, Kind::Listener), "0.0.0.0_18080");
+}
+
+#[test]
+fn a_certificate_is_told_to_the_gateway_of_its_namespace_and_a_missing_one_closes_its_own_hosts_alone() {
+    let servers = [
+        https("a", "a.example", "mode: SIMPLE, credentialName: a"),
+        https("b", "b.example", "mode: SIMPLE, credentialName: missing"),
+        https("c", "c.example", "mode: MUTUAL, credentialName: c, minProtocolVersion: TLSV1_3"),
+        https("d", "d.example", "mode: SIMPLE, credentialName: elsewhere"),
+    ];
+    let secrets = [
+        secret("edges", "a", "a.example"),
+        secret("edges", "c", "c.example"),
+        secret("shop", "elsewhere", "d.example"),
+    ];
+    let text = [WEB.to_owned(), gateway("web", &servers.join(", ")), rules("web", "web", "'*.example'", TO_WEB)];
+    let text = [&text[..], &secrets].concat().concat();
+    let plane = plane(&text);
+    let client = edge();
+    let of = |host: &str, is_served: bool| (vec![host.to_owned()], is_served);
+    let expected = [of("a.example", true), of("b.example", false), of("c.example", true), of("d.example", false)];
+    assert_eq!(chains(&plane, &client, "0.0.0.0_8443"), expected);
+    let secrets = "kubernetes://edges/a kubernetes://edges/c kubernetes://edges/c-cacert";
+    assert_eq!(names(&plane, &client, Kind::Secret), secrets);
+    let told = |client: &Client, name: &str| plane.snapshot().resource(client, Kind::Secret, name);
+    let own = tls_pb::Secret::decode(&*told(&client, "kubernetes://edges/a").unwrap().body).unwrap();
+    assert!(matches!(own.r#type, Some(tls_pb::secret::Type::TlsCertificate(_))));
+    let roots = tls_pb::Secret::decode(&*told(&client, "kubernetes://edges/c-cacert").unwrap().body).unwrap();
+    assert!(matches!(roots.r#type, Some(tls_pb::secret::Type::ValidationContext(_))));
+    // Neither what is in another namespace, nor what no Gateway names for it, nor to anybody else.
+    for (who, name) in [
+        (edge(), "kubernetes://shop/elsewhere"),
+        (edge(), "kubernetes://edges/elsewhere"),
+        (edge().labels([("istio", "other")]), "kubernetes://edges/a"),
+        (edge().namespace("shop"), "kubernetes://edges/a"),
+        (workload(), "kubernetes://edges/a"),
+        (workload().sidecar([10, 0, 0, 1], false), "kubernetes://edges/a"),
+    ] {
+        assert!(told(&who, name).is_none(), "{name}");
+    }
+    // A gateway that has proven nothing is told no certificate, and closes what would need one.
+    let strict = Plane::start(PlaneOptions::default()).unwrap();
+    strict.set_yaml("c.yaml", &text).unwrap();
+    assert!(strict.snapshot().resource(&client, Kind::Secret, "kubernetes://edges/a").is_none());
+    assert!(chains(&strict, &client, "0.0.0.0_8443").iter().all(|(_, is_served)| !is_served));
+    // Each server of TLS has its own routes, by Istio's names.
+    let routes = "https.8443.a.web.shop https.8443.b.web.shop https.8443.c.web.shop https.8443.d.web.shop";
+    assert_eq!(names(&plane, &client, Kind::Route), routes);
+    let of_a = hosts(&plane, &client, "https.8443.a.web.shop");
+    assert_eq!(of_a.keys().collect::<Vec<_>>(), ["a.example:8443"]);
+    assert_eq!(of_a["a.example:8443"].domains, ["a.example", "a.example:*"]);
+}
+
+#[test]
+fn nothing_of_a_secret_is_in_a_finding() {
+    let good = secret("edges", "a", "a.example");
+    let other = secret("edges", "a", "a.example");
+    let key = |text: &str| text[text.find("tls.key").unwrap()..text.find("ca.crt").unwrap()].to_owned();
+    for (broken, expected) in [
+        (good.replace(&key(&good), &key(&other)), "certificate and key cannot be used together"),
+        (good.replace(&key(&good), "tls.key: nonsense\n  "), "it is no private key in PEM"),
+        (good.replace("stringData", "data"), "it is no text, in base64"),
+    ] {
+        let mut scan = Scan::default();
+        scan.files.insert("s.yaml".into(), Ok(broken.as_str().into()));
+        let report = validate_scan(scan, Mesh::default());
+        let said: Vec<String> = report.diagnostics.iter().map(ToString::to_string).collect();
+        assert!(said.iter().any(|line| line.contains(expected)), "{said:?}");
+        let secret = broken.lines().filter(|line| line.len() > 40).map(str::trim);
+        for line in secret {
+            assert!(!said.iter().any(|said| said.contains(line)), "{said:?}");
+        }
+    }
+    let plane = plane(&good);
+    assert!(!format!("{:?}", plane.snapshot()).contains(good.lines().find(|line| line.contains("MI")).unwrap().trim()));
+}
+
+#[test]
+fn gateways_are_merged_as_istio_merges_them_and_what_is_left_out_is_told() {
+    let http =
+        |name: &str, hosts: &str| format!("{{port: {{number: 80, name: {name}, protocol: HTTP}}, hosts: [{hosts}]}}");
+    let text = [
+        WEB.to_owned(),
+        gateway(
+            "a",
+            &[
+                http("http", "a.example, 'other/b.example'"),
+                https("https", "a.example", "mode: SIMPLE, credentialName: a"),
+            ]
+            .join(", "),
+        ),
+        gateway(
+            "b",
+            &[http("http", "b.example"), https("https", "a.example", "mode: SIMPLE, credentialName: a")].join(", "),
+        ),
+        gateway("c", "{port: {number: 80, name: tcp, protocol: TCP}, hosts: ['*']}"),
+        rules("both", "a, b", "a.example, b.example", TO_WEB),
+        rules(
+            "later",
+            "a",
+            "a.example",
+            "http: [{match: [{uri: {prefix: /later}}], route: [{destination: {host: web, port: {number: 80}}}]}]",
+        ),
+        rules("elsewhere", "nobody", "a.example", TO_WEB),
+        secret("edges", "a", "a.example"),
+    ]
+    .concat();
+    let plane = plane(&text);
+    let hosts = hosts(&plane, &edge(), "http.80");
+    assert_eq!(hosts.keys().collect::<Vec<_>>(), ["a.example:80", "b.example:80"]);
+    // What is for every request comes last, whichever object it is of.
+    let paths: Vec<_> =
+        hosts["a.example:80"].routes.iter().map(|route| route.r#match.clone().unwrap().path_specifier).collect();
+    assert_eq!(paths[0], Some(route_pb::route_match::PathSpecifier::Prefix("/later".to_owned())));
+    assert_eq!(paths.len(), 2);
+    assert_eq!(clusters_of(&hosts["b.example:80"]), [WEB_CLUSTER]);
+    assert_eq!(chains(&plane, &edge(), "0.0.0.0_8443"), [(vec!["a.example".to_owned()], true)]);
+    let mut scan = Scan::default();
+    scan.files.insert("c.yaml".into(), Ok(text.as_str().into()));
+    let said: Vec<String> = validate_scan(scan, Mesh::default()).diagnostics.iter().map(ToString::to_string).collect();
+    for expected in [
+        "Gateway shop/b: servers[1]: it is left out: another server has host a.example at port 8443, and its certificate is shown",
+        "Gateway shop/c: servers[0]: it is left out: port 80 is taken by Gateway shop/a, and nothing tells their connections apart",
+        "VirtualService shop/elsewhere: gateways[0]: there is no Gateway shop/nobody: the rules apply nowhere there",
+    ] {
+        assert!(said.iter().any(|line| line.contains(expected)), "{expected}: {said:#?}");
+    }
+}
+
+#[test]
+fn plaintext_is_redirected_and_tls_passes_by_name() {
+    let servers = [
+        "{port: {number: 80, name: http, protocol: HTTP}, hosts: [a.example], tls: {httpsRedirect: true}}",
+        "{port: {number: 8443, name: tls, protocol: TLS}, hosts: [b.example, c.example], tls: {mode: PASSTHROUGH}}",
+    ];
+    let tls = "tls: [{match: [{sniHosts: [b.example, stranger.example]}], route: [{destination: {host: web}}]}]";
+    let text = [WEB.to_owned(), gateway("a", &servers.join(", ")), rules("b", "a", "b.example, stranger.example", tls)];
+    let plane = plane(&text.concat());
+    let hosts = hosts(&plane, &edge(), "http.80");
+    assert_eq!(hosts["a.example:80"].require_tls, route_pb::virtual_host::TlsRequirementType::All as i32);
+    // A name that no rule has is closed, and one that is none of the server's is nobody's.
+    let expected = [(vec!["b.example".to_owned()], false), (vec!["c.example".to_owned()], false)];
+    assert_eq!(chains(&plane, &edge(), "0.0.0.0_8443"), expected);
+    assert_eq!(names(&plane, &edge(), Kind::Cluster), format!("BlackHoleCluster {WEB_CLUSTER}"));
+}
+
+#[tokio::test]
+async fn a_rule_that_is_wrong_from_the_start_keeps_others_from_its_host() {
+    let server = "{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}";
+    let wrong =
+        rules("admin", "a", "a.example", "htpp: [{match: [{uri: {prefix: /admin}}], directResponse: {status: 403}}]");
+    let text = [WEB.to_owned(), gateway("a", server), rules("a", "a", "a.example, b.example", TO_WEB), wrong];
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("c.yaml"), text.concat()).unwrap();
+    let plane = Plane::start(PlaneOptions::default().config_dir(dir.path())).unwrap();
+    let hosts = hosts(&plane, &edge(), "http.80");
+    assert_eq!(clusters_of(&hosts["a.example:80"]), ["503"]);
+    assert_eq!(clusters_of(&hosts["b.example:80"]), [WEB_CLUSTER]);
+}
+
+#[test]
+fn what_guards_the_labels_of_a_gateway_guards_its_ports() {
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: edge, namespace: edges}\n\
+        spec: {selector: {matchLabels: {istio: ingressgateway}}, action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}\n---\n";
+    let servers = "{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}, \
+        {port: {number: 81, name: tcp, protocol: TCP}, hosts: ['*']}";
+    let tcp = "tcp: [{match: [{port: 81}], route: [{destination: {host: web}}]}]";
+    let text = [WEB.to_owned(), gateway("a", servers), rules("t", "a", "'*'", tcp)].concat();
+    let plane = plane(&text);
+    let told = |port: u16| {
+        let listener = listener(&plane, &edge(), &format!("0.0.0.0_{port}"));
+        String::from_utf8_lossy(&listener.encode_to_vec()).into_owned()
+    };
+    assert!(!told(80).contains("mesh.rbac.deny") && told(81).contains(WEB_CLUSTER));
+    plane.set_yaml("p.yaml", policy).unwrap();
+    assert!(told(80).contains("mesh.rbac.deny"), "{}", told(80));
+    // Nobody can look at requests in what is not looked at.
+    assert!(!told(81).contains(WEB_CLUSTER) && told(81).contains("BlackHoleCluster"));
+}
+
+/// An Envoy refuses a listener that names a cluster which it does not have.
+#[test]
+fn who_is_asked_about_requests_is_among_the_clusters_of_a_gateway() {
+    let asker = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |-\n    \
+        extensionProviders:\n    - {name: asker, envoyExtAuthzHttp: {service: asker.example, port: 80}}\n---\n\
+        apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: asker, namespace: edges}\n\
+        spec: {hosts: [asker.example], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [{address: 10.0.0.9}]}\n---\n";
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: asked, namespace: edges}\n\
+        spec: {selector: {matchLabels: {istio: ingressgateway}}, action: CUSTOM, provider: {name: asker}, rules: [{}]}\n---\n";
+    let server = "{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}";
+    let text = [WEB.to_owned(), gateway("a", server), rules("a", "a", "a.example", TO_WEB), asker.to_owned()].concat();
+    let plane = plane(&text);
+    let is_told = || names(&plane, &edge(), Kind::Cluster).contains("outbound|80||asker.example");
+    assert!(!is_told());
+    plane.set_yaml("p.yaml", policy).unwrap();
+    assert!(is_told());
+}
