@@ -239,7 +239,7 @@ impl Server {
         // Of plaintext it says at most that it is redirected (Istio: validateServer).
         let is_bare =
             tls.mode == TlsMode::Passthrough && tls.files().next().is_none() && tls.credentials().next().is_none();
-        if !self.port.is_tls() && !(self.port.is_http() && is_bare) {
+        if !(self.port.is_tls() || self.port.is_http() && is_bare) {
             let what = "only HTTPS and TLS have it, and HTTP `httpsRedirect` alone";
             error(tls.span, "tls".into(), what.into());
         }
