@@ -107,7 +107,7 @@ impl DomainIndex {
         let by_prefix = self.prefixes.iter().find(|(prefix, _)| longer(prefix) && authority.starts_with(&**prefix));
         let colons = authority.match_indices(':').filter(|_| !self.with_ports.is_empty());
         let hosts = colons.filter_map(|(colon, _)| authority.get(..=colon)).filter(|host| longer(host));
-        let with_port = hosts.filter_map(|host| Some((host.len(), *self.with_ports.get(host)?))).last();
+        let with_port = hosts.filter_map(|host| Some((host.len(), *self.with_ports.get(host)?))).next_back();
         match (by_prefix, with_port) {
             (Some((prefix, _)), Some((length, position))) if length > prefix.len() => Some(position),
             (Some((_, position)), _) => Some(*position),

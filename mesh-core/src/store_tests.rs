@@ -345,7 +345,7 @@ async fn a_server_serves_once_its_listener_is_for_the_address_that_it_is_bound_t
     sink.apply(listen(address));
     let state = server.state();
     let ServerState::Serving(view) = state.borrow().clone() else { panic!("serving") };
-    assert!(view.chain(address, "127.0.0.1:999".parse().unwrap(), false).is_some());
+    assert!(view.chain(address, "127.0.0.1:999".parse().unwrap(), false, None).is_some());
     drop(server);
     assert_eq!(sink.changed().await.unwrap().unsubscribe.len(), 1);
 }

@@ -331,5 +331,5 @@ pub struct FilterChainMatch {
     /// `Some(true)`: only where the client speaks TLS; `Some(false)`: only in plaintext.
     pub is_tls: Option<bool>,
     /// Names that the client asks for (SNI), in lower case, exact or `*.` before a parent; empty = any, and none.
-    pub server_names: Vec<Arc<str>>,
+    pub server_names: Box<[Arc<str>]>,
 }

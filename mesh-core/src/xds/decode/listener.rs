@@ -221,7 +221,7 @@ pub(super) fn chain_match(
             "" => None,
             protocol => Some(protocol == "tls"),
         },
-        server_names: notes.each("server_names", server_names, |_, name| server_name(&name))?,
+        server_names: notes.each("server_names", server_names, |_, name| server_name(&name))?.into(),
     };
     let can_match = destination_port.is_none()
         && application_protocols.is_empty()

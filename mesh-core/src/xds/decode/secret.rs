@@ -95,7 +95,7 @@ fn authorities(value: pb::CertificateValidationContext) -> Result<Secret, Unusab
 fn inline(field: &str, value: core::DataSource) -> Result<Vec<u8>, Unusable> {
     use core::data_source::Specifier;
     match value.specifier {
-        Some(Specifier::InlineBytes(bytes)) if !bytes.is_empty() => Ok(bytes.into()),
+        Some(Specifier::InlineBytes(bytes)) if !bytes.is_empty() => Ok(bytes),
         Some(Specifier::InlineString(text)) if !text.is_empty() => Ok(text.into_bytes()),
         _ => Err(format!("{field} is supported inline only")),
     }

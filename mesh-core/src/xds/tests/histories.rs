@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use crate::model::{ClusterKind, RouteAction};
 use crate::resources::{Change, Resource, ResourceKey, ResourceType};
 use crate::xds::delta::Delta;
-use crate::xds::names::{KINDS, kind_of, type_url};
+use crate::xds::names::{kind_of, type_url};
 use crate::xds::rig::{Rig, bad, garbage, good};
 use crate::xds::sotw::Sotw;
 
@@ -24,6 +24,10 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 const VARIANTS: u16 = 2;
 
 type Key = (usize, usize);
+
+/// The kinds that may be wrong in themselves; secrets are found out later, and travel as these do.
+const KINDS: [ResourceType; 4] =
+    [ResourceType::Listener, ResourceType::Route, ResourceType::Cluster, ResourceType::Endpoints];
 
 /// One event. Kinds and names are indices into [`KINDS`] and [`NAMES`].
 #[derive(Clone, Debug)]
@@ -517,6 +521,7 @@ fn variant(resource: &Resource) -> u16 {
             [crate::id::Address::Socket(address)] => address.port() - 1,
             other => panic!("{other:?}"),
         },
+        Resource::Secret(_) => panic!("nobody asks for secrets here"),
     }
 }
 
