@@ -364,6 +364,11 @@ impl RequestInfo {
         self.held.push(Box::new(guard));
     }
 
+    /// What is kept of this type.
+    pub fn held<T: 'static>(&self) -> impl Iterator<Item = &T> {
+        self.held.iter().filter_map(|guard| guard.downcast_ref())
+    }
+
     /// Brings the deadline forward; a later one than the present has no effect.
     pub fn not_after(&mut self, deadline: Instant) {
         self.deadline = Some(self.deadline.map_or(deadline, |present| present.min(deadline)));

@@ -59,6 +59,12 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     for object in policy.limits.overloads() {
         check(&object.meta, &object.spec.target_refs, &object.spec.hosts, "throttle.hosts");
     }
+    for object in policy.limits.overloads() {
+        let queue = object.spec.concurrency.as_ref().and_then(|limit| limit.queue.as_ref());
+        let field = queue.filter(|queue| needs_token(&queue.by)).map(|_| "concurrency.queue.by".to_owned());
+        let whom = workloads(object.spec.selector.as_ref(), &object.spec.target_refs);
+        tokens::check(&object.meta, &whom, field, (objects, policy), found);
+    }
     check_services(policy, found);
     check_counted(policy, found);
     for object in policy.limits.rate_limits() {
@@ -233,15 +239,19 @@ fn check_methods(object: &Object<RateLimit>, found: &mut Vec<Diagnostic>) {
     }
 }
 
-/// The field in which a claim is needed, where one is.
-fn of_tokens(limit: &RateLimit) -> Option<String> {
-    let counted = limit.limits.iter().flat_map(|(_, counter)| counter.counted());
-    let needs = |action: &DescriptorAction| match action {
+/// Whether a claim is needed.
+fn needs_token(counted: &Counted) -> bool {
+    counted.actions.iter().any(|action| match action {
         DescriptorAction::Claim { default, .. } => default.is_none(),
         DescriptorAction::Expression { expression, .. } => expression.needs_token(),
         _ => false,
-    };
-    counted.flat_map(|counted| &counted.actions).any(needs).then(|| "rules".to_owned())
+    })
+}
+
+/// The field in which a claim is needed, where one is.
+fn of_tokens(limit: &RateLimit) -> Option<String> {
+    let mut counted = limit.limits.iter().flat_map(|(_, counter)| counter.counted());
+    counted.any(|counted| needs_token(counted)).then(|| "rules".to_owned())
 }
 
 /// What gRPC's own clients and servers do of them: nothing.
@@ -289,6 +299,10 @@ pub(super) fn check_envoy(policy: &Policy, found: &mut Vec<Diagnostic>) {
         if object.spec.throttle.is_some() {
             let message = "an Envoy is not told of this: what its workload calls is not held back".to_owned();
             say(&object.meta, "throttle", Code::Degraded, message, found);
+        }
+        if object.spec.concurrency.as_ref().is_some_and(|limit| limit.queue.is_some()) {
+            let message = "an Envoy cannot do this: it answers at once who finds no place".to_owned();
+            say(&object.meta, "concurrency.queue", Code::Degraded, message, found);
         }
     }
 }

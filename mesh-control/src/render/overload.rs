@@ -8,13 +8,14 @@ use envoy_types::pb::envoy::extensions::filters::http::admission_control::v3 as 
 use envoy_types::pb::envoy::r#type::v3::{HttpStatus, Int32Range, Percent};
 use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration};
 use mesh_core::model::{AdaptiveConcurrency, AdmissionControl, Fraction, UnloadedTime};
-use mesh_core::xds::decode::AdaptiveConcurrencyBesides;
+use mesh_core::xds::decode::{AdaptiveConcurrencyBesides, QueueBesides};
 use prost::{Message, Name};
 
+use super::limits::rate_limit;
 use super::proto::{any, duration, number};
 use crate::catalog::ClientClass;
 
-/// How many requests there may be at a time. What can be left out, the library is told besides.
+/// How many requests there may be at a time. What can be left out and who may wait, the library is told besides.
 pub(super) fn adaptive_concurrency(config: &AdaptiveConcurrency, class: ClientClass) -> Any {
     use concurrency::adaptive_concurrency::ConcurrencyControllerConfig::GradientControllerConfig;
     use concurrency::gradient_controller_config::{ConcurrencyLimitCalculationParams, MinimumRttCalculationParams};
@@ -49,7 +50,13 @@ pub(super) fn adaptive_concurrency(config: &AdaptiveConcurrency, class: ClientCl
     };
     let mut value = filter.encode_to_vec();
     if class == ClientClass::Library {
-        value.extend(AdaptiveConcurrencyBesides { sheddable: percent(config.sheddable) }.encode_to_vec());
+        let queue = config.queue.as_deref().map(|queue| QueueBesides {
+            most: queue.most,
+            wait: Some(duration(queue.wait)),
+            by: Some(rate_limit(&queue.by)),
+            weights: queue.weights.clone(),
+        });
+        value.extend(AdaptiveConcurrencyBesides { sheddable: percent(config.sheddable), queue }.encode_to_vec());
     }
     Any { type_url: concurrency::AdaptiveConcurrency::type_url(), value }
 }

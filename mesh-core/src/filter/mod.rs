@@ -247,7 +247,7 @@ impl FilterRegistry {
             | FilterConfig::QuotaPerRoute(_) => Err(Invalid::new("a rate limit is made for each route")),
             // What is kept goes on: nobody else asks what time it is.
             FilterConfig::AdaptiveConcurrency(config) => {
-                Ok(Some(Arc::new(AdaptiveConcurrencyFilter::new(config, state, Instant::now()))))
+                Ok(Some(Arc::new(AdaptiveConcurrencyFilter::new(config, state, Instant::now())?)))
             }
             FilterConfig::AdmissionControl(config) => Ok(Some(Arc::new(AdmissionControlFilter::new(config, state)))),
             FilterConfig::Cors(policy) => Ok(Some(Arc::new(CorsFilter::new(policy)))),

@@ -85,7 +85,8 @@ impl Concurrency {
         // One has a place in any case, where nobody else is.
         let limit = if is_sheddable { config.sheddable.of(limit).max(1) } else { limit };
         let more = |in_flight: u32| (in_flight < limit).then_some(in_flight + 1);
-        self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+        // In one order with who waits: whoever finds no place and then waits is seen by the next one that leaves.
+        self.in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
     }
 
     /// Whether it does, as of now: the limit is what it was, or the most where nothing is known.
@@ -110,7 +111,7 @@ impl Concurrency {
     /// One that has entered is over.
     #[inline]
     pub fn leave(&self) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.in_flight.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// One was answered that began at `started`. `random` is from 0 to 1.

@@ -87,7 +87,7 @@ pub use metric_rules::{
     LabelRule, METRIC_NAMES, MetricGroup, MetricRules, MetricSet, PROMETHEUS_NAMES, is_metric_label,
 };
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
-pub use overload::{AdaptiveConcurrency, AdmissionControl, UnloadedTime};
+pub use overload::{AdaptiveConcurrency, AdmissionControl, ConcurrencyQueue, UnloadedTime};
 pub use path_rewrite::PathRewrite;
 pub use plugin::{OnFailure, Plugin};
 pub use profile::Profile;

@@ -1,12 +1,14 @@
 //! Overload: how many requests a server takes on at a time (`envoy.extensions.filters.http.adaptive_concurrency.v3`), and how a
 //! client holds back what would fail (`envoy.extensions.filters.http.admission_control.v3`).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::model::Fraction;
+use crate::model::{ClientPart, DescriptorAction, Fraction, RateLimit};
 
 /// How many requests there may be at a time, by how long they take: as long as that is near the shortest time that is known,
 /// more, else fewer. A limit that is fixed has a least that is the most.
@@ -30,6 +32,43 @@ pub struct AdaptiveConcurrency {
     pub buffer: Fraction,
     /// Who has no place is answered so.
     pub status: StatusCode,
+    /// Where requests wait for a place; `None`: who has none is answered at once.
+    pub queue: Option<Arc<ConcurrencyQueue>>,
+}
+
+/// Where requests wait that find no place. Callers take turns, so that none of them waits for all that another one sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConcurrencyQueue {
+    /// The most that wait at a time, up to [`MOST`](Self::MOST).
+    pub most: u32,
+    /// The longest that one waits, up to [`LONGEST`](Self::LONGEST).
+    pub wait: Duration,
+    /// What callers are told apart by. Requests of which it yields nothing are those of one caller.
+    pub by: Arc<RateLimit>,
+    /// How many requests of a caller are let in at its turn, up to [`HEAVIEST`](Self::HEAVIEST), by the first value that it is told
+    /// apart by; 1 where nothing is said.
+    pub weights: BTreeMap<String, u32>,
+}
+
+impl ConcurrencyQueue {
+    /// The most that may wait at a time.
+    pub const MOST: u32 = 10_000;
+    /// The longest that one may wait.
+    pub const LONGEST: Duration = Duration::from_secs(60);
+    /// The most requests at a turn.
+    pub const HEAVIEST: u32 = 1_000;
+
+    /// So many requests wait, for a second each, and clients take turns that have shown who they are.
+    pub fn new(most: u32) -> Self {
+        let principal = DescriptorAction::Client { key: "client.principal".into(), part: ClientPart::Principal };
+        ConcurrencyQueue {
+            most,
+            wait: Duration::from_secs(1),
+            by: Arc::new(RateLimit::by(vec![principal])),
+            weights: BTreeMap::new(),
+        }
+    }
 }
 
 /// How long requests take without load.
@@ -79,6 +118,7 @@ impl Default for AdaptiveConcurrency {
             },
             buffer: Fraction::new(25, 100),
             status: StatusCode::SERVICE_UNAVAILABLE,
+            queue: None,
         }
     }
 }

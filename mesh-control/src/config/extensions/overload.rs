@@ -1,14 +1,19 @@
 //! `Overload` (policy.mesh-control/v1alpha1): how many requests the workloads that it is for take on at a time, and how they hold
 //! back calls that would fail. An object of our own, since Istio has none; what it comes to are Envoy's own filters.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::model::{AdaptiveConcurrency, AdmissionControl, Fraction, UnloadedTime};
+use mesh_core::identity::SpiffeId;
+use mesh_core::model::{
+    AdaptiveConcurrency, AdmissionControl, ClientPart, ConcurrencyQueue, DescriptorAction, Fraction, RateLimit,
+    UnloadedTime,
+};
 
-use super::rate_limit::refusal;
+use super::rate_limit::{Key, keyed, refusal};
 use crate::config::decode::{At, Decode, Decoder, Text, message};
-use crate::config::diagnostic::{Code, Severity, Span};
+use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
@@ -35,6 +40,19 @@ message! {
         sheddable_percent: Option<At<f64>> = "sheddablePercent",
         /// The status of those that find no place.
         status: Option<At<u16>> = "status",
+        /// Where they wait for one; absent means that they do not.
+        queue: Option<QueueSpec> = "queue",
+    }
+    /// Where requests wait for a place, in turns of their callers.
+    pub struct QueueSpec {
+        /// The most that wait at a time.
+        max: At<u32> = "max" required,
+        /// The longest that one waits.
+        timeout: Option<At<Duration>> = "timeout",
+        /// What callers are told apart by; absent means who they are by mutual TLS.
+        by: Vec<Key> = "by",
+        /// How many requests of a caller are let in at its turn, by what `by` says of it.
+        weights: BTreeMap<String, At<u32>> = "weights",
     }
     /// How a limit follows what requests take.
     pub struct AdaptiveSpec {
@@ -155,6 +173,14 @@ impl Check<'_, '_> {
         value.map_or(usual, |value| value.value)
     }
 
+    /// From 1 to the most.
+    fn up_to(&mut self, value: &At<u32>, most: u32, field: &str) -> u32 {
+        if !(1..=most).contains(&value.value) {
+            self.fault(value.span, field, format!("must be 1 to {most}"));
+        }
+        value.value
+    }
+
     /// A share, in percent, within a range.
     fn percent(&mut self, value: Option<&At<f64>>, least: f64, field: &str, usual: Fraction) -> Fraction {
         let Some(value) = value else { return usual };
@@ -200,8 +226,59 @@ impl ConcurrencySpec {
                 Err(message) => check.fault(status.span, "concurrency.status", message),
             }
         }
+        limit.queue = self.queue.as_ref().map(|queue| Arc::new(queue.read(check)));
         limit
     }
+}
+
+impl QueueSpec {
+    fn read(&self, check: &mut Check<'_, '_>) -> ConcurrencyQueue {
+        const AT: &str = "concurrency.queue";
+        let most = check.up_to(&self.max, ConcurrencyQueue::MOST, &format!("{AT}.max"));
+        let mut queue = ConcurrencyQueue::new(most);
+        let range = (MILLI, ConcurrencyQueue::LONGEST);
+        queue.wait = check.time(self.timeout.as_ref(), range, &format!("{AT}.timeout"), queue.wait);
+        let mut faults = Vec::new();
+        let by = keyed(&self.by, &format!("{AT}.by"), &mut faults);
+        if !by.is_empty() {
+            queue.by = Arc::new(RateLimit::by(by));
+        }
+        if self.by.len() > 1 && !self.weights.is_empty() {
+            faults.push((
+                self.span,
+                format!("{AT}.weights"),
+                "callers that are told apart by several things have none".to_owned(),
+            ));
+        }
+        for (caller, weight) in &self.weights {
+            let field = format!("{AT}.weights[{caller}]");
+            queue.weights.insert(caller.clone(), check.up_to(weight, ConcurrencyQueue::HEAVIEST, &field));
+            if let Some(what) = queue.by.actions.first().and_then(|action| is_none_of(action, caller)) {
+                faults.push((
+                    weight.span,
+                    field,
+                    format!("{} is no {what}, and no caller is called so", quoted(caller)),
+                ));
+            }
+        }
+        for (span, field, message) in faults {
+            check.fault(span, &field, message);
+        }
+        queue
+    }
+}
+
+/// What a caller of this name would have to be, and is not.
+fn is_none_of(by: &DescriptorAction, caller: &str) -> Option<&'static str> {
+    let DescriptorAction::Client { part, .. } = by else { return None };
+    let (is_one, what) = match part {
+        ClientPart::Principal => (caller.parse::<SpiffeId>().is_ok(), "SPIFFE ID (spiffe://...)"),
+        ClientPart::Namespace => (!caller.is_empty() && !caller.contains('/'), "namespace"),
+        ClientPart::ServiceAccount => {
+            (caller.split('/').filter(|part| !part.is_empty()).count() == 2, "namespace/account")
+        }
+    };
+    (!is_one).then_some(what)
 }
 
 impl AdaptiveSpec {

@@ -428,13 +428,9 @@ impl Rule {
                 add(header(&key, name.as_str()), &key, value);
             }
         }
-        for (index, key) in self.by.iter().enumerate() {
-            let at = format!("{at}.by[{index}]");
-            let mut keys = key.actions(&at, faults).into_iter();
-            match (keys.next(), keys.next()) {
-                (Some((key, action)), None) => add(action, &key, ""),
-                _ => faults.push((key.span, at, "one thing to tell requests apart by is expected".to_owned())),
-            }
+        for action in keyed(&self.by, &format!("{at}.by"), faults) {
+            let key = action.key().into();
+            add(action, &key, "");
         }
         if is_for_all {
             let key = "generic_key".into();
@@ -467,6 +463,20 @@ impl Limit {
     }
 }
 
+/// What requests are told apart by, in order.
+pub(super) fn keyed(by: &[Key], at: &str, faults: &mut Vec<Fault>) -> Vec<DescriptorAction> {
+    let mut found = Vec::new();
+    for (index, key) in by.iter().enumerate() {
+        let at = format!("{at}[{index}]");
+        let mut actions = key.actions(&at, faults).into_iter();
+        match (actions.next(), actions.next()) {
+            (Some(action), None) => found.push(action),
+            _ => faults.push((key.span, at, "one thing to tell requests apart by is expected".to_owned())),
+        }
+    }
+    found
+}
+
 impl Key {
     /// Which field of it says something that only a server knows of a request.
     fn of_servers(&self) -> Option<&'static str> {
@@ -483,31 +493,31 @@ impl Key {
         self.expression.as_ref().map(|text| CelExpression::key(text))
     }
 
-    /// What it says, each with the key of its entry: one, where it is right.
-    fn actions(&self, at: &str, faults: &mut Vec<Fault>) -> Vec<(Arc<str>, DescriptorAction)> {
-        let mut found = Vec::<(Arc<str>, DescriptorAction)>::new();
+    /// What it says: one, where it is right.
+    fn actions(&self, at: &str, faults: &mut Vec<Fault>) -> Vec<DescriptorAction> {
+        let mut found = Vec::new();
         let skip_if_absent = false;
         if let Some(header) = &self.header
             && let Some(name) = header_name(header, header.span, &format!("{at}.header"), faults)
         {
             let key: Arc<str> = name.as_str().into();
-            found.push((Arc::clone(&key), DescriptorAction::Header { name: Arc::clone(&key), key, skip_if_absent }));
+            found.push(DescriptorAction::Header { name: Arc::clone(&key), key, skip_if_absent });
         }
         if let Some(query) = &self.query {
-            let (key, name): (Arc<str>, _) = (format!("query.{}", query.value).into(), query.as_str().into());
-            found.push((Arc::clone(&key), DescriptorAction::Query { key, name, skip_if_absent }));
+            let (key, name) = (format!("query.{}", query.value).into(), query.as_str().into());
+            found.push(DescriptorAction::Query { key, name, skip_if_absent });
         }
         if let Some(claim) = &self.claim {
-            let key: Arc<str> = format!("claim.{}", claim.value).into();
+            let key = format!("claim.{}", claim.value).into();
             let path: Vec<String> = claim.split('.').map(str::to_owned).collect();
             if path.iter().any(String::is_empty) {
                 faults.push((claim.span, format!("{at}.claim"), format!("{} is no claim", quoted(claim))));
             }
-            found.push((Arc::clone(&key), DescriptorAction::Claim { key, path, default: None, skip_if_absent }));
+            found.push(DescriptorAction::Claim { key, path, default: None, skip_if_absent });
         }
         if !self.path_templates.is_empty() {
             let templates = templates(&self.path_templates, &format!("{at}.pathTemplates"), faults);
-            found.push(("path".into(), DescriptorAction::PathTemplate { key: "path".into(), templates }));
+            found.push(DescriptorAction::PathTemplate { key: "path".into(), templates });
         }
         if let Some(part) = self.client {
             let part = match part {
@@ -515,8 +525,8 @@ impl Key {
                 ClientWord::Namespace => ClientPart::Namespace,
                 ClientWord::ServiceAccount => ClientPart::ServiceAccount,
             };
-            let key: Arc<str> = format!("client.{}", part.name()).into();
-            found.push((Arc::clone(&key), DescriptorAction::Client { key, part }));
+            let key = format!("client.{}", part.name()).into();
+            found.push(DescriptorAction::Client { key, part });
         }
         if let Some(address) = &self.remote_address {
             let mut bits = |bits: &Option<At<u32>>, most: u8, name: &str| match bits {
@@ -529,16 +539,15 @@ impl Key {
             };
             let (v4_bits, v6_bits) = (bits(&address.v4_bits, 32, "v4Bits"), bits(&address.v6_bits, 128, "v6Bits"));
             found.push(match (v4_bits, v6_bits) {
-                (32, 128) => ("remote_address".into(), DescriptorAction::RemoteAddress),
-                _ => ("masked_remote_address".into(), DescriptorAction::MaskedRemoteAddress { v4_bits, v6_bits }),
+                (32, 128) => DescriptorAction::RemoteAddress,
+                _ => DescriptorAction::MaskedRemoteAddress { v4_bits, v6_bits },
             });
         }
         match self.read_expression() {
             None => {}
             Some(Ok(expression)) => {
                 let (key, expression) = (format!("expression.{}", expression.text()).into(), Arc::new(expression));
-                let action = DescriptorAction::Expression { key: Arc::clone(&key), expression, skip_if_absent };
-                found.push((key, action));
+                found.push(DescriptorAction::Expression { key, expression, skip_if_absent });
             }
             Some(Err(why)) => {
                 let span = self.expression.as_ref().map_or(self.span, |text| text.span);
@@ -547,7 +556,7 @@ impl Key {
         }
         if self.method == Some(true) {
             let (key, name) = ("method".into(), ":method".into());
-            found.push(("method".into(), DescriptorAction::Header { key, name, skip_if_absent }));
+            found.push(DescriptorAction::Header { key, name, skip_if_absent });
         }
         found
     }

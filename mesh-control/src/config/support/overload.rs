@@ -24,6 +24,18 @@ const CONCURRENCY: &[Row] = &[
     http_only("adaptive.unloaded.concurrency", NOTHING),
     http_only("sheddablePercent", NOTHING),
     http_only("status", NOTHING),
+    http_only("queue.max", NOTHING),
+    http_only("queue.timeout", NOTHING),
+    http_only("queue.by.header", NOTHING),
+    http_only("queue.by.query", NOTHING),
+    http_only("queue.by.claim", NOTHING),
+    http_only("queue.by.pathTemplates", NOTHING),
+    http_only("queue.by.client", NOTHING),
+    http_only("queue.by.remoteAddress.v4Bits", NOTHING),
+    http_only("queue.by.remoteAddress.v6Bits", NOTHING),
+    http_only("queue.by.method", NOTHING),
+    http_only("queue.by.expression", NOTHING),
+    http_only("queue.weights", NOTHING),
 ];
 
 const THROTTLE: &[Row] = &[

@@ -174,7 +174,11 @@ fn counted_by(counted: &RateLimit) -> String {
 
 fn concurrency(limit: &AdaptiveConcurrency) -> Value {
     let least = (limit.least != limit.most).then_some(limit.least);
-    json!({"most": limit.most, "least": least, "sheddable_percent": part(limit.sheddable)})
+    let queue = limit.queue.as_deref().map(|queue| {
+        let weights = (!queue.weights.is_empty()).then_some(&queue.weights);
+        fields(json!({"most": queue.most, "wait": time(queue.wait), "turns_by": counted_by(&queue.by), "weights": weights}))
+    });
+    json!({"most": limit.most, "least": least, "sheddable_percent": part(limit.sheddable), "queue": queue})
 }
 
 fn admission(throttle: &AdmissionControl) -> Value {

@@ -66,7 +66,7 @@ use crate::xds::names;
 
 pub use local_rate_limit::LocalRateLimitBesides;
 use notes::Notes;
-pub use overload::AdaptiveConcurrencyBesides;
+pub use overload::{AdaptiveConcurrencyBesides, QueueBesides};
 pub use plugin::PluginBesides;
 pub(crate) use quota::assignment;
 pub use quota::{CONTROL_PLANE, QuotaBesides};

@@ -1,20 +1,23 @@
 //! How many requests there may be at a time (`adaptive_concurrency`), and which are held back (`admission_control`).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{RuntimeFeatureFlag, RuntimePercent};
+use envoy_types::pb::envoy::config::route::v3::RateLimit;
 use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3 as concurrency;
 use envoy_types::pb::envoy::extensions::filters::http::admission_control::v3 as admission;
 use envoy_types::pb::envoy::r#type::v3::{Int32Range, Percent};
-use envoy_types::pb::google::protobuf::{Any, UInt32Value};
+use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration, UInt32Value};
 use prost::Message;
 
 use super::common::{duration, parse, percent, positive, status_from, unpack};
 use super::notes::Notes;
+use super::rate_limits::rate_limit;
 use crate::error::Invalid;
-use crate::model::{AdaptiveConcurrency, AdmissionControl, FilterConfig, Fraction, UnloadedTime};
+use crate::model::{AdaptiveConcurrency, AdmissionControl, ConcurrencyQueue, FilterConfig, Fraction, UnloadedTime};
 
 /// Envoy takes no interval that is shorter.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
@@ -28,13 +31,30 @@ pub struct AdaptiveConcurrencyBesides {
     /// How much of the limit requests may take that can be left out.
     #[prost(message, optional, tag = "1000")]
     pub sheddable: Option<Percent>,
+    /// Where requests wait for a place.
+    #[prost(message, optional, tag = "1001")]
+    pub queue: Option<QueueBesides>,
+}
+
+/// Where requests wait for a place: [`ConcurrencyQueue`], field by field.
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs, reason = "its model says it")]
+pub struct QueueBesides {
+    #[prost(uint32, tag = "1")]
+    pub most: u32,
+    #[prost(message, optional, tag = "2")]
+    pub wait: Option<ProtoDuration>,
+    #[prost(message, optional, tag = "3")]
+    pub by: Option<RateLimit>,
+    #[prost(btree_map = "string, uint32", tag = "4")]
+    pub weights: BTreeMap<String, u32>,
 }
 
 pub(super) fn adaptive_concurrency(notes: &mut Notes<'_>, any: &Any) -> Result<FilterConfig, Invalid> {
     use concurrency::adaptive_concurrency::ConcurrencyControllerConfig::GradientControllerConfig;
     let concurrency::AdaptiveConcurrency { enabled, concurrency_limit_exceeded_status, concurrency_controller_config } =
         unpack(any)?;
-    let AdaptiveConcurrencyBesides { sheddable } = parse(&any.value)?;
+    let AdaptiveConcurrencyBesides { sheddable, queue: waiting } = parse(&any.value)?;
     let Some(GradientControllerConfig(gradient)) = concurrency_controller_config else {
         return Err(Invalid::new("missing").at("gradient_controller_config"));
     };
@@ -42,10 +62,31 @@ pub(super) fn adaptive_concurrency(notes: &mut Notes<'_>, any: &Any) -> Result<F
     if let Some(share) = share(notes, "sheddable", sheddable)? {
         config.sheddable = share;
     }
+    config.queue = notes.optional("queue", waiting, queue)?.map(Arc::new);
     // As in Envoy, what is no error is 503.
     config.status =
         concurrency_limit_exceeded_status.and_then(|status| status_from(400, &status)).unwrap_or(config.status);
     Ok(if is_off(enabled) { FilterConfig::Disabled } else { FilterConfig::AdaptiveConcurrency(Arc::new(config)) })
+}
+
+fn queue(notes: &mut Notes<'_>, value: QueueBesides) -> Result<ConcurrencyQueue, Invalid> {
+    let QueueBesides { most, wait, by, weights } = value;
+    let mut queue = ConcurrencyQueue::new(most);
+    if !(1..=ConcurrencyQueue::MOST).contains(&most) {
+        return Err(Invalid::new(format!("must be 1 to {}", ConcurrencyQueue::MOST)).at("most"));
+    }
+    queue.wait = notes.required("wait", wait, |_, value| positive(&value))?;
+    if queue.wait > ConcurrencyQueue::LONGEST {
+        return Err(Invalid::new(format!("longer than {:?}", ConcurrencyQueue::LONGEST)).at("wait"));
+    }
+    if let Some(by) = notes.optional("by", by, rate_limit)? {
+        queue.by = by.map(Arc::new).ok_or_else(|| Invalid::new("nothing that is known here").at("by"))?;
+    }
+    if weights.values().any(|weight| !(1..=ConcurrencyQueue::HEAVIEST).contains(weight)) {
+        return Err(Invalid::new(format!("must be 1 to {}", ConcurrencyQueue::HEAVIEST)).at("weights"));
+    }
+    queue.weights = weights;
+    Ok(queue)
 }
 
 fn gradient_controller(

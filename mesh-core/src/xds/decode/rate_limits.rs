@@ -35,7 +35,8 @@ pub(super) fn rate_limits(notes: &mut Notes<'_>, values: Vec<RateLimitProto>) ->
     Ok(limits.into_iter().flatten().map(Arc::new).collect())
 }
 
-fn rate_limit(notes: &mut Notes<'_>, value: RateLimitProto) -> Result<Option<RateLimit>, Invalid> {
+/// One of them; `None` where nothing can be counted by it, which is noted.
+pub(super) fn rate_limit(notes: &mut Notes<'_>, value: RateLimitProto) -> Result<Option<RateLimit>, Invalid> {
     let RateLimitProto { stage, disable_key, actions, limit, hits_addend, apply_on_stream_done, x_ratelimit_option } =
         value;
     // It names a setting of Envoy's runtime, and there is none here: it stays on.

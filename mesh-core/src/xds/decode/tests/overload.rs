@@ -1,8 +1,10 @@
 //! How many requests there may be at a time, and which are held back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{RuntimeDouble, RuntimePercent, RuntimeUInt32};
+use envoy_types::pb::envoy::config::route::v3::RateLimit;
 use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3 as concurrency;
 use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::gradient_controller_config as gradient;
 use envoy_types::pb::envoy::extensions::filters::http::admission_control::v3 as admission;
@@ -10,12 +12,11 @@ use envoy_types::pb::envoy::r#type::v3::{HttpStatus, Int32Range, Percent};
 use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration, UInt32Value};
 use prost::{Message, Name};
 
-use super::super::AdaptiveConcurrencyBesides;
-use super::super::Options;
 use super::super::notes::Notes;
 use super::super::overload::{adaptive_concurrency, admission_control};
+use super::super::{AdaptiveConcurrencyBesides, Options, QueueBesides};
 use crate::error::Invalid;
-use crate::model::{AdaptiveConcurrency, AdmissionControl, FilterConfig, Fraction, UnloadedTime};
+use crate::model::{AdaptiveConcurrency, AdmissionControl, ConcurrencyQueue, FilterConfig, Fraction, UnloadedTime};
 
 const OFTEN: ProtoDuration = ProtoDuration { seconds: 0, nanos: 100_000_000 };
 const MINUTE: ProtoDuration = ProtoDuration { seconds: 60, nanos: 0 };
@@ -81,7 +82,8 @@ fn what_is_said_of_concurrency_counts() {
         concurrency_limit_exceeded_status: Some(HttpStatus { code: 429 }),
         ..filter(all)
     };
-    let besides = AdaptiveConcurrencyBesides { sheddable: Some(Percent { value: 40.0 }) }.encode_to_vec();
+    let sheddable = Some(Percent { value: 40.0 });
+    let besides = AdaptiveConcurrencyBesides { sheddable, queue: Some(waits()) }.encode_to_vec();
     let (FilterConfig::AdaptiveConcurrency(config), _) = decoded(&all, &besides).unwrap() else {
         panic!("another filter")
     };
@@ -94,8 +96,39 @@ fn what_is_said_of_concurrency_counts() {
         unloaded: UnloadedTime::Fixed(Duration::from_millis(100)),
         buffer: Fraction::new(10, 100),
         status: http::StatusCode::TOO_MANY_REQUESTS,
+        queue: Some(Arc::new(ConcurrencyQueue {
+            wait: Duration::from_millis(100),
+            weights: [("shop".to_owned(), 3)].into(),
+            ..ConcurrencyQueue::new(20)
+        })),
     };
     assert_eq!(*config, expected);
+}
+
+fn waits() -> QueueBesides {
+    QueueBesides { most: 20, wait: Some(OFTEN), by: None, weights: [("shop".to_owned(), 3)].into() }
+}
+
+#[test]
+fn a_queue_without_bounds_is_refused_with_its_place() {
+    let spoil = |spoil: &dyn Fn(&mut QueueBesides)| {
+        let mut queue = waits();
+        spoil(&mut queue);
+        let besides = AdaptiveConcurrencyBesides { sheddable: None, queue: Some(queue) }.encode_to_vec();
+        decoded(&filter(usual()), &besides).unwrap_err().to_string()
+    };
+    for (found, expected) in [
+        (spoil(&|it| it.most = 0), "queue.most"),
+        (spoil(&|it| it.most = 10_001), "queue.most"),
+        (spoil(&|it| it.wait = None), "queue.wait"),
+        (spoil(&|it| it.wait = Some(ProtoDuration::default())), "queue.wait"),
+        (spoil(&|it| it.wait = Some(ProtoDuration { seconds: 61, nanos: 0 })), "queue.wait"),
+        (spoil(&|it| it.by = Some(RateLimit::default())), "queue.by"),
+        (spoil(&|it| it.weights = [("shop".to_owned(), 0)].into()), "queue.weights"),
+        (spoil(&|it| it.weights = [("shop".to_owned(), 1_001)].into()), "queue.weights"),
+    ] {
+        assert!(found.contains(expected), "{expected}: {found}");
+    }
 }
 
 #[test]
