@@ -374,9 +374,7 @@ fn downstream(
     };
     for name in written.credentials() {
         secret(name)?.identity.as_ref()?;
-        common
-            .tls_certificate_sds_secret_configs
-            .push(tls::told(certificate_name(edge.namespace, &name.value)));
+        common.tls_certificate_sds_secret_configs.push(tls::told(certificate_name(edge.namespace, &name.value)));
     }
     if common.tls_certificate_sds_secret_configs.is_empty() {
         common.tls_certificates = written.files().map(|(certificate, key)| of_files(certificate, key)).collect();
