@@ -12,11 +12,14 @@ const AUTHORITIES: &str = "-cacert";
 
 /// See the [module](self). Whoever asks has made sure that the namespace is one whose Secrets the client may have.
 #[derive(Debug, Default)]
-pub struct Secrets(BTreeMap<Arc<str>, BTreeMap<Arc<str>, Arc<Object<Secret>>>>);
+pub struct Secrets(BTreeMap<Arc<str>, OfNamespace>);
+
+/// Those of a namespace, by their names.
+type OfNamespace = BTreeMap<Arc<str>, Arc<Object<Secret>>>;
 
 impl Secrets {
     pub(super) fn new(objects: &Objects) -> Secrets {
-        let mut all: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        let mut all = BTreeMap::<_, OfNamespace>::new();
         for secret in &objects.secrets {
             let of_namespace = all.entry(Arc::clone(&secret.meta.namespace)).or_default();
             of_namespace.insert(Arc::clone(&secret.meta.name), Arc::clone(secret));
