@@ -600,9 +600,10 @@ impl Learned {
 /// there is: `requests/gateway_api` has theirs. And what of Telemetry nobody here is meant by, or needs settings of the mesh:
 /// `telemetry.rs` and `requests/telemetry_api.rs` have theirs. Of RateLimit, `mesh-tower/tests/security/rate_limits.rs` has, and
 /// of Overload and Quota `overload.rs` and `quotas.rs` there; of WasmPlugin and RequestRules `requests/plugins.rs`, and of FilterSchema, which no client is told of, `filters.rs`.
-const ELSEWHERE_TESTED: [&str; 38] = [
+const ELSEWHERE_TESTED: [&str; 39] = [
     "FilterSchema filter",
     "FilterSchema schema",
+    "Overload concurrency.queue.by.method",
     "Overload targetRefs.kind",
     "Overload targetRefs.name",
     "Quota rules.by.method",
