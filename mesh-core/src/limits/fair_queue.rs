@@ -358,7 +358,7 @@ mod tests {
                 queue.join(arrival, 1_000, caller)
             };
             for (caller, weight) in weights.iter().enumerate() {
-                (0..eager[caller] + *weight as usize).for_each(|_| drop(join(&mut queue, caller)));
+                (0..eager[caller] + *weight as usize).for_each(|_| _ = join(&mut queue, caller));
             }
             let mut served = vec![0_usize; weights.len()];
             for _ in 0..rounds {

@@ -269,7 +269,7 @@ async fn clients_show_what_they_are_asked_for_and_the_program_is_told() {
             tokio::task::yield_now().await;
         }
     };
-    within(settled).await;
+    within(Box::pin(settled)).await;
     for (name, shows, is_let_in) in [
         ("must.example", Some(&good), true),
         ("must.example", Some(&bad), false),
