@@ -12,7 +12,7 @@ use mesh_tower::body::Body;
 use tower_service::Service;
 
 use crate::breakers::called_by;
-use crate::support::{Face, World, mesh_settings, nobody, rules, server, web};
+use crate::support::{Face, World, mesh_settings, nobody, rules, server, service, web};
 use crate::upstream::{PATIENCE, Upstream, until};
 
 /// How `web.example.com` is called at these addresses, by this policy.
@@ -253,4 +253,61 @@ async fn a_connection_of_a_connector_ends_when_it_is_old() {
     // Nobody but the mesh ends it: the sender is there, and idle.
     until("it has ended", || upstream.connections.now() == 0).await;
     assert!(sender.is_closed() || sender.ready().await.is_err());
+}
+
+/// The first request that finds out has the view in which the near ones are all there is: its own next try goes on.
+#[tokio::test]
+async fn a_retry_goes_on_where_a_whole_priority_is_found_dead() {
+    let near = "localityLbSetting: {failoverPriority: ['v=v1']}}, outlierDetection: {consecutive5xxErrors: 1000}";
+    let hashed = "consistentHash: {httpHeaderName: x-user}";
+    let by_locality = format!("  trafficPolicy: {{loadBalancer: {{{near}}}\n");
+    let by_hash = format!("  trafficPolicy: {{loadBalancer: {{{hashed}, {near}}}\n");
+    let fallback = |text: &str| format!("  annotations: {{mesh-control/fallback: '{text}'}}\n");
+    // (of the rule's spec, of its metadata, how many near ones refuse, who answers after how many tries)
+    let cases = [
+        (by_locality.clone(), String::new(), 1, Some("200 far"), 2),
+        (by_locality.clone(), String::new(), 2, Some("200 far"), 3),
+        // There are no tries left.
+        (by_locality, String::new(), 3, None, 3),
+        (by_hash, String::new(), 2, Some("200 far"), 3),
+        (String::new(), fallback("host=spare.example.com"), 1, Some("200 far"), 2),
+        (String::new(), fallback("status=203, body=closed"), 1, Some("203 closed"), 1),
+    ];
+    for (policy, annotations, refuse, expected, tries) in cases {
+        for (face, is_retried) in Face::ALL.into_iter().flat_map(|face| [(face, true), (face, false)]) {
+            let far = server("far").await;
+            let mut others = String::new();
+            for _ in 1..refuse {
+                let at = nobody().await;
+                others += &format!("\n  - {{address: {}, ports: {{http: {}}}, labels: {{v: v1}}}}", at.ip(), at.port());
+            }
+            let mut endpoints = vec![("v1", nobody().await)];
+            endpoints.extend((annotations.is_empty()).then_some(("v2", far)));
+            let rule = "kind: DestinationRule\nmetadata: {name: web}\n";
+            let services = web(&endpoints)
+                .replace("\n  endpoints:", &format!("\n  endpoints:{others}"))
+                .replace(rule, &format!("kind: DestinationRule\nmetadata:\n  name: web\n{annotations}"))
+                .replace("  host: web.example.com\n", &format!("  host: web.example.com\n{policy}"));
+            let once = rules("  - retries: {attempts: 0}\n    route: [{destination: {host: web.example.com}}]\n");
+            let said = if is_retried { String::new() } else { once };
+            let yaml = format!("{services}{}{said}", service("spare", &[("v1", far)]));
+            let world = World::new(&yaml).await.through(face);
+            let answer = world.with("http://web.example.com/", &[("x-user", "me")]).await;
+            let who = answer
+                .as_ref()
+                .ok()
+                .map(|answer| format!("{} {}", answer.status, answer.body.lines().next().unwrap_or_default()));
+            let may_stand_in = face != Face::Connector || expected != Some("203 closed");
+            let expected = expected.filter(|_| is_retried && may_stand_in);
+            let what = format!("{face:?} {is_retried}: {answer:?}\n{yaml}");
+            match (expected, face) {
+                // The layer's client answers what the mesh fails.
+                (None, _) => assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status == 503), "{what}"),
+                (Some(expected), _) => assert_eq!(who.as_deref(), Some(expected), "{what}"),
+            }
+            if face != Face::Connector {
+                assert_eq!(world.attempts(), if is_retried { tries } else { 1 }, "{what}");
+            }
+        }
+    }
 }

@@ -1,13 +1,10 @@
 //! Consistent hashing: a ring (gRFC A42) and Maglev's table, filled as Envoy fills them, so that its clients and ours find
 //! the same endpoint for a key. Both are built once for a set of endpoints; a pick looks one entry up.
 
-use std::sync::Arc;
-
 use xxhash_rust::xxh64::xxh64;
 
 use super::{EndpointSet, LoadBalancer, PickArgs, Picker};
 use crate::model::{ConsistentHashing, HashFunction};
-use crate::state::EndpointState;
 
 /// How far a pick goes for an endpoint that was not tried yet.
 const MOST_STEPS: usize = 4096;
@@ -94,8 +91,8 @@ impl Picker for Ring {
         let mut around = after.iter().chain(before).map(|(_, position)| *position as usize);
         let first = around.next()?;
         // What failed moves on to its neighbour, and always to the same one.
-        let picked = match is_tried(set, first, args.tried) {
-            true => around.take(MOST_STEPS).find(|position| !is_tried(set, *position, args.tried)).unwrap_or(first),
+        let picked = match passes_over(set, first, args) {
+            true => around.take(MOST_STEPS).find(|position| !passes_over(set, *position, args)).unwrap_or(first),
             false => first,
         };
         Some(bounded(self.bound.as_ref(), set, picked, hash))
@@ -183,8 +180,8 @@ impl Picker for Table {
         let first = at(hash)?;
         // Another entry for each try after a failure, as in Envoy.
         let others = (0..8u64).filter_map(|attempt| at(hash ^ (u64::MAX - attempt)));
-        let picked = match is_tried(set, first, args.tried) {
-            true => others.into_iter().find(|position| !is_tried(set, *position, args.tried)).unwrap_or(first),
+        let picked = match passes_over(set, first, args) {
+            true => others.into_iter().find(|position| !passes_over(set, *position, args)).unwrap_or(first),
             false => first,
         };
         Some(bounded(self.bound.as_ref(), set, picked, hash))
@@ -254,8 +251,8 @@ fn shares(set: &EndpointSet) -> Vec<f64> {
     (0..set.len()).map(|position| set.exact_weight(position) as f64 / total).collect()
 }
 
-fn is_tried(set: &EndpointSet, position: usize, tried: &[Arc<EndpointState>]) -> bool {
-    !tried.is_empty() && set.get(position).is_some_and(|picked| tried.iter().any(|tried| Arc::ptr_eq(tried, picked)))
+fn passes_over(set: &EndpointSet, position: usize, args: &PickArgs<'_>) -> bool {
+    set.get(position).is_some_and(|picked| args.passes_over(picked))
 }
 
 /// A number in decimal.
@@ -292,10 +289,12 @@ fn murmur2(key: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::balance::HashNames;
     use crate::id::EndpointId;
-    use crate::state::ClusterState;
+    use crate::state::{ClusterState, EndpointState};
 
     fn set(hosts: impl IntoIterator<Item = (u16, u64)>) -> EndpointSet {
         let cluster = Arc::new(ClusterState::default());

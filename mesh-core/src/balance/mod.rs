@@ -111,6 +111,17 @@ impl<'r> PickArgs<'r> {
         let pinned = pinned.as_deref();
         PickArgs { hash: *hash, pinned, tried, tried_priorities, now: Some(*started), random }
     }
+
+    /// Whether this request has tried the endpoint.
+    fn has_tried(&self, endpoint: &Arc<EndpointState>) -> bool {
+        self.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint))
+    }
+
+    /// Whether a retry passes over the endpoint while there is another: it was tried, or cannot be reached by now. A first try
+    /// passes over nobody.
+    fn passes_over(&self, endpoint: &Arc<EndpointState>) -> bool {
+        !self.tried.is_empty() && (!endpoint.is_reachable() || self.has_tried(endpoint))
+    }
 }
 
 /// The policy that a cluster asks for; `None` if it is one of the application's own.
@@ -269,6 +280,11 @@ impl EndpointSet {
         self.endpoints.get(position)
     }
 
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<EndpointState>> {
+        self.endpoints.iter()
+    }
+
     /// Whether an endpoint is among them.
     pub fn contains(&self, endpoint: &EndpointState) -> bool {
         self.endpoints.iter().any(|present| std::ptr::eq(Arc::as_ptr(present), endpoint))
@@ -309,7 +325,8 @@ impl EndpointSet {
         }
     }
 
-    /// Picks an endpoint. One that this request has tried is passed over as long as there is another.
+    /// Picks an endpoint. One that this request has tried is passed over as long as there is another, and so is then one that
+    /// cannot be reached by now.
     #[inline]
     pub fn pick(&self, picker: &dyn Picker, args: &mut PickArgs<'_>) -> Option<&Arc<EndpointState>> {
         let picked = self.get(picker.pick(self, args)?)?;
@@ -326,15 +343,16 @@ impl EndpointSet {
         picker: &dyn Picker,
         args: &mut PickArgs<'_>,
     ) -> Option<&'s Arc<EndpointState>> {
-        let tried = |args: &PickArgs<'_>, endpoint| args.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint));
         for _ in 0..5 {
-            if !tried(args, picked) {
+            if !args.passes_over(picked) {
                 return Some(picked);
             }
             picked = self.get(picker.pick(self, args)?)?;
         }
         let (before, after) = self.endpoints.split_at(args.random.usize(0..self.endpoints.len()));
-        after.iter().chain(before).find(|endpoint| !tried(args, endpoint)).or(Some(picked))
+        let mut others = after.iter().chain(before);
+        let untried = others.clone().find(|endpoint| !args.has_tried(endpoint));
+        others.find(|endpoint| !args.passes_over(endpoint)).or(untried).or(Some(picked))
     }
 }
 

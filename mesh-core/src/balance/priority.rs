@@ -20,8 +20,6 @@ pub struct Levels {
     levels: Vec<Level>,
     /// Running totals of load, in percent; the last is 100 unless nothing can be picked.
     loads: Vec<u64>,
-    /// The leaf that takes load; `None` where nothing is available anywhere.
-    leaf: Option<usize>,
     /// Whether the hash of a request chooses among them, so that equal ones go to the same priority.
     by_hash: bool,
 }
@@ -39,9 +37,22 @@ pub struct Level {
     part: (u32, Part),
     /// How much load it could take, in percent.
     availability: u64,
+    /// Whether its priority serves in panic whom it knows to be unwell.
+    panics: bool,
 }
 
 impl Level {
+    /// Whether each of its endpoints cannot be reached or is ejected by now, as the next view will know.
+    fn is_lost(&self) -> bool {
+        let is_out = |endpoint: &EndpointState| !endpoint.is_reachable() || (!self.panics && endpoint.is_ejected());
+        self.endpoints.iter().all(|endpoint| is_out(endpoint))
+    }
+
+    /// Whether load may go to it in this state.
+    fn may_serve(&self) -> bool {
+        (self.availability > 0 || self.part.1 == Part::All) && !self.is_lost()
+    }
+
     /// The priority that it is of.
     pub fn priority(&self) -> PriorityOf {
         (self.leaf, self.part.0)
@@ -70,6 +81,7 @@ struct Priority {
     /// Healthy share × overprovisioning, at most 100; and the same for degraded.
     health: u64,
     degraded_health: u64,
+    panics: bool,
 }
 
 impl Levels {
@@ -113,7 +125,6 @@ impl Levels {
         let priorities = std::mem::take(&mut self.priorities);
         let available_of = |priority: &Priority| priority.health + priority.degraded_health;
         let leaf = priorities.iter().find(|priority| available_of(priority) > 0).map(|priority| priority.leaf);
-        self.leaf = leaf;
         let takes_load = |priority: &&Priority| Some(priority.leaf) == leaf;
         let available = priorities.iter().filter(takes_load).map(available_of).sum::<u64>().min(100);
         let mut left = 100;
@@ -136,14 +147,14 @@ impl Levels {
         (self.levels, self.loads) = (Vec::new(), Vec::new());
         let mut total = 0;
         for (priority, (healthy, degraded)) in priorities.into_iter().zip(healthy.into_iter().zip(degraded)) {
-            let (health, degraded_health) = (priority.health, priority.degraded_health);
+            let (health, degraded_health, panics) = (priority.health, priority.degraded_health, priority.panics);
             let mut add = |part, endpoints, share: u64, availability| {
                 total += share;
                 let part = (priority.number, part);
                 let same = |level: &&Level| (level.leaf, level.part) == (priority.leaf, part);
                 let before = previous.and_then(|levels| levels.levels.iter().find(same));
                 let picker = priority.balancer.build(&endpoints, before.map(|before| &*before.picker));
-                self.levels.push(Level { leaf: priority.leaf, endpoints, picker, part, availability });
+                self.levels.push(Level { leaf: priority.leaf, endpoints, picker, part, availability, panics });
                 self.loads.push(total);
             };
             match priority.all.filter(|_| available < 100) {
@@ -168,10 +179,19 @@ impl Levels {
     /// Picks a priority by load, then an endpoint by policy.
     #[inline]
     pub fn pick(&self, args: &mut PickArgs<'_>) -> Option<(&Level, &Arc<EndpointState>)> {
-        match args.tried_priorities.and_then(|tried| self.loads_beyond(tried)) {
+        if args.tried.is_empty() && args.tried_priorities.is_none() {
+            return self.pick_by(&self.loads, args);
+        }
+        match self.loads_beyond(args.tried_priorities) {
             None => self.pick_by(&self.loads, args),
             Some(loads) => self.pick_by(&loads, args),
         }
+    }
+
+    /// Whether nobody is left whom the next view would have served: all were lost since this one was made.
+    #[cold]
+    pub fn are_lost(&self) -> bool {
+        !self.levels.iter().any(Level::may_serve)
     }
 
     #[inline]
@@ -191,28 +211,38 @@ impl Levels {
         Some((level, level.endpoints.pick(&*level.picker, args)?))
     }
 
-    /// The running totals where priorities that were tried get nothing, and the others all of the load by Envoy's formula.
+    /// The running totals for a retry: levels that were lost since this view was made get nothing, as in the next one, nor do
+    /// priorities that were tried, and the others get all of the load by Envoy's formula.
     /// Where none of the others is available, all are as if they had not been tried (its `PreviousPrioritiesRetryPriority`).
     /// Other leaves than the one that takes load are none of the others: they are for when that has nobody.
     /// `None` where nothing is different.
     #[cold]
-    fn loads_beyond(&self, tried: &TriedPriorities) -> Option<Vec<u64>> {
-        let counts = |level: &Level, left_out: &[PriorityOf]| {
-            Some(level.leaf) == self.leaf && !left_out.contains(&level.priority())
+    fn loads_beyond(&self, tried: Option<&TriedPriorities>) -> Option<Vec<u64>> {
+        let lost: Vec<bool> = self.levels.iter().map(|level| !level.may_serve()).collect();
+        let is_any_lost = self.levels.iter().zip(&lost).any(|(level, lost)| *lost && !level.endpoints.is_empty());
+        let mut there = self.levels.iter().zip(&lost).filter(|(_, lost)| !**lost).map(|(level, _)| level);
+        let Some(leaf) = there.clone().find(|level| level.availability > 0).map(|level| level.leaf) else {
+            // Nothing is available: the first that may serve in panic takes everything.
+            let panics = there.next().filter(|_| is_any_lost)?;
+            let from = self.levels.iter().position(|level| std::ptr::eq(level, panics))?;
+            return Some((0..self.levels.len()).map(|at| if at < from { 0 } else { 100 }).collect());
+        };
+        let counts = |(level, lost): &(&Level, &bool), left_out: &[PriorityOf]| {
+            level.leaf == leaf && !**lost && !left_out.contains(&level.priority())
         };
         let available = |left_out: &[PriorityOf]| {
-            let left = self.levels.iter().filter(|level| counts(level, left_out));
-            left.map(|level| level.availability).sum::<u64>().min(100)
+            let left = self.levels.iter().zip(&lost).filter(|level| counts(level, left_out));
+            left.map(|(level, _)| level.availability).sum::<u64>().min(100)
         };
         let mut left_out = Vec::new();
-        for tries in tried.counting() {
+        for tries in tried.into_iter().flat_map(TriedPriorities::counting) {
             left_out.extend_from_slice(tries);
             if available(&left_out) == 0 {
                 left_out.clear();
             }
         }
         let total = available(&left_out);
-        if left_out.is_empty() || total == 0 {
+        if (left_out.is_empty() && !is_any_lost) || total == 0 {
             return None;
         }
         let (mut shares, mut left) = (vec![0; self.levels.len()], 100);
@@ -220,8 +250,8 @@ impl Levels {
         while left > 0 {
             for is_degraded in [false, true] {
                 let of_part = |level: &Level| (level.part.1 == Part::Degraded) == is_degraded;
-                for (share, level) in shares.iter_mut().zip(&self.levels) {
-                    if of_part(level) && counts(level, &left_out) {
+                for (share, (level, lost)) in shares.iter_mut().zip(self.levels.iter().zip(&lost)) {
+                    if of_part(level) && counts(&(level, lost), &left_out) {
                         let more = (level.availability * 100 / total).min(left);
                         *share += more;
                         left -= more;
@@ -302,6 +332,7 @@ impl Priority {
             all: may_panic.then(|| set(may_be_tried)).filter(|set| !set.is_empty()),
             health: health(healthy),
             degraded_health: health(degraded),
+            panics: policy.panic_percent > 0,
         }
     }
 }
@@ -505,7 +536,7 @@ mod tests {
             for priority in *tries {
                 tried.note(std::num::NonZeroU32::new(*frequency).unwrap(), (0, *priority));
             }
-            let loads = if tried.is_empty() { None } else { levels.loads_beyond(&tried) };
+            let loads = if tried.is_empty() { None } else { levels.loads_beyond(Some(&tried)) };
             assert_eq!(loads.as_deref(), *expected, "{localities:?} {frequency} {tries:?}");
             let (mut first, mut second) = (fastrand::Rng::with_seed(1), fastrand::Rng::with_seed(1));
             let usual = levels.pick(&mut PickArgs::new(&mut first)).map(|(level, _)| level.priority().1);
@@ -535,7 +566,48 @@ mod tests {
             for priority in *tries {
                 tried.note(std::num::NonZeroU32::MIN, *priority);
             }
-            assert_eq!(levels.loads_beyond(&tried).as_deref(), *expected, "{leaves:?} {tries:?}");
+            assert_eq!(levels.loads_beyond(Some(&tried)).as_deref(), *expected, "{leaves:?} {tries:?}");
+        }
+    }
+
+    #[test]
+    fn a_retry_passes_over_levels_that_were_lost_since_the_view_was_made() {
+        let (one, two): (&[Group], &[Group]) = (&[(0, None, [1, 0, 0])], &[(0, None, [2, 0, 0]), (1, None, [1, 0, 0])]);
+        let mixed: &[Group] = &[(0, None, [1, 1, 0]), (1, None, [1, 0, 0])];
+        let panics: &[Group] = &[(0, None, [1, 0, 9]), (1, None, [0, 0, 10])];
+        // (leaves, the panic threshold, how many endpoints cannot be reached by now, from the first on; where a retry goes, and
+        // whether nobody is left)
+        type Case<'c> = (&'c [&'c [Group]], u8, usize, Option<&'c [u64]>, bool);
+        let cases: &[Case<'_>] = &[
+            (&[two], 0, 0, None, false),
+            (&[two], 0, 1, None, false),
+            (&[two], 0, 2, Some(&[0, 100]), false),
+            (&[two], 0, 3, None, true),
+            (&[two, one], 0, 2, Some(&[0, 100, 100]), false),
+            (&[two, one], 0, 3, Some(&[0, 0, 100]), false),
+            (&[two, one], 0, 4, None, true),
+            // The degraded one comes behind what is healthy.
+            (&[mixed], 0, 1, Some(&[0, 0, 100]), false),
+            (&[mixed], 0, 2, Some(&[0, 0, 100]), false),
+            (&[panics], 50, 10, Some(&[0, 100]), false),
+            (&[panics], 50, 20, None, true),
+        ];
+        for (leaves, panic_percent, gone, expected, are_lost) in cases {
+            let leaves: Vec<LeafGroups<'_>> = leaves.iter().map(|groups| (*groups, *panic_percent)).collect();
+            let levels = of_leaves(&leaves);
+            let endpoints = || levels.iter().flat_map(|level| level.endpoints.iter());
+            for endpoint in endpoints().take(*gone) {
+                endpoint.note_unreachable(Instant::now(), &mut fastrand::Rng::with_seed(1));
+            }
+            assert_eq!(levels.loads_beyond(None).as_deref(), *expected, "{leaves:?} {gone}");
+            assert_eq!(levels.are_lost(), *are_lost, "{leaves:?} {gone}");
+            // Of a priority that is there, who cannot be reached by now is passed over, tried or not.
+            let (mut random, tried) = (fastrand::Rng::with_seed(1), endpoints().take(1).cloned().collect::<Vec<_>>());
+            for _ in 0..50 {
+                let mut args = PickArgs { tried: &tried, ..PickArgs::new(&mut random) };
+                let picked = levels.pick(&mut args).map(|(_, endpoint)| endpoint.is_reachable());
+                assert_eq!(picked, Some(!are_lost), "{leaves:?} {gone}");
+            }
         }
     }
 

@@ -302,7 +302,10 @@ impl ClusterView {
         {
             return Ok(pick);
         }
-        if let Some((level, endpoint)) = self.levels.pick(args)
+        // The answer that stands in is for when nobody is left: a retry may know that before the next view does.
+        let is_answered = !args.tried.is_empty() && self.fallback().is_some() && self.levels.are_lost();
+        if !is_answered
+            && let Some((level, endpoint)) = self.levels.pick(args)
             && let Some(leaf) = self.leaves.get(level.leaf)
         {
             let max = leaf.cluster.circuit_breakers.max_requests;
