@@ -10,8 +10,9 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use http::request::Parts;
 use http::{Method, Request, Uri};
+use mesh_core::id::ClusterName;
 use mesh_core::matcher::conditions;
-use mesh_core::model::{Clusters, Forward, Route, RouteAction, RouteConfiguration};
+use mesh_core::model::{Clusters, Forward, Route, RouteAction, RouteConfiguration, SplitBy};
 use mesh_core::request::{RequestHead, host_and_port, split_authority};
 use mesh_core::rewrite::complete_path;
 use mesh_core::view::{Explanation, Passed, ServerChoice};
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::catalog::Client;
 use crate::plane::Snapshot;
-use crate::policy::route::{ClusterKey, Written};
+use crate::policy::route::{ClusterKey, FallbackName, Written};
 use seen::{Seen, client, not_by_tls};
 use workload::{Named, Workload, WorkloadName, pair};
 
@@ -109,6 +110,11 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
             _ => Vec::new(),
         };
         if let RouteAction::Forward(forward) = &choice.route.action {
+            if forward.split_by == SplitBy::HashPolicies {
+                choice
+                    .origins
+                    .extend(shared(rule.and_then(|rule| snapshot.origin_of_split(rule)).into_iter().collect()));
+            }
             choice.time_limit = forward.time_limit(head.is_grpc(), seen.max_stream);
         }
     }
@@ -222,8 +228,16 @@ fn shares(seen: &Seen, forward: &Forward) -> Vec<Value> {
         _ => Vec::new(),
     };
     let all: u64 = weighted.iter().map(|(_, weight)| u64::from(*weight)).sum();
-    let shares = weighted.into_iter().map(|(name, weight)| {
-        let key = ClusterKey::parse(name.as_str());
+    // A sticky split has several parts of one cluster.
+    let mut merged: Vec<(&ClusterName, u32)> = Vec::new();
+    for (name, weight) in weighted {
+        match merged.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum)) => *sum = sum.saturating_add(weight),
+            None => merged.push((name, weight)),
+        }
+    }
+    let shares = merged.into_iter().map(|(name, weight)| {
+        let key = ClusterKey::parse(name.as_str()).or_else(|| FallbackName::parse(name.as_str()));
         json!({
             "name": name.as_str(),
             "host": key.as_ref().map(|key| &*key.host),

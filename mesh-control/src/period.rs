@@ -50,6 +50,16 @@ impl Unit {
         }
     }
 
+    /// `a minute`, `an hour`, `a day` or `a month`.
+    pub(crate) const fn with_article(self) -> &'static str {
+        match self {
+            Unit::Minute => "a minute",
+            Unit::Hour => "an hour",
+            Unit::Day => "a day",
+            Unit::Month => "a month",
+        }
+    }
+
     /// `minute`, `hour`, `day` or `month`.
     pub const fn as_str(self) -> &'static str {
         match self {

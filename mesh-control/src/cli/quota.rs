@@ -64,7 +64,7 @@ fn row(one: &QuotaUse, now: Duration) -> [String; 9] {
         one.used.to_string(),
         one.leased.to_string(),
         one.left.to_string(),
-        format!("{} a {}", one.limit, one.unit),
+        format!("{} {} {}", one.limit, if one.unit == "hour" { "an" } else { "a" }, one.unit),
         one.denied.to_string(),
         in_words(one.resets.saturating_sub(now.as_secs())),
     ]
@@ -94,7 +94,7 @@ mod tests {
                 "limit": 100, "unit": "day", "used": 70, "leased": 10, "left": 20, "denied": 3, "resets": 11_000,
             }],
         });
-        let table = table(&serde_json::from_value(status).unwrap(), Duration::from_secs(3));
+        let table = table(&serde_json::from_value(status.clone()).unwrap(), Duration::from_secs(3));
         let lines: Vec<&str> = table.lines().collect();
         assert!(lines[0].starts_with("quotas are kept in redis, which is away"), "{table}");
         assert!(lines[1].starts_with("2 reports could not be settled"), "{table}");
@@ -105,6 +105,10 @@ mod tests {
             cells[3..].iter().map(|cell| cell.trim()).collect::<Vec<_>>(),
             ["70", "10", "20", "100 a day", "3", "3h 3m"]
         );
+        let mut hourly = status.clone();
+        hourly["identities"][0]["unit"] = json!("hour");
+        let hourly = super::table(&serde_json::from_value(hourly).unwrap(), Duration::from_secs(3));
+        assert!(hourly.contains("100 an hour"), "{hourly}");
         assert_eq!([7, 187, 90_000].map(in_words), ["7s", "3m 7s", "1d 1h"]);
     }
 }

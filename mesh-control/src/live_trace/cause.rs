@@ -15,7 +15,11 @@ pub(super) fn causes(hops: &[Value]) -> Vec<String> {
     let Some(first) = hops.first() else { return Vec::new() };
     let mut causes = Vec::new();
     match has_failed(first) {
-        true => failed(hops, first, &mut causes, 0),
+        true => {
+            failed(hops, first, &mut causes, 0);
+            let routed = events(first, "routed").next_back();
+            causes.extend(taken_over(first, routed).into_iter().chain(mirrored(first, routed)));
+        }
         false => {
             went_well(hops, first, &mut causes);
             done_without(hops, &mut causes);
@@ -91,6 +95,11 @@ fn client_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
         return;
     }
     let Some(failure) = failure(hop) else {
+        if let Some(why) = stood_in(hop, routed) {
+            causes.push(why);
+            causes.push(route);
+            return;
+        }
         if text(hop, "details") == "direct_response" {
             let body = routed.and_then(|routed| routed.pointer("/explanation/route/direct_response/body")?.as_str());
             let body = body.filter(|body| !body.is_empty()).map(|body| format!(" ({body})")).unwrap_or_default();
@@ -98,7 +107,7 @@ fn client_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
             return;
         }
         if events(hop, "filter").any(|filter| text(filter, "outcome") == "answered") {
-            let by = limit(hop).unwrap_or_else(|| "a filter of the route".to_owned());
+            let by = limit(hop).or_else(|| filter(hop)).unwrap_or_else(|| "a filter of the route".to_owned());
             causes.push(format!("{by} answered {}: {route}", answer(hop)));
             return;
         }
@@ -188,7 +197,7 @@ fn server_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
             "" => "a filter",
             details => details,
         };
-        let by = limit(hop).unwrap_or_else(|| by.to_owned());
+        let by = limit(hop).or_else(|| filter(hop)).unwrap_or_else(|| by.to_owned());
         causes.push(format!("{} answered {} before its application: {by}", who(hop), answer(hop)));
         return;
     }
@@ -211,6 +220,34 @@ fn limit(hop: &Value) -> Option<String> {
         rule => format!(", rule {rule}"),
     };
     Some(format!("the {what} {}{rule}", text(limit, "limit")))
+}
+
+/// The filter of the application's own that answered, by its name.
+fn filter(hop: &Value) -> Option<String> {
+    let named = |filter: &&Value| text(filter, "outcome") == "answered" && !text(filter, "filter").is_empty();
+    events(hop, "filter").rev().find(named).map(|filter| format!("the filter {}", text(filter, "filter")))
+}
+
+/// The answer that stands in for a service of which nobody is left.
+fn stood_in(hop: &Value, routed: Option<&Value>) -> Option<String> {
+    let event = events(hop, "fallback").next_back().filter(|event| event.get("status").is_some())?;
+    let place = origin_of_cluster(routed, "fallback");
+    Some(format!("the fallback{place} answered {}: {}", answer(hop), text(event, "error")))
+}
+
+/// Who took a request in the place of the service that it was for.
+fn taken_over(hop: &Value, routed: Option<&Value>) -> Option<String> {
+    let to = events(hop, "fallback").map(|event| text(event, "to")).rfind(|to| !to.is_empty())?;
+    Some(format!("the fallback {to} took it{}: nobody else is there", origin_of_cluster(routed, "fallback")))
+}
+
+/// Where copies of a request went.
+fn mirrored(hop: &Value, routed: Option<&Value>) -> Option<String> {
+    let to = events(hop, "mirrored").next_back()?.get("to")?.as_array()?;
+    let to: Vec<&str> = to.iter().filter_map(Value::as_str).collect();
+    let place = routed.and_then(|routed| routed.pointer("/explanation/route/origins/mirrors")?.as_str());
+    let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
+    Some(format!("a copy of it was sent to {}{place}", to.join(" and ")))
 }
 
 /// What a route has made of the path, where a server was asked for another one than its client.
@@ -252,6 +289,8 @@ fn went_well(hops: &[Value], first: &Value, causes: &mut Vec<String>) {
         });
     }
     if let Some(routed) = events(first, "routed").next_back() {
+        causes.extend(stood_in(first, Some(routed)).or_else(|| taken_over(first, Some(routed))));
+        causes.extend(filter(first).map(|by| format!("{by} answered {}", answer(first))));
         causes.push(match (text(first, "details"), status(first)) {
             ("direct_response", 300..400) => format!("the route redirects it: {}", route_of(routed)),
             ("direct_response", status) => format!("the route answers {status} itself: {}", route_of(routed)),
@@ -261,6 +300,7 @@ fn went_well(hops: &[Value], first: &Value, causes: &mut Vec<String>) {
             let others = routed.get("endpoints").and_then(Value::as_array).map_or(0, Vec::len);
             causes.push(format!("endpoint {} was picked, of {others} that there are", text(picked, "endpoint")));
         }
+        causes.extend(mirrored(first, Some(routed)));
         causes.extend(passed_over(Some(routed)));
     } else {
         causes.push(format!("{} answered {}", who(first), answer(first)));
@@ -311,8 +351,17 @@ fn route_of(routed: &Value) -> String {
         _ => format!("{} % to {}", 100.0 * number(cluster, "weight") / total.max(1.0), text(cluster, "name")),
     });
     let to: Vec<String> = to.collect();
-    let drawn = match text(routed, "cluster") {
-        cluster if clusters.len() > 1 && !cluster.is_empty() => format!("; {cluster} was drawn"),
+    let drawn = match (text(routed, "cluster"), text(route, "split_by")) {
+        (cluster, by) if clusters.len() > 1 && !cluster.is_empty() => {
+            match text(route, "this_request_goes_to") == cluster {
+                true => {
+                    let place = route.pointer("/origins/split_by").and_then(Value::as_str);
+                    let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
+                    format!("; its {by}{place} leads to {cluster}")
+                }
+                false => format!("; {cluster} was drawn"),
+            }
+        }
         _ => String::new(),
     };
     let leads = if to.is_empty() { String::new() } else { format!(" sends it to {}{drawn}", to.join(", ")) };

@@ -53,7 +53,9 @@ impl Snapshot {
             && let Some(rule) = rule_of(route)
         {
             route["origin"] = place(rule).into();
-            route["origins"] = origins(self.settings_of_rule(rule));
+            let split =
+                route.get("split_by").is_some_and(Value::is_string).then(|| self.origin_of_split(rule)).flatten();
+            route["origins"] = origins(self.settings_of_rule(rule).into_iter().chain(split).collect());
         }
         let clusters = explained.get_mut("clusters").and_then(Value::as_array_mut);
         for cluster in clusters.into_iter().flatten().filter(|cluster| cluster.is_object()) {

@@ -88,6 +88,16 @@ impl Snapshot {
         all
     }
 
+    /// Where it is written what the split of a rule goes by, where that is not chance. All of the object is read for it.
+    pub(crate) fn origin_of_split(&self, rule: &Written) -> Option<(&'static str, String)> {
+        let key = "metadata.annotations.mesh-control/sticky-split";
+        let place = locate(&rule.origin, key);
+        let bytes = usize::try_from(place.span.start).ok()?..usize::try_from(place.span.end).ok()?;
+        // Of a delegate's rule, the annotation may be the other object's.
+        let is_there = place.source.text.get(bytes).is_some_and(|text| text.contains("sticky-split"));
+        is_there.then(|| ("split_by", place.to_string()))
+    }
+
     /// Where it is written when a route tries again that does not say it.
     pub(crate) fn default_retry(&self) -> String {
         let object = self.compiled.policy.mesh.object.as_ref();

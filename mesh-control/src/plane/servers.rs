@@ -86,7 +86,7 @@ impl Snapshot {
         let object = name.strip_prefix("mesh-control.rate_limit_quota/")?;
         let end = object.match_indices('/').nth(1).map(|(at, _)| at)?;
         let limit = self.quota(None, object.get(..end)?, object.get(end + 1..)?)?;
-        Some(format!("{} in a {}", limit.requests, limit.unit.as_str()))
+        Some(format!("{} in {}", limit.requests, limit.unit.with_article()))
     }
 
     /// Where what guards a server is written: its policies on who may do what, or those on tokens.

@@ -744,3 +744,76 @@ fn one_request_among_ten_thousand_routes_is_explained_in_fifty_milliseconds_beyo
         assert!(beyond <= Duration::from_millis(50), "{beyond:?}");
     }
 }
+
+#[test]
+fn explain_says_what_a_sticky_split_goes_by_and_where_it_leads_with_the_weights_as_they_are_written() {
+    let to = |v1, v2| {
+        format!(
+            "  - route:\n    - {{destination: {{host: reviews, subset: v1}}, weight: {v1}}}\n    - {{destination: {{host: reviews, subset: v2}}, weight: {v2}}}\n"
+        )
+    };
+    let annotated = |by: &str, rules: &str| {
+        let own = format!("namespace: shop, annotations: {{mesh-control/sticky-split: {by}}}}}\nspec:\n  hosts");
+        rules.replace("namespace: shop}\nspec:\n  hosts", &own)
+    };
+    for (by, name, given) in [
+        ("header=x-user", "header x-user", &["-H", "x-user: jason"][..]),
+        ("cookie=session", "cookie session", &["-H", "cookie: session=jason"]),
+    ] {
+        for (v1, v2) in [(70, 30), (2, 1), (40, 60)] {
+            let yaml = format!("{SHOP}{}", annotated(by, &rules(&to(v1, v2))));
+            let line = 1 + yaml.lines().position(|line| line.contains("sticky-split")).unwrap();
+            let dir = dir_of(&yaml);
+            let explain = |more: &[&str]| {
+                let arguments =
+                    [&["explain", "--config", ".", "--from", "shop/ratings", "GET", "http://reviews/"], more].concat();
+                String::from_utf8(run(&arguments, dir.path(), "").stdout).unwrap()
+            };
+            let (of_user, of_nobody) = (explain(given), explain(&[]));
+            let expected = format!("  split by: {name} (config.yaml:{line})");
+            for text in [&of_user, &of_nobody] {
+                assert!(text.lines().any(|one| one == expected), "{expected}:\n{text}");
+                for (subset, weight) in [("v1", v1), ("v2", v2)] {
+                    let cluster =
+                        format!("cluster outbound|80|{subset}|reviews.shop.svc.cluster.local: weight {weight}");
+                    assert!(text.lines().any(|one| one.starts_with(&cluster)), "{cluster}:\n{text}");
+                }
+            }
+            assert!(of_user.contains("\n  this request goes to: outbound|80|v"), "{of_user}");
+            assert!(of_nobody.contains("\n  this request goes to: any of them, by chance"), "{of_nobody}");
+            let (answers, _) = answers(dir.path(), &[r#"{"source": {"namespace": "shop"}, "host": "reviews"}"#], &[]);
+            let weights: Vec<_> =
+                answers[0]["clusters"].as_array().unwrap().iter().map(|to| to["weight"].clone()).collect();
+            assert_eq!(json!(weights), json!([v1, v2]), "{answers:?}");
+        }
+    }
+}
+
+#[test]
+fn explain_says_that_a_policy_lets_nobody_in_and_what_passes_before_a_quota_has_a_share() {
+    let objects = "---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody, namespace: shop}
+spec: {}
+---
+apiVersion: policy.mesh-control/v1alpha1
+kind: Quota
+metadata: {name: hourly, namespace: shop}
+spec:
+  selector: {matchLabels: {app: reviews}}
+  failureMode: DENY
+  rules:
+  - {name: each, by: [{header: x-user}], limit: {requests: 4, per: HOUR}}
+";
+    let dir = dir_of(&format!("{SHOP}{objects}"));
+    let arguments = ["explain", "--config", ".", "--from", "shop/ratings", "GET", "http://reviews/"];
+    let text = String::from_utf8(run(&arguments, dir.path(), "").stdout).unwrap();
+    for expected in [
+        ", AuthorizationPolicy shop/nobody): allow nobody\n",
+        "limit 4 in an hour",
+        "without a share at once 1, then refused)",
+    ] {
+        assert!(text.contains(expected), "{expected}:\n{text}");
+    }
+}

@@ -10,14 +10,16 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, COOKIE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, SET_COOKIE};
 use serde_json::{Map, Value, json};
 
+use super::routes::brought;
 use super::{Destination, RouteTable};
 use crate::error::MeshError;
 use crate::id::ClusterName;
 use crate::matcher::{DomainIndex, Unmet, conditions, string};
 use crate::model::{
     BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Clusters, Consecutive,
-    CorsPolicy, Fault, Forward, Fraction, HeaderChange, HeaderMutations, HeaderTarget, HeaderText, HealthCheck,
-    OutlierDetection, PathChange, RetryLimit, RetryPolicy, Route, RouteAction, SplitBy,
+    CorsPolicy, Fault, Forward, Fraction, HashKey, HashPolicy, HashedHeader, HeaderChange, HeaderMutations,
+    HeaderTarget, HeaderText, HealthCheck, OutlierDetection, PathChange, RetryLimit, RetryPolicy, Route, RouteAction,
+    SplitBy,
 };
 use crate::request::RequestHead;
 use crate::rewrite::{location, rewrite};
@@ -109,6 +111,9 @@ pub struct RouteChoice {
     /// Where the request asks for with the route's changes of path and authority, or the place that the route redirects to;
     /// `None` where neither is the case. Headers apart, it is what would be sent.
     pub becomes: Option<String>,
+    /// The cluster that what the request brings along leads to, where the route's split does not go by chance; `None` where it does,
+    /// or the request has nothing that it goes by.
+    pub leads_to: Option<ClusterName>,
     /// What goes wrong on purpose before anything else happens.
     pub fault: Option<Arc<Fault>>,
     /// What requests pass before they are sent, in order: limits, rules, filters of the application's.
@@ -455,10 +460,15 @@ impl RouteChoice {
         all.extend(of_try.map(|limit| ("per_try_timeout", time(limit))));
         let split = match &forward.split_by {
             SplitBy::Chance => None,
-            SplitBy::HashPolicies => Some("hash of the request".to_owned()),
+            SplitBy::HashPolicies => Some(hashed_by(&forward.hash_policies)),
             SplitBy::Header(name) => Some(format!("header {name}")),
         };
-        all.extend(split.map(|by| ("split_by", by.into())));
+        if let Some(by) = split {
+            all.push(("split_by", by.into()));
+            let leads_to =
+                self.leads_to.as_ref().map_or("any of them, by chance: the request has none", ClusterName::as_str);
+            all.push(("this_request_goes_to", leads_to.into()));
+        }
         let mirrors = forward.mirrors.iter().map(
             |mirror| json!({"cluster": mirror.cluster.as_str(), "percent": percent(mirror.fraction.per_million())}),
         );
@@ -467,6 +477,52 @@ impl RouteChoice {
             all.push(("mirrors", mirrors.into()));
         }
     }
+}
+
+/// What a route hashes of requests: header x-user, or else, where requests may lack it, what comes after it.
+fn hashed_by(policies: &[HashPolicy]) -> String {
+    let mut text = String::new();
+    for (at, policy) in policies.iter().enumerate() {
+        let by = match &policy.key {
+            HashKey::Header(HashedHeader::Real(name), _) => format!("header {name}"),
+            HashKey::Header(HashedHeader::Method, _) => "method".to_owned(),
+            HashKey::Header(HashedHeader::Path, _) => "path".to_owned(),
+            HashKey::Header(HashedHeader::Authority, _) => "authority".to_owned(),
+            HashKey::Header(HashedHeader::Scheme, _) => "scheme".to_owned(),
+            HashKey::Cookie(cookie) => format!("cookie {}", cookie.name),
+            HashKey::Query(name) => format!("query parameter {name}"),
+            HashKey::SourceAddress => "address of the process".to_owned(),
+            HashKey::Channel => "client of the process".to_owned(),
+        };
+        let before = at.checked_sub(1).and_then(|before| policies.get(before));
+        text += before.map_or("", |before| if before.terminal { ", else " } else { " and " });
+        text += &by;
+    }
+    text
+}
+
+/// Weights as somebody would write them who wants these shares: in percent where that is exact, else the smallest whole numbers.
+/// A sticky split comes in parts of a million, each rounded.
+///
+/// ```
+/// use mesh_core::view::plain_weights;
+///
+/// assert_eq!(plain_weights(&[700_000, 300_000]), [70, 30]);
+/// assert_eq!(plain_weights(&[333_333, 666_667]), [1, 2]);
+/// ```
+pub fn plain_weights(weights: &[u32]) -> Vec<u32> {
+    let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
+    let scaled = |to: u64| {
+        let plain = weights.iter().map(|weight| {
+            let weight = u64::from(*weight);
+            let plain = (weight * to + total / 2).checked_div(total)?;
+            let is_exact = (plain * total / to).abs_diff(weight) <= 1 && (plain > 0) == (weight > 0);
+            u32::try_from(plain).ok().filter(|_| is_exact)
+        });
+        plain.collect::<Option<Vec<u32>>>()
+    };
+    let scaled = (total == 1_000_000).then(|| std::iter::once(100).chain(1..=1000).find_map(scaled)).flatten();
+    scaled.unwrap_or_else(|| weights.to_vec())
 }
 
 impl fmt::Display for RouteChoice {
@@ -781,7 +837,7 @@ impl RouteTable {
         });
         explained.passed_over = before.collect();
         let Some(route) = host.routes.get(chosen) else { return explained };
-        let (mut time_limit, mut clusters) = (None, Vec::new());
+        let (mut time_limit, mut clusters, mut leads_to) = (None, Vec::new(), None);
         if let RouteAction::Forward(forward) = &route.action {
             time_limit = forward.time_limit(head.is_grpc(), None);
             let weighted = match &forward.clusters {
@@ -803,6 +859,13 @@ impl RouteTable {
                     }),
                 }
             }
+            if forward.split_by == SplitBy::HashPolicies {
+                let weights: Vec<u32> = clusters.iter().map(|choice| choice.weight).collect();
+                let plain = plain_weights(&weights);
+                clusters.iter_mut().zip(plain).for_each(|(choice, weight)| choice.weight = weight);
+            }
+            let chosen = found.as_ref().ok().filter(|_| brought(route, head).is_some());
+            leads_to = chosen.and_then(|(.., to)| to.cluster().and_then(|at| self.clusters().get(at)).cloned());
         }
         let mut headers = HeaderMutations::default();
         let choices = position.map(|position| self.destinations(position)).unwrap_or_default();
@@ -823,6 +886,7 @@ impl RouteTable {
             route: route.clone(),
             time_limit,
             becomes: becomes(head, route),
+            leads_to,
             fault,
             passes: position.map(|position| self.passed_at(position)).unwrap_or_default(),
             cors: position.and_then(|position| self.cors_of(position)),

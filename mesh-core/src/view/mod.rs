@@ -17,7 +17,9 @@ use crate::balance::LoadBalancer;
 use crate::filter::FilterRegistry;
 
 pub use cluster::{ClusterView, Leaf, Pick};
-pub use explain::{ClusterChoice, Explanation, HostChoice, Passed, PassedOver, RouteChoice, ServerChoice};
+pub use explain::{
+    ClusterChoice, Explanation, HostChoice, Passed, PassedOver, RouteChoice, ServerChoice, plain_weights,
+};
 pub use routes::{Admission, Destination, Found, RoutePosition, RouteTable};
 pub use status::EndpointStatus;
 pub use target::{RouteRef, SelectedRoute, TargetView};

@@ -623,7 +623,7 @@ fn catches_all(config: &RouteConfiguration) -> bool {
 }
 
 /// What a request brings along for a route's split, where that does not go by chance.
-fn brought(route: &Route, head: &RequestHead<'_>) -> Option<u64> {
+pub(super) fn brought(route: &Route, head: &RequestHead<'_>) -> Option<u64> {
     let RouteAction::Forward(forward) = &route.action else { return None };
     match &forward.split_by {
         SplitBy::Chance => None,

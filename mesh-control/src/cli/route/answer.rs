@@ -14,11 +14,11 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Decision, Reply};
-use mesh_core::model::{Fault, Forward, Fraction, HeaderChange, Mirror, Route, RouteAction};
+use mesh_core::model::{Fault, Forward, Fraction, HeaderChange, Mirror, Route, RouteAction, SplitBy};
 use mesh_core::request::RequestHead;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::rewrite::{apply_to_response, location, rewrite};
-use mesh_core::view::{Destination, RoutePosition, RouteTable};
+use mesh_core::view::{Destination, RoutePosition, RouteTable, plain_weights};
 use serde::Serialize;
 
 use super::request::{Asked, Kind, Protocol};
@@ -452,6 +452,10 @@ impl Decided<'_> {
                 answer.outcome = Outcome::Error;
                 answer.status = Some(ErrorKind::NoHealthyEndpoint.http_status().as_u16());
             }
+        }
+        if forward.split_by == SplitBy::HashPolicies {
+            let plain = plain_weights(&all.iter().map(|(_, weight, _)| *weight).collect::<Vec<_>>());
+            all.iter_mut().zip(plain).for_each(|((_, weight, _), plain)| *weight = plain);
         }
         let service = |name: &str| self.service(name);
         let first = all.first().map(|(.., effects)| effects.clone());

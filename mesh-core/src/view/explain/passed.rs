@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -86,7 +87,13 @@ fn policies(rbac: &Rbac) -> Value {
     let names = |rules: &RbacRules| listed(rules.policies.keys().map(|name| Value::from(&**name)).collect());
     let of = |action| rbac.rules.as_ref().filter(|rules| rules.action == action).and_then(names);
     let tried = rbac.shadow_rules.as_ref().and_then(names);
-    json!({"allow": of(RbacAction::Allow), "deny": of(RbacAction::Deny), "log": of(RbacAction::Log), "tried": tried})
+    // Where somebody has to be let in and nobody is named, nobody is.
+    let is_closed = |rules: &Option<RbacRules>| {
+        rules.as_ref().is_some_and(|rules| rules.action == RbacAction::Allow && rules.policies.is_empty())
+    };
+    let allow = of(RbacAction::Allow).or_else(|| is_closed(&rbac.rules).then(|| vec!["nobody".into()]));
+    let tried = tried.or_else(|| is_closed(&rbac.shadow_rules).then(|| vec!["nobody is let in".into()]));
+    json!({"allow": allow, "deny": of(RbacAction::Deny), "log": of(RbacAction::Log), "tried": tried})
 }
 
 fn bucket(bucket: &TokenBucket) -> Value {
@@ -132,6 +139,8 @@ fn global_rate_limit(limit: &GlobalRateLimit, domain: &str, counted: &[Arc<RateL
     })
 }
 
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 fn rate_limit_quota(quota: &RateLimitQuota, domain: &str, rules: &[QuotaRule]) -> Value {
     let rules = rules.iter().map(|rule| {
         let settings = &rule.settings;
@@ -139,7 +148,11 @@ fn rate_limit_quota(quota: &RateLimitQuota, domain: &str, rules: &[QuotaRule]) -
             QuotaStrategy::AllowAll => json!("passes"),
             QuotaStrategy::DenyAll => json!("refused"),
             QuotaStrategy::Tokens { max, per_fill, interval } => {
-                json!({"at_once": max, "requests": per_fill, "per": time(interval)})
+                // What fills so slowly is never filled while anybody waits.
+                match interval < YEAR {
+                    true => json!({"at_once": max, "requests": per_fill, "per": time(interval)}),
+                    false => json!({"at_once": max, "then": "refused"}),
+                }
             }
         };
         json!({"by": counted_by(&settings.bucket), "without_a_share": before})
