@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use http::{request, response};
 use mesh_core::filter::{Callout, Decision, Filter, Reply, Resume};
+use mesh_core::live_trace::Stage;
 use mesh_core::request_info::RequestInfo;
+use serde_json::json;
 
 /// How far a request came in its chain.
 pub(crate) enum Passage {
@@ -29,11 +31,29 @@ pub(crate) fn on_request(
             Decision::Continue => {}
             decision => match carry_out(decision) {
                 Passage::Passed => {}
-                ended => return ended,
+                ended => return told(ended, filter, info),
             },
         }
     }
     Passage::Passed
+}
+
+/// Notes what a filter made of a request that it did not pass on.
+#[cold]
+fn told(passage: Passage, filter: &Arc<dyn Filter>, info: &mut RequestInfo) -> Passage {
+    let outcome = match &passage {
+        Passage::Passed => return passage,
+        Passage::Answered(_) => {
+            info.note_details("filter_response");
+            "answered"
+        }
+        Passage::Held(_) => {
+            info.waits_for(Stage::Filter);
+            "held back"
+        }
+    };
+    info.note_event("filter", || json!({"outcome": outcome, "filter": filter.name()}));
+    passage
 }
 
 /// The filter that held the request back decides; then the chain goes on.
@@ -46,7 +66,10 @@ pub(crate) fn resume(
 ) -> Passage {
     match carry_out(decide(info, head)) {
         Passage::Passed => on_request(filters, entered, info, head),
-        ended => ended,
+        ended => match entered.checked_sub(1).and_then(|last| filters.get(last)) {
+            Some(filter) => told(ended, filter, info),
+            None => ended,
+        },
     }
 }
 

@@ -13,6 +13,9 @@ use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_control::live_trace::{Traced, Wanted};
+use mesh_core::error::Invalid;
+use mesh_core::filter::{Decision, Filter, FilterFactory, Reply};
+use mesh_core::request_info::RequestInfo;
 use mesh_tower::body::Body;
 use mesh_tower::{Mesh, inherited};
 use serde_json::json;
@@ -57,7 +60,28 @@ fn workload(control: &Embedded, app: &str) -> Mesh {
     let bootstrap = introduced(&format!("{app}-v1-7"), json!({"app": app, "version": "v1"}))
         .metadata("SERVICE_ACCOUNT", app)
         .metadata("WORKLOAD_NAME", format!("{app}-v1"));
-    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(PATIENCE).start().unwrap()
+    let mesh = Mesh::builder().filter("acme.guard", guard()).source(control.source(bootstrap));
+    mesh.cold_start_wait(PATIENCE).start().unwrap()
+}
+
+/// Answers requests that ask for it with `x-guard`, by its configuration `{side: ..}`.
+#[derive(Debug)]
+struct Guard(String);
+
+impl Filter for Guard {
+    fn on_request(&self, _: &mut RequestInfo, head: &mut http::request::Parts) -> Decision {
+        match head.headers.get("x-guard").is_some_and(|asked| asked == self.0.as_str()) {
+            true => Decision::Reply(Reply::new(StatusCode::IM_A_TEAPOT, "not you")),
+            false => Decision::Continue,
+        }
+    }
+}
+
+fn guard() -> FilterFactory {
+    Arc::new(|config, _| {
+        let config: serde_json::Value = serde_json::from_str(config).map_err(|why| Invalid::new(why.to_string()))?;
+        Ok(Arc::new(Guard(config["side"].as_str().unwrap_or_default().to_owned())))
+    })
 }
 
 async fn serve(mesh: &Mesh, hanging: &Arc<AtomicUsize>) -> SocketAddr {
@@ -356,4 +380,71 @@ async fn what_is_not_waited_for_any_more_is_not_followed_any_more() {
         }
     };
     tokio::time::timeout(PATIENCE, disarmed).await.expect("nobody asks any more");
+}
+
+/// Two services that nobody serves, and who stands in for them.
+const STAND_INS: &str = "
+---
+apiVersion: v1
+kind: Service
+metadata: {name: gone, namespace: shop}
+spec: {selector: {app: gone}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: gone
+  namespace: shop
+  annotations: {mesh-control/fallback: host=ratings}
+spec: {host: gone}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: shut, namespace: shop}
+spec: {selector: {app: shut}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: shut
+  namespace: shop
+  annotations: {mesh-control/fallback: 'status=503, body=closed'}
+spec: {host: shut}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_answered_in_anothers_place_and_what_decided_a_split_are_named() {
+    let plugin = |name: &str, app: &str, mode: &str| {
+        format!(
+            "---\napiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{selector: {{matchLabels: {{app: {app}}}}}, pluginName: acme.guard, pluginConfig: {{side: {name}}}, match: [{{mode: {mode}}}]}}\n"
+        )
+    };
+    let split = routes(
+        "reviews",
+        "  - mirrors: [{destination: {host: ratings}}]\n    route:\n    - {destination: {host: reviews, subset: v1}, weight: 70}\n    - {destination: {host: reviews}, weight: 30}\n",
+    )
+    .replace("namespace: shop}", "namespace: shop, annotations: {mesh-control/sticky-split: header=end-user}}");
+    let filters = [plugin("client", "web", "CLIENT"), plugin("server", "reviews", "SERVER")].concat();
+    let world = World::start(&format!("{split}{STAND_INS}{filters}")).await;
+    // (URL, header, what is said)
+    type Case = (&'static str, (&'static str, &'static str), &'static [&'static str]);
+    let cases: &[Case] = &[
+        ("http://reviews/", ("end-user", "jason"), &["; its header end-user (", " leads to outbound|80|"]),
+        ("http://reviews/", ("x-other", "jason"), &[" was drawn"]),
+        ("http://reviews/", ("end-user", "jason"), &["a copy of it was sent to outbound|80||ratings.shop"]),
+        ("http://reviews/", ("x-guard", "client"), &["the filter acme.guard answered 418"]),
+        (
+            "http://reviews/",
+            ("x-guard", "server"),
+            &["reviews-v1 answered 418 before its application: the filter acme.guard"],
+        ),
+        ("http://gone/", ("x-other", "x"), &["the fallback outbound|80||ratings.shop.svc.cluster.local took it ("]),
+        ("http://shut/", ("x-other", "x"), &["the fallback (", ") answered 503: "]),
+    ];
+    for (url, header, expected) in cases {
+        let traced = world.follow(Wanted::to("").from("shop/web"), url, &[*header]).await;
+        let is_said = |cause: &String| expected.iter().all(|part| cause.contains(part));
+        assert!(traced.causes.iter().any(is_said), "{url} {header:?} {expected:?}:\n{traced}");
+    }
 }

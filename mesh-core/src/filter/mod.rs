@@ -142,6 +142,11 @@ pub trait Filter: Send + Sync + fmt::Debug {
         _ = request;
     }
 
+    /// What it is called where somebody is told that it answered a request; empty where it has no name.
+    fn name(&self) -> &str {
+        ""
+    }
+
     /// Whether it asks a request for what is noted of it, such as its authority, its endpoint or its status. Where no filter of
     /// a route does, and nobody else wants to know, these methods of [`RequestInfo`] say nothing, and noting costs nothing.
     fn reads_notes(&self) -> bool {

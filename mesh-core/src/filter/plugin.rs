@@ -184,6 +184,10 @@ impl Filter for PluginFilter {
         }
     }
 
+    fn name(&self) -> &str {
+        &self.0.plugin.name
+    }
+
     fn on_end(&self, request: &RequestInfo) {
         if let Some(filter) = &*self.0.running.load()
             && catch_unwind(AssertUnwindSafe(|| filter.on_end(request))).is_err()

@@ -55,6 +55,7 @@ impl Attempt {
         info.note_attempt(endpoint);
         if pick.leaf > 0 {
             info.note_service(pick.cluster.service.as_ref());
+            info.note_event("fallback", || json!({"to": pick.cluster.name.as_str()}));
         }
         // A budget of retries is a share of requests, and not of tries.
         if info.attempts == 1
@@ -290,6 +291,8 @@ impl<T: Transport> ActiveRequest<T> {
                     Some(answer) => {
                         self.info.note_flags(error.kind().response_flags());
                         self.info.note_details(error.kind().response_details());
+                        let event = || json!({"status": answer.status.as_u16(), "error": error.to_string()});
+                        self.info.note_event("fallback", event);
                         Ok(Step::Done(reply::direct(answer, self.info.is_grpc)))
                     }
                     None => Err(error),

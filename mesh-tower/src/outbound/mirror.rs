@@ -19,6 +19,7 @@ use mesh_core::request::split_authority;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::rewrite::edit;
 use mesh_core::view::{ClusterView, TargetView};
+use serde_json::json;
 
 use crate::body::{Body, Whole};
 use crate::transport::{Security, Transport, pooled};
@@ -127,6 +128,10 @@ impl Copies {
         if targets.is_empty() {
             return None;
         }
+        info.note_event(
+            "mirrored",
+            || json!({"to": targets.iter().map(|(cluster, ..)| cluster.name().as_str()).collect::<Vec<_>>()}),
+        );
         let (mut own, ()) = Request::new(()).into_parts();
         (own.method, own.uri, own.version, own.headers) =
             (head.method.clone(), head.uri.clone(), head.version, head.headers.clone());

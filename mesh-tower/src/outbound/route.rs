@@ -9,7 +9,7 @@ use http::{Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::hashing;
-use mesh_core::live_trace::{Side, Stage};
+use mesh_core::live_trace::Side;
 use mesh_core::matcher::request_matches_any;
 use mesh_core::model::{BLOCK_ALL, Forward, RouteAction};
 use mesh_core::request::{RequestHead, has_port, host_and_port, is_grpc};
@@ -17,7 +17,6 @@ use mesh_core::request_info::{Deadline, Direction, Inherited, Interest, Repeat, 
 use mesh_core::rewrite::{complete_path, edit};
 use mesh_core::store::TargetEntry;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
-use serde_json::json;
 
 use super::mirror::Copies;
 use super::placement::Follow;
@@ -311,16 +310,8 @@ impl<T: Transport> ActiveRequest<T> {
     fn passed(&mut self, passage: Passage, route: &RouteRef<'_>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         match passage {
             Passage::Passed => self.act(route, head),
-            Passage::Answered(answer) => {
-                self.info.note_details("filter_response");
-                self.info.note_event("filter", || json!({"outcome": "answered"}));
-                Ok(Step::Done(reply::filter(answer, self.info.is_grpc)))
-            }
-            Passage::Held(callout) => {
-                self.info.note_event("filter", || json!({"outcome": "held back"}));
-                self.info.waits_for(Stage::Filter);
-                Ok(Step::Wait(Box::pin(async move { Woken::Filter(callout.await) })))
-            }
+            Passage::Answered(answer) => Ok(Step::Done(reply::filter(answer, self.info.is_grpc))),
+            Passage::Held(callout) => Ok(Step::Wait(Box::pin(async move { Woken::Filter(callout.await) }))),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::connection::ConnectionInfo;
 use crate::filters::{self, Passage};
 use crate::listeners::ListenerState;
 use crate::reply;
-use crate::server::request::{Admission, ServerContext, answer, authenticate, facts_of, tell_passage, with_parts};
+use crate::server::request::{Admission, ServerContext, answer, authenticate, facts_of, with_parts};
 use crate::server::response::Facts;
 use crate::uri::set_path;
 
@@ -100,7 +100,6 @@ impl ServerContext {
                 Some(decide) => filters::resume(decide, filters, entered, info, head),
                 None => filters::on_request(filters, entered, info, head),
             });
-            tell_passage(&passage, info);
             match passage {
                 Passage::Passed if stage == 1 => break,
                 Passage::Passed => {

@@ -557,7 +557,6 @@ impl ServerContext {
         let Facts { info, filters_entered, .. } = &mut **facts;
         let passage =
             with_parts(request, |head| filters::on_request(destination.filters(), filters_entered, info, head));
-        tell_passage(&passage, info);
         let is_grpc = info.is_grpc;
         self.passed(passage, is_grpc, route, destination, request)
     }
@@ -579,7 +578,6 @@ impl ServerContext {
         let (route, destination) = found.expect("a request that is held back passes the filters of its route");
         let passage =
             with_parts(request, |head| filters::resume(decide, destination.filters(), filters_entered, info, head));
-        tell_passage(&passage, info);
         let admission = self.passed(passage, info.is_grpc, route, destination, request);
         admission.unwrap_or_else(|error| self.failed(&error, Some(facts), request))
     }
@@ -692,21 +690,6 @@ impl ServerContext {
             with_parts(request, |head| rewrite::apply_to_request(changes, head));
         }
         Ok(Admission::Admit)
-    }
-}
-
-/// Notes what filters made of a request, where they did not pass it on.
-pub(super) fn tell_passage(passage: &Passage, info: &mut RequestInfo) {
-    match passage {
-        Passage::Passed => {}
-        Passage::Answered(_) => {
-            info.note_details("filter_response");
-            info.note_event("filter", || json!({"outcome": "answered"}));
-        }
-        Passage::Held(_) => {
-            info.waits_for(Stage::Filter);
-            info.note_event("filter", || json!({"outcome": "held back"}));
-        }
     }
 }
 
