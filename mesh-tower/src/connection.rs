@@ -1,6 +1,7 @@
 //! What is known of a connection that the mesh let in.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use mesh_core::identity::SpiffeId;
@@ -16,11 +17,28 @@ pub struct ConnectionInfo {
     pub local: SocketAddr,
     /// Where it connected from.
     pub peer: SocketAddr,
-    /// Set once by the handshake, which ends after servers were told of the connection. Clones share it.
-    tls: Arc<OnceLock<TlsInfo>>,
-    /// The name that a client asks for whose TLS is with somebody else, if it asks for any.
-    passed: Arc<OnceLock<Option<Arc<str>>>>,
+    /// Clones share it.
+    shared: Arc<Shared>,
 }
+
+/// What becomes known of a connection later than servers are told of it.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Set once, by the handshake, which ends after servers were told of the connection.
+    tls: OnceLock<TlsInfo>,
+    /// The name that a client asks for whose TLS is with somebody else, if it asks for any.
+    passed: OnceLock<Option<Arc<str>>>,
+    /// How many of its requests have come to the mesh's layer; `None` of a connection that the mesh did not let in.
+    seen: Option<AtomicUsize>,
+}
+
+impl PartialEq for Shared {
+    fn eq(&self, other: &Self) -> bool {
+        self.tls == other.tls
+    }
+}
+
+impl Eq for Shared {}
 
 /// What the handshake of a connection came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,12 +65,31 @@ tokio::task_local! {
 impl ConnectionInfo {
     /// A connection between these ends.
     pub fn new(local: SocketAddr, peer: SocketAddr) -> Self {
-        ConnectionInfo { local, peer, tls: Arc::default(), passed: Arc::default() }
+        ConnectionInfo { local, peer, shared: Arc::default() }
+    }
+
+    /// A connection that the mesh lets in.
+    pub(crate) fn accepted(local: SocketAddr, peer: SocketAddr) -> Self {
+        let shared = Shared { seen: Some(AtomicUsize::new(0)), ..Shared::default() };
+        ConnectionInfo { local, peer, shared: Arc::new(shared) }
+    }
+
+    /// One of its requests has come to the mesh's layer. Returns whether the mesh let the connection in: of another nobody asks.
+    #[inline]
+    pub(crate) fn note_seen(&self) -> bool {
+        let seen = self.shared.seen.as_ref();
+        seen.inspect(|seen| _ = seen.fetch_add(1, Ordering::Relaxed)).is_some()
+    }
+
+    /// How many of its requests have come to the mesh's layer.
+    #[inline]
+    pub(crate) fn seen(&self) -> usize {
+        self.shared.seen.as_ref().map_or(0, |seen| seen.load(Ordering::Relaxed))
     }
 
     /// What is known of its TLS; `None` in plaintext. Known to every request.
     pub fn tls(&self) -> Option<&TlsInfo> {
-        self.tls.get()
+        self.shared.tls.get()
     }
 
     /// Who the peer is, where mutual TLS told.
@@ -64,7 +101,7 @@ impl ConnectionInfo {
     pub(crate) fn server_name(&self) -> Option<&str> {
         match self.tls() {
             Some(tls) => tls.sni.as_deref(),
-            None => self.passed.get()?.as_deref(),
+            None => self.shared.passed.get()?.as_deref(),
         }
     }
 
@@ -79,19 +116,19 @@ impl ConnectionInfo {
 
     /// The chain of a listener that is for it.
     pub(crate) fn chain<'v>(&self, view: &'v ServerView) -> Option<&'v ChainView> {
-        let is_tls = self.tls().is_some() || self.passed.get().is_some();
+        let is_tls = self.tls().is_some() || self.shared.passed.get().is_some();
         view.chain(self.local, self.peer, is_tls, self.server_name())
     }
 
     /// Notes that its client speaks TLS with somebody else, by this name.
     pub(crate) fn passes_by(&self, name: Option<&str>) {
-        _ = self.passed.set(name.map(Arc::from));
+        _ = self.shared.passed.set(name.map(Arc::from));
     }
 
     /// Notes what the handshake came to.
     pub(crate) fn secured(&self, tls: TlsInfo) {
         // There is one handshake.
-        _ = self.tls.set(tls);
+        _ = self.shared.tls.set(tls);
     }
 
     /// The connection of the request that this task is working on, under [`crate::server::serve`].

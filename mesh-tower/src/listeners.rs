@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::ListenerName;
+use mesh_core::seldom::Seldom;
 use mesh_core::store::{ServerHandle, ServerState};
 use tokio::sync::watch;
 
@@ -21,11 +24,21 @@ pub(crate) struct Listeners {
     health: watch::Sender<Health>,
     /// What is wrong with listeners of a gateway that could not be bound.
     problems: Mutex<Option<BTreeMap<ListenerName, String>>>,
+    /// There is a layer for them.
+    has_layer: AtomicBool,
+    /// The layer saw requests of which it cannot tell the connection: then nobody can tell which it did not see.
+    sees_unknown: AtomicBool,
 }
 
 impl Default for Listeners {
     fn default() -> Self {
-        Listeners { all: ArcSwap::default(), health: watch::Sender::new(Health::Starting), problems: Mutex::default() }
+        Listeners {
+            all: ArcSwap::default(),
+            health: watch::Sender::new(Health::Starting),
+            problems: Mutex::default(),
+            has_layer: AtomicBool::new(false),
+            sees_unknown: AtomicBool::new(false),
+        }
     }
 }
 
@@ -58,6 +71,52 @@ impl Listeners {
         lock(&self.problems).get_or_insert_default().retain(|name, _| is_there(name));
     }
 
+    /// Somebody has made a layer for them.
+    pub(crate) fn note_layer(&self) {
+        if !self.has_layer.swap(true, Ordering::AcqRel) {
+            self.assess();
+        }
+    }
+
+    fn has_layer(&self) -> bool {
+        self.has_layer.load(Ordering::Acquire)
+    }
+
+    /// The layer saw a request, and cannot tell its connection.
+    #[inline]
+    pub(crate) fn note_unknown(&self) {
+        if !self.sees_unknown() {
+            self.sees_unknown.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn sees_unknown(&self) -> bool {
+        self.sees_unknown.load(Ordering::Relaxed)
+    }
+
+    /// The application answers a request that no layer saw: of a listener that has something which looks at requests, the answer
+    /// does not leave; of another it is said once.
+    pub(crate) fn note_unseen(&self, listener: &ListenerState, is_guarded: bool) {
+        let (name, address) = (&listener.name, listener.address);
+        let reason = if self.has_layer() { OUTSIDE } else { NO_LAYER };
+        if !is_guarded {
+            if !listener.is_unseen.swap(true, Ordering::Relaxed) {
+                tracing::warn!(listener = %name, %address, reason, "requests are answered past the mesh");
+            }
+            return;
+        }
+        if listener.unseen_told.is_due(Instant::now()) {
+            tracing::error!(
+                listener = %name, %address, reason,
+                "the application answers a request past the mesh's policies: its connection is closed",
+            );
+        }
+        if !listener.is_bypassed.swap(true, Ordering::AcqRel) {
+            self.assess();
+        }
+    }
+
     fn add(&self, listener: &Arc<ListenerState>) {
         self.all.rcu(|all| all.iter().chain([listener]).cloned().collect::<Vec<_>>());
         self.assess();
@@ -70,7 +129,10 @@ impl Listeners {
 
     fn assess(&self) {
         let states: Vec<_> = self.all.load().iter().map(|listener| listener.state.load_full()).collect();
-        let health = Health::of(states.iter().map(AsRef::as_ref));
+        let health = match !self.has_layer() && self.all.load().iter().any(|listener| listener.is_bypassed()) {
+            true => Health::NotServing(NO_LAYER.into()),
+            false => Health::of(states.iter().map(AsRef::as_ref)),
+        };
         self.health.send_if_modified(|present| std::mem::replace(present, health.clone()) != health);
     }
 }
@@ -79,6 +141,11 @@ impl Listeners {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Why policies are not looked at.
+const NO_LAYER: &str = "nothing of this server goes through `Mesh::server_layer`, where policies are enforced";
+const OUTSIDE: &str = "it did not come through `Mesh::server_layer`, where policies are enforced: put that around every route \
+    (axum: `.layer(mesh.server_layer())` is for the routes that were added before it)";
 
 /// What a request without a connection is told where the connection matters.
 pub(crate) const UNKNOWN_CONNECTION: &str = "the connection is not known: serve with `mesh_tower::server::serve`, or \
@@ -112,9 +179,31 @@ pub(crate) struct ListenerState {
     state: ArcSwap<ServerState>,
     news: watch::Sender<()>,
     security: watch::Sender<()>,
+    /// It was said that the application answers what no layer saw, although nothing is to look at it.
+    is_unseen: AtomicBool,
+    /// When it was last said that such an answer was kept back, and whether there was one.
+    unseen_told: Seldom,
+    is_bypassed: AtomicBool,
 }
 
 impl ListenerState {
+    fn new(name: ListenerName, address: SocketAddr) -> Arc<Self> {
+        Arc::new(ListenerState {
+            address,
+            name,
+            state: ArcSwap::from_pointee(ServerState::Waiting),
+            news: watch::Sender::new(()),
+            security: watch::Sender::new(()),
+            is_unseen: AtomicBool::new(false),
+            unseen_told: Seldom::default(),
+            is_bypassed: AtomicBool::new(false),
+        })
+    }
+
+    fn is_bypassed(&self) -> bool {
+        self.is_bypassed.load(Ordering::Acquire)
+    }
+
     pub(crate) fn name(&self) -> &ListenerName {
         &self.name
     }
@@ -187,6 +276,10 @@ impl ListenerGuard {
     pub(crate) fn listener(&self) -> &Arc<ListenerState> {
         &self.0.listener
     }
+
+    pub(crate) fn listeners(&self) -> &Arc<Listeners> {
+        &self.0.listeners
+    }
 }
 
 impl Drop for Whole {
@@ -203,13 +296,7 @@ pub(crate) fn watch_listener(
     address: SocketAddr,
     drain: &Drain,
 ) -> (ListenerGuard, WatchTask) {
-    let listener = Arc::new(ListenerState {
-        address,
-        name: handle.listener().clone(),
-        state: ArcSwap::from_pointee(ServerState::Waiting),
-        news: watch::Sender::new(()),
-        security: watch::Sender::new(()),
-    });
+    let listener = ListenerState::new(handle.listener().clone(), address);
     listeners.add(&listener);
     let part = ListenerGuard(Arc::new(Whole { listener: Arc::clone(&listener), listeners: Arc::clone(listeners) }));
     let (listeners, mut phase) = (Arc::clone(listeners), drain.watch());
@@ -244,13 +331,7 @@ mod tests {
     use super::*;
 
     fn listener(address: &str) -> Arc<ListenerState> {
-        Arc::new(ListenerState {
-            address: address.parse().unwrap(),
-            name: address.into(),
-            state: ArcSwap::from_pointee(ServerState::Waiting),
-            news: watch::Sender::new(()),
-            security: watch::Sender::new(()),
-        })
+        ListenerState::new(address.into(), address.parse().unwrap())
     }
 
     #[test]

@@ -424,6 +424,13 @@ impl RouteTable {
         &self.config
     }
 
+    /// Whether a request that nobody looks at would get past something: policies that may refuse it, tokens, limits or other
+    /// filters.
+    pub fn guards_requests(&self) -> bool {
+        let says_nothing = |config: &FilterConfig| matches!(config, FilterConfig::Rbac(_) | FilterConfig::Disabled);
+        self.is_guarded || self.filters.iter().any(|filter| !says_nothing(&filter.config))
+    }
+
     /// Whether requests pass any filter on any of its routes.
     pub fn has_filters(&self) -> bool {
         let routes = self.hosts.iter().flat_map(|host| &host.routes);

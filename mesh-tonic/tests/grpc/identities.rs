@@ -5,6 +5,7 @@ use std::time::Duration;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
+use mesh_tower::health::Health;
 use serde_json::json;
 use tonic::transport::Server;
 use tonic_health::pb::HealthCheckRequest;
@@ -85,5 +86,42 @@ async fn what_the_application_refuses_is_a_status_of_grpc() {
     ] {
         let refused = ask(&mesh(&control, account)).await.unwrap_err();
         assert_eq!((refused.code(), refused.message()), (code, message), "{account}: {refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tonics_own_server_without_the_layer_answers_nobody_where_policies_are_for_it() {
+    let policy = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n\
+                  spec: {action: DENY, rules: [{to: [{operation: {paths: [/other]}}]}]}\n";
+    let control = Embedded::start(Config::yaml(format!("{SERVICE}{policy}")), Options::default().dev()).await.unwrap();
+    let client = mesh(&control, "web");
+    for has_layer in [false, true] {
+        let server = mesh(&control, "greeter");
+        let listener = server.bind("127.0.0.1:0").await.unwrap();
+        let health = mesh_tonic::health::HealthService::new(&server).into_server();
+        match has_layer {
+            true => {
+                let router = Server::builder().layer(mesh_tonic::server_layer(&server)).add_service(health);
+                tokio::spawn(mesh_tonic::serve(listener, router));
+            }
+            false => _ = tokio::spawn(mesh_tonic::serve(listener, Server::builder().add_service(health))),
+        }
+        server.serving().await.unwrap();
+        let is_over = async {
+            loop {
+                let mut asked = HealthClient::new(mesh_tonic::channel(&client, "xds:///greeter:50051"));
+                let is_answered = asked.check(HealthCheckRequest::default()).await.is_ok();
+                assert!(has_layer || !is_answered);
+                let is_told =
+                    matches!(server.health().now(), Health::NotServing(why) if why.contains("Mesh::server_layer"));
+                assert!(!has_layer || !is_told);
+                if is_answered || is_told {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(20), is_over).await.is_ok(), "with the layer: {has_layer}");
+        server.drain().begin().await;
     }
 }

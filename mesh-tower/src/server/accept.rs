@@ -32,7 +32,8 @@ use crate::server::handshake::{self, Carries, Handshake};
 use crate::server::layer::ServerLayer;
 use crate::server::limits::Limits;
 use crate::server::peers::{PeerTable, Seat};
-use crate::server::protocol::{Broken, Protocol, Sent};
+use crate::server::protocol::{Broken, Protocol, Says, Sent};
+use crate::server::unseen::{self, Answers};
 use crate::telemetry::TcpCount;
 
 /// After how long without a word a peer is probed, and how often from then on.
@@ -330,7 +331,7 @@ impl MeshListener {
             }
         };
         _ = stream.set_nodelay(true);
-        let connection = Arc::new(ConnectionInfo::new(local, peer));
+        let connection = Arc::new(ConnectionInfo::accepted(local, peer));
         let state = match asks_for_tls {
             false => State::Open(handshake::plaintext(stream, listener, &connection, self.carries).going_to(onward)),
             true => {
@@ -348,8 +349,9 @@ impl MeshListener {
             connection,
             protocol: (self.carries == Carries::Http).then(Protocol::new),
             sent: (self.carries == Carries::Http).then(Sent::new),
+            answers: (self.carries == Carries::Http).then(Answers::new),
             seat: Arc::new(seat),
-            _listener: self.guard.clone(),
+            listener: self.guard.clone(),
             in_flight: None,
             room: None,
             count: None,
@@ -486,9 +488,11 @@ pub struct MeshIo {
     protocol: Option<Protocol>,
     /// What is written, where nobody else tells why the connection ended.
     sent: Option<Sent>,
+    /// What is answered, where nobody else tells whether the layer saw what was asked.
+    answers: Option<Answers>,
     /// It is one of its client's.
     seat: Arc<Seat>,
-    _listener: ListenerGuard,
+    listener: ListenerGuard,
     /// Where it is one of those that the drain waits for.
     in_flight: Option<InFlight>,
     /// Where it is one of those that are limited by number.
@@ -525,9 +529,10 @@ impl MeshIo {
         self.protocol.as_ref()
     }
 
-    /// Whoever serves it tells why it ended.
-    pub(super) fn end_is_told(&mut self) {
-        self.sent = None;
+    /// Whoever serves it tells why it ended, and which requests came to the layer.
+    pub(super) fn is_told_of(&mut self) -> ListenerGuard {
+        (self.sent, self.answers) = (None, None);
+        self.listener.clone()
     }
 
     /// Its place among those of its client.
@@ -539,6 +544,9 @@ impl MeshIo {
     #[inline]
     fn hear(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(protocol) = &mut self.protocol else { return Ok(()) };
+        if let Some(answers) = &mut self.answers {
+            answers.note_read();
+        }
         let agreed = || self.connection.tls().and_then(|tls| tls.alpn.as_deref());
         protocol.hear(bytes, agreed, std::time::Instant::now).map_err(|broken| {
             if broken == Broken::Flood {
@@ -570,17 +578,62 @@ impl MeshIo {
             count.written(left);
         }
         if let (Some(sent), Some(Protocol::Http2(_))) = (&mut self.sent, &self.protocol) {
+            let seen = self.connection.seen();
             for part in bytes {
-                let part = part.get(..left).unwrap_or(part);
+                let mut part = part.get(..left).unwrap_or(part);
                 left -= part.len();
-                if sent.ends_a_flood(part) {
-                    self.seat.note_flood();
-                    self.sent = None;
-                    break;
+                while let Some((says, rest)) = sent.next(part) {
+                    part = rest;
+                    match (says, &mut self.answers) {
+                        (Says::Answer(head, is_all), Some(answers)) => _ = answers.is_unseen_head(head, is_all, seen),
+                        (Says::Answer(..), None) => {}
+                        (Says::Flood, _) => {
+                            self.seat.note_flood();
+                            (self.sent, self.answers) = (None, None);
+                            return written;
+                        }
+                    }
                 }
             }
         }
         written
+    }
+
+    /// Keeps what is about to be written back where it is an answer to what the layer did not see and should have. Of HTTP/2 it
+    /// is counted once it is written.
+    #[inline]
+    fn check_answers<'b>(&mut self, mut bytes: impl Iterator<Item = &'b [u8]>) -> io::Result<()> {
+        let Some(answers) = &mut self.answers else { return Ok(()) };
+        let seen = self.connection.seen();
+        let is_unseen = match (&self.protocol, &self.sent) {
+            (Some(Protocol::Http2(_)), Some(sent)) => {
+                let (mut sent, mut answers) = (sent.clone(), answers.clone());
+                bytes.any(|mut part| {
+                    while let Some((says, rest)) = sent.next(part) {
+                        part = rest;
+                        if let Says::Answer(head, is_all) = says
+                            && answers.is_unseen_head(head, is_all, seen)
+                        {
+                            return true;
+                        }
+                    }
+                    false
+                })
+            }
+            // Servers of HTTP/2 may say first what they can do.
+            (Some(Protocol::Unknown(_)), _) => false,
+            _ => answers.is_unseen(bytes.find(|part| !part.is_empty()).unwrap_or_default(), seen),
+        };
+        if !is_unseen {
+            return Ok(());
+        }
+        match unseen::lets_out(&self.listener, &self.connection) {
+            true => Ok(()),
+            false => {
+                self.state = State::Refused;
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, "an answer past the mesh's policies"))
+            }
+        }
     }
 
     /// It takes its place until it is dropped.
@@ -643,6 +696,7 @@ impl AsyncRead for MeshIo {
 impl AsyncWrite for MeshIo {
     #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check_answers([buf].into_iter())?;
         let written = ready!(self.poll_open(cx, Half::Writer))?.poll_write(cx, buf);
         self.note_written(written, [buf].into_iter())
     }
@@ -653,6 +707,7 @@ impl AsyncWrite for MeshIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check_answers(bufs.iter().map(|part| &**part))?;
         let written = ready!(self.poll_open(cx, Half::Writer))?.poll_write_vectored(cx, bufs);
         self.note_written(written, bufs.iter().map(|part| &**part))
     }

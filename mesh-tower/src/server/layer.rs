@@ -33,6 +33,7 @@ pub struct ServerLayer {
 
 impl ServerLayer {
     pub(super) fn of(mesh: &Mesh, listener: Option<Arc<ListenerState>>) -> Self {
+        mesh.listeners().note_layer();
         let context = ServerContext {
             mesh: mesh.clone(),
             listener,
@@ -206,6 +207,16 @@ fn known_bodies() -> Bodies {
     bodies
 }
 
+/// Looks at the connection where servers are known to keep it, which costs less than to have it.
+#[inline]
+pub(super) fn look_at_connection<T>(extensions: &Extensions, look: impl FnOnce(&ConnectionInfo) -> T) -> Option<T> {
+    #[cfg(feature = "axum")]
+    if let Some(info) = extensions.get::<axum::extract::ConnectInfo<ConnectionInfo>>() {
+        return Some(look(&info.0));
+    }
+    extensions.get::<Arc<ConnectionInfo>>().map(|connection| look(connection))
+}
+
 fn connection_extension(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> {
     #[cfg(feature = "axum")]
     if let Some(info) = extensions.get::<axum::extract::ConnectInfo<ConnectionInfo>>() {
@@ -247,6 +258,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S, B> {
+        self.context.note_seen(request.extensions());
         complete_path(request.uri_mut());
         let mut inherited = inherited_by(&request);
         let mut facts = self.context.observed(&mut request);

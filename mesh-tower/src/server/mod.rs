@@ -3,7 +3,8 @@
 //! A request's walk is these files in order: `accept` (may this connection be served; `tcp` where nobody looks into it), `layer` (the service around the
 //! application's), `request` (which route, which filters, or an answer of the mesh), the application's own service,
 //! `response` (the way back). Beside them are `serve` (a server loop on hyper), its `limits`, `monitor` (what each
-//! connection is doing), `protocol` (what it speaks), and `peers` (what those of one client add up to).
+//! connection is doing), `protocol` (what it speaks), `peers` (what those of one client add up to), and `unseen` (answers that
+//! went past the layer).
 
 mod accept;
 mod asked;
@@ -26,6 +27,7 @@ mod serve;
 mod stalled;
 mod tcp;
 mod trailers;
+mod unseen;
 mod untold;
 
 use std::io;
@@ -132,6 +134,23 @@ impl Mesh {
     /// (RFC 9112, 3.2); HTTP/1.0 without a `Host` goes to the default virtual host. It adds `connection: close` while the
     /// mesh drains.
     ///
+    /// Policies, tokens, limits and filters are enforced here and nowhere else, so it has to be around every route. In axum
+    /// `.layer(mesh.server_layer())` is for the routes that were added before it, so that it comes last:
+    ///
+    /// ```text
+    /// Router::new().route("/", get(home)).route("/admin", get(admin)).layer(mesh.server_layer())
+    /// ```
+    ///
+    /// Where the configuration of a listener has any of them, an answer to a request that did not come through the layer does
+    /// not leave: its connection is closed, and the log has an error; where there is no layer at all, [`Mesh::health`] is
+    /// [`NotServing`](crate::health::Health::NotServing). Where it has none, the log warns once. Failures (4xx, 5xx) are let
+    /// out: layers around this one may refuse.
+    ///
+    /// [`serve`] knows of each request whether it came through. Of other servers the bytes are looked at: there are to be no more
+    /// answers on a connection than requests that the layer saw. Not seen are those of HTTP/1.1 that were asked for before the
+    /// one before was answered, those of HTTP/2 without a body, and any, once the layer saw a request whose connection it cannot
+    /// tell (see below).
+    ///
     /// Where several listeners are bound, it finds a request's by the connection: under [`serve`] and with
     /// `mesh-tonic` that is known; with `axum::serve`, use
     /// `into_make_service_with_connect_info::<ConnectionInfo>()`, or [`MeshListener::layer`].
@@ -186,7 +205,19 @@ impl Mesh {
         async move { drain.reached(Phase::Closed).await }
     }
 
-    /// Begins the drain on SIGTERM or SIGINT; see [`crate::drain::Drain::begin_on_signals`].
+    /// Begins the drain on SIGTERM or SIGINT; see [`crate::drain::Drain::begin_on_signals`]. The process ends when `main` does:
+    /// await [`serve`], or hand [`Mesh::drained`] to another server as its shutdown signal. Without either, it stays.
+    ///
+    /// ```no_run
+    /// use mesh_tower::Mesh;
+    ///
+    /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::from_env()?;
+    /// mesh.drain_on_signals()?;
+    /// // A process without a server of its own, such as one that reads a queue.
+    /// mesh.drained().await;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// If the signals cannot be had.

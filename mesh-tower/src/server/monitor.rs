@@ -13,10 +13,13 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::connection::ConnectionInfo;
+use crate::listeners::ListenerGuard;
 use crate::server::accept::MeshIo;
 use crate::server::limits::Limits;
 use crate::server::protocol::Protocol;
 use crate::server::stalled;
+use crate::server::unseen::lets_out;
 
 /// What happens on one connection, and what it is told.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub(super) struct Activity {
     half_closed: AtomicBool,
     signal: AtomicU8,
     task: OnceLock<Waker>,
+    /// Whose it is, for what is asked of it seldom.
+    whose: OnceLock<(ListenerGuard, Arc<ConnectionInfo>)>,
 }
 
 /// What a connection is told.
@@ -52,6 +57,8 @@ pub(super) enum Signal {
     CutStalled,
     /// To end at once: its client takes nothing of what is there for it.
     CutUnread,
+    /// To end at once: an answer would go past the mesh's policies.
+    CutUnseen,
     /// To end at once: it is broken.
     CutBroken,
 }
@@ -72,6 +79,18 @@ impl BusyGuard {
             (false, true) => _ = self.activity.handed.fetch_sub(1, Ordering::Relaxed),
             _ => {}
         }
+    }
+}
+
+impl BusyGuard {
+    /// The layer did not see the request. Returns whether its answer may leave all the same; if not, the connection ends.
+    #[cold]
+    pub(super) fn lets_out_unseen(&self) -> bool {
+        let lets_out = self.activity.whose.get().is_some_and(|(listener, connection)| lets_out(listener, connection));
+        if !lets_out {
+            self.activity.tell(Signal::CutUnseen);
+        }
+        lets_out
     }
 }
 
@@ -97,7 +116,13 @@ impl Activity {
             half_closed: AtomicBool::new(false),
             signal: AtomicU8::new(Signal::GoOn as u8),
             task: OnceLock::new(),
+            whose: OnceLock::new(),
         })
+    }
+
+    /// It is this connection's.
+    pub(super) fn belongs_to(&self, listener: ListenerGuard, connection: &Arc<ConnectionInfo>) {
+        _ = self.whose.set((listener, Arc::clone(connection)));
     }
 
     /// A request's head is complete.
@@ -130,6 +155,7 @@ impl Activity {
             3 => Signal::CutHalfClosed,
             4 => Signal::CutStalled,
             5 => Signal::CutUnread,
+            6 => Signal::CutUnseen,
             _ => Signal::CutBroken,
         }
     }
@@ -402,6 +428,7 @@ mod tests {
             Signal::CutHalfClosed,
             Signal::CutStalled,
             Signal::CutUnread,
+            Signal::CutUnseen,
             Signal::CutBroken,
         ] {
             activity.tell(signal);

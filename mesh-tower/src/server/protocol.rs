@@ -9,6 +9,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::server::trailers::Blocks;
+use crate::server::unseen::{Head, head_of_block};
 
 /// The first bytes of HTTP/2. No method of HTTP/1.1 begins with them.
 const HTTP2: &[u8] = b"PRI";
@@ -101,11 +102,11 @@ impl Protocol {
 }
 
 /// The heads of frames, among the bytes of one direction.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Heads {
     /// How many bytes there are before the next head.
     left: usize,
-    /// What was read of that head; of a GOAWAY, with what it says first (RFC 9113, 6.8).
+    /// What was read of that head; of a GOAWAY (RFC 9113, 6.8) and of HEADERS, with what they say first.
     head: [u8; GOAWAY],
     read: usize,
 }
@@ -114,9 +115,33 @@ struct Heads {
 const HEAD: usize = 9;
 const GOAWAY: usize = HEAD + 8;
 
+/// How much of an answer's block of headers tells its status (RFC 7541, 6).
+const STATUS: usize = 3;
+
+/// The kind of a frame of HEADERS, and its flag for the end of a stream (RFC 9113, 6.2).
+const HEADERS: u8 = 1;
+const END_STREAM: u8 = 1;
+
 impl Heads {
     fn behind(left: usize) -> Self {
         Heads { left, head: [0; GOAWAY], read: 0 }
+    }
+
+    /// How long the frame of this head is, without it.
+    #[inline]
+    fn length(&self) -> usize {
+        let [high, middle, low, ..] = self.head;
+        usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low)
+    }
+
+    /// How much of the frame is read with its head.
+    #[inline]
+    fn more(&self) -> usize {
+        match self.head[3] {
+            7 if self.length() >= GOAWAY - HEAD => GOAWAY - HEAD,
+            HEADERS => self.length().min(STATUS),
+            _ => 0,
+        }
     }
 
     /// The next head that is complete, and what follows it.
@@ -126,20 +151,18 @@ impl Heads {
         self.left -= passed;
         bytes = bytes.get(passed..).unwrap_or_default();
         loop {
-            let wanted = if self.read >= HEAD { GOAWAY } else { HEAD };
-            let missing = self.head.iter_mut().take(wanted).skip(self.read);
+            let more = if self.read >= HEAD { self.more() } else { 0 };
+            let missing = self.head.iter_mut().take(HEAD + more).skip(self.read);
             let taken = missing.zip(bytes).map(|(byte, read)| *byte = *read).count();
             self.read += taken;
             bytes = bytes.get(taken..).unwrap_or_default();
-            if self.read < wanted {
+            if self.read < HEAD + more {
                 return None;
             }
-            let [high, middle, low, kind, ..] = self.head;
-            let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-            if kind == 7 && self.read == HEAD && length >= GOAWAY - HEAD {
+            if self.read == HEAD && self.more() > 0 {
                 continue;
             }
-            self.left = length - (self.read - HEAD);
+            self.left = self.length() - (self.read - HEAD);
             self.read = 0;
             return Some((self.head, bytes));
         }
@@ -197,26 +220,41 @@ impl Frames {
 }
 
 /// The frames of HTTP/2 that a server sends.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Sent(Heads);
+
+/// What frames that a server sends say of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Says {
+    /// It ends, for a flood.
+    Flood,
+    /// An answer begins, of this status. It may be all of it.
+    Answer(Head, bool),
+}
 
 impl Sent {
     pub(super) fn new() -> Self {
         Sent(Heads::behind(0))
     }
 
-    /// Takes in what was written, and says whether it ends the connection for a flood.
+    /// Takes in bytes up to the next frame that says something, and returns what follows.
     #[inline]
-    pub(super) fn ends_a_flood(&mut self, mut bytes: &[u8]) -> bool {
+    pub(super) fn next<'b>(&mut self, mut bytes: &'b [u8]) -> Option<(Says, &'b [u8])> {
         while let Some((head, rest)) = self.0.next(bytes) {
             bytes = rest;
-            if let [_, _, _, 7, _, 0, 0, 0, 0, .., a, b, c, d] = head
-                && h2::Reason::from(u32::from_be_bytes([a, b, c, d])) == h2::Reason::ENHANCE_YOUR_CALM
-            {
-                return true;
+            match head {
+                [_, _, _, 7, _, 0, 0, 0, 0, .., a, b, c, d]
+                    if h2::Reason::from(u32::from_be_bytes([a, b, c, d])) == h2::Reason::ENHANCE_YOUR_CALM =>
+                {
+                    return Some((Says::Flood, rest));
+                }
+                [_, _, _, HEADERS, flags, _, _, _, _, a, b, c, ..] => {
+                    return Some((Says::Answer(head_of_block([a, b, c]), flags & END_STREAM != 0), rest));
+                }
+                _ => {}
             }
         }
-        false
+        None
     }
 }
 
@@ -299,7 +337,8 @@ mod tests {
         ] {
             for piece in [1, 3, 9, 17, 100] {
                 let mut told = Sent::new();
-                let told = sent.chunks(piece).any(|piece| told.ends_a_flood(piece));
+                let told =
+                    sent.chunks(piece).any(|piece| told.next(piece).is_some_and(|(says, _)| says == Says::Flood));
                 assert_eq!(told, expected, "{sent:?} in pieces of {piece}");
             }
         }

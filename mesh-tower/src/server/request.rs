@@ -46,8 +46,10 @@ use crate::server::asked::Asked;
 use crate::server::authorizer::Authorizers;
 use crate::server::calls;
 use crate::server::check;
+use crate::server::layer::look_at_connection;
 use crate::server::request_body::Bodies;
 use crate::server::response::Facts;
+use crate::server::unseen;
 use crate::server::untold::instead;
 use crate::uri::set_path;
 use crate::{followed, headers, reply};
@@ -99,6 +101,19 @@ impl ServerContext {
     #[inline]
     pub(super) fn in_flight(&self) -> InFlight {
         self.mesh.drain().enter()
+    }
+
+    /// A request has come to the layer, so that it may be answered.
+    #[inline]
+    pub(super) fn note_seen(&self, extensions: &Extensions) {
+        if unseen::note() {
+            return;
+        }
+        let noted = look_at_connection(extensions, ConnectionInfo::note_seen)
+            .or_else(|| (self.connection_of)(extensions).map(|connection| connection.note_seen()));
+        if noted != Some(true) {
+            self.mesh.listeners().note_unknown();
+        }
     }
 
     /// The facts of a request, where somebody is told of them.
@@ -655,7 +670,15 @@ impl ServerContext {
         }
         if self.untold.is_due(Instant::now()) {
             let reason = format!("{error:#}");
-            tracing::warn!(reason, "a request was refused; its client has no identity, and was not told why");
+            match connection {
+                Some(_) => {
+                    tracing::warn!(reason, "a request was refused; its client has no identity, and was not told why");
+                }
+                None => tracing::warn!(
+                    reason,
+                    "a request was refused; who its client is cannot be told without its connection, and it was not told why"
+                ),
+            }
         }
         Some(MeshError::new(error.kind(), instead))
     }

@@ -25,6 +25,10 @@ use crate::server::carry::Carry;
 use crate::server::limits::Limits;
 use crate::server::monitor::{Activity, BusyGuard, ConnectionMonitor, Signal, Watched};
 use crate::server::stalled::Stallable;
+use crate::server::unseen;
+
+/// Of a call that failed, in the head where there is nothing else.
+const GRPC_STATUS: &str = "grpc-status";
 
 /// Serves until the mesh has drained. The service sees every request of the listener; put
 /// [`crate::Mesh::server_layer`] around the application.
@@ -275,7 +279,7 @@ where
     B::Error: Into<BoxError>,
 {
     let (connection, seat) = (Arc::clone(io.connection()), Arc::clone(io.seat()));
-    io.end_is_told();
+    activity.belongs_to(io.is_told_of(), &connection);
     let io = TokioIo::new(Watched::new(io, &activity));
     let service = App { service, activity: Arc::clone(&activity) };
     let builder = builder(&connection, &activity, &limits);
@@ -302,6 +306,7 @@ where
                 Signal::CutUnread => {
                     return Poll::Ready(Err("the client takes nothing of what is there for it (stall_timeout)".into()));
                 }
+                Signal::CutUnseen => return Poll::Ready(Err("an answer past the mesh's policies".into())),
                 Signal::CutBroken => return Poll::Ready(Err("the connection broke".into())),
             }
             conversation.as_mut().poll(cx)
@@ -368,14 +373,14 @@ where
 
     fn call(&self, request: Request<Incoming>) -> AppFuture<S> {
         let (busy, is_http2) = (Some(self.activity.begin()), request.version() == Version::HTTP_2);
-        let mut service = self.service.clone();
+        let (mut service, mut is_seen) = (self.service.clone(), false);
         // Most services are always ready; the others are asked again by the task.
         let state = match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => AppState::Called { future: service.call(request) },
+            Poll::Ready(Ok(())) => AppState::Called { future: unseen::watch(&mut is_seen, || service.call(request)) },
             Poll::Ready(Err(error)) => AppState::Failed { error: Some(error) },
             Poll::Pending => AppState::Unready { waiting: Some(Box::new((service, request))) },
         };
-        AppFuture { state, busy, is_http2 }
+        AppFuture { state, busy, is_http2, is_seen }
     }
 }
 
@@ -389,6 +394,8 @@ pin_project! {
         state: AppState<S, S::Future, S::Error>,
         busy: Option<BusyGuard>,
         is_http2: bool,
+        // Whether the mesh's layer saw the request.
+        is_seen: bool,
     }
 }
 
@@ -405,6 +412,8 @@ pin_project! {
         Failed {
             error: Option<E>,
         },
+        // Its answer does not leave, and the connection is told to end.
+        KeptBack,
     }
 }
 
@@ -420,7 +429,14 @@ where
         loop {
             let future = match this.state.as_mut().project() {
                 AppProjection::Called { future } => {
-                    let response = ready!(future.poll(cx));
+                    let response = ready!(unseen::watch(this.is_seen, || future.poll(cx)));
+                    if !*this.is_seen
+                        && response.as_ref().is_ok_and(|response| !is_failure(response))
+                        && this.busy.as_ref().is_some_and(|busy| !busy.lets_out_unseen())
+                    {
+                        this.state.set(AppState::KeptBack);
+                        return Poll::Pending;
+                    }
                     let (mut busy, is_http2) = (this.busy.take(), *this.is_http2);
                     busy.iter_mut().for_each(|busy| busy.note_handed(true));
                     return Poll::Ready(
@@ -432,13 +448,21 @@ where
                     let (service, _) = waiting.as_deref_mut().expect(ONCE);
                     ready!(service.poll_ready(cx))?;
                     let (mut service, request) = *waiting.take().expect(ONCE);
-                    service.call(request)
+                    unseen::watch(this.is_seen, || service.call(request))
                 }
                 AppProjection::Failed { error } => return Poll::Ready(Err(error.take().expect(ONCE))),
+                AppProjection::KeptBack => return Poll::Pending,
             };
             this.state.set(AppState::Called { future });
         }
     }
+}
+
+/// Whether an answer says no more than that there is none: layers around the mesh's may refuse, by a limit or a deadline.
+fn is_failure<B>(response: &Response<B>) -> bool {
+    let status = response.status();
+    let is_failed_call = || response.headers().get(GRPC_STATUS).is_some_and(|status| status != "0");
+    status.is_client_error() || status.is_server_error() || is_failed_call()
 }
 
 /// How much of an answer over HTTP/2 is handed to the library at a time: a frame of the usual size. The library keeps the last piece of

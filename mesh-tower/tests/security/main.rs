@@ -13,6 +13,7 @@ mod identities;
 mod leaving;
 mod mtls;
 mod overload;
+mod past_the_mesh;
 mod quotas;
 mod rate_limits;
 mod refused_tls;
