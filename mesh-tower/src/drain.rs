@@ -135,6 +135,10 @@ impl Drain {
     /// second signal, later than a quarter of a second, ends the process at once, with the status that the shell
     /// expects. Needs a tokio runtime with I/O.
     ///
+    /// The first one ends no process: that is done when `main` returns, which has to wait for the end of the drain. What
+    /// [`crate::server::serve`] and `mesh_tonic::serve` return is ready then; `axum::serve` and others have to be told by
+    /// [`crate::Mesh::drained`], or the process stays, with nobody to connect to it.
+    ///
     /// # Errors
     /// If the signals cannot be had.
     pub fn begin_on_signals(&self) -> io::Result<()> {
@@ -152,7 +156,11 @@ impl Drain {
             let drain = Drain { shared };
             let second = tokio::select! {
                 code = after(told + SAME_SIGNAL, &mut signals) => code,
-                code = async { drain.begin().await; std::future::pending::<i32>().await } => code,
+                code = async {
+                    drain.begin().await;
+                    tracing::info!("drained: whatever waits for that (`serve`, `Mesh::drained`) goes on, and the process may end");
+                    std::future::pending::<i32>().await
+                } => code,
             };
             tracing::warn!("told to end a second time: ending now");
             std::process::exit(second);

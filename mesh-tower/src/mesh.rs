@@ -95,6 +95,8 @@ impl Mesh {
     /// A mesh that the environment configures, as every xDS client: by `GRPC_XDS_BOOTSTRAP` (a file) or
     /// `GRPC_XDS_BOOTSTRAP_CONFIG` (its text). `mesh-control bootstrap` prints one.
     ///
+    /// With filters of its own, metrics, traces or logs it is built by [`MeshBuilder::source_from_env`].
+    ///
     /// It returns at once: the control plane need not be up yet. Requests wait for the configuration of their
     /// target, see [`MeshBuilder::cold_start_wait`].
     ///
@@ -116,8 +118,7 @@ impl Mesh {
     /// [`StartError`] when there is no bootstrap or it is wrong; the text names the file, line, column or key.
     #[cfg(feature = "xds")]
     pub fn from_env() -> Result<Mesh, StartError> {
-        let bootstrap = mesh_core::xds::Bootstrap::from_env().map_err(|error| StartError(error.to_string()))?;
-        Mesh::builder().source(mesh_core::xds::XdsSource::new(bootstrap)).start()
+        Mesh::builder().source_from_env().start()
     }
 
     /// Targets and their views.
@@ -356,6 +357,24 @@ impl MeshBuilder {
         self
     }
 
+    /// Configuration comes from where the environment says, as with [`Mesh::from_env`]: for a mesh that is given more, such as
+    /// filters or metrics. Without a bootstrap, or with a wrong one, [`MeshBuilder::start`] fails.
+    ///
+    /// ```no_run
+    /// use mesh_tower::Mesh;
+    ///
+    /// # fn main() -> Result<(), mesh_tower::StartError> {
+    /// let mesh = Mesh::builder().source_from_env().metrics().start()?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "xds")]
+    pub fn source_from_env(self) -> Self {
+        match mesh_core::xds::Bootstrap::from_env() {
+            Ok(bootstrap) => self.source(mesh_core::xds::XdsSource::new(bootstrap)),
+            Err(why) => self.fail(StartError(why.to_string())),
+        }
+    }
+
     /// An HTTP filter of the application's own, by the name that configuration uses for it: over xDS, the type of a
     /// `TypedStruct`. A name that is not registered, or a configuration that `factory` refuses, is rejected with
     /// the resource that has it, and the last good one stays in force.
@@ -398,7 +417,7 @@ impl MeshBuilder {
     ///     Ok(Arc::new(NeedsTenant { header: header.to_owned() }))
     /// }));
     /// // What `mesh-control` reads beside the other objects.
-    /// assert!(builder.filter_schemas().contains("FilterSchema"));
+    /// assert!(builder.filter_schemas("istio-system").contains("FilterSchema"));
     /// ```
     ///
     /// A schema that is no JSON keeps the mesh from starting.
@@ -412,14 +431,17 @@ impl MeshBuilder {
 
     /// The schemas of its filters as objects that `mesh-control` reads: for a command of the application that prints them into a
     /// file of the configuration's directory. JSON, which is YAML, too.
-    pub fn filter_schemas(&self) -> String {
+    ///
+    /// Plugins of `namespace` are held to them. Those of the root namespace, which is `istio-system` where nothing else is said,
+    /// are for plugins of every namespace that has none of its own for their filter.
+    pub fn filter_schemas(&self, namespace: &str) -> String {
         let object = |(filter, schema): (&Arc<str>, &serde_json::Value)| {
             // Names of objects have fewer letters than those of filters.
             let letter = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' };
             json!({
                 "apiVersion": "policy.mesh-control/v1alpha1",
                 "kind": "FilterSchema",
-                "metadata": {"name": filter.chars().map(letter).collect::<String>()},
+                "metadata": {"name": filter.chars().map(letter).collect::<String>(), "namespace": namespace},
                 "spec": {"filter": &**filter, "schema": schema},
             })
         };

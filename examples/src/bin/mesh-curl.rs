@@ -26,6 +26,9 @@ struct Args {
     /// http://HOST:PORT/PATH, gRPC as xds:///NAME:PORT/package.Service/Method (without a method, that of mesh-echo), or bytes
     /// as tcp://HOST:PORT.
     target: Target,
+    /// What it calls itself.
+    #[arg(long, default_value = "mesh-curl")]
+    name: String,
     /// How many calls [default: 1, or without end with --duration].
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<NonZeroU64>,
@@ -101,7 +104,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
     let output = Output { format: args.printing.format(), headers: args.include };
     let mut signals = Signals::new()?;
-    let mesh = args.join.mesh(Workload::new("mesh-curl", "v1"))?.observer(Endpoints).start()?;
+    let mesh = args.join.mesh(Workload::new(&args.name, "v1"))?.observer(Endpoints).start()?;
     args.join.serve_admin(&mesh, args.printing).await?;
     let told = Notify::new();
     let abort = async {

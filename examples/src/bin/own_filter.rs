@@ -1,6 +1,7 @@
 //! A filter of the application's own: registered by name in Rust, selected and configured in YAML.
 //!
-//! `cargo run --bin own_filter`; with the argument `schemas` it prints what `mesh-control validate` checks configurations by.
+//! `cargo run --bin own_filter`; with the arguments `schemas NAMESPACE` it prints what `mesh-control validate` checks configurations
+//! of that namespace by: `istio-system` is for all.
 
 use std::sync::Arc;
 
@@ -71,8 +72,10 @@ fn with_filters(builder: MeshBuilder) -> MeshBuilder {
 #[tokio::main]
 #[allow(clippy::print_stdout, reason = "a program that says hello")]
 async fn main() -> anyhow::Result<()> {
-    if std::env::args().nth(1).is_some_and(|command| command == "schemas") {
-        print!("{}", with_filters(Mesh::builder()).filter_schemas());
+    let mut args = std::env::args().skip(1);
+    if args.next().is_some_and(|command| command == "schemas") {
+        let namespace = args.next().unwrap_or_else(|| "istio-system".to_owned());
+        print!("{}", with_filters(Mesh::builder()).filter_schemas(&namespace));
         return Ok(());
     }
     let control = Embedded::start(Config::yaml(CONFIG), Options::default()).await?;

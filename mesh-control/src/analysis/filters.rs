@@ -8,8 +8,8 @@ use super::security::check_targets;
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
-use crate::config::file::{Meta, Objects};
-use crate::config::istio::wasm_plugin::{TrafficSelector, WorkloadMode};
+use crate::config::file::{Meta, Object, Objects};
+use crate::config::istio::wasm_plugin::{TrafficSelector, WasmPlugin, WorkloadMode};
 use crate::config::locate::locate;
 use crate::policy::Policy;
 use crate::policy::limits::workloads;
@@ -25,6 +25,25 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
                 format!("{} ({}) says what this filter takes, and counts", first.meta.id(), first.meta.origin);
             let finding = Diagnostic::at(&object.meta.origin, Severity::Warning, Code::Conflict, message);
             found.push(finding.object(object.meta.id()));
+            continue;
+        }
+        let plugins =
+            || policy.filters.plugins().filter(|plugin| plugin.spec.filter(&plugin.meta.name) == object.spec.filter);
+        let schema_of = |plugin: &Object<WasmPlugin>| schemas.of(&plugin.meta.namespace, &object.spec.filter);
+        let is_used = plugins().any(|plugin| schema_of(plugin).is_some_and(|schema| Arc::ptr_eq(schema, object)));
+        if let Some(plugin) = plugins().find(|plugin| schema_of(plugin).is_none()).filter(|_| !is_used) {
+            let message = format!(
+                "it is for plugins of the namespace {}, of which none names the filter {:?}, and {} ({}) is not held to it: one of the \
+                 root namespace ({}) is for all",
+                object.meta.namespace,
+                object.spec.filter,
+                plugin.meta.id(),
+                plugin.meta.origin,
+                schemas.root(),
+            );
+            let at = locate(&object.meta.origin, "filter");
+            let finding = Diagnostic::at(&at, Severity::Warning, Code::UnknownReference, message);
+            found.push(finding.object(object.meta.id()).field("filter"));
         }
     }
     for object in policy.filters.plugins() {

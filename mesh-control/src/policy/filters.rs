@@ -68,6 +68,11 @@ impl Schemas {
         of(namespace).or_else(|| of(&self.root))
     }
 
+    /// The namespace whose schemas are for all.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
     /// The filters that plugins of a namespace have one of.
     pub fn filters(&self, namespace: &str) -> impl Iterator<Item = &str> {
         let is_meant = move |of: &str| of == namespace || *of == *self.root;

@@ -86,7 +86,16 @@ fn a_schema_is_for_its_namespace_and_one_of_the_root_namespace_for_those_that_ha
     };
     let with = plugin("{pluginName: acme.tenant, pluginConfig: {header: x}}");
     let (root, other) = (in_namespace("istio-system", "known"), in_namespace("other", "known"));
-    check(&[("1.json", &other), ("t.yaml", &with)], &[]);
+    check(
+        &[("1.json", &other), ("t.yaml", &with)],
+        &[
+            "warning[unknown-reference]: FilterSchema other/acme.tenant: filter: it is for plugins of the namespace other, of which \
+           none names the filter \"acme.tenant\", and WasmPlugin shop/p (t.yaml:1) is not held to it: one of the root namespace \
+           (istio-system) is for all",
+        ],
+    );
+    check(&[("1.json", &other)], &[]);
+    check(&[("1.json", &other), ("2.json", SCHEMAS), ("t.yaml", &with)], &[]);
     check(&[("1.json", &root), ("t.yaml", &with)], &["field `known` is missing"]);
     check(&[("1.json", &root), ("2.json", SCHEMAS), ("t.yaml", &with)], &[]);
 }
