@@ -48,9 +48,9 @@ impl Fixture {
     }
 
     /// Waits for the tool to be a client of the control plane: from then on it has taken over its signals.
-    async fn connected(&self) {
+    async fn connected(&self, name: &str) {
         let connected = async {
-            while !self.control.status().clients.iter().any(|client| client.node.contains("mesh-curl")) {
+            while !self.control.status().clients.iter().any(|client| client.node.contains(name)) {
                 tokio::task::yield_now().await;
             }
         };
@@ -106,7 +106,7 @@ async fn a_signal_waits_for_what_is_under_way_and_a_second_one_does_not() {
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let id = child.id().unwrap().to_string();
     let mut out = child.stdout.take().unwrap();
-    fixture.connected().await;
+    fixture.connected("mesh-curl").await;
     let end = tokio::spawn(ended(child));
     while !end.is_finished() {
         let _ = Command::new("kill").args(["-s", "TERM", &id]).stderr(Stdio::null()).status().await.unwrap();
@@ -116,6 +116,14 @@ async fn a_signal_waits_for_what_is_under_way_and_a_second_one_does_not() {
     let mut said = String::new();
     out.read_to_string(&mut said).await.unwrap();
     assert!(said.starts_with("0 calls in"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_who_it_is_called() {
+    let fixture = Fixture::start().await;
+    let mut command = fixture.curl(&["http://echo/?x-echo-hang", "--timeout", "60m", "--name", "web"]);
+    let _child = command.stdout(Stdio::null()).spawn().unwrap();
+    fixture.connected("web-v1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

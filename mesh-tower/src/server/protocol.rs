@@ -322,6 +322,44 @@ mod tests {
         None
     }
 
+    /// All that is said by bytes that are written in pieces of `piece`.
+    fn says(written: &[u8], piece: usize) -> Vec<Says> {
+        let (mut sent, mut all) = (Sent::new(), Vec::new());
+        for mut piece in written.chunks(piece) {
+            while let Some((says, rest)) = sent.next(piece) {
+                all.push(says);
+                piece = rest;
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn answers_are_told_by_their_heads_however_short_they_are() {
+        let headers = |flags: u8, block: &[u8]| [&[0, 0, block.len() as u8, 1, flags, 0, 0, 0, 1][..], block].concat();
+        let data = [0, 0, 3, 0, 1, 0, 0, 0, 1, 0x88, 0x88, 0x88];
+        // 200 from the static table, alone and with more; 503 and 100 in Huffman's code; trailers.
+        let written = [
+            headers(4, &[0x88]),
+            data.to_vec(),
+            headers(4, &[0x88, 0xc0, 0xbf, 0xbe]),
+            headers(5, &[0x48, 0x83, 0x6c, 0x19, 0xff]),
+            headers(4, &[0x48, 0x82, 0x08, 0x01]),
+            headers(5, &[0xc0, 0xbf]),
+        ]
+        .concat();
+        let expected = [
+            Says::Answer(Head::Success, false),
+            Says::Answer(Head::Success, false),
+            Says::Answer(Head::Failure, true),
+            Says::Answer(Head::Interim, false),
+            Says::Answer(Head::Success, true),
+        ];
+        for piece in [1, 2, 9, 10, 11, 12, 1000] {
+            assert_eq!(says(&written, piece), expected, "in pieces of {piece}");
+        }
+    }
+
     #[test]
     fn h7_a_flood_that_the_library_ends_is_told_by_what_it_writes() {
         let goaway = |code: u8| [&[0, 0, 12, 7, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, code][..], b"why?"].concat();
@@ -336,9 +374,7 @@ mod tests {
             ([&goaway(1), &short[..], &goaway(2)].concat(), false),
         ] {
             for piece in [1, 3, 9, 17, 100] {
-                let mut told = Sent::new();
-                let told =
-                    sent.chunks(piece).any(|piece| told.next(piece).is_some_and(|(says, _)| says == Says::Flood));
+                let told = says(&sent, piece).contains(&Says::Flood);
                 assert_eq!(told, expected, "{sent:?} in pieces of {piece}");
             }
         }
