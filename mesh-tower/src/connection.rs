@@ -34,7 +34,7 @@ struct Shared {
 
 impl PartialEq for Shared {
     fn eq(&self, other: &Self) -> bool {
-        self.tls == other.tls
+        self.tls == other.tls && self.passed == other.passed
     }
 }
 
