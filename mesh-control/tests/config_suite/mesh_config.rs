@@ -396,6 +396,28 @@ fn an_authorizer_is_told_to_the_library_and_grpc_s_servers_serve_nobody() {
 }
 
 #[test]
+fn headers_that_are_added_for_an_authorizer_are_formats_and_what_none_can_make_is_said() {
+    let yaml = |value: &str| {
+        let more = format!("includeAdditionalHeadersInCheck: {{x-c: '{value}'}}");
+        let service = "service: reviews.shop.svc.cluster.local, port: 9080";
+        custom(&format!("envoyExtAuthzHttp: {{{service}, {more}}}"))
+    };
+    for value in ["%REQ(:PATH)%", "100%%", "%REQ(x-a?x-b):8% by %PROTOCOL%"] {
+        let plane = Plane::from_yaml(&yaml(value)).unwrap();
+        assert!(said(&plane).is_empty(), "{value}: {:?}", said(&plane));
+        // Of Envoy's own reading: the same bytes.
+        assert!(told(&plane, ClientClass::Library).contains(value), "{value}");
+    }
+    for (value, why) in [("100%", "a lone %"), ("%START_TIME%", "%START_TIME% is not supported here")] {
+        let plane = Plane::start(PlaneOptions::default()).unwrap();
+        _ = plane.set_yaml("c.yaml", &yaml(value));
+        let said = said(&plane);
+        let is_it = |line: &String| line.contains("includeAdditionalHeadersInCheck[x-c]") && line.contains(why);
+        assert!(said.iter().any(|line| is_it(line) && line.contains("error")), "{value}: {said:?}");
+    }
+}
+
+#[test]
 fn an_authorizer_in_the_servers_own_process_needs_no_service() {
     let plane = Plane::from_yaml(&custom("envoyExtAuthzGrpc: {service: plans.in-process.invalid, port: 80}")).unwrap();
     assert!(said(&plane).is_empty(), "{:?}", said(&plane));

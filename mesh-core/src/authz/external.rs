@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, COOKIE, HOST, LOCATION, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version};
 use tokio::sync::Semaphore;
 
 use super::{AccessRequest, RuleSet, Seen};
@@ -136,7 +136,12 @@ impl Asker {
 ///
 /// # Errors
 /// It cannot be asked.
-pub fn http_question(asker: &Asker, check: &HttpCheck, head: &RequestHead<'_>) -> Result<Request<()>, String> {
+pub fn http_question(
+    asker: &Asker,
+    check: &HttpCheck,
+    head: &RequestHead<'_>,
+    version: Version,
+) -> Result<Request<()>, String> {
     let uri = format!("http://{}{}{}", asker.config.target, check.path_prefix, head.path_and_query);
     let mut question =
         Request::builder().method(head.method.clone()).uri(uri).body(()).map_err(|error| error.to_string())?;
@@ -144,8 +149,12 @@ pub fn http_question(asker: &Asker, check: &HttpCheck, head: &RequestHead<'_>) -
     for (name, value) in head.headers.iter().filter(|(name, _)| asker.is_shown(name)) {
         headers.append(name.clone(), value.clone());
     }
-    for (name, value) in &check.added {
-        headers.insert(name.clone(), value.clone());
+    for (name, text) in &check.added {
+        match text.of_request(head, version) {
+            Some(value) => _ = headers.insert(name.clone(), value),
+            // Of nothing there is no header, and not the client's either: it would pass for the configuration's word.
+            None => _ = headers.remove(name),
+        }
     }
     Ok(question)
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, StatusCode};
 
-use crate::model::StringTest;
+use crate::model::{HeaderText, StringTest};
 
 /// Who is asked about which requests, and what becomes of those that nobody answers about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,8 +89,8 @@ pub enum CheckProtocol {
 pub struct HttpCheck {
     /// What stands before the request's path.
     pub path_prefix: String,
-    /// Headers that are sent besides.
-    pub added: Vec<(HeaderName, HeaderValue)>,
+    /// Headers that are sent besides, made of the request that it is asked about. A client cannot send one in their place.
+    pub added: Vec<(HeaderName, HeaderText)>,
     /// Headers of an answer that lets in, for the application. Nobody else may set them.
     pub to_upstream: Vec<StringTest>,
     /// Headers of an answer that refuses, for the client; all, where none is named.

@@ -96,6 +96,14 @@ impl HeaderText {
         }
     }
 
+    /// The value for a request, as it is before its route changes path and authority; `None` where it adds no header.
+    pub fn of_request(&self, head: &RequestHead<'_>, version: Version) -> Option<HeaderValue> {
+        match self {
+            HeaderText::Fixed(value) => Some(value.clone()),
+            HeaderText::Format(format) => format.of_request(head, version),
+        }
+    }
+
     /// It as Envoy's configuration has it: what [`parse`](HeaderText::parse) reads.
     pub fn written(&self, target: HeaderTarget) -> String {
         let escaped = |text: &[u8]| String::from_utf8_lossy(text).replace('%', "%%");

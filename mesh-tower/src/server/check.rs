@@ -126,7 +126,7 @@ pub(super) fn questions(
             permits: Arc::clone(asker.permits()),
             rule: rule?.to_owned(),
             ask: match &asker.config().protocol {
-                CheckProtocol::Http(check) => Ask::Call(by_http(asker, check, head)),
+                CheckProtocol::Http(check) => Ask::Call(by_http(asker, check, head, version)),
                 CheckProtocol::Grpc => Ask::Call(by_grpc(asker, head, version, connection)),
                 CheckProtocol::InProcess(name) => Ask::Named(Arc::clone(name)),
             },
@@ -135,8 +135,8 @@ pub(super) fn questions(
     questions.collect()
 }
 
-fn by_http(asker: &Asker, check: &HttpCheck, head: &RequestHead<'_>) -> Result<Call, String> {
-    let mut question = http_question(asker, check, head)?.map(|()| Body::empty());
+fn by_http(asker: &Asker, check: &HttpCheck, head: &RequestHead<'_>, version: Version) -> Result<Call, String> {
+    let mut question = http_question(asker, check, head, version)?.map(|()| Body::empty());
     // Of the host that was asked for, whoever is asked.
     let host = HeaderValue::from_str(head.authority).map_err(|error| error.to_string())?;
     question.headers_mut().remove(HOST);

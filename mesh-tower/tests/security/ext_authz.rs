@@ -160,7 +160,8 @@ async fn start(yaml: &str) -> (Embedded, Mesh, SocketAddr) {
 async fn an_authorizer_is_asked_about_the_requests_of_the_policy_and_its_word_counts() {
     let authorizer = Authorizer::start().await;
     let more = ", pathPrefix: /check, includeRequestHeadersInCheck: [X-Shown, 'x-also-*'], \
-                includeAdditionalHeadersInCheck: {x-mesh: yes-it-is}, headersToUpstreamOnAllow: [X-User, 'x-claim-*'], \
+                includeAdditionalHeadersInCheck: {x-mesh: yes-it-is, x-path: '%REQ(:PATH)% of 100%%', \
+                x-also-none: '%REQ(x-none)%'}, headersToUpstreamOnAllow: [X-User, 'x-claim-*'], \
                 headersToDownstreamOnAllow: [x-told], headersToDownstreamOnDeny: [x-why]";
     let (_control, _mesh, address) = start(&mesh_with(&http_provider(more), "http", authorizer.port)).await;
 
@@ -173,14 +174,14 @@ async fn an_authorizer_is_asked_about_the_requests_of_the_policy_and_its_word_co
     let let_in = ask(
         address,
         "POST /private/../private/a?b=c HTTP/1.1\r\ncontent-length: 0\r\nauthorization: Bearer t\r\nx-shown: 1\r\n\
-         x-also-shown: 2\r\nx-hidden: 3\r\nx-user: mallory\r\nx-claim-a: b",
+         x-also-shown: 2\r\nx-hidden: 3\r\nx-user: mallory\r\nx-claim-a: b\r\nx-also-none: mallory\r\nx-path: mallory",
     )
     .await;
     assert_eq!(let_in.status, 200, "{}", let_in.body);
     for expected in ["x-user=alice\n", "x-claim-b=1\n", "x-claim-b=2\n", "x-hidden=3\n", "authorization=Bearer t\n"] {
         assert!(let_in.body.contains(expected), "{expected} is not in {}", let_in.body);
     }
-    for unexpected in ["mallory", "x-claim-a", "x-not", "x-told"] {
+    for unexpected in ["x-user=mallory", "x-claim-a", "x-not", "x-told"] {
         assert!(!let_in.body.contains(unexpected), "{unexpected} is in {}", let_in.body);
     }
     assert!(let_in.head.contains("x-told: hello") && !let_in.head.contains("x-user"), "{}", let_in.head);
@@ -188,12 +189,20 @@ async fn an_authorizer_is_asked_about_the_requests_of_the_policy_and_its_word_co
     assert_eq!(asked.len(), 1);
     let asked = asked[0].to_ascii_lowercase();
     assert!(asked.starts_with("post /check/private/a?b=c http/1.1\r\n"), "{asked}");
-    for expected in
-        ["host: reviews\r\n", "x-shown: 1", "x-also-shown: 2", "x-mesh: yes-it-is", "authorization: bearer t"]
-    {
+    for expected in [
+        "host: reviews\r\n",
+        "x-shown: 1",
+        "x-also-shown: 2",
+        "x-mesh: yes-it-is",
+        "authorization: bearer t",
+        // As it is asked for, whatever is written before it for the authorizer.
+        "x-path: /private/a?b=c of 100%\r\n",
+    ] {
         assert!(asked.contains(expected), "{expected} is not in {asked}");
     }
     assert!(!asked.contains("x-hidden") && !asked.contains("x-user"), "{asked}");
+    // What configuration makes of nothing is not the client's word either.
+    assert!(!asked.contains("x-also-none") && !asked.contains("mallory"), "{asked}");
 
     authorizer.says(
         "401 Unauthorized",

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3 as pb;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::google::protobuf::{self, Any};
-use http::Uri;
+use http::{HeaderName, Uri};
 
 use super::common::{positive, status_from, string_test};
 use super::jwt::unsupported;
@@ -17,7 +17,9 @@ use super::notes::Notes;
 use super::rbac::complete;
 use crate::authz::external::settable;
 use crate::error::Invalid;
-use crate::model::{CheckProtocol, CheckedBody, ExtAuthz, FilterConfig, HttpCheck, IN_PROCESS, StringTest};
+use crate::model::{
+    CheckProtocol, CheckedBody, ExtAuthz, FilterConfig, HeaderTarget, HeaderText, HttpCheck, IN_PROCESS, StringTest,
+};
 use crate::request::split_authority;
 
 /// Where an RBAC filter notes its decisions, and what the name of what its shadow rules decided ends with.
@@ -139,8 +141,8 @@ fn http_service(notes: &mut Notes<'_>, value: pb::HttpService) -> Result<Service
     if let Some(pb::AuthorizationRequest { headers_to_add, .. }) = &authorization_request {
         for core::HeaderValue { key, value, raw_value } in headers_to_add {
             let value = if raw_value.is_empty() { value.as_bytes() } else { raw_value };
-            let header = settable(key, value);
-            check.added.push(header.map_err(|why| Invalid::new(why).at("authorization_request.headers_to_add"))?);
+            let header = added(key, value).map_err(|invalid| invalid.at("authorization_request.headers_to_add"))?;
+            check.added.push(header);
         }
     }
     no_older_list(authorization_request.as_ref())?;
@@ -165,6 +167,13 @@ fn http_service(notes: &mut Notes<'_>, value: pb::HttpService) -> Result<Service
         }
     }
     Ok((target, CheckProtocol::Http(check), timed(timeout)?))
+}
+
+/// A header that is sent to an authorizer: its value is a format, as for Envoy.
+fn added(key: &str, value: &[u8]) -> Result<(HeaderName, HeaderText), Invalid> {
+    let (name, _) = settable(key, b"").map_err(Invalid::new)?;
+    let text = HeaderText::parse(value, HeaderTarget::Request, false);
+    Ok((name, text.map_err(|invalid| invalid.at(key))?))
 }
 
 #[expect(deprecated, reason = "it is looked at to be refused")]

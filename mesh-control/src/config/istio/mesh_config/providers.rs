@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 use mesh_core::error::Invalid;
-use mesh_core::model::{AccessLog, CheckedBody, DEFAULT_LINE, IN_PROCESS, LogFormat, LogText};
+use mesh_core::model::{
+    AccessLog, CheckedBody, DEFAULT_LINE, HeaderTarget, HeaderText, IN_PROCESS, LogFormat, LogText,
+};
 
 use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, message};
 use crate::config::diagnostic::{Span, quoted};
@@ -302,10 +304,17 @@ impl HttpAuthorizer {
         }
         for (name, value) in &self.include_additional_headers_in_check {
             let field = format!("{at}.includeAdditionalHeadersInCheck[{name}]");
-            match (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str())) {
-                (Ok(name), Ok(_)) if !is_of_the_wire(name.as_str()) => {}
-                (Ok(_), Ok(_)) => wrong(self.span, field, format!("{} is not for configuration to set", quoted(name))),
-                _ => wrong(self.span, field, "is not a header".to_owned()),
+            match HeaderName::try_from(name.as_str()) {
+                Ok(name) if is_of_the_wire(name.as_str()) => {
+                    wrong(self.span, field, format!("{} is not for configuration to set", quoted(name.as_str())));
+                }
+                // Envoy puts facts of the request in for commands, as in headers of a route.
+                Ok(_) => {
+                    if let Err(invalid) = HeaderText::parse(value.as_bytes(), HeaderTarget::Request, false) {
+                        wrong(self.span, field, format!("{}: {}", quoted(value), invalid.reason));
+                    }
+                }
+                Err(_) => wrong(self.span, field, "is not a header".to_owned()),
             }
         }
         for (field, list, sets) in [
