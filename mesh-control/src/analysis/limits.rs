@@ -7,6 +7,7 @@ use mesh_core::model::{DescriptorAction, HeaderTest, RateLimit as Counted, Strin
 
 use super::security::check_targets;
 use super::tokens;
+use super::unknown::meant_in_full;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions::overload::Overload;
 use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
@@ -48,7 +49,8 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         check_targets(objects, meta, &target_refs.iter().collect::<Vec<_>>(), found);
         for host in hosts {
             if policy.services.exact(host, &meta.namespace).is_none() {
-                let message = format!("nothing has the host {host:?}, so that no call is counted for it");
+                let meant = meant_in_full(policy, host, &meta.namespace);
+                let message = format!("nothing has the host {host:?}, so that no call is counted for it{meant}");
                 say(meta, field, Code::UnknownReference, message, found);
             }
         }
@@ -103,6 +105,7 @@ fn check_services(policy: &Policy, found: &mut Vec<Diagnostic>) {
 fn check_counted(policy: &Policy, found: &mut Vec<Diagnostic>) {
     let objects = policy.limits.rate_limits();
     let is_open = |limit: &RateLimit| limit.limits.iter().any(|(_, counter)| counter.is_open());
+    let is_idle = |limit: &RateLimit| counters(limit).any(Counter::is_open);
     let says = |limit: &RateLimit| !limit.counted.is_empty();
     for object in objects {
         let meets = |other: &RateLimit, namespace: &str, wanted: &dyn Fn(&RateLimit) -> bool| {
@@ -112,7 +115,7 @@ fn check_counted(policy: &Policy, found: &mut Vec<Diagnostic>) {
             objects.iter().any(|other| meets(&other.spec, &other.meta.namespace, wanted))
         };
         let is_asked = object.spec.limits.iter().any(|(_, counter)| matches!(counter, Counter::Service(_)));
-        let message = if is_open(&object.spec) && !has(&says) {
+        let message = if is_idle(&object.spec) && !has(&says) {
             match is_asked {
                 true => {
                     "nothing says what requests are counted by (`rate_limits` of virtual hosts), so that no service is asked"
@@ -130,6 +133,14 @@ fn check_counted(policy: &Policy, found: &mut Vec<Diagnostic>) {
     }
 }
 
+/// Who counts for the ports that are meant: a filter of every port is there for those that say what they count by, where some do.
+fn counters(limit: &RateLimit) -> impl Iterator<Item = &Counter> {
+    let says_for_ports = limit.limits.iter().any(|(port, counter)| port.is_some() && !counter.is_open());
+    let is_meant =
+        move |(port, counter): &&(Option<u16>, Counter)| port.is_some() || !counter.is_open() || !says_for_ports;
+    limit.limits.iter().filter(is_meant).map(|(_, counter)| counter)
+}
+
 /// What requests are counted by where an object has its effect: as it says, or as others do that may be for the same workloads.
 fn counted_by<'a>(object: &'a Object<RateLimit>, counter: &'a Counter, policy: &'a Policy) -> Vec<&'a Counted> {
     if !counter.is_open() {
@@ -142,7 +153,7 @@ fn counted_by<'a>(object: &'a Object<RateLimit>, counter: &'a Counter, policy: &
 
 /// Limits for descriptors that nothing makes.
 fn check_descriptors(object: &Object<RateLimit>, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for (_, counter) in &object.spec.limits {
+    for counter in counters(&object.spec) {
         let Counter::Process(limit) = counter else { continue };
         let counted = counted_by(object, counter, policy);
         // Where nobody says it, that is told.

@@ -3,6 +3,7 @@
 use super::limits::say;
 use super::security::check_targets;
 use super::tokens;
+use super::unknown::meant_in_full;
 use crate::config::diagnostic::{Code, Diagnostic};
 use crate::config::extensions::quota::Quota;
 use crate::config::file::Objects;
@@ -17,7 +18,8 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         check_targets(objects, &object.meta, &target_refs.iter().collect::<Vec<_>>(), found);
         for host in hosts {
             if policy.services.exact(host, &object.meta.namespace).is_none() {
-                let message = format!("nothing has the host {host:?}, so that no call is counted for it");
+                let meant = meant_in_full(policy, host, &object.meta.namespace);
+                let message = format!("nothing has the host {host:?}, so that no call is counted for it{meant}");
                 say(&object.meta, "hosts", Code::UnknownReference, message, found);
             }
         }

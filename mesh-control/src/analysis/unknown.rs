@@ -30,6 +30,18 @@ pub(super) fn unknown_host(policy: &Policy, host: &str, client_namespace: &str) 
     }
 }
 
+/// What was probably meant by a host that nothing has, where hosts are written in full: what to add to the sentence.
+pub(super) fn meant_in_full(policy: &Policy, host: &str, client_namespace: &str) -> String {
+    let names = candidates(host, client_namespace);
+    let is_there = |name: &&String| policy.services.exact(name, client_namespace).is_some();
+    let meant = names.iter().find(is_there).cloned().or_else(|| {
+        let seen = policy.services.iter().filter(|(_, service)| service.visibility.includes(client_namespace));
+        let hosts: BTreeSet<&str> = seen.map(|(_, service)| &*service.host).collect();
+        names.iter().find_map(|name| nearest(name, &hosts)).map(str::to_owned)
+    });
+    meant.map(|meant| format!("; did you mean {}?", quoted(&meant))).unwrap_or_default()
+}
+
 /// A host without dots that an object describes, and that a rule does not mean by that name: there, it is short for a service of
 /// the rule's namespace (Istio: ResolveShortnameToFQDN).
 pub(super) fn entry_of_short_name(policy: &Policy, host: &str, client_namespace: &str) -> Option<String> {

@@ -29,6 +29,14 @@ pub(super) fn in_rule(route: &HttpRoute, ports: &[u16]) -> Vec<(String, String)>
         let why = "preflights (OPTIONS, with no header of the page's own) meet none of its conditions: another rule answers them";
         found.push(("corsPolicy".to_owned(), why.to_owned()));
     }
+    let of_try = route.retries.as_ref().and_then(|retries| retries.per_try_timeout);
+    if let (Some(of_try), Some(whole)) = (of_try, route.timeout)
+        && of_try > whole
+        && !whole.is_zero()
+    {
+        let why = format!("without effect: `timeout` ends the whole request after {whole:?}, and each try with it");
+        found.push(("retries.perTryTimeout".to_owned(), why));
+    }
     for (index, condition) in route.matches.iter().enumerate() {
         if let Some(why) = idle_case(condition) {
             found.push((format!("match[{index}].ignoreUriCase"), format!("without effect: {why}")));
@@ -85,6 +93,16 @@ fn unmet(condition: &HttpMatch, ports: &[u16]) -> Option<(&'static str, String)>
         _ => None,
     };
     let is_path = |path: &String| path.is_empty() || path.starts_with(['/', '*']);
+    let is_nothing =
+        |written: &Option<StringMatch>| matches!(written, Some(StringMatch::Exact(text)) if text.is_empty());
+    if is_nothing(&condition.uri) {
+        return Some(("uri", "no path is empty: `/` is the shortest".to_owned()));
+    }
+    for (field, written) in [("method", &condition.method), ("scheme", &condition.scheme)] {
+        if is_nothing(written) {
+            return Some((field, format!("no request has an empty {field}")));
+        }
+    }
     if let Some(path) = text(&condition.uri).filter(|path| !is_path(path)) {
         return Some(("uri", format!("a path begins with /, and {} does not", quoted(&path))));
     }

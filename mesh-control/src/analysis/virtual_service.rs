@@ -73,6 +73,22 @@ impl Checker<'_> {
             self.check_rule(rule);
         }
         self.check_order();
+        self.check_names();
+    }
+
+    /// Rules of one name, of which nobody can tell which one a request took.
+    fn check_names(&mut self) {
+        let mut before: HashMap<&str, &Rule> = HashMap::new();
+        for rule in &self.entry.rules {
+            let name = rule.route.name.as_str();
+            let Some(earlier) = (!name.is_empty()).then(|| *before.entry(name).or_insert(rule)) else { continue };
+            let is_other = earlier.written.object == rule.written.object && earlier.written.field != rule.written.field;
+            if is_other {
+                let message =
+                    format!("{} has the same name: logs and `explain` do not tell them apart", earlier.written.field);
+                self.say(rule, rule.route.span, "name", Severity::Warning, Code::Duplicate, message);
+            }
+        }
     }
 
     /// Rules and conditions that never get a turn.
@@ -291,41 +307,42 @@ impl Checker<'_> {
     }
 
     fn check_subset(&mut self, rule: &Rule, field: &str, host: &str, service: &Service, subset: &str, span: Span) {
-        let view = View::of_namespace(&self.entry.meta.namespace);
-        let defined = self.policy.destination_rules.find(host, &service.namespace, &view);
-        if defined.is_some_and(|defined| defined.has_subset(subset) || defined.refused().is_some()) {
-            return;
-        }
-        // Clients of other namespaces may well have a rule that defines it.
         let rules = &self.policy.destination_rules;
-        let visibility = &self.entry.visibility;
-        let elsewhere = rules.namespaces().filter(|namespace| visibility.includes(namespace)).filter(|namespace| {
-            let view = View::of_namespace(namespace);
-            rules.find(host, &service.namespace, &view).is_some_and(|rule| rule.has_subset(subset))
-        });
-        let mut elsewhere: Vec<&str> = elsewhere.map(|namespace| &**namespace).collect();
-        elsewhere.sort_unstable();
-        let known: Vec<&str> = defined.iter().flat_map(|defined| defined.subset_names()).collect();
-        let message = match (known.is_empty(), nearest(subset, &known)) {
-            (true, _) => format!("no DestinationRule defines a subset of {host}"),
-            (false, None) => format!("{host} has the subsets {}", known.join(", ")),
-            (false, Some(meant)) => {
-                format!("{host} has the subsets {}; did you mean {}?", known.join(", "), quoted(meant))
+        let seen_from = |namespace: &str| rules.find(host, &service.namespace, &View::of_namespace(namespace));
+        let has = |namespace: &&str| {
+            seen_from(namespace).is_some_and(|seen| seen.has_subset(subset) || seen.refused().is_some())
+        };
+        let own = &*self.entry.meta.namespace;
+        // Those that the rules for it are meant for, too: they may be told to some namespaces only.
+        let governing = rules.governing(host, [own, &*service.namespace]);
+        let named = governing.iter().flat_map(|rule| rule.visibility().named());
+        let clients = named.chain(self.entry.visibility.named()).chain([own, &*service.namespace]);
+        let is_client = |namespace: &&str| self.entry.visibility.includes(namespace);
+        let clients: BTreeSet<&str> = clients.filter(is_client).collect();
+        let without: Vec<&str> = clients.iter().copied().filter(|namespace| !has(namespace)).collect();
+        let Some(first) = without.iter().find(|namespace| **namespace == own).or(without.first()) else { return };
+        // Clients of other namespaces may well have a rule of their own that defines it.
+        let all = clients.iter().copied().chain(rules.namespaces().map(|namespace| &**namespace).filter(is_client));
+        let with: BTreeSet<&str> = all.filter(has).collect();
+        let known: Vec<&str> = seen_from(first).into_iter().flat_map(|seen| seen.subset_names()).collect();
+        // What is told to others on purpose is not what the object's own clients are to have.
+        let is_meant = governing.iter().any(|rule| rule.has_subset(subset) && !rule.visibility().includes(own));
+        let fails_own = *first == own && !is_meant;
+        let severity = if with.is_empty() || fails_own { Severity::Error } else { Severity::Warning };
+        let message = match (with.is_empty(), nearest(subset, &known)) {
+            (false, _) => {
+                let with = with.into_iter().collect::<Vec<_>>().join(", ");
+                format!(" for clients of namespace {}, only for those of {with}", without.join(", "))
+            }
+            (true, _) if known.is_empty() => format!(": no DestinationRule defines a subset of {host}"),
+            (true, None) => format!(": {host} has the subsets {}", known.join(", ")),
+            (true, Some(meant)) => {
+                format!(": {host} has the subsets {}; did you mean {}?", known.join(", "), quoted(meant))
             }
         };
-        let message = match elsewhere.is_empty() {
-            true => format!("{} is no subset: {message}", quoted(subset)),
-            false => {
-                let own = &self.entry.meta.namespace;
-                format!(
-                    "{} is no subset for clients of namespace {own}, only for those of {}",
-                    quoted(subset),
-                    elsewhere.join(", ")
-                )
-            }
-        };
+        let message = format!("{} is no subset{message}", quoted(subset));
         let field = format!("{field}.subset");
-        self.say(rule, span, &field, Severity::Error, Code::UnknownReference, message);
+        self.say(rule, span, &field, severity, Code::UnknownReference, message);
     }
 
     /// The last finding has this code in Istio.

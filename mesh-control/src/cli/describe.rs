@@ -14,7 +14,7 @@ use super::top::graph;
 use super::{Format, Printing};
 use crate::config::spelling::nearest;
 use crate::explain::workload::WorkloadName;
-use crate::serve::status::{Edge, ObjectStatus, ServiceStatus, Status};
+use crate::serve::status::{DiagnosticStatus, Edge, ObjectStatus, ServiceStatus, Status};
 
 /// Says what a running server knows of one service, workload or object of the configuration.
 #[derive(Clone, Debug, clap::Args)]
@@ -185,16 +185,18 @@ fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str>) -> 
 }
 
 fn findings(status: &Status, is_it: impl Fn(&str) -> bool) -> Vec<String> {
-    let all = status.diagnostics.iter().filter(|one| one.object.as_deref().is_some_and(&is_it));
-    let line = |one: &crate::serve::status::DiagnosticStatus| {
-        let place = match (&one.file, one.line) {
-            (Some(file), Some(line)) => format!("{file}:{line}: "),
-            _ => String::new(),
-        };
-        let object = one.object.as_deref().unwrap_or_default();
-        format!("{place}{}[{}]: {object}: {}", one.severity, one.code, one.message)
+    status.diagnostics.iter().filter(|one| one.object.as_deref().is_some_and(&is_it)).map(finding).collect()
+}
+
+/// As `validate` has it.
+fn finding(one: &DiagnosticStatus) -> String {
+    let place = match (&one.file, one.line) {
+        (Some(file), Some(line)) => format!("{file}:{line}: "),
+        _ => String::new(),
     };
-    all.map(line).collect()
+    let object = one.object.as_deref().unwrap_or_default();
+    let field = one.field.as_deref().map(|field| format!("{field}: ")).unwrap_or_default();
+    format!("{place}{}[{}]: {object}: {field}{}", one.severity, one.code, one.message)
 }
 
 fn told(edge: &Edge) -> Value {
@@ -324,4 +326,22 @@ fn route_line(route: &Value) -> String {
     let to = if clusters.is_empty() { line(&route["action"]) } else { clusters };
     let written = route["origin"].as_str().map(|origin| format!(" ({origin})")).unwrap_or_default();
     printable(&format!("{} -> {to}{written}", line(&route["conditions"])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_names_its_field() {
+        let of = |more: Value| {
+            let mut written =
+                json!({"severity": "error", "code": "invalid-value", "message": "no", "object": "Sidecar a/b"});
+            written.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            finding(&serde_json::from_value(written).unwrap())
+        };
+        let place = json!({"file": "a.yaml", "line": 7, "field": "egress[0].port"});
+        assert_eq!(of(place), "a.yaml:7: error[invalid-value]: Sidecar a/b: egress[0].port: no");
+        assert_eq!(of(json!({})), "error[invalid-value]: Sidecar a/b: no");
+    }
 }

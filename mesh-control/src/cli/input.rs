@@ -90,7 +90,14 @@ pub(super) fn object<T: DeserializeOwned>(line: &[u8]) -> anyhow::Result<T> {
     if !line.trim_ascii_start().starts_with(b"{") {
         bail!("it is no JSON object");
     }
-    Ok(serde_json::from_slice(line)?)
+    // It is one line, which whoever reads it counts himself.
+    serde_json::from_slice(line).map_err(|error| {
+        let (text, column) = (error.to_string(), error.column());
+        match text.strip_suffix(&format!(" at line {} column {column}", error.line())) {
+            Some(what) => anyhow::anyhow!("{what} at column {column}"),
+            None => error.into(),
+        }
+    })
 }
 
 /// The values of a header: a text, or a list of them.

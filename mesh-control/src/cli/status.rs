@@ -225,8 +225,9 @@ fn wrong(status: &Status, out: &mut String) {
     let mut rows = vec![["WRONG", "IN FORCE INSTEAD", "REASON"].map(str::to_owned)];
     rows.extend(status.wrong.iter().map(|one| {
         let known = Standing::ALL.into_iter().find(|standing| standing.as_str() == one.standing);
+        let kind = one.object.as_deref().and_then(|object| object.split(' ').next()).unwrap_or_default();
         let instead = match known {
-            Some(standing) => standing.instead(),
+            Some(standing) => standing.instead(kind),
             None => &one.standing,
         };
         [one.object.clone().unwrap_or_else(|| one.file.clone()), instead.to_owned(), one.reason.clone()]

@@ -126,18 +126,21 @@ impl Standing {
         }
     }
 
-    /// What is in force instead, in words.
-    pub const fn instead(self) -> &'static str {
-        match self {
-            Standing::Held => "its last good state",
-            Standing::FailsClosed => {
-                "nothing, so what it governs fails; of a Telemetry, that is access logs, which are not written"
+    /// What is in force instead of an object of this kind, in words.
+    pub fn instead(self, kind: &str) -> &'static str {
+        match (self, kind) {
+            (Standing::Held, _) => "its last good state",
+            (Standing::FailsClosed, "Telemetry") => "nothing, so the access logs that it governs are not written",
+            (Standing::FailsClosed, _) => "nothing, so what it governs fails",
+            (Standing::NotInForce, "RateLimit" | "Overload" | "Quota" | "EnvoyFilter") => {
+                "nothing, and no request fails for it: nothing is limited by it"
             }
-            Standing::NotInForce => {
-                "nothing, and no request fails for it: of a RateLimit, an Overload, a Quota or an EnvoyFilter that is a limit, \
-                 nothing is limited; of a WasmPlugin, requests pass without it; of a Telemetry, who is not there is told nothing"
+            (Standing::NotInForce, "WasmPlugin") => "nothing, and no request fails for it: requests pass without it",
+            (Standing::NotInForce, "Telemetry") => {
+                "nothing, and no request fails for it: who is not there is told nothing"
             }
-            Standing::Unread => "nothing, and nobody can tell what it governs",
+            (Standing::NotInForce, _) => "nothing, and no request fails for it",
+            (Standing::Unread, _) => "nothing, and nobody can tell what it governs",
         }
     }
 }
@@ -152,10 +155,12 @@ impl Wrong {
 
 impl std::fmt::Display for Wrong {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut kind = "";
         if let Some(object) = &self.object {
             write!(f, "{object}: ")?;
+            kind = object.split(' ').next().unwrap_or_default();
         }
-        write!(f, "in force instead is {}: {}", self.standing.instead(), self.reason)
+        write!(f, "in force instead is {}: {}", self.standing.instead(kind), self.reason)
     }
 }
 

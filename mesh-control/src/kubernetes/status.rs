@@ -94,7 +94,7 @@ fn reasons(verdict: &Verdict) -> String {
 
 /// Whether an object is in force, why, and what is not, for people. Of what does not make it wrong only the places are told: words might
 /// name what is in other namespaces.
-fn state(verdict: &Verdict) -> (bool, &'static str, String) {
+fn state(kind: &str, verdict: &Verdict) -> (bool, &'static str, String) {
     if let Some(standing) = verdict.standing {
         let reason = match standing {
             Standing::Held => "LastGoodState",
@@ -102,7 +102,7 @@ fn state(verdict: &Verdict) -> (bool, &'static str, String) {
             Standing::NotInForce => "NotInForce",
             Standing::Unread => "Unread",
         };
-        return (false, reason, format!("in force instead is {}: {}", standing.instead(), reasons(verdict)));
+        return (false, reason, format!("in force instead is {}: {}", standing.instead(kind), reasons(verdict)));
     }
     let has_no_effect = |one: &&Diagnostic| {
         matches!(one.code, Code::NotSupportedYet | Code::Unenforced | Code::Refused | Code::Ignored)
@@ -125,7 +125,7 @@ fn state(verdict: &Verdict) -> (bool, &'static str, String) {
 
 fn istio(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     let status = fact.status.as_ref();
-    let (holds, reason, message) = state(verdict);
+    let (holds, reason, message) = state(&fact.resource.kind, verdict);
     let message = cut(&message, LONGEST);
     let before = list(status, "conditions");
     let content = json!({"type": RECONCILED, "status": boolean(holds), "reason": reason, "message": message});
@@ -213,7 +213,8 @@ fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
         }
         // What is in force is another state of it.
         Some(standing) => {
-            let message = format!("in force instead is {}: {}", standing.instead(), reasons(verdict));
+            let message =
+                format!("in force instead is {}: {}", standing.instead(&fact.resource.kind), reasons(verdict));
             let said = [RouteCondition { name: "Accepted", holds: false, reason: "UnsupportedValue", message }];
             let field = |one: &'_ Value, key: &str| one.get(key).and_then(Value::as_str).map(str::to_owned);
             let is_meant =
@@ -342,7 +343,7 @@ mod tests {
         let words = "there is no salaries.hr; did you mean `payroll.hr`?";
         let finding = |severity| Diagnostic::at(&origin, severity, Code::UnknownReference, words).field("http[0]");
         let (error, warning) = (finding(Severity::Error), finding(Severity::Warning));
-        let said = |findings: Vec<Diagnostic>| state(&Verdict { findings, ..Verdict::default() });
+        let said = |findings: Vec<Diagnostic>| state("VirtualService", &Verdict { findings, ..Verdict::default() });
         let message = "not in force, or not as it is written: http[0] [unknown-reference]".to_owned();
         assert_eq!(said(vec![error]), (false, "PartlyInForce", message));
         assert_eq!(said(vec![warning]), (true, "InForce", String::new()));

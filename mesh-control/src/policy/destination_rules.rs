@@ -125,6 +125,13 @@ impl DestinationRules {
         own.or_else(|| exported(service_namespace)).or_else(|| exported(&self.root))
     }
 
+    /// The rules for this host in these namespaces and in the root namespace, whoever sees them.
+    pub fn governing(&self, host: &str, namespaces: [&str; 2]) -> Vec<&Arc<MergedRule>> {
+        let namespaces: BTreeSet<&str> = namespaces.into_iter().chain([&*self.root]).collect();
+        let rules = namespaces.into_iter().flat_map(|namespace| self.of_namespace(namespace));
+        rules.filter(|rule| covers(&rule.host, host)).collect()
+    }
+
     /// The rules for this host, whoever they are for.
     pub fn of_host(&self, host: &str) -> impl Iterator<Item = &Arc<MergedRule>> {
         self.by_namespace.values().flatten().filter(move |rule| covers(&rule.host, host))
@@ -154,6 +161,11 @@ impl MergedRule {
     /// Whether it is for some clients only, which are of its own namespace.
     pub fn is_for_some(&self) -> bool {
         !self.selector.is_empty()
+    }
+
+    /// Who sees it.
+    pub fn visibility(&self) -> &Visibility {
+        &self.visibility
     }
 
     /// Why nobody knows what it says, where its object is wrong.

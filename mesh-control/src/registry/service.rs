@@ -43,6 +43,15 @@ impl Visibility {
         if is_empty { Visibility::All } else { Visibility::Namespaces(namespaces) }
     }
 
+    /// The namespaces that it names; none where it is for every one.
+    pub fn named(&self) -> impl Iterator<Item = &str> {
+        let named = match self {
+            Visibility::All => None,
+            Visibility::Namespaces(namespaces) => Some(namespaces),
+        };
+        named.into_iter().flatten().map(String::as_str)
+    }
+
     /// Whether a client of this namespace sees it.
     pub fn includes(&self, namespace: &str) -> bool {
         match self {

@@ -79,10 +79,14 @@ fn a_preference_for_near_endpoints_that_has_no_effect_is_named() {
     let zones = rule("a.example.com", "zoneAwareLbSetting: {minClusterSize: 2}");
     let fails_over = rule("web", "localityLbSetting: {failoverPriority: [a]}");
     let both = mesh("{localityLbSetting: {failoverPriority: [a]}, zoneAwareLbSetting: {}}");
+    let shares = rule("web", "localityLbSetting: {enabled: false, distribute: [{from: a, to: {b: 100}}]}");
+    let off = mesh("{zoneAwareLbSetting: {enabled: false, minClusterSize: 2}}");
     check(&[
         (&[&outside, &zones], &["loadBalancer.zoneAwareLbSetting", "clients look the names of this host up"]),
         (&[SERVICES, &fails_over], &["localityLbSetting.failoverPriority", "nothing fails over without"]),
         (&[&both], &["warning[ignored]", "localityLbSetting: without effect: `zoneAwareLbSetting` stands"]),
+        (&[SERVICES, &shares], &["localityLbSetting.distribute: without effect: `enabled` is false"]),
+        (&[&off], &["warning[ignored]", "zoneAwareLbSetting.minClusterSize: without effect: `enabled` is false"]),
     ]);
     // The outlier detection of the mesh is beside it, too.
     let detects = mesh("{defaultTrafficPolicy: {outlierDetection: {}}}");

@@ -134,6 +134,14 @@ fn what_no_request_meets_is_named() {
             "http[0].match[0].uri: no request meets it: a path begins with /, and `price` does not",
         ),
         (
+            "match: [{uri: {exact: ''}}]",
+            "http[0].match[0].uri: no request meets it: no path is empty: `/` is the shortest",
+        ),
+        (
+            "match: [{method: {exact: ''}}]",
+            "http[0].match[0].method: no request meets it: no request has an empty method",
+        ),
+        (
             "match: [{method: {exact: get}}]",
             "http[0].match[0].method: no request meets it: methods are told apart by case, and this one is GET",
         ),
@@ -148,6 +156,36 @@ fn what_no_request_meets_is_named() {
     ] {
         check(&vs(&format!("  - {rule}\n    {to_web}\n")), &[]);
     }
+}
+
+#[test]
+fn a_try_that_outlives_its_request_and_rules_of_one_name_are_named() {
+    let tries = |timeout: &str| {
+        vs(&format!(
+            "  - retries: {{attempts: 2, perTryTimeout: 3s}}\n{timeout}    route: [{{destination: {{host: web}}}}]\n"
+        ))
+    };
+    check(
+        &tries("    timeout: 2s\n"),
+        &[
+            "t.yaml:7:5: warning[ignored]: VirtualService default/web: http[0].retries.perTryTimeout: without effect: `timeout` ends the whole request after 2s, and each try with it",
+        ],
+    );
+    for timeout in ["", "    timeout: 0s\n", "    timeout: 3s\n"] {
+        check(&tries(timeout), &[]);
+    }
+    let named = |names: [&str; 2]| {
+        let [one, two] = names.map(|name| format!("name: '{name}', route: [{{destination: {{host: web}}}}]"));
+        vs(&format!("  - {{match: [{{uri: {{prefix: /a}}}}], {one}}}\n  - {{{two}}}\n"))
+    };
+    check(
+        &named(["a", "a"]),
+        &[
+            "t.yaml:8:5: warning[duplicate]: VirtualService default/web: http[1].name: http[0] has the same name: logs and `explain` do not tell them apart",
+        ],
+    );
+    check(&named(["a", "b"]), &[]);
+    check(&named(["", ""]), &[]);
 }
 
 #[test]
@@ -180,6 +218,41 @@ fn a_subset_that_only_clients_of_another_namespace_have_is_told_as_such() {
         let said: Vec<String> = found.into_iter().map(|finding| finding.message).collect();
         let expected: Vec<&str> = [expected].into_iter().filter(|text| !text.is_empty()).collect();
         assert_eq!(said, expected);
+    }
+}
+
+#[test]
+fn a_subset_is_looked_for_where_the_clients_are_that_the_rules_are_told_to() {
+    let rule = |name: &str, export_to: &str, subset: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}}}\nspec: {{host: \
+             two.default.svc.cluster.local, exportTo: [{export_to}], subsets: [{{name: {subset}, labels: {{v: '1'}}}}]}}\n---\n"
+        )
+    };
+    let routed = |export_to: &str, subset: &str| {
+        vs(&format!("  - route: [{{destination: {{host: two, port: {{number: 8080}}, subset: {subset}}}}}]\n"))
+            .replace("  http:", &format!("  exportTo: [{export_to}]\n  http:"))
+    };
+    let rules = rule("a", "foo", "v1") + &rule("b", "bar", "v2");
+    for (export_to, subset, expected) in [
+        ("foo", "v1", ""),
+        ("bar", "v2", ""),
+        ("'*'", "v1", "warning: `v1` is no subset for clients of namespace bar, only for those of default, foo"),
+        ("'*'", "v2", "warning: `v2` is no subset for clients of namespace default, foo, only for those of bar"),
+        ("foo, bar", "v2", "warning: `v2` is no subset for clients of namespace foo, only for those of bar"),
+        ("foo", "v2", "error: `v2` is no subset: two.default.svc.cluster.local has the subsets v1; did you mean `v1`?"),
+        (
+            "foo, bar",
+            "v9",
+            "error: `v9` is no subset: two.default.svc.cluster.local has the subsets v2; did you mean `v2`?",
+        ),
+    ] {
+        let text = rules.clone() + &routed(export_to, subset);
+        let found = validate([("0-services.yaml", SERVICES), ("t.yaml", text.as_str())]);
+        let of_subset = found.into_iter().filter(|finding| finding.message.contains("no subset"));
+        let said: Vec<String> =
+            of_subset.map(|one| format!("{:?}: {}", one.severity, one.message).to_ascii_lowercase()).collect();
+        assert_eq!(said.join("\n"), expected, "{export_to} {subset}");
     }
 }
 

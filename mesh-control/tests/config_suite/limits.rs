@@ -96,7 +96,7 @@ fn envoy_filters_for_global_limits_are_read_whole_or_not_at_all() {
     let expected = "the cluster `rate_limit_cluster`: outbound|PORT||HOST is expected";
     check(&text, &[&format!("and so nothing of this EnvoyFilter is in force: {expected}")]);
     // What is not known of it.
-    let unknown = filter.replace("domain: shop", "domain: shop, stage: 3");
+    let unknown = filter.replace("domain: shop", "domain: shop, stages: 3");
     check(&envoy_filter("a", &format!("{unknown}, {counted}")), &["error[unknown-field]"]);
     // Gateways are none of ours.
     for patch in patches("GATEWAY", CLUSTER) {
@@ -108,6 +108,23 @@ fn own(rest: &str) -> String {
     format!(
         "apiVersion: policy.mesh-control/v1alpha1\nkind: RateLimit\nmetadata: {{name: calls, namespace: shop}}\nspec:\n  {rest}\n"
     )
+}
+
+#[test]
+fn a_host_that_is_not_written_in_full_is_told_with_what_was_meant() {
+    let rules = "rules: [{name: a, limit: {requests: 1, per: 1s}}]";
+    for host in ["web", "web.shop", "wbe.shop.svc.cluster.local"] {
+        let told = format!(
+            "nothing has the host \"{host}\", so that no call is counted for it; did you mean `web.shop.svc.cluster.local`?"
+        );
+        check(&own(&format!("mode: CLIENT\n  hosts: [{host}]\n  {rules}")), &[&told]);
+        let throttle = own(&format!("throttle: {{hosts: [{host}]}}")).replace("kind: RateLimit", "kind: Overload");
+        check(&throttle, &[&told]);
+    }
+    check(
+        &own(&format!("mode: CLIENT\n  hosts: [nothing.like.it]\n  {rules}")),
+        &["so that no call is counted for it"],
+    );
 }
 
 /// Each was once taken in silence.
@@ -265,6 +282,97 @@ fn local_limits_of_envoy_filters_that_can_never_count_are_told() {
     let unset = of_route.replace(SHARES, "");
     let told = format!("configPatches[1].{none}");
     check(&envoy_filter("a", &format!("{}, {}", local(""), merged("HTTP_ROUTE", &unset))), &[&told]);
+}
+
+#[test]
+fn fields_that_istio_and_envoy_know_are_not_called_unknown() {
+    let [filter, counted] = patches("SIDECAR_INBOUND", "outbound|8081||limits.shop.svc.cluster.local");
+    let whole = envoy_filter("a", &format!("{filter}, {counted}"));
+    for (what, with, field) in [
+        ("spec:\n", "spec:\n  targetRefs: [{kind: Service, name: web}]\n", "targetRefs"),
+        ("context: S", "proxy: {proxyVersion: '1.*'}, context: S", "configPatches[0].match.proxy"),
+        ("context: S", "listener: {name: virtualInbound}, context: S", "configPatches[0].match.listener.name"),
+        (
+            "context: S",
+            "routeConfiguration: {vhost: {route: {name: default}}}, context: S",
+            "configPatches[0].match.routeConfiguration.vhost.route.name",
+        ),
+        ("domain:", "stage: 1, domain:", "configPatches[0].patch.value.typed_config.stage"),
+        ("{actions:", "{stage: 1, actions:", "configPatches[1].patch.value.rate_limits[0].stage"),
+        ("{actions:", "{hitsAddend: {number: 2}, actions:", "configPatches[1].patch.value.rate_limits[0].hits_addend"),
+        (
+            "{remote_address: {}}",
+            "{remote_address: {}}, {masked_remote_address: {v4_prefix_mask_len: 8}}",
+            "configPatches[1].patch.value.rate_limits[0].actions[1].masked_remote_address",
+        ),
+        (
+            "{remote_address: {}}",
+            "{remote_address: {}}, {queryParameterValueMatch: {descriptor_value: a}}",
+            "configPatches[1].patch.value.rate_limits[0].actions[1].query_parameter_value_match",
+        ),
+        (
+            "{remote_address: {}}",
+            "{remote_address: {}}, {metadata: {descriptor_key: a}}",
+            "configPatches[1].patch.value.rate_limits[0].actions[1].metadata",
+        ),
+    ] {
+        let text = whole.replacen(what, with, 1);
+        assert_ne!(text, whole);
+        check(
+            &text,
+            &[&format!("error[not-supported-yet]: EnvoyFilter shop/a: {field}: not supported, and so nothing")],
+        );
+    }
+    // What is written as it is without being written.
+    check(&whole.replace("{actions:", "{stage: 0, actions:"), &[]);
+}
+
+/// Protobuf's JSON has each field by two names, and nobody may write both.
+#[test]
+fn fields_of_envoy_are_read_by_either_of_their_names() {
+    let camel = "filterEnabled: {defaultValue: {numerator: 100}}, filterEnforced: {defaultValue: {numerator: 100}}, ";
+    let bucket = "tokenBucket: {maxTokens: 5, fillInterval: 60s}";
+    let both = |rest: &str| envoy_filter("a", &local(rest).replace("typed_config", "typedConfig"));
+    check(&both(&format!("{camel}{bucket}")), &[]);
+    check(&both(&format!("{camel}{bucket}, {BUCKET}")), &["tokenBucket: unknown field"]);
+    let without = "patch.value.filter_enabled: filter_enabled is not set";
+    check(&both(bucket), &[without]);
+    let by = "{route: {rateLimits: [{actions: [{requestHeaders: {headerName: x-user, descriptorKey: usr}}]}]}}";
+    let limit = format!("{camel}{bucket}, descriptors: [{{entries: [{{key: user}}], {bucket}}}]");
+    let told = "no action makes the descriptor `user`";
+    check(&envoy_filter("a", &format!("{}, {}", local(&limit), merged("HTTP_ROUTE", by))), &[told]);
+}
+
+/// The documented shape: one filter for every port, and the routes of one port that say what it counts by.
+#[test]
+fn a_filter_is_counted_where_the_routes_of_one_port_say_by_what() {
+    let at = |patch: String, port: u16| {
+        let host = format!("context: SIDECAR_INBOUND, routeConfiguration: {{vhost: {{name: 'inbound|http|{port}'}}}}");
+        patch.replace("context: SIDECAR_INBOUND", &host)
+    };
+    let by = |key: &str| {
+        let action = format!("{{request_headers: {{header_name: x-user, descriptor_key: {key}}}}}");
+        at(merged("HTTP_ROUTE", &format!("{{route: {{rate_limits: [{{actions: [{action}]}}]}}}}")), 80)
+    };
+    let [global, _] = patches("SIDECAR_INBOUND", "outbound|8081||limits.shop.svc.cluster.local");
+    check(&envoy_filter("a", &format!("{global}, {}", by("user"))), &[]);
+    let process = local(&format!("{SHARES}{BUCKET}, descriptors: [{{entries: [{{key: user}}], {BUCKET}}}]"));
+    let one = envoy_filter("a", &format!("{process}, {}", by("user")));
+    check(&one, &[]);
+    // What another object says for other workloads changes nothing for this one.
+    let other = envoy_filter("b", &merged("VIRTUAL_HOST", "{rate_limits: [{actions: [{remote_address: {}}]}]}"));
+    check(&format!("{one}{other}"), &[]);
+    // A port of its own that nobody counts by is another matter.
+    let of_port = "context: SIDECAR_INBOUND, listener: {portNumber: 8081}";
+    let own = process.replace("context: SIDECAR_INBOUND", of_port);
+    check(
+        &envoy_filter("a", &format!("{process}, {}, {own}", by("user"))),
+        &["configPatches: nothing says what requests are counted by"],
+    );
+    check(
+        &envoy_filter("a", &format!("{process}, {}", by("usr"))),
+        &["configPatches: no action makes the descriptor `user`"],
+    );
 }
 
 #[test]

@@ -307,6 +307,8 @@ fn a_line_that_is_no_request_is_an_answer_with_its_error_and_the_others_have_the
         let reason = answer["reason"].as_str().unwrap_or_default();
         assert_eq!(answer["outcome"], "error", "{line}: {answer}");
         assert!(reason.starts_with(&format!("stdin:{number}: ")) && reason.contains(expected), "{line}: {reason}");
+        // The line's own number is the only one.
+        assert!(!reason.contains(" line 1"), "{line}: {reason}");
         assert_eq!(answer["id"].is_null(), !line.contains(r#""id""#), "{line}: {answer}");
     }
     assert_eq!(answers.last().map(|answer| &answer["outcome"]), Some(&json!("forward")));

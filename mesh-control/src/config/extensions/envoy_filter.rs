@@ -7,6 +7,7 @@
 
 mod counted;
 mod global;
+mod written;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -235,7 +236,7 @@ pub fn is_limit(document: &Node) -> bool {
     let patches = document.get("spec").and_then(|spec| spec.get("configPatches")).map_or(&[][..], Node::items);
     let is_of_it = |patch: &Node| {
         let value = patch.get("patch").and_then(|patch| patch.get("value"));
-        let counts = |value: &Node| value.get("rate_limits").is_some();
+        let counts = |value: &Node| value.get("rate_limits").or_else(|| value.get("rateLimits")).is_some();
         value.is_some_and(|value| {
             says(value, LOCAL) || says(value, GLOBAL) || counts(value) || value.get("route").is_some_and(counts)
         })
@@ -265,8 +266,13 @@ enum Level {
 
 /// Reads one that is about rate limits; `None` where something in it has no effect here, which is said.
 pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
-    let read = Spec::decode(spec, d)?;
     let mut faults = Vec::new();
+    let read = Spec::decode(&written::read(spec, &mut faults), d);
+    if !faults.is_empty() {
+        tell(&faults, d);
+        return None;
+    }
+    let read = read?;
     let selector = Selector { span: read.workload_selector.span, match_labels: read.workload_selector.labels.clone() };
     check_selector(read.span, Some(&selector), d);
     if read.priority.is_some_and(|priority| priority != 0) {
@@ -302,10 +308,7 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
             local.check_shares(&format!("configPatches[{index}].patch.value"), d);
         }
     }
-    for (span, field, message) in &faults {
-        let message = format!("not supported, and so nothing of this EnvoyFilter is in force: {message}");
-        d.report_at(*span, field.clone(), Severity::Error, Code::NotSupportedYet, message);
-    }
+    tell(&faults, d);
     if !faults.is_empty() {
         return None;
     }
@@ -341,6 +344,13 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
 
 /// Where something has no effect here, in which field, and what.
 type Fault = (Span, String, String);
+
+fn tell(faults: &[Fault], d: &mut Decoder<'_>) {
+    for (span, field, message) in faults {
+        let message = format!("not supported, and so nothing of this EnvoyFilter is in force: {message}");
+        d.report_at(*span, field.clone(), Severity::Error, Code::NotSupportedYet, message);
+    }
+}
 
 fn added(headers: &[AddedHeader], target: HeaderTarget, at: &str, faults: &mut Vec<Fault>) -> Vec<HeaderChange> {
     headers.iter().filter_map(|header| header.change(at, target, faults)).collect()

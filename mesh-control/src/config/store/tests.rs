@@ -481,3 +481,25 @@ fn a_directory_without_any_file_is_not_silent() {
     assert!(store.apply(files([("a.yaml", SERVICE)])));
     assert!(said(&store).is_empty());
 }
+
+#[test]
+fn of_what_is_wrong_is_said_what_concerns_its_kind() {
+    for standing in Standing::ALL {
+        for kind in ["VirtualService", "RateLimit", "WasmPlugin", "Telemetry", ""] {
+            let said = standing.instead(kind);
+            let others = ["RateLimit", "WasmPlugin", "Telemetry", "access logs", "limited", "pass without it"];
+            let is_of_another = |word: &&str| match *word {
+                "access logs" => kind != "Telemetry",
+                "limited" => kind != "RateLimit",
+                "pass without it" => kind != "WasmPlugin",
+                kind => said.contains(kind),
+            };
+            let found: Vec<&str> =
+                others.into_iter().filter(is_of_another).filter(|word| said.contains(word)).collect();
+            assert!(found.is_empty(), "{standing:?} {kind}: {said}");
+        }
+    }
+    let object = Some("Telemetry shop/a".into());
+    let wrong = Wrong { object, file: "a.yaml".into(), reason: "why".into(), standing: Standing::FailsClosed };
+    assert!(wrong.to_string().contains("access logs that it governs are not written: why"), "{wrong}");
+}

@@ -53,6 +53,13 @@ pub(super) fn check(balancer: &LoadBalancer, path: &str, d: &mut Decoder<'_>) {
 
 /// What of a preference for near endpoints cannot be.
 pub(in crate::config::istio) fn check_locality(setting: &LocalityLb, path: &str, d: &mut Decoder<'_>) {
+    let LocalityLb { distribute, failover, failover_priority, enabled, .. } = setting;
+    let written = [
+        ("distribute", !distribute.is_empty()),
+        ("failover", !failover.is_empty()),
+        ("failoverPriority", !failover_priority.is_empty()),
+    ];
+    say_disabled(*enabled, &written, setting.span, path, d);
     let mut error = |span: Span, field: &str, message: &str| {
         d.report_at(span, format!("{path}.{field}"), Severity::Error, Code::InvalidValue, message);
     };
@@ -109,6 +116,13 @@ pub(in crate::config::istio) fn check_locality(setting: &LocalityLb, path: &str,
 
 /// What of zones that share requests cannot be.
 pub(in crate::config::istio) fn check_zones(setting: &ZoneAwareLb, path: &str, d: &mut Decoder<'_>) {
+    let ZoneAwareLb { failover, failover_priority, min_cluster_size, enabled, .. } = setting;
+    let written = [
+        ("failover", !failover.is_empty()),
+        ("failoverPriority", !failover_priority.is_empty()),
+        ("minClusterSize", min_cluster_size.is_some()),
+    ];
+    say_disabled(*enabled, &written, setting.span, path, d);
     check_failover(&setting.failover, path, d);
     let mut error = |field: &str, message: &str| {
         d.report_at(setting.span, format!("{path}.{field}"), Severity::Error, Code::InvalidValue, message);
@@ -162,6 +176,14 @@ fn is_locality(text: &str) -> bool {
         && before.iter().all(|part| !part.is_empty() && !part.contains('*'))
         && !last.is_empty()
         && (*last == "*" || !last.contains('*'))
+}
+
+/// What is written of a preference that is off.
+fn say_disabled(enabled: Option<bool>, written: &[(&str, bool)], span: Span, path: &str, d: &mut Decoder<'_>) {
+    for (field, _) in written.iter().filter(|(_, is_written)| *is_written && enabled == Some(false)) {
+        let message = "without effect: `enabled` is false";
+        d.report_at(span, format!("{path}.{field}"), Severity::Warning, Code::Ignored, message);
+    }
 }
 
 impl Check<'_, '_> {
