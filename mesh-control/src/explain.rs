@@ -4,6 +4,7 @@
 pub(crate) mod seen;
 pub(crate) mod workload;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -86,9 +87,8 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
     if let Err(error) = seen.learn(snapshot, client, explained.clusters.iter().map(|choice| &choice.name)) {
         return failed(error);
     }
+    tell_known(&seen, head, &mut explained);
     for choice in &mut explained.clusters {
-        choice.leaves = seen.clusters.get(&choice.name).map(|told| told.leaves().to_vec()).unwrap_or_default();
-        choice.problem = seen.problem(&choice.name).map(Arc::from);
         choice.origins = shared(snapshot.settings_of_cluster(client, choice.name.as_str()));
     }
     let rules = explained.route_configuration.as_deref().map(|name| snapshot.rules_of(client, name));
@@ -109,13 +109,11 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
             }
             _ => Vec::new(),
         };
-        if let RouteAction::Forward(forward) = &choice.route.action {
-            if forward.split_by == SplitBy::HashPolicies {
-                choice
-                    .origins
-                    .extend(shared(rule.and_then(|rule| snapshot.origin_of_split(rule)).into_iter().collect()));
-            }
-            choice.time_limit = forward.time_limit(head.is_grpc(), seen.max_stream);
+        if let RouteAction::Forward(forward) = &choice.route.action
+            && forward.split_by == SplitBy::HashPolicies
+        {
+            let origin = rule.and_then(|rule| snapshot.origin_of_split(rule));
+            choice.origins.extend(shared(origin.into_iter().collect()));
         }
     }
     // Of bytes, nobody there looks at requests.
@@ -125,6 +123,84 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
         explained.servers.dedup();
     }
     Ok(explained)
+}
+
+/// What the clusters of a request are that are known, and how long it may take.
+fn tell_known(seen: &Seen, head: &RequestHead<'_>, explained: &mut Explanation) {
+    for choice in &mut explained.clusters {
+        choice.leaves = seen.clusters.get(&choice.name).map(|told| told.leaves().to_vec()).unwrap_or_default();
+        choice.problem = seen.problem(&choice.name).map(Arc::from);
+    }
+    if let Some(choice) = &mut explained.route
+        && let RouteAction::Forward(forward) = &choice.route.action
+    {
+        choice.time_limit = forward.time_limit(head.is_grpc(), seen.max_stream);
+    }
+}
+
+/// How a request is treated on its way, by the names that [`explain`] has for it, and without the places where it is written: to
+/// be compared with how another version of the files has it treated. All clusters have to be known.
+pub(crate) fn treatment(
+    snapshot: &Snapshot,
+    client: &Client,
+    seen: &Seen,
+    head: &RequestHead<'_>,
+) -> BTreeMap<&'static str, Value> {
+    let mut explained = seen.table.explain(head, &mut fastrand::Rng::with_seed(0));
+    tell_known(seen, head, &mut explained);
+    if let Some(choice) = &mut explained.route {
+        choice.passes.iter_mut().for_each(|passed| place(snapshot, passed));
+    }
+    let names = explained.clusters.iter().map(|choice| choice.name.as_str());
+    explained.servers = names.filter_map(|name| server(snapshot, client, name)).collect();
+    explained.servers.dedup();
+    let told = explained.to_json();
+    let mut all: BTreeMap<&'static str, Value> = BTreeMap::new();
+    let route = ["timeout", "retry", "per_try_timeout", "split_by", "cors"];
+    all.extend(route.into_iter().filter_map(|name| Some((name, told.get("route")?.get(name)?.clone()))));
+    let of_clusters = [
+        "balancer",
+        "outlier_detection",
+        "circuit_breakers",
+        "connections",
+        "protocol",
+        "tls",
+        "health_check",
+        "fallback",
+    ];
+    for name in of_clusters {
+        let clusters = told.get("clusters").and_then(Value::as_array).into_iter().flatten();
+        let mut values: Vec<&Value> = clusters.filter_map(|cluster| cluster.get(name)).collect();
+        values.dedup();
+        match values.as_slice() {
+            [] => {}
+            [only] => _ = all.insert(name, (*only).clone()),
+            several => _ = all.insert(name, several.iter().copied().cloned().collect()),
+        }
+    }
+    all.insert("passes", treated(told.get("route").and_then(|route| route.get("passes"))));
+    let servers = told.get("servers").and_then(Value::as_array).into_iter().flatten();
+    let servers: Vec<Value> = servers
+        .map(|server| json!({ "passes": treated(server.get("passes")), "problem": server.get("problem") }))
+        .collect();
+    all.insert("servers", servers.into());
+    all.retain(|_, value| !value.is_null() && *value != json!([]));
+    all
+}
+
+/// What a server makes of requests, as [`treatment`].
+pub(crate) fn treatment_of_server(snapshot: &Snapshot, seen: &Seen) -> BTreeMap<&'static str, Value> {
+    let mut passes = seen.table.passed();
+    passes.iter_mut().for_each(|passed| place(snapshot, passed));
+    let passes: Vec<Value> =
+        passes.iter().map(|passed| json!({ "kind": passed.kind, "settings": passed.settings })).collect();
+    [("passes", passes)].into_iter().filter(|(_, all)| !all.is_empty()).map(|(name, all)| (name, all.into())).collect()
+}
+
+/// Limits, rules and policies without the names of their filters, which say in which order they are written.
+fn treated(passes: Option<&Value>) -> Value {
+    let passes = passes.and_then(Value::as_array).into_iter().flatten();
+    passes.map(|passed| json!({ "kind": passed.get("kind"), "settings": passed.get("settings") })).collect()
 }
 
 /// Says where a filter is written, and what of it processes are not told.

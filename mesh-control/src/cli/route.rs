@@ -42,7 +42,8 @@ struct Test {
     /// `path`, `headers`, `tls`, `sni`, `alpn`, `address`.
     #[arg(long, value_name = "FILE")]
     requests: PathBuf,
-    /// The directory of the configuration as it was: only answers that are others with --config are printed, both of them.
+    /// The directory of the configuration as it was: only answers that are others with --config are printed, both of them. Then
+    /// timeouts, retries, balancers, breakers, limits and the names of policies are part of an answer, too.
     #[arg(long, value_name = "DIR")]
     against: Option<PathBuf>,
     #[command(flatten)]
@@ -60,7 +61,10 @@ fn test(args: &Test) -> anyhow::Result<ExitCode> {
     let after = args.configuration.plane()?;
     let before = args.against.as_deref().map(|before| args.configuration.at(before).plane()).transpose()?;
     let mut after = Deciders::of(after.snapshot());
-    let mut before = before.map(|before| Deciders::of(before.snapshot()));
+    let mut before = before.map(|before| Deciders::of(before.snapshot()).comparing());
+    if before.is_some() {
+        after = after.comparing();
+    }
     let (mut is_good, mut asked, mut changed) = (true, 0_usize, 0_usize);
     let mut lines = Lines::of(&args.requests)?;
     let mut out = Out { to: BufWriter::with_capacity(OUT, io::stdout()), at_once: args.requests.as_os_str() == "-" };

@@ -33,6 +33,55 @@ fn an_answer_that_changes_is_shown_with_both_of_its_forms_and_the_exit_code_says
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
 }
 
+/// Each of them changes no route.
+#[test]
+fn how_a_request_is_treated_on_its_way_is_compared_too() {
+    let object = |kind: &str, spec: &str| {
+        let (group, kind) = kind.split_once(' ').unwrap();
+        format!("---\napiVersion: {group}\nkind: {kind}\nmetadata: {{name: a, namespace: shop}}\nspec: {spec}\n")
+    };
+    let routed = |more: &str| {
+        format!("{SHOP}{}", rules(&format!("  - name: a\n    route: [{{destination: {{host: reviews}}}}]\n{more}")))
+    };
+    let with = |kind: &str, spec: &str| format!("{}{}", routed(""), object(kind, spec));
+    let rule = |policy: &str| {
+        with("networking.istio.io/v1 DestinationRule", &format!("{{host: reviews, trafficPolicy: {{{policy}}}}}"))
+    };
+    let before = dir_of(&routed(""));
+    let against = ["--against", before.path().to_str().unwrap()];
+    for (after, field, part) in [
+        (routed("    timeout: 3s\n"), "timeout", "3s"),
+        (routed("    retries: {attempts: 5, perTryTimeout: 1s}\n"), "retry", "5"),
+        (rule("loadBalancer: {simple: RANDOM}"), "balancer", "random"),
+        (rule("outlierDetection: {consecutive5xxErrors: 3}"), "outlier_detection", "3"),
+        (rule("connectionPool: {http: {http2MaxRequests: 7}}"), "circuit_breakers", "7"),
+        (
+            with(
+                "security.istio.io/v1 AuthorizationPolicy",
+                "{selector: {matchLabels: {app: reviews}}, action: DENY, rules: [{}]}",
+            ),
+            "servers",
+            "policies",
+        ),
+        (
+            with(
+                "policy.mesh-control/v1alpha1 RateLimit",
+                "{selector: {matchLabels: {app: reviews}}, rules: [{name: all, limit: {requests: 1, per: 1s}}]}",
+            ),
+            "servers",
+            "limit",
+        ),
+    ] {
+        let (changes, code) = answers(dir_of(&after).path(), &REQUESTS[..1], &against);
+        assert_eq!((changes.len(), code), (1, Some(1)), "{field}: {changes:?}");
+        let changed = changes[0]["changed"].as_array().unwrap();
+        assert!(changed.contains(&json!(field)), "{field}: {changed:?}");
+        assert!(changes[0]["after"][field].to_string().contains(part), "{field}: {changes:?}");
+    }
+    let (changes, code) = answers(dir_of(&routed("")).path(), &REQUESTS, &against);
+    assert_eq!((changes.len(), code), (0, Some(0)), "{changes:?}");
+}
+
 #[test]
 fn a_line_that_moves_changes_no_answer() {
     let before = dir_of(SHOP);

@@ -54,9 +54,7 @@ pub(super) fn lets_out(guard: &ListenerGuard, connection: &ConnectionInfo) -> bo
     }
     let listener = guard.listener();
     let is_guarded = match &**listener.state() {
-        ServerState::Serving(view) => view
-            .chain(connection.local, connection.peer, connection.tls().is_some())
-            .is_none_or(|chain| chain.routes.guards_requests()),
+        ServerState::Serving(view) => connection.chain(view).is_none_or(|chain| chain.routes.guards_requests()),
         ServerState::Waiting | ServerState::NotServing(_) => true,
     };
     guard.listeners().note_unseen(listener, is_guarded);

@@ -25,6 +25,7 @@ use super::request::{Asked, Kind, Protocol};
 use crate::cli::input::Values;
 use crate::explain::seen::{Seen, Told, client, not_by_tls};
 use crate::explain::workload::{self, Workload};
+use crate::explain::{treatment, treatment_of_server};
 use crate::plane::Snapshot;
 use crate::policy::route::{ClusterKey, FallbackName};
 
@@ -58,6 +59,9 @@ pub(super) struct Answer {
     /// What of the line had no effect, and what else may become of such a request.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
+    /// How it is treated on its way, where answers are compared.
+    #[serde(flatten)]
+    treatment: BTreeMap<&'static str, serde_json::Value>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -133,6 +137,8 @@ pub(super) struct Deciders {
     /// Those that objects are in.
     namespaces: BTreeSet<String>,
     snapshot: Arc<Snapshot>,
+    /// Whether answers are to be compared: then they say how requests are treated, too.
+    compares: bool,
     /// By workload, then by target.
     targets: HashMap<Workload, HashMap<String, Result<Seen, MeshError>>>,
     servers: HashMap<(Workload, SocketAddr), Result<Seen, MeshError>>,
@@ -144,7 +150,12 @@ const MOST_REMEMBERED: usize = 10_000;
 impl Deciders {
     pub(super) fn of(snapshot: Arc<Snapshot>) -> Deciders {
         let namespaces = snapshot.namespaces();
-        Deciders { namespaces, snapshot, targets: HashMap::new(), servers: HashMap::new() }
+        Deciders { namespaces, snapshot, compares: false, targets: HashMap::new(), servers: HashMap::new() }
+    }
+
+    /// The same, for answers that are compared.
+    pub(super) fn comparing(self) -> Deciders {
+        Deciders { compares: true, ..self }
     }
 
     /// What becomes of a request.
@@ -169,6 +180,7 @@ impl Deciders {
 
     fn outbound(&mut self, asked: &Asked) -> Result<Answer, MeshError> {
         let target = format!("{}:{}", asked.name.to_ascii_lowercase(), asked.port);
+        let (snapshot, compares) = (Arc::clone(&self.snapshot), self.compares);
         let seen = self.target(&asked.source, &target).as_ref().map_err(MeshError::clone)?;
         let is_bytes = asked.is_tls || asked.protocol == Protocol::Tcp;
         let mut answer = match seen.connections.as_ref().filter(|_| is_bytes) {
@@ -198,6 +210,9 @@ impl Deciders {
                 }
                 if asked.is_tls && asked.protocol != Protocol::Tcp {
                     decided.refuse_tls(&mut answer);
+                }
+                if compares && answer.outcome == Outcome::Forward {
+                    answer.treatment = treatment(&snapshot, &client(&asked.source), seen, &head);
                 }
                 answer
             }
@@ -253,6 +268,7 @@ impl Deciders {
         if self.servers.len() >= MOST_REMEMBERED {
             self.servers.clear();
         }
+        let (snapshot, compares) = (Arc::clone(&self.snapshot), self.compares);
         let seen = match self.servers.entry((asked.source.clone(), bound)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(first) => first.insert(Seen::of_server(&self.snapshot, &client(&asked.source), bound)),
@@ -288,6 +304,9 @@ impl Deciders {
             },
             _ => return Err(bad("the route is not for a server".to_owned())),
         };
+        if compares {
+            answer.treatment = treatment_of_server(&snapshot, seen);
+        }
         answer.route = Some(route);
         answer.virtual_host = virtual_host.map(|host| host.name.to_string());
         if seen.table.needs_verdict() || seen.table.authenticator().is_some() {
@@ -538,6 +557,13 @@ impl Answer {
                 value => Some(value.to_string()),
             },
         }
+    }
+
+    /// Leaves out how both are treated alike: that is much.
+    pub(super) fn leave_out_same_treatment(&mut self, other: &mut Answer) {
+        let (one, two) = (self.treatment.clone(), &mut other.treatment);
+        self.treatment.retain(|name, value| two.get(name) != Some(&*value));
+        two.retain(|name, value| one.get(name) != Some(&*value));
     }
 
     fn fails(&mut self, error: &MeshError) {

@@ -23,10 +23,15 @@ pub(super) struct Difference {
 
 impl Difference {
     /// That between two answers to a request; `None` where there is none.
-    pub(super) fn between(asked: &Asked, before: Answer, after: Answer) -> serde_json::Result<Option<Difference>> {
+    pub(super) fn between(
+        asked: &Asked,
+        mut before: Answer,
+        mut after: Answer,
+    ) -> serde_json::Result<Option<Difference>> {
         if before == after {
             return Ok(None);
         }
+        before.leave_out_same_treatment(&mut after);
         let (one, other) = (serde_json::to_value(&before)?, serde_json::to_value(&after)?);
         let fields = |answer: &Value| answer.as_object().into_iter().flat_map(|of| of.keys().cloned()).collect();
         let known: BTreeSet<String> = fields(&one);
