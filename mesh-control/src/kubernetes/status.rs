@@ -125,7 +125,7 @@ fn state(kind: &str, verdict: &Verdict) -> (bool, &'static str, String) {
 
 fn istio(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     let status = fact.status.as_ref();
-    let (holds, reason, message) = state(&fact.resource.kind, verdict);
+    let (holds, reason, message) = state(fact.resource.kind, verdict);
     let message = cut(&message, LONGEST);
     let before = list(status, "conditions");
     let content = json!({"type": RECONCILED, "status": boolean(holds), "reason": reason, "message": message});
@@ -214,7 +214,7 @@ fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
         // What is in force is another state of it.
         Some(standing) => {
             let message =
-                format!("in force instead is {}: {}", standing.instead(&fact.resource.kind), reasons(verdict));
+                format!("in force instead is {}: {}", standing.instead(fact.resource.kind), reasons(verdict));
             let said = [RouteCondition { name: "Accepted", holds: false, reason: "UnsupportedValue", message }];
             let field = |one: &'_ Value, key: &str| one.get(key).and_then(Value::as_str).map(str::to_owned);
             let is_meant =
