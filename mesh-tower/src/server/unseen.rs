@@ -180,8 +180,9 @@ mod tests {
 
     #[test]
     fn answers_of_http2_are_no_more_than_the_requests_that_were_seen() {
+        type Step = ([u8; 3], bool, usize, bool);
         let (ok, refused, interim) = ([0x88, 0, 0], [0x48, 0x83, 0x69], [0x48, 0x82, 0x08]);
-        let histories: [&[([u8; 3], bool, usize, bool)]; 6] = [
+        let histories: [&[Step]; 6] = [
             &[(ok, false, 0, true)],
             &[(ok, true, 0, false), (ok, false, 0, true)],
             &[(ok, false, 1, false), (ok, true, 1, false), (ok, false, 1, true)],
