@@ -13,10 +13,10 @@ use http::request::Parts;
 use http::{Method, Request, Uri};
 use mesh_core::id::ClusterName;
 use mesh_core::matcher::conditions;
-use mesh_core::model::{Clusters, Forward, Route, RouteAction, RouteConfiguration, SplitBy};
+use mesh_core::model::{Clusters, Forward, RouteAction, RouteConfiguration, SplitBy};
 use mesh_core::request::{RequestHead, host_and_port, split_authority};
 use mesh_core::rewrite::complete_path;
-use mesh_core::view::{Explanation, Passed, ServerChoice};
+use mesh_core::view::{Explanation, Passed, RouteChoice, ServerChoice};
 use serde_json::{Value, json};
 
 use crate::catalog::Client;
@@ -257,8 +257,8 @@ pub(crate) fn routes(snapshot: &Snapshot, client: &Client, target: &str) -> Valu
     let config = seen.table.config();
     let name = config.name.as_ref().map(|name| name.as_str().to_owned());
     let rules = name.as_deref().map(|name| snapshot.rules_of(client, name)).unwrap_or_default();
-    let routes = config.virtual_hosts.iter().flat_map(|host| host.routes.iter().enumerate());
-    let routes = routes.map(|(position, route)| shown(&seen, route, rules.get(position).and_then(Option::as_ref)));
+    let routes =
+        seen.table.choices().map(|choice| shown(&seen, &choice, rules.get(choice.position).and_then(Option::as_ref)));
     let mut passes = seen.table.passed();
     passes.iter_mut().for_each(|passed| place(snapshot, passed));
     // Routes are called as the cluster of the whole service is.
@@ -280,7 +280,8 @@ fn words(passes: &[Passed]) -> Vec<String> {
     passes.iter().map(Passed::to_string).collect()
 }
 
-fn shown(seen: &Seen, route: &Route, rule: Option<&Written>) -> Value {
+fn shown(seen: &Seen, choice: &RouteChoice, rule: Option<&Written>) -> Value {
+    let route = &choice.route;
     let (action, clusters) = match &route.action {
         RouteAction::Forward(forward) => ("forward".to_owned(), shares(seen, forward)),
         RouteAction::Redirect(redirect) => (format!("redirect with {}", redirect.status.as_u16()), Vec::new()),
@@ -294,6 +295,7 @@ fn shown(seen: &Seen, route: &Route, rule: Option<&Written>) -> Value {
         "conditions": conditions(&route.matches),
         "action": action,
         "clusters": clusters,
+        "settings": choice.said(),
     })
 }
 
@@ -358,6 +360,62 @@ mod tests {
         ENCODED.set(0);
         what();
         ENCODED.get()
+    }
+
+    #[test]
+    fn routes_are_shown_with_what_they_make_of_requests_and_splits_with_whole_shares() {
+        let subset = |name: &str| format!("{{name: {name}, labels: {{v: {name}}}}}");
+        let to = |name: &str, weight: u32| {
+            format!("    - {{destination: {{host: s0, subset: {name}}}, weight: {weight}}}\n")
+        };
+        let rule = [
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: s0, namespace: shop, annotations: {mesh-control/sticky-split: header=x-user}}\nspec:\n  hosts: [s0]\n  http:\n",
+            "  - timeout: 250ms\n    fault: {delay: {percentage: {value: 100}, fixedDelay: 220ms}}\n    rewrite: {uri: /x}\n    headers: {request: {set: {x-a: b}}}\n",
+            "    mirrors: [{destination: {host: s1}}]\n    route:\n",
+            &[to("v1", 50), to("v2", 30), to("v3", 20)].concat(),
+        ]
+        .concat();
+        let service = |name: &str| {
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{selector: {{app: {name}}}, ports: [{{name: http, port: 80}}]}}\n---\n"
+            )
+        };
+        let subsets = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: s0, namespace: shop, annotations: {{mesh-control/fallback: host=s1}}}}\nspec: {{host: s0, subsets: [{}, {}, {}]}}\n",
+            subset("v1"),
+            subset("v2"),
+            subset("v3")
+        );
+        let yaml = [service("s0"), service("s1"), rule, subsets].concat();
+        let plane = Plane::from_yaml(&yaml).unwrap_or_else(|why| panic!("{why}"));
+        let snapshot = plane.snapshot();
+        let (client, _) = asker(&snapshot, "shop/s1").unwrap();
+        let shown = routes(&snapshot, &client, "s0:80");
+        let clusters = shown["routes"][0]["clusters"].as_array().unwrap();
+        let mut shares: Vec<String> = clusters
+            .iter()
+            .map(|one| format!("{} {} {}", one["host"], one["subset"], one["percent"]).replace('"', ""))
+            .collect();
+        shares.sort_unstable();
+        let host = "s0.shop.svc.cluster.local";
+        assert_eq!(
+            shares,
+            [format!("{host} v1 50.0"), format!("{host} v2 30.0"), format!("{host} v3 20.0")],
+            "{shown:#}"
+        );
+        let settings: Vec<&str> =
+            shown["routes"][0]["settings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        for expected in [
+            "fault: ",
+            "path: ",
+            "timeout: 250ms",
+            "mirrors: ",
+            "request headers: set x-a: b",
+            "split by: header x-user",
+        ] {
+            assert!(settings.iter().any(|one| one.starts_with(expected)), "{expected}: {settings:?}");
+        }
+        assert_eq!(settings.len(), 6, "{settings:?}");
     }
 
     #[test]

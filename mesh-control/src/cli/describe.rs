@@ -241,6 +241,9 @@ fn text(described: &Value) -> String {
         }
         for (at, route) in routes["routes"].as_array().into_iter().flatten().enumerate() {
             let _ = writeln!(out, "{:>3}. {}", at + 1, route_line(route));
+            for setting in route["settings"].as_array().into_iter().flatten() {
+                let _ = writeln!(out, "     {}", line(setting));
+            }
         }
         passed("callers pass", &routes["passes"], &mut out);
         let server = &routes["server"];

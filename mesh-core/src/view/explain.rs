@@ -11,7 +11,7 @@ use http::header::{AUTHORIZATION, COOKIE, HeaderName, HeaderValue, PROXY_AUTHORI
 use serde_json::{Map, Value, json};
 
 use super::routes::brought;
-use super::{Destination, RouteTable};
+use super::{Destination, RoutePosition, RouteTable};
 use crate::error::MeshError;
 use crate::id::ClusterName;
 use crate::matcher::{DomainIndex, Unmet, conditions, string};
@@ -403,6 +403,16 @@ fn time(duration: Duration) -> Value {
 }
 
 impl RouteChoice {
+    /// What it says besides where its requests go and when they are tried again, a line each: `timeout: 2s`.
+    pub fn said(&self) -> Vec<String> {
+        let is_said = |(name, value): &(&str, Value)| {
+            !value.is_null()
+                && !["retry", "redirect", "direct_response", "action", "this_request_goes_to"].contains(name)
+        };
+        let settings = self.settings().into_iter().filter(is_said);
+        settings.map(|(name, value)| format!("{}: {}", name.replace('_', " "), said(&value))).collect()
+    }
+
     fn to_json(&self) -> Value {
         let start = json!({
             "position": self.position,
@@ -811,6 +821,11 @@ fn changes(to: &Destination) -> HeaderMutations {
     HeaderMutations { request: to.request_changes().concat(), response: to.response_changes().concat() }
 }
 
+/// Whether all destinations have the same changes of headers.
+fn are_alike(all: &[Destination]) -> bool {
+    all.first().is_some_and(|first| all.iter().all(|other| changes(other) == changes(first)))
+}
+
 impl RouteTable {
     /// Why a request goes where [`find`](RouteTable::find) sends it: the decision is its own, and said in words. What clusters
     /// are made of is not known here.
@@ -822,8 +837,8 @@ impl RouteTable {
         explained.route_configuration = name;
         let position = found.as_ref().ok().map(|(position, ..)| *position);
         let host = position.map_or_else(|| self.host_of(head), |position| Some(position.host()));
-        let Some((host, index)) =
-            host.and_then(|host| Some((self.config().virtual_hosts.get(host)?, self.index(host)?)))
+        let Some((host_at, host, index)) =
+            host.and_then(|at| Some((at, self.config().virtual_hosts.get(at)?, self.index(at)?)))
         else {
             return explained;
         };
@@ -867,35 +882,50 @@ impl RouteTable {
             let chosen = found.as_ref().ok().filter(|_| brought(route, head).is_some());
             leads_to = chosen.and_then(|(.., to)| to.cluster().and_then(|at| self.clusters().get(at)).cloned());
         }
-        let mut headers = HeaderMutations::default();
         let choices = position.map(|position| self.destinations(position)).unwrap_or_default();
-        match choices.first() {
-            Some(first) if choices.iter().all(|other| changes(other) == changes(first)) => headers = changes(first),
-            _ => {
-                for choice in &mut clusters {
-                    let is_it = |to: &&Destination| {
-                        to.cluster().and_then(|at| self.clusters().get(at)).is_some_and(|name| *name == choice.name)
-                    };
-                    choice.headers = choices.iter().find(is_it).map(changes).unwrap_or_default();
-                }
+        if !are_alike(choices) {
+            for choice in &mut clusters {
+                let is_it = |to: &&Destination| {
+                    to.cluster().and_then(|at| self.clusters().get(at)).is_some_and(|name| *name == choice.name)
+                };
+                choice.headers = choices.iter().find(is_it).map(changes).unwrap_or_default();
             }
         }
-        let fault = position.and_then(|position| self.fault_of(position)).cloned();
-        explained.route = Some(RouteChoice {
-            position: chosen,
-            route: route.clone(),
-            time_limit,
-            becomes: becomes(head, route),
-            leads_to,
-            fault,
-            passes: position.map(|position| self.passed_at(position)).unwrap_or_default(),
-            cors: position.and_then(|position| self.cors_of(position)),
-            headers,
-            origin: None,
-            origins: Vec::new(),
-        });
+        let said = self.choice(RoutePosition::of_route(host_at, chosen), route);
+        explained.route = Some(RouteChoice { time_limit, becomes: becomes(head, route), leads_to, ..said });
         explained.clusters = clusters;
         explained
+    }
+
+    /// What each route says whatever the request, host by host, in the order in which they are looked at.
+    pub fn choices(&self) -> impl Iterator<Item = RouteChoice> {
+        let hosts = self.config().virtual_hosts.iter().enumerate();
+        let all = hosts.flat_map(|(host, of)| of.routes.iter().enumerate().map(move |(at, route)| (host, at, route)));
+        all.map(|(host, at, route)| {
+            let time_limit = match &route.action {
+                RouteAction::Forward(forward) => forward.time_limit(false, None),
+                _ => None,
+            };
+            RouteChoice { time_limit, ..self.choice(RoutePosition::of_route(host, at), route) }
+        })
+    }
+
+    fn choice(&self, position: RoutePosition, route: &Route) -> RouteChoice {
+        let destinations = self.destinations(position);
+        let common = destinations.first().filter(|_| are_alike(destinations));
+        RouteChoice {
+            position: position.route(),
+            route: route.clone(),
+            time_limit: None,
+            becomes: None,
+            leads_to: None,
+            fault: self.fault_of(position).cloned(),
+            passes: self.passed_at(position),
+            cors: self.cors_of(position),
+            headers: common.map(changes).unwrap_or_default(),
+            origin: None,
+            origins: Vec::new(),
+        }
     }
 }
 

@@ -548,6 +548,11 @@ pub struct RoutePosition {
 }
 
 impl RoutePosition {
+    /// The route of a virtual host, by their places; of its destinations the first.
+    pub(super) fn of_route(host: usize, route: usize) -> Self {
+        RoutePosition { host: host as u32, route: route as u32, destination: 0 }
+    }
+
     pub(super) fn host(self) -> usize {
         self.host as usize
     }
