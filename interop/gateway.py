@@ -1,5 +1,5 @@
-"""A plain Envoy as a gateway, told everything by mesh-control: Istio's own bookinfo behind Istio's own Gateway, and behind TLS in a
-real browser. The steps are those of docs/gateways.md.
+"""A plain Envoy as a gateway, and the library's own in its place, told everything by mesh-control: Istio's own bookinfo behind
+Istio's own Gateway, and behind TLS in a real browser. The steps are those of docs/gateways.md.
 """
 
 import base64
@@ -91,21 +91,25 @@ def secret(name, **files):
 
 
 class Gateway:
-    def __init__(self, suite, failure):
-        self.suite, self.failure = suite, failure
-        self.folder = suite.folder / "gateway"
+    """The same for both: `by` is `envoy`, or `mesh-gateway`."""
+
+    def __init__(self, suite, failure, by):
+        self.suite, self.failure, self.by = suite, failure, by
+        self.folder = suite.folder / f"gateway-{by}"
         self.config = self.folder / "config"
         self.config.mkdir(parents=True)
 
     def run(self):
-        check = self.suite.check
-        check("envoy", "a gateway serves Istio's bookinfo by its own files, unchanged, over mutual TLS", self.plain)
-        check("chromium", "bookinfo opens over https, by a certificate of a Secret", self.opens)
-        check("envoy", "plaintext is sent to https, and what no rule has is 404", self.redirects)
-        check("envoy", "a certificate without its key closes its own host, and no other", self.broken)
-        check("envoy", "clients show a certificate where they have to, and TLS passes by its name", self.others)
-        check("envoy", "a new certificate is shown without a restart, and connections stay", self.rotates)
-        check("envoy", "the gateway refused nothing", self.none_refused)
+        def check(name, holds):
+            self.suite.check("gateway", f"{self.by}: {name}", holds)
+
+        check("Istio's bookinfo is served by its own files, unchanged, over mutual TLS", self.plain)
+        check("bookinfo opens over https in Chromium, by a certificate of a Secret", self.opens)
+        check("plaintext is sent to https, and what no rule has is 404", self.redirects)
+        check("a certificate without its key closes its own host, and no other", self.broken)
+        check("clients show a certificate where they have to, and TLS passes by its name", self.others)
+        check("a new certificate is shown without a restart, and connections stay", self.rotates)
+        check("nothing was refused", self.none_refused)
 
     def write(self, name, text):
         temporary = self.folder / name
@@ -130,14 +134,18 @@ class Gateway:
         ]
         for service in services:
             service.wait_for_line(" serving")
-        certificates = authority.issue(self.suite, state, self.folder / "edge", NAMESPACE, "edge")
-        command = [program / "mesh-control", "bootstrap", "--envoy", "gateway", "--server", xds, "--name", "edge-1"]
-        command += ["--namespace", NAMESPACE, "--service-account", "edge", "--label", "istio=ingressgateway"]
-        command += ["--certificates", certificates, "--admin-port", str(self.ports["admin"])]
-        config = self.folder / "envoy.json"
-        subprocess.run([*map(str, command), "--out", str(config)], check=True, timeout=30)
-        self.envoy = self.suite.start("a gateway", [envoy.program(self.failure), "-c", config, *envoy.QUIET])
-        processes = (self.envoy, control)
+        own = ["--name", "edge-1", "--namespace", NAMESPACE, "--service-account", "edge", "--label", "istio=ingressgateway"]
+        if self.by == "envoy":
+            certificates = authority.issue(self.suite, state, self.folder / "edge", NAMESPACE, "edge")
+            command = [program / "mesh-control", "bootstrap", "--envoy", "gateway", "--server", xds, *own]
+            command += ["--certificates", certificates, "--admin-port", str(self.ports["admin"])]
+            config = self.folder / "envoy.json"
+            subprocess.run([*map(str, command), "--out", str(config)], check=True, timeout=30)
+            command = [envoy.program(self.failure), "-c", config, *envoy.QUIET]
+        else:
+            command = [program / "mesh-gateway", "--control", xds, *own, "--admin-addr", f"127.0.0.1:{self.ports['admin']}"]
+        self.gateway = self.suite.start(f"a gateway by {self.by}", command)
+        processes = (self.gateway, control)
         body = self.suite.until("bookinfo there", lambda: self.get("bookinfo", "any.example", "/productpage", 200), processes)
         if "productpage" not in body:
             raise self.failure(f"no product page: {body[:200]}")
@@ -176,10 +184,10 @@ class Gateway:
 
     def opens(self):
         self.first, self.mutual = self.certificate("first", "bookinfo.example"), self.certificate("mutual", "mutual.example")
-        self.client = self.certificate("client", "client.example")
+        self.client, clients = authority.signed(self.folder, "client")
         crt, key = self.first
         self.write("secret.yaml", secret("bookinfo", tls_crt=crt, tls_key=key))
-        self.write("mutual.yaml", secret("mutual", tls_crt=self.mutual[0], tls_key=self.mutual[1], ca_crt=self.client[0]))
+        self.write("mutual.yaml", secret("mutual", tls_crt=self.mutual[0], tls_key=self.mutual[1], ca_crt=clients))
         # Of another pair.
         self.write("broken.yaml", secret("broken", tls_crt=self.mutual[0], tls_key=key))
         self.serve_raw()
@@ -189,7 +197,7 @@ class Gateway:
             with self.secured("bookinfo.example", crt) as connection:
                 return self.ask(connection, "bookinfo.example") == 200
 
-        self.suite.until("bookinfo there over TLS", is_there, (self.envoy,))
+        self.suite.until("bookinfo there over TLS", is_there, (self.gateway,))
         # It has this certificate, or none that the browser takes.
         public = subprocess.run(["openssl", "x509", "-in", crt, "-pubkey", "-noout"], check=True, capture_output=True).stdout
         der = subprocess.run(["openssl", "pkey", "-pubin", "-outform", "DER"], input=public, check=True, capture_output=True).stdout
@@ -231,6 +239,11 @@ class Gateway:
         with self.secured("bookinfo.example", self.first[0]) as connection:
             if (status := self.ask(connection, "other.example")) != 404:
                 raise self.failure(f"another host over TLS: {status}")
+        with self.secured("bookinfo.example", self.first[0]) as connection:
+            # One that another certificate is for. Ours has the client ask again over a connection for it.
+            expected = 404 if self.by == "envoy" else 421
+            if (status := self.ask(connection, "mutual.example")) != expected:
+                raise self.failure(f"the host of another server over TLS: {status}")
 
     def refused(self, host, roots, own=None):
         """Why no request is answered."""
@@ -268,13 +281,13 @@ class Gateway:
             with self.secured("bookinfo.example", crt) as connection:
                 return self.ask(connection, "bookinfo.example") == 200
 
-        self.suite.until("the new certificate", is_new, (self.envoy,))
+        self.suite.until("the new certificate", is_new, (self.gateway,))
         with before:
             if (status := self.ask(before, "bookinfo.example")) != 200:
                 raise self.failure(f"a connection from before: {status}")
         # One that cannot be used is not: what was shown before still is.
         self.write("secret.yaml", secret("bookinfo", tls_crt=crt, tls_key=self.first[1]))
-        self.suite.until("the fault told", lambda: "cannot be used together" in json.dumps(self.read_status()))
+        self.suite.until("the fault told", lambda: "it cannot be used with" in json.dumps(self.read_status()))
         if not is_new():
             raise self.failure("what was shown before is shown no more")
 
@@ -291,5 +304,5 @@ class Gateway:
         kinds = self.suite.until("synced", is_synced)
         if refused := [f"{kind['kind']}: {kind['last_nack']['text']}" for kind in kinds if kind["nacks"]]:
             raise self.failure("; ".join(refused))
-        self.envoy.end()
+        self.gateway.end()
         return ", ".join(f"{kind['subscribed']} {kind['kind']}" for kind in kinds)

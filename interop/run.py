@@ -427,7 +427,8 @@ class Suite:
         sds.Sds(self, Failure).run()
         sidecar.Sidecar(self, Failure).run()
         egress.Egress(self, Failure).run()
-        gateway.Gateway(self, Failure).run()
+        for by in ("envoy", "mesh-gateway"):
+            gateway.Gateway(self, Failure, by).run()
         beside.Beside(self, Failure).run()
         prometheus.Metrics(self, Failure).run()
         hashing.Hashing(self, Failure).run()
@@ -566,7 +567,7 @@ class Suite:
         return f"{len(kinds)} subscriptions of {len(clients)} targets, all acked"
 
     def security(self, clients):
-        """TLS is not built: a rule that asks for it must not be met by plaintext."""
+        """No certificates are issued here: a rule that asks for it must not be met by plaintext."""
         for client in clients:
             client.expects_failures = True
         self.write("services.yaml", SERVICES % TLS)
@@ -609,7 +610,7 @@ def main():
     parser.add_argument("--screenshots", type=pathlib.Path, help="looks at the console only, and writes its pictures to this folder")
     parser.add_argument("--egress", action="store_true", help="only calls that leave the mesh through an Envoy")
     parser.add_argument("--beside", action="store_true", help="only programs of other languages by mesh-sidecar")
-    parser.add_argument("--gateway", action="store_true", help="only an Envoy as a gateway")
+    parser.add_argument("--gateway", action="store_true", help="only gateways: an Envoy, and our own")
     parser.add_argument("--large", action="store_true", help="only the console, with 500 services and 2,000 workloads: what it costs")
     parser.add_argument("--kubernetes", action="store_true", help="only what there is with the API server of Kubernetes: tokens, and a cluster as the configuration")
     parser.add_argument("--etcd", action="store_true", help="only what there is with an etcd of three members")
@@ -633,7 +634,8 @@ def main():
             elif args.egress:
                 egress.Egress(suite, Failure).run()
             elif args.gateway:
-                gateway.Gateway(suite, Failure).run()
+                for by in ("envoy", "mesh-gateway"):
+                    gateway.Gateway(suite, Failure, by).run()
             elif args.large:
                 large.Large(suite, Failure).run()
             elif args.kubernetes:

@@ -89,7 +89,7 @@ async fn files_of_others_take_effect_or_are_reported() {
     let halves = "[{route: [{destination: {host: reviews, subset: v1}, weight: 50},
                             {destination: {host: reviews, subset: v3}, weight: 50}]}]";
     let nobody = "[{route: [{destination: {host: ratings, subset: v2}}]}]";
-    let gateway = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec: {servers: []}\n";
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec: {gatewayClassName: g, listeners: []}\n";
     let tls = |mode: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: details}}\n\

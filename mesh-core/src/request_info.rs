@@ -29,7 +29,6 @@ use crate::model::{AccessLog, HeaderChange, MetricRules, ServiceNames};
 use crate::recycled::{Recycle, Recycled, Spare};
 use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
-use crate::telemetry::Call;
 use crate::workload::Peer;
 
 pub use inherited::{ATTEMPT_COUNT, CRITICALITY, Criticality, EXPECTED_TIMEOUT, Inherited, PREVIOUS_ATTEMPTS};
@@ -98,6 +97,18 @@ pub trait Observer: Send + Sync + fmt::Debug {
     fn interest(&self) -> Interest {
         Interest::Outcome
     }
+}
+
+/// Somebody who counts one call of gRPC, and each of its tries.
+pub trait CallCounter: Send + Sync + fmt::Debug {
+    /// A try begins.
+    fn attempt(&mut self, number: u32, now: Instant);
+
+    /// A try ended that is not the one whose answer the caller gets.
+    fn attempt_ended(&mut self, number: u32, end: AttemptEnd, now: Instant);
+
+    /// The call is over.
+    fn ended(&self, request: &RequestInfo, now: Instant);
 }
 
 /// How much somebody wants to know of requests.
@@ -277,7 +288,7 @@ struct Record {
     hop: Option<Box<Hop>>,
     metrics: Option<Arc<MetricRules>>,
     /// Where it counts by the names of gRPC.
-    call: Option<Box<Call>>,
+    call: Option<Box<dyn CallCounter>>,
     /// Where it is seen while it is under way.
     place: Option<Place>,
 }

@@ -95,26 +95,34 @@ impl Listeners {
         self.sees_unknown.load(Ordering::Relaxed)
     }
 
-    /// The application answers a request that no layer saw: of a listener that has something which looks at requests, the answer
-    /// does not leave; of another it is said once.
-    pub(crate) fn note_unseen(&self, listener: &ListenerState, is_guarded: bool) {
+    /// The application answers a request that no layer saw; whether the answer may leave. Of a listener that has something which looks
+    /// at requests it does not, where there is no layer at all.
+    pub(crate) fn note_unseen(&self, listener: &ListenerState, is_guarded: bool) -> bool {
         let (name, address) = (&listener.name, listener.address);
-        let reason = if self.has_layer() { OUTSIDE } else { NO_LAYER };
         if !is_guarded {
             if !listener.is_unseen.swap(true, Ordering::Relaxed) {
+                let reason = if self.has_layer() { OUTSIDE } else { NO_LAYER };
                 tracing::warn!(listener = %name, %address, reason, "requests are answered past the mesh");
             }
-            return;
+            return true;
+        }
+        if self.has_layer() {
+            if listener.unseen_told.is_due(Instant::now()) {
+                let reason = OUTSIDE;
+                tracing::error!(listener = %name, %address, reason, "the application answers a request past the mesh's policies");
+            }
+            return true;
         }
         if listener.unseen_told.is_due(Instant::now()) {
             tracing::error!(
-                listener = %name, %address, reason,
+                listener = %name, %address, reason = NO_LAYER,
                 "the application answers a request past the mesh's policies: its connection is closed",
             );
         }
         if !listener.is_bypassed.swap(true, Ordering::AcqRel) {
             self.assess();
         }
+        false
     }
 
     fn add(&self, listener: &Arc<ListenerState>) {
@@ -144,8 +152,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Why policies are not looked at.
 const NO_LAYER: &str = "nothing of this server goes through `Mesh::server_layer`, where policies are enforced";
-const OUTSIDE: &str = "it did not come through `Mesh::server_layer`, where policies are enforced: put that around every route \
-    (axum: `.layer(mesh.server_layer())` is for the routes that were added before it)";
+const OUTSIDE: &str = "it did not come through `Mesh::server_layer`, where policies are enforced: put that around every route that \
+    policies are for (axum: `.layer(mesh.server_layer())` is for the routes that were added before it)";
 
 /// What a request without a connection is told where the connection matters.
 pub(crate) const UNKNOWN_CONNECTION: &str = "the connection is not known: serve with `mesh_tower::server::serve`, or \

@@ -105,7 +105,11 @@ pub const CODES: &[(&str, &str, Answer)] = &[
     ),
     ("IST0138", "GatewayDuplicateCertificate", NotYet("two servers that show one certificate are not told")),
     ("IST0139", "InvalidWebhook", NotApplicable(CLUSTER)),
-    ("IST0140", "IngressRouteRulesNotAffected", NotApplicable(NO_GATEWAY)),
+    (
+        "IST0140",
+        "IngressRouteRulesNotAffected",
+        NotYet("subsets of rules for the mesh are not compared with rules of a Gateway that call the same host"),
+    ),
     ("IST0141", "InsufficientPermissions", NotApplicable(CLUSTER)),
     ("IST0142", "UnsupportedKubernetesVersion", NotApplicable(CLUSTER)),
     ("IST0143", "LocalhostListener", NotApplicable("workloads say themselves where they listen")),
@@ -118,7 +122,13 @@ pub const CODES: &[(&str, &str, Answer)] = &[
     ("IST0146", "ImageAutoWithoutInjectionWarning", NotApplicable(NO_SIDECAR)),
     ("IST0147", "ImageAutoWithoutInjectionError", NotApplicable(NO_SIDECAR)),
     ("IST0148", "NamespaceInjectionEnabledByDefault", NotApplicable(NO_SIDECAR)),
-    ("IST0149", "JwtClaimBasedRoutingWithoutRequestAuthN", NotApplicable(NO_GATEWAY)),
+    (
+        "IST0149",
+        "JwtClaimBasedRoutingWithoutRequestAuthN",
+        NotYet(
+            "conditions on claims of a token are reported, with or without a RequestAuthentication: they never hold",
+        ),
+    ),
     (
         "IST0150",
         "ExternalNameServiceTypeInvalidPortName",

@@ -213,8 +213,7 @@ fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
         }
         // What is in force is another state of it.
         Some(standing) => {
-            let message =
-                format!("in force instead is {}: {}", standing.instead(fact.resource.kind), reasons(verdict));
+            let message = format!("in force instead is {}: {}", standing.instead(fact.resource.kind), reasons(verdict));
             let said = [RouteCondition { name: "Accepted", holds: false, reason: "UnsupportedValue", message }];
             let field = |one: &'_ Value, key: &str| one.get(key).and_then(Value::as_str).map(str::to_owned);
             let is_meant =

@@ -515,7 +515,7 @@ impl Catalog for Snapshot {
     fn secret(&self, workload: &SpiffeId, name: &str) -> Option<Bytes> {
         let policy = &self.compiled.policy;
         let is_own = policy.trust_domain.as_ref().is_some_and(|own| own.as_str() == workload.trust_domain());
-        let may_have = is_own && render::secrets::may_have(workload, name);
+        let may_have = is_own && render::secrets::may_have(workload, name) && render::secrets::is_named(policy, name);
         may_have.then(|| render::secrets::secret(policy, name)).flatten().map(|secret| secret.encode_to_vec().into())
     }
 

@@ -132,6 +132,20 @@ impl DestinationRules {
         rules.filter(|rule| covers(&rule.host, host)).collect()
     }
 
+    /// Whether a rule of this namespace names this Secret.
+    pub fn name_secret(&self, namespace: &str, name: &str) -> bool {
+        let is_named = |tls: &Option<ClientTls>| {
+            tls.as_ref().and_then(|tls| tls.credential_name.as_deref()).is_some_and(|named| named == name)
+        };
+        let by = |policy: &TrafficPolicy| {
+            is_named(&policy.tls) || policy.port_level_settings.iter().any(|port| is_named(&port.tls))
+        };
+        self.of_namespace(namespace).any(|rule| {
+            let of_subsets = rule.subsets.iter().filter_map(|subset| subset.part.traffic_policy.as_ref());
+            rule.policy.iter().map(|policy| &policy.part).chain(of_subsets).any(by)
+        })
+    }
+
     /// The rules for this host, whoever they are for.
     pub fn of_host(&self, host: &str) -> impl Iterator<Item = &Arc<MergedRule>> {
         self.by_namespace.values().flatten().filter(move |rule| covers(&rule.host, host))
@@ -173,16 +187,20 @@ impl MergedRule {
         self.refused.as_ref()
     }
 
-    /// Whether it is for one host, or such that nobody may pass it by: it asks for TLS, or nobody knows what it asks for.
+    /// Whether it is for one host, or such that nobody may pass it by: it asks for TLS or a tunnel, or nobody knows what it asks for.
+    /// Mutual TLS of the mesh is about services of the mesh, where it stands for everything (`*`).
     fn is_of_its_own(&self) -> bool {
-        let asks = |tls: &Option<ClientTls>| {
-            tls.as_ref().is_some_and(|tls| matches!(tls.mode, Some(TlsMode::Simple | TlsMode::Mutual)))
+        let asks = |tls: &Option<ClientTls>| match tls.as_ref().and_then(|tls| tls.mode) {
+            Some(TlsMode::Simple | TlsMode::Mutual) => true,
+            Some(TlsMode::IstioMutual) => self.host != "*",
+            Some(TlsMode::Disable) | None => false,
         };
         let policy = self.policy.as_ref().map(|policy| &policy.part);
         !self.host.starts_with('*')
             || self.refused.is_some()
             || policy.is_some_and(|policy| {
-                asks(&policy.tls) || policy.port_level_settings.iter().any(|port| asks(&port.tls))
+                let of_ports = || policy.port_level_settings.iter().any(|port| asks(&port.tls));
+                asks(&policy.tls) || policy.tunnel.is_some() || of_ports()
             })
     }
 

@@ -289,7 +289,6 @@ impl Policy {
     /// others. A way without targets leads nowhere.
     pub fn ways_at(&self, served: &Served, view: &View, is_tls: bool) -> Vec<Connections> {
         let name = served.name();
-        let own = served.hosts();
         let mut ways: Vec<Connections> = Vec::new();
         for (entry, shared) in self.at_server(served, view) {
             let Some(object) = &entry.object else {
@@ -307,15 +306,22 @@ impl Policy {
             let to = Addressed { port: served.port, addresses: &[], is_tls: Some(is_tls), gateway: Some(&name) };
             let found = connections::ways(object, view, &to, &|host: &str| self.ports_of(host, view));
             for way in found {
-                // Only names that the server has.
-                let names = way.server_names.iter();
-                let names: Vec<String> =
-                    names.filter(|name| own.iter().any(|own| covers(own, name))).cloned().collect();
+                // Only names that the server has for objects of this namespace.
+                let mut names: Vec<String> = Vec::new();
+                for name in &way.server_names {
+                    let both = shared.iter().filter_map(|shared| match () {
+                        () if covers(shared, name) => Some(name),
+                        () if covers(name, shared) => Some(shared),
+                        () => None,
+                    });
+                    let both: Vec<&String> = both.filter(|name| !names.contains(*name)).collect();
+                    names.extend(both.into_iter().cloned());
+                }
                 if names.is_empty() && !way.server_names.is_empty() {
                     continue;
                 }
-                let is_for_all = names.is_empty() && is_tls && !own.iter().any(|host| host == "*");
-                let names = if is_for_all { own.clone() } else { names };
+                let is_for_all = names.is_empty() && is_tls && !shared.iter().any(|host| host == "*");
+                let names = if is_for_all { shared.clone() } else { names };
                 let first = way.targets.first().and_then(|(key, _)| self.cluster(key.clone(), view));
                 let idle_timeout = first.and_then(|seen| seen.traffic.connection_pool.tcp_idle_timeout);
                 ways.push(Connections { server_names: names, idle_timeout, ..way });

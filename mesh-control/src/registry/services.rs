@@ -260,10 +260,10 @@ impl Services {
         };
         ids.any(|id| self.get(*id).is_some_and(is_meant))
             || self.all.iter().any(|service| *service.name == *host)
-            || self
-                .refused
-                .iter()
-                .any(|refused| refused.visibility.includes(client_namespace) && host::covers(&refused.host, host))
+            || self.refused.iter().any(|refused| {
+                let is_seen = refused.visibility.includes(client_namespace);
+                (is_seen || host::name_in_cluster(&refused.host).is_some()) && host::covers(&refused.host, host)
+            })
     }
 
     fn best(&self, ids: &[ServiceId], client_namespace: &str) -> Option<(ServiceId, &Arc<Service>)> {

@@ -27,6 +27,15 @@ pub fn is_secret(name: &str) -> bool {
     name.starts_with(KUBERNETES)
 }
 
+/// Whether a rule of its own namespace names the Secret of this name: others are for nobody beside a workload.
+pub fn is_named(policy: &Policy, name: &str) -> bool {
+    let of = name.strip_prefix(KUBERNETES).and_then(|name| name.split_once('/'));
+    of.is_some_and(|(namespace, name)| {
+        let name = name.strip_suffix(AUTHORITIES).unwrap_or(name);
+        policy.destination_rules.name_secret(namespace, name)
+    })
+}
+
 /// Whether a workload may have a Secret by this name: those of its own namespace.
 pub fn may_have(workload: &SpiffeId, name: &str) -> bool {
     let of = name.strip_prefix(KUBERNETES).and_then(|name| name.split_once('/'));

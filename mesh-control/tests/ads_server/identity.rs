@@ -309,7 +309,10 @@ async fn x11_whoever_asks_for_a_secret_by_whatever_name_is_told_the_same() {
                 ..DeltaDiscoveryRequest::default()
             };
             delta.requests.send(asked).await.unwrap();
-            // What is asked for next is answered first: to the other there is no answer.
+            // Only gateways are told any by such a stream: to whoever else asks, there is none of any name.
+            let answer = delta.next().await;
+            assert_eq!((&*answer.type_url, answer.resources.len()), (SECRET, 0), "{name}");
+            assert_eq!(answer.removed_resources, [name]);
             delta.send(Kind::Cluster, &[CLUSTER], &[]).await;
             let answer = delta.next().await;
             assert_eq!((&*answer.type_url, answer.resources.len()), (Kind::Cluster.type_url(), 1), "{name}");
@@ -321,6 +324,8 @@ async fn x11_whoever_asks_for_a_secret_by_whatever_name_is_told_the_same() {
                 ..DiscoveryRequest::default()
             };
             sotw.requests.send(asked).await.unwrap();
+            let answer = sotw.next().await;
+            assert_eq!((&*answer.type_url, answer.resources.len()), (SECRET, 0), "{name}");
             sotw.send(Kind::Cluster, &[CLUSTER], None, None).await;
             assert_eq!(sotw.next().await.type_url, Kind::Cluster.type_url(), "{name}");
             // There is nothing to fetch, whoever asks: the service tells streams what is their own (tests/ads_server/sds.rs).

@@ -295,15 +295,19 @@ async fn x11_a_secret_is_told_to_workloads_of_its_namespace_again_when_it_change
     };
     let door = Door::open(control.server()).await;
     let mut stream = Subscription::open(door.enter(&authority, WEB).await, &[NAME]).await.unwrap();
-    // Not there yet: it comes when it does.
+    // As long as no rule names it, it is for nobody.
+    control.set_yaml("secret.yaml", &of_kubernetes().0).unwrap();
     let (first, first_key) = of_kubernetes();
-    control.set_yaml("secret.yaml", &first).unwrap();
+    let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: client, namespace: shop}\n\
+                spec: {host: api.example.com, workloadSelector: {matchLabels: {app: web}},\n  \
+                trafficPolicy: {tls: {mode: MUTUAL, credentialName: client}}}\n";
+    control.set_yaml("secret.yaml", &format!("{first}{rule}")).unwrap();
     let told = stream.next().await.unwrap();
     assert_eq!((&*told[0].name, key_of(&told[0])), (NAME, first_key.clone()));
     let roots = asked(door.enter(&authority, WEB).await, &format!("{NAME}-cacert")).await.unwrap();
     assert!(matches!(roots[0].r#type, Some(pb::secret::Type::ValidationContext(_))), "{}", roots[0].name);
     let (second, second_key) = of_kubernetes();
-    control.set_yaml("secret.yaml", &second).unwrap();
+    control.set_yaml("secret.yaml", &format!("{second}{rule}")).unwrap();
     assert_eq!(key_of(&stream.next().await.unwrap()[0]), second_key);
     for (who, name) in [
         ("spiffe://cluster.local/ns/pay/sa/web", NAME),

@@ -151,31 +151,31 @@ async fn server_rule_10_a_name_given_up_while_a_star_stands_is_answered_whether_
 #[tokio::test]
 async fn server_rule_10_a_class_that_is_not_served_is_refused_by_name_and_shown_in_status() {
     let (mesh, channel) = start().await;
-    let gateway = || {
-        let id = "router~127.0.0.1~web.shop~shop.svc.cluster.local".to_owned();
+    let waypoint = || {
+        let id = "waypoint~127.0.0.1~web.shop~shop.svc.cluster.local".to_owned();
         Node { id, ..node("envoy") }
     };
     for protocol in ["delta", "sotw"] {
         let status = match protocol {
             "delta" => {
-                let mut client = Delta::open(channel.clone(), gateway()).await.unwrap();
+                let mut client = Delta::open(channel.clone(), waypoint()).await.unwrap();
                 client.send(Kind::Cluster, &["*"], &[]).await;
                 client.responses.message().await.map(|answer| answer.map(|answer| said(&answer))).unwrap_err()
             }
             _ => {
-                let mut client = Sotw::open(channel.clone(), gateway()).await.unwrap();
+                let mut client = Sotw::open(channel.clone(), waypoint()).await.unwrap();
                 client.send(Kind::Cluster, &[], None, None).await;
                 client.responses.message().await.map(drop).unwrap_err()
             }
         };
         assert_eq!(status.code(), tonic::Code::Unimplemented, "{status}");
         assert!(status.message().contains("sidecar~IP~NAME"), "{status}");
-        assert!(status.message().contains(&gateway().id), "{status}");
+        assert!(status.message().contains(&waypoint().id), "{status}");
     }
     let report = serde_json::to_value(mesh.status()).unwrap();
     assert_eq!(report["clients"].as_array().unwrap().len(), 0);
     let refused = &report["turned_away"][0];
     assert_eq!((&refused["reason"], refused["count"].as_u64()), (&serde_json::json!("class"), Some(2)), "{report}");
-    assert_eq!(refused["node"], gateway().id);
+    assert_eq!(refused["node"], waypoint().id);
     assert!(mesh.metrics().contains("mesh_xds_refused_total{reason=\"class\"} 2"));
 }

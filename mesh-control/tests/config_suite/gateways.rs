@@ -186,9 +186,9 @@ fn nothing_of_a_secret_is_in_a_finding() {
     let other = secret("edges", "a", "a.example");
     let key = |text: &str| text[text.find("tls.key").unwrap()..text.find("ca.crt").unwrap()].to_owned();
     for (broken, expected) in [
-        (good.replace(&key(&good), &key(&other)), "certificate and key cannot be used together"),
-        (good.replace(&key(&good), "tls.key: nonsense\n  "), "it is no private key in PEM"),
-        (good.replace("stringData", "data"), "it is no text, in base64"),
+        (good.replace(&key(&good), &key(&other)), "it cannot be used with tls.key"),
+        (good.replace(&key(&good), "tls.key: nonsense\n  "), "not a private key in PEM"),
+        (good.replace("stringData", "data"), "not base64"),
     ] {
         let mut scan = Scan::default();
         scan.files.insert("s.yaml".into(), Ok(broken.as_str().into()));

@@ -242,7 +242,7 @@ fn shown(kind: ObjectKind, field: &str) -> &'static [Test] {
     let begins = |prefix: &str| {
         prefix.is_empty() || field.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
-    if kind != VirtualService && BY_IDENTITY.iter().any(|end| field.ends_with(end)) {
+    if !matches!(kind, VirtualService | Gateway) && BY_IDENTITY.iter().any(|end| field.ends_with(end)) {
         return &[NAMES];
     }
     let of_kind = SHOWN.iter().filter(|(of, prefix, _)| *of == kind && begins(prefix));

@@ -10,7 +10,7 @@ use http::{HeaderMap, StatusCode, Version};
 use serde_json::{Value, json};
 use smallvec::SmallVec;
 
-use super::{Heads, Messages, RequestInfo, grpc_status};
+use super::{CallCounter, Heads, Messages, RequestInfo, grpc_status};
 use crate::error::ErrorKind;
 use crate::id::ClusterName;
 use crate::identity::SpiffeId;
@@ -19,7 +19,6 @@ use crate::live_trace::{Hop, Place, Stage};
 use crate::model::{AccessLog, BLACK_HOLE_CLUSTER, MetricRules, ServiceNames};
 use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
-use crate::telemetry::Call;
 use crate::workload::Peer;
 
 impl RequestInfo {
@@ -141,13 +140,14 @@ impl RequestInfo {
     }
 
     /// Counts it as a call of gRPC, by the names that gRPC has for that.
-    pub fn note_call(&mut self, call: Call) {
+    pub fn note_call(&mut self, call: Box<dyn CallCounter>) {
         if let Some(record) = &mut self.record {
-            record.call = Some(Box::new(call));
+            record.call = Some(call);
         }
     }
 
-    pub(super) fn call_mut(&mut self) -> Option<&mut Call> {
+    #[inline]
+    pub(super) fn call_mut(&mut self) -> Option<&mut (dyn CallCounter + 'static)> {
         self.record.as_mut()?.call.as_deref_mut()
     }
 

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use super::registry::Reporter;
 use super::writer::{Kind, MetricsWriter, Value};
-use crate::request_info::{AttemptEnd, RequestInfo};
+use crate::request_info::{AttemptEnd, CallCounter, RequestInfo};
 
 /// The bounds of latencies, in seconds.
 const LATENCIES: [f64; 41] = [
@@ -326,17 +326,16 @@ impl Counts {
     }
 }
 
-impl Call {
-    /// A try begins.
-    pub(crate) fn attempt(&mut self, number: u32, now: Instant) {
+impl CallCounter for Call {
+    fn attempt(&mut self, number: u32, now: Instant) {
         if let Some(counts) = &self.counts {
             counts.attempts.fetch_add(1, Ordering::Relaxed);
             self.attempts.push((number, now));
         }
     }
 
-    /// A try ended that is not the one whose answer the caller gets. What it sent and received is not known.
-    pub(crate) fn attempt_ended(&mut self, number: u32, end: AttemptEnd, now: Instant) {
+    /// What it sent and received is not known.
+    fn attempt_ended(&mut self, number: u32, end: AttemptEnd, now: Instant) {
         let Some(place) = self.attempts.iter().position(|(one, _)| *one == number) else { return };
         let (_, began) = self.attempts.remove(place);
         let status = match end {
@@ -350,8 +349,7 @@ impl Call {
         }
     }
 
-    /// The call is over.
-    pub(crate) fn ended(&self, request: &RequestInfo, now: Instant) {
+    fn ended(&self, request: &RequestInfo, now: Instant) {
         let status = match (request.grpc_response_status(), request.is_complete()) {
             (Some(status), _) => status,
             // It ended without one, or the caller gave it up.

@@ -52,6 +52,11 @@ impl TrustBundles {
         Ok(())
     }
 
+    /// Whether there are authorities of this domain.
+    pub(crate) fn has(&self, domain: &str) -> bool {
+        self.domains.keys().any(|known| known.as_str() == domain)
+    }
+
     /// Whom a domain's authorities no longer vouch for.
     pub(crate) fn revoke(&mut self, domain: TrustDomain, revoked: Revoked) {
         self.domains.entry(domain).or_default().revoked.extend(revoked);

@@ -156,6 +156,11 @@ impl Credentials {
         self.bundles.verify(leaf, &[], Side::Client, UnixTime::now(), algorithms).is_ok()
     }
 
+    /// Whether this domain's authorities are trusted by what they vouch for: it is the own one, or federated with it.
+    pub fn trusts_domain(&self, domain: &str) -> bool {
+        self.bundles.has(domain)
+    }
+
     /// How a server that asks for mutual TLS shakes hands.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)

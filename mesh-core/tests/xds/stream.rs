@@ -404,7 +404,9 @@ async fn a_name_that_cannot_be_asked_for_is_absent_at_once() {
     let server = ManagementServer::start();
     let mut client = Client::of(&server, &["delta"]);
     client.want(&[(Listener, "*"), (Cluster, "")]);
-    assert_eq!(client.learns(2).await, ["absent *", "absent "]);
+    let mut learned = client.learns(2).await;
+    learned.sort();
+    assert_eq!(learned, ["absent ", "absent *"]);
     assert_eq!(server.connections(), 0);
 }
 

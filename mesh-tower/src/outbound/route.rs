@@ -99,7 +99,7 @@ fn observe(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
     }
     if let Some(grpc) = context.telemetry.as_deref().and_then(Telemetry::grpc).filter(|_| info.is_grpc) {
         let call = grpc.client(head.uri.path(), info.authority());
-        info.note_call(call);
+        info.note_call(Box::new(call));
     }
 }
 

@@ -102,6 +102,10 @@ impl Handshake {
                 let session = stream.get_ref().1;
                 let client = EdgeClient::of(session);
                 let (identity, fingerprint) = client.map_or((None, None), |client| (client.id, client.fingerprint));
+                // Who is of a domain of the mesh is vouched for by that domain's authorities, and not by those of a gateway.
+                let own = self.certificates.current();
+                let identity =
+                    identity.filter(|id| own.as_ref().is_some_and(|own| !own.trusts_domain(id.trust_domain())));
                 self.connection.secured(TlsInfo { identity, fingerprint, rules: Some(rules), ..info(session) });
                 let forbidden = forbidden(Arc::clone(&self.listener), Arc::clone(&self.connection), self.carries);
                 Ok(Io::new(Bytes::Tls(Box::new(stream.into())), forbidden).going_to(onward))

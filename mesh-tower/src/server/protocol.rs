@@ -109,6 +109,8 @@ struct Heads {
     /// What was read of that head; of a GOAWAY (RFC 9113, 6.8) and of HEADERS, with what they say first.
     head: [u8; GOAWAY],
     read: usize,
+    /// How much of a block of headers belongs to its head.
+    status: usize,
 }
 
 /// The head of a frame, and that of a GOAWAY with its last stream and its code.
@@ -123,8 +125,8 @@ const HEADERS: u8 = 1;
 const END_STREAM: u8 = 1;
 
 impl Heads {
-    fn behind(left: usize) -> Self {
-        Heads { left, head: [0; GOAWAY], read: 0 }
+    fn behind(left: usize, status: usize) -> Self {
+        Heads { left, head: [0; GOAWAY], read: 0, status }
     }
 
     /// How long the frame of this head is, without it.
@@ -139,7 +141,7 @@ impl Heads {
     fn more(&self) -> usize {
         match self.head[3] {
             7 if self.length() >= GOAWAY - HEAD => GOAWAY - HEAD,
-            HEADERS => self.length().min(STATUS),
+            HEADERS => self.length().min(self.status),
             _ => 0,
         }
     }
@@ -181,7 +183,7 @@ pub(super) struct Frames {
 
 impl Frames {
     fn behind(left: usize) -> Self {
-        Frames { heads: Heads::behind(left), blocks: Blocks::new(), control: 0, since: None }
+        Frames { heads: Heads::behind(left, 0), blocks: Blocks::new(), control: 0, since: None }
     }
 
     /// Takes in what was read.
@@ -234,7 +236,7 @@ pub(super) enum Says {
 
 impl Sent {
     pub(super) fn new() -> Self {
-        Sent(Heads::behind(0))
+        Sent(Heads::behind(0, STATUS))
     }
 
     /// Takes in bytes up to the next frame that says something, and returns what follows.

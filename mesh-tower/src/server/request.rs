@@ -131,7 +131,7 @@ impl ServerContext {
             facts.info.note_source(source, is_secured);
             facts.introduces = wants.then(|| Arc::clone(telemetry));
             if let Some(grpc) = telemetry.grpc().filter(|_| is_grpc(request.headers())) {
-                facts.info.note_call(grpc.server(request.uri().path()));
+                facts.info.note_call(Box::new(grpc.server(request.uri().path())));
             }
         }
         if is_looking { self.follow(Some(facts), request) } else { Some(facts) }
@@ -317,6 +317,13 @@ impl ServerContext {
         if let Some(onward) = &chain.onward {
             request.extensions_mut().insert(Onward(Arc::clone(onward)));
             head = RequestHead::received(request);
+            if view.asks_for_names()
+                && let (Ok(head), Some(connection)) = (&head, self.connection(request))
+                && chain_of_host(view, &connection, head).is_some_and(|other| other.tls != chain.tls)
+            {
+                // What that asks of clients was not asked of this one.
+                return Err(MeshError::new(ErrorKind::NoRoute, "its host has TLS of its own, by another name"));
+            }
         }
         let ChainView { routes, paths, underscores, access_logs, metrics, tracing, .. } = chain;
         let head = match self.mesh.tracer() {
@@ -647,9 +654,7 @@ impl ServerContext {
         if !view.asks_for_names() || request.extensions().get::<Onward>().is_none() {
             return false;
         }
-        let host = head.authority.rsplit_once(':').map_or(head.authority, |(host, _)| host);
-        let own = connection.chain(view);
-        let other = view.chain(connection.local, connection.peer, connection.tls().is_some(), Some(host));
+        let (own, other) = (connection.chain(view), chain_of_host(view, &connection, &head));
         !matches!((own, other), (Some(own), Some(other)) if std::ptr::eq(own, other)) && other.is_some()
     }
 
@@ -787,6 +792,16 @@ pub(super) fn facts_of<B>(request: &Request<B>) -> Recycled<Facts> {
     facts.info.is_http2 = request.version() == Version::HTTP_2;
     facts.info.deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
     facts
+}
+
+/// The chain of a gateway that a client would be given which asked for a request's host by name.
+fn chain_of_host<'v>(
+    view: &'v ServerView,
+    connection: &ConnectionInfo,
+    head: &RequestHead<'_>,
+) -> Option<&'v ChainView> {
+    let host = head.authority.rsplit_once(':').map_or(head.authority, |(host, _)| host);
+    view.chain(connection.local, connection.peer, connection.tls().is_some(), Some(host))
 }
 
 /// A connection's filter chain. Where the connection is not known, the only one.

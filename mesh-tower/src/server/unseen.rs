@@ -1,6 +1,9 @@
 //! Answers that leave a server although the layer did not see what was asked: the application has routes outside of it, or no
 //! layer at all. Then no policy, token or limit was looked at.
 //!
+//! Where there is no layer at all, nothing leaves that policies are for. A route beside the layer may be meant (health, metrics, what
+//! layers in front of it answer): that is said, and not held back.
+//!
 //! Under `serve` each request is known to have come to the layer or not. In other loops there are only bytes: the heads of answers
 //! are counted as far as they can be told, and never are there more of them than requests that the layer saw.
 
@@ -45,8 +48,8 @@ impl Drop for Before {
     }
 }
 
-/// Whether an answer may leave whose request the layer did not see: not where the configuration has something that looks at
-/// requests, or does not let anybody be answered. It is said in the log either way.
+/// Whether an answer may leave whose request the layer did not see: not where there is no layer, and the configuration has something
+/// that looks at requests, or does not let anybody be answered. It is said in the log either way.
 #[cold]
 pub(super) fn lets_out(guard: &ListenerGuard, connection: &ConnectionInfo) -> bool {
     if guard.listeners().sees_unknown() {
@@ -57,8 +60,7 @@ pub(super) fn lets_out(guard: &ListenerGuard, connection: &ConnectionInfo) -> bo
         ServerState::Serving(view) => connection.chain(view).is_none_or(|chain| chain.routes.guards_requests()),
         ServerState::Waiting | ServerState::NotServing(_) => true,
     };
-    guard.listeners().note_unseen(listener, is_guarded);
-    !is_guarded
+    guard.listeners().note_unseen(listener, is_guarded)
 }
 
 /// The answers on a connection whose loop is not ours, by their heads.

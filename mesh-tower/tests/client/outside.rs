@@ -90,7 +90,7 @@ async fn a_name_that_nobody_has_fails_with_what_the_look_up_says() {
 }
 
 #[tokio::test]
-async fn a_name_that_any_object_speaks_of_never_passes_by() {
+async fn a_name_never_passes_by_that_an_object_speaks_of_which_the_client_sees() {
     let (port, connections) = outside().await;
     let object = |kind: &str, meta: &str, spec: &str| {
         let group = if kind == "Service" { "v1" } else { "networking.istio.io/v1" };
@@ -99,11 +99,10 @@ async fn a_name_that_any_object_speaks_of_never_passes_by() {
     for described in [
         // Another port.
         object("Service", "", "{ports: [{name: http, port: 1}]}"),
-        // Seen by another namespace only.
         object(
             "ServiceEntry",
             ", namespace: other",
-            "{hosts: [localhost], exportTo: ['.'], ports: [{name: http, number: 1, protocol: HTTP}], resolution: NONE}",
+            "{hosts: [localhost], ports: [{name: http, number: 1, protocol: HTTP}], resolution: NONE}",
         ),
         object(
             "ServiceEntry",
@@ -119,7 +118,7 @@ async fn a_name_that_any_object_speaks_of_never_passes_by() {
         object(
             "VirtualService",
             ", namespace: other",
-            "{hosts: [localhost.default.svc.cluster.local], exportTo: ['.'], http: [{redirect: {uri: /}}]}",
+            "{hosts: [localhost.default.svc.cluster.local], http: [{redirect: {uri: /}}]}",
         ),
     ] {
         let control = control(&described, OutboundTrafficPolicy::AllowAny).await;
@@ -128,6 +127,11 @@ async fn a_name_that_any_object_speaks_of_never_passes_by() {
         assert_eq!(error.kind(), ErrorKind::UnknownTarget, "{described}: {error:#}");
         assert_eq!(connections.load(Ordering::SeqCst), 0, "{described}");
     }
+    // Nobody takes a host of the world away from those who do not see his object.
+    let own =
+        "{hosts: [localhost], exportTo: ['.'], ports: [{name: http, number: 1, protocol: HTTP}], resolution: NONE}";
+    let control = control(&object("ServiceEntry", ", namespace: other", own), OutboundTrafficPolicy::AllowAny).await;
+    assert_eq!(mesh(&control).client().get(format!("http://localhost:{port}/")).await.unwrap().status(), 200);
 }
 
 #[tokio::test]

@@ -135,8 +135,8 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         POLICY => Class::Mistyped(ObjectKind::RateLimit),
         EXTENSIONS if is_like(kind, WASM_PLUGIN) => Class::Mistyped(ObjectKind::WasmPlugin),
         EXTENSIONS | "install.istio.io" | "operator.istio.io" => Class::NotYet(Severity::Warning),
-        // BackendTLSPolicy says how a gateway calls what is behind it (GEP-1897). There is no gateway here, and so no call that would
-        // go out in plaintext because of it; calls of the mesh's own clients have a DestinationRule.
+        // BackendTLSPolicy says how a gateway calls what is behind it (GEP-1897). There is no gateway of Gateway API here, and so no
+        // call that would go out in plaintext because of it; calls of the mesh's own clients have a DestinationRule.
         GATEWAY if OTHER_GATEWAY_KINDS.contains(&kind) => Class::NotYet(Severity::Warning),
         GATEWAY => like(GATEWAY, kind).map_or(Class::NotYet(Severity::Warning), Class::Mistyped),
         "gateway.networking.x-k8s.io" | "inference.networking.k8s.io" => Class::NotYet(Severity::Warning),

@@ -16,22 +16,22 @@ const GATEWAY: &[Row] = &[
     at_gateway("servers.hosts"),
     at_gateway("servers.tls.httpsRedirect"),
     Row { path: "servers.tls.mode", library: Partly(mode), grpc: Indifferent },
-    at_gateway("servers.tls.serverCertificate"),
-    at_gateway("servers.tls.privateKey"),
-    at_gateway("servers.tls.caCertificates"),
-    at_gateway("servers.tls.caCrl"),
+    by_an_envoy("servers.tls.serverCertificate"),
+    by_an_envoy("servers.tls.privateKey"),
+    by_an_envoy("servers.tls.caCertificates"),
+    by_an_envoy("servers.tls.caCrl"),
     at_gateway("servers.tls.credentialName"),
     at_gateway("servers.tls.credentialNames"),
-    at_gateway("servers.tls.tlsCertificates.serverCertificate"),
-    at_gateway("servers.tls.tlsCertificates.privateKey"),
+    by_an_envoy("servers.tls.tlsCertificates.serverCertificate"),
+    by_an_envoy("servers.tls.tlsCertificates.privateKey"),
     both("servers.tls.tlsCertificates.caCertificates", NotYet("`caCertificates` of `tls` is for all of them")),
     at_gateway("servers.tls.caCertCredentialName"),
     at_gateway("servers.tls.subjectAltNames"),
-    at_gateway("servers.tls.verifyCertificateSpki"),
-    at_gateway("servers.tls.verifyCertificateHash"),
+    by_an_envoy("servers.tls.verifyCertificateSpki"),
+    by_an_envoy("servers.tls.verifyCertificateHash"),
     at_gateway("servers.tls.minProtocolVersion"),
     at_gateway("servers.tls.maxProtocolVersion"),
-    at_gateway("servers.tls.cipherSuites"),
+    by_an_envoy("servers.tls.cipherSuites"),
     both("servers.tls.insecureSkipVerify", NotYet("certificates of clients are verified all the same")),
     both("servers.defaultEndpoint", NotYet("Istio does not read it either")),
     both("servers.name", Indifferent),
@@ -39,6 +39,10 @@ const GATEWAY: &[Row] = &[
 
 const fn at_gateway(path: &'static str) -> Row {
     Row { path, library: Enforced, grpc: Indifferent }
+}
+
+const fn by_an_envoy(path: &'static str) -> Row {
+    Row { path, library: Partly(closed_by_ours), grpc: Indifferent }
 }
 
 /// Whether no gateway takes what is spoken: datagrams, and tunnels.
@@ -56,4 +60,9 @@ fn mode(node: &Node) -> Option<String> {
         "AUTO_PASSTHROUGH; names of clusters of other networks are not told apart, and its connections are closed"
             .to_owned()
     })
+}
+
+/// What the library's decoder does not take makes the filter chain unusable.
+fn closed_by_ours(_: &Node) -> Option<String> {
+    Some("only an Envoy; `mesh-gateway` closes these hosts".to_owned())
 }
