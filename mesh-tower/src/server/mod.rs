@@ -141,10 +141,10 @@ impl Mesh {
     /// Router::new().route("/", get(home)).route("/admin", get(admin)).layer(mesh.server_layer())
     /// ```
     ///
-    /// Where the configuration of a listener has any of them, an answer to a request that did not come through the layer does
-    /// not leave: its connection is closed, and the log has an error; where there is no layer at all, [`Mesh::health`] is
-    /// [`NotServing`](crate::health::Health::NotServing). Where it has none, the log warns once. Failures (4xx, 5xx) are let
-    /// out: layers around this one may refuse.
+    /// Where there is no layer at all, and the configuration of a listener has any of them, no answer leaves: its connection is closed,
+    /// the log has an error, and [`Mesh::health`] is [`NotServing`](crate::health::Health::NotServing). A route beside the layer is
+    /// answered, and nothing guards it: it may be meant, for health checks and the like. The log has an error then, at most every 10 s;
+    /// a warning, once, where the configuration has nothing to enforce.
     ///
     /// [`serve`] knows of each request whether it came through. Of other servers the bytes are looked at: there are to be no more
     /// answers on a connection than requests that the layer saw. Not seen are those of HTTP/1.1 that were asked for before the

@@ -274,6 +274,27 @@ impl Server {
                 "ISTIO_MUTUAL shows the certificate of the mesh, and no other".into(),
             );
         }
+        if tls.mode == TlsMode::IstioMutual {
+            // TLS of the mesh is what it is: what asks for less or more of it is told to nobody.
+            use Severity::{Error, Warning};
+            let others = [
+                (Error, "subjectAltNames", !tls.subject_alt_names.is_empty()),
+                (Error, "verifyCertificateSpki", !tls.verify_certificate_spki.is_empty()),
+                (Error, "verifyCertificateHash", !tls.verify_certificate_hash.is_empty()),
+                (Error, "caCrl", !tls.ca_crl.is_empty()),
+                (Warning, "cipherSuites", !tls.cipher_suites.is_empty()),
+                (Warning, "minProtocolVersion", tls.min_protocol_version != TlsVersion::Auto),
+                (Warning, "maxProtocolVersion", tls.max_protocol_version != TlsVersion::Auto),
+            ];
+            for (severity, field, _) in others.into_iter().filter(|(.., is_there)| *is_there) {
+                say(
+                    severity,
+                    tls.span,
+                    field,
+                    "without effect: ISTIO_MUTUAL is TLS 1.3 of the mesh; MUTUAL has it".into(),
+                );
+            }
+        }
         if tls.mode.terminates() && tls.mode != TlsMode::IstioMutual {
             if !has_secret && !has_files {
                 let message = "`credentialName` is needed, or `serverCertificate` and `privateKey`";
