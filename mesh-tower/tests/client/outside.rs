@@ -115,11 +115,6 @@ async fn a_name_never_passes_by_that_an_object_speaks_of_which_the_client_sees()
             ", namespace: other",
             "{host: localhost.default.svc.cluster.local, trafficPolicy: {tls: {mode: SIMPLE}}}",
         ),
-        object(
-            "VirtualService",
-            ", namespace: other",
-            "{hosts: [localhost.default.svc.cluster.local], http: [{redirect: {uri: /}}]}",
-        ),
     ] {
         let control = control(&described, OutboundTrafficPolicy::AllowAny).await;
         let host = if described.contains("outside.invalid") { "a.outside.invalid" } else { "localhost" };
