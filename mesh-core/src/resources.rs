@@ -49,14 +49,14 @@ impl ResourceKey {
         ResourceKey { kind, name: name.into() }
     }
 
-    /// All of a kind that there are, whatever their names: what a server has for this client.
+    /// All of a kind that there are, whatever their names: what a server has for this client. Of listeners alone it can be asked for.
     pub fn all(kind: ResourceType) -> Self {
         ResourceKey::new(kind, "*")
     }
 
-    /// Whether it is [all](ResourceKey::all) of its kind.
+    /// Whether it is [all](ResourceKey::all) listeners. Of another kind it is a name that nothing can have.
     pub fn is_all(&self) -> bool {
-        &*self.name == "*"
+        self.kind == ResourceType::Listener && &*self.name == "*"
     }
 
     /// Where the addresses of a STRICT_DNS cluster arrive once its names are resolved.

@@ -158,7 +158,7 @@ impl Cache {
     /// A server has answered for this kind: where all of it are wanted, that is all that there is to know.
     pub(crate) fn note_answer(&mut self, kind: ResourceType) -> Option<ResourceKey> {
         let all = ResourceKey::all(kind);
-        self.entries.get_mut(&all)?.state = ResourceState::Acked;
+        self.entries.get_mut(&all).filter(|_| all.is_all())?.state = ResourceState::Acked;
         Some(all)
     }
 
@@ -167,7 +167,8 @@ impl Cache {
         if self.entries.contains_key(key) {
             return true;
         }
-        let wants_all = self.entries.contains_key(&ResourceKey::all(key.kind));
+        let all = ResourceKey::all(key.kind);
+        let wants_all = all.is_all() && self.entries.contains_key(&all);
         if wants_all {
             self.entries.insert(key.clone(), Entry { is_one_of_all: true, ..Entry::default() });
         }

@@ -403,7 +403,7 @@ async fn client_rule_30_authorities_have_their_own_servers_and_equal_ones_share_
 async fn a_name_that_cannot_be_asked_for_is_absent_at_once() {
     let server = ManagementServer::start();
     let mut client = Client::of(&server, &["delta"]);
-    client.want(&[(Listener, "*"), (Cluster, "")]);
+    client.want(&[(Cluster, "*"), (Cluster, "")]);
     let mut learned = client.learns(2).await;
     learned.sort();
     assert_eq!(learned, ["absent ", "absent *"]);
