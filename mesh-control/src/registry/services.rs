@@ -259,7 +259,7 @@ impl Services {
             service.visibility.includes(client_namespace) || host::name_in_cluster(&service.host).is_some()
         };
         ids.any(|id| self.get(*id).is_some_and(is_meant))
-            || self.all.iter().any(|service| *service.name == *host)
+            || self.all.iter().any(|service| *service.name == *host && is_meant(service))
             || self.refused.iter().any(|refused| {
                 let is_seen = refused.visibility.includes(client_namespace);
                 (is_seen || host::name_in_cluster(&refused.host).is_some()) && host::covers(&refused.host, host)
