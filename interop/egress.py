@@ -130,10 +130,7 @@ def everything(stream):
 
 class Egress(sidecar.Sidecar):
     def __init__(self, suite, failure):
-        super().__init__(suite, failure)
-        self.folder = suite.folder / "egress"
-        self.config = self.folder / "config"
-        self.config.mkdir(parents=True)
+        super().__init__(suite, failure, "egress")
 
     def run(self):
         self.start()

@@ -165,9 +165,9 @@ def outbound(ip):
 
 
 class Sidecar:
-    def __init__(self, suite, failure):
+    def __init__(self, suite, failure, folder="sidecar"):
         self.suite, self.failure = suite, failure
-        self.folder = suite.folder / "sidecar"
+        self.folder = suite.folder / folder
         self.config = self.folder / "config"
         self.config.mkdir(parents=True)
         self.bin = suite.args.bin
