@@ -4,6 +4,7 @@
 
 use axum::extract::Request;
 use axum::response::Response;
+use mesh_core::error::GRPC_STATUSES;
 use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
@@ -72,30 +73,9 @@ pub fn status(status: &Status) -> Response {
     status.clone().into_http()
 }
 
-/// The names of the codes, each at the place of its number.
-const NAMES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
-
 /// The name of a code, as the gRPC specification writes it.
 pub fn code_name(code: Code) -> &'static str {
-    NAMES.get(code as usize).copied().unwrap_or("UNKNOWN")
+    GRPC_STATUSES.get(code as usize).copied().unwrap_or("UNKNOWN")
 }
 
 /// A code by its name or number.
@@ -108,7 +88,7 @@ pub fn code_name(code: Code) -> &'static str {
 /// assert_eq!(code("17"), None);
 /// ```
 pub fn code(text: &str) -> Option<Code> {
-    let by_name = || NAMES.iter().position(|name| name.eq_ignore_ascii_case(text));
+    let by_name = || GRPC_STATUSES.iter().position(|name| name.eq_ignore_ascii_case(text));
     let number = text.parse().ok().or_else(by_name)?;
-    (number < NAMES.len()).then(|| Code::from_i32(number as i32))
+    (number < GRPC_STATUSES.len()).then(|| Code::from_i32(number as i32))
 }

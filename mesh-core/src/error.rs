@@ -15,6 +15,31 @@ use crate::response_flags::ResponseFlags;
 /// (Envoy's).
 pub const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
+/// gRPC's names of its status codes, each at the place of its number.
+///
+/// ```
+/// assert_eq!(mesh_core::error::GRPC_STATUSES[14], "UNAVAILABLE");
+/// ```
+pub const GRPC_STATUSES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
 /// The ways in which the mesh itself fails a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

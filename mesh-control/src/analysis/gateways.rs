@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::file::{Object, Objects, Refused};
-use crate::config::istio::gateway::{Server, ServerTls, split_host};
+use crate::config::istio::gateway::{Server, ServerTls, lets_in, split_host};
 use crate::config::istio::secret::Secret;
 use crate::config::istio::virtual_service::VirtualService;
 use crate::config::spelling::nearest;
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
+use crate::policy::secrets::AUTHORITIES;
 use crate::policy::virtual_services::{MESH, gateway_name};
 use crate::registry::host::{covers, in_namespace};
 use crate::registry::service::is_subset;
@@ -57,13 +58,9 @@ fn rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
             };
             let servers = gateway.spec.servers.iter().flat_map(|server| &server.hosts);
             let is_shared = servers.map(|host| split_host(host)).any(|(namespace, host)| {
-                let is_of = match namespace {
-                    "*" => true,
-                    "." => gateway.meta.namespace == *own,
-                    other => *other == **own,
-                };
                 let host = in_namespace(host, &gateway.meta.namespace);
-                is_of && hosts.iter().any(|own| covers(&host, own) || covers(own, &host))
+                lets_in(namespace, &gateway.meta.namespace, own)
+                    && hosts.iter().any(|own| covers(&host, own) || covers(own, &host))
             });
             if !is_shared {
                 let message = format!(
@@ -166,10 +163,9 @@ fn missing<'a>(objects: &Objects, tls: &'a ServerTls) -> Vec<(&'static str, &'a 
             missing.push(("credentialName", name.as_str()));
         }
     }
-    let of_roots = [&tls.ca_cert_credential_name].into_iter().chain(tls.credentials()).find(|name| !name.is_empty());
-    if let Some(name) = of_roots.filter(|_| tls.mode.asks_clients()) {
+    if let Some(name) = tls.authorities().filter(|_| tls.mode.asks_clients()) {
         let has_roots = |secret: &Secret| secret.authorities.is_some();
-        if !any(name, has_roots) && !any(&format!("{}-cacert", name.value), has_roots) {
+        if !any(name, has_roots) && !any(&format!("{}{AUTHORITIES}", name.value), has_roots) {
             missing.push(("caCertCredentialName", name.as_str()));
         }
     }

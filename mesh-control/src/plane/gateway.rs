@@ -18,7 +18,7 @@ pub(super) type Who = (Arc<str>, BTreeMap<String, String>, Vec<(String, u16)>);
 
 /// What a gateway is told, but for what depends on who has proven what.
 #[derive(Debug, Default)]
-pub(super) struct Rendered {
+pub(super) struct Told {
     /// By the names of their listeners.
     listening: BTreeMap<String, (Address, Listening)>,
     routes: BTreeMap<String, Encoded>,
@@ -26,34 +26,34 @@ pub(super) struct Rendered {
     secrets: BTreeSet<String>,
 }
 
-impl Rendered {
+impl Told {
     /// How many names there are.
     pub(super) fn len(&self) -> usize {
         self.listening.len() + self.routes.len() + self.clusters.len() + self.secrets.len()
     }
 
-    pub(super) fn of(compiled: &Compiled, (namespace, labels, ports): &Who) -> Rendered {
+    pub(super) fn of(compiled: &Compiled, (namespace, labels, ports): &Who) -> Told {
         let policy = &compiled.policy;
         let view = policy.gateway_view(namespace, labels);
         let (listening, _) = policy.gateways.of(namespace, labels, ports, &policy.services);
         let secrets = envoy::edge_secrets(namespace, listening.values());
-        let mut rendered = Rendered { secrets, ..Rendered::default() };
+        let mut told = Told { secrets, ..Told::default() };
         for (address, at) in listening {
             let (routes, clusters) = envoy::edge_routes(&compiled.judge, policy, &view, address, &at);
-            rendered.clusters.extend(clusters);
-            for (name, told) in routes {
-                compiled.note(told.refused);
-                rendered.routes.insert(name, told.encoded);
+            told.clusters.extend(clusters);
+            for (name, table) in routes {
+                compiled.note(table.refused);
+                told.routes.insert(name, table.encoded);
             }
-            rendered.listening.insert(format!("{}_{}", address.0, address.1), (address, at));
+            told.listening.insert(format!("{}_{}", address.0, address.1), (address, at));
         }
-        rendered.clusters.insert(BLACK_HOLE.to_owned());
-        rendered
+        told.clusters.insert(BLACK_HOLE.to_owned());
+        told
     }
 }
 
 impl Snapshot {
-    fn gateway(&self, client: &Client) -> Arc<Rendered> {
+    fn gateway(&self, client: &Client) -> Arc<Told> {
         let who = (client.namespace.clone(), self.labels(client), client.ports.clone());
         self.compiled.gateway(&who)
     }
@@ -111,7 +111,7 @@ impl Snapshot {
 
     /// Every cluster that there is for a gateway, where it asks or tells somebody besides those that its routes lead to: who may
     /// do what, who counts requests, where they are logged. An Envoy refuses a listener that names a cluster which is not there.
-    fn asked_by_edge(&self, client: &Client, told: &Rendered) -> BTreeSet<String> {
+    fn asked_by_edge(&self, client: &Client, told: &Told) -> BTreeSet<String> {
         let (policy, labels) = (&self.compiled.policy, self.labels(client));
         let asks = told.listening.values().any(|((_, port), _)| {
             let guarded = self.guards_of_edge(client, &labels, *port);

@@ -77,7 +77,7 @@ pub(super) struct RenderCache {
     /// What sidecars of a view may call.
     outbound: HashMap<View, Arc<Outbound>>,
     /// What gateways are told.
-    gateways: HashMap<gateway::Who, Arc<gateway::Rendered>>,
+    gateways: HashMap<gateway::Who, Arc<gateway::Told>>,
     count: usize,
     found: BTreeMap<String, Diagnostic>,
 }
@@ -124,11 +124,11 @@ impl Compiled {
     }
 
     /// What the gateways of these labels are told.
-    pub(super) fn gateway(&self, who: &gateway::Who) -> Arc<gateway::Rendered> {
+    pub(super) fn gateway(&self, who: &gateway::Who) -> Arc<gateway::Told> {
         if let Some(told) = self.cache().gateways.get(who) {
             return told.clone();
         }
-        let told = Arc::new(gateway::Rendered::of(self, who));
+        let told = Arc::new(gateway::Told::of(self, who));
         let mut cache = self.cache();
         cache.make_room(told.len());
         cache.gateways.insert(who.clone(), told.clone());

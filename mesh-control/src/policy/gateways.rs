@@ -12,7 +12,7 @@ use super::route::Route;
 use super::view::View;
 use super::virtual_services::Entry;
 use crate::config::file::{Object, Objects};
-use crate::config::istio::gateway::{Gateway, split_host};
+use crate::config::istio::gateway::{Gateway, lets_in, split_host};
 use crate::config::support::is_foreign_to_gateways;
 use crate::registry::Services;
 use crate::registry::host::{covers, in_namespace};
@@ -34,7 +34,7 @@ pub struct Listening {
     /// What is spoken.
     pub speaks: Speaks,
     /// What it has to do: of bytes, exactly one.
-    pub servers: Vec<Served>,
+    pub servers: Vec<ServerAt>,
 }
 
 /// What is spoken at an address: servers that speak something else cannot share it.
@@ -50,7 +50,7 @@ pub enum Speaks {
 
 /// A server of a Gateway.
 #[derive(Clone, Debug)]
-pub struct Served {
+pub struct ServerAt {
     /// The object.
     pub gateway: Arc<Object<Gateway>>,
     /// Its place in it.
@@ -63,7 +63,7 @@ pub struct Served {
 #[derive(Clone, Debug)]
 pub struct LeftOut {
     /// Which one.
-    pub server: Served,
+    pub server: ServerAt,
     /// Why.
     pub why: String,
 }
@@ -79,7 +79,7 @@ pub struct VirtualHost {
     pub redirects: bool,
 }
 
-impl Served {
+impl ServerAt {
     /// What is written.
     pub fn server(&self) -> Option<&Server> {
         self.gateway.spec.servers.get(self.index)
@@ -102,12 +102,7 @@ impl Served {
         let written = self.server().into_iter().flat_map(|server| &server.hosts);
         let allowed = written.filter_map(|written| {
             let (namespace, host) = split_host(written);
-            let is_of = match namespace {
-                "*" => true,
-                "." => entry.meta.namespace == *own,
-                namespace => *entry.meta.namespace == *namespace,
-            };
-            is_of.then(|| in_namespace(host, own))
+            lets_in(namespace, own, &entry.meta.namespace).then(|| in_namespace(host, own))
         });
         let mut shared = Vec::new();
         for allowed in allowed {
@@ -167,7 +162,7 @@ impl Gateways {
         for gateway in selecting {
             for (index, server) in gateway.spec.servers.iter().enumerate() {
                 let port = server.port.number.0;
-                let served = Served { gateway: gateway.clone(), index, port };
+                let served = ServerAt { gateway: gateway.clone(), index, port };
                 let ip = server.bind.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
                 let address = (ip, target(namespace, labels, ports, services, port));
                 if let Err(why) = add(&mut listening, names.entry(address).or_default(), address, &served) {
@@ -203,7 +198,7 @@ fn add(
     listening: &mut BTreeMap<Address, Listening>,
     names: &mut BTreeSet<String>,
     address: Address,
-    served: &Served,
+    served: &ServerAt,
 ) -> Result<(), String> {
     let Some(server) = served.server() else { return Ok(()) };
     if is_foreign_to_gateways(&server.port.protocol) {
@@ -216,7 +211,7 @@ fn add(
     };
     let at = listening.entry(address).or_insert_with(|| Listening { speaks, servers: Vec::new() });
     if at.speaks != speaks || (speaks == Speaks::Bytes && !at.servers.is_empty()) {
-        let first = at.servers.first().map(Served::name).unwrap_or_default();
+        let first = at.servers.first().map(ServerAt::name).unwrap_or_default();
         return Err(format!(
             "port {} is taken by Gateway {first}, and nothing tells their connections apart",
             address.1
@@ -240,7 +235,7 @@ impl Policy {
     }
 
     /// The rules that are for a server of a gateway, in their order, and for which hosts.
-    fn at_server<'a>(&'a self, served: &'a Served, view: &'a View) -> impl Iterator<Item = (&'a Entry, Vec<String>)> {
+    fn at_server<'a>(&'a self, served: &'a ServerAt, view: &'a View) -> impl Iterator<Item = (&'a Entry, Vec<String>)> {
         let name = served.name();
         let entries = self.virtual_services.at_gateways(&served.hosts()).into_iter();
         let entries = entries.filter(move |entry| entry.is_at(&name) && entry.visibility.includes(&view.namespace));
@@ -248,7 +243,7 @@ impl Policy {
     }
 
     /// The hosts of these servers, which are one table of routes, in order.
-    pub fn virtual_hosts(&self, servers: &[Served], view: &View) -> Vec<VirtualHost> {
+    pub fn virtual_hosts(&self, servers: &[ServerAt], view: &View) -> Vec<VirtualHost> {
         let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
         for served in servers {
             let name = served.name();
@@ -287,7 +282,7 @@ impl Policy {
 
     /// Where connections go whose bytes are not looked at, by the name that a client asks for; the one without names is for all
     /// others. A way without targets leads nowhere.
-    pub fn ways_at(&self, served: &Served, view: &View, is_tls: bool) -> Vec<Connections> {
+    pub fn ways_at(&self, served: &ServerAt, view: &View, is_tls: bool) -> Vec<Connections> {
         let name = served.name();
         let mut ways: Vec<Connections> = Vec::new();
         for (entry, shared) in self.at_server(served, view) {

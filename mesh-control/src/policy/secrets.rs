@@ -8,7 +8,7 @@ use crate::config::file::Object;
 pub use crate::config::istio::secret::{Pem, Secret};
 
 /// What the name of a Secret ends in that has authorities for one without the ending (Istio).
-const AUTHORITIES: &str = "-cacert";
+pub const AUTHORITIES: &str = "-cacert";
 
 /// See the [module](self). Whoever asks has made sure that the namespace is one whose Secrets the client may have.
 #[derive(Debug, Default)]

@@ -5,12 +5,10 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use mesh_core::identity::SpiffeId;
 
 use crate::policy::Policy;
-use crate::policy::secrets::Pem;
+use crate::policy::secrets::{AUTHORITIES, Pem};
 
 /// What the name of a Secret begins with: its namespace and its own name follow.
 const KUBERNETES: &str = "kubernetes://";
-/// What the name of its authorities ends in.
-const AUTHORITIES: &str = "-cacert";
 
 /// The name of the certificate and key in a Secret.
 pub(super) fn certificate_name(namespace: &str, name: &str) -> String {

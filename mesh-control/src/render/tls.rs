@@ -141,18 +141,24 @@ const NONE: &str = "the control plane issues no certificates";
 /// A provider that nobody has either.
 const SECRETS: &str = "secrets of Kubernetes (credentialName)";
 
-/// TLS by files. The server has to prove the name that it is asked for, unless a rule names others: Istio, which lets the
-/// name of each request take its place, asks no proof of an `sni` that is written.
-pub(super) fn by_files(seen: &Cluster<'_>, files: &FileTls) -> pb::UpstreamTlsContext {
-    let file = |path: &str| core::DataSource {
-        specifier: Some(core::data_source::Specifier::Filename(path.to_owned())),
-        ..Default::default()
-    };
-    let certificates = files.identity.iter().map(|(certificate, key)| pb::TlsCertificate {
+/// What a file has.
+pub(super) fn file(path: &str) -> core::DataSource {
+    core::DataSource { specifier: Some(core::data_source::Specifier::Filename(path.to_owned())), ..Default::default() }
+}
+
+/// A certificate and its key, each in a file.
+pub(super) fn of_files(certificate: &str, key: &str) -> pb::TlsCertificate {
+    pb::TlsCertificate {
         certificate_chain: Some(file(certificate)),
         private_key: Some(file(key)),
         ..Default::default()
-    });
+    }
+}
+
+/// TLS by files. The server has to prove the name that it is asked for, unless a rule names others: Istio, which lets the
+/// name of each request take its place, asks no proof of an `sni` that is written.
+pub(super) fn by_files(seen: &Cluster<'_>, files: &FileTls) -> pb::UpstreamTlsContext {
+    let certificates = files.identity.iter().map(|(certificate, key)| of_files(certificate, key));
     let accepts_any = files.roots == Roots::Nobody;
     let context = pb::CertificateValidationContext {
         trusted_ca: match &files.roots {

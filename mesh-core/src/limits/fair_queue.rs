@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A queue with turns.
 #[derive(Debug)]
-pub struct FairQueue<T> {
+pub(crate) struct FairQueue<T> {
     /// Requests that matter.
     critical: Level<T>,
     /// Requests that can be left out.
@@ -21,18 +21,18 @@ pub struct FairQueue<T> {
 
 /// A request that arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arrival {
+pub(crate) struct Arrival {
     /// Whose it is.
-    pub caller: u64,
+    pub(crate) caller: u64,
     /// How many of the caller's there are at its turn; 0 is 1.
-    pub weight: u32,
+    pub(crate) weight: u32,
     /// Whether it can be left out.
-    pub is_sheddable: bool,
+    pub(crate) is_sheddable: bool,
 }
 
 /// One that waits: to take it out again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ticket {
+pub(crate) struct Ticket {
     caller: u64,
     is_sheddable: bool,
     number: u64,
@@ -40,7 +40,7 @@ pub struct Ticket {
 
 /// What becomes of a request that arrives.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Joined<T> {
+pub(crate) enum Joined<T> {
     /// It waits.
     Waits(Ticket),
     /// It waits, in the place of this one.
@@ -95,22 +95,17 @@ impl<T> Default for Level<T> {
 
 impl<T> FairQueue<T> {
     /// How many wait.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.critical.waiting + self.sheddable.waiting
     }
 
     /// How many of them matter.
-    pub fn critical(&self) -> usize {
+    pub(crate) fn critical(&self) -> usize {
         self.critical.waiting
     }
 
-    /// Whether none does.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Whether the next one can be left out; `None` where there is none.
-    pub fn next_is_sheddable(&self) -> Option<bool> {
+    pub(crate) fn next_is_sheddable(&self) -> Option<bool> {
         match (self.critical.waiting, self.sheddable.waiting) {
             (0, 0) => None,
             (critical, _) => Some(critical == 0),
@@ -118,7 +113,7 @@ impl<T> FairQueue<T> {
     }
 
     /// A request arrives, where `most` may wait at a time.
-    pub fn join(&mut self, arrival: Arrival, most: usize, item: T) -> Joined<T> {
+    pub(crate) fn join(&mut self, arrival: Arrival, most: usize, item: T) -> Joined<T> {
         let mut displaced = None;
         if self.len() >= most {
             displaced = self.make_room(&arrival);
@@ -138,7 +133,7 @@ impl<T> FairQueue<T> {
     }
 
     /// The next one, whose turn it is.
-    pub fn pop(&mut self) -> Option<T> {
+    pub(crate) fn pop(&mut self) -> Option<T> {
         let is_sheddable = self.next_is_sheddable()?;
         self.numbers += 1;
         let number = self.numbers;
@@ -146,7 +141,7 @@ impl<T> FairQueue<T> {
     }
 
     /// Takes one out that does not wait any longer; `None` where it is not there.
-    pub fn remove(&mut self, ticket: &Ticket) -> Option<T> {
+    pub(crate) fn remove(&mut self, ticket: &Ticket) -> Option<T> {
         self.level(ticket.is_sheddable).take(ticket.caller, |waiting| waiting.remove(&ticket.number))
     }
 

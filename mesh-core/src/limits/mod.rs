@@ -18,7 +18,7 @@ pub use admission::Admission;
 pub use bucket::{Bucket, Epoch, KeyedBuckets, Rate, Taken, Ticks};
 pub use concurrency::Concurrency;
 pub use descriptor::{Descriptor, DescriptorMaker, Entries, Entry, LimitedRequest, Tells, Value};
-pub use fair_queue::{Arrival, FairQueue, Joined, Ticket};
+pub(crate) use fair_queue::{Arrival, FairQueue, Joined, Ticket};
 pub use local::{LocalBuckets, LocalLimiter, LocalPlan, LocalVerdict};
 pub use quota::{QuotaBucket, QuotaUsage, QuotaVerdict};
 pub use quotas::{Due, Kept, MOST_BUCKETS, QuotaDomain, Quotas};

@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 
 use super::registry::Reporter;
 use super::writer::{Kind, MetricsWriter, Value};
+use crate::error::GRPC_STATUSES;
 use crate::request_info::{AttemptEnd, CallCounter, RequestInfo};
 
 /// The bounds of latencies, in seconds.
@@ -47,26 +48,6 @@ const OTHER: &str = "other";
 /// The prefix of each message of gRPC, which is no part of its size.
 const PREFIX: u64 = 5;
 
-/// gRPC's names of its status codes.
-const STATUSES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
 const CANCELLED: u32 = 1;
 const UNKNOWN: u32 = 2;
 const UNIMPLEMENTED: u32 = 12;
@@ -124,11 +105,11 @@ impl Outcomes {
 }
 
 /// The same for each status.
-type ByStatus = [OnceLock<Box<Outcomes>>; STATUSES.len()];
+type ByStatus = [OnceLock<Box<Outcomes>>; GRPC_STATUSES.len()];
 
 fn of(all: &ByStatus, status: u32) -> Option<&Outcomes> {
     // A code that there is none of is UNKNOWN.
-    let place = if status < STATUSES.len() as u32 { status } else { UNKNOWN };
+    let place = if status < GRPC_STATUSES.len() as u32 { status } else { UNKNOWN };
     Some(&**all.get(place as usize)?.get_or_init(Box::default))
 }
 
@@ -252,55 +233,43 @@ enum Read {
     Received(fn(&Counts) -> &ByStatus),
 }
 
+const fn family(name: &'static str, help: &'static str, read: Read) -> Family {
+    Family { name, help, read }
+}
+
 const CLIENT: &[Family] = &[
-    Family {
-        name: "grpc.client.attempt.started",
-        help: "Tries of calls that were begun.",
-        read: Read::Counter(|counts| &counts.attempts),
-    },
-    Family {
-        name: "grpc.client.attempt.duration",
-        help: "How long tries of calls took, in seconds.",
-        read: Read::Latency(|counts| &counts.attempt_ends),
-    },
-    Family {
-        name: "grpc.client.attempt.sent_total_compressed_message_size",
-        help: "How many bytes of messages a try sent.",
-        read: Read::Sent(|counts| &counts.attempt_ends),
-    },
-    Family {
-        name: "grpc.client.attempt.rcvd_total_compressed_message_size",
-        help: "How many bytes of messages a try received.",
-        read: Read::Received(|counts| &counts.attempt_ends),
-    },
-    Family {
-        name: "grpc.client.call.duration",
-        help: "How long calls took, in seconds.",
-        read: Read::Latency(|counts| &counts.call_ends),
-    },
+    family("grpc.client.attempt.started", "Tries of calls that were begun.", Read::Counter(|counts| &counts.attempts)),
+    family(
+        "grpc.client.attempt.duration",
+        "How long tries of calls took, in seconds.",
+        Read::Latency(|counts| &counts.attempt_ends),
+    ),
+    family(
+        "grpc.client.attempt.sent_total_compressed_message_size",
+        "How many bytes of messages a try sent.",
+        Read::Sent(|counts| &counts.attempt_ends),
+    ),
+    family(
+        "grpc.client.attempt.rcvd_total_compressed_message_size",
+        "How many bytes of messages a try received.",
+        Read::Received(|counts| &counts.attempt_ends),
+    ),
+    family("grpc.client.call.duration", "How long calls took, in seconds.", Read::Latency(|counts| &counts.call_ends)),
 ];
 
 const SERVER: &[Family] = &[
-    Family {
-        name: "grpc.server.call.started",
-        help: "Calls that were begun.",
-        read: Read::Counter(|counts| &counts.calls),
-    },
-    Family {
-        name: "grpc.server.call.duration",
-        help: "How long calls took, in seconds.",
-        read: Read::Latency(|counts| &counts.call_ends),
-    },
-    Family {
-        name: "grpc.server.call.sent_total_compressed_message_size",
-        help: "How many bytes of messages were sent in a call.",
-        read: Read::Sent(|counts| &counts.call_ends),
-    },
-    Family {
-        name: "grpc.server.call.rcvd_total_compressed_message_size",
-        help: "How many bytes of messages were received in a call.",
-        read: Read::Received(|counts| &counts.call_ends),
-    },
+    family("grpc.server.call.started", "Calls that were begun.", Read::Counter(|counts| &counts.calls)),
+    family("grpc.server.call.duration", "How long calls took, in seconds.", Read::Latency(|counts| &counts.call_ends)),
+    family(
+        "grpc.server.call.sent_total_compressed_message_size",
+        "How many bytes of messages were sent in a call.",
+        Read::Sent(|counts| &counts.call_ends),
+    ),
+    family(
+        "grpc.server.call.rcvd_total_compressed_message_size",
+        "How many bytes of messages were received in a call.",
+        Read::Received(|counts| &counts.call_ends),
+    ),
 ];
 
 impl Counts {
@@ -313,7 +282,7 @@ impl Counts {
             let Read::Counter(count) = read else { return };
             return to.sample(&labels, count(self).load(Ordering::Relaxed).into(), None);
         };
-        for (outcomes, status) in ends(self).iter().zip(STATUSES) {
+        for (outcomes, status) in ends(self).iter().zip(GRPC_STATUSES) {
             let Some(outcomes) = outcomes.get() else { continue };
             labels.push(("grpc.status", status));
             match read {

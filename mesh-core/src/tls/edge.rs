@@ -23,7 +23,7 @@ use super::chain::{Side, Trust};
 use super::credentials::{PROVIDER, parsed};
 use super::files::{anchors_of, revoked_of};
 use super::foreign::has_one_of;
-use super::handshake::refused;
+use super::handshake::{refused, signatures};
 use super::revoked::Revoked;
 use super::svid;
 use crate::error::Invalid;
@@ -34,7 +34,7 @@ use crate::model::{EdgeTls, Secret, TlsVersions};
 ///
 /// # Errors
 /// Which secret cannot be used, and why. A certificate that has expired can: it is its client's to refuse.
-pub fn edge_config(
+pub(crate) fn edge_config(
     tls: &EdgeTls,
     secret: impl Fn(&str) -> Result<Arc<Secret>, Arc<str>>,
     now: SystemTime,
@@ -152,27 +152,7 @@ impl ClientCertVerifier for ClientVerifier {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER.signature_verification_algorithms.supported_schemes()
-    }
+    signatures!(tls12 and tls13);
 }
 
 /// What a client of a gateway has shown, which was verified in the handshake.

@@ -21,7 +21,7 @@ use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificat
 use super::chain::{Side, Trust, reason};
 use super::credentials::PROVIDER;
 use super::files::FileTrust;
-use super::handshake::refused;
+use super::handshake::{refused, signatures};
 use super::peer::Shown;
 use crate::error::Invalid;
 use crate::model::{FileTls, NameKind, NameTest, Roots, Sni, StringTest, TlsVersions};
@@ -183,27 +183,7 @@ impl ServerCertVerifier for Verifier {
         verified.map(|()| ServerCertVerified::assertion()).map_err(|invalid| refused(&invalid))
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER.signature_verification_algorithms.supported_schemes()
-    }
+    signatures!(tls12 and tls13);
 }
 
 /// Whether a certificate has one of these names. What cannot be parsed in it, may be any.

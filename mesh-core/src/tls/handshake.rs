@@ -150,8 +150,11 @@ impl fmt::Debug for PeerVerifier {
     }
 }
 
+/// How signatures of handshakes are verified: those of TLS 1.3, and where foreign ones speak it, of TLS 1.2.
 macro_rules! signatures {
-    () => {
+    (tls13) => {
+        signatures!(@tls13);
+
         fn verify_tls12_signature(
             &self,
             _: &[u8],
@@ -160,7 +163,20 @@ macro_rules! signatures {
         ) -> Result<HandshakeSignatureValid, Error> {
             Err(Error::General("TLS 1.2 is not spoken inside the mesh".to_owned()))
         }
+    };
+    (tls12 and tls13) => {
+        signatures!(@tls13);
 
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, certificate, signature, &PROVIDER.signature_verification_algorithms)
+        }
+    };
+    (@tls13) => {
         fn verify_tls13_signature(
             &self,
             message: &[u8],
@@ -175,6 +191,7 @@ macro_rules! signatures {
         }
     };
 }
+pub(super) use signatures;
 
 impl ServerCertVerifier for PeerVerifier {
     fn verify_server_cert(
@@ -188,7 +205,7 @@ impl ServerCertVerifier for PeerVerifier {
         self.verify(leaf, intermediates, Side::Server, now).map(|()| ServerCertVerified::assertion())
     }
 
-    signatures!();
+    signatures!(tls13);
 }
 
 impl ClientCertVerifier for PeerVerifier {
@@ -205,5 +222,5 @@ impl ClientCertVerifier for PeerVerifier {
         self.verify(leaf, intermediates, Side::Client, now).map(|()| ClientCertVerified::assertion())
     }
 
-    signatures!();
+    signatures!(tls13);
 }

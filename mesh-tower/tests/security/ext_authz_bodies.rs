@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::server_support::{app_route, chain, listener, within};
+use crate::server_support::{Log, app_route, chain, listener, within};
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::Bytes;
@@ -227,21 +227,6 @@ async fn a_body_that_breaks_off_or_never_comes_is_refused_and_trailers_stay() {
     let whole = service.clone().oneshot(post(whole)).await.unwrap();
     assert_eq!(text(whole).await, (200, "true 8".to_owned()));
     assert_eq!(*seen.lock().unwrap(), [("POST".to_owned(), "false".to_owned(), Bytes::from_static(b"12345678"))]);
-}
-
-/// What is logged by this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! An application without the layer, or with routes outside of it: where anything looks at requests, its answers do not leave.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -20,7 +20,7 @@ use mesh_tower::server::{self, MeshListener};
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use crate::server_support::{app_route, chain, is_answered, listener, mesh, within};
+use crate::server_support::{Log, app_route, chain, is_answered, listener, mesh, within};
 
 const REVIEWS: &str = "
 apiVersion: v1
@@ -237,19 +237,4 @@ async fn a_server_that_is_not_told_of_connections_does_not_say_that_its_clients_
     within(is_refused).await;
     assert!(told("who its client is cannot be told without its connection"));
     assert!(!told("its client has no identity"));
-}
-
-/// What is logged by this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }

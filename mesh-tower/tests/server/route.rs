@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::server_support::{Player, absent, app_route, chain, listener, mesh, within};
+use crate::server_support::{Log, Player, absent, app_route, chain, listener, mesh, within};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Empty, Full};
@@ -152,21 +152,6 @@ async fn a_rate_limit_service_without_an_answer_holds_no_request_up_and_its_fail
     // Of those that are refused, the log has one now and then.
     let told = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!((1..=2).contains(&told.matches("the request is refused").count()), "{told}");
-}
-
-/// What is logged by this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 #[tokio::test]

@@ -174,11 +174,25 @@ impl ServerTls {
         std::iter::once(&self.credential_name).chain(&self.credential_names).filter(|name| !name.is_empty())
     }
 
+    /// The Secret that says whose clients are let in, if one does: that of its own, or else the first with a certificate.
+    pub fn authorities(&self) -> Option<&Text> {
+        std::iter::once(&self.ca_cert_credential_name).chain(self.credentials()).find(|name| !name.is_empty())
+    }
+
     /// Files with certificates of the server, each with its key.
     pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
         let own = std::iter::once((self.server_certificate.as_str(), self.private_key.as_str()));
         let more = self.tls_certificates.iter().map(|one| (one.server_certificate.as_str(), one.private_key.as_str()));
         own.chain(more).filter(|(certificate, _)| !certificate.is_empty())
+    }
+}
+
+/// Whether the namespace of `NAMESPACE/HOST` in a Gateway of the namespace `gateway` lets in objects of the namespace `of`.
+pub fn lets_in(written: &str, gateway: &str, of: &str) -> bool {
+    match written {
+        "*" => true,
+        "." => of == gateway,
+        namespace => of == namespace,
     }
 }
 

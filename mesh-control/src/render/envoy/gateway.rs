@@ -18,7 +18,7 @@ use tls_pb::tls_parameters::TlsProtocol;
 use super::super::judge::Judge;
 use super::super::proto::{duration, number};
 use super::super::secrets::{authorities_name, certificate_name};
-use super::super::tls::{exact, socket};
+use super::super::tls::{exact, file, of_files, socket};
 use super::super::{
     BLACK_HOLE, Rendered, clusters_of, connections, encode, encode_routes, guards, library, limits, listener,
 };
@@ -28,7 +28,7 @@ use crate::catalog::{ClientClass, Encoded};
 use crate::policy::Policy;
 use crate::policy::connections::Connections;
 use crate::policy::gateways::{
-    Address, Listening, Served, Server, ServerTls, Speaks, TlsMode, TlsVersion, VirtualHost,
+    Address, Listening, Server, ServerAt, ServerTls, Speaks, TlsMode, TlsVersion, VirtualHost,
 };
 use crate::policy::paths::PathNormalization;
 use crate::policy::route::{Action, Route};
@@ -63,7 +63,7 @@ pub struct Edge<'a> {
 }
 
 /// The name of the routes of a server, by Istio's words.
-fn routes_name(served: &Served, (ip, bound): Address) -> String {
+fn routes_name(served: &ServerAt, (ip, bound): Address) -> String {
     match served.server() {
         Some(server) if server.port.is_tls() => {
             let meta = &served.gateway.meta;
@@ -81,7 +81,7 @@ fn takes_requests(server: &Server) -> bool {
 }
 
 /// The tables of routes at an address, each with its servers.
-fn tables(address: Address, at: &Listening) -> Vec<(String, Vec<Served>)> {
+fn tables(address: Address, at: &Listening) -> Vec<(String, Vec<ServerAt>)> {
     match at.speaks {
         Speaks::Http => match at.servers.first() {
             Some(first) => vec![(routes_name(first, address), at.servers.clone())],
@@ -168,7 +168,7 @@ fn nobody(port: u16) -> route::VirtualHost {
 }
 
 /// Where connections of a server go that is not about requests.
-fn ways(policy: &Policy, view: &View, served: &Served) -> Vec<Connections> {
+fn ways(policy: &Policy, view: &View, served: &ServerAt) -> Vec<Connections> {
     match served.server() {
         Some(server) if takes_requests(server) => Vec::new(),
         Some(Server { tls: Some(tls), .. }) if tls.mode == TlsMode::AutoPassthrough => Vec::new(),
@@ -249,7 +249,7 @@ fn chain(
 }
 
 /// What clients ask for to mean these hosts; nothing is any of them. `None` where no client can say what is meant.
-fn server_names(served: &Served) -> Option<Vec<String>> {
+fn server_names(served: &ServerAt) -> Option<Vec<String>> {
     let hosts = served.hosts();
     if hosts.iter().any(|host| host == "*") {
         return Some(Vec::new());
@@ -264,7 +264,7 @@ fn server_names(served: &Served) -> Option<Vec<String>> {
 fn secured(
     policy: &Policy,
     view: &View,
-    served: &Served,
+    served: &ServerAt,
     address: Address,
     edge: &Edge<'_>,
     paths: PathNormalization,
@@ -300,7 +300,7 @@ fn secured(
 }
 
 /// The chains of connections that are not looked at.
-fn bytes(policy: &Policy, view: &View, served: &Served, edge: &Edge<'_>) -> Vec<pb::FilterChain> {
+fn bytes(policy: &Policy, view: &View, served: &ServerAt, edge: &Edge<'_>) -> Vec<pb::FilterChain> {
     let shut = edge.guarded.is_shut();
     let ways = ways(policy, view, served).into_iter();
     let ways = ways.map(|way| if shut { Connections { targets: Vec::new(), ..way } } else { way });
@@ -405,9 +405,7 @@ fn validation(secrets: &Secrets, edge: &Edge<'_>, written: &ServerTls) -> Option
         crl: (!written.ca_crl.is_empty()).then(|| file(&written.ca_crl)),
         ..Default::default()
     };
-    let named =
-        [&written.ca_cert_credential_name].into_iter().chain(written.credentials()).find(|name| !name.is_empty());
-    match named {
+    match written.authorities() {
         Some(name) => {
             let name = &name.value;
             secrets.authorities(edge.namespace, name)?;
@@ -423,18 +421,6 @@ fn validation(secrets: &Secrets, edge: &Edge<'_>, written: &ServerTls) -> Option
             let trusted_ca = Some(file(&written.ca_certificates));
             Some(ValidationContextType::ValidationContext(tls_pb::CertificateValidationContext { trusted_ca, ..own }))
         }
-    }
-}
-
-fn file(path: &str) -> core::DataSource {
-    core::DataSource { specifier: Some(core::data_source::Specifier::Filename(path.to_owned())), ..Default::default() }
-}
-
-fn of_files(certificate: &str, key: &str) -> tls_pb::TlsCertificate {
-    tls_pb::TlsCertificate {
-        certificate_chain: Some(file(certificate)),
-        private_key: Some(file(key)),
-        ..Default::default()
     }
 }
 
@@ -457,7 +443,7 @@ fn parameters(written: &ServerTls) -> tls_pb::TlsParameters {
 
 /// The names of the secrets that the servers of a gateway name.
 pub fn edge_secrets<'a>(namespace: &str, listening: impl Iterator<Item = &'a Listening>) -> BTreeSet<String> {
-    let servers = listening.flat_map(|at| &at.servers).filter_map(Served::server);
+    let servers = listening.flat_map(|at| &at.servers).filter_map(ServerAt::server);
     let written = servers.filter_map(|server| server.tls.as_ref()).filter(|tls| tls.mode.terminates());
     let names = written.flat_map(|tls| {
         let roots = std::iter::once(&tls.ca_cert_credential_name).chain(tls.credentials());

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{fields, header_change, percent, said, time, written};
+use super::settings::{fields, header_change, percent, said, time};
+use super::written;
 use crate::model::{
     AdaptiveConcurrency, AdmissionControl, DescriptorAction, FilterConfig, Fraction, GlobalRateLimit, HeaderTarget,
     JwtAuthentication, LocalRateLimit, OnFailure, Plugin, QuotaRule, QuotaStrategy, RateLimit, RateLimitQuota, Rbac,

@@ -112,15 +112,13 @@ pub(super) fn of_server(notes: &mut Notes<'_>, socket: core::TransportSocket) ->
     if !holds::<pb::DownstreamTlsContext>(any) {
         return Ok(refused(&format!("{:?} is not supported", type_name(&any.type_url))));
     }
-    let context: pb::DownstreamTlsContext = notes.field("typed_config", |_| unpack(any))?;
-    if tls_edge::is_by_secrets(&context) {
-        return notes.field("typed_config", |notes| {
-            Ok(tls_edge::downstream(notes, context)?.unwrap_or_else(|reason| refused(&reason)))
-        });
-    }
-    Ok(match notes.field("typed_config", |_| downstream(context))? {
-        Ok(()) => ServerTls::Mutual,
-        Err(reason) => refused(&reason),
+    notes.field("typed_config", |notes| {
+        let (common, requires_client) = downstream(unpack(any)?)?;
+        let tls = match tls_edge::is_by_secrets(&common) {
+            true => notes.field("common_tls_context", |notes| tls_edge::of_secrets(notes, common, requires_client))?,
+            false => mutual(common, requires_client),
+        };
+        Ok(tls.unwrap_or_else(|reason| refused(&reason)))
     })
 }
 
@@ -174,12 +172,14 @@ fn check_sni(sni: &str) -> Result<(), Invalid> {
     is_short.then_some(()).ok_or_else(|| Invalid::new(format!("longer than {MAX_SNI} characters")).at("sni"))
 }
 
-fn downstream(value: pb::DownstreamTlsContext) -> Result<Result<(), Unusable>, Invalid> {
+/// What a server's context says of certificates and names, and whether clients have to show one, where everything else is what is
+/// done anyway.
+fn downstream(value: pb::DownstreamTlsContext) -> Result<(pb::CommonTlsContext, bool), Invalid> {
     let pb::DownstreamTlsContext {
         common_tls_context,
         require_client_certificate,
         require_sni,
-        // Nothing is resumed, and TLS 1.3 has no ciphers to prefer.
+        // Nothing is resumed by state that is kept, and TLS 1.3 has no ciphers to prefer.
         disable_stateful_session_resumption: _,
         session_timeout: _,
         ocsp_staple_policy,
@@ -194,13 +194,19 @@ fn downstream(value: pb::DownstreamTlsContext) -> Result<Result<(), Unusable>, I
     if ocsp_staple_policy != OcspStaplePolicy::LenientStapling as i32 {
         return Err(Invalid::new("only LENIENT_STAPLING is supported").at("ocsp_staple_policy"));
     }
-    if !require_client_certificate.is_some_and(|on| on.value) {
-        return Ok(Err("TLS without a certificate of the client is not supported yet".to_owned()));
+    let requires_client = require_client_certificate.is_some_and(|on| on.value);
+    Ok((common_tls_context.unwrap_or_default(), requires_client))
+}
+
+/// Mutual TLS of the mesh, if that is what is asked for.
+fn mutual(value: pb::CommonTlsContext, requires_client: bool) -> Result<ServerTls, Unusable> {
+    if !requires_client {
+        return Err("TLS without a certificate of the client is not supported yet".to_owned());
     }
-    Ok(common(common_tls_context.unwrap_or_default()).and_then(|names| match names.as_slice() {
-        [] => Ok(()),
+    match common(value)?.as_slice() {
+        [] => Ok(ServerTls::Mutual),
         _ => Err("names of clients are not supported: authorize them by policy".to_owned()),
-    }))
+    }
 }
 
 /// The names that the peer's certificate may have, where everything else is what the mesh does anyway.

@@ -9,7 +9,6 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
     CombinedCertificateValidationContext, ValidationContextType,
 };
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::OcspStaplePolicy;
 
 use super::common::same_stream;
 use super::notes::Notes;
@@ -23,38 +22,12 @@ const OWN: &str = "default";
 const OWN_ROOTS: &str = "ROOTCA";
 
 /// Whether a context names secrets.
-pub(super) fn is_by_secrets(context: &pb::DownstreamTlsContext) -> bool {
-    context.common_tls_context.as_ref().is_some_and(|common| !common.tls_certificate_sds_secret_configs.is_empty())
+pub(super) fn is_by_secrets(context: &pb::CommonTlsContext) -> bool {
+    !context.tls_certificate_sds_secret_configs.is_empty()
 }
 
 /// How clients shake hands with the gateway.
-pub(super) fn downstream(
-    notes: &mut Notes<'_>,
-    value: pb::DownstreamTlsContext,
-) -> Result<Result<ServerTls, Unusable>, Invalid> {
-    let pb::DownstreamTlsContext {
-        common_tls_context,
-        require_client_certificate,
-        require_sni,
-        // Nothing is resumed by state that is kept, and TLS 1.3 has no ciphers to prefer.
-        disable_stateful_session_resumption: _,
-        session_timeout: _,
-        ocsp_staple_policy,
-        full_scan_certs_on_sni_mismatch: _,
-        prefer_client_ciphers: _,
-        session_ticket_keys_type: _,
-    } = value;
-    if require_sni.is_some_and(|on| on.value) {
-        return Err(Invalid::new("not supported").at("require_sni"));
-    }
-    if ocsp_staple_policy != OcspStaplePolicy::LenientStapling as i32 {
-        return Err(Invalid::new("only LENIENT_STAPLING is supported").at("ocsp_staple_policy"));
-    }
-    let requires_client = require_client_certificate.is_some_and(|on| on.value);
-    notes.field("common_tls_context", |notes| common(notes, common_tls_context.unwrap_or_default(), requires_client))
-}
-
-fn common(
+pub(super) fn of_secrets(
     notes: &mut Notes<'_>,
     value: pb::CommonTlsContext,
     requires_client: bool,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use http::header::HOST;
 use http::uri::{Authority, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use mesh_tower::body::Body;
 use mesh_tower::core::request::is_grpc;
 use mesh_tower::server::{ConnectionInfo, ServerLayer};
@@ -40,11 +40,8 @@ impl Edge {
     }
 
     async fn send_on(self, mut request: Request<Body>) -> Answer {
-        if let Some(malformed) = forward::malformed(&request) {
-            return malformed;
-        }
-        if request.method() == Method::CONNECT {
-            return forward::refusal(StatusCode::METHOD_NOT_ALLOWED, "there is no proxy here");
+        if let Some(refused) = forward::not_for_a_server(&request) {
+            return refused;
         }
         let is_grpc = is_grpc(request.headers());
         let upgrade = forward::prepare(&mut request);

@@ -6,14 +6,14 @@
 #![warn(clippy::unwrap_used)]
 
 mod edge;
-#[path = "../mesh-sidecar/forward.rs"]
-#[allow(dead_code, reason = "a sidecar does more of it")]
+#[path = "../shared/forward.rs"]
 mod forward;
 mod options;
-#[path = "../mesh-sidecar/values.rs"]
+#[path = "../shared/start.rs"]
+mod start;
+#[path = "../shared/values.rs"]
 mod values;
 
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,7 +21,6 @@ use clap::Parser;
 use mesh_tower::server::{Carry, MeshListener};
 use mesh_tower::{Mesh, server};
 use tokio::task::JoinSet;
-use tracing_subscriber::EnvFilter;
 
 use crate::edge::Edge;
 use crate::options::Options;
@@ -31,23 +30,11 @@ const LOOK: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("warn,mesh_gateway=info,mesh_tower::gateway=info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    log.with_ansi(io::stderr().is_terminal()).init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let ended = runtime.map_err(|error| error.to_string()).and_then(|runtime| runtime.block_on(run(&options)));
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("mesh-gateway: {why}");
-            ExitCode::FAILURE
-        }
-    }
+    start::program("mesh-gateway", "warn,mesh_gateway=info,mesh_tower::gateway=info", run(&options))
 }
 
 /// From the first listener to the end of the last request.
-async fn run(options: &Options) -> Result<(), String> {
+async fn run(options: &Options) -> Result<u8, String> {
     let mesh = options.mesh()?.start().map_err(|error| error.to_string())?;
     mesh.drain_on_signals().map_err(|error| format!("signals: {error}"))?;
     let edge = Edge::new(&mesh);
@@ -63,7 +50,7 @@ async fn run(options: &Options) -> Result<(), String> {
             },
             () = async { ready.as_mut().expect("it is there").await }, if ready.is_some() => {
                 ready = None;
-                serve_admin(options, &mesh)?;
+                start::serve_admin(options.admin_addr, &mesh)?;
                 tracing::info!("ready");
             }
             Some(_) = serving.join_next() => {}
@@ -73,7 +60,7 @@ async fn run(options: &Options) -> Result<(), String> {
     while serving.join_next().await.is_some() {}
     mesh.flush_telemetry().await;
     mesh.flush_access_logs();
-    Ok(())
+    Ok(0)
 }
 
 /// Serves by one listener, until it is gone or the mesh has drained.
@@ -93,11 +80,4 @@ async fn answered(mesh: &Mesh) {
     while !mesh.client_status().servers.iter().any(|server| server.connected) {
         tokio::time::sleep(LOOK).await;
     }
-}
-
-fn serve_admin(options: &Options, mesh: &Mesh) -> Result<(), String> {
-    let Some(address) = options.admin_addr else { return Ok(()) };
-    let bound = mesh.serve_admin(address).map_err(|error| format!("--admin-addr {address}: {error}"))?;
-    tracing::info!("admin at {bound}");
-    Ok(())
 }

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
-use mesh_tower::core::xds::XdsSource;
-use mesh_tower::{Bootstrap, Mesh, MeshBuilder};
+use mesh_tower::{Bootstrap, MeshBuilder};
 
+use crate::start;
 use crate::values::{self, label, seconds};
 
 /// A gateway of the mesh: binds the listeners that the control plane has for it, and sends on what comes to them.
@@ -63,9 +63,7 @@ impl Options {
                 fastrand::u32(..),
             ),
         };
-        let builder = Mesh::builder().traces_from_env().metrics_from_env().access_logs_from_env();
-        let builder = builder.source(XdsSource::new(bootstrap.gateway()));
-        Ok(if self.admin_addr.is_some() { builder.metrics() } else { builder })
+        Ok(start::mesh(bootstrap.gateway(), self.admin_addr.is_some()))
     }
 }
 

@@ -8,13 +8,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use http::header::HOST;
-use http::{HeaderValue, Method, Request, StatusCode, Version};
+use http::{HeaderValue, Request, Version};
 use mesh_tower::body::Body;
 use mesh_tower::client::SentHost;
 use mesh_tower::core::request::is_grpc;
 use mesh_tower::{Client, Mesh};
 use tokio::net::TcpStream;
 
+use crate::carry::as_it_came;
 use crate::forward::{self, Answer, Behind, Tunnels};
 use crate::options::AppProtocol;
 
@@ -62,15 +63,12 @@ impl ToProgram {
     /// The server in front of the program.
     pub(crate) fn into_server(self) -> Behind {
         let layer = self.mesh.server_layer();
-        Behind::new(&layer, forward::as_it_came, move |request| self.clone().hand_over(request))
+        Behind::new(&layer, as_it_came, move |request| self.clone().hand_over(request))
     }
 
     async fn hand_over(self, mut request: Request<Body>) -> Answer {
-        if let Some(malformed) = forward::malformed(&request) {
-            return malformed;
-        }
-        if request.method() == Method::CONNECT {
-            return forward::refusal(StatusCode::METHOD_NOT_ALLOWED, "there is no proxy here");
+        if let Some(refused) = forward::not_for_a_server(&request) {
+            return refused;
         }
         let is_grpc = is_grpc(request.headers());
         let upgrade = forward::prepare(&mut request);

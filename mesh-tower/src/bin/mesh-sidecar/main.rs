@@ -6,14 +6,19 @@
 
 #![warn(clippy::unwrap_used)]
 
+mod carry;
+#[path = "../shared/forward.rs"]
 mod forward;
 mod inbound;
 mod options;
 mod outbound;
 mod program;
+#[path = "../shared/start.rs"]
+mod start;
+#[path = "../shared/values.rs"]
 mod values;
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::pin::pin;
 use std::process::ExitCode;
 
@@ -25,7 +30,6 @@ use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tracing_subscriber::EnvFilter;
 
 use crate::forward::Tunnels;
 use crate::inbound::ToProgram;
@@ -45,18 +49,7 @@ fn main() -> ExitCode {
         return code.into();
     }
     let options = Options::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,mesh_sidecar=info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    log.with_ansi(io::stderr().is_terminal()).init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let ended = runtime.map_err(|error| error.to_string()).and_then(|runtime| runtime.block_on(run(&options)));
-    match ended {
-        Ok(code) => code.into(),
-        Err(why) => {
-            eprintln!("mesh-sidecar: {why}");
-            ExitCode::FAILURE
-        }
-    }
+    start::program("mesh-sidecar", "warn,mesh_sidecar=info", run(&options))
 }
 
 /// From the program's beginning to its end, whose exit code this is.
@@ -78,7 +71,7 @@ async fn run(options: &Options) -> Result<u8, String> {
     if options.app_port.is_some() {
         front.spawn(serve(options.clone(), mesh.clone(), local.clone(), incoming));
     } else {
-        serve_admin(options, &mesh)?;
+        start::serve_admin(options.admin_addr, &mesh)?;
         tracing::info!("ready");
     }
     let code = live(options, &mesh, program, &mut signals, &mut front).await;
@@ -153,7 +146,7 @@ async fn serve(options: Options, mesh: Mesh, local: Mesh, tunnels: Tunnels) -> R
     let ready = |address| {
         let (mesh, options) = (mesh.clone(), options.clone());
         async move {
-            serve_admin(&options, &mesh)?;
+            start::serve_admin(options.admin_addr, &mesh)?;
             match mesh.serving().await {
                 Ok(()) => tracing::info!("ready: {address} is in front of {at}"),
                 Err(reason) => tracing::warn!("{address} is in front of {at}, and not serving yet: {reason}"),
@@ -164,7 +157,8 @@ async fn serve(options: Options, mesh: Mesh, local: Mesh, tunnels: Tunnels) -> R
     if options.app_protocol == AppProtocol::Tcp {
         let listener = mesh.bind_tcp(options.inbound).await.map_err(failed)?;
         let address = listener.local_addr();
-        let ((), told) = tokio::join!(tunnels.carry_all(listener, move || TcpStream::connect(at)), ready(address));
+        let ((), told) =
+            tokio::join!(carry::carry_all(tunnels, listener, move || TcpStream::connect(at)), ready(address));
         return told;
     }
     let listener = mesh.bind(options.inbound).await.map_err(failed)?;
@@ -175,13 +169,6 @@ async fn serve(options: Options, mesh: Mesh, local: Mesh, tunnels: Tunnels) -> R
     let served = server::serve(listener, server).deadline(options.drain_timeout).readable_bodies().into_future();
     let (served, told) = tokio::join!(served, ready(address));
     told.and(served.map_err(|error| error.to_string()))
-}
-
-fn serve_admin(options: &Options, mesh: &Mesh) -> Result<(), String> {
-    let Some(address) = options.admin_addr else { return Ok(()) };
-    let bound = mesh.serve_admin(address).map_err(|error| format!("--admin-addr {address}: {error}"))?;
-    tracing::info!("admin at {bound}");
-    Ok(())
 }
 
 /// What the program is told of the proxy, in every spelling that clients know.

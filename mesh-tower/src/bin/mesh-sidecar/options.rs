@@ -1,6 +1,5 @@
 //! The command line, and who the program is to the mesh.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,9 +9,9 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use http::uri::Authority;
-use mesh_tower::core::xds::XdsSource;
-use mesh_tower::{Bootstrap, Mesh, MeshBuilder};
+use mesh_tower::{Bootstrap, MeshBuilder};
 
+use crate::start;
 use crate::values::{self, label, seconds};
 
 /// Starts a program in the mesh: calls that it makes through a proxy, and calls that it gets on a port in front of it.
@@ -139,17 +138,11 @@ impl Options {
                 &self.name,
                 &self.namespace,
                 &self.service_account,
-                &self.labels(),
+                &values::labels(&self.labels, &self.name),
                 fastrand::u32(..),
             ),
         };
-        let builder = Mesh::builder().traces_from_env().metrics_from_env().access_logs_from_env();
-        let builder = builder.source(XdsSource::new(bootstrap));
-        Ok(if self.admin_addr.is_some() { builder.metrics() } else { builder })
-    }
-
-    fn labels(&self) -> BTreeMap<String, String> {
-        values::labels(&self.labels, &self.name)
+        Ok(start::mesh(bootstrap, self.admin_addr.is_some()))
     }
 }
 
@@ -189,7 +182,7 @@ mod tests {
         let options = |line: &str| Options::try_parse_from(line.split(' '));
         let parsed = options("mesh-sidecar --control c:1 --app-port 80 -- python3 app.py --listen x").unwrap();
         assert_eq!(parsed.command, ["python3", "app.py", "--listen", "x"]);
-        assert_eq!(parsed.labels(), [("app".to_owned(), "sidecar".to_owned())].into());
+        assert_eq!(values::labels(&parsed.labels, &parsed.name), [("app".to_owned(), "sidecar".to_owned())].into());
         for wrong in [
             "mesh-sidecar",
             "mesh-sidecar python3",

@@ -19,6 +19,7 @@ use mesh_tower::core::request::is_grpc;
 use mesh_tower::{Client, Mesh, MeshError, reply, server};
 use tokio::task::JoinSet;
 
+use crate::carry::{as_it_came, carry_all};
 use crate::forward::{self, Answer, Behind, Tunnels, refusal};
 use crate::options::Listen;
 
@@ -91,7 +92,7 @@ impl Outbound {
                 let sent = sender.clone().send(request);
                 async { sent.await.unwrap_or_else(|refused| *refused) }
             };
-            let service = Behind::new(&local.server_layer(), forward::as_it_came, send);
+            let service = Behind::new(&local.server_layer(), as_it_came, send);
             let served = server::serve(listener, service).readable_bodies().into_future();
             serving.spawn(async move {
                 if let Err(error) = served.await {
@@ -101,7 +102,8 @@ impl Outbound {
         }
         for (listener, service) in bytes {
             let shared = Arc::clone(&shared);
-            serving.spawn(tunnels.clone().carry_all(listener, move || Arc::clone(&shared).connect_to(service.clone())));
+            serving
+                .spawn(carry_all(tunnels.clone(), listener, move || Arc::clone(&shared).connect_to(service.clone())));
         }
         Ok(Outbound { proxy: address, _serving: serving })
     }

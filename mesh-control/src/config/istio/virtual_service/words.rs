@@ -1,27 +1,10 @@
 //! Values that are words of their own: statuses of gRPC, conditions of retries, and bytes in base64.
 
+use mesh_core::error::GRPC_STATUSES;
+
 /// A gRPC status by its name, or by its number.
 pub fn grpc_status_code(text: &str) -> Option<u32> {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    let by_name = (0u32..).zip(NAMES).find(|(_, name)| *name == text).map(|(code, _)| code);
+    let by_name = (0u32..).zip(GRPC_STATUSES).find(|(_, name)| *name == text).map(|(code, _)| code);
     by_name.or_else(|| text.parse().ok().filter(|code| *code <= 16))
 }
 

@@ -1,4 +1,4 @@
-//! Values of options that a gateway has, too.
+//! Values of options that both programs have.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -13,12 +13,12 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use mesh_tower::body::{Body, BoxError};
 use mesh_tower::core::identity::SpiffeId;
-use mesh_tower::server::{ConnectionInfo, MeshTcpListener, ResponseFuture, ServerBody, ServerLayer, ServerService};
+use mesh_tower::server::{ConnectionInfo, ResponseFuture, ServerBody, ServerLayer, ServerService};
 use mesh_tower::{MeshError, reply};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -63,9 +63,6 @@ fn take_named(headers: &mut HeaderMap) -> Result<(), String> {
     named.iter().for_each(|name| _ = headers.remove(name));
     Ok(())
 }
-
-/// Nothing is made of it.
-pub(crate) fn as_it_came(_: &mut Request<Body>) {}
 
 /// A server that decides by nothing that does not go on.
 #[derive(Clone)]
@@ -137,6 +134,12 @@ impl Service<Request<Body>> for Behind {
 pub(crate) fn malformed<B>(request: &Request<B>) -> Option<Answer> {
     let Malformed(why) = request.extensions().get()?;
     Some(refusal(StatusCode::BAD_REQUEST, why))
+}
+
+/// The answer to a request that a server does not take: it is malformed, or wants a tunnel.
+pub(crate) fn not_for_a_server<B>(request: &Request<B>) -> Option<Answer> {
+    let no_proxy = || refusal(StatusCode::METHOD_NOT_ALLOWED, "there is no proxy here");
+    malformed(request).or_else(|| (*request.method() == Method::CONNECT).then(no_proxy))
 }
 
 /// Takes off what is about the connection that a message came over. Where it goes on to be upgraded, that stays.
@@ -288,23 +291,6 @@ impl Tunnels {
                 tracing::debug!(%reason, "a tunnel broke");
             }
         });
-    }
-
-    /// Carries the bytes of each connection that is let in to another end of its own, until nobody is let in any more.
-    pub(crate) async fn carry_all<F, B>(self, mut listener: MeshTcpListener, other_end: impl Fn() -> F)
-    where
-        F: Future<Output = io::Result<B>> + Send + 'static,
-        B: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        while let Some((io, peer)) = listener.accept().await {
-            let Some(room) = self.room() else {
-                let port = listener.local_addr().port();
-                tracing::warn!(%peer, port, "a connection is closed: as many are open as there may be");
-                continue;
-            };
-            let other = other_end();
-            self.carry(room, async { Ok((io, other.await?)) });
-        }
     }
 }
 
