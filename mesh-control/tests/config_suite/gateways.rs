@@ -273,6 +273,30 @@ fn plaintext_is_redirected_and_tls_passes_by_name() {
     assert_eq!(names(&plane, &edge(), Kind::Cluster), format!("BlackHoleCluster {WEB_CLUSTER}"));
 }
 
+/// Whose hosts they are, the Gateway says: no rule of another namespace has them, however wide its own are.
+#[test]
+fn a_name_that_passes_is_led_by_rules_of_the_namespace_that_it_is_for_alone() {
+    let server = |hosts: &str| {
+        format!("{{port: {{number: 8443, name: tls, protocol: TLS}}, hosts: [{hosts}], tls: {{mode: PASSTHROUGH}}}}")
+    };
+    let route = "route: [{destination: {host: web}}]";
+    let led = |hosts: &str, sni: &str| {
+        let tls = format!("tls: [{{match: [{{sniHosts: [{sni}]}}], {route}}}]");
+        let text = [WEB.to_owned(), gateway("a", &server(hosts)), rules("b", "a", "'*.example'", &tls)];
+        let plane = plane(&text.concat());
+        let led = listener(&plane, &edge(), "0.0.0.0_8443")
+            .filter_chains
+            .into_iter()
+            .filter(|chain| String::from_utf8_lossy(&chain.encode_to_vec()).contains(WEB_CLUSTER));
+        led.flat_map(|chain| chain.filter_chain_match.unwrap_or_default().server_names).collect::<Vec<_>>()
+    };
+    let both = "pay/pay.example, shop/shop.example";
+    assert_eq!(led(both, "pay.example"), [""; 0]);
+    assert_eq!(led(both, "shop.example, pay.example"), ["shop.example"]);
+    assert_eq!(led(both, "'*.example'"), ["shop.example"]);
+    assert_eq!(led("'*/*.example'", "pay.example"), ["pay.example"]);
+}
+
 #[tokio::test]
 async fn a_rule_that_is_wrong_from_the_start_keeps_others_from_its_host() {
     let server = "{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}";

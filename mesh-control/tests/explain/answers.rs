@@ -214,6 +214,8 @@ fn a_host_is_described_to_those_who_see_an_object_that_does() {
     };
     let destination = |host: &str, more: &str| rule("DestinationRule", &format!("host: '{host}'{more}"));
     let (private, tls) = (", exportTo: [.]", ", trafficPolicy: {tls: {mode: SIMPLE}}");
+    let mutual = ", trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}";
+    let tunnel = ", trafficPolicy: {tunnel: {targetHost: db.example.org, targetPort: 1}}";
     let routes = "http: [{route: [{destination: {host: other.example.org}}]}]";
     let entry = "resolution: DNS, location: MESH_EXTERNAL, ports: [{number: 443, name: tls, protocol: TLS}]";
     // An object of the namespace `own`, and whether others, and it, are refused at port 80.
@@ -222,6 +224,9 @@ fn a_host_is_described_to_those_who_see_an_object_that_does() {
         (destination("*", ""), false, false),
         (destination("*.example.org", ""), false, false),
         (destination("*.example.org", tls), true, true),
+        (destination("*.example.org", mutual), true, true),
+        (destination("*.example.org", tunnel), true, true),
+        (destination("*", mutual), false, false),
         (destination("*.example.org", &format!("{tls}{private}")), false, true),
         (destination("pay.example.org", private), false, true),
         (destination("pay.example.org", ""), true, true),
@@ -243,6 +248,10 @@ fn a_host_is_described_to_those_who_see_an_object_that_does() {
                   spec: {selector: {app: hidden}, ports: [{name: http, port: 80}]}\n";
     let request = r#"{"source": {"namespace": "shop"}, "host": "hidden.own.svc.cluster.local"}"#;
     check(&format!("{SHOP}{hidden}"), &[(request, json!({"outcome": "error"}))]);
+    // Nor is one by a name without dots that another namespace keeps to itself.
+    let short = rule("ServiceEntry", &format!("hosts: [short], {entry}{private}"));
+    let request = r#"{"source": {"namespace": "shop"}, "host": "short"}"#;
+    check(&format!("{SHOP}{short}"), &[(request, json!({"outcome": "forward"}))]);
 }
 
 #[test]

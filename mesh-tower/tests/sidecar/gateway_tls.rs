@@ -287,6 +287,15 @@ async fn clients_show_what_they_are_asked_for_and_the_program_is_told() {
             assert_eq!(seen.contains("\r\nx-forwarded-client-cert: Hash="), shows.is_some(), "{seen}");
         }
     }
+    // What one name asks of clients, who asked for another has not given.
+    assert_eq!(caller(None).ask(edge, "may.example", "must.example").await.unwrap().0, 421);
+    // Who is of the mesh, its own authorities say, and not those of the gateway.
+    let workload = clients.leaf_with(&[], |params| {
+        let id = "spiffe://cluster.local/ns/ops/sa/admin".try_into().unwrap();
+        params.subject_alt_names.push(rcgen::SanType::URI(id));
+    });
+    let (_, seen) = caller(Some(&workload)).ask(edge, "must.example", "must.example").await.unwrap();
+    assert!(seen.contains("\r\nx-forwarded-client-cert: Hash=") && !seen.contains("spiffe:"), "{seen}");
     let old = Caller { versions: &[&TLS12], shows: Some(&good), ..Caller::new(&ca) };
     assert!(old.ask(edge, "must.example", "a").await.is_ok());
     let new = Caller { versions: &[&TLS13], ..old };
