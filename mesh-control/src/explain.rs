@@ -339,6 +339,7 @@ fn shared(origins: Vec<(&'static str, String)>) -> Vec<(&'static str, Arc<str>)>
 mod tests {
     use super::*;
     use crate::plane::Plane;
+    use crate::render::judge::JUDGED;
     use crate::render::proto::ENCODED;
 
     /// So many services of so many routes each, and one more for all that those do not take.
@@ -360,6 +361,18 @@ mod tests {
         ENCODED.set(0);
         what();
         ENCODED.get()
+    }
+
+    #[test]
+    fn a_route_that_was_judged_when_it_was_read_is_not_judged_again_when_it_is_published() {
+        let plane = plane(2, 50);
+        let snapshot = plane.snapshot();
+        let (client, _) = asker(&snapshot, "shop/s1").unwrap();
+        JUDGED.set(0);
+        let shown = routes(&snapshot, &client, "s0:80");
+        assert_eq!(shown["routes"].as_array().map(Vec::len), Some(51));
+        // The listener, the configuration without its routes, and the cluster.
+        assert!(JUDGED.get() <= 3, "{}", JUDGED.get());
     }
 
     #[test]

@@ -1,21 +1,21 @@
 //! What the data plane would refuse: every route and every cluster, asked of the judge that publishes them.
 //!
-//! Routes are judged whoever they are for; clusters as a client of their service's namespace sees them. What other
+//! Routes are judged whoever they are for, and clusters, as a client of their own namespace sees them. What other
 //! clients see is judged by the same judge when they ask for it.
 
 use crate::catalog::ClientClass;
 use crate::config::diagnostic::Diagnostic;
+use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
 use crate::policy::view::View;
-use crate::policy::{Policy, compile};
 use crate::render::{self, judge::Judge};
 
 pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for entry in policy.virtual_services.iter() {
-        found.extend(render::refused_routes(judge, compile::routes_of_anybody(&entry.rules)));
+        render::refused_routes(judge, policy.routes_of_anybody(entry), found);
     }
     for routes in policy.gateway_routes.all_routes() {
-        found.extend(render::refused_routes(judge, routes));
+        render::refused_routes(judge, routes, found);
     }
     for (_, service) in policy.services.iter() {
         let view = View::of_namespace(&service.namespace);

@@ -56,11 +56,6 @@ pub struct Surroundings<'a> {
     pub gateway: Option<&'a str>,
 }
 
-impl Surroundings<'static> {
-    /// Of nothing but rules.
-    pub const NONE: Self = Surroundings { service_of: &|_| None, default_retry: None, gateway: None };
-}
-
 /// The routes that these rules are for a client that addresses this port.
 pub fn routes(rules: &[Rule], view: &View, port: u16, around: &Surroundings<'_>) -> Vec<Route> {
     let mut routes: Vec<Route> = Vec::new();
@@ -84,13 +79,13 @@ pub fn routes(rules: &[Rule], view: &View, port: u16, around: &Surroundings<'_>)
     routes
 }
 
-/// Every route that these rules can be, whoever the client is and whatever port it addresses.
-pub fn routes_of_anybody(rules: &[Rule]) -> Vec<Route> {
+/// Every route that these rules can be, whoever the client is.
+pub fn routes_of_anybody(rules: &[Rule], port: u16, around: &Surroundings<'_>) -> Vec<Route> {
     let mut routes = Vec::new();
     for rule in rules {
         let unconditional = [HttpMatch::default()];
         let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };
-        routes.extend(matches.iter().filter_map(|condition| compile_one(rule, condition, 80, &Surroundings::NONE)));
+        routes.extend(matches.iter().filter_map(|condition| compile_one(rule, condition, port, around)));
     }
     routes
 }

@@ -527,6 +527,21 @@ impl Policy {
     }
 
     fn of_virtual_service(&self, host: &str, port: u16, view: &View) -> Vec<Route> {
+        let Some(entry) = self.virtual_services.find(host, self.sight(view)) else { return Vec::new() };
+        self.compile(view, |around| compile::routes(&entry.rules, view, port, around))
+    }
+
+    /// Every route that the rules of a VirtualService can be, to the first port of its first host, as its own namespace sees what
+    /// they name: for most of them, what clients get.
+    pub fn routes_of_anybody(&self, entry: &virtual_services::Entry) -> Vec<Route> {
+        let view = View::of_namespace(&entry.meta.namespace);
+        let ports = entry.hosts.first().and_then(|host| self.ports_of(host, &view));
+        let port = ports.and_then(|(_, ports)| ports.first().copied()).unwrap_or(80);
+        self.compile(&view, |around| compile::routes_of_anybody(&entry.rules, port, around))
+    }
+
+    /// Reads rules as a client of this view does.
+    fn compile(&self, view: &View, rules: impl FnOnce(&Surroundings<'_>) -> Vec<Route>) -> Vec<Route> {
         // Many routes lead to few hosts.
         let known = RefCell::new(HashMap::<String, Option<_>>::new());
         let service_of = |host: &str| {
@@ -537,9 +552,7 @@ impl Policy {
                 found
             })
         };
-        let entry = self.virtual_services.find(host, self.sight(view));
-        let around = Surroundings { service_of: &service_of, default_retry: self.mesh.retry.as_ref(), gateway: None };
-        entry.map(|entry| compile::routes(&entry.rules, view, port, &around)).unwrap_or_default()
+        rules(&Surroundings { service_of: &service_of, default_retry: self.mesh.retry.as_ref(), gateway: None })
     }
 
     /// The host that a full name stands for, and its ports.

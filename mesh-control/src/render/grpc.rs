@@ -46,13 +46,14 @@ const GRPC_RING: u64 = 4096;
 /// How many points a ring has at least where nothing is said (gRFC A42, Envoy).
 const DEFAULT_RING: u64 = 1024;
 
+/// What the routes of one address stand in.
+pub(super) fn route_configuration(name: &str, domains: Vec<String>) -> route::RouteConfiguration {
+    let host = route::VirtualHost { name: name.to_owned(), domains, ..Default::default() };
+    route::RouteConfiguration { name: name.to_owned(), virtual_hosts: vec![host], ..Default::default() }
+}
+
 /// The routes of one address, and what they cannot do.
-pub(super) fn route_configuration(
-    name: &str,
-    domains: Vec<String>,
-    routes: &[Route],
-    degraded: &mut Vec<Degraded>,
-) -> route::RouteConfiguration {
+pub(super) fn render_routes(routes: &[Route], degraded: &mut Vec<Degraded>) -> Vec<route::Route> {
     let mut rendered = Vec::new();
     for route in routes {
         let mut note = |field: &str, what: String| {
@@ -69,16 +70,7 @@ pub(super) fn route_configuration(
     if rendered.is_empty() {
         rendered.push(failing_route());
     }
-    route::RouteConfiguration {
-        name: name.to_owned(),
-        virtual_hosts: vec![route::VirtualHost {
-            name: name.to_owned(),
-            domains,
-            routes: rendered,
-            ..Default::default()
-        }],
-        ..Default::default()
-    }
+    rendered
 }
 
 /// Calls that no route is for fail. Said in so many words, since some clients refuse a virtual host without routes.

@@ -14,7 +14,7 @@ use mesh_core::xds::decode::{Options, decode};
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::proto;
+use super::{library, proto};
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::policy::Cluster;
 use crate::policy::route::{Action, Condition, Faults, HeaderChanges, Route};
@@ -43,16 +43,21 @@ impl Judge {
         self.remembered((Judged::Resource(kind), xxh3_64(bytes)), || decode(kind, bytes, &Options::default()).map(drop))
     }
 
-    /// Encodes a route configuration that is accepted. It is judged route by route: none depends on another.
-    /// Each is encoded once, since there may be thousands.
-    pub(super) fn verdict_on_routes(&self, mut config: pb::RouteConfiguration) -> Result<Vec<u8>, Invalid> {
-        let mut accepted = Vec::with_capacity(config.virtual_hosts.len());
-        for host in &mut config.virtual_hosts {
-            let routes = std::mem::take(&mut host.routes).into_iter().map(|route| self.verdict_on_route(route));
-            accepted.push(routes.collect::<Result<Vec<_>, _>>()?);
-        }
+    /// Encodes a route configuration that is accepted, whose one virtual host has these routes. It is judged route by route: none
+    /// depends on another. Each is made and encoded by itself, since there may be thousands.
+    pub(super) fn accepted(
+        &self,
+        config: pb::RouteConfiguration,
+        routes: impl IntoIterator<Item = pb::Route>,
+    ) -> Result<Vec<u8>, Invalid> {
+        let routes = routes.into_iter().map(|route| self.verdict_on_route(route)).collect::<Result<_, _>>()?;
         self.verdict(ResourceType::Route, &config.encode_to_vec())?;
-        Ok(proto::with_routes(config, accepted))
+        Ok(proto::with_routes(config, vec![routes]))
+    }
+
+    /// What the decoder says of routes, in the form that the library gets.
+    pub(super) fn verdict_on_routes(&self, routes: &[Route]) -> Result<(), Invalid> {
+        routes.iter().map(library::render_route).try_for_each(|route| self.verdict_on_route(route).map(drop))
     }
 
     fn verdict_on_route(&self, route: pb::Route) -> Result<Vec<u8>, Invalid> {
@@ -68,6 +73,8 @@ impl Judge {
         if accepted().contains(&key) {
             return Ok(());
         }
+        #[cfg(test)]
+        JUDGED.with(|judged| judged.set(judged.get() + 1));
         judge()?;
         let mut accepted = accepted();
         if accepted.len() >= MOST_REMEMBERED {
@@ -76,6 +83,12 @@ impl Judge {
         accepted.insert(key);
         Ok(())
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often the decoder was asked: what is remembered is counted, not timed.
+    pub(crate) static JUDGED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// Routes that are refused together as they can be published, and what is to be said of those that cannot. `accepts` is
@@ -163,7 +176,6 @@ fn said(invalid: &Invalid) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::library;
     use super::*;
     use crate::policy::text::TextMatch;
 
@@ -180,10 +192,9 @@ mod tests {
     }
 
     fn published(routes: Vec<Route>) -> Vec<Route> {
-        let render = |routes: &[Route]| library::route_configuration("r", vec!["*".to_owned()], routes);
         let judge = Judge::default();
-        let (published, _) = publishable(routes, |routes| judge.verdict_on_routes(render(routes)).map(drop));
-        judge.verdict_on_routes(render(&published)).expect("what is published is accepted");
+        let (published, _) = publishable(routes, |routes| judge.verdict_on_routes(routes));
+        judge.verdict_on_routes(&published).expect("what is published is accepted");
         published
     }
 

@@ -50,10 +50,9 @@ use crate::registry::WrittenEndpoint;
 /// Istio answers with up to 1 MiB; Envoy's own limit is 4 KiB.
 const LARGEST_BODY: u32 = 1 << 20;
 
-/// The routes of one address.
-pub(super) fn route_configuration(name: &str, domains: Vec<String>, routes: &[Route]) -> route::RouteConfiguration {
-    let (host, routes) = (name.to_owned(), render_routes(routes));
-    configuration(name, vec![route::VirtualHost { name: host, domains, routes, ..Default::default() }])
+/// What the routes of one address stand in.
+pub(super) fn route_configuration(name: &str, domains: Vec<String>) -> route::RouteConfiguration {
+    configuration(name, vec![route::VirtualHost { name: name.to_owned(), domains, ..Default::default() }])
 }
 
 /// Virtual hosts under this name.
@@ -70,7 +69,7 @@ pub(super) fn render_routes(routes: &[Route]) -> Vec<route::Route> {
     routes.iter().map(render_route).collect()
 }
 
-fn render_route(rendered: &Route) -> route::Route {
+pub(super) fn render_route(rendered: &Route) -> route::Route {
     let mut own = HeaderOptions::default();
     own.extend(&rendered.headers);
     let action = match &rendered.action {

@@ -415,30 +415,41 @@ pub fn render_routes(judge: &Judge, policy: &Policy, class: ClientClass, view: &
     }
     let routes = policy.routes(&address, view);
     let domains = domains(&address, view);
-    let render = |routes: &[Route], degraded: &mut Vec<Degraded>| match class {
-        ClientClass::Grpc => grpc::route_configuration(name, domains.clone(), routes, degraded),
-        ClientClass::Library | ClientClass::Envoy => library::route_configuration(name, domains.clone(), routes),
+    let accepted = |routes: &[Route], degraded: &mut Vec<Degraded>| match class {
+        ClientClass::Grpc => {
+            judge.accepted(grpc::route_configuration(name, domains.clone()), grpc::render_routes(routes, degraded))
+        }
+        ClientClass::Library | ClientClass::Envoy => {
+            let routes = routes.iter().map(library::render_route);
+            judge.accepted(library::route_configuration(name, domains.clone()), routes)
+        }
     };
     let mut degraded = Vec::new();
-    if let Ok(rendered) = judge.verdict_on_routes(render(&routes, &mut degraded)) {
+    if let Ok(rendered) = accepted(&routes, &mut degraded) {
         return Some(Rendered { encoded: encoded(name, rendered), degraded, refused: Vec::new() });
     }
-    let verdict = |routes: &[Route]| judge.verdict_on_routes(render(routes, &mut Vec::new())).map(drop);
+    let verdict = |routes: &[Route]| accepted(routes, &mut Vec::new()).map(drop);
     let (routes, refused) = judge::publishable(routes.to_vec(), verdict);
     degraded.clear();
-    let rendered = judge.verdict_on_routes(render(&routes, &mut degraded)).ok()?;
+    let rendered = accepted(&routes, &mut degraded).ok()?;
     Some(Rendered { encoded: encoded(name, rendered), degraded, refused })
 }
 
-/// What the data plane would refuse of these routes, whoever they are for.
-pub fn refused_routes(judge: &Judge, routes: Vec<Route>) -> Vec<Diagnostic> {
-    let verdict = |routes: &[Route]| {
-        judge.verdict_on_routes(library::route_configuration("judged", vec!["*".to_owned()], routes)).map(drop)
-    };
+/// Routes as they can be published, in the form that the library and Envoys get: the data plane's own decoder finds what Envoy
+/// would refuse for the same reason.
+fn publishable(judge: &Judge, routes: Vec<Route>, refused: &mut Vec<Diagnostic>) -> Vec<Route> {
+    let verdict = |routes: &[Route]| judge.verdict_on_routes(routes);
     if verdict(&routes).is_ok() {
-        return Vec::new();
+        return routes;
     }
-    judge::publishable(routes, verdict).1
+    let (routes, found) = judge::publishable(routes, verdict);
+    refused.extend(found);
+    routes
+}
+
+/// What the data plane would refuse of these routes, whoever they are for.
+pub fn refused_routes(judge: &Judge, routes: Vec<Route>, found: &mut Vec<Diagnostic>) {
+    publishable(judge, routes, found);
 }
 
 /// The cluster of this name, `outbound|port|subset|host`.

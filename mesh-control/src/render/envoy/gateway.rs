@@ -21,6 +21,7 @@ use super::super::secrets::{authorities_name, certificate_name};
 use super::super::tls::{exact, file, of_files, socket};
 use super::super::{
     BLACK_HOLE, Rendered, clusters_of, connections, encode, encode_routes, guards, library, limits, listener,
+    publishable,
 };
 use super::inbound::Inbound;
 use super::{outbound, proxy, tls};
@@ -110,7 +111,7 @@ pub fn edge_routes(
         let mut hosts = Vec::new();
         for host in policy.virtual_hosts(&servers, view) {
             clusters.extend(clusters_of(policy, view, &host.routes));
-            let routes = outbound::publishable(judge, host.routes.clone(), &mut refused);
+            let routes = publishable(judge, host.routes.clone(), &mut refused);
             hosts.push(virtual_host(
                 policy,
                 view,

@@ -15,18 +15,18 @@ use envoy_types::pb::google::protobuf::{Any, BoolValue, UInt32Value};
 
 use super::super::connections;
 use super::super::extensions::session_state;
-use super::super::judge::{self, Judge};
+use super::super::judge::Judge;
 use super::super::proto::{CORS_FILTER, FAULT_FILTER, any};
 use super::super::{
     BLACK_HOLE, Degraded, PASSTHROUGH, Rendered, clusters, encode, encode_routes, envoy_logs, join, library, names_of,
+    publishable,
 };
 use super::inbound::speaks_http;
 use super::{VIRTUAL_OUTBOUND, dynamic, proxy};
 use crate::catalog::{Encoded, Sidecar};
-use crate::config::diagnostic::Diagnostic;
 use crate::policy::connections::Connections;
 use crate::policy::outbound::OutboundTrafficPolicy;
-use crate::policy::route::{Action, ClusterKey, Route};
+use crate::policy::route::{Action, ClusterKey};
 use crate::policy::telemetry::Side;
 use crate::policy::traffic::Session;
 use crate::policy::view::View;
@@ -290,20 +290,6 @@ pub fn routes(judge: &Judge, policy: &Policy, view: &View, outbound: &Outbound, 
     hosts.push(everything_else(outbound.passes));
     let rendered = library::configuration(&port.to_string(), hosts);
     Some(Rendered { encoded: encode_routes(&port.to_string(), rendered), degraded, refused })
-}
-
-/// Routes as they can be published: the data plane's own decoder finds what Envoy would refuse for the same reason.
-pub(super) fn publishable(judge: &Judge, routes: Vec<Route>, refused: &mut Vec<Diagnostic>) -> Vec<Route> {
-    let verdict = |routes: &[Route]| {
-        let config = library::route_configuration("judged", vec!["*".to_owned()], routes);
-        judge.verdict_on_routes(config).map(drop)
-    };
-    if verdict(&routes).is_ok() {
-        return routes;
-    }
-    let (routes, found) = judge::publishable(routes, verdict);
-    refused.extend(found);
-    routes
 }
 
 /// The authorities of a service: all of its names, those of its aliases, and each with the port.
