@@ -10,15 +10,19 @@ use crate::policy::access::Value;
 
 /// A claim that is one of these, or a list in which one of them is.
 pub(super) fn claim(path: &[String], values: &[Value]) -> Principal {
-    let texts = || {
-        let value_matchers = values.iter().map(|value| a_text(text(value))).collect();
-        ValueMatcher { match_pattern: Some(MatchPattern::OrMatch(matcher::OrMatcher { value_matchers })) }
-    };
-    let one_of = matcher::list_matcher::MatchPattern::OneOf(Box::new(texts()));
-    let list = MatchPattern::ListMatch(Box::new(matcher::ListMatcher { match_pattern: Some(one_of) }));
+    let texts = || one_of(values.iter().map(|value| a_text(text(value))).collect());
+    let in_it = matcher::list_matcher::MatchPattern::OneOf(Box::new(texts()));
+    let list = MatchPattern::ListMatch(Box::new(matcher::ListMatcher { match_pattern: Some(in_it) }));
     let either = vec![ValueMatcher { match_pattern: Some(list) }, texts()];
-    let either = MatchPattern::OrMatch(matcher::OrMatcher { value_matchers: either });
-    payload(path.iter().map(String::as_str), ValueMatcher { match_pattern: Some(either) })
+    payload(path.iter().map(String::as_str), one_of(either))
+}
+
+/// A value that fits one of these. Of one alone there is no choice: Envoy refuses the whole listener for it.
+fn one_of(mut value_matchers: Vec<ValueMatcher>) -> ValueMatcher {
+    match value_matchers.len() {
+        1 => value_matchers.remove(0),
+        _ => ValueMatcher { match_pattern: Some(MatchPattern::OrMatch(matcher::OrMatcher { value_matchers })) },
+    }
 }
 
 /// A principal by its two parts, as Istio takes it apart: the subject is what is behind the last slash. Two issuers
@@ -69,4 +73,18 @@ fn metadata<'a>(filter: &str, path: impl IntoIterator<Item = &'a str>, value: Va
     let path = path.into_iter().map(|key| PathSegment { segment: Some(Segment::Key(key.to_owned())) });
     let test = MetadataMatcher { filter: filter.to_owned(), path: path.collect(), value: Some(value), invert: false };
     who(Identifier::SourcedMetadata(SourcedMetadata { metadata_matcher: Some(test), ..Default::default() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_has_two_values_at_least() {
+        for (values, choices) in [(&["a"][..], 1), (&["a", "b"], 3)] {
+            let values: Vec<Value> = values.iter().map(|&value| Value::Exact(value.into())).collect();
+            let told = format!("{:?}", claim(&["group".to_owned()], &values));
+            assert_eq!(told.matches("OrMatcher {").count(), choices, "{told}");
+        }
+    }
 }
