@@ -5,8 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use mesh_core::error::{ErrorKind, MeshError};
 
@@ -15,9 +16,23 @@ use super::{Body, BoxError, Streamed};
 /// Refuses a `content-length` that contradicts the body. A stream of which nobody knows how long it is breaks off where
 /// it turns out to be another length.
 #[inline]
-pub(crate) fn check(headers: &HeaderMap, body: &mut Body) -> Result<(), MeshError> {
+pub(crate) fn check(head: &mut Parts, body: &mut Body) -> Result<(), MeshError> {
     // There are few headers, and seldom this one: looking at their names beats looking it up.
-    if headers.keys().any(|name| *name == CONTENT_LENGTH) { check_value(headers, body) } else { Ok(()) }
+    if head.headers.keys().any(|name| *name == CONTENT_LENGTH) {
+        return check_value(&head.headers, body);
+    }
+    if matches!(head.method, Method::GET | Method::HEAD) && body.size_hint().exact().is_none() {
+        tell_of_body(head);
+    }
+    Ok(())
+}
+
+/// A request that seldom has a body has one here: hyper would send it without, unless it is told.
+#[cold]
+fn tell_of_body(head: &mut Parts) {
+    if head.version == Version::HTTP_11 {
+        head.headers.entry(TRANSFER_ENCODING).or_insert(HeaderValue::from_static("chunked"));
+    }
 }
 
 fn check_value(headers: &HeaderMap, body: &mut Body) -> Result<(), MeshError> {

@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
+use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::request_info::Messages;
 use pin_project_lite::pin_project;
 use smallvec::SmallVec;
@@ -278,7 +279,7 @@ impl State {
             Some(Err(error)) => {
                 // It cannot be read once more.
                 (self.kept, self.is_over) = (None, true);
-                Some(Err(error))
+                Some(Err(broke_off(error)))
             }
             None => {
                 self.is_over = true;
@@ -481,6 +482,14 @@ impl Drop for Reader {
         drop(state);
         drop(stream);
     }
+}
+
+/// Whoever makes the request has not made all of it: that says nothing of the endpoint that it was for.
+fn broke_off(error: BoxError) -> BoxError {
+    if error.is::<MeshError>() {
+        return error;
+    }
+    MeshError::new(ErrorKind::BadRequest, "the request's body broke off").caused_by(error).into()
 }
 
 /// Over HTTP/2 the stream is reset with this reason; over HTTP/1.1 the connection ends.

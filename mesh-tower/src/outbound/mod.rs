@@ -154,7 +154,7 @@ impl<T: Transport> Outbound<T> {
             body.copied(mirror::LARGEST, move |body| copies.send(body));
         }
         match step {
-            Ok(Step::Send) => match length::check(&head.headers, &mut body) {
+            Ok(Step::Send) => match length::check(&mut head, &mut body) {
                 Ok(()) => {
                     let exchange = this.request.dispatch(head, body);
                     this.flight.set(match this.request.hedges() {

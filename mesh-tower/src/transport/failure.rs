@@ -77,11 +77,22 @@ impl Failure {
     }
 }
 
-/// What the mesh itself found wrong with the request's body while it was sent.
+/// What was wrong with the request's body while it was sent: it says nothing of the endpoint.
 fn of_body(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     let found = chain(error).find_map(|cause| cause.downcast_ref::<MeshError>());
-    let error = found.filter(|error| error.kind() == ErrorKind::BadRequest)?.clone();
+    let error = match found.filter(|error| error.kind() == ErrorKind::BadRequest) {
+        Some(error) => error.clone(),
+        None if was_broken_off(error) => MeshError::new(ErrorKind::BadRequest, "the request's body broke off"),
+        None => return None,
+    };
     Some(Failure { error, cause: FailureCause::Endpoint, unreachable: false })
+}
+
+/// Whether hyper has reset the stream since its body failed: over HTTP/2 nobody is told more of it.
+fn was_broken_off(error: &(dyn std::error::Error + 'static)) -> bool {
+    let Some(error) = chain(error).find_map(|cause| cause.downcast_ref::<h2::Error>()) else { return false };
+    let is_ours = error.is_reset() && !error.is_remote() && !error.is_library();
+    is_ours && error.reason() == Some(h2::Reason::INTERNAL_ERROR)
 }
 
 /// The errors of a chain, the first included.

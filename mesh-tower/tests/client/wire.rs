@@ -59,7 +59,7 @@ async fn peer() -> (SocketAddr, Receiver<String>) {
     (address, told)
 }
 
-/// A server of HTTP/2 that answers with the `:path` of the request.
+/// A server of HTTP/2 that reads a request and answers with its `:path`.
 async fn http2_peer() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -67,6 +67,7 @@ async fn http2_peer() -> SocketAddr {
         while let Ok((stream, _)) = listener.accept().await {
             let service = service_fn(|request: Request<Incoming>| async move {
                 let path = request.uri().path_and_query().map_or("none", |path| path.as_str()).to_owned();
+                _ = request.into_body().collect().await;
                 Ok::<_, Infallible>(http::Response::new(Full::new(Bytes::from(path))))
             });
             let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -291,6 +292,27 @@ async fn a_stream_that_is_longer_or_shorter_than_it_says_fails_the_request() {
         let told = within(seen.recv()).await.unwrap();
         assert!(told.starts_with("end") && !told.ends_with("abcd"), "{told}");
     }
+}
+
+/// Whoever makes the request has not made all of it: nothing is wrong with the server.
+#[tokio::test]
+async fn a_body_that_breaks_off_is_the_callers_fault() {
+    for (version, address) in [(Version::HTTP_11, peer().await.0), (Version::HTTP_2, http2_peer().await)] {
+        let frames = [Ok(Frame::data(Bytes::from("ab"))), Err(std::io::Error::other("cut"))];
+        let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
+        let error = send(mesh(address).client(), post(version, &[], body)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BadRequest, "{version:?}: {error:#}");
+    }
+}
+
+/// hyper sends it without, unless it is told.
+#[tokio::test]
+async fn a_get_whose_body_is_of_no_known_length_has_it_on_the_wire() {
+    let (address, mut seen) = peer().await;
+    let request = Request::get("http://s/").body(stream(&["abc"])).unwrap();
+    assert_eq!(send(mesh(address).client(), request).await.unwrap(), 200);
+    let told = sent(&mut seen).await;
+    assert!(told.contains("transfer-encoding: chunked\r\n") && told.contains("\r\nabc\r\n"), "{told}");
 }
 
 /// A route's header operations can say anything.
