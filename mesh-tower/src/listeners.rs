@@ -268,6 +268,7 @@ fn admits_alike(before: &ServerState, now: &ServerState) -> bool {
         _ => Some(false),
     })
     .all(|is_alike| is_alike)
+        && before.verifies_like(now)
 }
 
 /// A part of a listener: the socket or one of its connections. The last one to go takes it off the list.

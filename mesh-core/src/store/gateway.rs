@@ -71,13 +71,15 @@ impl Assembly {
             Some(Known::Absent(reason)) => Err(Arc::clone(reason)),
             Some(Known::Unknown) | None => Err(format!("secret {wanted:?} is not known yet").into()),
         };
-        let config = edge_config(tls, secret, SystemTime::now()).map(Arc::new);
-        let config = config.map_err(|invalid| {
-            let reason: Arc<str> = invalid.to_string().into();
-            tracing::warn!(%reason, "handshakes of a filter chain fail");
-            reason
-        });
-        Arc::new(Edge { tls: Arc::clone(tls), secrets, config })
+        let (config, clients) = match edge_config(tls, secret, SystemTime::now()) {
+            Ok((config, clients)) => (Ok(Arc::new(config)), clients),
+            Err(invalid) => {
+                let reason: Arc<str> = invalid.to_string().into();
+                tracing::warn!(%reason, "handshakes of a filter chain fail");
+                (Err(reason), None)
+            }
+        };
+        Arc::new(Edge { tls: Arc::clone(tls), secrets, config, clients })
     }
 
     /// Where the requests, or the connections, of a gateway's chain go on to.

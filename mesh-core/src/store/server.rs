@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use smallvec::SmallVec;
 use tokio_rustls::rustls::ServerConfig;
@@ -14,6 +15,7 @@ use crate::model::{
 };
 use crate::path::PathNormalization;
 use crate::store::TargetEntry;
+use crate::tls::{ClientVerifier, EdgeClient};
 use crate::view::RouteTable;
 
 /// Whether a server may serve (gRFC A36). Exhaustive: one more must not pass for one that may.
@@ -75,6 +77,18 @@ pub struct Edge {
     pub(super) secrets: Vec<Option<Arc<crate::model::Secret>>>,
     /// The same as a server has it, or why there is none.
     pub config: Result<Arc<ServerConfig>, Arc<str>>,
+    /// Who verifies what clients show, where they are asked for something.
+    pub(super) clients: Option<Arc<ClientVerifier>>,
+}
+
+impl Edge {
+    /// Whether a client that has shaken hands would be let in by what it has shown, as far as it is known now who is to be trusted.
+    ///
+    /// # Errors
+    /// Why it would not.
+    pub fn vouches_for(&self, client: &EdgeClient, now: SystemTime) -> Result<(), Arc<str>> {
+        self.clients.as_ref().map_or(Ok(()), |clients| clients.check(client, now))
+    }
 }
 
 /// How a connection was secured.
@@ -202,6 +216,12 @@ impl ServerView {
         let chains = listener.chains().zip(&self.chains);
         let chains = chains.map(|(chain, view)| ChainView { tls: chain.tls.clone(), ..view.clone() }).collect();
         Some(ServerState::Serving(Arc::new(ServerView::new(Arc::new(listener), chains))))
+    }
+
+    /// Whether clients of its chains are verified as by another one: by the very same verifiers.
+    pub fn verifies_like(&self, other: &ServerView) -> bool {
+        let of = |chain: &ChainView| chain.edge.as_ref().and_then(|edge| edge.clients.as_ref()).map(Arc::as_ptr);
+        self.chains.iter().map(of).eq(other.chains.iter().map(of))
     }
 
     /// Whether anything of it depends on whether a client speaks TLS.

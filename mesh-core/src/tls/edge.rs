@@ -30,7 +30,8 @@ use crate::error::Invalid;
 use crate::identity::SpiffeId;
 use crate::model::{EdgeTls, Secret, TlsVersions};
 
-/// How a server shakes hands with whoever connects, by these rules and the secrets that they name.
+/// How a server shakes hands with whoever connects, by these rules and the secrets that they name; and who verifies what clients show,
+/// where they are asked for something.
 ///
 /// # Errors
 /// Which secret cannot be used, and why. A certificate that has expired can: it is its client's to refuse.
@@ -38,7 +39,7 @@ pub(crate) fn edge_config(
     tls: &EdgeTls,
     secret: impl Fn(&str) -> Result<Arc<Secret>, Arc<str>>,
     now: SystemTime,
-) -> Result<ServerConfig, Invalid> {
+) -> Result<(ServerConfig, Option<Arc<ClientVerifier>>), Invalid> {
     let secret = |name: &str| secret(name).map_err(|reason| Invalid::new(&*reason));
     let within = |name: &str, invalid: &Invalid| Invalid::new(format!("secret {name:?}: {invalid}"));
     let key = |name: &Arc<str>| certificate(&*secret(name)?).map_err(|invalid| within(name, &invalid));
@@ -55,14 +56,18 @@ pub(crate) fn edge_config(
     let config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_protocol_versions(versions)
         .map_err(|error| Invalid::new(error.to_string()))?;
-    let config: ConfigBuilder<ServerConfig, WantsServerCert> = match &tls.clients {
-        None => config.with_no_client_auth(),
+    let verifier = match &tls.clients {
+        None => None,
         Some(name) => {
             let known = authorities(&*secret(name)?, now);
             let (anchors, revoked) = known.map_err(|invalid| within(name, &invalid))?;
             let (names, is_mandatory) = (tls.names.clone(), tls.requires_client);
-            config.with_client_cert_verifier(Arc::new(ClientVerifier { anchors, revoked, names, is_mandatory }))
+            Some(Arc::new(ClientVerifier { anchors, revoked, names, is_mandatory }))
         }
+    };
+    let config: ConfigBuilder<ServerConfig, WantsServerCert> = match verifier.clone() {
+        None => config.with_no_client_auth(),
+        Some(verifier) => config.with_client_cert_verifier(verifier),
     };
     let mut config = config.with_cert_resolver(Arc::new(Certificates(keys)));
     config.alpn_protocols = [b"h2".as_slice(), b"http/1.1"].map(<[u8]>::to_vec).into();
@@ -71,7 +76,7 @@ pub(crate) fn edge_config(
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
-    Ok(config)
+    Ok((config, verifier))
 }
 
 fn certificate(secret: &Secret) -> Result<Arc<CertifiedKey>, Invalid> {
@@ -110,7 +115,7 @@ impl ResolvesServerCert for Certificates {
 }
 
 /// Verifies what a client shows.
-struct ClientVerifier {
+pub(crate) struct ClientVerifier {
     anchors: Vec<TrustAnchor<'static>>,
     revoked: Revoked,
     names: Vec<crate::model::NameTest>,
@@ -120,6 +125,19 @@ struct ClientVerifier {
 impl fmt::Debug for ClientVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientVerifier").field("is_mandatory", &self.is_mandatory).finish_non_exhaustive()
+    }
+}
+
+impl ClientVerifier {
+    /// Whether what a client has shown would be let in now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn check(&self, client: &EdgeClient, now: SystemTime) -> Result<(), Arc<str>> {
+        let Some((leaf, intermediates)) = client.shown.split_first() else { return Ok(()) };
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let verified = self.verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(now));
+        verified.map(drop).map_err(|error| error.to_string().into())
     }
 }
 
@@ -162,12 +180,17 @@ pub struct EdgeClient {
     pub id: Option<SpiffeId>,
     /// The SHA-256 of its certificate.
     pub fingerprint: Option<[u8; 32]>,
+    /// The certificate and what vouches for it, to be looked at again.
+    shown: Vec<CertificateDer<'static>>,
 }
 
 impl EdgeClient {
     /// The client of an established connection; `None` where it showed no certificate.
     pub fn of(connection: &CommonState) -> Option<Self> {
-        let leaf = connection.peer_certificates()?.first()?;
-        Some(EdgeClient { id: svid::identity(leaf).ok(), fingerprint: digest(&SHA256, leaf).as_ref().try_into().ok() })
+        let shown = connection.peer_certificates()?;
+        let leaf = shown.first()?;
+        let fingerprint = digest(&SHA256, leaf).as_ref().try_into().ok();
+        let shown = shown.iter().map(|one| one.clone().into_owned()).collect();
+        Some(EdgeClient { id: svid::identity(leaf).ok(), fingerprint, shown })
     }
 }

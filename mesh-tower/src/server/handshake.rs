@@ -5,10 +5,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mesh_core::model::ServerTls;
-use mesh_core::store::{Secured, ServerState, TargetEntry};
+use mesh_core::store::{Edge, Secured, ServerState, TargetEntry};
 use mesh_core::tls::{Certificates, Credentials, EdgeClient, Peer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -97,18 +97,28 @@ impl Handshake {
                 let stream = shake_hands(stream, hello, credentials.server_config()).await?;
                 Ok(self.mutual(stream, &credentials)?.going_to(onward))
             }
-            Way::Edge(rules, config, onward) => {
+            Way::Edge(rules, config, edge, onward) => {
                 let stream = shake_hands(stream, hello, config).await?;
                 let session = stream.get_ref().1;
                 let client = EdgeClient::of(session);
-                let (identity, fingerprint) = client.map_or((None, None), |client| (client.id, client.fingerprint));
+                let known = client.as_ref();
+                let (identity, fingerprint) = known.map_or((None, None), |known| (known.id.clone(), known.fingerprint));
                 // Who is of a domain of the mesh is vouched for by that domain's authorities, and not by those of a gateway.
                 let own = self.certificates.current();
                 let identity =
                     identity.filter(|id| own.as_ref().is_some_and(|own| !own.trusts_domain(id.trust_domain())));
                 self.connection.secured(TlsInfo { identity, fingerprint, rules: Some(rules), ..info(session) });
+                let bytes = Bytes::Tls(Box::new(stream.into()));
                 let forbidden = forbidden(Arc::clone(&self.listener), Arc::clone(&self.connection), self.carries);
-                Ok(Io::new(Bytes::Tls(Box::new(stream.into())), forbidden).going_to(onward))
+                let Some(client) = client else { return Ok(Io::new(bytes, forbidden).going_to(onward)) };
+                let disowned = disowned(Arc::clone(&self.listener), Arc::clone(&self.connection), client, edge);
+                let over = async move {
+                    tokio::select! {
+                        reason = forbidden => reason,
+                        reason = disowned => reason,
+                    }
+                };
+                Ok(Io::new(bytes, over).going_to(onward))
             }
         }
     }
@@ -149,7 +159,7 @@ impl Handshake {
             (Err(reason), ..) => Err((Some(INTERNAL_ERROR), reason)),
             (Ok(()), ServerTls::Mutual, _) => Ok(Way::Mutual(onward)),
             (Ok(()), ServerTls::Edge(rules), Some(edge)) => match &edge.config {
-                Ok(config) => Ok(Way::Edge(Arc::clone(rules), Arc::clone(config), onward)),
+                Ok(config) => Ok(Way::Edge(Arc::clone(rules), Arc::clone(config), Arc::clone(edge), onward)),
                 Err(reason) => Err((Some(INTERNAL_ERROR), Arc::clone(reason))),
             },
             (Ok(()), ..) => Ok(Way::Plaintext(onward)),
@@ -161,7 +171,7 @@ impl Handshake {
 enum Way {
     Plaintext(Option<Arc<TargetEntry>>),
     Mutual(Option<Arc<TargetEntry>>),
-    Edge(Arc<mesh_core::model::EdgeTls>, Arc<ServerConfig>, Option<Arc<TargetEntry>>),
+    Edge(Arc<mesh_core::model::EdgeTls>, Arc<ServerConfig>, Arc<Edge>, Option<Arc<TargetEntry>>),
 }
 
 fn asks_for_names(state: &ServerState) -> bool {
@@ -254,6 +264,29 @@ async fn forbidden(listener: Arc<ListenerState>, connection: Arc<ConnectionInfo>
         };
         if let Err(reason) = allowed {
             return reason;
+        }
+        // An error would say that the sender is gone, which is `listener`.
+        _ = changes.changed().await;
+    }
+}
+
+/// Waits until whoever vouched for the client of a gateway does so no more, and tells why. `known` is by whom it was let in.
+async fn disowned(
+    listener: Arc<ListenerState>,
+    connection: Arc<ConnectionInfo>,
+    client: EdgeClient,
+    mut known: Arc<Edge>,
+) -> Arc<str> {
+    let mut changes = listener.security_changes();
+    loop {
+        if let ServerState::Serving(view) = &**listener.state()
+            && let Some(edge) = connection.chain(view).and_then(|chain| chain.edge.as_ref())
+            && !Arc::ptr_eq(edge, &known)
+        {
+            if let Err(reason) = edge.vouches_for(&client, SystemTime::now()) {
+                return reason;
+            }
+            known = Arc::clone(edge);
         }
         // An error would say that the sender is gone, which is `listener`.
         _ = changes.changed().await;

@@ -303,6 +303,41 @@ async fn clients_show_what_they_are_asked_for_and_the_program_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_whose_authority_is_trusted_no_more_is_let_go_and_others_stay() {
+    let (ca, clients, others) = (Authority::named("ca"), Authority::named("clients"), Authority::named("others"));
+    let control = ManagementServer::start();
+    Gateway::put_cluster(&control, "shop", program(|_| ok("shop")).await);
+    control.put("r", &routes("r", vec![virtual_host("all", &["*"], vec![to("/", "shop")])]));
+    put_pair(&control, "pair", &ca.leaf(&["must.example", "may.example"]));
+    put_authority(&control, "pair-cacert", &clients);
+    let must = secured(&["must.example"], "r", "pair", Some(("pair-cacert", true)));
+    let may = secured(&["may.example"], "r", "pair", Some(("pair-cacert", false)));
+    control.put("edge", &listener("edge", vec![must, may]));
+    let mut gateway = Gateway::start(control, &[]).await;
+    let edge = gateway.bound().await;
+    let shown = clients.leaf(&["client"]);
+    let (known, unknown) = (Caller { shows: Some(&shown), ..Caller::new(&ca) }, Caller::new(&ca));
+    let settled = async {
+        while known.ask(edge, "must.example", "must.example").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(Box::pin(settled)).await;
+    // Who waits for more reads the end of it; what a client has not shown, nobody asks for again.
+    let mut must = known.connect(edge, "must.example").await.unwrap();
+    let mut may = known.connect(edge, "may.example").await.unwrap();
+    let stays = unknown.connect(edge, "may.example").await.unwrap();
+    // Another certificate of the same gateway changes nothing for them.
+    put_pair(&gateway.control, "pair", &ca.leaf(&["must.example", "may.example"]));
+    put_authority(&gateway.control, "pair-cacert", &others);
+    for closed in [&mut must, &mut may] {
+        let end = within(closed.read(&mut [0; 1])).await;
+        assert!(end.as_ref().map_or(true, |count| *count == 0), "{end:?}");
+    }
+    assert_eq!(ask_over(stays, "may.example").await.unwrap(), (200, "shop".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_of_somebody_else_passes_by_its_name() {
     let ca = Authority::named("ca");
     let control = ManagementServer::start();
