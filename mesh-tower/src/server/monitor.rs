@@ -289,8 +289,8 @@ impl Watched {
         match self.io.protocol() {
             Some(Protocol::Http1) => self.activity.read(),
             // It may idle before its first stream, and its frames may come as slowly as they like.
-            Some(Protocol::Http2(_)) => self.activity.head.store(false, Ordering::Relaxed),
-            Some(Protocol::Unknown(_)) | None => {}
+            Some(Protocol::Http2(frames)) if frames.have_begun() => self.activity.head.store(false, Ordering::Relaxed),
+            Some(Protocol::Http2(_) | Protocol::Unknown(_)) | None => {}
         }
     }
 }

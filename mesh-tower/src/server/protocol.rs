@@ -174,6 +174,8 @@ impl Heads {
 /// The frames of HTTP/2 that a client sends, by their heads.
 #[derive(Debug)]
 pub(super) struct Frames {
+    /// How much of what stands before the first one is yet to come.
+    preface: usize,
     heads: Heads,
     blocks: Blocks,
     /// How many came that carry no request, and since when.
@@ -183,7 +185,12 @@ pub(super) struct Frames {
 
 impl Frames {
     fn behind(left: usize) -> Self {
-        Frames { heads: Heads::behind(left, 0), blocks: Blocks::new(), control: 0, since: None }
+        Frames { preface: left, heads: Heads::behind(left, 0), blocks: Blocks::new(), control: 0, since: None }
+    }
+
+    /// Whether all was read that stands before the first frame.
+    pub(super) fn have_begun(&self) -> bool {
+        self.preface == 0
     }
 
     /// Takes in what was read.
@@ -191,6 +198,7 @@ impl Frames {
     /// # Errors
     /// It is too much of what carries no request, or malformed.
     fn hear(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> Result<(), Broken> {
+        self.preface = self.preface.saturating_sub(bytes.len());
         loop {
             let payload = bytes.get(..self.heads.left.min(bytes.len())).unwrap_or_default();
             if self.blocks.hear(payload) {

@@ -6,6 +6,7 @@ mod canonical_request;
 mod drain;
 mod floods;
 mod framing;
+mod h2spec;
 mod handshakes;
 mod headers;
 mod limits;
