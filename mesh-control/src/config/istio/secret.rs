@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -117,7 +118,7 @@ impl<'n> Values<'n> {
                 values.0.push((key.name.as_str(), value, field, None));
                 let Some(text) = value.as_str() else {
                     let message = format!("expected a string, found {}", value.type_name());
-                    values.say(&key.name, Code::WrongType, message, d);
+                    values.say(&key.name, Severity::Error, Code::WrongType, message, d);
                     continue;
                 };
                 let bytes = match field {
@@ -182,6 +183,10 @@ impl<'n> Values<'n> {
         if read.is_none() {
             self.wrong(key, "not a private key in PEM".to_owned(), d);
         }
+        let over = certificates.as_ref().and_then(|all| all.first()).and_then(|leaf| ended(leaf, SystemTime::now()));
+        if let Some(message) = over {
+            self.say(certificate, Severity::Warning, Code::InvalidValue, message, d);
+        }
         if let Err(error) = CertifiedKey::from_der(certificates?, read?, &aws_lc_rs::default_provider()) {
             self.wrong(certificate, format!("it cannot be used with {key}: {error}"), d);
         }
@@ -189,12 +194,26 @@ impl<'n> Values<'n> {
     }
 
     fn wrong(&self, name: &str, message: String, d: &mut Decoder<'_>) {
-        self.say(name, Code::InvalidValue, message, d);
+        self.say(name, Severity::Error, Code::InvalidValue, message, d);
     }
 
-    fn say(&self, name: &str, code: Code, message: String, d: &mut Decoder<'_>) {
+    fn say(&self, name: &str, severity: Severity, code: Code, message: String, d: &mut Decoder<'_>) {
         let Some((name, value, field, _)) = self.0.iter().find(|(known, ..)| *known == name) else { return };
-        d.report_at(value.span, format!("{field}.{name}"), Severity::Error, code, message);
+        d.report_at(value.span, format!("{field}.{name}"), severity, code, message);
+    }
+}
+
+/// That a certificate holds no more, or not yet. It is shown all the same: whether it will do is for clients to say.
+fn ended(certificate: &[u8], now: SystemTime) -> Option<String> {
+    let (_, read) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let now = i64::try_from(now.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs()).ok()?;
+    let (begin, end) = (read.validity().not_before, read.validity().not_after);
+    match () {
+        () if end.timestamp() < now => Some(format!("the certificate has ended at {end}: clients refuse it")),
+        () if begin.timestamp() > now => {
+            Some(format!("the certificate begins at {begin}: until then clients refuse it"))
+        }
+        () => None,
     }
 }
 
@@ -292,6 +311,25 @@ mod tests {
                 let inside = made.key.lines().nth(1).expect("a key");
                 assert!(!shown.contains(inside) && !shown.contains(&beginning(&made.key)), "{shown}");
             }
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_has_ended_or_not_begun_is_shown_and_told_of() {
+        for (from, to, expected) in [
+            (1990, 1991, Some("data.tls.crt: the certificate has ended at Jan  1 00:00:00 1991")),
+            (2500, 2501, Some("data.tls.crt: the certificate begins at Jan  1 00:00:00 2500")),
+            (1990, 2501, None),
+        ] {
+            let mut params = CertificateParams::new(["api.example.com".to_owned()]).expect("a name");
+            params.not_before = rcgen::date_time_ymd(from, 1, 1);
+            params.not_after = rcgen::date_time_ymd(to, 1, 1);
+            let key = KeyPair::generate().expect("a key");
+            let chain = params.self_signed(&key).expect("a certificate").pem();
+            let (objects, said) = read_text(&of(TLS, &[("tls.crt", &chain), ("tls.key", &key.serialize_pem())]));
+            assert!(objects.secrets.len() == 1 && objects.secrets[0].spec.identity.is_some());
+            assert_eq!(said.len(), usize::from(expected.is_some()), "{said:?}");
+            assert!(expected.is_none_or(|expected| said[0].contains(expected)), "{said:?}");
         }
     }
 
