@@ -259,6 +259,10 @@ async fn websockets_pass_and_what_could_be_read_in_two_ways_does_not() {
     within(socket.read_exact(&mut hello)).await.unwrap();
     assert_eq!(&hello, b"HELLO");
 
+    // One that the connection does not name is no upgrade: a proxy in front may know of none.
+    let unnamed = exchange(edge, &get("a", "/chat", "upgrade: websocket\r\n")).await;
+    assert!(status(&unnamed) == "200" && unnamed.ends_with("seen GET /chat HTTP/1.1"), "{unnamed}");
+
     // The library's own rules hold at the edge: each of these is refused, and the request hidden in it is never seen.
     let hidden = "GET /hidden HTTP/1.1\r\nhost: a\r\n\r\n";
     for fields in [
@@ -273,8 +277,9 @@ async fn websockets_pass_and_what_could_be_read_in_two_ways_does_not() {
         let answer = exchange(edge, &format!("POST / HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n{hidden}")).await;
         assert!(status(&answer) == "400" && answer.matches("HTTP/1.1").count() == 1, "{fields}: {answer}");
     }
-    let named = exchange(edge, &get("a", "/", "connection: host\r\n")).await;
-    assert_eq!(status(&named), "400");
+    // With what it cannot read, the connection ends.
+    let named = exchange(edge, &format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: host\r\n\r\n{hidden}")).await;
+    assert!(status(&named) == "400" && named.matches("HTTP/1.1").count() == 1, "{named}");
     let connect = exchange(edge, "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\nconnection: close\r\n\r\n").await;
     assert!(matches!(status(&connect), "400" | "403" | "404" | "405"), "{connect}");
 }

@@ -6,11 +6,12 @@
 
 use std::net::IpAddr;
 
-use http::header::HOST;
+use http::header::{COOKIE, HOST};
 use http::uri::{Authority, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use mesh_tower::body::Body;
 use mesh_tower::core::request::is_grpc;
+use mesh_tower::core::request_info::EXPECTED_TIMEOUT;
 use mesh_tower::server::{ConnectionInfo, ServerLayer};
 use mesh_tower::{Client, Mesh, MeshError};
 
@@ -19,8 +20,16 @@ use crate::forward::{self, Answer, Behind, Tunnels};
 /// Who is said to have asked, and how, along the way.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// The address of the client, as Envoy tells it where it comes from outside.
+/// The address of the client, as Envoy tells it: to a gateway all are outside.
 const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
+
+/// What a server of the mesh heeds of those who call it, before it takes it off: how long they wait, and who they say they are, for
+/// which they are told who answers. Outside that is nobody's to say or to know.
+const HEEDED: [HeaderName; 3] = [
+    EXPECTED_TIMEOUT,
+    HeaderName::from_static("x-envoy-peer-metadata"),
+    HeaderName::from_static("x-envoy-peer-metadata-id"),
+];
 
 /// Sends requests on.
 #[derive(Clone)]
@@ -46,11 +55,11 @@ impl Edge {
         let is_grpc = is_grpc(request.headers());
         let upgrade = forward::prepare(&mut request);
         forward::tell_caller(request.headers_mut(), None);
-        if let Some(client) = client().filter(|client| is_external(*client)) {
+        if let Some(client) = client() {
             request.headers_mut().insert(EXTERNAL_ADDRESS, as_text(client));
         }
         let answered = self.client.request(request).await.map_err(|error| untold(&error));
-        forward::answer(answered, is_grpc, upgrade, &self.tunnels)
+        forward::answer(answered, is_grpc, upgrade, &self.tunnels, client())
     }
 }
 
@@ -68,10 +77,15 @@ fn untold(error: &MeshError) -> MeshError {
 fn cleanse(request: &mut Request<Body>) {
     let is_tls = ConnectionInfo::current().is_some_and(|connection| connection.tls().is_some());
     let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
+    let is_http2 = request.version() == Version::HTTP_2;
     let headers = request.headers_mut();
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if is_tls { "https" } else { "http" }));
     if let Some(client) = client() {
         append(headers, FORWARDED_FOR, &as_text(client));
+    }
+    HEEDED.iter().for_each(|name| _ = headers.remove(name));
+    if is_http2 {
+        join_cookies(headers);
     }
     if let Some(uri) = absolute(request, scheme) {
         *request.uri_mut() = uri;
@@ -83,23 +97,27 @@ fn client() -> Option<IpAddr> {
     Some(ConnectionInfo::current()?.peer.ip().to_canonical())
 }
 
-/// Whether an address is none of a network of one's own (Envoy's internal ones).
-fn is_external(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => !(ip.is_private() || ip.is_loopback()),
-        IpAddr::V6(ip) => !(ip.is_unique_local() || ip.is_loopback()),
-    }
-}
-
 fn as_text(ip: IpAddr) -> HeaderValue {
     HeaderValue::try_from(ip.to_string()).expect("an address is visible ASCII")
 }
 
 /// Adds to what a list has; it stays one field.
 fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
-    let before = headers.get_all(&name).iter().map(HeaderValue::as_bytes);
-    let all: Vec<&[u8]> = before.chain([value.as_bytes()]).collect();
-    if let Ok(all) = HeaderValue::from_bytes(&all.join(&b", "[..])) {
+    headers.append(&name, value.clone());
+    join(headers, name, b", ");
+}
+
+/// Browsers send each cookie by itself over HTTP/2; to everybody else they are one field (RFC 9113, 8.2.3), which routes match on.
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_some() {
+        join(headers, COOKIE, b"; ");
+    }
+}
+
+/// Makes all fields of this name one.
+fn join(headers: &mut HeaderMap, name: HeaderName, by: &[u8]) {
+    let all: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(all) = HeaderValue::from_bytes(&all.join(by)) {
         headers.insert(name, all);
     }
 }
@@ -128,15 +146,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_of_networks_of_ones_own_are_not_external() {
-        for (ip, expected) in
-            [("8.8.8.8", true), ("10.1.2.3", false), ("127.0.0.1", false), ("2001:db8::1", true), ("fd00::1", false)]
-        {
-            assert_eq!(is_external(ip.parse().unwrap()), expected, "{ip}");
-        }
-    }
-
-    #[test]
     fn a_target_has_the_scheme_that_is_spoken_and_the_host_that_is_asked_for() {
         let made = |uri: &str, hosts: &[&str], scheme: Scheme| {
             let mut request = Request::get(uri);
@@ -152,6 +161,19 @@ mod tests {
         for hosts in [&[][..], &["a", "b"], &["a b"]] {
             assert_eq!(made("/", hosts, Scheme::HTTP), None, "{hosts:?}");
         }
+    }
+
+    #[test]
+    fn cookies_are_one_field_however_many_there_were() {
+        for (said, expected) in [(&["a=1"][..], "a=1"), (&["a=1", "b=2", "c=3; d=4"], "a=1; b=2; c=3; d=4")] {
+            let mut headers: HeaderMap = said.iter().map(|cookie| (COOKIE, HeaderValue::from_static(cookie))).collect();
+            join_cookies(&mut headers);
+            let all: Vec<_> = headers.get_all(COOKIE).iter().collect();
+            assert_eq!(all, [expected]);
+        }
+        let mut none = HeaderMap::new();
+        join_cookies(&mut none);
+        assert!(none.is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ where
     B: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     while let Some((io, peer)) = listener.accept().await {
-        let Some(room) = tunnels.room() else {
+        let Some(room) = tunnels.room(None) else {
             let port = listener.local_addr().port();
             tracing::warn!(%peer, port, "a connection is closed: as many are open as there may be");
             continue;

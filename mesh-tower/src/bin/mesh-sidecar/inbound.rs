@@ -87,6 +87,6 @@ impl ToProgram {
             _ => Version::HTTP_11,
         };
         let answered = self.program.request(request).await;
-        forward::answer(answered, is_grpc, upgrade, &self.tunnels)
+        forward::answer(answered, is_grpc, upgrade, &self.tunnels, None)
     }
 }

@@ -141,7 +141,7 @@ impl Sender {
         let upgrade = forward::prepare(&mut request);
         request.headers_mut().append(VIA, shared.via.clone());
         let answered = shared.client.request(request).await;
-        Ok(forward::answer(answered, is_grpc, upgrade, &shared.tunnels))
+        Ok(forward::answer(answered, is_grpc, upgrade, &shared.tunnels, None))
     }
 }
 
@@ -194,7 +194,7 @@ impl Shared {
         let target = request.uri().authority().and_then(|it| Some((it.host().to_owned(), it.port_u16()?)));
         let (host, port) = target.ok_or_else(|| refused(StatusCode::BAD_REQUEST, "CONNECT needs a host and a port"))?;
         self.check_loop(&host, port).await?;
-        let room = self.tunnels.room().ok_or_else(|| Box::new(forward::too_many()))?;
+        let room = self.tunnels.room(None).ok_or_else(|| Box::new(forward::too_many()))?;
         let stream =
             self.connect(&host, port).await.map_err(|error| Box::new(reply::error(&error, false).map(Body::from)))?;
         let upgrade = hyper::upgrade::on(&mut request);

@@ -1,9 +1,11 @@
 //! What both directions do with a message that goes on: fields of its connection stay behind (RFC 9110, 7.6.1), and where both
 //! sides agree to speak another protocol, their bytes are carried.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -18,10 +20,10 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use mesh_tower::body::{Body, BoxError};
 use mesh_tower::core::identity::SpiffeId;
+use mesh_tower::core::request::client_of;
 use mesh_tower::server::{ConnectionInfo, ResponseFuture, ServerBody, ServerLayer, ServerService};
 use mesh_tower::{MeshError, reply};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -130,10 +132,14 @@ impl Service<Request<Body>> for Behind {
     }
 }
 
-/// The answer to a request that is malformed.
+/// The answer to a request that is malformed. Its connection ends with it, as after all others of this kind.
 pub(crate) fn malformed<B>(request: &Request<B>) -> Option<Answer> {
     let Malformed(why) = request.extensions().get()?;
-    Some(refusal(StatusCode::BAD_REQUEST, why))
+    let mut answer = refusal(StatusCode::BAD_REQUEST, why);
+    if request.version() == Version::HTTP_11 {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Some(answer)
 }
 
 /// The answer to a request that a server does not take: it is malformed, or wants a tunnel.
@@ -144,11 +150,12 @@ pub(crate) fn not_for_a_server<B>(request: &Request<B>) -> Option<Answer> {
 
 /// Takes off what is about the connection that a message came over. Where it goes on to be upgraded, that stays.
 fn take_hop_by_hop(headers: &mut HeaderMap, is_upgrade: bool) {
-    let wants_trailers = headers.get_all(TE).iter().any(|value| {
-        let mut codings = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-        codings.any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
-    });
-    [CONNECTION, TE, TRANSFER_ENCODING, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION]
+    let wants_trailers = lists(headers, TE, b"trailers");
+    // Where both say where a message ends, only the one that was heeded may (RFC 9112, 6.3).
+    if headers.remove(TRANSFER_ENCODING).is_some() {
+        headers.remove(CONTENT_LENGTH);
+    }
+    [CONNECTION, TE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION]
         .iter()
         .chain(&OF_THE_CONNECTION)
         .for_each(|name| _ = headers.remove(name));
@@ -159,6 +166,12 @@ fn take_hop_by_hop(headers: &mut HeaderMap, is_upgrade: bool) {
         true => _ = headers.insert(CONNECTION, HeaderValue::from_static("upgrade")),
         false => _ = headers.remove(UPGRADE),
     }
+}
+
+/// Whether a word is in a list, whatever its case.
+fn lists(headers: &HeaderMap, name: HeaderName, word: &[u8]) -> bool {
+    let mut words = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    words.any(|one| one.trim_ascii().eq_ignore_ascii_case(word))
 }
 
 /// Who the client is, as Envoy tells it.
@@ -187,10 +200,13 @@ pub(crate) fn tell_caller(headers: &mut HeaderMap, own: Option<&SpiffeId>) {
 }
 
 /// Whether nothing but a WebSocket is asked for, as Istio's sidecars have it. Another version of HTTP would be requests that no policy sees.
+/// One that the connection does not name may be from behind a proxy that knows of no upgrade, and would read the bytes behind it as
+/// answers (RFC 9110, 7.8).
 fn is_websocket(headers: &HeaderMap) -> bool {
     let mut asked = headers.get_all(UPGRADE).iter();
     asked.next().is_some_and(|protocol| protocol.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket"))
         && asked.next().is_none()
+        && lists(headers, CONNECTION, b"upgrade")
 }
 
 /// Makes a request ready to go on. Where its client asks for another protocol, this is what its connection becomes.
@@ -201,12 +217,13 @@ pub(crate) fn prepare<B>(request: &mut Request<B>) -> Option<OnUpgrade> {
     is_upgrade.then(|| hyper::upgrade::on(request))
 }
 
-/// The answer as the client gets it.
+/// The answer as the client gets it. What is a tunnel from here on is one of the share of `client`, if that is named.
 pub(crate) fn answer<B>(
     answered: Result<Response<B>, MeshError>,
     is_grpc: bool,
     upgrade: Option<OnUpgrade>,
     tunnels: &Tunnels,
+    client: Option<IpAddr>,
 ) -> Answer
 where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
@@ -217,7 +234,7 @@ where
     };
     let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if is_switching {
-        let Some(room) = tunnels.room() else { return too_many() };
+        let Some(room) = tunnels.room(client) else { return too_many() };
         let upstream = hyper::upgrade::on(&mut response);
         if let Some(upgrade) = upgrade {
             tunnels.carry(room, async { Ok((opened(upgrade).await?, opened(upstream).await?)) });
@@ -254,28 +271,76 @@ pub(crate) async fn opened(upgrade: OnUpgrade) -> io::Result<TokioIo<hyper::upgr
 const MOST: usize = 4096;
 
 /// Connections whose bytes are carried from one side to the other. They end when this is dropped for the last time. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tunnels {
     tasks: Arc<Mutex<JoinSet<()>>>,
-    room: Arc<Semaphore>,
+    seats: Arc<Mutex<Seats>>,
+}
+
+/// How many there are, and whose.
+#[derive(Debug, Default)]
+struct Seats {
+    all: usize,
+    of: HashMap<IpAddr, usize>,
+}
+
+impl Seats {
+    /// One more of this client, where there is room. A client may have as many as it leaves free, so that there are some for others,
+    /// however many connections it makes.
+    fn take(&mut self, client: Option<IpAddr>) -> bool {
+        let free = MOST - self.all;
+        let has = client.map_or(0, |client| self.of.get(&client).copied().unwrap_or(0));
+        let has_room = has < free;
+        if has_room {
+            self.all += 1;
+            if let Some(client) = client {
+                *self.of.entry(client).or_default() += 1;
+            }
+        }
+        has_room
+    }
+
+    fn give_back(&mut self, client: Option<IpAddr>) {
+        self.all -= 1;
+        if let Some(client) = client
+            && let Some(has) = self.of.get_mut(&client)
+        {
+            *has -= 1;
+            if *has == 0 {
+                self.of.remove(&client);
+            }
+        }
+    }
+}
+
+/// Room for one tunnel, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Room {
+    seats: Arc<Mutex<Seats>>,
+    client: Option<IpAddr>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner).give_back(self.client);
+    }
 }
 
 impl Tunnels {
     pub(crate) fn new() -> Self {
-        Tunnels { tasks: Arc::default(), room: Arc::new(Semaphore::new(MOST)) }
+        Tunnels::default()
     }
 
-    /// Room for one more.
-    pub(crate) fn room(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.room).try_acquire_owned().ok()
+    /// Room for one more; where a client is named, of its share.
+    pub(crate) fn room(&self, client: Option<IpAddr>) -> Option<Room> {
+        let client = client.map(client_of);
+        let has_room = self.seats.lock().unwrap_or_else(PoisonError::into_inner).take(client);
+        has_room.then(|| Room { seats: Arc::clone(&self.seats), client })
     }
 
     /// Carries bytes between both ends, once they are there.
-    pub(crate) fn carry<A, B>(
-        &self,
-        room: OwnedSemaphorePermit,
-        ends: impl Future<Output = io::Result<(A, B)>> + Send + 'static,
-    ) where
+    pub(crate) fn carry<A, B>(&self, room: Room, ends: impl Future<Output = io::Result<(A, B)>> + Send + 'static)
+    where
         A: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         B: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -324,6 +389,37 @@ mod tests {
             assert_eq!(request.headers().contains_key(UPGRADE), is_upgrade, "{asked:?}");
             assert_eq!(request.headers().contains_key(CONNECTION), is_upgrade, "{asked:?}");
         }
+        for (named, is_upgrade) in
+            [("Upgrade", true), ("keep-alive, upgrade", true), ("keep-alive", false), ("", false)]
+        {
+            let request = Request::get("http://app/").header(UPGRADE, "websocket").header(CONNECTION, named);
+            assert_eq!(prepare(&mut request.body(()).unwrap()).is_some(), is_upgrade, "{named}");
+        }
+    }
+
+    #[test]
+    fn a_client_has_as_many_tunnels_as_it_leaves_free() {
+        let tunnels = Tunnels::new();
+        let [one, other] = [1, 2].map(|last| Some(IpAddr::from([10, 0, 0, last])));
+        let taken = |client| std::iter::from_fn(|| tunnels.room(client)).collect::<Vec<_>>();
+        let of_one = taken(one);
+        let of_other = taken(other);
+        assert_eq!((of_one.len(), of_other.len()), (MOST / 2, MOST / 4));
+        // Whoever is nobody's client has all that is left.
+        assert_eq!(taken(None).len(), MOST / 4);
+        drop((of_one, of_other));
+        assert_eq!(tunnels.seats.lock().unwrap().of.len(), 0);
+        assert_eq!(taken(None).len(), MOST);
+    }
+
+    #[test]
+    fn a_message_says_once_where_it_ends() {
+        let mut both = headers(&[("transfer-encoding", "chunked"), ("content-length", "3"), ("x", "1")]);
+        take_hop_by_hop(&mut both, false);
+        assert_eq!(names(&both), ["x"]);
+        let mut one = headers(&[("content-length", "3")]);
+        take_hop_by_hop(&mut one, false);
+        assert_eq!(names(&one), ["content-length"]);
     }
 
     #[test]
