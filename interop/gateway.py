@@ -90,6 +90,22 @@ def secret(name, **files):
     return json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "type": "kubernetes.io/tls", "data": encoded})
 
 
+def start(suite, failure, by, xds, state, folder, labels, admin):
+    """A gateway with these labels, told by this control plane."""
+    own = ["--name", f"edge-by-{by}", "--namespace", NAMESPACE, "--service-account", "edge"]
+    own += [word for label in labels.items() for word in ("--label", "=".join(label))]
+    if by == "envoy":
+        certificates = authority.issue(suite, state, folder / "edge", NAMESPACE, "edge")
+        command = [suite.args.bin / "mesh-control", "bootstrap", "--envoy", "gateway", "--server", xds, *own]
+        command += ["--certificates", certificates, "--admin-port", str(admin)]
+        config = folder / "envoy.json"
+        subprocess.run([*map(str, command), "--out", str(config)], check=True, timeout=30)
+        command = [envoy.program(failure), "-c", config, *envoy.QUIET]
+    else:
+        command = [suite.args.bin / "mesh-gateway", "--control", xds, *own, "--admin-addr", f"127.0.0.1:{admin}"]
+    return suite.start(f"a gateway by {by}", command)
+
+
 class Gateway:
     """The same for both: `by` is `envoy`, or `mesh-gateway`."""
 
@@ -134,17 +150,8 @@ class Gateway:
         ]
         for service in services:
             service.wait_for_line(" serving")
-        own = ["--name", "edge-1", "--namespace", NAMESPACE, "--service-account", "edge", "--label", "istio=ingressgateway"]
-        if self.by == "envoy":
-            certificates = authority.issue(self.suite, state, self.folder / "edge", NAMESPACE, "edge")
-            command = [program / "mesh-control", "bootstrap", "--envoy", "gateway", "--server", xds, *own]
-            command += ["--certificates", certificates, "--admin-port", str(self.ports["admin"])]
-            config = self.folder / "envoy.json"
-            subprocess.run([*map(str, command), "--out", str(config)], check=True, timeout=30)
-            command = [envoy.program(self.failure), "-c", config, *envoy.QUIET]
-        else:
-            command = [program / "mesh-gateway", "--control", xds, *own, "--admin-addr", f"127.0.0.1:{self.ports['admin']}"]
-        self.gateway = self.suite.start(f"a gateway by {self.by}", command)
+        labels = {"istio": "ingressgateway"}
+        self.gateway = start(self.suite, self.failure, self.by, xds, state, self.folder, labels, self.ports["admin"])
         processes = (self.gateway, control)
         body = self.suite.until("bookinfo there", lambda: self.get("bookinfo", "any.example", "/productpage", 200), processes)
         if "productpage" not in body:

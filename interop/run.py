@@ -24,6 +24,7 @@ import beside
 import console
 import corpus
 import decisions
+import edge
 import egress
 import etcd
 import gateway
@@ -427,8 +428,7 @@ class Suite:
         sds.Sds(self, Failure).run()
         sidecar.Sidecar(self, Failure).run()
         egress.Egress(self, Failure).run()
-        for by in ("envoy", "mesh-gateway"):
-            gateway.Gateway(self, Failure, by).run()
+        self.gateways()
         beside.Beside(self, Failure).run()
         prometheus.Metrics(self, Failure).run()
         hashing.Hashing(self, Failure).run()
@@ -442,6 +442,11 @@ class Suite:
         for client in clients:
             self.check(client.name, "no call failed that should not", lambda client=client: unfailing(client))
             self.check(client.name, "it ends when told", lambda client=client: ended(client))
+
+    def gateways(self):
+        for by in ("envoy", "mesh-gateway"):
+            gateway.Gateway(self, Failure, by).run()
+        edge.Edge(self, Failure).run()
 
     def faults(self, clients):
         for client in clients:
@@ -610,7 +615,7 @@ def main():
     parser.add_argument("--screenshots", type=pathlib.Path, help="looks at the console only, and writes its pictures to this folder")
     parser.add_argument("--egress", action="store_true", help="only calls that leave the mesh through an Envoy")
     parser.add_argument("--beside", action="store_true", help="only programs of other languages by mesh-sidecar")
-    parser.add_argument("--gateway", action="store_true", help="only gateways: an Envoy, and our own")
+    parser.add_argument("--gateway", action="store_true", help="only gateways: an Envoy, our own, and both asked the same")
     parser.add_argument("--large", action="store_true", help="only the console, with 500 services and 2,000 workloads: what it costs")
     parser.add_argument("--kubernetes", action="store_true", help="only what there is with the API server of Kubernetes: tokens, and a cluster as the configuration")
     parser.add_argument("--etcd", action="store_true", help="only what there is with an etcd of three members")
@@ -634,8 +639,7 @@ def main():
             elif args.egress:
                 egress.Egress(suite, Failure).run()
             elif args.gateway:
-                for by in ("envoy", "mesh-gateway"):
-                    gateway.Gateway(suite, Failure, by).run()
+                suite.gateways()
             elif args.large:
                 large.Large(suite, Failure).run()
             elif args.kubernetes:

@@ -1,7 +1,9 @@
 """The TLS of every port that speaks it, scanned with sslyze: TLS 1.3 and nothing else, and none of TLS's known holes. And keys and
-signatures that are too weak, shown to a workload by openssl.
+signatures that are too weak, shown to a workload by openssl. A gateway is scanned where there is one (`edge.py`): browsers may speak
+TLS 1.2 there.
 """
 
+import re
 import ssl
 import subprocess
 
@@ -17,10 +19,12 @@ metadata: {name: ratings}
 spec: {selector: {app: ratings}, ports: [{name: grpc, port: 9080}]}
 """
 
-# Protocols that nobody may be spoken to in, by the names of sslyze's commands.
-OLD = ["ssl_2_0", "ssl_3_0", "tls_1_0", "tls_1_1", "tls_1_2"]
+# Protocols by the names of sslyze's commands.
+VERSIONS = ["ssl_2_0", "ssl_3_0", "tls_1_0", "tls_1_1", "tls_1_2", "tls_1_3"]
 
-SUITES = {sslyze.ScanCommand(f"{name}_cipher_suites") for name in [*OLD, "tls_1_3"]}
+SUITES = {sslyze.ScanCommand(f"{name}_cipher_suites") for name in VERSIONS}
+# A key of its own for each connection, and a cipher that says if somebody has changed what it hides.
+GOOD_SUITES = re.compile("TLS_ECDHE_.*_(GCM|CHACHA20_POLY1305)_.*|TLS_(AES|CHACHA20).*")
 # Some of these can be seen only by who is let in.
 HOLES = ["heartbleed", "openssl_ccs_injection", "tls_compression", "tls_1_3_early_data", "session_renegotiation"]
 
@@ -97,38 +101,43 @@ class Scan:
         return "and by the same authority's RSA of 2048 bits with SHA-256, it does"
 
     def scan(self, address, client):
-        host, port = address.rsplit(":", 1)
-        location = sslyze.ServerNetworkLocation(hostname="localhost", port=int(port), ip_address=host)
+        location = sslyze.ServerNetworkLocation(hostname="localhost", port=int(address.rsplit(":", 1)[1]), ip_address="127.0.0.1")
         credentials = sslyze.ClientAuthenticationCredentials(
             certificate_chain_path=client / "cert-chain.pem", key_path=client / "key.pem"
         )
-        found = {}
-        for shown, commands in [(None, SUITES), (credentials, {sslyze.ScanCommand(name) for name in HOLES})]:
-            network = sslyze.ServerNetworkConfiguration("localhost", tls_client_auth_credentials=shown)
-            request = sslyze.ServerScanRequest(location, network_configuration=network, scan_commands=commands)
-            scanner = sslyze.Scanner(per_server_concurrent_connections_limit=2)
-            scanner.queue_scans([request])
-            (result,) = scanner.get_results()
-            if result.scan_result is None:
-                raise self.failure(f"{address} cannot be scanned: {result.connectivity_error_trace}")
-            found |= {command.value: getattr(result.scan_result, command.value) for command in commands}
+        return scan(self.failure, location, ["tls_1_3"], credentials)
 
-        def of(name):
-            attempt = found[name]
-            if attempt.result is None:
-                raise self.failure(f"{address}: {name} was not scanned: {attempt.error_reason} {attempt.error_trace}")
-            return attempt.result
 
-        spoken = [name for name in OLD if of(f"{name}_cipher_suites").accepted_cipher_suites]
-        suites = [suite.cipher_suite.name for suite in of("tls_1_3_cipher_suites").accepted_cipher_suites]
-        holes = {
-            "heartbleed": of("heartbleed").is_vulnerable_to_heartbleed,
-            "CCS injection": of("openssl_ccs_injection").is_vulnerable_to_ccs_injection,
-            "compression": of("tls_compression").supports_compression,
-            "early data": of("tls_1_3_early_data").supports_early_data,
-            "renegotiation by the client": of("session_renegotiation").is_vulnerable_to_client_renegotiation_dos,
-        }
-        wrong = spoken + [name for name, is_there in holes.items() if is_there]
-        if wrong or not suites:
-            raise self.failure(f"{address}: {', '.join(wrong) or 'no TLS 1.3'}")
-        return ", ".join(suites)
+def scan(failure, location, versions, credentials=None):
+    """What a server speaks, which has to be these versions and none besides, and no cipher or hole that is known to be bad."""
+    found = {}
+    for shown, commands in [(None, SUITES), (credentials, {sslyze.ScanCommand(name) for name in HOLES})]:
+        network = sslyze.ServerNetworkConfiguration(location.hostname, tls_client_auth_credentials=shown)
+        request = sslyze.ServerScanRequest(location, network_configuration=network, scan_commands=commands)
+        scanner = sslyze.Scanner(per_server_concurrent_connections_limit=2)
+        scanner.queue_scans([request])
+        (result,) = scanner.get_results()
+        if result.scan_result is None:
+            raise failure(f"{location} cannot be scanned: {result.connectivity_error_trace}")
+        found |= {command.value: getattr(result.scan_result, command.value) for command in commands}
+
+    def of(name):
+        attempt = found[name]
+        if attempt.result is None:
+            raise failure(f"{location}: {name} was not scanned: {attempt.error_reason} {attempt.error_trace}")
+        return attempt.result
+
+    accepted = {name: [suite.cipher_suite.name for suite in of(f"{name}_cipher_suites").accepted_cipher_suites] for name in VERSIONS}
+    spoken = [name for name, suites in accepted.items() if suites]
+    suites = [suite for name in spoken for suite in accepted[name]]
+    holes = {
+        "heartbleed": of("heartbleed").is_vulnerable_to_heartbleed,
+        "CCS injection": of("openssl_ccs_injection").is_vulnerable_to_ccs_injection,
+        "compression": of("tls_compression").supports_compression,
+        "early data": of("tls_1_3_early_data").supports_early_data,
+        "renegotiation by the client": of("session_renegotiation").is_vulnerable_to_client_renegotiation_dos,
+    }
+    wrong = [name for name, is_there in holes.items() if is_there] + [suite for suite in suites if not GOOD_SUITES.fullmatch(suite)]
+    if wrong or spoken != versions:
+        raise failure(f"{location}: {', '.join(wrong)}; it speaks {spoken}")
+    return ", ".join(suites)

@@ -1,7 +1,7 @@
 //! The cases of h2spec for servers, by its own numbers: frames that HTTP/2 (RFC 9113) and HPACK (RFC 7541) forbid, and such as have to
 //! be borne. What floods are worth is in `floods.rs`.
 
-use crate::server_support::frames::{END_HEADERS, END_STREAM, GET, PREFACE, ask, field, frame, frames, goaway, start};
+use crate::server_support::frames::{END_HEADERS, END_STREAM, GET, PREFACE, ask, field, frame, frames, start};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
