@@ -61,7 +61,7 @@ class Edge:
 
     def start(self):
         self.echo, self.explained, self.count = echo.Echo(), set(), 0
-        self.ports = {plane: dict(zip(("http", "https", "tcp", "admin"), free_ports(4))) for plane in PLANES}
+        self.ports = {plane: dict(zip(("http", "https", "tcp"), free_ports(3))) for plane in PLANES}
         self.certificates()
         for plane, ports in self.ports.items():
             self.write(f"service-{plane}.yaml", edge_objects.SERVICE % {"plane": plane, **ports})
@@ -72,9 +72,11 @@ class Edge:
         control = self.suite.start("mesh-control of the edge", command)
         xds = control.wait_for_line("xds listening on ")
         self.processes = [control]
-        for plane, ports in self.ports.items():
+        for plane in PLANES:
             labels = {"istio": "ingressgateway", "plane": plane}
-            self.processes.append(gateway.start(self.suite, self.failure, plane, xds, state, self.folder, labels, ports["admin"]))
+            name = f"edge-by-{plane}"
+            started = gateway.start(self.suite, self.failure, plane, xds, state, self.folder, name, gateway.NAMESPACE, labels)
+            self.processes.append(started)
         self.when_both("every listener", lambda plane: self.is_there(plane))
 
     def when_both(self, what, holds):

@@ -1,5 +1,5 @@
 """A plain Envoy as a gateway, and the library's own in its place, told everything by mesh-control: Istio's own bookinfo behind
-Istio's own Gateway, and behind TLS in a real browser. The steps are those of docs/gateways.md.
+Istio's own Gateway, in Istio's form and in Gateway API's, and behind TLS in a real browser. The steps are those of docs/gateways.md.
 """
 
 import base64
@@ -32,6 +32,15 @@ spec:
   - {name: http-bookinfo, port: 8080, targetPort: %(bookinfo)d}
   - {name: http, port: 80, targetPort: %(http)d}
   - {name: https, port: 443, targetPort: %(https)d}
+"""
+# The same for a gateway of Gateway API.
+SERVICE_OF_GATEWAY_API = """\
+apiVersion: v1
+kind: Service
+metadata: {name: bookinfo-gateway-istio}
+spec:
+  selector: {gateway.networking.k8s.io/gateway-name: bookinfo-gateway}
+  ports: [{name: http, port: 80, targetPort: %(kubernetes)d}]
 """
 GATEWAY = """\
 apiVersion: networking.istio.io/v1
@@ -90,20 +99,21 @@ def secret(name, **files):
     return json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "type": "kubernetes.io/tls", "data": encoded})
 
 
-def start(suite, failure, by, xds, state, folder, labels, admin):
-    """A gateway with these labels, told by this control plane."""
-    own = ["--name", f"edge-by-{by}", "--namespace", NAMESPACE, "--service-account", "edge"]
+def start(suite, failure, by, xds, state, folder, name, namespace, labels):
+    """A gateway of this namespace with these labels, told by this control plane."""
+    [admin] = free_ports(1)
+    own = ["--name", name, "--namespace", namespace, "--service-account", "edge"]
     own += [word for label in labels.items() for word in ("--label", "=".join(label))]
     if by == "envoy":
-        certificates = authority.issue(suite, state, folder / "edge", NAMESPACE, "edge")
+        certificates = authority.issue(suite, state, folder / name, namespace, "edge")
         command = [suite.args.bin / "mesh-control", "bootstrap", "--envoy", "gateway", "--server", xds, *own]
         command += ["--certificates", certificates, "--admin-port", str(admin)]
-        config = folder / "envoy.json"
+        config = folder / f"{name}.json"
         subprocess.run([*map(str, command), "--out", str(config)], check=True, timeout=30)
         command = [envoy.program(failure), "-c", config, *envoy.QUIET]
     else:
         command = [suite.args.bin / "mesh-gateway", "--control", xds, *own, "--admin-addr", f"127.0.0.1:{admin}"]
-    return suite.start(f"a gateway by {by}", command)
+    return suite.start(f"{name} by {by}", command)
 
 
 class Gateway:
@@ -120,6 +130,7 @@ class Gateway:
             self.suite.check("gateway", f"{self.by}: {name}", holds)
 
         check("Istio's bookinfo is served by its own files, unchanged, over mutual TLS", self.plain)
+        check("the same by its Gateway and HTTPRoute of Gateway API, unchanged", self.gateway_api)
         check("bookinfo opens over https in Chromium, by a certificate of a Secret", self.opens)
         check("plaintext is sent to https, and what no rule has is 404", self.redirects)
         check("a certificate without its key closes its own host, and no other", self.broken)
@@ -133,15 +144,15 @@ class Gateway:
         temporary.rename(self.config / name)
 
     def plain(self):
-        self.ports = dict(zip(("bookinfo", "http", "https", "raw", "admin"), free_ports(5)))
+        self.ports = dict(zip(("bookinfo", "http", "https", "raw", "kubernetes"), free_ports(5)))
         bookinfo = pathlib.Path(__file__).resolve().parent / "bookinfo"
         for name in ("bookinfo.yaml", "bookinfo-gateway.yaml"):
             self.write(name, (bookinfo / name).read_text())
         self.write("service.yaml", SERVICE % self.ports)
-        state = self.folder / "state"
-        command = [*self.suite.serve(self.config, "127.0.0.1:0"), "--dev", "--state-dir", state, "--sds-private-keys"]
+        self.state = self.folder / "state"
+        command = [*self.suite.serve(self.config, "127.0.0.1:0"), "--dev", "--state-dir", self.state, "--sds-private-keys"]
         control = self.suite.start("mesh-control of a gateway", command)
-        xds = control.wait_for_line("xds listening on ")
+        xds = self.xds = control.wait_for_line("xds listening on ")
         self.status = control.wait_for_line("status listening on ")
         program = self.suite.args.bin
         services = [
@@ -150,13 +161,28 @@ class Gateway:
         ]
         for service in services:
             service.wait_for_line(" serving")
-        labels = {"istio": "ingressgateway"}
-        self.gateway = start(self.suite, self.failure, self.by, xds, state, self.folder, labels, self.ports["admin"])
+        self.gateway = self.start("edge-1", NAMESPACE, {"istio": "ingressgateway"})
         processes = (self.gateway, control)
         body = self.suite.until("bookinfo there", lambda: self.get("bookinfo", "any.example", "/productpage", 200), processes)
         if "productpage" not in body:
             raise self.failure(f"no product page: {body[:200]}")
         self.get("bookinfo", "any.example", "/nowhere", 404)
+
+    def start(self, name, namespace, labels):
+        return start(self.suite, self.failure, self.by, self.xds, self.state, self.folder, name, namespace, labels)
+
+    def gateway_api(self):
+        bookinfo = pathlib.Path(__file__).resolve().parent / "bookinfo"
+        self.write("gateway-api.yaml", (bookinfo / "bookinfo-gateway-api.yaml").read_text())
+        self.write("gateway-api-service.yaml", SERVICE_OF_GATEWAY_API % self.ports)
+        gateway = self.start("edge-2", "default", {"gateway.networking.k8s.io/gateway-name": "bookinfo-gateway"})
+        get = lambda path, status: self.get("kubernetes", "any.example", path, status)
+        body = self.suite.until("bookinfo there", lambda: get("/productpage", 200), (gateway,))
+        if "productpage" not in body:
+            raise self.failure(f"no product page: {body[:200]}")
+        if get("/nowhere", 404) is None:
+            raise self.failure("what no rule has is not 404")
+        gateway.end()
 
     def get(self, port, host, path, expected=None):
         """What a client in plaintext gets; nothing where it is not as expected."""

@@ -89,7 +89,7 @@ async fn files_of_others_take_effect_or_are_reported() {
     let halves = "[{route: [{destination: {host: reviews, subset: v1}, weight: 50},
                             {destination: {host: reviews, subset: v3}, weight: 50}]}]";
     let nobody = "[{route: [{destination: {host: ratings, subset: v2}}]}]";
-    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec: {gatewayClassName: g, listeners: []}\n";
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec: {gatewayClassName: g, listeners: [{name: http, port: 80, protocol: HTTP}]}\n";
     let tls = |mode: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: details}}\n\
@@ -113,7 +113,7 @@ async fn files_of_others_take_effect_or_are_reported() {
     let failed = nobody.seen[&(App::Ratings, None)].errors.values().next().unwrap();
     assert!(failed.contains("no healthy endpoint"), "{failed}");
     assert_eq!(gateway.reports.len(), 1);
-    assert_eq!((&*gateway.reports[0].file, gateway.reports[0].line), ("file.yaml", 2));
+    assert_eq!((&*gateway.reports[0].file, gateway.reports[0].line), ("file.yaml", 4));
     assert!(tls.reports.is_empty(), "{:?}", tls.reports);
     // It is the mesh's own TLS, which the mesh speaks anyway.
     let answered = tour::Outcome::Version("v1".into());

@@ -83,15 +83,15 @@ fn every_field_of_every_kind_stands_in_the_corpus() {
     let cases = notation::all([1, 2]);
     let mut missing = Vec::new();
     for kind in ObjectKind::ALL {
-        let file = format!("../mesh-control/testdata/fields/{}.txt", kind.name());
+        let file = format!("../mesh-control/testdata/fields/{}.txt", kind.title());
         let fields = fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file)).expect("the fields");
         for field in fields.lines() {
-            let mut own = cases.iter().filter(|case| case.kind == kind.name());
+            let mut own = cases.iter().filter(|case| case.kind == kind.title());
             let is_in = |case: &Case| {
                 field == case.field || field.strip_prefix(&case.field).is_some_and(|rest| rest.starts_with('.'))
             };
             if !own.any(is_in) {
-                missing.push(format!("{} {field}", kind.name()));
+                missing.push(format!("{} {field}", kind.title()));
             }
         }
     }

@@ -58,7 +58,7 @@ pub(crate) fn base(ports: [u16; 2]) -> String {
 
 /// Every case of every kind.
 pub(crate) fn all(ports: [u16; 2]) -> Vec<Case> {
-    ObjectKind::ALL.into_iter().flat_map(|kind| of_kind(kind.name(), ports)).collect()
+    ObjectKind::ALL.into_iter().flat_map(|kind| of_kind(kind.title(), ports)).collect()
 }
 
 impl Case {

@@ -96,7 +96,7 @@ fn conditions(rule: &Object<VirtualService>, found: &mut Vec<Diagnostic>) {
 /// Servers that are left out of a gateway, for another one is there.
 fn conflicts(policy: &Policy, found: &mut Vec<Diagnostic>) {
     let mut told = BTreeSet::new();
-    for gateway in policy.gateways.iter() {
+    for gateway in policy.gateways.all() {
         // As one that is selected by it would have it.
         let (_, left_out) = policy.gateways.of(&gateway.meta.namespace, &gateway.spec.selector, &[], &policy.services);
         for out in left_out {
@@ -107,7 +107,11 @@ fn conflicts(policy: &Policy, found: &mut Vec<Diagnostic>) {
             let span = out.server.server().map(|server| server.span).unwrap_or_default();
             let message = format!("it is left out: {}", out.why);
             let finding = Diagnostic::at(&meta.origin.at(span), Severity::Error, Code::Conflict, message);
-            found.push(finding.istio("IST0145").object(meta.id()).field(format!("servers[{}]", out.server.index)));
+            let field = match out.server.is_listener() {
+                true => "listeners".to_owned(),
+                false => format!("servers[{}]", out.server.index),
+            };
+            found.push(finding.istio("IST0145").object(meta.id()).field(field));
         }
     }
 }

@@ -113,7 +113,8 @@ fn kept() -> impl Iterator<Item = &'static Resource> {
 /// # Errors
 /// There is none.
 pub(crate) fn resource_named(kind: &str) -> Result<&'static Resource, String> {
-    let is_it = |known: &&Resource| known.kind.eq_ignore_ascii_case(kind) || known.plural.eq_ignore_ascii_case(kind);
+    let is_it =
+        |known: &&Resource| [known.kind, known.plural, known.title].iter().any(|name| name.eq_ignore_ascii_case(kind));
     kept().find(is_it).ok_or_else(|| {
         let all: Vec<&str> = kept().map(|known| known.kind).collect();
         format!("{kind} is no kind that the mesh reads; those are {}", all.join(", "))
@@ -257,7 +258,7 @@ mod tests {
             let name = if kind.use_ == Use::Settings { SETTINGS } else { "a.b-c" };
             let id = Id::new(kind, "shop", name).expect("good");
             assert_eq!(Id::parse_path(&id.path()), Ok(id.clone()), "{id}");
-            assert_eq!(Id::named(&kind.kind.to_lowercase(), "shop", name), Ok(id.clone()));
+            assert_eq!(Id::named(&kind.title.to_lowercase(), "shop", name), Ok(id.clone()));
             let version = id.api_version(kind.versions[0]);
             let object =
                 json!({"apiVersion": version, "kind": kind.kind, "metadata": {"namespace": "shop", "name": name}});

@@ -28,8 +28,8 @@ enum Form {
 }
 
 fn kind(text: &str) -> Result<ObjectKind, String> {
-    let found = ObjectKind::ALL.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(text));
-    found.ok_or_else(|| format!("there are {}", ObjectKind::ALL.map(ObjectKind::name).join(", ")))
+    let found = ObjectKind::ALL.into_iter().find(|kind| kind.title().eq_ignore_ascii_case(text));
+    found.ok_or_else(|| format!("there are {}", ObjectKind::ALL.map(ObjectKind::title).join(", ")))
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {

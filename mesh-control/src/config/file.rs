@@ -22,6 +22,8 @@ use super::extensions::quota::Quota;
 use super::extensions::rate_limit::RateLimit;
 use super::extensions::request_rules::RequestRules;
 use super::extensions::{self, Extensions, envoy_filter};
+use super::gateway_api::connection_route::{TcpRoute, TlsRoute};
+use super::gateway_api::gateway::KubernetesGateway;
 use super::gateway_api::grpc_route::GrpcRoute;
 use super::gateway_api::http_route::HttpRoute;
 use super::gateway_api::reference_grant::ReferenceGrant;
@@ -70,7 +72,7 @@ pub struct Meta {
 impl Meta {
     /// `Kind namespace/name`.
     pub fn id(&self) -> Arc<str> {
-        format!("{} {}/{}", self.kind.name(), self.namespace, self.name).into()
+        format!("{} {}/{}", self.kind.title(), self.namespace, self.name).into()
     }
 
     /// Objects that compete are taken in this order: the oldest first, then by name, then by namespace
@@ -191,6 +193,12 @@ objects! {
     grpc_routes: GrpcRoute,
     /// ReferenceGrants.
     reference_grants: ReferenceGrant,
+    /// Gateways of Gateway API.
+    kubernetes_gateways: KubernetesGateway,
+    /// TLSRoutes.
+    tls_routes: TlsRoute,
+    /// TCPRoutes.
+    tcp_routes: TcpRoute,
     /// RateLimits, and EnvoyFilters that say the same.
     rate_limits: RateLimit,
     /// Overloads.
@@ -633,7 +641,10 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
         }
         ObjectKind::HttpRoute => Item::HttpRoute(read_spec(meta, spec, d, HttpRoute::check)?),
         ObjectKind::GrpcRoute => Item::GrpcRoute(read_spec(meta, spec, d, GrpcRoute::check)?),
+        ObjectKind::TlsRoute => Item::TlsRoute(read_spec(meta, spec, d, TlsRoute::check)?),
+        ObjectKind::TcpRoute => Item::TcpRoute(read_spec(meta, spec, d, TcpRoute::check)?),
         ObjectKind::ReferenceGrant => Item::ReferenceGrant(read_spec(meta, spec, d, ReferenceGrant::check)?),
+        ObjectKind::KubernetesGateway => Item::KubernetesGateway(read_spec(meta, spec, d, KubernetesGateway::check)?),
         ObjectKind::Telemetry => {
             Item::Telemetry(read_spec(meta, spec, d, |object: &Telemetry, d| object.check(&namespace, d))?)
         }
@@ -821,14 +832,14 @@ spec:
         let (file, found) = found(
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\n\
              apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: x}\nspec: {}\n---\n\
-             apiVersion: gateway.networking.k8s.io/v1\nkind: TCPRoute\nmetadata: {name: h}\n---\n\
+             apiVersion: gateway.networking.k8s.io/v1\nkind: UDPRoute\nmetadata: {name: h}\n---\n\
              apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: s}\n",
         );
         assert!(!file.rejected);
         let starts = [
             "t.yaml:2:7: info[ignored]: Deployment default/d:",
             "t.yaml:6:7: warning[not-supported-yet]: BackendTLSPolicy x/p:",
-            "t.yaml:11:7: warning[not-supported-yet]: TCPRoute default/h:",
+            "t.yaml:11:7: warning[not-supported-yet]: UDPRoute default/h:",
             "t.yaml:15:7: info[ignored]: NetworkPolicy default/s:",
         ];
         for (found, start) in found.iter().zip(starts) {

@@ -8,6 +8,8 @@ use super::extensions::overload::Overload;
 use super::extensions::quota::Quota;
 use super::extensions::rate_limit::RateLimit;
 use super::extensions::request_rules::RequestRules;
+use super::gateway_api::connection_route::{TcpRoute, TlsRoute};
+use super::gateway_api::gateway::KubernetesGateway;
 use super::gateway_api::grpc_route::GrpcRoute;
 use super::gateway_api::http_route::HttpRoute;
 use super::gateway_api::reference_grant::ReferenceGrant;
@@ -46,6 +48,9 @@ pub fn spec(kind: ObjectKind) -> Schema {
         ObjectKind::HttpRoute => HttpRoute::schema(),
         ObjectKind::GrpcRoute => GrpcRoute::schema(),
         ObjectKind::ReferenceGrant => ReferenceGrant::schema(),
+        ObjectKind::TlsRoute => TlsRoute::schema(),
+        ObjectKind::TcpRoute => TcpRoute::schema(),
+        ObjectKind::KubernetesGateway => KubernetesGateway::schema(),
         ObjectKind::RateLimit => RateLimit::schema(),
         ObjectKind::Overload => Overload::schema(),
         ObjectKind::WasmPlugin => WasmPlugin::schema(),
@@ -68,7 +73,7 @@ pub fn json_schema(kind: ObjectKind) -> Value {
     let mut schema = object(kind);
     if let Value::Object(schema) = &mut schema {
         schema.insert("$schema".to_owned(), json!(DIALECT));
-        schema.insert("title".to_owned(), json!(kind.name()));
+        schema.insert("title".to_owned(), json!(kind.title()));
     }
     schema
 }
@@ -79,10 +84,10 @@ pub fn json_schema_of_all() -> Value {
     let rule = |kind: ObjectKind| {
         json!({
             "if": {"properties": {"kind": {"const": kind.name()}, "apiVersion": {"enum": api_versions(kind)}}, "required": ["kind", "apiVersion"]},
-            "then": {"$ref": format!("#/$defs/{}", kind.name())},
+            "then": {"$ref": format!("#/$defs/{}", kind.title())},
         })
     };
-    let definitions: Map<String, Value> = kinds().map(|kind| (kind.name().to_owned(), object(kind))).collect();
+    let definitions: Map<String, Value> = kinds().map(|kind| (kind.title().to_owned(), object(kind))).collect();
     json!({
         "$schema": DIALECT,
         "title": "What mesh-control reads",
@@ -192,7 +197,9 @@ mod tests {
             assert!(wrong.is_none(), "{}", wrong.map_or(String::new(), ToString::to_string));
             for document in node::parse(&source).unwrap() {
                 let name = document.get("kind").and_then(Node::as_str).unwrap_or_default();
-                let kind = ObjectKind::ALL.into_iter().find(|kind| kind.name() == name);
+                let group = document.get("apiVersion").and_then(Node::as_str).unwrap_or_default();
+                let group = group.rsplit_once('/').map_or("", |(group, _)| group);
+                let kind = ObjectKind::ALL.into_iter().find(|kind| kind.name() == name && kind.group() == group);
                 all.extend(kind.map(|kind| (kind, document)));
             }
         }

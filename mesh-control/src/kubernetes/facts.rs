@@ -49,7 +49,7 @@ impl Fact {
 
     /// `Kind namespace/name`.
     pub(super) fn id(&self) -> String {
-        format!("{} {}/{}", self.resource.kind, self.name.0, self.name.1)
+        format!("{} {}/{}", self.resource.title, self.name.0, self.name.1)
     }
 
     /// What a plane is asked about it.

@@ -14,6 +14,8 @@ pub(crate) struct Resource {
     pub(crate) versions: &'static [&'static str],
     pub(crate) plural: &'static str,
     pub(crate) kind: &'static str,
+    /// What tells its kind from every other.
+    pub(crate) title: &'static str,
     pub(crate) use_: Use,
 }
 
@@ -36,7 +38,8 @@ pub(crate) enum Use {
 
 /// A kind of which objects are read.
 const fn read(kind: ObjectKind, use_: Use) -> Resource {
-    Resource { group: kind.group(), versions: kind.versions(), plural: kind.plural(), kind: kind.name(), use_ }
+    let (group, versions, plural) = (kind.group(), kind.versions(), kind.plural());
+    Resource { group, versions, plural, kind: kind.name(), title: kind.title(), use_ }
 }
 
 const fn object(kind: ObjectKind) -> Resource {
@@ -44,11 +47,11 @@ const fn object(kind: ObjectKind) -> Resource {
 }
 
 const fn own(plural: &'static str, kind: &'static str, use_: Use) -> Resource {
-    Resource { group: "", versions: &["v1"], plural, kind, use_ }
+    Resource { group: "", versions: &["v1"], plural, kind, title: kind, use_ }
 }
 
 /// Every kind that is watched.
-pub(crate) const RESOURCES: [Resource; 26] = [
+pub(crate) const RESOURCES: [Resource; 29] = [
     read(ObjectKind::Service, Use::Service),
     own("configmaps", "ConfigMap", Use::Settings),
     own("pods", "Pod", Use::Pod),
@@ -58,6 +61,7 @@ pub(crate) const RESOURCES: [Resource; 26] = [
         versions: &["v1"],
         plural: "endpointslices",
         kind: "EndpointSlice",
+        title: "EndpointSlice",
         use_: Use::Slice,
     },
     object(ObjectKind::VirtualService),
@@ -77,6 +81,9 @@ pub(crate) const RESOURCES: [Resource; 26] = [
     object(ObjectKind::HttpRoute),
     object(ObjectKind::GrpcRoute),
     object(ObjectKind::ReferenceGrant),
+    object(ObjectKind::KubernetesGateway),
+    object(ObjectKind::TlsRoute),
+    object(ObjectKind::TcpRoute),
     object(ObjectKind::RateLimit),
     object(ObjectKind::Overload),
     object(ObjectKind::Quota),
@@ -148,8 +155,8 @@ mod tests {
         for kind in ObjectKind::ALL.into_iter().filter(|kind| *kind != ObjectKind::MeshConfig) {
             let resource = RESOURCES
                 .iter()
-                .find(|resource| resource.kind == kind.name())
-                .unwrap_or_else(|| panic!("{}", kind.name()));
+                .find(|resource| resource.title == kind.title())
+                .unwrap_or_else(|| panic!("{}", kind.title()));
             if let Some(definition) = custom_resource(kind) {
                 assert!(
                     definition.contains(&format!("name: {}.{}\n", resource.plural, resource.group)),

@@ -15,7 +15,9 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// The name of the text of an object.
 pub(super) fn text_name(resource: &Resource, (namespace, name): &Name) -> Arc<str> {
-    format!("{RESOURCE}/{}/{namespace}/{name}", resource.plural).into()
+    // Of a kind whose name another one has, its own title.
+    let kind = if resource.title == resource.kind { resource.plural } else { resource.title };
+    format!("{RESOURCE}/{kind}/{namespace}/{name}").into()
 }
 
 /// Its text.
@@ -45,6 +47,13 @@ mod tests {
     use super::super::kinds::RESOURCES;
     use super::*;
     use crate::config::{Source, file};
+
+    #[test]
+    fn objects_of_two_kinds_are_two_texts_whatever_they_are_called() {
+        let name: Name = ("shop".into(), "web".into());
+        let names = RESOURCES.iter().map(|resource| text_name(resource, &name));
+        assert_eq!(names.collect::<std::collections::BTreeSet<_>>().len(), RESOURCES.len());
+    }
 
     #[test]
     fn what_the_cluster_adds_changes_nothing() {

@@ -1,5 +1,6 @@
 //! What belongs into the status of an object: Istio's (`meta.v1alpha1.IstioStatus`: the condition `Reconciled`, codes of its analyzers,
-//! the generation that this is about), and of a route of Gateway API what became of it at each of its parents. Pure.
+//! the generation that this is about), of a route of Gateway API what became of it at each of its parents, and of a Gateway what became
+//! of each of its listeners. Pure.
 //!
 //! Whatever others wrote there stays as it is. Nothing that is said names what is in another namespace unless the object does: whoever may
 //! read the object may read this.
@@ -10,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::facts::Fact;
 use super::webhook::{cut, in_words};
-use crate::config::gateway_api::ParentKind;
+use crate::config::gateway_api::{GATEWAY_GROUP, ParentKind};
 use crate::config::store::Standing;
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
@@ -39,8 +40,15 @@ pub(super) struct Wanted {
 
 /// What is to be written of an object, unless it is there: since this time, where it was not so before.
 pub(super) fn wanted(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
-    let is_route = [ObjectKind::HttpRoute, ObjectKind::GrpcRoute].iter().any(|kind| kind.name() == fact.resource.kind);
-    if is_route { route(fact, verdict, now) } else { istio(fact, verdict, now) }
+    let is_one = |kinds: &[ObjectKind]| kinds.iter().any(|kind| kind.title() == fact.resource.title);
+    use ObjectKind::{GrpcRoute, HttpRoute, TcpRoute, TlsRoute};
+    if is_one(&[HttpRoute, GrpcRoute, TlsRoute, TcpRoute]) {
+        route(fact, verdict, now)
+    } else if is_one(&[ObjectKind::KubernetesGateway]) {
+        gateway(fact, verdict, now)
+    } else {
+        istio(fact, verdict, now)
+    }
 }
 
 /// A condition, since the time that one like it is there.
@@ -188,6 +196,58 @@ fn is_ours(message: &Value) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
 }
 
+/// Conditions of Gateway API, since the time that ones like them are there.
+fn conditions(said: &[RouteCondition], before: &Conditions<'_>, fact: &Fact, now: &str) -> Vec<Value> {
+    let all = said.iter().map(|one| {
+        let content = json!({
+            "type": one.name, "status": boolean(one.holds), "reason": one.reason,
+            "message": cut(&one.message, LONGEST), "observedGeneration": fact.generation,
+        });
+        condition(before, content, now)
+    });
+    all.collect()
+}
+
+/// Of an object that is wrong: another state of it is in force.
+fn not_accepted(standing: Standing, reason: &'static str, fact: &Fact, verdict: &Verdict) -> RouteCondition {
+    let message = format!("in force instead is {}: {}", standing.instead(fact.resource.kind), reasons(verdict));
+    RouteCondition { name: "Accepted", holds: false, reason, message }
+}
+
+/// Of a Gateway of a class of ours; others are nobody's business here.
+fn gateway(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
+    let ours = verdict.gateway.as_ref()?;
+    let status = fact.status.as_ref();
+    let before = list(status, "conditions");
+    let mut said = ours.conditions.clone();
+    if let Some(standing) = verdict.standing {
+        said.retain(|one| one.name != "Accepted");
+        said.insert(0, not_accepted(standing, "Invalid", fact, verdict));
+    }
+    let own = conditions(&said, &by_type(before), fact, now);
+    let is_own = |one: &Value| said.iter().any(|own| own.name == text(one, "type"));
+    let others = before.iter().filter(|one| !is_own(one)).cloned();
+    let all: Vec<Value> = others.chain(own).collect();
+    let addresses: Vec<Value> = ours.addresses.iter().map(|host| json!({"type": "Hostname", "value": host})).collect();
+    let known = list(status, "listeners");
+    let listeners = ours.listeners.iter().map(|listener| {
+        let before = known.iter().find(|one| text(one, "name") == listener.name);
+        let kinds = listener.supported_kinds.iter().map(|kind| json!({"group": GATEWAY_GROUP, "kind": kind}));
+        json!({
+            "name": listener.name,
+            "attachedRoutes": listener.attached_routes,
+            "supportedKinds": kinds.collect::<Vec<_>>(),
+            "conditions": conditions(&listener.conditions, &by_type(list(before, "conditions")), fact, now),
+        })
+    });
+    let patch = json!({"conditions": all, "addresses": addresses, "listeners": listeners.collect::<Vec<_>>()});
+    let there = json!({
+        "conditions": before, "addresses": list(status, "addresses"), "listeners": known,
+    });
+    let words = timeless(&patch);
+    (timeless(&there) != words).then_some(Wanted { patch, words })
+}
+
 fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     let object: Value = serde_json::from_str(&fact.text).ok()?;
     let references = list(object.get("spec"), "parentRefs");
@@ -197,14 +257,7 @@ fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     let entry = |reference: &Value, said: &[RouteCondition]| {
         let before = known.iter().find(|one| one.get("parentRef") == Some(reference));
         let before = by_type(list(before.copied(), "conditions"));
-        let said = said.iter().map(|one| {
-            let content = json!({
-                "type": one.name, "status": boolean(one.holds), "reason": one.reason,
-                "message": cut(&one.message, LONGEST), "observedGeneration": fact.generation,
-            });
-            condition(&before, content, now)
-        });
-        json!({"parentRef": reference, "controllerName": CONTROLLER, "conditions": said.collect::<Vec<_>>()})
+        json!({"parentRef": reference, "controllerName": CONTROLLER, "conditions": conditions(said, &before, fact, now)})
     };
     let ours: Vec<Value> = match verdict.standing {
         None => {
@@ -213,8 +266,7 @@ fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
         }
         // What is in force is another state of it.
         Some(standing) => {
-            let message = format!("in force instead is {}: {}", standing.instead(fact.resource.kind), reasons(verdict));
-            let said = [RouteCondition { name: "Accepted", holds: false, reason: "UnsupportedValue", message }];
+            let said = [not_accepted(standing, "UnsupportedValue", fact, verdict)];
             let field = |one: &'_ Value, key: &str| one.get(key).and_then(Value::as_str).map(str::to_owned);
             let is_meant =
                 |one: &&Value| ParentKind::of(field(one, "group").as_deref(), field(one, "kind").as_deref()).is_some();
@@ -416,6 +468,58 @@ spec: {ports: [{port: 80, name: http}]}
         let elsewhere = http_route(1, json!({"parentRefs": [gateway_ref], "rules": []}), Value::Null);
         let (fact, verdict) = gateway(&elsewhere);
         assert_eq!(wanted(&fact, &verdict, T1), None, "it is nobody's business here");
+    }
+
+    #[test]
+    fn a_gateway_says_what_became_of_it_and_of_each_of_its_listeners_and_nothing_where_it_is_anothers() {
+        let of = |class: &str, status: Value| {
+            let listeners = json!([
+                {"name": "http", "port": 80, "protocol": "HTTP"},
+                {"name": "udp", "port": 53, "protocol": "UDP"},
+            ]);
+            let metadata = json!({"name": "a", "namespace": "shop", "generation": 2, "resourceVersion": "1"});
+            let spec = json!({"gatewayClassName": class, "listeners": listeners});
+            json!({"metadata": metadata, "spec": spec, "status": status})
+        };
+        let resource = RESOURCES.iter().find(|one| one.title == "KubernetesGateway").expect("a kind");
+        let asked = |object: &Value| {
+            let name = ("shop".into(), "a".into());
+            let version = resource.versions[0];
+            let text = objects::text(resource, version, object);
+            let fact = Fact::of(resource, version, &name, objects::text_name(resource, &name), text, object);
+            let plane = Plane::from_yaml("").expect("nothing");
+            plane.set_yaml(&fact.text_name, &fact.text).expect("good");
+            let verdict = plane.verdicts(&[fact.asked()]).pop().flatten().expect("it is known");
+            wanted(&fact, &verdict, T1)
+        };
+        let pending = json!({"type": "Accepted", "status": "Unknown", "reason": "Pending", "lastTransitionTime": T2});
+        let foreign = json!({"type": "example.com/Ready", "status": "True", "lastTransitionTime": T2});
+        let before = json!({"conditions": [pending, foreign]});
+        let first = asked(&of("istio", before.clone())).expect("nothing of ours is there");
+        let conditions = |of: &Value| {
+            let all = of["conditions"].as_array().expect("conditions").iter();
+            let one = |it: &Value| format!("{}={} {}", text(it, "type"), text(it, "status"), text(it, "reason"));
+            all.map(one).collect::<Vec<_>>()
+        };
+        let expected = ["example.com/Ready=True ", "Accepted=True ListenersNotValid", "Programmed=True Programmed"];
+        assert_eq!(conditions(&first.patch), expected);
+        let [http, udp] = first.patch["listeners"].as_array().expect("listeners").as_slice() else {
+            panic!("{first:?}")
+        };
+        let good = [
+            "Accepted=True Accepted",
+            "Conflicted=False NoConflicts",
+            "ResolvedRefs=True ResolvedRefs",
+            "Programmed=True Programmed",
+        ];
+        assert_eq!(
+            (text(http, "name"), &http["attachedRoutes"], conditions(http)),
+            ("http", &json!(0), good.map(str::to_owned).into())
+        );
+        assert_eq!(http["supportedKinds"][0], json!({"group": GATEWAY_GROUP, "kind": "HTTPRoute"}));
+        assert_eq!(conditions(udp)[0], "Accepted=False UnsupportedProtocol");
+        assert_eq!(asked(&of("istio", patched(&before, &first))), None, "it is there");
+        assert_eq!(asked(&of("other", before)), None);
     }
 
     #[test]

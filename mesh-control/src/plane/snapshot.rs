@@ -17,7 +17,7 @@ use crate::plane::recent::Recent;
 use crate::policy::Policy;
 use crate::policy::access::{Condition, Conditions, RulesByEffect};
 use crate::policy::filters::{self, FilterInForce, Passing};
-use crate::policy::gateway_api::ParentStatus;
+use crate::policy::gateway_api::{GatewayStatus, ParentStatus};
 use crate::policy::locality::Place;
 use crate::policy::locality::zones::Zones;
 use crate::policy::route::ClusterKey;
@@ -245,6 +245,11 @@ impl Snapshot {
     /// What became of each route of Gateway API at each of its parents.
     pub fn route_statuses(&self) -> &[ParentStatus] {
         &self.compiled.policy.gateway_routes.statuses
+    }
+
+    /// What became of each Gateway of Gateway API.
+    pub fn gateway_statuses(&self) -> &[GatewayStatus] {
+        &self.compiled.policy.gateway_routes.gateway_statuses
     }
 
     /// The labels of the workload of this name, as the configuration has it: those that the service of its name selects, those

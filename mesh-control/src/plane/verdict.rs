@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use super::Plane;
 use crate::config::Diagnostic;
 use crate::config::store::Standing;
-use crate::policy::gateway_api::ParentStatus;
+use crate::policy::gateway_api::{GatewayStatus, ParentStatus};
 
 /// A text of an object of a cluster.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub(crate) struct Verdict {
     pub(crate) findings: Vec<Diagnostic>,
     /// Of a route of Gateway API: what became of it at each of its parents. Of one that is wrong that is its last good state.
     pub(crate) parents: Vec<ParentStatus>,
+    /// Of a Gateway of Gateway API that is ours: what became of it, in the same way.
+    pub(crate) gateway: Option<GatewayStatus>,
 }
 
 impl Plane {
@@ -48,10 +50,14 @@ impl Plane {
         for status in &compiled.policy.gateway_routes.statuses {
             parents.entry(&status.route).or_default().push(status);
         }
+        let gateways = &compiled.policy.gateway_routes.gateway_statuses;
+        let gateways: HashMap<&str, &GatewayStatus> =
+            gateways.iter().map(|status| (&*status.gateway, status)).collect();
         let verdict = |one: &Asked| Verdict {
             standing: wrong.get(&*one.name).copied(),
             findings: findings.get(&*one.name).into_iter().flatten().copied().cloned().collect(),
             parents: parents.get(&*one.id).into_iter().flatten().copied().cloned().collect(),
+            gateway: gateways.get(&*one.id).copied().cloned(),
         };
         asked.iter().zip(is_known).map(|(one, is_known)| is_known.then(|| verdict(one))).collect()
     }

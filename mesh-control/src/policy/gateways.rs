@@ -1,19 +1,22 @@
-//! What a gateway listens for, by the Gateways that select it, merged as Istio merges them (pilot/pkg/model/gateway.go), and which
-//! rules are in force there.
+//! What a gateway listens for, by the Gateways that select it, Istio's and Gateway API's, merged as Istio merges them
+//! (pilot/pkg/model/gateway.go), and which rules are in force there.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Policy;
 use super::compile::{self, Surroundings};
 use super::connections::{self, Addressed, Connections};
-use super::route::Route;
+use super::gateway_api::{KubernetesServed, internal_name};
+use super::route::{ClusterKey, Route};
 use super::view::View;
 use super::virtual_services::Entry;
 use crate::config::file::{Object, Objects};
 use crate::config::istio::gateway::{Gateway, lets_in, split_host};
-use crate::config::support::is_foreign_to_gateways;
+use crate::config::support::{ObjectKind, is_foreign_to_gateways};
 use crate::registry::Services;
 use crate::registry::host::{covers, in_namespace};
 use crate::registry::service::{Target, is_subset};
@@ -23,7 +26,15 @@ pub use crate::config::istio::gateway::{Server, ServerTls, TlsMode, TlsVersion};
 
 /// All Gateways, in the order in which they compete.
 #[derive(Debug, Default)]
-pub struct Gateways(Vec<Arc<Object<Gateway>>>);
+pub struct Gateways(Vec<Selecting>);
+
+/// A Gateway, and whom it is for.
+#[derive(Debug)]
+struct Selecting {
+    gateway: Arc<Object<Gateway>>,
+    /// Of Gateway API: the Services whose workloads are meant.
+    services: Vec<Arc<str>>,
+}
 
 /// Where a gateway listens.
 pub type Address = (IpAddr, u16);
@@ -85,9 +96,28 @@ impl ServerAt {
         self.gateway.spec.servers.get(self.index)
     }
 
+    /// Whether it is a listener of Gateway API.
+    pub fn is_listener(&self) -> bool {
+        self.gateway.meta.kind == ObjectKind::KubernetesGateway
+    }
+
+    /// What its Gateway is called; of Gateway API, each listener is one of its own.
+    pub fn gateway_name(&self) -> Cow<'_, str> {
+        let own = &*self.gateway.meta.name;
+        let listener = self.server().filter(|_| self.is_listener());
+        listener.map_or(Cow::Borrowed(own), |server| internal_name(own, &server.name).into())
+    }
+
     /// `NAMESPACE/NAME` of its Gateway.
     pub fn name(&self) -> String {
-        format!("{}/{}", self.gateway.meta.namespace, self.gateway.meta.name)
+        format!("{}/{}", self.gateway.meta.namespace, self.gateway_name())
+    }
+
+    /// The namespace and the name of a Secret that it names: those of Gateway API say both, and Istio's are of the namespace of
+    /// the gateway, its `own`.
+    pub fn secret<'n>(&self, own: &'n str, written: &'n str) -> (&'n str, &'n str) {
+        let in_full = written.split_once('/').filter(|_| self.is_listener());
+        in_full.unwrap_or((own, written))
     }
 
     /// Its hosts, as they are asked for, in lower case.
@@ -132,16 +162,24 @@ impl Entry {
 }
 
 impl Gateways {
-    /// Those of these objects.
-    pub fn new(objects: &Objects) -> Gateways {
-        let mut all = objects.gateways.clone();
-        all.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
+    /// Those of these objects, and of Gateway API.
+    pub fn new(objects: &Objects, kubernetes: &[KubernetesServed]) -> Gateways {
+        let istio = objects.gateways.iter().map(|gateway| Selecting { gateway: gateway.clone(), services: Vec::new() });
+        let others =
+            kubernetes.iter().map(|one| Selecting { gateway: one.gateway.clone(), services: one.services.clone() });
+        let mut all: Vec<Selecting> = istio.chain(others).collect();
+        all.sort_by(|a, b| a.gateway.meta.order().cmp(&b.gateway.meta.order()));
         Gateways(all)
     }
 
-    /// All of them, in the order in which they compete.
+    /// Those of Istio, in the order in which they compete.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Object<Gateway>>> {
-        self.0.iter()
+        self.all().filter(|gateway| gateway.meta.kind == ObjectKind::Gateway)
+    }
+
+    /// All of them, in the order in which they compete.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Object<Gateway>>> {
+        self.0.iter().map(|selecting| &selecting.gateway)
     }
 
     /// What the gateway with these labels listens for, and what is left out of that. The Gateways that select it may be of any
@@ -155,11 +193,8 @@ impl Gateways {
     ) -> (BTreeMap<Address, Listening>, Vec<LeftOut>) {
         let (mut listening, mut left_out) = (BTreeMap::new(), Vec::new());
         let mut names: BTreeMap<Address, BTreeSet<String>> = BTreeMap::new();
-        let selecting = self
-            .0
-            .iter()
-            .filter(|gateway| gateway.spec.selector.is_empty() || is_subset(&gateway.spec.selector, labels));
-        for gateway in selecting {
+        let selecting = self.0.iter().filter(|one| one.selects(namespace, labels, services));
+        for Selecting { gateway, .. } in selecting {
             for (index, server) in gateway.spec.servers.iter().enumerate() {
                 let port = server.port.number.0;
                 let served = ServerAt { gateway: gateway.clone(), index, port };
@@ -171,6 +206,23 @@ impl Gateways {
             }
         }
         (listening, left_out)
+    }
+}
+
+impl Selecting {
+    /// Whether it is for the gateway with these labels: those of Gateway API are for their own namespace, or for the workloads of
+    /// the Services that they name.
+    fn selects(&self, namespace: &str, labels: &BTreeMap<String, String>, services: &Services) -> bool {
+        let Gateway { selector, .. } = &self.gateway.spec;
+        if self.gateway.meta.kind == ObjectKind::Gateway {
+            return selector.is_empty() || is_subset(selector, labels);
+        }
+        if self.services.is_empty() {
+            return *self.gateway.meta.namespace == *namespace && is_subset(selector, labels);
+        }
+        let named = self.services.iter().filter_map(|host| services.exact(host, namespace));
+        let mut named = named.map(|(_, service)| service);
+        named.any(|service| *service.namespace == *namespace && service.selects(labels))
     }
 }
 
@@ -247,6 +299,14 @@ impl Policy {
         let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
         for served in servers {
             let name = served.name();
+            if served.is_listener() {
+                // A host that no route has is nobody else's either.
+                let own = served.hosts().into_iter().map(|host| (host, Vec::new()));
+                for (host, routes) in own.chain(self.gateway_routes.at_listener(&name, served.port)) {
+                    hosts.entry(host).or_default().routes.extend(self.finished(routes, view));
+                }
+                continue;
+            }
             let redirects =
                 served.server().and_then(|server| server.tls.as_ref()).is_some_and(|tls| tls.https_redirect);
             for (entry, shared) in self.at_server(served, view) {
@@ -280,10 +340,27 @@ impl Policy {
         finished.collect()
     }
 
+    /// How long connections to these may be idle.
+    fn idle_timeout(&self, targets: &[(ClusterKey, u32)], view: &View) -> Option<Duration> {
+        let first = targets.first().and_then(|(key, _)| self.cluster(key.clone(), view));
+        first.and_then(|seen| seen.traffic.connection_pool.tcp_idle_timeout)
+    }
+
     /// Where connections go whose bytes are not looked at, by the name that a client asks for; the one without names is for all
     /// others. A way without targets leads nowhere.
     pub fn ways_at(&self, served: &ServerAt, view: &View, is_tls: bool) -> Vec<Connections> {
         let name = served.name();
+        if served.is_listener() {
+            let there = self.gateway_routes.connections_at(&name);
+            let there = there.map(|(name, server_names, targets)| Connections {
+                name: name.to_string(),
+                server_names,
+                targets: targets.to_vec(),
+                idle_timeout: self.idle_timeout(targets, view),
+                tunnel: None,
+            });
+            return there.collect();
+        }
         let mut ways: Vec<Connections> = Vec::new();
         for (entry, shared) in self.at_server(served, view) {
             let Some(object) = &entry.object else {
@@ -317,8 +394,7 @@ impl Policy {
                 }
                 let is_for_all = names.is_empty() && is_tls && !shared.iter().any(|host| host == "*");
                 let names = if is_for_all { shared.clone() } else { names };
-                let first = way.targets.first().and_then(|(key, _)| self.cluster(key.clone(), view));
-                let idle_timeout = first.and_then(|seen| seen.traffic.connection_pool.tcp_idle_timeout);
+                let idle_timeout = self.idle_timeout(&way.targets, view);
                 ways.push(Connections { server_names: names, idle_timeout, ..way });
             }
         }

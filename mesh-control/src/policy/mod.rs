@@ -172,7 +172,8 @@ impl Policy {
         let (services, mut found) = Services::new(objects, &mesh.fixed.trust_domain);
         let (virtual_services, conflicts) = VirtualServices::new(&objects.virtual_services, &objects.refused);
         found.extend(conflicts);
-        let (gateway_routes, about_routes) = GatewayRoutes::new(objects, &services, mesh.retry.as_ref());
+        let secrets = Secrets::new(objects);
+        let (gateway_routes, about_routes) = GatewayRoutes::new(objects, &services, &secrets, mesh.retry.as_ref());
         found.extend(about_routes);
         let (destination_rules, conflicts) =
             DestinationRules::new(&objects.destination_rules, &objects.refused, &mesh.fixed.root_namespace);
@@ -193,10 +194,10 @@ impl Policy {
         let policy = Policy {
             limits,
             filters,
-            secrets: Secrets::new(objects),
+            secrets,
             services,
             virtual_services,
-            gateways: Gateways::new(objects),
+            gateways: Gateways::new(objects, &gateway_routes.gateways),
             gateway_routes,
             destination_rules,
             sidecars,

@@ -12,6 +12,8 @@ use mesh_control::config::extensions::quota::Quota;
 use mesh_control::config::extensions::rate_limit::RateLimit;
 use mesh_control::config::extensions::request_rules::RequestRules;
 use mesh_control::config::file::read;
+use mesh_control::config::gateway_api::connection_route::{TcpRoute, TlsRoute};
+use mesh_control::config::gateway_api::gateway::KubernetesGateway;
 use mesh_control::config::gateway_api::grpc_route::GrpcRoute;
 use mesh_control::config::gateway_api::http_route::HttpRoute;
 use mesh_control::config::gateway_api::reference_grant::ReferenceGrant;
@@ -52,6 +54,9 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::HttpRoute => HttpRoute::fields("", &mut out),
         ObjectKind::GrpcRoute => GrpcRoute::fields("", &mut out),
         ObjectKind::ReferenceGrant => ReferenceGrant::fields("", &mut out),
+        ObjectKind::KubernetesGateway => KubernetesGateway::fields("", &mut out),
+        ObjectKind::TlsRoute => TlsRoute::fields("", &mut out),
+        ObjectKind::TcpRoute => TcpRoute::fields("", &mut out),
         ObjectKind::RateLimit => RateLimit::fields("", &mut out),
         ObjectKind::Overload => Overload::fields("", &mut out),
         ObjectKind::WasmPlugin => WasmPlugin::fields("", &mut out),
@@ -66,7 +71,7 @@ fn typed(kind: ObjectKind) -> Vec<String> {
 }
 
 fn listed(kind: ObjectKind) -> Vec<String> {
-    let path = testdata("fields").join(format!("{}.txt", kind.name()));
+    let path = testdata("fields").join(format!("{}.txt", kind.title()));
     let text = std::fs::read_to_string(path).unwrap();
     let mut fields: Vec<String> = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
     fields.sort();
@@ -150,8 +155,10 @@ fn every_field_is_written_somewhere_and_then_enforced_or_reported() {
         let mut reported = BTreeSet::new();
         for source in everything() {
             for document in node::parse(&source).unwrap() {
+                let version = document.get("apiVersion").and_then(Node::as_str).unwrap_or_default();
+                let is_of_group = version.rsplit_once('/').map_or("", |(group, _)| group) == kind.group();
                 match document.get("kind").and_then(Node::as_str) {
-                    Some(written_kind) if written_kind == kind.name() => {
+                    Some(written_kind) if written_kind == kind.name() && is_of_group => {
                         written(document.get("spec").unwrap(), "", &mut paths);
                     }
                     // The settings of the mesh are a text in a ConfigMap.
@@ -166,7 +173,7 @@ fn every_field_is_written_somewhere_and_then_enforced_or_reported() {
             let file = read(source);
             assert!(!file.rejected, "{:?}", file.diagnostics);
             for finding in file.diagnostics {
-                let of_kind = finding.object.as_deref().is_some_and(|id| id.starts_with(kind.name()));
+                let of_kind = finding.object.as_deref().is_some_and(|id| id.starts_with(kind.title()));
                 if of_kind && finding.code == Code::NotSupportedYet {
                     let field = finding.field.as_deref().unwrap();
                     let parts = field.split(['[', ']']);

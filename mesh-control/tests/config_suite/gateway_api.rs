@@ -79,8 +79,8 @@ fn conditions_of_a_route_that_tell_of_something_wrong_are_findings_with_their_re
         (
             parent("{name: edge}"),
             "warning",
-            "parentRefs",
-            "gateways of Gateway API are not built; the rules apply nowhere",
+            "parentRefs[0]",
+            "there is no Gateway shop/edge of a class of ours: the route has no effect there",
         ),
         (parent("{kind: Service, name: web}"), "warning", "parentRefs", "it has to be written `group: \"\"`"),
     ] {

@@ -13,16 +13,16 @@ use mesh_control::plane::{Plane, PlaneOptions};
 use prost::Message;
 
 /// Istio's own bookinfo, as it is.
-const BOOKINFO: &str = include_str!("../../../interop/bookinfo/bookinfo.yaml");
+pub(crate) const BOOKINFO: &str = include_str!("../../../interop/bookinfo/bookinfo.yaml");
 const BOOKINFO_GATEWAY: &str = include_str!("../../../interop/bookinfo/bookinfo-gateway.yaml");
 
-fn plane(text: &str) -> Plane {
+pub(crate) fn plane(text: &str) -> Plane {
     let plane = Plane::start(PlaneOptions::default().trust_claims(true)).unwrap();
     plane.set_yaml("c.yaml", text).unwrap();
     plane
 }
 
-fn edge() -> Client {
+pub(crate) fn edge() -> Client {
     let client =
         Client::new("router~10.0.0.1~edge.edges~edges.svc.cluster.local", ClientClass::Envoy, [10, 0, 0, 1].into());
     client.namespace("edges").labels([("istio", "ingressgateway")]).gateway()
@@ -35,7 +35,7 @@ fn workload() -> Client {
     client
 }
 
-fn names(plane: &Plane, client: &Client, kind: Kind) -> String {
+pub(crate) fn names(plane: &Plane, client: &Client, kind: Kind) -> String {
     plane.snapshot().everything(client, kind).join(" ")
 }
 
@@ -45,7 +45,7 @@ fn listener(plane: &Plane, client: &Client, name: &str) -> listener_pb::Listener
 }
 
 /// The chains of a listener: the names that are asked for, and whether TLS ends there.
-fn chains(plane: &Plane, client: &Client, name: &str) -> Vec<(Vec<String>, bool)> {
+pub(crate) fn chains(plane: &Plane, client: &Client, name: &str) -> Vec<(Vec<String>, bool)> {
     let chains = listener(plane, client, name).filter_chains.into_iter();
     let of = |chain: listener_pb::FilterChain| {
         (chain.filter_chain_match.unwrap_or_default().server_names, chain.transport_socket.is_some())
@@ -53,13 +53,13 @@ fn chains(plane: &Plane, client: &Client, name: &str) -> Vec<(Vec<String>, bool)
     chains.map(of).collect()
 }
 
-fn hosts(plane: &Plane, client: &Client, name: &str) -> BTreeMap<String, route_pb::VirtualHost> {
+pub(crate) fn hosts(plane: &Plane, client: &Client, name: &str) -> BTreeMap<String, route_pb::VirtualHost> {
     let found = plane.snapshot().resource(client, Kind::Route, name).unwrap_or_else(|| panic!("{name}"));
     let config = route_pb::RouteConfiguration::decode(&*found.body).unwrap();
     config.virtual_hosts.into_iter().map(|host| (host.name.clone(), host)).collect()
 }
 
-fn clusters_of(host: &route_pb::VirtualHost) -> Vec<String> {
+pub(crate) fn clusters_of(host: &route_pb::VirtualHost) -> Vec<String> {
     use route_pb::route::Action;
     use route_pb::route_action::ClusterSpecifier;
     let of = |route: &route_pb::Route| match &route.action {
@@ -99,7 +99,7 @@ fn rules(name: &str, gateway: &str, hosts: &str, rest: &str) -> String {
     )
 }
 
-const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {selector: {app: web}, ports: [{name: http, port: 80}]}\n---\n";
+pub(crate) const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {selector: {app: web}, ports: [{name: http, port: 80}]}\n---\n";
 const TO_WEB: &str = "http: [{route: [{destination: {host: web}}]}]";
 const WEB_CLUSTER: &str = "outbound|80||web.shop.svc.cluster.local";
 

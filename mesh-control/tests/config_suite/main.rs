@@ -14,6 +14,7 @@ mod foreign;
 mod gateway_api;
 mod gateways;
 mod grpc;
+mod kubernetes_gateways;
 mod limits;
 mod mesh_config;
 mod mutual_tls;

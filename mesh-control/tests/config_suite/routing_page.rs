@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use mesh_control::config::support::ObjectKind::{
-    self, Gateway, GrpcRoute, HttpRoute, ReferenceGrant, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
-    WorkloadGroup,
+    self, Gateway, GrpcRoute, HttpRoute, KubernetesGateway, ReferenceGrant, ServiceEntry, Sidecar, TcpRoute, TlsRoute,
+    VirtualService, WorkloadEntry, WorkloadGroup,
 };
 use mesh_control::config::support::{Row, Support, by_envoy, is_own_row, row};
 
@@ -24,7 +24,7 @@ instead. An Envoy beside a workload does what the library does, but where it say
 [envoy.md](envoy.md). What each way into the mesh makes of timeouts, retries, faults and mirrors is in [resilience.md](resilience.md).
 ";
 
-const KINDS: [(ObjectKind, &str); 9] = [
+const KINDS: [(ObjectKind, &str); 12] = [
     (
         VirtualService,
         "Rules of `http` are for requests, those of `tls` and `tcp` for `mesh.connect` and `mesh.connect_by_name`; gRPC's clients \
@@ -46,11 +46,21 @@ const KINDS: [(ObjectKind, &str); 9] = [
     ),
     (
         HttpRoute,
-        "For requests to Services and ServiceEntries, its parents; parents of any other kind are reported, and the rules do not apply \
-         there. What goes before what is in [gateway-api.md](gateway-api.md).",
+        "For requests to Services and ServiceEntries, its parents, and for those that come in by Gateways; parents of any other kind \
+         are reported, and the rules do not apply there. What goes before what is in [gateway-api.md](gateway-api.md).",
     ),
     (GrpcRoute, "The same for calls of gRPC."),
-    (ReferenceGrant, "Lets routes of other namespaces refer to Services of its own."),
+    (
+        TlsRoute,
+        "For connections that come in by Gateways, by the name that TLS asks for; parents of any other kind are reported.",
+    ),
+    (TcpRoute, "The same for all connections of a listener."),
+    (ReferenceGrant, "Lets routes of other namespaces refer to Services of its own, and Gateways to Secrets."),
+    (
+        KubernetesGateway,
+        "Gateway API's `Gateway`, of the classes `istio` and `mesh-control`: the same as one of Istio's \
+         ([gateways.md](gateways.md#gateway-api)).",
+    ),
 ];
 
 /// Values of which the table of support reports something, where it does not of every value.
@@ -66,6 +76,13 @@ const SAMPLES: &[(ObjectKind, &str, &str)] = &[
     (WorkloadEntry, "network", "a"),
     (WorkloadGroup, "template.network", "a"),
     (HttpRoute, "rules.retry.attempts", "5"),
+    (KubernetesGateway, "listeners.allowedRoutes.namespaces.selector.matchExpressions.key", "team"),
+    (KubernetesGateway, "listeners.protocol", "UDP"),
+    (KubernetesGateway, "listeners.tls.options", "{example.com/a: b}"),
+    (KubernetesGateway, "listeners.allowedRoutes.namespaces.selector.matchLabels", "{a: b}"),
+    (KubernetesGateway, "addresses.type", "IPAddress"),
+    (KubernetesGateway, "tls.frontend.default.validation.mode", "AllowInsecureFallback"),
+    (KubernetesGateway, "tls.frontend.perPort.tls.validation.mode", "AllowInsecureFallback"),
 ];
 
 const TABLE: Test = (
@@ -99,6 +116,18 @@ const GROUP: Test =
 const GATEWAYS: &str = "mesh-control/tests/config_suite/gateways.rs";
 const CERTIFICATES: Test =
     (GATEWAYS, "a_certificate_is_told_to_the_gateway_of_its_namespace_and_a_missing_one_closes_its_own_hosts_alone");
+const KUBERNETES: &str = "mesh-control/tests/config_suite/kubernetes_gateways.rs";
+const LISTENERS: Test = (KUBERNETES, "routes_come_to_the_listeners_that_let_them_in_for_the_hosts_that_both_have");
+const CERTIFICATES_BY_GRANT: Test = (
+    KUBERNETES,
+    "a_certificate_of_another_namespace_is_shown_where_a_grant_says_so_and_what_is_missing_closes_its_own_hosts_alone",
+);
+const CONNECTED: Test =
+    ("mesh-tower/tests/sidecar/gateway_api.rs", "connections_come_in_by_tcp_and_by_the_name_that_tls_asks_for");
+const SERVED: Test = (
+    "mesh-tower/tests/sidecar/gateway_api.rs",
+    "a_gateway_of_gateway_api_serves_http_and_https_by_its_routes_and_follows_them",
+);
 const OBJECTS_OF_CONFIG: &str = "mesh-control/tests/config_suite/objects.rs";
 
 const OBJECTS_OF_GATEWAY_API: &str = "mesh-control/tests/requests/gateway_api/grants.rs";
@@ -228,6 +257,19 @@ const SHOWN: &[(ObjectKind, &str, &[Test])] = &[
     (GrpcRoute, "rules.filters", &[CORPUS, (CONFORMANCE, "grpc_route_request_header_modifier")]),
     (GrpcRoute, "rules.filters.requestMirror", &[CORPUS, (CONFORMANCE, "grpc_route_request_mirror")]),
     (ReferenceGrant, "", &[CORPUS, GRANT]),
+    (HttpRoute, "hostnames", &[LISTENERS]),
+    (GrpcRoute, "hostnames", &[LISTENERS]),
+    (TlsRoute, "", &[TOLD, CONNECTED]),
+    (TcpRoute, "", &[TOLD, CONNECTED]),
+    (KubernetesGateway, "", &[TOLD]),
+    (KubernetesGateway, "listeners", &[TOLD, LISTENERS, SERVED]),
+    (KubernetesGateway, "listeners.tls", &[TOLD, CERTIFICATES_BY_GRANT, SERVED]),
+    (
+        KubernetesGateway,
+        "addresses",
+        &[TOLD, (KUBERNETES, "a_gateway_with_an_address_is_the_workloads_of_that_service_wherever_they_are")],
+    ),
+    (KubernetesGateway, "tls", &[TOLD, (KUBERNETES, "clients_show_a_certificate_where_the_frontend_says_so")]),
 ];
 
 /// With those of the other page.
@@ -285,9 +327,9 @@ fn page() -> String {
             page,
             "\n## {}\n\n{about}\n\n| field | this library | an Envoy beside a workload | gRPC's own clients |\n\
              | --- | --- | --- | --- |\n",
-            kind.name()
+            kind.title()
         );
-        let text = std::fs::read_to_string(testdata("fields").join(format!("{}.txt", kind.name()))).unwrap();
+        let text = std::fs::read_to_string(testdata("fields").join(format!("{}.txt", kind.title()))).unwrap();
         let mut fields: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         fields.sort_unstable();
         for field in fields {

@@ -17,19 +17,19 @@ use mesh_core::testing::resources::{
 use super::*;
 
 /// A process of `mesh-gateway`, with the control plane that it asks.
-pub(super) struct Gateway {
-    pub(super) control: ManagementServer,
+pub(super) struct Gateway<C = ManagementServer> {
+    pub(super) control: C,
     child: Child,
     stderr: Lines<BufReader<ChildStderr>>,
     /// What it said, and nobody waited for.
     said: Vec<String>,
 }
 
-impl Gateway {
-    pub(super) async fn start(control: ManagementServer, options: &[&str]) -> Gateway {
-        let server = control.listen().await.unwrap().to_string();
+impl<C> Gateway<C> {
+    /// One that asks a control plane at this address.
+    pub(super) fn at(control: C, server: &str, options: &[&str]) -> Gateway<C> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-gateway"));
-        command.args(["--control", &server, "--name", "edge"]).args(options);
+        command.args(["--control", server, "--name", "edge"]).args(options);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.env("RUST_LOG", "warn,mesh_gateway=debug,mesh_tower=debug").spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -53,6 +53,13 @@ impl Gateway {
         let said = self.says("bound at ").await;
         said.split(' ').next().unwrap().parse().unwrap()
     }
+}
+
+impl Gateway {
+    pub(super) async fn start(control: ManagementServer, options: &[&str]) -> Gateway {
+        let server = control.listen().await.unwrap().to_string();
+        Gateway::at(control, &server, options)
+    }
 
     /// Its clusters are these addresses, and there is nothing more to know of them.
     pub(super) fn put_cluster(control: &ManagementServer, name: &str, at: SocketAddr) {
@@ -73,7 +80,7 @@ pub(super) fn chain(name: &str, routes: &str) -> pb::FilterChain {
     pb::FilterChain { name: name.to_owned(), ..filter_chain(&http_manager(rds(routes))) }
 }
 
-fn get(host: &str, path: &str, more: &str) -> String {
+pub(super) fn get(host: &str, path: &str, more: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n")
 }
 

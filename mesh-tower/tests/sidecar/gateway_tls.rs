@@ -73,7 +73,7 @@ fn secured(names: &[&str], routes: &str, secret: &str, clients: Option<(&str, bo
 }
 
 /// Somebody outside, who trusts this authority.
-struct Caller<'a> {
+pub(super) struct Caller<'a> {
     trusts: &'a Authority,
     shows: Option<&'a Pair>,
     versions: &'a [&'static SupportedProtocolVersion],
@@ -81,7 +81,7 @@ struct Caller<'a> {
 }
 
 impl<'a> Caller<'a> {
-    fn new(trusts: &'a Authority) -> Self {
+    pub(super) fn new(trusts: &'a Authority) -> Self {
         Caller { trusts, shows: None, versions: ANY, alpn: b"http/1.1" }
     }
 
@@ -108,7 +108,7 @@ impl<'a> Caller<'a> {
     }
 
     /// The status and the body for a host, asked over a connection for a name; or why there was none.
-    async fn ask(&self, edge: SocketAddr, name: &str, host: &str) -> Result<(u16, String), String> {
+    pub(super) async fn ask(&self, edge: SocketAddr, name: &str, host: &str) -> Result<(u16, String), String> {
         let stream = self.connect(edge, name).await.map_err(|error| error.to_string())?;
         ask_over(stream, host).await
     }

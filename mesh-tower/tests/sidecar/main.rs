@@ -3,6 +3,7 @@
 #![cfg(unix)]
 
 mod gateway;
+mod gateway_api;
 mod gateway_tls;
 mod inbound;
 mod life;

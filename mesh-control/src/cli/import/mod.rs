@@ -230,7 +230,7 @@ impl Read {
                 Becomes::Idle => (Verdict::NoEffect, None),
                 Becomes::Instead(instead) => (Verdict::Differs, Some(instead)),
             };
-            let field = (verdict, kind.name(), written.path.to_owned(), why);
+            let field = (verdict, kind.title(), written.path.to_owned(), why);
             self.fields.entry(field).or_default().insert(id.to_owned());
         });
     }

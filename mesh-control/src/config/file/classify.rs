@@ -28,17 +28,8 @@ pub(super) enum Class {
 }
 
 /// The other kinds of Gateway API, each a name of its own: none of them is one that is read, mistyped.
-const OTHER_GATEWAY_KINDS: [&str; 9] = [
-    "BackendLBPolicy",
-    "BackendTLSPolicy",
-    "Gateway",
-    "GatewayClass",
-    "ListenerSet",
-    "Mesh",
-    "TCPRoute",
-    "TLSRoute",
-    "UDPRoute",
-];
+const OTHER_GATEWAY_KINDS: [&str; 6] =
+    ["BackendLBPolicy", "BackendTLSPolicy", "GatewayClass", "ListenerSet", "Mesh", "UDPRoute"];
 
 const ELSEWHERE: Class = Class::Elsewhere("is of no concern to the mesh");
 
@@ -135,8 +126,9 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         POLICY => Class::Mistyped(ObjectKind::RateLimit),
         EXTENSIONS if is_like(kind, WASM_PLUGIN) => Class::Mistyped(ObjectKind::WasmPlugin),
         EXTENSIONS | "install.istio.io" | "operator.istio.io" => Class::NotYet(Severity::Warning),
-        // BackendTLSPolicy says how a gateway calls what is behind it (GEP-1897). There is no gateway of Gateway API here, and so no
-        // call that would go out in plaintext because of it; calls of the mesh's own clients have a DestinationRule.
+        GATEWAY if kind == "GatewayClass" => Class::Elsewhere(
+            "is not needed: Gateways of the classes istio and mesh-control are served, whoever has the class",
+        ),
         GATEWAY if OTHER_GATEWAY_KINDS.contains(&kind) => Class::NotYet(Severity::Warning),
         GATEWAY => like(GATEWAY, kind).map_or(Class::NotYet(Severity::Warning), Class::Mistyped),
         "gateway.networking.x-k8s.io" | "inference.networking.k8s.io" => Class::NotYet(Severity::Warning),

@@ -163,7 +163,7 @@ impl Refused {
 
     /// `Kind namespace/name`.
     pub fn id(&self) -> Arc<str> {
-        let (kind, namespace) = (self.meta.kind.name(), &self.meta.namespace);
+        let (kind, namespace) = (self.meta.kind.title(), &self.meta.namespace);
         match (self.is_named(), namespace.is_empty()) {
             (true, true) if self.is_foreign() => format!("{kind} {}", self.meta.name).into(),
             (true, false) => self.meta.id(),
@@ -227,7 +227,12 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::RequestAuthentication => &["selector", "targetRef", "targetRefs", "jwtRules"],
         ObjectKind::PeerAuthentication => &["selector", "mtls", "portLevelMtls"],
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => &["parentRefs", "useDefaultGateways", "hostnames", "rules"],
+        ObjectKind::TlsRoute => &["parentRefs", "useDefaultGateways", "hostnames", "rules"],
+        ObjectKind::TcpRoute => &["parentRefs", "useDefaultGateways", "rules"],
         ObjectKind::ReferenceGrant => &["from", "to"],
+        ObjectKind::KubernetesGateway => {
+            &["gatewayClassName", "listeners", "addresses", "infrastructure", "allowedListeners", "tls", "defaultScope"]
+        }
         ObjectKind::Telemetry => &["selector", "targetRef", "targetRefs", "tracing", "metrics", "accessLogging"],
         ObjectKind::Sidecar => {
             &["workloadSelector", "ingress", "egress", "inboundConnectionPool", "outboundTrafficPolicy"]
@@ -388,7 +393,9 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         // What was in force of the settings of a mesh stays; without any, nothing starts.
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => (Governs::Nothing, true),
         // Without it there are fewer ports, and none that should not be there.
-        ObjectKind::Gateway => (Governs::Nothing, true),
+        ObjectKind::Gateway | ObjectKind::KubernetesGateway => (Governs::Nothing, true),
+        // What it governs is at gateways.
+        ObjectKind::TlsRoute | ObjectKind::TcpRoute => (Governs::Nothing, true),
         // What it hides is no secret. It may keep calls inside of the mesh, and nobody can tell whose.
         ObjectKind::Sidecar => (Governs::Nothing, spec.is_known() && spec.get("outboundTrafficPolicy").is_none()),
         // It may have kept requests out of the access logs.
@@ -421,7 +428,13 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
     let is_whole = is_whole && (is_guard(kind) || is_namespace(&meta.namespace));
     let (reason, place) = (finding.in_short().into(), finding.span());
     let grants = if kind == ObjectKind::ReferenceGrant { grants(&spec, source) } else { ReferenceGrant::default() };
-    let at_gateways = if kind == ObjectKind::VirtualService { at_gateways(&spec) } else { AtGateways::default() };
+    let at_gateways = match kind {
+        ObjectKind::VirtualService => at_gateways(&spec),
+        ObjectKind::HttpRoute | ObjectKind::GrpcRoute | ObjectKind::TlsRoute | ObjectKind::TcpRoute => {
+            route_at_gateways(&spec, &meta.namespace)
+        }
+        _ => AtGateways::default(),
+    };
     Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates, grants, at_gateways })
 }
 
@@ -435,6 +448,31 @@ fn at_gateways(spec: &Spec<'_>) -> AtGateways {
     let hosts = spec.get("hosts").map(texts).unwrap_or_default();
     let hosts = if hosts.is_whole && !hosts.read.is_empty() { hosts.read } else { vec!["*".to_owned()] };
     match named {
+        Some(gateways) if gateways.is_empty() => AtGateways::default(),
+        Some(gateways) => AtGateways { gateways, hosts },
+        None => {
+            let hosts = hosts.into_iter().filter(|host| host != "*").collect();
+            AtGateways { gateways: vec!["*".to_owned()], hosts }
+        }
+    }
+}
+
+/// The hosts of a route of Gateway API, by the Gateways that it may be for. Where these cannot be read, all are meant, and every host
+/// of all is nobody's.
+fn route_at_gateways(spec: &Spec<'_>, own: &str) -> AtGateways {
+    let hosts = spec.get("hostnames").map(texts).unwrap_or_default();
+    let hosts = if hosts.is_whole && !hosts.read.is_empty() { hosts.read } else { vec!["*".to_owned()] };
+    let Some(written) = spec.get("parentRefs") else { return AtGateways::default() };
+    let is_gateway = |item: &&Node| matches!(item.get("kind").and_then(Node::as_str), None | Some("Gateway"));
+    let name = |item: &Node| {
+        let namespace = match item.get("namespace") {
+            None => own.to_owned(),
+            Some(written) => plain(written)?,
+        };
+        Some(format!("{namespace}/{}", plain(item.get("name")?)?))
+    };
+    let named: Option<Vec<String>> = written.items().iter().filter(is_gateway).map(name).collect();
+    match named.filter(|_| matches!(written.value, Value::Seq(_))) {
         Some(gateways) if gateways.is_empty() => AtGateways::default(),
         Some(gateways) => AtGateways { gateways, hosts },
         None => {

@@ -3,8 +3,8 @@
 use super::filters::{GrpcFilter, HttpFilter, check_filters};
 use super::http_route::HttpBackendRef;
 use super::{
-    DefaultGateways, MatchType, ParentReference, SessionPersistence, ValueMatch, check_names, check_parents,
-    check_reference, check_values, check_weight, fault,
+    DefaultGateways, MatchType, ParentReference, SessionPersistence, ValueMatch, check_hostnames, check_names,
+    check_parents, check_reference, check_values, check_weight, fault,
 };
 use crate::config::decode::{Decoder, PortNumber, Text, message};
 use crate::config::diagnostic::quoted;
@@ -90,6 +90,7 @@ impl GrpcRoute {
     /// What the schema refuses, and what cannot be.
     pub fn check(&self, d: &mut Decoder<'_>) {
         check_parents(&self.parent_refs, d);
+        check_hostnames(&self.hostnames, d);
         for (index, rule) in self.rules.iter().enumerate() {
             rule.check(&format!("rules[{index}]"), d);
         }

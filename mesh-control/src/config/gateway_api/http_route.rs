@@ -2,8 +2,8 @@
 
 use super::filters::{FilterType, HttpFilter, PathModifierType, Retry, Timeouts, check_filters};
 use super::{
-    DefaultGateways, ObjectReference, ParentReference, SessionPersistence, ValueMatch, check_names, check_parents,
-    check_reference, check_values, check_weight, fault,
+    DefaultGateways, ObjectReference, ParentReference, SessionPersistence, ValueMatch, check_hostnames, check_names,
+    check_parents, check_reference, check_values, check_weight, fault,
 };
 use crate::config::decode::{Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::quoted;
@@ -155,6 +155,7 @@ impl HttpRoute {
     /// What the schema refuses, and what cannot be.
     pub fn check(&self, d: &mut Decoder<'_>) {
         check_parents(&self.parent_refs, d);
+        check_hostnames(&self.hostnames, d);
         for (index, rule) in self.rules.iter().enumerate() {
             rule.check(&format!("rules[{index}]"), d);
         }

@@ -1,19 +1,22 @@
-//! The kinds of Kubernetes' Gateway API that say how services are called (GAMMA), one file each, and what they share.
+//! The kinds of Kubernetes' Gateway API, one file each, and what they share.
 //!
 //! Every field of their schemas is here, those of the experimental channel too, whether it is enforced or not:
 //! `config::support` says which ones are.
 
+pub mod connection_route;
 pub mod filters;
+pub mod gateway;
 pub mod grpc_route;
 pub mod http_route;
 pub mod reference_grant;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::decode::{Decode, Decoder, PortNumber, Text, keywords, message, parse_duration};
 use super::diagnostic::{Code, Severity, Span, quoted};
-use super::istio::names::is_label;
+use super::istio::names::{host_fault, is_label};
 use super::istio::string_match::expression_fault;
 use super::node::Node;
 use super::schema::Schema;
@@ -190,8 +193,18 @@ impl ParentKind {
 impl ParentReference {
     /// What it is, where it is something of the mesh.
     pub fn parent_kind(&self) -> Option<ParentKind> {
-        let text = |text: &'_ Option<Text>| text.as_ref().map(|text| text.value.clone());
-        ParentKind::of(text(&self.group).as_deref(), text(&self.kind).as_deref())
+        let (group, kind) = self.group_and_kind();
+        ParentKind::of(Some(group), Some(kind))
+    }
+
+    /// Whether it is a Gateway.
+    pub fn is_gateway(&self) -> bool {
+        self.group_and_kind() == (GATEWAY_GROUP, "Gateway")
+    }
+
+    fn group_and_kind(&self) -> (&str, &str) {
+        let group = self.group.as_ref().map_or(GATEWAY_GROUP, |group| group.value.as_str());
+        (group, self.kind.as_ref().map_or("Gateway", |kind| kind.value.as_str()))
     }
 }
 
@@ -270,6 +283,22 @@ fn check_reference(reference: &ObjectReference, path: &str, d: &mut Decoder<'_>)
             Code::MissingField,
             "a Service is referred to with its port",
         );
+    }
+}
+
+/// What is wrong with the host of a listener or of a route: a name of DNS, with a wildcard for its first label at most.
+fn hostname_fault(host: &str) -> Option<String> {
+    let is_wildcard = |host: &str| host.starts_with('*') && !host.starts_with("*.");
+    let is_name = host_fault(host).is_none() && !is_wildcard(host) && host.parse::<IpAddr>().is_err();
+    let is_lower = !host.bytes().any(|byte| byte.is_ascii_uppercase()) && !host.ends_with('.');
+    (!is_name || !is_lower).then(|| format!("{} is not a host such as a.example or *.example", quoted(host)))
+}
+
+fn check_hostnames(hostnames: &[Text], d: &mut Decoder<'_>) {
+    for (index, hostname) in hostnames.iter().enumerate() {
+        if let Some(message) = hostname_fault(hostname) {
+            fault(d, hostname.span, format!("hostnames[{index}]"), message);
+        }
     }
 }
 

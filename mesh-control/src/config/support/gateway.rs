@@ -37,7 +37,7 @@ const GATEWAY: &[Row] = &[
     both("servers.name", Indifferent),
 ];
 
-const fn at_gateway(path: &'static str) -> Row {
+pub(super) const fn at_gateway(path: &'static str) -> Row {
     Row { path, library: Enforced, grpc: Indifferent }
 }
 

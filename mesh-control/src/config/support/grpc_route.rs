@@ -1,7 +1,8 @@
 //! What becomes of the fields of a `GRPCRoute`.
 
 use super::Support::{Enforced, NotYet, Partly};
-use super::http_route::{BACKEND_FILTERS, FILTERS, NO_GATEWAYS, NO_SESSION, OF_PARENTS, parents};
+use super::gateway::at_gateway;
+use super::http_route::{BACKEND_FILTERS, FILTERS, NO_DEFAULT, NO_SESSION, parents};
 use super::{Row, Tables, both};
 
 pub(super) const TABLES: Tables =
@@ -15,8 +16,8 @@ const GRPC_ROUTE: &[Row] = &[
     both("parentRefs.name", Enforced),
     both("parentRefs.sectionName", Enforced),
     both("parentRefs.port", Enforced),
-    both("useDefaultGateways", NotYet(NO_GATEWAYS)),
-    both("hostnames", NotYet(OF_PARENTS)),
+    both("useDefaultGateways", NotYet(NO_DEFAULT)),
+    at_gateway("hostnames"),
     both("rules.name", Enforced),
     both("rules.matches.method.type", Enforced),
     both("rules.matches.method.service", Enforced),

@@ -1,7 +1,8 @@
 //! What becomes of the fields of an `HTTPRoute`.
 
 use super::Support::{Enforced, NotYet, Partly};
-use super::{Row, Tables, both, http_only};
+use super::gateway::at_gateway;
+use super::{ObjectKind, Row, Tables, both, http_only};
 use crate::config::node::{Node, Value};
 
 pub(super) const TABLES: Tables = &[
@@ -22,8 +23,7 @@ const NO_PSEUDO: &str = "gRPC's xDS clients do not match on pseudo headers";
 /// Of what must not be passed over.
 const ANSWERED: &str = "requests of the rule are answered with 500";
 const SHARE_ANSWERED: &str = "requests for this backend are answered with 500";
-pub(super) const OF_PARENTS: &str = "a route of the mesh is for whatever its parents are called by";
-pub(super) const NO_GATEWAYS: &str = "gateways of Gateway API are not built";
+pub(super) const NO_DEFAULT: &str = "a route names the Gateways that it is for";
 pub(super) const NO_SESSION: &str = "sessions stay at their endpoint by a label of the Service, and not by a route";
 
 const HTTP_ROUTE: &[Row] = &[
@@ -34,8 +34,8 @@ const HTTP_ROUTE: &[Row] = &[
     both("parentRefs.name", Enforced),
     both("parentRefs.sectionName", Enforced),
     both("parentRefs.port", Enforced),
-    both("useDefaultGateways", NotYet(NO_GATEWAYS)),
-    both("hostnames", NotYet(OF_PARENTS)),
+    both("useDefaultGateways", NotYet(NO_DEFAULT)),
+    at_gateway("hostnames"),
     both("rules.name", Enforced),
     both("rules.matches.path.type", Enforced),
     both("rules.matches.path.value", Enforced),
@@ -129,25 +129,32 @@ const BACKEND_HTTP_FILTERS: &[Row] = &[
     both("externalAuth", NotYet(SHARE_ANSWERED)),
 ];
 
-/// Parents that are none of the mesh.
+/// Parents that are none.
 pub(super) fn parents(node: &Node) -> Option<String> {
     let text = |parent: &Node, name: &str| parent.get(name).and_then(Node::as_str).map(str::to_owned);
-    let of_mesh = |parent: &&Node| {
+    const ISTIO: &str = ObjectKind::ServiceEntry.group();
+    const GATEWAY: &str = ObjectKind::HttpRoute.group();
+    let is_one = |parent: &&Node| {
         let (group, kind) = (text(parent, "group"), text(parent, "kind"));
         let kind = (group.as_deref(), kind.as_deref());
-        matches!(kind, (Some("" | "core"), Some("Service")) | (Some("networking.istio.io"), Some("ServiceEntry")))
+        matches!(
+            kind,
+            (Some("" | "core"), Some("Service"))
+                | (Some(ISTIO), Some("ServiceEntry"))
+                | (None | Some(GATEWAY), None | Some("Gateway"))
+        )
     };
-    let (own, others): (Vec<&Node>, Vec<&Node>) = node.items().iter().partition(of_mesh);
+    let (own, others): (Vec<&Node>, Vec<&Node>) = node.items().iter().partition(is_one);
     let other = others.first()?;
     let kind = text(other, "kind").unwrap_or_else(|| "Gateway".to_owned());
     let what = match kind.as_str() {
-        "Gateway" | "ListenerSet" => format!("parents of kind {kind}; gateways of Gateway API are not built"),
+        "ListenerSet" => "parents of kind ListenerSet, which are not built".to_owned(),
         "Service" => "parents of kind Service in this group; it has to be written `group: \"\"`".to_owned(),
-        _ => format!("parents of kind {kind}; a route of the mesh is attached to Services and ServiceEntries"),
+        _ => format!("parents of kind {kind}; a route is attached to Services, ServiceEntries and Gateways"),
     };
     Some(match own.is_empty() {
         true => format!("{what}; the rules apply nowhere"),
-        false => format!("{what}; the rules apply inside the mesh"),
+        false => format!("{what}; the rules apply at its other parents"),
     })
 }
 

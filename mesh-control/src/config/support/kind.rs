@@ -36,6 +36,12 @@ pub enum ObjectKind {
     GrpcRoute,
     /// `ReferenceGrant` of Kubernetes' Gateway API.
     ReferenceGrant,
+    /// `Gateway` of Kubernetes' Gateway API.
+    KubernetesGateway,
+    /// `TLSRoute` of Kubernetes' Gateway API.
+    TlsRoute,
+    /// `TCPRoute` of Kubernetes' Gateway API.
+    TcpRoute,
     /// `RateLimit` of policy.mesh-control, our own.
     RateLimit,
     /// `Overload` of policy.mesh-control, our own.
@@ -60,7 +66,7 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 22] = [
+    pub const ALL: [ObjectKind; 25] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
@@ -77,6 +83,9 @@ impl ObjectKind {
         ObjectKind::HttpRoute,
         ObjectKind::GrpcRoute,
         ObjectKind::ReferenceGrant,
+        ObjectKind::KubernetesGateway,
+        ObjectKind::TlsRoute,
+        ObjectKind::TcpRoute,
         ObjectKind::RateLimit,
         ObjectKind::Overload,
         ObjectKind::WasmPlugin,
@@ -103,7 +112,7 @@ impl ObjectKind {
             ObjectKind::WorkloadEntry => "WorkloadEntry",
             ObjectKind::WorkloadGroup => "WorkloadGroup",
             ObjectKind::Sidecar => "Sidecar",
-            ObjectKind::Gateway => "Gateway",
+            ObjectKind::Gateway | ObjectKind::KubernetesGateway => "Gateway",
             ObjectKind::Service => "Service",
             ObjectKind::PeerAuthentication => "PeerAuthentication",
             ObjectKind::RequestAuthentication => "RequestAuthentication",
@@ -113,6 +122,8 @@ impl ObjectKind {
             ObjectKind::HttpRoute => "HTTPRoute",
             ObjectKind::GrpcRoute => "GRPCRoute",
             ObjectKind::ReferenceGrant => "ReferenceGrant",
+            ObjectKind::TlsRoute => "TLSRoute",
+            ObjectKind::TcpRoute => "TCPRoute",
             ObjectKind::RateLimit => "RateLimit",
             ObjectKind::Overload => "Overload",
             ObjectKind::WasmPlugin => "WasmPlugin",
@@ -122,6 +133,14 @@ impl ObjectKind {
             ObjectKind::EnvoyFilter => "EnvoyFilter",
             ObjectKind::Secret => "Secret",
             ObjectKind::Foreign(name) => name,
+        }
+    }
+
+    /// What tells it from every other kind, of which one has the same name: by Istio's own word for it.
+    pub const fn title(self) -> &'static str {
+        match self {
+            ObjectKind::KubernetesGateway => "KubernetesGateway",
+            kind => kind.name(),
         }
     }
 
@@ -166,6 +185,9 @@ impl ObjectKind {
             ObjectKind::HttpRoute => (GATEWAY, FROM_ALPHA_2, "httproutes"),
             ObjectKind::GrpcRoute => (GATEWAY, &["v1", "v1alpha2"], "grpcroutes"),
             ObjectKind::ReferenceGrant => (GATEWAY, FROM_ALPHA_2, "referencegrants"),
+            ObjectKind::TlsRoute => (GATEWAY, &["v1", "v1alpha3", "v1alpha2"], "tlsroutes"),
+            ObjectKind::TcpRoute => (GATEWAY, &["v1", "v1alpha2"], "tcproutes"),
+            ObjectKind::KubernetesGateway => (GATEWAY, FROM_BETA, "gateways"),
             ObjectKind::RateLimit => (POLICY, ALPHA, "ratelimits"),
             ObjectKind::Overload => (POLICY, ALPHA, "overloads"),
             ObjectKind::RequestRules => (POLICY, ALPHA, "requestrules"),

@@ -5,6 +5,7 @@
 //! whole; a test walks the fields and holds the table to that. What is written and not enforced is
 //! reported with its position when the file is read, so nothing is ever dropped in silence.
 
+mod connection_route;
 mod destination_rule;
 mod envoy;
 mod extensions;
@@ -13,6 +14,7 @@ mod gateway;
 mod grpc_route;
 mod http_route;
 mod kind;
+mod kubernetes_gateway;
 mod mesh_config;
 mod overload;
 mod quota;
@@ -37,6 +39,7 @@ pub use envoy::by_envoy;
 pub use extensions::{ANNOTATIONS, annotation};
 pub use gateway::is_foreign_to_gateways;
 pub use kind::ObjectKind;
+pub use kubernetes_gateway::{NAMESPACE_NAME, TERMINATE_MODE};
 pub use virtual_service::GRPC_RETRY_TOKENS;
 
 use Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
@@ -131,6 +134,9 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::HttpRoute => http_route::TABLES,
         ObjectKind::GrpcRoute => grpc_route::TABLES,
         ObjectKind::ReferenceGrant => reference_grant::TABLES,
+        ObjectKind::KubernetesGateway => kubernetes_gateway::TABLES,
+        ObjectKind::TlsRoute => connection_route::TLS,
+        ObjectKind::TcpRoute => connection_route::TCP,
         ObjectKind::RateLimit => rate_limit::TABLES,
         ObjectKind::Overload => overload::TABLES,
         ObjectKind::WasmPlugin => wasm_plugin::TABLES,
@@ -304,6 +310,8 @@ mod tests {
     use crate::config::extensions::quota::Quota;
     use crate::config::extensions::rate_limit::RateLimit;
     use crate::config::extensions::request_rules::RequestRules;
+    use crate::config::gateway_api::connection_route::{TcpRoute, TlsRoute};
+    use crate::config::gateway_api::gateway::KubernetesGateway;
     use crate::config::gateway_api::grpc_route::GrpcRoute;
     use crate::config::gateway_api::http_route::HttpRoute;
     use crate::config::gateway_api::reference_grant::ReferenceGrant;
@@ -339,6 +347,9 @@ mod tests {
             ObjectKind::HttpRoute => HttpRoute::fields("", &mut out),
             ObjectKind::GrpcRoute => GrpcRoute::fields("", &mut out),
             ObjectKind::ReferenceGrant => ReferenceGrant::fields("", &mut out),
+            ObjectKind::KubernetesGateway => KubernetesGateway::fields("", &mut out),
+            ObjectKind::TlsRoute => TlsRoute::fields("", &mut out),
+            ObjectKind::TcpRoute => TcpRoute::fields("", &mut out),
             ObjectKind::RateLimit => RateLimit::fields("", &mut out),
             ObjectKind::Overload => Overload::fields("", &mut out),
             ObjectKind::WasmPlugin => WasmPlugin::fields("", &mut out),

@@ -27,6 +27,7 @@ const PAGE: usize = 3;
 
 /// A group that is there when one of its kinds is.
 const GROUP: &str = "gateway.networking.k8s.io";
+const KUBERNETES_GATEWAYS: &str = "gateways.gateway.networking.k8s.io";
 
 type Key = (String, String, String);
 
@@ -109,7 +110,7 @@ impl Fake {
         let mut world = self.world();
         world.version += 1;
         let version = world.version;
-        let plural = plural(object["kind"].as_str().expect("a kind"));
+        let plural = plural(&object);
         let metadata = &mut object["metadata"];
         if plural != "nodes" && metadata.get("namespace").is_none() {
             metadata["namespace"] = "default".into();
@@ -297,7 +298,7 @@ async fn answer(
     body: Bytes,
 ) -> Response {
     let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
-    let plural = parts.last().copied().unwrap_or_default();
+    let plural = told_apart(&parts, parts.last().copied().unwrap_or_default());
     let namespace = parts.iter().position(|part| *part == "namespaces").and_then(|at| parts.get(at + 1).copied());
     let query: BTreeMap<&str, &str> =
         uri.query().unwrap_or_default().split('&').filter_map(|one| one.split_once('=')).collect();
@@ -312,6 +313,7 @@ async fn answer(
         && method == Method::PATCH
     {
         assert_eq!(headers["content-type"], "application/merge-patch+json");
+        let plural = told_apart(&parts, plural);
         let key = (plural.to_owned(), namespace.unwrap_or_default().to_owned(), name.to_owned());
         let patched = world.patch(&key, &serde_json::from_slice(&body).expect("a patch"));
         let is_written = patched.is_ok();
@@ -355,9 +357,16 @@ fn key(plural: &str, object: &Value) -> Key {
     (plural.to_owned(), text("namespace"), text("name"))
 }
 
-fn plural(kind: &str) -> String {
+/// Two groups have Gateways.
+fn told_apart<'p>(path: &[&str], plural: &'p str) -> &'p str {
+    if plural == "gateways" && path.contains(&GROUP) { KUBERNETES_GATEWAYS } else { plural }
+}
+
+fn plural(object: &Value) -> String {
+    let text = |name: &str| object[name].as_str().expect("a text");
+    let (kind, path) = (text("kind"), text("apiVersion").split('/').collect::<Vec<_>>());
     let found = super::super::kinds::RESOURCES.iter().find(|resource| resource.kind == kind);
-    found.map_or_else(|| kind.to_lowercase(), |resource| resource.plural.to_owned())
+    found.map_or_else(|| kind.to_lowercase(), |resource| told_apart(&path, resource.plural).to_owned())
 }
 
 pub(super) fn json_of(node: &Node) -> Value {

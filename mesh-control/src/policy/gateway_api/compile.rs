@@ -10,6 +10,7 @@ use super::filters::{self, authority_of, header_changes};
 use super::references::{References, Unresolved};
 use crate::config::diagnostic::Span;
 use crate::config::file::{Meta, Object};
+use crate::config::gateway_api::connection_route::{ConnectionBackendRef, ConnectionRule};
 use crate::config::gateway_api::filters::{
     FilterType, GrpcFilter, HttpFilter, PathModifier, PathModifierType, Retry as WrittenRetry, Timeouts,
 };
@@ -19,8 +20,8 @@ use crate::config::gateway_api::{MatchType, ValueMatch, first_of_each};
 use crate::config::support::ObjectKind;
 use crate::policy::retry::default_policy;
 use crate::policy::route::{
-    AbortWith, Action, Backoff, Body, Condition, Faults, Forward, HeaderChanges, PathRewrite, RedirectTo, Response,
-    Retry, RetryOn, Route, Target, Written,
+    AbortWith, Action, Backoff, Body, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, RedirectTo,
+    Response, Retry, RetryOn, Route, Target, Written,
 };
 use crate::policy::text::{TextMatch, TextMatches};
 
@@ -43,6 +44,8 @@ pub(super) struct Rules {
     pub(super) problems: Vec<Problem>,
     /// How many rules there are.
     pub(super) count: usize,
+    /// Where connections go that are not looked at, and with which share.
+    pub(super) connections: Vec<(ClusterKey, u32)>,
 }
 
 /// Something that cannot be done as it is written.
@@ -119,6 +122,23 @@ pub(super) fn grpc_rules(object: &Object<GrpcRoute>, references: &References<'_>
             (grpc_rank(condition), cases, Condition { headers, ..Condition::default() })
         });
         compiler.rule(index, &way, conditions.collect());
+    }
+    compiler.rules
+}
+
+/// Where connections go by the first of these rules: nowhere where one of its backends leads nowhere.
+pub(super) fn connection_rules(
+    (kind, meta): (ObjectKind, &Meta),
+    rules: &[ConnectionRule],
+    references: &References<'_>,
+) -> Rules {
+    let mut compiler = Compiler { kind, meta, references, default: None, rules: Rules::default() };
+    compiler.rules.count = rules.len();
+    for rule in rules.iter().take(1) {
+        let backends: Vec<HttpBackendRef> = rule.backend_refs.iter().map(ConnectionBackendRef::of_http).collect();
+        let (targets, lost) = compiler.targets(0, &backends);
+        let targets = targets.into_iter().filter(|_| lost.is_empty());
+        compiler.rules.connections = targets.map(|target| (target.cluster, target.weight)).collect();
     }
     compiler.rules
 }
@@ -390,7 +410,7 @@ impl Compiler<'_> {
     }
 
     /// Who gets copies. One that leads nowhere is left out.
-    fn mirrors(&mut self, index: usize, filters: &[HttpFilter]) -> Vec<(crate::policy::route::ClusterKey, u32)> {
+    fn mirrors(&mut self, index: usize, filters: &[HttpFilter]) -> Vec<(ClusterKey, u32)> {
         let mut mirrors = Vec::new();
         for (position, filter) in filters.iter().enumerate() {
             let Some(mirror) = &filter.request_mirror else { continue };

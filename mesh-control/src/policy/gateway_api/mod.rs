@@ -1,12 +1,14 @@
-//! Routes of Kubernetes' Gateway API that are attached to services (GAMMA): which are in force for a host as a client sees
-//! it, and what their status is.
+//! Gateways and routes of Kubernetes' Gateway API. Of routes that are attached to services (GAMMA): which are in force for a host as a
+//! client sees it; of those of Gateways: which come to which listener, for which hosts; and what their status is.
 //!
 //! A route of the service's own namespace, the producer's, is for all clients. One of another namespace, a consumer's, is for
 //! clients of that namespace, and for them it takes the place of all of the producer's. Routes for one host are one table, in
 //! which conditions have an order of their own. Where there are GRPCRoutes, HTTPRoutes for the same port do not count.
 
 mod compile;
+mod edges;
 mod filters;
+mod listeners;
 mod references;
 mod status;
 
@@ -15,25 +17,34 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::route::{Action, Retry, Route, Written};
+use super::secrets::Secrets;
 use super::shadow::Earlier;
 use super::sidecars::Sight;
 use super::virtual_services::Entry;
 use crate::config::file::{Governs, Meta, ObjectKey, Objects, Parent, Refused};
-use crate::config::gateway_api::{DefaultGateways, ParentKind, ParentReference};
+use crate::config::gateway_api::{ParentKind, ParentReference};
 use crate::config::locate::locate;
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::host::service_host;
 use crate::registry::protocol::Protocol;
 use crate::registry::{Service, ServicePort, Services, Visibility};
-use compile::{Compiled, Rules, grpc_rules, http_rules};
+use compile::{Compiled, connection_rules, grpc_rules, http_rules};
+use edges::{AtListener, Coming};
+pub use listeners::KubernetesServed;
+pub(crate) use listeners::internal_name;
 use references::References;
-pub use status::{ParentStatus, RouteCondition};
+pub use status::{GatewayStatus, ListenerStatus, ParentStatus, RouteCondition};
 
 /// All that are attached to something.
 #[derive(Debug, Default)]
 pub struct GatewayRoutes {
     by_host: HashMap<Arc<str>, Vec<Attached>>,
+    by_listener: HashMap<String, Vec<AtListener>>,
+    /// The Gateways that are served.
+    pub gateways: Vec<KubernetesServed>,
+    /// What became of each Gateway.
+    pub gateway_statuses: Vec<GatewayStatus>,
     /// What became of each route at each of its parents.
     pub statuses: Vec<ParentStatus>,
 }
@@ -70,57 +81,55 @@ impl Attached {
 impl GatewayRoutes {
     /// Those of these objects, and what is to be said about them. Of those that are wrong, requests to what they are attached
     /// to are answered with the reason. `retry` is what is tried again where a route does not say it.
-    pub fn new(objects: &Objects, services: &Services, retry: Option<&Retry>) -> (GatewayRoutes, Vec<Diagnostic>) {
+    pub fn new(
+        objects: &Objects,
+        services: &Services,
+        secrets: &Secrets,
+        retry: Option<&Retry>,
+    ) -> (GatewayRoutes, Vec<Diagnostic>) {
         let references = References::new(services, &objects.reference_grants);
         let mut all = GatewayRoutes::default();
         let mut found = Vec::new();
+        let mut gateways = listeners::ours(objects, services, &references, secrets, &mut found);
+        let mut coming = Vec::new();
         for object in &objects.http_routes {
             let spec = &object.spec;
-            let is_for_gateways = spec.use_default_gateways != DefaultGateways::None;
-            report_idle(
-                &object.meta,
-                spec.parent_refs.is_empty() && !is_for_gateways,
-                spec.rules.is_empty(),
-                &mut found,
-            );
-            let rules = http_rules(object, &references, retry);
-            all.attach(&object.meta, &object.spec.parent_refs, rules, services, &mut found);
+            let said = (&*spec.parent_refs, &*spec.hostnames, spec.use_default_gateways, spec.rules.is_empty());
+            coming.push(Coming::new(&object.meta, said, http_rules(object, &references, retry), &mut found));
         }
         for object in &objects.grpc_routes {
             let spec = &object.spec;
-            let is_for_gateways = spec.use_default_gateways != DefaultGateways::None;
-            report_idle(
-                &object.meta,
-                spec.parent_refs.is_empty() && !is_for_gateways,
-                spec.rules.is_empty(),
-                &mut found,
-            );
-            let rules = grpc_rules(object, &references, retry);
-            all.attach(&object.meta, &object.spec.parent_refs, rules, services, &mut found);
+            let said = (&*spec.parent_refs, &*spec.hostnames, spec.use_default_gateways, spec.rules.is_empty());
+            coming.push(Coming::new(&object.meta, said, grpc_rules(object, &references, retry), &mut found));
+        }
+        for object in &objects.tls_routes {
+            let (spec, of) = (&object.spec, (ObjectKind::TlsRoute, &object.meta));
+            let said = (&*spec.parent_refs, &*spec.hostnames, spec.use_default_gateways, spec.rules.is_empty());
+            coming.push(Coming::new(&object.meta, said, connection_rules(of, &spec.rules, &references), &mut found));
+        }
+        for object in &objects.tcp_routes {
+            let (spec, of) = (&object.spec, (ObjectKind::TcpRoute, &object.meta));
+            let said = (&*spec.parent_refs, &[][..], spec.use_default_gateways, spec.rules.is_empty());
+            coming.push(Coming::new(&object.meta, said, connection_rules(of, &spec.rules, &references), &mut found));
+        }
+        for route in &coming {
+            all.attach(route, services, &mut found);
         }
         for object in &objects.refused {
             all.attach_refused(object, services);
+            all.come_refused(object, &gateways);
         }
+        all.come(coming, &mut gateways, &mut found);
+        all.gateways = gateways.iter().filter_map(|ours| ours.served()).collect();
+        all.gateway_statuses = gateways.iter().map(|ours| ours.status(services)).collect();
         all.report_shadowed(&mut found);
         (all, found)
     }
 
-    fn attach(
-        &mut self,
-        meta: &Meta,
-        parents: &[ParentReference],
-        rules: Rules,
-        services: &Services,
-        found: &mut Vec<Diagnostic>,
-    ) {
-        let (shared, compiled) = (Arc::new(meta.clone()), Arc::new(rules.compiled));
-        for problem in rules.problems.iter().filter(|problem| problem.reason != compile::UNSUPPORTED) {
-            let message = format!("{} (ResolvedRefs is False: {})", problem.message, problem.reason);
-            let origin = meta.origin.at(problem.span);
-            let finding = Diagnostic::at(&origin, Severity::Error, Code::UnknownReference, message);
-            found.push(finding.object(meta.id()).field(problem.field.as_str()));
-        }
-        for (index, reference) in parents.iter().enumerate() {
+    fn attach(&mut self, route: &Coming<'_>, services: &Services, found: &mut Vec<Diagnostic>) {
+        let meta = &route.meta;
+        let is_of_mesh = matches!(meta.kind, ObjectKind::HttpRoute | ObjectKind::GrpcRoute);
+        for (index, reference) in route.parents.iter().enumerate().filter(|_| is_of_mesh) {
             let Some(kind) = reference.parent_kind() else { continue };
             let namespace = reference.namespace.as_ref().map_or(&*meta.namespace, |namespace| &namespace.value);
             let parent = Parent { kind, namespace: namespace.to_owned(), name: reference.name.value.clone() };
@@ -138,10 +147,10 @@ impl GatewayRoutes {
                 };
                 raw.extend(raw_ports(service, ports.as_deref()));
                 self.by_host.entry(service.host.clone()).or_default().push(Attached {
-                    meta: shared.clone(),
+                    meta: meta.clone(),
                     is_consumer: parent.namespace != *meta.namespace,
                     ports,
-                    rules: compiled.clone(),
+                    rules: route.rules.clone(),
                     is_refused: false,
                 });
             }
@@ -156,7 +165,8 @@ impl GatewayRoutes {
                 let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
                 found.push(finding.object(meta.id()).field(format!("parentRefs[{index}]")));
             }
-            self.statuses.push(ParentStatus::new(meta, index, named, unmatched, (&rules.problems, rules.count)));
+            let unmatched = unmatched.map(|message| ("NoMatchingParent", message));
+            self.statuses.push(ParentStatus::new(meta, index, named, unmatched, (&route.problems, route.count)));
         }
     }
 
@@ -214,26 +224,31 @@ impl GatewayRoutes {
 
     /// Host and subset of every destination.
     pub fn destinations(&self) -> impl Iterator<Item = (Arc<str>, Arc<str>)> {
-        let compiled = self.by_host.values().flatten().flat_map(|attached| attached.rules.iter());
+        let at_gateways = self.by_listener.values().flatten().map(|at| &at.rules);
+        let rules = self.by_host.values().flatten().map(|attached| &attached.rules).chain(at_gateways);
+        let compiled = rules.flat_map(|rules| rules.iter());
         let forwards = compiled.filter_map(|compiled| match &compiled.route.action {
             Action::Forward(forward) => Some(forward),
             _ => None,
         });
-        forwards.flat_map(|forward| {
+        let of_requests = forwards.flat_map(|forward| {
             let targets = forward.targets.iter().map(|target| &target.cluster);
-            targets
-                .chain(forward.mirrors.iter().map(|(cluster, _)| cluster))
-                .map(|key| (key.host.clone(), key.subset.clone()))
-        })
+            targets.chain(forward.mirrors.iter().map(|(cluster, _)| cluster))
+        });
+        let of_connections = self.by_listener.values().flatten().flat_map(|at| at.connections.iter());
+        let of_connections = of_connections.map(|(cluster, _)| cluster);
+        of_requests.chain(of_connections).map(|key| (key.host.clone(), key.subset.clone()))
     }
 
     /// Every route, object by object, each once.
     pub fn all_routes(&self) -> impl Iterator<Item = Vec<Route>> {
         let mut seen = BTreeSet::new();
-        let mut attached: Vec<&Attached> = self.by_host.values().flatten().collect();
-        attached.sort_by_key(|attached| attached.meta.key());
-        attached.retain(|attached| seen.insert(attached.meta.key()));
-        attached.into_iter().map(|attached| attached.rules.iter().map(|compiled| compiled.route.clone()).collect())
+        let at_gateways = self.by_listener.values().flatten().map(|at| (&at.meta, &at.rules));
+        let attached = self.by_host.values().flatten().map(|attached| (&attached.meta, &attached.rules));
+        let mut all: Vec<(&Arc<Meta>, &Arc<Vec<Compiled>>)> = attached.chain(at_gateways).collect();
+        all.sort_by_key(|(meta, _)| meta.key());
+        all.retain(|(meta, _)| seen.insert(meta.key()));
+        all.into_iter().map(|(_, rules)| rules.iter().map(|compiled| compiled.route.clone()).collect())
     }
 
     /// The hosts that something is attached to, each with the ports that routes name, and 0 for all others, and with the
@@ -279,6 +294,33 @@ impl GatewayRoutes {
     }
 }
 
+/// Conditions in the order in which they are tried.
+fn in_order<'a>(all: impl Iterator<Item = (&'a Meta, &'a Compiled)>) -> Vec<(&'a Meta, &'a Compiled)> {
+    let mut all: Vec<(&Meta, &Compiled)> = all.collect();
+    all.sort_by(|(a, x), (b, y)| (Reverse(x.rank), order(a), x.position).cmp(&(Reverse(y.rank), order(b), y.position)));
+    all
+}
+
+/// Conditions in their order, as routes of a port.
+fn routes(all: Vec<(&Meta, &Compiled)>, port: u16) -> Vec<Route> {
+    let mut routes: Vec<Route> = Vec::new();
+    for (_, compiled) in all {
+        let mut route = compiled.route.clone();
+        // The port is that of the service, unless something else is said (the standard one of a scheme is not written).
+        if let Action::Redirect(redirect) = &mut route.action
+            && redirect.scheme.is_none()
+        {
+            redirect.port.get_or_insert(port);
+        }
+        let is_last = route.condition.is_catch_all();
+        routes.push(route);
+        if is_last {
+            break;
+        }
+    }
+    routes
+}
+
 /// The oldest first, then by namespace and name.
 fn order(meta: &Meta) -> (&str, &str, &str) {
     (&meta.created, &meta.namespace, &meta.name)
@@ -308,31 +350,12 @@ impl Table<'_> {
 
     fn in_order(&self) -> Vec<(&Meta, &Compiled)> {
         let all = self.attached.iter().flat_map(|attached| attached.rules.iter().map(|rule| (&*attached.meta, rule)));
-        let mut all: Vec<(&Meta, &Compiled)> = all.collect();
-        all.sort_by(|(a, x), (b, y)| {
-            (Reverse(x.rank), order(a), x.position).cmp(&(Reverse(y.rank), order(b), y.position))
-        });
-        all
+        in_order(all)
     }
 
     /// Its routes, in the order in which they are tried.
     pub fn routes(&self) -> Vec<Route> {
-        let mut routes: Vec<Route> = Vec::new();
-        for (_, compiled) in self.in_order() {
-            let mut route = compiled.route.clone();
-            // The port is that of the service, unless something else is said (the standard one of a scheme is not written).
-            if let Action::Redirect(redirect) = &mut route.action
-                && redirect.scheme.is_none()
-            {
-                redirect.port.get_or_insert(self.port);
-            }
-            let is_last = route.condition.is_catch_all();
-            routes.push(route);
-            if is_last {
-                break;
-            }
-        }
-        routes
+        routes(self.in_order(), self.port)
     }
 
     fn report_shadowed(&self, said: &mut Vec<Diagnostic>) {
@@ -370,6 +393,9 @@ impl Table<'_> {
 fn report_idle(meta: &Meta, has_no_parents: bool, has_no_rules: bool, found: &mut Vec<Diagnostic>) {
     let no_rules = match meta.kind {
         ObjectKind::GrpcRoute => "without effect: there are no rules",
+        ObjectKind::TlsRoute | ObjectKind::TcpRoute => {
+            "there are no rules: every connection to what it is attached to is closed"
+        }
         _ => "there are no rules: every request to what it is attached to is answered with 500",
     };
     for (field, is_so, message) in [

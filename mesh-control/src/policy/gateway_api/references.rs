@@ -60,7 +60,7 @@ impl<'a> References<'a> {
             true => (plain(name), namespace),
             false => (service_host(name, target), target),
         };
-        if !is_host && target != namespace && !self.is_granted(kind, namespace, target, name) {
+        if !is_host && target != namespace && !self.is_granted((kind, namespace), "Service", target, name) {
             let message = format!(
                 "Service {target}/{name} is of another namespace, where no ReferenceGrant is from {} of {namespace}",
                 kind.name()
@@ -94,16 +94,17 @@ impl<'a> References<'a> {
         Ok(key(host.as_str().into()))
     }
 
-    fn is_granted(&self, kind: ObjectKind, namespace: &str, target: &str, name: &str) -> bool {
+    /// Whether objects of this kind and namespace may refer to this one of the group without a name.
+    pub(super) fn is_granted(&self, (kind, namespace): (ObjectKind, &str), to: &str, target: &str, name: &str) -> bool {
         let grants = self.grants.get(target).into_iter().flatten();
         grants.into_iter().any(|grant| {
             let is_from = grant.from.iter().any(|from| {
                 from.group == GATEWAY_GROUP && from.kind.value == kind.name() && from.namespace.value == namespace
             });
             let mut to =
-                grant.to.iter().filter(|to| matches!(to.group.as_str(), "" | "core") && *to.kind == *"Service");
+                grant.to.iter().filter(|one| matches!(one.group.as_str(), "" | "core") && *one.kind.value == *to);
             let is_all = |name: &str| name.is_empty();
-            is_from && to.any(|to| to.name.as_ref().is_none_or(|only| is_all(only) || only.value == name))
+            is_from && to.any(|one| one.name.as_ref().is_none_or(|only| is_all(only) || only.value == name))
         })
     }
 }

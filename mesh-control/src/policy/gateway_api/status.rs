@@ -21,7 +21,7 @@ pub struct ParentStatus {
 /// A condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteCondition {
-    /// `Accepted`, `ResolvedRefs` or `PartiallyInvalid`.
+    /// Its type, such as `Accepted` or `ResolvedRefs`.
     pub name: &'static str,
     /// Whether it holds.
     pub holds: bool,
@@ -31,13 +31,49 @@ pub struct RouteCondition {
     pub message: String,
 }
 
+impl RouteCondition {
+    /// One that holds, or not and why.
+    pub(super) fn of(name: &'static str, good: &'static str, fault: Option<(&'static str, String)>) -> RouteCondition {
+        let holds = fault.is_none();
+        let (reason, message) = fault.unwrap_or_else(|| (good, String::new()));
+        RouteCondition { name, holds, reason, message }
+    }
+}
+
+/// The status of a Gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayStatus {
+    /// The Gateway, as findings name it.
+    pub gateway: Arc<str>,
+    /// Its conditions.
+    pub conditions: Vec<RouteCondition>,
+    /// The hosts at which it is to be found.
+    pub addresses: Vec<String>,
+    /// What became of each listener.
+    pub listeners: Vec<ListenerStatus>,
+}
+
+/// The status of a listener of a Gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerStatus {
+    /// Its name.
+    pub name: String,
+    /// How many routes are attached to it.
+    pub attached_routes: usize,
+    /// The kinds of routes that may be.
+    pub supported_kinds: Vec<&'static str>,
+    /// Its conditions.
+    pub conditions: Vec<RouteCondition>,
+}
+
 impl ParentStatus {
-    /// The status of a route of so many rules with these problems. `unmatched` says what the parent lacks.
+    /// The status of a route of so many rules with these problems. `unmatched` says why it is not attached: the reason, and what
+    /// the parent lacks.
     pub(super) fn new(
         meta: &Meta,
         parent_ref: usize,
         parent: String,
-        unmatched: Option<String>,
+        unmatched: Option<(&'static str, String)>,
         (problems, rules): (&[Problem], usize),
     ) -> ParentStatus {
         let condition = |name, holds, reason, message: String| RouteCondition { name, holds, reason, message };
@@ -47,7 +83,7 @@ impl ParentStatus {
         let told = |problem: &Problem| format!("{}: {}", problem.field, problem.message);
         let mut conditions = Vec::new();
         conditions.push(match (unmatched, unsupported.first()) {
-            (Some(message), _) => condition("Accepted", false, "NoMatchingParent", message),
+            (Some((reason, message)), _) => condition("Accepted", false, reason, message),
             (None, Some(problem)) if is_whole => condition("Accepted", false, UNSUPPORTED, told(problem)),
             (None, _) => condition("Accepted", true, "Accepted", String::new()),
         });

@@ -67,8 +67,8 @@ pub struct Edge<'a> {
 fn routes_name(served: &ServerAt, (ip, bound): Address) -> String {
     match served.server() {
         Some(server) if server.port.is_tls() => {
-            let meta = &served.gateway.meta;
-            format!("https.{}.{}.{}.{}", served.port, server.port.name.value, meta.name, meta.namespace)
+            let (port, name, namespace) = (served.port, &server.port.name.value, &served.gateway.meta.namespace);
+            format!("https.{port}.{name}.{}.{namespace}", served.gateway_name())
         }
         _ if ip.is_unspecified() => format!("http.{bound}"),
         _ => format!("http.{bound}.{ip}"),
@@ -273,31 +273,41 @@ fn secured(
     let (Some(server), Some(names)) = (served.server(), server_names(served)) else { return Vec::new() };
     let Some(written) = &server.tls else { return Vec::new() };
     let name = routes_name(served, address);
-    if !written.mode.terminates() {
-        let mut chains = bytes(policy, view, served, edge);
-        // A name that no rule has is nobody else's.
-        chains.push(closed(&name, names));
-        let mut told = HashSet::new();
-        chains.iter_mut().for_each(|chain| {
-            if let Some(matched) = &mut chain.filter_chain_match {
-                matched.server_names.retain(|name| told.insert(name.clone()));
-            }
-        });
-        chains.retain(|chain| chain.filter_chain_match.as_ref().is_none_or(|matched| !matched.server_names.is_empty()));
-        return chains;
-    }
     let takes_requests = takes_requests(server);
-    let Some(socket) = downstream(&policy.secrets, edge, written, takes_requests) else {
-        return vec![closed(&name, names)];
-    };
-    let filter = match takes_requests {
-        true => requests(&name, edge, paths),
-        false => match bytes(policy, view, served, edge).into_iter().flat_map(|chain| chain.filters).next() {
-            Some(filter) => filter,
+    let socket = match written.mode.terminates() {
+        true => match downstream(&policy.secrets, edge, served, written, takes_requests) {
+            Some(socket) => Some(socket),
             None => return vec![closed(&name, names)],
         },
+        false => None,
     };
-    vec![chain(&name, names, filter, Some(socket))]
+    if takes_requests {
+        return vec![chain(&name, names, requests(&name, edge, paths), socket)];
+    }
+    let mut chains = bytes(policy, view, served, edge);
+    if let Some(socket) = socket {
+        chains.iter_mut().for_each(|chain| {
+            chain.transport_socket_connect_timeout = Some(duration(HANDSHAKE));
+            chain.transport_socket = Some(socket.clone());
+            // Where no rule has names, they are those of the server.
+            if chain.filter_chain_match.as_ref().is_none_or(|matched| matched.server_names.is_empty())
+                && !names.is_empty()
+            {
+                chain.filter_chain_match =
+                    Some(pb::FilterChainMatch { server_names: names.clone(), ..Default::default() });
+            }
+        });
+    }
+    // A name that no rule has is nobody else's.
+    chains.push(closed(&name, names));
+    let mut told = HashSet::new();
+    chains.iter_mut().for_each(|chain| {
+        if let Some(matched) = &mut chain.filter_chain_match {
+            matched.server_names.retain(|name| told.insert(name.clone()));
+        }
+    });
+    chains.retain(|chain| chain.filter_chain_match.as_ref().is_none_or(|matched| !matched.server_names.is_empty()));
+    chains
 }
 
 /// The chains of connections that are not looked at.
@@ -360,6 +370,7 @@ fn answered(name: &str, reason: &str) -> RouteSpecifier {
 fn downstream(
     secrets: &Secrets,
     edge: &Edge<'_>,
+    served: &ServerAt,
     written: &ServerTls,
     takes_requests: bool,
 ) -> Option<core::TransportSocket> {
@@ -367,15 +378,15 @@ fn downstream(
     if written.mode == TlsMode::IstioMutual {
         return edge.has_certificate.then(|| tls::downstream(alpn));
     }
-    let secret = |name: &str| secrets.get(edge.namespace, name).filter(|_| edge.may_have_secrets);
     let mut common = tls_pb::CommonTlsContext {
         tls_params: Some(parameters(written)),
         alpn_protocols: alpn.iter().map(|&name| name.to_owned()).collect(),
         ..Default::default()
     };
     for name in written.credentials() {
-        secret(name)?.identity.as_ref()?;
-        common.tls_certificate_sds_secret_configs.push(tls::told(certificate_name(edge.namespace, &name.value)));
+        let (namespace, name) = served.secret(edge.namespace, name);
+        secrets.get(namespace, name).filter(|_| edge.may_have_secrets)?.identity.as_ref()?;
+        common.tls_certificate_sds_secret_configs.push(tls::told(certificate_name(namespace, name)));
     }
     if common.tls_certificate_sds_secret_configs.is_empty() {
         common.tls_certificates = written.files().map(|(certificate, key)| of_files(certificate, key)).collect();
@@ -384,7 +395,7 @@ fn downstream(
         }
     }
     if written.mode.asks_clients() {
-        common.validation_context_type = Some(validation(secrets, edge, written)?);
+        common.validation_context_type = Some(validation(secrets, edge, served, written)?);
     }
     Some(socket(&tls_pb::DownstreamTlsContext {
         common_tls_context: Some(common),
@@ -394,7 +405,12 @@ fn downstream(
 }
 
 /// Whose clients are let in; `None` where nobody says it.
-fn validation(secrets: &Secrets, edge: &Edge<'_>, written: &ServerTls) -> Option<ValidationContextType> {
+fn validation(
+    secrets: &Secrets,
+    edge: &Edge<'_>,
+    served: &ServerAt,
+    written: &ServerTls,
+) -> Option<ValidationContextType> {
     let kinds = |name: &String| {
         let kind = if name.contains("://") { SanType::Uri } else { SanType::Dns };
         exact(kind, name.clone())
@@ -408,9 +424,9 @@ fn validation(secrets: &Secrets, edge: &Edge<'_>, written: &ServerTls) -> Option
     };
     match written.authorities() {
         Some(name) => {
-            let name = &name.value;
-            secrets.authorities(edge.namespace, name)?;
-            let secret = tls::told(authorities_name(edge.namespace, name));
+            let (namespace, name) = served.secret(edge.namespace, name);
+            secrets.authorities(namespace, name)?;
+            let secret = tls::told(authorities_name(namespace, name));
             Some(ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
                 default_validation_context: Some(own),
                 validation_context_sds_secret_config: Some(secret),
@@ -443,14 +459,16 @@ fn parameters(written: &ServerTls) -> tls_pb::TlsParameters {
 }
 
 /// The names of the secrets that the servers of a gateway name.
-pub fn edge_secrets<'a>(namespace: &str, listening: impl Iterator<Item = &'a Listening>) -> BTreeSet<String> {
-    let servers = listening.flat_map(|at| &at.servers).filter_map(ServerAt::server);
-    let written = servers.filter_map(|server| server.tls.as_ref()).filter(|tls| tls.mode.terminates());
-    let names = written.flat_map(|tls| {
+pub fn edge_secrets<'a>(namespace: &'a str, listening: impl Iterator<Item = &'a Listening>) -> BTreeSet<String> {
+    let written =
+        listening.flat_map(|at| &at.servers).filter_map(|served| Some((served, served.server()?.tls.as_ref()?)));
+    let names = written.filter(|(_, tls)| tls.mode.terminates()).flat_map(|(served, tls)| {
         let roots = std::iter::once(&tls.ca_cert_credential_name).chain(tls.credentials());
         let roots = roots.filter(|name| tls.mode.asks_clients() && !name.is_empty());
-        let roots = roots.map(|name| authorities_name(namespace, &name.value));
-        tls.credentials().map(|name| certificate_name(namespace, &name.value)).chain(roots)
+        let in_full = move |name: &'a str| served.secret(namespace, name);
+        let roots = roots.map(move |name| in_full(name)).map(|(namespace, name)| authorities_name(namespace, name));
+        let own = tls.credentials().map(move |name| in_full(name));
+        own.map(|(namespace, name)| certificate_name(namespace, name)).chain(roots)
     });
     names.collect()
 }

@@ -1,0 +1,106 @@
+//! `TLSRoute` and `TCPRoute` (gateway.networking.k8s.io): where connections go whose bytes are not looked at.
+
+use super::http_route::HttpBackendRef;
+use super::{
+    DefaultGateways, ObjectReference, ParentReference, check_hostnames, check_names, check_parents, check_reference,
+    check_weight,
+};
+use crate::config::decode::{Decoder, PortNumber, Text, message};
+use crate::config::diagnostic::{Code, Severity};
+
+message! {
+    /// The specification of a TLSRoute.
+    pub struct TlsRoute {
+        /// What it is attached to.
+        parent_refs: Vec<ParentReference> = "parentRefs",
+        /// Whether default Gateways are among its parents.
+        use_default_gateways: DefaultGateways = "useDefaultGateways",
+        /// The names that clients ask for.
+        hostnames: Vec<Text> = "hostnames",
+        /// The rules, of which the first one is for all connections.
+        rules: Vec<ConnectionRule> = "rules",
+    }
+    /// The specification of a TCPRoute.
+    pub struct TcpRoute {
+        /// What it is attached to.
+        parent_refs: Vec<ParentReference> = "parentRefs",
+        /// Whether default Gateways are among its parents.
+        use_default_gateways: DefaultGateways = "useDefaultGateways",
+        /// The rules, of which the first one is for all connections.
+        rules: Vec<ConnectionRule> = "rules",
+    }
+    /// A rule.
+    pub struct ConnectionRule {
+        /// Its name.
+        name: Option<Text> = "name",
+        /// Where connections go.
+        backend_refs: Vec<ConnectionBackendRef> = "backendRefs",
+    }
+    /// Where connections go, with their share.
+    pub struct ConnectionBackendRef {
+        /// Its group.
+        group: Option<Text> = "group",
+        /// Its kind; `Service` where nothing is written.
+        kind: Option<Text> = "kind",
+        /// Its name.
+        name: Text = "name" required,
+        /// Its namespace; the route's own where nothing is written.
+        namespace: Option<Text> = "namespace",
+        /// Its port.
+        port: Option<PortNumber> = "port",
+        /// Its share; 1 where nothing is written.
+        weight: Option<i32> = "weight",
+    }
+}
+
+impl ConnectionBackendRef {
+    /// What it refers to.
+    pub fn reference(&self) -> ObjectReference {
+        self.of_http().reference()
+    }
+
+    /// The same as a backend of an HTTPRoute.
+    pub fn of_http(&self) -> HttpBackendRef {
+        HttpBackendRef {
+            span: self.span,
+            group: self.group.clone(),
+            kind: self.kind.clone(),
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
+            port: self.port,
+            weight: self.weight,
+            filters: Vec::new(),
+        }
+    }
+}
+
+impl TlsRoute {
+    /// What the schema refuses, and what cannot be.
+    pub fn check(&self, d: &mut Decoder<'_>) {
+        check_hostnames(&self.hostnames, d);
+        check(&self.parent_refs, &self.rules, d);
+    }
+}
+
+impl TcpRoute {
+    /// What the schema refuses, and what cannot be.
+    pub fn check(&self, d: &mut Decoder<'_>) {
+        check(&self.parent_refs, &self.rules, d);
+    }
+}
+
+fn check(parents: &[ParentReference], rules: &[ConnectionRule], d: &mut Decoder<'_>) {
+    check_parents(parents, d);
+    for (index, rule) in rules.iter().enumerate() {
+        for (position, backend) in rule.backend_refs.iter().enumerate() {
+            let path = format!("rules[{index}].backendRefs[{position}]");
+            check_reference(&backend.reference(), &path, d);
+            check_weight(backend.weight, backend.span, &path, d);
+        }
+        if index > 0 {
+            let message = "without effect: the first rule is for all connections";
+            d.report_at(rule.span, format!("rules[{index}]"), Severity::Warning, Code::Ignored, message);
+        }
+    }
+    check_names(rules.iter().map(|rule| (rule.name.as_ref(), rule.span)), d);
+}

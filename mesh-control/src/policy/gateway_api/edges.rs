@@ -1,0 +1,215 @@
+//! Routes at the listeners of Gateways: which come where, and for which hosts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::compile::{self, Compiled, Problem, Rules};
+use super::listeners::{Comer, Ours};
+use super::{GatewayRoutes, ParentStatus, in_order, order, report_idle, routes};
+use crate::config::decode::Text;
+use crate::config::file::{Meta, Refused};
+use crate::config::gateway_api::{DefaultGateways, ParentReference};
+use crate::config::support::ObjectKind;
+use crate::config::{Code, Diagnostic, Severity};
+use crate::policy::route::{ClusterKey, Route, Written};
+use crate::registry::host::covers;
+
+/// A route, and what it says of where it is to be.
+pub(super) struct Coming<'o> {
+    pub(super) meta: Arc<Meta>,
+    pub(super) parents: &'o [ParentReference],
+    pub(super) hostnames: &'o [Text],
+    pub(super) rules: Arc<Vec<Compiled>>,
+    pub(super) connections: Arc<Vec<(ClusterKey, u32)>>,
+    pub(super) problems: Vec<Problem>,
+    /// How many rules there are.
+    pub(super) count: usize,
+}
+
+/// A route at a listener.
+#[derive(Debug)]
+pub(super) struct AtListener {
+    pub(super) meta: Arc<Meta>,
+    /// For which hosts.
+    pub(super) hosts: Vec<String>,
+    pub(super) rules: Arc<Vec<Compiled>>,
+    /// Where connections go; nowhere without any.
+    pub(super) connections: Arc<Vec<(ClusterKey, u32)>>,
+}
+
+/// What a route says: its parents, its hosts, whether default Gateways are among its parents, and whether it has no rules.
+type Said<'o> = (&'o [ParentReference], &'o [Text], DefaultGateways, bool);
+
+impl<'o> Coming<'o> {
+    pub(super) fn new(meta: &Meta, said: Said<'o>, rules: Rules, found: &mut Vec<Diagnostic>) -> Coming<'o> {
+        let (parents, hostnames, default, has_no_rules) = said;
+        report_idle(meta, parents.is_empty() && default == DefaultGateways::None, has_no_rules, found);
+        if let Some(first) = hostnames.first().filter(|_| !parents.iter().any(ParentReference::is_gateway)) {
+            let message = "without effect: hosts are for Gateways, and the others are called by their own names";
+            let finding = Diagnostic::at(&meta.origin.at(first.span), Severity::Warning, Code::Ignored, message);
+            found.push(finding.object(meta.id()).field("hostnames"));
+        }
+        for problem in rules.problems.iter().filter(|problem| problem.reason != compile::UNSUPPORTED) {
+            let message = format!("{} (ResolvedRefs is False: {})", problem.message, problem.reason);
+            let origin = meta.origin.at(problem.span);
+            let finding = Diagnostic::at(&origin, Severity::Error, Code::UnknownReference, message);
+            found.push(finding.object(meta.id()).field(problem.field.as_str()));
+        }
+        let Rules { compiled, connections, problems, count } = rules;
+        let connections = Arc::new(connections);
+        Coming {
+            meta: Arc::new(meta.clone()),
+            parents,
+            hostnames,
+            rules: Arc::new(compiled),
+            connections,
+            problems,
+            count,
+        }
+    }
+}
+
+impl GatewayRoutes {
+    /// Those of a listener, as a server is named, by their hosts, in the order in which they are tried there.
+    pub fn at_listener(&self, name: &str, port: u16) -> BTreeMap<String, Vec<Route>> {
+        let there = self.by_listener.get(name).map(Vec::as_slice).unwrap_or_default();
+        let hosts: BTreeSet<&String> = there.iter().flat_map(|at| &at.hosts).collect();
+        let of = |host: &String| {
+            let own = there.iter().filter(|at| at.hosts.contains(host));
+            routes(in_order(own.flat_map(|at| at.rules.iter().map(|rule| (&*at.meta, rule)))), port)
+        };
+        hosts.into_iter().map(|host| (host.clone(), of(host))).collect()
+    }
+
+    /// Where connections go at a listener, as a server is named: by which object, for which names, and with which shares.
+    pub fn connections_at(&self, name: &str) -> impl Iterator<Item = (Arc<str>, Vec<String>, &[(ClusterKey, u32)])> {
+        let there = self.by_listener.get(name).into_iter().flatten();
+        there.map(|at| {
+            let names = if at.hosts.iter().any(|host| host == "*") { Vec::new() } else { at.hosts.clone() };
+            (at.meta.id(), names, at.connections.as_slice())
+        })
+    }
+
+    /// Routes come to the listeners of Gateways, the oldest first.
+    pub(super) fn come(&mut self, mut coming: Vec<Coming<'_>>, gateways: &mut [Ours<'_>], found: &mut Vec<Diagnostic>) {
+        coming.sort_by(|a, b| order(&a.meta).cmp(&order(&b.meta)));
+        for route in &coming {
+            let mut been = BTreeSet::new();
+            for (index, reference) in route.parents.iter().enumerate().filter(|(_, reference)| reference.is_gateway()) {
+                let own = &route.meta.namespace;
+                let namespace = reference.namespace.as_ref().map_or(&**own, |namespace| namespace.value.as_str());
+                let named = format!("Gateway {namespace}/{}", reference.name.value);
+                let is_it = |ours: &&mut Ours<'_>| {
+                    *ours.meta().namespace == *namespace && *ours.meta().name == *reference.name.value
+                };
+                let mut say = |message: String| {
+                    let origin = route.meta.origin.at(reference.span);
+                    let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
+                    found.push(finding.object(route.meta.id()).field(format!("parentRefs[{index}]")));
+                };
+                let Some(ours) = gateways.iter_mut().find(is_it) else {
+                    // Whose it is nobody knows: no condition is ours.
+                    say(format!("there is no {named} of a class of ours: the route has no effect there"));
+                    continue;
+                };
+                let section = reference.section_name.as_ref().map(|name| name.value.as_str());
+                let comer = Comer {
+                    kind: route.meta.kind,
+                    namespace: own,
+                    section: section.filter(|name| !name.is_empty()),
+                    port: reference.port.map(|port| port.0),
+                    hostnames: route.hostnames,
+                };
+                let unmatched = self.comes(route, ours, &comer, &mut been).err();
+                if let Some((reason, message)) = &unmatched {
+                    say(format!("{message}: the route has no effect there (Accepted is False: {reason})"));
+                }
+                self.statuses.push(ParentStatus::new(
+                    &route.meta,
+                    index,
+                    named,
+                    unmatched,
+                    (&route.problems, route.count),
+                ));
+            }
+        }
+        self.statuses.sort_by(|a, b| (&a.route, a.parent_ref).cmp(&(&b.route, b.parent_ref)));
+    }
+
+    fn comes(
+        &mut self,
+        route: &Coming<'_>,
+        ours: &mut Ours<'_>,
+        comer: &Comer<'_>,
+        been: &mut BTreeSet<String>,
+    ) -> Result<(), super::listeners::Fault> {
+        let (mut is_anywhere, mut rival) = (false, None);
+        for (listener, hosts) in ours.hosts_for(comer)? {
+            let name = ours.name_of(listener);
+            if been.contains(&name) {
+                is_anywhere = true;
+                continue;
+            }
+            let there = self.by_listener.entry(name.clone()).or_default();
+            let is_shared = |other: &&AtListener| {
+                let alike = |a: &String| hosts.iter().any(|b| covers(a, b) || covers(b, a));
+                // Nothing tells connections of TCP apart.
+                let is_rival = other.meta.kind != route.meta.kind || route.meta.kind == ObjectKind::TcpRoute;
+                is_rival && other.hosts.iter().any(alike)
+            };
+            if let Some(other) = there.iter().find(is_shared) {
+                rival = Some(other.meta.id());
+                continue;
+            }
+            is_anywhere = true;
+            been.insert(name);
+            if let Some(at) = ours.listeners.get_mut(listener) {
+                at.attached += 1;
+            }
+            let hosts = ours.isolated(listener, hosts);
+            // Listeners beside it have all of them.
+            if hosts.is_empty() {
+                continue;
+            }
+            let (rules, connections) = (route.rules.clone(), route.connections.clone());
+            there.push(AtListener { meta: route.meta.clone(), hosts, rules, connections });
+        }
+        match rival.filter(|_| !is_anywhere) {
+            None => Ok(()),
+            Some(rival) => Err(("HostnameConflict", format!("{rival} has these hosts there, and comes first"))),
+        }
+    }
+
+    /// What a wrong route would be for is answered with the reason.
+    pub(super) fn come_refused(&mut self, object: &Refused, gateways: &[Ours<'_>]) {
+        if !is_route(object.meta.kind) {
+            return;
+        }
+        let written = Written { object: object.id(), field: "rules".into(), origin: object.meta.origin.clone() };
+        let rules = Arc::new(vec![compile::refused(object.meta.kind, object.answer(), written)]);
+        let hostnames: Vec<Text> =
+            object.at_gateways.hosts.iter().map(|host| Text { value: host.clone(), ..Text::default() }).collect();
+        let meta = Arc::new(object.meta.clone());
+        for ours in gateways {
+            let name = format!("{}/{}", ours.meta().namespace, ours.meta().name);
+            if !object.at_gateways.gateways.iter().any(|one| *one == name || one == "*") {
+                continue;
+            }
+            let (kind, namespace) = (object.meta.kind, &*object.meta.namespace);
+            let comer = Comer { kind, namespace, section: None, port: None, hostnames: &hostnames };
+            for (listener, hosts) in ours.hosts_for(&comer).unwrap_or_default() {
+                let hosts = ours.isolated(listener, hosts);
+                if hosts.is_empty() {
+                    continue;
+                }
+                let there = self.by_listener.entry(ours.name_of(listener)).or_default();
+                there.push(AtListener { meta: meta.clone(), hosts, rules: rules.clone(), connections: Arc::default() });
+            }
+        }
+    }
+}
+
+fn is_route(kind: ObjectKind) -> bool {
+    use ObjectKind::{GrpcRoute, HttpRoute, TcpRoute, TlsRoute};
+    matches!(kind, HttpRoute | GrpcRoute | TlsRoute | TcpRoute)
+}

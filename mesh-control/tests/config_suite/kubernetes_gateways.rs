@@ -1,0 +1,404 @@
+//! Gateways of Gateway API: where they listen, which routes come to which listener, and what their status is. That they serve over
+//! sockets is shown by `mesh-tower/tests/sidecar/gateway_api.rs`, and with a real Envoy by `interop/gateway.py`.
+
+use std::collections::BTreeMap;
+
+use mesh_control::catalog::{Catalog, Client, Kind};
+use mesh_control::plane::Plane;
+
+use crate::gateways::{BOOKINFO, WEB, chains, clusters_of, edge, hosts, names, plane, secret};
+
+/// Istio's own, as it is.
+const BOOKINFO_GATEWAY: &str = include_str!("../../../interop/bookinfo/bookinfo-gateway-api.yaml");
+
+/// What a workload of a namespace is told that is this Gateway.
+fn gateway(namespace: &str, name: &str) -> Client {
+    edge().namespace(namespace).labels([("gateway.networking.k8s.io/gateway-name", name)])
+}
+
+fn object(kind: &str, namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n---\n"
+    )
+}
+
+fn listeners(listeners: &str) -> String {
+    object("Gateway", "shop", "edge", &format!("{{gatewayClassName: istio, listeners: [{listeners}]}}"))
+}
+
+fn http(name: &str, more: &str) -> String {
+    format!("{{name: {name}, port: 80, protocol: HTTP{more}}}")
+}
+
+fn https(name: &str, host: &str, tls: &str) -> String {
+    format!("{{name: {name}, port: 443, protocol: HTTPS, hostname: '{host}', tls: {{{tls}}}}}")
+}
+
+/// A route of a namespace, with these parents and hosts, whose rule is for a path.
+fn route(kind: &str, namespace: &str, name: &str, parents: &str, hosts: &str, path: &str) -> String {
+    let condition = match kind {
+        "HTTPRoute" => format!("path: {{value: {path}}}"),
+        _ => "method: {service: a.B}".to_owned(),
+    };
+    let to = "backendRefs: [{name: web, namespace: shop, port: 80}]";
+    let spec =
+        format!("{{parentRefs: [{parents}], hostnames: [{hosts}], rules: [{{matches: [{{{condition}}}], {to}}}]}}");
+    object(kind, namespace, name, &spec)
+}
+
+/// The conditions of a status that do not hold, or with a good reason.
+fn told(conditions: &[mesh_control::policy::gateway_api::RouteCondition]) -> String {
+    let conditions = conditions.iter().map(|it| format!("{}={}:{}", it.name, it.holds, it.reason));
+    conditions.collect::<Vec<_>>().join(" ")
+}
+
+/// `Accepted` of each route at each of its parents.
+fn accepted(plane: &Plane) -> BTreeMap<String, String> {
+    let snapshot = plane.snapshot();
+    let all = snapshot.route_statuses().iter().map(|status| {
+        let name = format!("{} {}", status.route.rsplit('/').next().unwrap_or_default(), status.parent_ref);
+        (name, status.conditions[0].reason.to_owned())
+    });
+    all.collect()
+}
+
+/// The paths that a host of a table of routes has.
+fn paths(plane: &Plane, client: &Client, table: &str, host: &str) -> usize {
+    hosts(plane, client, table).get(host).map_or(0, |host| host.routes.len())
+}
+
+#[test]
+fn istios_own_bookinfo_gateway_of_gateway_api_drives_a_gateway_unchanged() {
+    let plane = plane(&format!("{BOOKINFO}\n---\n{BOOKINFO_GATEWAY}"));
+    let client = gateway("default", "bookinfo-gateway");
+    assert_eq!(names(&plane, &client, Kind::Listener), "0.0.0.0_80");
+    assert_eq!(names(&plane, &client, Kind::Route), "http.80");
+    let cluster = "outbound|9080||productpage.default.svc.cluster.local";
+    assert_eq!(names(&plane, &client, Kind::Cluster), format!("BlackHoleCluster {cluster}"));
+    let found = hosts(&plane, &client, "http.80");
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["*:80"]);
+    // Exact paths first; a prefix is two of them.
+    assert_eq!(clusters_of(&found["*:80"]), vec![cluster; 7]);
+    for other in [gateway("default", "other"), gateway("shop", "bookinfo-gateway"), edge()] {
+        assert_eq!(names(&plane, &other, Kind::Listener), "");
+    }
+    let snapshot = plane.snapshot();
+    let [status] = snapshot.gateway_statuses() else { panic!("{:?}", snapshot.gateway_statuses()) };
+    assert_eq!(told(&status.conditions), "Accepted=true:Accepted Programmed=true:Programmed");
+    let [listener] = status.listeners.as_slice() else { panic!("{status:?}") };
+    assert_eq!((listener.name.as_str(), listener.attached_routes), ("http", 1));
+    assert_eq!(listener.supported_kinds, ["HTTPRoute", "GRPCRoute"]);
+    assert_eq!(accepted(&plane), [("bookinfo 0".to_owned(), "Accepted".to_owned())].into());
+}
+
+#[test]
+fn a_gateway_with_an_address_is_the_workloads_of_that_service_wherever_they_are() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, namespace: edges}\n\
+        spec: {selector: {istio: ingressgateway}, ports: [{name: http, port: 80, targetPort: 18080}]}\n---\n";
+    let spec = |address: &str| {
+        format!("{{gatewayClassName: istio, addresses: [{address}], listeners: [{}]}}", http("http", ""))
+    };
+    let of = |address: &str| plane(&format!("{WEB}{service}{}", object("Gateway", "shop", "edge", &spec(address))));
+    let there = of("{type: Hostname, value: edge.edges.svc.cluster.local}");
+    assert_eq!(names(&there, &edge(), Kind::Listener), "0.0.0.0_18080");
+    assert_eq!(names(&there, &edge().namespace("shop"), Kind::Listener), "", "the Service is of another namespace");
+    assert_eq!(names(&there, &gateway("shop", "edge"), Kind::Listener), "", "the address says who it is");
+    assert_eq!(there.snapshot().gateway_statuses()[0].addresses, ["edge.edges.svc.cluster.local"]);
+    for (address, reason) in [
+        ("{type: Hostname, value: nobody.example}", "AddressNotAssigned"),
+        ("{type: IPAddress, value: 10.0.0.1}", "AddressNotUsable"),
+        ("{value: 10.0.0.1}", "AddressNotUsable"),
+    ] {
+        let nowhere = of(address);
+        assert_eq!(names(&nowhere, &gateway("shop", "edge"), Kind::Listener), "", "{address}");
+        let snapshot = nowhere.snapshot();
+        let status = &snapshot.gateway_statuses()[0];
+        assert_eq!(told(&status.conditions), format!("Accepted=true:Accepted Programmed=false:{reason}"));
+    }
+}
+
+#[test]
+fn routes_come_to_the_listeners_that_let_them_in_for_the_hosts_that_both_have() {
+    let gateway_text = listeners(&[
+        http("same", ", hostname: a.example"),
+        http("all", ", hostname: '*.b.example', allowedRoutes: {namespaces: {from: All}}"),
+        http("closer", ", hostname: closer.b.example"),
+        http("some", ", hostname: c.example, allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {kubernetes.io/metadata.name: guest}}}}"),
+        http("calls", ", hostname: d.example, allowedRoutes: {kinds: [{kind: GRPCRoute}]}"),
+    ].join(", "));
+    let grant = object(
+        "ReferenceGrant",
+        "shop",
+        "grant",
+        "{from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: guest}], to: [{group: '', kind: Service}]}",
+    )
+    .replace("k8s.io/v1\n", "k8s.io/v1beta1\n");
+    let edge_of_shop = "{name: edge, namespace: shop}";
+    let routes = [
+        route("HTTPRoute", "shop", "own", "{name: edge}", "a.example", "/own"),
+        route(
+            "HTTPRoute",
+            "guest",
+            "guest",
+            edge_of_shop,
+            "a.example, x.b.example, closer.b.example, c.example",
+            "/guest",
+        ),
+        route("HTTPRoute", "guest", "denied", edge_of_shop, "d.example", "/denied"),
+        route("HTTPRoute", "guest", "section", "{name: edge, namespace: shop, sectionName: same}", "", "/section"),
+        route("HTTPRoute", "shop", "wide", "{name: edge, port: 80}", "'*.b.example'", "/wide"),
+        route("HTTPRoute", "shop", "nohost", "{name: edge}", "other.example", "/nohost"),
+        route("HTTPRoute", "shop", "noport", "{name: edge, port: 81}, {name: edge, sectionName: none}", "", "/noport"),
+        route("GRPCRoute", "shop", "call", "{name: edge, sectionName: calls}", "d.example", ""),
+    ];
+    let plane = plane(&[WEB, &gateway_text, &grant, &routes.concat()].concat());
+    let expected = [
+        ("own 0", "Accepted"),
+        ("guest 0", "Accepted"),
+        ("denied 0", "NoMatchingListenerHostname"),
+        ("section 0", "NotAllowedByListeners"),
+        ("wide 0", "Accepted"),
+        ("nohost 0", "NoMatchingListenerHostname"),
+        ("noport 0", "NoMatchingParent"),
+        ("noport 1", "NoMatchingParent"),
+        ("call 0", "Accepted"),
+    ];
+    assert_eq!(accepted(&plane), expected.map(|(name, reason)| (name.to_owned(), reason.to_owned())).into());
+    let client = gateway("shop", "edge");
+    let found = hosts(&plane, &client, "http.80");
+    let count: Vec<(&str, usize)> = found.iter().map(|(name, host)| (name.as_str(), host.routes.len())).collect();
+    let expected = [
+        ("*.b.example:80", 2),
+        ("a.example:80", 2),
+        ("c.example:80", 2),
+        // It has a listener of its own: who is let in at the wider one alone does not get its requests.
+        ("closer.b.example:80", 2),
+        ("d.example:80", 1),
+        ("x.b.example:80", 2),
+    ];
+    assert_eq!(count, expected);
+    let snapshot = plane.snapshot();
+    let attached = &snapshot.gateway_statuses()[0].listeners;
+    let attached: Vec<usize> = attached.iter().map(|listener| listener.attached_routes).collect();
+    assert_eq!(attached, [1, 2, 1, 1, 1]);
+}
+
+#[test]
+fn of_two_kinds_of_routes_for_a_host_the_older_comes_and_the_more_precise_condition_goes_first() {
+    let aged = |text: String, year: &str| {
+        text.replace(
+            "namespace: shop}\nspec",
+            &format!("namespace: shop, creationTimestamp: '{year}-01-01T00:00:00Z'}}\nspec"),
+        )
+    };
+    let text = [
+        WEB.to_owned(),
+        listeners(&http("http", "")),
+        aged(route("GRPCRoute", "shop", "late", "{name: edge}", "'*.example'", ""), "2026"),
+        aged(route("HTTPRoute", "shop", "b", "{name: edge}", "a.example", "/"), "2025"),
+        aged(route("HTTPRoute", "shop", "a", "{name: edge}", "a.example", "/long"), "2026"),
+    ];
+    let plane = plane(&text.concat());
+    let broken = route("HTTPRoute", "shop", "broken", "{name: edge}", "broken.example", "/").replace("rules", "ruels");
+    // As an object of a cluster: what is wrong is in force in its way.
+    drop(plane.set_yaml("kubernetes://httproutes/shop/broken", &broken));
+    let expected = [("a 0", "Accepted"), ("b 0", "Accepted"), ("late 0", "HostnameConflict")];
+    assert_eq!(accepted(&plane), expected.map(|(name, reason)| (name.to_owned(), reason.to_owned())).into());
+    let client = gateway("shop", "edge");
+    let found = hosts(&plane, &client, "http.80");
+    let names: Vec<&str> = found["a.example:80"].routes.iter().map(|route| route.name.as_str()).collect();
+    assert_eq!(names, ["shop.a.0", "shop.a.0", "shop.b.0"]);
+    // Of one that is wrong nobody knows the rules, and no other route has its host.
+    assert_eq!(clusters_of(&found["broken.example:80"]), ["500"]);
+}
+
+#[test]
+fn a_certificate_of_another_namespace_is_shown_where_a_grant_says_so_and_what_is_missing_closes_its_own_hosts_alone() {
+    let refer = |to: &str| format!("certificateRefs: [{to}]");
+    let option =
+        |mode: &str| format!("{}, options: {{gateway.istio.io/tls-terminate-mode: {mode}}}", refer("{name: own}"));
+    let text = [
+        WEB.to_owned(),
+        secret("shop", "own", "a.example"),
+        secret("vault", "shared", "b.example"),
+        secret("vault", "secret", "c.example"),
+        listeners(&[
+            https("a", "a.example", &refer("{name: own}")),
+            https("b", "b.example", &refer("{name: shared, namespace: vault}")),
+            https("c", "c.example", &refer("{name: secret, namespace: vault}")),
+            https("d", "d.example", &refer("{name: missing}")),
+            https("e", "e.example", &option("MUTUAL")),
+            https("f", "f.example", &(refer("{name: own}") + ", options: {example.com/other: a}")),
+        ].join(", ")),
+        object(
+            "ReferenceGrant",
+            "vault",
+            "grant",
+            "{from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: shop}], to: [{group: '', kind: Secret, name: shared}]}",
+        ).replace("k8s.io/v1\n", "k8s.io/v1beta1\n"),
+        route("HTTPRoute", "shop", "r", "{name: edge}", "", "/"),
+    ];
+    let plane = plane(&text.concat());
+    let client = gateway("shop", "edge");
+    let of = |host: &str, is_served: bool| (vec![host.to_owned()], is_served);
+    let expected = [
+        of("a.example", true),
+        of("b.example", true),
+        of("c.example", false),
+        of("d.example", false),
+        of("e.example", true),
+    ];
+    assert_eq!(chains(&plane, &client, "0.0.0.0_443"), expected);
+    let secrets = "kubernetes://shop/own kubernetes://shop/own-cacert kubernetes://vault/shared";
+    assert_eq!(names(&plane, &client, Kind::Secret), secrets);
+    assert!(plane.snapshot().resource(&client, Kind::Secret, "kubernetes://vault/secret").is_none());
+    let table = "https.443.default.edge-istio-autogenerated-k8s-gateway-a.shop";
+    assert_eq!(paths(&plane, &client, table, "a.example:443"), 1);
+    let snapshot = plane.snapshot();
+    let status = &snapshot.gateway_statuses()[0];
+    assert_eq!(told(&status.conditions), "Accepted=true:ListenersNotValid Programmed=true:Programmed");
+    let refs: Vec<&str> = status.listeners.iter().map(|listener| listener.conditions[2].reason).collect();
+    assert_eq!(
+        refs,
+        ["ResolvedRefs", "ResolvedRefs", "RefNotPermitted", "InvalidCertificateRef", "ResolvedRefs", "ResolvedRefs"]
+    );
+    let programmed: Vec<bool> = status.listeners.iter().map(|listener| listener.conditions[3].holds).collect();
+    assert_eq!(programmed, [true, true, false, false, true, false]);
+    assert_eq!(status.listeners[5].conditions[0].reason, "UnsupportedValue");
+    // Istio's own Gateways refer to Secrets of the gateway's namespace alone, whatever they write.
+    let istio = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: web, namespace: shop}\n\
+        spec: {servers: [{port: {number: 8443, name: a, protocol: HTTPS}, hosts: [g.example], tls: {mode: SIMPLE, credentialName: vault/secret}}]}\n";
+    plane.set_yaml("istio.yaml", istio).unwrap();
+    assert_eq!(chains(&plane, &client, "0.0.0.0_8443"), [of("g.example", false)]);
+    assert!(plane.snapshot().resource(&client, Kind::Secret, "kubernetes://vault/secret").is_none());
+}
+
+#[test]
+fn clients_show_a_certificate_where_the_frontend_says_so() {
+    let validation = |references: &str| {
+        let tls = format!("tls: {{frontend: {{default: {{validation: {{caCertificateRefs: [{references}]}}}}}}}}");
+        let spec = format!(
+            "{{gatewayClassName: istio, {tls}, listeners: [{}]}}",
+            https("a", "a.example", "certificateRefs: [{name: own}]")
+        );
+        let text = [WEB.to_owned(), secret("shop", "own", "a.example"), object("Gateway", "shop", "edge", &spec)];
+        plane(&text.concat())
+    };
+    let client = gateway("shop", "edge");
+    for (references, is_served, reason) in [
+        ("{kind: Secret, name: own}", true, "ResolvedRefs"),
+        ("{kind: Secret, name: nobody}", false, "InvalidCACertificateRef"),
+        ("{kind: Secret, name: own, namespace: vault}", false, "RefNotPermitted"),
+        ("{kind: ConfigMap, name: own}", false, "InvalidCACertificateKind"),
+        ("{kind: Secret, name: own}, {kind: Secret, name: own}", false, "InvalidCACertificateRef"),
+    ] {
+        let plane = validation(references);
+        assert_eq!(chains(&plane, &client, "0.0.0.0_443"), [(vec!["a.example".to_owned()], is_served)], "{references}");
+        assert_eq!(plane.snapshot().gateway_statuses()[0].listeners[0].conditions[2].reason, reason);
+    }
+    let secrets = names(&validation("{kind: Secret, name: own}"), &client, Kind::Secret);
+    assert_eq!(secrets, "kubernetes://shop/own kubernetes://shop/own-cacert");
+}
+
+#[test]
+fn listeners_in_each_others_way_are_left_out_with_their_reason_and_others_go_on() {
+    let isto = "options: {gateway.istio.io/tls-terminate-mode: ISTIO_MUTUAL}";
+    let text = listeners(
+        &[
+            http("one", ", hostname: a.example"),
+            http("two", ", hostname: a.example"),
+            http("three", ", hostname: b.example"),
+            format!(
+                "{{name: four, port: 81, protocol: HTTP}}, {{name: five, port: 81, protocol: HTTPS, tls: {{{isto}}}}}"
+            ),
+            "{name: six, port: 82, protocol: UDP}".to_owned(),
+        ]
+        .join(", "),
+    );
+    let plane = plane(&text);
+    assert_eq!(names(&plane, &gateway("shop", "edge"), Kind::Listener), "0.0.0.0_80");
+    assert_eq!(hosts(&plane, &gateway("shop", "edge"), "http.80").keys().collect::<Vec<_>>(), ["b.example:80"]);
+    let snapshot = plane.snapshot();
+    let listeners = &snapshot.gateway_statuses()[0].listeners;
+    let told: Vec<String> = listeners.iter().map(|listener| told(&listener.conditions[..2])).collect();
+    let of = |reason: &str| format!("Accepted=false:{reason} Conflicted=true:{reason}");
+    let expected = [
+        of("HostnameConflict"),
+        of("HostnameConflict"),
+        "Accepted=true:Accepted Conflicted=false:NoConflicts".to_owned(),
+        of("ProtocolConflict"),
+        of("ProtocolConflict"),
+        "Accepted=false:UnsupportedProtocol Conflicted=false:NoConflicts".to_owned(),
+    ];
+    assert_eq!(told, expected);
+    let said: Vec<String> = plane.diagnostics().iter().map(ToString::to_string).collect();
+    for (place, reason) in
+        [("listeners[0]", "Conflicted is True: HostnameConflict"), ("listeners[5].protocol", "nobody listens there")]
+    {
+        assert!(said.iter().any(|line| line.contains(place) && line.contains(reason)), "{place}: {said:#?}");
+    }
+}
+
+#[test]
+fn connections_go_where_routes_of_tls_and_tcp_say_and_nowhere_where_one_of_their_backends_is_not_there() {
+    let mode = |mode: &str| format!("tls: {{mode: {mode}, certificateRefs: [{{name: own}}]}}");
+    let text = |to: &str| {
+        let connections = |kind: &str, name: &str, section: &str, hosts: &str| {
+            let spec = format!(
+                "{{parentRefs: [{{name: edge, sectionName: {section}}}], {hosts}rules: [{{backendRefs: [{to}]}}]}}"
+            );
+            object(kind, "shop", name, &spec)
+        };
+        [
+            WEB.to_owned(),
+            secret("shop", "own", "ends.example"),
+            listeners(
+                &[
+                    format!(
+                        "{{name: passes, port: 443, protocol: TLS, hostname: '*.example', {}}}",
+                        mode("Passthrough")
+                    ),
+                    format!("{{name: ends, port: 443, protocol: TLS, hostname: ends.example, {}}}", mode("Terminate")),
+                    "{name: tcp, port: 5432, protocol: TCP}".to_owned(),
+                    "{name: taken, port: 5433, protocol: TCP}, {name: also, port: 5433, protocol: TCP}".to_owned(),
+                ]
+                .join(", "),
+            ),
+            connections("TLSRoute", "a", "passes", "hostnames: [a.example, b.example], "),
+            connections("TLSRoute", "b", "passes", "hostnames: [b.example, other.org], "),
+            connections("TLSRoute", "ends", "ends", ""),
+            connections("TCPRoute", "first", "tcp", ""),
+            connections("TCPRoute", "second", "tcp", ""),
+            connections("TCPRoute", "passes", "passes", ""),
+        ]
+        .concat()
+    };
+    let to = |plane: &Plane, name: &str| {
+        let client = gateway("shop", "edge");
+        let found = plane.snapshot().resource(&client, Kind::Listener, name).unwrap();
+        let body = String::from_utf8_lossy(&found.body).into_owned();
+        (body.contains("outbound|80||web.shop"), body.contains("BlackHoleCluster"))
+    };
+    let good = plane(&text("{name: web, port: 80}"));
+    assert_eq!(names(&good, &gateway("shop", "edge"), Kind::Listener), "0.0.0.0_443 0.0.0.0_5432");
+    let of = |hosts: &[&str], ends: bool| (hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>(), ends);
+    let expected = [of(&["a.example", "b.example"], false), of(&["*.example"], false), of(&["ends.example"], true)];
+    assert_eq!(chains(&good, &gateway("shop", "edge"), "0.0.0.0_443"), expected);
+    assert_eq!(to(&good, "0.0.0.0_5432"), (true, false));
+    let expected = [
+        ("a 0", "Accepted"),
+        ("b 0", "Accepted"),
+        ("ends 0", "Accepted"),
+        ("first 0", "Accepted"),
+        ("passes 0", "NotAllowedByListeners"),
+        ("second 0", "HostnameConflict"),
+    ];
+    assert_eq!(accepted(&good), expected.map(|(name, reason)| (name.to_owned(), reason.to_owned())).into());
+    let snapshot = good.snapshot();
+    let conflicts = snapshot.gateway_statuses()[0].listeners.iter().map(|listener| listener.conditions[1].reason);
+    let expected = ["NoConflicts", "NoConflicts", "NoConflicts", "ProtocolConflict", "ProtocolConflict"];
+    assert_eq!(conflicts.collect::<Vec<_>>(), expected);
+    let bad = plane(&text("{name: web, port: 80}, {name: nobody, port: 80}"));
+    assert_eq!(to(&bad, "0.0.0.0_5432"), (false, true));
+    assert_eq!(to(&bad, "0.0.0.0_443"), (false, true));
+}

@@ -1,0 +1,154 @@
+//! A Gateway of Gateway API, served by `mesh-gateway` over real sockets: all that it is told is what a mesh-control makes of the objects.
+
+use super::gateway::{Gateway, get};
+use super::gateway_tls::Caller;
+use super::tls_support::{ANY, Authority, Foreign, Pair, tls as tls_of};
+use super::*;
+
+const EDGE: [&str; 2] = ["--label", "gateway.networking.k8s.io/gateway-name=edge"];
+
+/// A port that nobody has.
+async fn free_port() -> u16 {
+    TcpListener::bind("0.0.0.0:0").await.unwrap().local_addr().unwrap().port()
+}
+
+/// A service whose only endpoint is there.
+fn service(name: &str, at: SocketAddr) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {name}}}, ports: [{{name: http, port: 80}}]}}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}}}\n\
+         spec: {{address: {}, ports: {{http: {}}}, labels: {{app: {name}}}}}\n---\n",
+        at.ip(),
+        at.port()
+    )
+}
+
+fn secret(name: &str, pair: &Pair) -> String {
+    let of = |pem: &str| pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    let (chain, key) = (of(&pair.chain), of(&pair.key));
+    format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\ntype: kubernetes.io/tls\nstringData:\n  tls.crt: |\n{chain}  tls.key: |\n{key}---\n"
+    )
+}
+
+fn object(kind: &str, name: &str, spec: &str) -> String {
+    format!("apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n")
+}
+
+async fn control(text: &str) -> Embedded {
+    Embedded::start(Config::yaml(text), Options::default().dev()).await.unwrap()
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_of_gateway_api_serves_http_and_https_by_its_routes_and_follows_them() {
+    let one = program(|head| ok(&format!("one\n{head}"))).await;
+    let two = program(|_| ok("two")).await;
+    let (ca, others) = (Authority::named("root"), Authority::named("others"));
+    let (http, https) = (free_port().await, free_port().await);
+    let listeners = format!(
+        "{{gatewayClassName: istio, listeners: [{{name: http, port: {http}, protocol: HTTP, hostname: '*.example'}}, \
+         {{name: https, port: {https}, protocol: HTTPS, hostname: shop.example, tls: {{certificateRefs: [{{name: shop}}]}}}}, \
+         {{name: broken, port: {https}, protocol: HTTPS, hostname: broken.example, tls: {{certificateRefs: [{{name: nobody}}]}}}}]}}"
+    );
+    let route = |rules: &str| {
+        object(
+            "HTTPRoute",
+            "shop",
+            &format!("{{parentRefs: [{{name: edge}}], hostnames: [shop.example], rules: [{rules}]}}"),
+        )
+    };
+    let rules = "{matches: [{path: {value: /two}}], backendRefs: [{name: two, port: 80}]}, \
+        {matches: [{path: {type: Exact, value: /old}}], filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: /new}}}]}, \
+        {filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-edge, value: here}]}}], backendRefs: [{name: one, port: 80}]}";
+    let services = service("one", one) + &service("two", two);
+    let text =
+        [services, secret("shop", &ca.leaf(&["shop.example"])), object("Gateway", "edge", &listeners), route(rules)];
+    let control = control(&text.concat()).await;
+    let server = control.xds_addr().to_string();
+    let mut gateway = Gateway::at(control, &server, &EDGE);
+    let mut bound = [gateway.bound().await.port(), gateway.bound().await.port()];
+    bound.sort_unstable();
+    let mut expected = [http, https];
+    expected.sort_unstable();
+    assert_eq!(bound, expected);
+
+    let answer = exchange(local(http), &get("shop.example", "/", "")).await;
+    assert!(status(&answer) == "200" && answer.contains("one\n") && answer.contains("x-edge: here"), "{answer}");
+    assert!(exchange(local(http), &get("shop.example", "/two/x", "")).await.ends_with("two"));
+    let moved = exchange(local(http), &get("shop.example", "/old", "")).await;
+    assert!(
+        status(&moved) == "302" && moved.contains(&format!("location: http://shop.example:{http}/new\r\n")),
+        "{moved}"
+    );
+    for host in ["other.example", "shop.elsewhere"] {
+        assert_eq!(status(&exchange(local(http), &get(host, "/", "")).await), "404", "{host}");
+    }
+    let (code, body) = Caller::new(&ca).ask(local(https), "shop.example", "shop.example").await.unwrap();
+    assert!(code == 200 && body.starts_with("one"), "{code} {body}");
+    assert!(Caller::new(&ca).ask(local(https), "broken.example", "broken.example").await.is_err());
+    assert!(
+        Caller::new(&others).ask(local(https), "shop.example", "shop.example").await.is_err(),
+        "it is another's certificate"
+    );
+
+    // A route that comes later is there without a restart, and one that goes is gone.
+    let late = route(rules)
+        .replace("name: shop}", "name: late}")
+        .replace("hostnames: [shop.example]", "hostnames: [late.example]");
+    gateway.control.set_yaml("late.yaml", &late).unwrap();
+    let reaches = async |host: &str, wanted: &str| {
+        while status(&exchange(local(http), &get(host, "/", "")).await) != wanted {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(reaches("late.example", "200")).await;
+    gateway.control.set_yaml("late.yaml", "").unwrap();
+    within(reaches("late.example", "404")).await;
+    assert_eq!(status(&exchange(local(http), &get("shop.example", "/", "")).await), "200");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_come_in_by_tcp_and_by_the_name_that_tls_asks_for() {
+    let bytes = program(|_| ok("bytes")).await;
+    let (ca, raw) = (Authority::named("root"), Authority::named("raw"));
+    let outside = Foreign::start(tls_of(&raw.leaf(&["raw.example"]), None, ANY)).await;
+    let (tcp, tls) = (free_port().await, free_port().await);
+    let listeners = format!(
+        "{{gatewayClassName: istio, listeners: [{{name: tcp, port: {tcp}, protocol: TCP}}, \
+         {{name: passes, port: {tls}, protocol: TLS, hostname: '*.example', tls: {{mode: Passthrough}}}}, \
+         {{name: ends, port: {tls}, protocol: TLS, hostname: ends.example, tls: {{certificateRefs: [{{name: ends}}]}}}}]}}"
+    );
+    let route = |kind: &str, section: &str, hosts: &str, to: &str| {
+        let spec = format!(
+            "{{parentRefs: [{{name: edge, sectionName: {section}}}], {hosts}rules: [{{backendRefs: [{{name: {to}, port: 80}}]}}]}}"
+        );
+        object(kind, section, &spec)
+    };
+    let services = (service("bytes", bytes) + &service("raw", local(outside.port)))
+        .replace("name: http, port", "name: tcp, port")
+        .replace("{http:", "{tcp:");
+    let text = [
+        services,
+        secret("ends", &ca.leaf(&["ends.example"])),
+        object("Gateway", "edge", &listeners),
+        route("TCPRoute", "tcp", "", "bytes"),
+        route("TLSRoute", "passes", "hostnames: [raw.example], ", "raw"),
+        route("TLSRoute", "ends", "", "bytes"),
+    ];
+    let control = control(&text.concat()).await;
+    let server = control.xds_addr().to_string();
+    let mut gateway = Gateway::at(control, &server, &EDGE);
+    gateway.bound().await;
+    gateway.bound().await;
+    let mut stream = TcpStream::connect(local(tcp)).await.unwrap();
+    stream.write_all(get("any", "/", "").as_bytes()).await.unwrap();
+    assert_eq!(status(&within(head(&mut stream)).await.unwrap()), "200");
+    let (code, body) = Caller::new(&ca).ask(local(tls), "ends.example", "ends.example").await.unwrap();
+    assert!(code == 200 && body == "bytes", "{code} {body}");
+    assert_eq!(Caller::new(&raw).ask(local(tls), "raw.example", "raw.example").await.unwrap().0, 200);
+    assert!(Caller::new(&raw).ask(local(tls), "nobody.example", "nobody.example").await.is_err());
+}
