@@ -21,7 +21,8 @@ use crate::support::introduced;
 const PATIENCE: Duration = Duration::from_secs(15);
 const HOST: &str = "reviews.shop.svc.cluster.local";
 
-const CANARY: &str = "
+/// A service with two subsets.
+const SUBSETS: &str = "
 ---
 apiVersion: v1
 kind: Service
@@ -32,6 +33,9 @@ apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: reviews, namespace: shop}
 spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
+";
+
+const CANARY: &str = "
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -53,7 +57,7 @@ struct Control {
 
 impl Control {
     async fn start(options: Options) -> Control {
-        Control::of(CANARY, options).await
+        Control::of(&format!("{SUBSETS}{CANARY}"), options).await
     }
 
     async fn of(yaml: &str, options: Options) -> Control {
@@ -122,6 +126,23 @@ impl Control {
     }
 }
 
+const MIRRORED: &str = "
+---
+apiVersion: v1
+kind: Service
+metadata: {name: nobody, namespace: shop}
+spec: {selector: {app: nobody}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews, namespace: shop}
+spec:
+  hosts: [reviews]
+  http:
+  - route: [{destination: {host: reviews, subset: v1}}]
+    mirrors: [{destination: {host: reviews, subset: v2}}, {destination: {host: nobody}}]
+";
+
 async fn call(mesh: &Mesh, path: &str, canary: bool) -> u16 {
     let mut request = http::Request::get(format!("http://reviews/{path}"));
     if canary {
@@ -131,6 +152,38 @@ async fn call(mesh: &Mesh, path: &str, canary: bool) -> u16 {
     let (head, body) = answer.into_parts();
     body.collect().await.unwrap();
     head.status.as_u16()
+}
+
+#[tokio::test]
+async fn copies_of_requests_are_seen_where_they_went_or_should_have_gone() {
+    let control = Control::of(&format!("{SUBSETS}{MIRRORED}"), Options::default().dev()).await;
+    let _servers = (control.serve("reviews", "v1").await, control.serve("reviews", "v2").await);
+    let web = control.mesh("web", "v1");
+    // Requests do not wait until it is known where their copies go.
+    let mut calls = 0;
+    let sent = async {
+        while web.mirror_counts().answered == 0 {
+            call(&web, "", false).await;
+            calls += 1;
+        }
+        for _ in 0..3 {
+            call(&web, "fail", false).await;
+            calls += 1;
+        }
+        loop {
+            let counts = web.mirror_counts();
+            if counts.answered + counts.failed == 2 * calls {
+                return counts.answered;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let answered = tokio::time::timeout(PATIENCE, sent).await.unwrap();
+    let copied = control.edge("shop/web/v1", &format!("{HOST}/v2"), answered).await;
+    assert_eq!(copied["requests"], json!(answered), "each copy is one");
+    assert_eq!(copied["error_rate"].as_f64().map(|rate| (rate * answered as f64).round()), Some(3.0));
+    let nobody = control.edge("shop/web/v1", "nobody.shop.svc.cluster.local", 3).await;
+    assert_eq!(nobody["error_rate"], json!(1.0));
 }
 
 #[tokio::test]
@@ -211,7 +264,7 @@ spec:
 #[tokio::test]
 async fn requests_for_which_no_endpoint_is_picked_are_failing_edges() {
     let closed = PlaneOptions::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
-    let control = Control::of(&format!("{CANARY}{RATED}"), Options::default().plane(closed)).await;
+    let control = Control::of(&format!("{SUBSETS}{CANARY}{RATED}"), Options::default().plane(closed)).await;
     let (web, other) = (control.mesh("web", "v1"), control.mesh("other", "v1"));
     let ask = async |mesh: &Mesh, uri: &str, times: usize| {
         for _ in 0..times {

@@ -26,11 +26,11 @@ use mesh_core::state::{EndpointState, RetryPermit, RetryPrice, TooManyRetries};
 use mesh_core::view::RouteRef;
 use serde_json::json;
 
-use super::request::{ActiveRequest, Attempt, FOUND, Step, Watch, Woken, outcome_of};
+use super::request::{ActiveRequest, Attempt, FOUND, Step, Watch, Woken};
 use crate::body::Body;
 use crate::followed;
 use crate::reply;
-use crate::transport::{FAIL, Failure, FailureCause, HttpVersion, Security, Transport};
+use crate::transport::{FAIL, Failure, FailureCause, HttpVersion, Security, Transport, is_success, outcome_of};
 
 /// How many connections may turn out to be closed under one try, before a new one is dialled for it.
 const MAX_STALE: u8 = 3;
@@ -80,9 +80,7 @@ impl Attempt {
     /// Tells outlier detection and the report of load how the try ended, where the cluster has any.
     pub(crate) fn report(&self, outcome: Outlier, route: &RouteRef<'_>, info: &mut RequestInfo) {
         if let Some(reported) = &self.watch.reported {
-            // Any status of gRPC's but OK is a failure, and stands for one of HTTP from 400 up.
-            let least = if info.is_grpc { 400 } else { 500 };
-            reported.note(matches!(outcome, Outlier::Status(status) if status < least));
+            reported.note(is_success(outcome, info.is_grpc));
         }
         if self.watch.outcomes
             && let Some(leaf) = route.cluster.and_then(|cluster| cluster.leaves().get(self.leaf))

@@ -15,14 +15,15 @@ use http_body_util::BodyExt;
 use mesh_core::balance::PickArgs;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::{Forward, Mirror, MirrorHost};
+use mesh_core::outlier::Outcome;
 use mesh_core::request::split_authority;
-use mesh_core::request_info::RequestInfo;
+use mesh_core::request_info::{RequestInfo, grpc_status};
 use mesh_core::rewrite::edit;
 use mesh_core::view::{ClusterView, TargetView};
 use serde_json::json;
 
 use crate::body::{Body, Whole};
-use crate::transport::{Security, Transport, pooled};
+use crate::transport::{Security, Transport, is_success, outcome_of, pooled};
 
 /// How many copies are under way at a time, of all clients of a mesh together.
 const MOST: u32 = 256;
@@ -176,11 +177,19 @@ impl Copies {
     }
 }
 
-/// One try, and its answer to the end.
+/// One try, and its answer to the end. Reports of load have it as they have any other.
 async fn deliver(cluster: &ClusterView, mut head: Parts, body: Body, mut info: RequestInfo) -> Result<(), MeshError> {
     let mut transport = pooled();
-    let pick = cluster.pick(&mut PickArgs::of(&mut info), || "")?;
+    let pick = cluster.pick(&mut PickArgs::of(&mut info), || "").inspect_err(|error| {
+        if let Some(leaf) = cluster.leaves().first().filter(|_| error.kind() != ErrorKind::Overflow) {
+            leaf.state.note_unsent(&leaf.cluster);
+        }
+    })?;
     let (cluster, endpoint) = (pick.cluster, pick.in_flight.endpoint());
+    let reported = endpoint.begin_reported(Instant::now);
+    let note = |is_success| reported.iter().for_each(|reported| reported.note(is_success));
+    // Until it is answered: its time may be over before.
+    note(false);
     let security = Security::of(cluster, endpoint.is_mutual_tls())?;
     let version = transport.form(&mut head, cluster, &info, None)?;
     let mut connection = match transport.ready(cluster, endpoint, version, security) {
@@ -193,10 +202,15 @@ async fn deliver(cluster: &ClusterView, mut head: Parts, body: Body, mut info: R
         Err(error) => return Err(transport.failure(error, Some(connection), false).error),
     };
     transport.answered(&connection);
-    let mut body = response.into_body();
+    let (answer, mut body) = response.into_parts();
+    let mut outcome = outcome_of(answer.status, &answer.headers, info.is_grpc);
     while let Some(frame) = body.frame().await {
-        frame.map_err(|error| MeshError::new(ErrorKind::ConnectionLost, "its answer broke off").caused_by(error))?;
+        let lost = |error| MeshError::new(ErrorKind::ConnectionLost, "its answer broke off").caused_by(error);
+        let frame = frame.map_err(lost)?;
+        let code = frame.trailers_ref().filter(|_| info.is_grpc).and_then(grpc_status);
+        outcome = code.map(Outcome::of_grpc).or(outcome);
     }
+    note(outcome.is_some_and(|outcome| is_success(outcome, info.is_grpc)));
     if may_go_on {
         transport.release(connection, endpoint);
     }

@@ -10,10 +10,9 @@ use http::header::SET_COOKIE;
 use http::response::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use mesh_core::error::{ErrorKind, MeshError, OVERLOADED};
+use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::hashing::Caller;
-use mesh_core::limits::RATE_LIMITED;
 use mesh_core::live_trace::LiveTraces;
 use mesh_core::model::{Cluster, LoadWeights, PASSTHROUGH_CLUSTER};
 use mesh_core::outlier::Outcome as Outlier;
@@ -429,19 +428,6 @@ impl<T: Transport> Drop for ActiveRequest<T> {
         {
             filters::on_end(route.get().destination.filters(), self.filters_entered, &self.info);
         }
-    }
-}
-
-/// What the head of an answer says of the endpoint; `None` where the trailers will.
-pub(super) fn outcome_of(status: StatusCode, headers: &HeaderMap, is_grpc: bool) -> Option<Outlier> {
-    // A limit says nothing of how well the endpoint is, whatever code it answers with.
-    if headers.contains_key(RATE_LIMITED) || headers.contains_key(OVERLOADED) {
-        return Some(Outlier::Status(StatusCode::TOO_MANY_REQUESTS.as_u16()));
-    }
-    match grpc_status(headers).filter(|_| is_grpc) {
-        Some(code) => Some(Outlier::of_grpc(code)),
-        None if is_grpc && status == StatusCode::OK => None,
-        None => Some(Outlier::Status(status.as_u16())),
     }
 }
 

@@ -1,9 +1,32 @@
-//! What a failed exchange says: about the request, the connection, the endpoint.
+//! What an exchange says, above all one that failed: about the request, the connection, the endpoint.
 
+use http::{HeaderMap, StatusCode};
 use hyper_util::client::legacy;
-use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::error::{ErrorKind, MeshError, OVERLOADED};
+use mesh_core::limits::RATE_LIMITED;
+use mesh_core::outlier::Outcome;
+use mesh_core::request_info::grpc_status;
 
 use crate::body::BoxError;
+
+/// What the head of an answer says of the endpoint; `None` where the trailers will.
+pub(crate) fn outcome_of(status: StatusCode, headers: &HeaderMap, is_grpc: bool) -> Option<Outcome> {
+    // A limit says nothing of how well the endpoint is, whatever code it answers with.
+    if headers.contains_key(RATE_LIMITED) || headers.contains_key(OVERLOADED) {
+        return Some(Outcome::Status(StatusCode::TOO_MANY_REQUESTS.as_u16()));
+    }
+    match grpc_status(headers).filter(|_| is_grpc) {
+        Some(code) => Some(Outcome::of_grpc(code)),
+        None if is_grpc && status == StatusCode::OK => None,
+        None => Some(Outcome::Status(status.as_u16())),
+    }
+}
+
+/// Whether an outcome is a success to reports of load: of gRPC's statuses OK alone is one, and the others stand for 400 and up.
+pub(crate) fn is_success(outcome: Outcome, is_grpc: bool) -> bool {
+    let least = if is_grpc { 400 } else { 500 };
+    matches!(outcome, Outcome::Status(status) if status < least)
+}
 
 /// An exchange that failed.
 pub(crate) struct Failure {
