@@ -267,6 +267,7 @@ struct Record {
     tokens: SmallVec<[Claims; 1]>,
     source: Option<Arc<Peer>>,
     is_secured: bool,
+    is_at_edge: bool,
     route: Option<Arc<str>>,
     cluster: Option<ClusterName>,
     service: Option<Arc<ServiceNames>>,
@@ -340,6 +341,7 @@ impl RequestInfo {
             tokens: SmallVec::new(),
             source: None,
             is_secured: false,
+            is_at_edge: false,
             route: None,
             cluster: None,
             service: None,
@@ -500,6 +502,11 @@ impl RequestInfo {
             return None;
         }
         self.grpc_status().or_else(|| self.error().map(ErrorKind::grpc_code))
+    }
+
+    /// Whether it is one that a gateway has from outside of the mesh.
+    pub fn is_at_edge(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.is_at_edge)
     }
 
     /// On a server, who the client is, as far as telemetry knows.

@@ -51,6 +51,13 @@ impl RequestInfo {
         }
     }
 
+    /// Notes that it is one that a gateway has from outside of the mesh, whose words are a stranger's.
+    pub fn note_edge(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.is_at_edge = true;
+        }
+    }
+
     /// Notes that the present try goes over mutual TLS, or not.
     #[inline]
     pub fn note_secured(&mut self, is_secured: bool) {

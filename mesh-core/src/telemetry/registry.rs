@@ -147,6 +147,9 @@ struct Found {
     _service: Option<Arc<ServiceNames>>,
 }
 
+/// The details of a request to a gateway that was not answered by that.
+const SENT_ON: [&str; 2] = ["via_upstream", "downstream_remote_disconnect"];
+
 /// What is told of a request, besides its ends.
 #[derive(Clone, Copy)]
 struct Outcome<'a> {
@@ -203,14 +206,19 @@ impl Metrics {
         let Some(direction) = request.direction() else { return };
         let reporter = match direction {
             Direction::Outbound => Reporter::Source,
-            Direction::Inbound => Reporter::Destination,
+            Direction::Inbound if !request.is_at_edge() => Reporter::Destination,
+            // What a gateway sends on counts where that goes; what it answers itself, as its own, too.
+            Direction::Inbound if SENT_ON.contains(&request.response_details()) => return,
+            Direction::Inbound => Reporter::Source,
         };
+        // Strangers ask a gateway for any name.
+        let asked_for = || if request.is_at_edge() { "" } else { request.authority() };
         let ends = Ends {
             reporter,
             endpoint: request.endpoint(),
-            source: request.source(),
+            source: request.source().filter(|_| !request.is_at_edge()),
             service: request.service(),
-            name: request.cluster().map_or_else(|| request.authority(), |cluster| cluster.as_str()),
+            name: request.cluster().map_or_else(asked_for, |cluster| cluster.as_str()),
             is_secured: request.is_secured(),
         };
         let outcome = Outcome {

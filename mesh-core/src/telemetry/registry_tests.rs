@@ -304,3 +304,43 @@ fn a_connection_counts_by_rules_too() {
     let page = page(&metrics, now);
     assert!(page.contains("team=\"a\",user=\"unknown\"} 1") && !page.contains("connections_opened"), "{page}");
 }
+
+#[test]
+fn a_gateway_counts_what_it_answers_as_its_own_and_what_it_sends_on_once_and_takes_no_label_from_strangers() {
+    let now = Instant::now();
+    let (metrics, cluster, service) = (metrics(now), ClusterState::default(), reviews());
+    let at_edge = |mut request: RequestInfo, authority: &str| {
+        request.note_edge();
+        request.note_authority(authority);
+        request
+    };
+    // It refuses one, finds no route for others, and sends one on, which both of its sides see.
+    let mut refused = at_edge(request(now, Direction::Inbound), "shop.example");
+    refused.note_error(ErrorKind::AccessDenied);
+    metrics.record(&refused, now);
+    for stranger in ["a.example", "b.example"] {
+        let mut nowhere = at_edge(request(now, Direction::Outbound), stranger);
+        nowhere.note_error(ErrorKind::NoRoute);
+        metrics.record(&nowhere, now);
+    }
+    let endpoint = endpoint(&cluster, "10.0.0.1:80", "reviews-v2;shop;reviews;v2;");
+    metrics.record(&at_edge(answered(now, &endpoint, &service, 200), "shop.example"), now);
+    let mut served = at_edge(request(now, Direction::Inbound), "shop.example");
+    served.note_response(StatusCode::OK, &HeaderMap::new(), true);
+    served.note_complete();
+    metrics.record(&served, now);
+
+    let told = |series: &Arc<Series>| {
+        let label = |name| series.labels.get(name).unwrap().to_owned();
+        let labels = ["reporter", "source_workload", "destination_service", "response_code"].map(label);
+        (labels.join(" "), series.requests.load(Ordering::Relaxed))
+    };
+    let mut all: Vec<_> = metrics.gather(now).iter().map(told).collect();
+    all.sort();
+    let expected = [
+        ("source web-v1 reviews.shop.svc.cluster.local 200", 1),
+        ("source web-v1 unknown 403", 1),
+        ("source web-v1 unknown 404", 2),
+    ];
+    assert_eq!(all, expected.map(|(labels, count)| (labels.to_owned(), count)));
+}

@@ -94,10 +94,15 @@ fn observe(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
         Some(target) => target.authority.as_str(),
         None => RequestHead::of(head).map_or("", |head| head.authority),
     });
+    if context.is_gateway {
+        info.note_edge();
+    }
     if info.wants_head() {
         note_head(info, head);
     }
-    if let Some(grpc) = context.telemetry.as_deref().and_then(Telemetry::grpc).filter(|_| info.is_grpc) {
+    // What strangers call, and by which name, is bounded by nothing.
+    let counts = info.is_grpc && !context.is_gateway;
+    if let Some(grpc) = context.telemetry.as_deref().and_then(Telemetry::grpc).filter(|_| counts) {
         let call = grpc.client(head.uri.path(), info.authority());
         info.note_call(Box::new(call));
     }

@@ -316,6 +316,9 @@ impl ServerContext {
         let chain = chain(view, connection)?;
         if let Some(onward) = &chain.onward {
             request.extensions_mut().insert(Onward(Arc::clone(onward)));
+            if let Some(facts) = facts {
+                facts.info.note_edge();
+            }
             head = RequestHead::received(request);
             if view.asks_for_names()
                 && let (Ok(head), Some(connection)) = (&head, self.connection(request))

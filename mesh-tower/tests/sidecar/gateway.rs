@@ -181,6 +181,44 @@ async fn requests_go_on_by_the_routes_of_their_listener_which_come_and_go_withou
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_count_once_as_the_gateways_own_and_strangers_make_no_labels_up() {
+    let control = ManagementServer::start();
+    Gateway::put_cluster(&control, "one", program(|_| ok("one")).await);
+    control.put("http.80", &routes("http.80", vec![virtual_host("shop", &["shop.example"], vec![to("/", "one")])]));
+    control.put("edge", &listener("edge", vec![chain("http", "http.80")]));
+    let mut gateway = Gateway::start(control, &["--admin-addr", "127.0.0.1:0"]).await;
+    let edge = gateway.bound().await;
+    for host in ["shop.example", "shop.example", "a.stranger", "b.stranger"] {
+        exchange(edge, &get(host, "/", "")).await;
+    }
+    let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
+    // A request counts once it is over, which its client does not wait for.
+    let counted = async {
+        loop {
+            let page = exchange(admin, &get(&admin.to_string(), "/metrics", "")).await;
+            let lines = page.lines().filter_map(|line| line.strip_prefix("istio_requests_total{")?.rsplit_once("} "));
+            let lines: Vec<_> = lines.map(|(labels, count)| (labels.to_owned(), count.parse().unwrap())).collect();
+            if lines.iter().map(|(_, count)| count).sum::<u32>() == 4 {
+                return (page, lines);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (page, lines) = within(counted).await;
+    for (code, destination) in [("200", "one"), ("404", "unknown")] {
+        let code = format!("response_code=\"{code}\"");
+        let [(labels, 2)] = &lines.iter().filter(|(labels, _)| labels.contains(&code)).collect::<Vec<_>>()[..] else {
+            panic!("{code}: {lines:?}");
+        };
+        let destination = format!("destination_service=\"{destination}\"");
+        for label in ["reporter=\"source\"", "source_app=\"edge\"", &*destination] {
+            assert!(labels.contains(label), "{label}: {labels}");
+        }
+    }
+    assert!(!page.contains("stranger"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn policies_of_a_listener_decide_before_anything_goes_on() {
     let control = ManagementServer::start();
     Gateway::put_cluster(&control, "one", program(|_| ok("one")).await);
