@@ -4,6 +4,7 @@
 //! [`Detector`] is asked where a record says that something is wrong, and once an interval; `now` and chance are
 //! arguments. Rules and formulas are Envoy's (`outlier_detection_impl.cc`); what gRPC does otherwise stands in gRFC A50.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -49,7 +50,7 @@ impl Outcome {
 }
 
 /// Why an endpoint is taken for an outlier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Reason {
     /// Answers of 5xx in a row.
@@ -62,6 +63,31 @@ pub enum Reason {
     SuccessRate,
     /// It fails too often.
     FailurePercentage,
+}
+
+impl Reason {
+    /// In the words of gRPC (gRFC A91), and of Envoy where gRPC has none.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Consecutive5xx => "consecutive_5xx",
+            Reason::ConsecutiveGatewayFailure => "consecutive_gateway_failure",
+            Reason::ConsecutiveLocalOriginFailure => "consecutive_local_origin_failure",
+            Reason::SuccessRate => "success_rate",
+            Reason::FailurePercentage => "failure_percentage",
+        }
+    }
+}
+
+/// How often endpoints were taken for outliers, and what came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ejections {
+    /// They were ejected.
+    pub enforced: u64,
+    /// They were not, since only a share of them is (`enforcing`).
+    pub spared: u64,
+    /// They were not, since too many were out.
+    pub overflows: u64,
 }
 
 /// What is known of one endpoint.
@@ -172,8 +198,7 @@ fn reset(counter: &AtomicU32) {
 pub struct Detector {
     hosts: Vec<Arc<Record>>,
     next_sweep: Option<Instant>,
-    ejections: u64,
-    overflows: u64,
+    by_reason: BTreeMap<Reason, Ejections>,
 }
 
 impl Detector {
@@ -184,12 +209,17 @@ impl Detector {
 
     /// How many endpoints were ejected since the start.
     pub fn ejections(&self) -> u64 {
-        self.ejections
+        self.by_reason.values().map(|counts| counts.enforced).sum()
     }
 
     /// How often an endpoint was not ejected since too many are out.
     pub fn overflows(&self) -> u64 {
-        self.overflows
+        self.by_reason.values().map(|counts| counts.overflows).sum()
+    }
+
+    /// Both, by the reason.
+    pub fn by_reason(&self) -> &BTreeMap<Reason, Ejections> {
+        &self.by_reason
     }
 
     /// When [`Detector::sweep`] is due; `None` before the first.
@@ -224,26 +254,31 @@ impl Detector {
             Reason::SuccessRate => config.success_rate.enforcing,
             Reason::FailurePercentage => config.failure_percentage.enforcing,
         };
-        self.enforce(config, host, enforcing, now, random)
+        self.enforce(config, host, (reason, enforcing), now, random)
     }
 
     fn enforce(
         &mut self,
         config: &OutlierDetection,
         host: &Record,
-        enforcing: u32,
+        (reason, enforcing): (Reason, u32),
         now: Instant,
         random: &mut fastrand::Rng,
     ) -> bool {
         let is_known = self.hosts.iter().any(|known| std::ptr::eq(&**known, host));
-        if host.is_ejected() || !is_known || random.u32(0..100) >= enforcing {
+        if host.is_ejected() || !is_known {
+            return false;
+        }
+        let counts = self.by_reason.entry(reason).or_default();
+        if random.u32(0..100) >= enforcing {
+            counts.spared += 1;
             return false;
         }
         let ejected = self.hosts.iter().filter(|host| host.is_ejected()).count() as u64;
         let is_within = (ejected + 1) * 100 <= u64::from(config.max_ejection_percent) * self.hosts.len() as u64;
         let is_the_one = config.always_eject_one_host && ejected == 0;
         if !is_within && !is_the_one {
-            self.overflows += 1;
+            counts.overflows += 1;
             return false;
         }
         let mut turn = host.turn();
@@ -255,7 +290,7 @@ impl Detector {
         turn.ejected_at = Some(now);
         turn.jitter = config.max_ejection_time_jitter.mul_f64(random.f64());
         host.is_ejected.store(true, Ordering::Relaxed);
-        self.ejections += 1;
+        counts.enforced += 1;
         true
     }
 
@@ -284,10 +319,10 @@ impl Detector {
         ] {
             let rates: Vec<_> = self.hosts.iter().map(|host| (Arc::clone(host), bucket(host).take())).collect();
             for host in below_the_others(config, &rates) {
-                is_changed |= self.enforce(config, &host, success_rate, now, random);
+                is_changed |= self.enforce(config, &host, (Reason::SuccessRate, success_rate), now, random);
             }
             for host in above_the_threshold(config, &rates) {
-                is_changed |= self.enforce(config, &host, failure_percentage, now, random);
+                is_changed |= self.enforce(config, &host, (Reason::FailurePercentage, failure_percentage), now, random);
             }
         }
         is_changed

@@ -101,8 +101,8 @@ pub trait Observer: Send + Sync + fmt::Debug {
 
 /// Somebody who counts one call of gRPC, and each of its tries.
 pub trait CallCounter: Send + Sync + fmt::Debug {
-    /// A try begins.
-    fn attempt(&mut self, number: u32, now: Instant);
+    /// A try begins, at this endpoint.
+    fn attempt(&mut self, number: u32, endpoint: &EndpointState, now: Instant);
 
     /// A try ended that is not the one whose answer the caller gets.
     fn attempt_ended(&mut self, number: u32, end: AttemptEnd, now: Instant);

@@ -12,11 +12,12 @@ mod limited;
 mod load;
 mod peer;
 mod retries;
+mod subchannels;
 mod traffic;
 mod usage;
 
 use std::any::{Any, TypeId};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -27,9 +28,9 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, watch};
 
 use crate::health_check::Checks;
-use crate::id::{ClusterName, EndpointId};
+use crate::id::{ClusterName, EndpointId, Target};
 use crate::model::{CircuitBreakers, ClusterTls, Endpoint, Endpoints, OutlierDetection};
-use crate::outlier::{Detector, Outcome, Record};
+use crate::outlier::{Detector, Ejections, Outcome, Reason, Record};
 use crate::tls::Certificates;
 
 pub use checks::CheckedEndpoint;
@@ -39,6 +40,7 @@ pub use leaving::Leaving;
 pub use limited::{LimitCounts, Limited};
 pub use load::{LoadWeight, LoadWeightCounts};
 pub use retries::{RetryPermit, RetryPrice, TooManyRetries};
+pub use subchannels::{Backend, Disconnect, Ending, Subchannel, SubchannelAttempt, SubchannelCounts, Subchannels};
 pub use traffic::{ClusterTraffic, LocalityFigures, ReportedTry, Traffic};
 pub use usage::{ConnectionPermit, Freed, HostConnections, PendingPermit, Usage};
 
@@ -60,6 +62,9 @@ struct Shared {
     beginnings: Mutex<retries::Beginnings>,
     reserve: retries::Reserve,
     teller: Teller,
+    /// The target that led to it first.
+    target: OnceLock<Target>,
+    subchannels: Arc<Subchannels>,
 }
 
 /// Which endpoints of a cluster are marked for mutual TLS by now.
@@ -173,6 +178,8 @@ pub struct EndpointState {
     latency: Latency,
     known: peer::Known,
     traffic: ArcSwapOption<LocalityTraffic>,
+    /// Whose it is and where, in the words of gRPC, where its connections are counted.
+    backend: ArcSwapOption<Backend>,
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
@@ -195,6 +202,7 @@ impl EndpointState {
             latency: Latency::default(),
             known: peer::Known::default(),
             traffic: ArcSwapOption::empty(),
+            backend: ArcSwapOption::empty(),
             id,
             attachment: OnceLock::new(),
         }
@@ -539,6 +547,11 @@ impl ClusterState {
         (outliers.ejections(), outliers.overflows())
     }
 
+    /// The same by why endpoints were taken for outliers, with those that only chance kept in.
+    pub fn ejections_by_reason(&self) -> BTreeMap<Reason, Ejections> {
+        lock(&self.outliers).by_reason().clone()
+    }
+
     /// The endpoints, `most` of them, that cannot be reached and are to be dialled for a look by now.
     pub fn to_look_for(&self, now: Instant, most: usize) -> Vec<Arc<EndpointState>> {
         let mut due = Vec::new();
@@ -584,6 +597,7 @@ pub struct States {
     news: Arc<HealthNews>,
     traffic: Arc<Traffic>,
     limited: Arc<Limited>,
+    subchannels: Arc<Subchannels>,
     clusters: Mutex<HashMap<ClusterName, Kept>>,
     filters: Mutex<HashMap<FilterKey, Weak<dyn Any + Send + Sync>>>,
 }
@@ -649,6 +663,11 @@ impl States {
         &self.limited
     }
 
+    /// Connections by the names of gRPC.
+    pub fn subchannels(&self) -> &Arc<Subchannels> {
+        &self.subchannels
+    }
+
     /// Where it is told whose endpoints are not what they were.
     pub fn news(&self) -> &HealthNews {
         &self.news
@@ -673,7 +692,8 @@ impl States {
             Some(present) => (present.tls.0, Arc::clone(&present.shared)),
             None => {
                 let teller = Teller::new(name.clone(), Arc::clone(&self.news));
-                (0, Arc::new(Shared { teller, ..Shared::default() }))
+                let subchannels = Arc::clone(&self.subchannels);
+                (0, Arc::new(Shared { teller, subchannels, ..Shared::default() }))
             }
         };
         // Now and then, so that clusters that come and go leave nothing behind, and thousands that come together are not all looked

@@ -27,7 +27,7 @@ use crate::id::{ListenerName, Target};
 use crate::live_trace::LiveTraces;
 use crate::model::RouteSource;
 use crate::resources::{Progress, Update};
-use crate::state::{Decided, HealthNews, Limited, Traffic, lock};
+use crate::state::{Decided, HealthNews, Limited, Subchannels, Traffic, lock};
 use crate::tls::Certificates;
 use crate::view::{Extensions, TargetView};
 use crate::workload::{Introductions, Workload};
@@ -96,6 +96,7 @@ struct StoreState {
     live_traces: Arc<LiveTraces>,
     traffic: Arc<Traffic>,
     limited: Arc<Limited>,
+    subchannels: Arc<Subchannels>,
     decided: Decided,
     idle: Duration,
 }
@@ -244,6 +245,7 @@ impl Store {
             live_traces: Arc::default(),
             traffic: Arc::clone(assembly.traffic()),
             limited: Arc::clone(assembly.limited()),
+            subchannels: Arc::clone(assembly.subchannels()),
             decided: Decided::default(),
             targets: ArcSwap::default(),
             onward,
@@ -291,6 +293,11 @@ impl Store {
     /// What became of requests that have limits.
     pub fn limited(&self) -> &Arc<Limited> {
         &self.shared.limited
+    }
+
+    /// Connections by the names of gRPC, where somebody wants to know.
+    pub fn subchannels(&self) -> &Arc<Subchannels> {
+        &self.shared.subchannels
     }
 
     /// Which requests are followed through the mesh, where somebody asks why they go where they go.

@@ -500,7 +500,8 @@ impl MeshBuilder {
 
     /// Keeps metrics, and of calls of gRPC also those that gRPC's own clients and servers have (gRFC A66), by their names:
     /// `grpc.client.attempt.started`, `grpc.client.attempt.duration`, `grpc.client.call.duration`, `grpc.server.call.started`,
-    /// `grpc.server.call.duration`, and the sizes of messages.
+    /// `grpc.server.call.duration`, and the sizes of messages; and those of connections over HTTP/2 (A94, `grpc.subchannel.*`) and
+    /// outlier detection (A91).
     ///
     /// On a client `grpc.target` is `xds:///HOST:PORT`. On a server a method is named once the application has answered a call of
     /// it, and `other` before; so are methods beyond the first 1,000.
@@ -645,7 +646,12 @@ impl MeshBuilder {
         let telemetry = self.keeps_metrics.then(|| {
             let (own, node) = (source.workload(), source.node_metadata());
             let telemetry = Telemetry::new(own, source.introductions(), store.certificates(), node);
-            Arc::new(if self.keeps_grpc_metrics { telemetry.of_grpc() } else { telemetry })
+            Arc::new(if self.keeps_grpc_metrics {
+                store.subchannels().keep();
+                telemetry.of_grpc()
+            } else {
+                telemetry
+            })
         });
         observers.extend(telemetry.iter().map(|telemetry| Arc::clone(telemetry.metrics()) as Arc<dyn Observer>));
         let tracer = self.spans.map(|sink| Arc::new(Tracer::new(sink, source.workload())));

@@ -1,18 +1,16 @@
 //! The metrics of a mesh: Istio's standard metrics, and what is so now of its clusters, its certificate, its
 //! configuration and itself.
 
+mod grpc;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use mesh_core::client_status::{ClientStatus, ResourceState, ServerStatus};
+use mesh_core::client_status::ResourceState;
 use mesh_core::model::MetricRules;
-use mesh_core::resources::ResourceType;
-use mesh_core::state::LoadWeightCounts;
 use mesh_core::store::ServerState;
-use mesh_core::telemetry::{BOUNDS, Exposition, Kind, Metrics, MetricsWriter, Reporter, Value, write_standard};
-use mesh_core::view::Leaf;
+use mesh_core::telemetry::{Exposition, Kind, Metrics, MetricsWriter, Reporter, Value, write_standard};
 
 use crate::mesh::Mesh;
 
@@ -96,8 +94,10 @@ impl Mesh {
             let help = "Kinds of requests that found no room for a series of their own.";
             to.family("mesh_telemetry_without_room_total", Kind::Counter, help);
             to.sample(&[], telemetry.metrics().without_room().into(), None);
-            if let Some(grpc) = telemetry.grpc() {
-                grpc.write(to);
+            if let Some(calls) = telemetry.grpc() {
+                calls.write(to);
+                grpc::ejections(self, to);
+                grpc::connections(self, to);
             }
         }
         to.family("istio_build", Kind::Gauge, "The version of this library.");
@@ -182,7 +182,7 @@ impl Mesh {
                 to.sample(&[("cluster", cluster.as_str())], read(one).into(), None);
             }
         }
-        self.load_weights(to);
+        grpc::load_weights(self, to);
         to.family("mesh_cluster_endpoints", Kind::Gauge, "Endpoints, by what this process knows of them.");
         for (cluster, one) in &clusters {
             for (state, count) in
@@ -190,51 +190,6 @@ impl Mesh {
             {
                 to.sample(&[("cluster", cluster.as_str()), ("state", state)], count.into(), None);
             }
-        }
-    }
-
-    /// Clusters whose endpoints are balanced by their loads, by the names that gRPC has for that (gRFC A78, A89).
-    fn load_weights(&self, to: &mut dyn MetricsWriter) {
-        let views = self.store().targets().list();
-        let views = views.iter().filter_map(|entry| entry.peek());
-        let leaves =
-            views.flat_map(|view| view.clusters().iter().flat_map(|it| it.leaves().to_vec()).collect::<Vec<_>>());
-        let leaves = leaves.filter(|leaf| leaf.cluster.balancer.load_weights().is_some());
-        let by_name: BTreeMap<String, Leaf> = leaves.map(|leaf| (leaf.cluster.name.to_string(), leaf)).collect();
-        if by_name.is_empty() {
-            return;
-        }
-        type Read = fn(&LoadWeightCounts) -> &AtomicU64;
-        let counters: [(&str, &str, Read); 3] = [
-            (
-                "grpc.lb.wrr.rr_fallback",
-                "Times that the loads of too few endpoints were known, so that they take turns.",
-                |counts| &counts.fallbacks,
-            ),
-            (
-                "grpc.lb.wrr.endpoint_weight_not_yet_usable",
-                "Endpoints without a weight yet, whenever weights were taken in.",
-                |counts| &counts.not_yet,
-            ),
-            (
-                "grpc.lb.wrr.endpoint_weight_stale",
-                "Endpoints whose weight was too old, whenever weights were taken in.",
-                |counts| &counts.stale,
-            ),
-        ];
-        for (name, help, read) in counters {
-            to.family(name, Kind::Counter, help);
-            for (cluster, leaf) in &by_name {
-                let count = read(&leaf.state.load_weights).load(Ordering::Relaxed);
-                to.sample(&[("grpc.lb.backend_service", cluster.as_str())], count.into(), None);
-            }
-        }
-        let help = "The weights of endpoints, whenever they were taken in.";
-        to.family("grpc.lb.wrr.endpoint_weights", Kind::Histogram, help);
-        for (cluster, leaf) in &by_name {
-            let (counts, sum) = leaf.state.load_weights.weights.read();
-            let value = Value::Histogram { bounds: &BOUNDS, counts: &counts, sum };
-            to.sample(&[("grpc.lb.backend_service", cluster.as_str())], value, None);
         }
     }
 
@@ -319,53 +274,6 @@ impl Mesh {
         to.sample(&[], (rejected as u64).into(), None);
         to.family("mesh_xds_resources", Kind::Gauge, "Resources that are subscribed to.");
         to.sample(&[], (status.resources.len() as u64).into(), None);
-        as_grpc_names_it(&status, to);
-    }
-}
-
-/// The client of the control plane by the names that gRPC's clients have for theirs (gRFC A78). There is one for all targets.
-fn as_grpc_names_it(status: &ClientStatus, to: &mut dyn MetricsWriter) {
-    let mut of_servers = |name, kind, help, number: fn(&ServerStatus) -> u64| {
-        to.family(name, kind, help);
-        for server in &status.servers {
-            to.sample(&[("grpc.xds.server", server.uri.as_str())], number(server).into(), None);
-        }
-    };
-    let help = "Whether the stream to a control plane works.";
-    of_servers("grpc.xds_client.connected", Kind::Gauge, help, |server| server.connected.into());
-    let help = "Times that a control plane could not be reached, or broke off before it had answered.";
-    of_servers("grpc.xds_client.server_failure", Kind::Counter, help, |server| server.failures);
-    let help = "Resources of a control plane that were accepted.";
-    of_servers("grpc.xds_client.resource_updates_valid", Kind::Counter, help, |server| server.accepted);
-    let help = "Resources of a control plane that were rejected.";
-    of_servers("grpc.xds_client.resource_updates_invalid", Kind::Counter, help, |server| server.rejected);
-    let mut counts = BTreeMap::<[&str; 3], u64>::new();
-    for resource in &status.resources {
-        let of_type = match resource.key.kind {
-            ResourceType::Listener => "envoy.config.listener.v3.Listener",
-            ResourceType::Route => "envoy.config.route.v3.RouteConfiguration",
-            ResourceType::Cluster => "envoy.config.cluster.v3.Cluster",
-            ResourceType::Endpoints => "envoy.config.endpoint.v3.ClusterLoadAssignment",
-            _ => continue,
-        };
-        let state = match (resource.state, resource.version.is_empty()) {
-            (ResourceState::Requested, _) => "requested",
-            (ResourceState::DoesNotExist, _) => "does_not_exist",
-            (ResourceState::Acked, _) => "acked",
-            (ResourceState::Nacked, true) => "nacked",
-            (ResourceState::Nacked, false) => "nacked_but_cached",
-            (ResourceState::ReceivedError, _) => "received_error",
-            (ResourceState::Timeout, _) => "timeout",
-            _ => continue,
-        };
-        // Names that are of no federation are of this one.
-        let name = resource.key.name.strip_prefix("xdstp://").and_then(|rest| rest.split('/').next());
-        *counts.entry([name.unwrap_or("#old"), state, of_type]).or_default() += 1;
-    }
-    to.family("grpc.xds_client.resources", Kind::Gauge, "Resources by what is known of them.");
-    for ([authority, state, of_type], count) in counts {
-        let labels =
-            [("grpc.xds.authority", authority), ("grpc.xds.cache_state", state), ("grpc.xds.resource_type", of_type)];
-        to.sample(&labels, count.into(), None);
+        grpc::control_planes(&status, to);
     }
 }

@@ -209,7 +209,7 @@ impl RequestInfo {
         }
         let number = self.attempts;
         if let Some(call) = self.call_mut() {
-            call.attempt(number, Instant::now());
+            call.attempt(number, endpoint, Instant::now());
         }
         if self.spans.is_some() {
             self.note_attempt_span(endpoint);

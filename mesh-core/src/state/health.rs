@@ -125,6 +125,11 @@ impl Teller {
         Teller { to: Some((name, news)), lost: AtomicU32::new(0) }
     }
 
+    /// Whose it is; empty where nobody is told.
+    pub(super) fn name(&self) -> &str {
+        self.to.as_ref().map_or("", |(name, _)| name.as_str())
+    }
+
     pub(super) fn tell(&self) {
         if let Some((name, news)) = &self.to {
             news.tell(name);

@@ -14,7 +14,7 @@ use crate::model::{
     Cluster, ClusterKind, ClusterTls, HttpManager, Listener, RouteConfiguration, RouteSource, ServerListener, ServerTls,
 };
 use crate::resources::{Known, Progress, ResourceKey, ResourceType, Resources, Update};
-use crate::state::{HealthNews, Limited, States, Traffic};
+use crate::state::{HealthNews, Limited, States, Subchannels, Traffic};
 use crate::tls::Certificates;
 use crate::view::{ClusterView, Extensions, Leaf, RouteTable, TargetView};
 
@@ -109,6 +109,10 @@ impl Assembly {
     /// What becomes of requests, for reports of load.
     pub(super) fn limited(&self) -> &Arc<Limited> {
         self.states.limited()
+    }
+
+    pub(super) fn subchannels(&self) -> &Arc<Subchannels> {
+        self.states.subchannels()
     }
 
     pub(super) fn traffic(&self) -> &Arc<Traffic> {
@@ -273,6 +277,7 @@ impl Assembly {
                 let view = self.target_view(&entry, &mut walk);
                 let view = view.filter(|_| !walk.incomplete).or_else(|| self.refreshed(&entry));
                 if let Some(view) = view {
+                    view.note_target();
                     self.retired.extend(entry.publish(Arc::new(view)));
                 }
             }

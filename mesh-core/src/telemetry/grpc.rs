@@ -1,12 +1,13 @@
 //! The metrics of calls that gRPC's own clients and servers have (gRFC A66), by their names, labels and buckets.
 //!
-//! A call that begins is given the [`Calls`] that it counts among: those of its method, and on a client of its target. How
-//! many of them there are is bounded; what there is no room for is of the method `other`.
+//! A call that begins is given the [`Counts`] that it counts among: those of its method, and on a client of its target. How
+//! many of them there are is bounded; what there is no room for is of the method `other`. Tries of a client count by whose
+//! endpoints they went to, too (gRFC A78, A89), and without that where there is no room for more of these.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use super::registry::Reporter;
 use super::writer::{Kind, MetricsWriter, Value};
 use crate::error::GRPC_STATUSES;
 use crate::request_info::{AttemptEnd, CallCounter, RequestInfo};
+use crate::state::{Backend, EndpointState};
 
 /// The bounds of latencies, in seconds.
 const LATENCIES: [f64; 41] = [
@@ -41,7 +43,8 @@ const SIZES: [f64; 14] = [
     1_073_741_824.0,
     4_294_967_296.0,
 ];
-/// How many methods, and on a client of how many targets, have numbers of their own.
+/// How many methods, and on a client of how many targets, have numbers of their own; and how often these are told apart by where
+/// tries went.
 const MOST: usize = 1_000;
 /// The method of calls that have none of their own.
 const OTHER: &str = "other";
@@ -121,13 +124,16 @@ struct Counts {
     calls: AtomicU64,
     attempts: AtomicU64,
     call_ends: ByStatus,
-    attempt_ends: ByStatus,
+    /// By whose endpoints they went to.
+    attempt_ends: RwLock<Vec<(Arc<Backend>, Arc<ByStatus>)>>,
 }
 
 /// gRPC's own metrics of the calls of a process.
 pub struct GrpcMetrics {
     hashing: RandomState,
     all: RwLock<HashMap<u64, Arc<Counts>>>,
+    /// How many there are in all of [`Counts::attempt_ends`].
+    backends: AtomicUsize,
 }
 
 /// A call that is counted: what of it, and since when each of its tries is under way.
@@ -136,15 +142,15 @@ pub struct Call {
     /// Those that it counts among; a server does not know them before it has answered one of theirs.
     counts: Option<Arc<Counts>>,
     method: Box<str>,
-    /// The tries that have not ended, by their numbers.
-    attempts: SmallVec<[(u32, Instant); 1]>,
+    /// The tries that have not ended, by their numbers, and what they count among.
+    attempts: SmallVec<[(u32, Instant, Arc<ByStatus>); 1]>,
 }
 
 impl GrpcMetrics {
     /// Of a process that has made and answered none yet.
     #[expect(clippy::new_without_default, reason = "there is one for a process, and no other value of it")]
     pub fn new() -> GrpcMetrics {
-        GrpcMetrics { hashing: RandomState::default(), all: RwLock::default() }
+        GrpcMetrics { hashing: RandomState::default(), all: RwLock::default(), backends: AtomicUsize::new(0) }
     }
 
     /// A client begins a call of the method of this path, to this target.
@@ -200,6 +206,26 @@ impl GrpcMetrics {
         Arc::clone(counts)
     }
 
+    /// What tries of these calls count among that go to this backend.
+    fn attempt_ends(&self, counts: &Counts, backend: Option<Arc<Backend>>) -> Arc<ByStatus> {
+        let find = |all: &[(Arc<Backend>, Arc<ByStatus>)], backend: &Arc<Backend>| {
+            all.iter().find(|(one, _)| one == backend).map(|(_, ends)| Arc::clone(ends))
+        };
+        let backend = backend.unwrap_or_default();
+        if let Some(known) = find(&counts.attempt_ends.read().unwrap_or_else(PoisonError::into_inner), &backend) {
+            return known;
+        }
+        let is_full = self.backends.load(Ordering::Relaxed) >= MOST;
+        let backend = if is_full { Arc::default() } else { backend };
+        let mut all = counts.attempt_ends.write().unwrap_or_else(PoisonError::into_inner);
+        find(&all, &backend).unwrap_or_else(|| {
+            self.backends.fetch_add(1, Ordering::Relaxed);
+            let ends = Arc::<ByStatus>::default();
+            all.push((backend, Arc::clone(&ends)));
+            ends
+        })
+    }
+
     /// Tells all of them.
     pub fn write(&self, to: &mut dyn MetricsWriter) {
         let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
@@ -228,9 +254,16 @@ struct Family {
 
 enum Read {
     Counter(fn(&Counts) -> &AtomicU64),
-    Latency(fn(&Counts) -> &ByStatus),
-    Sent(fn(&Counts) -> &ByStatus),
-    Received(fn(&Counts) -> &ByStatus),
+    Calls(Part),
+    Attempts(Part),
+}
+
+/// What of calls or tries that ended.
+#[derive(Clone, Copy)]
+enum Part {
+    Latency,
+    Sent,
+    Received,
 }
 
 const fn family(name: &'static str, help: &'static str, read: Read) -> Family {
@@ -239,36 +272,32 @@ const fn family(name: &'static str, help: &'static str, read: Read) -> Family {
 
 const CLIENT: &[Family] = &[
     family("grpc.client.attempt.started", "Tries of calls that were begun.", Read::Counter(|counts| &counts.attempts)),
-    family(
-        "grpc.client.attempt.duration",
-        "How long tries of calls took, in seconds.",
-        Read::Latency(|counts| &counts.attempt_ends),
-    ),
+    family("grpc.client.attempt.duration", "How long tries of calls took, in seconds.", Read::Attempts(Part::Latency)),
     family(
         "grpc.client.attempt.sent_total_compressed_message_size",
         "How many bytes of messages a try sent.",
-        Read::Sent(|counts| &counts.attempt_ends),
+        Read::Attempts(Part::Sent),
     ),
     family(
         "grpc.client.attempt.rcvd_total_compressed_message_size",
         "How many bytes of messages a try received.",
-        Read::Received(|counts| &counts.attempt_ends),
+        Read::Attempts(Part::Received),
     ),
-    family("grpc.client.call.duration", "How long calls took, in seconds.", Read::Latency(|counts| &counts.call_ends)),
+    family("grpc.client.call.duration", "How long calls took, in seconds.", Read::Calls(Part::Latency)),
 ];
 
 const SERVER: &[Family] = &[
     family("grpc.server.call.started", "Calls that were begun.", Read::Counter(|counts| &counts.calls)),
-    family("grpc.server.call.duration", "How long calls took, in seconds.", Read::Latency(|counts| &counts.call_ends)),
+    family("grpc.server.call.duration", "How long calls took, in seconds.", Read::Calls(Part::Latency)),
     family(
         "grpc.server.call.sent_total_compressed_message_size",
         "How many bytes of messages were sent in a call.",
-        Read::Sent(|counts| &counts.call_ends),
+        Read::Calls(Part::Sent),
     ),
     family(
         "grpc.server.call.rcvd_total_compressed_message_size",
         "How many bytes of messages were received in a call.",
-        Read::Received(|counts| &counts.call_ends),
+        Read::Calls(Part::Received),
     ),
 ];
 
@@ -278,42 +307,51 @@ impl Counts {
         if !self.target.is_empty() {
             labels.push(("grpc.target", &self.target));
         }
-        let (Read::Latency(ends) | Read::Sent(ends) | Read::Received(ends)) = read else {
-            let Read::Counter(count) = read else { return };
-            return to.sample(&labels, count(self).load(Ordering::Relaxed).into(), None);
-        };
-        for (outcomes, status) in ends(self).iter().zip(GRPC_STATUSES) {
-            let Some(outcomes) = outcomes.get() else { continue };
-            labels.push(("grpc.status", status));
-            match read {
-                Read::Latency(_) => outcomes.latency.write(&LATENCIES, NANOS, &labels, to),
-                Read::Sent(_) => outcomes.sent.write(&SIZES, 1.0, &labels, to),
-                _ => outcomes.received.write(&SIZES, 1.0, &labels, to),
+        match read {
+            Read::Counter(count) => to.sample(&labels, count(self).load(Ordering::Relaxed).into(), None),
+            Read::Calls(part) => write_ends(&self.call_ends, *part, &labels, to),
+            Read::Attempts(part) => {
+                for (backend, ends) in &*self.attempt_ends.read().unwrap_or_else(PoisonError::into_inner) {
+                    let place =
+                        [("grpc.lb.backend_service", &*backend.service), ("grpc.lb.locality", &*backend.locality)];
+                    write_ends(ends, *part, &[&labels[..], &place].concat(), to);
+                }
             }
-            labels.pop();
+        }
+    }
+}
+
+fn write_ends(ends: &ByStatus, part: Part, labels: &[(&str, &str)], to: &mut dyn MetricsWriter) {
+    for (outcomes, status) in ends.iter().zip(GRPC_STATUSES) {
+        let Some(outcomes) = outcomes.get() else { continue };
+        let labels = &[labels, &[("grpc.status", status)]].concat();
+        match part {
+            Part::Latency => outcomes.latency.write(&LATENCIES, NANOS, labels, to),
+            Part::Sent => outcomes.sent.write(&SIZES, 1.0, labels, to),
+            Part::Received => outcomes.received.write(&SIZES, 1.0, labels, to),
         }
     }
 }
 
 impl CallCounter for Call {
-    fn attempt(&mut self, number: u32, now: Instant) {
+    fn attempt(&mut self, number: u32, endpoint: &EndpointState, now: Instant) {
         if let Some(counts) = &self.counts {
             counts.attempts.fetch_add(1, Ordering::Relaxed);
-            self.attempts.push((number, now));
+            self.attempts.push((number, now, self.all.attempt_ends(counts, endpoint.backend())));
         }
     }
 
     /// What it sent and received is not known.
     fn attempt_ended(&mut self, number: u32, end: AttemptEnd, now: Instant) {
-        let Some(place) = self.attempts.iter().position(|(one, _)| *one == number) else { return };
-        let (_, began) = self.attempts.remove(place);
+        let Some(place) = self.attempts.iter().position(|(one, ..)| *one == number) else { return };
+        let (_, began, ends) = self.attempts.remove(place);
         let status = match end {
             AttemptEnd::Answered(_, Some(status)) => status,
             AttemptEnd::Answered(_, None) => UNKNOWN,
             AttemptEnd::Failed(kind) => kind.grpc_code(),
             AttemptEnd::GivenUp => CANCELLED,
         };
-        if let Some(outcomes) = self.counts.as_ref().and_then(|counts| of(&counts.attempt_ends, status)) {
+        if let Some(outcomes) = of(&ends, status) {
             outcomes.took(now.saturating_duration_since(began));
         }
     }
@@ -345,7 +383,9 @@ impl CallCounter for Call {
                 outcomes.passed(response_bytes, request_bytes);
             }
         }
-        if let (Some((_, began)), Some(outcomes)) = (self.attempts.last(), of(&counts.attempt_ends, status)) {
+        if let Some((_, began, ends)) = self.attempts.last()
+            && let Some(outcomes) = of(ends, status)
+        {
             outcomes.took(now.saturating_duration_since(*began));
             outcomes.passed(request_bytes, response_bytes);
         }
@@ -361,6 +401,6 @@ impl fmt::Debug for GrpcMetrics {
 
 impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("attempts", &self.attempts).finish_non_exhaustive()
+        f.debug_struct("Call").field("attempts", &self.attempts.len()).finish_non_exhaustive()
     }
 }

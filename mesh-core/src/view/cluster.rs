@@ -195,6 +195,7 @@ impl ClusterView {
                     leaf.state.note_marks(endpoints, states);
                     Leaf::note_workloads(endpoints, states);
                     leaf.state.note_reported(&leaf.cluster, endpoints, states);
+                    leaf.state.note_backends(endpoints, states);
                     let checked = endpoints.iter().zip(&**states).filter(|(endpoint, _)| leaf.is_checked(endpoint));
                     let checked = checked.map(|(endpoint, state)| CheckedEndpoint {
                         endpoint: Arc::clone(state),

@@ -208,6 +208,12 @@ impl TargetView {
         self.content.as_ref().map_or(&[], |content| &content.clusters)
     }
 
+    /// Has its clusters know that it leads to them; not those to which any target does.
+    pub(crate) fn note_target(&self) {
+        let leaves = self.clusters().iter().flat_map(|cluster| cluster.leaves());
+        leaves.filter(|leaf| leaf.endpoints.is_some()).for_each(|leaf| leaf.state.note_target(&self.target));
+    }
+
     /// Where a request goes. Allocates nothing unless it fails.
     ///
     /// # Errors

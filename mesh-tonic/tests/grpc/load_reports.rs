@@ -102,8 +102,9 @@ spec: {{host: calculator.example.com}}
     assert!(small.reports.load(Ordering::SeqCst) > 1, "they come again and again");
     // By the names of gRPC: some of it was not known at first, and all of it later.
     let text = mesh.prometheus();
+    let place = r#"grpc_target="xds:///calculator.example.com:80",grpc_lb_backend_service="#;
     let counted = |name: &str| {
-        let line = text.lines().find(|line| line.starts_with(&format!("grpc_lb_wrr_{name}{{grpc_lb_backend_service=")));
+        let line = text.lines().find(|line| line.starts_with(&format!("grpc_lb_wrr_{name}{{{place}")));
         line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).unwrap_or_else(|| panic!("{name}: {text}"))
     };
     assert!(counted("rr_fallback_total") > 0 && counted("endpoint_weight_not_yet_usable_total") > 0, "{text}");

@@ -77,19 +77,22 @@ async fn calls_and_their_tries_count_by_the_names_of_grpc() {
     .await;
 
     let of_client = "grpc_method=\"test.Calculator/Double\",grpc_target=\"xds:///calculator:50051\"";
+    let place =
+        r#"grpc_lb_backend_service="calculator:50051",grpc_lb_locality="{region=\"\", zone=\"\", sub_zone=\"\"}""#;
+    let of_tries = format!("{of_client},{place}");
     let text = mesh.prometheus();
     for expected in [
         format!("grpc_client_attempt_started_total{{{of_client}}} 3"),
-        format!("grpc_client_attempt_duration_count{{{of_client},grpc_status=\"UNAVAILABLE\"}} 1"),
-        format!("grpc_client_attempt_duration_count{{{of_client},grpc_status=\"OK\"}} 1"),
-        format!("grpc_client_attempt_duration_count{{{of_client},grpc_status=\"INVALID_ARGUMENT\"}} 1"),
+        format!("grpc_client_attempt_duration_count{{{of_tries},grpc_status=\"UNAVAILABLE\"}} 1"),
+        format!("grpc_client_attempt_duration_count{{{of_tries},grpc_status=\"OK\"}} 1"),
+        format!("grpc_client_attempt_duration_count{{{of_tries},grpc_status=\"INVALID_ARGUMENT\"}} 1"),
         format!("grpc_client_call_duration_count{{{of_client},grpc_status=\"OK\"}} 1"),
         format!("grpc_client_call_duration_bucket{{{of_client},grpc_status=\"OK\",le=\"100\"}} 1"),
         // A message of two bytes, without what stands before it.
-        format!("grpc_client_attempt_sent_total_compressed_message_size_sum{{{of_client},grpc_status=\"OK\"}} 2"),
-        format!("grpc_client_attempt_rcvd_total_compressed_message_size_sum{{{of_client},grpc_status=\"OK\"}} 2"),
+        format!("grpc_client_attempt_sent_total_compressed_message_size_sum{{{of_tries},grpc_status=\"OK\"}} 2"),
+        format!("grpc_client_attempt_rcvd_total_compressed_message_size_sum{{{of_tries},grpc_status=\"OK\"}} 2"),
         format!(
-            "grpc_client_attempt_sent_total_compressed_message_size_bucket{{{of_client},grpc_status=\"OK\",le=\"1024\"}} 1"
+            "grpc_client_attempt_sent_total_compressed_message_size_bucket{{{of_tries},grpc_status=\"OK\",le=\"1024\"}} 1"
         ),
     ] {
         assert!(text.lines().any(|line| line == expected), "{expected}\n{text}");

@@ -14,7 +14,7 @@ use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
-use mesh_core::state::{ConnectionPermit, EndpointState, HostConnections};
+use mesh_core::state::{ConnectionPermit, Disconnect, Ending, EndpointState, HostConnections, SubchannelAttempt};
 use tokio::sync::watch;
 
 use super::Security;
@@ -40,12 +40,21 @@ struct Http2Connection {
     retired: Retired,
     idle: Mutex<IdleTime>,
     host: Arc<HostConnections>,
+    ending: Option<Ending>,
 }
 
 impl Http2Connection {
     /// Whether it takes no more requests.
     fn is_closed(&self) -> bool {
         self.retired.is() || lock(&self.sender).is_closed()
+    }
+}
+
+impl Drop for Http2Connection {
+    fn drop(&mut self) {
+        if let Some(ending) = &self.ending {
+            ending.note(Disconnect::Shutdown);
+        }
     }
 }
 
@@ -221,9 +230,20 @@ async fn dial(
     permit: ConnectionPermit,
     streams: u32,
 ) -> Result<Http2Connection, MeshError> {
-    let stream = super::dial(cluster, endpoint, security, Some(HTTP2), permit).await?;
+    let counted = endpoint.subchannel();
+    let stream = match super::dial(cluster, endpoint, security, Some(HTTP2), permit).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            counted.into_iter().for_each(SubchannelAttempt::failed);
+            return Err(error);
+        }
+    };
+    // hyper gives a connection up by itself when its pings are not answered, or the peer breaks the protocol, which is rarer.
+    let otherwise = if cluster.http2_keepalive.is_some() { Disconnect::TimedOut } else { Disconnect::Unknown };
+    let subchannel = counted.map(|counted| counted.succeeded(security.is_tls(), otherwise));
+    let ending = subchannel.as_ref().map(|subchannel| subchannel.ending().clone());
     let (requests, retired) = (Arc::<AtomicU32>::default(), stream.retired().clone());
-    let stream = Limited { stream, limit: Heads::new(Arc::clone(&requests)) };
+    let stream = Limited { stream, limit: Heads::new(Arc::clone(&requests), subchannel) };
     let mut builder = http2::Builder::new(Tasks);
     builder.timer(TokioTimer::new()).max_header_list_size(MAX_HEADER_LIST_BYTES);
     if let Some(keepalive) = cluster.http2_keepalive {
@@ -246,6 +266,7 @@ async fn dial(
         retired,
         idle: Mutex::default(),
         host,
+        ending,
     })
 }
 

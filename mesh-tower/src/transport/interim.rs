@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
+use mesh_core::state::{Disconnect, Subchannel};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::io::Io;
@@ -19,6 +20,9 @@ pub(super) trait Limit: Unpin {
     /// # Errors
     /// It is more than may come.
     fn note(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// The stream failed.
+    fn failed(&mut self, _: &io::Error) {}
 }
 
 /// A stream that is read from as far as it is allowed.
@@ -73,6 +77,7 @@ const MOST: u32 = 16 << 10;
 /// A frame's head (RFC 9113, 4.1).
 const FRAME_HEAD: usize = 9;
 const HEADERS: u8 = 1;
+const GOAWAY: u8 = 7;
 const END_STREAM: u8 = 0x1;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
@@ -93,12 +98,21 @@ pub(super) struct Heads {
     payload: usize,
     /// The beginning of the payload, where it may have a status in it.
     beginning: Option<([u8; BEGINNING], usize)>,
+    /// The connection, where these are counted: it ends with this.
+    subchannel: Option<Subchannel>,
 }
 
 impl Heads {
     /// Counts against the requests that this counts.
-    pub(super) fn new(requests: Arc<AtomicU32>) -> Self {
-        Heads { requests, seen: 0, left: 0, head: [0; FRAME_HEAD], known: 0, payload: 0, beginning: None }
+    pub(super) fn new(requests: Arc<AtomicU32>, subchannel: Option<Subchannel>) -> Self {
+        let head = [0; FRAME_HEAD];
+        Heads { requests, seen: 0, left: 0, head, known: 0, payload: 0, beginning: None, subchannel }
+    }
+
+    fn note_end(&self, why: impl Into<Disconnect>) {
+        if let Some(subchannel) = &self.subchannel {
+            subchannel.ending().note(why.into());
+        }
     }
 
     /// The head of a frame is known.
@@ -107,6 +121,9 @@ impl Heads {
         let length = u32::from_be_bytes([0, high, middle, low]);
         (self.known, self.payload) = (0, usize::try_from(length).unwrap_or(usize::MAX));
         if kind != HEADERS || flags & END_STREAM != 0 {
+            if kind == GOAWAY && self.subchannel.is_some() && self.payload > 0 {
+                self.beginning = Some(([0; BEGINNING], 0));
+            }
             return Ok(());
         }
         let requests = self.requests.load(Ordering::Relaxed);
@@ -120,10 +137,16 @@ impl Heads {
         Ok(())
     }
 
-    /// The beginning of a block of fields is known.
+    /// The beginning of a block of fields, or of a GOAWAY, is known.
     fn look(&mut self) -> io::Result<()> {
         let Some((bytes, known)) = self.beginning.take() else { return Ok(()) };
-        let [.., flags, _, _, _, _] = self.head;
+        let [.., kind, flags, _, _, _, _] = self.head;
+        if kind == GOAWAY {
+            // Behind the last stream that is answered.
+            let code = bytes.get(..known).and_then(|bytes| bytes.get(4..8)?.try_into().ok());
+            code.into_iter().for_each(|code| self.note_end(Disconnect::GoAway(u32::from_be_bytes(code))));
+            return Ok(());
+        }
         let before = usize::from(flags & PADDED != 0) + if flags & PRIORITY != 0 { 5 } else { 0 };
         let block = bytes.get(before..known).unwrap_or_default();
         match switches_protocols(block) {
@@ -159,6 +182,9 @@ fn fill(room: &mut [u8], known: usize, bytes: &[u8]) -> usize {
 
 impl Limit for Heads {
     fn note(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            self.note_end(Disconnect::Unknown);
+        }
         while !bytes.is_empty() {
             if self.payload == 0
                 && self.known == 0
@@ -188,19 +214,35 @@ impl Limit for Heads {
         }
         Ok(())
     }
+
+    fn failed(&mut self, error: &io::Error) {
+        self.note_end(error);
+    }
+}
+
+impl<L: Limit> Limited<L> {
+    /// Tells of what failed.
+    fn told<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &polled {
+            self.limit.failed(error);
+        }
+        polled
+    }
 }
 
 impl<L: Limit> AsyncRead for Limited<L> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        ready!(self.told(polled))?;
         Poll::Ready(self.limit.note(buffer.filled().get(before..).unwrap_or_default()))
     }
 }
 
 impl<L: Limit> AsyncWrite for Limited<L> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.told(polled)
     }
 
     fn poll_write_vectored(
@@ -208,7 +250,8 @@ impl<L: Limit> AsyncWrite for Limited<L> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.told(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -239,7 +282,7 @@ mod tests {
 
     /// What becomes of bytes that come in pieces of this length, after this many requests.
     fn read(requests: u32, bytes: &[u8], piece: usize) -> io::Result<()> {
-        let mut heads = Heads::new(Arc::new(AtomicU32::new(requests)));
+        let mut heads = Heads::new(Arc::new(AtomicU32::new(requests)), None);
         bytes.chunks(piece).try_for_each(|piece| heads.note(piece))
     }
 

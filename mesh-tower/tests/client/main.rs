@@ -6,6 +6,7 @@ mod edges;
 mod faults;
 mod filters;
 mod global_limits;
+mod grpc_metrics;
 mod health_checks;
 mod interim;
 mod load;
