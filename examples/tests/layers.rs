@@ -75,7 +75,11 @@ const CRATES: [Crate; 4] = [
     },
     Crate {
         name: "mesh-tonic",
-        layers: &[&["codec", "status", "health", "streams"], &["deadline", "load_reports"], &["channel", "server"]],
+        layers: &[
+            &["codec", "status", "health", "streams"],
+            &["client_status", "deadline", "load_reports"],
+            &["channel", "server"],
+        ],
     },
     Crate {
         name: "mesh-control",

@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use serde_json::{Value, json};
 
 use crate::resources::ResourceKey;
 
@@ -192,19 +193,51 @@ pub enum ResourceState {
     Timeout,
 }
 
+/// How a source tells others what it knows: it alone reads resources.
+#[derive(Clone, Copy)]
+pub struct Readings {
+    /// Answers a question of CSDS from a status, both as messages of Protobuf.
+    pub answer: fn(&ClientStatus, &[u8]) -> Result<Bytes, &'static str>,
+    /// Shows a resource as Envoy's dump does, in part; with its type.
+    pub show: fn(&ResourceStatus) -> Value,
+}
+
 /// Where the latest [`ClientStatus`] is found. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct StatusHandle(Arc<ArcSwap<ClientStatus>>);
+pub struct StatusHandle {
+    latest: Arc<ArcSwap<ClientStatus>>,
+    readings: Option<Readings>,
+}
 
 impl StatusHandle {
+    /// One by which others can be told.
+    pub fn told_by(readings: Readings) -> Self {
+        StatusHandle { readings: Some(readings), ..StatusHandle::default() }
+    }
+
+    /// The answer to a question of CSDS (`envoy.service.status.v3`): a `ClientStatusResponse` to a `ClientStatusRequest`, as
+    /// messages of Protobuf. Of a source that follows no servers it is empty.
+    ///
+    /// # Errors
+    /// Why the question has no answer.
+    pub fn answer(&self, request: &[u8]) -> Result<Bytes, &'static str> {
+        self.readings.map_or(Ok(Bytes::new()), |readings| (readings.answer)(&self.get(), request))
+    }
+
+    /// A resource in the form of Envoy's dump of its configuration: its type and name, which addresses it has, where it leads to and
+    /// by which conditions. Nothing secret, and no value of a header, is in it.
+    pub fn show(&self, resource: &ResourceStatus) -> Value {
+        self.readings.map_or_else(|| json!({ "name": &*resource.key.name }), |readings| (readings.show)(resource))
+    }
+
     /// The latest status. It follows changes within a tenth of a second.
     pub fn get(&self) -> Arc<ClientStatus> {
-        self.0.load_full()
+        self.latest.load_full()
     }
 
     /// What everybody who holds the handle finds from now on. For sources.
     pub fn set(&self, status: ClientStatus) {
-        self.0.store(Arc::new(status));
+        self.latest.store(Arc::new(status));
     }
 }
 

@@ -25,10 +25,12 @@
 //! | `health` | `grpc.health.v1`, told by the mesh |
 //! | `codec` | [`codec::Raw`]: messages as they are on the wire |
 //! | `load_reports` | reports of load on a stream, for clients that balance by it (ORCA) |
+//! | `client_status` | what the control plane told this process, for gRPC's tools (CSDS) |
 
 #![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 pub mod channel;
+pub mod client_status;
 pub mod codec;
 pub mod deadline;
 pub mod health;

@@ -383,51 +383,49 @@ fn certificates(mesh: &Mesh) -> Value {
     json!({ "certificates": [{ "cert_chain": chain }], "problems": mesh.certificates().problems(SystemTime::now()) })
 }
 
-/// What the control plane told, with its versions, in the form of Envoy's dump. Of each resource it has the name: what is in
-/// one only its own server can say.
+/// What the control plane told, with its versions, in the form of Envoy's dump, which `istioctl proxy-config -f` reads.
 fn configuration(mesh: &Mesh) -> Value {
     let status = mesh.client_status();
-    let of = |kind: ResourceType, wrap: &dyn Fn(&ResourceStatus) -> Value| {
+    let of = |kind: ResourceType, key: &str| {
         let resources = status.resources.iter().filter(|resource| resource.key.kind == kind);
-        resources.map(wrap).collect::<Vec<_>>()
-    };
-    let part = |key: &'static str, type_url: &'static str| {
-        move |resource: &ResourceStatus| {
-            let mut shown = json!({ key: { "@type": type_url, "name": &*resource.key.name } });
-            let text = resource.error.as_ref().map(|error| error.details.to_string());
-            let state = match resource.state {
-                ResourceState::Acked => "ACKED",
-                ResourceState::Nacked => "NACKED",
-                ResourceState::Requested => "REQUESTED",
-                _ => "UNKNOWN",
-            };
-            shown["version_info"] = resource.version.clone().into();
-            shown["client_status"] = state.into();
-            if let Some(text) = text {
-                shown["error_state"] = json!({ "details": text });
-            }
-            if !resource.ignored.is_empty() {
-                shown["without_effect"] = json!(&*resource.ignored);
-            }
-            shown
-        }
+        resources.map(|resource| told(resource, key, mesh.show(resource))).collect::<Vec<_>>()
     };
     let url = |name: &str| format!("type.googleapis.com/envoy.admin.v3.{name}ConfigDump");
     json!({ "configs": [
         { "@type": url("Bootstrap"), "bootstrap": { "node": { "id": status.node_id } } },
-        { "@type": url("Clusters"), "dynamic_active_clusters":
-            of(ResourceType::Cluster, &part("cluster", "type.googleapis.com/envoy.config.cluster.v3.Cluster")) },
-        { "@type": url("Listeners"), "dynamic_listeners":
-            of(ResourceType::Listener, &part("listener", "type.googleapis.com/envoy.config.listener.v3.Listener")) },
-        { "@type": url("Routes"), "dynamic_route_configs": of(
-            ResourceType::Route,
-            &part("route_config", "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"),
-        ) },
-        { "@type": url("Endpoints"), "dynamic_endpoint_configs": of(
-            ResourceType::Endpoints,
-            &part("endpoint_config", "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"),
-        ) },
+        { "@type": url("Clusters"), "dynamic_active_clusters": of(ResourceType::Cluster, "cluster") },
+        { "@type": url("Listeners"), "dynamic_listeners": of(ResourceType::Listener, "listener") },
+        { "@type": url("Routes"), "dynamic_route_configs": of(ResourceType::Route, "route_config") },
+        { "@type": url("Endpoints"), "dynamic_endpoint_configs": of(ResourceType::Endpoints, "endpoint_config") },
     ] })
+}
+
+/// One resource and what became of it. A listener has a state of its own in which it is.
+fn told(resource: &ResourceStatus, key: &str, content: Value) -> Value {
+    let state = match resource.state {
+        ResourceState::Acked => "ACKED",
+        ResourceState::Nacked => "NACKED",
+        ResourceState::Requested => "REQUESTED",
+        ResourceState::DoesNotExist => "DOES_NOT_EXIST",
+        ResourceState::ReceivedError => "RECEIVED_ERROR",
+        ResourceState::Timeout => "TIMEOUT",
+        _ => "UNKNOWN",
+    };
+    let is_there = !resource.version.is_empty();
+    let content = json!({ key: content, "version_info": resource.version });
+    let mut shown = match (resource.key.kind, is_there) {
+        (ResourceType::Listener, true) => json!({ "name": &*resource.key.name, "active_state": content }),
+        (ResourceType::Listener, false) => json!({ "name": &*resource.key.name }),
+        _ => content,
+    };
+    shown["client_status"] = state.into();
+    if let Some(error) = &resource.error {
+        shown["error_state"] = json!({ "details": &*error.details, "version_info": error.version });
+    }
+    if !resource.ignored.is_empty() {
+        shown["without_effect"] = json!(&*resource.ignored);
+    }
+    shown
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http::uri::Authority;
 use mesh_core::balance::LoadBalancer;
-use mesh_core::client_status::{ClientStatus, StatusHandle};
+use mesh_core::client_status::{ClientStatus, ResourceStatus, StatusHandle};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::FilterFactory;
 use mesh_core::hashing::Caller;
@@ -167,6 +167,27 @@ impl Mesh {
     /// ```
     pub fn client_status(&self) -> Arc<ClientStatus> {
         self.inner.status.get()
+    }
+
+    /// The same as an answer of CSDS (`envoy.service.status.v3`): a `ClientStatusResponse` to a `ClientStatusRequest`, as messages of
+    /// Protobuf. Certificates and keys are left out. `mesh_tonic::client_status` has the service.
+    ///
+    /// # Errors
+    /// Why the question has no answer.
+    ///
+    /// ```
+    /// let mesh = mesh_tower::Mesh::builder().source(mesh_core::fixed::Fixed::new()).start()?;
+    /// // It follows no control plane.
+    /// assert_eq!(mesh.answer_csds(&[]).as_deref(), Ok(&[][..]));
+    /// # Ok::<(), mesh_tower::StartError>(())
+    /// ```
+    pub fn answer_csds(&self, request: &[u8]) -> Result<bytes::Bytes, &'static str> {
+        self.inner.status.answer(request)
+    }
+
+    /// A resource of the status in the form of Envoy's dump, in part.
+    pub(crate) fn show(&self, resource: &ResourceStatus) -> serde_json::Value {
+        self.inner.status.show(resource)
     }
 
     /// What this process knows of the endpoints of the clusters in use: who is ejected, fails health checks, cannot be

@@ -382,6 +382,8 @@ spec: {mtls: {mode: PERMISSIVE}}
     server.until("istio_requests_total", &labels, 1.0).await;
 }
 
+const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+
 #[tokio::test]
 async fn the_admin_port_is_read_only_and_not_a_web_pages_to_read() {
     let control = control("").await;
@@ -410,6 +412,27 @@ async fn the_admin_port_is_read_only_and_not_a_web_pages_to_read() {
     };
     let dump = tokio::time::timeout(Duration::from_secs(20), dump).await.expect("a dump with the target");
     assert!(!dump.contains("PRIVATE"), "{dump}");
+    // As Envoy has it, so that `istioctl proxy-config` shows it.
+    let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
+    let of = |kind: &str, list: &str| {
+        let configs = dump["configs"].as_array().unwrap();
+        let found = configs.iter().find(|one| one["@type"].as_str().unwrap().ends_with(kind)).unwrap();
+        found[list].as_array().unwrap().iter().find(|one| one.to_string().contains("reviews")).unwrap().clone()
+    };
+    let listener = &of("ListenersConfigDump", "dynamic_listeners")["active_state"]["listener"];
+    assert_eq!((&listener["name"], listener["@type"].as_str()), (&"reviews.shop:80".into(), Some(LISTENER)));
+    assert!(listener["api_listener"]["api_listener"]["rds"]["route_config_name"].is_string(), "{listener}");
+    let cluster = &of("ClustersConfigDump", "dynamic_active_clusters")["cluster"];
+    assert_eq!(
+        (&cluster["name"], &cluster["type"]),
+        (&"outbound|80||reviews.shop.svc.cluster.local".into(), &"EDS".into())
+    );
+    let routes = &of("RoutesConfigDump", "dynamic_route_configs")["route_config"];
+    let route = &routes["virtual_hosts"][0]["routes"][0];
+    assert_eq!((&route["match"]["prefix"], &route["route"]["cluster"]), (&"/".into(), &cluster["name"]), "{routes}");
+    let endpoints = &of("EndpointsConfigDump", "dynamic_endpoint_configs")["endpoint_config"]["endpoints"];
+    let address = &endpoints[0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["address"];
+    assert_eq!(address, "127.0.0.1", "{endpoints}");
     let numbers = client.samples().await;
     for name in [
         "mesh_cluster_connections_active",

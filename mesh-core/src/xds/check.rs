@@ -86,11 +86,7 @@ pub fn grpc_question(
         protocol: format!("{version:?}").replace("/2.0", "/2"),
         ..HttpRequest::default()
     };
-    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let time = Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
-    };
+    let time = timestamp(now);
     let peer = |address: SocketAddr, principal: Option<&str>| Peer {
         address: Some(core::Address {
             address: Some(core::address::Address::SocketAddress(core::SocketAddress {
@@ -109,6 +105,15 @@ pub fn grpc_question(
         ..pb::AttributeContext::default()
     };
     GrpcQuestion(pb::CheckRequest { attributes: Some(attributes) })
+}
+
+/// A moment in the words of Protobuf.
+pub(super) fn timestamp(at: SystemTime) -> Timestamp {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+    }
 }
 
 /// What an answer means, a `CheckResponse`.

@@ -26,11 +26,13 @@ use crate::workload::{Introductions, Workload};
 use crate::xds::access_log::Telling;
 use crate::xds::bootstrap::{Bootstrap, Server};
 use crate::xds::certificates::{self, Showing};
-use crate::xds::client_status::{ClientStatus, StatusHandle};
+use crate::xds::client_status::{ClientStatus, Readings, StatusHandle};
 use crate::xds::clock::{now, sleep_until};
 use crate::xds::connect::Connector;
+use crate::xds::csds;
 use crate::xds::decode::Options;
 use crate::xds::dns::{Dns, Resolver, cluster_of};
+use crate::xds::dump;
 use crate::xds::intake;
 use crate::xds::live_trace::Following;
 use crate::xds::load_stats::Reporting;
@@ -74,7 +76,7 @@ impl XdsSource {
             resolver: Resolver::default(),
             keepalive: (Duration::from_secs(10), Duration::from_secs(5)),
             seed: fastrand::u64(..),
-            status: StatusHandle::default(),
+            status: StatusHandle::told_by(Readings { answer: csds::answer, show: dump::show }),
         }
     }
 

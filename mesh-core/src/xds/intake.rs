@@ -18,6 +18,9 @@ use crate::xds::cache::{Cache, Step};
 use crate::xds::decode::{Options, decode_named, unwrap};
 use crate::xds::names;
 
+/// What this client says that it runs.
+pub(super) const USER_AGENT: &str = "mesh-core";
+
 /// How much one NACK spells out, in bytes, and how long each error may be, in characters. A server takes what is not in
 /// it as accepted.
 const MAX_ERRORS: usize = 64 << 10;
@@ -224,7 +227,7 @@ pub(crate) fn node(node: &Node) -> core::Node {
             zone: locality.zone.to_string(),
             sub_zone: locality.sub_zone.to_string(),
         }),
-        user_agent_name: "mesh-core".to_owned(),
+        user_agent_name: USER_AGENT.to_owned(),
         user_agent_version_type: Some(core::node::UserAgentVersionType::UserAgentVersion(
             env!("CARGO_PKG_VERSION").to_owned(),
         )),
