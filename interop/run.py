@@ -34,6 +34,7 @@ import large
 import limits
 import matrix
 import mutual
+import opa
 import prometheus
 import quotas
 import routing
@@ -619,6 +620,7 @@ def main():
     parser.add_argument("--large", action="store_true", help="only the console, with 500 services and 2,000 workloads: what it costs")
     parser.add_argument("--kubernetes", action="store_true", help="only what there is with the API server of Kubernetes: tokens, and a cluster as the configuration")
     parser.add_argument("--etcd", action="store_true", help="only what there is with an etcd of three members")
+    parser.add_argument("--opa", action="store_true", help="only a policy of Open Policy Agent")
     parser.add_argument("--tables", type=int, help="compares routes with Envoy's only, of so many random tables")
     parser.add_argument("--seed", type=int, default=routing.SEED, help="what these are made from")
     args = parser.parse_args()
@@ -646,6 +648,8 @@ def main():
                 kubernetes.Kubernetes(suite, Failure).run()
             elif args.etcd:
                 etcd.Etcd(suite, Failure).run()
+            elif args.opa:
+                opa.Opa(suite, Failure).run()
             elif args.tables:
                 routing.Routing(suite, Failure, args.tables, args.seed).run()
             else:
