@@ -66,7 +66,7 @@ const CRATES: [Crate; 4] = [
             &["outbound/hedge", "outbound/route"],
             &["outbound"],
             &["unary"],
-            &["rate_limits"],
+            &["processors", "rate_limits"],
             &["mesh"],
             &["client", "metrics", "server"],
             &["admin", "gateway", "otel"],

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{request, response};
-use mesh_core::filter::{Callout, Decision, Filter, Reply, Resume};
+use mesh_core::filter::{Callout, Decision, Filter, Reply, ResponseCallout, Resume};
 use mesh_core::live_trace::Stage;
 use mesh_core::request_info::RequestInfo;
 use serde_json::json;
@@ -84,6 +84,23 @@ fn carry_out(decision: Decision) -> Passage {
             Box::new(move |_: &mut RequestInfo, _: &mut request::Parts| then) as Resume
         })),
     }
+}
+
+/// What the next filter waits for that holds a response back, of those before the one at `left`, which saw the request; the last one
+/// first.
+pub(crate) fn hold_response(
+    filters: &[Arc<dyn Filter>],
+    left: &mut usize,
+    info: &mut RequestInfo,
+    head: &response::Parts,
+) -> Option<ResponseCallout> {
+    while let Some(before) = left.checked_sub(1) {
+        *left = before;
+        if let Some(callout) = filters.get(before).and_then(|filter| filter.hold_response(info, head)) {
+            return Some(callout);
+        }
+    }
+    None
 }
 
 /// Passes the filters on the way back: those that saw the request, the last one first.

@@ -61,6 +61,8 @@ mod onward;
 pub mod otel;
 mod outbound;
 #[cfg(feature = "xds")]
+mod processors;
+#[cfg(feature = "xds")]
 mod rate_limits;
 pub mod reply;
 pub mod server;

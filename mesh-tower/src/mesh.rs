@@ -30,10 +30,14 @@ use crate::drain::Drain;
 use crate::listeners::Listeners;
 use crate::outbound::{Coalescer, FixedTarget, MirrorCounts, Mirrors, OutboundContext};
 #[cfg(feature = "xds")]
+use crate::processors::Processors;
+#[cfg(feature = "xds")]
 use crate::rate_limits::RateLimits;
 use crate::telemetry::Telemetry;
 use crate::threads;
 use crate::trace::Tracer;
+#[cfg(feature = "xds")]
+use crate::unary::Outbound;
 
 /// The longest time that can be set. Longer ones mean "for ever", and a clock cannot add them to the present.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -657,9 +661,11 @@ impl MeshBuilder {
         #[cfg_attr(not(feature = "xds"), expect(unused_mut, reason = "without xDS nothing is added"))]
         let mut extensions = self.extensions;
         #[cfg(feature = "xds")]
-        let rate_limits = RateLimits::new();
+        let outbound = Outbound::default();
         #[cfg(feature = "xds")]
-        extensions.filters.ask_rate_limits_by(Arc::new(rate_limits.clone()));
+        extensions.filters.ask_rate_limits_by(Arc::new(RateLimits::new(outbound.clone())));
+        #[cfg(feature = "xds")]
+        extensions.filters.process_by(Arc::new(Processors::new(outbound.clone())));
         let (store, sink) = Store::new(Arc::clone(&source), extensions, idle);
         if let Some(credentials) = self.credentials {
             store.certificates().set(Arc::new(credentials));
@@ -707,7 +713,7 @@ impl MeshBuilder {
         };
         let mesh = Mesh { inner: Arc::new(inner) };
         #[cfg(feature = "xds")]
-        rate_limits.call_by({
+        outbound.is({
             let weak = mesh.downgrade();
             move |target: &str| weak.upgrade().map(|mesh| mesh.outbound_to(target))
         });

@@ -1,26 +1,22 @@
 //! Carries questions to rate limit services by the mesh's own client, so as their services are to be called. So many are under
 //! way at most; waiting for a turn is waiting for an answer, and there is a time for that.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::error::MeshError;
 use mesh_core::limits::{Answer, Answering, Question, RateLimitService};
 use mesh_core::request_info::Deadline;
 use mesh_core::xds::rate_limit::{SHOULD_RATE_LIMIT, decode, encode};
 use tokio::sync::Semaphore;
 
-use crate::outbound::{self, OutboundContext};
+use crate::outbound;
 use crate::transport::pooled;
-use crate::unary;
+use crate::unary::{self, Outbound};
 
 /// Questions that are under way at a time.
 const MOST_ASKED: usize = 1000;
 /// The longest answer: more is not read.
 const MOST_BYTES: usize = 64 << 10;
-
-/// What requests to a target go by; `None` when the mesh is gone.
-type Outbound = dyn Fn(&str) -> Option<Result<Arc<OutboundContext>, MeshError>> + Send + Sync;
 
 tokio::task_local! {
     /// Whether a question is under way, in the task that waits for its answer.
@@ -31,29 +27,14 @@ tokio::task_local! {
 pub(crate) struct RateLimits(Arc<Shared>);
 
 struct Shared {
-    outbound: OnceLock<Box<Outbound>>,
+    outbound: Outbound,
     turns: Semaphore,
 }
 
 impl RateLimits {
-    /// One that is told later whose client it is.
-    pub(crate) fn new() -> RateLimits {
-        RateLimits(Arc::new(Shared { outbound: OnceLock::new(), turns: Semaphore::new(MOST_ASKED) }))
-    }
-
     /// Calls services so.
-    pub(crate) fn call_by(
-        &self,
-        outbound: impl Fn(&str) -> Option<Result<Arc<OutboundContext>, MeshError>> + Send + Sync + 'static,
-    ) {
-        // There is one mesh, which says it once.
-        let _ = self.0.outbound.set(Box::new(outbound));
-    }
-}
-
-impl Clone for RateLimits {
-    fn clone(&self) -> Self {
-        RateLimits(Arc::clone(&self.0))
+    pub(crate) fn new(outbound: Outbound) -> RateLimits {
+        RateLimits(Arc::new(Shared { outbound, turns: Semaphore::new(MOST_ASKED) }))
     }
 }
 
@@ -75,8 +56,7 @@ impl RateLimitService for RateLimits {
 impl Shared {
     async fn ask(&self, target: &str, question: &Question, timeout: Duration) -> Result<Answer, String> {
         let _turn = self.turns.acquire().await.map_err(|error| error.to_string())?;
-        let outbound = self.outbound.get().and_then(|outbound| outbound(target));
-        let context = outbound.ok_or("the mesh is gone")?.map_err(|error| format!("{error:#}"))?;
+        let context = self.outbound.to(target)?;
         let mut call = unary::call(target, SHOULD_RATE_LIMIT, &encode(question))?;
         if let Some(deadline) = Instant::now().checked_add(timeout) {
             call.extensions_mut().insert(Deadline(deadline));

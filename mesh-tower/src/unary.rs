@@ -1,26 +1,73 @@
-//! Calls of gRPC with one message each way, by the mesh's own client: what it asks authorizers and rate limit services by.
+//! Calls of gRPC by the mesh's own client, with one message each way unless somebody goes on: what it asks authorizers, rate limit
+//! services and external processors by.
+
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Limited};
+use mesh_core::error::MeshError;
 
 use crate::body::Body;
-use crate::outbound::ResponseBody;
+use crate::outbound::{OutboundContext, ResponseBody};
+
+/// What requests to a target go by; `None` when the mesh is gone.
+type To = dyn Fn(&str) -> Option<Result<Arc<OutboundContext>, MeshError>> + Send + Sync;
+
+/// What calls go by, for those that are made before the mesh whose client makes them.
+#[derive(Clone, Default)]
+pub(crate) struct Outbound(Arc<OnceLock<Box<To>>>);
+
+impl Outbound {
+    /// Calls go by this.
+    pub(crate) fn is(
+        &self,
+        to: impl Fn(&str) -> Option<Result<Arc<OutboundContext>, MeshError>> + Send + Sync + 'static,
+    ) {
+        // There is one mesh, which says it once.
+        let _ = self.0.set(Box::new(to));
+    }
+
+    /// What a call to a target goes by.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub(crate) fn to(&self, target: &str) -> Result<Arc<OutboundContext>, String> {
+        let context = self.0.get().and_then(|to| to(target));
+        context.ok_or("the mesh is gone")?.map_err(|error| format!("{error:#}"))
+    }
+}
 
 /// A call of `path` at `target`.
 ///
 /// # Errors
 /// One of them is no part of a URI, or the message too long.
 pub(crate) fn call(target: &str, path: &str, message: &[u8]) -> Result<Request<Body>, String> {
+    stream(target, path, Body::from(framed(message)?))
+}
+
+/// A message as it goes over the wire.
+///
+/// # Errors
+/// It is too long.
+pub(crate) fn framed(message: &[u8]) -> Result<Vec<u8>, String> {
     let mut frame = Vec::with_capacity(message.len() + 5);
     frame.push(0);
     frame.extend(u32::try_from(message.len()).map_err(|error| error.to_string())?.to_be_bytes());
     frame.extend(message);
+    Ok(frame)
+}
+
+/// A call with these messages, each [`framed`].
+///
+/// # Errors
+/// One of both is no part of a URI.
+pub(crate) fn stream(target: &str, path: &str, messages: Body) -> Result<Request<Body>, String> {
     let call = Request::post(format!("http://{target}{path}"))
         .version(Version::HTTP_2)
         .header("content-type", "application/grpc")
         .header("te", "trailers");
-    call.body(Body::from(frame)).map_err(|error| error.to_string())
+    call.body(messages).map_err(|error| error.to_string())
 }
 
 /// The message of an answer, of so many bytes at most.
@@ -34,16 +81,24 @@ pub(crate) async fn message(response: Response<ResponseBody>, most: usize) -> Re
     }
     let body = Limited::new(body, most).collect().await.map_err(|error| format!("its answer: {error}"))?;
     let trailers = body.trailers().cloned();
-    let status = |headers: &http::HeaderMap| headers.get("grpc-status").map(|status| status.as_bytes() == b"0");
-    match trailers.as_ref().and_then(status).or_else(|| status(&head.headers)) {
-        Some(true) => {}
-        Some(false) => return Err("the call failed".to_owned()),
-        None => return Err("the answer has no gRPC status".to_owned()),
-    }
+    ended(trailers.as_ref(), &head.headers)?;
     let bytes = body.to_bytes();
     let message = bytes.split_at_checked(5).and_then(|(prefix, message)| {
         let length = u32::try_from(message.len()).ok()?.to_be_bytes();
         (prefix.first() == Some(&0) && prefix.get(1..) == Some(&length[..])).then(|| bytes.slice_ref(message))
     });
     message.ok_or_else(|| "the answer is not one message".to_owned())
+}
+
+/// How a call ended, by its trailers or else the head of its answer.
+///
+/// # Errors
+/// It failed, or nobody says.
+pub(crate) fn ended(trailers: Option<&http::HeaderMap>, head: &http::HeaderMap) -> Result<(), String> {
+    let status = |headers: &http::HeaderMap| headers.get("grpc-status").map(|status| status.as_bytes() == b"0");
+    match trailers.and_then(status).or_else(|| status(head)) {
+        Some(true) => Ok(()),
+        Some(false) => Err("the call failed".to_owned()),
+        None => Err("the answer has no gRPC status".to_owned()),
+    }
 }

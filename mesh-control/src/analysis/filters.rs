@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mesh_core::model::OnFailure;
 
+use super::limits::{not_answering, say as say_of};
 use super::security::check_targets;
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
@@ -85,6 +86,12 @@ fn check_rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) 
                 let finding = Diagnostic::at(&at, Severity::Warning, Code::UnknownReference, message);
                 found.push(finding.object(object.meta.id()).field("hosts"));
             }
+        }
+        let target = object.spec.processor.as_ref().map(|processor| &processor.target);
+        let not_answering = target.and_then(|at| Some((at, not_answering(at, &object.meta.namespace, policy)?)));
+        if let Some((target, why)) = not_answering {
+            let message = format!("{target:?} has no word on any request, since {why}: the failure mode decides");
+            say_of(&object.meta, "processor.host", Code::UnknownReference, message, found);
         }
         let whom = workloads(object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);

@@ -77,6 +77,18 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
 }
 
+/// Why nobody answers calls of gRPC at `HOST:PORT`, where that is known.
+pub(super) fn not_answering(target: &str, namespace: &str, policy: &Policy) -> Option<&'static str> {
+    let (host, port) = target.rsplit_once(':').unwrap_or((target, ""));
+    let service = policy.services.exact(host, namespace);
+    let port = service.and_then(|(_, service)| service.ports.iter().find(|known| port.parse() == Ok(known.number)));
+    match port.map(|port| port.protocol) {
+        None => Some("nothing has it"),
+        Some(Protocol::Grpc | Protocol::Http2 | Protocol::Unspecified) => None,
+        Some(_) => Some("it speaks no gRPC, by the name of its port"),
+    }
+}
+
 /// Services that cannot be asked.
 fn check_services(policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.limits.rate_limits() {
@@ -86,15 +98,7 @@ fn check_services(policy: &Policy, found: &mut Vec<Diagnostic>) {
         });
         // Those of an EnvoyFilter may differ by port.
         for target in counters.collect::<BTreeSet<_>>() {
-            let (host, port) = target.rsplit_once(':').unwrap_or((target, ""));
-            let found_service = policy.services.exact(host, &object.meta.namespace);
-            let port = found_service
-                .and_then(|(_, service)| service.ports.iter().find(|known| port.parse() == Ok(known.number)));
-            let why = match port.map(|port| port.protocol) {
-                None => "nothing has it",
-                Some(Protocol::Grpc | Protocol::Http2 | Protocol::Unspecified) => continue,
-                Some(_) => "it speaks no gRPC, by the name of its port",
-            };
+            let Some(why) = not_answering(target, &object.meta.namespace, policy) else { continue };
             let message = format!("{target:?} gives no answers, since {why}: the failure mode decides");
             say(&object.meta, service(&object.meta), Code::UnknownReference, message, found);
         }

@@ -301,7 +301,7 @@ fn check_metrics(meta: &Meta, spec: &Telemetry, found: &mut Vec<Diagnostic>) {
         );
         for (label, tag) in one.tag_overrides.iter().filter(|_| is_of_connections) {
             let value =
-                tag.value.as_ref().filter(|value| CelExpression::value(value).is_ok_and(|read| !read.is_constant()));
+                tag.value.as_ref().filter(|value| CelExpression::label(value).is_ok_and(|read| !read.is_constant()));
             if let Some(value) = value {
                 let message = format!("{label}: nothing of a request is known of connections; it is `unknown`");
                 let how = (Severity::Warning, Code::NotSupportedYet);

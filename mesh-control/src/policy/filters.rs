@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_core::model::{OnFailure, Plugin};
+use mesh_core::model::{ExtProc, OnFailure, Plugin};
 
 use super::telemetry::{Side, is_one_of};
 use crate::config::diagnostic::Span;
@@ -143,6 +143,8 @@ pub struct FilterInForce {
 pub enum FilterKind {
     /// A filter of the application's.
     Plugin(Arc<Plugin>),
+    /// An external processor.
+    Processor(Arc<ExtProc>),
     /// Rules, as the data plane reads them.
     Rules {
         /// Them.
@@ -262,7 +264,10 @@ impl Entry {
 
     fn of_rules(object: &Arc<Object<RequestRules>>) -> Entry {
         let targets: Vec<_> = object.spec.target_refs.iter().collect();
-        let kind = FilterKind::Rules { rules: Arc::clone(&object.spec.rules), refuse: object.spec.refuses };
+        let kind = match &object.spec.processor {
+            Some(processor) => FilterKind::Processor(Arc::clone(processor)),
+            None => FilterKind::Rules { rules: Arc::clone(&object.spec.rules), refuse: object.spec.refuses },
+        };
         Entry {
             said: Said::Rules(Arc::clone(object)),
             workloads: Workloads::of(selected(object.spec.selector.as_ref()), &targets),
@@ -324,6 +329,9 @@ pub fn not_run(filters: &[FilterInForce]) -> Option<String> {
         FilterKind::Plugin(plugin) if plugin.on_failure == OnFailure::Pass => None,
         FilterKind::Plugin(plugin) => {
             Some(format!("{}: no filter of {:?} is run here (failStrategy)", filter.id, plugin.name))
+        }
+        FilterKind::Processor(processor) => {
+            (!processor.fail_open).then(|| format!("{}: its processor is not asked here", filter.id))
         }
         FilterKind::Rules { refuse, .. } => refuse.then(|| format!("{}: its rules are not known here", filter.id)),
     })

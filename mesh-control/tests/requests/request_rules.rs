@@ -49,6 +49,29 @@ async fn rules_refuse_requests_and_change_their_headers_and_those_of_their_answe
     world.becomes(&served("  - {name: all, deny: {status: 418, body: 'all of them'}}"), (418, "all of")).await;
 }
 
+const ALLOWED: &str = "
+  - name: staff
+    when: request.headers['x-group'] == 'staff'
+    allow: true
+    headers: {request: {set: {passed: staff}}}
+  - name: others
+    deny: {status: 418}
+  - name: told
+    when: response.code == 200
+    headers: {response: {set: {returned: told}}}
+";
+
+#[tokio::test]
+async fn whom_a_rule_allows_the_rules_after_it_are_not_asked_about() {
+    let world = World::new(&served(ALLOWED)).await;
+    let answer = world.ask(&[("x-group", "staff")]).await;
+    assert_eq!((answer.status, &*answer.body, answer.returned.join(",")), (200, "staff", "told".to_owned()));
+    // In doubt nobody is allowed.
+    for headers in [&[][..], &[("x-group", "guests")], &[("x-group", "staff"), ("x-group", "guests")]] {
+        assert_eq!(world.ask(headers).await.status, 418, "{headers:?}");
+    }
+}
+
 #[tokio::test]
 async fn rules_of_a_client_are_for_what_it_calls() {
     let calls = |hosts: &str| {
@@ -88,6 +111,16 @@ fn a_rule_that_makes_no_sense_is_an_error_with_its_place() {
             "request.duration is not known to rules on requests",
         ),
         ("{name: a, deny: {status: 200}}", "rules[0].deny.status: 200 is not a status from 400 to 599"),
+        ("{name: a, when: 'true', allow: true}", "rules[0].allow: there is no rule after it"),
+        ("{name: a, allow: true}\n  - {name: b, deny: {}}", "rules[0].allow: without a condition, no rule after it"),
+        (
+            "{name: a, when: 'true', allow: true, deny: {}}\n  - {name: b, deny: {}}",
+            "rules[0].deny: who is refused does not pass",
+        ),
+        (
+            "{name: a, when: response.code == 5, allow: true}\n  - {name: b, deny: {}}",
+            "rules[0].when: is about the answer",
+        ),
         ("{name: a}", "rules[0].deny: nothing becomes of the requests that it is for"),
         (
             "{name: a, deny: {}, headers: {request: {set: {a: b}}}}",

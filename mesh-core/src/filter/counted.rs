@@ -44,7 +44,9 @@ pub(super) fn is_hit(share: Fraction, request: &mut RequestInfo) -> bool {
 
 /// What is known of a request that is to be counted, with what expressions find out about it.
 pub(super) fn seen<'r>(request: &'r RequestInfo, head: &'r Parts, tells: &'r Known<'r>) -> LimitedRequest<'r> {
-    let seen = RequestHead::of_parts(&head.method, &head.uri, &head.headers);
+    // It is known already, and not for nothing.
+    let seen = tells.head().copied();
+    let seen = seen.unwrap_or_else(|| RequestHead::of_parts(&head.method, &head.uri, &head.headers));
     let mut limited = LimitedRequest::new(seen);
     limited.remote = request.peer().map(|peer| peer.ip());
     limited.destination_cluster = request.cluster().map_or("", |cluster| cluster.as_str());

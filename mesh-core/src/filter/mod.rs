@@ -9,6 +9,7 @@ mod adaptive_concurrency;
 mod admission_control;
 mod cors;
 mod counted;
+mod ext_proc;
 mod fault;
 mod local_rate_limit;
 mod plugin;
@@ -36,6 +37,7 @@ use crate::state::{FilterState, States};
 pub use adaptive_concurrency::AdaptiveConcurrencyFilter;
 pub use admission_control::AdmissionControlFilter;
 pub use cors::CorsFilter;
+pub use ext_proc::{Exchange, ExtProcFilter, Processed, Processing, ProcessorService, Said, ShownHead};
 pub use fault::{ActiveFaults, FaultFilter};
 pub use local_rate_limit::{LocalLimit, LocalRateLimitFilter};
 pub use plugin::PluginFilter;
@@ -63,6 +65,13 @@ pub type Callout = Pin<Box<dyn Future<Output = Resume> + Send>>;
 
 /// What a filter does with the request once it knows more.
 pub type Resume = Box<dyn FnOnce(&mut RequestInfo, &mut request::Parts) -> Decision + Send>;
+
+/// What a filter waits for with the head of a response in hand. Dropped unfinished if the caller gives the request up: bring a
+/// time limit.
+pub type ResponseCallout = Pin<Box<dyn Future<Output = ResponseResume> + Send>>;
+
+/// What a filter does with the response once it knows more: it passes, or this is the answer in its place.
+pub type ResponseResume = Box<dyn FnOnce(&mut RequestInfo, &mut response::Parts) -> Option<Reply> + Send>;
 
 /// An answer of the mesh itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +145,18 @@ pub trait Filter: Send + Sync + fmt::Debug {
         _ = (request, head);
     }
 
+    /// Holds the head of the application's answer back, to wait for somebody else's word on it. On a server, for filters that say so
+    /// ([`holds_responses`](Self::holds_responses)), before any of them sees the response. Must not block.
+    fn hold_response(&self, request: &mut RequestInfo, head: &response::Parts) -> Option<ResponseCallout> {
+        _ = (request, head);
+        None
+    }
+
+    /// Whether it may hold responses back.
+    fn holds_responses(&self) -> bool {
+        false
+    }
+
     /// The request is over, however it ended, and `request` has all that was noted of it. Told those that saw the
     /// request. Must not block.
     fn on_end(&self, request: &RequestInfo) {
@@ -185,6 +206,7 @@ pub struct FilterRegistry {
     /// What their configurations may be, as JSON Schema.
     schemas: BTreeMap<Arc<str>, serde_json::Value>,
     rate_limits: Option<Arc<dyn RateLimitService>>,
+    processors: Option<Arc<dyn ProcessorService>>,
     quotas: Arc<Quotas>,
 }
 
@@ -218,6 +240,11 @@ impl FilterRegistry {
         self.rate_limits = Some(service);
     }
 
+    /// Has heads carried to external processors by this.
+    pub fn process_by(&mut self, service: Arc<dyn ProcessorService>) {
+        self.processors = Some(service);
+    }
+
     /// Who carries questions to rate limit services, if somebody does.
     pub(crate) fn rate_limits(&self) -> Option<Arc<dyn RateLimitService>> {
         self.rate_limits.clone()
@@ -244,6 +271,7 @@ impl FilterRegistry {
             FilterConfig::Fault(fault) => {
                 Ok(Some(Arc::new(FaultFilter::new(fault)?.counted(state.get(ActiveFaults::default)))))
             }
+            FilterConfig::ExtProc(config) => Ok(Some(Arc::new(ExtProcFilter::new(config, self.processors.clone())))),
             // What it goes by is the route's: `RouteTable::compile` makes it.
             FilterConfig::LocalRateLimit(_)
             | FilterConfig::RateLimit(_)

@@ -9,10 +9,9 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode, request, response};
-use serde_json::Value;
 
 use super::{Decision, Filter, Reply};
-use crate::jwt::Claims;
+use crate::jwt::{self, InDoubt};
 use crate::limits::Tells;
 use crate::model::{CelAttribute, CelExpression, CelValue, Facts, RequestRule, RequestRules};
 use crate::request::RequestHead;
@@ -51,6 +50,9 @@ impl Filter for RequestRulesFilter {
                 }
                 if !rule.response.is_empty() {
                     info.answer_changes.get_or_insert_default().push(Arc::clone(&rule.response));
+                }
+                if rule.allow {
+                    break;
                 }
             }
         }
@@ -101,7 +103,9 @@ impl<'r> Known<'r> {
         None
     }
 
-    fn head(&self) -> Option<&RequestHead<'r>> {
+    /// The head of one that is decided on.
+    #[inline]
+    pub(super) fn head(&self) -> Option<&RequestHead<'r>> {
         self.head.as_ref().map(|(head, _)| head)
     }
 
@@ -118,13 +122,9 @@ impl<'r> Known<'r> {
         self.header(self.head()?.headers, name)
     }
 
-    /// The claim of the tokens: a name at the top, or the names that lead to one. Two tokens that say it differently leave doubt.
-    fn claim(&self, name: &str) -> Option<&'r Value> {
-        let path: Vec<&str> = name.split('.').collect();
-        let of = |token: &'r Claims| token.get(&[name]).or_else(|| token.get(&path));
-        let mut found = self.info.tokens().iter().filter_map(of);
-        let first = found.next()?;
-        if found.all(|other| other == first) { Some(first) } else { self.in_doubt() }
+    /// What tokens say.
+    fn said<T>(&self, said: Result<T, InDoubt>) -> Option<T> {
+        said.map_or_else(|InDoubt| self.in_doubt(), Some)
     }
 }
 
@@ -169,14 +169,7 @@ impl Facts for Known<'_> {
             CelAttribute::ConnectionPeer => text(client()?.as_str())?,
             CelAttribute::SourcePrincipal => text(client()?.as_str().strip_prefix("spiffe://")?)?,
             CelAttribute::SourceNamespace => text(client()?.workload()?.0)?,
-            CelAttribute::RequestPrincipal => {
-                let mut principals = self.info.tokens().iter().filter_map(Claims::principal);
-                let first = principals.next()?;
-                if principals.any(|other| other != first) {
-                    return self.in_doubt();
-                }
-                text(first)?
-            }
+            CelAttribute::RequestPrincipal => text(self.said(jwt::principal(self.info.tokens()))??)?,
             _ => return None,
         })
     }
@@ -188,14 +181,7 @@ impl Facts for Known<'_> {
             (CelAttribute::RequestHeaders, ":authority" | "host") => Some(self.head()?.authority.into()),
             (CelAttribute::RequestHeaders, name) => self.of_request(name),
             (CelAttribute::ResponseHeaders, name) => self.header(self.answer?.1, name),
-            (CelAttribute::RequestClaims, name) => match self.claim(name)? {
-                Value::String(text) => Some(text.as_str().into()),
-                Value::Number(number) => Some(number.to_string().into()),
-                Value::Bool(is_so) => Some(if *is_so { "true" } else { "false" }.into()),
-                // It is asked about by `in`.
-                Value::Array(_) | Value::Object(_) => self.in_doubt(),
-                Value::Null => None,
-            },
+            (CelAttribute::RequestClaims, name) => self.said(jwt::claim_text(self.info.tokens(), name))?,
             _ => None,
         }
     }
@@ -206,7 +192,7 @@ impl Facts for Known<'_> {
                 self.head().is_some_and(|head| head.headers.contains_key(key))
             }
             CelAttribute::ResponseHeaders => self.answer.is_some_and(|(_, headers)| headers.contains_key(key)),
-            CelAttribute::RequestClaims => self.claim(key).is_some(),
+            CelAttribute::RequestClaims => self.said(jwt::claim(self.info.tokens(), key)).flatten().is_some(),
             _ => self.entry(map, key).is_some(),
         }
     }
@@ -215,12 +201,7 @@ impl Facts for Known<'_> {
         if map != CelAttribute::RequestClaims {
             return None;
         }
-        match self.claim(key) {
-            Some(Value::Array(items)) => Some(items.iter().any(|one| one.as_str() == Some(item))),
-            Some(Value::String(one)) => Some(one == item),
-            Some(_) => self.in_doubt(),
-            None => Some(false),
-        }
+        self.said(jwt::claim_has(self.info.tokens(), key, item))
     }
 
     fn are_total(&self) -> bool {

@@ -4,6 +4,7 @@ use http::{HeaderName, HeaderValue, Request};
 use serde_json::json;
 
 use super::*;
+use crate::jwt::Claims;
 use crate::model::{HeaderChange, Refusal};
 use crate::request_info::Observers;
 
@@ -98,7 +99,10 @@ fn what_a_rule_cannot_know_is_refused_with_its_place() {
     }
     // And the other way round.
     let fault = CelExpression::condition("source.principal == 'a'").unwrap_err();
-    assert!(fault.message.contains("source.principal is known to rules on requests only"), "{fault}");
+    assert!(
+        fault.message.contains("source.principal is known to rules on requests and to labels of metrics only"),
+        "{fault}"
+    );
     assert!(CelExpression::rule("response.code >= 500 && request.method == 'GET'").unwrap().looks_at_answer());
 }
 

@@ -7,6 +7,7 @@
 mod cache;
 mod claims;
 mod place;
+mod said;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -27,6 +28,7 @@ use crate::request::RequestHead;
 use cache::Cache;
 pub use claims::Claims;
 use claims::audiences;
+pub(crate) use said::{InDoubt, claim, claim_has, claim_text, principal};
 use token::{Times, Token};
 
 /// Why a token is no good, in Envoy's words.

@@ -100,6 +100,22 @@ impl CelExpression {
         parse::value(text)
     }
 
+    /// Reads an expression that a label of a metric is set to, when a request is over. It may ask who the client is and what its tokens
+    /// say, too.
+    ///
+    /// # Errors
+    /// What is wrong with it, and where.
+    ///
+    /// ```
+    /// use mesh_core::model::CelExpression;
+    ///
+    /// assert!(CelExpression::label("request.auth.claims['tier'] == 'gold' ? 'gold' : 'other'").is_ok());
+    /// assert!(CelExpression::value("request.auth.claims['tier']").is_err());
+    /// ```
+    pub fn label(text: &str) -> Result<CelExpression, CelFault> {
+        parse::label(text)
+    }
+
     /// Reads an expression that requests are told apart by, which is asked while a request is decided on. It may ask what a rule may
     /// that is not about the answer.
     ///

@@ -6,8 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::model::{
-    AdaptiveConcurrency, AdmissionControl, CorsPolicy, ExtAuthz, GlobalRateLimit, HeaderTest, JwtAuthentication,
-    LocalRateLimit, Plugin, QuotaPerRoute, RateLimitPerRoute, RateLimitQuota, Rbac, RequestRules, StatefulSession,
+    AdaptiveConcurrency, AdmissionControl, CorsPolicy, ExtAuthz, ExtProc, GlobalRateLimit, HeaderTest,
+    JwtAuthentication, LocalRateLimit, Plugin, QuotaPerRoute, RateLimitPerRoute, RateLimitQuota, Rbac, RequestRules,
+    StatefulSession,
 };
 
 /// One entry of a listener's filter list.
@@ -41,6 +42,8 @@ pub enum FilterConfig {
     Rbac(Arc<Rbac>),
     /// `envoy.filters.http.ext_authz`. On servers only, after JWT and before RBAC.
     ExtAuthz(Arc<ExtAuthz>),
+    /// `envoy.filters.http.ext_proc`: a processor is shown heads. On servers only.
+    ExtProc(Arc<ExtProc>),
     /// `envoy.filters.http.local_ratelimit`.
     LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.filters.http.adaptive_concurrency`.

@@ -83,6 +83,7 @@ pub type LabelRule = (Arc<str>, Option<CelExpression>);
 pub struct MetricRules {
     groups: Vec<MetricGroup>,
     needs_head: bool,
+    needs_token: bool,
 }
 
 /// Metrics whose labels are the same.
@@ -129,9 +130,10 @@ impl MetricRules {
         if rest != MetricSet::default() {
             add(rest, Vec::new());
         }
-        let mut expressions = groups.iter().flat_map(|group| &group.labels).filter_map(|(_, value)| value.as_ref());
-        let needs_head = expressions.any(CelExpression::needs_head);
-        Ok(MetricRules { groups, needs_head })
+        let expressions = groups.iter().flat_map(|group| &group.labels).filter_map(|(_, value)| value.as_ref());
+        let needs_head = expressions.clone().any(CelExpression::needs_head);
+        let needs_token = expressions.clone().any(CelExpression::needs_token);
+        Ok(MetricRules { groups, needs_head, needs_token })
     }
 
     /// Metrics that are there, by what becomes of their labels.
@@ -142,6 +144,11 @@ impl MetricRules {
     /// Whether labels are of the heads of request or answer.
     pub fn needs_head(&self) -> bool {
         self.needs_head
+    }
+
+    /// Whether labels are of what tokens say.
+    pub fn needs_token(&self) -> bool {
+        self.needs_token
     }
 }
 

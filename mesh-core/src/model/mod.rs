@@ -26,6 +26,7 @@ mod command;
 mod cors;
 mod endpoint;
 mod ext_authz;
+mod ext_proc;
 mod file_tls;
 mod filter;
 mod hash_policy;
@@ -69,6 +70,7 @@ pub use cluster::{
 pub use cors::CorsPolicy;
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use ext_authz::{CheckProtocol, CheckedBody, ExtAuthz, HttpCheck, IN_PROCESS};
+pub use ext_proc::ExtProc;
 pub use file_tls::{FileTls, NameKind, NameTest, Roots, Sni, TlsFiles, TlsVersions};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
 pub use hash_policy::{CookieKey, HashKey, HashPolicy, HashedHeader};

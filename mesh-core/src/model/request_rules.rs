@@ -26,6 +26,8 @@ pub struct RequestRule {
     pub name: Arc<str>,
     /// Which requests; `None` means all.
     pub when: Option<CelExpression>,
+    /// They pass: the rules after it are not asked about them.
+    pub allow: bool,
     /// They are refused.
     pub deny: Option<Refusal>,
     /// Their headers change.
@@ -61,7 +63,8 @@ impl RequestRules {
 impl RequestRule {
     /// For all requests, and with nothing to do yet.
     pub fn new(name: impl Into<Arc<str>>) -> Self {
-        RequestRule { name: name.into(), when: None, deny: None, request: Vec::new(), response: Arc::default() }
+        let (request, response) = (Vec::new(), Arc::default());
+        RequestRule { name: name.into(), when: None, allow: false, deny: None, request, response }
     }
 
     /// Whether it is about answers, and so decided when there is one.

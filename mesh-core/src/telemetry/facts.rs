@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::HeaderMap;
 use serde_json::{Map, Value};
 
+use crate::jwt;
 use crate::model::{CelAttribute, CelValue, Facts, LogFilter};
 use crate::request_info::{Direction, Heads, RequestInfo};
 
@@ -110,6 +111,9 @@ impl Facts for Ended<'_> {
             }
             CelAttribute::ConnectionServerName => text(self.heads()?.server_name.as_deref()?)?,
             CelAttribute::ConnectionPeer => text(request.client_identity()?.as_str())?,
+            CelAttribute::SourcePrincipal => text(request.client_identity()?.as_str().strip_prefix("spiffe://")?)?,
+            CelAttribute::SourceNamespace => text(request.client_identity()?.workload()?.0)?,
+            CelAttribute::RequestPrincipal => text(jwt::principal(request.tokens()).ok()??)?,
             CelAttribute::UpstreamAddress => text(&request.endpoint()?.id().to_string())?,
             CelAttribute::UpstreamPort => {
                 int(request.endpoint()?.id().to_string().rsplit_once(':')?.1.parse::<u16>().ok()?)
@@ -121,10 +125,7 @@ impl Facts for Ended<'_> {
             | CelAttribute::ResponseHeaders
             | CelAttribute::ResponseTrailers
             | CelAttribute::NodeMetadata
-            | CelAttribute::RequestPrincipal
-            | CelAttribute::RequestClaims
-            | CelAttribute::SourcePrincipal
-            | CelAttribute::SourceNamespace => return None,
+            | CelAttribute::RequestClaims => return None,
         })
     }
 
@@ -137,6 +138,21 @@ impl Facts for Ended<'_> {
             (CelAttribute::ResponseHeaders, name) => text_of(&self.heads()?.response, name),
             (CelAttribute::ResponseTrailers, name) => text_of(&self.heads()?.trailers, name),
             (CelAttribute::NodeMetadata, key) => Some(self.node.get(key)?.as_str()?.into()),
+            (CelAttribute::RequestClaims, name) => jwt::claim_text(self.request.tokens(), name).ok()?,
+            _ => None,
+        }
+    }
+
+    fn has_entry(&self, map: CelAttribute, key: &str) -> bool {
+        match map {
+            CelAttribute::RequestClaims => matches!(jwt::claim(self.request.tokens(), key), Ok(Some(_))),
+            _ => self.entry(map, key).is_some(),
+        }
+    }
+
+    fn has_item(&self, map: CelAttribute, key: &str, item: &str) -> Option<bool> {
+        match map {
+            CelAttribute::RequestClaims => jwt::claim_has(self.request.tokens(), key, item).ok(),
             _ => None,
         }
     }

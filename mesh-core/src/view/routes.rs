@@ -45,6 +45,8 @@ pub struct RouteTable {
     early: Option<Box<[Filters; 2]>>,
     /// Whether any request needs a verdict.
     needs_verdict: bool,
+    /// Whether processors are shown requests, which is for servers.
+    is_processed: bool,
     /// Whether any verdict may be a refusal.
     is_guarded: bool,
     /// Whether the first route of the only host is for every path: most servers have no more than that.
@@ -75,6 +77,8 @@ pub struct Destination {
     weight: u32,
     /// Whether a filter reads what is noted of requests.
     is_noted: bool,
+    /// Whether a filter may hold responses back.
+    holds_responses: bool,
     filters: Filters,
     /// Who is let in, where it is not as the listener says; mostly none.
     access: Option<Box<Access>>,
@@ -113,6 +117,12 @@ impl Destination {
     #[inline]
     pub fn is_noted(&self) -> bool {
         self.is_noted
+    }
+
+    /// Whether one of them may hold responses back.
+    #[inline]
+    pub fn holds_responses(&self) -> bool {
+        self.holds_responses
     }
 
     /// Header changes of the request: lists for the levels that have some, in order.
@@ -154,6 +164,7 @@ impl RouteTable {
             askers,
             early: None,
             needs_verdict: false,
+            is_processed: http.filters.iter().any(|filter| matches!(filter.config, FilterConfig::ExtProc(_))),
             is_guarded: false,
             catches_all: catches_all(&config),
             config: Arc::clone(&config),
@@ -252,6 +263,7 @@ impl RouteTable {
                 cluster,
                 weight,
                 is_noted: filters.iter().any(|filter| filter.reads_notes()),
+                holds_responses: filters.iter().any(|filter| filter.holds_responses()),
                 filters,
                 access: (!is_as_above).then(|| Box::new(access)),
                 changes: changes.then(|| Box::new(Changes { request, response, authority })),
@@ -291,8 +303,8 @@ impl RouteTable {
     /// [`ErrorKind::NoRoute`]; [`ErrorKind::Security`] where nobody may be let in without [`RouteTable::admit`].
     #[inline]
     pub fn find(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Found<'_>, MeshError> {
-        if self.needs_verdict || self.authenticator.is_some() {
-            let what = "the listener has RBAC, JWT or ext_authz, which are for servers";
+        if self.needs_verdict || self.is_processed || self.authenticator.is_some() {
+            let what = "the listener has RBAC, JWT, ext_authz or ext_proc, which are for servers";
             return Err(MeshError::new(ErrorKind::Security, what));
         }
         self.route(head, random)

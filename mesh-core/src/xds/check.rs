@@ -173,7 +173,8 @@ fn refused(denied: pb::DeniedHttpResponse) -> Result<Denial, String> {
     Ok(denial)
 }
 
-fn change(option: core::HeaderValueOption) -> Result<HeaderChange, String> {
+/// The change that one of them asks for.
+pub(super) fn change(option: core::HeaderValueOption) -> Result<HeaderChange, String> {
     let (name, value, action) = header(option)?;
     let value = HeaderText::Fixed(value);
     Ok(match action {

@@ -45,6 +45,7 @@ pub mod decode;
 pub(crate) mod delta;
 pub mod dns;
 pub(crate) mod dump;
+pub mod ext_proc;
 pub(crate) mod ignored;
 pub(crate) mod intake;
 pub mod istio_ca;

@@ -557,7 +557,8 @@ impl ServerContext {
             self.observe(&mut facts.info, request);
             facts.info.note_authority(RequestHead::received(request)?.authority);
         }
-        if destination.is_noted() {
+        let is_labelled = facts.info.metric_rules().is_some_and(|rules| rules.needs_token());
+        if destination.is_noted() || is_labelled {
             let connection = self.connection(request);
             facts.info.note_client(connection.as_deref().and_then(ConnectionInfo::peer_identity), tokens);
         }

@@ -14,12 +14,12 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request}
 use http_body::{Frame, SizeHint};
 use mesh_core::authz::external::Denial;
 use mesh_core::error::ErrorKind;
-use mesh_core::filter::Callout;
+use mesh_core::filter::{Callout, ResponseCallout, ResponseResume};
 use mesh_core::model::HeaderChange;
 use mesh_core::recycled::{Recycle, Recycled, Spare};
 use mesh_core::request_info::{Inherited, RequestInfo};
 use mesh_core::rewrite;
-use mesh_core::view::{RoutePosition, RouteTable};
+use mesh_core::view::{Destination, RoutePosition, RouteTable};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower_service::Service;
@@ -32,7 +32,7 @@ use crate::server::early::Early;
 use crate::server::request::{Admission, HAS_FACTS, ServerContext, goes_on};
 use crate::server::request_body::{BodyCount, Reading, Wanted, is_empty};
 use crate::telemetry::Telemetry;
-use crate::{filters, inherited};
+use crate::{filters, inherited, reply};
 
 pin_project! {
     /// A response to come from a service behind the mesh.
@@ -41,14 +41,14 @@ pin_project! {
         S: Service<Request<B>>,
     {
         #[pin]
-        state: State<S, B, S::Future>,
+        state: State<S, B, S::Future, S::Response>,
         request: Option<ActiveRequest>,
     }
 }
 
 pin_project! {
     #[project = StateProjection]
-    enum State<S, B, F> {
+    enum State<S, B, F, A> {
         /// The application is at work.
         Forwarded {
             #[pin]
@@ -71,6 +71,14 @@ pin_project! {
             answers: Answers,
             deadline: Option<Pin<Box<Sleep>>>,
             then: Option<Box<(Arc<ServerContext>, S, Request<B>)>>,
+        },
+        /// A filter holds the answer back, before the others that saw the request.
+        Returning {
+            // `None` at first.
+            callout: Option<ResponseCallout>,
+            // How many of them it has yet to pass.
+            left: usize,
+            response: Option<A>,
         },
         /// It is answered here.
         Answered {
@@ -119,7 +127,7 @@ where
     }
 }
 
-impl<S, B, F> State<S, B, F> {
+impl<S, B, F, A> State<S, B, F, A> {
     /// Authorizers are asked about a request, as soon as its body is read where they are to be shown it.
     fn asking(
         mut asked: Box<Asked>,
@@ -196,6 +204,13 @@ where
                 StateProjection::Forwarded { future } => {
                     let request = this.request.as_ref().expect(ONCE);
                     let response = ready!(request.on_behalf(|| future.poll(cx)));
+                    if request.holds_responses()
+                        && let Ok(response) = response
+                    {
+                        let left = request.filters_entered();
+                        this.state.set(State::Returning { callout: None, left, response: Some(response) });
+                        continue;
+                    }
                     let mut request = this.request.take().expect(ONCE);
                     if response.is_err() {
                         request.note_application_error();
@@ -207,6 +222,27 @@ where
                 StateProjection::Answered { response } => {
                     let (request, response) = (this.request.take().expect(ONCE), response.take().expect(ONCE));
                     return Poll::Ready(Ok(request.pass_back(*response, |bytes| Content::Local { bytes })));
+                }
+                StateProjection::Returning { callout, left, response } => {
+                    let decide = match callout {
+                        Some(callout) => Some(ready!(callout.as_mut().poll(cx))),
+                        None => None,
+                    };
+                    let request = this.request.as_mut().expect(ONCE);
+                    let (mut head, body) = response.take().expect(ONCE).into_parts();
+                    match decide.and_then(|decide| request.decided(decide, &mut head)) {
+                        Some(instead) => State::Answered { response: Some(Box::new(instead)) },
+                        None => {
+                            *callout = request.hold_response(left, &head);
+                            let whole = Response::from_parts(head, body);
+                            if callout.is_none() {
+                                let request = this.request.take().expect(ONCE);
+                                return Poll::Ready(Ok(request.pass_back(whole, |body| Content::App { body })));
+                            }
+                            *response = Some(whole);
+                            continue;
+                        }
+                    }
                 }
                 StateProjection::Held { callout, deadline, then } => {
                     let decide = match callout.as_mut().poll(cx) {
@@ -434,6 +470,37 @@ impl ActiveRequest {
     #[inline]
     pub(super) fn on_behalf<R>(&self, work: impl FnOnce() -> R) -> R {
         self.inherited.during(work)
+    }
+
+    /// What is known of it, and where it goes.
+    fn found(&mut self) -> Option<(&mut RequestInfo, &Destination)> {
+        let Facts { info, route, .. } = &mut **self.facts.as_mut()?;
+        let (_, destination) = route.as_ref().and_then(|(routes, position)| routes.at(*position))?;
+        Some((info, destination))
+    }
+
+    /// Whether a filter that it has passed may hold the answer back.
+    #[inline]
+    fn holds_responses(&self) -> bool {
+        let route = self.facts.as_ref().and_then(|facts| facts.route.as_ref());
+        route.and_then(|(routes, position)| routes.at(*position)).is_some_and(|(_, to)| to.holds_responses())
+    }
+
+    fn filters_entered(&self) -> usize {
+        self.facts.as_ref().map_or(0, |facts| facts.filters_entered)
+    }
+
+    /// What the next filter waits for that holds the answer back.
+    fn hold_response(&mut self, left: &mut usize, head: &Parts) -> Option<ResponseCallout> {
+        let (info, destination) = self.found()?;
+        filters::hold_response(destination.filters(), left, info, head)
+    }
+
+    /// The filter that held the answer back knows more: there may be another answer.
+    fn decided(&mut self, decide: ResponseResume, head: &mut Parts) -> Option<Response<Bytes>> {
+        let (info, _) = self.found()?;
+        let reply = reply::filter(decide(info, head)?, info.is_grpc);
+        Some(reply::to(info.method().unwrap_or(&Method::GET), reply))
     }
 
     /// The application returned an error instead of a response.

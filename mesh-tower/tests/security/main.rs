@@ -7,6 +7,7 @@ mod connections_end;
 mod egress;
 mod ext_authz;
 mod ext_authz_bodies;
+mod ext_proc;
 mod fails_closed;
 mod global_limits;
 mod identities;

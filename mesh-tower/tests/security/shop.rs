@@ -5,19 +5,25 @@ use std::time::Duration;
 
 use mesh_control::embedded::Embedded;
 use mesh_core::xds::Bootstrap;
-use mesh_tower::Mesh;
+use mesh_tower::{Mesh, MeshBuilder};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// The workload whose label `app` and account have this name.
 pub(crate) fn workload(control: &Embedded, app: &str) -> Mesh {
+    workload_with(control, app, |builder| builder)
+}
+
+/// The same, made so.
+pub(crate) fn workload_with(control: &Embedded, app: &str, made: impl FnOnce(MeshBuilder) -> MeshBuilder) -> Mesh {
     let bootstrap = Bootstrap::new("embedded")
         .node_id(format!("mesh~127.0.0.1~{app}.shop~shop.svc.cluster.local"))
         .metadata("NAMESPACE", "shop")
         .metadata("SERVICE_ACCOUNT", app)
         .metadata("LABELS", json!({"app": app}));
-    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(Duration::from_secs(10)).start().unwrap()
+    let builder = Mesh::builder().source(control.source(bootstrap)).cold_start_wait(Duration::from_secs(10));
+    made(builder).start().unwrap()
 }
 
 /// Status and text of the answer to a request for `reviews` with these header lines, over a connection of its own.

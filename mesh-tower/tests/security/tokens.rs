@@ -9,11 +9,11 @@ use axum::http::StatusCode;
 use mesh_control::embedded::{Config, Embedded, KeyFetching, Options, PlaneOptions};
 use mesh_core::jwt::Claims;
 use mesh_core::testing::TokenIssuer;
-use mesh_tower::Mesh;
+use mesh_tower::{Mesh, MeshBuilder};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::shop::{ask, workload};
+use crate::shop::{ask, workload_with};
 
 const REVIEWS: &str = "
 apiVersion: v1
@@ -41,7 +41,7 @@ async fn serve(policies: &str) -> (Embedded, Mesh, SocketAddr) {
 
 async fn serve_with(config: Config, options: Options) -> (Embedded, Mesh, SocketAddr) {
     let control = Embedded::start(config, options).await.unwrap();
-    let mesh = workload(&control, "reviews");
+    let mesh = workload_with(&control, "reviews", MeshBuilder::metrics);
     let listener = mesh.bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr();
     let tell = |request: Request| async move {
@@ -354,5 +354,41 @@ async fn without_keys_an_issuers_tokens_are_refused_and_requests_without_one_pas
         let found = control.status().diagnostics;
         let is_told = found.iter().any(|it| it.message.contains(why) && it.message.contains("refused with 401"));
         assert!(is_told, "{why}: {found:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_label_of_a_metric_is_what_a_token_says() {
+    let issuer = TokenIssuer::new("a");
+    let rule = format!("{{issuer: a, jwks: '{}'}}", issuer.jwks());
+    let labels = "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: tiers, namespace: shop}\n\
+        spec: {metrics: [{overrides: [{match: {metric: REQUEST_COUNT}, tagOverrides: {\
+        tier: {value: \"request.auth.claims['tier'] == 'gold' ? 'gold' : 'other'\"}, \
+        staff: {value: \"'staff' in request.auth.claims['groups']\"}, \
+        who: {value: request.auth.principal}}}]}]}\n";
+    let (_control, mesh, address) = serve(&(authentication(&rule) + labels)).await;
+    let claims = |more: &str| bearer(&issuer.token(&format!(r#"{{"iss":"a","sub":"me"{more}}}"#)));
+    for (headers, tier, staff, who) in [
+        (claims(r#","tier":"gold","groups":["staff"]"#), "gold", "true", "a/me"),
+        (claims(r#","tier":"tin""#), "other", "false", "a/me"),
+        (claims(r#","tier":["gold"],"groups":7"#), "unknown", "unknown", "a/me"),
+        (String::new(), "unknown", "false", "unknown"),
+    ] {
+        assert_eq!(ask(address, "/", &headers).await.0, 200);
+        let labels = [format!("tier=\"{tier}\""), format!("staff=\"{staff}\""), format!("who=\"{who}\"")];
+        let is_counted = || {
+            let text = mesh.prometheus();
+            let mut lines = text.lines().filter(|line| line.starts_with("istio_requests_total{"));
+            lines.any(|line| labels.iter().all(|label| line.contains(label)) && line.ends_with("} 1"))
+        };
+        // It is counted when its answer has gone out.
+        let counted = async {
+            while !is_counted() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), counted)
+            .await
+            .unwrap_or_else(|_| panic!("{}", mesh.prometheus()));
     }
 }

@@ -1,15 +1,19 @@
 //! `RequestRules` (policy.mesh-control/v1alpha1): rules on requests without code. A condition in CEL, and what becomes of those
-//! requests: they are refused, or headers of theirs and of their answers change. An object of our own, since Istio has none.
+//! requests: they are refused, or headers of theirs and of their answers change; or an external processor that says it. An object of
+//! our own, since Istio has none.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use mesh_core::model::CelExpression;
+use mesh_core::model::{CelExpression, ExtProc};
 use mesh_core::xds::decode::request_rule;
 use serde_json::{Map, Value as Json, json};
 
-use crate::config::decode::{At, Decode, Decoder, Text, keywords, message};
+use super::rate_limit_service::FailureMode;
+use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
+use crate::config::istio::names::is_domain;
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
@@ -27,6 +31,23 @@ message! {
         hosts: Vec<Text> = "hosts",
         /// The rules, in the order in which requests pass them.
         rules: Vec<Rule> = "rules",
+        /// In the place of rules, who is shown requests and answers, and says what becomes of them.
+        processor: Option<Processor> = "processor",
+    }
+    /// An external processor, of Envoy's protocol.
+    pub struct Processor {
+        /// A host of the mesh, by its full name.
+        host: Text = "host" required,
+        /// Its port.
+        port: PortNumber = "port" required,
+        /// How long it may take for each head; absent means 200 ms.
+        timeout: Option<At<Duration>> = "timeout",
+        /// What becomes of what it has no word on; absent means that it is refused.
+        failure_mode: Option<FailureMode> = "failureMode",
+        /// Whether it is shown the heads of requests; absent means that it is.
+        request: Option<bool> = "request",
+        /// Whether it is shown the heads of their answers; absent means that it is.
+        response: Option<bool> = "response",
     }
     /// What becomes of some requests.
     pub struct Rule {
@@ -34,6 +55,8 @@ message! {
         name: Text = "name" required,
         /// Which requests: those of which this holds, in CEL; absent means all.
         when: Option<Text> = "when",
+        /// They pass: the rules after it are not asked about them.
+        allow: Option<At<bool>> = "allow",
         /// They are refused.
         deny: Option<Deny> = "deny",
         /// Their headers change, and those of their answers.
@@ -91,6 +114,8 @@ pub struct RequestRules {
     pub refuses: bool,
     /// Those that ask what tokens say, by their places.
     pub of_tokens: Vec<usize>,
+    /// In the place of rules, who says what becomes of requests.
+    pub processor: Option<Arc<ExtProc>>,
 }
 
 impl Decode for RequestRules {
@@ -100,15 +125,30 @@ impl Decode for RequestRules {
         if let (RulesMode::Server, Some(host)) = (spec.mode, spec.hosts.first()) {
             faults.push((host.span, "hosts".to_owned(), "hosts are for mode CLIENT".to_owned()));
         }
-        if spec.rules.is_empty() {
-            faults.push((spec.span, "rules".to_owned(), "there is no rule".to_owned()));
+        match &spec.processor {
+            None if spec.rules.is_empty() => {
+                faults.push((spec.span, "rules".to_owned(), "there is no rule".to_owned()));
+            }
+            Some(processor) if !spec.rules.is_empty() => {
+                let message = "beside rules: an object of its own says it, and their names in which order they come";
+                faults.push((processor.span, "processor".to_owned(), message.to_owned()));
+            }
+            Some(processor) if spec.mode == RulesMode::Client => {
+                let message = "a processor is shown requests that come in, and so for mode SERVER";
+                faults.push((processor.span, "processor".to_owned(), message.to_owned()));
+            }
+            _ => {}
         }
+        let processor = spec.processor.as_ref().map(|processor| Arc::new(processor.read(&mut faults)));
         let (mut rules, mut of_tokens) = (Vec::new(), Vec::new());
         for (index, rule) in spec.rules.iter().enumerate() {
             let at = format!("rules[{index}]");
             if spec.rules.iter().take(index).any(|other| other.name.value == rule.name.value) {
                 let message = format!("another rule is named {}", quoted(&rule.name));
                 faults.push((rule.name.span, format!("{at}.name"), message));
+            }
+            if let Some(allow) = rule.allows().filter(|_| index + 1 == spec.rules.len()) {
+                faults.push((allow.span, format!("{at}.allow"), "there is no rule after it".to_owned()));
             }
             let json = rule.json();
             match request_rule(&json) {
@@ -134,9 +174,11 @@ impl Decode for RequestRules {
             target_refs: spec.target_refs,
             mode: spec.mode,
             hosts: spec.hosts.into_iter().map(|host| host.value).collect(),
-            refuses: spec.rules.iter().any(|rule| rule.deny.is_some()),
+            refuses: spec.rules.iter().any(|rule| rule.deny.is_some())
+                || processor.as_ref().is_some_and(|processor| !processor.fail_open),
             rules: Arc::new(json!({"rules": rules})),
             of_tokens,
+            processor,
         })
     }
 
@@ -157,6 +199,32 @@ impl RequestRules {
     }
 }
 
+impl Processor {
+    /// What it may take.
+    const LONGEST: Duration = Duration::from_secs(60);
+
+    fn read(&self, faults: &mut Vec<(Span, String, String)>) -> ExtProc {
+        let mut config = ExtProc::new(format!("{}:{}", self.host.value, self.port.0));
+        if !is_domain(&self.host) {
+            let message = format!("{} is no name", quoted(&self.host));
+            faults.push((self.host.span, "processor.host".to_owned(), message));
+        }
+        if let Some(timeout) = &self.timeout {
+            if timeout.is_zero() || **timeout > Self::LONGEST {
+                let message = format!("not between nothing and {:?}", Self::LONGEST);
+                faults.push((timeout.span, "processor.timeout".to_owned(), message));
+            }
+            config.timeout = **timeout;
+        }
+        config.fail_open = self.failure_mode == Some(FailureMode::Allow);
+        (config.request, config.response) = (self.request.unwrap_or(true), self.response.unwrap_or(true));
+        if !(config.request || config.response) {
+            faults.push((self.span, "processor".to_owned(), "it is shown neither requests nor answers".to_owned()));
+        }
+        config
+    }
+}
+
 impl Rule {
     /// As the data plane reads it.
     fn json(&self) -> Json {
@@ -164,6 +232,9 @@ impl Rule {
         let mut put = |name: &str, value: Json| drop(rule.insert(name.to_owned(), value));
         if let Some(when) = &self.when {
             put("when", when.as_str().into());
+        }
+        if self.allows().is_some() {
+            put("allow", true.into());
         }
         if let Some(deny) = &self.deny {
             let status = deny.status.iter().map(|status| ("status".to_owned(), status.value.into()));
@@ -178,12 +249,18 @@ impl Rule {
         Json::Object(rule)
     }
 
+    /// That it allows, where it does.
+    fn allows(&self) -> Option<&At<bool>> {
+        self.allow.as_ref().filter(|allow| allow.value)
+    }
+
     /// Where a field is written, or else the rule.
     fn place(&self, field: &str) -> Span {
         let when = || self.when.as_ref().map(|when| when.span);
         let status = || Some(self.deny.as_ref()?.status.as_ref()?.span);
         let place = match field {
             "when" => when(),
+            "allow" => self.allows().map(|allow| allow.span),
             "deny.status" => status(),
             "headers" => Some(self.headers.span),
             _ => None,

@@ -260,7 +260,7 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
             "match",
             "type",
         ],
-        ObjectKind::RequestRules => &["selector", "targetRefs", "mode", "hosts", "rules"],
+        ObjectKind::RequestRules => &["selector", "targetRefs", "mode", "hosts", "rules", "processor"],
         ObjectKind::FilterSchema => &["filter", "schema"],
         ObjectKind::Quota => {
             &["selector", "targetRefs", "mode", "hosts", "rules", "failureMode", "unassigned", "reportEvery", "answer"]

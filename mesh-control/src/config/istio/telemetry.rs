@@ -265,7 +265,7 @@ impl Override {
             match (tag.operation, tag.value.as_ref().filter(|value| !value.is_empty())) {
                 (TagOperation::Upsert, None) => wrong(tag.span, at, "UPSERT needs a value".to_owned()),
                 (TagOperation::Upsert, Some(value)) => {
-                    if let Err(fault) = CelExpression::value(value) {
+                    if let Err(fault) = CelExpression::label(value) {
                         wrong(value.span, format!("{at}.value"), fault.to_string());
                     }
                 }

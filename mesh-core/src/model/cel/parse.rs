@@ -31,6 +31,11 @@ pub(super) fn value(text: &str) -> Result<CelExpression, CelFault> {
     one_value(text, whole(text, Reader::Telemetry)?)
 }
 
+/// What a label of a metric is set to.
+pub(super) fn label(text: &str) -> Result<CelExpression, CelFault> {
+    one_value(text, whole(text, Reader::Label)?)
+}
+
 /// What requests are told apart by.
 pub(super) fn key(text: &str) -> Result<CelExpression, CelFault> {
     let expression = one_value(text, whole(text, Reader::Key)?)?;
@@ -82,8 +87,10 @@ fn whole(text: &str, reader: Reader) -> Result<(CelExpression, Kind), CelFault> 
 /// What an expression is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
-    /// Access logs and metrics, when a request is over.
+    /// Access logs, when a request is over; Envoys read them, too.
     Telemetry,
+    /// Labels of metrics, when a request is over.
+    Label,
     /// Rules on requests.
     Rule,
     /// Limits: what requests are told apart by.
@@ -459,11 +466,12 @@ impl Parser<'_> {
     /// Whether an attribute is known where the expression is for.
     fn known_here(&mut self, attribute: CelAttribute, at: usize) -> Result<(), CelFault> {
         let path = attribute.path();
-        if self.reader == Reader::Telemetry {
-            return match attribute.is_of_rules() {
-                true => self.wrong(at, format!("{path} is known to rules on requests only")),
-                false => Ok(()),
-            };
+        match self.reader {
+            Reader::Telemetry if attribute.is_of_rules() => {
+                return self.wrong(at, format!("{path} is known to rules on requests and to labels of metrics only"));
+            }
+            Reader::Telemetry | Reader::Label => return Ok(()),
+            Reader::Rule | Reader::Key => {}
         }
         if self.reader == Reader::Key && attribute.is_new_each_time() {
             let message =
@@ -484,8 +492,10 @@ impl Parser<'_> {
     fn unknown(&self, path: &str) -> String {
         let parent = path.split('.').next().unwrap_or_default();
         let is_like = |known: &&str| known.split('.').next() == Some(parent);
-        let is_here = |one: CelAttribute| {
-            if self.reader == Reader::Telemetry { !one.is_of_rules() } else { one.in_rules().is_some() }
+        let is_here = |one: CelAttribute| match self.reader {
+            Reader::Telemetry => !one.is_of_rules(),
+            Reader::Label => true,
+            Reader::Rule | Reader::Key => one.in_rules().is_some(),
         };
         let known = CelAttribute::ALL.iter().filter(|(_, one)| is_here(*one)).map(|(known, _)| *known);
         let known: Vec<&str> = known.filter(is_like).collect();

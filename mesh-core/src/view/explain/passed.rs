@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use super::settings::{fields, header_change, percent, said, time};
 use super::written;
 use crate::model::{
-    AdaptiveConcurrency, AdmissionControl, DescriptorAction, FilterConfig, Fraction, GlobalRateLimit, HeaderTarget,
-    JwtAuthentication, LocalRateLimit, OnFailure, Plugin, QuotaRule, QuotaStrategy, RateLimit, RateLimitQuota, Rbac,
-    RbacAction, RbacRules, RequestRule, RequestRules, SessionCarrier, StatefulSession, TokenBucket,
+    AdaptiveConcurrency, AdmissionControl, DescriptorAction, ExtProc, FilterConfig, Fraction, GlobalRateLimit,
+    HeaderTarget, JwtAuthentication, LocalRateLimit, OnFailure, Plugin, QuotaRule, QuotaStrategy, RateLimit,
+    RateLimitQuota, Rbac, RbacAction, RbacRules, RequestRule, RequestRules, SessionCarrier, StatefulSession,
+    TokenBucket,
 };
 
 /// Something that a request passes: a limit, rules, policies, or a filter of the application's.
@@ -47,6 +48,7 @@ impl Passed {
             (FilterConfig::Jwt(tokens), _) => ("tokens", issuers(tokens)),
             (FilterConfig::Rbac(rbac), _) => ("policies", policies(rbac)),
             (FilterConfig::ExtAuthz(asked), _) => ("authorizer", json!({"at": &*asked.target})),
+            (FilterConfig::ExtProc(config), _) => ("processor", processor(config)),
             (FilterConfig::LocalRateLimit(limit), _) => ("local rate limit", local_rate_limit(limit)),
             (FilterConfig::RateLimit(limit), _) => {
                 ("rate limit", global_rate_limit(limit, &limit.domain, &limit.rate_limits))
@@ -193,6 +195,17 @@ fn concurrency(limit: &AdaptiveConcurrency) -> Value {
         fields(json!({"most": queue.most, "wait": time(queue.wait), "turns_by": counted_by(&queue.by), "weights": weights}))
     });
     json!({"most": limit.most, "least": least, "sheddable_percent": part(limit.sheddable), "queue": queue})
+}
+
+fn processor(config: &ExtProc) -> Value {
+    let shown = [("request", config.request), ("response", config.response)];
+    let shown: Vec<&str> = shown.into_iter().filter(|(_, is_shown)| *is_shown).map(|(what, _)| what).collect();
+    json!({
+        "at": &*config.target,
+        "shown": shown,
+        "timeout": time(config.timeout),
+        "without_a_word": if config.fail_open { "passes" } else { "refused" },
+    })
 }
 
 fn admission(throttle: &AdmissionControl) -> Value {

@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3:
 use envoy_types::pb::envoy::extensions::filters::http::admission_control::v3::AdmissionControl;
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
+use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::ExternalProcessor;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
@@ -26,6 +27,7 @@ use envoy_types::pb::google::protobuf::Any;
 use super::common::{TypedStruct, filled, holds, type_name, unpack};
 use super::cors;
 use super::ext_authz::ext_authz;
+use super::ext_proc;
 use super::fault::fault;
 use super::jwt::jwt;
 use super::local_rate_limit::local_rate_limit;
@@ -44,10 +46,11 @@ use crate::state::States;
 
 /// Filters that decide who may do what. Passing requests without one would be a hole, so a control plane cannot
 /// make them optional.
-const SECURITY: [&str; 8] = [
+const SECURITY: [&str; 9] = [
     "envoy.extensions.filters.http.rbac.v3.",
     "envoy.extensions.filters.http.jwt_authn.v3.",
     "envoy.extensions.filters.http.ext_authz.v3.",
+    "envoy.extensions.filters.http.ext_proc.v3.",
     "envoy.extensions.filters.http.basic_auth.v3.",
     "envoy.extensions.filters.http.api_key_auth.v3.",
     "envoy.extensions.filters.http.oauth2.v3.",
@@ -229,6 +232,9 @@ fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, 
     if holds::<RateLimit>(any) {
         let limit = rate_limit_service::rate_limit_service(notes, any)?;
         return Ok(Known::Filter(FilterConfig::RateLimit(Arc::new(limit))));
+    }
+    if holds::<ExternalProcessor>(any) {
+        return ext_proc::ext_proc(notes, any).map(Known::Filter);
     }
     if holds::<RateLimitQuotaFilterConfig>(any) {
         return Ok(Known::Filter(FilterConfig::RateLimitQuota(Arc::new(quota::quota(notes, any)?))));

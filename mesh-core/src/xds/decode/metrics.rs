@@ -56,7 +56,7 @@ pub(super) fn decode(notes: &mut Notes<'_>, any: &Any) -> Result<MetricRules, In
         }
         let mut labels: BTreeMap<String, Option<CelExpression>> = BTreeMap::new();
         for (label, text) in metric.dimensions {
-            match CelExpression::value(&text) {
+            match CelExpression::label(&text) {
                 Ok(expression) => _ = labels.insert(label, Some(expression)),
                 Err(fault) => notes.ignore(&format!("dimensions[{label:?}] ({fault})")),
             }

@@ -17,6 +17,7 @@ mod common;
 mod cors;
 mod endpoint;
 mod ext_authz;
+mod ext_proc;
 mod fault;
 mod filter;
 mod hashing;

@@ -121,7 +121,10 @@ pub(super) fn per_route(notes: &mut Notes<'_>, any: &Any) -> Result<RateLimitPer
 
 /// Whom the mesh's client calls, and for how long it may take. As with authorizers it is the authority; where that says no port,
 /// the name of the cluster does, as Istio calls it.
-fn grpc_service(notes: &mut Notes<'_>, value: core::GrpcService) -> Result<(Arc<str>, Option<Duration>), Invalid> {
+pub(super) fn grpc_service(
+    notes: &mut Notes<'_>,
+    value: core::GrpcService,
+) -> Result<(Arc<str>, Option<Duration>), Invalid> {
     let core::GrpcService { timeout, initial_metadata, retry_policy, target_specifier } = value;
     ignored!(notes; initial_metadata, retry_policy);
     let Some(TargetSpecifier::EnvoyGrpc(service)) = target_specifier else {

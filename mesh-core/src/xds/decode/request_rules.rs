@@ -23,7 +23,7 @@ pub(super) fn request_rules(json: &str) -> Result<RequestRules, Invalid> {
     Ok(RequestRules::new(read.collect::<Result<_, _>>()?))
 }
 
-/// One rule: `{name, when, deny: {status, body}, request: {set, remove}, response: {set, remove}}`.
+/// One rule: `{name, when, allow, deny: {status, body}, request: {set, remove}, response: {set, remove}}`.
 ///
 /// # Errors
 /// The field that is wrong, and why: an expression with its line and column.
@@ -39,12 +39,20 @@ pub(super) fn request_rules(json: &str) -> Result<RequestRules, Invalid> {
 /// ```
 pub fn request_rule(json: &Value) -> Result<RequestRule, Invalid> {
     let fields = json.as_object().ok_or_else(|| Invalid::new("an object is expected"))?;
-    known(fields, &["name", "when", "deny", "request", "response"])?;
+    known(fields, &["name", "when", "allow", "deny", "request", "response"])?;
     let mut rule = RequestRule::new(text(fields, "name")?.unwrap_or_default());
     if let Some(when) = text(fields, "when")? {
         let read = CelExpression::rule(when).map_err(|fault| Invalid::new(fault.to_string()).at("when"))?;
         rule.when = Some(read);
     }
+    rule.allow = match fields.get("allow") {
+        None | Some(Value::Bool(false)) => false,
+        Some(Value::Bool(true)) if rule.when.is_some() => true,
+        Some(Value::Bool(true)) => {
+            return Err(Invalid::new("without a condition, no rule after it would be asked").at("allow"));
+        }
+        Some(_) => return Err(Invalid::new("true or false is expected").at("allow")),
+    };
     if let Some(deny) = object(fields, "deny")? {
         rule.deny = Some(refusal(deny).map_err(|invalid| invalid.at("deny"))?);
     }
@@ -63,11 +71,15 @@ pub fn request_rule(json: &Value) -> Result<RequestRule, Invalid> {
     rule.request = mutations.request;
     rule.response = Arc::from(mutations.response);
     let changes_nothing = rule.request.is_empty() && rule.response.is_empty();
-    if rule.looks_at_answer() && (rule.deny.is_some() || !rule.request.is_empty()) {
-        let reason = "is about the answer, which there is none of yet when a request is refused or changed";
+    if rule.looks_at_answer() && (rule.allow || rule.deny.is_some() || !rule.request.is_empty()) {
+        let reason = "is about the answer, which there is none of yet when a request is let in, refused or changed";
         return Err(Invalid::new(reason).at("when"));
     }
+    if rule.allow && rule.deny.is_some() {
+        return Err(Invalid::new("who is refused does not pass").at("deny"));
+    }
     match (&rule.deny, changes_nothing) {
+        (None, true) if rule.allow => Ok(rule),
         (None, true) => Err(Invalid::new("nothing becomes of the requests that it is for").at("deny")),
         (Some(_), false) => Err(Invalid::new("who is refused has no other headers").at("deny")),
         _ => Ok(rule),
