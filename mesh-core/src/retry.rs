@@ -161,14 +161,17 @@ pub fn wants(policy: &RetryPolicy, outcome: Outcome<'_>, request: &RequestInfo) 
     match outcome {
         Outcome::Failed(kind) => policy.on.intersects(conditions_of_failure(kind)),
         Outcome::Answered(status, headers) => {
+            let is_met = policy.on.intersects(conditions_of_answer(policy, status, headers, request.is_grpc));
+            let of_limits = policy.on.contains(RetryCondition::EnvoyRatelimited);
+            // As nearly always: whatever stands in the way of it, or for it, is not looked up.
+            if !is_met && !of_limits {
+                return false;
+            }
             // In this order: Envoy takes the flag of a rate limit for all that there is to know of an answer.
             if headers.contains_key(OVERLOADED) {
                 return false;
             }
-            if headers.contains_key(RATE_LIMITED) {
-                return policy.on.contains(RetryCondition::EnvoyRatelimited);
-            }
-            policy.on.intersects(conditions_of_answer(policy, status, headers, request.is_grpc))
+            if headers.contains_key(RATE_LIMITED) { of_limits } else { is_met }
         }
     }
 }

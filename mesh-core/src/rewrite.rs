@@ -76,6 +76,11 @@ fn apply(
     value_of: impl Fn(&HeaderFormat, &HeaderMap) -> Option<HeaderValue>,
 ) {
     for changes in levels {
+        if !changes.iter().any(|change| matches!(change.text(), Some(HeaderText::Format(_)))) {
+            // As most are: values are what they are.
+            changes.iter().for_each(|change| apply_one(change, change.text().and_then(HeaderText::fixed), headers));
+            continue;
+        }
         let removed = changes.iter().take_while(|change| matches!(change, HeaderChange::Remove(_))).count();
         let (removed, written) = changes.split_at_checked(removed).unwrap_or_default();
         removed.iter().for_each(|change| drop(headers.remove(change.name())));
@@ -83,31 +88,32 @@ fn apply(
             HeaderText::Fixed(_) => None,
             HeaderText::Format(format) => Some(format),
         });
-        // Most values are what they are.
-        let has_some = made.clone().next().is_some();
-        let mut values =
-            has_some.then(|| made.map(|format| value_of(format, headers)).collect::<SmallVec<[_; 2]>>().into_iter());
+        let mut values = made.map(|format| value_of(format, headers)).collect::<SmallVec<[_; 2]>>().into_iter();
         for change in written {
-            let value = match change.text() {
-                None => {
-                    headers.remove(change.name());
-                    continue;
-                }
-                Some(HeaderText::Fixed(value)) => Some(value.clone()),
-                Some(HeaderText::Format(_)) => values.as_mut().and_then(Iterator::next).flatten(),
-            };
-            let name = change.name();
-            let applies = match change {
-                HeaderChange::AddIfAbsent(..) => !headers.contains_key(name),
-                HeaderChange::ReplaceIfPresent(..) => headers.contains_key(name),
-                _ => true,
-            };
-            match value.filter(|_| applies) {
-                None => {}
-                Some(value) if matches!(change, HeaderChange::Append(..)) => _ = headers.append(name.clone(), value),
-                Some(value) => _ = headers.insert(name.clone(), value),
+            match change.text() {
+                Some(HeaderText::Format(_)) => apply_one(change, values.next().flatten().as_ref(), headers),
+                fixed => apply_one(change, fixed.and_then(HeaderText::fixed), headers),
             }
         }
+    }
+}
+
+/// Takes a header off, or writes this value, if there is any.
+fn apply_one(change: &HeaderChange, value: Option<&HeaderValue>, headers: &mut HeaderMap) {
+    let name = change.name();
+    let applies = match change {
+        HeaderChange::Remove(_) => {
+            headers.remove(name);
+            return;
+        }
+        HeaderChange::AddIfAbsent(..) => !headers.contains_key(name),
+        HeaderChange::ReplaceIfPresent(..) => headers.contains_key(name),
+        HeaderChange::Append(..) | HeaderChange::Set(..) => true,
+    };
+    match value.filter(|_| applies).cloned() {
+        None => {}
+        Some(value) if matches!(change, HeaderChange::Append(..)) => _ = headers.append(name.clone(), value),
+        Some(value) => _ = headers.insert(name.clone(), value),
     }
 }
 

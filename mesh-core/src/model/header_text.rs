@@ -104,6 +104,14 @@ impl HeaderText {
         }
     }
 
+    /// The value, where it is the same for every message.
+    pub fn fixed(&self) -> Option<&HeaderValue> {
+        match self {
+            HeaderText::Fixed(value) => Some(value),
+            HeaderText::Format(_) => None,
+        }
+    }
+
     /// It as Envoy's configuration has it: what [`parse`](HeaderText::parse) reads.
     pub fn written(&self, target: HeaderTarget) -> String {
         let escaped = |text: &[u8]| String::from_utf8_lossy(text).replace('%', "%%");
