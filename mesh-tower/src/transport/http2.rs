@@ -252,7 +252,7 @@ async fn dial(
     }
     let (sender, connection) = builder
         .initial_max_send_streams(streams as usize)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Box::new(stream)))
         .await
         .map_err(|error| MeshError::new(ErrorKind::ConnectFailure, "HTTP/2 handshake").caused_by(error))?;
     let limit = Arc::new(AtomicU32::new(streams));
@@ -286,7 +286,8 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
 
 /// Drives a connection, and notes how many streams the peer allows.
 struct Driver {
-    connection: http2::Connection<TokioIo<Limited<Heads>>, Body, Tasks>,
+    /// In a box: hyper's futures of single streams are as large as that of the connection, and are moved with each request.
+    connection: http2::Connection<TokioIo<Box<Limited<Heads>>>, Body, Tasks>,
     limit: Arc<AtomicU32>,
     host: Arc<HostConnections>,
 }
