@@ -46,7 +46,8 @@ impl<'r> RequestHead<'r> {
     pub fn received<B>(request: &'r Request<B>) -> Result<Self, MeshError> {
         let (method, uri, version) = (request.method(), request.uri(), request.version());
         let bad = |what: &str| MeshError::new(ErrorKind::BadRequest, what);
-        if !is_method(method.as_str().as_bytes()) {
+        let is_usual = *method == Method::GET || *method == Method::POST;
+        if !is_usual && !is_method(method.as_str().as_bytes()) {
             return Err(bad("malformed method"));
         }
         // One look at all of them beats a look-up for each question.
@@ -177,8 +178,7 @@ fn authority_of<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Result<&'r str, Mes
 /// ```
 #[inline]
 pub fn without_user(authority: &str) -> &str {
-    let user = authority.bytes().rposition(|byte| byte == b'@');
-    user.and_then(|end| authority.get(end + 1..)).unwrap_or(authority)
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
 }
 
 /// The value of the first cookie of this name, without quotes around it, as Envoy reads it.
@@ -323,6 +323,7 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 ///
 /// assert!(has_port("[::1]:80") && !has_port("[::1]"));
 /// ```
+#[inline]
 pub fn has_port(authority: &str) -> bool {
     let digits = authority.bytes().rev().take_while(u8::is_ascii_digit).count();
     let colon = authority.len().checked_sub(digits + 1).and_then(|at| authority.as_bytes().get(at));

@@ -152,6 +152,16 @@ impl Heads {
         let passed = self.left.min(bytes.len());
         self.left -= passed;
         bytes = bytes.get(passed..).unwrap_or_default();
+        if self.read == 0
+            && let Some((whole, rest)) = bytes.split_first_chunk()
+            && let Some(head) = self.head.first_chunk_mut::<HEAD>()
+        {
+            (*head, self.read, bytes) = (*whole, HEAD, rest);
+            if self.more() == 0 {
+                (self.left, self.read) = (self.length(), 0);
+                return Some((self.head, bytes));
+            }
+        }
         loop {
             let more = if self.read >= HEAD { self.more() } else { 0 };
             let missing = self.head.iter_mut().take(HEAD + more).skip(self.read);
