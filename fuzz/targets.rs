@@ -35,7 +35,7 @@ use mesh_core::testing::resources::{
     filter_chain, http_filter, http_manager, route_to_application, routes, server_listener, virtual_host,
 };
 use mesh_core::tls::{Credentials, SpiffeBundle, SpiffeBundleMap, TrustBundles, svid};
-use mesh_core::trace::Trace;
+use mesh_core::trace::{Tables, Trace};
 use mesh_core::view::RouteTable;
 use mesh_core::xds::Bootstrap;
 use mesh_core::xds::access_log::{self, Entry};
@@ -378,12 +378,12 @@ pub fn trace(data: &[u8]) {
     }
     let came = Trace::of_headers(&headers);
     let mut told = HeaderMap::new();
-    came.tell(None, &mut told);
+    came.tell(None, Tables::Kept, &mut told);
     assert_eq!(Trace::of_headers(&told).context(), came.context());
     let mut next = came;
     if let Some(begun) = next.begin(&Tracing::default(), &headers, &mut fastrand::Rng::with_seed(1)) {
         let mut told = HeaderMap::new();
-        next.tell(Some(begun.context), &mut told);
+        next.tell(Some(begun.context), Tables::Kept, &mut told);
         assert_eq!(Trace::of_headers(&told).context(), Some(begun.context));
     }
 }

@@ -23,7 +23,7 @@ use mesh_core::model::{
 };
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_core::telemetry::{Span, SpanSink};
-use mesh_core::trace::Trace;
+use mesh_core::trace::{Tables, Trace};
 use mesh_tower::{Client, Mesh, MeshBuilder};
 use tokio::net::TcpStream;
 use tonic::body::Body as GrpcBody;
@@ -283,7 +283,7 @@ pub fn tell(headers: &mut HeaderMap) {
     static TRACING: LazyLock<Tracing> = LazyLock::new(|| Unsampled.tracing());
     let mut trace = Trace::default();
     trace.begin(&TRACING, headers, &mut fastrand::Rng::new());
-    trace.tell(None, headers);
+    trace.tell(None, Tables::Kept, headers);
 }
 
 /// Takes spans, and samples nothing by itself.

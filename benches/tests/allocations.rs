@@ -14,7 +14,7 @@ use mesh_core::model::BalancerPolicy;
 use mesh_core::request::RequestHead;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::telemetry::SpanSink;
-use mesh_core::trace::Trace;
+use mesh_core::trace::{Tables, Trace};
 
 /// What a client of the mesh may allocate for a request, above the bare connection.
 const CLIENT: f64 = 3.0;
@@ -116,7 +116,7 @@ fn a_trace_that_is_not_sampled_is_told_without_an_allocation_each() {
             headers.clear();
             let mut trace = Trace::default();
             assert_eq!(trace.begin(&tracing, &headers, &mut random), None);
-            trace.tell(None, &mut headers);
+            trace.tell(None, Tables::Kept, &mut headers);
         }
     };
     tell(100);

@@ -22,17 +22,13 @@ pub trait Recycle: Sized + 'static {
 pub struct Recycled<T: Recycle>(Option<Box<Option<T>>>);
 
 impl<T: Recycle> Recycled<T> {
-    /// Puts a value there.
+    /// Makes a value there: it is as large as it is, and is not moved.
     #[inline]
-    pub fn new(value: T) -> Self {
+    pub fn new(make: impl FnOnce() -> T) -> Self {
         let spare = T::spare().try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
-        Recycled(Some(match spare {
-            Some(mut memory) => {
-                *memory = Some(value);
-                memory
-            }
-            None => Box::new(Some(value)),
-        }))
+        let mut memory = spare.unwrap_or_default();
+        memory.get_or_insert_with(make);
+        Recycled(Some(memory))
     }
 }
 
@@ -94,11 +90,11 @@ mod tests {
     #[test]
     fn memory_is_used_again_and_what_was_in_it_is_dropped() {
         let token = Rc::new(());
-        let first = Recycled::new(Noted(Rc::clone(&token)));
+        let first = Recycled::new(|| Noted(Rc::clone(&token)));
         let place: *const Noted = &raw const *first;
         drop(first);
         assert_eq!(Rc::strong_count(&token), 1);
-        let second = Recycled::new(Noted(Rc::clone(&token)));
+        let second = Recycled::new(|| Noted(Rc::clone(&token)));
         let Noted(held) = &*second;
         assert!(std::ptr::eq(place, &raw const *second) && Rc::strong_count(held) == 2);
     }

@@ -193,13 +193,13 @@ pub struct RequestInfo {
     /// Headers that a rate limit service wants its answer to have.
     pub limit_headers: Option<Box<HeaderMap>>,
     /// What is left of the limit that it comes nearest to, where its answer is to tell.
-    pub limit_note: Option<LimitNote>,
+    pub limit_note: Option<Box<LimitNote>>,
     /// What the application says of sending it more than once.
     pub repeat: Option<Repeat>,
     /// Tries so far, the current one included; 0 before the first.
     pub attempts: u32,
     /// The endpoints of earlier tries: not to be picked again while there are others.
-    pub tried: SmallVec<[Arc<EndpointState>; 2]>,
+    pub tried: Vec<Arc<EndpointState>>,
     /// The priorities of earlier tries, where the policy has retries prefer others.
     pub tried_priorities: TriedPriorities,
     /// The source of every random choice of this request. Seed it to make them repeat.
@@ -231,28 +231,32 @@ pub type PriorityOf = (usize, u32);
 
 /// The priorities that a request's tries went to (Envoy's `previous_priorities`).
 #[derive(Clone, Debug, Default)]
-pub struct TriedPriorities {
-    /// Zero as long as none is noted.
+pub struct TriedPriorities(Option<Box<PriorityTries>>);
+
+/// Those of a request that was tried.
+#[derive(Clone, Debug, Default)]
+struct PriorityTries {
     frequency: usize,
-    tries: SmallVec<[PriorityOf; 2]>,
+    tries: Vec<PriorityOf>,
 }
 
 impl TriedPriorities {
     /// Notes one of them, in a policy by which they count after every `frequency` tries.
     pub fn note(&mut self, frequency: NonZeroU32, priority: PriorityOf) {
-        self.frequency = usize::try_from(frequency.get()).unwrap_or(usize::MAX);
-        self.tries.push(priority);
+        let tried = self.0.get_or_insert_default();
+        tried.frequency = usize::try_from(frequency.get()).unwrap_or(usize::MAX);
+        tried.tries.push(priority);
     }
 
     /// Those that count by now, in the order in which they came to.
     pub fn counting(&self) -> impl Iterator<Item = &[PriorityOf]> {
-        self.tries.chunks_exact(self.frequency.max(1))
+        self.0.iter().flat_map(|tried| tried.tries.chunks_exact(tried.frequency))
     }
 
     /// Whether none counts yet.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.tries.len() < self.frequency.max(1)
+        self.counting().next().is_none()
     }
 }
 
@@ -319,7 +323,7 @@ impl RequestInfo {
             limit_note: None,
             repeat: None,
             attempts: 0,
-            tried: SmallVec::new(),
+            tried: Vec::new(),
             tried_priorities: TriedPriorities::default(),
             random,
             held: Vec::new(),
@@ -331,11 +335,12 @@ impl RequestInfo {
     /// Notes from here on what becomes of the request, and has these told when it is over; filters are told besides. For
     /// data planes.
     pub fn observe(&mut self, observers: &Observers, direction: Direction, method: &Method) {
-        self.record = Some(Recycled::new(Record {
-            observers: Arc::clone(observers),
+        let (observers, method) = (Arc::clone(observers), method.clone());
+        self.record = Some(Recycled::new(|| Record {
+            observers,
             direction,
             authority: SmallVec::new(),
-            method: method.clone(),
+            method,
             peer: None,
             client: None,
             tokens: SmallVec::new(),

@@ -92,20 +92,27 @@ impl Body {
         }
     }
 
+    /// Whether it is no bytes that are there already.
+    #[inline]
+    pub(crate) fn is_streamed(&self) -> bool {
+        matches!(self.0, Kind::Other(_))
+    }
+
     /// Makes a copy of what can be sent again, and a way to get back what cannot be copied; what is read of a stream is kept
     /// where `is_kept` says so, as far as there is room. Over HTTP/2 it goes out in pieces where it is large.
     pub(crate) fn replay(&mut self, is_http2: bool, is_kept: bool) -> Replay {
+        if let Kind::Full(bytes) = &self.0
+            && !(is_http2 && bytes.len() > upload::PIECE)
+        {
+            return Replay::Bytes(bytes.clone());
+        }
         match std::mem::replace(&mut self.0, DONE) {
-            Kind::Full(bytes) if is_http2 && bytes.len() > upload::PIECE => {
+            Kind::Full(bytes) => {
                 let full = Full::new(bytes.clone()).map_err(|never| match never {});
                 let reader = Reader::new(Box::pin(full), true, false);
-                let replay = Replay::Pieces(bytes, reader.upload());
+                let replay = Replay::Pieces(Box::new((bytes, reader.upload())));
                 self.0 = Kind::Other(Other::Shared(reader));
                 replay
-            }
-            Kind::Full(bytes) => {
-                self.0 = Kind::Full(bytes.clone());
-                Replay::Bytes(bytes)
             }
             Kind::Other(Other::Stream(stream)) => self.share(Reader::new(stream, is_http2, is_kept)),
             Kind::Other(Other::Shared(reader)) => {
@@ -236,7 +243,7 @@ where
 pub(crate) enum Replay {
     Bytes(Bytes),
     /// Complete, and sent as a stream.
-    Pieces(Bytes, Upload),
+    Pieces(Box<(Bytes, Upload)>),
     Stream(Upload),
     #[default]
     Gone,
@@ -247,7 +254,8 @@ impl Replay {
     pub(crate) fn take(self) -> Option<Body> {
         match self {
             Replay::Bytes(bytes) => Some(Body(Kind::Full(bytes))),
-            Replay::Pieces(bytes, upload) => {
+            Replay::Pieces(sent) => {
+                let (bytes, upload) = *sent;
                 upload.cut_off();
                 Some(Body(Kind::Full(bytes)))
             }
@@ -259,7 +267,8 @@ impl Replay {
     /// The body for another try beside the one that sends it; `None` if not all of it is known.
     pub(crate) fn beside(&self) -> Option<Body> {
         match self {
-            Replay::Bytes(bytes) | Replay::Pieces(bytes, _) => Some(Body(Kind::Full(bytes.clone()))),
+            Replay::Bytes(bytes) => Some(Body(Kind::Full(bytes.clone()))),
+            Replay::Pieces(sent) => Some(Body(Kind::Full(sent.0.clone()))),
             Replay::Stream(upload) => {
                 let (data, trailers) = upload.copy()?;
                 Some(Body::of_frames(data, trailers))
@@ -273,7 +282,7 @@ impl Replay {
     pub(crate) fn forget(&mut self) {
         match self {
             Replay::Bytes(_) => *self = Replay::Gone,
-            Replay::Pieces(_, upload) => *self = Replay::Stream(upload.clone()),
+            Replay::Pieces(sent) => *self = Replay::Stream(sent.1.clone()),
             Replay::Stream(upload) => upload.stop_keeping(),
             Replay::Gone => {}
         }
@@ -288,17 +297,25 @@ impl Replay {
                 }
                 (bytes.len() as u64, messages)
             }
-            Replay::Stream(upload) | Replay::Pieces(_, upload) => {
-                upload.count_messages(is_grpc);
+            Replay::Stream(_) | Replay::Pieces(_) | Replay::Gone => {
+                if let Some(upload) = self.upload() {
+                    upload.count_messages(is_grpc);
+                }
                 (0, messages)
             }
-            Replay::Gone => (0, messages),
         }
     }
 
     pub(crate) fn streamed(&self) -> Option<(u64, Messages)> {
+        self.upload().map(Upload::sent)
+    }
+
+    /// What sends it as a stream, where anything does.
+    #[inline]
+    fn upload(&self) -> Option<&Upload> {
         match self {
-            Replay::Stream(upload) | Replay::Pieces(_, upload) => Some(upload.sent()),
+            Replay::Stream(upload) => Some(upload),
+            Replay::Pieces(sent) => Some(&sent.1),
             Replay::Bytes(_) | Replay::Gone => None,
         }
     }
@@ -306,10 +323,7 @@ impl Replay {
     /// Ends a stream that is still being sent. Whether there was one.
     #[inline]
     pub(crate) fn cut_off(&self) -> bool {
-        match self {
-            Replay::Stream(upload) | Replay::Pieces(_, upload) => upload.cut_off(),
-            Replay::Bytes(_) | Replay::Gone => false,
-        }
+        self.upload().is_some_and(Upload::cut_off)
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) fn seen<'r>(request: &'r RequestInfo, head: &'r Parts, tells: &'r Kno
 /// Notes what is left, where less is than is known.
 pub(super) fn note(request: &mut RequestInfo, note: LimitNote) {
     if request.limit_note.as_ref().is_none_or(|known| note.left <= known.left) {
-        request.limit_note = Some(note);
+        request.limit_note = Some(Box::new(note));
     }
 }
 

@@ -94,6 +94,12 @@ impl Inherited {
     /// What the headers of a request say that arrives now. What cannot be understood says nothing.
     #[inline]
     pub fn of_headers(headers: &HeaderMap, is_grpc: impl FnOnce() -> bool, now: impl Fn() -> Instant) -> Self {
+        Inherited::told_by(headers, is_grpc, now).unwrap_or_default()
+    }
+
+    /// The same; `None` where there is no header of those that say something.
+    #[inline]
+    pub fn told_by(headers: &HeaderMap, is_grpc: impl FnOnce() -> bool, now: impl Fn() -> Instant) -> Option<Self> {
         // Few requests have any of them: looking at the starts of names beats four look-ups.
         let may_be_one = |name: &HeaderName| {
             matches!(name.as_str().as_bytes(), [b'x', b'-', b'e' | b'm', ..] | [b'g', b'r', b'p', b'c', b'-', ..])
@@ -103,16 +109,19 @@ impl Inherited {
             is_any |= may_be_one(name);
             is_traced |= Trace::may_have(name);
         }
+        if !is_any && !is_traced {
+            return None;
+        }
         let trace = if is_traced { Trace::of_headers(headers) } else { Trace::default() };
         if !is_any {
-            return Inherited { trace, ..Inherited::default() };
+            return Some(Inherited { trace, ..Inherited::default() });
         }
         let is_grpc = is_grpc();
         let number =
             |name: HeaderName| -> Option<u64> { std::str::from_utf8(headers.get(name)?.as_bytes()).ok()?.parse().ok() };
         let after = |time: Option<Duration>| time.and_then(|time| now().checked_add(time));
         let count = |number: Option<u64>| number.map_or(1, |number| u32::try_from(number).unwrap_or(u32::MAX));
-        Inherited {
+        Some(Inherited {
             deadline: after(
                 headers.get(GRPC_TIMEOUT).filter(|_| is_grpc).and_then(|it| grpc_timeout::parse(it.as_bytes())),
             ),
@@ -123,7 +132,7 @@ impl Inherited {
             // Whether it is one is asked only where somebody follows.
             mark: None,
             trace,
-        }
+        })
     }
 
     /// Tells a server, with the headers of try number `attempts`, what it is to pass on. Time is told by the data plane, which

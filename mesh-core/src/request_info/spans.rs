@@ -9,7 +9,7 @@ use super::RequestInfo;
 use crate::error::ErrorKind;
 use crate::model::Tracing;
 use crate::state::EndpointState;
-use crate::trace::{Begun, SpanId, TraceContext};
+use crate::trace::{Begun, SpanId, Tables, TraceContext};
 
 /// The spans of a request.
 #[derive(Debug)]
@@ -92,8 +92,8 @@ impl RequestInfo {
 
     /// Tells whoever gets the present try which trace it is a part of.
     #[inline]
-    pub fn tell_trace(&self, headers: &mut HeaderMap) {
-        self.inherited.trace.tell(self.spans.as_deref().map(SpanNotes::present), headers);
+    pub fn tell_trace(&self, tables: Tables, headers: &mut HeaderMap) {
+        self.inherited.trace.tell(self.spans.as_deref().map(SpanNotes::present), tables, headers);
     }
 }
 

@@ -20,7 +20,7 @@ const B3_PARENT_ID: HeaderName = HeaderName::from_static("x-b3-parentspanid");
 const B3_SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
 const B3_FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 /// Who asks for a trace (Envoy's).
-const CLIENT_TRACE_ID: &str = "x-client-trace-id";
+const CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-client-trace-id");
 
 /// How much of other headers is handed on, in bytes and in number: W3C asks for 512 bytes of `tracestate`, and 8,192 of
 /// `baggage`.
@@ -45,14 +45,14 @@ pub struct Trace {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum RequestId {
     Told(HeaderValue),
-    Made(u128),
+    Made([u64; 2]),
 }
 
 impl RequestId {
     fn to_value(&self) -> HeaderValue {
         match self {
             RequestId::Told(value) => value.clone(),
-            RequestId::Made(chance) => header_value(&uuid(*chance)),
+            RequestId::Made([high, low]) => header_value(&uuid(u128::from(*high) << 64 | u128::from(*low))),
         }
     }
 }
@@ -64,6 +64,25 @@ struct Parent {
     flags: u8,
     /// `None`: nothing yet.
     is_sampled: Option<bool>,
+}
+
+/// What becomes of values that are new with each request, in the tables that both sides of an HTTP/2 connection keep of headers
+/// (HPACK). There they are of no use to later requests: each is looked for among all that came before, and drives out what is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tables {
+    /// They go in, as others do, and with them the names, by which later requests are shorter. So it is of a connection's first
+    /// request, and wherever there are no tables.
+    Kept,
+    /// They are sent by their names, and stay out (RFC 7541, 6.2.3).
+    Spared,
+}
+
+impl Tables {
+    #[inline]
+    fn new_value(self, mut value: HeaderValue) -> HeaderValue {
+        value.set_sensitive(self == Tables::Spared);
+        value
+    }
 }
 
 /// A span that begins.
@@ -184,7 +203,7 @@ impl Trace {
     #[inline]
     pub fn begin(&mut self, tracing: &Tracing, headers: &HeaderMap, random: &mut fastrand::Rng) -> Option<Begun> {
         if self.request_id.is_none() {
-            self.request_id = Some(RequestId::Made(random.u128(..)));
+            self.request_id = Some(RequestId::Made([random.u64(..), random.u64(..)]));
         }
         let (trace_id, parent) = match self.parent.ids {
             Some((trace_id, span_id)) => (trace_id, Some(span_id)),
@@ -223,21 +242,23 @@ impl Trace {
     /// Tells a request of it. `step` is the span that it is made for, where that is one of this process; what the
     /// application has set otherwise stays.
     #[inline]
-    pub fn tell(&self, step: Option<TraceContext>, headers: &mut HeaderMap) {
+    pub fn tell(&self, step: Option<TraceContext>, tables: Tables, headers: &mut HeaderMap) {
         if !self.is_empty() || step.is_some() {
-            self.tell_all(step, headers);
+            self.tell_all(step, tables, headers);
         }
     }
 
-    fn tell_all(&self, step: Option<TraceContext>, headers: &mut HeaderMap) {
+    fn tell_all(&self, step: Option<TraceContext>, tables: Tables, headers: &mut HeaderMap) {
         if self.rest.is_none() && !headers.keys().any(Trace::may_have) {
             // As nearly always: there is nothing that could stand in the way.
             if let Some(id) = self.request_id() {
-                headers.insert(REQUEST_ID, id);
+                headers.insert(REQUEST_ID, tables.new_value(id));
             }
             match (step, self.context()) {
-                (Some(step), _) => self.tell_step(step, headers),
-                (None, Some(context)) if self.is_w3c => _ = headers.insert(TRACEPARENT, context.to_value()),
+                (Some(step), _) => self.tell_step(step, tables, headers),
+                (None, Some(context)) if self.is_w3c => {
+                    headers.insert(TRACEPARENT, tables.new_value(context.to_value()));
+                }
                 _ => {}
             }
             return;
@@ -259,9 +280,9 @@ impl Trace {
             }
         }
         match (step, self.context()) {
-            (Some(step), _) => self.tell_step(step, headers),
+            (Some(step), _) => self.tell_step(step, tables, headers),
             (None, Some(context)) if self.is_w3c && !has_own => {
-                headers.insert(TRACEPARENT, context.to_value());
+                headers.insert(TRACEPARENT, tables.new_value(context.to_value()));
             }
             _ => {}
         }
@@ -275,8 +296,8 @@ impl Trace {
     }
 
     /// Tells the span that a request is made for, in each form that whoever came before speaks.
-    fn tell_step(&self, step: TraceContext, headers: &mut HeaderMap) {
-        headers.insert(TRACEPARENT, step.to_value());
+    fn tell_step(&self, step: TraceContext, tables: Tables, headers: &mut HeaderMap) {
+        headers.insert(TRACEPARENT, tables.new_value(step.to_value()));
         let decision = if step.is_sampled() { "1" } else { "0" };
         if self.is_b3_single {
             headers
@@ -324,7 +345,7 @@ mod tests {
 
     fn told(trace: &Trace, step: Option<TraceContext>, own: &[(&'static str, &str)]) -> Vec<(String, String)> {
         let mut told = headers(own);
-        trace.tell(step, &mut told);
+        trace.tell(step, Tables::Kept, &mut told);
         let text = |(name, value): (&HeaderName, &HeaderValue)| (name.to_string(), value.to_str().unwrap().to_owned());
         let mut told: Vec<_> = told.iter().map(text).collect();
         told.sort();
@@ -360,7 +381,7 @@ mod tests {
         several.append("tracestate", "a=b".parse().unwrap());
         several.append("tracestate", "c=d".parse().unwrap());
         let mut out = HeaderMap::new();
-        Trace::of_headers(&several).tell(None, &mut out);
+        Trace::of_headers(&several).tell(None, Tables::Kept, &mut out);
         assert_eq!(out.get_all("tracestate").iter().count(), 2);
     }
 
@@ -415,7 +436,7 @@ mod tests {
         let (mut random, mut trace) = (fastrand::Rng::with_seed(7), Trace::default());
         assert_eq!(trace.begin(&tracing(0), &HeaderMap::new(), &mut random), None);
         let mut next = HeaderMap::new();
-        trace.tell(None, &mut next);
+        trace.tell(None, Tables::Kept, &mut next);
         assert!(!TraceContext::parse(next["traceparent"].as_bytes()).unwrap().is_sampled());
         assert_eq!(Trace::of_headers(&next).begin(&tracing(100), &next, &mut random), None);
         let id = next["x-request-id"].to_str().unwrap();
@@ -442,7 +463,7 @@ mod tests {
             assert_eq!((begun.context.trace_id, begun.parent), (parent.trace_id, Some(parent.span_id)));
             let step = begun.context.step(SpanId::random(&mut random));
             let mut told = HeaderMap::new();
-            trace.tell(Some(step), &mut told);
+            trace.tell(Some(step), Tables::Kept, &mut told);
             // Every form that came says the step, and what is no form of it is as it was.
             assert_eq!(Trace::of_headers(&told).context().map(|it| it.span_id), Some(step.span_id));
             assert_eq!(TraceContext::parse(told["traceparent"].as_bytes()), Some(step));
@@ -453,6 +474,19 @@ mod tests {
                 );
             }
             assert_eq!(told.contains_key("b3"), came.contains_key("b3"));
+        }
+    }
+
+    #[test]
+    fn new_values_stay_out_of_the_tables_of_connections_that_are_spared_and_others_go_in() {
+        for (tables, stays_out) in [(Tables::Kept, false), (Tables::Spared, true)] {
+            let (mut random, mut trace) = (fastrand::Rng::with_seed(7), Trace::default());
+            let mut told = headers(&[("x-own", "1")]);
+            trace.begin(&tracing(0), &told, &mut random);
+            trace.tell(None, tables, &mut told);
+            let out = |name: &str| told[name].is_sensitive();
+            let seen = (out("traceparent"), out("x-request-id"), out("x-own"));
+            assert_eq!(seen, (stays_out, stays_out, false), "{tables:?}");
         }
     }
 

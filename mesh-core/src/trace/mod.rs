@@ -10,17 +10,21 @@ mod text;
 mod w3c;
 
 use std::fmt;
-use std::num::{NonZeroU64, NonZeroU128};
+use std::num::NonZeroU64;
 
 use http::HeaderValue;
 
 use text::{header_value, write_hex, write_long_hex};
 
-pub use carried::{Begun, REQUEST_ID, TRACEPARENT, Trace};
+pub use carried::{Begun, REQUEST_ID, TRACEPARENT, Tables, Trace};
 
 /// The id of a trace: all spans that one request of a user led to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TraceId(NonZeroU128);
+pub struct TraceId {
+    // In halves: all that has a number of 128 bits in it is larger than it looks.
+    high: u64,
+    low: u64,
+}
 
 /// The id of a span: one step of a trace.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,24 +33,24 @@ pub struct SpanId(NonZeroU64);
 impl TraceId {
     /// This number; zero is none.
     pub fn new(id: u128) -> Option<Self> {
-        NonZeroU128::new(id).map(TraceId)
+        (id != 0).then_some(TraceId { high: (id >> 64) as u64, low: id as u64 })
     }
 
     /// A new one.
     pub fn random(random: &mut fastrand::Rng) -> Self {
-        TraceId(NonZeroU128::new(random.u128(1..)).unwrap_or(NonZeroU128::MIN))
+        TraceId { high: random.u64(..), low: random.u64(..).max(1) }
     }
 
     /// As a number.
     pub fn get(self) -> u128 {
-        self.0.get()
+        u128::from(self.high) << 64 | u128::from(self.low)
     }
 
     /// Where it stands among all, in parts per million: everybody who samples a share of traces takes the same ones.
     fn position(self) -> u32 {
         // W3C, level 2: the last 56 bits are random.
         const BITS: u32 = 56;
-        let random = self.0.get() & ((1 << BITS) - 1);
+        let random = u128::from(self.low & ((1 << BITS) - 1));
         u32::try_from((random * 1_000_000) >> BITS).unwrap_or_default()
     }
 }
@@ -59,7 +63,7 @@ impl SpanId {
 
     /// A new one.
     pub fn random(random: &mut fastrand::Rng) -> Self {
-        SpanId(NonZeroU64::new(random.u64(1..)).unwrap_or(NonZeroU64::MIN))
+        SpanId(NonZeroU64::new(random.u64(..)).unwrap_or(NonZeroU64::MIN))
     }
 
     /// As a number.
@@ -71,7 +75,7 @@ impl SpanId {
 /// 32 digits, as in `traceparent` and in every viewer of traces.
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        write!(f, "{:032x}", self.get())
     }
 }
 

@@ -320,7 +320,6 @@ impl<T: Transport> ActiveRequest<T> {
             }
         }
         self.info.inherited.tell(self.info.attempts, self.info.is_grpc, &mut head.headers);
-        self.info.tell_trace(&mut head.headers);
         let ready = match self.was_cut {
             false => self.transport.ready(cluster, attempt.endpoint(), attempt.version, attempt.security),
             true => None,
@@ -389,12 +388,15 @@ impl<T: Transport> ActiveRequest<T> {
     /// Sends the request over its connection, and keeps what it takes to send it once more.
     #[inline(always)]
     pub(super) fn dispatch(&mut self, mut head: Parts, mut body: Body) -> T::Exchange {
-        self.replay.keep(&head, &mut body, self.keeps_body(), T::READS_EXTENSIONS);
+        let is_kept = body.is_streamed() && self.keeps_body();
+        self.replay.keep(&head, &mut body, is_kept, T::READS_EXTENSIONS);
+        let connection = self.connection.as_ref().expect(CONNECTED);
+        self.info.tell_trace(self.transport.tables(connection), &mut head.headers);
         if self.info.is_observed() {
             self.observe_sending(&mut head);
         }
         let endpoint = self.attempt.as_ref().expect(PICKED).endpoint();
-        let connection = self.connection.as_mut().expect("a connection was found for the try");
+        let connection = self.connection.as_mut().expect(CONNECTED);
         self.transport.send(connection, Request::from_parts(head, body), endpoint)
     }
 
@@ -570,5 +572,6 @@ impl<T: Transport> ActiveRequest<T> {
 /// The request, where it is whole.
 type Whole = Option<(Parts, Body)>;
 
+const CONNECTED: &str = "a connection was found for the try";
 const PICKED: &str = "an endpoint was picked for the try";
 const OF_THE_VIEW: &str = "the endpoint was picked from this very view, which does not change";

@@ -19,6 +19,7 @@ use mesh_core::outlier::Outcome;
 use mesh_core::request::split_authority;
 use mesh_core::request_info::{RequestInfo, grpc_status};
 use mesh_core::rewrite::edit;
+use mesh_core::trace::Tables;
 use mesh_core::view::{ClusterView, TargetView};
 use serde_json::json;
 
@@ -136,7 +137,7 @@ impl Copies {
         let (mut own, ()) = Request::new(()).into_parts();
         (own.method, own.uri, own.version, own.headers) =
             (head.method.clone(), head.uri.clone(), head.version, head.headers.clone());
-        info.tell_trace(&mut own.headers);
+        info.tell_trace(Tables::Kept, &mut own.headers);
         let mut copied = RequestInfo::new(Instant::now(), fastrand::Rng::new());
         (copied.is_grpc, copied.is_http2, copied.hash) = (info.is_grpc, info.is_http2, info.hash);
         let limit = forward.time_limit(info.is_grpc, None).unwrap_or(LONGEST);

@@ -59,32 +59,39 @@ pub(crate) fn send<T: Transport>(
     head: Parts,
     body: Body,
 ) -> ResponseFuture<T::Body> {
-    let mut outbound = Box::pin(Outbound {
-        request: ActiveRequest {
-            context: Arc::clone(context),
-            transport,
-            info: RequestInfo::new(Instant::now(), fastrand::Rng::new()),
-            follows: false,
-            route: None,
-            filters_entered: 0,
-            original_destination: None,
-            set_cookies: Vec::new(),
-            copies: None,
-            attempt: None,
-            connection: None,
-            replay: Replay::default(),
-            was_cut: false,
-            route_wants_response: false,
-            policy_wants_response: false,
-            policy_is_paid: false,
-            retry: None,
-            try_until: None,
-            rivals: Vec::new(),
-            timer: None,
+    // Memory first: so it is filled where it is, and not moved there.
+    let (memory, context) = (Box::new_uninit(), Arc::clone(context));
+    let (now, random) = (Instant::now(), fastrand::Rng::new());
+    let outbound = Box::write(
+        memory,
+        Outbound {
+            request: ActiveRequest {
+                context,
+                transport,
+                info: RequestInfo::new(now, random),
+                follows: false,
+                route: None,
+                filters_entered: 0,
+                original_destination: None,
+                set_cookies: Box::default(),
+                copies: None,
+                attempt: None,
+                connection: None,
+                replay: Replay::default(),
+                was_cut: false,
+                route_wants_response: false,
+                policy_wants_response: false,
+                policy_is_paid: false,
+                retry: None,
+                try_until: None,
+                rivals: Vec::new(),
+                timer: None,
+            },
+            flight: Flight::Here { request: None },
+            wait: None,
         },
-        flight: Flight::Here { request: None },
-        wait: None,
-    });
+    );
+    let mut outbound = Box::into_pin(outbound);
     match outbound.as_mut().step(head, body, ActiveRequest::start) {
         None => ResponseFuture { state: State::Underway { outbound } },
         Some(Ok(mut response)) => {

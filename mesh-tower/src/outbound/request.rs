@@ -72,7 +72,7 @@ pub(super) struct ActiveRequest<T: Transport> {
     /// The host and port that a pass-through cluster is to dial.
     pub(super) original_destination: Option<Box<str>>,
     /// Cookies that were made for the caller to be hashed by.
-    pub(super) set_cookies: Vec<HeaderValue>,
+    pub(super) set_cookies: Box<[HeaderValue]>,
     /// Copies to be sent with the request's body.
     pub(super) copies: Option<Box<Copies>>,
     /// The present try.
@@ -263,7 +263,7 @@ impl<T: Transport> ActiveRequest<T> {
         let destination = route.get().destination;
         filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
         rewrite::apply_to_response(destination.response_changes(), head);
-        for cookie in self.set_cookies.drain(..) {
+        for cookie in std::mem::take(&mut self.set_cookies) {
             head.headers.append(SET_COOKIE, cookie);
         }
     }

@@ -369,7 +369,7 @@ impl<T: Transport> ActiveRequest<T> {
     fn hash(&mut self, forward: &Forward, head: &Parts) -> Result<(), MeshError> {
         let seen = head_of(&self.context, head)?;
         let hashed = hashing::hash(&forward.hash_policies, &seen, &self.context.caller, &mut self.info.random);
-        (self.info.hash, self.set_cookies) = (hashed.hash, hashed.set_cookies);
+        (self.info.hash, self.set_cookies) = (hashed.hash, hashed.set_cookies.into());
         Ok(())
     }
 }

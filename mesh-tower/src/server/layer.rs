@@ -228,9 +228,10 @@ fn connection_extension(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> 
 /// What a request hands on to those that are made for it. Its headers are read before those are taken off that only a proxy
 /// may set: all that they can do is to take time and retries from the request itself.
 #[inline]
-fn inherited_by<B>(request: &Request<B>) -> Inherited {
-    let mut inherited = Inherited::of_headers(request.headers(), || is_grpc(request.headers()), Instant::now);
+fn inherited_by<B>(request: &Request<B>) -> Option<Inherited> {
+    let mut inherited = Inherited::told_by(request.headers(), || is_grpc(request.headers()), Instant::now);
     if let Some(Deadline(deadline)) = request.extensions().get() {
+        let inherited = inherited.get_or_insert_default();
         inherited.deadline = Some(inherited.deadline.map_or(*deadline, |told| told.min(*deadline)));
     }
     inherited
@@ -262,7 +263,7 @@ where
         complete_path(request.uri_mut());
         let mut inherited = inherited_by(&request);
         let mut facts = self.context.observed(&mut request);
-        let admission = self.context.route(&mut request, &mut facts, &mut inherited.trace);
+        let admission = self.context.route(&mut request, &mut facts, &mut inherited);
         if let Some(facts) = &mut facts
             && facts.info.is_observed()
             && let Some(count) = facts.counts_body(&request)
@@ -278,7 +279,7 @@ where
             request = Request::from_parts(head, body);
         }
         if let Some(hop) = facts.as_ref().and_then(|facts| facts.info.hop()) {
-            inherited.mark = Some(hop.mark(0));
+            inherited.get_or_insert_default().mark = Some(hop.mark(0));
         }
         let is_http1 = request.version() <= Version::HTTP_11;
         let active = ActiveRequest::new(self.context.in_flight(), is_http1, inherited, facts);

@@ -25,13 +25,15 @@ use mesh_core::live_trace::{LiveTraces, MARK, Mark, Side, Stage};
 use mesh_core::model::{AccessLog, HeadersWithUnderscores, Route, RouteAction, ServerTls, Tracing};
 use mesh_core::recycled::Recycled;
 use mesh_core::request::{RequestHead, is_grpc};
-use mesh_core::request_info::{Criticality, Deadline, Direction, Interest, Messages, RequestInfo, interest_of};
+use mesh_core::request_info::{
+    Criticality, Deadline, Direction, Inherited, Interest, Messages, RequestInfo, interest_of,
+};
 use mesh_core::response_flags::ResponseFlags;
 use mesh_core::rewrite;
 use mesh_core::seldom::Seldom;
 use mesh_core::state::{Decided, Decision};
 use mesh_core::store::{ChainView, Secured, ServerState, ServerView};
-use mesh_core::trace::{Begun, Trace};
+use mesh_core::trace::{Begun, Tables, Trace};
 use mesh_core::view::{Destination, Found, RouteTable};
 use mesh_core::workload::{Peer, Workload};
 use serde_json::json;
@@ -140,7 +142,8 @@ impl ServerContext {
     /// Somebody looks at requests: at all of them, or at some, of which this may be one.
     #[cold]
     fn follow<B>(&self, facts: Option<Recycled<Facts>>, request: &Request<B>) -> Option<Recycled<Facts>> {
-        let Ok(head) = RequestHead::received(request) else { return facts };
+        // Whether it is well formed is asked later, and is of interest here, too.
+        let head = RequestHead::of_parts(request.method(), request.uri(), request.headers());
         let started = facts.as_ref().map_or_else(Instant::now, |facts| facts.info.started);
         let place = self.live_traces.enter(Side::Server, &head, started);
         let hop = self.live_traces.begin(Side::Server, &head, || {
@@ -201,7 +204,7 @@ impl ServerContext {
     ) {
         trace.tell_request_id(request.headers_mut());
         if let Some((begun, tracing)) = begun {
-            trace.tell(Some(begun.context), request.headers_mut());
+            trace.tell(Some(begun.context), Tables::Kept, request.headers_mut());
             let facts = facts.get_or_insert_with(|| facts_of(request));
             if !facts.info.is_observed() {
                 self.observe(&mut facts.info, request);
@@ -261,9 +264,9 @@ impl ServerContext {
         &self,
         request: &mut Request<B>,
         facts: &mut Option<Recycled<Facts>>,
-        trace: &mut Trace,
+        inherited: &mut Option<Inherited>,
     ) -> Admission {
-        let admission = self.find_and_filter(request, facts, trace);
+        let admission = self.find_and_filter(request, facts, inherited);
         admission.unwrap_or_else(|error| self.failed(&error, facts.as_deref_mut(), request))
     }
 
@@ -271,7 +274,7 @@ impl ServerContext {
         &self,
         request: &mut Request<B>,
         facts: &mut Option<Recycled<Facts>>,
-        trace: &mut Trace,
+        inherited: &mut Option<Inherited>,
     ) -> Result<Admission, MeshError> {
         if headers::are_reserved(request.headers()) {
             // Whoever says that of himself can only lose by it.
@@ -333,6 +336,7 @@ impl ServerContext {
             None => head,
             Some(tracer) => {
                 let tracing = tracing.as_ref().unwrap_or(tracer.tracing());
+                let trace = &mut inherited.get_or_insert_default().trace;
                 let begun = trace.begin(tracing, request.headers(), &mut fastrand::Rng::new());
                 let is_logged =
                     !access_logs.is_empty() || facts.as_ref().is_some_and(|facts| facts.info.head().is_some());
@@ -346,7 +350,9 @@ impl ServerContext {
         };
         if !access_logs.is_empty() {
             let facts = facts.get_or_insert_with(|| facts_of(request));
-            facts.info.inherited.trace.clone_from(trace);
+            if let Some(inherited) = inherited {
+                facts.info.inherited.trace.clone_from(&inherited.trace);
+            }
             self.log(access_logs, facts, request);
         }
         if let (Some(rules), Some(facts)) = (metrics, facts.as_mut().filter(|facts| facts.info.is_observed())) {
@@ -791,7 +797,8 @@ pub(super) fn answer<B>(request: &Request<B>, response: Response<Bytes>) -> Admi
 
 /// The facts of a request that arrives now.
 pub(super) fn facts_of<B>(request: &Request<B>) -> Recycled<Facts> {
-    let mut facts = Recycled::new(Facts::new(Instant::now()));
+    let (now, random) = (Instant::now(), fastrand::Rng::new());
+    let mut facts = Recycled::new(|| Facts::new(now, random));
     facts.info.is_grpc = is_grpc(request.headers());
     facts.info.is_http2 = request.version() == Version::HTTP_2;
     facts.info.deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);

@@ -376,9 +376,10 @@ impl Recycle for Facts {
 }
 
 impl Facts {
-    pub(super) fn new(now: Instant) -> Self {
+    #[inline]
+    pub(super) fn new(now: Instant, random: fastrand::Rng) -> Self {
         Facts {
-            info: RequestInfo::new(now, fastrand::Rng::new()),
+            info: RequestInfo::new(now, random),
             route: None,
             early: None,
             filters_entered: 0,
@@ -460,10 +461,11 @@ impl ActiveRequest {
     pub(super) fn new(
         in_flight: InFlight,
         is_http1: bool,
-        inherited: Inherited,
+        inherited: Option<Inherited>,
         facts: Option<Recycled<Facts>>,
     ) -> Self {
-        ActiveRequest { in_flight, is_http1, inherited: inherited.into(), facts }
+        let inherited = inherited.map(inherited::Shared::from).unwrap_or_default();
+        ActiveRequest { in_flight, is_http1, inherited, facts }
     }
 
     /// Has the application do something for this request.

@@ -11,6 +11,9 @@ use crate::body::BoxError;
 
 /// What the head of an answer says of the endpoint; `None` where the trailers will.
 pub(crate) fn outcome_of(status: StatusCode, headers: &HeaderMap, is_grpc: bool) -> Option<Outcome> {
+    if !is_grpc && status.as_u16() < 500 {
+        return Some(Outcome::Status(status.as_u16()));
+    }
     // A limit says nothing of how well the endpoint is, whatever code it answers with.
     if headers.contains_key(RATE_LIMITED) || headers.contains_key(OVERLOADED) {
         return Some(Outcome::Status(StatusCode::TOO_MANY_REQUESTS.as_u16()));

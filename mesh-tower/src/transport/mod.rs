@@ -27,6 +27,7 @@ use mesh_core::error::MeshError;
 use mesh_core::model::Cluster;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::state::EndpointState;
+use mesh_core::trace::Tables;
 
 use crate::body::{Body, BoxError};
 
@@ -104,6 +105,12 @@ pub(crate) trait Transport: Send + 'static {
         request: Request<Body>,
         endpoint: &EndpointState,
     ) -> Self::Exchange;
+
+    /// What becomes of new values in the tables of headers that the connection has.
+    #[inline]
+    fn tables(&self, _: &Self::Connection) -> Tables {
+        Tables::Kept
+    }
 
     /// The head of the answer is there.
     #[inline]

@@ -17,6 +17,7 @@ use mesh_core::request_info::RequestInfo;
 use mesh_core::rewrite::edit;
 use mesh_core::state::EndpointState;
 use mesh_core::store::Targets;
+use mesh_core::trace::Tables;
 
 use super::http1::{Http1Connection, Http1Pool};
 use super::http2::{Http2Pool, Http2Stream};
@@ -142,6 +143,14 @@ where
     #[inline(always)]
     fn send(&self, connection: &mut PooledConnection, request: Request<Body>, _: &EndpointState) -> F {
         (self.send)(connection, request)
+    }
+
+    #[inline]
+    fn tables(&self, connection: &PooledConnection) -> Tables {
+        match connection {
+            PooledConnection::Http2(stream) if stream.was_reused() => Tables::Spared,
+            PooledConnection::Http1(_) | PooledConnection::Http2(_) => Tables::Kept,
+        }
     }
 
     #[inline]
