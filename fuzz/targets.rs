@@ -328,9 +328,9 @@ pub fn timeout(data: &[u8]) {
 /// What is read is read again in the words of the standard, and means the same; what is not has a place in the text.
 pub fn cel(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    match CelExpression::value(text) {
+    match CelExpression::label(text) {
         Ok(expression) => {
-            let again = CelExpression::value(expression.text()).expect("the standard's words are read, too");
+            let again = CelExpression::label(expression.text()).expect("the standard's words are read, too");
             assert_eq!(again.text(), expression.text());
             assert_eq!(again.show(&NoFacts), expression.show(&NoFacts));
             assert_eq!(CelExpression::condition(text).is_ok(), CelExpression::condition(expression.text()).is_ok());

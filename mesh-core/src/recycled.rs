@@ -22,7 +22,7 @@ pub trait Recycle: Sized + 'static {
 pub struct Recycled<T: Recycle>(Option<Box<Option<T>>>);
 
 impl<T: Recycle> Recycled<T> {
-    /// Makes a value there: it is as large as it is, and is not moved.
+    /// Makes a value in recycled memory, without moving it.
     #[inline]
     pub fn new(make: impl FnOnce() -> T) -> Self {
         let spare = T::spare().try_with(|spare| spare.borrow_mut().pop()).ok().flatten();

@@ -490,6 +490,11 @@ impl RequestInfo {
         }
     }
 
+    /// Whether nobody here answered it: it was sent on, or the caller gave it up.
+    pub(crate) fn was_sent_on(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.details.is_none() && record.error.is_none())
+    }
+
     /// The code of the answer: where there was none, that of the answer that is made of the failure, and 0 where the caller
     /// did not wait. gRPC's failures are told with 200.
     pub fn response_code(&self) -> u16 {

@@ -163,7 +163,7 @@ pub fn wants(policy: &RetryPolicy, outcome: Outcome<'_>, request: &RequestInfo) 
         Outcome::Answered(status, headers) => {
             let is_met = policy.on.intersects(conditions_of_answer(policy, status, headers, request.is_grpc));
             let of_limits = policy.on.contains(RetryCondition::EnvoyRatelimited);
-            // As nearly always: whatever stands in the way of it, or for it, is not looked up.
+            // So it mostly is, and then no header is looked up.
             if !is_met && !of_limits {
                 return false;
             }

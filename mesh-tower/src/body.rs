@@ -92,7 +92,7 @@ impl Body {
         }
     }
 
-    /// Whether it is no bytes that are there already.
+    /// Whether its bytes may be yet to come.
     #[inline]
     pub(crate) fn is_streamed(&self) -> bool {
         matches!(self.0, Kind::Other(_))

@@ -37,7 +37,7 @@ use crate::telemetry::Telemetry;
 use crate::threads;
 use crate::trace::Tracer;
 #[cfg(feature = "xds")]
-use crate::unary::Outbound;
+use crate::unary::MeshClient;
 
 /// The longest time that can be set. Longer ones mean "for ever", and a clock cannot add them to the present.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -661,11 +661,11 @@ impl MeshBuilder {
         #[cfg_attr(not(feature = "xds"), expect(unused_mut, reason = "without xDS nothing is added"))]
         let mut extensions = self.extensions;
         #[cfg(feature = "xds")]
-        let outbound = Outbound::default();
+        let client = MeshClient::default();
         #[cfg(feature = "xds")]
-        extensions.filters.ask_rate_limits_by(Arc::new(RateLimits::new(outbound.clone())));
+        extensions.filters.ask_rate_limits_by(Arc::new(RateLimits::new(client.clone())));
         #[cfg(feature = "xds")]
-        extensions.filters.process_by(Arc::new(Processors::new(outbound.clone())));
+        extensions.filters.process_by(Arc::new(Processors::new(client.clone())));
         let (store, sink) = Store::new(Arc::clone(&source), extensions, idle);
         if let Some(credentials) = self.credentials {
             store.certificates().set(Arc::new(credentials));
@@ -713,7 +713,7 @@ impl MeshBuilder {
         };
         let mesh = Mesh { inner: Arc::new(inner) };
         #[cfg(feature = "xds")]
-        outbound.is({
+        client.set({
             let weak = mesh.downgrade();
             move |target: &str| weak.upgrade().map(|mesh| mesh.outbound_to(target))
         });

@@ -1,8 +1,9 @@
 //! Carries heads to external processors by the mesh's own client: a stream of gRPC for each request, which ends with it. So many
-//! heads wait for a word at a time; waiting for a turn is waiting for a word, and there is a time for that.
+//! heads for each processor wait for a word at a time; waiting for a turn is waiting for a word, and there is a time for that.
 
+use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,32 +18,52 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::body::{Body, BoxError};
 use crate::outbound::{self, ResponseBody};
 use crate::transport::pooled;
-use crate::unary::{self, Outbound};
+use crate::unary::{self, MeshClient};
 
-/// Heads that wait for a word at a time.
+/// Heads that wait for a word of one processor at a time.
 const MOST_SHOWN: usize = 1000;
 /// The longest word: more is not read.
 const MOST_BYTES: usize = 64 << 10;
 
 /// See the [module](self).
-#[derive(Clone)]
 pub(crate) struct Processors(Arc<Shared>);
 
 struct Shared {
-    outbound: Outbound,
-    turns: Semaphore,
+    client: MeshClient,
+    /// Of each processor that requests wait for: one that hangs takes the turns of no other.
+    turns: Mutex<HashMap<Arc<str>, Weak<Semaphore>>>,
+}
+
+impl Shared {
+    fn turns(&self, target: &Arc<str>) -> Arc<Semaphore> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = turns.get(target).and_then(Weak::upgrade) {
+            return known;
+        }
+        turns.retain(|_, of| of.strong_count() > 0);
+        let new = Arc::new(Semaphore::new(MOST_SHOWN));
+        turns.insert(Arc::clone(target), Arc::downgrade(&new));
+        new
+    }
 }
 
 impl Processors {
     /// Calls processors so.
-    pub(crate) fn new(outbound: Outbound) -> Processors {
-        Processors(Arc::new(Shared { outbound, turns: Semaphore::new(MOST_SHOWN) }))
+    pub(crate) fn new(client: MeshClient) -> Processors {
+        Processors(Arc::new(Shared { client, turns: Mutex::default() }))
     }
 }
 
 impl ProcessorService for Processors {
     fn begin(&self, target: &Arc<str>) -> Box<dyn Exchange> {
-        Box::new(OfRequest { shared: Arc::clone(&self.0), target: Arc::clone(target), stream: None })
+        let turns = self.0.turns(target);
+        Box::new(OfRequest {
+            shared: Arc::clone(&self.0),
+            target: Arc::clone(target),
+            turns,
+            stream: None,
+            has_spoken: false,
+        })
     }
 }
 
@@ -50,8 +71,11 @@ impl ProcessorService for Processors {
 struct OfRequest {
     shared: Arc<Shared>,
     target: Arc<str>,
+    turns: Arc<Semaphore>,
     /// Once something is.
     stream: Option<Stream>,
+    /// Whether the processor has said anything of this request.
+    has_spoken: bool,
 }
 
 impl Exchange for OfRequest {
@@ -72,10 +96,11 @@ impl Exchange for OfRequest {
 }
 
 impl OfRequest {
-    /// What is said of a head; `None` where the processor has ended the call, and that well.
+    /// What is said of a head; `None` where the processor has spoken before, and has ended the call well. (Envoy takes the end alone for
+    /// consent. Whoever stops is not asked to consent.)
     async fn word(&mut self, head: ShownHead) -> Result<Option<Said>, String> {
-        let shared = Arc::clone(&self.shared);
-        let _turn = shared.turns.acquire().await.map_err(|error| error.to_string())?;
+        let (shared, turns) = (Arc::clone(&self.shared), Arc::clone(&self.turns));
+        let _turn = turns.acquire().await.map_err(|error| error.to_string())?;
         let is_response = head.is_response;
         let message = Bytes::from(unary::framed(&encode(head))?);
         let stream = match &mut self.stream {
@@ -87,9 +112,12 @@ impl OfRequest {
             none => none.insert(Stream::open(&shared, &self.target, message).await?),
         };
         loop {
-            let Some(message) = stream.next().await? else { return Ok(None) };
+            let Some(message) = stream.next().await? else {
+                return if self.has_spoken { Ok(None) } else { Err("the call ended without a word".to_owned()) };
+            };
             let said = decode(&message, is_response)?;
             if said.is_some() {
+                self.has_spoken = true;
                 return Ok(said);
             }
         }
@@ -108,7 +136,7 @@ struct Stream {
 
 impl Stream {
     async fn open(shared: &Shared, target: &str, first: Bytes) -> Result<Stream, String> {
-        let context = shared.outbound.to(target)?;
+        let context = shared.client.to(target)?;
         let (messages, sent) = mpsc::channel(1);
         // There is room for one.
         messages.try_send(first).map_err(|error| error.to_string())?;
@@ -163,5 +191,20 @@ impl http_body::Body for Messages {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.0.poll_recv(cx).map(|message| message.map(|message| Ok(Frame::data(message))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_that_hangs_takes_the_turns_of_no_other() {
+        let shared = Shared { client: MeshClient::default(), turns: Mutex::default() };
+        let [slow, quick]: [Arc<str>; 2] = ["slow:9000".into(), "quick:9000".into()];
+        let of_slow = shared.turns(&slow);
+        let _all = of_slow.try_acquire_many(MOST_SHOWN as u32).expect("there are so many");
+        assert_eq!(shared.turns(&slow).available_permits(), 0, "they are those of all requests");
+        assert_eq!(shared.turns(&quick).available_permits(), MOST_SHOWN);
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::outbound;
 use crate::transport::pooled;
-use crate::unary::{self, Outbound};
+use crate::unary::{self, MeshClient};
 
 /// Questions that are under way at a time.
 const MOST_ASKED: usize = 1000;
@@ -27,14 +27,14 @@ tokio::task_local! {
 pub(crate) struct RateLimits(Arc<Shared>);
 
 struct Shared {
-    outbound: Outbound,
+    client: MeshClient,
     turns: Semaphore,
 }
 
 impl RateLimits {
     /// Calls services so.
-    pub(crate) fn new(outbound: Outbound) -> RateLimits {
-        RateLimits(Arc::new(Shared { outbound, turns: Semaphore::new(MOST_ASKED) }))
+    pub(crate) fn new(client: MeshClient) -> RateLimits {
+        RateLimits(Arc::new(Shared { client, turns: Semaphore::new(MOST_ASKED) }))
     }
 }
 
@@ -56,7 +56,7 @@ impl RateLimitService for RateLimits {
 impl Shared {
     async fn ask(&self, target: &str, question: &Question, timeout: Duration) -> Result<Answer, String> {
         let _turn = self.turns.acquire().await.map_err(|error| error.to_string())?;
-        let context = self.outbound.to(target)?;
+        let context = self.client.to(target)?;
         let mut call = unary::call(target, SHOULD_RATE_LIMIT, &encode(question))?;
         if let Some(deadline) = Instant::now().checked_add(timeout) {
             call.extensions_mut().insert(Deadline(deadline));

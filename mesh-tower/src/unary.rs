@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Limited};
 use mesh_core::error::MeshError;
+use mesh_core::request_info::grpc_status;
 
 use crate::body::Body;
 use crate::outbound::{OutboundContext, ResponseBody};
@@ -16,11 +17,11 @@ type To = dyn Fn(&str) -> Option<Result<Arc<OutboundContext>, MeshError>> + Send
 
 /// What calls go by, for those that are made before the mesh whose client makes them.
 #[derive(Clone, Default)]
-pub(crate) struct Outbound(Arc<OnceLock<Box<To>>>);
+pub(crate) struct MeshClient(Arc<OnceLock<Box<To>>>);
 
-impl Outbound {
+impl MeshClient {
     /// Calls go by this.
-    pub(crate) fn is(
+    pub(crate) fn set(
         &self,
         to: impl Fn(&str) -> Option<Result<Arc<OutboundContext>, MeshError>> + Send + Sync + 'static,
     ) {
@@ -95,7 +96,7 @@ pub(crate) async fn message(response: Response<ResponseBody>, most: usize) -> Re
 /// # Errors
 /// It failed, or nobody says.
 pub(crate) fn ended(trailers: Option<&http::HeaderMap>, head: &http::HeaderMap) -> Result<(), String> {
-    let status = |headers: &http::HeaderMap| headers.get("grpc-status").map(|status| status.as_bytes() == b"0");
+    let status = |headers: &http::HeaderMap| grpc_status(headers).map(|status| status == 0);
     match trailers.and_then(status).or_else(|| status(head)) {
         Some(true) => Ok(()),
         Some(false) => Err("the call failed".to_owned()),

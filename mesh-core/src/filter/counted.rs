@@ -44,7 +44,7 @@ pub(super) fn is_hit(share: Fraction, request: &mut RequestInfo) -> bool {
 
 /// What is known of a request that is to be counted, with what expressions find out about it.
 pub(super) fn seen<'r>(request: &'r RequestInfo, head: &'r Parts, tells: &'r Known<'r>) -> LimitedRequest<'r> {
-    // It is known already, and not for nothing.
+    // Where it is known already, it is not worked out again.
     let seen = tells.head().copied();
     let seen = seen.unwrap_or_else(|| RequestHead::of_parts(&head.method, &head.uri, &head.headers));
     let mut limited = LimitedRequest::new(seen);

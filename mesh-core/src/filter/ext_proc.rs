@@ -3,6 +3,7 @@
 //!
 //! What he has no word on in time does not pass, unless the configuration says so.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,6 +21,9 @@ use crate::request_info::RequestInfo;
 use crate::rewrite::{apply_to_request, apply_to_response};
 use crate::seldom::Seldom;
 use crate::state::lock;
+
+/// The longest reason of a processor that is told in logs and metrics, in bytes.
+const LONGEST_DETAILS: usize = 256;
 
 /// A head that a processor is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,19 +87,19 @@ impl ShownHead {
         ];
         // Over HTTP/2, a request without a length may have a body all the same.
         let is_bare = !head.headers.contains_key(CONTENT_LENGTH) && !head.headers.contains_key(TRANSFER_ENCODING);
-        let is_end = has_no_length(&head.headers) || (is_bare && head.version <= Version::HTTP_11);
+        let is_end = is_told_to_be_empty(&head.headers) || (is_bare && head.version <= Version::HTTP_11);
         ShownHead { is_response: false, headers: shown(&first, &head.headers), is_end }
     }
 
     fn of_response(method: Option<&Method>, head: &response::Parts) -> ShownHead {
         let is_end = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
             || method == Some(&Method::HEAD)
-            || has_no_length(&head.headers);
+            || is_told_to_be_empty(&head.headers);
         ShownHead { is_response: true, headers: shown(&[(":status", head.status.as_str())], &head.headers), is_end }
     }
 }
 
-fn has_no_length(headers: &HeaderMap) -> bool {
+fn is_told_to_be_empty(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() == b"0")
 }
 
@@ -165,7 +169,10 @@ impl Shared {
                 None
             }
             Ok(Processed::Answer(reply, why)) if self.config.may_answer => {
-                request.note_details(why.map_or("ext_proc_immediate_response".into(), std::borrow::Cow::from));
+                request.note_details(why.map_or(Cow::Borrowed("ext_proc_immediate_response"), |mut why| {
+                    why.truncate(why.floor_char_boundary(LONGEST_DETAILS));
+                    Cow::Owned(why)
+                }));
                 request.note_event("processor", || json!({"answers": reply.status.as_u16()}));
                 Some(reply)
             }

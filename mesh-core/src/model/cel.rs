@@ -85,21 +85,6 @@ impl CelExpression {
         parse::rule(text)
     }
 
-    /// Reads an expression that has a value: a text, a number, or whether something is so.
-    ///
-    /// # Errors
-    /// What is wrong with it, and where.
-    ///
-    /// ```
-    /// use mesh_core::model::CelExpression;
-    ///
-    /// assert!(CelExpression::value("request.method + ' ' + string(response.code)").is_ok());
-    /// assert!(CelExpression::value("request.headers").is_err());
-    /// ```
-    pub fn value(text: &str) -> Result<CelExpression, CelFault> {
-        parse::value(text)
-    }
-
     /// Reads an expression that a label of a metric is set to, when a request is over. It may ask who the client is and what its tokens
     /// say, too.
     ///
@@ -110,7 +95,7 @@ impl CelExpression {
     /// use mesh_core::model::CelExpression;
     ///
     /// assert!(CelExpression::label("request.auth.claims['tier'] == 'gold' ? 'gold' : 'other'").is_ok());
-    /// assert!(CelExpression::value("request.auth.claims['tier']").is_err());
+    /// assert!(CelExpression::label("request.headers").is_err());
     /// ```
     pub fn label(text: &str) -> Result<CelExpression, CelFault> {
         parse::label(text)

@@ -91,15 +91,10 @@ impl Default for Inherited {
 }
 
 impl Inherited {
-    /// What the headers of a request say that arrives now. What cannot be understood says nothing.
+    /// What the headers of a request say that arrives now; `None` where there is no header of those that say something. What cannot
+    /// be understood says nothing.
     #[inline]
-    pub fn of_headers(headers: &HeaderMap, is_grpc: impl FnOnce() -> bool, now: impl Fn() -> Instant) -> Self {
-        Inherited::told_by(headers, is_grpc, now).unwrap_or_default()
-    }
-
-    /// The same; `None` where there is no header of those that say something.
-    #[inline]
-    pub fn told_by(headers: &HeaderMap, is_grpc: impl FnOnce() -> bool, now: impl Fn() -> Instant) -> Option<Self> {
+    pub fn of_headers(headers: &HeaderMap, is_grpc: impl FnOnce() -> bool, now: impl Fn() -> Instant) -> Option<Self> {
         // Few requests have any of them: looking at the starts of names beats four look-ups.
         let may_be_one = |name: &HeaderName| {
             matches!(name.as_str().as_bytes(), [b'x', b'-', b'e' | b'm', ..] | [b'g', b'r', b'p', b'c', b'-', ..])
@@ -196,7 +191,7 @@ mod tests {
             &[("x-envoy-expected-rq-timeout-ms", "18446744073709551615")],
             &[("x-envoy-expected-rq-timeout-ms", "18446744073709551616")],
         ] {
-            let inherited = Inherited::of_headers(&headers(fields), || true, || now);
+            let inherited = Inherited::of_headers(&headers(fields), || true, || now).unwrap_or_default();
             assert_eq!(
                 (inherited.is_retried(), inherited.clone()),
                 (false, Inherited { ..Inherited::default() }.with(&inherited))
@@ -224,14 +219,17 @@ mod tests {
             (vec![("grpc-previous-rpc-attempts", "18446744073709551615")], true, u32::MAX),
         ];
         for (fields, is_grpc, attempt) in cases {
-            let inherited = Inherited::of_headers(&headers(&fields), || is_grpc, Instant::now);
+            let inherited = Inherited::of_headers(&headers(&fields), || is_grpc, Instant::now).unwrap_or_default();
             assert_eq!(inherited.attempt, attempt, "{fields:?}");
             // The first try of the next hop says it, and a later one that is more.
             let mut told = HeaderMap::new();
             inherited.tell(1, is_grpc, &mut told);
-            assert_eq!(Inherited::of_headers(&told, || is_grpc, Instant::now).attempt, attempt);
+            assert_eq!(Inherited::of_headers(&told, || is_grpc, Instant::now).unwrap_or_default().attempt, attempt);
             inherited.tell(5, is_grpc, &mut told);
-            assert_eq!(Inherited::of_headers(&told, || is_grpc, Instant::now).attempt, attempt.max(5));
+            assert_eq!(
+                Inherited::of_headers(&told, || is_grpc, Instant::now).unwrap_or_default().attempt,
+                attempt.max(5)
+            );
         }
     }
 
@@ -242,7 +240,7 @@ mod tests {
         assert!(told.is_empty());
         let sheddable = Inherited { criticality: Criticality::Sheddable, ..Inherited::default() };
         sheddable.tell(1, false, &mut told);
-        assert_eq!(Inherited::of_headers(&told, || false, Instant::now), sheddable);
+        assert_eq!(Inherited::of_headers(&told, || false, Instant::now).unwrap_or_default(), sheddable);
     }
 
     #[test]
@@ -251,7 +249,7 @@ mod tests {
         let told = headers(&[("grpc-timeout", "2S"), ("x-envoy-expected-rq-timeout-ms", "1500")]);
         let at = |millis| Some(now + Duration::from_millis(millis));
         for (is_grpc, deadline) in [(true, at(2000)), (false, None)] {
-            let inherited = Inherited::of_headers(&told, || is_grpc, || now);
+            let inherited = Inherited::of_headers(&told, || is_grpc, || now).unwrap_or_default();
             assert_eq!((inherited.deadline, inherited.answer_by), (deadline, at(1500)));
         }
     }

@@ -6,11 +6,12 @@ use std::time::SystemTime;
 use super::assemble::{Assembly, UserId, UserKind, Walk};
 use super::server::{ChainView, Edge};
 use super::{Origin, TargetEntry};
+use crate::error::Invalid;
 use crate::id::ListenerName;
 use crate::model::{EdgeTls, FilterChain, Listener, RouteSource};
 use crate::resources::{Change, Known, Resource, ResourceKey, ResourceType};
 use crate::state::lock;
-use crate::tls::edge_config;
+use crate::tls::{client_verifier, edge_config};
 
 impl Assembly {
     /// Tells the gateway which listeners there are.
@@ -68,17 +69,17 @@ impl Assembly {
         }
         let secret = |wanted: &str| match known.iter().find(|(name, _)| ***name == *wanted).map(|(_, known)| known) {
             Some(Known::Present(secret)) => Ok(Arc::clone(secret)),
-            Some(Known::Absent(reason)) => Err(Arc::clone(reason)),
-            Some(Known::Unknown) | None => Err(format!("secret {wanted:?} is not known yet").into()),
+            Some(Known::Absent(reason)) => Err(Invalid::new(&**reason)),
+            Some(Known::Unknown) | None => Err(Invalid::new(format!("secret {wanted:?} is not known yet"))),
         };
-        let (config, clients) = match edge_config(tls, secret, SystemTime::now()) {
-            Ok((config, clients)) => (Ok(Arc::new(config)), clients),
-            Err(invalid) => {
-                let reason: Arc<str> = invalid.to_string().into();
-                tracing::warn!(%reason, "handshakes of a filter chain fail");
-                (Err(reason), None)
-            }
-        };
+        let clients = client_verifier(tls, secret, SystemTime::now());
+        let config = clients.clone().and_then(|clients| edge_config(tls, secret, clients)).map(Arc::new);
+        let config = config.map_err(|invalid| {
+            let reason: Arc<str> = invalid.to_string().into();
+            tracing::warn!(%reason, "handshakes of a filter chain fail");
+            reason
+        });
+        let clients = clients.map_err(|invalid| invalid.to_string().into());
         Arc::new(Edge { tls: Arc::clone(tls), secrets, config, clients })
     }
 

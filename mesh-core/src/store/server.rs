@@ -77,8 +77,8 @@ pub struct Edge {
     pub(super) secrets: Vec<Option<Arc<crate::model::Secret>>>,
     /// The same as a server has it, or why there is none.
     pub config: Result<Arc<ServerConfig>, Arc<str>>,
-    /// Who verifies what clients show, where they are asked for something.
-    pub(super) clients: Option<Arc<ClientVerifier>>,
+    /// Who verifies what clients show, where they are asked for something, or why nobody can.
+    pub(super) clients: Result<Option<Arc<ClientVerifier>>, Arc<str>>,
 }
 
 impl Edge {
@@ -87,7 +87,10 @@ impl Edge {
     /// # Errors
     /// Why it would not.
     pub fn vouches_for(&self, client: &EdgeClient, now: SystemTime) -> Result<(), Arc<str>> {
-        self.clients.as_ref().map_or(Ok(()), |clients| clients.check(client, now))
+        match &self.clients {
+            Ok(clients) => clients.as_ref().map_or(Ok(()), |clients| clients.check(client, now)),
+            Err(reason) => Err(Arc::clone(reason)),
+        }
     }
 }
 
@@ -220,7 +223,7 @@ impl ServerView {
 
     /// Whether clients of its chains are verified as by another one: by the very same verifiers.
     pub fn verifies_like(&self, other: &ServerView) -> bool {
-        let of = |chain: &ChainView| chain.edge.as_ref().and_then(|edge| edge.clients.as_ref()).map(Arc::as_ptr);
+        let of = |chain: &ChainView| Some(chain.edge.as_ref()?.clients.as_ref().ok()?.as_ref().map(Arc::as_ptr));
         self.chains.iter().map(of).eq(other.chains.iter().map(of))
     }
 

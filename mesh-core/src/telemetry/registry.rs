@@ -147,9 +147,6 @@ struct Found {
     _service: Option<Arc<ServiceNames>>,
 }
 
-/// The details of a request to a gateway that was not answered by that.
-const SENT_ON: [&str; 2] = ["via_upstream", "downstream_remote_disconnect"];
-
 /// What is told of a request, besides its ends.
 #[derive(Clone, Copy)]
 struct Outcome<'a> {
@@ -208,7 +205,7 @@ impl Metrics {
             Direction::Outbound => Reporter::Source,
             Direction::Inbound if !request.is_at_edge() => Reporter::Destination,
             // What a gateway sends on counts where that goes; what it answers itself, as its own, too.
-            Direction::Inbound if SENT_ON.contains(&request.response_details()) => return,
+            Direction::Inbound if request.was_sent_on() => return,
             Direction::Inbound => Reporter::Source,
         };
         // Strangers ask a gateway for any name.

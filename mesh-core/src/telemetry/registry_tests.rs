@@ -198,7 +198,7 @@ type Rule<'a> = (usize, Option<&'a [(&'a str, Option<&'a str>)]>);
 /// Rules for these metrics, by their places: `None` for one that is not there, else labels with what they are set to.
 fn rules(all: &[Rule<'_>]) -> Arc<MetricRules> {
     let label = |(name, value): &(&str, Option<&str>)| -> LabelRule {
-        ((*name).into(), value.map(|text| CelExpression::value(text).unwrap()))
+        ((*name).into(), value.map(|text| CelExpression::label(text).unwrap()))
     };
     let rules = all.iter().map(|(place, labels)| (*place, labels.map(|labels| labels.iter().map(label).collect())));
     Arc::new(MetricRules::new(rules).unwrap())

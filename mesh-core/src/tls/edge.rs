@@ -30,18 +30,35 @@ use crate::error::Invalid;
 use crate::identity::SpiffeId;
 use crate::model::{EdgeTls, Secret, TlsVersions};
 
-/// How a server shakes hands with whoever connects, by these rules and the secrets that they name; and who verifies what clients show,
-/// where they are asked for something.
+/// Who verifies what clients show, by these rules and the secret that they name; nobody where they are asked for nothing.
+///
+/// # Errors
+/// Which secret cannot be used, and why.
+pub(crate) fn client_verifier(
+    tls: &EdgeTls,
+    secret: impl Fn(&str) -> Result<Arc<Secret>, Invalid>,
+    now: SystemTime,
+) -> Result<Option<Arc<ClientVerifier>>, Invalid> {
+    let Some(name) = &tls.clients else { return Ok(None) };
+    let known = authorities(&*secret(name)?, now);
+    let (anchors, revoked) = known.map_err(|invalid| within(name, &invalid))?;
+    let (names, is_mandatory) = (tls.names.clone(), tls.requires_client);
+    Ok(Some(Arc::new(ClientVerifier { anchors, revoked, names, is_mandatory })))
+}
+
+fn within(name: &str, invalid: &Invalid) -> Invalid {
+    Invalid::new(format!("secret {name:?}: {invalid}"))
+}
+
+/// How a server shakes hands with whoever connects, by these rules and the secrets that they name, with who verifies what clients show.
 ///
 /// # Errors
 /// Which secret cannot be used, and why. A certificate that has expired can: it is its client's to refuse.
 pub(crate) fn edge_config(
     tls: &EdgeTls,
-    secret: impl Fn(&str) -> Result<Arc<Secret>, Arc<str>>,
-    now: SystemTime,
-) -> Result<(ServerConfig, Option<Arc<ClientVerifier>>), Invalid> {
-    let secret = |name: &str| secret(name).map_err(|reason| Invalid::new(&*reason));
-    let within = |name: &str, invalid: &Invalid| Invalid::new(format!("secret {name:?}: {invalid}"));
+    secret: impl Fn(&str) -> Result<Arc<Secret>, Invalid>,
+    verifier: Option<Arc<ClientVerifier>>,
+) -> Result<ServerConfig, Invalid> {
     let key = |name: &Arc<str>| certificate(&*secret(name)?).map_err(|invalid| within(name, &invalid));
     let keys: Result<Vec<_>, Invalid> = tls.certificates.iter().map(key).collect();
     let keys = keys?;
@@ -56,16 +73,7 @@ pub(crate) fn edge_config(
     let config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_protocol_versions(versions)
         .map_err(|error| Invalid::new(error.to_string()))?;
-    let verifier = match &tls.clients {
-        None => None,
-        Some(name) => {
-            let known = authorities(&*secret(name)?, now);
-            let (anchors, revoked) = known.map_err(|invalid| within(name, &invalid))?;
-            let (names, is_mandatory) = (tls.names.clone(), tls.requires_client);
-            Some(Arc::new(ClientVerifier { anchors, revoked, names, is_mandatory }))
-        }
-    };
-    let config: ConfigBuilder<ServerConfig, WantsServerCert> = match verifier.clone() {
+    let config: ConfigBuilder<ServerConfig, WantsServerCert> = match verifier {
         None => config.with_no_client_auth(),
         Some(verifier) => config.with_client_cert_verifier(verifier),
     };
@@ -76,7 +84,7 @@ pub(crate) fn edge_config(
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
-    Ok((config, verifier))
+    Ok(config)
 }
 
 fn certificate(secret: &Secret) -> Result<Arc<CertifiedKey>, Invalid> {

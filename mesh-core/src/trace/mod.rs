@@ -21,7 +21,7 @@ pub use carried::{Begun, REQUEST_ID, TRACEPARENT, Tables, Trace};
 /// The id of a trace: all spans that one request of a user led to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TraceId {
-    // In halves: all that has a number of 128 bits in it is larger than it looks.
+    // In halves: a `u128` is aligned to 16 bytes, which pads everything that has one.
     high: u64,
     low: u64,
 }

@@ -41,8 +41,9 @@ fn resource(resource: &ResourceStatus) -> GenericXdsConfig {
         ResourceState::ReceivedError => ClientResourceStatus::ReceivedError,
         ResourceState::Timeout => ClientResourceStatus::Timeout,
     };
-    // Keys are nobody's business.
-    let shown = |raw: &Option<RawResource>| raw.as_ref().filter(|_| resource.key.kind != ResourceType::Secret).map(any);
+    // Keys are nobody's business. One that stands in another resource is refused, and of that the text would be shown.
+    let may_be_shown = |raw: &&RawResource| resource.key.kind != ResourceType::Secret && !has_key(&raw.value);
+    let shown = |raw: &Option<RawResource>| raw.as_ref().filter(may_be_shown).map(any);
     GenericXdsConfig {
         type_url: type_url(resource.key.kind).to_owned(),
         name: resource.key.name.to_string(),
@@ -58,6 +59,11 @@ fn resource(resource: &ResourceStatus) -> GenericXdsConfig {
         }),
         ..GenericXdsConfig::default()
     }
+}
+
+fn has_key(bytes: &[u8]) -> bool {
+    const PRIVATE_KEY: &[u8] = b"PRIVATE KEY-----";
+    bytes.windows(PRIVATE_KEY.len()).any(|part| part == PRIVATE_KEY)
 }
 
 fn any(raw: &RawResource) -> Any {
@@ -82,16 +88,18 @@ mod tests {
             (one.state, one.version, one.raw) = (ResourceState::Nacked, "3".to_owned(), Some(raw(b"good")));
             one.last_updated = Some(UNIX_EPOCH + Duration::from_millis(5_500));
             let mut error = ErrorState::new("lb_policy: unknown", UNIX_EPOCH + Duration::from_secs(7));
-            (error.version, error.raw) = ("4".to_owned(), Some(raw(b"bad")));
+            let bad: &[u8] = if name == "inline" { b"bad -----BEGIN PRIVATE KEY-----" } else { b"bad" };
+            (error.version, error.raw) = ("4".to_owned(), Some(raw(bad)));
             one.error = Some(error);
             one
         };
         let mut status = ClientStatus { node_id: "web~1".to_owned(), ..ClientStatus::default() };
-        status.resources = vec![of(ResourceType::Cluster, "c"), of(ResourceType::Secret, "s")];
+        let of_secret = of(ResourceType::Secret, "s");
+        status.resources = vec![of(ResourceType::Cluster, "c"), of_secret, of(ResourceType::Listener, "inline")];
         let told = ClientStatusResponse::decode(answer(&status, &[]).unwrap()).unwrap();
         let [config] = &told.config[..] else { panic!("{told:?}") };
         assert_eq!(config.node.as_ref().unwrap().id, "web~1");
-        let [cluster, secret] = &config.generic_xds_configs[..] else { panic!("{config:?}") };
+        let [cluster, secret, inline] = &config.generic_xds_configs[..] else { panic!("{config:?}") };
         assert_eq!(cluster.type_url, "type.googleapis.com/envoy.config.cluster.v3.Cluster");
         assert_eq!((cluster.name.as_str(), cluster.version_info.as_str(), cluster.client_status), ("c", "3", 4));
         assert_eq!(cluster.xds_config.as_ref().unwrap().value, b"good");
@@ -102,6 +110,8 @@ mod tests {
         assert_eq!(error.failed_configuration.as_ref().unwrap().value, b"bad");
         assert_eq!((secret.name.as_str(), &secret.xds_config), ("s", &None));
         assert_eq!(secret.error_state.as_ref().unwrap().failed_configuration, None);
+        assert_eq!(inline.xds_config.as_ref().unwrap().value, b"good");
+        assert_eq!(inline.error_state.as_ref().unwrap().failed_configuration, None);
 
         let matching = ClientStatusRequest { node_matchers: vec![NodeMatcher::default()], ..Default::default() };
         assert_eq!(answer(&status, &matching.encode_to_vec()), Err("node_matchers are not supported"));

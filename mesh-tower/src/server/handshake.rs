@@ -280,13 +280,15 @@ async fn disowned(
     let mut changes = listener.security_changes();
     loop {
         if let ServerState::Serving(view) = &**listener.state()
-            && let Some(edge) = connection.chain(view).and_then(|chain| chain.edge.as_ref())
-            && !Arc::ptr_eq(edge, &known)
+            && let Some(chain) = connection.chain(view)
         {
-            if let Err(reason) = edge.vouches_for(&client, SystemTime::now()) {
-                return reason;
+            let Some(edge) = &chain.edge else { return "nobody asks clients for a certificate any more".into() };
+            if !Arc::ptr_eq(edge, &known) {
+                if let Err(reason) = edge.vouches_for(&client, SystemTime::now()) {
+                    return reason;
+                }
+                known = Arc::clone(edge);
             }
-            known = Arc::clone(edge);
         }
         // An error would say that the sender is gone, which is `listener`.
         _ = changes.changed().await;

@@ -229,7 +229,7 @@ fn connection_extension(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> 
 /// may set: all that they can do is to take time and retries from the request itself.
 #[inline]
 fn inherited_by<B>(request: &Request<B>) -> Option<Inherited> {
-    let mut inherited = Inherited::told_by(request.headers(), || is_grpc(request.headers()), Instant::now);
+    let mut inherited = Inherited::of_headers(request.headers(), || is_grpc(request.headers()), Instant::now);
     if let Some(Deadline(deadline)) = request.extensions().get() {
         let inherited = inherited.get_or_insert_default();
         inherited.deadline = Some(inherited.deadline.map_or(*deadline, |told| told.min(*deadline)));

@@ -36,7 +36,7 @@ impl Recycle for Kept {
 }
 
 impl Kept {
-    /// A copy of a head, made where it stays: it is larger than what is in it.
+    /// Copies a head into its final place.
     #[inline]
     fn of(head: &Parts, with_extensions: bool) -> Recycled<Self> {
         let (method, uri, version) = (head.method.clone(), head.uri.clone(), head.version);

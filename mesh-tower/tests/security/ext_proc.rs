@@ -253,7 +253,7 @@ fn wrongly(request: &Request) -> Says {
             Says::Word(Response::RequestHeaders(pb::HeadersResponse { response: Some(common) }))
         }
         (Request::RequestHeaders(_), "/other") => Says::Word(Response::ResponseHeaders(pb::HeadersResponse::default())),
-        (Request::RequestHeaders(_), "/late") => {
+        (Request::RequestHeaders(_), "/half-said") => {
             Says::Word(Response::RequestHeaders(changed(vec![set("x-user", "alice")], &[])))
         }
         // Of answers it has no word.
@@ -261,28 +261,32 @@ fn wrongly(request: &Request) -> Says {
     }
 }
 
-const WRONG: [&str; 10] =
-    ["/garbage", "/unknown", "/empty", "/hangs-up", "/fails", "/nothing", "/path", "/body", "/other", "/late"];
+const WRONG: [&str; 9] =
+    ["/garbage", "/unknown", "/empty", "/hangs-up", "/fails", "/path", "/body", "/other", "/half-said"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_processor_has_no_word_on_is_refused_and_passes_only_where_that_is_written() {
     let processor = Processor::start(wrongly).await;
-    // Where nothing is said, it is over soon.
-    let (control, mesh, address) = serve(yaml(processor.at.port(), ", timeout: 2s")).await;
-    for path in WRONG.into_iter().filter(|path| *path != "/nothing") {
+    let (_control, mesh, address) = serve(yaml(processor.at.port(), ", timeout: 60s")).await;
+    for path in WRONG {
         let (status, answer) = ask(address, path, "").await;
         assert_eq!(status, 500, "{path}: {answer}");
         assert!(!answer.contains("x-server"), "nobody sees what was not looked at: {answer}");
     }
-    control.set_yaml("config.yaml", &yaml(processor.at.port(), ", timeout: 50ms")).unwrap();
-    while ask(address, "/nothing", "").await.0 != 500 {}
     drop(mesh);
-    let (_control, _mesh, address) = serve(yaml(processor.at.port(), ", timeout: 50ms, failureMode: ALLOW")).await;
+    let (_control, mesh, address) = serve(yaml(processor.at.port(), ", timeout: 60s, failureMode: ALLOW")).await;
     for path in WRONG {
         let (status, answer) = ask(address, path, "x-user: bob\r\n").await;
         assert_eq!(status, 200, "{path}: {answer}");
-        let user = if path == "/late" { "alice" } else { "bob" };
+        let user = if path == "/half-said" { "alice" } else { "bob" };
         assert!(answer.contains(&format!("x-user={user}\n")) && answer.contains("x-server: here"), "{path}: {answer}");
+    }
+    drop(mesh);
+    // Where nothing is said, it is over after that time.
+    for (mode, expected) in [("DENY", 500), ("ALLOW", 200)] {
+        let settings = format!(", timeout: 50ms, failureMode: {mode}");
+        let (_control, _mesh, address) = serve(yaml(processor.at.port(), &settings)).await;
+        assert_eq!(ask(address, "/nothing", "").await.0, expected, "{mode}");
     }
     processor.is_idle().await;
     // And one that is not there at all.
@@ -315,13 +319,17 @@ async fn a_processor_is_shown_what_is_said_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_processor_that_ends_its_call_well_is_shown_no_more_of_that_request() {
-    let processor = Processor::start(|_| Says::Ends(Some("0"))).await;
+async fn a_processor_that_ends_its_call_well_has_consented_where_it_has_spoken_before() {
+    let word = |request: &Request| match (request, path(request).as_str()) {
+        (Request::RequestHeaders(_), "/spoken") => Says::Word(Response::RequestHeaders(changed(Vec::new(), &[]))),
+        _ => Says::Ends(Some("0")),
+    };
+    let processor = Processor::start(word).await;
     let (_control, _mesh, address) = serve(yaml(processor.at.port(), ", timeout: 60s")).await;
-    for _ in 0..2 {
-        let (status, answer) = ask(address, "/", "").await;
-        assert!(status == 200 && answer.contains("x-server: here\r\n"), "{answer}");
-        assert!(matches!(&processor.shown()[..], [Request::RequestHeaders(_)]));
-    }
+    let (status, answer) = ask(address, "/spoken", "").await;
+    assert!(status == 200 && answer.contains("x-server: here\r\n"), "{answer}");
+    assert!(matches!(&processor.shown()[..], [Request::RequestHeaders(_), Request::ResponseHeaders(_)]));
+    // One that is being stopped ends its calls so, too.
+    assert_eq!(ask(address, "/", "").await.0, 500);
     processor.is_idle().await;
 }

@@ -317,24 +317,31 @@ async fn a_client_whose_authority_is_trusted_no_more_is_let_go_and_others_stay()
     let edge = gateway.bound().await;
     let shown = clients.leaf(&["client"]);
     let (known, unknown) = (Caller { shows: Some(&shown), ..Caller::new(&ca) }, Caller::new(&ca));
-    let settled = async {
-        while known.ask(edge, "must.example", "must.example").await.is_err() {
-            tokio::task::yield_now().await;
+    for is_replaced in [true, false] {
+        put_authority(&gateway.control, "pair-cacert", &clients);
+        let settled = async {
+            while known.ask(edge, "must.example", "must.example").await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        within(Box::pin(settled)).await;
+        // Who waits for more reads the end of it; what a client has not shown, nobody asks for again.
+        let mut must = known.connect(edge, "must.example").await.unwrap();
+        let mut may = known.connect(edge, "may.example").await.unwrap();
+        let stays = unknown.connect(edge, "may.example").await.unwrap();
+        // Another certificate of the same gateway changes nothing for them.
+        put_pair(&gateway.control, "pair", &ca.leaf(&["must.example", "may.example"]));
+        match is_replaced {
+            true => put_authority(&gateway.control, "pair-cacert", &others),
+            // Nobody can tell any more who is to be trusted.
+            false => put_pair(&gateway.control, "pair-cacert", &ca.leaf(&["pair"])),
         }
-    };
-    within(Box::pin(settled)).await;
-    // Who waits for more reads the end of it; what a client has not shown, nobody asks for again.
-    let mut must = known.connect(edge, "must.example").await.unwrap();
-    let mut may = known.connect(edge, "may.example").await.unwrap();
-    let stays = unknown.connect(edge, "may.example").await.unwrap();
-    // Another certificate of the same gateway changes nothing for them.
-    put_pair(&gateway.control, "pair", &ca.leaf(&["must.example", "may.example"]));
-    put_authority(&gateway.control, "pair-cacert", &others);
-    for closed in [&mut must, &mut may] {
-        let end = within(closed.read(&mut [0; 1])).await;
-        assert!(end.as_ref().map_or(true, |count| *count == 0), "{end:?}");
+        for closed in [&mut must, &mut may] {
+            let end = within(closed.read(&mut [0; 1])).await;
+            assert!(end.as_ref().map_or(true, |count| *count == 0), "{end:?}");
+        }
+        assert_eq!(ask_over(stays, "may.example").await.unwrap(), (200, "shop".to_owned()));
     }
-    assert_eq!(ask_over(stays, "may.example").await.unwrap(), (200, "shop".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,10 +27,6 @@ fn bool_of(text: &str, (expression, kind): (CelExpression, Kind)) -> Result<CelE
     }
 }
 
-pub(super) fn value(text: &str) -> Result<CelExpression, CelFault> {
-    one_value(text, whole(text, Reader::Telemetry)?)
-}
-
 /// What a label of a metric is set to.
 pub(super) fn label(text: &str) -> Result<CelExpression, CelFault> {
     one_value(text, whole(text, Reader::Label)?)

@@ -131,10 +131,10 @@ fn a_value_is_shown_as_a_text() {
         ("request.headers['none']", None),
         ("request.duration", Some("1.5s")),
     ] {
-        assert_eq!(CelExpression::value(text).unwrap().show(&Request).as_deref(), expected, "{text}");
+        assert_eq!(CelExpression::label(text).unwrap().show(&Request).as_deref(), expected, "{text}");
     }
-    assert!(CelExpression::value("request.headers['a']").unwrap().needs_head());
-    assert!(!CelExpression::value("response.code").unwrap().needs_head());
+    assert!(CelExpression::label("request.headers['a']").unwrap().needs_head());
+    assert!(!CelExpression::label("response.code").unwrap().needs_head());
 }
 
 #[test]

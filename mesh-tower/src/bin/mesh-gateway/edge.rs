@@ -40,7 +40,7 @@ pub(crate) struct Edge {
 
 impl Edge {
     pub(crate) fn new(mesh: &Mesh) -> Self {
-        Edge { client: mesh.gateway_client(), tunnels: Tunnels::new() }
+        Edge { client: mesh.gateway_client(), tunnels: Tunnels::default() }
     }
 
     /// A server that decides by its listener, and sends on what is let in.

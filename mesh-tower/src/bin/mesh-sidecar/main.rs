@@ -58,7 +58,7 @@ async fn run(options: &Options) -> Result<u8, String> {
     let mut signals = signals().map_err(|error| format!("signals: {error}"))?;
     let mesh = options.mesh()?.start().map_err(|error| error.to_string())?;
     // Who calls the program takes no room of what it calls.
-    let (outgoing, incoming) = (Tunnels::new(), Tunnels::new());
+    let (outgoing, incoming) = (Tunnels::default(), Tunnels::default());
     let port = options.app_port.map(|port| inbound::program_at(port.get()));
     let local =
         Mesh::builder().source(Fixed::new().service(PROGRAM, port)).start().map_err(|error| error.to_string())?;

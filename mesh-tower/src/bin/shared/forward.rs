@@ -327,10 +327,6 @@ impl Drop for Room {
 }
 
 impl Tunnels {
-    pub(crate) fn new() -> Self {
-        Tunnels::default()
-    }
-
     /// Room for one more; where a client is named, of its share.
     pub(crate) fn room(&self, client: Option<IpAddr>) -> Option<Room> {
         let client = client.map(client_of);
@@ -399,7 +395,7 @@ mod tests {
 
     #[test]
     fn a_client_has_as_many_tunnels_as_it_leaves_free() {
-        let tunnels = Tunnels::new();
+        let tunnels = Tunnels::default();
         let [one, other] = [1, 2].map(|last| Some(IpAddr::from([10, 0, 0, last])));
         let taken = |client| std::iter::from_fn(|| tunnels.room(client)).collect::<Vec<_>>();
         let of_one = taken(one);
