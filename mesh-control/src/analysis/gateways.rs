@@ -26,7 +26,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
 /// Rules for gateways that there are not, or that have none of their hosts.
 fn rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     let all =
-        || policy.gateways.iter().map(|object| (format!("{}/{}", object.meta.namespace, object.meta.name), object));
+        || policy.gateways.of_istio().map(|object| (format!("{}/{}", object.meta.namespace, object.meta.name), object));
     let by_name: BTreeMap<String, _> = all().collect();
     let is_wrong = |name: &str| {
         let is_it = |object: &Refused| {
@@ -118,7 +118,7 @@ fn conflicts(policy: &Policy, found: &mut Vec<Diagnostic>) {
 
 /// Certificates that no Secret has, and hosts that no certificate can be chosen for.
 fn credentials(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for gateway in policy.gateways.iter() {
+    for gateway in policy.gateways.of_istio() {
         for (index, server) in gateway.spec.servers.iter().enumerate() {
             let Some(tls) = server.tls.as_ref().filter(|_| server.port.is_tls()) else { continue };
             let mut say = |istio: Option<&'static str>, span, field: String, message: String| {
@@ -178,7 +178,7 @@ fn missing<'a>(objects: &Objects, tls: &'a ServerTls) -> Vec<(&'static str, &'a 
 
 /// Selectors that nothing in the configuration has the labels of.
 fn selectors(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for gateway in policy.gateways.iter().filter(|gateway| !gateway.spec.selector.is_empty()) {
+    for gateway in policy.gateways.of_istio().filter(|gateway| !gateway.spec.selector.is_empty()) {
         let of_services = policy.services.iter().filter_map(|(_, service)| service.selector.as_ref());
         let mut known = of_services.chain(objects.pods.iter().map(|pods| &pods.labels));
         if !known.any(|labels| is_subset(&gateway.spec.selector, labels)) {

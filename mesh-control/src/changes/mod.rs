@@ -20,6 +20,7 @@ pub(crate) use diff::diff;
 pub(crate) use documents::Documents;
 pub(crate) use wanted::{Done, DoneWith, Kept, Listed, Refusal, Wanted, What};
 
+use crate::config::support::group_of;
 use crate::kubernetes::kinds::{RESOURCES, Resource, SETTINGS, Use};
 
 /// Who an object is: its kind, namespace and name.
@@ -53,7 +54,7 @@ impl Id {
         let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
         let (version, kind) = (text(object.get("apiVersion")), text(object.get("kind")));
         let (version, kind) = version.zip(kind).ok_or("no `apiVersion` and `kind`")?;
-        let group = version.rsplit_once('/').map_or("", |(group, _)| group);
+        let group = group_of(&version);
         let resource = kept().find(|known| known.group == group && known.kind == kind);
         let resource = resource.ok_or_else(|| format!("{kind} of {version} is not read by the mesh"))?;
         let metadata = |key: &str| text(object.get("metadata").and_then(|metadata| metadata.get(key)));

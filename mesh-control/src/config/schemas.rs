@@ -197,9 +197,8 @@ mod tests {
             assert!(wrong.is_none(), "{}", wrong.map_or(String::new(), ToString::to_string));
             for document in node::parse(&source).unwrap() {
                 let name = document.get("kind").and_then(Node::as_str).unwrap_or_default();
-                let group = document.get("apiVersion").and_then(Node::as_str).unwrap_or_default();
-                let group = group.rsplit_once('/').map_or("", |(group, _)| group);
-                let kind = ObjectKind::ALL.into_iter().find(|kind| kind.name() == name && kind.group() == group);
+                let version = document.get("apiVersion").and_then(Node::as_str).unwrap_or_default();
+                let kind = ObjectKind::ALL.into_iter().find(|kind| kind.is(version, name));
                 all.extend(kind.map(|kind| (kind, document)));
             }
         }

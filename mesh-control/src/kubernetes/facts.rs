@@ -47,6 +47,10 @@ impl Fact {
         }
     }
 
+    pub(super) fn namespace(&self) -> &str {
+        &self.name.0
+    }
+
     /// `Kind namespace/name`.
     pub(super) fn id(&self) -> String {
         format!("{} {}/{}", self.resource.title, self.name.0, self.name.1)

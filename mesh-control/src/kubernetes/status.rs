@@ -13,10 +13,10 @@ use super::facts::Fact;
 use super::webhook::{cut, in_words};
 use crate::config::gateway_api::{GATEWAY_GROUP, ParentKind};
 use crate::config::store::Standing;
-use crate::config::support::ObjectKind;
+use crate::config::support::{ObjectKind, is_gateway_kind};
 use crate::config::{Code, Diagnostic, Severity};
 use crate::plane::Verdict;
-use crate::policy::gateway_api::RouteCondition;
+use crate::policy::gateway_api::Condition;
 
 /// Who says what we say of routes (`controllerName`).
 pub(super) const CONTROLLER: &str = "policy.mesh-control/mesh";
@@ -40,14 +40,10 @@ pub(super) struct Wanted {
 
 /// What is to be written of an object, unless it is there: since this time, where it was not so before.
 pub(super) fn wanted(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
-    let is_one = |kinds: &[ObjectKind]| kinds.iter().any(|kind| kind.title() == fact.resource.title);
-    use ObjectKind::{GrpcRoute, HttpRoute, TcpRoute, TlsRoute};
-    if is_one(&[HttpRoute, GrpcRoute, TlsRoute, TcpRoute]) {
-        route(fact, verdict, now)
-    } else if is_one(&[ObjectKind::KubernetesGateway]) {
-        gateway(fact, verdict, now)
-    } else {
-        istio(fact, verdict, now)
+    match ObjectKind::ALL.into_iter().find(|kind| kind.title() == fact.resource.title) {
+        Some(kind) if kind.is_gateway_route() => route(fact, verdict, now),
+        Some(ObjectKind::KubernetesGateway) => gateway(fact, verdict, now),
+        _ => istio(fact, verdict, now),
     }
 }
 
@@ -197,7 +193,7 @@ fn is_ours(message: &Value) -> bool {
 }
 
 /// Conditions of Gateway API, since the time that ones like them are there.
-fn conditions(said: &[RouteCondition], before: &Conditions<'_>, fact: &Fact, now: &str) -> Vec<Value> {
+fn conditions(said: &[Condition], before: &Conditions<'_>, fact: &Fact, now: &str) -> Vec<Value> {
     let all = said.iter().map(|one| {
         let content = json!({
             "type": one.name, "status": boolean(one.holds), "reason": one.reason,
@@ -209,9 +205,9 @@ fn conditions(said: &[RouteCondition], before: &Conditions<'_>, fact: &Fact, now
 }
 
 /// Of an object that is wrong: another state of it is in force.
-fn not_accepted(standing: Standing, reason: &'static str, fact: &Fact, verdict: &Verdict) -> RouteCondition {
+fn not_accepted(standing: Standing, reason: &'static str, fact: &Fact, verdict: &Verdict) -> Condition {
     let message = format!("in force instead is {}: {}", standing.instead(fact.resource.kind), reasons(verdict));
-    RouteCondition { name: "Accepted", holds: false, reason, message }
+    Condition { name: "Accepted", holds: false, reason, message }
 }
 
 /// Of a Gateway of a class of ours; others are nobody's business here.
@@ -254,7 +250,7 @@ fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     let before = list(fact.status.as_ref(), "parents");
     let (known, others): (Vec<&Value>, Vec<&Value>) =
         before.iter().partition(|one| text(one, "controllerName") == CONTROLLER);
-    let entry = |reference: &Value, said: &[RouteCondition]| {
+    let entry = |reference: &Value, said: &[Condition]| {
         let before = known.iter().find(|one| one.get("parentRef") == Some(reference));
         let before = by_type(list(before.copied(), "conditions"));
         json!({"parentRef": reference, "controllerName": CONTROLLER, "conditions": conditions(said, &before, fact, now)})
@@ -267,9 +263,7 @@ fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
         // What is in force is another state of it.
         Some(standing) => {
             let said = [not_accepted(standing, "UnsupportedValue", fact, verdict)];
-            let field = |one: &'_ Value, key: &str| one.get(key).and_then(Value::as_str).map(str::to_owned);
-            let is_meant =
-                |one: &&Value| ParentKind::of(field(one, "group").as_deref(), field(one, "kind").as_deref()).is_some();
+            let is_meant = |one: &&Value| is_ours_to_judge(one, fact.namespace(), verdict);
             references.iter().filter(is_meant).map(|one| entry(one, &said)).collect()
         }
     };
@@ -279,6 +273,16 @@ fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     }
     let parents: Vec<Value> = others.into_iter().cloned().chain(ours).take(MOST_PARENTS).collect();
     Some(Wanted { patch: json!({"parents": parents}), words })
+}
+
+/// Whether a parent of a route of this namespace is something of the mesh, or a Gateway of ours.
+fn is_ours_to_judge(parent: &Value, namespace: &str, verdict: &Verdict) -> bool {
+    let field = |key: &str| parent.get(key).and_then(Value::as_str);
+    if !is_gateway_kind(field("group"), field("kind")) {
+        return ParentKind::of(field("group"), field("kind")).is_some();
+    }
+    let (kind, namespace) = (ObjectKind::KubernetesGateway.title(), field("namespace").unwrap_or(namespace));
+    verdict.gateways.contains(format!("{kind} {namespace}/{}", text(parent, "name")).as_str())
 }
 
 #[cfg(test)]
@@ -406,14 +410,18 @@ mod tests {
 
     /// What a plane makes of an object beside a service.
     fn judged(kind: &str, object: &Value) -> (Fact, Verdict) {
-        let fact = fact(kind, object);
         let services = "
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
 spec: {ports: [{port: 80, name: http}]}
 ";
-        let plane = Plane::from_yaml(services).expect("good");
+        judged_beside(services, kind, object)
+    }
+
+    fn judged_beside(others: &str, kind: &str, object: &Value) -> (Fact, Verdict) {
+        let fact = fact(kind, object);
+        let plane = Plane::from_yaml(others).expect("good");
         // What is wrong in it is a part of what is asked for.
         drop(plane.set_yaml(&fact.text_name, &fact.text));
         let verdict = plane.verdicts(&[fact.asked()]).pop().flatten().expect("it is known");
@@ -426,7 +434,7 @@ spec: {ports: [{port: 80, name: http}]}
     }
 
     #[test]
-    fn a_route_says_what_became_of_it_at_each_of_its_services_and_nothing_of_gateways() {
+    fn a_route_says_what_became_of_it_at_each_of_its_services_and_nothing_of_gateways_of_others() {
         let service = |name: &str| json!({"group": "", "kind": "Service", "name": name, "port": 80});
         let gateway_ref = json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"});
         let spec = json!({
@@ -468,6 +476,37 @@ spec: {ports: [{port: 80, name: http}]}
         let elsewhere = http_route(1, json!({"parentRefs": [gateway_ref], "rules": []}), Value::Null);
         let (fact, verdict) = gateway(&elsewhere);
         assert_eq!(wanted(&fact, &verdict, T1), None, "it is nobody's business here");
+    }
+
+    #[test]
+    fn a_wrong_route_is_not_accepted_at_gateways_of_ours_and_says_nothing_of_others() {
+        let beside = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: infra}
+spec:
+  gatewayClassName: mesh-control
+  listeners: [{name: tls, port: 443, protocol: TLS, tls: {mode: Passthrough}, allowedRoutes: {namespaces: {from: All}}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: foreign, namespace: shop}
+spec: {gatewayClassName: other, listeners: [{name: tls, port: 443, protocol: TLS, tls: {mode: Passthrough}}]}
+";
+        let ours = json!({"name": "edge", "namespace": "infra"});
+        let others = [json!({"name": "edge"}), json!({"name": "foreign"}), json!({"kind": "Gateway", "name": "gone"})];
+        let parents: Vec<Value> = std::iter::once(&ours).chain(&others).cloned().collect();
+        for kind in ["TLSRoute", "TCPRoute", "HTTPRoute"] {
+            let spec = json!({"parentRefs": parents, "ruels": []});
+            let (fact, verdict) = judged_beside(beside, kind, &http_route(2, spec, Value::Null));
+            assert!(verdict.standing.is_some(), "{kind}");
+            let wanted = wanted(&fact, &verdict, T1).unwrap_or_else(|| panic!("{kind} is wrong at a Gateway of ours"));
+            let [one] = wanted.patch["parents"].as_array().expect("parents").as_slice() else { panic!("{wanted:?}") };
+            assert_eq!((&one["parentRef"], &one["controllerName"]), (&ours, &json!(CONTROLLER)));
+            let condition = &one["conditions"][0];
+            let said = ["type", "status", "reason"].map(|key| text(condition, key));
+            assert_eq!(said, ["Accepted", "False", "UnsupportedValue"], "{kind}");
+        }
     }
 
     #[test]

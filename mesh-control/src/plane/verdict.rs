@@ -1,6 +1,6 @@
 //! What became of objects of a cluster, one by one: what a status says of them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 
 use super::Plane;
@@ -30,6 +30,8 @@ pub(crate) struct Verdict {
     pub(crate) parents: Vec<ParentStatus>,
     /// Of a Gateway of Gateway API that is ours: what became of it, in the same way.
     pub(crate) gateway: Option<GatewayStatus>,
+    /// The Gateways of Gateway API that are ours, as findings name them.
+    pub(crate) gateways: Arc<BTreeSet<Arc<str>>>,
 }
 
 impl Plane {
@@ -53,11 +55,13 @@ impl Plane {
         let gateways = &compiled.policy.gateway_routes.gateway_statuses;
         let gateways: HashMap<&str, &GatewayStatus> =
             gateways.iter().map(|status| (&*status.gateway, status)).collect();
+        let names = Arc::new(gateways.values().map(|status| status.gateway.clone()).collect());
         let verdict = |one: &Asked| Verdict {
             standing: wrong.get(&*one.name).copied(),
             findings: findings.get(&*one.name).into_iter().flatten().copied().cloned().collect(),
             parents: parents.get(&*one.id).into_iter().flatten().copied().cloned().collect(),
             gateway: gateways.get(&*one.id).copied().cloned(),
+            gateways: Arc::clone(&names),
         };
         asked.iter().zip(is_known).map(|(one, is_known)| is_known.then(|| verdict(one))).collect()
     }

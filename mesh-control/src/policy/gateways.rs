@@ -173,7 +173,7 @@ impl Gateways {
     }
 
     /// Those of Istio, in the order in which they compete.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Object<Gateway>>> {
+    pub fn of_istio(&self) -> impl Iterator<Item = &Arc<Object<Gateway>>> {
         self.all().filter(|gateway| gateway.meta.kind == ObjectKind::Gateway)
     }
 

@@ -437,7 +437,7 @@ pub fn render_routes(judge: &Judge, policy: &Policy, class: ClientClass, view: &
 
 /// Routes as they can be published, in the form that the library and Envoys get: the data plane's own decoder finds what Envoy
 /// would refuse for the same reason.
-fn publishable(judge: &Judge, routes: Vec<Route>, refused: &mut Vec<Diagnostic>) -> Vec<Route> {
+pub(crate) fn publishable(judge: &Judge, routes: Vec<Route>, refused: &mut Vec<Diagnostic>) -> Vec<Route> {
     let verdict = |routes: &[Route]| judge.verdict_on_routes(routes);
     if verdict(&routes).is_ok() {
         return routes;
@@ -445,11 +445,6 @@ fn publishable(judge: &Judge, routes: Vec<Route>, refused: &mut Vec<Diagnostic>)
     let (routes, found) = judge::publishable(routes, verdict);
     refused.extend(found);
     routes
-}
-
-/// What the data plane would refuse of these routes, whoever they are for.
-pub fn refused_routes(judge: &Judge, routes: Vec<Route>, found: &mut Vec<Diagnostic>) {
-    publishable(judge, routes, found);
 }
 
 /// The cluster of this name, `outbound|port|subset|host`.

@@ -427,8 +427,8 @@ fn enforced<'j>(
 }
 
 fn is_of(kind: &ObjectKind, document: &Json) -> bool {
-    let version = document["apiVersion"].as_str().unwrap_or_default();
-    document["kind"] == kind.name() && version.rsplit_once('/').map_or("", |(group, _)| group) == kind.group()
+    let text = |key: &str| document[key].as_str().unwrap_or_default();
+    kind.is(text("apiVersion"), text("kind"))
 }
 
 fn walk(value: &Json, field: &str, is_keyed: bool, way: &mut Vec<Step>, collect: &mut impl FnMut(&str, &[Step])) {
@@ -612,6 +612,9 @@ impl Learned {
 /// there is: `requests/gateway_api` has theirs. And what of Telemetry nobody here is meant by, or needs settings of the mesh:
 /// `telemetry.rs` and `requests/telemetry_api.rs` have theirs. Of RateLimit, `mesh-tower/tests/security/rate_limits.rs` has, and
 /// of Overload and Quota `overload.rs` and `quotas.rs` there; of WasmPlugin and RequestRules `requests/plugins.rs`, and of FilterSchema, which no client is told of, `filters.rs`.
+/// Of Gateway API's Gateways: where TLS ends, which needs a certificate, `kubernetes_gateways.rs` and
+/// `mesh-tower/tests/sidecar/gateway_api.rs` have; which namespaces a selector lets in, of whose labels only their names are known,
+/// `config/gateway_api/gateway.rs` itself.
 const ELSEWHERE_TESTED: [&str; 41] = [
     "KubernetesGateway listeners.tls.mode",
     "selector.matchExpressions.operator",

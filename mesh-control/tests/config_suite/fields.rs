@@ -156,9 +156,8 @@ fn every_field_is_written_somewhere_and_then_enforced_or_reported() {
         for source in everything() {
             for document in node::parse(&source).unwrap() {
                 let version = document.get("apiVersion").and_then(Node::as_str).unwrap_or_default();
-                let is_of_group = version.rsplit_once('/').map_or("", |(group, _)| group) == kind.group();
                 match document.get("kind").and_then(Node::as_str) {
-                    Some(written_kind) if written_kind == kind.name() && is_of_group => {
+                    Some(written_kind) if kind.is(version, written_kind) => {
                         written(document.get("spec").unwrap(), "", &mut paths);
                     }
                     // The settings of the mesh are a text in a ConfigMap.

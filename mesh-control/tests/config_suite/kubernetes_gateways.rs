@@ -47,7 +47,7 @@ fn route(kind: &str, namespace: &str, name: &str, parents: &str, hosts: &str, pa
 }
 
 /// The conditions of a status that do not hold, or with a good reason.
-fn told(conditions: &[mesh_control::policy::gateway_api::RouteCondition]) -> String {
+fn told(conditions: &[mesh_control::policy::gateway_api::Condition]) -> String {
     let conditions = conditions.iter().map(|it| format!("{}={}:{}", it.name, it.holds, it.reason));
     conditions.collect::<Vec<_>>().join(" ")
 }

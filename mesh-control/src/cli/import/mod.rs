@@ -211,9 +211,7 @@ impl Read {
                 self.parts(&place, "", spec, installation::of_operator);
             }
             (_, Some(spec)) => {
-                let group = version.rsplit_once('/').map_or("", |(group, _)| group);
-                let is_it =
-                    |read: &ObjectKind| read.name() == kind && read.group() == group && !read.versions().is_empty();
+                let is_it = |read: &ObjectKind| read.is(&version, &kind) && !read.versions().is_empty();
                 if let Some(read) = ObjectKind::ALL.into_iter().find(is_it) {
                     self.fields(read, &id, spec);
                 }

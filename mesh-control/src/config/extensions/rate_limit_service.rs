@@ -13,7 +13,7 @@ use crate::config::decode::{At, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::quoted;
 use crate::config::istio::names::is_domain;
 
-/// What a service may take to answer.
+/// What may be taken to answer.
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// What a service is asked about: no question is too large for ours (`serve/io/rate_limits.rs`).
@@ -50,23 +50,15 @@ impl Service {
     /// What it is asked about.
     pub(super) fn limit(&self, spec: &RateLimitSpec, faults: &mut Vec<Fault>) -> GlobalRateLimit {
         spec.check(faults);
-        let mut limit = GlobalRateLimit::new(self.domain.as_str(), format!("{}:{}", self.host.value, self.port.0));
-        if !is_domain(&self.host) {
-            faults.push((self.host.span, "service.host".to_owned(), format!("{} is no name", quoted(&self.host))));
-        }
+        let (address, timeout) = called_at(&self.host, self.port, self.timeout.as_ref(), "service", faults);
+        let mut limit = GlobalRateLimit::new(self.domain.as_str(), address);
+        limit.timeout = timeout.unwrap_or(limit.timeout);
         if self.domain.is_empty() {
             faults.push((
                 self.domain.span,
                 "service.domain".to_owned(),
                 "a service is asked about a domain".to_owned(),
             ));
-        }
-        if let Some(timeout) = &self.timeout {
-            if timeout.is_zero() || **timeout > LONGEST {
-                let message = format!("not between nothing and {LONGEST:?}");
-                faults.push((timeout.span, "service.timeout".to_owned(), message));
-            }
-            limit.timeout = **timeout;
         }
         limit.fails_closed = self.failure_mode == FailureMode::Deny;
         (limit.is_exhaustion, limit.tells_when) = (true, true);
@@ -109,6 +101,23 @@ impl Service {
         }
         limit
     }
+}
+
+/// Where somebody is called who is asked about requests, `HOST:PORT`, and how long an answer may take, where that is written.
+pub(super) fn called_at(
+    host: &Text,
+    port: PortNumber,
+    timeout: Option<&At<Duration>>,
+    field: &str,
+    faults: &mut Vec<Fault>,
+) -> (String, Option<Duration>) {
+    if !is_domain(host) {
+        faults.push((host.span, format!("{field}.host"), format!("{} is no name", quoted(host))));
+    }
+    if let Some(timeout) = timeout.filter(|timeout| timeout.is_zero() || ***timeout > LONGEST) {
+        faults.push((timeout.span, format!("{field}.timeout"), format!("not between nothing and {LONGEST:?}")));
+    }
+    (format!("{}:{}", host.value, port.0), timeout.map(|timeout| **timeout))
 }
 
 /// An action for a service: where only requests with a value are meant, others are not asked about.

@@ -10,10 +10,10 @@ use mesh_core::model::{CelExpression, ExtProc};
 use mesh_core::xds::decode::request_rule;
 use serde_json::{Map, Value as Json, json};
 
-use super::rate_limit_service::FailureMode;
+use super::rate_limit::Fault;
+use super::rate_limit_service::{FailureMode, called_at};
 use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
-use crate::config::istio::names::is_domain;
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
@@ -200,22 +200,10 @@ impl RequestRules {
 }
 
 impl Processor {
-    /// What it may take.
-    const LONGEST: Duration = Duration::from_secs(60);
-
-    fn read(&self, faults: &mut Vec<(Span, String, String)>) -> ExtProc {
-        let mut config = ExtProc::new(format!("{}:{}", self.host.value, self.port.0));
-        if !is_domain(&self.host) {
-            let message = format!("{} is no name", quoted(&self.host));
-            faults.push((self.host.span, "processor.host".to_owned(), message));
-        }
-        if let Some(timeout) = &self.timeout {
-            if timeout.is_zero() || **timeout > Self::LONGEST {
-                let message = format!("not between nothing and {:?}", Self::LONGEST);
-                faults.push((timeout.span, "processor.timeout".to_owned(), message));
-            }
-            config.timeout = **timeout;
-        }
+    fn read(&self, faults: &mut Vec<Fault>) -> ExtProc {
+        let (address, timeout) = called_at(&self.host, self.port, self.timeout.as_ref(), "processor", faults);
+        let mut config = ExtProc::new(address);
+        config.timeout = timeout.unwrap_or(config.timeout);
         config.fail_open = self.failure_mode == Some(FailureMode::Allow);
         (config.request, config.response) = (self.request.unwrap_or(true), self.response.unwrap_or(true));
         if !(config.request || config.response) {

@@ -18,7 +18,7 @@ use crate::config::istio::service::exported_to;
 use crate::config::istio::virtual_service::is_for_mesh;
 use crate::config::node::{Key, Node, Value};
 use crate::config::spelling::nearest;
-use crate::config::support::ObjectKind;
+use crate::config::support::{ObjectKind, is_gateway};
 
 /// An object that is wrong.
 #[derive(Clone, Debug)]
@@ -430,40 +430,24 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
     let grants = if kind == ObjectKind::ReferenceGrant { grants(&spec, source) } else { ReferenceGrant::default() };
     let at_gateways = match kind {
         ObjectKind::VirtualService => at_gateways(&spec),
-        ObjectKind::HttpRoute | ObjectKind::GrpcRoute | ObjectKind::TlsRoute | ObjectKind::TcpRoute => {
-            route_at_gateways(&spec, &meta.namespace)
-        }
+        kind if kind.is_gateway_route() => route_at_gateways(&spec, &meta.namespace),
         _ => AtGateways::default(),
     };
     Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates, grants, at_gateways })
 }
 
-/// The hosts of a VirtualService, by the gateways that it may be for. Where none can be read, all are meant; every host of every
-/// gateway is nobody's, so that nobody takes it away from all by a typo.
+/// The hosts of a VirtualService, by the gateways that it may be for.
 fn at_gateways(spec: &Spec<'_>) -> AtGateways {
     let Some(written) = spec.get("gateways").filter(|gateways| gateways.value != Value::Null) else {
         return AtGateways::default();
     };
-    let named = texts(written).all().map(|names| names.into_iter().filter(|name| name != "mesh").collect::<Vec<_>>());
-    let hosts = spec.get("hosts").map(texts).unwrap_or_default();
-    let hosts = if hosts.is_whole && !hosts.read.is_empty() { hosts.read } else { vec!["*".to_owned()] };
-    match named {
-        Some(gateways) if gateways.is_empty() => AtGateways::default(),
-        Some(gateways) => AtGateways { gateways, hosts },
-        None => {
-            let hosts = hosts.into_iter().filter(|host| host != "*").collect();
-            AtGateways { gateways: vec!["*".to_owned()], hosts }
-        }
-    }
+    let named = texts(written).all().map(|names| names.into_iter().filter(|name| name != "mesh").collect());
+    hosts_at(named, spec.get("hosts"))
 }
 
-/// The hosts of a route of Gateway API, by the Gateways that it may be for. Where these cannot be read, all are meant, and every host
-/// of all is nobody's.
+/// The hosts of a route of Gateway API, by the Gateways that it may be for.
 fn route_at_gateways(spec: &Spec<'_>, own: &str) -> AtGateways {
-    let hosts = spec.get("hostnames").map(texts).unwrap_or_default();
-    let hosts = if hosts.is_whole && !hosts.read.is_empty() { hosts.read } else { vec!["*".to_owned()] };
     let Some(written) = spec.get("parentRefs") else { return AtGateways::default() };
-    let is_gateway = |item: &&Node| matches!(item.get("kind").and_then(Node::as_str), None | Some("Gateway"));
     let name = |item: &Node| {
         let namespace = match item.get("namespace") {
             None => own.to_owned(),
@@ -471,8 +455,16 @@ fn route_at_gateways(spec: &Spec<'_>, own: &str) -> AtGateways {
         };
         Some(format!("{namespace}/{}", plain(item.get("name")?)?))
     };
-    let named: Option<Vec<String>> = written.items().iter().filter(is_gateway).map(name).collect();
-    match named.filter(|_| matches!(written.value, Value::Seq(_))) {
+    let named: Option<Vec<String>> = written.items().iter().filter(|item| is_gateway(item)).map(name).collect();
+    hosts_at(named.filter(|_| matches!(written.value, Value::Seq(_))), spec.get("hostnames"))
+}
+
+/// Hosts at gateways. Where either cannot be read, all are meant; every host of every gateway is nobody's, so that nobody takes it
+/// away from all by a typo.
+fn hosts_at(gateways: Option<Vec<String>>, hosts: Option<&Node>) -> AtGateways {
+    let hosts = hosts.map(texts).unwrap_or_default();
+    let hosts = if hosts.is_whole && !hosts.read.is_empty() { hosts.read } else { vec!["*".to_owned()] };
+    match gateways {
         Some(gateways) if gateways.is_empty() => AtGateways::default(),
         Some(gateways) => AtGateways { gateways, hosts },
         None => {

@@ -2,8 +2,8 @@
 
 use super::http_route::HttpBackendRef;
 use super::{
-    DefaultGateways, ObjectReference, ParentReference, check_hostnames, check_names, check_parents, check_reference,
-    check_weight,
+    DefaultGateways, ObjectReference, ParentReference, Placement, check_hostnames, check_names, check_parents,
+    check_reference, check_weight,
 };
 use crate::config::decode::{Decoder, PortNumber, Text, message};
 use crate::config::diagnostic::{Code, Severity};
@@ -75,6 +75,16 @@ impl ConnectionBackendRef {
 }
 
 impl TlsRoute {
+    /// Where it is to be.
+    pub fn placement(&self) -> Placement<'_> {
+        Placement {
+            parents: &self.parent_refs,
+            default_gateways: self.use_default_gateways,
+            hostnames: &self.hostnames,
+            has_rules: !self.rules.is_empty(),
+        }
+    }
+
     /// What the schema refuses, and what cannot be.
     pub fn check(&self, d: &mut Decoder<'_>) {
         check_hostnames(&self.hostnames, d);
@@ -83,6 +93,16 @@ impl TlsRoute {
 }
 
 impl TcpRoute {
+    /// Where it is to be.
+    pub fn placement(&self) -> Placement<'_> {
+        Placement {
+            parents: &self.parent_refs,
+            default_gateways: self.use_default_gateways,
+            hostnames: &[],
+            has_rules: !self.rules.is_empty(),
+        }
+    }
+
     /// What the schema refuses, and what cannot be.
     pub fn check(&self, d: &mut Decoder<'_>) {
         check(&self.parent_refs, &self.rules, d);

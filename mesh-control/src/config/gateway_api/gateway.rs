@@ -348,3 +348,29 @@ impl Listener {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_are_selected_by_their_names_and_by_no_other_label() {
+        let selects = |key: &str, operator: LabelOperator, values: &[&str]| {
+            let values = values.iter().map(|&value| value.to_owned()).collect();
+            let one = LabelExpression { key: key.to_owned(), operator, values, ..LabelExpression::default() };
+            LabelSelector { match_expressions: vec![one], ..LabelSelector::default() }.selects("shop")
+        };
+        use LabelOperator::{DoesNotExist, Exists, In, NotIn};
+        for (operator, values, expected) in [
+            (In, &["hr", "shop"][..], true),
+            (In, &["hr"], false),
+            (NotIn, &["hr"], true),
+            (NotIn, &["hr", "shop"], false),
+            (Exists, &[], true),
+            (DoesNotExist, &[], false),
+        ] {
+            assert_eq!(selects(NAMESPACE_NAME, operator, values), expected, "{operator:?} {values:?}");
+            assert!(!selects("team", operator, values), "nobody knows it: {operator:?} {values:?}");
+        }
+    }
+}

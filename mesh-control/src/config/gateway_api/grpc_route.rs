@@ -3,8 +3,8 @@
 use super::filters::{GrpcFilter, HttpFilter, check_filters};
 use super::http_route::HttpBackendRef;
 use super::{
-    DefaultGateways, MatchType, ParentReference, SessionPersistence, ValueMatch, check_hostnames, check_names,
-    check_parents, check_reference, check_values, check_weight, fault,
+    DefaultGateways, MatchType, ParentReference, Placement, SessionPersistence, ValueMatch, check_hostnames,
+    check_names, check_parents, check_reference, check_values, check_weight, fault,
 };
 use crate::config::decode::{Decoder, PortNumber, Text, message};
 use crate::config::diagnostic::quoted;
@@ -87,6 +87,16 @@ impl GrpcBackendRef {
 }
 
 impl GrpcRoute {
+    /// Where it is to be.
+    pub fn placement(&self) -> Placement<'_> {
+        Placement {
+            parents: &self.parent_refs,
+            default_gateways: self.use_default_gateways,
+            hostnames: &self.hostnames,
+            has_rules: !self.rules.is_empty(),
+        }
+    }
+
     /// What the schema refuses, and what cannot be.
     pub fn check(&self, d: &mut Decoder<'_>) {
         check_parents(&self.parent_refs, d);

@@ -2,8 +2,8 @@
 
 use super::filters::{FilterType, HttpFilter, PathModifierType, Retry, Timeouts, check_filters};
 use super::{
-    DefaultGateways, ObjectReference, ParentReference, SessionPersistence, ValueMatch, check_hostnames, check_names,
-    check_parents, check_reference, check_values, check_weight, fault,
+    DefaultGateways, ObjectReference, ParentReference, Placement, SessionPersistence, ValueMatch, check_hostnames,
+    check_names, check_parents, check_reference, check_values, check_weight, fault,
 };
 use crate::config::decode::{Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::quoted;
@@ -152,6 +152,16 @@ impl HttpBackendRef {
 }
 
 impl HttpRoute {
+    /// Where it is to be.
+    pub fn placement(&self) -> Placement<'_> {
+        Placement {
+            parents: &self.parent_refs,
+            default_gateways: self.use_default_gateways,
+            hostnames: &self.hostnames,
+            has_rules: !self.rules.is_empty(),
+        }
+    }
+
     /// What the schema refuses, and what cannot be.
     pub fn check(&self, d: &mut Decoder<'_>) {
         check_parents(&self.parent_refs, d);

@@ -1,4 +1,5 @@
-//! The kinds of Kubernetes' Gateway API, one file each, and what they share.
+//! The kinds of Kubernetes' Gateway API, one file each but for TLSRoute and TCPRoute, which are `connection_route.rs`, and what
+//! they share.
 //!
 //! Every field of their schemas is here, those of the experimental channel too, whether it is enforced or not:
 //! `config::support` says which ones are.
@@ -20,6 +21,7 @@ use super::istio::names::{host_fault, is_label};
 use super::istio::string_match::expression_fault;
 use super::node::Node;
 use super::schema::Schema;
+use super::support::is_gateway_kind;
 
 /// The group of Gateways and of routes.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
@@ -162,6 +164,19 @@ fn is_gateway_duration(text: &str) -> bool {
     false
 }
 
+/// Where a route is to be, whatever its kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement<'r> {
+    /// What it is attached to.
+    pub parents: &'r [ParentReference],
+    /// Whether default Gateways are among these.
+    pub default_gateways: DefaultGateways,
+    /// Its hosts there.
+    pub hostnames: &'r [Text],
+    /// Whether it has rules.
+    pub has_rules: bool,
+}
+
 /// What a route can be attached to in a mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ParentKind {
@@ -199,7 +214,8 @@ impl ParentReference {
 
     /// Whether it is a Gateway.
     pub fn is_gateway(&self) -> bool {
-        self.group_and_kind() == (GATEWAY_GROUP, "Gateway")
+        let (group, kind) = self.group_and_kind();
+        is_gateway_kind(Some(group), Some(kind))
     }
 
     fn group_and_kind(&self) -> (&str, &str) {

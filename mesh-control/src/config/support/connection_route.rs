@@ -3,7 +3,7 @@
 use super::Support::{Indifferent, NotYet, Partly};
 use super::gateway::at_gateway;
 use super::http_route::NO_DEFAULT;
-use super::{ObjectKind, Row, Tables, both};
+use super::{Row, Tables, both, is_gateway};
 use crate::config::node::Node;
 
 pub(super) const TLS: Tables = &[("", ROUTE), ("", &[at_gateway("hostnames")])];
@@ -29,12 +29,8 @@ const ROUTE: &[Row] = &[
 
 /// Parents that are no Gateways.
 fn parents(node: &Node) -> Option<String> {
-    let text = |parent: &'_ Node, name: &str| parent.get(name).and_then(Node::as_str).map(str::to_owned);
-    let mut others = node.items().iter().filter(|parent| {
-        let is_group = text(parent, "group").is_none_or(|group| group == ObjectKind::KubernetesGateway.group());
-        !is_group || text(parent, "kind").is_some_and(|kind| kind != "Gateway")
-    });
-    let kind = text(others.next()?, "kind").unwrap_or_else(|| "Gateway".to_owned());
+    let other = node.items().iter().find(|parent| !is_gateway(parent))?;
+    let kind = other.get("kind").and_then(Node::as_str).unwrap_or("Gateway");
     Some(format!(
         "parents of kind {kind}; connections of the mesh have rules of a VirtualService, and these are for Gateways"
     ))

@@ -2,7 +2,7 @@
 
 use super::Support::{Enforced, NotYet, Partly};
 use super::gateway::at_gateway;
-use super::{ObjectKind, Row, Tables, both, http_only};
+use super::{ObjectKind, Row, Tables, both, http_only, is_gateway};
 use crate::config::node::{Node, Value};
 
 pub(super) const TABLES: Tables = &[
@@ -133,16 +133,11 @@ const BACKEND_HTTP_FILTERS: &[Row] = &[
 pub(super) fn parents(node: &Node) -> Option<String> {
     let text = |parent: &Node, name: &str| parent.get(name).and_then(Node::as_str).map(str::to_owned);
     const ISTIO: &str = ObjectKind::ServiceEntry.group();
-    const GATEWAY: &str = ObjectKind::HttpRoute.group();
     let is_one = |parent: &&Node| {
         let (group, kind) = (text(parent, "group"), text(parent, "kind"));
         let kind = (group.as_deref(), kind.as_deref());
-        matches!(
-            kind,
-            (Some("" | "core"), Some("Service"))
-                | (Some(ISTIO), Some("ServiceEntry"))
-                | (None | Some(GATEWAY), None | Some("Gateway"))
-        )
+        let is_of_mesh = matches!(kind, (Some("" | "core"), Some("Service")) | (Some(ISTIO), Some("ServiceEntry")));
+        is_of_mesh || is_gateway(parent)
     };
     let (own, others): (Vec<&Node>, Vec<&Node>) = node.items().iter().partition(is_one);
     let other = others.first()?;

@@ -159,6 +159,17 @@ impl ObjectKind {
         self.api().2
     }
 
+    /// Whether it is a kind of route of Gateway API.
+    pub const fn is_gateway_route(self) -> bool {
+        use ObjectKind::{GrpcRoute, HttpRoute, TcpRoute, TlsRoute};
+        matches!(self, HttpRoute | GrpcRoute | TlsRoute | TcpRoute)
+    }
+
+    /// Whether an object that says this of itself is one of this kind, in whichever version.
+    pub fn is(self, api_version: &str, kind: &str) -> bool {
+        self.name() == kind && self.group() == group_of(api_version)
+    }
+
     const fn api(self) -> (&'static str, &'static [&'static str], &'static str) {
         const NETWORKING: &str = "networking.istio.io";
         const SECURITY: &str = "security.istio.io";
@@ -198,6 +209,11 @@ impl ObjectKind {
             ObjectKind::MeshConfig | ObjectKind::Foreign(_) => ("", &[], ""),
         }
     }
+}
+
+/// The group of an `apiVersion`: empty for the first one, which has no name.
+pub fn group_of(api_version: &str) -> &str {
+    api_version.rsplit_once('/').map_or("", |(group, _)| group)
 }
 
 #[cfg(test)]

@@ -2,13 +2,25 @@
 
 use super::Support::{Indifferent, NotYet, Partly};
 use super::gateway::at_gateway;
-use super::{Row, Tables, both};
+use super::{ObjectKind, Row, Tables, both};
 use crate::config::node::Node;
 
 /// The option of a listener that says whether its clients show certificates, as Istio has it.
 pub const TERMINATE_MODE: &str = "gateway.istio.io/tls-terminate-mode";
 /// The label that every namespace has, with its name.
 pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
+/// Whether a parent of a route is a Gateway.
+pub fn is_gateway(parent: &Node) -> bool {
+    let text = |name: &str| parent.get(name).and_then(Node::as_str);
+    is_gateway_kind(text("group"), text("kind"))
+}
+
+/// Whether a parent of a route is a Gateway by its group and its kind, which it is where neither is written.
+pub fn is_gateway_kind(group: Option<&str>, kind: Option<&str>) -> bool {
+    const GATEWAY: ObjectKind = ObjectKind::KubernetesGateway;
+    group.is_none_or(|group| group == GATEWAY.group()) && kind.is_none_or(|kind| kind == GATEWAY.name())
+}
 
 pub(super) const TABLES: Tables = &[("", GATEWAY)];
 

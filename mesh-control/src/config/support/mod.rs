@@ -38,8 +38,8 @@ use crate::config::node::{Key, Node, Value};
 pub use envoy::by_envoy;
 pub use extensions::{ANNOTATIONS, annotation};
 pub use gateway::is_foreign_to_gateways;
-pub use kind::ObjectKind;
-pub use kubernetes_gateway::{NAMESPACE_NAME, TERMINATE_MODE};
+pub use kind::{ObjectKind, group_of};
+pub use kubernetes_gateway::{NAMESPACE_NAME, TERMINATE_MODE, is_gateway, is_gateway_kind};
 pub use virtual_service::GRPC_RETRY_TOKENS;
 
 use Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};

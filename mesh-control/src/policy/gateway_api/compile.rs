@@ -127,12 +127,8 @@ pub(super) fn grpc_rules(object: &Object<GrpcRoute>, references: &References<'_>
 }
 
 /// Where connections go by the first of these rules: nowhere where one of its backends leads nowhere.
-pub(super) fn connection_rules(
-    (kind, meta): (ObjectKind, &Meta),
-    rules: &[ConnectionRule],
-    references: &References<'_>,
-) -> Rules {
-    let mut compiler = Compiler { kind, meta, references, default: None, rules: Rules::default() };
+pub(super) fn connection_rules(meta: &Meta, rules: &[ConnectionRule], references: &References<'_>) -> Rules {
+    let mut compiler = Compiler { kind: meta.kind, meta, references, default: None, rules: Rules::default() };
     compiler.rules.count = rules.len();
     for rule in rules.iter().take(1) {
         let backends: Vec<HttpBackendRef> = rule.backend_refs.iter().map(ConnectionBackendRef::of_http).collect();

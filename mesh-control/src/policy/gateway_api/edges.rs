@@ -4,18 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::compile::{self, Compiled, Problem, Rules};
-use super::listeners::{Comer, Ours};
+use super::listeners::{Attachment, Fault, OwnGateway};
 use super::{GatewayRoutes, ParentStatus, in_order, order, report_idle, routes};
 use crate::config::decode::Text;
 use crate::config::file::{Meta, Refused};
-use crate::config::gateway_api::{DefaultGateways, ParentReference};
+use crate::config::gateway_api::{DefaultGateways, ParentReference, Placement};
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::policy::route::{ClusterKey, Route, Written};
 use crate::registry::host::covers;
 
 /// A route, and what it says of where it is to be.
-pub(super) struct Coming<'o> {
+pub(super) struct IncomingRoute<'o> {
     pub(super) meta: Arc<Meta>,
     pub(super) parents: &'o [ParentReference],
     pub(super) hostnames: &'o [Text],
@@ -37,13 +37,16 @@ pub(super) struct AtListener {
     pub(super) connections: Arc<Vec<(ClusterKey, u32)>>,
 }
 
-/// What a route says: its parents, its hosts, whether default Gateways are among its parents, and whether it has no rules.
-type Said<'o> = (&'o [ParentReference], &'o [Text], DefaultGateways, bool);
-
-impl<'o> Coming<'o> {
-    pub(super) fn new(meta: &Meta, said: Said<'o>, rules: Rules, found: &mut Vec<Diagnostic>) -> Coming<'o> {
-        let (parents, hostnames, default, has_no_rules) = said;
-        report_idle(meta, parents.is_empty() && default == DefaultGateways::None, has_no_rules, found);
+impl<'o> IncomingRoute<'o> {
+    pub(super) fn new(
+        meta: &Meta,
+        place: Placement<'o>,
+        rules: Rules,
+        found: &mut Vec<Diagnostic>,
+    ) -> IncomingRoute<'o> {
+        let Placement { parents, default_gateways, hostnames, has_rules } = place;
+        let has_no_parents = parents.is_empty() && default_gateways == DefaultGateways::None;
+        report_idle(meta, has_no_parents, !has_rules, found);
         if let Some(first) = hostnames.first().filter(|_| !parents.iter().any(ParentReference::is_gateway)) {
             let message = "without effect: hosts are for Gateways, and the others are called by their own names";
             let finding = Diagnostic::at(&meta.origin.at(first.span), Severity::Warning, Code::Ignored, message);
@@ -57,7 +60,7 @@ impl<'o> Coming<'o> {
         }
         let Rules { compiled, connections, problems, count } = rules;
         let connections = Arc::new(connections);
-        Coming {
+        IncomingRoute {
             meta: Arc::new(meta.clone()),
             parents,
             hostnames,
@@ -91,36 +94,41 @@ impl GatewayRoutes {
     }
 
     /// Routes come to the listeners of Gateways, the oldest first.
-    pub(super) fn come(&mut self, mut coming: Vec<Coming<'_>>, gateways: &mut [Ours<'_>], found: &mut Vec<Diagnostic>) {
-        coming.sort_by(|a, b| order(&a.meta).cmp(&order(&b.meta)));
-        for route in &coming {
+    pub(super) fn attach_to_gateways(
+        &mut self,
+        mut incoming: Vec<IncomingRoute<'_>>,
+        gateways: &mut [OwnGateway<'_>],
+        found: &mut Vec<Diagnostic>,
+    ) {
+        incoming.sort_by(|a, b| order(&a.meta).cmp(&order(&b.meta)));
+        for route in &incoming {
             let mut been = BTreeSet::new();
             for (index, reference) in route.parents.iter().enumerate().filter(|(_, reference)| reference.is_gateway()) {
                 let own = &route.meta.namespace;
                 let namespace = reference.namespace.as_ref().map_or(&**own, |namespace| namespace.value.as_str());
                 let named = format!("Gateway {namespace}/{}", reference.name.value);
-                let is_it = |ours: &&mut Ours<'_>| {
-                    *ours.meta().namespace == *namespace && *ours.meta().name == *reference.name.value
+                let is_it = |gateway: &&mut OwnGateway<'_>| {
+                    *gateway.meta().namespace == *namespace && *gateway.meta().name == *reference.name.value
                 };
                 let mut say = |message: String| {
                     let origin = route.meta.origin.at(reference.span);
                     let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
                     found.push(finding.object(route.meta.id()).field(format!("parentRefs[{index}]")));
                 };
-                let Some(ours) = gateways.iter_mut().find(is_it) else {
+                let Some(gateway) = gateways.iter_mut().find(is_it) else {
                     // Whose it is nobody knows: no condition is ours.
                     say(format!("there is no {named} of a class of ours: the route has no effect there"));
                     continue;
                 };
                 let section = reference.section_name.as_ref().map(|name| name.value.as_str());
-                let comer = Comer {
+                let attachment = Attachment {
                     kind: route.meta.kind,
                     namespace: own,
                     section: section.filter(|name| !name.is_empty()),
                     port: reference.port.map(|port| port.0),
                     hostnames: route.hostnames,
                 };
-                let unmatched = self.comes(route, ours, &comer, &mut been).err();
+                let unmatched = self.attach_to_gateway(route, gateway, &attachment, &mut been).err();
                 if let Some((reason, message)) = &unmatched {
                     say(format!("{message}: the route has no effect there (Accepted is False: {reason})"));
                 }
@@ -136,16 +144,17 @@ impl GatewayRoutes {
         self.statuses.sort_by(|a, b| (&a.route, a.parent_ref).cmp(&(&b.route, b.parent_ref)));
     }
 
-    fn comes(
+    /// Puts a route at the listeners of a Gateway that let it in. An error says why there are none.
+    fn attach_to_gateway(
         &mut self,
-        route: &Coming<'_>,
-        ours: &mut Ours<'_>,
-        comer: &Comer<'_>,
+        route: &IncomingRoute<'_>,
+        gateway: &mut OwnGateway<'_>,
+        attachment: &Attachment<'_>,
         been: &mut BTreeSet<String>,
-    ) -> Result<(), super::listeners::Fault> {
+    ) -> Result<(), Fault> {
         let (mut is_anywhere, mut rival) = (false, None);
-        for (listener, hosts) in ours.hosts_for(comer)? {
-            let name = ours.name_of(listener);
+        for (listener, hosts) in gateway.hosts_for(attachment)? {
+            let name = gateway.name_of(listener);
             if been.contains(&name) {
                 is_anywhere = true;
                 continue;
@@ -163,10 +172,10 @@ impl GatewayRoutes {
             }
             is_anywhere = true;
             been.insert(name);
-            if let Some(at) = ours.listeners.get_mut(listener) {
-                at.attached += 1;
+            if let Some(state) = gateway.listeners.get_mut(listener) {
+                state.attached += 1;
             }
-            let hosts = ours.isolated(listener, hosts);
+            let hosts = gateway.isolated(listener, hosts);
             // Listeners beside it have all of them.
             if hosts.is_empty() {
                 continue;
@@ -181,8 +190,8 @@ impl GatewayRoutes {
     }
 
     /// What a wrong route would be for is answered with the reason.
-    pub(super) fn come_refused(&mut self, object: &Refused, gateways: &[Ours<'_>]) {
-        if !is_route(object.meta.kind) {
+    pub(super) fn attach_refused_to_gateways(&mut self, object: &Refused, gateways: &[OwnGateway<'_>]) {
+        if !object.meta.kind.is_gateway_route() {
             return;
         }
         let written = Written { object: object.id(), field: "rules".into(), origin: object.meta.origin.clone() };
@@ -190,26 +199,21 @@ impl GatewayRoutes {
         let hostnames: Vec<Text> =
             object.at_gateways.hosts.iter().map(|host| Text { value: host.clone(), ..Text::default() }).collect();
         let meta = Arc::new(object.meta.clone());
-        for ours in gateways {
-            let name = format!("{}/{}", ours.meta().namespace, ours.meta().name);
+        for gateway in gateways {
+            let name = format!("{}/{}", gateway.meta().namespace, gateway.meta().name);
             if !object.at_gateways.gateways.iter().any(|one| *one == name || one == "*") {
                 continue;
             }
             let (kind, namespace) = (object.meta.kind, &*object.meta.namespace);
-            let comer = Comer { kind, namespace, section: None, port: None, hostnames: &hostnames };
-            for (listener, hosts) in ours.hosts_for(&comer).unwrap_or_default() {
-                let hosts = ours.isolated(listener, hosts);
+            let attachment = Attachment { kind, namespace, section: None, port: None, hostnames: &hostnames };
+            for (listener, hosts) in gateway.hosts_for(&attachment).unwrap_or_default() {
+                let hosts = gateway.isolated(listener, hosts);
                 if hosts.is_empty() {
                     continue;
                 }
-                let there = self.by_listener.entry(ours.name_of(listener)).or_default();
+                let there = self.by_listener.entry(gateway.name_of(listener)).or_default();
                 there.push(AtListener { meta: meta.clone(), hosts, rules: rules.clone(), connections: Arc::default() });
             }
         }
     }
-}
-
-fn is_route(kind: ObjectKind) -> bool {
-    use ObjectKind::{GrpcRoute, HttpRoute, TcpRoute, TlsRoute};
-    matches!(kind, HttpRoute | GrpcRoute | TlsRoute | TcpRoute)
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::references::References;
-use super::status::{GatewayStatus, ListenerStatus, RouteCondition};
+use super::status::{Condition, GatewayStatus, ListenerStatus};
 use crate::config::decode::Text;
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::gateway_api::GATEWAY_GROUP;
@@ -39,16 +39,16 @@ pub struct KubernetesServed {
 }
 
 /// A Gateway of one of our classes.
-pub(super) struct Ours<'o> {
+pub(super) struct OwnGateway<'o> {
     object: &'o Object<KubernetesGateway>,
     services: Vec<Arc<str>>,
     /// Why it is at no address.
     fault: Option<Fault>,
-    pub(super) listeners: Vec<At>,
+    pub(super) listeners: Vec<ListenerState>,
 }
 
 /// A listener.
-pub(super) struct At {
+pub(super) struct ListenerState {
     /// The kinds of routes that may come.
     kinds: Vec<ObjectKind>,
     /// Why it is not accepted.
@@ -63,7 +63,7 @@ pub(super) struct At {
 }
 
 /// What a route says of a Gateway that it is to be attached to.
-pub(super) struct Comer<'r> {
+pub(super) struct Attachment<'r> {
     pub(super) kind: ObjectKind,
     pub(super) namespace: &'r str,
     pub(super) section: Option<&'r str>,
@@ -72,20 +72,20 @@ pub(super) struct Comer<'r> {
 }
 
 /// Whom to ask about what a listener refers to.
-struct Around<'a> {
+struct Lookup<'a> {
     references: &'a References<'a>,
     secrets: &'a Secrets,
 }
 
 /// Those of these objects that are ours, and what is to be said about all of them.
-pub(super) fn ours<'o>(
+pub(super) fn own_gateways<'o>(
     objects: &'o Objects,
     services: &Services,
     references: &References<'_>,
     secrets: &Secrets,
     found: &mut Vec<Diagnostic>,
-) -> Vec<Ours<'o>> {
-    let around = Around { references, secrets };
+) -> Vec<OwnGateway<'o>> {
+    let lookup = Lookup { references, secrets };
     let mut all = Vec::new();
     for object in &objects.kubernetes_gateways {
         let class = &object.spec.gateway_class_name;
@@ -99,15 +99,15 @@ pub(super) fn ours<'o>(
             found.push(finding.object(object.meta.id()).field("gatewayClassName"));
             continue;
         }
-        let gateway = Ours::new(object, services, &around);
+        let gateway = OwnGateway::new(object, services, &lookup);
         gateway.report(found);
         all.push(gateway);
     }
     all
 }
 
-impl<'o> Ours<'o> {
-    fn new(object: &'o Object<KubernetesGateway>, services: &Services, around: &Around<'_>) -> Ours<'o> {
+impl<'o> OwnGateway<'o> {
+    fn new(object: &'o Object<KubernetesGateway>, services: &Services, lookup: &Lookup<'_>) -> OwnGateway<'o> {
         let (spec, meta) = (&object.spec, &object.meta);
         let (mut of_addresses, mut fault) = (Vec::new(), None);
         for address in &spec.addresses {
@@ -127,11 +127,12 @@ impl<'o> Ours<'o> {
                 }
             }
         }
-        let mut listeners: Vec<At> = spec.listeners.iter().map(|one| At::new(one, object, around)).collect();
-        for (index, at) in listeners.iter_mut().enumerate() {
-            at.conflict = conflict(&spec.listeners, index);
+        let mut listeners: Vec<ListenerState> =
+            spec.listeners.iter().map(|one| ListenerState::new(one, object, lookup)).collect();
+        for (index, state) in listeners.iter_mut().enumerate() {
+            state.conflict = conflict(&spec.listeners, index);
         }
-        Ours { object, services: of_addresses, fault, listeners }
+        OwnGateway { object, services: of_addresses, fault, listeners }
     }
 
     pub(super) fn meta(&self) -> &Meta {
@@ -145,27 +146,31 @@ impl<'o> Ours<'o> {
     }
 
     /// The listeners that a route comes to, and for which hosts there; or why it comes to none.
-    pub(super) fn hosts_for(&self, comer: &Comer<'_>) -> Result<Vec<(usize, Vec<String>)>, Fault> {
+    pub(super) fn hosts_for(&self, attachment: &Attachment<'_>) -> Result<Vec<(usize, Vec<String>)>, Fault> {
         let named = format!("Gateway {}/{}", self.object.meta.namespace, self.object.meta.name);
         let written = self.object.spec.listeners.iter().zip(&self.listeners).enumerate();
         let meant = written.filter(|(_, (listener, _))| {
-            comer.section.is_none_or(|name| *listener.name.value == *name)
-                && comer.port.is_none_or(|port| listener.port.0 == port)
+            attachment.section.is_none_or(|name| *listener.name.value == *name)
+                && attachment.port.is_none_or(|port| listener.port.0 == port)
         });
         let mut meant = meant.peekable();
         if meant.peek().is_none() {
             return Err(("NoMatchingParent", format!("{named} has no such listener")));
         }
         let own = &*self.object.meta.namespace;
-        let allowed = meant
-            .filter(|(_, (listener, at))| at.kinds.contains(&comer.kind) && lets_in(listener, own, comer.namespace));
+        let allowed = meant.filter(|(_, (listener, state))| {
+            state.kinds.contains(&attachment.kind) && lets_in(listener, own, attachment.namespace)
+        });
         let mut allowed = allowed.peekable();
         if allowed.peek().is_none() {
-            let message =
-                format!("no listener of {named} lets a {} of namespace {} in", comer.kind.name(), comer.namespace);
+            let message = format!(
+                "no listener of {named} lets a {} of namespace {} in",
+                attachment.kind.name(),
+                attachment.namespace
+            );
             return Err(("NotAllowedByListeners", message));
         }
-        let shared = allowed.map(|(index, (listener, _))| (index, shared(host_of(listener), comer.hostnames)));
+        let shared = allowed.map(|(index, (listener, _))| (index, shared(host_of(listener), attachment.hostnames)));
         let shared: Vec<_> = shared.filter(|(_, hosts)| !hosts.is_empty()).collect();
         if shared.is_empty() {
             let message = format!("no listener of {named} has any of these hosts");
@@ -188,8 +193,8 @@ impl<'o> Ours<'o> {
     /// The same as one of Istio's; `None` where none of it is served.
     pub(super) fn served(&self) -> Option<KubernetesServed> {
         let meta = &self.object.meta;
-        let served = self.object.spec.listeners.iter().zip(&self.listeners).filter(|(_, at)| at.is_served());
-        let servers = served.map(|(listener, at)| Server {
+        let served = self.object.spec.listeners.iter().zip(&self.listeners).filter(|(_, state)| state.is_served());
+        let servers = served.map(|(listener, state)| Server {
             span: listener.span,
             port: Port {
                 span: listener.span,
@@ -199,7 +204,7 @@ impl<'o> Ours<'o> {
                 ..Port::default()
             },
             hosts: vec![Text { value: host_of(listener), span: listener.span }],
-            tls: at.tls.clone(),
+            tls: state.tls.clone(),
             name: listener.name.value.clone(),
             ..Server::default()
         });
@@ -216,10 +221,10 @@ impl<'o> Ours<'o> {
 
     pub(super) fn status(&self, services: &Services) -> GatewayStatus {
         let listeners = self.object.spec.listeners.iter().zip(&self.listeners);
-        let listeners: Vec<ListenerStatus> = listeners.map(|(listener, at)| at.status(listener)).collect();
-        let good = self.listeners.iter().filter(|at| at.is_served() && at.unresolved.is_none()).count();
+        let listeners: Vec<ListenerStatus> = listeners.map(|(listener, state)| state.status(listener)).collect();
+        let good = self.listeners.iter().filter(|state| state.is_served() && state.unresolved.is_none()).count();
         let invalid = || ("ListenersNotValid", "not all listeners are valid".to_owned());
-        let mut accepted = RouteCondition::of("Accepted", "Accepted", (good < listeners.len()).then(invalid));
+        let mut accepted = Condition::of("Accepted", "Accepted", (good < listeners.len()).then(invalid));
         // It is, where one is.
         accepted.holds = good > 0;
         let programmed =
@@ -234,7 +239,7 @@ impl<'o> Ours<'o> {
         };
         GatewayStatus {
             gateway: self.object.meta.id(),
-            conditions: vec![accepted, RouteCondition::of("Programmed", "Programmed", programmed)],
+            conditions: vec![accepted, Condition::of("Programmed", "Programmed", programmed)],
             addresses,
             listeners,
         }
@@ -252,9 +257,9 @@ impl<'o> Ours<'o> {
             let span = self.object.spec.addresses.first().map(|address| address.span).unwrap_or_default();
             say(span, Severity::Warning, Code::UnknownReference, "addresses".to_owned(), fault, "Programmed is False");
         }
-        for (index, (listener, at)) in self.object.spec.listeners.iter().zip(&self.listeners).enumerate() {
+        for (index, (listener, state)) in self.object.spec.listeners.iter().zip(&self.listeners).enumerate() {
             let field = |name: &str| format!("listeners[{index}]{name}");
-            if let Some(fault) = &at.conflict {
+            if let Some(fault) = &state.conflict {
                 say(
                     listener.span,
                     Severity::Error,
@@ -265,7 +270,7 @@ impl<'o> Ours<'o> {
                 );
             }
             // What is refused is a finding of its field already.
-            if let Some(fault) = &at.unresolved {
+            if let Some(fault) = &state.unresolved {
                 let place = match fault.0 {
                     "InvalidRouteKinds" => ".allowedRoutes.kinds",
                     _ => ".tls",
@@ -362,13 +367,20 @@ fn conflict(all: &[Listener], index: usize) -> Option<Fault> {
     None
 }
 
-impl At {
-    fn new(listener: &Listener, object: &Object<KubernetesGateway>, around: &Around<'_>) -> At {
-        let mut at = At { kinds: Vec::new(), refused: None, conflict: None, unresolved: None, tls: None, attached: 0 };
+impl ListenerState {
+    fn new(listener: &Listener, object: &Object<KubernetesGateway>, lookup: &Lookup<'_>) -> ListenerState {
+        let mut state = ListenerState {
+            kinds: Vec::new(),
+            refused: None,
+            conflict: None,
+            unresolved: None,
+            tls: None,
+            attached: 0,
+        };
         let known = kinds_of(listener);
-        at.kinds = known.to_vec();
+        state.kinds = known.to_vec();
         if known.is_empty() {
-            at.refused = Some(("UnsupportedProtocol", format!("{} is not served", listener.protocol.value)));
+            state.refused = Some(("UnsupportedProtocol", format!("{} is not served", listener.protocol.value)));
         }
         let written = &listener.allowed_routes.kinds;
         if !written.is_empty() {
@@ -379,16 +391,16 @@ impl At {
                 let group = one.group.as_ref().map(|group| group.value.as_str());
                 known.iter().copied().find(|kind| is_it(kind, group, &one.kind))
             };
-            at.kinds = written.iter().filter_map(meant).collect();
+            state.kinds = written.iter().filter_map(meant).collect();
             if let Some(other) = written.iter().find(|one| meant(one).is_none()).filter(|_| !known.is_empty()) {
                 let message = format!("{} is no kind of route for {}", other.kind.value, listener.protocol.value);
-                at.unresolved = Some(("InvalidRouteKinds", message));
+                state.unresolved = Some(("InvalidRouteKinds", message));
             }
         }
         if let Some(written) = listener.tls.as_ref().filter(|_| listener.is_tls()) {
-            at.secure(listener, written, object, around);
+            state.secure(listener, written, object, lookup);
         }
-        at
+        state
     }
 
     /// How it takes TLS. Where something is missing nobody is let in.
@@ -397,7 +409,7 @@ impl At {
         listener: &Listener,
         written: &ListenerTls,
         object: &Object<KubernetesGateway>,
-        around: &Around<'_>,
+        lookup: &Lookup<'_>,
     ) {
         let option = written.options.get(TERMINATE_MODE).map(String::as_str);
         let other = written.options.keys().find(|key| *key != TERMINATE_MODE);
@@ -422,10 +434,10 @@ impl At {
             return;
         }
         let has_key = |namespace: &str, name: &str| {
-            around.secrets.get(namespace, name).is_some_and(|secret| secret.identity.is_some())
+            lookup.secrets.get(namespace, name).is_some_and(|secret| secret.identity.is_some())
         };
         for reference in &written.certificate_refs {
-            match resolve(reference, object, around, "InvalidCertificateRef", &has_key) {
+            match resolve(reference, object, lookup, "InvalidCertificateRef", &has_key) {
                 Ok(name) => tls.credential_names.push(name),
                 Err(fault) => self.unresolved = Some(fault),
             }
@@ -438,13 +450,13 @@ impl At {
                 ValidationMode::AllowValidOnly => TlsMode::Mutual,
                 ValidationMode::AllowInsecureFallback => TlsMode::OptionalMutual,
             };
-            let has_roots = |namespace: &str, name: &str| around.secrets.authorities(namespace, name).is_some();
+            let has_roots = |namespace: &str, name: &str| lookup.secrets.authorities(namespace, name).is_some();
             let resolved = validation.ca_certificate_refs.iter().map(|reference| {
                 if reference.group_and_kind().1 != "Secret" {
                     let message = format!("{} is no Secret, and nothing else is read", reference.group_and_kind().1);
                     return Err(("InvalidCACertificateKind", message));
                 }
-                resolve(reference, object, around, "InvalidCACertificateRef", &has_roots)
+                resolve(reference, object, lookup, "InvalidCACertificateRef", &has_roots)
             });
             let resolved: Result<Vec<Text>, Fault> = resolved.collect();
             match resolved.as_deref() {
@@ -476,20 +488,18 @@ impl At {
         let invalid = not_accepted.is_some() || is_shut && has_nothing;
         let invalid = invalid.then(|| ("Invalid", "connections for it are refused or closed".to_owned()));
         let conflicted = match &self.conflict {
-            Some((reason, message)) => {
-                RouteCondition { name: "Conflicted", holds: true, reason, message: message.clone() }
-            }
-            None => RouteCondition { name: "Conflicted", holds: false, reason: "NoConflicts", message: String::new() },
+            Some((reason, message)) => Condition { name: "Conflicted", holds: true, reason, message: message.clone() },
+            None => Condition { name: "Conflicted", holds: false, reason: "NoConflicts", message: String::new() },
         };
         ListenerStatus {
             name: listener.name.value.clone(),
             attached_routes: self.attached,
             supported_kinds: self.kinds.iter().map(|kind| kind.name()).collect(),
             conditions: vec![
-                RouteCondition::of("Accepted", "Accepted", not_accepted),
+                Condition::of("Accepted", "Accepted", not_accepted),
                 conflicted,
-                RouteCondition::of("ResolvedRefs", "ResolvedRefs", self.unresolved.clone()),
-                RouteCondition::of("Programmed", "Programmed", invalid),
+                Condition::of("ResolvedRefs", "ResolvedRefs", self.unresolved.clone()),
+                Condition::of("Programmed", "Programmed", invalid),
             ],
         }
     }
@@ -499,7 +509,7 @@ impl At {
 fn resolve(
     reference: &SecretReference,
     object: &Object<KubernetesGateway>,
-    around: &Around<'_>,
+    lookup: &Lookup<'_>,
     reason: &'static str,
     has: &dyn Fn(&str, &str) -> bool,
 ) -> Result<Text, Fault> {
@@ -511,7 +521,7 @@ fn resolve(
     let namespace = reference.namespace.as_ref().map_or(own, |namespace| namespace.value.as_str());
     let name = &reference.name.value;
     let from = (ObjectKind::KubernetesGateway, own);
-    if namespace != own && !around.references.is_granted(from, "Secret", namespace, name) {
+    if namespace != own && !lookup.references.is_granted(from, "Secret", namespace, name) {
         let message = format!(
             "Secret {namespace}/{name} is of another namespace, where no ReferenceGrant is from Gateway of {own}"
         );

@@ -30,11 +30,12 @@ use crate::registry::host::service_host;
 use crate::registry::protocol::Protocol;
 use crate::registry::{Service, ServicePort, Services, Visibility};
 use compile::{Compiled, connection_rules, grpc_rules, http_rules};
-use edges::{AtListener, Coming};
+use edges::{AtListener, IncomingRoute};
 pub use listeners::KubernetesServed;
+use listeners::OwnGateway;
 pub(crate) use listeners::internal_name;
 use references::References;
-pub use status::{GatewayStatus, ListenerStatus, ParentStatus, RouteCondition};
+pub use status::{Condition, GatewayStatus, ListenerStatus, ParentStatus};
 
 /// All that are attached to something.
 #[derive(Debug, Default)]
@@ -90,43 +91,39 @@ impl GatewayRoutes {
         let references = References::new(services, &objects.reference_grants);
         let mut all = GatewayRoutes::default();
         let mut found = Vec::new();
-        let mut gateways = listeners::ours(objects, services, &references, secrets, &mut found);
-        let mut coming = Vec::new();
+        let mut gateways = listeners::own_gateways(objects, services, &references, secrets, &mut found);
+        let mut incoming = Vec::new();
         for object in &objects.http_routes {
-            let spec = &object.spec;
-            let said = (&*spec.parent_refs, &*spec.hostnames, spec.use_default_gateways, spec.rules.is_empty());
-            coming.push(Coming::new(&object.meta, said, http_rules(object, &references, retry), &mut found));
+            let rules = http_rules(object, &references, retry);
+            incoming.push(IncomingRoute::new(&object.meta, object.spec.placement(), rules, &mut found));
         }
         for object in &objects.grpc_routes {
-            let spec = &object.spec;
-            let said = (&*spec.parent_refs, &*spec.hostnames, spec.use_default_gateways, spec.rules.is_empty());
-            coming.push(Coming::new(&object.meta, said, grpc_rules(object, &references, retry), &mut found));
+            let rules = grpc_rules(object, &references, retry);
+            incoming.push(IncomingRoute::new(&object.meta, object.spec.placement(), rules, &mut found));
         }
         for object in &objects.tls_routes {
-            let (spec, of) = (&object.spec, (ObjectKind::TlsRoute, &object.meta));
-            let said = (&*spec.parent_refs, &*spec.hostnames, spec.use_default_gateways, spec.rules.is_empty());
-            coming.push(Coming::new(&object.meta, said, connection_rules(of, &spec.rules, &references), &mut found));
+            let rules = connection_rules(&object.meta, &object.spec.rules, &references);
+            incoming.push(IncomingRoute::new(&object.meta, object.spec.placement(), rules, &mut found));
         }
         for object in &objects.tcp_routes {
-            let (spec, of) = (&object.spec, (ObjectKind::TcpRoute, &object.meta));
-            let said = (&*spec.parent_refs, &[][..], spec.use_default_gateways, spec.rules.is_empty());
-            coming.push(Coming::new(&object.meta, said, connection_rules(of, &spec.rules, &references), &mut found));
+            let rules = connection_rules(&object.meta, &object.spec.rules, &references);
+            incoming.push(IncomingRoute::new(&object.meta, object.spec.placement(), rules, &mut found));
         }
-        for route in &coming {
+        for route in &incoming {
             all.attach(route, services, &mut found);
         }
         for object in &objects.refused {
             all.attach_refused(object, services);
-            all.come_refused(object, &gateways);
+            all.attach_refused_to_gateways(object, &gateways);
         }
-        all.come(coming, &mut gateways, &mut found);
-        all.gateways = gateways.iter().filter_map(|ours| ours.served()).collect();
-        all.gateway_statuses = gateways.iter().map(|ours| ours.status(services)).collect();
+        all.attach_to_gateways(incoming, &mut gateways, &mut found);
+        all.gateways = gateways.iter().filter_map(OwnGateway::served).collect();
+        all.gateway_statuses = gateways.iter().map(|gateway| gateway.status(services)).collect();
         all.report_shadowed(&mut found);
         (all, found)
     }
 
-    fn attach(&mut self, route: &Coming<'_>, services: &Services, found: &mut Vec<Diagnostic>) {
+    fn attach(&mut self, route: &IncomingRoute<'_>, services: &Services, found: &mut Vec<Diagnostic>) {
         let meta = &route.meta;
         let is_of_mesh = matches!(meta.kind, ObjectKind::HttpRoute | ObjectKind::GrpcRoute);
         for (index, reference) in route.parents.iter().enumerate().filter(|_| is_of_mesh) {

@@ -1,4 +1,4 @@
-//! What became of a route at one of its parents, as Gateway API says it: conditions.
+//! What became of a route at one of its parents, and of a Gateway and its listeners, as Gateway API says it: conditions.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ pub struct ParentStatus {
     /// What that is, `Service namespace/name`.
     pub parent: String,
     /// The conditions.
-    pub conditions: Vec<RouteCondition>,
+    pub conditions: Vec<Condition>,
 }
 
 /// A condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RouteCondition {
+pub struct Condition {
     /// Its type, such as `Accepted` or `ResolvedRefs`.
     pub name: &'static str,
     /// Whether it holds.
@@ -31,12 +31,12 @@ pub struct RouteCondition {
     pub message: String,
 }
 
-impl RouteCondition {
+impl Condition {
     /// One that holds, or not and why.
-    pub(super) fn of(name: &'static str, good: &'static str, fault: Option<(&'static str, String)>) -> RouteCondition {
+    pub(super) fn of(name: &'static str, good: &'static str, fault: Option<(&'static str, String)>) -> Condition {
         let holds = fault.is_none();
         let (reason, message) = fault.unwrap_or_else(|| (good, String::new()));
-        RouteCondition { name, holds, reason, message }
+        Condition { name, holds, reason, message }
     }
 }
 
@@ -46,7 +46,7 @@ pub struct GatewayStatus {
     /// The Gateway, as findings name it.
     pub gateway: Arc<str>,
     /// Its conditions.
-    pub conditions: Vec<RouteCondition>,
+    pub conditions: Vec<Condition>,
     /// The hosts at which it is to be found.
     pub addresses: Vec<String>,
     /// What became of each listener.
@@ -63,7 +63,7 @@ pub struct ListenerStatus {
     /// The kinds of routes that may be.
     pub supported_kinds: Vec<&'static str>,
     /// Its conditions.
-    pub conditions: Vec<RouteCondition>,
+    pub conditions: Vec<Condition>,
 }
 
 impl ParentStatus {
@@ -76,24 +76,21 @@ impl ParentStatus {
         unmatched: Option<(&'static str, String)>,
         (problems, rules): (&[Problem], usize),
     ) -> ParentStatus {
-        let condition = |name, holds, reason, message: String| RouteCondition { name, holds, reason, message };
         let unsupported: Vec<&Problem> = problems.iter().filter(|problem| problem.reason == UNSUPPORTED).collect();
         let is_affected = |rule: usize| unsupported.iter().any(|problem| problem.rule == rule);
         let is_whole = rules > 0 && (0..rules).all(is_affected);
         let told = |problem: &Problem| format!("{}: {}", problem.field, problem.message);
-        let mut conditions = Vec::new();
-        conditions.push(match (unmatched, unsupported.first()) {
-            (Some((reason, message)), _) => condition("Accepted", false, reason, message),
-            (None, Some(problem)) if is_whole => condition("Accepted", false, UNSUPPORTED, told(problem)),
-            (None, _) => condition("Accepted", true, "Accepted", String::new()),
-        });
-        let unresolved = problems.iter().find(|problem| problem.reason != UNSUPPORTED);
-        conditions.push(match unresolved {
-            Some(problem) => condition("ResolvedRefs", false, problem.reason, told(problem)),
-            None => condition("ResolvedRefs", true, "ResolvedRefs", String::new()),
-        });
-        if let Some(problem) = unsupported.first().filter(|_| !is_whole) {
-            conditions.push(condition("PartiallyInvalid", true, UNSUPPORTED, told(problem)));
+        let fault = |problem: &Problem| (problem.reason, told(problem));
+        let first = unsupported.first();
+        let not_accepted = unmatched.or_else(|| first.filter(|_| is_whole).map(|problem| fault(problem)));
+        let unresolved = problems.iter().find(|problem| problem.reason != UNSUPPORTED).map(fault);
+        let mut conditions = vec![
+            Condition::of("Accepted", "Accepted", not_accepted),
+            Condition::of("ResolvedRefs", "ResolvedRefs", unresolved),
+        ];
+        if let Some(problem) = first.filter(|_| !is_whole) {
+            let (name, message) = ("PartiallyInvalid", told(problem));
+            conditions.push(Condition { name, holds: true, reason: UNSUPPORTED, message });
         }
         ParentStatus { route: meta.id(), parent_ref, parent, conditions }
     }
