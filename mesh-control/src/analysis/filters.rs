@@ -5,7 +5,6 @@ use std::sync::Arc;
 use mesh_core::model::OnFailure;
 
 use super::limits::{not_answering, say as say_of};
-use super::security::check_targets;
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
@@ -48,7 +47,6 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         }
     }
     for object in policy.filters.plugins() {
-        check_targets(objects, &object.meta, &object.spec.targets(), found);
         let plugin = object.spec.plugin(&object.meta.name);
         for (path, (span, message)) in schemas.faults(object) {
             let dot = if path.is_empty() || path.starts_with('[') { "" } else { "." };
@@ -75,10 +73,9 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
 }
 
-/// Targets and hosts that there are not.
+/// Hosts that there are not.
 fn check_rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.filters.rules() {
-        check_targets(objects, &object.meta, &object.spec.target_refs.iter().collect::<Vec<_>>(), found);
         for host in &object.spec.hosts {
             if policy.services.exact(host, &object.meta.namespace).is_none() {
                 let message = format!("nothing has the host {host:?}, so that its rules are for no call");
@@ -93,7 +90,7 @@ fn check_rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) 
             let message = format!("{target:?} has no word on any request, since {why}: the failure mode decides");
             say_of(&object.meta, "processor.host", Code::UnknownReference, message, found);
         }
-        let whom = workloads(object.spec.selector.as_ref(), &object.spec.target_refs);
+        let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }
 }

@@ -15,7 +15,7 @@ pub enum Answer {
 use Answer::{NotApplicable, NotYet, Reported};
 
 const NO_SIDECAR: &str = "no sidecar is injected: the mesh is in the process";
-const NO_GATEWAY: &str = "a selector has its effect on gateways of Gateway API, too; a `targetRef` to one is reported";
+const NO_GATEWAY: &str = "a selector has its effect on gateways of Gateway API, as a `targetRef` has";
 const CLUSTER: &str = "about an installation of Istio in a cluster";
 const FILTERS: &str =
     "of EnvoyFilters only rate limits are read, whose order is fixed; whatever else is in one is an error";

@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use mesh_core::model::{DescriptorAction, HeaderTest, RateLimit as Counted, StringTest};
 
-use super::security::check_targets;
 use super::tokens;
 use super::unknown::meant_in_full;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions::overload::Overload;
 use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
 use crate::config::file::{Meta, Object, Objects};
-use crate::config::istio::security::TargetRef;
 use crate::config::locate::locate;
 use crate::config::spelling::miscased_method;
 use crate::config::support::ObjectKind;
@@ -45,8 +43,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             }
         }
     }
-    let mut check = |meta: &Meta, target_refs: &[TargetRef], hosts: &[String], field: &str| {
-        check_targets(objects, meta, &target_refs.iter().collect::<Vec<_>>(), found);
+    let mut check = |meta: &Meta, hosts: &[String], field: &str| {
         for host in hosts {
             if policy.services.exact(host, &meta.namespace).is_none() {
                 let meant = meant_in_full(policy, host, &meta.namespace);
@@ -56,15 +53,15 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         }
     };
     for object in policy.limits.rate_limits() {
-        check(&object.meta, &object.spec.target_refs, &object.spec.hosts, "hosts");
+        check(&object.meta, &object.spec.hosts, "hosts");
     }
     for object in policy.limits.overloads() {
-        check(&object.meta, &object.spec.target_refs, &object.spec.hosts, "throttle.hosts");
+        check(&object.meta, &object.spec.hosts, "throttle.hosts");
     }
     for object in policy.limits.overloads() {
         let queue = object.spec.concurrency.as_ref().and_then(|limit| limit.queue.as_ref());
         let field = queue.filter(|queue| needs_token(&queue.by)).map(|_| "concurrency.queue.by".to_owned());
-        let whom = workloads(object.spec.selector.as_ref(), &object.spec.target_refs);
+        let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, field, (objects, policy), found);
     }
     check_services(policy, found);
@@ -72,7 +69,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     for object in policy.limits.rate_limits() {
         check_descriptors(object, policy, found);
         check_methods(object, found);
-        let whom = workloads(object.spec.selector.as_ref(), &object.spec.target_refs);
+        let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }
 }

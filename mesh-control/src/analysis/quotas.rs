@@ -1,7 +1,6 @@
 //! Quotas against other objects, and what others than the library cannot do of them.
 
 use super::limits::say;
-use super::security::check_targets;
 use super::tokens;
 use super::unknown::meant_in_full;
 use crate::config::diagnostic::{Code, Diagnostic};
@@ -11,19 +10,17 @@ use crate::policy::Policy;
 use crate::policy::limits::workloads;
 use mesh_core::model::DescriptorAction;
 
-/// Targets, hosts and tokens that there are not.
+/// Hosts and tokens that there are not.
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.limits.quotas() {
-        let Quota { target_refs, hosts, .. } = &object.spec;
-        check_targets(objects, &object.meta, &target_refs.iter().collect::<Vec<_>>(), found);
-        for host in hosts {
+        for host in &object.spec.hosts {
             if policy.services.exact(host, &object.meta.namespace).is_none() {
                 let meant = meant_in_full(policy, host, &object.meta.namespace);
                 let message = format!("nothing has the host {host:?}, so that no call is counted for it{meant}");
                 say(&object.meta, "hosts", Code::UnknownReference, message, found);
             }
         }
-        let whom = workloads(object.spec.selector.as_ref(), &object.spec.target_refs);
+        let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }
 }

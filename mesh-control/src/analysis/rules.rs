@@ -8,7 +8,7 @@ use mesh_core::identity::SpiffeId;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::file::{Object, Objects};
 use crate::config::istio::authorization::{Condition, Fact, Value, written};
-use crate::config::istio::security::{Action, AuthorizationPolicy, Rule, TargetRef, selected};
+use crate::config::istio::security::{Action, AuthorizationPolicy, Rule, TargetRef, is_gateway_target, selected};
 use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
@@ -131,6 +131,10 @@ impl TargetPorts {
         labels: &BTreeMap<String, String>,
         targets: &[&TargetRef],
     ) -> TargetPorts {
+        // A gateway listens where its Gateways say, whatever Services lead to it.
+        if targets.iter().any(|target| is_gateway_target(&target.kind)) {
+            return TargetPorts { known: Vec::new() };
+        }
         let is_root = *namespace == *policy.mesh.fixed.root_namespace;
         let services = policy.services.iter().map(|(_, service)| &**service).filter(|service| {
             let is_near = *service.namespace == *namespace || (is_root && targets.is_empty());

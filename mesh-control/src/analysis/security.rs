@@ -2,8 +2,9 @@
 
 use super::rules::TargetPorts;
 use super::tokens;
-use crate::config::diagnostic::{Code, Diagnostic, Severity};
+use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
+use crate::config::gateway_api::CLASSES;
 use crate::config::istio::authorization::conditions;
 use crate::config::istio::security::{Action, AuthorizationPolicy, DRY_RUN, PeerAuthentication, TargetRef, selected};
 use crate::config::locate::locate;
@@ -41,12 +42,11 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         check_ports(object, policy, found);
     }
     for object in &objects.authorization_policies {
-        check_targets(objects, &object.meta, &object.spec.targets(), found);
-        let whom = Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets());
+        let whom = objects.workloads(&object.meta, object.spec.selector.as_ref(), &object.spec.targets());
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }
-    for object in &objects.request_authentications {
-        check_targets(objects, &object.meta, &object.spec.targets(), found);
+    for (meta, targets) in objects.targets() {
+        check_targets(objects, root, meta, &targets, found);
     }
 }
 
@@ -142,19 +142,32 @@ fn of_tokens(policy: &AuthorizationPolicy) -> Option<String> {
     asks.then(|| "rules".to_owned())
 }
 
-pub(super) fn check_targets(objects: &Objects, meta: &Meta, targets: &[&TargetRef], found: &mut Vec<Diagnostic>) {
+/// Objects that there are not, or whose workloads a policy of this namespace is not for.
+fn check_targets(objects: &Objects, root: &str, meta: &Meta, targets: &[&TargetRef], found: &mut Vec<Diagnostic>) {
     for target in targets {
+        let origin = meta.origin.at(target.name.span);
+        let mut say = |message: String| {
+            let finding = Diagnostic::at(&origin, Severity::Error, Code::UnknownReference, message);
+            found.push(finding.object(meta.id()).field("targetRefs"));
+        };
+        if target.kind.as_str() == "GatewayClass" {
+            let name = target.name.as_str();
+            if !CLASSES.contains(&name) {
+                say(format!("no Gateway is of class {}, ours are {}", quoted(name), CLASSES.join(" and ")));
+            } else if *meta.namespace != *root {
+                say(format!("only Gateways of this namespace are meant, for it is not the root namespace, {root}"));
+            }
+            continue;
+        }
         let is_meant = |other: &Meta| *other.name == *target.name.value && other.namespace == meta.namespace;
         let is_known = match target.kind.as_str() {
             "Service" => objects.services.iter().any(|object| is_meant(&object.meta)),
             "ServiceEntry" => objects.service_entries.iter().any(|object| is_meant(&object.meta)),
+            "Gateway" => objects.kubernetes_gateways.iter().any(|object| is_meant(&object.meta)),
             _ => true,
         } || objects.refused.iter().any(|object| is_meant(&object.meta));
         if !is_known {
-            let message = format!("there is no {} {}/{}", target.kind.value, meta.namespace, target.name.value);
-            let origin = meta.origin.at(target.name.span);
-            let finding = Diagnostic::at(&origin, Severity::Error, Code::UnknownReference, message);
-            found.push(finding.object(meta.id()).field("targetRefs"));
+            say(format!("there is no {} {}/{}", target.kind.value, meta.namespace, target.name.value));
         }
     }
 }

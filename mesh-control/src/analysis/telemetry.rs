@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use mesh_core::model::CelExpression;
 
-use super::security::check_targets;
 use crate::config::decode::Text;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
@@ -36,7 +35,6 @@ impl Use {
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.telemetries.iter() {
-        check_targets(objects, &object.meta, &object.spec.targets(), found);
         check_providers(&object.meta, &object.spec, policy, found);
         check_logs(&object.meta, &object.spec, policy, found);
         check_metrics(&object.meta, &object.spec, found);

@@ -3,7 +3,6 @@
 use super::limits::say;
 use crate::config::diagnostic::{Code, Diagnostic};
 use crate::config::file::{Meta, Objects, Workloads};
-use crate::config::istio::security::selected;
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 
@@ -25,8 +24,9 @@ pub(super) fn check(
         policy.limits.may_meet(&meta.namespace, &other.namespace) && may_be_same(workloads, whom)
     };
     let mut known = objects.request_authentications.iter().filter(|other| !other.spec.jwt_rules.is_empty());
-    let is_known = known
-        .any(|other| looks(&other.meta, &Workloads::of(selected(other.spec.selector.as_ref()), &other.spec.targets())));
+    let is_known = known.any(|other| {
+        looks(&other.meta, &objects.workloads(&other.meta, other.spec.selector.as_ref(), &other.spec.targets()))
+    });
     for field in fields.filter(|_| !is_known) {
         let message = "no RequestAuthentication is for these workloads: no token is looked at, and every request counts as one without a token";
         say(meta, &field, Code::UnknownReference, message.to_owned(), found);
@@ -39,7 +39,7 @@ fn may_be_same(one: &Workloads, other: &Workloads) -> bool {
         (Workloads::Labelled(one), Workloads::Labelled(other)) => {
             one.iter().all(|(key, value)| other.get(key).is_none_or(|wanted| wanted == value))
         }
-        (Workloads::OfServices(one), Workloads::OfServices(other)) => one.iter().any(|name| other.contains(name)),
+        (Workloads::OfTargets(one), Workloads::OfTargets(other)) => one.iter().any(|target| other.contains(target)),
         _ => true,
     }
 }

@@ -1,5 +1,6 @@
 //! `mesh-control why`: what the name of a rule stands for.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::anyhow;
@@ -9,7 +10,7 @@ use serde_json::json;
 use super::directory::Configuration;
 use super::{Format, Printing};
 use crate::config::diagnostic::quoted;
-use crate::config::file::Workloads;
+use crate::config::file::{Target, Workloads};
 use crate::config::node::lines_of_item;
 use crate::config::spelling::nearest;
 use crate::policy::access::Effect;
@@ -71,7 +72,10 @@ fn said(id: &str, rule: &NamedRule<'_>) -> (String, serde_json::Value) {
             let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
             format!("workloads with {}", labels.join(", "))
         }
-        Workloads::OfServices(services) => format!("workloads of {}", services.join(", ")),
+        Workloads::OfTargets(targets) => {
+            let names: BTreeSet<&str> = targets.iter().map(Target::name).collect();
+            format!("workloads of {}", names.into_iter().collect::<Vec<_>>().join(", "))
+        }
     };
     let lines = lines_of_item(&origin.source, origin.span).unwrap_or_default();
     let mut text = format!("{id}\n  {origin}\n  {effect}{asks}{tried}: for {whom} of namespace {}\n", meta.namespace);

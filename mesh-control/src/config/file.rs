@@ -9,6 +9,7 @@ mod mesh_config;
 mod pods;
 mod refused;
 mod suspect;
+mod workloads;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -46,7 +47,8 @@ use super::support::{self, ObjectKind};
 use classify::{Class, classify, is_foreign, without_version};
 pub use mesh_config::{is_mesh_file, mesh_file_name};
 pub use pods::PodLabels;
-pub use refused::{AtGateways, Governs, Parent, Refused, Workloads};
+pub use refused::{AtGateways, Governs, Parent, Refused};
+pub use workloads::{GatewayTarget, Target, Workloads};
 
 /// Who an object is and where it is written.
 #[derive(Clone, Debug)]

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use mesh_core::model::{ExtProc, OnFailure, Plugin};
 
-use super::telemetry::{Side, is_one_of};
+use super::telemetry::Side;
+use super::workloads::is_one_of;
 use crate::config::diagnostic::Span;
 use crate::config::extensions::filter_schema::FilterSchema;
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
 use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
-use crate::config::istio::security::selected;
 use crate::config::istio::wasm_plugin::{Phase, WasmPlugin};
 use crate::config::node::{Node, Value};
 use crate::registry::Services;
@@ -169,8 +169,8 @@ impl Filters {
     /// Those of these objects.
     pub fn new(objects: &Objects, root: &Arc<str>) -> Filters {
         let schemas = Schemas::new(objects, root);
-        let plugins = objects.wasm_plugins.iter().map(|object| Entry::of_plugin(object, &schemas));
-        let rules = objects.request_rules.iter().map(Entry::of_rules);
+        let plugins = objects.wasm_plugins.iter().map(|object| Entry::of_plugin(object, objects, &schemas));
+        let rules = objects.request_rules.iter().map(|object| Entry::of_rules(object, objects));
         let refused = objects.refused.iter().filter_map(Entry::of_refused);
         let mut entries: Vec<Entry> = plugins.chain(rules).chain(refused).collect();
         // Istio: push_context.go, extension.go.
@@ -237,7 +237,7 @@ impl Filters {
 }
 
 impl Entry {
-    fn of_plugin(object: &Arc<Object<WasmPlugin>>, schemas: &Schemas) -> Entry {
+    fn of_plugin(object: &Arc<Object<WasmPlugin>>, objects: &Objects, schemas: &Schemas) -> Entry {
         let stage = match object.spec.phase {
             Phase::Authn => Stage::BeforeTokens,
             Phase::Authz => Stage::BeforePolicies,
@@ -257,12 +257,12 @@ impl Entry {
         let kind = FilterKind::Plugin(Arc::new(plugin));
         Entry {
             said: Said::Plugin(Arc::clone(object)),
-            workloads: Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets()),
+            workloads: objects.workloads(&object.meta, object.spec.selector.as_ref(), &object.spec.targets()),
             filter: FilterInForce { id: object.meta.id(), stage, kind },
         }
     }
 
-    fn of_rules(object: &Arc<Object<RequestRules>>) -> Entry {
+    fn of_rules(object: &Arc<Object<RequestRules>>, objects: &Objects) -> Entry {
         let targets: Vec<_> = object.spec.target_refs.iter().collect();
         let kind = match &object.spec.processor {
             Some(processor) => FilterKind::Processor(Arc::clone(processor)),
@@ -270,7 +270,7 @@ impl Entry {
         };
         Entry {
             said: Said::Rules(Arc::clone(object)),
-            workloads: Workloads::of(selected(object.spec.selector.as_ref()), &targets),
+            workloads: objects.workloads(&object.meta, object.spec.selector.as_ref(), &targets),
             filter: FilterInForce { id: object.meta.id(), stage: Stage::Rules, kind },
         }
     }

@@ -14,7 +14,8 @@ use super::gateway_api::{KubernetesServed, internal_name};
 use super::route::{ClusterKey, Route};
 use super::view::View;
 use super::virtual_services::Entry;
-use crate::config::file::{Object, Objects};
+use super::workloads::is_gateway;
+use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::gateway::{Gateway, lets_in, split_host};
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
 use crate::registry::Services;
@@ -217,12 +218,8 @@ impl Selecting {
         if self.gateway.meta.kind == ObjectKind::Gateway {
             return selector.is_empty() || is_subset(selector, labels);
         }
-        if self.services.is_empty() {
-            return *self.gateway.meta.namespace == *namespace && is_subset(selector, labels);
-        }
-        let named = self.services.iter().filter_map(|host| services.exact(host, namespace));
-        let mut named = named.map(|(_, service)| service);
-        named.any(|service| *service.namespace == *namespace && service.selects(labels))
+        let Meta { namespace: own, name, .. } = &self.gateway.meta;
+        is_gateway((own, name), &self.services, (namespace, labels), services)
     }
 }
 

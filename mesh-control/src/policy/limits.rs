@@ -7,13 +7,14 @@ use mesh_core::model::{
     AdaptiveConcurrency, AdmissionControl, GlobalRateLimit, LocalRateLimit, RateLimit as Counted, RateLimitQuota,
 };
 
-use super::telemetry::{Side, is_one_of};
+use super::telemetry::Side;
+use super::workloads::is_one_of;
 use crate::catalog::QuotaLimit;
 use crate::config::extensions::overload::Overload;
 use crate::config::extensions::quota::Quota;
 use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
 use crate::config::file::{Meta, Object, Objects, Workloads};
-use crate::config::istio::security::{Selector, TargetRef, selected};
+use crate::config::istio::security::{Selector, TargetRef};
 use crate::registry::Services;
 
 /// All limits.
@@ -111,7 +112,7 @@ impl Limits {
             entries.push(Entry {
                 id: object.meta.id(),
                 namespace: Arc::clone(&object.meta.namespace),
-                workloads: workloads(spec.selector.as_ref(), &spec.target_refs),
+                workloads: workloads(objects, &object.meta, spec.selector.as_ref(), &spec.target_refs),
                 is_of_client: spec.mode == LimitMode::Client,
                 hosts: spec.hosts.clone(),
                 limits: limits.collect(),
@@ -123,7 +124,7 @@ impl Limits {
             entries.extend(spec.rules.iter().map(|rule| Entry {
                 id: object.meta.id(),
                 namespace: Arc::clone(&object.meta.namespace),
-                workloads: workloads(spec.selector.as_ref(), &spec.target_refs),
+                workloads: workloads(objects, &object.meta, spec.selector.as_ref(), &spec.target_refs),
                 is_of_client: spec.mode == LimitMode::Client,
                 hosts: spec.hosts.clone(),
                 limits: vec![(
@@ -138,7 +139,7 @@ impl Limits {
             let entry = |is_of_client: bool, limit: Limit| Entry {
                 id: object.meta.id(),
                 namespace: Arc::clone(&object.meta.namespace),
-                workloads: workloads(spec.selector.as_ref(), &spec.target_refs),
+                workloads: workloads(objects, &object.meta, spec.selector.as_ref(), &spec.target_refs),
                 is_of_client,
                 hosts: spec.hosts.clone(),
                 limits: vec![(None, limit)],
@@ -256,6 +257,11 @@ fn on_port<'s, T>(said: &'s [(Option<u16>, T)], numbers: &[u16]) -> Option<&'s T
 }
 
 /// The workloads that a policy is for.
-pub(crate) fn workloads(selector: Option<&Selector>, target_refs: &[TargetRef]) -> Workloads {
-    Workloads::of(selected(selector), &target_refs.iter().collect::<Vec<_>>())
+pub(crate) fn workloads(
+    objects: &Objects,
+    meta: &Meta,
+    selector: Option<&Selector>,
+    target_refs: &[TargetRef],
+) -> Workloads {
+    objects.workloads(meta, selector, &target_refs.iter().collect::<Vec<_>>())
 }

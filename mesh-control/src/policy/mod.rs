@@ -33,6 +33,7 @@ pub mod tracing;
 pub mod traffic;
 pub mod view;
 pub mod virtual_services;
+mod workloads;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -173,7 +174,7 @@ impl Policy {
         let (virtual_services, conflicts) = VirtualServices::new(&objects.virtual_services, &objects.refused);
         found.extend(conflicts);
         let secrets = Secrets::new(objects);
-        let (gateway_routes, about_routes) = GatewayRoutes::new(objects, &services, &secrets, mesh.retry.as_ref());
+        let (gateway_routes, about_routes) = GatewayRoutes::new(objects, &services, &secrets, &mesh);
         found.extend(about_routes);
         let (destination_rules, conflicts) =
             DestinationRules::new(&objects.destination_rules, &objects.refused, &mesh.fixed.root_namespace);

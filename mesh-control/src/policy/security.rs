@@ -12,6 +12,7 @@ use super::authorizer::Authorizer;
 use super::mesh::MeshSettings;
 use super::tokens::{KeySource, Keys, TokenRule, token_rules};
 use super::traffic::ServerTls;
+use super::workloads::{is_one_of, is_one_of_all};
 use crate::config::diagnostic::Origin;
 use crate::config::file::{Meta, Objects, Workloads, is_namespace};
 use crate::config::istio::security::{MtlsMode, selected};
@@ -101,7 +102,7 @@ impl Security {
             security.home = mesh.trust_domains().into_iter().map(str::to_owned).collect();
         }
         for object in &objects.authorization_policies {
-            let workloads = Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets());
+            let workloads = objects.workloads(&object.meta, object.spec.selector.as_ref(), &object.spec.targets());
             let selection = Selection { meta: object.meta.clone(), workloads };
             match Enforcement::of(object, mesh) {
                 Enforcement::Enforced(policy) => security.access.push((selection, policy)),
@@ -110,7 +111,7 @@ impl Security {
             }
         }
         for object in objects.request_authentications.iter().filter(|object| !object.spec.jwt_rules.is_empty()) {
-            let workloads = Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets());
+            let workloads = objects.workloads(&object.meta, object.spec.selector.as_ref(), &object.spec.targets());
             let selection = Selection { meta: object.meta.clone(), workloads };
             match token_rules(&object.spec) {
                 Ok(rules) => security.tokens.push((selection, rules)),
@@ -154,7 +155,7 @@ impl Security {
         let tokens = self.tokens.iter().map(|(selection, _)| selection);
         let labelled = guards.chain(access).chain(tokens).filter_map(|selection| match &selection.workloads {
             Workloads::Labelled(labels) => Some((&*selection.meta.namespace, labels)),
-            Workloads::OfServices(_) => None,
+            Workloads::OfTargets(_) => None,
         });
         labelled.chain(self.peers.iter().map(|peers| (&*peers.meta.namespace, &peers.labels)))
     }
@@ -405,12 +406,9 @@ impl Selection {
     fn selects(&self, root: &str, served: Served<'_>, services: &Services) -> bool {
         // Of a wrong one, the namespace may be what is wrong.
         let is_own = *self.meta.namespace == *served.namespace || !is_namespace(&self.meta.namespace);
-        match &self.workloads {
-            Workloads::Labelled(labels) => {
-                (is_own || *self.meta.namespace == *root) && (labels.is_empty() || is_subset(labels, served.labels))
-            }
-            Workloads::OfServices(names) => is_own && services.any_selects(served.namespace, names, served.labels),
-        }
+        let Served { namespace, labels, .. } = served;
+        (is_own && is_one_of(&self.workloads, namespace, labels, services))
+            || (*self.meta.namespace == *root && is_one_of_all(&self.workloads, namespace, labels, services))
     }
 }
 

@@ -10,16 +10,15 @@ use mesh_core::model::{AccessLog, CelExpression, DEFAULT_JSON, DEFAULT_LINE, Log
 use super::mesh::MeshSettings;
 use super::tracing::{Provider, Tag, Tracing};
 use super::view::Applied;
+use super::workloads::{is_one_of, is_one_of_all};
 use crate::config::decode::Text;
 use crate::config::file::{Governs, Meta, Object, Objects, Workloads, is_namespace};
 use crate::config::istio::mesh_config::{
     ExtensionProvider, FileAccessLog, LogEncoding, MeshConfig, OtelAccessLog, STDOUT_LOG, is_empty,
 };
-use crate::config::istio::security::selected;
 use crate::config::istio::telemetry::{AccessLogging, METRICS, Metric, ProviderRef, TagOperation, Telemetry};
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Services;
-use crate::registry::service::is_subset;
 
 /// All Telemetry objects.
 #[derive(Debug, Default)]
@@ -110,7 +109,7 @@ impl Telemetries {
         let mut sorted: Vec<_> = objects.telemetries.iter().collect();
         sorted.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
         let entry = |object: &Arc<Object<Telemetry>>| Entry {
-            workloads: Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets()),
+            workloads: objects.workloads(&object.meta, object.spec.selector.as_ref(), &object.spec.targets()),
             object: Arc::clone(object),
         };
         let entries: Vec<Entry> = sorted.into_iter().map(entry).collect();
@@ -141,7 +140,9 @@ impl Telemetries {
         let root = find(&|entry| is_in(entry, &self.root) && entry.is_for_all());
         let own = find(&|entry| is_in(entry, namespace) && entry.is_for_all());
         let workload = find(&|entry| {
-            is_in(entry, namespace) && !entry.is_for_all() && is_one_of(&entry.workloads, namespace, labels, services)
+            let is_own = is_in(entry, namespace) && is_one_of(&entry.workloads, namespace, labels, services);
+            !entry.is_for_all()
+                && (is_own || (is_in(entry, &self.root) && entry.is_for_gateway(namespace, labels, services)))
         });
         let is_withheld = self.wrong.iter().any(|(of, workloads)| {
             let is_of_mesh = !is_namespace(of) || (*of == self.root && *workloads == everybody());
@@ -293,23 +294,15 @@ impl Entry {
     fn is_for_all(&self) -> bool {
         self.workloads == everybody()
     }
+
+    /// Of the root namespace, labels are those of its own workloads, and Gateways may be anywhere.
+    fn is_for_gateway(&self, namespace: &str, labels: &BTreeMap<String, String>, services: &Services) -> bool {
+        matches!(self.workloads, Workloads::OfTargets(_)) && is_one_of_all(&self.workloads, namespace, labels, services)
+    }
 }
 
 fn everybody() -> Workloads {
     Workloads::Labelled(BTreeMap::new())
-}
-
-/// Whether a workload of their namespace is one of them.
-pub(super) fn is_one_of(
-    workloads: &Workloads,
-    namespace: &str,
-    labels: &BTreeMap<String, String>,
-    services: &Services,
-) -> bool {
-    match workloads {
-        Workloads::Labelled(wanted) => wanted.is_empty() || is_subset(wanted, labels),
-        Workloads::OfServices(names) => services.any_selects(namespace, names, labels),
-    }
 }
 
 impl Side {

@@ -611,16 +611,21 @@ impl Learned {
 /// `requests/balancing.rs` has theirs. Words that say which other field
 /// there is: `requests/gateway_api` has theirs. And what of Telemetry nobody here is meant by, or needs settings of the mesh:
 /// `telemetry.rs` and `requests/telemetry_api.rs` have theirs. Of RateLimit, `mesh-tower/tests/security/rate_limits.rs` has, and
-/// of Overload and Quota `overload.rs` and `quotas.rs` there; of WasmPlugin and RequestRules `requests/plugins.rs`, and of FilterSchema, which no client is told of, `filters.rs`.
+/// of Overload and Quota `overload.rs` and `quotas.rs` there; of WasmPlugin and RequestRules `requests/plugins.rs` and `requests/request_rules.rs`,
+/// of the kinds of targets `gateway_targets.rs`, and of FilterSchema, which no client is told of, `filters.rs`.
 /// Of Gateway API's Gateways: where TLS ends, which needs a certificate, `kubernetes_gateways.rs` and
 /// `mesh-tower/tests/sidecar/gateway_api.rs` have; which namespaces a selector lets in, of whose labels only their names are known,
 /// `config/gateway_api/gateway.rs` itself.
-const ELSEWHERE_TESTED: [&str; 41] = [
+const ELSEWHERE_TESTED: [&str; 46] = [
     "KubernetesGateway listeners.tls.mode",
     "selector.matchExpressions.operator",
     "FilterSchema filter",
     "FilterSchema schema",
     "Overload concurrency.queue.by.method",
+    "AuthorizationPolicy targetRef.kind",
+    "AuthorizationPolicy targetRefs.kind",
+    "RequestAuthentication targetRef.kind",
+    "RequestAuthentication targetRefs.kind",
     "Overload targetRefs.kind",
     "Overload targetRefs.name",
     "Quota rules.by.method",
@@ -638,6 +643,7 @@ const ELSEWHERE_TESTED: [&str; 41] = [
     "Telemetry tracing.providers.name",
     "Telemetry metrics.overrides.tagOverrides.operation",
     "Telemetry metrics.overrides.tagOverrides.value",
+    "RequestRules rules.allow",
     "RequestRules targetRefs.kind",
     "RequestRules targetRefs.name",
     "WasmPlugin targetRef.kind",

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use mesh_control::catalog::{Catalog, Client, Kind};
-use mesh_control::plane::Plane;
+use mesh_control::plane::{Plane, PlaneOptions};
 
 use crate::gateways::{BOOKINFO, WEB, chains, clusters_of, edge, hosts, names, plane, secret};
 
@@ -183,8 +183,8 @@ fn routes_come_to_the_listeners_that_let_them_in_for_the_hosts_that_both_have() 
     assert_eq!(attached, [1, 2, 1, 1, 1]);
 }
 
-#[test]
-fn of_two_kinds_of_routes_for_a_host_the_older_comes_and_the_more_precise_condition_goes_first() {
+#[tokio::test]
+async fn of_two_kinds_of_routes_for_a_host_the_older_comes_and_the_more_precise_condition_goes_first() {
     let aged = |text: String, year: &str| {
         text.replace(
             "namespace: shop}\nspec",
@@ -198,10 +198,11 @@ fn of_two_kinds_of_routes_for_a_host_the_older_comes_and_the_more_precise_condit
         aged(route("HTTPRoute", "shop", "b", "{name: edge}", "a.example", "/"), "2025"),
         aged(route("HTTPRoute", "shop", "a", "{name: edge}", "a.example", "/long"), "2026"),
     ];
-    let plane = plane(&text.concat());
     let broken = route("HTTPRoute", "shop", "broken", "{name: edge}", "broken.example", "/").replace("rules", "ruels");
-    // As an object of a cluster: what is wrong is in force in its way.
-    drop(plane.set_yaml("kubernetes://httproutes/shop/broken", &broken));
+    // It is wrong from the start, so that no good state of it is known.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("c.yaml"), text.concat() + &broken).unwrap();
+    let plane = Plane::start(PlaneOptions::default().config_dir(dir.path())).unwrap();
     let expected = [("a 0", "Accepted"), ("b 0", "Accepted"), ("late 0", "HostnameConflict")];
     assert_eq!(accepted(&plane), expected.map(|(name, reason)| (name.to_owned(), reason.to_owned())).into());
     let client = gateway("shop", "edge");

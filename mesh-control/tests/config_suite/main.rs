@@ -12,6 +12,7 @@ mod fields;
 mod filters;
 mod foreign;
 mod gateway_api;
+mod gateway_targets;
 mod gateways;
 mod grpc;
 mod kubernetes_gateways;

@@ -152,3 +152,37 @@ async fn connections_come_in_by_tcp_and_by_the_name_that_tls_asks_for() {
     assert_eq!(Caller::new(&raw).ask(local(tls), "raw.example", "raw.example").await.unwrap().0, 200);
     assert!(Caller::new(&raw).ask(local(tls), "nobody.example", "nobody.example").await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_names_the_gateway_refuses_there_and_is_followed() {
+    let one = program(|_| ok("one")).await;
+    let port = free_port().await;
+    let spec = format!("{{gatewayClassName: istio, listeners: [{{name: http, port: {port}, protocol: HTTP}}]}}");
+    let route = "{parentRefs: [{name: edge}], rules: [{backendRefs: [{name: one, port: 80}]}]}";
+    let deny = |target: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: guard}}\n\
+             spec: {{targetRefs: [{{group: gateway.networking.k8s.io, kind: Gateway, name: {target}}}], action: DENY, \
+             rules: [{{to: [{{operation: {{paths: [/admin]}}}}]}}]}}\n---\n"
+        )
+    };
+    let others =
+        object("Gateway", "other", "{gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}");
+    let objects = [service("one", one), object("Gateway", "edge", &spec), others, object("HTTPRoute", "one", route)];
+    let control = control(&objects.concat()).await;
+    control.set_yaml("guard.yaml", &deny("edge")).unwrap();
+    let server = control.xds_addr().to_string();
+    let mut gateway = Gateway::at(control, &server, &EDGE);
+    gateway.bound().await;
+    let told = async |path: &str| status(&exchange(local(port), &get("any", path, "")).await).to_owned();
+    assert_eq!(told("/admin").await, "403");
+    assert_eq!(told("/").await, "200");
+    // Another's is not for it.
+    gateway.control.set_yaml("guard.yaml", &deny("other")).unwrap();
+    within(async {
+        while told("/admin").await != "200" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::foreign::Foreign;
+use super::workloads::{Target, Workloads};
 use super::{Meta, is_name, is_namespace};
 use crate::config::decode::{Decode, Decoder};
 use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
 use crate::config::gateway_api::ParentKind;
 use crate::config::gateway_api::reference_grant::ReferenceGrant;
 use crate::config::istio::names::{export_faults, host_fault};
-use crate::config::istio::security::{TargetRef, is_workload_target};
+use crate::config::istio::security::is_workload_target;
 use crate::config::istio::service::exported_to;
 use crate::config::istio::virtual_service::is_for_mesh;
 use crate::config::node::{Key, Node, Value};
@@ -103,28 +104,8 @@ pub struct Parent {
     pub name: String,
 }
 
-/// The workloads that an object of security is for. In the root namespace, labels are those of any namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Workloads {
-    /// Those of its namespace with these labels; without labels, all.
-    Labelled(BTreeMap<String, String>),
-    /// Those that are endpoints of these services of its namespace.
-    OfServices(Vec<String>),
-}
-
 /// All workloads.
 static EVERYBODY: Workloads = Workloads::Labelled(BTreeMap::new());
-
-impl Workloads {
-    /// Those of a selector and of targets, of which only one is there.
-    pub fn of(labels: BTreeMap<String, String>, targets: &[&TargetRef]) -> Workloads {
-        if targets.is_empty() {
-            return Workloads::Labelled(labels);
-        }
-        let services = targets.iter().filter(|target| is_workload_target(&target.kind));
-        Workloads::OfServices(services.map(|target| target.name.value.clone()).collect())
-    }
-}
 
 impl Refused {
     /// Whether its name is known.
@@ -599,7 +580,9 @@ fn workloads(spec: &Spec<'_>, own: &str) -> Workloads {
         namespace.is_none_or(|namespace| namespace.as_str().is_some_and(|text| text.is_empty() || text == own))
     };
     let service = |target: &&Node| match target.get("kind")?.as_str()? {
-        kind if is_workload_target(kind) && is_own(target) => Some(text(target.get("name")?)?.to_owned()),
+        kind if is_workload_target(kind) && is_own(target) => {
+            Some(Target::Service(text(target.get("name")?)?.to_owned()))
+        }
         _ => None,
     };
     let selector = spec.get("selector").or_else(|| spec.get("workloadSelector"));
@@ -607,7 +590,7 @@ fn workloads(spec: &Spec<'_>, own: &str) -> Workloads {
         (Some(selector), Some(none)) if none.is_empty() => {
             match_labels(selector).map_or(everybody, Workloads::Labelled)
         }
-        (None, Some(services)) if !services.is_empty() => Workloads::OfServices(services),
+        (None, Some(services)) if !services.is_empty() => Workloads::OfTargets(services),
         _ => everybody,
     }
 }

@@ -25,6 +25,10 @@ use super::support::is_gateway_kind;
 
 /// The group of Gateways and of routes.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+/// The label of the workloads that a Gateway is, whose value is its name.
+pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+/// Whose Gateways are served.
+pub const CLASSES: [&str; 2] = ["istio", "mesh-control"];
 /// The group of what Istio adds: ServiceEntries as parents, hosts as backends.
 pub const ISTIO_GROUP: &str = "networking.istio.io";
 

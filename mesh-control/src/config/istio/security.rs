@@ -397,9 +397,14 @@ const TARGETS: [(&str, &str); 4] = [
     ("gateway.networking.k8s.io", "GatewayClass"),
 ];
 
-/// Whether an object of this kind has workloads that a policy can be for. A gateway is selected by its labels.
+/// Whether an object of this kind has endpoints that a policy can be for.
 pub fn is_workload_target(kind: &str) -> bool {
     matches!(kind, "Service" | "ServiceEntry")
+}
+
+/// Whether an object of this kind is a gateway, or several.
+pub fn is_gateway_target(kind: &str) -> bool {
+    matches!(kind, "Gateway" | "GatewayClass")
 }
 
 pub(crate) fn check_targets(

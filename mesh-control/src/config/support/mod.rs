@@ -81,12 +81,7 @@ const fn http_only(path: &'static str, grpc: &'static str) -> Row {
 
 /// `targetRefs` of an object for workloads, which gRPC's clients are not told of.
 const fn workloads(nothing: &'static str) -> [Row; 4] {
-    [
-        both("group", Indifferent),
-        Row { path: "kind", library: Partly(security::target), grpc: NotYet(nothing) },
-        http_only("name", nothing),
-        both("namespace", Indifferent),
-    ]
+    [both("group", Indifferent), http_only("kind", nothing), http_only("name", nothing), both("namespace", Indifferent)]
 }
 
 /// What a rule of a limit or a quota counts.

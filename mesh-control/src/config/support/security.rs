@@ -27,7 +27,7 @@ const PEER: &[Row] =
     &[both("selector.matchLabels", Enforced), both("mtls.mode", Partly(mode)), both("portLevelMtls", Partly(modes))];
 
 const TARGET: &[Row] =
-    &[both("group", Indifferent), both("kind", Partly(target)), both("name", Enforced), both("namespace", Indifferent)];
+    &[both("group", Indifferent), both("kind", Enforced), both("name", Enforced), both("namespace", Indifferent)];
 
 const REQUEST: &[Row] = &[both("selector.matchLabels", Enforced)];
 
@@ -92,11 +92,6 @@ fn mode(node: &Node) -> Option<String> {
 
 fn modes(ports: &Node) -> Option<String> {
     ports.entries().iter().find_map(|(_, port)| mode(port.get("mode")?))
-}
-
-pub(super) fn target(node: &Node) -> Option<String> {
-    let kind = node.as_str()?;
-    kind.starts_with("Gateway").then(|| "what is for a gateway selects its labels; no workload is selected".to_owned())
 }
 
 fn action(node: &Node) -> Option<String> {

@@ -1,7 +1,6 @@
 //! What becomes of the fields of Telemetry.
 
 use super::Support::{Indifferent, NotYet, Partly};
-use super::security::target;
 use super::{Row, Tables, both, http_only};
 use crate::config::node::{Node, Value};
 
@@ -19,7 +18,7 @@ const TELEMETRY: &[Row] = &[http_only("selector.matchLabels", NOTHING)];
 
 const TARGET: &[Row] = &[
     both("group", Indifferent),
-    Row { path: "kind", library: Partly(target), grpc: NotYet(NOTHING) },
+    http_only("kind", NOTHING),
     http_only("name", NOTHING),
     both("namespace", Indifferent),
 ];

@@ -3,15 +3,16 @@
 
 use std::sync::Arc;
 
+use super::guards;
 use super::references::References;
 use super::status::{Condition, GatewayStatus, ListenerStatus};
 use crate::config::decode::Text;
 use crate::config::file::{Meta, Object, Objects};
-use crate::config::gateway_api::GATEWAY_GROUP;
 use crate::config::gateway_api::gateway::{
     FromNamespaces, KubernetesGateway, Listener, ListenerTls, RouteKind, SecretReference, TlsMode as Ends,
     ValidationMode,
 };
+use crate::config::gateway_api::{CLASSES, GATEWAY_GROUP, GATEWAY_NAME};
 use crate::config::istio::gateway::{Gateway, Port, Server, ServerTls, TlsMode};
 use crate::config::support::{ObjectKind, TERMINATE_MODE};
 use crate::config::{Code, Diagnostic, Severity};
@@ -19,11 +20,6 @@ use crate::policy::gateways::Speaks;
 use crate::policy::secrets::Secrets;
 use crate::registry::Services;
 use crate::registry::host::{covers, in_namespace, plain};
-
-/// Whose Gateways are served.
-const CLASSES: [&str; 2] = ["istio", "mesh-control"];
-/// The label of the workloads that are a Gateway.
-const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// Why something is not as it is written: the reason, as a condition has it, and the same for people.
 pub(super) type Fault = (&'static str, String);
@@ -83,6 +79,7 @@ pub(super) fn own_gateways<'o>(
     services: &Services,
     references: &References<'_>,
     secrets: &Secrets,
+    root: &str,
     found: &mut Vec<Diagnostic>,
 ) -> Vec<OwnGateway<'o>> {
     let lookup = Lookup { references, secrets };
@@ -99,7 +96,10 @@ pub(super) fn own_gateways<'o>(
             found.push(finding.object(object.meta.id()).field("gatewayClassName"));
             continue;
         }
-        let gateway = OwnGateway::new(object, services, &lookup);
+        let mut gateway = OwnGateway::new(object, services, &lookup);
+        if *object.meta.namespace != *root && gateway.is_elsewhere(services) {
+            gateway.fault = gateway.fault.or(guards::unenforced(&object.meta, objects, found));
+        }
         gateway.report(found);
         all.push(gateway);
     }
@@ -133,6 +133,13 @@ impl<'o> OwnGateway<'o> {
             state.conflict = conflict(&spec.listeners, index);
         }
         OwnGateway { object, services: of_addresses, fault, listeners }
+    }
+
+    /// Whether its workloads may be of another namespace.
+    fn is_elsewhere(&self, services: &Services) -> bool {
+        let own = &*self.object.meta.namespace;
+        let mut named = self.services.iter().filter_map(|host| services.exact(host, own));
+        named.any(|(_, service)| *service.namespace != *own)
     }
 
     pub(super) fn meta(&self) -> &Meta {

@@ -8,6 +8,7 @@
 mod compile;
 mod edges;
 mod filters;
+mod guards;
 mod listeners;
 mod references;
 mod status;
@@ -16,7 +17,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::route::{Action, Retry, Route, Written};
+use super::mesh::MeshSettings;
+use super::route::{Action, Route, Written};
 use super::secrets::Secrets;
 use super::shadow::Earlier;
 use super::sidecars::Sight;
@@ -81,17 +83,18 @@ impl Attached {
 
 impl GatewayRoutes {
     /// Those of these objects, and what is to be said about them. Of those that are wrong, requests to what they are attached
-    /// to are answered with the reason. `retry` is what is tried again where a route does not say it.
+    /// to are answered with the reason. The settings of the mesh say what is tried again where a route does not.
     pub fn new(
         objects: &Objects,
         services: &Services,
         secrets: &Secrets,
-        retry: Option<&Retry>,
+        mesh: &MeshSettings,
     ) -> (GatewayRoutes, Vec<Diagnostic>) {
         let references = References::new(services, &objects.reference_grants);
         let mut all = GatewayRoutes::default();
         let mut found = Vec::new();
-        let mut gateways = listeners::own_gateways(objects, services, &references, secrets, &mut found);
+        let (retry, root) = (mesh.retry.as_ref(), &*mesh.fixed.root_namespace);
+        let mut gateways = listeners::own_gateways(objects, services, &references, secrets, root, &mut found);
         let mut incoming = Vec::new();
         for object in &objects.http_routes {
             let rules = http_rules(object, &references, retry);

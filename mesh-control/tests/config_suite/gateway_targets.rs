@@ -1,0 +1,160 @@
+//! Policies that name a Gateway of Gateway API, or a class of them: whose workloads they are for. That `mesh-gateway` enforces one over
+//! sockets is shown by `mesh-tower/tests/sidecar/gateway_api.rs`.
+
+use mesh_control::catalog::{Catalog, Client, ClientClass, Kind};
+use mesh_control::plane::{Plane, PlaneOptions};
+
+use crate::gateways::{WEB, names, plane};
+
+const EDGE: &str = "{group: gateway.networking.k8s.io, kind: Gateway, name: edge}";
+const ISTIO: &str = "{group: gateway.networking.k8s.io, kind: GatewayClass, name: istio}";
+const TOKENS: &str = r#"jwtRules: [{issuer: https://a,
+    jwks: '{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}'}]"#;
+const DENY: &str = "action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]";
+
+/// A `mesh-gateway` with these labels.
+fn client(namespace: &str, labels: [(&str, &str); 1]) -> Client {
+    let client = Client::new("edge", ClientClass::Library, [10, 0, 0, 1].into());
+    client.namespace(namespace).labels(labels).gateway()
+}
+
+/// The workloads of this Gateway.
+fn called(namespace: &str, name: &str) -> Client {
+    client(namespace, [("gateway.networking.k8s.io/gateway-name", name)])
+}
+
+fn gateway(namespace: &str, name: &str, more: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{{more}, listeners: [{{name: http, port: 80, protocol: HTTP}}]}}\n---\n"
+    )
+}
+
+/// A service that selects `istio: ingressgateway`.
+fn service(namespace: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: edge, namespace: {namespace}}}\n\
+         spec: {{selector: {{istio: ingressgateway}}, ports: [{{name: http, port: 80}}]}}\n---\n"
+    )
+}
+
+fn policy(kind: &str, namespace: &str, target: &str, spec: &str) -> String {
+    let group = match kind {
+        "AuthorizationPolicy" | "RequestAuthentication" => "security.istio.io/v1",
+        "Telemetry" => "telemetry.istio.io/v1",
+        "WasmPlugin" => "extensions.istio.io/v1alpha1",
+        _ => "policy.mesh-control/v1alpha1",
+    };
+    format!(
+        "apiVersion: {group}\nkind: {kind}\nmetadata: {{name: guard, namespace: {namespace}}}\n\
+         spec: {{targetRefs: [{target}], {spec}}}\n---\n"
+    )
+}
+
+/// All that a gateway is told of its listeners.
+fn told(plane: &Plane, client: &Client) -> Vec<Vec<u8>> {
+    let snapshot = plane.snapshot();
+    let listeners = snapshot.everything(client, Kind::Listener);
+    let of = |name: &str| snapshot.resource(client, Kind::Listener, name).map(|found| found.body.to_vec());
+    listeners.iter().filter_map(|name| of(name)).collect()
+}
+
+fn said(plane: &Plane) -> Vec<String> {
+    plane.diagnostics().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_policy_that_names_a_gateway_or_a_class_is_for_its_workloads_alone() {
+    let classes = "gatewayClassName: istio";
+    let gateways = [
+        WEB.to_owned(),
+        service("shop"),
+        gateway("shop", "edge", classes),
+        gateway("shop", "other", "gatewayClassName: mesh-control"),
+        gateway("far", "edge", classes),
+        gateway("shop", "at-service", "gatewayClassName: istio, addresses: [{type: Hostname, value: edge}]"),
+    ]
+    .concat();
+    let at_service = EDGE.replace("name: edge", "name: at-service");
+    let all = [
+        ("edge", called("shop", "edge")),
+        ("other", called("shop", "other")),
+        ("far", called("far", "edge")),
+        ("at-service", client("shop", [("istio", "ingressgateway")])),
+    ];
+    for (namespace, target, guarded, finding) in [
+        ("shop", EDGE, &["edge"][..], None),
+        ("shop", &*EDGE.replace("name: edge", "name: other"), &["other"], None),
+        ("far", EDGE, &["far"], None),
+        ("shop", &at_service, &["at-service"], None),
+        ("shop", &format!("{EDGE}, {at_service}"), &["edge", "at-service"], None),
+        ("elsewhere", EDGE, &[], Some("there is no Gateway elsewhere/edge")),
+        ("shop", &EDGE.replace("name: edge", "name: web"), &[], Some("there is no Gateway shop/web")),
+        ("istio-system", ISTIO, &["edge", "far", "at-service"], None),
+        ("istio-system", &ISTIO.replace("name: istio", "name: mesh-control"), &["other"], None),
+        ("istio-system", &ISTIO.replace("name: istio", "name: nobody"), &[], Some("no Gateway is of class")),
+        ("shop", ISTIO, &["edge", "at-service"], Some("only Gateways of this namespace are meant")),
+    ] {
+        let plane = plane(&(gateways.clone() + &policy("AuthorizationPolicy", namespace, target, DENY)));
+        let denies = |client: &Client| {
+            let [listener] = &*told(&plane, client) else { panic!("{client:?} does not listen at one port") };
+            String::from_utf8_lossy(listener).contains("AuthorizationPolicy/")
+        };
+        let found: Vec<&str> = all.iter().filter(|(_, client)| denies(client)).map(|(name, _)| *name).collect();
+        assert_eq!(found, guarded, "{namespace} {target}");
+        let is_of_targets = |line: &String| line.contains("targetRefs") && !line.contains("info[");
+        let of_targets: Vec<String> = said(&plane).into_iter().filter(is_of_targets).collect();
+        match finding {
+            Some(what) => assert!(of_targets.iter().any(|line| line.contains(what)), "{target}: {of_targets:?}"),
+            None => assert!(of_targets.is_empty(), "{target}: {of_targets:?}"),
+        }
+    }
+}
+
+#[test]
+fn each_kind_of_policy_is_for_the_gateway_that_it_names() {
+    for (kind, spec) in [
+        ("AuthorizationPolicy", DENY),
+        ("RequestAuthentication", TOKENS),
+        ("Telemetry", "accessLogging: [{providers: [{name: envoy}]}]"),
+    ] {
+        let gateways =
+            gateway("shop", "edge", "gatewayClassName: istio") + &gateway("shop", "other", "gatewayClassName: istio");
+        let plane = plane(&gateways);
+        let all = || ["edge", "other"].map(|name| told(&plane, &called("shop", name)));
+        let [edge, other] = all();
+        plane.set_yaml("p.yaml", policy(kind, "shop", EDGE, spec).as_str()).unwrap();
+        let [guarded, unguarded] = all();
+        assert!(guarded != edge && unguarded == other, "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_is_not_served_whose_policies_have_no_say_where_its_workloads_are() {
+    let address = "gatewayClassName: istio, addresses: [{type: Hostname, value: edge.edges.svc.cluster.local}]";
+    let text = WEB.to_owned() + &service("edges") + &gateway("shop", "edge", address);
+    let there = client("edges", [("istio", "ingressgateway")]);
+    let telemetry = policy("Telemetry", "shop", EDGE, "accessLogging: [{providers: [{name: envoy}]}]");
+    for (guard, is_served) in [
+        (String::new(), true),
+        (policy("AuthorizationPolicy", "shop", EDGE, DENY), false),
+        (policy("RequestAuthentication", "shop", EDGE, TOKENS), false),
+        (telemetry, true),
+        (policy("AuthorizationPolicy", "shop", &EDGE.replace("name: edge", "name: other"), DENY), true),
+        (policy("AuthorizationPolicy", "edges", EDGE, DENY), true),
+        (policy("AuthorizationPolicy", "istio-system", ISTIO, DENY), true),
+        // Nobody can tell whom it is for.
+        (policy("AuthorizationPolicy", "shop", "{kind: 5}", DENY), false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("c.yaml"), text.clone() + &guard).unwrap();
+        let plane = Plane::start(PlaneOptions::default().config_dir(dir.path())).unwrap();
+        assert_eq!(!names(&plane, &there, Kind::Listener).is_empty(), is_served, "{guard}");
+        let snapshot = plane.snapshot();
+        let programmed = &snapshot.gateway_statuses()[0].conditions[1];
+        assert_eq!((programmed.name, programmed.holds), ("Programmed", is_served), "{guard}: {programmed:?}");
+        let is_named = guard.contains(EDGE) && guard.contains("namespace: shop");
+        let tells = said(&plane).iter().any(|line| line.contains("its workloads are of another namespace"));
+        assert_eq!(tells, is_named, "{guard}: {:?}", said(&plane));
+    }
+}
