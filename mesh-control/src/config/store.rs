@@ -453,7 +453,12 @@ impl Store {
                     // What was in force of the mesh's settings stays, be it that nothing was said.
                     ObjectKind::MeshConfig => Standing::Held,
                     ObjectKind::Secret => Standing::FailsClosed,
-                    _ if refused.is_whole && refused.governs == Governs::Nothing => Standing::NotInForce,
+                    _ if refused.is_whole
+                        && refused.governs == Governs::Nothing
+                        && refused.at_gateways.hosts.is_empty() =>
+                    {
+                        Standing::NotInForce
+                    }
                     _ if refused.is_whole => Standing::FailsClosed,
                     _ => Standing::Unread,
                 });

@@ -15,11 +15,12 @@ use super::route::{ClusterKey, Route};
 use super::view::View;
 use super::virtual_services::Entry;
 use super::workloads::is_gateway;
+use crate::config::decode::Text;
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::gateway::{Gateway, lets_in, split_host};
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
 use crate::registry::Services;
-use crate::registry::host::{covers, in_namespace};
+use crate::registry::host::{covers, in_namespace, plain};
 use crate::registry::service::{Target, is_subset};
 
 // How connections are taken means what is written.
@@ -124,7 +125,12 @@ impl ServerAt {
     /// Its hosts, as they are asked for, in lower case.
     pub fn hosts(&self) -> Vec<String> {
         let hosts = self.server().into_iter().flat_map(|server| &server.hosts);
-        hosts.map(|host| in_namespace(split_host(host).1, &self.gateway.meta.namespace)).collect()
+        let of = |host: &Text| match self.is_listener() {
+            // A name without a dot is one that clients ask for, too.
+            true => plain(host),
+            false => in_namespace(split_host(host).1, &self.gateway.meta.namespace),
+        };
+        hosts.map(of).collect()
     }
 
     /// Of the hosts of an object, those that it serves.
@@ -169,7 +175,12 @@ impl Gateways {
         let others =
             kubernetes.iter().map(|one| Selecting { gateway: one.gateway.clone(), services: one.services.clone() });
         let mut all: Vec<Selecting> = istio.chain(others).collect();
-        all.sort_by(|a, b| a.gateway.meta.order().cmp(&b.gateway.meta.order()));
+        // One that says nothing of its age takes no port away from others that do.
+        let is_ageless = |one: &Selecting| one.gateway.meta.created.is_empty();
+        all.sort_by(|a, b| {
+            let by_order = || a.gateway.meta.order().cmp(&b.gateway.meta.order());
+            is_ageless(a).cmp(&is_ageless(b)).then_with(by_order)
+        });
         Gateways(all)
     }
 

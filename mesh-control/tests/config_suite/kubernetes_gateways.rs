@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use mesh_control::catalog::{Catalog, Client, Kind};
+use mesh_control::config::store::Standing;
 use mesh_control::plane::{Plane, PlaneOptions};
 
 use crate::gateways::{BOOKINFO, WEB, chains, clusters_of, edge, hosts, names, plane, secret};
@@ -67,6 +68,21 @@ fn paths(plane: &Plane, client: &Client, table: &str, host: &str) -> usize {
     hosts(plane, client, table).get(host).map_or(0, |host| host.routes.len())
 }
 
+/// An object of this year.
+fn aged(text: String, year: &str) -> String {
+    text.replace("}\nspec", &format!(", creationTimestamp: '{year}-01-01T00:00:00Z'}}\nspec"))
+}
+
+/// A directory with a file that is good, and one of which nothing is: it is in force in its way.
+fn with_wrong(good: &str, wrong: &str) -> (tempfile::TempDir, Plane) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("good.yaml"), good).unwrap();
+    std::fs::write(dir.path().join("wrong.yaml"), wrong).unwrap();
+    let plane = Plane::start(PlaneOptions::default().trust_claims(true).config_dir(dir.path())).unwrap();
+    assert_eq!(plane.wrong().len(), 1, "{wrong}");
+    (dir, plane)
+}
+
 #[test]
 fn istios_own_bookinfo_gateway_of_gateway_api_drives_a_gateway_unchanged() {
     let plane = plane(&format!("{BOOKINFO}\n---\n{BOOKINFO_GATEWAY}"));
@@ -99,8 +115,34 @@ fn a_gateway_with_an_address_is_the_workloads_of_that_service_wherever_they_are(
         format!("{{gatewayClassName: istio, addresses: [{address}], listeners: [{}]}}", http("http", ""))
     };
     let of = |address: &str| plane(&format!("{WEB}{service}{}", object("Gateway", "shop", "edge", &spec(address))));
-    let there = of("{type: Hostname, value: edge.edges.svc.cluster.local}");
+    let address = "{type: Hostname, value: edge.edges.svc.cluster.local}";
+    let grant = |from: &str, to: &str| {
+        let spec = format!("{{from: [{from}], to: [{{group: '', kind: Service, name: {to}}}]}}");
+        object("ReferenceGrant", "edges", "grant", &spec).replace("k8s.io/v1\n", "k8s.io/v1beta1\n")
+    };
+    let from = "{group: gateway.networking.k8s.io, kind: Gateway, namespace: shop}";
+    let there = of(address);
+    there.set_yaml("grant.yaml", &grant(from, "edge")).unwrap();
     assert_eq!(names(&there, &edge(), Kind::Listener), "0.0.0.0_18080");
+    let route = from.replace("kind: Gateway", "kind: HTTPRoute");
+    for other in
+        [String::new(), grant(from, "other"), grant(&route, "edge"), grant(&from.replace("shop", "guest"), "edge")]
+    {
+        let denied = of(address);
+        denied.set_yaml("grant.yaml", &other).unwrap();
+        assert_eq!(names(&denied, &edge(), Kind::Listener), "", "{other}");
+        let snapshot = denied.snapshot();
+        let status = &snapshot.gateway_statuses()[0];
+        assert_eq!(told(&status.conditions), "Accepted=true:Accepted Programmed=false:AddressNotUsable");
+        let said: Vec<String> = denied.diagnostics().iter().map(ToString::to_string).collect();
+        assert!(said.iter().any(|line| line.contains("Service edges/edge is of another namespace")), "{said:#?}");
+    }
+    // A host that somebody else claims for himself is not that Service.
+    let claims = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: claims, namespace: shop}\nspec: {hosts: \
+        [edge.edges.svc.cluster.local], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, workloadSelector: {labels: {istio: ingressgateway}}}";
+    let claimed = of(address);
+    claimed.set_yaml("claims.yaml", claims).unwrap();
+    assert_eq!(names(&claimed, &edge(), Kind::Listener), "");
     assert_eq!(names(&there, &edge().namespace("shop"), Kind::Listener), "", "the Service is of another namespace");
     assert_eq!(names(&there, &gateway("shop", "edge"), Kind::Listener), "", "the address says who it is");
     assert_eq!(there.snapshot().gateway_statuses()[0].addresses, ["edge.edges.svc.cluster.local"]);
@@ -185,12 +227,6 @@ fn routes_come_to_the_listeners_that_let_them_in_for_the_hosts_that_both_have() 
 
 #[tokio::test]
 async fn of_two_kinds_of_routes_for_a_host_the_older_comes_and_the_more_precise_condition_goes_first() {
-    let aged = |text: String, year: &str| {
-        text.replace(
-            "namespace: shop}\nspec",
-            &format!("namespace: shop, creationTimestamp: '{year}-01-01T00:00:00Z'}}\nspec"),
-        )
-    };
     let text = [
         WEB.to_owned(),
         listeners(&http("http", "")),
@@ -199,10 +235,7 @@ async fn of_two_kinds_of_routes_for_a_host_the_older_comes_and_the_more_precise_
         aged(route("HTTPRoute", "shop", "a", "{name: edge}", "a.example", "/long"), "2026"),
     ];
     let broken = route("HTTPRoute", "shop", "broken", "{name: edge}", "broken.example", "/").replace("rules", "ruels");
-    // It is wrong from the start, so that no good state of it is known.
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("c.yaml"), text.concat() + &broken).unwrap();
-    let plane = Plane::start(PlaneOptions::default().config_dir(dir.path())).unwrap();
+    let (_dir, plane) = with_wrong(&text.concat(), &broken);
     let expected = [("a 0", "Accepted"), ("b 0", "Accepted"), ("late 0", "HostnameConflict")];
     assert_eq!(accepted(&plane), expected.map(|(name, reason)| (name.to_owned(), reason.to_owned())).into());
     let client = gateway("shop", "edge");
@@ -388,7 +421,7 @@ fn connections_go_where_routes_of_tls_and_tcp_say_and_nowhere_where_one_of_their
     assert_eq!(to(&good, "0.0.0.0_5432"), (true, false));
     let expected = [
         ("a 0", "Accepted"),
-        ("b 0", "Accepted"),
+        ("b 0", "HostnameConflict"),
         ("ends 0", "Accepted"),
         ("first 0", "Accepted"),
         ("passes 0", "NotAllowedByListeners"),
@@ -402,4 +435,155 @@ fn connections_go_where_routes_of_tls_and_tcp_say_and_nowhere_where_one_of_their
     let bad = plane(&text("{name: web, port: 80}, {name: nobody, port: 80}"));
     assert_eq!(to(&bad, "0.0.0.0_5432"), (false, true));
     assert_eq!(to(&bad, "0.0.0.0_443"), (false, true));
+}
+
+#[tokio::test]
+async fn a_wrong_route_takes_no_host_away_from_good_ones_and_fails_those_that_only_it_has() {
+    let edge_of = |more: &str| format!("{{name: edge, namespace: shop{more}}}");
+    let call = |hosts: &str| {
+        let method = "method: {type: RegularExpression, service: '('}";
+        route("GRPCRoute", "guest", "wrong", &edge_of(""), hosts, "").replace("method: {service: a.B}", method)
+    };
+    let of = |host: &str, more: &str, wrong: String| {
+        let host = format!(", hostname: '{host}', allowedRoutes: {{namespaces: {{from: All}}}}");
+        let good = aged(route("HTTPRoute", "shop", "good", "{name: edge}", more, "/good"), "2025");
+        let (_dir, plane) = with_wrong(&[WEB.to_owned(), listeners(&http("http", &host)), good].concat(), &wrong);
+        assert_eq!(accepted(&plane)["good 0"], "Accepted");
+        assert_eq!(plane.snapshot().gateway_statuses()[0].listeners[0].attached_routes, 1);
+        let found = hosts(&plane, &gateway("shop", "edge"), "http.80");
+        found.iter().map(|(name, host)| (name.clone(), host.routes.len())).collect::<Vec<_>>()
+    };
+    let good = |host: &str| (host.to_owned(), 2);
+    let fails = |host: &str| (host.to_owned(), 1);
+    // Another kind, or the same one without hosts: of whichever age.
+    for year in ["2024", "2026"] {
+        assert_eq!(of("a.example", "", aged(call(""), year)), [good("a.example:80")]);
+        let wrong = route("HTTPRoute", "guest", "wrong", &edge_of(""), "", "/").replace("rules", "ruels");
+        assert_eq!(of("a.example", "", aged(wrong, year)), [good("a.example:80")]);
+    }
+    // By age where it says the same host, and its own where nobody else has it.
+    let same =
+        route("HTTPRoute", "guest", "wrong", &edge_of(""), "a.example, b.example", "/").replace("rules", "ruels");
+    let younger = of("*.example", "a.example", aged(same.clone(), "2026"));
+    assert_eq!(younger, [("*.example:80".to_owned(), 0), good("a.example:80"), fails("b.example:80")]);
+    let older = of("*.example", "a.example", aged(same, "2024"));
+    assert_eq!(older, [("*.example:80".to_owned(), 0), fails("a.example:80"), fails("b.example:80")]);
+    // Nobody knows to which Gateway it was to come, nor for which hosts.
+    let lost = call("").replace("parentRefs: [", "parentRefs: [1, ");
+    assert_eq!(of("a.example", "", lost), [good("a.example:80")]);
+}
+
+#[tokio::test]
+async fn a_wrong_route_of_connections_closes_none_of_those_of_others() {
+    let tls = "tls: {mode: Terminate, certificateRefs: [{name: own}]}";
+    let ends = format!("{{name: ends, port: 443, protocol: TLS, hostname: ends.example, {tls}}}");
+    let spec = "{parentRefs: [{name: edge}], rules: [{backendRefs: [{name: web, port: 80}]}]}";
+    let good = aged(object("TLSRoute", "shop", "good", spec), "2025");
+    let text = [WEB.to_owned(), secret("shop", "own", "ends.example"), listeners(&ends), good];
+    let wrong = aged(object("TCPRoute", "shop", "wrong", &spec.replace("rules", "ruels")), "2024");
+    let (_dir, plane) = with_wrong(&text.concat(), &wrong);
+    assert_eq!(plane.wrong()[0].standing, Standing::FailsClosed);
+    assert_eq!(accepted(&plane), [("good 0".to_owned(), "Accepted".to_owned())].into());
+    let found = plane.snapshot().resource(&gateway("shop", "edge"), Kind::Listener, "0.0.0.0_443").unwrap();
+    let body = String::from_utf8_lossy(&found.body);
+    assert!(body.contains("outbound|80||web.shop") && !body.contains("BlackHoleCluster"), "{body}");
+}
+
+#[test]
+fn a_gateway_of_no_age_takes_no_port_away_from_one_that_has_an_age() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, namespace: edges}\n\
+        spec: {selector: {istio: ingressgateway}, ports: [{name: http, port: 80}]}\n---\n";
+    let of = |namespace: &str, name: &str, protocol: &str| {
+        let spec = format!(
+            "{{gatewayClassName: istio, addresses: [{{type: Hostname, value: edge.edges.svc.cluster.local}}], \
+             listeners: [{{name: a, port: 80, protocol: {protocol}}}]}}"
+        );
+        object("Gateway", namespace, name, &spec)
+    };
+    let from = "{group: gateway.networking.k8s.io, kind: Gateway, namespace: guest}";
+    let grant = format!("{{from: [{from}], to: [{{group: '', kind: Service}}]}}");
+    let grant = object("ReferenceGrant", "edges", "grant", &grant).replace("k8s.io/v1\n", "k8s.io/v1beta1\n");
+    let own = aged(of("edges", "own", "HTTP"), "2025");
+    let plane = plane(&[service, &grant, &of("guest", "a", "TCP"), &own].concat());
+    assert_eq!(names(&plane, &edge(), Kind::Route), "http.80");
+}
+
+#[test]
+fn a_host_of_a_service_of_another_namespace_needs_a_grant_as_its_name_does() {
+    let victim = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: victim}\nspec: {selector: {app: db}, ports: [{name: http, port: 80}]}\n---\n\
+        apiVersion: v1\nkind: Service\nmetadata: {name: alias, namespace: shop}\nspec: {type: ExternalName, externalName: db.victim.svc.cluster.local}\n---\n";
+    let grant = "{from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], to: [{group: '', kind: Service, name: db}]}";
+    let grant = object("ReferenceGrant", "victim", "grant", grant).replace("k8s.io/v1\n", "k8s.io/v1beta1\n");
+    let host = |name: &str| format!("{{group: networking.istio.io, kind: Hostname, name: {name}, port: 80}}");
+    for to in [
+        host("db.victim.svc.cluster.local"),
+        host("alias.shop.svc.cluster.local"),
+        "{name: alias, port: 80}".to_owned(),
+    ] {
+        let spec = format!("{{parentRefs: [{{name: edge}}], rules: [{{backendRefs: [{to}]}}]}}");
+        let text = [victim, &listeners(&http("http", "")), &object("HTTPRoute", "shop", "r", &spec)].concat();
+        let of = |grant: &str| {
+            let plane = Plane::start(PlaneOptions::default().trust_claims(true)).unwrap();
+            drop(plane.set_yaml("c.yaml", &[&text, grant].concat()));
+            let reason = plane.snapshot().route_statuses()[0].conditions[1].reason;
+            (reason, names(&plane, &gateway("shop", "edge"), Kind::Cluster))
+        };
+        let (reason, clusters) = of("");
+        assert_eq!((reason, clusters.contains("victim")), ("RefNotPermitted", false), "{to}: {clusters}");
+        let (reason, clusters) = of(&grant);
+        assert_eq!((reason, clusters.contains("outbound|80||db.victim")), ("ResolvedRefs", true), "{to}: {clusters}");
+    }
+}
+
+#[test]
+fn a_listener_with_a_host_of_one_label_is_served_under_that_name() {
+    let text = [
+        WEB.to_owned(),
+        secret("shop", "own", "intranet"),
+        listeners(&https("a", "intranet", "certificateRefs: [{name: own}]")),
+        route("HTTPRoute", "shop", "r", "{name: edge}", "intranet", "/"),
+    ];
+    let plane = plane(&text.concat());
+    let client = gateway("shop", "edge");
+    assert_eq!(chains(&plane, &client, "0.0.0.0_443"), [(vec!["intranet".to_owned()], true)]);
+    let table = "https.443.default.edge-istio-autogenerated-k8s-gateway-a.shop";
+    assert_eq!(hosts(&plane, &client, table).keys().collect::<Vec<_>>(), ["intranet:443"]);
+}
+
+#[test]
+fn of_two_routes_of_tls_for_a_name_the_older_has_it_and_the_other_is_told_so() {
+    let passes = "{name: passes, port: 443, protocol: TLS, hostname: '*.example', tls: {mode: Passthrough}}";
+    let of = |name: &str, hosts: &str, year: &str| {
+        let spec = format!(
+            "{{parentRefs: [{{name: edge}}], hostnames: [{hosts}], rules: [{{backendRefs: [{{name: web, port: 80}}]}}]}}"
+        );
+        aged(object("TLSRoute", "shop", name, &spec), year)
+    };
+    let text = [
+        WEB.to_owned(),
+        listeners(passes),
+        of("some", "a.example, b.example, '*.example'", "2025"),
+        of("none", "a.example", "2026"),
+        of("first", "a.example, c.example", "2024"),
+    ];
+    let plane = plane(&text.concat());
+    let expected = [("first 0", "Accepted"), ("none 0", "HostnameConflict"), ("some 0", "Accepted")];
+    assert_eq!(accepted(&plane), expected.map(|(name, reason)| (name.to_owned(), reason.to_owned())).into());
+    assert_eq!(plane.snapshot().gateway_statuses()[0].listeners[0].attached_routes, 2);
+    let said: Vec<String> = plane.diagnostics().iter().map(ToString::to_string).collect();
+    let is_told =
+        |line: &String| line.contains("TLSRoute shop/some") && line.contains("without effect there for a.example:");
+    assert!(said.iter().any(is_told), "{said:#?}");
+}
+
+#[test]
+fn a_route_of_connections_with_more_backends_than_the_schema_lets_it_have_is_wrong() {
+    let of = |count: usize| {
+        let to = vec!["{name: web, port: 80, weight: 1000000}"; count].join(", ");
+        let spec = format!("{{parentRefs: [{{name: edge}}], rules: [{{backendRefs: [{to}]}}]}}");
+        let tcp = "{name: tcp, port: 5432, protocol: TCP}";
+        let plane = plane(&[WEB.to_owned(), listeners(tcp)].concat());
+        plane.set_yaml("route.yaml", &object("TCPRoute", "shop", "r", &spec)).is_ok()
+    };
+    assert_eq!((of(16), of(17)), (true, false));
 }

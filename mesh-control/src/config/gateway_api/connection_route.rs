@@ -3,7 +3,7 @@
 use super::http_route::HttpBackendRef;
 use super::{
     DefaultGateways, ObjectReference, ParentReference, Placement, check_hostnames, check_names, check_parents,
-    check_reference, check_weight,
+    check_reference, check_weight, fault,
 };
 use crate::config::decode::{Decoder, PortNumber, Text, message};
 use crate::config::diagnostic::{Code, Severity};
@@ -109,9 +109,17 @@ impl TcpRoute {
     }
 }
 
+/// As the schema has it.
+const MOST_BACKENDS: usize = 16;
+
 fn check(parents: &[ParentReference], rules: &[ConnectionRule], d: &mut Decoder<'_>) {
     check_parents(parents, d);
     for (index, rule) in rules.iter().enumerate() {
+        // So that their weights add up to what can be told, too.
+        if rule.backend_refs.len() > MOST_BACKENDS {
+            let message = format!("there are more than {MOST_BACKENDS} of them");
+            fault(d, rule.span, format!("rules[{index}].backendRefs"), message);
+        }
         for (position, backend) in rule.backend_refs.iter().enumerate() {
             let path = format!("rules[{index}].backendRefs[{position}]");
             check_reference(&backend.reference(), &path, d);

@@ -128,10 +128,18 @@ impl GatewayRoutes {
                     port: reference.port.map(|port| port.0),
                     hostnames: route.hostnames,
                 };
-                let unmatched = self.attach_to_gateway(route, gateway, &attachment, &mut been).err();
-                if let Some((reason, message)) = &unmatched {
-                    say(format!("{message}: the route has no effect there (Accepted is False: {reason})"));
+                let came = self.attach_to_gateway(route, gateway, &attachment, &mut been);
+                match &came {
+                    Ok(taken) if taken.is_empty() => {}
+                    Ok(taken) => {
+                        let names = taken.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                        say(format!("without effect there for {names}: an older route has it"));
+                    }
+                    Err((reason, message)) => {
+                        say(format!("{message}: the route has no effect there (Accepted is False: {reason})"));
+                    }
                 }
+                let unmatched = came.err();
                 self.statuses.push(ParentStatus::new(
                     &route.meta,
                     index,
@@ -144,16 +152,16 @@ impl GatewayRoutes {
         self.statuses.sort_by(|a, b| (&a.route, a.parent_ref).cmp(&(&b.route, b.parent_ref)));
     }
 
-    /// Puts a route at the listeners of a Gateway that let it in. An error says why there are none.
+    /// The route comes, but for these names, which older ones of its kind have.
     fn attach_to_gateway(
         &mut self,
         route: &IncomingRoute<'_>,
         gateway: &mut OwnGateway<'_>,
         attachment: &Attachment<'_>,
         been: &mut BTreeSet<String>,
-    ) -> Result<(), Fault> {
-        let (mut is_anywhere, mut rival) = (false, None);
-        for (listener, hosts) in gateway.hosts_for(attachment)? {
+    ) -> Result<BTreeSet<String>, Fault> {
+        let (mut is_anywhere, mut rival, mut lost) = (false, None, BTreeSet::new());
+        for (listener, mut hosts) in gateway.hosts_for(attachment)? {
             let name = gateway.name_of(listener);
             if been.contains(&name) {
                 is_anywhere = true;
@@ -170,6 +178,16 @@ impl GatewayRoutes {
                 rival = Some(other.meta.id());
                 continue;
             }
+            // A connection is for one of them, where requests are shared out by their rules.
+            if route.meta.kind == ObjectKind::TlsRoute {
+                let of = |host: &String| there.iter().find(|other| other.hosts.contains(host));
+                let taken: Vec<String> = hosts.extract_if(.., |host| of(host).is_some()).collect();
+                if hosts.is_empty() {
+                    rival = taken.first().and_then(of).map(|other| other.meta.id());
+                    continue;
+                }
+                lost.extend(taken);
+            }
             is_anywhere = true;
             been.insert(name);
             if let Some(state) = gateway.listeners.get_mut(listener) {
@@ -184,21 +202,38 @@ impl GatewayRoutes {
             there.push(AtListener { meta: route.meta.clone(), hosts, rules, connections });
         }
         match rival.filter(|_| !is_anywhere) {
-            None => Ok(()),
+            None => Ok(lost),
             Some(rival) => Err(("HostnameConflict", format!("{rival} has these hosts there, and comes first"))),
         }
     }
 
-    /// What a wrong route would be for is answered with the reason.
-    pub(super) fn attach_refused_to_gateways(&mut self, object: &Refused, gateways: &[OwnGateway<'_>]) {
-        if !object.meta.kind.is_gateway_route() {
-            return;
+    /// What wrong routes would be for is answered with the reason, where good ones leave it to them: they come last, and are in
+    /// nobody's way.
+    pub(super) fn attach_refused_to_gateways(&mut self, refused: &[Arc<Refused>], gateways: &[OwnGateway<'_>]) {
+        let mut wrong = Vec::new();
+        for object in refused.iter().filter(|object| object.meta.kind.is_gateway_route()) {
+            wrong.extend(self.left_to(object, gateways));
         }
+        for (listener, at) in wrong {
+            let there = self.by_listener.entry(listener).or_default();
+            there.push(at);
+            there.sort_by(|a, b| order(&a.meta).cmp(&order(&b.meta)));
+        }
+    }
+
+    /// Where a wrong route is in force: at which listeners, as servers are named.
+    fn left_to(&self, object: &Refused, gateways: &[OwnGateway<'_>]) -> Vec<(String, AtListener)> {
+        let mut left = Vec::new();
         let written = Written { object: object.id(), field: "rules".into(), origin: object.meta.origin.clone() };
         let rules = Arc::new(vec![compile::refused(object.meta.kind, object.answer(), written)]);
         let hostnames: Vec<Text> =
             object.at_gateways.hosts.iter().map(|host| Text { value: host.clone(), ..Text::default() }).collect();
+        if hostnames.is_empty() {
+            return left;
+        }
         let meta = Arc::new(object.meta.clone());
+        // It may have had any host, so that none is its own.
+        let is_for_any = object.meta.kind == ObjectKind::TcpRoute || hostnames.iter().any(|host| *host.value == *"*");
         for gateway in gateways {
             let name = format!("{}/{}", gateway.meta().namespace, gateway.meta().name);
             if !object.at_gateways.gateways.iter().any(|one| *one == name || one == "*") {
@@ -207,13 +242,26 @@ impl GatewayRoutes {
             let (kind, namespace) = (object.meta.kind, &*object.meta.namespace);
             let attachment = Attachment { kind, namespace, section: None, port: None, hostnames: &hostnames };
             for (listener, hosts) in gateway.hosts_for(&attachment).unwrap_or_default() {
-                let hosts = gateway.isolated(listener, hosts);
-                if hosts.is_empty() {
-                    continue;
+                let name = gateway.name_of(listener);
+                let there = self.by_listener.get(&name).map(Vec::as_slice).unwrap_or_default();
+                let is_taken = |host: &String| {
+                    there.iter().any(|good| {
+                        let goes_first = is_for_any || order(&good.meta) < order(&meta);
+                        let has = |own: &String| match good.meta.kind == kind {
+                            true => own == host,
+                            false => covers(own, host) || covers(host, own),
+                        };
+                        goes_first && good.hosts.iter().any(has)
+                    })
+                };
+                let mut hosts = gateway.isolated(listener, hosts);
+                hosts.retain(|host| !is_taken(host));
+                if !hosts.is_empty() {
+                    let (meta, rules) = (meta.clone(), rules.clone());
+                    left.push((name, AtListener { meta, hosts, rules, connections: Arc::default() }));
                 }
-                let there = self.by_listener.entry(gateway.name_of(listener)).or_default();
-                there.push(AtListener { meta: meta.clone(), hosts, rules: rules.clone(), connections: Arc::default() });
             }
         }
+        left
     }
 }

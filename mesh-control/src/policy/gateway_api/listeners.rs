@@ -18,8 +18,8 @@ use crate::config::support::{ObjectKind, TERMINATE_MODE};
 use crate::config::{Code, Diagnostic, Severity};
 use crate::policy::gateways::Speaks;
 use crate::policy::secrets::Secrets;
-use crate::registry::Services;
 use crate::registry::host::{covers, in_namespace, plain};
+use crate::registry::{Service, Services};
 
 /// Why something is not as it is written: the reason, as a condition has it, and the same for people.
 pub(super) type Fault = (&'static str, String);
@@ -73,6 +73,15 @@ struct Lookup<'a> {
     secrets: &'a Secrets,
 }
 
+impl Lookup<'_> {
+    /// Whether a Gateway may be the workloads of a Service: those of another namespace where a grant there says so.
+    fn may_take(&self, gateway: &Meta, service: &Service) -> bool {
+        let (own, target) = (&*gateway.namespace, &*service.namespace);
+        let from = (ObjectKind::KubernetesGateway, own);
+        target == own || self.references.is_granted(from, "Service", target, &service.meta.name)
+    }
+}
+
 /// Those of these objects that are ours, and what is to be said about all of them.
 pub(super) fn own_gateways<'o>(
     objects: &'o Objects,
@@ -113,7 +122,18 @@ impl<'o> OwnGateway<'o> {
         for address in &spec.addresses {
             let host = in_namespace(&address.value, &meta.namespace);
             let found = services.exact(&host, &meta.namespace).map(|(_, service)| service);
-            match found.filter(|service| address.kind() == "Hostname" && service.selector.is_some()) {
+            let is_usable = |service: &&Arc<Service>| {
+                let is_service = service.meta.kind == ObjectKind::Service && service.selector.is_some();
+                address.kind() == "Hostname" && is_service
+            };
+            match found.filter(is_usable) {
+                Some(service) if !lookup.may_take(meta, service) => {
+                    let message = format!(
+                        "Service {}/{} is of another namespace, where no ReferenceGrant is from Gateway of {}",
+                        service.namespace, service.meta.name, meta.namespace
+                    );
+                    fault.get_or_insert(("AddressNotUsable", message));
+                }
                 Some(service) => of_addresses.push(service.host.clone()),
                 None if address.kind() != "Hostname" => {
                     let message = format!("nobody gives out addresses of type {}", address.kind());
@@ -259,8 +279,9 @@ impl<'o> OwnGateway<'o> {
             found.push(finding.object(self.object.meta.id()).field(field));
         };
         // What is written of the type of an address is a finding of its field already.
-        let is_typed = self.object.spec.addresses.iter().all(|address| address.kind.is_some());
-        if let Some(fault) = self.fault.as_ref().filter(|fault| fault.0 != "AddressNotUsable" || !is_typed) {
+        let mut addresses = self.object.spec.addresses.iter();
+        let is_told = addresses.any(|address| address.kind.is_some() && address.kind() != "Hostname");
+        if let Some(fault) = self.fault.as_ref().filter(|fault| fault.0 != "AddressNotUsable" || !is_told) {
             let span = self.object.spec.addresses.first().map(|address| address.span).unwrap_or_default();
             say(span, Severity::Warning, Code::UnknownReference, "addresses".to_owned(), fault, "Programmed is False");
         }

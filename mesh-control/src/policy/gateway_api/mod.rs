@@ -117,9 +117,9 @@ impl GatewayRoutes {
         }
         for object in &objects.refused {
             all.attach_refused(object, services);
-            all.attach_refused_to_gateways(object, &gateways);
         }
         all.attach_to_gateways(incoming, &mut gateways, &mut found);
+        all.attach_refused_to_gateways(&objects.refused, &gateways);
         all.gateways = gateways.iter().filter_map(OwnGateway::served).collect();
         all.gateway_statuses = gateways.iter().map(|gateway| gateway.status(services)).collect();
         all.report_shadowed(&mut found);

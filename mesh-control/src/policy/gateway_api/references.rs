@@ -8,8 +8,8 @@ use crate::config::gateway_api::reference_grant::ReferenceGrant;
 use crate::config::gateway_api::{GATEWAY_GROUP, ISTIO_GROUP, ObjectReference};
 use crate::config::support::ObjectKind;
 use crate::policy::route::ClusterKey;
-use crate::registry::Services;
 use crate::registry::host::{plain, service_host};
+use crate::registry::{Service, Services};
 
 /// Who can be referred to.
 pub(super) struct References<'a> {
@@ -60,12 +60,18 @@ impl<'a> References<'a> {
             true => (plain(name), namespace),
             false => (service_host(name, target), target),
         };
-        if !is_host && target != namespace && !self.is_granted((kind, namespace), "Service", target, name) {
-            let message = format!(
-                "Service {target}/{name} is of another namespace, where no ReferenceGrant is from {} of {namespace}",
-                kind.name()
-            );
-            return Err(no("RefNotPermitted", message));
+        let ask = |target: &str, name: &str| match self.is_granted((kind, namespace), "Service", target, name) {
+            true => Ok(()),
+            false => {
+                let message = format!(
+                    "Service {target}/{name} is of another namespace, where no ReferenceGrant is from {} of {namespace}",
+                    kind.name()
+                );
+                Err(no("RefNotPermitted", message))
+            }
+        };
+        if !is_host && target != namespace {
+            ask(target, name)?;
         }
         let key = |host: Arc<str>| ClusterKey { host, port: port.0, subset: "".into() };
         // The object that is wrong says why.
@@ -80,11 +86,19 @@ impl<'a> References<'a> {
             let what = if is_host { format!("host {host}") } else { format!("Service {target}/{name}") };
             return Err(no("BackendNotFound", format!("there is no {what}")));
         };
+        // Whose name it is asks no less than a reference by namespace and name.
+        let is_of_others = |found: &Service| found.meta.kind == ObjectKind::Service && *found.namespace != *namespace;
+        if is_host && is_of_others(service) {
+            ask(&service.namespace, &service.meta.name)?;
+        }
         if service.alias.is_some() {
             let real = self.services.real(&host, client);
-            return real
-                .map(key)
-                .ok_or_else(|| no("BackendNotFound", format!("{host} is an alias that leads nowhere")));
+            let real = real.ok_or_else(|| no("BackendNotFound", format!("{host} is an alias that leads nowhere")))?;
+            let found = self.services.exact(&real, client).map(|(_, found)| found);
+            if let Some(found) = found.filter(|found| is_of_others(found) && found.namespace != service.namespace) {
+                ask(&found.namespace, &found.meta.name)?;
+            }
+            return Ok(key(real));
         }
         if service.port(port.0).is_none() {
             let known: Vec<String> = service.ports.iter().map(|port| port.number.to_string()).collect();
