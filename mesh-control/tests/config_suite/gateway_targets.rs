@@ -132,7 +132,8 @@ fn each_kind_of_policy_is_for_the_gateway_that_it_names() {
 #[tokio::test]
 async fn a_gateway_is_not_served_whose_policies_have_no_say_where_its_workloads_are() {
     let address = "gatewayClassName: istio, addresses: [{type: Hostname, value: edge.edges.svc.cluster.local}]";
-    let text = WEB.to_owned() + &service("edges") + &gateway("shop", "edge", address);
+    let grant = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: edge, namespace: edges}\nspec: {from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: shop}], to: [{group: '', kind: Service}]}\n---\n";
+    let text = WEB.to_owned() + &service("edges") + grant + &gateway("shop", "edge", address);
     let there = client("edges", [("istio", "ingressgateway")]);
     let telemetry = policy("Telemetry", "shop", EDGE, "accessLogging: [{providers: [{name: envoy}]}]");
     for (guard, is_served) in [

@@ -255,7 +255,7 @@ fn what_a_wrong_object_governs_is_read_with_patience() {
         ("DestinationRule", "{host: 'x '}", closed(to(r#"["x"]"#, "[]", "{}"))),
         ("VirtualService", "{hosts: [x, 1]}", (to(r#"["x"]"#, "[]", "{}"), Standing::Unread)),
         ("VirtualService", "{hosts: [x], gateways: [edge], htpp: []}", closed("Nothing".to_owned())),
-        ("VirtualService", "{hosts: [x], gateways: [], htpp: []}", ("Nothing".to_owned(), Standing::NotInForce)),
+        ("VirtualService", "{hosts: [x], gateways: [], htpp: []}", closed(to(r#"["x"]"#, "[]", "{}"))),
         ("VirtualService", "{http: [{rout: []}]}", closed("Delegated".to_owned())),
         ("VirtualService", "{hosst: [x], http: [{route: []}]}", closed(to(r#"["x"]"#, "[]", "{}"))),
         ("VirtualService", "{names: [x], http: [{route: []}]}", (to(r#"["x"]"#, "[]", "{}"), Standing::Unread)),
