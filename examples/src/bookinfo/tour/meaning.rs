@@ -16,6 +16,8 @@ use crate::{grpc, text};
 /// A Kubernetes object, as far as it matters here.
 #[derive(Clone, Debug, Deserialize)]
 struct Object {
+    #[serde(default, rename = "apiVersion")]
+    api_version: String,
     kind: String,
     metadata: Metadata,
     #[serde(default)]
@@ -36,7 +38,10 @@ fn default_namespace() -> String {
 impl Object {
     /// `Kind namespace/name`, as mesh-control calls it.
     fn id(&self) -> String {
-        format!("{} {}/{}", self.kind, self.metadata.namespace, self.metadata.name)
+        // There are two kinds of this name.
+        let is_kubernetes = self.kind == "Gateway" && self.api_version.starts_with("gateway.networking.k8s.io/");
+        let kind = if is_kubernetes { "KubernetesGateway" } else { &self.kind };
+        format!("{kind} {}/{}", self.metadata.namespace, self.metadata.name)
     }
 }
 
