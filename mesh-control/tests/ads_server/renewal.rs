@@ -168,7 +168,7 @@ async fn f2_f13_f14_rotations_of_leaf_intermediate_and_root_and_an_authority_tha
     std::fs::write(config.path().join("shop.yaml"), SHOP).unwrap();
     let (state_dir, ca_dir) = (state.path().to_str().unwrap(), ca.path().to_str().unwrap());
     // It settles after each start, as it does unless it is told otherwise: nobody is missed who has not come back yet.
-    let more = ["--state-dir", state_dir, "--ca-dir", ca_dir, "--certificate-ttl", "10"];
+    let more = ["--state-dir", state_dir, "--ca-dir", ca_dir, "--certificate-ttl", "16"];
     let (old, new) = (Authority::signing(), Authority::signing());
     plug_in(ca.path(), &old.intermediate(), &[&old]);
     let mut control = Logged::start(config.path(), &more);
@@ -193,7 +193,7 @@ async fn f2_f13_f14_rotations_of_leaf_intermediate_and_root_and_an_authority_tha
     }
     // Down for half of a certificate's life, from the moment on when both have a new one.
     drop(control);
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
     let _control = Logged::at(&address, config.path(), &more);
     renewed(&[&web, &caller], 1).await;
     load.end();
