@@ -2,10 +2,10 @@
 
 use super::http_route::HttpBackendRef;
 use super::{
-    DefaultGateways, ObjectReference, ParentReference, Placement, check_hostnames, check_names, check_parents,
+    DefaultGateways, ParentReference, Placement, backend_ref, check_hostnames, check_names, check_parents,
     check_reference, check_weight, fault,
 };
-use crate::config::decode::{Decoder, PortNumber, Text, message};
+use crate::config::decode::{Decoder, Text, message};
 use crate::config::diagnostic::{Code, Severity};
 
 message! {
@@ -36,41 +36,17 @@ message! {
         /// Where connections go.
         backend_refs: Vec<ConnectionBackendRef> = "backendRefs",
     }
+}
+
+backend_ref! {
     /// Where connections go, with their share.
-    pub struct ConnectionBackendRef {
-        /// Its group.
-        group: Option<Text> = "group",
-        /// Its kind; `Service` where nothing is written.
-        kind: Option<Text> = "kind",
-        /// Its name.
-        name: Text = "name" required,
-        /// Its namespace; the route's own where nothing is written.
-        namespace: Option<Text> = "namespace",
-        /// Its port.
-        port: Option<PortNumber> = "port",
-        /// Its share; 1 where nothing is written.
-        weight: Option<i32> = "weight",
-    }
+    ConnectionBackendRef
 }
 
 impl ConnectionBackendRef {
-    /// What it refers to.
-    pub fn reference(&self) -> ObjectReference {
-        self.of_http().reference()
-    }
-
     /// The same as a backend of an HTTPRoute.
     pub fn of_http(&self) -> HttpBackendRef {
-        HttpBackendRef {
-            span: self.span,
-            group: self.group.clone(),
-            kind: self.kind.clone(),
-            name: self.name.clone(),
-            namespace: self.namespace.clone(),
-            port: self.port,
-            weight: self.weight,
-            filters: Vec::new(),
-        }
+        HttpBackendRef::new(self.reference(), self.weight, Vec::new())
     }
 }
 

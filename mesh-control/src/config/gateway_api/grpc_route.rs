@@ -3,10 +3,10 @@
 use super::filters::{GrpcFilter, HttpFilter, check_filters};
 use super::http_route::HttpBackendRef;
 use super::{
-    DefaultGateways, MatchType, ParentReference, Placement, SessionPersistence, ValueMatch, check_hostnames,
-    check_names, check_parents, check_reference, check_values, check_weight, fault,
+    DefaultGateways, MatchType, ParentReference, Placement, SessionPersistence, ValueMatch, backend_ref,
+    check_hostnames, check_names, check_parents, check_reference, check_values, check_weight, fault,
 };
-use crate::config::decode::{Decoder, PortNumber, Text, message};
+use crate::config::decode::{Decoder, Text, message};
 use crate::config::diagnostic::quoted;
 use crate::config::istio::string_match::expression_fault;
 
@@ -51,38 +51,17 @@ message! {
         /// The method of the service.
         method: Option<Text> = "method",
     }
+}
+
+backend_ref! {
     /// Where calls go, with their share.
-    pub struct GrpcBackendRef {
-        /// Its group.
-        group: Option<Text> = "group",
-        /// Its kind; `Service` where nothing is written.
-        kind: Option<Text> = "kind",
-        /// Its name.
-        name: Text = "name" required,
-        /// Its namespace; the route's own where nothing is written.
-        namespace: Option<Text> = "namespace",
-        /// Its port.
-        port: Option<PortNumber> = "port",
-        /// Its share; 1 where nothing is written.
-        weight: Option<i32> = "weight",
-        /// What happens on the way there.
-        filters: Vec<GrpcFilter> = "filters",
-    }
+    GrpcBackendRef, GrpcFilter
 }
 
 impl GrpcBackendRef {
     /// The same as a backend of an HTTPRoute.
     pub fn of_http(&self) -> HttpBackendRef {
-        HttpBackendRef {
-            span: self.span,
-            group: self.group.clone(),
-            kind: self.kind.clone(),
-            name: self.name.clone(),
-            namespace: self.namespace.clone(),
-            port: self.port,
-            weight: self.weight,
-            filters: self.filters.iter().map(GrpcFilter::of_http).collect(),
-        }
+        HttpBackendRef::new(self.reference(), self.weight, self.filters.iter().map(GrpcFilter::of_http).collect())
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::filters::{FilterType, HttpFilter, PathModifierType, Retry, Timeouts, check_filters};
 use super::{
-    DefaultGateways, ObjectReference, ParentReference, Placement, SessionPersistence, ValueMatch, check_hostnames,
-    check_names, check_parents, check_reference, check_values, check_weight, fault,
+    DefaultGateways, ObjectReference, ParentReference, Placement, SessionPersistence, ValueMatch, backend_ref,
+    check_hostnames, check_names, check_parents, check_reference, check_values, check_weight, fault,
 };
-use crate::config::decode::{Decoder, PortNumber, Text, keywords, message};
+use crate::config::decode::{Decoder, Text, keywords, message};
 use crate::config::diagnostic::quoted;
 use crate::config::istio::string_match::expression_fault;
 
@@ -56,23 +56,11 @@ message! {
         /// The path, a prefix of it, or an expression; `/` where nothing is written.
         value: Option<Text> = "value",
     }
+}
+
+backend_ref! {
     /// Where requests go, with their share.
-    pub struct HttpBackendRef {
-        /// Its group.
-        group: Option<Text> = "group",
-        /// Its kind; `Service` where nothing is written.
-        kind: Option<Text> = "kind",
-        /// Its name.
-        name: Text = "name" required,
-        /// Its namespace; the route's own where nothing is written.
-        namespace: Option<Text> = "namespace",
-        /// Its port.
-        port: Option<PortNumber> = "port",
-        /// Its share; 1 where nothing is written.
-        weight: Option<i32> = "weight",
-        /// What happens on the way there.
-        filters: Vec<HttpFilter> = "filters",
-    }
+    HttpBackendRef, HttpFilter
 }
 
 keywords! {
@@ -133,16 +121,10 @@ impl PathMatch {
 }
 
 impl HttpBackendRef {
-    /// What it refers to.
-    pub fn reference(&self) -> ObjectReference {
-        ObjectReference {
-            span: self.span,
-            group: self.group.clone(),
-            kind: self.kind.clone(),
-            name: self.name.clone(),
-            namespace: self.namespace.clone(),
-            port: self.port,
-        }
+    /// A backend with this share, and what happens on the way there.
+    pub fn new(to: ObjectReference, weight: Option<i32>, filters: Vec<HttpFilter>) -> HttpBackendRef {
+        let ObjectReference { span, group, kind, name, namespace, port } = to;
+        HttpBackendRef { span, group, kind, name, namespace, port, weight, filters }
     }
 
     /// Its share.

@@ -23,6 +23,48 @@ use super::node::Node;
 use super::schema::Schema;
 use super::support::is_gateway_kind;
 
+/// Declares a backend as each kind of route has it: what it refers to, its share, and the filters of that kind, where it has some.
+macro_rules! backend_ref {
+    ($(#[doc = $doc:literal])* $name:ident $(, $filter:ty)?) => {
+        message! {
+            $(#[doc = $doc])*
+            pub struct $name {
+                /// Its group.
+                group: Option<Text> = "group",
+                /// Its kind; `Service` where nothing is written.
+                kind: Option<Text> = "kind",
+                /// Its name.
+                name: Text = "name" required,
+                /// Its namespace; the route's own where nothing is written.
+                namespace: Option<Text> = "namespace",
+                /// Its port.
+                port: Option<$crate::config::decode::PortNumber> = "port",
+                /// Its share; 1 where nothing is written.
+                weight: Option<i32> = "weight",
+                $(
+                /// What happens on the way there.
+                filters: Vec<$filter> = "filters",
+                )?
+            }
+        }
+
+        impl $name {
+            /// What it refers to.
+            pub fn reference(&self) -> $crate::config::gateway_api::ObjectReference {
+                $crate::config::gateway_api::ObjectReference {
+                    span: self.span,
+                    group: self.group.clone(),
+                    kind: self.kind.clone(),
+                    name: self.name.clone(),
+                    namespace: self.namespace.clone(),
+                    port: self.port,
+                }
+            }
+        }
+    };
+}
+use backend_ref;
+
 /// The group of Gateways and of routes.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 /// The label of the workloads that a Gateway is, whose value is its name.
