@@ -396,8 +396,8 @@ impl Snapshot {
         let in_doubt = answer.filter(|_| security.looks_at_labels(&client.namespace));
         let in_doubt = in_doubt.map(|answer| format!("nobody can tell what guards this workload: {answer}"));
         let refused = in_doubt.or_else(|| security.refusal(served, services, speaks_tls));
-        // Nobody else runs the filters of an application.
-        let is_other = client.class != ClientClass::Library;
+        // Nobody else runs the filters of an application, and at a gateway there is none.
+        let is_other = client.class != ClientClass::Library || client.is_gateway;
         let not_run = || is_other.then(|| filters::not_run(&self.filters_of(client, served))).flatten();
         refused.or_else(not_run)
     }

@@ -117,6 +117,10 @@ fn each_kind_of_policy_is_for_the_gateway_that_it_names() {
         ("AuthorizationPolicy", DENY),
         ("RequestAuthentication", TOKENS),
         ("Telemetry", "accessLogging: [{providers: [{name: envoy}]}]"),
+        ("WasmPlugin", "pluginName: acme.guard"),
+        ("RequestRules", "rules: [{name: nobody, when: \"request.url_path == '/rule'\", deny: {}}]"),
+        ("RateLimit", "rules: [{name: all, limit: {requests: 1, per: 1h}}]"),
+        ("Overload", "concurrency: {max: 1}"),
     ] {
         let gateways =
             gateway("shop", "edge", "gatewayClassName: istio") + &gateway("shop", "other", "gatewayClassName: istio");
