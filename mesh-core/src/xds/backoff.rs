@@ -79,6 +79,13 @@ fn nth(failure: u32) -> Duration {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_pause_beside_a_stream_grows_to_a_minute_and_is_spread() {
+        let at = |failures, jitter| pause(failures, jitter).as_secs_f64();
+        assert_eq!([at(1, 0.0), at(1, 1.0), at(2, 1.0), at(3, 1.0)], [0.5, 1.0, 2.0, 4.0]);
+        assert_eq!([at(7, 1.0), at(u32::MAX, 0.0)], [60.0, 30.0]);
+    }
+
     /// The waits after attempts that take no time.
     fn waits(attempts: &[Attempt]) -> Vec<f64> {
         let (start, mut backoff, mut rng) = (Instant::now(), Backoff::default(), fastrand::Rng::with_seed(1));

@@ -19,6 +19,7 @@ use crate::request::{is_this_machine, split_authority};
 use crate::tls::{
     CertificateRequest, Certificates, Credentials, NewestBundles, NewestLists, Revoked, SpiffeBundleMap, files,
 };
+use crate::xds::backoff::pause;
 use crate::xds::bootstrap::{Bootstrap, CertificateProvider, ChannelCredentials, Node, Server};
 use crate::xds::connect::Connector;
 use crate::xds::istio_ca::{
@@ -51,15 +52,15 @@ const SPENT: &str = " (a one-time token is good for one certificate, which is re
                      nowhere else: give this start a new one, by `mesh-control token create` and `mesh-control bootstrap \
                      --token`)";
 
-/// How long an authority may take to sign.
+/// How long an authority may take to sign, and how long at least, however soon the present certificate ends.
 const SIGNING: Duration = Duration::from_secs(10);
+const SIGNING_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// How long a stream waits for the workload's first certificate.
 const FIRST: Duration = Duration::from_secs(5);
 
-/// After a failure: 1 s, doubling to one minute, half of it at random, so that those who lost an authority together do not
-/// come back together.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The shortest pause between two certificates.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Keeps `certificates` as the bootstrap says, for as long as it is polled.
 pub(crate) async fn keep(certificates: Arc<Certificates>, bootstrap: Arc<Bootstrap>, connector: Connector, seed: u64) {
@@ -82,7 +83,9 @@ pub(crate) async fn keep(certificates: Arc<Certificates>, bootstrap: Arc<Bootstr
     let (mut failures, mut known) = (0, Known::default());
     loop {
         let present = certificates.current().filter(|present| present.not_after() > SystemTime::now());
-        let wait = match provider.get(&bootstrap, &connector, present, &mut known).await {
+        let ends = present.as_ref().map(|present| present.not_after());
+        let left = || ends.and_then(|ends| ends.duration_since(SystemTime::now()).ok());
+        let wait = match provider.get(&bootstrap, &connector, present, left(), &mut known).await {
             Ok(credentials) => {
                 failures = 0;
                 let wait = provider.refresh(&credentials, random.f64());
@@ -92,13 +95,13 @@ pub(crate) async fn keep(certificates: Arc<Certificates>, bootstrap: Arc<Bootstr
             Err(reason) => {
                 certificates.failed(reason);
                 failures += 1;
-                backoff(failures, random.f64())
+                retry_after(failures, random.f64(), left())
             }
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             // After a failure it is about to ask again anyhow.
-            () = certificates.doubted(), if failures == 0 => tokio::time::sleep(backoff(1, random.f64())).await,
+            () = certificates.doubted(), if failures == 0 => tokio::time::sleep(pause(1, random.f64())).await,
         }
     }
 }
@@ -164,15 +167,21 @@ async fn keep_as_told(certificates: &Certificates, agent: &Server, connector: &C
             Ended::ForNow(reason) => certificates.failed(format!("{}: {reason}", agent.uri)),
         }
         failures += 1;
-        tokio::time::sleep(backoff(failures, random.f64())).await;
+        tokio::time::sleep(pause(failures, random.f64())).await;
     }
 }
 
-/// How long to wait after so many failures in a row.
-fn backoff(failures: u32, jitter: f64) -> Duration {
-    let doublings = failures.saturating_sub(1).min(16);
-    let longest = RETRY.0.saturating_mul(1 << doublings).min(RETRY.1);
-    longest.mul_f64(0.5 + 0.5 * jitter)
+/// How long to wait after so many failures in a row, where a certificate is good for so long yet. Whoever lets that end needs a
+/// token again, which may be spent: the nearer the end, the sooner it is tried.
+fn retry_after(failures: u32, jitter: f64, left: Option<Duration>) -> Duration {
+    let wait = pause(failures, jitter);
+    left.map_or(wait, |left| wait.min((left / 4).max(pause(1, jitter))))
+}
+
+/// How long an authority may take to sign, where the present certificate is good for so long yet: so that there is time for
+/// another try.
+fn signing_time(left: Option<Duration>) -> Duration {
+    left.map_or(SIGNING, |left| SIGNING.min((left / 3).max(SIGNING_AT_LEAST)))
 }
 
 /// What is remembered from one certificate to the next.
@@ -283,6 +292,7 @@ impl Provider {
         bootstrap: &Bootstrap,
         connector: &Connector,
         present: Option<Arc<Credentials>>,
+        left: Option<Duration>,
         known: &mut Known,
     ) -> Result<Credentials, String> {
         match self {
@@ -315,6 +325,7 @@ impl Provider {
             }
             Provider::Authority { token } => {
                 let mut reasons = Vec::new();
+                let patience = signing_time(left);
                 for server in &bootstrap.servers {
                     // Without token and TLS the authority takes a workload's word, and there is nothing to prove.
                     let is_of_use = token.is_some() || server.credentials != ChannelCredentials::Insecure;
@@ -323,8 +334,8 @@ impl Provider {
                     for (present, token) in renewal.into_iter().chain([(None, token.as_ref())]) {
                         let way = if present.is_some() { "renewal by the present certificate: " } else { "" };
                         let asked = ask(server, connector, &bootstrap.node, present, token);
-                        let late = |_| Unsigned::from(format!("no answer within {} s", SIGNING.as_secs()));
-                        match tokio::time::timeout(SIGNING, asked).await.map_err(late).flatten() {
+                        let late = |_| Unsigned::from(format!("no answer within {:.1} s", patience.as_secs_f64()));
+                        match tokio::time::timeout(patience, asked).await.map_err(late).flatten() {
                             Ok(credentials) => {
                                 known.unread = None;
                                 return Ok(credentials);
@@ -347,7 +358,7 @@ impl Provider {
     fn refresh(&self, credentials: &Credentials, jitter: f64) -> Duration {
         match self {
             Provider::Files { refresh, .. } => *refresh,
-            Provider::Authority { .. } => credentials.renew_after(SystemTime::now(), jitter).max(RETRY.0),
+            Provider::Authority { .. } => credentials.renew_after(SystemTime::now(), jitter).max(PAUSE),
         }
     }
 }
@@ -448,10 +459,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pause_after_a_failure_grows_to_a_minute_and_is_spread() {
-        let at = |failures, jitter| backoff(failures, jitter).as_secs_f64();
-        assert_eq!([at(1, 0.0), at(1, 1.0), at(2, 1.0), at(3, 1.0)], [0.5, 1.0, 2.0, 4.0]);
-        assert_eq!([at(7, 1.0), at(u32::MAX, 0.0)], [60.0, 30.0]);
+    fn the_nearer_the_end_of_a_certificate_the_sooner_it_is_tried_again() {
+        let at = |failures, left: Option<u64>| retry_after(failures, 1.0, left.map(Duration::from_secs)).as_secs_f64();
+        // Without one there is nothing to lose; with a day left neither.
+        assert_eq!([at(1, None), at(3, None), at(9, None), at(9, Some(86_400))], [1.0, 4.0, 60.0, 60.0]);
+        assert_eq!([at(9, Some(120)), at(9, Some(8)), at(9, Some(1)), at(1, Some(120))], [30.0, 2.0, 1.0, 1.0]);
+        let within = |left: Option<u64>| signing_time(left.map(Duration::from_secs)).as_secs_f64();
+        assert_eq!([within(None), within(Some(86_400)), within(Some(6)), within(Some(1))], [10.0, 10.0, 2.0, 1.0]);
     }
 
     #[test]
