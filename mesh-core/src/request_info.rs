@@ -6,6 +6,7 @@
 mod inherited;
 mod messages;
 mod noting;
+mod onward;
 mod spans;
 
 use std::any::Any;
@@ -33,6 +34,7 @@ use crate::workload::Peer;
 
 pub use inherited::{ATTEMPT_COUNT, CRITICALITY, Criticality, EXPECTED_TIMEOUT, Inherited, PREVIOUS_ATTEMPTS};
 pub use messages::Messages;
+pub use onward::Upstream;
 pub use spans::{AttemptEnd, AttemptNotes, SpanNotes};
 
 /// When the caller of a request stops waiting. Put it into a request's extensions: the client enforces it, and
@@ -296,6 +298,8 @@ struct Record {
     call: Option<Box<dyn CallCounter>>,
     /// Where it is seen while it is under way.
     place: Option<Place>,
+    /// Where it is half of a request of a gateway.
+    upstream: Option<Upstream>,
 }
 
 impl Recycle for Record {
@@ -368,6 +372,7 @@ impl RequestInfo {
             metrics: None,
             call: None,
             place: None,
+            upstream: None,
         }));
     }
 
@@ -492,7 +497,10 @@ impl RequestInfo {
 
     /// Whether nobody here answered it: it was sent on, or the caller gave it up.
     pub(crate) fn was_sent_on(&self) -> bool {
-        self.record.as_ref().is_some_and(|record| record.details.is_none() && record.error.is_none())
+        self.record.as_ref().is_some_and(|record| {
+            let went_on = record.upstream.as_ref().is_some_and(Upstream::is_told);
+            went_on || (record.details.is_none() && record.error.is_none())
+        })
     }
 
     /// The code of the answer: where there was none, that of the answer that is made of the failure, and 0 where the caller
@@ -618,6 +626,9 @@ impl RequestInfo {
 impl Drop for RequestInfo {
     #[inline]
     fn drop(&mut self) {
+        if let Some(upstream) = self.record.as_ref().and_then(|record| record.upstream.clone()) {
+            self.end_half(&upstream);
+        }
         if let Some(record) = &self.record {
             self.tell(&record.observers);
             if let Some(call) = &record.call {

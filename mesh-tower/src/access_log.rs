@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::model::{AccessLog, LogDestination, LogFormat};
-use mesh_core::request_info::{Interest, Observer, RequestInfo};
+use mesh_core::request_info::{Direction, Interest, Observer, RequestInfo};
 use mesh_core::telemetry::{Ended, LogLine, log_line};
 use mesh_core::trace::TraceContext;
 use serde_json::{Map, Value};
@@ -180,6 +180,10 @@ impl AccessLogs {
 impl Observer for AccessLogs {
     fn on_end(&self, request: &RequestInfo) {
         if request.access_logs().is_empty() && request.head().is_none() {
+            return;
+        }
+        // What a gateway sends on has its line as it came.
+        if request.is_at_edge() && request.direction() == Some(Direction::Outbound) {
             return;
         }
         let (took, now) = (request.started.elapsed(), SystemTime::now());

@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
+use mesh_core::request_info::Upstream;
 use mesh_core::store::TargetEntry;
 
 /// An extension of the request, which nobody else can make.
 #[derive(Clone, Debug)]
-pub(crate) struct Onward(pub(crate) Arc<TargetEntry>);
+pub(crate) struct Onward {
+    pub(crate) entry: Arc<TargetEntry>,
+    /// Where a log has a line for the request as it came.
+    pub(crate) upstream: Option<Upstream>,
+}

@@ -47,6 +47,17 @@ fn look_at(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
     if interest_of(&context.observers) > Interest::Nothing {
         observe(info, context, head);
     }
+    if context.is_gateway
+        && let Some(Onward { upstream: Some(upstream), .. }) = head.extensions.get()
+    {
+        if !info.is_observed() {
+            observe(info, context, head);
+        }
+        if info.head().is_none() {
+            note_head(info, head);
+        }
+        info.note_upstream(upstream);
+    }
     if context.live_traces.is_looking() {
         follow(info, context, head);
     }
@@ -140,7 +151,7 @@ enum Resolved {
 fn resolve(context: &OutboundContext, head: &mut Parts) -> Result<Resolved, MeshError> {
     complete_path(&mut head.uri);
     if context.is_gateway {
-        let Some(Onward(entry)) = head.extensions.get() else {
+        let Some(Onward { entry, .. }) = head.extensions.get() else {
             return Err(MeshError::new(ErrorKind::NoListener, "the request came by no listener of a gateway"));
         };
         return Ok(entry.view().map_or_else(|| Resolved::NotYet(Arc::clone(entry)), Resolved::View));

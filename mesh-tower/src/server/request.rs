@@ -26,7 +26,7 @@ use mesh_core::model::{AccessLog, HeadersWithUnderscores, Route, RouteAction, Se
 use mesh_core::recycled::Recycled;
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{
-    Criticality, Deadline, Direction, Inherited, Interest, Messages, RequestInfo, interest_of,
+    Criticality, Deadline, Direction, Inherited, Interest, Messages, RequestInfo, Upstream, interest_of,
 };
 use mesh_core::response_flags::ResponseFlags;
 use mesh_core::rewrite;
@@ -317,8 +317,10 @@ impl ServerContext {
             facts.info.note_service(view.listener.service.as_ref());
         }
         let chain = chain(view, connection)?;
-        if let Some(onward) = &chain.onward {
-            request.extensions_mut().insert(Onward(Arc::clone(onward)));
+        let is_logged = !chain.access_logs.is_empty() || facts.as_ref().is_some_and(|it| it.info.head().is_some());
+        let upstream = (chain.onward.is_some() && is_logged).then(Upstream::default);
+        if let Some(entry) = &chain.onward {
+            request.extensions_mut().insert(Onward { entry: Arc::clone(entry), upstream: upstream.clone() });
             if let Some(facts) = facts {
                 facts.info.note_edge();
             }
@@ -354,6 +356,9 @@ impl ServerContext {
                 facts.info.inherited.trace.clone_from(&inherited.trace);
             }
             self.log(access_logs, facts, request);
+        }
+        if let (Some(upstream), Some(facts)) = (upstream, facts.as_mut()) {
+            facts.info.note_upstream(&upstream);
         }
         if let (Some(rules), Some(facts)) = (metrics, facts.as_mut().filter(|facts| facts.info.is_observed())) {
             facts.info.note_metric_rules(rules);

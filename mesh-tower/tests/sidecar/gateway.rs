@@ -1,12 +1,15 @@
 //! `mesh-gateway`, over real sockets: its control plane says what a mesh-control would, in Envoy's words.
 
+use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log};
 use envoy_types::pb::envoy::config::cluster::v3::cluster::DiscoveryType;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::rbac::v3 as rbac;
 use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log};
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::google::protobuf::BoolValue;
 use mesh_core::testing::ManagementServer;
 use mesh_core::testing::resources::{
@@ -20,6 +23,7 @@ use super::*;
 pub(super) struct Gateway<C = ManagementServer> {
     pub(super) control: C,
     child: Child,
+    stdout: Lines<BufReader<ChildStdout>>,
     stderr: Lines<BufReader<ChildStderr>>,
     /// What it said, and nobody waited for.
     said: Vec<String>,
@@ -30,10 +34,11 @@ impl<C> Gateway<C> {
     pub(super) fn at(control: C, server: &str, options: &[&str]) -> Gateway<C> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-gateway"));
         command.args(["--control", server, "--name", "edge"]).args(options);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.env("RUST_LOG", "warn,mesh_gateway=debug,mesh_tower=debug").spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
-        Gateway { control, child, stderr, said: Vec::new() }
+        let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        Gateway { control, child, stdout, stderr, said: Vec::new() }
     }
 
     /// Waits until it says this, and gives what comes after it.
@@ -216,6 +221,50 @@ async fn requests_count_once_as_the_gateways_own_and_strangers_make_no_labels_up
         }
     }
     assert!(!page.contains("stranger"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_has_one_line_of_the_access_log_which_tells_where_it_went() {
+    let control = ManagementServer::start();
+    let one = program(|_| ok("one")).await;
+    Gateway::put_cluster(&control, "one", one);
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    Gateway::put_cluster(&control, "gone", nobody);
+    let own = route::DirectResponseAction { status: 418, ..Default::default() };
+    let own = route_of("/own", route::route::Action::DirectResponse(own));
+    let hosts = vec![virtual_host("shop", &["shop.example"], vec![to("/gone", "gone"), own, to("/", "one")])];
+    control.put("http.80", &routes("http.80", hosts));
+    let columns = "%REQ(:PATH)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %UPSTREAM_CLUSTER% %UPSTREAM_HOST% \
+                   %UPSTREAM_REQUEST_ATTEMPT_COUNT%\n";
+    let manager = HttpConnectionManager { access_log: vec![to_stdout(columns)], ..http_manager(rds("http.80")) };
+    control.put("edge", &listener("edge", vec![pb::FilterChain { name: "http".to_owned(), ..filter_chain(&manager) }]));
+    let mut gateway = Gateway::start(control, &[]).await;
+    let edge = gateway.bound().await;
+    for (path, expected) in [
+        ("/a", format!("/a 200 - via_upstream one {one} 1")),
+        ("/own", "/own 418 - direct_response - - 0".to_owned()),
+        ("/gone", format!("/gone 503 UF upstream_reset_before_response_started{{connection_failure}} gone {nobody} 1")),
+        // The next line is the next request's.
+        ("/b", format!("/b 200 - via_upstream one {one} 1")),
+    ] {
+        exchange(edge, &get("shop.example", path, "")).await;
+        assert_eq!(within(gateway.stdout.next_line()).await.unwrap().unwrap(), expected);
+    }
+}
+
+fn to_stdout(format: &str) -> AccessLog {
+    let specifier = Some(core::data_source::Specifier::InlineString(format.to_owned()));
+    let format = core::DataSource { specifier, ..Default::default() };
+    let format = core::SubstitutionFormatString {
+        format: Some(core::substitution_format_string::Format::TextFormatSource(format)),
+        ..Default::default()
+    };
+    let file = FileAccessLog {
+        path: "/dev/stdout".to_owned(),
+        access_log_format: Some(file_access_log::AccessLogFormat::LogFormat(format)),
+    };
+    let config_type = Some(access_log::ConfigType::TypedConfig(pack(&file)));
+    AccessLog { name: "stdout".to_owned(), config_type, ..Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
