@@ -44,6 +44,7 @@ const CRATES: [Crate; 4] = [
                 "drain",
                 "filters",
                 "followed",
+                "grpc_wire",
                 "headers",
                 "inherited",
                 "io",

@@ -49,6 +49,7 @@ pub mod drain;
 mod filters;
 mod followed;
 pub mod gateway;
+mod grpc_wire;
 mod headers;
 pub mod health;
 pub mod inherited;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
@@ -16,6 +16,7 @@ use mesh_core::xds::ext_proc::{PROCESS, decode, encode};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::body::{Body, BoxError};
+use crate::grpc_wire::{framed, take_message};
 use crate::outbound::{self, ResponseBody};
 use crate::transport::pooled;
 use crate::unary::{self, MeshClient};
@@ -102,7 +103,7 @@ impl OfRequest {
         let (shared, turns) = (Arc::clone(&self.shared), Arc::clone(&self.turns));
         let _turn = turns.acquire().await.map_err(|error| error.to_string())?;
         let is_response = head.is_response;
-        let message = Bytes::from(unary::framed(&encode(head))?);
+        let message = framed(&encode(head));
         let stream = match &mut self.stream {
             Some(stream) => {
                 // Where the call is over, what comes next says how.
@@ -152,16 +153,8 @@ impl Stream {
     /// The next message; `None` where the call has ended well.
     async fn next(&mut self) -> Result<Option<Bytes>, String> {
         loop {
-            if let Some((prefix, rest)) = self.read.split_at_checked(5) {
-                let (is_compressed, mut length) = prefix.split_at_checked(1).unwrap_or_default();
-                let length = usize::try_from(length.try_get_u32().unwrap_or(u32::MAX)).unwrap_or(usize::MAX);
-                if *is_compressed != [0] || length > MOST_BYTES {
-                    return Err(format!("a word that is compressed, or longer than {MOST_BYTES} bytes"));
-                }
-                if rest.len() >= length {
-                    self.read.advance(5);
-                    return Ok(Some(self.read.split_to(length).freeze()));
-                }
+            if let Some(message) = take_message(&mut self.read, MOST_BYTES)? {
+                return Ok(Some(message));
             }
             match self.words.frame().await {
                 Some(Ok(frame)) => match frame.into_data() {

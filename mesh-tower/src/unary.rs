@@ -10,6 +10,7 @@ use mesh_core::error::MeshError;
 use mesh_core::request_info::grpc_status;
 
 use crate::body::Body;
+use crate::grpc_wire::{framed, note_call, only_message};
 use crate::outbound::{OutboundContext, ResponseBody};
 
 /// What requests to a target go by; `None` when the mesh is gone.
@@ -42,21 +43,9 @@ impl MeshClient {
 /// A call of `path` at `target`.
 ///
 /// # Errors
-/// One of them is no part of a URI, or the message too long.
+/// One of them is no part of a URI.
 pub(crate) fn call(target: &str, path: &str, message: &[u8]) -> Result<Request<Body>, String> {
-    stream(target, path, Body::from(framed(message)?))
-}
-
-/// A message as it goes over the wire.
-///
-/// # Errors
-/// It is too long.
-pub(crate) fn framed(message: &[u8]) -> Result<Vec<u8>, String> {
-    let mut frame = Vec::with_capacity(message.len() + 5);
-    frame.push(0);
-    frame.extend(u32::try_from(message.len()).map_err(|error| error.to_string())?.to_be_bytes());
-    frame.extend(message);
-    Ok(frame)
+    stream(target, path, Body::from(framed(message)))
 }
 
 /// A call with these messages, each [`framed`].
@@ -64,11 +53,10 @@ pub(crate) fn framed(message: &[u8]) -> Result<Vec<u8>, String> {
 /// # Errors
 /// One of both is no part of a URI.
 pub(crate) fn stream(target: &str, path: &str, messages: Body) -> Result<Request<Body>, String> {
-    let call = Request::post(format!("http://{target}{path}"))
-        .version(Version::HTTP_2)
-        .header("content-type", "application/grpc")
-        .header("te", "trailers");
-    call.body(messages).map_err(|error| error.to_string())
+    let call = Request::post(format!("http://{target}{path}")).version(Version::HTTP_2).body(messages);
+    let mut call = call.map_err(|error| error.to_string())?;
+    note_call(call.headers_mut());
+    Ok(call)
 }
 
 /// The message of an answer, of so many bytes at most.
@@ -84,10 +72,7 @@ pub(crate) async fn message(response: Response<ResponseBody>, most: usize) -> Re
     let trailers = body.trailers().cloned();
     ended(trailers.as_ref(), &head.headers)?;
     let bytes = body.to_bytes();
-    let message = bytes.split_at_checked(5).and_then(|(prefix, message)| {
-        let length = u32::try_from(message.len()).ok()?.to_be_bytes();
-        (prefix.first() == Some(&0) && prefix.get(1..) == Some(&length[..])).then(|| bytes.slice_ref(message))
-    });
+    let message = only_message(&bytes).map(|message| bytes.slice_ref(message));
     message.ok_or_else(|| "the answer is not one message".to_owned())
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, TE};
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
@@ -37,6 +37,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use prost::Message;
 
 use super::queue;
+use crate::grpc_wire::{framed, note_call, only_message};
 
 /// How many numbers are sent together: with all labels far below the 4 MiB that collectors take over gRPC.
 const MOST_POINTS: usize = 1000;
@@ -202,10 +203,10 @@ pub(super) struct Collector {
 impl Collector {
     /// The one that is there. A message is given up after `timeout`.
     pub(super) fn new(uri: Uri, mut headers: HeaderMap, is_grpc: bool, timeout: Duration) -> Self {
-        let kind = if is_grpc { "application/grpc" } else { "application/x-protobuf" };
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         if is_grpc {
-            headers.insert(TE, const { HeaderValue::from_static("trailers") });
+            note_call(&mut headers);
+        } else {
+            headers.insert(CONTENT_TYPE, const { HeaderValue::from_static("application/x-protobuf") });
         }
         let client = Client::builder(TokioExecutor::new()).http2_only(is_grpc).build_http();
         Collector { client, uri, headers, is_grpc, timeout, has_told: AtomicBool::new(false) }
@@ -252,8 +253,7 @@ impl Collector {
         match status.as_ref().map(HeaderValue::as_bytes) {
             Some(b"0") => {
                 let body = rest.to_bytes();
-                let (_, message) = body.split_at_checked(5).unwrap_or_default();
-                Ok(Answer::decode(message).unwrap_or_default())
+                Ok(only_message(&body).and_then(|message| Answer::decode(message).ok()).unwrap_or_default())
             }
             other => Err(format!(
                 "the collector answered gRPC status {}",
@@ -307,15 +307,6 @@ fn causes(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
-}
-
-/// A message of gRPC, not compressed.
-fn framed(message: &[u8]) -> Bytes {
-    let mut frame = BytesMut::with_capacity(message.len() + 5);
-    frame.put_u8(0);
-    frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-    frame.put_slice(message);
-    frame.freeze()
 }
 
 #[cfg(test)]

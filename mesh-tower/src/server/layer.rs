@@ -23,7 +23,8 @@ use crate::mesh::Mesh;
 use crate::server::authorizer::{Authorizer, Authorizers, Own};
 use crate::server::request::{Admission, ConnectionOf, ServerContext};
 use crate::server::request_body::{Bodies, RequestBody};
-use crate::server::response::{ActiveRequest, ResponseFuture, ServerBody};
+use crate::server::response::{ActiveRequest, ServerBody};
+use crate::server::response_future::ResponseFuture;
 
 /// Puts a service behind the mesh: see [`Mesh::server_layer`].
 #[derive(Clone, Debug)]

@@ -23,6 +23,7 @@ mod protocol;
 mod request;
 mod request_body;
 mod response;
+mod response_future;
 mod serve;
 mod stalled;
 mod tcp;
@@ -47,7 +48,8 @@ pub use layer::{ServerLayer, ServerService};
 pub use limits::Limits;
 pub use load::{LoadBody, LoadFuture, LoadService, ReportLoad};
 pub use request_body::RequestBody;
-pub use response::{ResponseFuture, ServerBody};
+pub use response::ServerBody;
+pub use response_future::ResponseFuture;
 pub use serve::{ReadableBodies, Serve, serve};
 pub use tcp::MeshTcpListener;
 

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, TE};
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_TYPE;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::pool::{PooledConnection, connect_apart, pooled};
 use super::{HttpVersion, Security, Transport, dial};
 use crate::body::Body;
+use crate::grpc_wire::{framed, note_call, only_message, put_field};
 
 /// How much is looked at of what comes over a connection or in a gRPC answer, in bytes.
 const MOST_BYTES: usize = 64 << 10;
@@ -110,8 +111,7 @@ async fn grpc(
     let body = Body::from(health_request(&probe.service));
     let mut request = Request::builder().method(Method::POST).uri(uri).body(body).map_err(unsendable)?;
     request.headers_mut().extend(probe.headers.iter().cloned());
-    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+    note_call(request.headers_mut());
     let version = (HttpVersion::Http2, config.reuse_connection);
     let answer = ask(cluster, endpoint, security, version, request, |head, body| {
         let is_ok = head.status == StatusCode::OK && head.grpc_status == Some(0);
@@ -279,26 +279,14 @@ impl<'p> Search<'p> {
 fn health_request(service: &str) -> Bytes {
     let mut message = BytesMut::new();
     if !service.is_empty() {
-        message.put_u8(0x0a);
-        let mut length = service.len();
-        while length >= 0x80 {
-            message.put_u8((length & 0x7f) as u8 | 0x80);
-            length >>= 7;
-        }
-        message.put_u8(length as u8);
-        message.extend_from_slice(service.as_bytes());
+        put_field(&mut message, 1, service.as_bytes());
     }
-    let mut framed = BytesMut::new();
-    framed.put_u8(0);
-    framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-    framed.extend_from_slice(&message);
-    framed.freeze()
+    framed(&message)
 }
 
 /// Whether a message of gRPC is `HealthCheckResponse { status = 1: SERVING }`. The last value counts (Protobuf).
 fn is_serving(framed: &[u8]) -> bool {
-    let Some(([0, length @ ..], rest)) = framed.split_first_chunk::<5>() else { return false };
-    let Some(mut message) = rest.get(..u32::from_be_bytes(*length) as usize) else { return false };
+    let Some(mut message) = only_message(framed) else { return false };
     let mut status = 0;
     while let [tag, rest @ ..] = message {
         // Nothing else is in it that is no number of one byte.

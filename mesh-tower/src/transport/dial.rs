@@ -77,13 +77,15 @@ impl From<MeshError> for Failed {
 /// ports, memory, a permission.
 fn is_of_endpoint(error: &MeshError) -> bool {
     let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
-    let own = |error: &io::Error| {
-        use io::ErrorKind::{AddrNotAvailable, OutOfMemory, PermissionDenied};
-        matches!(error.kind(), AddrNotAvailable | OutOfMemory | PermissionDenied)
-            || error.raw_os_error().is_some_and(|code| OWN_LACKS.contains(&code))
-    };
     let mut causes = causes.filter_map(|cause| cause.downcast_ref::<io::Error>());
-    error.kind() == ErrorKind::ConnectFailure && !causes.any(own)
+    error.kind() == ErrorKind::ConnectFailure && !causes.any(is_lack_of_this_process)
+}
+
+/// Whether an error is of something that this process lacks, which says nothing of the endpoint.
+pub(super) fn is_lack_of_this_process(error: &io::Error) -> bool {
+    use io::ErrorKind::{AddrNotAvailable, OutOfMemory, PermissionDenied};
+    matches!(error.kind(), AddrNotAvailable | OutOfMemory | PermissionDenied)
+        || error.raw_os_error().is_some_and(|code| OWN_LACKS.contains(&code))
 }
 
 /// ENFILE, EMFILE, ENOBUFS.

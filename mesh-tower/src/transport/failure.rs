@@ -8,6 +8,7 @@ use mesh_core::outlier::Outcome;
 use mesh_core::request_info::grpc_status;
 
 use crate::body::BoxError;
+use crate::transport::dial::is_lack_of_this_process;
 
 /// What the head of an answer says of the endpoint; `None` where the trailers will.
 pub(crate) fn outcome_of(status: StatusCode, headers: &HeaderMap, is_grpc: bool) -> Option<Outcome> {
@@ -92,7 +93,7 @@ impl Failure {
         }
         let refused = was_refused(&*cause);
         // That somebody refused a connection may be about another one that the client makes for the request.
-        let unsent = !refused && (was_not_connected(&*cause) || (is_idempotent && somebody_refused(&*cause)));
+        let unsent = !refused && (was_not_connected(&*cause) || (is_idempotent && dial_was_refused(&*cause)));
         let unreachable = !refused && could_not_connect(&*cause);
         let error = match () {
             () if refused => MeshError::new(ErrorKind::RefusedStream, "the inner client: the stream was refused"),
@@ -155,20 +156,15 @@ fn was_not_connected(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// Whether a client says that it could not connect: nobody listens, there is no way, or it took too long.
 fn could_not_connect(error: &(dyn std::error::Error + 'static)) -> bool {
-    use std::io::ErrorKind::{AddrNotAvailable, PermissionDenied};
     let says_so = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
     };
-    // What this process lacks says nothing of the endpoint.
-    let own = |io: &std::io::Error| {
-        matches!(io.kind(), AddrNotAvailable | PermissionDenied) || matches!(io.raw_os_error(), Some(23 | 24 | 105))
-    };
-    let is_own = chain(error).any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(own));
-    !is_own && (chain(error).any(says_so) || somebody_refused(error))
+    let is_own = chain(error).any(|cause| cause.downcast_ref().is_some_and(is_lack_of_this_process));
+    !is_own && (chain(error).any(says_so) || dial_was_refused(error))
 }
 
-/// Whether a connection was refused: nobody listens, or there is no way.
-fn somebody_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether a dial was refused: nobody listens, there is no way, or no port of this machine for it.
+fn dial_was_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::ErrorKind::{AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkUnreachable};
     let nobody = |io: &std::io::Error| {
         matches!(io.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | AddrNotAvailable)

@@ -5,9 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, TE};
-use http::{HeaderValue, Method, Request};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{Method, Request};
 use http_body_util::BodyExt;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::EndpointId;
@@ -22,6 +21,7 @@ use super::check::{uri, without_limits};
 use super::pool::pooled;
 use super::{HttpVersion, Security, Transport};
 use crate::body::Body;
+use crate::grpc_wire::{framed, note_call, put_field, put_varint, take_message};
 
 /// The pause before a stream that ended is opened again, and the longest one (gRPC's back-off).
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
@@ -126,8 +126,7 @@ async fn stream(
     let request = Request::builder().method(Method::POST).uri(uri).body(Body::from(asks_every(period)));
     let unsendable = |error| MeshError::new(ErrorKind::BadRequest, "the call is no request").caused_by(error);
     let mut request = request.map_err(unsendable)?;
-    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+    note_call(request.headers_mut());
     let (mut head, body) = request.into_parts();
     let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
     (info.is_http2, info.is_grpc) = (true, true);
@@ -145,6 +144,7 @@ async fn stream(
     };
     let mut status = grpc_status(response.headers());
     let (mut body, mut buffer) = (response.into_body(), BytesMut::new());
+    let unreadable = |why: String| MeshError::new(ErrorKind::ConnectionLost, why);
     while let Some(frame) = body.frame().await {
         let lost = |error| MeshError::new(ErrorKind::ConnectionLost, "the stream broke off").caused_by(error);
         let frame = frame.map_err(lost)?;
@@ -153,7 +153,7 @@ async fn stream(
         }
         if let Some(data) = frame.data_ref() {
             buffer.extend_from_slice(data);
-            while let Some(message) = take_message(&mut buffer)? {
+            while let Some(message) = take_message(&mut buffer, LARGEST).map_err(unreadable)? {
                 if let Some(report) = LoadReport::from_binary(&message) {
                     endpoint.note_load(config, &report, Instant::now());
                 }
@@ -163,61 +163,23 @@ async fn stream(
     Ok(status)
 }
 
-/// The next whole message of gRPC.
-fn take_message(buffer: &mut BytesMut) -> Result<Option<Bytes>, MeshError> {
-    let Some(([compressed, length @ ..], _)) = buffer.split_first_chunk::<5>() else { return Ok(None) };
-    let (is_compressed, length) = (*compressed != 0, u32::from_be_bytes(*length) as usize);
-    if is_compressed || length > LARGEST {
-        let what = "a message is compressed, or larger than a report of load can be";
-        return Err(MeshError::new(ErrorKind::ConnectionLost, what));
-    }
-    if buffer.len() < 5 + length {
-        return Ok(None);
-    }
-    buffer.advance(5);
-    Ok(Some(buffer.split_to(length).freeze()))
-}
-
 /// `OrcaLoadReportRequest { report_interval = 1 }`, as one message of gRPC.
 fn asks_every(period: Duration) -> Bytes {
     let mut interval = BytesMut::new();
     for (field, value) in [(1u8, period.as_secs()), (2, u64::from(period.subsec_nanos()))] {
         if value > 0 {
             interval.put_u8(field << 3);
-            let mut value = value;
-            while value >= 0x80 {
-                interval.put_u8((value & 0x7f) as u8 | 0x80);
-                value >>= 7;
-            }
-            interval.put_u8(value as u8);
+            put_varint(&mut interval, value);
         }
     }
-    let mut framed = BytesMut::new();
-    framed.put_u8(0);
-    // Two numbers of ten bytes at most.
-    framed.put_u32(interval.len() as u32 + 2);
-    framed.put_u8(1 << 3 | 2);
-    framed.put_u8(interval.len() as u8);
-    framed.extend_from_slice(&interval);
-    framed.freeze()
+    let mut message = BytesMut::new();
+    put_field(&mut message, 1, &interval);
+    framed(&message)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn messages_are_taken_as_they_become_whole_and_too_large_ones_are_refused() {
-        let mut buffer = BytesMut::from(&[0, 0, 0, 0, 2, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0][..]);
-        assert_eq!(take_message(&mut buffer).unwrap().as_deref(), Some(&[7, 8][..]));
-        assert_eq!(take_message(&mut buffer).unwrap().as_deref(), Some(&[][..]));
-        assert_eq!(take_message(&mut buffer).unwrap(), None);
-        buffer.extend_from_slice(&[0, 1, 9]);
-        assert_eq!(take_message(&mut buffer).unwrap().as_deref(), Some(&[9][..]));
-        for wrong in [[1, 0, 0, 0, 1], [0, 0, 1, 0, 1]] {
-            assert!(take_message(&mut BytesMut::from(&wrong[..])).is_err());
-        }
-    }
 
     #[test]
     fn a_request_says_how_often() {
