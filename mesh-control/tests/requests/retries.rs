@@ -6,7 +6,7 @@ use http::Request;
 use mesh_core::request_info::Deadline;
 use mesh_tower::body::Body;
 
-use crate::support::{Face, World, nobody, rules, server, web};
+use crate::support::{Face, World, failing, nobody, rules, server, web};
 use crate::upstream::Upstream;
 
 /// Servers that answer with this status, and how `web.example.com` is called.
@@ -147,4 +147,32 @@ async fn a_budget_with_a_time_has_requests_count_that_are_over() {
         assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 503);
         assert_eq!(world.attempts(), tries, "{face:?} {interval}");
     }
+}
+
+/// Nobody says how many retries there may be.
+#[tokio::test]
+async fn retries_that_help_do_not_run_out() {
+    let policy = called("{loadBalancer: {simple: ROUND_ROBIN}, outlierDetection: {consecutive5xxErrors: 0}}");
+    let (bad, good) = (failing().await, server("good").await);
+    let wanted = retries("attempts: 3, retryOn: 5xx, backoff: 1ms");
+    for endpoints in [&[("v1", bad), ("v2", good)][..], &[("v1", bad), ("v2", bad), ("v3", good)]] {
+        let yaml = format!("{}{policy}{wanted}", web(endpoints));
+        let mut world = World::new(&yaml).await;
+        for face in Face::OF_REQUESTS {
+            world.face = face;
+            for number in 0..100 {
+                let answer = world.get("http://web.example.com/").await.unwrap();
+                assert_eq!(answer.status, 200, "{face:?}: request {number} of {} endpoints", endpoints.len());
+            }
+        }
+    }
+    // Where no try helps, there are few.
+    let world = World::new(&format!("{}{policy}{wanted}", web(&[("v1", bad)]))).await;
+    let mut tries = 0;
+    for _ in 0..50 {
+        assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 503);
+        tries += world.attempts();
+    }
+    assert!((50 + 20..50 + 30).contains(&tries), "{tries}");
+    assert_eq!(world.flag(), "UO");
 }

@@ -17,8 +17,8 @@ pub struct CircuitBreakers {
     pub max_requests: u32,
     /// Connections to each endpoint.
     pub max_connections_per_host: u32,
-    /// Retries. Where a control plane says nothing, there is no limit: Envoy's 3 would fail what is retried
-    /// transparently (gRFC A6) as soon as an endpoint is gone.
+    /// Retries. Envoy's 3, where a control plane says nothing, would fail what is retried transparently (gRFC A6) as soon as an
+    /// endpoint is gone.
     pub retries: RetryLimit,
 }
 
@@ -29,7 +29,7 @@ impl CircuitBreakers {
         max_pending_requests: u32::MAX,
         max_requests: u32::MAX,
         max_connections_per_host: u32::MAX,
-        retries: RetryLimit::NONE,
+        retries: RetryLimit::PaidBySuccesses,
     };
 
     /// What Envoy has where a cluster says nothing, and of it gRPC `max_requests` (gRFC A32).
@@ -38,7 +38,7 @@ impl CircuitBreakers {
         max_pending_requests: 1024,
         max_requests: 1024,
         max_connections_per_host: u32::MAX,
-        retries: RetryLimit::NONE,
+        retries: RetryLimit::PaidBySuccesses,
     };
 }
 
@@ -51,6 +51,8 @@ impl Default for CircuitBreakers {
 /// How many retries there may be at once, so that they do not bring down what is only slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryLimit {
+    /// Nobody says how many: those that successes of the cluster have paid for.
+    PaidBySuccesses,
     /// So many (`max_retries`).
     AtMost(u32),
     /// A share of the requests in flight (`retry_budget`).
@@ -63,9 +65,4 @@ pub enum RetryLimit {
         /// or not.
         interval: Duration,
     },
-}
-
-impl RetryLimit {
-    /// Any number.
-    pub const NONE: RetryLimit = RetryLimit::AtMost(u32::MAX);
 }

@@ -1,12 +1,14 @@
 //! Retries of a cluster: how many there may be under way, which is exact however many requests ask at once, and how many are
 //! left of those that its successes have paid for.
 //!
-//! A server that fails some of its requests is worth another try, and one that fails all of them has nothing but more work
-//! from it. So a retry is paid for by successes, two of them each (as in gRFC A6, whose tokens a client has to be given by its
-//! service). Some are kept for what fails at once, such as all that was under way to an endpoint that died.
+//! A cluster where another try is of use is worth it, however much of it fails, and one that fails requests to their last try has
+//! nothing but more work from it. So a request that succeeds has its retries back, whatever it took, and those of a request that
+//! fails are paid for by successes, two of them each (as in gRFC A6, whose tokens a client has to be given by its service). Some
+//! are kept for what fails at once, such as all that was under way to an endpoint that died; and where none is left, one is given
+//! now and then, by which it is found out that retries are of use again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{ClusterState, Shared, lock};
@@ -14,11 +16,21 @@ use crate::model::RetryLimit;
 
 /// One retry under way, from the decision that there is to be one until it is answered or fails.
 #[derive(Debug)]
-pub struct RetryPermit(Arc<Shared>);
+pub struct RetryPermit {
+    shared: Arc<Shared>,
+    paid: u32,
+}
+
+impl RetryPermit {
+    /// What it cost: its request has that back if it succeeds in the end ([`ClusterState::earn`]).
+    pub fn paid(&self) -> u32 {
+        self.paid
+    }
+}
 
 impl Drop for RetryPermit {
     fn drop(&mut self) {
-        self.0.usage.retries.leave();
+        self.shared.usage.retries.leave();
     }
 }
 
@@ -87,25 +99,47 @@ pub enum TooManyRetries {
 /// How many retries are kept for a cluster, as halves. A cluster with more requests under way keeps one for each of them.
 const KEPT: u32 = 2 * 20;
 
+/// What a retry costs, as halves.
+const PRICE: u32 = 2;
+
+/// Where none is left, one is given after so long.
+const GIVEN_EVERY: Duration = Duration::from_secs(5);
+
 /// What is left of the retries that were earned, as halves.
 #[derive(Debug)]
-pub(super) struct Reserve(AtomicU32);
+pub(super) struct Reserve {
+    left: AtomicU32,
+    /// When one was given, or none was left for the first time.
+    given: Mutex<Option<Instant>>,
+}
 
 impl Default for Reserve {
     fn default() -> Self {
-        Reserve(AtomicU32::new(KEPT))
+        Reserve { left: AtomicU32::new(KEPT), given: Mutex::new(None) }
     }
 }
 
 impl Reserve {
-    fn pay(&self, price: RetryPrice) -> bool {
+    /// What was paid; `None` where too little is left.
+    fn pay(&self, price: RetryPrice, now: Instant) -> Option<u32> {
         let kept = match price {
-            RetryPrice::Nothing => return true,
+            RetryPrice::Nothing => return Some(0),
             RetryPrice::Usual => 0,
             RetryPrice::OfPlenty => KEPT / 2,
         };
-        let less = |left: u32| left.checked_sub(2).filter(|left| *left >= kept);
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+        let less = |left: u32| left.checked_sub(PRICE).filter(|left| *left >= kept);
+        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+            return Some(PRICE);
+        }
+        if price != RetryPrice::Usual {
+            return None;
+        }
+        let mut given = lock(&self.given);
+        let last = given.get_or_insert(now);
+        (now.saturating_duration_since(*last) >= GIVEN_EVERY).then(|| {
+            *last = now;
+            0
+        })
     }
 }
 
@@ -128,7 +162,7 @@ impl ClusterState {
     pub fn retry(&self, limit: RetryLimit, price: RetryPrice, now: Instant) -> Result<RetryPermit, TooManyRetries> {
         let usage = &self.shared.usage;
         let (most, price) = match limit {
-            RetryLimit::NONE => (u32::MAX, price),
+            RetryLimit::PaidBySuccesses => (u32::MAX, price),
             RetryLimit::AtMost(most) => (most, RetryPrice::Nothing),
             RetryLimit::Budget { share, at_least, interval } => {
                 let requests = match interval.is_zero() {
@@ -139,22 +173,25 @@ impl ClusterState {
             }
         };
         usage.retries.enter(most).ok_or_else(|| TooManyRetries::UnderWay(usage.retries()))?;
-        let permit = RetryPermit(Arc::clone(&self.shared));
-        if !self.shared.reserve.pay(price) {
+        let mut permit = RetryPermit { shared: Arc::clone(&self.shared), paid: 0 };
+        let Some(paid) = self.shared.reserve.pay(price, now) else {
+            usage.overflow();
             return Err(TooManyRetries::Unpaid);
-        }
+        };
+        permit.paid = paid;
         usage.retried.fetch_add(1, Ordering::Relaxed);
         Ok(permit)
     }
 
-    /// A request succeeded, which earns half a retry, as long as there are not enough of them.
+    /// A request succeeded: it has back what its retries cost ([`RetryPermit::paid`]), and earns half a retry, as long as there are
+    /// not enough of them.
     #[inline]
-    pub fn earn(&self) {
+    pub fn earn(&self, paid: u32) {
         let kept = KEPT.max(self.shared.usage.requests().saturating_mul(2));
-        let reserve = &self.shared.reserve.0;
+        let reserve = &self.shared.reserve.left;
         // Nearly always there are, and nothing is written.
         if reserve.load(Ordering::Relaxed) < kept {
-            reserve.fetch_add(1, Ordering::Relaxed);
+            reserve.fetch_add(paid.saturating_add(1), Ordering::Relaxed);
         }
     }
 }
@@ -234,22 +271,74 @@ mod tests {
     /// How many retries the cluster allows now.
     fn left(cluster: &Arc<ClusterState>, price: RetryPrice) -> u32 {
         let mut count = 0;
-        while cluster.retry(RetryLimit::NONE, price, Instant::now()).is_ok() {
+        while cluster.retry(RetryLimit::PaidBySuccesses, price, Instant::now()).is_ok() {
             count += 1;
         }
-        assert_eq!(cluster.retry(RetryLimit::NONE, price, Instant::now()).unwrap_err(), TooManyRetries::Unpaid);
+        assert_eq!(
+            cluster.retry(RetryLimit::PaidBySuccesses, price, Instant::now()).unwrap_err(),
+            TooManyRetries::Unpaid
+        );
         assert_eq!(cluster.usage().retries(), 0, "what is not paid for is not under way");
         count
+    }
+
+    /// Requests of which each fails so many times, and then succeeds or, where its policy wants no more, does not.
+    fn served(cluster: &Arc<ClusterState>, failures: u32, attempts: u32) -> bool {
+        let mut paid = 0;
+        for attempt in 1..=attempts {
+            if attempt > failures {
+                cluster.earn(paid);
+                return true;
+            }
+            if attempt < attempts {
+                match cluster.retry(RetryLimit::PaidBySuccesses, RetryPrice::Usual, Instant::now()) {
+                    Ok(permit) => paid += permit.paid(),
+                    Err(_) => return false,
+                }
+            }
+        }
+        false
+    }
+
+    #[test]
+    fn retries_that_are_of_use_do_not_run_out() {
+        // However many tries it takes; of those that fail to the last, as many as successes pay for.
+        for (failures, attempts, expected) in [(1, 4, 1000), (2, 3, 1000), (3, 4, 1000), (4, 4, 0)] {
+            let cluster = Arc::new(ClusterState::default());
+            let served = (0..1000).filter(|_| served(&cluster, failures, attempts)).count();
+            assert_eq!(served, expected, "{failures} of {attempts}");
+        }
+        // One in five requests fails to the last.
+        let cluster = Arc::new(ClusterState::default());
+        let all = (0..1000).filter(|at| served(&cluster, if at % 10 == 0 { 4 } else { 1 }, 4)).count();
+        assert_eq!(all, 900);
+    }
+
+    #[test]
+    fn where_none_is_left_one_is_given_now_and_then_and_its_success_brings_the_others_back() {
+        let cluster = Arc::new(ClusterState::default());
+        let began = Instant::now();
+        let retry = |seconds| {
+            let now = began + Duration::from_secs(seconds);
+            cluster.retry(RetryLimit::PaidBySuccesses, RetryPrice::Usual, now)
+        };
+        let given: Vec<u64> = (0..100).filter(|second| *second > 20 && retry(*second).is_ok()).collect();
+        assert_eq!(given.len(), 20 + 11, "{given:?}: 20 that are kept, and then one of each five seconds");
+        // It was of use, and so are more.
+        cluster.earn(retry(200).unwrap().paid());
+        cluster.earn(0);
+        cluster.earn(retry(200).unwrap().paid());
+        assert!(retry(201).is_ok());
     }
 
     #[test]
     fn retries_are_paid_for_by_successes() {
         let cluster = Arc::new(ClusterState::default());
         assert_eq!((left(&cluster, RetryPrice::OfPlenty), left(&cluster, RetryPrice::Usual)), (10, 10));
-        (0..9).for_each(|_| cluster.earn());
+        (0..9).for_each(|_| cluster.earn(0));
         assert_eq!((left(&cluster, RetryPrice::OfPlenty), left(&cluster, RetryPrice::Usual)), (0, 4));
         assert!(
-            cluster.retry(RetryLimit::NONE, RetryPrice::Nothing, Instant::now()).is_ok(),
+            cluster.retry(RetryLimit::PaidBySuccesses, RetryPrice::Nothing, Instant::now()).is_ok(),
             "of what was not processed"
         );
         for limit in [

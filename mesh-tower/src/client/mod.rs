@@ -40,8 +40,8 @@ pub use tcp::MeshStream;
 /// [`Repeat`](crate::Repeat) in its extensions says less. A body that is streamed comes again as far as
 /// 64 KiB of it are kept; more is sent once. A request that is made for another one that the mesh is serving inherits from it
 /// ([`inherited`](crate::inherited)): it is given up when nobody waits for its answer any more, and is not tried again where a
-/// hop further out tries again already, unless nobody processed it. Nor is it where a cluster fails everything: two successes
-/// pay for a retry, unless the configuration says how many there may be.
+/// hop further out tries again already, unless nobody processed it. Where a cluster fails requests to their last try, there are few
+/// retries until some of them help, unless the configuration says how many there may be.
 ///
 /// ```
 /// # use std::net::SocketAddr;

@@ -208,6 +208,7 @@ impl Attempt {
                 ));
             }
             Err(TooManyRetries::Unpaid) => {
+                info.note_flags(ResponseFlags::UPSTREAM_OVERFLOW);
                 return Again::TooMany("it is not tried again: too few requests to the cluster succeed".into());
             }
         };
@@ -526,7 +527,7 @@ impl<T: Transport> ActiveRequest<T> {
             && let (Some(attempt), Some(route)) = (&self.attempt, &self.route)
             && let Some(leaf) = route.get().cluster.and_then(|cluster| cluster.leaves().get(attempt.leaf))
         {
-            leaf.state.earn();
+            leaf.state.earn(self.paid);
         }
     }
 
@@ -538,7 +539,14 @@ impl<T: Transport> ActiveRequest<T> {
         let outcome = Outcome::Answered(response.status(), response.headers());
         self.retry = None;
         let attempt = self.attempt.as_ref()?;
-        let Again::Wanted(retry) = attempt.again(&route, outcome, &mut self.info) else { return None };
+        let retry = match attempt.again(&route, outcome, &mut self.info) {
+            Again::Wanted(retry) => retry,
+            Again::TooMany(reason) => {
+                self.info.note_event("no retry", || json!({"reason": reason}));
+                return None;
+            }
+            Again::No => return None,
+        };
         let request = self.replay.restore()?;
         self.info.note_event("attempt answered", || json!({"status": response.status().as_u16()}));
         let end = AttemptEnd::Answered(response.status(), grpc_status(response.headers()));
@@ -558,6 +566,7 @@ impl<T: Transport> ActiveRequest<T> {
     }
 
     pub(super) fn pause(&mut self, retry: Retry) -> Step<T> {
+        self.paid = self.paid.saturating_add(retry.permit.paid());
         self.retry = Some(retry.permit);
         let after = retry.after;
         self.info.waits_for(Stage::Pause);

@@ -82,6 +82,7 @@ pub(crate) fn send<T: Transport>(
                 route_wants_response: false,
                 policy_wants_response: false,
                 policy_is_paid: false,
+                paid: 0,
                 retry: None,
                 try_until: None,
                 rivals: Vec::new(),

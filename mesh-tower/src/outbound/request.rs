@@ -89,6 +89,8 @@ pub(super) struct ActiveRequest<T: Transport> {
     pub(super) policy_wants_response: bool,
     /// Whether successes pay for retries of the policy.
     pub(super) policy_is_paid: bool,
+    /// What its retries have cost.
+    pub(super) paid: u32,
     /// The present try is a retry, and counts as such.
     pub(super) retry: Option<RetryPermit>,
     /// When the present try has taken too long.

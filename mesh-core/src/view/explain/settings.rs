@@ -214,7 +214,8 @@ pub(super) fn outlier_detection(outliers: &OutlierDetection) -> Value {
 pub(super) fn circuit_breakers(limits: &CircuitBreakers) -> Value {
     let limit = |number: u32| (number != u32::MAX).then_some(number);
     let (retries, budget) = match limits.retries {
-        RetryLimit::AtMost(number) => (limit(number), None),
+        RetryLimit::PaidBySuccesses => (None, None),
+        RetryLimit::AtMost(number) => (Some(number), None),
         RetryLimit::Budget { share, at_least, .. } => {
             (None, Some(json!({"percent": percent(share.per_million()), "at_least": at_least})))
         }

@@ -35,8 +35,12 @@ pub(super) fn circuit_breakers(notes: &mut Notes<'_>, value: pb::CircuitBreakers
         set(&mut breakers.max_connections, threshold.max_connections);
         set(&mut breakers.max_pending_requests, threshold.max_pending_requests);
         set(&mut breakers.max_requests, threshold.max_requests);
-        // A budget goes before a number (`CircuitBreakers.Thresholds.retry_budget`).
-        let max_retries = threshold.max_retries.map(|max| RetryLimit::AtMost(max.value));
+        // A budget goes before a number (`CircuitBreakers.Thresholds.retry_budget`). The largest number is what Istio's control
+        // plane says where its user has said none.
+        let max_retries = threshold.max_retries.map(|max| match max.value {
+            u32::MAX => RetryLimit::PaidBySuccesses,
+            most => RetryLimit::AtMost(most),
+        });
         breakers.retries = budget.or(max_retries).unwrap_or(breakers.retries);
         Ok(())
     })?;
@@ -81,19 +85,27 @@ pub(super) fn outlier_detection(
     let base = time("base_ejection_time", value.base_ejection_time, default.base_ejection_time, positive)?;
     Ok(OutlierDetection {
         consecutive_5xx: Consecutive {
-            failures: count(value.consecutive_5xx, 5),
-            enforcing: share("enforcing_consecutive_5xx", value.enforcing_consecutive_5xx, 100)?,
+            failures: count(value.consecutive_5xx, default.consecutive_5xx.failures),
+            enforcing: share(
+                "enforcing_consecutive_5xx",
+                value.enforcing_consecutive_5xx,
+                default.consecutive_5xx.enforcing,
+            )?,
         },
         consecutive_gateway_failure: Consecutive {
-            failures: count(value.consecutive_gateway_failure, 5),
-            enforcing: share("enforcing_consecutive_gateway_failure", value.enforcing_consecutive_gateway_failure, 0)?,
+            failures: count(value.consecutive_gateway_failure, default.consecutive_gateway_failure.failures),
+            enforcing: share(
+                "enforcing_consecutive_gateway_failure",
+                value.enforcing_consecutive_gateway_failure,
+                default.consecutive_gateway_failure.enforcing,
+            )?,
         },
         consecutive_local_origin_failure: Consecutive {
-            failures: count(value.consecutive_local_origin_failure, 5),
+            failures: count(value.consecutive_local_origin_failure, default.consecutive_local_origin_failure.failures),
             enforcing: share(
                 "enforcing_consecutive_local_origin_failure",
                 value.enforcing_consecutive_local_origin_failure,
-                100,
+                default.consecutive_local_origin_failure.enforcing,
             )?,
         },
         split_external_local_origin_errors: value.split_external_local_origin_errors,
@@ -106,29 +118,37 @@ pub(super) fn outlier_detection(
             default.max_ejection_time_jitter,
             duration,
         )?,
-        max_ejection_percent: share("max_ejection_percent", value.max_ejection_percent, 10)?,
+        max_ejection_percent: share("max_ejection_percent", value.max_ejection_percent, default.max_ejection_percent)?,
         readmits_checked: value.successful_active_health_check_uneject_host.is_none_or(|readmits| readmits.value),
         always_eject_one_host: value.always_eject_one_host.is_some_and(|always| always.value),
         success_rate: SuccessRate {
-            minimum_hosts: count(value.success_rate_minimum_hosts, 5),
-            request_volume: count(value.success_rate_request_volume, 100),
-            stdev_factor: count(value.success_rate_stdev_factor, 1900),
-            enforcing: share("enforcing_success_rate", value.enforcing_success_rate, 100)?,
+            minimum_hosts: count(value.success_rate_minimum_hosts, default.success_rate.minimum_hosts),
+            request_volume: count(value.success_rate_request_volume, default.success_rate.request_volume),
+            stdev_factor: count(value.success_rate_stdev_factor, default.success_rate.stdev_factor),
+            enforcing: share("enforcing_success_rate", value.enforcing_success_rate, default.success_rate.enforcing)?,
             enforcing_local_origin: share(
                 "enforcing_local_origin_success_rate",
                 value.enforcing_local_origin_success_rate,
-                100,
+                default.success_rate.enforcing_local_origin,
             )?,
         },
         failure_percentage: FailurePercentage {
-            threshold: share("failure_percentage_threshold", value.failure_percentage_threshold, 85)?,
-            minimum_hosts: count(value.failure_percentage_minimum_hosts, 5),
-            request_volume: count(value.failure_percentage_request_volume, 50),
-            enforcing: share("enforcing_failure_percentage", value.enforcing_failure_percentage, 0)?,
+            threshold: share(
+                "failure_percentage_threshold",
+                value.failure_percentage_threshold,
+                default.failure_percentage.threshold,
+            )?,
+            minimum_hosts: count(value.failure_percentage_minimum_hosts, default.failure_percentage.minimum_hosts),
+            request_volume: count(value.failure_percentage_request_volume, default.failure_percentage.request_volume),
+            enforcing: share(
+                "enforcing_failure_percentage",
+                value.enforcing_failure_percentage,
+                default.failure_percentage.enforcing,
+            )?,
             enforcing_local_origin: share(
                 "enforcing_failure_percentage_local_origin",
                 value.enforcing_failure_percentage_local_origin,
-                0,
+                default.failure_percentage.enforcing_local_origin,
             )?,
         },
     })

@@ -212,11 +212,11 @@ fn how_many_retries_a_cluster_allows() {
         interval: Duration::ZERO,
     };
     let max_retries = number(5);
-    assert_eq!(with(|_| {}).circuit_breakers.retries, RetryLimit::NONE);
-    assert_eq!(limit(vec![Thresholds::default()]), RetryLimit::NONE);
+    assert_eq!(with(|_| {}).circuit_breakers.retries, RetryLimit::PaidBySuccesses);
+    assert_eq!(limit(vec![Thresholds::default()]), RetryLimit::PaidBySuccesses);
     assert_eq!(limit(vec![Thresholds { max_retries, ..Default::default() }]), RetryLimit::AtMost(5));
     // Those of requests of high priority, which there are none of here.
-    assert_eq!(limit(vec![Thresholds { max_retries, priority: 1, ..Default::default() }]), RetryLimit::NONE);
+    assert_eq!(limit(vec![Thresholds { max_retries, priority: 1, ..Default::default() }]), RetryLimit::PaidBySuccesses);
     for (budget, expected) in [
         (budget(None, None), share(200, 3)),
         (budget(Some(2.5), Some(0)), share(25, 0)),
