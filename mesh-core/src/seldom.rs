@@ -1,4 +1,4 @@
-//! How often the log has what may happen with every request.
+//! Bounds how often the log has a line that every request could cause.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! Nothing that is rendered for gRPC's own xDS clients is anything that they reject
-//! (`xds.md` 2.1, items 39-42; gRFCs A27, A28, A31, A33, A37, A39, A44, A52), and what they cannot do is
+//! (gRFCs A27, A28, A31, A33, A37, A39, A44, A52), and what they cannot do is
 //! reported.
 
 use std::collections::{BTreeSet, HashSet};

@@ -84,8 +84,9 @@ const SAME_BLOCK: Test =
 const AS_OF_A_RULE: Face = Partly("yes, as of a rule that says the same", &[SAME_BLOCK, MESH_SAYS_HOW]);
 const LIKE_A_RULE: Face = Partly("as of a rule that says the same", &[SAME_BLOCK]);
 const WARMED_UP: Face = Partly(
-    "yes: that none is left out by any way, and its share in a test that sets the clock of the policy, of which all ways have one",
+    "yes: that a new one takes less at first, and how its share grows in a test that sets the clock of the policy, of which all ways have one",
     &[
+        (BALANCING, "an_endpoint_that_is_added_grows_into_its_share"),
         (BALANCING, "new_endpoints_are_warmed_up_with_round_robin_and_least_request"),
         ("mesh-core/src/balance/warmup.rs", "a_new_endpoint_grows_into_its_share"),
     ],
@@ -132,7 +133,6 @@ const OF_MESH: Test =
     ("mesh-control/tests/config_suite/mesh_config.rs", "connections_take_as_long_as_the_mesh_says_where_no_rule_does");
 const MESH_RETRIES: Test = (POLICIES, "the_meshs_own_default_holds_where_a_rule_says_nothing");
 const LAYER_RETRIES: Test = (EDGES, "the_layer_tries_another_endpoint_where_one_refuses_and_says_what_failed");
-const DIALS_ANOTHER: Test = (CONNECTOR, "where_an_endpoint_refuses_another_one_is_dialled");
 const COPY_GOES: Test = (MIRRORING, "a_copy_goes_to_the_subset_and_the_port_that_are_written");
 const COPIES: Test = (MIRRORING, "as_many_requests_are_copied_as_is_written");
 const LAYER_COPIES: Test = (MIRRORING, "requests_of_the_applications_own_client_are_copied_too");
@@ -504,7 +504,7 @@ pub(crate) const GROUPS: &[Group] = &[
         &["http.retries.attempts", "http.retries.retryOn"],
         Shown(&[TABLE, (POLICIES, "each_condition_is_about_its_own_outcomes_whatever_the_method")]),
         Shown(&[TABLE, LAYER_RETRIES]),
-        Partly("of connections that cannot be made; of the rest it says so", &[DIALS_ANOTHER]),
+        Partly("of connections that cannot be made; of the rest it says so", &[DIALS_AGAIN]),
     ),
     group(
         VirtualService,
@@ -592,7 +592,7 @@ pub(crate) const GROUPS: &[Group] = &[
         &["defaultHttpRetryPolicy.attempts", "defaultHttpRetryPolicy.retryOn"],
         Shown(&[MESH_RETRIES]),
         Shown(&[ASKED_AGAIN]),
-        Partly("of connections that cannot be made; of the rest it says so", &[DIALS_ANOTHER]),
+        Partly("of connections that cannot be made; of the rest it says so", &[DIALS_AGAIN]),
     ),
     group(MeshConfig, &["defaultHttpRetryPolicy.perTryTimeout"], Shown(&[MESH_TIMES]), Shown(&[MESH_TIMES]), SAID),
     group(

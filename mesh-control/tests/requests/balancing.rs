@@ -1,6 +1,7 @@
 //! Which endpoint a request goes to, as a DestinationRule wants it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use crate::support::{Answer, Face, World, mesh_settings, rules, server, web};
 
@@ -215,6 +216,35 @@ async fn new_endpoints_are_warmed_up_with_round_robin_and_least_request() {
             }
         }
     }
+}
+
+/// One that is added takes a smaller share than one that has been there for a while, as long as it is new.
+#[tokio::test]
+async fn an_endpoint_that_is_added_grows_into_its_share() {
+    const WINDOW: Duration = Duration::from_secs(4);
+    let grows = async |simple: &str, warmup: &str| {
+        let (old, new) = (("v1", server("v1").await), ("v2", server("v2").await));
+        let policy = traffic_policy(&format!("{{loadBalancer: {{simple: {simple}, {warmup}}}}}"));
+        let world = World::of_file(&format!("{}{policy}", web(&[old]))).await;
+        counts(&world, 10).await;
+        tokio::time::sleep(WINDOW).await;
+        world.rewrite(&format!("{}{policy}", web(&[old, new])));
+        let first = async { while !counts(&world, 1).await.contains_key("v2") {} };
+        tokio::time::timeout(Duration::from_secs(10), first).await.expect("it is asked at all");
+        // In a quarter of the window its share is at most a quarter of that of the other.
+        let (began, mut counted) = (Instant::now(), BTreeMap::new());
+        while began.elapsed() < WINDOW / 4 {
+            *counted.entry(who(&world.get("http://web.example.com/").await.unwrap())).or_insert(0) += 1;
+        }
+        let (old, new) = (counted.remove("v1").unwrap_or(0), counted.remove("v2").unwrap_or(0));
+        assert!(old > 2 * new, "{simple} {warmup}: {old} and {new}");
+    };
+    let warmup = "warmup: {duration: 4s, minimumPercent: 1, aggression: 1}";
+    tokio::join!(
+        grows("ROUND_ROBIN", warmup),
+        grows("LEAST_REQUEST", warmup),
+        grows("ROUND_ROBIN", "warmupDurationSecs: 4s")
+    );
 }
 
 /// Servers at these places, a client at `r/z/s` with the label `net: n1`, and a traffic policy.

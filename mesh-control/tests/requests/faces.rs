@@ -206,6 +206,18 @@ async fn a_connector_tries_again_as_the_policy_has_it() {
             let answer = tokio::time::timeout(patience, world.ask(get())).await;
             assert_eq!(answer.is_ok(), is_over, "{backoff}: {answer:?}");
         }
+        // Who is tried again waits for longer than this test.
+        for (fields, is_tried_again) in [
+            ("attempts: 2, retryOn: connect-failure", true),
+            ("attempts: 2, retryOn: '503'", false),
+            ("attempts: 0, retryOn: connect-failure", false),
+        ] {
+            let yaml = format!("{}{}", web(&[("v1", at)]), said(&format!("{fields}, backoff: 1000h")));
+            let world = World::new(&yaml).await.through(Face::Connector);
+            let patience = if is_tried_again { Duration::from_millis(300) } else { PATIENCE };
+            let answer = tokio::time::timeout(patience, world.ask(get())).await;
+            assert_eq!(answer.is_err(), is_tried_again, "{fields}: {answer:?}");
+        }
         // Of a budget with a time, connections count that were made, for a quarter of four.
         for (interval, is_retried) in [(", budgetInterval: 1h", true), ("", false)] {
             let policy = format!("{{retryBudget: {{percent: 25, minRetryConcurrency: 0{interval}}}}}");

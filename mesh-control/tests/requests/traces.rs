@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use http::header::HOST;
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options};
@@ -138,8 +139,11 @@ async fn review(State(mesh): State<Mesh>) -> Response {
     "reviews".into_response()
 }
 
-/// The first request of all fails.
+/// The first request of all fails. Ports are used again: one who looks for a server of another test may come, and is not noted.
 async fn rate(State(seen): State<Seen>, request: Request) -> Response {
+    if request.headers().get(HOST).is_none_or(|host| host != "ratings.shop") {
+        return StatusCode::MISDIRECTED_REQUEST.into_response();
+    }
     seen.0.lock().unwrap().push(request.headers().clone());
     match seen.1.fetch_add(1, Ordering::Relaxed) {
         0 => StatusCode::SERVICE_UNAVAILABLE.into_response(),
@@ -304,7 +308,7 @@ async fn without_anybody_who_takes_spans_what_requests_carry_is_handed_on_as_it_
         for (headers, (name, value)) in
             seen.iter().flat_map(|headers| carried.iter().map(move |field| (headers, field)))
         {
-            assert_eq!(headers.get(*name).map(|value| value.to_str().unwrap()), Some(*value), "{name}");
+            assert_eq!(headers.get(*name).map(|value| value.to_str().unwrap()), Some(*value), "{name} of {headers:?}");
         }
     }
     world.get(&[]).await;

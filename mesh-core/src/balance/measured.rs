@@ -91,7 +91,7 @@ fn strides(set: &EndpointSet, known: &[Option<f64>]) -> Option<Arc<Vec<u16>>> {
             let mean = if sum.known < 2 { 1.0 } else { sum.weights / f64::from(sum.known) };
             let own = weight.filter(|_| sum.known >= 2).unwrap_or(mean);
             // In a locality with a share, the mean has the mean of that.
-            if is_weighted { own / mean_of(&sum, mean) * sum.share / f64::from(sum.count.max(1)) } else { own }
+            if is_weighted { own / mean * sum.share / f64::from(sum.count.max(1)) } else { own }
         })
         .collect();
     let heaviest = weights.iter().copied().fold(0.0, f64::max);
@@ -108,11 +108,6 @@ struct Sum {
     share: f64,
     known: u32,
     weights: f64,
-}
-
-/// The mean weight of a locality: of those that are known, which the others take, too.
-fn mean_of(sum: &Sum, mean: f64) -> f64 {
-    if sum.known < 2 { 1.0 } else { mean }
 }
 
 /// Of two random endpoints, the one that will answer sooner: by how long its answers take, as the slowest of late, for each

@@ -1,5 +1,5 @@
 //! Priorities: how much load each takes, by the health of its endpoints. Envoy's priority levels,
-//! overprovisioning and panic threshold (`xds.md`'s formulas are Envoy's `arch_overview/upstream/load_balancing`).
+//! overprovisioning and panic threshold (`arch_overview/upstream/load_balancing/priority`, `…/panic_threshold`).
 
 use std::sync::Arc;
 use std::time::Instant;

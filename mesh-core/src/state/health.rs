@@ -14,7 +14,7 @@ use crate::id::ClusterName;
 /// The pause before an endpoint that could not be reached is dialled again, and the longest one: gRPC's back-off (1 s to
 /// 2 min), shorter, since a dial costs little and an endpoint that is back is wanted.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
-/// By how much each pause is longer than the one before (gRPC's `connection-backoff.md`).
+/// Each pause is so many times the one before (gRPC's `connection-backoff.md`).
 const GROWTH: f64 = 1.6;
 /// How far a pause may be off, so that not everybody comes back at once.
 const JITTER: f64 = 0.2;

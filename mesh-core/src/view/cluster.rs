@@ -88,8 +88,7 @@ impl Leaf {
     }
 
     /// Its endpoints, with what this process found out of their health: who is ejected, who fails health checks, and, where
-    /// `reach_counts`, who cannot be reached.
-    /// They are `set_aside`.
+    /// `reach_counts`, who cannot be reached. Those are noted in `set_aside`.
     fn found<'l>(
         &self,
         endpoints: &'l Endpoints,
