@@ -56,9 +56,14 @@ pub(crate) enum FailureCause {
 
 impl Failure {
     /// What to make of an error of hyper's. A request that was never written was not processed, nor was one whose stream was
-    /// refused unseen. `reused` says whether the connection had carried requests before: then it may have been closed since.
+    /// refused unseen, nor one that there was nothing to send by, of which hyper says nothing. `reused` says whether the
+    /// connection had carried requests before: then it may have been closed since.
     #[cold]
-    pub(super) fn of_exchange(cause: hyper::Error, reused: bool, http1: bool, is_idempotent: bool) -> Failure {
+    pub(super) fn of_exchange(cause: Option<hyper::Error>, reused: bool, http1: bool, is_idempotent: bool) -> Failure {
+        let Some(cause) = cause else {
+            let cause = if reused { FailureCause::Stale } else { FailureCause::Endpoint };
+            return Failure { error: MeshError::new(ErrorKind::ConnectFailure, UNSENT), cause, unreachable: false };
+        };
         if let Some(error) = of_body(&cause) {
             return error;
         }
@@ -71,9 +76,7 @@ impl Failure {
         let dropped = !unsent && !http1 && cause.is_user() && is_idempotent;
         let error = match () {
             () if refused => MeshError::new(ErrorKind::RefusedStream, "the stream was refused"),
-            () if unsent || dropped => {
-                MeshError::new(ErrorKind::ConnectFailure, "the connection closed before the request was sent")
-            }
+            () if unsent || dropped => MeshError::new(ErrorKind::ConnectFailure, UNSENT),
             () => MeshError::new(ErrorKind::ConnectionLost, "the connection failed before a response came"),
         };
         let conclusion = match () {
@@ -103,6 +106,8 @@ impl Failure {
         Failure { error: error.caused_by(cause), cause: FailureCause::Endpoint, unreachable }
     }
 }
+
+const UNSENT: &str = "the connection closed before the request was sent";
 
 /// What was wrong with the request's body while it was sent: it says nothing of the endpoint.
 fn of_body(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
@@ -170,4 +175,17 @@ fn dial_was_refused(error: &(dyn std::error::Error + 'static)) -> bool {
         matches!(io.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | AddrNotAvailable)
     };
     chain(error).any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(nobody))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nothing_could_be_sent_by_was_not_sent_whatever_its_method() {
+        for (reused, cause) in [(true, FailureCause::Stale), (false, FailureCause::Endpoint)] {
+            let failure = Failure::of_exchange(None, reused, true, false);
+            assert_eq!((failure.error.kind(), failure.cause), (ErrorKind::ConnectFailure, cause));
+        }
+    }
 }

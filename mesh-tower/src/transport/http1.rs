@@ -20,7 +20,8 @@ use crate::io::Retired;
 
 /// One connection. It ends when it is dropped, whatever it was doing.
 pub(crate) struct Http1Connection {
-    sender: http1::SendRequest<Body>,
+    /// `None` where it ended as a request was sent.
+    sender: Option<http1::SendRequest<Body>>,
     /// What drives it. Left to itself it would go on with a request that is over as long as its peer does not read it.
     driver: Driver,
     allowance: Allowance,
@@ -41,15 +42,31 @@ impl Drop for Driver {
 }
 
 impl Http1Connection {
-    /// Sends a request.
+    /// Sends a request; `None` where there is nothing to send it by.
     #[inline]
     pub(super) fn send(
         &mut self,
         request: Request<Body>,
-    ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
+    ) -> Option<impl Future<Output = hyper::Result<Response<Incoming>>> + use<>> {
         self.requests += 1;
         self.allowance.begin();
-        self.sender.send_request(request)
+        let response = self.sender.as_mut().map(|sender| sender.send_request(request));
+        // Its task may have ended meanwhile. What comes just too late to be given back with the rest stays in its queue,
+        // and is given back, as not sent, when nobody can send any more.
+        drop(self.sender.take_if(|sender| sender.is_closed()));
+        response
+    }
+
+    /// Whether it takes no more requests.
+    #[inline]
+    fn is_closed(&self) -> bool {
+        self.retired.is() || self.sender.as_ref().is_none_or(http1::SendRequest::is_closed)
+    }
+
+    /// Whether it takes a request now.
+    #[inline]
+    fn is_ready(&self) -> bool {
+        !self.retired.is() && self.sender.as_ref().is_some_and(http1::SendRequest::is_ready)
     }
 
     /// The head of the answer is there.
@@ -91,25 +108,25 @@ impl Http1Pool {
     #[inline]
     pub(super) fn ready(&self) -> Option<Http1Connection> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let ready = |connection: &Http1Connection| connection.sender.is_ready() && !connection.retired.is();
-        if idle.last().is_some_and(ready) {
+        if idle.last().is_some_and(Http1Connection::is_ready) {
             return idle.pop();
         }
-        idle.iter().rposition(ready).map(|position| idle.remove(position))
+        idle.iter().rposition(Http1Connection::is_ready).map(|position| idle.remove(position))
     }
 
     /// A connection that is ready for a request in a moment.
     pub(super) async fn take(&self) -> Option<Http1Connection> {
         loop {
             let mut connection = self.pop()?;
-            if connection.sender.is_closed() || connection.retired.is() {
+            if connection.is_closed() {
                 continue;
             }
-            if connection.sender.is_ready() {
+            if connection.is_ready() {
                 return Some(connection);
             }
             // The response ended an instant ago and the connection's task has not run since.
-            let settled = Box::pin(tokio::time::timeout(SETTLE, connection.sender.ready())).await;
+            let Some(sender) = &mut connection.sender else { continue };
+            let settled = Box::pin(tokio::time::timeout(SETTLE, sender.ready())).await;
             if let Ok(Ok(())) = settled {
                 return Some(connection);
             }
@@ -119,7 +136,7 @@ impl Http1Pool {
     /// Takes a connection back, unless it has closed or retired.
     #[inline]
     pub(super) fn give_back(&self, mut connection: Http1Connection) {
-        if !connection.sender.is_closed() && !connection.retired.is() {
+        if !connection.is_closed() {
             connection.idle_for = Duration::ZERO;
             self.0.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
@@ -130,8 +147,8 @@ impl Http1Pool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain_mut(|connection| {
             connection.idle_for = connection.idle_for.saturating_add(time);
             // One that is not ready still sends what nobody waits for any more.
-            let is_stuck = connection.idle_for > STUCK && !connection.sender.is_ready();
-            !connection.sender.is_closed() && !connection.retired.is() && !is_stuck && connection.idle_for <= limit
+            let is_stuck = connection.idle_for > STUCK && !connection.is_ready();
+            !connection.is_closed() && !is_stuck && connection.idle_for <= limit
         });
     }
 
@@ -163,5 +180,53 @@ pub(super) async fn dial(
         let _ = connection.with_upgrades().await;
     });
     let driver = Driver(Some(driver.abort_handle()));
-    Ok(Http1Connection { sender, driver, allowance, retired, requests: 0, idle_for: Duration::ZERO })
+    Ok(Http1Connection { sender: Some(sender), driver, allowance, retired, requests: 0, idle_for: Duration::ZERO })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint::spin_loop;
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    /// The few instructions that have to meet are seldom met, so it is tried often, with the one ahead or the other.
+    const ROUNDS: u32 = 5_000;
+
+    #[tokio::test]
+    async fn a_request_that_is_sent_as_its_connection_ends_is_given_back_as_not_sent() {
+        for round in 0..ROUNDS {
+            let (stream, _peer) = tokio::io::duplex(64);
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+            let mut own = Http1Connection {
+                sender: Some(sender),
+                driver: Driver(None),
+                allowance: Allowance::default(),
+                retired: Retired::default(),
+                requests: 0,
+                idle_for: Duration::ZERO,
+            };
+            let begun = AtomicBool::new(false);
+            let response = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    begun.store(true, Ordering::Release);
+                    (0..round % 64).for_each(|_| spin_loop());
+                    drop(connection);
+                });
+                while !begun.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+                (0..round / 64 % 64).for_each(|_| spin_loop());
+                own.send(Request::new(Body::empty())).expect("it had a sender")
+            });
+            match pin!(response).poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Err(error)) => assert!(error.is_canceled(), "{error:?}"),
+                Poll::Ready(Ok(response)) => panic!("nobody answers: {response:?}"),
+                Poll::Pending => panic!("round {round}: nobody will answer, nor say so"),
+            }
+            assert!(own.is_closed() && !own.is_ready());
+        }
+    }
 }

@@ -30,8 +30,9 @@ const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
 
 /// One connection, shared by its streams.
 struct Http2Connection {
-    /// Behind a lock, and not cloned for each request: sending is a push onto a queue.
-    sender: Mutex<http2::SendRequest<Body>>,
+    /// Behind a lock, and not cloned for each request: sending is a push onto a queue. `None` where the connection ended as
+    /// a request was sent.
+    sender: Mutex<Option<http2::SendRequest<Body>>>,
     streams: AtomicU32,
     requests: Arc<AtomicU32>,
     /// As many as the peer allows, but never none: a request that the peer does not allow yet waits here, where
@@ -46,7 +47,7 @@ struct Http2Connection {
 impl Http2Connection {
     /// Whether it takes no more requests.
     fn is_closed(&self) -> bool {
-        self.retired.is() || lock(&self.sender).is_closed()
+        self.retired.is() || lock(&self.sender).as_ref().is_none_or(http2::SendRequest::is_closed)
     }
 }
 
@@ -73,13 +74,20 @@ pub(crate) struct Http2Stream {
 }
 
 impl Http2Stream {
-    /// Sends a request.
+    /// Sends a request; `None` where there is nothing to send it by.
     #[inline]
     pub(super) fn send(
         &self,
         request: Request<Body>,
-    ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
-        lock(&self.connection.sender).send_request(request)
+    ) -> Option<impl Future<Output = hyper::Result<Response<Incoming>>> + use<>> {
+        let mut sender = lock(&self.connection.sender);
+        let response = sender.as_mut().map(|sender| sender.send_request(request));
+        // As over HTTP/1.1: what comes just as the connection ends is given back when nobody can send any more.
+        let ended = sender.take_if(|sender| sender.is_closed());
+        // Bodies that are given back are somebody else's, and may send requests themselves.
+        drop(sender);
+        drop(ended);
+        response
     }
 
     /// Whether the connection had carried a request before the present one.
@@ -259,7 +267,7 @@ async fn dial(
     let host = Arc::clone(endpoint.connections());
     tokio::spawn(Driver { connection, limit: Arc::clone(&limit), host: Arc::clone(&host) });
     Ok(Http2Connection {
-        sender: Mutex::new(sender),
+        sender: Mutex::new(Some(sender)),
         streams: AtomicU32::new(0),
         requests,
         limit,

@@ -53,13 +53,22 @@ pub(crate) enum PooledConnection {
 impl PooledConnection {
     /// Sends a request. hyper keeps it in a queue until the connection's task writes it.
     #[inline(always)]
-    fn send(&mut self, request: Request<Body>) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
+    fn send(&mut self, request: Request<Body>) -> impl Future<Output = Result<Response<Incoming>, Lost>> + use<> {
         match self {
-            PooledConnection::Http1(connection) => Either::Left { future: connection.send(request) },
-            PooledConnection::Http2(stream) => Either::Right { future: stream.send(request) },
+            PooledConnection::Http1(connection) => match connection.send(request) {
+                Some(future) => Exchange::Http1 { future },
+                None => Exchange::Unsent,
+            },
+            PooledConnection::Http2(stream) => match stream.send(request) {
+                Some(future) => Exchange::Http2 { future },
+                None => Exchange::Unsent,
+            },
         }
     }
 }
+
+/// Why there is no answer: what hyper says, or `None` where the connection had ended before.
+pub(crate) type Lost = Option<hyper::Error>;
 
 /// The pool as a transport. hyper's futures cannot be named, so the type parameters stand for what makes them (`S`) and
 /// for them (`F`).
@@ -70,18 +79,18 @@ pub(crate) struct Pooled<S, F> {
 
 /// The mesh's own connections.
 #[inline]
-pub(crate) fn pooled() -> impl Transport<Connection = PooledConnection, Body = Incoming, Error = hyper::Error> {
+pub(crate) fn pooled() -> impl Transport<Connection = PooledConnection, Body = Incoming, Error = Lost> {
     Pooled { send: PooledConnection::send, exchange: PhantomData }
 }
 
 impl<S, F> Transport for Pooled<S, F>
 where
     S: Fn(&mut PooledConnection, Request<Body>) -> F + Send + 'static,
-    F: Future<Output = hyper::Result<Response<Incoming>>> + Send + 'static,
+    F: Future<Output = Result<Response<Incoming>, Lost>> + Send + 'static,
 {
     type Connection = PooledConnection;
     type Body = Incoming;
-    type Error = hyper::Error;
+    type Error = Lost;
     type Exchange = F;
     const READS_EXTENSIONS: bool = false;
     const SPEAKS_TLS: bool = false;
@@ -160,7 +169,7 @@ where
         }
     }
 
-    fn failure(&self, error: hyper::Error, connection: Option<PooledConnection>, is_idempotent: bool) -> Failure {
+    fn failure(&self, error: Lost, connection: Option<PooledConnection>, is_idempotent: bool) -> Failure {
         let (reused, http1) = match &connection {
             Some(PooledConnection::Http1(connection)) => (connection.was_reused(), true),
             Some(PooledConnection::Http2(stream)) => (stream.was_reused(), false),
@@ -344,22 +353,28 @@ pub(crate) async fn close_idle(targets: Targets) {
 const PERIODS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 pin_project_lite::pin_project! {
-    /// One of two futures.
-    #[project = EitherProjection]
-    enum Either<L, R> {
-        Left { #[pin] future: L },
-        Right { #[pin] future: R },
+    /// A request on its way.
+    #[project = ExchangeProjection]
+    enum Exchange<L, R> {
+        Http1 { #[pin] future: L },
+        Http2 { #[pin] future: R },
+        Unsent,
     }
 }
 
-impl<L: Future, R: Future<Output = L::Output>> Future for Either<L, R> {
-    type Output = L::Output;
+impl<T, L, R> Future for Exchange<L, R>
+where
+    L: Future<Output = hyper::Result<T>>,
+    R: Future<Output = hyper::Result<T>>,
+{
+    type Output = Result<T, Lost>;
 
     #[inline]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<L::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Lost>> {
         match self.project() {
-            EitherProjection::Left { future } => future.poll(cx),
-            EitherProjection::Right { future } => future.poll(cx),
+            ExchangeProjection::Http1 { future } => future.poll(cx).map_err(Some),
+            ExchangeProjection::Http2 { future } => future.poll(cx).map_err(Some),
+            ExchangeProjection::Unsent => Poll::Ready(Err(None)),
         }
     }
 }
