@@ -1,6 +1,7 @@
 //! Copies of requests, as a VirtualService wants them: what the mirror is sent, and that the request itself knows nothing of it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request as Received;
@@ -12,9 +13,11 @@ use mesh_tower::MirrorCounts;
 use mesh_tower::body::Body;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{Receiver, channel};
+use tokio::task::JoinSet;
 
-use crate::breakers::ask_through_layer;
+use crate::breakers::{ask_through_layer, called_by};
 use crate::support::{Face, World, nobody, rules, server, service, web};
+use crate::upstream::Upstream;
 
 /// What reached a mirror.
 #[derive(Debug)]
@@ -195,6 +198,38 @@ async fn what_a_rule_answers_itself_is_not_copied() {
     let world =
         mirrored(at, &format!("{MIRROR}    fault: {{abort: {{httpStatus: 418, percentage: {{value: 100}}}}}}\n")).await;
     assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 418);
+    assert_eq!(world.mirror_counts(), MirrorCounts::default());
+    assert!(told.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn what_is_never_sent_is_not_copied() {
+    let (at, mut told) = mirror().await;
+    let upstream = Upstream::new().await;
+    let called = called_by("{connectionPool: {http: {http2MaxRequests: 1}}}", &[&upstream]);
+    let rule = rules(&format!("  - route: [{{destination: {{host: web.example.com}}}}]\n{MIRROR}"));
+    let world = Arc::new(World::new(&format!("{called}{}{rule}", service("copy", &[("v1", at)]))).await);
+    upstream.hold(true);
+    let mut held = JoinSet::new();
+    held.spawn({
+        let world = Arc::clone(&world);
+        async move { world.get("http://web.example.com/held").await.unwrap().status }
+    });
+    // Its copy does not wait for its answer.
+    assert_eq!(next(&mut told).await.line, "GET /held");
+    for _ in 0..50 {
+        world.get("http://web.example.com/refused").await.expect_err("one is under way");
+    }
+    upstream.hold(false);
+    assert_eq!(held.join_next().await.unwrap().unwrap(), 200);
+    assert_eq!(world.get("http://web.example.com/last").await.unwrap().status, 200);
+    assert_eq!(next(&mut told).await.line, "GET /last");
+    let counts = until(&world, |counts| counts.answered >= 2).await;
+    assert_eq!((counts.answered, counts.failed, counts.overflowed), (2, 0, 0));
+
+    let services = format!("{}{}", web(&[("v1", nobody().await)]), service("copy", &[("v1", at)]));
+    let world = World::new(&format!("{services}{rule}")).await;
+    world.get("http://web.example.com/").await.expect_err("nobody is there");
     assert_eq!(world.mirror_counts(), MirrorCounts::default());
     assert!(told.try_recv().is_err());
 }

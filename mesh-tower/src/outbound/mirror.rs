@@ -30,7 +30,7 @@ use crate::transport::{Security, Transport, is_success, outcome_of, pooled};
 const MOST: u32 = 256;
 
 /// How much is kept of a body that is still being made.
-pub(super) const LARGEST: usize = 64 << 10;
+const LARGEST: usize = 64 << 10;
 
 /// How long a copy may take where its route has no limit: Envoy's limit of a route that says nothing.
 const LONGEST: Duration = Duration::from_secs(15);
@@ -130,10 +130,6 @@ impl Copies {
         if targets.is_empty() {
             return None;
         }
-        info.note_event(
-            "mirrored",
-            || json!({"to": targets.iter().map(|(cluster, ..)| cluster.name().as_str()).collect::<Vec<_>>()}),
-        );
         let (mut own, ()) = Request::new(()).into_parts();
         (own.method, own.uri, own.version, own.headers) =
             (head.method.clone(), head.uri.clone(), head.version, head.headers.clone());
@@ -144,8 +140,18 @@ impl Copies {
         Some(Box::new(Copies { mirrors: Arc::clone(mirrors), head: own, info: copied, limit, targets }))
     }
 
+    /// Sends them with the body of the request, which is about to be sent itself.
+    #[cold]
+    pub(super) fn go_with(self: Box<Self>, body: &mut Body, info: &mut RequestInfo) {
+        info.note_event(
+            "mirrored",
+            || json!({"to": self.targets.iter().map(|(cluster, ..)| cluster.name().as_str()).collect::<Vec<_>>()}),
+        );
+        body.copied(LARGEST, move |body| self.send(body));
+    }
+
     /// Sends them, each on its own. `None`: the body is too large to be kept.
-    pub(super) fn send(self: Box<Self>, body: Option<Whole>) {
+    fn send(self: Box<Self>, body: Option<Whole>) {
         let Copies { mirrors, head, info, limit, targets } = *self;
         let Some((data, trailers)) = body else {
             mirrors.count(&mirrors.too_large, 1, || format!("its body has more than {LARGEST} bytes"));

@@ -158,12 +158,13 @@ impl<T: Transport> Outbound<T> {
     ) -> Option<Concluded<T::Body>> {
         let mut this = self.project();
         let step = step(this.request, &mut head);
-        if let Some(copies) = this.request.copies.take() {
-            body.copied(mirror::LARGEST, move |body| copies.send(body));
-        }
         match step {
             Ok(Step::Send) => match length::check(&mut head, &mut body) {
                 Ok(()) => {
+                    // What is sent nowhere is copied nowhere.
+                    if let Some(copies) = this.request.copies.take() {
+                        copies.go_with(&mut body, &mut this.request.info);
+                    }
                     let exchange = this.request.dispatch(head, body);
                     this.flight.set(match this.request.hedges() {
                         false => Flight::Away { exchange },

@@ -73,7 +73,7 @@ pub(super) struct ActiveRequest<T: Transport> {
     pub(super) original_destination: Option<Box<str>>,
     /// Cookies that were made for the caller to be hashed by.
     pub(super) set_cookies: Box<[HeaderValue]>,
-    /// Copies to be sent with the request's body.
+    /// Copies that go where the request itself is sent for the first time.
     pub(super) copies: Option<Box<Copies>>,
     /// The present try.
     pub(super) attempt: Option<Attempt>,
