@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use mesh_core::request_info::{Messages, RequestInfo};
 use pin_project_lite::pin_project;
 
-pub(crate) use copied::Whole;
+pub(crate) use copied::{CopyOf, Growing, NoCopy, Whole};
 
 use copied::Copied;
 use upload::{Reader, Upload};
@@ -129,13 +129,14 @@ impl Body {
         Replay::Stream(upload)
     }
 
-    /// Tells of the whole body as soon as it is known, `None` where it is made piece by piece and has more than so many
-    /// bytes. Nothing is told of one that is not read to its end.
-    pub(crate) fn copied(&mut self, most: usize, tell: impl FnOnce(Option<Whole>) + Send + 'static) {
+    /// A copy, with so many bytes at most where it is made piece by piece.
+    pub(crate) fn copied(&mut self, most: usize) -> CopyOf {
         match &self.0 {
-            Kind::Full(bytes) => tell(Some((bytes.clone(), None))),
+            Kind::Full(bytes) => CopyOf::Whole(bytes.clone()),
             Kind::Other(_) => {
-                self.map_stream(|body| Box::pin(Copied::new(body, most, tell)));
+                let (around, copy) = Copied::around(most);
+                self.map_stream(around);
+                CopyOf::Growing(copy)
             }
         }
     }

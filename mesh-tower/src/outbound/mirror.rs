@@ -1,8 +1,9 @@
 //! Copies of requests for other clusters (`request_mirror_policies`): whatever becomes of them, the request itself goes its
 //! way.
 //!
-//! A copy has its own budget: so many are under way at a time, each with so much of a body that is still being made and so
-//! much time. One for which there is no room is left out, which is counted, and told once.
+//! A copy has its own budget: so many are under way at a time, and of so many requests, so much is kept of a body that is
+//! still being made; each has so much time for either. One for which there is no room is left out, which is counted, and
+//! told once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -22,17 +23,23 @@ use mesh_core::rewrite::edit;
 use mesh_core::trace::Tables;
 use mesh_core::view::{ClusterView, TargetView};
 use serde_json::json;
+use tokio::runtime::Handle;
 
-use crate::body::{Body, Whole};
+use crate::body::{Body, CopyOf, Growing, NoCopy, Whole};
 use crate::transport::{Security, Transport, is_success, outcome_of, pooled};
 
 /// How many copies are under way at a time, of all clients of a mesh together.
 const MOST: u32 = 256;
 
+/// Of how many requests bodies are kept that are still being made. They come as slowly as those who send them like, so they are
+/// not in the way of copies that could go.
+const MOST_GROWING: u32 = 1024;
+
 /// How much is kept of a body that is still being made.
 const LARGEST: usize = 64 << 10;
 
-/// How long a copy may take where its route has no limit: Envoy's limit of a route that says nothing.
+/// How long a copy may take, and before that the body of its request, where its route has no limit: Envoy's limit of a
+/// route that says nothing.
 const LONGEST: Duration = Duration::from_secs(15);
 
 /// What became of copies of requests, since the start.
@@ -41,9 +48,9 @@ const LONGEST: Duration = Duration::from_secs(15);
 pub struct MirrorCounts {
     /// Answered, whatever the answer was.
     pub answered: u64,
-    /// Not answered: no endpoint, no connection, too late.
+    /// Not answered: no endpoint, no connection, too late. Or the body of the request took too long.
     pub failed: u64,
-    /// Left out, since 256 were under way.
+    /// Left out, since 256 were under way, or the bodies of 1024 requests were still being made.
     pub overflowed: u64,
     /// Left out, since the body was made piece by piece, and had more than 64 KiB.
     pub too_large: u64,
@@ -52,7 +59,8 @@ pub struct MirrorCounts {
 /// All copies of a mesh.
 #[derive(Debug, Default)]
 pub(crate) struct Mirrors {
-    under_way: AtomicU32,
+    under_way: Arc<AtomicU32>,
+    growing: Arc<AtomicU32>,
     answered: AtomicU64,
     failed: AtomicU64,
     overflowed: AtomicU64,
@@ -60,12 +68,12 @@ pub(crate) struct Mirrors {
     was_told: [AtomicBool; 3],
 }
 
-/// One that is under way.
-struct Permit(Arc<Mirrors>);
+/// One of so many.
+struct Permit(Arc<AtomicU32>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -80,13 +88,13 @@ impl Mirrors {
         }
     }
 
-    fn permit(self: &Arc<Self>) -> Option<Permit> {
-        let more = |count: u32| (count < MOST).then_some(count + 1);
-        let is_free = self.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+    fn permit(&self, of: &Arc<AtomicU32>, most: u32, what: &str) -> Option<Permit> {
+        let more = |count: u32| (count < most).then_some(count + 1);
+        let is_free = of.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
         if !is_free {
-            self.count(&self.overflowed, 0, || format!("{MOST} copies are under way"));
+            self.count(&self.overflowed, 0, || format!("{most} {what}"));
         }
-        is_free.then(|| Permit(Arc::clone(self)))
+        is_free.then(|| Permit(Arc::clone(of)))
     }
 
     /// Counts one that is left out or failed; the first of each kind is told.
@@ -105,7 +113,7 @@ pub(super) struct Copies {
     head: Parts,
     info: RequestInfo,
     limit: Duration,
-    targets: Vec<(Arc<ClusterView>, MirrorHost, Permit)>,
+    targets: Vec<(Arc<ClusterView>, MirrorHost)>,
 }
 
 impl Copies {
@@ -124,7 +132,7 @@ impl Copies {
         let mut wanted = |mirror: &&Mirror| mirror.fraction.contains(info.random.u32(0..1_000_000));
         let targets = forward.mirrors.iter().filter(|mirror| wanted(mirror)).filter_map(|mirror| {
             let cluster = view.clusters().iter().find(|cluster| *cluster.name() == mirror.cluster)?;
-            Some((Arc::clone(cluster), mirror.host.clone(), mirrors.permit()?))
+            Some((Arc::clone(cluster), mirror.host.clone()))
         });
         let targets: Vec<_> = targets.collect();
         if targets.is_empty() {
@@ -145,20 +153,41 @@ impl Copies {
     pub(super) fn go_with(self: Box<Self>, body: &mut Body, info: &mut RequestInfo) {
         info.note_event(
             "mirrored",
-            || json!({"to": self.targets.iter().map(|(cluster, ..)| cluster.name().as_str()).collect::<Vec<_>>()}),
+            || json!({"to": self.targets.iter().map(|(cluster, _)| cluster.name().as_str()).collect::<Vec<_>>()}),
         );
-        body.copied(LARGEST, move |body| self.send(body));
+        let Ok(runtime) = Handle::try_current() else { return };
+        match body.copied(LARGEST) {
+            CopyOf::Whole(data) => self.send((data, None), &runtime),
+            CopyOf::Growing(body) => {
+                let growing = self.mirrors.permit(&self.mirrors.growing, MOST_GROWING, "bodies are still being made");
+                if let Some(growing) = growing {
+                    runtime.spawn(self.grow(body, growing));
+                }
+            }
+        }
     }
 
-    /// Sends them, each on its own. `None`: the body is too large to be kept.
-    fn send(self: Box<Self>, body: Option<Whole>) {
+    /// Sends them when the body of the request is all there.
+    async fn grow(self: Box<Self>, body: Growing, growing: Permit) {
+        let whole = tokio::time::timeout(self.limit, body.whole()).await;
+        drop(growing);
+        let (mirrors, limit) = (Arc::clone(&self.mirrors), self.limit);
+        match whole {
+            Ok(Ok(body)) => self.send(body, &Handle::current()),
+            Ok(Err(NoCopy::TooLarge)) => {
+                mirrors.count(&mirrors.too_large, 1, || format!("its body has more than {LARGEST} bytes"));
+            }
+            Ok(Err(NoCopy::BrokenOff)) => {}
+            Err(_) => mirrors.count(&mirrors.failed, 2, || format!("its body took longer than {limit:?}")),
+        }
+    }
+
+    /// Sends them, each on its own.
+    fn send(self: Box<Self>, (data, trailers): Whole, runtime: &Handle) {
         let Copies { mirrors, head, info, limit, targets } = *self;
-        let Some((data, trailers)) = body else {
-            mirrors.count(&mirrors.too_large, 1, || format!("its body has more than {LARGEST} bytes"));
-            return;
-        };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        for (cluster, host, permit) in targets {
+        for (cluster, host) in targets {
+            let Some(permit) = mirrors.permit(&mirrors.under_way, MOST, "copies are under way") else { continue };
+            let mirrors = Arc::clone(&mirrors);
             let mut head = head.clone();
             rename(&mut head, &host);
             let mut own = RequestInfo::new(info.started, fastrand::Rng::new());
@@ -169,8 +198,8 @@ impl Copies {
             };
             // It ends with its time at the latest, and gives its place back.
             runtime.spawn(async move {
+                let _permit = permit;
                 let sent = tokio::time::timeout(limit, deliver(&cluster, head, body, own)).await;
-                let Permit(mirrors) = &permit;
                 match sent {
                     Ok(Ok(())) => _ = mirrors.answered.fetch_add(1, Ordering::Relaxed),
                     Ok(Err(error)) => mirrors.count(&mirrors.failed, 2, || error.to_string()),
@@ -242,4 +271,44 @@ fn rename(head: &mut Parts, host: &MirrorHost) {
     };
     head.headers.insert(HOST, new);
     edit(&mut head.uri, |uri| uri.authority = None);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    /// A body that never comes, of a request that is copied.
+    fn endless(mirrors: &Arc<Mirrors>) -> Body {
+        let (head, ()) = Request::new(()).into_parts();
+        let info = || RequestInfo::new(Instant::now(), fastrand::Rng::new());
+        let mirrors = Arc::clone(mirrors);
+        let copies = Copies { mirrors, head, info: info(), limit: LONGEST, targets: Vec::new() };
+        let mut body = Body::new(StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>()));
+        Box::new(copies).go_with(&mut body, &mut info());
+        body
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_is_given_up_whose_body_takes_too_long() {
+        let mirrors = Arc::<Mirrors>::default();
+        let growing = || mirrors.growing.load(Ordering::Relaxed);
+        let bodies: Vec<_> = (0..=MOST_GROWING).map(|_| endless(&mirrors)).collect();
+        assert_eq!((growing(), mirrors.counts().overflowed), (MOST_GROWING, 1));
+        assert_eq!(mirrors.under_way.load(Ordering::Relaxed), 0, "they are in no other copy's way");
+        tokio::time::sleep(LONGEST * 2).await;
+        assert_eq!((growing(), mirrors.counts().failed), (0, u64::from(MOST_GROWING)));
+        drop(bodies);
+        // One that breaks off is no copy that failed.
+        let body = endless(&mirrors);
+        assert_eq!(growing(), 1);
+        drop(body);
+        tokio::time::sleep(LONGEST / 2).await;
+        assert_eq!((growing(), mirrors.counts().failed), (0, u64::from(MOST_GROWING)));
+    }
 }
