@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -36,9 +36,12 @@ pub use server::{ChainView, Edge, Secured, ServerState, ServerView};
 
 use assemble::Assembly;
 
-/// How many targets one store remembers; more are refused, so that a caller who makes host names up cannot
-/// exhaust memory.
+/// How many targets one store remembers, so that a caller who makes host names up cannot exhaust memory. Then others make room
+/// for new ones, a tenth at a time: made-up names have all targets looked at once in a thousand of them.
 const MAX_TARGETS: usize = 10_000;
+
+/// How long new targets are refused where none could make room, before all are looked at again.
+const ROOM_CHECK: Duration = Duration::from_millis(20);
 
 /// How long a target that nobody asks for is remembered at most.
 const LONGEST_IDLE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -99,6 +102,29 @@ struct StoreState {
     subchannels: Arc<Subchannels>,
     decided: Decided,
     idle: Duration,
+    most_targets: usize,
+    /// Goes up with each target that is added, and each look for idle ones: targets keep the one of their last use.
+    turn: Arc<AtomicU64>,
+    /// Until when there is no room for new targets.
+    full_until: Mutex<Option<tokio::time::Instant>>,
+}
+
+impl StoreState {
+    /// The targets that make room for new ones where no more are remembered. Those that lead nowhere go first, then those that
+    /// were not used for longest; none that somebody holds.
+    fn room(&self, present: &Entries) -> Vec<Target> {
+        let (now, mut full_until) = (tokio::time::Instant::now(), lock(&self.full_until));
+        if present.len() < self.most_targets || full_until.is_some_and(|until| now < until) {
+            return Vec::new();
+        }
+        // Held by the published map, and by the assembly or the command for it: anyone else still wants it.
+        let free = present.values().filter(|entry| Arc::strong_count(entry) <= 2);
+        let mut free: Vec<_> = free.map(|entry| (entry.leads_somewhere(), entry.last_used(), &entry.target)).collect();
+        free.sort_unstable_by_key(|(leads_somewhere, last_used, _)| (*leads_somewhere, *last_used));
+        free.truncate((self.most_targets / 10).max(1));
+        *full_until = free.is_empty().then(|| now + ROOM_CHECK);
+        free.into_iter().map(|(_, _, target)| target.clone()).collect()
+    }
 }
 
 /// How often it is looked whether requests still hold views that others have taken the place of.
@@ -115,6 +141,7 @@ type Onward = HashMap<Arc<str>, Arc<TargetEntry>>;
 
 enum Command {
     AddTarget(Arc<TargetEntry>),
+    DropTarget(Target),
     AddServer { listener: ListenerName, address: SocketAddr, state: watch::Sender<ServerState>, is_gateway: bool },
     AddGateway(watch::Sender<GatewayListeners>),
     DropServer(ListenerName, SocketAddr),
@@ -136,7 +163,9 @@ pub struct TargetEntry {
     origin: Origin,
     view: ArcSwapOption<TargetView>,
     news: Notify,
-    used: AtomicBool,
+    /// The store's turn at its last use.
+    used: AtomicU64,
+    turn: Arc<AtomicU64>,
     status: StatusHandle,
 }
 
@@ -150,14 +179,14 @@ enum Origin {
 }
 
 impl TargetEntry {
-    fn new(target: Target, origin: Origin, status: StatusHandle) -> Self {
-        let (view, news, used) = (ArcSwapOption::empty(), Notify::new(), AtomicBool::new(true));
-        TargetEntry { target, origin, view, news, used, status }
+    fn new(target: Target, origin: Origin, status: StatusHandle, turn: Arc<AtomicU64>) -> Self {
+        let (view, news, used) = (ArcSwapOption::empty(), Notify::new(), AtomicU64::new(turn.load(Ordering::Relaxed)));
+        TargetEntry { target, origin, view, news, used, turn, status }
     }
 
     /// Where the requests that come to a gateway by these routes go on to.
     fn onward(place: &str, routes: RouteSource) -> Self {
-        TargetEntry::new(Target::from(place), Origin::Routes(routes), StatusHandle::default())
+        TargetEntry::new(Target::from(place), Origin::Routes(routes), StatusHandle::default(), Arc::default())
     }
 
     /// Whose it is.
@@ -169,10 +198,21 @@ impl TargetEntry {
     #[inline]
     pub fn view(&self) -> Option<Arc<TargetView>> {
         // Written only when it changes: readers on other cores keep the line shared.
-        if !self.used.load(Ordering::Relaxed) {
-            self.used.store(true, Ordering::Relaxed);
+        let turn = self.turn.load(Ordering::Relaxed);
+        if self.last_used() != turn {
+            self.used.store(turn, Ordering::Relaxed);
         }
         self.view.load_full()
+    }
+
+    #[inline]
+    fn last_used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is known to be more than a name.
+    fn leads_somewhere(&self) -> bool {
+        self.peek().is_some_and(|view| !view.is_failure())
     }
 
     /// The current view, without counting as a use of the target.
@@ -234,6 +274,10 @@ impl Store {
     /// A store and the sink that fills it; run the source with the sink. A target that nobody asked for during `idle`,
     /// or for a year, is forgotten.
     pub fn new(source: Arc<dyn Source>, extensions: Extensions, idle: Duration) -> (Store, Sink) {
+        Store::of_size(MAX_TARGETS, source, extensions, idle)
+    }
+
+    fn of_size(most_targets: usize, source: Arc<dyn Source>, extensions: Extensions, idle: Duration) -> (Store, Sink) {
         let certificates = Arc::<Certificates>::default();
         let news = Arc::new(Notify::new());
         let health = Arc::new(HealthNews::new(Arc::clone(&news)));
@@ -255,9 +299,12 @@ impl Store {
             source,
             // A clock cannot add any duration to the present.
             idle: idle.min(LONGEST_IDLE),
+            most_targets,
+            turn: Arc::default(),
+            full_until: Mutex::default(),
         });
         let alive = Arc::new(Alive(Arc::clone(&shared)));
-        let sink = Sink { shared: Arc::clone(&shared), assembly, idle_check: None };
+        let sink = Sink { shared: Arc::clone(&shared), assembly, idle_check: None, idle_since: 0 };
         (Store { shared, _alive: alive }, sink)
     }
 
@@ -315,10 +362,11 @@ impl Store {
         self.shared.targets.load().get(target).cloned()
     }
 
-    /// The entry of a target; a new one is subscribed to.
+    /// The entry of a target; a new one is subscribed to. 10,000 are remembered: then those that nobody holds make room, and go
+    /// first where they lead nowhere.
     ///
     /// # Errors
-    /// [`ErrorKind::BadRequest`] if the target cannot be named, [`ErrorKind::Overflow`] above 10,000 targets.
+    /// [`ErrorKind::BadRequest`] if the target cannot be named, [`ErrorKind::Overflow`] where 10,000 targets are held.
     pub fn target(&self, target: &str) -> Result<Arc<TargetEntry>, MeshError> {
         if let Some(entry) = self.find(target) {
             return Ok(entry);
@@ -332,15 +380,21 @@ impl Store {
             return Ok(entry);
         }
         let present = self.shared.targets.load();
-        if present.len() >= MAX_TARGETS {
-            return Err(MeshError::new(
-                ErrorKind::Overflow,
-                format!("target {target}: more than {MAX_TARGETS} targets"),
-            ));
+        let (dropped, most) = (self.shared.room(&present), self.shared.most_targets);
+        if present.len() - dropped.len() >= most {
+            let why = format!("target {target}: {most} targets are in use, and no more are remembered");
+            return Err(MeshError::new(ErrorKind::Overflow, why));
         }
-        let origin = Origin::Listener(listener);
-        let entry = Arc::new(TargetEntry::new(target.clone(), origin, self.shared.source.status()));
         let mut targets = Entries::clone(&present);
+        // The former map holds its targets, too: it is to be gone when the next one looks for room.
+        drop(present);
+        for target in dropped {
+            targets.remove(target.as_str());
+            commands.push(Command::DropTarget(target));
+        }
+        self.shared.turn.fetch_add(1, Ordering::Relaxed);
+        let (origin, turn) = (Origin::Listener(listener), Arc::clone(&self.shared.turn));
+        let entry = Arc::new(TargetEntry::new(target.clone(), origin, self.shared.source.status(), turn));
         targets.insert(target.as_str().into(), Arc::clone(&entry));
         self.shared.targets.store(Arc::new(targets));
         commands.push(Command::AddTarget(Arc::clone(&entry)));
@@ -449,6 +503,8 @@ pub struct Sink {
     assembly: Assembly,
     /// When idle targets are looked for next: kept here, since `changed` is dropped at every other event.
     idle_check: Option<tokio::time::Instant>,
+    /// The store's turn at the last such look.
+    idle_since: u64,
 }
 
 impl Sink {
@@ -497,6 +553,7 @@ impl Sink {
             for command in commands {
                 match command {
                     Command::AddTarget(entry) => self.assembly.add_target(entry),
+                    Command::DropTarget(target) => self.assembly.drop_target(&target),
                     Command::AddServer { listener, address, state, is_gateway } => {
                         self.assembly.add_server(listener, address, state, is_gateway);
                     }
@@ -528,10 +585,12 @@ impl Sink {
         let present = self.shared.targets.load_full();
         let mut targets = Entries::clone(&present);
         drop(present);
+        let now = self.shared.turn.fetch_add(1, Ordering::Relaxed) + 1;
+        let since = std::mem::replace(&mut self.idle_since, now);
         targets.retain(|_, entry| {
             // Held by this map, the published map and the assembly: anyone else still wants it.
             let held = Arc::strong_count(entry) > 3;
-            let keep = entry.used.swap(false, Ordering::Relaxed) || held;
+            let keep = entry.last_used() >= since || held;
             if !keep {
                 self.assembly.drop_target(&entry.target);
             }

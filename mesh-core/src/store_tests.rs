@@ -325,6 +325,69 @@ async fn a_target_that_nobody_uses_is_forgotten_and_its_resources_unsubscribed()
     assert_eq!(progress.unsubscribe.len(), 3, "{progress:?}");
 }
 
+fn store_of_size(most_targets: usize) -> (Store, Sink) {
+    Store::of_size(most_targets, Arc::new(Played), Extensions::default(), WAIT)
+}
+
+/// Asks for a target once, which has these routes.
+async fn ask_for(name: &str, store: &Store, sink: &mut Sink, routes: Change) -> Progress {
+    drop(store.target(name).unwrap());
+    let progress = sink.changed().await.unwrap();
+    for change in [listener(name, "r"), routes, eds("a"), endpoints("a", &[1])] {
+        sink.apply(update([change]));
+    }
+    progress
+}
+
+#[tokio::test]
+async fn names_that_lead_nowhere_make_room_for_others_before_anything_else() {
+    let (store, mut sink) = store_of_size(20);
+    let held = store.target("held").unwrap();
+    _ = sink.changed().await;
+    ask_for("good", &store, &mut sink, route("r", &["a"])).await;
+    let mut unsubscribed = Vec::new();
+    for turn in 0..100 {
+        let name = format!("q{turn}.evil.org");
+        drop(store.target(&name).unwrap());
+        unsubscribed.extend(sink.changed().await.unwrap().unsubscribe);
+        sink.apply(update([Change::Absent(key(ResourceType::Listener, &name), "no such host".into())]));
+        assert!(store.targets().list().len() <= 20);
+    }
+    assert!(Arc::ptr_eq(&store.find("held").unwrap(), &held));
+    assert_eq!(send(&store.find("good").unwrap()).unwrap(), "127.0.0.1:1");
+    assert!(store.find("q99.evil.org").is_some() && store.find("q0.evil.org").is_none());
+    assert!(unsubscribed.contains(&key(ResourceType::Listener, "q0.evil.org")), "{unsubscribed:?}");
+    assert!(unsubscribed.iter().all(|key| key.name.ends_with(".evil.org")), "{unsubscribed:?}");
+}
+
+#[tokio::test]
+async fn of_targets_that_lead_somewhere_the_longest_unused_make_room() {
+    let (store, mut sink) = store_of_size(10);
+    ask_for("used", &store, &mut sink, route("r", &["a"])).await;
+    ask_for("unused", &store, &mut sink, route("r", &["a"])).await;
+    for turn in 0..20 {
+        ask_for(&format!("q{turn}"), &store, &mut sink, route("r", &["a"])).await;
+        assert!(store.view("used").is_some(), "{turn}");
+        assert_eq!(store.find("unused").is_some(), turn < 8, "{turn}");
+    }
+    // It is another subscription, and not the one that was given up.
+    let progress = ask_for("unused", &store, &mut sink, route("r", &["a"])).await;
+    assert!(progress.subscribe.contains(&key(ResourceType::Listener, "unused")), "{progress:?}");
+    assert_eq!(send(&store.find("unused").unwrap()).unwrap(), "127.0.0.1:1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_all_targets_are_held_new_ones_are_refused_and_it_is_not_looked_again_for_each() {
+    let (store, _sink) = store_of_size(3);
+    let mut held: Vec<_> = ["a", "b", "c"].iter().map(|name| store.target(name).unwrap()).collect();
+    assert_eq!(store.target("d").unwrap_err().kind(), ErrorKind::Overflow);
+    held.pop();
+    assert!(store.target("d").is_err(), "it is known that there is no room");
+    tokio::time::advance(ROOM_CHECK).await;
+    store.target("d").unwrap();
+    assert!(store.find("c").is_none() && store.find("b").is_some());
+}
+
 #[tokio::test]
 async fn a_server_serves_once_its_listener_is_for_the_address_that_it_is_bound_to() {
     let (store, mut sink) = store();
