@@ -152,15 +152,19 @@ impl Resources {
         entry.users == 1
     }
 
-    /// Counts one user less; `true` if it was the last, and then the resource is forgotten.
+    /// Counts one user less; `true` if it was the last. What is known stays until it is [forgotten](Resources::forget), for who
+    /// wants it again before the source is told that nobody does.
     pub fn release(&mut self, key: &ResourceKey) -> bool {
         let Some(entry) = self.entries.get_mut(key) else { return false };
         entry.users = entry.users.saturating_sub(1);
-        let last = entry.users == 0;
-        if last {
+        entry.users == 0
+    }
+
+    /// Forgets a resource that nobody uses.
+    pub fn forget(&mut self, key: &ResourceKey) {
+        if self.entries.get(key).is_some_and(|entry| entry.users == 0) {
             self.entries.remove(key);
         }
-        last
     }
 
     /// Takes in what was learned; the key if somebody uses the resource and it is news to them.

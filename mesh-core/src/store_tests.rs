@@ -376,6 +376,18 @@ async fn of_targets_that_lead_somewhere_the_longest_unused_make_room() {
     assert_eq!(send(&store.find("unused").unwrap()).unwrap(), "127.0.0.1:1");
 }
 
+#[tokio::test]
+async fn a_target_that_goes_and_comes_back_before_the_source_is_told_is_known() {
+    let (store, mut sink) = store_of_size(1);
+    ask_for("t", &store, &mut sink, route("r", &["a"])).await;
+    drop(store.target("x").unwrap());
+    let entry = store.target("t").unwrap();
+    assert!(entry.peek().is_none(), "it is another one");
+    let changed = std::pin::pin!(sink.changed());
+    assert!(changed.poll(&mut Context::from_waker(Waker::noop())).is_pending(), "the source need not know");
+    assert_eq!(send(&entry).unwrap(), "127.0.0.1:1");
+}
+
 #[tokio::test(start_paused = true)]
 async fn where_all_targets_are_held_new_ones_are_refused_and_it_is_not_looked_again_for_each() {
     let (store, _sink) = store_of_size(3);

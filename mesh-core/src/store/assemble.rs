@@ -231,6 +231,7 @@ impl Assembly {
     /// What is wanted since the last time this was asked.
     pub(super) fn progress(&mut self) -> Progress {
         let mut progress = std::mem::take(&mut self.progress);
+        progress.unsubscribe.iter().for_each(|key| self.resources.forget(key));
         // Dropped and wanted again, or wanted and dropped again, in between: the source need not know.
         let dropped: HashSet<ResourceKey> = progress.unsubscribe.iter().cloned().collect();
         let wanted: HashSet<ResourceKey> = progress.subscribe.iter().cloned().collect();
