@@ -1,17 +1,20 @@
 //! STRICT_DNS clusters: their names are looked up again and again, and every address is an endpoint.
 //!
-//! A name that cannot be looked up keeps the addresses it had. Where a name has addresses of both families, the
+//! A name that cannot be looked up keeps the addresses it had. Each is looked up by itself, and what is known is told without those
+//! that have not answered yet; that none can be found is told when all have. Where a name has addresses of both families, the
 //! IPv4 ones are used: a server that listens on one family only usually listens on that one.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, sleep};
 
 use crate::id::{Address, EndpointId};
 use crate::model::{ClusterKind, Endpoint, Endpoints};
@@ -22,12 +25,17 @@ use crate::xds::task::Owned;
 const PREFIX: &str = "dns:";
 /// The shortest time between two look-ups, whatever a cluster says.
 const MIN_REFRESH: Duration = Duration::from_millis(100);
+/// A look-up that takes longer is slow.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// How many names the system is asked for at a time, by the whole process: each keeps a thread until it is answered.
+static PLACES: Places = Places { usual: Semaphore::const_new(100), slow: Semaphore::const_new(20) };
 
 type Lookup = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
 
 /// How names are looked up; the system's resolver by default.
-#[derive(Clone)]
-pub struct Resolver(Arc<dyn Fn(&str) -> Lookup + Send + Sync>);
+#[derive(Clone, Default)]
+pub struct Resolver(Option<Arc<dyn Fn(&str) -> Lookup + Send + Sync>>);
 
 impl Resolver {
     /// A resolver that asks `lookup` for the addresses of a name.
@@ -36,16 +44,46 @@ impl Resolver {
         F: Fn(&str) -> L + Send + Sync + 'static,
         L: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
     {
-        Resolver(Arc::new(move |name| Box::pin(lookup(name))))
+        Resolver(Some(Arc::new(move |name| Box::pin(lookup(name)))))
+    }
+
+    /// The addresses of a name. The system's look-ups say whether it was slow, and are told whether it was the last time.
+    async fn look_up(&self, name: Arc<str>, is_slow: &mut bool) -> io::Result<Vec<IpAddr>> {
+        match &self.0 {
+            Some(lookup) => lookup(&name).await,
+            None => {
+                let ask =
+                    move || (&*name, 0).to_socket_addrs().map(|found| found.map(|address| address.ip()).collect());
+                PLACES.run(is_slow, ask).await
+            }
+        }
     }
 }
 
-impl Default for Resolver {
-    fn default() -> Self {
-        Resolver::new(|name| {
-            let name = name.to_owned();
-            async move { Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect()) }
-        })
+/// Room for look-ups that block. Names that were slow the last time have few places of their own: those that hang hold up each
+/// other and nobody else.
+struct Places {
+    usual: Semaphore,
+    slow: Semaphore,
+}
+
+impl Places {
+    /// Runs a look-up once there is a place for it, which it keeps until it ends, even if nobody waits for it any more.
+    async fn run(
+        &'static self,
+        is_slow: &mut bool,
+        ask: impl FnOnce() -> io::Result<Vec<IpAddr>> + Send + 'static,
+    ) -> io::Result<Vec<IpAddr>> {
+        let places = if *is_slow { &self.slow } else { &self.usual };
+        let place = places.acquire().await.map_err(io::Error::other)?;
+        let began = Instant::now();
+        let asked = spawn_blocking(move || {
+            let _place = place;
+            ask()
+        });
+        let found = asked.await?;
+        *is_slow = began.elapsed() > SLOW;
+        found
     }
 }
 
@@ -78,12 +116,14 @@ struct Names {
     endpoints: Endpoints,
     refresh: Duration,
     known: HashMap<Arc<str>, Vec<IpAddr>>,
+    /// Why names could not be looked up the last time.
+    failures: BTreeMap<Arc<str>, String>,
     delivered: Option<Change>,
     turn: u64,
     _task: Option<Owned>,
 }
 
-/// What the names of a cluster came to.
+/// What some names of a cluster came to.
 pub(crate) struct Answer {
     cluster: String,
     turn: u64,
@@ -92,7 +132,7 @@ pub(crate) struct Answer {
 
 impl Dns {
     pub(crate) fn new(resolver: Resolver) -> Self {
-        // Every task sends one answer and then sleeps: a full queue holds a task back, and loses nothing.
+        // Every task sends what it has and then waits: a full queue holds a task back, and loses nothing.
         let (answers, incoming) = mpsc::channel(16);
         Dns { resolver, clusters: HashMap::new(), answers, incoming, turns: 0 }
     }
@@ -108,6 +148,7 @@ impl Dns {
             endpoints: Endpoints::default(),
             refresh: MIN_REFRESH,
             known: HashMap::new(),
+            failures: BTreeMap::new(),
             delivered: None,
             turn: 0,
             _task: None,
@@ -136,6 +177,7 @@ impl Dns {
         self.turns += 1;
         let hosts = hosts(endpoints);
         names.known.retain(|host, _| hosts.contains(host));
+        names.failures.clear();
         names.endpoints = endpoints.clone();
         names.refresh = refresh;
         names.turn = self.turns;
@@ -153,23 +195,28 @@ impl Dns {
     /// Takes in an answer; what the store is to be told of it.
     pub(crate) fn answered(&mut self, answer: Answer) -> Option<Change> {
         let names = self.clusters.get_mut(&answer.cluster).filter(|names| names.turn == answer.turn)?;
-        let mut errors = Vec::new();
         for (host, result) in answer.hosts {
-            match result {
+            let failure = match result {
                 Ok(addresses) if !addresses.is_empty() => {
+                    names.failures.remove(&host);
                     names.known.insert(host, one_family(addresses));
+                    continue;
                 }
-                Ok(_) => errors.push(format!("{host}: no addresses")),
-                Err(error) => errors.push(format!("{host}: {error}")),
-            }
-        }
-        if !errors.is_empty() {
-            tracing::warn!("cluster {}: {}", answer.cluster, errors.join("; "));
+                Ok(_) => format!("{host}: no addresses"),
+                Err(error) => format!("{host}: {error}"),
+            };
+            tracing::warn!("cluster {}: {failure}", answer.cluster);
+            names.failures.insert(host, failure);
         }
         let key = ResourceKey::new(ResourceType::Endpoints, format!("{PREFIX}{}", answer.cluster));
         let endpoints = resolved(&names.endpoints, &names.known);
-        let change = if endpoints.is_empty() && !errors.is_empty() {
-            let reason = format!("cluster {}: no name can be resolved: {}", answer.cluster, errors.join("; "));
+        let change = if endpoints.is_empty() && !names.failures.is_empty() {
+            if names.failures.len() < hosts(&names.endpoints).len() {
+                // Others have not answered yet.
+                return None;
+            }
+            let failures: Vec<&str> = names.failures.values().map(String::as_str).collect();
+            let reason = format!("cluster {}: no name can be resolved: {}", answer.cluster, failures.join("; "));
             Change::Absent(key, reason.into())
         } else {
             Change::Put(key, Resource::Endpoints(Arc::new(endpoints)))
@@ -243,19 +290,44 @@ struct Task {
 }
 
 impl Task {
+    /// Each name goes its own way, so that one which hangs holds up no other; what comes in together is told together.
     async fn run(self) {
+        let mut lookups = JoinSet::new();
+        for host in &self.hosts {
+            lookups.spawn(look_up(self.resolver.clone(), Arc::clone(host), false, None));
+        }
         loop {
-            let mut hosts = Vec::with_capacity(self.hosts.len());
-            for host in &self.hosts {
-                hosts.push((Arc::clone(host), (self.resolver.0)(host).await));
+            let mut hosts = Vec::new();
+            // Where there are no names, the addresses are told once.
+            let mut ended = lookups.join_next().await;
+            while let Some(looked_up) = ended {
+                if let Ok((host, is_slow, result)) = looked_up {
+                    let pause = Some(self.refresh);
+                    lookups.spawn(look_up(self.resolver.clone(), Arc::clone(&host), is_slow, pause));
+                    hosts.push((host, result));
+                }
+                ended = lookups.try_join_next();
             }
             let answer = Answer { cluster: self.cluster.clone(), turn: self.turn, hosts };
-            if self.answers.send(answer).await.is_err() || self.hosts.is_empty() {
+            if self.answers.send(answer).await.is_err() || lookups.is_empty() {
                 return;
             }
-            tokio::time::sleep(self.refresh).await;
         }
     }
+}
+
+/// Looks a name up after a pause: the name, whether it was slow, and its addresses.
+async fn look_up(
+    resolver: Resolver,
+    host: Arc<str>,
+    mut is_slow: bool,
+    pause: Option<Duration>,
+) -> (Arc<str>, bool, io::Result<Vec<IpAddr>>) {
+    if let Some(pause) = pause {
+        sleep(pause).await;
+    }
+    let result = resolver.look_up(Arc::clone(&host), &mut is_slow).await;
+    (host, is_slow, result)
 }
 
 #[cfg(test)]
@@ -331,6 +403,79 @@ mod tests {
         let answer = dns.recv().await.unwrap();
         let expected = "dns:c absent: cluster c: no name can be resolved: a.b: no such name";
         assert_eq!(shown(dns.answered(answer)), expected);
+    }
+
+    /// A resolver for which `hangs` never answers, `late` does after a minute, `gone` does not exist, and others count how often
+    /// they were looked up.
+    fn various() -> Resolver {
+        let turns = Arc::new(Mutex::new(HashMap::<String, u8>::new()));
+        Resolver::new(move |name| {
+            let (name, turns) = (name.to_owned(), Arc::clone(&turns));
+            async move {
+                match &*name {
+                    "hangs" => std::future::pending().await,
+                    "late" => sleep(Duration::from_secs(60)).await,
+                    "gone" => return Err(io::Error::other("no such name")),
+                    _ => {}
+                }
+                let mut turns = turns.lock().unwrap();
+                let turn = turns.entry(name).or_default();
+                *turn += 1;
+                Ok(vec![IpAddr::from([10, 0, 0, *turn])])
+            }
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_never_answers_holds_up_no_other() {
+        let mut dns = Dns::new(various());
+        dns.subscribe("c", Some(&cluster(&[("good", 80), ("hangs", 81), ("gone", 82)])));
+        let began = Instant::now();
+        let mut next = async || {
+            let answer = dns.recv().await.unwrap();
+            shown(dns.answered(answer))
+        };
+        assert_eq!(next().await, "10.0.0.1:80");
+        assert!(began.elapsed() < Duration::from_secs(1));
+        assert_eq!(next().await, "10.0.0.2:80");
+        assert!(began.elapsed() < Duration::from_secs(61), "looked up again in time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_no_name_can_be_found_is_told_when_all_have_answered() {
+        let mut dns = Dns::new(various());
+        dns.subscribe("c", Some(&cluster(&[("gone", 80), ("late", 81)])));
+        let mut told = Vec::new();
+        while told.last().is_none_or(|told| told == "nothing") {
+            let answer = dns.recv().await.unwrap();
+            told.push(shown(dns.answered(answer)));
+        }
+        assert_eq!(told[0], "nothing");
+        assert_eq!(told.last().unwrap(), "10.0.0.1:81");
+    }
+
+    #[tokio::test]
+    async fn names_that_hang_hold_up_each_other_and_nobody_else() {
+        static PLACES: Places = Places { usual: Semaphore::const_new(1), slow: Semaphore::const_new(1) };
+        let hang = || {
+            let (end, ended) = std::sync::mpsc::channel::<()>();
+            let wait = move || {
+                _ = ended.recv();
+                Err(io::Error::other("no answer"))
+            };
+            (end, tokio::spawn(async move { PLACES.run(&mut true, wait).await }))
+        };
+        let [(end, first), (_, second)] = [hang(), hang()];
+        tokio::task::yield_now().await;
+        assert_eq!(PLACES.slow.available_permits(), 0);
+        let ip = IpAddr::from([10, 0, 0, 1]);
+        assert_eq!(PLACES.run(&mut false, move || Ok(vec![ip])).await.unwrap(), [ip]);
+        // It keeps its place as long as it keeps its thread, whoever still waits for it.
+        first.abort();
+        _ = first.await;
+        assert_eq!(PLACES.slow.available_permits(), 0);
+        drop(end);
+        assert!(second.await.unwrap().is_err());
     }
 
     #[tokio::test(start_paused = true)]
