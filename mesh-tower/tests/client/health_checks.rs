@@ -25,6 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::{Fixed, route_to};
+use mesh_core::model::Cluster;
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::testing::resources::inline_cluster;
 use mesh_core::xds::decode::{Options, decode};
@@ -152,18 +153,24 @@ fn grpc() -> HealthChecker {
     HealthChecker::GrpcHealthCheck(GrpcHealthCheck::default())
 }
 
-/// A client of these endpoints, with what a control plane says of their cluster.
-fn mesh(endpoints: &[SocketAddr], change: impl FnOnce(&mut pb::Cluster)) -> Mesh {
+/// A cluster of these endpoints, with what a control plane says of it.
+fn cluster(name: &str, endpoints: &[SocketAddr], change: impl FnOnce(&mut pb::Cluster)) -> Cluster {
     let hosts: Vec<String> = endpoints.iter().map(|at| at.ip().to_string()).collect();
     let addresses: Vec<_> = hosts.iter().zip(endpoints).map(|(host, at)| (host.as_str(), at.port())).collect();
-    let mut cluster = inline_cluster("web.shop", DiscoveryType::Static, &addresses);
+    let mut cluster = inline_cluster(name, DiscoveryType::Static, &addresses);
     cluster.common_lb_config =
         Some(CommonLbConfig { healthy_panic_threshold: Some(Percent { value: 0.0 }), ..Default::default() });
     change(&mut cluster);
     let decoded = decode(ResourceType::Cluster, &cluster.encode_to_vec(), &Options::default()).unwrap();
     assert!(decoded.ignored.is_empty(), "{:?}", decoded.ignored);
     let Resource::Cluster(cluster) = decoded.resource else { panic!("a cluster") };
-    let source = Fixed::new().routes("web.shop:80", vec![route_to("web.shop")]).cluster((*cluster).clone());
+    (*cluster).clone()
+}
+
+/// A client of these endpoints, with what a control plane says of their cluster.
+fn mesh(endpoints: &[SocketAddr], change: impl FnOnce(&mut pb::Cluster)) -> Mesh {
+    let cluster = cluster("web.shop", endpoints, change);
+    let source = Fixed::new().routes("web.shop:80", vec![route_to("web.shop")]).cluster(cluster);
     Mesh::builder().source(source).start().unwrap()
 }
 
@@ -286,6 +293,40 @@ async fn checks_share_connections_with_requests_unless_they_are_to_have_their_ow
             false => assert!(connections >= 5, "{connections}"),
         }
     }
+}
+
+#[tokio::test]
+async fn checks_that_hang_hold_up_those_of_no_other_cluster() {
+    let (well, taken) = (Server::new().await, Arc::new(AtomicU32::new(0)));
+    let mut hanging = Vec::new();
+    for _ in 0..110 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        hanging.push(listener.local_addr().unwrap());
+        let taken = Arc::clone(&taken);
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                held.push(stream);
+                taken.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    let checked = |name: &str, endpoints: &[SocketAddr]| {
+        cluster(name, endpoints, |cluster| {
+            let timeout = Some(ProtoDuration { seconds: 3600, nanos: 0 });
+            cluster.health_checks.push(core::HealthCheck { timeout, ..every_20_ms(http()) });
+        })
+    };
+    let source = Fixed::new()
+        .routes("hanging.shop:80", vec![route_to("hanging.shop")])
+        .cluster(checked("hanging.shop", &hanging))
+        .routes("web.shop:80", vec![route_to("web.shop")])
+        .cluster(checked("web.shop", &[well.at]));
+    let mesh = Mesh::builder().source(source).start().unwrap();
+    let _hanging = mesh.store().target("hanging.shop:80").unwrap();
+    until("as many hang as may", || taken.load(Ordering::SeqCst) >= 100).await;
+    ask(&mesh).await.unwrap();
+    until("the other is checked", || well.orders.checks() > 2).await;
 }
 
 #[tokio::test]
