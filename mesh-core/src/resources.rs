@@ -155,8 +155,8 @@ impl Resources {
     /// Counts one user less; `true` if it was the last. What is known stays until it is [forgotten](Resources::forget), for who
     /// wants it again before the source is told that nobody does.
     pub fn release(&mut self, key: &ResourceKey) -> bool {
-        let Some(entry) = self.entries.get_mut(key) else { return false };
-        entry.users = entry.users.saturating_sub(1);
+        let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.users > 0) else { return false };
+        entry.users -= 1;
         entry.users == 0
     }
 

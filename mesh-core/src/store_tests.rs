@@ -388,6 +388,19 @@ async fn a_target_that_goes_and_comes_back_before_the_source_is_told_is_known() 
     assert_eq!(send(&entry).unwrap(), "127.0.0.1:1");
 }
 
+#[tokio::test]
+async fn however_often_targets_come_and_go_between_two_looks_the_source_is_told_what_is_so_now() {
+    let (store, mut sink) = store_of_size(1);
+    let come = |names: &[&str]| names.iter().for_each(|name| drop(store.target(name).unwrap()));
+    let names = |keys: &[ResourceKey]| keys.iter().map(|key| key.name.to_string()).collect::<Vec<_>>();
+    come(&["a", "b", "a"]);
+    let told = sink.changed().await.unwrap();
+    assert_eq!((names(&told.subscribe), names(&told.unsubscribe)), (vec!["a".to_owned()], vec![]));
+    come(&["b", "a", "b"]);
+    let told = sink.changed().await.unwrap();
+    assert_eq!((names(&told.subscribe), names(&told.unsubscribe)), (vec!["b".to_owned()], vec!["a".to_owned()]));
+}
+
 #[tokio::test(start_paused = true)]
 async fn where_all_targets_are_held_new_ones_are_refused_and_it_is_not_looked_again_for_each() {
     let (store, _sink) = store_of_size(3);

@@ -233,10 +233,11 @@ impl Assembly {
         let mut progress = std::mem::take(&mut self.progress);
         progress.unsubscribe.iter().for_each(|key| self.resources.forget(key));
         // Dropped and wanted again, or wanted and dropped again, in between: the source need not know.
-        let dropped: HashSet<ResourceKey> = progress.unsubscribe.iter().cloned().collect();
-        let wanted: HashSet<ResourceKey> = progress.subscribe.iter().cloned().collect();
-        progress.subscribe.retain(|key| self.needed_by.contains_key(key) && !dropped.contains(key));
-        progress.unsubscribe.retain(|key| !self.needed_by.contains_key(key) && !wanted.contains(key));
+        let mut balance: HashMap<ResourceKey, i64> = HashMap::new();
+        progress.subscribe.iter().for_each(|key| *balance.entry(key.clone()).or_default() += 1);
+        progress.unsubscribe.iter().for_each(|key| *balance.entry(key.clone()).or_default() -= 1);
+        progress.subscribe.retain(|key| balance.get(key) == Some(&1) && balance.remove(key).is_some());
+        progress.unsubscribe.retain(|key| balance.get(key) == Some(&-1) && balance.remove(key).is_some());
         progress
     }
 
