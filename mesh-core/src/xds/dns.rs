@@ -210,8 +210,9 @@ impl Dns {
         }
         let key = ResourceKey::new(ResourceType::Endpoints, format!("{PREFIX}{}", answer.cluster));
         let endpoints = resolved(&names.endpoints, &names.known);
-        let change = if endpoints.is_empty() && !names.failures.is_empty() {
-            if names.failures.len() < hosts(&names.endpoints).len() {
+        let all = hosts(&names.endpoints).len();
+        let change = if endpoints.is_empty() && all > 0 {
+            if names.failures.len() < all {
                 // Others have not answered yet.
                 return None;
             }
