@@ -36,6 +36,8 @@ pub struct MergedRule {
     subsets: Vec<Placed<Subset>>,
     /// Why nobody knows what it says: its object is wrong.
     refused: Option<Arc<str>>,
+    /// Whether nobody knows its host either.
+    is_for_any: bool,
 }
 
 /// A part of a rule, and the object that says it: a rule may be made of several.
@@ -102,9 +104,11 @@ impl DestinationRules {
         let by_namespace = merged
             .into_iter()
             .map(|(namespace, mut rules)| {
-                // What is for some clients only goes before what is for all. A wrong one may say anything of its host.
+                // What is for some clients only goes before what is for all. A wrong one may say anything of its host, and that of
+                // one without a host may be any.
                 rules.sort_by_key(|rule| {
-                    (Reverse(specificity(&rule.host)), rule.refused.is_none(), rule.selector.is_empty())
+                    let is_right = rule.refused.is_none();
+                    (!rule.is_for_any, Reverse(specificity(&rule.host)), is_right, rule.selector.is_empty())
                 });
                 (namespace, rules.into_iter().map(Arc::new).collect())
             })
@@ -113,7 +117,8 @@ impl DestinationRules {
     }
 
     /// The rule in force for a service: of the client's namespace, else of the service's, else of the root
-    /// namespace (Istio: push_context.go); of one namespace, that of the most specific host.
+    /// namespace (Istio: push_context.go); of one namespace, that of the most specific host. One that is wrong, and of no known
+    /// namespace, may be of any.
     pub fn find(&self, host: &str, service_namespace: &str, view: &View) -> Option<&Arc<MergedRule>> {
         let client = &*view.namespace;
         let own = || self.of_namespace(client).find(|rule| covers(&rule.host, host) && rule.is_for(&view.labels));
@@ -121,8 +126,9 @@ impl DestinationRules {
             self.of_namespace(namespace)
                 .find(|rule| covers(&rule.host, host) && rule.selector.is_empty() && rule.visibility.includes(client))
         };
-        let own = (*client != *self.root).then(own).flatten();
-        own.or_else(|| exported(service_namespace)).or_else(|| exported(&self.root))
+        let anywhere = self.of_namespace("").find(|rule| covers(&rule.host, host));
+        let own = || (*client != *self.root).then(own).flatten();
+        anywhere.or_else(own).or_else(|| exported(service_namespace)).or_else(|| exported(&self.root))
     }
 
     /// The rules for this host in these namespaces and in the root namespace, whoever sees them.
@@ -550,21 +556,31 @@ fn single(object: &Object<DestinationRule>) -> MergedRule {
         policy: spec.traffic_policy.clone().map(|part| Placed { part, origin: meta.origin.clone() }),
         subsets: spec.subsets.iter().map(|part| Placed { part: part.clone(), origin: meta.origin.clone() }).collect(),
         refused: None,
+        is_for_any: false,
     }
 }
 
 /// What is known of a wrong object: its host, or those that it may be for.
 fn refused_rules(object: &Refused) -> Vec<MergedRule> {
-    let Governs::Hosts { hosts, export_to, selector } = &object.governs else { return Vec::new() };
-    let hosts = hosts.iter().filter(|_| object.meta.kind == ObjectKind::DestinationRule);
-    let rules = hosts.map(|host| MergedRule {
-        host: in_namespace(host, &object.meta.namespace),
+    let namespace = &object.meta.namespace;
+    let (hosts, visibility, selector) = match &object.governs {
+        _ if object.meta.kind != ObjectKind::DestinationRule => return Vec::new(),
+        Governs::Hosts { hosts, export_to, selector } => {
+            let hosts: Vec<String> = hosts.iter().map(|host| in_namespace(host, namespace)).collect();
+            (hosts, Visibility::new(export_to.iter().map(String::as_str), namespace), selector.clone())
+        }
+        Governs::AnyHost => (vec!["*".to_owned()], Visibility::All, BTreeMap::new()),
+        _ => return Vec::new(),
+    };
+    let rules = hosts.into_iter().map(|host| MergedRule {
+        host,
         meta: object.meta.clone(),
-        visibility: Visibility::new(export_to.iter().map(String::as_str), &object.meta.namespace),
+        visibility: visibility.clone(),
         selector: selector.clone(),
         policy: None,
         subsets: Vec::new(),
         refused: Some(object.answer()),
+        is_for_any: object.governs == Governs::AnyHost,
     });
     rules.collect()
 }

@@ -353,6 +353,45 @@ async fn what_cannot_be_read_and_is_no_guard_by_its_text_guards_nobody() {
     }
 }
 
+/// Calls that it secures would go out in plaintext without it.
+#[tokio::test]
+async fn what_may_be_a_rule_for_tls_closes_its_hosts_or_else_all_that_it_may_be_for() {
+    let rule = rule("DestinationRule", "spec: {host: reviews, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}");
+    let broken = rule.replace("spec: {", "spec: {{");
+    let full = "host: reviews.shop.svc.cluster.local";
+    let (its, all, none) = ((true, false), (true, true), (false, false));
+    for (text, closed) in [
+        (broken.clone(), its),
+        (broken.replace("host: reviews", full), its),
+        (broken.replace("host: reviews", "host: 'reviews'"), its),
+        (broken.replace("DestinationRule", "DestinatonRule"), its),
+        (broken.replace("kind: ", "kind: &k "), its),
+        (rule.replace("host: reviews", "host: reviews, host: reviews"), its),
+        (rule.replace("networking.istio.io/v1", "v1"), its),
+        (format!("apiVersion: v1\nkind: List\nitmes:\n- {}\n", rule.trim_end().replace('\n', "\n  ")), its),
+        (broken.replace("host: reviews", "host: '*.shop.svc.cluster.local'"), all),
+        (rule.replace("host: reviews", "host: *.shop.svc.cluster.local"), all),
+        // Which host it is for cannot be read.
+        (broken.replace("host: reviews", "host: &h reviews"), all),
+        (broken.replace("host: reviews", "hosts: reviews"), all),
+        // Nor of which namespace it is.
+        (broken.replace("namespace: shop", "namespace: &n shop").replace("host: reviews", full), its),
+        (broken.replace("namespace: shop", "namespace: &n shop"), all),
+        (broken.replace("{name: a, namespace: shop}", "\n  name: a\n  namespace:\n    shop"), all),
+        // It is another host in another namespace.
+        (broken.replace(", namespace: shop", ""), none),
+        (broken.replace("tls: {mode: ISTIO_MUTUAL}", "retryBudget: {percent: 1}"), none),
+        (broken.replace("DestinationRule", "VirtualService"), none),
+    ] {
+        let started = started("rule.yaml", text.as_bytes(), |options| options);
+        let is_closed = |target: &str| {
+            started.routes(target).contains("DestinationRule ") && started.routes(target).contains("rule.yaml:")
+        };
+        assert_eq!((is_closed("reviews:80"), is_closed("ratings:80")), closed, "{text}");
+        assert!(!started.plane.wrong().is_empty() && started.guarded().is_empty(), "{text}");
+    }
+}
+
 #[tokio::test]
 async fn a_guard_that_becomes_unreadable_leaves_its_last_good_state_in_force() {
     // PERMISSIVE is in nobody's way: whoever is refused is so because of what cannot be read.

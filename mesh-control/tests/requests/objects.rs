@@ -51,6 +51,42 @@ async fn rules_whose_export_to_says_nothing_fail_for_everybody() {
     }
 }
 
+/// Nobody can tell what of the calls it secures.
+#[tokio::test]
+async fn a_host_whose_rule_for_tls_is_no_yaml_fails_with_the_reason_and_others_go_on() {
+    let up = server("up").await;
+    let services = entry("default", "web.example.com", "", up)
+        + &entry("default", "api.example.com", "", up).replace("{name: web", "{name: api")
+        + &entry("other", "own.example.com", "", up);
+    let rule = |host: &str, policy: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: a, namespace: default}}\n\
+             spec:\n  host: {host}\n  trafficPolicy: {{{policy}, retryBudget: {{percent: .nan}}}}\n"
+        )
+    };
+    let tls = "tls: {mode: SIMPLE}";
+    let balanced = "loadBalancer: {simple: RANDOM}";
+    for (namespace, rule, closed) in [
+        ("default", rule("web.example.com", tls), &["web"][..]),
+        ("default", rule("web.example.com", &format!("{tls}, {tls}")), &["web"]),
+        ("default", rule("'*.example.com'", tls), &["web", "api", "own"]),
+        ("default", rule("&host web.example.com", tls), &["web", "api", "own"]),
+        ("other", rule("&host web.example.com", tls), &["web", "api"]),
+        ("default", rule("web.example.com", balanced), &[]),
+    ] {
+        let world = World::of_file_in(namespace, &format!("{services}{rule}")).await;
+        for name in ["web", "api", "own"] {
+            let answer = world.get(&format!("http://{name}.example.com/")).await.unwrap();
+            let is_closed = closed.contains(&name);
+            assert_eq!(answer.status, if is_closed { 503 } else { 200 }, "{namespace}, {name}: {rule}: {answer:?}");
+            let reason =
+                "DestinationRule without a name in default is wrong, and no good state of it is known: config.yaml:";
+            let line = answer.body.split_once(reason).map(|(_, line)| line.starts_with(|c: char| c.is_ascii_digit()));
+            assert_eq!(line, is_closed.then_some(true), "{namespace}, {name}: {rule}: {answer:?}");
+        }
+    }
+}
+
 /// What stands behind a rule may let through what its delegate does not.
 #[tokio::test]
 async fn a_rule_whose_delegate_is_none_answers_with_the_reason_and_does_not_fall_through() {

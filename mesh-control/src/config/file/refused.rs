@@ -65,6 +65,9 @@ pub enum Governs {
         /// Of clients with these labels; empty means all.
         selector: BTreeMap<String, String>,
     },
+    /// Its host cannot be read: requests to any host of its namespace, and those of its namespace's clients to any host. Without a
+    /// namespace, all requests.
+    AnyHost,
     /// What another VirtualService delegates to it.
     Delegated,
     /// Requests to what it is attached to.

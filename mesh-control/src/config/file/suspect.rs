@@ -1,10 +1,9 @@
-//! Documents of which nobody can tell what they are: whether one of them may guard workloads.
+//! Documents of which nobody can tell what they are: whether one of them may guard workloads, or secure calls.
 //!
 //! What may be an object of security guards the namespace that is written in it, or else everybody. What it is comes from
 //! its words: those after `kind:`, and where no kind can be read, any that name such an object. What may be the settings of the
-//! mesh counts as those, which are wrong.
+//! mesh counts as those, which are wrong; and a DestinationRule that speaks of TLS, as one that is wrong for its host.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use super::refused::{FAIL_OPEN, Governs, Refused};
 use super::workloads::Workloads;
 use super::{Meta, is_namespace};
 use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
+use crate::config::istio::names::host_fault;
 use crate::config::node::{Node, Value};
 use crate::config::spelling::{is_like, nearest};
 use crate::config::support::ObjectKind;
@@ -105,7 +105,47 @@ pub(super) fn in_nodes<'n>(
 }
 
 fn suspects(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Vec<Refused> {
-    suspect(words, source, finding).into_iter().chain(settings(words, source, finding)).collect()
+    let found = suspect(words, source, finding).into_iter().chain(settings(words, source, finding));
+    found.chain(secured(words, source, finding)).collect()
+}
+
+/// A DestinationRule that may ask for TLS: without it, calls to its host would go out in plaintext.
+fn secured(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<Refused> {
+    let is_rule = |kind: &str| is_like(kind, ObjectKind::DestinationRule.name());
+    let rule = |word: &&Word<'_>| is_rule(word.text);
+    let rules = || words.iter().filter(|word| word.is_kind()).filter(rule);
+    let kind = rules().next().or_else(|| words.iter().find(rule))?;
+    if is_another(words, |kind| kind == "List" || is_rule(kind)) || words.iter().all(|word| word.text != "tls") {
+        return None;
+    }
+    let namespace = match words.iter().any(|word| is_namespace_key(word.text)) {
+        true => namespace(words, is_rule).unwrap_or_default(),
+        false => "default",
+    };
+    let written: Vec<&Word<'_>> = words.iter().filter(|word| word.key == Some("host")).collect();
+    // A short one belongs to its namespace.
+    let is_read = |host: &Word<'_>| {
+        host.is_plain && host_fault(host.text).is_none() && (host.text.contains('.') || !namespace.is_empty())
+    };
+    let are_read = !written.is_empty() && written.len() >= rules().count() && written.iter().all(|host| is_read(host));
+    Some(Refused {
+        meta: unknown(ObjectKind::DestinationRule, namespace, source, kind.span),
+        reason: Arc::from(finding.in_short()),
+        place: finding.span(),
+        governs: match are_read {
+            true => Governs::Hosts {
+                hosts: written.iter().map(|host| host.text.to_owned()).collect(),
+                export_to: Vec::new(),
+                selector: Default::default(),
+            },
+            false => Governs::AnyHost,
+        },
+        is_whole: false,
+        is_identified: false,
+        delegates: Vec::new(),
+        grants: Default::default(),
+        at_gateways: Default::default(),
+    })
 }
 
 /// The settings of the mesh, where a document may be the ConfigMap that has them. Without them everything would fall to defaults:
@@ -115,6 +155,20 @@ fn settings(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option
     let kind = words.iter().find(is_config_map).filter(|_| !is_another(words, |kind| is_like(kind, "ConfigMap")))?;
     let is_named = words.iter().any(|word| word.text == mesh_config::NAME);
     is_named.then(|| mesh_config::wrong(mesh_config::meta(source, kind.span), Some(finding)))
+}
+
+fn is_namespace_key(key: &str) -> bool {
+    key != "namespaces" && nearest(key, &["namespace"]).is_some()
+}
+
+/// The namespace of a document's objects, where it is written. Each has to name its own, and all of them the same one.
+fn namespace<'t>(words: &[Word<'t>], is_meant: impl Fn(&str) -> bool) -> Option<&'t str> {
+    let of_kind = words.iter().filter(|word| word.is_kind() && word.text != "List");
+    let objects = of_kind.filter(|word| word.is_outer || is_meant(word.text)).count();
+    let written: Vec<&Word<'t>> = words.iter().filter(|word| word.key.is_some_and(is_namespace_key)).collect();
+    let only = written.first().map(|word| word.text).filter(|only| is_namespace(only))?;
+    let are_one = written.iter().all(|word| word.is_plain && word.text == only);
+    (written.len() >= objects && are_one).then_some(only)
 }
 
 /// Whether a document says plainly that it is something else than what is asked about.
@@ -140,15 +194,8 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
     let found = found.or_else(|| Some((ObjectKind::WasmPlugin, plugin()?.span)));
     let found = found.or_else(|| Some((ObjectKind::RequestRules, rules()?.span)));
     let (kind, span) = found.or_else(|| if is_another(words, |_| false) { None } else { named().or_else(of_group) })?;
-    // Each object has to name its own, and all of them the same one.
-    let objects =
-        of_kind().filter(|word| word.text != "List" && (word.is_outer || guard_like(word.text).is_some())).count();
-    let is_namespace_key = |key: &str| key != "namespaces" && nearest(key, &["namespace"]).is_some();
-    let written = words.iter().filter(|word| word.key.is_some_and(is_namespace_key)).map(|word| word.text);
-    let written: Vec<&str> = written.collect();
-    let namespaces: BTreeSet<&str> = written.iter().copied().collect();
-    let namespace = namespaces.first().filter(|only| namespaces.len() == 1 && is_namespace(only));
-    let namespace = namespace.filter(|_| written.len() >= objects && !is_for_all(kind)).copied().unwrap_or_default();
+    let written = namespace(words, |kind| guard_like(kind).is_some());
+    let namespace = written.filter(|_| !is_for_all(kind)).unwrap_or_default();
     let everybody = Workloads::Labelled(Default::default());
     Some(Refused {
         meta: unknown(kind, namespace, source, span),
@@ -188,8 +235,12 @@ fn words<'t>(line: &'t str, number: u32, start: usize, into: &mut Vec<Word<'t>>)
     let is_outer = !line.starts_with([' ', '\t', '-', '{']);
     let (mut rest, mut column, mut key) = (line, 1, None);
     while let Some(at) = rest.find(is_word) {
+        // `*.example.com` is one word.
         let (before, after) = rest.split_at(at);
-        let (text, after) = after.split_at(after.find(|c| !is_word(c)).unwrap_or(after.len()));
+        let is_wild = key == Some("host") && before.ends_with('*') && after.starts_with('.');
+        let (before, after) = rest.split_at(at - usize::from(is_wild));
+        let length = after.find(|c| !is_word(c) && !(is_wild && c == '*')).unwrap_or(after.len());
+        let (text, after) = after.split_at(length);
         column += before.chars().count();
         let (first, end) = (start + line.len() - after.len() - text.len(), start + line.len() - after.len());
         let span = Span { line: number, column: small(column), start: small(first), end: small(end) };
