@@ -232,6 +232,24 @@ impl<'a> Decoder<'a> {
         }
     }
 
+    /// Reads a field that may be absent, by either of its names.
+    pub fn optional_by<T: Decode + Default>(
+        &mut self,
+        node: &Node,
+        name: &'static str,
+        other: &'static str,
+    ) -> Option<T> {
+        match (node.get(name), node.get(other)) {
+            (Some(_), Some(value)) => {
+                let message = format!("only one of `{name}` and `{other}` can be set: they are one field");
+                self.error(value.span, Code::InvalidValue, message);
+                None
+            }
+            (None, Some(_)) => self.optional(node, other),
+            _ => self.optional(node, name),
+        }
+    }
+
     /// Reads a field that must be there.
     pub fn required<T: Decode>(&mut self, node: &Node, name: &'static str) -> Option<T> {
         match node.get(name) {
@@ -273,12 +291,15 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// Declares messages: `field: Type = "jsonName" required,`.
+/// Declares messages: `field: Type = "jsonName" required,`; or `= "jsonName" | "other_name",` where it may be written by another name.
 macro_rules! message {
     ($(
         $(#[doc = $doc:literal])*
         $vis:vis struct $name:ident {
-            $($(#[doc = $field_doc:literal])* $field:ident : $ty:ty = $json:literal $($required:ident)?,)*
+            $(
+                $(#[doc = $field_doc:literal])*
+                $field:ident : $ty:ty = $json:literal $(| $other:literal)? $($required:ident)?,
+            )*
         }
     )+) => {$(
         $(#[doc = $doc])*
@@ -294,8 +315,8 @@ macro_rules! message {
                 node: &$crate::config::node::Node,
                 d: &mut $crate::config::decode::Decoder<'_>,
             ) -> Option<Self> {
-                d.message(node, &[$($json),*])?;
-                $(let $field = $crate::config::decode::message!(@read d, node, $json $(, $required)?);)*
+                d.message(node, &[$($json $(, $other)?),*])?;
+                $(let $field = $crate::config::decode::message!(@read d, node, $json $(| $other)? $(, $required)?);)*
                 Some(Self { span: node.span, $($field: $field?,)* })
             }
 
@@ -304,18 +325,27 @@ macro_rules! message {
             }
 
             fn schema() -> $crate::config::schema::Schema {
-                $crate::config::schema::Schema::Object(vec![$($crate::config::schema::Field {
-                    name: $json,
-                    about: concat!($($field_doc),*),
-                    is_required: $crate::config::decode::message!(@is_required $($required)?),
-                    schema: <$ty as $crate::config::decode::Decode>::schema(),
-                }),*])
+                $crate::config::schema::Schema::Object(vec![$(
+                    $crate::config::schema::Field {
+                        name: $json,
+                        about: concat!($($field_doc),*),
+                        is_required: $crate::config::decode::message!(@is_required $($required)?),
+                        schema: <$ty as $crate::config::decode::Decode>::schema(),
+                    },
+                    $($crate::config::schema::Field {
+                        name: $other,
+                        about: concat!("Another name of `", $json, "`."),
+                        is_required: false,
+                        schema: <$ty as $crate::config::decode::Decode>::schema(),
+                    },)?
+                )*])
             }
         }
     )+};
     (@is_required) => { false };
     (@is_required required) => { true };
     (@read $d:ident, $node:ident, $json:literal) => { $d.optional($node, $json) };
+    (@read $d:ident, $node:ident, $json:literal | $other:literal) => { $d.optional_by($node, $json, $other) };
     (@read $d:ident, $node:ident, $json:literal, required) => { $d.required($node, $json) };
 }
 pub(crate) use message;

@@ -869,6 +869,38 @@ spec:
         assert!(found[0].starts_with("t.yaml:5:3:"), "{found:?}");
     }
 
+    /// Istio's resource definitions have two fields by two names.
+    #[test]
+    fn a_field_of_two_names_is_read_by_either_and_not_by_both() {
+        let mirror = |fields: &str| {
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: a}}\n\
+                 spec: {{hosts: [b], http: [{{route: [{{destination: {{host: b}}}}], mirror: {{host: c}}, {fields}}}]}}\n"
+            )
+        };
+        let tokens = |fields: &str| {
+            format!(
+                "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: a}}\n\
+                 spec: {{jwtRules: [{{issuer: me, {fields}}}]}}\n"
+            )
+        };
+        let (file, said) = found(&mirror("mirror_percent: 7"));
+        assert!(said.is_empty(), "{said:?}");
+        assert_eq!(objects(file).virtual_services[0].spec.http[0].mirror_percent, Some(7));
+        let uri = "https://me.example.com/keys";
+        let (file, said) = found(&tokens(&format!("jwks_uri: '{uri}'")));
+        assert!(said.is_empty(), "{said:?}");
+        let rule = &objects(file).request_authentications[0].spec.jwt_rules[0];
+        assert_eq!(rule.jwks_uri.as_deref(), Some(uri));
+        for (text, names) in [
+            (mirror("mirror_percent: 7, mirrorPercent: 7"), "`mirrorPercent` and `mirror_percent`"),
+            (tokens("jwksUri: 'https://a/a', jwks_uri: 'https://a/a'"), "`jwksUri` and `jwks_uri`"),
+        ] {
+            let (file, said) = found(&text);
+            assert!(file.rejected && said.len() == 1 && said[0].contains(names), "{said:?}");
+        }
+    }
+
     #[test]
     fn a_document_without_a_kind_is_no_object() {
         for text in ["apiVersion: v1\nkind: Servce\n", "a: 1", "- 1", "just words", "apiVersion: 3\nkind: Service\n"] {

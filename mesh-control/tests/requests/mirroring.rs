@@ -149,6 +149,7 @@ async fn as_many_requests_are_copied_as_is_written() {
         // 50 expected, within four times the standard deviation.
         (format!("{MIRROR}    mirrorPercentage: {{value: 50}}\n"), 30..=70),
         (format!("{MIRROR}    mirrorPercent: 50\n"), 30..=70),
+        (format!("{MIRROR}    mirror_percent: 50\n"), 30..=70),
         ("    mirrors: [{destination: {host: copy.example.com}, percentage: {value: 50}}]\n".to_owned(), 30..=70),
         ("    mirrors: [{destination: {host: copy.example.com}}, {destination: {host: copy.example.com, subset: v1}}]\n".to_owned(), 200..=200),
     ] {

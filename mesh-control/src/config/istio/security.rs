@@ -65,7 +65,7 @@ message! {
         /// For whom its tokens are.
         audiences: Vec<String> = "audiences",
         /// Where its keys are.
-        jwks_uri: Option<String> = "jwksUri",
+        jwks_uri: Option<String> = "jwksUri" | "jwks_uri",
         /// Its keys.
         jwks: Option<String> = "jwks",
         /// Headers that have the token.

@@ -64,7 +64,7 @@ message! {
         /// Copies of the requests go there.
         mirrors: Vec<Mirror> = "mirrors",
         /// Deprecated form of `mirrorPercentage`.
-        mirror_percent: Option<u32> = "mirrorPercent",
+        mirror_percent: Option<u32> = "mirrorPercent" | "mirror_percent",
         /// How many are copied.
         mirror_percentage: Option<Percent> = "mirrorPercentage",
         /// Cross-origin rules.
