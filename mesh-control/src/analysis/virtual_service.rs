@@ -130,23 +130,19 @@ impl Checker<'_> {
         let splits: Vec<&Rule> = self.entry.rules.iter().filter(|rule| rule.route.route.len() > 1).collect();
         let is_known = self.entry.rules.iter().all(|rule| rule.refused.is_none());
         let by = HashedBy::from(by);
-        let hashes_otherwise = |rule: &&Rule| {
-            rule.route.route.iter().any(|to| {
+        let beside = |rule: &Rule| {
+            rule.route.route.iter().find_map(|to| {
                 let host = in_namespace(&to.destination.host, &rule.namespace);
                 let port = to.destination.port.as_ref().map_or(0, |port| port.number.0);
                 let subset = to.destination.subset.as_ref().map_or("", |subset| subset.value.as_str());
                 let key = ClusterKey { host: host.as_str().into(), port, subset: subset.into() };
                 let rules = self.policy.destination_rules.of_host(&host);
                 let mut hashed = rules.filter_map(|rule| rule.traffic_policy(&key, Around::default()).hashed_by);
-                hashed.any(|hashed| hashed != by)
+                hashed.find_map(|hashed| beside_split(&by, &hashed))
             })
         };
-        let message = match splits.iter().find(|rule| hashes_otherwise(rule)) {
-            Some(rule) => format!(
-                "a destination of {} has a `consistentHash` by something else: it counts for requests only that do not say \
-                 who makes them",
-                rule.written.field
-            ),
+        let message = match splits.iter().find_map(|rule| Some((rule, beside(rule)?))) {
+            Some((rule, what)) => format!("a destination of {} has a `consistentHash` by {what}", rule.written.field),
             None if splits.is_empty() && is_known => "without effect: no rule has several destinations".to_owned(),
             None => return,
         };
@@ -404,6 +400,18 @@ fn is_of_everyone(condition: &HttpMatch) -> bool {
         && condition.port.is_none()
         // Claims of a token are known to a gateway only.
         && !names.any(|name| name.starts_with('@'))
+}
+
+/// What is to be said of what a destination hashes by, beside a split that goes by this.
+fn beside_split(by: &HashedBy, hashed: &HashedBy) -> Option<&'static str> {
+    match (by, hashed) {
+        (HashedBy::Cookie { name, .. }, HashedBy::Cookie { name: other, ttl, .. }) if name == other => ttl.map(|_| {
+            "the same cookie with a `ttl`, which makes it with the first answer: a user's first request is split by chance, \
+             and those after it may go elsewhere"
+        }),
+        (HashedBy::Header(name), HashedBy::Header(other)) if name.eq_ignore_ascii_case(other) => None,
+        _ => Some("something else: it counts for requests only that do not say who makes them"),
+    }
 }
 
 fn check_delegates(objects: &Objects, found: &mut Vec<Diagnostic>) {

@@ -91,11 +91,11 @@ fn a_mistyped_annotation_is_an_error_that_names_the_nearest_one_and_its_object_i
     assert!(said(VirtualService, "example.com/sticky-splt: x").is_empty(), "of others, everything passes");
 }
 
-/// What is said of a rule for `a.com` with this annotation and these destinations, under these other objects.
-fn said_of_split(destinations: &str, others: &str) -> Vec<String> {
+/// What is said of a rule for `a.com` that is split by this among these destinations, under these other objects.
+fn said_of_split(by: &str, destinations: &str, others: &str) -> Vec<String> {
     let text = format!(
         "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: x\n  annotations:\n    \
-         mesh-control/sticky-split: header=x-user\nspec: {{hosts: [a.com], http: [{{route: [{destinations}]}}]}}\n---\n{others}"
+         mesh-control/sticky-split: {by}\nspec: {{hosts: [a.com], http: [{{route: [{destinations}]}}]}}\n---\n{others}"
     );
     let found = validate([("t.yaml", text.as_str())]);
     found.iter().map(ToString::to_string).filter(|line| line.contains("sticky-split")).collect()
@@ -105,21 +105,32 @@ fn said_of_split(destinations: &str, others: &str) -> Vec<String> {
 fn a_sticky_split_without_effect_is_told() {
     let two = "{destination: {host: a.com, port: {number: 1}}, weight: 1}, {destination: {host: a.com, port: {number: 2}}, weight: 1}";
     assert_eq!(
-        said_of_split("{destination: {host: a.com}}", ""),
+        said_of_split("header=x-user", "{destination: {host: a.com}}", ""),
         [
             "t.yaml:6:5: warning[ignored]: VirtualService default/x: metadata.annotations.mesh-control/sticky-split: without \
           effect: no rule has several destinations"
         ]
     );
-    let hashed_by = |header: &str| {
+    let hashed_by = |hash: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d}}\nspec: {{host: a.com, \
-             trafficPolicy: {{loadBalancer: {{consistentHash: {{httpHeaderName: {header}}}}}}}}}\n"
+             trafficPolicy: {{loadBalancer: {{consistentHash: {{{hash}}}}}}}}}\n"
         )
     };
-    assert_eq!(said_of_split(two, &hashed_by("x-user")), [""; 0]);
-    let found = said_of_split(two, &hashed_by("x-session"));
-    assert!(found.len() == 1 && found[0].contains("has a `consistentHash` by something else"), "{found:?}");
+    let (other, made) = ("by something else: it counts", "by the same cookie with a `ttl`, which makes it");
+    for (by, hash, expected) in [
+        ("header=x-user", "httpHeaderName: x-user", None),
+        ("header=x-user", "httpHeaderName: X-User", None),
+        ("header=x-user", "httpHeaderName: x-session", Some(other)),
+        ("cookie=user", "httpCookie: {name: user}", None),
+        ("cookie=user", "httpCookie: {name: user, ttl: 300s}", Some(made)),
+        ("cookie=user", "httpCookie: {name: user, ttl: 0s}", Some(made)),
+        ("cookie=user", "httpCookie: {name: session, ttl: 300s}", Some(other)),
+    ] {
+        let found = said_of_split(by, two, &hashed_by(hash));
+        assert_eq!(found.len(), usize::from(expected.is_some()), "{by}, {hash}: {found:?}");
+        assert!(expected.is_none_or(|expected| found[0].contains(expected)), "{by}, {hash}: {found:?}");
+    }
 }
 
 /// What is said of a text of this mesh, which has gRPC clients.
