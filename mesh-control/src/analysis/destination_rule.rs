@@ -8,6 +8,7 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions as config;
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::destination_rule::{DestinationRule, LoadBalancer, TlsMode, TrafficPolicy};
+use crate::config::istio::virtual_service::has_no_body;
 use crate::config::locate::locate;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
@@ -121,9 +122,22 @@ fn check_subsets(object: &Object<DestinationRule>, policy: &Policy, host: &str, 
     }
 }
 
-/// A stand-in that there is not, or that is the service itself.
+/// A stand-in that there is not, or that is the service itself; or an answer whose body is never sent.
 fn check_fallback(object: &Object<DestinationRule>, policy: &Policy, host: &str, found: &mut Vec<Diagnostic>) {
-    let Some(config::Fallback::Service { target, .. }) = &object.meta.extensions.fallback else { return };
+    let field = "metadata.annotations.mesh-control/fallback";
+    let target = match &object.meta.extensions.fallback {
+        None => return,
+        Some(config::Fallback::Service { target, .. }) => target,
+        Some(config::Fallback::Response { status, body }) => {
+            if has_no_body(u32::from(*status)) && !body.is_empty() {
+                let message = format!("without effect: an answer with status {status} has no body");
+                let origin = locate(&object.meta.origin, field);
+                let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+                found.push(finding.object(object.meta.id()).field(field));
+            }
+            return;
+        }
+    };
     let view = View::of_namespace(&object.meta.namespace);
     let Some((_, service)) = policy.services.find(host, &object.meta.namespace) else { return };
     let Some(rule) = policy.destination_rules.find(host, &service.namespace, &view) else { return };
@@ -140,7 +154,6 @@ fn check_fallback(object: &Object<DestinationRule>, policy: &Policy, host: &str,
         }
         false => "the service has no such subset or port".to_owned(),
     };
-    let field = "metadata.annotations.mesh-control/fallback";
     let message = format!("{message}: nothing stands in for it");
     let finding = Diagnostic::at(&locate(&object.meta.origin, field), Severity::Error, Code::UnknownReference, message);
     found.push(finding.object(object.meta.id()).field(field));

@@ -63,6 +63,20 @@ fn of_two_fields_for_one_thing_the_one_that_does_not_count_is_named() {
     ]);
 }
 
+#[test]
+fn a_body_of_an_answer_that_has_none_by_its_status_is_named() {
+    let answer = |status: u32| {
+        let route = format!("directResponse: {{status: {status}, body: {{string: x}}}}");
+        object("VirtualService", &format!("{{hosts: [web], http: [{{{route}}}]}}"))
+    };
+    let body = "http[0].directResponse.body: without effect";
+    check(&[
+        (&[SERVICES, &answer(204)], &["warning[ignored]", body, "status 204 has no body"]),
+        (&[SERVICES, &answer(304)], &["warning[ignored]", body, "status 304 has no body"]),
+    ]);
+    assert!(!said(&[SERVICES, &answer(200)]).iter().any(|line| line.contains(body)));
+}
+
 fn mesh(settings: &str) -> String {
     format!(
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: '{settings}'\n"

@@ -208,6 +208,23 @@ fn a_stand_in_that_there_is_not_is_an_error() {
 }
 
 #[test]
+fn an_answer_with_a_body_that_its_status_has_none_of_is_told() {
+    for (fallback, is_told) in [
+        ("'status=204, body=x'", true),
+        ("'status=304, body=x'", true),
+        ("status=204", false),
+        ("'status=200, body=x'", false),
+    ] {
+        let found = validate([("t.yaml", falling_back(fallback).as_str())]);
+        let found: Vec<String> =
+            found.iter().map(ToString::to_string).filter(|line| line.contains("mesh-control/fallback")).collect();
+        assert_eq!(found.len(), usize::from(is_told), "{fallback}: {found:?}");
+        let is_meant = |line: &String| line.starts_with("t.yaml:6:5: warning[ignored]") && line.contains("has no body");
+        assert!(found.iter().all(is_meant), "{fallback}: {found:?}");
+    }
+}
+
+#[test]
 fn a_fallback_is_an_aggregate_for_every_kind_of_client_and_an_answer_is_lost_on_grpc() {
     use crate::support::{Seen, client, grpc_client, plane_from};
     use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, LbPolicy};

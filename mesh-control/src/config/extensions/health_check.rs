@@ -1,5 +1,6 @@
 //! `mesh-control/health-check`: how clients ask the endpoints of a service whether they are well.
 
+use std::num::NonZeroU16;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -95,7 +96,7 @@ impl FromStr for HealthCheck {
         };
         let interval = time(&pairs, "interval")?.unwrap_or(Duration::from_secs(10));
         let host = pairs.get("host").map(str::to_owned);
-        if let Some(host) = host.as_deref().filter(|host| Authority::try_from(*host).is_err()) {
+        if let Some(host) = host.as_deref().filter(|host| !is_host(host)) {
             return Err(format!("host {} is not a host", quoted(host)));
         }
         Ok(HealthCheck {
@@ -123,8 +124,22 @@ impl FromStr for HealthCheck {
 fn path(pairs: &Pairs<'_>) -> Result<String, String> {
     match pairs.get("path") {
         None => Err("`path` is missing: protocol http asks for one".to_owned()),
-        Some(path) if path.starts_with('/') && PathAndQuery::try_from(path).is_ok() => Ok(path.to_owned()),
+        // What is behind a `#` would never be sent.
+        Some(path) if path.starts_with('/') && !path.contains('#') && PathAndQuery::try_from(path).is_ok() => {
+            Ok(path.to_owned())
+        }
         Some(path) => Err(format!("path {} is not a path", quoted(path))),
+    }
+}
+
+/// Whether it is a host, with a port or without, and nothing besides.
+fn is_host(text: &str) -> bool {
+    let Ok(authority) = Authority::try_from(text) else { return false };
+    let is_port = |port: &str| port.bytes().all(|c| c.is_ascii_digit()) && port.parse::<NonZeroU16>().is_ok();
+    match text.strip_prefix(authority.host()) {
+        Some(_) if authority.host().is_empty() => false,
+        Some(rest) => rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port),
+        None => false,
     }
 }
 
@@ -175,6 +190,10 @@ mod tests {
         assert_eq!((read.jitter, read.healthy_threshold, read.unhealthy_threshold), (Duration::from_secs(1), 1, 3));
         let read: HealthCheck = "protocol=grpc, service=a.B, host=b.shop, interval=5s, jitter=0s".parse().unwrap();
         assert_eq!((read.probe, read.jitter), (Probe::Grpc { service: "a.B".into() }, Duration::ZERO));
+        for host in ["a.shop", "a.shop:8080", "10.0.0.1:80", "[::1]", "[::1]:80"] {
+            let read: HealthCheck = format!("path=/, host={host}").parse().unwrap();
+            assert_eq!(read.host.as_deref(), Some(host));
+        }
         let read: HealthCheck = "path=/, statuses=200-299|404, reuseConnection=false".parse().unwrap();
         assert_eq!(read.probe, Probe::Http { path: "/".into(), statuses: vec![200..=299, 404..=404] });
         assert!(!read.reuse_connection && "protocol=tcp".parse::<HealthCheck>().unwrap().probe == Probe::Tcp);
@@ -190,6 +209,12 @@ mod tests {
             ("path=/, statuses=299-200", "statuses `299-200` is not a status from 100 to 599, or a range of them"),
             ("path=/, healthyThreshold=0", "healthyThreshold `0` is not a number from 1 to 1000"),
             ("path=/, host=a b", "host `a b` is not a host"),
+            ("path=/, host=u@h", "host `u@h` is not a host"),
+            ("path=/, host=a:99999", "host `a:99999` is not a host"),
+            ("path=/, host=a:0", "host `a:0` is not a host"),
+            ("path=/, host=a:", "host `a:` is not a host"),
+            ("path=/, host=:80", "host `:80` is not a host"),
+            ("path=/#x", "path `/#x` is not a path"),
             ("path=/, reuseConnection=no", "reuseConnection `no` is neither true nor false"),
             ("path=/, intervall=5s", "`intervall` is not known; did you mean `interval`?"),
         ] {

@@ -524,6 +524,11 @@ pub fn is_for_mesh<'a>(gateways: impl IntoIterator<Item = &'a str>) -> bool {
     gateways.peek().is_none() || gateways.any(|name| name == "mesh")
 }
 
+/// Whether answers with this status have no body (RFC 9110, 6.4.1).
+pub fn has_no_body(status: u32) -> bool {
+    matches!(status, 204 | 304)
+}
+
 /// Whether an operation on this header is one on the authority (Istio: translateHeadersOperations).
 pub fn is_authority(name: &str) -> bool {
     name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")

@@ -8,7 +8,7 @@ use mesh_core::model::PathRewrite;
 
 use super::{
     DirectResponse, Fault, FaultAbort, HeaderOperations, Headers, HttpRoute, RETRY_TOKENS, Redirect, RegexRewrite,
-    ResponseBody, Retry, Rewrite, decode_base64, grpc_status_code, is_authority, is_header_name,
+    ResponseBody, Retry, Rewrite, decode_base64, grpc_status_code, has_no_body, is_authority, is_header_name,
 };
 use crate::config::decode::{At, Decoder};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
@@ -137,6 +137,12 @@ impl Checker<'_, '_> {
         self.status(&answer.status, "directResponse.status");
         if let Some(body) = &answer.body {
             self.body(body);
+            let is_written = [&body.string, &body.bytes].into_iter().flatten().any(|text| !text.is_empty());
+            if is_written && has_no_body(answer.status.value) {
+                let message = format!("without effect: an answer with status {} has no body", answer.status.value);
+                let field = format!("{}.directResponse.body", self.path);
+                self.d.report_at(body.span, field, Severity::Warning, Code::Ignored, message);
+            }
         }
     }
 
