@@ -26,6 +26,9 @@ with line and column; `validate --for grpc` has what gRPC's own clients do inste
 
 \"Yes (1)\" is shown by what a request, a server or a connection experiences, in test 1 of [the list](#tests).
 \"No, and says so\": once for each target, in the log. Where a face leaves something to the client above or below it, nothing is logged.
+
+Headers of an application for its Envoy (`x-envoy-upstream-rq-timeout-ms`, `x-envoy-max-retries`, `x-envoy-retry-on`) have no effect: see
+[From a running Istio](migration.md#mixed-operation).
 ";
 
 const KINDS: [(ObjectKind, &str, &str); 3] = [
