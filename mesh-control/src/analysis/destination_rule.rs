@@ -13,8 +13,8 @@ use crate::config::locate::locate;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
 use crate::policy::view::View;
-use crate::registry::host::{covers, in_namespace};
-use crate::registry::{Discovery, ServicePort};
+use crate::registry::Discovery;
+use crate::registry::host::{covers, in_namespace, split_port};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in &objects.destination_rules {
@@ -122,12 +122,13 @@ fn check_subsets(object: &Object<DestinationRule>, policy: &Policy, host: &str, 
     }
 }
 
-/// A stand-in that there is not, or that is the service itself; or an answer whose body is never sent.
+/// Ports for which nothing stands in: of a service that there is not, that lacks them, or that is the same one; or an answer whose
+/// body is never sent.
 fn check_fallback(object: &Object<DestinationRule>, policy: &Policy, host: &str, found: &mut Vec<Diagnostic>) {
     let field = "metadata.annotations.mesh-control/fallback";
-    let target = match &object.meta.extensions.fallback {
+    let (target, subset) = match &object.meta.extensions.fallback {
         None => return,
-        Some(config::Fallback::Service { target, .. }) => target,
+        Some(config::Fallback::Service { target, subset }) => (target, subset),
         Some(config::Fallback::Response { status, body }) => {
             if has_no_body(u32::from(*status)) && !body.is_empty() {
                 let message = format!("without effect: an answer with status {status} has no body");
@@ -141,20 +142,28 @@ fn check_fallback(object: &Object<DestinationRule>, policy: &Policy, host: &str,
     let view = View::of_namespace(&object.meta.namespace);
     let Some((_, service)) = policy.services.find(host, &object.meta.namespace) else { return };
     let Some(rule) = policy.destination_rules.find(host, &service.namespace, &view) else { return };
-    let subsets = std::iter::once("").chain(rule.subset_names());
-    let keys = subsets.flat_map(|subset| {
-        let of_port = |port: &ServicePort| ClusterKey { host: host.into(), port: port.number, subset: subset.into() };
-        service.ports.iter().map(of_port).collect::<Vec<_>>()
-    });
-    let stand_ins: Vec<_> = keys.filter_map(|key| policy.fallback(rule, &key)).collect();
-    let message = match stand_ins.iter().any(|stand_in| policy.is_there(stand_in, &view)) {
-        true => return,
-        false if stand_ins.is_empty() => {
-            format!("{} is not a service that this namespace can call, or it is the same one", quoted(target))
-        }
-        false => "the service has no such subset or port".to_owned(),
+    let stand_in =
+        |port: u16, subset: &str| policy.fallback(rule, &ClusterKey { host: host.into(), port, subset: subset.into() });
+    let has_one = |port: u16| {
+        let mut all = std::iter::once("").chain(rule.subset_names()).filter_map(|subset| stand_in(port, subset));
+        all.any(|stand_in| policy.is_there(&stand_in, &view))
     };
-    let message = format!("{message}: nothing stands in for it");
+    let missing: Vec<u16> = service.ports.iter().map(|port| port.number).filter(|port| !has_one(*port)).collect();
+    let Some(first) = missing.first().copied() else { return };
+    let at = match split_port(target) {
+        Some((host, None)) => format!("{host}:{first}"),
+        _ => target.clone(),
+    };
+    let is_no_service = || format!("{} is not a service that this namespace can call", quoted(target));
+    let reason = match stand_in(first, "") {
+        Some(_) if !subset.is_empty() => "the service has no such subset".to_owned(),
+        Some(_) => is_no_service(),
+        None if policy.resolve(&at, &view).is_some() => "it is the service itself".to_owned(),
+        None => policy.absence(&at, &view).unwrap_or_else(is_no_service),
+    };
+    let numbers = missing.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+    let ports = if missing.len() == 1 { "port" } else { "ports" };
+    let message = format!("{reason}: nothing stands in for {ports} {numbers}");
     let finding = Diagnostic::at(&locate(&object.meta.origin, field), Severity::Error, Code::UnknownReference, message);
     found.push(finding.object(object.meta.id()).field(field));
 }

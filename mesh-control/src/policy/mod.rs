@@ -503,7 +503,7 @@ impl Policy {
     }
 
     /// What a rule says of a cluster that has nothing healthy. The service is named as a client in the rule's namespace
-    /// would call it, by default at the same port; nothing stands in for itself.
+    /// would call it, by default at the same port, or else at its only one; nothing stands in for itself.
     pub fn fallback(&self, rule: &MergedRule, key: &ClusterKey) -> Option<Fallback> {
         let (target, subset) = match rule.meta.extensions.fallback.as_ref()? {
             config::Fallback::Response { status, body } => {
@@ -513,11 +513,22 @@ impl Policy {
             config::Fallback::Service { target, subset } => (target, subset),
         };
         let view = View::of_namespace(&rule.meta.namespace);
-        let (host, port) = split_port(target)?;
-        let at_same_port = || self.resolve(&format!("{host}:{}", key.port), &view);
-        let address = port.is_none().then(at_same_port).flatten().or_else(|| self.resolve(target, &view))?;
+        let address = match split_port(target)? {
+            (_, Some(_)) => self.resolve(target, &view)?,
+            (host, None) => {
+                let at_same_port = self.resolve(&format!("{host}:{}", key.port), &view);
+                at_same_port.or_else(|| self.at_only_port(host, &view))?
+            }
+        };
         let other = ClusterKey { host: address.host, port: address.port, subset: subset.as_str().into() };
         (other != *key).then_some(Fallback::To(other))
+    }
+
+    /// What a host without a port means where its service has one port and no more.
+    fn at_only_port(&self, host: &str, view: &View) -> Option<Address> {
+        let address = self.resolve(host, view)?;
+        let (_, service) = self.services.find(&address.host, &view.namespace)?;
+        (service.ports.len() == 1).then_some(address)
     }
 
     /// Whether what stands in for a cluster is something: the client sees its service, and that has the port and the subset.

@@ -27,9 +27,27 @@ fn said(kind: ObjectKind, annotation: &str) -> Vec<String> {
     found.iter().map(ToString::to_string).filter(|line| line.contains("annotations")).collect()
 }
 
-/// An annotation, in a document by itself: what its objects refer to is not there.
-fn is_wrong(line: &str) -> bool {
-    line.contains("error[") && line.contains("annotations")
+/// What the examples of the document are about: its services, and the subsets that they name.
+fn of_document(example: &str) -> String {
+    let services =
+        [("reviews", 9080), ("catalog", 8080), ("recommendations", 8080), ("bestsellers", 8080), ("offers", 8080)];
+    let services = services.map(|(name, port)| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{selector: {{app: {name}}}, \
+             ports: [{{name: http, port: {port}}}]}}\n---\n"
+        )
+    });
+    let subsets = [("reviews", "v1"), ("reviews", "v2"), ("bestsellers", "stable")];
+    let subsets = subsets.into_iter().filter(|(_, subset)| {
+        example.contains(&format!("subset: {subset}")) || example.contains(&format!("subset={subset}"))
+    });
+    let rules = subsets.map(|(host, subset)| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {host}-{subset}, namespace: shop}}\n\
+             spec: {{host: {host}, subsets: [{{name: {subset}, labels: {{version: {subset}}}}}]}}\n---\n"
+        )
+    });
+    services.into_iter().chain(rules).collect()
 }
 
 #[test]
@@ -43,8 +61,9 @@ fn every_annotation_has_a_section_with_an_example_that_is_right() {
             section.split("```yaml\n").skip(1).map(|part| part.split("```").next().unwrap()).collect();
         assert!(examples.iter().any(|example| example.contains(key)), "{key} has no example");
         for example in examples {
-            let found = validate([("example.yaml", example)]);
-            let found: Vec<_> = found.iter().map(ToString::to_string).filter(|line| is_wrong(line)).collect();
+            let found = validate([("example.yaml", example), ("document.yaml", &of_document(example))]);
+            let found: Vec<_> =
+                found.iter().map(ToString::to_string).filter(|line| line.contains("example.yaml:")).collect();
             assert!(found.is_empty(), "{key}: {found:?}");
             assert!(kinds.iter().any(|kind| example.contains(&format!("kind: {}\n", kind.name()))), "{key}: {kinds:?}");
         }
@@ -197,14 +216,51 @@ fn a_stand_in_that_there_is_not_is_an_error() {
     }
     for (wrong, what) in [
         ("host=c.com:81", "is not a service that this namespace can call"),
-        ("host=b.com:81", "is not a service that this namespace can call"),
-        ("'host=b.com, subset=v1'", "no such subset or port"),
-        ("host=a.com", "or it is the same one"),
+        ("host=b.com:81", "the host b.com has no port 81, it has port 80: nothing stands in for port 80"),
+        ("'host=b.com, subset=v1'", "the service has no such subset"),
+        ("host=a.com", "it is the service itself"),
     ] {
         let found = said(wrong);
         assert!(found.len() == 1 && found[0].contains("t.yaml:6:5: error[unknown-reference]"), "{wrong}: {found:?}");
         assert!(found[0].contains(what), "{wrong}: {found:?}");
     }
+}
+
+/// The clusters that an aggregate is of.
+fn parts_of(aggregate: envoy_types::pb::envoy::config::cluster::v3::Cluster) -> Vec<String> {
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::ClusterDiscoveryType;
+    use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig;
+    use prost::Message;
+    let Some(ClusterDiscoveryType::ClusterType(custom)) = aggregate.cluster_discovery_type else { panic!() };
+    ClusterConfig::decode(custom.typed_config.unwrap().value.as_slice()).unwrap().clusters
+}
+
+#[test]
+fn a_service_is_stood_in_for_at_the_same_port_or_at_the_only_one_and_at_no_other() {
+    use crate::support::{Seen, client, plane_from};
+    const ONE: &str = "[{number: 80, name: grpc, protocol: GRPC}]";
+    let two = |other: u16| format!("{}, {{number: {other}, name: http, protocol: HTTP}}]", ONE.trim_end_matches(']'));
+    // That of `a.com` is written first.
+    let with_81 = falling_back("host=b.com").replacen(ONE, &two(81), 1);
+    let seen = Seen::new(&plane_from(&with_81), client("default"));
+    assert_eq!(parts_of(seen.cluster("fallback|81||a.com")), ["outbound|81||a.com", "outbound|80||b.com"]);
+    let said = |text: &str| -> Vec<String> {
+        let found = validate([("t.yaml", text)]);
+        found.iter().map(ToString::to_string).filter(|line| line.contains("mesh-control/")).collect()
+    };
+    assert_eq!(said(&with_81), [""; 0]);
+    let (start, end) = with_81.rsplit_once(ONE).unwrap();
+    let with_82 = format!("{start}{}{end}", two(82));
+    assert_eq!(
+        said(&with_82),
+        [
+            "t.yaml:6:5: error[unknown-reference]: DestinationRule default/x: metadata.annotations.mesh-control/fallback: the host \
+          b.com has no port 81, it has ports 80, 82: nothing stands in for port 81"
+        ]
+    );
+    let seen = Seen::new(&plane_from(&with_82), client("default"));
+    assert!(format!("{:?}", seen.routes_of("a.com:80")).contains("fallback|80||a.com"));
+    assert!(!format!("{:?}", seen.routes_of("a.com:81")).contains("fallback|"), "port 80 is another one");
 }
 
 #[test]
@@ -227,9 +283,7 @@ fn an_answer_with_a_body_that_its_status_has_none_of_is_told() {
 #[test]
 fn a_fallback_is_an_aggregate_for_every_kind_of_client_and_an_answer_is_lost_on_grpc() {
     use crate::support::{Seen, client, grpc_client, plane_from};
-    use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, LbPolicy};
-    use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig;
-    use prost::Message;
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::LbPolicy;
     let plane = plane_from(&falling_back("host=b.com"));
     for (client, policy) in
         [(client("default"), LbPolicy::ClusterProvided), (grpc_client("default"), LbPolicy::RoundRobin)]
@@ -240,9 +294,7 @@ fn a_fallback_is_an_aggregate_for_every_kind_of_client_and_an_answer_is_lost_on_
         let aggregate = seen.cluster("fallback|80||a.com");
         assert_eq!(aggregate.lb_policy(), policy);
         assert_eq!(aggregate.load_balancing_policy.is_some(), policy == LbPolicy::RoundRobin);
-        let Some(ClusterDiscoveryType::ClusterType(custom)) = aggregate.cluster_discovery_type else { panic!() };
-        let config = ClusterConfig::decode(custom.typed_config.unwrap().value.as_slice()).unwrap();
-        assert_eq!(config.clusters, ["outbound|80||a.com", "outbound|80||b.com"]);
+        assert_eq!(parts_of(aggregate), ["outbound|80||a.com", "outbound|80||b.com"]);
         seen.cluster("outbound|80||b.com");
     }
     // Routes that a client still has are led somewhere when the rule is gone.
