@@ -14,6 +14,7 @@ use crate::config::spelling::nearest;
 use crate::policy::Policy;
 use crate::policy::compile::{self, Rule};
 use crate::policy::destination_rules::Around;
+use crate::policy::retry;
 use crate::policy::route::{ClusterKey, Written};
 use crate::policy::shadow::Earlier;
 use crate::policy::traffic::HashedBy;
@@ -68,6 +69,7 @@ struct Checker<'a> {
 impl Checker<'_> {
     fn check(&mut self) {
         self.check_sticky_split();
+        self.check_hedge();
         self.check_connections();
         for rule in &self.entry.rules {
             self.check_rule(rule);
@@ -148,6 +150,23 @@ impl Checker<'_> {
         };
         let field = "metadata.annotations.mesh-control/sticky-split";
         let origin = locate(&self.entry.meta.origin, field);
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+        self.found.push(finding.object(self.entry.meta.id()).field(field));
+    }
+
+    /// Hedging where no try has a time after which the next one begins.
+    fn check_hedge(&mut self) {
+        let default = self.policy.mesh.retry.as_ref();
+        let may_hedge = |rule: &Rule| {
+            let retry = retry::of(rule.route.retries.as_ref(), default);
+            rule.refused.is_some() || retry.is_some_and(|retry| retry.per_try_timeout.is_some())
+        };
+        if self.entry.meta.extensions.hedge.is_none() || self.entry.rules.iter().any(may_hedge) {
+            return;
+        }
+        let field = "metadata.annotations.mesh-control/hedge";
+        let origin = locate(&self.entry.meta.origin, field);
+        let message = "without effect: no rule has retries with a `perTryTimeout`";
         let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
         self.found.push(finding.object(self.entry.meta.id()).field(field));
     }

@@ -152,6 +152,30 @@ fn a_sticky_split_without_effect_is_told() {
     }
 }
 
+#[test]
+fn a_hedge_without_effect_is_told() {
+    const HEDGE: &str = "mesh-control/hedge: on-per-try-timeout";
+    let said = |rule: &str| -> Vec<String> {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: x\n  annotations:\n    {HEDGE}\n\
+             spec: {{hosts: [a.com], http: [{{route: [{{destination: {{host: a.com}}}}]{rule}}}]}}\n{SERVICE}"
+        );
+        let found = validate([("t.yaml", text.as_str())]);
+        found.iter().map(ToString::to_string).filter(|line| line.contains("mesh-control/")).collect()
+    };
+    for rule in ["", ", retries: {attempts: 2}", ", retries: {attempts: 0}"] {
+        assert_eq!(
+            said(rule),
+            [
+                "t.yaml:6:5: warning[ignored]: VirtualService default/x: metadata.annotations.mesh-control/hedge: without effect: \
+              no rule has retries with a `perTryTimeout`"
+            ],
+            "{rule}"
+        );
+    }
+    assert_eq!(said(", retries: {attempts: 1, perTryTimeout: 50ms}"), [""; 0]);
+}
+
 /// What is said of a text of this mesh, which has gRPC clients.
 fn said_for_grpc(text: &str) -> Vec<String> {
     let mut scan = Scan::default();
