@@ -422,13 +422,14 @@ mod tests {
             "fault: ",
             "path: ",
             "timeout: 250ms",
+            "retry: attempts 2, ",
             "mirrors: ",
             "request headers: set x-a: b",
             "split by: header x-user",
         ] {
             assert!(settings.iter().any(|one| one.starts_with(expected)), "{expected}: {settings:?}");
         }
-        assert_eq!(settings.len(), 6, "{settings:?}");
+        assert_eq!(settings.len(), 7, "{settings:?}");
     }
 
     #[test]

@@ -323,9 +323,17 @@ fn cut_short(hops: &[Value]) -> Option<String> {
 
 /// Tries that came to nothing before the last one.
 fn retried(hop: &Value, causes: &mut Vec<String>) {
-    let failed = events(hop, "attempt failed").map(|event| text(event, "error").to_owned());
-    let answered = events(hop, "attempt answered").map(|event| format!("status {}", number(event, "status")));
-    let tries: Vec<String> = failed.chain(answered).collect();
+    let all = hop.get("events").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let tries = all.iter().filter_map(|event| match text(event, "what") {
+        "attempt failed" => Some(text(event, "error").to_owned()),
+        "attempt answered" => Some(format!("status {}", number(event, "status"))),
+        _ => None,
+    });
+    let mut tries: Vec<String> = tries.collect();
+    // A last one that failed, too, is told of already.
+    if failure(hop).is_some() && tries.len() as f64 >= number(hop, "attempts") {
+        tries.pop();
+    }
     if number(hop, "attempts") > 1.0 && !tries.is_empty() {
         causes.push(format!("{} attempts; before the last: {}", number(hop, "attempts"), tries.join("; ")));
     }
@@ -478,4 +486,26 @@ fn gave_up(hop: &Value, endpoint: &str, server: Option<&Value>) -> String {
 
 fn took(hop: &Value) -> String {
     format!("{:.1} ms", number(hop, "took_ms"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_last_try_is_none_of_those_before_it() {
+        let tries =
+            [json!({"what": "attempt answered", "status": 503}), json!({"what": "attempt failed", "error": "a"})];
+        let last = [json!({"what": "attempt failed", "error": "b"}), json!({"what": "failed", "error": "b"})];
+        let said = |events: Vec<Value>| {
+            let mut causes = Vec::new();
+            retried(&json!({"attempts": 3, "events": events}), &mut causes);
+            causes
+        };
+        let expected = ["3 attempts; before the last: status 503; a"];
+        assert_eq!(said(tries.to_vec()), expected);
+        assert_eq!(said(tries.into_iter().chain(last).collect()), expected);
+    }
 }

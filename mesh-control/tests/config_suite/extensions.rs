@@ -94,6 +94,12 @@ fn a_mistyped_annotation_is_an_error_that_names_the_nearest_one_and_its_object_i
              belongs to a VirtualService",
         ),
         (
+            DestinationRule,
+            "mesh-control/sticky-splits: header=x",
+            "t.yaml:6:5: error[unknown-field]: DestinationRule default/x: metadata.annotations.mesh-control/sticky-splits: \
+             unknown annotation; `mesh-control/sticky-split` belongs to a VirtualService",
+        ),
+        (
             Service,
             "mesh-control/sticky-split: 7",
             "t.yaml:6:32: error[wrong-type]: Service default/x: metadata.annotations[mesh-control/sticky-split]: expected a \

@@ -335,11 +335,10 @@ impl PassedOver {
 }
 
 impl RouteChoice {
-    /// What it says besides where its requests go and when they are tried again, a line each: `timeout: 2s`.
+    /// What it says besides where its requests go, a line each: `timeout: 2s`.
     pub fn said(&self) -> Vec<String> {
         let is_said = |(name, value): &(&str, Value)| {
-            !value.is_null()
-                && !["retry", "redirect", "direct_response", "action", "this_request_goes_to"].contains(name)
+            !value.is_null() && !["redirect", "direct_response", "action", "this_request_goes_to"].contains(name)
         };
         let settings = self.settings().into_iter().filter(is_said);
         settings.map(|(name, value)| format!("{}: {}", name.replace('_', " "), said(&value))).collect()

@@ -1,6 +1,7 @@
 //! An endpoint is killed that the configuration goes on listing: a second later, calls have to be as fast as before, by each
 //! way of calling.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -31,6 +32,16 @@ enum Way {
     Grpc,
 }
 
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Way::Client => "the client",
+            Way::Layer => "the layer",
+            Way::Grpc => "a gRPC channel",
+        })
+    }
+}
+
 pub(crate) async fn run() -> Result<bool> {
     let mut is_met = true;
     for way in [Way::Client, Way::Layer, Way::Grpc] {
@@ -53,7 +64,7 @@ impl Three {
         let endpoints: Vec<_> = std::iter::once(victim.at).chain(others.iter().map(|other| other.at)).collect();
         let (control, mesh) = mesh(usual(&endpoints)).await?;
         for _ in 0..100 {
-            anyhow::ensure!(call(way, mesh.clone()).await, "{way:?}: a call before anything breaks fails");
+            anyhow::ensure!(call(way, mesh.clone()).await, "{way}: a call before anything breaks fails");
         }
         Ok(Three { victim, _others: others, _control: control, mesh })
     }
@@ -81,7 +92,7 @@ async fn by(way: Way) -> Result<bool> {
     let twins = p90(&of_twins, later, end).as_secs_f64() / p90(&of_twins, quiet, killed).as_secs_f64();
     let failed = samples.iter().filter(|sample| !sample.outcome).count();
     println!(
-        "a dead endpoint that is still listed, by {way:?}: p90 {before:?} before, {:?} in the first second, {after:?} later (of those who lose none {twins:.2} times as much); {failed} of {} failed",
+        "a dead endpoint that is still listed, by {way}: p90 {before:?} before, {:?} in the first second, {after:?} later (of those who lose none {twins:.2} times as much); {failed} of {} failed",
         p90(&samples, killed, later),
         samples.len()
     );

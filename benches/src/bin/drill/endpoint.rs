@@ -1,6 +1,7 @@
 //! One of five endpoints breaks under load, and heals: what callers notice of it, when it gets no more requests, and when it
 //! gets some again.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::xds::Bootstrap;
 use mesh_tower::{Client, Mesh};
 
-use crate::load::{Load, Sample, latency};
+use crate::load::{Load, Sample, after, latency};
 use crate::upstream::{Apart, Task};
 
 /// How the endpoint breaks.
@@ -23,6 +24,18 @@ pub(crate) enum Fault {
     Refusing,
     Resetting,
     SynDropped,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fault::Killed => "killed",
+            Fault::Hung => "hung",
+            Fault::Refusing => "refusing connections",
+            Fault::Resetting => "resetting connections",
+            Fault::SynDropped => "dropping SYNs",
+        })
+    }
 }
 
 /// The one that breaks.
@@ -190,7 +203,7 @@ fn report(
     let back = samples.iter().find(|sample| sample.at > healed && sample.outcome == Some(at));
     let back = back.map(|sample| sample.at.duration_since(healed));
     let p99 = |from, to| latency(samples, from, to, 0.99);
-    println!("one of five endpoints is {fault:?}, {RATE} requests a second:");
+    println!("one of five endpoints is {fault}, {RATE} requests a second:");
     println!(
         "  p99: {:?} before, {:?} while it is broken, {:?} after",
         p99(quiet, broke),
@@ -203,8 +216,8 @@ fn report(
             &format!("{failed} of {} requests failed ({:.3} %; bar 0.1 %)", samples.len(), share * 100.0),
             share <= FAILED,
         ),
-        judge(&format!("it was out after {out:?} (bar {OUT:?})"), out.is_some_and(|out| out <= OUT)),
-        judge(&format!("it was back after {back:?} (bar {BACK:?})"), back.is_some()),
+        judge(&format!("it was out {} (bar {OUT:?})", after(out)), out.is_some_and(|out| out <= OUT)),
+        judge(&format!("it was back {} (bar {BACK:?})", after(back)), back.is_some()),
     ];
     Ok(met.into_iter().all(|is_met| is_met))
 }

@@ -66,6 +66,11 @@ impl<T: Send + 'static> Load<T> {
     }
 }
 
+/// When something came to be, in words.
+pub(crate) fn after(time: Option<Duration>) -> String {
+    time.map_or_else(|| "never".to_owned(), |time| format!("after {time:?}"))
+}
+
 /// How long the requests took that began within these times: what this share of them did not exceed.
 pub(crate) fn latency<T>(samples: &[Sample<T>], from: Instant, to: Instant, share: f64) -> Duration {
     let within = samples.iter().filter(|sample| sample.at >= from && sample.at < to);

@@ -16,6 +16,7 @@ use mesh_tower::Mesh;
 use tokio::task::JoinSet;
 
 use crate::endpoint;
+use crate::load::after;
 use crate::upstream::Task;
 
 const STREAMS: usize = 1_000;
@@ -58,6 +59,11 @@ impl Seen {
         })
     }
 
+    /// The same in words.
+    fn of_each(&self) -> String {
+        self.counts().values().map(usize::to_string).collect::<Vec<_>>().join(", ")
+    }
+
     /// How much more than the mean the most loaded of so many servers has.
     fn unevenness(&self, servers: usize) -> f64 {
         let counts = self.counts();
@@ -83,10 +89,10 @@ pub(crate) async fn run() -> Result<bool> {
     }
     let opened = Instant::now();
     while seen.counts().values().sum::<usize>() < STREAMS {
-        anyhow::ensure!(opened.elapsed() < Duration::from_secs(60), "the streams do not open: {:?}", seen.counts());
+        anyhow::ensure!(opened.elapsed() < Duration::from_secs(60), "the streams do not open: {}", seen.of_each());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    println!("{STREAMS} streams on {} servers: {:?}", SERVERS.0, seen.counts().values().collect::<Vec<_>>());
+    println!("{STREAMS} streams on {} servers: {}", SERVERS.0, seen.of_each());
     tokio::time::sleep(AGE).await;
 
     tell(&yaml(&endpoints))?;
@@ -99,14 +105,14 @@ pub(crate) async fn run() -> Result<bool> {
         }
     }
     let ratio = seen.unevenness(SERVERS.1);
-    println!("on {} servers after {LEVEL:?}: {:?}", SERVERS.1, seen.counts().values().collect::<Vec<_>>());
+    println!("on {} servers after {LEVEL:?}: {}", SERVERS.1, seen.of_each());
     let (errors, most, moved, messages) = seen.with(|streams| {
         let errors: Vec<String> = streams.iter().filter_map(|stream| stream.error.clone()).collect();
         let moves = streams.iter().map(|stream| stream.moves);
         let moved = moves.clone().filter(|moves| *moves > 0).count();
         (errors, moves.max().unwrap_or_default(), moved, streams.iter().map(|stream| stream.messages).sum::<u64>())
     });
-    println!("{moved} of {STREAMS} streams moved, {messages} messages were read; level after {level:?}");
+    println!("{moved} of {STREAMS} streams moved, {messages} messages were read; level {}", after(level));
     let met = [
         judge(
             &format!("the most loaded server has {ratio:.2} times the mean after {LEVEL:?} (bar {BAR})"),

@@ -34,6 +34,9 @@ impl FromStr for Fallback {
             Some((before, body)) => (before.trim_end().trim_end_matches(','), Some(body.trim())),
             None => (text, None),
         };
+        if text.is_empty() && body.is_some() {
+            return Err("`body` has to come last, after `status`: it goes to the end of the value".to_owned());
+        }
         let pairs = Pairs::parse(text, &["host", "subset", "status"])?;
         match (pairs.get("host"), pairs.get("status")) {
             (Some(_), Some(_)) => Err("only one of `host` and `status` can be set".to_owned()),
@@ -72,6 +75,10 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(expected), "{text}");
         }
+        assert_eq!(
+            "body={\"a\":1}, status=200".parse::<Fallback>().unwrap_err(),
+            "`body` has to come last, after `status`: it goes to the end of the value"
+        );
         for text in [
             "",
             "body=x",

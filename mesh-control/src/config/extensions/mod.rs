@@ -105,8 +105,7 @@ pub fn read(kind: ObjectKind, metadata: &Node, d: &mut Decoder<'_>) -> Extension
         match KEYS.iter().find(|(known, _)| *known == key.name) {
             None => error(key.span, Code::UnknownField, "IST0108", unknown(&key.name, kind)),
             Some((_, kinds)) if !kinds.contains(&kind) => {
-                let kinds: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
-                error(key.span, Code::UnknownField, "IST0107", format!("belongs to a {}", kinds.join(" or a ")));
+                error(key.span, Code::UnknownField, "IST0107", belongs_to(kinds));
             }
             // What is no text was told of with the other annotations.
             Some((known, _)) => {
@@ -123,13 +122,23 @@ pub fn read(kind: ObjectKind, metadata: &Node, d: &mut Decoder<'_>) -> Extension
     extensions
 }
 
+fn belongs_to(kinds: &[ObjectKind]) -> String {
+    let kinds: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
+    format!("belongs to a {}", kinds.join(" or a "))
+}
+
 fn unknown(key: &str, kind: ObjectKind) -> String {
     let all: Vec<&str> = KEYS.iter().map(|(key, _)| *key).collect();
     // The prefix is no part of what may be mistyped: it would make every two keys alike.
     let name = |key: &'static str| key.strip_prefix(PREFIX).unwrap_or(key);
     let names: Vec<&str> = KEYS.iter().map(|(key, _)| name(key)).collect();
     if let Some(near) = nearest(key.strip_prefix(PREFIX).unwrap_or(key), &names) {
-        return format!("unknown annotation; did you mean `{PREFIX}{near}`?");
+        let near = format!("{PREFIX}{near}");
+        let kinds = KEYS.iter().find(|(known, _)| *known == near).map(|(_, kinds)| *kinds).unwrap_or_default();
+        return match kinds.contains(&kind) {
+            true => format!("unknown annotation; did you mean `{near}`?"),
+            false => format!("unknown annotation; `{near}` {}", belongs_to(kinds)),
+        };
     }
     let own = KEYS.iter().filter(|(_, kinds)| kinds.contains(&kind)).map(|(key, _)| *key);
     let own: Vec<&str> = own.collect();

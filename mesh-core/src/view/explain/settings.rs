@@ -85,8 +85,15 @@ pub(super) fn time(duration: Duration) -> Value {
 
 /// What a route hashes of requests: header x-user, or else, where requests may lack it, what comes after it.
 pub(super) fn hashed_by(policies: &[HashPolicy]) -> String {
+    let mut kept: Vec<&HashPolicy> = Vec::new();
+    for policy in policies {
+        // What was not there to be hashed is not there the second time either.
+        if !kept.iter().any(|earlier| earlier.terminal && earlier.key == policy.key) {
+            kept.push(policy);
+        }
+    }
     let mut text = String::new();
-    for (at, policy) in policies.iter().enumerate() {
+    for (at, policy) in kept.iter().enumerate() {
         let by = match &policy.key {
             HashKey::Header(HashedHeader::Real(name), _) => format!("header {name}"),
             HashKey::Header(HashedHeader::Method, _) => "method".to_owned(),
@@ -98,7 +105,7 @@ pub(super) fn hashed_by(policies: &[HashPolicy]) -> String {
             HashKey::SourceAddress => "address of the process".to_owned(),
             HashKey::Channel => "client of the process".to_owned(),
         };
-        let before = at.checked_sub(1).and_then(|before| policies.get(before));
+        let before = at.checked_sub(1).and_then(|before| kept.get(before));
         text += before.map_or("", |before| if before.terminal { ", else " } else { " and " });
         text += &by;
     }
@@ -324,4 +331,21 @@ pub(super) fn path_change(change: &PathChange) -> Value {
 
 pub(super) fn percent(per_million: u32) -> f64 {
     f64::from(per_million) / 10_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_request_lacks_is_hashed_no_second_time() {
+        let by = |name: &'static str, terminal| {
+            let header = HashedHeader::Real(HeaderName::from_static(name));
+            HashPolicy { key: HashKey::Header(header, None), terminal }
+        };
+        assert_eq!(hashed_by(&[by("x-user", true), by("x-user", false)]), "header x-user");
+        let three = [by("x-user", true), by("x-user", false), by("x-session", false)];
+        assert_eq!(hashed_by(&three), "header x-user, else header x-session");
+        assert_eq!(hashed_by(&[by("x-user", false), by("x-session", false)]), "header x-user and header x-session");
+    }
 }
