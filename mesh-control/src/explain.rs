@@ -156,7 +156,7 @@ pub(crate) fn treatment(
     explained.servers.dedup();
     let told = explained.to_json();
     let mut all: BTreeMap<&'static str, Value> = BTreeMap::new();
-    let route = ["timeout", "retry", "per_try_timeout", "split_by", "cors"];
+    let route = ["timeout", "retry", "per_try_timeout", "split_by", "coalesce", "cors"];
     all.extend(route.into_iter().filter_map(|name| Some((name, told.get("route")?.get(name)?.clone()))));
     let of_clusters = [
         "balancer",

@@ -47,6 +47,9 @@ fn how_a_request_is_treated_on_its_way_is_compared_too() {
     let rule = |policy: &str| {
         with("networking.istio.io/v1 DestinationRule", &format!("{{host: reviews, trafficPolicy: {{{policy}}}}}"))
     };
+    let named = "metadata: {name: reviews, namespace: shop}\nspec:\n  hosts:";
+    let annotated = named.replace("shop}", "shop, annotations: {mesh-control/coalesce: get}}");
+    let coalesced = routed("").replace(named, &annotated);
     let before = dir_of(&routed(""));
     let against = ["--against", before.path().to_str().unwrap()];
     for (after, field, part) in [
@@ -55,6 +58,8 @@ fn how_a_request_is_treated_on_its_way_is_compared_too() {
         (rule("loadBalancer: {simple: RANDOM}"), "balancer", "random"),
         (rule("outlierDetection: {consecutive5xxErrors: 3}"), "outlier_detection", "3"),
         (rule("connectionPool: {http: {http2MaxRequests: 7}}"), "circuit_breakers", "7"),
+        (rule("connectionPool: {tcp: {tcpKeepalive: {time: 77s}}}"), "connections", "77s"),
+        (coalesced, "coalesce", "get"),
         (
             with(
                 "security.istio.io/v1 AuthorizationPolicy",

@@ -410,6 +410,7 @@ impl RouteChoice {
                 self.leads_to.as_ref().map_or("any of them, by chance: the request has none", ClusterName::as_str);
             all.push(("this_request_goes_to", leads_to.into()));
         }
+        all.extend(forward.coalesces.then(|| ("coalesce", "get".into())));
         let mirrors = forward.mirrors.iter().map(
             |mirror| json!({"cluster": mirror.cluster.as_str(), "percent": percent(mirror.fraction.per_million())}),
         );

@@ -157,12 +157,17 @@ pub(super) fn settings(cluster: &Cluster) -> Settings {
         ClusterTls::Files(_) => "TLS by files".to_owned(),
         ClusterTls::Unusable(why) => format!("no connection: {why}"),
     };
+    let probes = cluster.tcp_keepalive.unwrap_or_default();
     let limits = json!({
         "connect_timeout": time(cluster.connect_timeout),
         "idle_timeout": cluster.idle_timeout.map(time),
         "max_requests_per_connection": cluster.max_requests_per_connection,
         "max_connection_duration": cluster.max_connection_duration.map(time),
         "max_concurrent_streams": cluster.max_concurrent_streams,
+        "tcp_keepalive": cluster.tcp_keepalive.is_some().then_some(true),
+        "tcp_keepalive_time": probes.time.map(time),
+        "tcp_keepalive_interval": probes.interval.map(time),
+        "tcp_keepalive_probes": probes.probes,
     });
     let mut all: Settings = vec![
         ("balancer", balancer(cluster)),
