@@ -31,15 +31,42 @@ Headers of an application for its Envoy (`x-envoy-upstream-rq-timeout-ms`, `x-en
 [From a running Istio](migration.md#mixed-operation).
 ";
 
+const REQUESTS: &str = "Of a rule of `http`. Retries go by the rule alone, whatever the method, as in Envoy. A request that must not be sent twice says so in its
+extensions: with `mesh_tower::Repeat::Never` there is one try; with `Repeat::IfUnprocessed` it is sent again only where it was certainly
+not processed.
+
+```rust
+let request = http::Request::post(\"http://payments/charge\").extension(mesh_tower::Repeat::IfUnprocessed);
+```";
+
+const OF_ALL: &str = "`mesh` of the ConfigMap `istio`, or the file of `--mesh-config`, which has the text of `mesh` and nothing around it. It counts where no
+rule says otherwise:
+
+```yaml
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    connectTimeout: 2s
+    defaultHttpRetryPolicy: {attempts: 2, perTryTimeout: 500ms, retryOn: 'connect-failure,refused-stream,unavailable,503'}
+    defaultTrafficPolicy:
+      outlierDetection: {consecutive5xxErrors: 5, interval: 5s, baseEjectionTime: 30s}
+```
+
+`mesh-control explain` names the line of each setting that a request gets from there.";
+
 const KINDS: [(ObjectKind, &str, &str); 3] = [
     (
         DestinationRule,
         "DestinationRule",
         "A `trafficPolicy` means the same for the whole service, for a subset, and in `portLevelSettings` of either. What is said of \
-         ISTIO_MUTUAL is where the control plane issues no certificates.",
+         ISTIO_MUTUAL is where the control plane issues no certificates. Near and far (`localityLbSetting`,
+`zoneAwareLbSetting`) is seen from the process that calls, which says where it is by `node.locality` of its bootstrap file
+(`mesh-control bootstrap --locality REGION/ZONE/SUBZONE`), or in code by `bootstrap.node.locality`.",
     ),
-    (VirtualService, "VirtualService", "Of a rule of `http`."),
-    (MeshConfig, "MeshConfig", "`mesh` of the ConfigMap `istio`, or the file of `--mesh-config`."),
+    (VirtualService, "VirtualService", REQUESTS),
+    (MeshConfig, "MeshConfig", OF_ALL),
 ];
 
 /// Fields that have a row of their own, above those of the protos that have one, too.
@@ -323,6 +350,13 @@ pub(crate) fn assert_page(path: &str, page: &str, test: &str) {
         "{path} is not what the tables say: UPDATE_DOCS=1 cargo test -p mesh-control --test config_suite {test} writes it. \
          First difference: {differing:#?}"
     );
+}
+
+#[test]
+fn the_example_of_settings_of_the_mesh_is_right() {
+    let example = OF_ALL.split("```").find_map(|part| part.strip_prefix("yaml\n")).unwrap();
+    let found = mesh_control::analysis::validate([("mesh.yaml", example)]);
+    assert!(found.is_empty(), "{found:?}");
 }
 
 #[test]
