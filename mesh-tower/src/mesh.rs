@@ -474,8 +474,9 @@ impl MeshBuilder {
         format!("{:#}\n", json!({"apiVersion": "v1", "kind": "List", "items": items}))
     }
 
-    /// A balancing policy of the application's own, by the name that configuration uses for it: over xDS, the type
-    /// of a `TypedStruct` in a cluster's `load_balancing_policy`.
+    /// A balancing policy of the application's own, by the name that configuration uses for it: with mesh-control,
+    /// `mesh-control/load-balancer: policy=acme.Last` on a DestinationRule (a name with a dot); over xDS, the type of a
+    /// `TypedStruct` in a cluster's `load_balancing_policy`; in code, `BalancerPolicy::Custom`.
     pub fn balancer(mut self, name: &str, balancer: impl LoadBalancer + 'static) -> Self {
         self.extensions.balancers.insert(name.into(), Arc::new(balancer));
         self

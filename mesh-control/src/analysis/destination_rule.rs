@@ -171,11 +171,21 @@ fn check_fallback(object: &Object<DestinationRule>, policy: &Policy, host: &str,
 /// What has no effect beside a policy of our own. `simple` beside it is for clients that do not know it.
 fn check_balancer(object: &Object<DestinationRule>, found: &mut Vec<Diagnostic>) {
     let (own, subset) = (&object.meta.extensions.load_balancer, object.meta.extensions.endpoint_subset);
+    if let (Some(config::LoadBalancer::Custom(name)), Some(_)) = (own, subset) {
+        let field = "metadata.annotations.mesh-control/endpoint-subset";
+        let message =
+            format!("without effect: {name} of the annotation mesh-control/load-balancer is asked for every endpoint");
+        let finding = Diagnostic::at(&locate(&object.meta.origin, field), Severity::Warning, Code::Ignored, message);
+        found.push(finding.object(object.meta.id()).field(field));
+    }
     for (path, balancer) in balancers(&object.spec) {
         let warms = balancer.warmup.is_some() || balancer.warmup_duration_secs.is_some();
         let ignored = [
             ("consistentHash", balancer.consistent_hash.is_some() && own.is_some()),
-            ("warmup", warms && matches!(own, Some(config::LoadBalancer::PeakEwma { .. }))),
+            (
+                "warmup",
+                warms && matches!(own, Some(config::LoadBalancer::PeakEwma { .. } | config::LoadBalancer::Custom(_))),
+            ),
         ];
         for (field, _) in ignored.into_iter().filter(|(_, is_written)| *is_written) {
             let message = "without effect: the annotation mesh-control/load-balancer stands in its place";

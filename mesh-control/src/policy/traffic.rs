@@ -45,6 +45,11 @@ impl TrafficPolicy {
     pub fn goes_by_hash(&self) -> bool {
         self.own_balancer.is_none() && self.balancer.goes_by_hash()
     }
+
+    /// How many endpoints each client calls, where a subset of them can be balanced.
+    pub fn subset_in_force(&self) -> Option<EndpointSubset> {
+        self.subset.filter(|_| !self.goes_by_hash() && !matches!(self.own_balancer, Some(OwnBalancer::Custom(_))))
+    }
 }
 
 /// What a proxy is asked for, for a connection through it.

@@ -142,6 +142,11 @@ pub(super) fn own_policy(own: &OwnBalancer, warmup: Option<Warmup>) -> cluster::
             let least = LeastRequest { slow_start_config, ..Default::default() };
             [peak_ewma(*decay), extension("envoy.load_balancing_policies.least_request", &least)]
         }
+        OwnBalancer::Custom(name) => {
+            let least = LeastRequest { slow_start_config, ..Default::default() };
+            let own = typed_struct(name, &serde_json::json!({}));
+            [own, extension("envoy.load_balancing_policies.least_request", &least)]
+        }
     };
     let policy = |config| cluster::load_balancing_policy::Policy { typed_extension_config: Some(config) };
     cluster::LoadBalancingPolicy { policies: policies.into_iter().map(policy).collect() }

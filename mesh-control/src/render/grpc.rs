@@ -338,7 +338,7 @@ pub(super) fn render_cluster(
     note_extensions(seen, degraded);
     let balancer = match seen.traffic.own_balancer {
         None => seen.traffic.balancer,
-        Some(OwnBalancer::PeakEwma { .. }) => Balancer::LeastRequest,
+        Some(OwnBalancer::PeakEwma { .. } | OwnBalancer::Custom(_)) => Balancer::LeastRequest,
         Some(OwnBalancer::WeightedByLoad { .. }) => Balancer::Unspecified,
     };
     if let Some(by_load) = seen.traffic.own_balancer.as_ref().and_then(weighted_by_load) {
@@ -361,7 +361,7 @@ pub(super) fn render_cluster(
         }
         Balancer::Unspecified | Balancer::RoundRobin => {}
     }
-    if let Some(subset) = seen.traffic.subset.filter(|_| !seen.traffic.goes_by_hash()) {
+    if let Some(subset) = seen.traffic.subset_in_force() {
         let whole = rendered.load_balancing_policy.take();
         let whole = whole.unwrap_or_else(|| simple_policy(Balancer::RoundRobin, None));
         rendered.load_balancing_policy = Some(in_subset(subset, whole));
@@ -413,7 +413,7 @@ fn note_extensions(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
     if seen.traffic.health_check.is_some() {
         note("mesh-control/health-check", "endpoints are not asked how they are");
     }
-    if matches!(seen.traffic.own_balancer, Some(OwnBalancer::PeakEwma { .. })) {
+    if matches!(seen.traffic.own_balancer, Some(OwnBalancer::PeakEwma { .. } | OwnBalancer::Custom(_))) {
         note("mesh-control/load-balancer", "of two random endpoints, the one with fewer calls under way is picked");
     }
 }

@@ -395,7 +395,7 @@ pub(super) fn render_cluster(
         rendered.load_balancing_policy = Some(own_policy(own, seen.traffic.warmup));
         (rendered.lb_policy, rendered.lb_config) = (LbPolicy::RoundRobin.into(), None);
     }
-    if let Some(subset) = seen.traffic.subset.filter(|_| !seen.traffic.goes_by_hash()) {
+    if let Some(subset) = seen.traffic.subset_in_force() {
         let whole = rendered.load_balancing_policy.take();
         let whole = whole.unwrap_or_else(|| simple_policy(seen.traffic.balancer, seen.traffic.warmup));
         rendered.load_balancing_policy = Some(in_subset(subset, whole));

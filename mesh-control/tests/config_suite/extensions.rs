@@ -343,6 +343,21 @@ fn a_fallback_is_an_aggregate_for_every_kind_of_client_and_an_answer_is_lost_on_
 }
 
 #[test]
+fn a_balancer_of_the_applications_own_is_asked_for_every_endpoint() {
+    let annotations = "mesh-control/load-balancer: policy=acme.Last\n    mesh-control/endpoint-subset: size=2";
+    let text = falling_back("status=503").replace("mesh-control/fallback: status=503", annotations);
+    let found = validate([("t.yaml", text.as_str())]);
+    let found: Vec<_> = found.iter().map(ToString::to_string).filter(|line| line.contains("mesh-control/")).collect();
+    assert_eq!(
+        found,
+        [
+            "t.yaml:7:5: warning[ignored]: DestinationRule default/x: metadata.annotations.mesh-control/endpoint-subset: without \
+          effect: acme.Last of the annotation mesh-control/load-balancer is asked for every endpoint"
+        ]
+    );
+}
+
+#[test]
 fn of_two_rules_for_a_host_the_first_annotation_counts() {
     let other = falling_back("status=404").replace("name: x", "name: z");
     let two = format!("{}---\n{}", falling_back("status=503"), other.split("---").next().unwrap());

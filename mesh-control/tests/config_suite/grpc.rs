@@ -533,6 +533,7 @@ fn annotations_of_our_own_are_told_as_far_as_grpc_knows_them_and_what_is_lost_is
         ("health-check: 'path=/healthz'", &[][..], lost("health-check")),
         ("load-balancer: policy=weighted-by-load", &["ClientSideWeightedRoundRobin", "RoundRobin"], vec![]),
         ("load-balancer: policy=peak-ewma", &["LeastRequest", "RoundRobin"], lost("load-balancer")),
+        ("load-balancer: policy=acme.Last", &["LeastRequest", "RoundRobin"], lost("load-balancer")),
         ("endpoint-subset: size=2", &["RandomSubsetting", "RoundRobin"], vec![]),
     ] {
         let text = SERVICE.replace("SUBSETS", "subsets: []") + "  - route: [{destination: {host: web}}]";

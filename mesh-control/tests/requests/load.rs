@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use mesh_core::balance::{EndpointSet, LoadBalancer, PickArgs, Picker};
 use mesh_core::load_report::LoadReport;
 use mesh_tower::server::ReportLoad;
 use tokio::net::TcpListener;
@@ -75,4 +76,37 @@ async fn slow_servers_get_few_requests() {
     }
     let seldom = of_slow.load(Ordering::SeqCst) - before;
     assert!(seldom < 16, "{seldom}");
+}
+
+/// Always the last endpoint. Every [`World`] has it as `acme.Last`.
+#[derive(Debug)]
+pub(crate) struct Last;
+
+impl LoadBalancer for Last {
+    fn build(&self, set: &EndpointSet, _: Option<&dyn Picker>) -> Box<dyn Picker> {
+        Box::new(Position(set.len().checked_sub(1)))
+    }
+}
+
+#[derive(Debug)]
+struct Position(Option<usize>);
+
+impl Picker for Position {
+    fn pick(&self, _: &EndpointSet, _: &mut PickArgs<'_>) -> Option<usize> {
+        self.0
+    }
+}
+
+#[tokio::test]
+async fn a_balancer_of_the_applications_own_is_chosen_by_its_name_and_who_has_none_of_that_name_balances_by_least_request()
+ {
+    for (policy, is_registered) in [("policy=acme.Last", true), ("policy=acme.First", false)] {
+        let ((one, of_one), (other, of_other)) = (server(0.0, Duration::ZERO).await, server(0.0, Duration::ZERO).await);
+        let world = world(policy, [one, other]).await;
+        for _ in 0..40 {
+            world.get("http://web.example.com/").await.unwrap();
+        }
+        let requests = [of_one, of_other].map(|requests| requests.load(Ordering::SeqCst));
+        assert_eq!(requests.contains(&0), is_registered, "{policy}: {requests:?}");
+    }
 }

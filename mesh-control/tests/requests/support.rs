@@ -171,6 +171,7 @@ impl World {
         bootstrap.node.locality = locality;
         let ends = Ends::default();
         let mesh = Mesh::builder().source(control.source(bootstrap)).observer(ends.clone());
+        let mesh = mesh.balancer("acme.Last", crate::load::Last);
         let mesh = mesh.cold_start_wait(Duration::from_secs(5)).start().unwrap();
         World { _control: control, dir: None, mesh, face: Face::Client, ends }
     }

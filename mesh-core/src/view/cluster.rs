@@ -207,7 +207,8 @@ impl ClusterView {
                 }
                 (Some(_), None) => {}
                 (None, _) => {
-                    unusable = Some(format!("no balancer is registered for {:?}", leaf.cluster.balancer).into());
+                    let name = custom_name(&leaf.cluster.balancer);
+                    unusable = Some(format!("no balancer is registered by the name {name}").into());
                 }
             }
         }
@@ -419,6 +420,15 @@ impl ClusterView {
 fn overflow(cluster: &Cluster, max: u32) -> MeshError {
     let what = format!("{max} requests are in flight, which is its limit (circuit breaker max_requests)");
     MeshError::new(ErrorKind::Overflow, what).within(format_args!("cluster {}", cluster.name))
+}
+
+/// The name of a policy of the application's own.
+fn custom_name(policy: &BalancerPolicy) -> &str {
+    match policy {
+        BalancerPolicy::Custom(name) => name,
+        BalancerPolicy::RandomSubset { child, .. } => custom_name(child),
+        _ => "",
+    }
 }
 
 /// The address that an authority with a port stands for.

@@ -216,3 +216,15 @@ async fn times_that_no_clock_can_add_to_the_present_mean_for_ever() {
     };
     tokio::time::timeout(WAIT, all).await.expect("in time");
 }
+
+#[tokio::test]
+async fn a_balancer_that_nobody_registered_is_named_in_the_error() {
+    use mesh_core::model::{BalancerPolicy, ClusterKind, Endpoints};
+    let endpoints = Endpoints::fixed(["127.0.0.1:9".parse().unwrap()]);
+    let mut cluster = mesh_core::model::Cluster::new("c", ClusterKind::Static(endpoints));
+    cluster.balancer = BalancerPolicy::Custom("acme.Last".into());
+    let source = Fixed::new().routes("app:80", vec![mesh_core::fixed::route_to("c")]).cluster(cluster);
+    let mesh = Mesh::builder().source(source).start().unwrap();
+    let error = mesh.client().get("http://app:80/").await.unwrap_err();
+    assert!(error.to_string().contains("no balancer is registered by the name acme.Last"), "{error}");
+}

@@ -28,6 +28,8 @@ pub enum LoadBalancer {
         /// How long it takes until an answer counts for a third; 10 s by default.
         decay: Duration,
     },
+    /// The application's own, by the name that it is registered by.
+    Custom(String),
 }
 
 impl FromStr for LoadBalancer {
@@ -62,10 +64,24 @@ impl FromStr for LoadBalancer {
                 let is_right = (Duration::from_millis(1)..=Duration::from_secs(86_400)).contains(&decay);
                 is_right.then_some(LoadBalancer::PeakEwma { decay }).ok_or("decay is not from 1ms to 24h".to_owned())
             }
-            Some(other) => Err(format!("policy {} is none of weighted-by-load, peak-ewma", quoted(other))),
+            Some(policy) if is_custom(policy) => {
+                without(&["blackout", "expiration", "errorPenalty", "metrics", "outOfBand", "decay"], policy)?;
+                Ok(LoadBalancer::Custom(policy.to_owned()))
+            }
+            Some(other) => Err(format!(
+                "policy {} is none of weighted-by-load, peak-ewma, and no name of the application's own, such as acme.Last",
+                quoted(other)
+            )),
             None => Err("`policy` is missing: weighted-by-load or peak-ewma".to_owned()),
         }
     }
+}
+
+/// Whether it is a name for a balancer of the application's own: words of letters, digits and `_`, with dots between them. Those
+/// of Envoy's extensions are none.
+fn is_custom(policy: &str) -> bool {
+    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
+    policy.contains('.') && !policy.starts_with("envoy.") && policy.split('.').all(is_word)
 }
 
 fn time(pairs: &Pairs<'_>, name: &str) -> Result<Option<Duration>, String> {
@@ -129,9 +145,18 @@ mod tests {
         assert_eq!(read, expected);
         let read: LoadBalancer = "policy=peak-ewma, decay=5s".parse().unwrap();
         assert_eq!(read, LoadBalancer::PeakEwma { decay: Duration::from_secs(5) });
+        assert_eq!("policy=acme.Last".parse(), Ok(LoadBalancer::Custom("acme.Last".to_owned())));
         for (text, message) in [
             ("decay=5s", "`policy` is missing: weighted-by-load or peak-ewma"),
-            ("policy=fastest", "policy `fastest` is none of weighted-by-load, peak-ewma"),
+            (
+                "policy=fastest",
+                "policy `fastest` is none of weighted-by-load, peak-ewma, and no name of the application's own, such as acme.Last",
+            ),
+            (
+                "policy=acme.",
+                "policy `acme.` is none of weighted-by-load, peak-ewma, and no name of the application's own, such as acme.Last",
+            ),
+            ("policy=acme.Last, decay=1s", "`decay` has no meaning for acme.Last"),
             ("policy=peak-ewma, blackout=1s", "`blackout` has no meaning for peak-ewma"),
             ("policy=peak-ewma, decay=0", "decay is not from 1ms to 24h"),
             ("policy=weighted-by-load, outOfBand=1ms", "outOfBand is less than 10ms"),

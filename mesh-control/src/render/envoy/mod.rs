@@ -97,7 +97,7 @@ pub(super) fn cluster(
         if seen.traffic.subset.is_some() {
             say("mesh-control/endpoint-subset", "every endpoint is called");
         }
-        if let Some(OwnBalancer::PeakEwma { .. }) = &seen.traffic.own_balancer {
+        if let Some(OwnBalancer::PeakEwma { .. } | OwnBalancer::Custom(_)) = &seen.traffic.own_balancer {
             say(
                 "mesh-control/load-balancer",
                 "of two random endpoints, the one with fewer requests under way is picked",
@@ -139,11 +139,19 @@ pub(super) fn cluster(
         let weighted = LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {});
         rendered.common_lb_config.get_or_insert_default().locality_config_specifier = Some(weighted);
     }
+    let custom = match &seen.traffic.own_balancer {
+        Some(OwnBalancer::Custom(name)) => Some(name.as_str()),
+        _ => None,
+    };
     if let Some(own) = rendered.load_balancing_policy.as_mut() {
         // What it does not know, it passes over (gRFC A52), unless it cannot read it.
         own.policies.retain(|policy| {
             let name = policy.typed_extension_config.as_ref().map(|config| config.name.as_str());
-            !matches!(name, Some("mesh.load_balancing.peak_ewma" | "envoy.load_balancing_policies.random_subsetting"))
+            let is_own = matches!(
+                name,
+                Some("mesh.load_balancing.peak_ewma" | "envoy.load_balancing_policies.random_subsetting")
+            );
+            !is_own && (custom.is_none() || name != custom)
         });
     }
     rendered

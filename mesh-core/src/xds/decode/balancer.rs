@@ -213,9 +213,12 @@ fn policy(notes: &mut Notes<'_>, any: &Any, passes_through: bool, depth: usize) 
     if let Some(own) = TypedStruct::from_any(any)?.filter(|own| type_name(&own.type_url) == PEAK_EWMA) {
         return peak_ewma(&own).map(|policy| Some((policy, None)));
     }
-    if let Some(custom) = TypedStruct::from_any(any)?
-        && let Some(registered) = notes.options.custom_balancers.get(type_name(&custom.type_url))
-    {
+    if let Some(custom) = TypedStruct::from_any(any)? {
+        let name = type_name(&custom.type_url);
+        let Some(registered) = notes.options.custom_balancers.get(name) else {
+            notes.ignore(name);
+            return Ok(None);
+        };
         if custom.value.is_some_and(|value| !value.fields.is_empty()) {
             notes.ignore("value");
         }

@@ -153,3 +153,11 @@ fn a_cluster_says_in_which_health_endpoints_keep_their_sessions() {
     let (cluster, ignored) = decoded(&cluster);
     assert_eq!((&cluster.session_health, ignored.len()), (&vec![Health::Healthy, Health::Draining], 0));
 }
+
+#[test]
+fn a_balancer_that_nobody_registered_is_passed_over_and_told_of() {
+    let list = policies(vec![typed_struct("acme.Last", &[]), pack(&RoundRobin::default())]);
+    let (cluster, ignored) = decoded(&pb::Cluster { load_balancing_policy: Some(list), ..eds_cluster("c") });
+    assert_eq!(cluster.balancer, BalancerPolicy::RoundRobin);
+    assert!(ignored.len() == 1 && ignored[0].contains("acme.Last"), "{ignored:?}");
+}
