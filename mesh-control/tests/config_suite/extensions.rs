@@ -61,7 +61,8 @@ fn every_annotation_has_a_section_with_an_example_that_is_right() {
             section.split("```yaml\n").skip(1).map(|part| part.split("```").next().unwrap()).collect();
         assert!(examples.iter().any(|example| example.contains(key)), "{key} has no example");
         for example in examples {
-            let found = validate([("example.yaml", example), ("document.yaml", &of_document(example))]);
+            let others = of_document(example);
+            let found = validate([("example.yaml", example), ("document.yaml", others.as_str())]);
             let found: Vec<_> =
                 found.iter().map(ToString::to_string).filter(|line| line.contains("example.yaml:")).collect();
             assert!(found.is_empty(), "{key}: {found:?}");
