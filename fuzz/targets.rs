@@ -8,13 +8,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use envoy_types::pb::google::protobuf::Any;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
 use mesh_control::ca::CertificateAuthority;
 use mesh_control::calls::Record;
 use mesh_control::live_trace::Traced;
 use mesh_control::ratelimit::{RateLimits, Store};
 use mesh_core::authz::Connection;
-use mesh_core::filter::{Decision, Filter, FilterRegistry, RequestRulesFilter};
+use mesh_core::authz::external::is_fixed;
+use mesh_core::filter::{Decision, Filter, FilterRegistry, Processed, RequestRulesFilter};
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::jwt::Authenticator;
 use mesh_core::limits::{DescriptorMaker, LimitedRequest, LocalBuckets, LocalLimiter};
@@ -40,6 +41,7 @@ use mesh_core::view::RouteTable;
 use mesh_core::xds::Bootstrap;
 use mesh_core::xds::access_log::{self, Entry};
 use mesh_core::xds::decode::{Options, decode};
+use mesh_core::xds::ext_proc;
 use mesh_core::{calls, grpc_timeout, request};
 use prost::Message;
 
@@ -59,6 +61,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("endpoints", endpoints),
     ("etcd_answers", etcd_answers),
     ("etcd_value", etcd_value),
+    ("ext_proc", processor),
     ("grpc_timeout", timeout),
     ("header_text", header_text),
     ("istio_yaml", istio_yaml),
@@ -138,6 +141,27 @@ pub fn load_report(data: &[u8]) {
     if let Ok(value) = HeaderValue::from_bytes(data) {
         let headers = HeaderMap::from_iter([(BINARY, value)]);
         LoadReport::of(&headers).into_iter().for_each(check);
+    }
+}
+
+/// What an external processor says of a head: it changes neither framing nor what the mesh itself says, and an answer of it is one.
+pub fn processor(data: &[u8]) {
+    let is_free = |name: &HeaderName| {
+        !is_fixed(name) && !["x-envoy-", "x-mesh-"].iter().any(|own| name.as_str().starts_with(own))
+    };
+    let is_of_answer = |status: StatusCode| (200..=599).contains(&status.as_u16());
+    for is_response in [false, true] {
+        let Ok(Some(said)) = ext_proc::decode(data, is_response) else { continue };
+        match said.processed {
+            Processed::Pass(changes, status) => {
+                assert!(changes.iter().all(|change| is_free(change.name())), "{changes:?}");
+                assert!(status.is_none_or(|status| is_response && is_of_answer(status)), "{status:?}");
+            }
+            Processed::Answer(reply, _) => {
+                assert!(is_of_answer(reply.status), "{reply:?}");
+                assert!(reply.headers.iter().flat_map(|headers| headers.keys()).all(is_free), "{reply:?}");
+            }
+        }
     }
 }
 
