@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mesh_core::model::{ExtProc, OnFailure, Plugin};
 
 use super::telemetry::Side;
-use super::workloads::is_one_of;
+use super::workloads::{is_for, is_one_of};
 use crate::config::diagnostic::Span;
 use crate::config::extensions::filter_schema::FilterSchema;
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
@@ -217,14 +217,14 @@ impl Filters {
         side: Side,
     ) -> Arc<[usize]> {
         let is_meant = |entry: &Entry| {
-            let of = &*entry.meta().namespace;
+            let (own, whom) = (&*entry.meta().namespace, &entry.workloads);
             let is_refused = matches!(entry.said, Said::Refused(_));
             // Of a wrong one, the namespace may be what is wrong.
-            let is_near = *of == *namespace || *of == *self.root || (is_refused && !is_namespace(of));
+            let is_anywhere = is_refused && !is_namespace(own);
             entry.is_of(side)
-                && is_near
                 && !(is_refused && self.is_lenient)
-                && is_one_of(&entry.workloads, namespace, labels, services)
+                && (is_for(whom, (own, &self.root), namespace, labels, services)
+                    || (is_anywhere && is_one_of(whom, namespace, labels, services)))
         };
         self.entries.iter().enumerate().filter(|(_, entry)| is_meant(entry)).map(|(place, _)| place).collect()
     }

@@ -8,7 +8,7 @@ use mesh_core::model::{
 };
 
 use super::telemetry::Side;
-use super::workloads::is_one_of;
+use super::workloads;
 use crate::catalog::QuotaLimit;
 use crate::config::extensions::overload::Overload;
 use crate::config::extensions::quota::Quota;
@@ -196,8 +196,7 @@ impl Limits {
     }
 
     fn is_for(&self, entry: &Entry, namespace: &str, labels: &BTreeMap<String, String>, services: &Services) -> bool {
-        let of = &*entry.namespace;
-        (*of == *namespace || *of == *self.root) && is_one_of(&entry.workloads, namespace, labels, services)
+        workloads::is_for(&entry.workloads, (&entry.namespace, &self.root), namespace, labels, services)
     }
 
     /// The places of those that are for a side of a workload. In the root namespace, labels are those of any namespace.

@@ -12,7 +12,7 @@ use super::authorizer::Authorizer;
 use super::mesh::MeshSettings;
 use super::tokens::{KeySource, Keys, TokenRule, token_rules};
 use super::traffic::ServerTls;
-use super::workloads::{is_one_of, is_one_of_all};
+use super::workloads::{is_for, is_one_of};
 use crate::config::diagnostic::Origin;
 use crate::config::file::{Meta, Objects, Workloads, is_namespace};
 use crate::config::istio::security::{MtlsMode, selected};
@@ -404,11 +404,10 @@ impl Guard {
 
 impl Selection {
     fn selects(&self, root: &str, served: Served<'_>, services: &Services) -> bool {
-        // Of a wrong one, the namespace may be what is wrong.
-        let is_own = *self.meta.namespace == *served.namespace || !is_namespace(&self.meta.namespace);
-        let Served { namespace, labels, .. } = served;
-        (is_own && is_one_of(&self.workloads, namespace, labels, services))
-            || (*self.meta.namespace == *root && is_one_of_all(&self.workloads, namespace, labels, services))
+        let (own, Served { namespace, labels, .. }) = (&*self.meta.namespace, served);
+        is_for(&self.workloads, (own, root), namespace, labels, services)
+            // Of a wrong one, the namespace may be what is wrong.
+            || (!is_namespace(own) && is_one_of(&self.workloads, namespace, labels, services))
     }
 }
 

@@ -8,6 +8,19 @@ use crate::registry::Services;
 use crate::registry::host::in_namespace;
 use crate::registry::service::is_subset;
 
+/// Whether a policy of the namespace `own` is for a workload. In the root namespace, labels and Gateways are those of any namespace;
+/// services are always its own, as with Istio.
+pub(super) fn is_for(
+    workloads: &Workloads,
+    (own, root): (&str, &str),
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    services: &Services,
+) -> bool {
+    (*own == *namespace && is_one_of(workloads, namespace, labels, services))
+        || (*own == *root && is_one_of_all(workloads, namespace, labels, services))
+}
+
 /// Whether a workload of their namespace is one of them.
 pub(super) fn is_one_of(
     workloads: &Workloads,

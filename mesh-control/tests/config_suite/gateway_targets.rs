@@ -163,3 +163,31 @@ async fn a_gateway_is_not_served_whose_policies_have_no_say_where_its_workloads_
         assert_eq!(tells, is_named, "{guard}: {:?}", said(&plane));
     }
 }
+
+#[test]
+fn a_policy_of_the_root_namespace_that_names_a_service_means_its_own() {
+    let services = ["istio-system", "shop"].map(service).concat();
+    let workload = |namespace: &str| {
+        let client = Client::new("w", ClientClass::Library, [10, 0, 0, 1].into());
+        client.namespace(namespace).labels([("istio", "ingressgateway")])
+    };
+    for (kind, spec) in [
+        ("AuthorizationPolicy", DENY),
+        ("RequestAuthentication", TOKENS),
+        ("WasmPlugin", "pluginName: acme.guard"),
+        ("RequestRules", "rules: [{name: nobody, when: \"request.url_path == '/rule'\", deny: {}}]"),
+        ("RateLimit", "rules: [{name: all, limit: {requests: 1, per: 1h}}]"),
+        ("Quota", "rules: [{name: all, limit: {requests: 1, per: DAY}}]"),
+        ("Overload", "concurrency: {max: 1}"),
+    ] {
+        let plane = plane(&(services.clone() + &policy(kind, "istio-system", "{kind: Service, name: edge}", spec)));
+        let is_for = |namespace: &str| {
+            let name = "xds.istio.io/grpc/lds/inbound/0.0.0.0:80";
+            let found = plane.snapshot().resource(&workload(namespace), Kind::Listener, name).unwrap();
+            let text = String::from_utf8_lossy(&found.body).into_owned();
+            text.contains("guard") || text.contains("jwt_authn")
+        };
+        assert!(is_for("istio-system"), "{kind}");
+        assert!(!is_for("shop"), "{kind}");
+    }
+}
