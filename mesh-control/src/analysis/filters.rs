@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use mesh_core::model::OnFailure;
 
-use super::limits::{not_answering, say as say_of};
+use super::limits::{not_answering, say};
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
-use crate::config::file::{Meta, Object, Objects};
+use crate::config::file::{Object, Objects};
 use crate::config::istio::wasm_plugin::{TrafficSelector, WasmPlugin, WorkloadMode};
 use crate::config::locate::locate;
 use crate::policy::Policy;
@@ -65,7 +65,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
                 known.join(", "),
                 becomes(plugin.on_failure)
             );
-            let field = if object.spec.plugin_name.is_some() { "pluginName" } else { "" };
+            let field = plugin_name(object);
             let at = locate(&object.meta.origin, field);
             let finding = Diagnostic::at(&at, Severity::Warning, Code::UnknownReference, message);
             found.push(finding.object(object.meta.id()).field(field));
@@ -88,7 +88,7 @@ fn check_rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) 
         let not_answering = target.and_then(|at| Some((at, not_answering(at, &object.meta.namespace, policy)?)));
         if let Some((target, why)) = not_answering {
             let message = format!("{target:?} has no word on any request, since {why}: the failure mode decides");
-            say_of(&object.meta, "processor.host", Code::UnknownReference, message, found);
+            say(&object.meta, "processor.host", Code::UnknownReference, message, found);
         }
         let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
@@ -100,7 +100,7 @@ fn of_tokens(rules: &RequestRules) -> impl Iterator<Item = String> {
     rules.of_tokens.iter().map(|index| format!("rules[{index}].when"))
 }
 
-fn becomes(on_failure: OnFailure) -> &'static str {
+pub(super) fn becomes(on_failure: OnFailure) -> &'static str {
     match on_failure {
         OnFailure::Pass => "requests pass without it (FAIL_OPEN)",
         OnFailure::Refuse | OnFailure::Restart => "every request is answered with 500",
@@ -133,7 +133,8 @@ fn check_others(policy: &Policy, who: &str, refused: &str, found: &mut Vec<Diagn
         if of_clients {
             effects.push("what clients call does not pass it, whatever `failStrategy` is".to_owned());
         }
-        say(&object.meta, format!("{who}: it runs no filters of others; {}", effects.join("; ")), found);
+        let message = format!("{who}: it runs no filters of others; {}", effects.join("; "));
+        say(&object.meta, plugin_name(object), Code::Degraded, message, found);
     }
     for object in policy.filters.rules() {
         let effect = match (object.spec.mode, object.spec.refuses) {
@@ -141,10 +142,13 @@ fn check_others(policy: &Policy, who: &str, refused: &str, found: &mut Vec<Diagn
             (RulesMode::Server, false) => "requests to servers pass unchanged".to_owned(),
             (RulesMode::Client, _) => "what clients call does not go by it".to_owned(),
         };
-        say(&object.meta, format!("{who}: it knows no such rules; {effect}"), found);
+        let field = if object.spec.processor.is_some() { "processor" } else { "rules" };
+        let message = format!("{who}: it knows no such rules; {effect}");
+        say(&object.meta, field, Code::Degraded, message, found);
     }
 }
 
-fn say(meta: &Meta, message: String, found: &mut Vec<Diagnostic>) {
-    found.push(Diagnostic::at(&meta.origin, Severity::Warning, Code::Degraded, message).object(meta.id()));
+/// Where a plugin says which filter it is.
+pub(super) fn plugin_name(object: &Object<WasmPlugin>) -> &'static str {
+    if object.spec.plugin_name.is_some() { "pluginName" } else { "" }
 }

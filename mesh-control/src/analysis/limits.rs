@@ -15,7 +15,7 @@ use crate::config::locate::locate;
 use crate::config::spelling::miscased_method;
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
-use crate::policy::limits::workloads;
+use crate::policy::limits::{needs_answer, workloads};
 use crate::registry::protocol::Protocol;
 use crate::registry::service::Target;
 use crate::render::limits::is_for_envoy;
@@ -266,10 +266,26 @@ fn of_tokens(limit: &RateLimit) -> Option<String> {
     counted.any(|counted| needs_token(counted)).then(|| "rules".to_owned())
 }
 
+/// What becomes of requests where nobody counts them.
+pub(super) fn uncounted(is_closed: bool) -> &'static str {
+    match is_closed {
+        true => "every request to a server that it is for fails (failureMode)",
+        false => "they let every request pass",
+    }
+}
+
+/// Whether servers refuse what nobody counts.
+fn is_closed(limit: &RateLimit) -> bool {
+    let mut counters = limit.limits.iter().map(|(_, counter)| counter);
+    limit.mode == LimitMode::Server
+        && counters.any(|counter| matches!(counter, Counter::Service(limit) if needs_answer(limit)))
+}
+
 /// What gRPC's own clients and servers do of them: nothing.
 pub(super) fn check_grpc(policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.limits.rate_limits() {
-        let message = "gRPC's own clients and servers cannot do this: they let every request pass".to_owned();
+        let becomes = uncounted(is_closed(&object.spec));
+        let message = format!("gRPC's own clients and servers cannot do this: {becomes}");
         say(&object.meta, "rules", Code::Degraded, message, found);
     }
     for object in policy.limits.overloads() {
@@ -296,7 +312,8 @@ pub(super) fn check_envoy(policy: &Policy, found: &mut Vec<Diagnostic>) {
             continue;
         }
         if object.spec.limits.iter().any(|(_, counter)| matches!(counter, Counter::Service(_))) {
-            let message = "an Envoy is not told of this: it asks no service, and lets every request pass".to_owned();
+            let becomes = uncounted(is_closed(&object.spec));
+            let message = format!("Envoys are not told of this, and ask no service: {becomes}");
             say(&object.meta, service(&object.meta), Code::Degraded, message, found);
             continue;
         }

@@ -7,6 +7,7 @@
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
 mod advice;
+mod at_gateways;
 mod destination_rule;
 mod envoy;
 mod export_to;
@@ -32,6 +33,7 @@ mod unknown;
 mod unmet;
 mod virtual_service;
 
+pub(crate) use at_gateways::lost_at_edge;
 pub(crate) use telemetry::is_told_to_nobody;
 
 use std::io;
@@ -198,6 +200,7 @@ fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>, jud
     selectors::check(objects, policy, &mut found);
     filters::check(objects, policy, &mut found);
     quotas::check(objects, policy, &mut found);
+    at_gateways::check(objects, policy, &mut found);
     tls::check(objects, policy, default_tls, &mut found);
     plaintext::check(objects, policy, &mut found);
     refused::check(judge, policy, &mut found);

@@ -1,13 +1,14 @@
 //! Quotas against other objects, and what others than the library cannot do of them.
 
-use super::limits::say;
+use super::limits::{say, uncounted};
 use super::tokens;
 use super::unknown::meant_in_full;
 use crate::config::diagnostic::{Code, Diagnostic};
 use crate::config::extensions::quota::Quota;
+use crate::config::extensions::rate_limit::LimitMode;
 use crate::config::file::Objects;
 use crate::policy::Policy;
-use crate::policy::limits::workloads;
+use crate::policy::limits::{needs_share, workloads};
 use mesh_core::model::DescriptorAction;
 
 /// Hosts and tokens that there are not.
@@ -37,15 +38,20 @@ fn of_tokens(quota: &Quota) -> impl Iterator<Item = String> {
 /// What gRPC's own clients and servers do of them: nothing.
 pub(super) fn check_grpc(policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.limits.quotas() {
-        let message = "gRPC's own clients and servers cannot do this: they let every request pass".to_owned();
+        let message = format!("gRPC's own clients and servers cannot do this: {}", becomes(&object.spec));
         say(&object.meta, "rules", Code::Degraded, message, found);
     }
 }
 
-/// What an Envoy beside a workload does of them: nothing.
+/// What becomes of requests where nobody counts them.
+fn becomes(quota: &Quota) -> &'static str {
+    uncounted(quota.mode == LimitMode::Server && quota.rules.iter().any(|rule| needs_share(&rule.quota)))
+}
+
+/// What an Envoy does of them: nothing.
 pub(super) fn check_envoy(policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.limits.quotas() {
-        let message = "an Envoy is not told of this: it lets every request pass".to_owned();
+        let message = format!("Envoys are not told of this: {}", becomes(&object.spec));
         say(&object.meta, "rules", Code::Degraded, message, found);
     }
 }

@@ -1,11 +1,13 @@
 //! What a gateway is told: which of its names there are, and what each of them is made of. An Envoy and a program of this project are
-//! told the same, but for clusters, of which each has its own form.
+//! told the same, but for clusters, of which each has its own form, and for what requests pass, of which an Envoy does less. A
+//! program calls whom it asks about requests as every client of the mesh does, by listeners and routes of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::snapshot::{Compiled, Peers, Snapshot};
-use crate::catalog::{Client, Encoded, Kind};
+use crate::analysis;
+use crate::catalog::{Client, ClientClass, Encoded, Kind};
 use crate::policy::gateways::{Address, Listening};
 use crate::policy::security::Served;
 use crate::policy::traffic::ServerTls;
@@ -81,19 +83,31 @@ impl Snapshot {
         match kind {
             Kind::Listener => {
                 let told = self.gateway(client);
-                let (address, at) = told.listening.get(name)?;
+                let Some((address, at)) = told.listening.get(name) else { return self.as_client(client, kind, name) };
                 let labels = self.labels(client);
                 let guarded = self.guards_of_edge(client, &labels, address.1);
+                let filters =
+                    self.filters_of(client, Served { namespace: &client.namespace, labels: &labels, port: address.1 });
+                if client.class == ClientClass::Envoy {
+                    let ids = guarded.limits.iter().map(|limit| Arc::clone(&limit.id));
+                    let ids = ids.chain(filters.iter().map(|filter| Arc::clone(&filter.id))).collect();
+                    self.compiled.note(analysis::lost_at_edge(policy, &ids));
+                }
                 let edge = Edge {
                     namespace: &client.namespace,
                     may_have_secrets: self.may_have_secrets(client),
                     has_certificate: self.may_have_certificate(client),
+                    class: client.class,
                     guarded: &guarded,
+                    filters: &filters,
                     keys: &self.keys,
                 };
                 Some(envoy::edge_listener(policy, &view, name, *address, at, &edge, policy.paths))
             }
-            Kind::Route => self.gateway(client).routes.get(name).cloned(),
+            Kind::Route => {
+                let told = self.gateway(client);
+                told.routes.get(name).cloned().or_else(|| self.as_client(client, kind, name))
+            }
             Kind::Cluster => {
                 let identities = self.identities(&view, name).unwrap_or_default();
                 let peers = Peers { may_have_certificate: self.may_have_certificate(client), identities };
@@ -107,6 +121,13 @@ impl Snapshot {
                 Some(render::encode(name, &secret))
             }
         }
+    }
+
+    /// What a gateway of the library calls others by, of itself: those who decide about requests, or count them.
+    fn as_client(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
+        let view = self.compiled.policy.gateway_view(&client.namespace, &client.labels);
+        let is_library = client.class == ClientClass::Library;
+        is_library.then(|| self.compiled.resource(client.class, view, kind, name, Peers::default())).flatten()
     }
 
     /// Every cluster that there is for a gateway, where it asks or tells somebody besides those that its routes lead to: who may

@@ -211,7 +211,6 @@ impl Snapshot {
         let Policy { services, security, telemetries, .. } = policy;
         let served = Served { namespace: &client.namespace, labels, port };
         let applied = telemetries.of(&client.namespace, labels, services);
-        let places = policy.limits.of(&client.namespace, labels, services, Side::Server);
         Inbound {
             port,
             is_of_service: true,
@@ -221,7 +220,7 @@ impl Snapshot {
             tokens: security.tokens(served, services),
             tls: self.taken_by(client, served),
             logs: render::envoy_logs(policy, &policy.view(&client.namespace, &client.labels), applied, Side::Server),
-            limits: policy.limits.on_port(&places, &services.numbers_of(&client.namespace, labels, port)),
+            limits: self.limits_of(client, served),
         }
     }
 

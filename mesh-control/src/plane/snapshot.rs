@@ -18,6 +18,7 @@ use crate::policy::Policy;
 use crate::policy::access::{Condition, Conditions, RulesByEffect};
 use crate::policy::filters::{self, FilterInForce, Passing};
 use crate::policy::gateway_api::{GatewayStatus, ParentStatus};
+use crate::policy::limits::{self, LimitInForce};
 use crate::policy::locality::Place;
 use crate::policy::locality::zones::Zones;
 use crate::policy::route::ClusterKey;
@@ -347,16 +348,20 @@ impl Snapshot {
         let service = services.served_by(&client.namespace, &labels, port);
         let applied = self.compiled.policy.telemetries.of(&client.namespace, &labels, services);
         let telemetry = render::telemetry(&self.compiled.policy, applied, Side::Server);
-        let all = &self.compiled.policy.limits;
-        let places = all.of(&client.namespace, &labels, services, Side::Server);
-        let limits = all.on_port(&places, &services.numbers_of(&client.namespace, &labels, port));
-        let filters = self.filters_of(client, served);
+        let (limits, filters) = (self.limits_of(client, served), self.filters_of(client, served));
         let serving = render::Serving { paths: *paths, tls, service, telemetry, limits, filters };
         render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, serving)
     }
 
+    /// How many requests a server takes.
+    pub(super) fn limits_of(&self, client: &Client, served: Served<'_>) -> Vec<LimitInForce> {
+        let Policy { services, limits, .. } = &self.compiled.policy;
+        let places = limits.of(&client.namespace, served.labels, services, Side::Server);
+        limits.on_port(&places, &services.numbers_of(&client.namespace, served.labels, served.port))
+    }
+
     /// The filters that the requests of a server pass.
-    fn filters_of(&self, client: &Client, served: Served<'_>) -> Vec<FilterInForce> {
+    pub(super) fn filters_of(&self, client: &Client, served: Served<'_>) -> Vec<FilterInForce> {
         let Policy { services, filters, .. } = &self.compiled.policy;
         let places = filters.of(&client.namespace, served.labels, services, Side::Server);
         if places.is_empty() {
@@ -396,10 +401,12 @@ impl Snapshot {
         let in_doubt = answer.filter(|_| security.looks_at_labels(&client.namespace));
         let in_doubt = in_doubt.map(|answer| format!("nobody can tell what guards this workload: {answer}"));
         let refused = in_doubt.or_else(|| security.refusal(served, services, speaks_tls));
-        // Nobody else runs the filters of an application, and at a gateway there is none.
-        let is_other = client.class != ClientClass::Library || client.is_gateway;
-        let not_run = || is_other.then(|| filters::not_run(&self.filters_of(client, served))).flatten();
-        refused.or_else(not_run)
+        if refused.is_some() || client.class == ClientClass::Library {
+            return refused;
+        }
+        // Nobody else runs the filters of an application, or asks somebody who counts.
+        let not_run = filters::not_run(&self.filters_of(client, served));
+        not_run.or_else(|| limits::not_counted(&self.limits_of(client, served)))
     }
 
     /// Who may do what to a server at this port, for an Envoy that is configured by hand: as JSON, the part of its connection

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_core::model::{
-    AdaptiveConcurrency, AdmissionControl, GlobalRateLimit, LocalRateLimit, RateLimit as Counted, RateLimitQuota,
+    AdaptiveConcurrency, AdmissionControl, ExpiredQuota, Fraction, GlobalRateLimit, LocalRateLimit, QuotaStrategy,
+    RateLimit as Counted, RateLimitQuota,
 };
 
 use super::telemetry::Side;
@@ -247,6 +248,28 @@ impl Limits {
             .filter_map(|entry| Some(LimitInForce { id: Arc::clone(&entry.id), limit: find(&entry.limits)?.clone() }));
         in_force.collect()
     }
+}
+
+/// Why a server must not serve where nobody counts by these, if it must not: one that says that nothing passes uncounted.
+pub fn not_counted(limits: &[LimitInForce]) -> Option<String> {
+    let is_closed = |limit: &&LimitInForce| match &limit.limit {
+        Limit::Global(limit) => needs_answer(limit),
+        Limit::Quota { quota, .. } => needs_share(quota),
+        Limit::Rate(_) | Limit::Concurrency(_) | Limit::Throttle(_) => false,
+    };
+    limits.iter().find(is_closed).map(|limit| format!("{}: nobody counts by it here (failureMode)", limit.id))
+}
+
+/// Whether requests are refused that the service has no answer about.
+pub(crate) fn needs_answer(limit: &GlobalRateLimit) -> bool {
+    limit.fails_closed && limit.enforced != Fraction::default()
+}
+
+/// Whether requests are refused that nobody has assigned a share for.
+pub(crate) fn needs_share(quota: &RateLimitQuota) -> bool {
+    let denies = Some(ExpiredQuota::Fallback(QuotaStrategy::DenyAll));
+    let is_closed = quota.rules.iter().any(|rule| rule.settings.expired.map(|(kind, _)| kind) == denies);
+    is_closed && quota.enforced != Fraction::default()
 }
 
 /// What there is for a port: what is said of it, or of all.

@@ -253,14 +253,9 @@ pub fn render_server(
     let refusal = match (class, refusal) {
         (ClientClass::Envoy, _) => return None,
         (_, Some(reason)) => reason,
-        (_, None) => match guards(access, tokens, keys, class, own.as_slice()) {
+        (_, None) => match passed((access, tokens, keys), class, &own, &limits) {
             Err(reason) => reason,
-            Ok(mut filters) => {
-                // Who is let in is decided before.
-                filters.extend(filters::at(of_library(class, &own), Stage::Rules));
-                filters.extend(filters::at(of_library(class, &own), Stage::BeforeMetrics));
-                filters.extend(limits::filters(&limits, class));
-                filters.extend(filters::at(of_library(class, &own), Stage::Last));
+            Ok(filters) => {
                 let action = Action::NonForwardingAction(NonForwardingAction {});
                 let encoded = with_service(
                     name,
@@ -301,24 +296,28 @@ pub fn render_envoy_guards(
     json::manager(&listener::normalized(manager, paths.of(access.is_guarded())))
 }
 
-/// Who calls comes before what they may do.
-fn guards(
-    access: &Access<'_>,
-    tokens: &[&TokenRule],
-    keys: &FetchedKeys,
+/// What the requests of a server pass, in this order: who calls comes before what they may do, and who is let in is decided before
+/// what becomes of it.
+fn passed(
+    (access, tokens, keys): (&Access<'_>, &[&TokenRule], &FetchedKeys),
     class: ClientClass,
     own: &[FilterInForce],
+    limits: &[LimitInForce],
 ) -> Result<Vec<hcm::HttpFilter>, String> {
     let in_process = access.asks.iter().map(|(authorizer, _)| authorizer).find(|authorizer| authorizer.is_in_process());
     if let Some(authorizer) = in_process.filter(|_| class == ClientClass::Envoy) {
         return Err(format!("{}: nobody in the process of an Envoy can be asked", authorizer.name));
     }
     let own = of_library(class, own);
-    let mut guards: Vec<_> = filters::at(own, Stage::BeforeTokens).collect();
-    guards.extend(tokens::filter(tokens, keys, class)?);
-    guards.extend(filters::at(own, Stage::BeforePolicies));
-    guards.extend(access::filters(access, class)?);
-    Ok(guards)
+    let mut all: Vec<_> = filters::at(own, Stage::BeforeTokens).collect();
+    all.extend(tokens::filter(tokens, keys, class)?);
+    all.extend(filters::at(own, Stage::BeforePolicies));
+    all.extend(access::filters(access, class)?);
+    all.extend(filters::at(own, Stage::Rules));
+    all.extend(filters::at(own, Stage::BeforeMetrics));
+    all.extend(limits::filters(limits, class));
+    all.extend(filters::at(own, Stage::Last));
+    Ok(all)
 }
 
 /// Others run none of them.

@@ -120,6 +120,7 @@ fn each_kind_of_policy_is_for_the_gateway_that_it_names() {
         ("WasmPlugin", "pluginName: acme.guard"),
         ("RequestRules", "rules: [{name: nobody, when: \"request.url_path == '/rule'\", deny: {}}]"),
         ("RateLimit", "rules: [{name: all, limit: {requests: 1, per: 1h}}]"),
+        ("Quota", "rules: [{name: all, limit: {requests: 1, per: DAY}}]"),
         ("Overload", "concurrency: {max: 1}"),
     ] {
         let gateways =
@@ -161,6 +162,104 @@ async fn a_gateway_is_not_served_whose_policies_have_no_say_where_its_workloads_
         let is_named = guard.contains(EDGE) && guard.contains("namespace: shop");
         let tells = said(&plane).iter().any(|line| line.contains("its workloads are of another namespace"));
         assert_eq!(tells, is_named, "{guard}: {:?}", said(&plane));
+    }
+}
+
+#[test]
+fn an_envoy_that_is_a_gateway_answers_with_the_reason_what_it_cannot_hold_back_and_the_rest_is_told() {
+    const SERVICE: &str = "service: {host: counts.shop.svc.cluster.local, port: 9000, domain: edge";
+    const RULES: &str = "rules: [{name: all, limit: {requests: 1, per: MONTH}}]";
+    let counted = |more: &str| format!("{SERVICE}{more}}}, rules: [{{name: all}}]");
+    let gateways = gateway("shop", "edge", "gatewayClassName: istio");
+    for (kind, spec, is_refused, line) in [
+        ("Quota", RULES, false, "they let every request pass"),
+        ("Quota", &format!("failureMode: DENY, {RULES}"), true, "every request to a server that it is for fails"),
+        (
+            "Quota",
+            "failureMode: DENY, rules: [{name: all, shadow: true, limit: {requests: 1, per: DAY}}]",
+            false,
+            "they let",
+        ),
+        ("RateLimit", &counted(""), false, "they let every request pass"),
+        ("RateLimit", &counted(", failureMode: DENY"), true, "every request to a server that it is for fails"),
+        (
+            "RateLimit",
+            "rules: [{name: each, by: [{client: PRINCIPAL}], limit: {requests: 1, per: 1h}}]",
+            false,
+            "an Envoy cannot do this",
+        ),
+        (
+            "RequestRules",
+            "rules: [{name: all, headers: {request: {set: {x-a: b}}}}]",
+            false,
+            "requests to servers pass unchanged",
+        ),
+        (
+            "RequestRules",
+            "rules: [{name: all, deny: {}}]",
+            true,
+            "every request to a workload behind one that it is for fails",
+        ),
+        ("WasmPlugin", "pluginName: acme.guard", true, "every request to a workload behind one"),
+        ("WasmPlugin", "pluginName: acme.guard, failStrategy: FAIL_OPEN", false, "requests to servers pass without it"),
+    ] {
+        // In its namespace as a whole, and by name: of the first nobody can tell before there is a gateway.
+        for whom in ["", EDGE] {
+            let text = policy(kind, "shop", EDGE, spec).replace(
+                &format!("targetRefs: [{EDGE}],"),
+                &match whom {
+                    "" => String::new(),
+                    target => format!("targetRefs: [{target}],"),
+                },
+            );
+            let plane = plane(&gateways);
+            plane.set_yaml("p.yaml", &*text).unwrap();
+            let mut envoy = called("shop", "edge");
+            envoy.class = ClientClass::Envoy;
+            let [listener] = &*told(&plane, &envoy) else { panic!("{text}") };
+            let listener = String::from_utf8_lossy(listener);
+            let answers = listener.contains("is run here")
+                || listener.contains("known here")
+                || listener.contains("counts by it here");
+            assert_eq!(answers, is_refused, "{text}");
+            let [ours] = &*told(&plane, &called("shop", "edge")) else { panic!("{text}") };
+            assert!(String::from_utf8_lossy(ours).contains("shop/guard"), "{text}");
+            let finding = format!("p.yaml:4:");
+            let found = said(&plane);
+            let is_told =
+                |found: &String| found.starts_with(&finding) && found.contains("of a gateway") && found.contains(line);
+            assert!(found.iter().any(is_told), "{text}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_about_calls_has_no_effect_at_a_gateway_which_is_told() {
+    let istio = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: istio, namespace: shop}\n\
+        spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}\n---\n";
+    for (kind, spec, severity, field) in [
+        ("RateLimit", "mode: CLIENT, rules: [{name: all, limit: {requests: 1, per: 1h}}]", "error", "mode"),
+        ("Quota", "mode: CLIENT, rules: [{name: all, limit: {requests: 1, per: DAY}}]", "error", "mode"),
+        ("RequestRules", "mode: CLIENT, rules: [{name: all, deny: {}}]", "error", "mode"),
+        ("RequestRules", "mode: CLIENT, rules: [{name: all, headers: {request: {set: {x-a: b}}}}]", "warning", "mode"),
+        ("Overload", "throttle: {}", "warning", "throttle"),
+        ("WasmPlugin", "match: [{mode: CLIENT}]", "error", "match"),
+    ] {
+        let by_name = policy(kind, "shop", EDGE, spec);
+        let by_label =
+            by_name.replace(&format!("targetRefs: [{EDGE}]"), "selector: {matchLabels: {istio: ingressgateway}}");
+        let others = by_name.replace(&format!("targetRefs: [{EDGE}],"), "");
+        for (text, is_told) in [(by_name, true), (by_label, true), (others, false)] {
+            let plane = plane(&(istio.to_owned() + &gateway("shop", "edge", "gatewayClassName: istio")));
+            plane.set_yaml("p.yaml", &*text).unwrap();
+            let finding = format!("{severity}[ignored]: {kind} shop/guard: {field}: a gateway has no calls of its own");
+            let found = said(&plane);
+            assert_eq!(
+                found.iter().any(|line| line.starts_with("p.yaml:4:") && line.contains(&finding)),
+                is_told,
+                "{text}: {found:?}"
+            );
+        }
     }
 }
 

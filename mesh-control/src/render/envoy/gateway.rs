@@ -20,14 +20,14 @@ use super::super::proto::{duration, number};
 use super::super::secrets::{authorities_name, certificate_name};
 use super::super::tls::{exact, file, of_files, socket};
 use super::super::{
-    BLACK_HOLE, Rendered, clusters_of, connections, encode, encode_routes, guards, library, limits, listener,
-    publishable,
+    BLACK_HOLE, Rendered, clusters_of, connections, encode, encode_routes, library, listener, passed, publishable,
 };
 use super::inbound::Inbound;
 use super::{outbound, proxy, tls};
 use crate::catalog::{ClientClass, Encoded};
 use crate::policy::Policy;
 use crate::policy::connections::Connections;
+use crate::policy::filters::FilterInForce;
 use crate::policy::gateways::{
     Address, Listening, Server, ServerAt, ServerTls, Speaks, TlsMode, TlsVersion, VirtualHost,
 };
@@ -57,8 +57,12 @@ pub struct Edge<'a> {
     pub may_have_secrets: bool,
     /// Whether it has a certificate of the mesh.
     pub has_certificate: bool,
+    /// What it can do.
+    pub class: ClientClass,
     /// What guards it.
     pub guarded: &'a Inbound<'a>,
+    /// What its requests pass besides.
+    pub filters: &'a [FilterInForce],
     /// Keys of those who issue tokens.
     pub keys: &'a FetchedKeys,
 }
@@ -327,15 +331,15 @@ fn bytes(policy: &Policy, view: &View, served: &ServerAt, edge: &Edge<'_>) -> Ve
 
 /// The filter of requests.
 fn requests(routes: &str, edge: &Edge<'_>, paths: PathNormalization) -> pb::Filter {
-    let guarded = match &edge.guarded.refusal {
+    let Inbound { refusal, access, tokens, limits, .. } = edge.guarded;
+    let passed = match refusal {
         Some(reason) => Err(reason.clone()),
-        None => guards(&edge.guarded.access, &edge.guarded.tokens, edge.keys, ClientClass::Envoy, &[]),
+        None => passed((access, tokens, edge.keys), edge.class, edge.filters, limits),
     };
-    let (mut filters, specifier) = match guarded {
+    let (mut filters, specifier) = match passed {
         Ok(filters) => (filters, proxy::by_rds(routes.to_owned())),
         Err(reason) => (Vec::new(), answered(routes, &reason)),
     };
-    filters.extend(limits::filters(&edge.guarded.limits, ClientClass::Envoy));
     filters.extend(outbound::of_routes());
     let mut manager = proxy::manager(format!("outbound_{routes}"), specifier, filters, edge.guarded.logs.clone());
     // Nobody in front of it has said anything: what clients say of where they come from is theirs.

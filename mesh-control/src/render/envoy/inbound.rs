@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 use hcm::http_connection_manager::{ForwardClientCertDetails, SetCurrentClientCertDetails};
 
-use super::super::{BLACK_HOLE, encode, guards, library, limits, listener};
+use super::super::{BLACK_HOLE, encode, library, listener, passed};
 use super::{INBOUND_PASSTHROUGH, VIRTUAL_INBOUND, inbound_cluster_name, proxy, tls};
 use crate::catalog::{ClientClass, Encoded, Sidecar};
 use crate::policy::access::Access;
@@ -124,15 +124,12 @@ fn filter(port: &Inbound<'_>, keys: &FetchedKeys, paths: PathNormalization) -> p
     if !speaks_http(port.protocol) {
         return proxy::bytes(if port.is_shut() { BLACK_HOLE.to_owned() } else { cluster });
     }
-    let guarded = match &port.refusal {
+    let passed = match &port.refusal {
         Some(reason) => Err(reason.clone()),
-        None => guards(&port.access, &port.tokens, keys, ClientClass::Envoy, &[]),
+        None => passed((&port.access, &port.tokens, keys), ClientClass::Envoy, &[], &port.limits),
     };
-    let (filters, action) = match guarded {
-        Ok(mut filters) => {
-            filters.extend(limits::filters(&port.limits, ClientClass::Envoy));
-            (filters, proxy::to_cluster(cluster.clone()))
-        }
+    let (filters, action) = match passed {
+        Ok(filters) => (filters, proxy::to_cluster(cluster.clone())),
         Err(reason) => (Vec::new(), Action::DirectResponse(library::unavailable(&reason))),
     };
     let routes = proxy::inline(cluster, format!("inbound|http|{}", port.port), action);
