@@ -1,7 +1,12 @@
 //! A Gateway of Gateway API, served by `mesh-gateway` over real sockets: all that it is told is what a mesh-control makes of the objects.
 
+use envoy_types::pb::envoy::service::ext_proc::v3 as ext_proc;
+use envoy_types::pb::envoy::r#type::v3::HttpStatus;
+use prost::Message;
+
 use super::gateway::{Gateway, get};
 use super::gateway_tls::Caller;
+use super::limits_support;
 use super::tls_support::{ANY, Authority, Foreign, Pair, tls as tls_of};
 use super::*;
 
@@ -185,4 +190,89 @@ async fn a_policy_that_names_the_gateway_refuses_there_and_is_followed() {
         }
     })
     .await;
+}
+
+/// A policy of our own, or of Istio's, that names the gateway.
+fn policy(group: &str, kind: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: {group}/v1alpha1\nkind: {kind}\nmetadata: {{name: guard}}\n\
+         spec: {{targetRefs: [{{group: gateway.networking.k8s.io, kind: Gateway, name: edge}}], {spec}}}\n---\n"
+    )
+}
+
+/// A service outside of the mesh that speaks gRPC.
+fn outside(name: &str, at: SocketAddr) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}}}\n\
+         spec: {{hosts: [{name}.example.com], location: MESH_EXTERNAL, resolution: STATIC, \
+         ports: [{{number: 9000, name: grpc, targetPort: {}}}], endpoints: [{{address: {}}}]}}\n---\n",
+        at.port(),
+        at.ip()
+    )
+}
+
+/// An external processor that refuses everything with 451.
+async fn refusing() -> SocketAddr {
+    let status = Some(HttpStatus { code: 451 });
+    let word = ext_proc::processing_response::Response::ImmediateResponse(ext_proc::ImmediateResponse {
+        status,
+        ..Default::default()
+    });
+    let word = ext_proc::ProcessingResponse { response: Some(word), ..Default::default() }.encode_to_vec();
+    let length = u32::try_from(word.len()).unwrap().to_be_bytes();
+    let frame = [&[0], &length[..], &word].concat();
+    let app = axum::Router::new().fallback(async move || ([("content-type", "application/grpc")], frame));
+    limits_support::serve(app).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_rules_and_filters_that_name_the_gateway_take_effect_there() {
+    const OURS: &str = "policy.mesh-control";
+    let one = program(|head| ok(head)).await;
+    let counts = limits_support::limits("domain: edge\ndescriptors: []\n").await;
+    let port = free_port().await;
+    let spec = format!("{{gatewayClassName: istio, listeners: [{{name: http, port: {port}, protocol: HTTP}}]}}");
+    let route = "{parentRefs: [{name: edge}], rules: [{backendRefs: [{name: one, port: 80}]}]}";
+    let objects = [
+        service("one", one),
+        object("Gateway", "edge", &spec),
+        object("HTTPRoute", "one", route),
+        outside("counts", counts),
+        outside("processor", refusing().await),
+    ];
+    let control = control(&objects.concat()).await;
+    let server = control.xds_addr().to_string();
+    let mut gateway = Gateway::at(control, &server, &EDGE);
+    gateway.bound().await;
+    let told = async || status(&exchange(local(port), &get("any", "/", "x-user: ada\r\n")).await).to_owned();
+    let rule = "rules: [{name: each, by: [{header: x-user}], limit: {requests: 2, per: ";
+    let service = "service: {host: counts.example.com, port: 9000, domain: edge, timeout: 30s, failureMode: DENY}, ";
+    for (guard, expected) in [
+        (policy(OURS, "RateLimit", &format!("{rule}1h}}}}]")), "429"),
+        (policy(OURS, "RateLimit", &format!("{service}{rule}1h}}}}]")), "429"),
+        (policy(OURS, "Quota", &format!("failureMode: DENY, {rule}MONTH}}}}]")), "429"),
+        (
+            policy(
+                OURS,
+                "RequestRules",
+                "rules: [{name: ada, when: \"request.headers['x-user'] == 'ada'\", deny: {}}]",
+            ),
+            "403",
+        ),
+        (policy(OURS, "RequestRules", "processor: {host: processor.example.com, port: 9000, timeout: 30s}"), "451"),
+        // It has no filter of that name.
+        (policy("extensions.istio.io", "WasmPlugin", "pluginName: acme.guard"), "500"),
+    ] {
+        gateway.control.set_yaml("guard.yaml", "").unwrap();
+        within(async { while told().await != "200" {} }).await;
+        gateway.control.set_yaml("guard.yaml", &guard).unwrap();
+        let mut seen = String::from("200");
+        within(async {
+            while seen == "200" {
+                seen = told().await;
+            }
+        })
+        .await;
+        assert_eq!(seen, expected, "{guard}");
+    }
 }

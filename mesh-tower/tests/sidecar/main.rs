@@ -7,6 +7,8 @@ mod gateway_api;
 mod gateway_tls;
 mod inbound;
 mod life;
+#[path = "../limits_support/mod.rs"]
+mod limits_support;
 mod outbound;
 #[path = "../tls_support/mod.rs"]
 mod tls_support;
