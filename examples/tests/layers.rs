@@ -20,7 +20,17 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-core",
         layers: &[
-            &["id", "grpc_timeout", "histogram", "load_report", "printable", "recycled", "response_flags", "seldom"],
+            &[
+                "id",
+                "grpc_timeout",
+                "histogram",
+                "list",
+                "load_report",
+                "printable",
+                "recycled",
+                "response_flags",
+                "seldom",
+            ],
             &["error"],
             &["request", "identity", "path"],
             &["model", "workload"],

@@ -36,6 +36,7 @@ pub mod id;
 pub mod identity;
 pub mod jwt;
 pub mod limits;
+pub mod list;
 pub mod live_trace;
 pub mod load_report;
 pub mod matcher;

@@ -10,6 +10,7 @@ mod health;
 mod leaving;
 mod limited;
 mod load;
+mod parts;
 mod peer;
 mod retries;
 mod subchannels;
@@ -29,7 +30,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::health_check::Checks;
 use crate::id::{ClusterName, EndpointId, Target};
-use crate::model::{CircuitBreakers, ClusterTls, Endpoint, Endpoints, OutlierDetection};
+use crate::model::{CircuitBreakers, ClusterTls, OutlierDetection};
 use crate::outlier::{Detector, Ejections, Outcome, Reason, Record};
 use crate::tls::Certificates;
 
@@ -39,6 +40,7 @@ pub use health::HealthNews;
 pub use leaving::Leaving;
 pub use limited::{LimitCounts, Limited};
 pub use load::{LoadWeight, LoadWeightCounts};
+pub use parts::{EndpointPart, EndpointParts};
 pub use retries::{RetryPermit, RetryPrice, TooManyRetries};
 pub use subchannels::{Backend, Disconnect, Ending, Subchannel, SubchannelAttempt, SubchannelCounts, Subchannels};
 pub use traffic::{ClusterTraffic, LocalityFigures, ReportedTry, Traffic};
@@ -46,6 +48,7 @@ pub use usage::{ConnectionPermit, Freed, HostConnections, PendingPermit, Usage};
 
 use health::{Reach, Teller};
 use load::{Latency, Load};
+pub(crate) use parts::NewPart;
 use traffic::LocalityTraffic;
 
 /// How a cluster is secured, and which of its states that is.
@@ -98,10 +101,10 @@ impl Shared {
     }
 
     /// Takes in which endpoints are to be marked. What allows more than before counts at once.
-    fn note(&self, endpoints: &Endpoints, states: &[Arc<EndpointState>]) {
+    fn note(&self, news: &[NewPart<'_>]) {
         let mut marks = lock(&self.marks);
         let next = &mut marks.next;
-        for (endpoint, state) in endpoints.iter().zip(states) {
+        for (endpoint, state) in news.iter().flat_map(|(_, part)| part.iter()) {
             let (mark, is_set) = (&state.mark, state.mark.is_set.load(Ordering::Acquire));
             if endpoint.mutual_tls && !is_set {
                 next.push(Arc::clone(mark));
@@ -436,26 +439,9 @@ impl ClusterState {
         state
     }
 
-    /// The states of these endpoints, in their order. `before` are others of the cluster with theirs: one that stands where it
-    /// stood is not looked for.
-    pub(crate) fn resolve(
-        &self,
-        endpoints: &Endpoints,
-        before: Option<(&Endpoints, &[Arc<EndpointState>])>,
-    ) -> Arc<[Arc<EndpointState>]> {
-        let mut before = before.into_iter().flat_map(|(endpoints, states)| endpoints.iter().zip(states));
-        let state = |endpoint: &Endpoint| match before.next() {
-            Some((same, state)) if (&same.id, same.mutual_tls) == (&endpoint.id, endpoint.mutual_tls) => {
-                Arc::clone(state)
-            }
-            _ => self.endpoint(&endpoint.id, endpoint.mutual_tls),
-        };
-        endpoints.iter().map(state).collect()
-    }
-
     /// Takes in which endpoints are to be marked for mutual TLS: those who hold connections are told by [`States::tell`].
-    pub(crate) fn note_marks(&self, endpoints: &Endpoints, states: &[Arc<EndpointState>]) {
-        self.shared.note(endpoints, states);
+    pub(crate) fn note_marks(&self, news: &[NewPart<'_>]) {
+        self.shared.note(news);
     }
 
     /// The state of an endpoint that a caller named and no view holds: kept until it has been idle for as long as

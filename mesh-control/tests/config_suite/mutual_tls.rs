@@ -50,7 +50,7 @@ fn endpoints(plane: &Plane) -> Vec<Endpoint> {
     let decoded = decode(ResourceType::Endpoints, &found.body, &Options::default()).unwrap().resource;
     let Resource::Endpoints(endpoints) = decoded else { panic!("{decoded:?}") };
     let Endpoints { localities, .. } = &*endpoints;
-    localities.iter().flat_map(|locality| locality.endpoints.clone()).collect()
+    localities.iter().flat_map(|locality| &locality.endpoints).cloned().collect()
 }
 
 /// Who may answer at endpoints that are marked.

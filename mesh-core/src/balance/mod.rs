@@ -16,6 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::list::List;
 use crate::model::{BalancerPolicy, SlowStart};
 use crate::request_info::{Pinned, RequestInfo, TriedPriorities};
 use crate::state::{ClusterState, EndpointState};
@@ -155,7 +156,8 @@ pub fn built_in(policy: &BalancerPolicy, slow_start: Option<SlowStart>) -> Optio
 /// The endpoints that a policy chooses among, and their shares.
 #[derive(Debug)]
 pub struct EndpointSet {
-    endpoints: Box<[Arc<EndpointState>]>,
+    /// In parts, which sets share that have them in common.
+    endpoints: List<Arc<EndpointState>>,
     weights: Weights,
     /// Empty where no endpoint has one.
     names: Box<[HashNames]>,
@@ -205,6 +207,12 @@ impl EndpointSet {
             Weights::Each { totals: totals.collect(), strides, exact }
         };
         let endpoints = endpoints.into_iter().map(|(state, _)| state).collect();
+        EndpointSet { endpoints, weights, names: Box::default(), localities: Box::default(), cluster }
+    }
+
+    /// A set of endpoints of the same weight, which are hashed by their addresses.
+    fn of_equals(endpoints: List<Arc<EndpointState>>, cluster: Arc<ClusterState>) -> Self {
+        let weights = Weights::Equal;
         EndpointSet { endpoints, weights, names: Box::default(), localities: Box::default(), cluster }
     }
 
@@ -349,8 +357,8 @@ impl EndpointSet {
             }
             picked = self.get(picker.pick(self, args)?)?;
         }
-        let (before, after) = self.endpoints.split_at(args.random.usize(0..self.endpoints.len()));
-        let mut others = after.iter().chain(before);
+        let (first, count) = (args.random.usize(0..self.endpoints.len()), self.endpoints.len());
+        let mut others = (first..count).chain(0..first).filter_map(|position| self.get(position));
         let untried = others.clone().find(|endpoint| !args.has_tried(endpoint));
         others.find(|endpoint| !args.passes_over(endpoint)).or(untried).or(Some(picked))
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{EndpointSet, HashNames, LoadBalancer, PickArgs, Picker};
+use crate::list::List;
 use crate::model::{Endpoints, Health, LocalityEndpoints, PriorityPolicy};
 use crate::request_info::{PriorityOf, TriedPriorities};
-use crate::state::{ClusterState, EndpointState};
+use crate::state::{ClusterState, EndpointPart, EndpointState};
 
 /// Envoy's default overprovisioning factor, in percent.
 const OVERPROVISIONING_PERCENT: u64 = 140;
@@ -85,12 +86,12 @@ struct Priority {
 }
 
 impl Levels {
-    /// Adds the priorities of one leaf, with the states of its endpoints in their order, after those that are there;
-    /// [`Levels::settle`] makes them count.
+    /// Adds the priorities of one leaf, with its endpoints by locality, after those that are there; [`Levels::settle`] makes
+    /// them count.
     pub fn add_leaf(
         &mut self,
         leaf: usize,
-        (endpoints, states): (&Endpoints, &[Arc<EndpointState>]),
+        (endpoints, parts): (&Endpoints, &[Vec<EndpointPart>]),
         policy: PriorityPolicy,
         balancer: &Arc<dyn LoadBalancer>,
         state: &Arc<ClusterState>,
@@ -99,16 +100,11 @@ impl Levels {
         let mut priorities: Vec<u32> = endpoints.localities.iter().map(|locality| locality.priority).collect();
         priorities.sort_unstable();
         priorities.dedup();
-        let mut rest = states;
-        let with_states = endpoints.localities.iter().map(|locality| {
-            let (own, others) = rest.split_at_checked(locality.endpoints.len()).unwrap_or((rest, &[]));
-            rest = others;
-            (locality, own)
-        });
-        let with_states: Vec<Stated<'_>> = with_states.collect();
+        let with_states =
+            || endpoints.localities.iter().zip(parts).map(|(locality, parts)| (locality, parts.as_slice()));
         for priority in priorities {
             let localities: Vec<Stated<'_>> =
-                with_states.iter().filter(|(locality, _)| locality.priority == priority).copied().collect();
+                with_states().filter(|(locality, _)| locality.priority == priority).collect();
             self.priorities.push(Priority::new((leaf, priority), &localities, factor, policy, balancer, state));
         }
     }
@@ -291,8 +287,8 @@ impl Levels {
     }
 }
 
-/// A locality, and the states of its endpoints.
-type Stated<'e> = (&'e LocalityEndpoints, &'e [Arc<EndpointState>]);
+/// A locality, and its endpoints with their states.
+type Stated<'e> = (&'e LocalityEndpoints, &'e [EndpointPart]);
 
 impl Priority {
     fn new(
@@ -304,10 +300,23 @@ impl Priority {
         state: &Arc<ClusterState>,
     ) -> Priority {
         let count = |wanted: fn(Health) -> bool| -> u64 {
-            let endpoints = localities.iter().flat_map(|(locality, _)| &locality.endpoints);
-            endpoints.filter(|endpoint| wanted(endpoint.health)).count() as u64
+            let parts = localities.iter().flat_map(|(_, parts)| *parts);
+            let counts = parts.map(|part| match part.plain_weight() {
+                Some(_) => {
+                    if wanted(Health::Healthy) {
+                        part.len()
+                    } else {
+                        0
+                    }
+                }
+                None => part.iter().filter(|(endpoint, _)| wanted(endpoint.health)).count(),
+            });
+            counts.sum::<usize>() as u64
         };
         let set = |wanted| {
+            if let Some(endpoints) = equals(localities, wanted) {
+                return EndpointSet::of_equals(endpoints, Arc::clone(state));
+            }
             let (endpoints, (names, of_localities)) = weighted(localities, wanted, factor).into_iter().unzip();
             let set = EndpointSet::new(endpoints, Arc::clone(state)).with_names(names);
             if localities.iter().any(|(locality, _)| locality.weight.is_some()) {
@@ -337,6 +346,33 @@ impl Priority {
     }
 }
 
+/// Every wanted endpoint, where none differs from another by its share or the names that it is hashed by. Parts that are wanted as a
+/// whole are shared.
+fn equals(localities: &[Stated<'_>], wanted: fn(Health) -> bool) -> Option<List<Arc<EndpointState>>> {
+    let (mut parts, mut equal) = (Vec::new(), None);
+    for (locality, of_locality) in localities {
+        if locality.weight.is_some() {
+            return None;
+        }
+        for part in *of_locality {
+            if let Some(weight) = part.plain_weight() {
+                if wanted(Health::Healthy) {
+                    parts.push((Arc::clone(part.states()), weight));
+                }
+                continue;
+            }
+            let mut some = part.iter().filter(|(endpoint, _)| wanted(endpoint.health)).peekable();
+            let Some(weight) = some.peek().map(|(endpoint, _)| endpoint.weight) else { continue };
+            if !some.clone().all(|(endpoint, _)| endpoint.weight == weight && endpoint.goes_by_address()) {
+                return None;
+            }
+            parts.push((some.map(|(_, state)| Arc::clone(state)).collect(), weight));
+        }
+    }
+    let is_equal = parts.iter().all(|(_, weight)| *equal.get_or_insert(*weight) == *weight);
+    is_equal.then(|| List::of_parts(parts.into_iter().map(|(states, _)| states)))
+}
+
 /// An endpoint and its share.
 type Share = (Arc<EndpointState>, u64);
 
@@ -345,8 +381,8 @@ type Share = (Arc<EndpointState>, u64);
 fn weighted(localities: &[Stated<'_>], wanted: fn(Health) -> bool, factor: u64) -> Vec<(Share, (HashNames, u32))> {
     let by_locality = localities.iter().any(|(locality, _)| locality.weight.is_some());
     let mut weighted = Vec::with_capacity(localities.iter().map(|(locality, _)| locality.endpoints.len()).sum());
-    for (number, (locality, states)) in (0..).zip(localities) {
-        let picked = || locality.endpoints.iter().filter(|endpoint| wanted(endpoint.health));
+    for (number, (locality, parts)) in (0..).zip(localities) {
+        let picked = || parts.iter().flat_map(EndpointPart::iter).filter(|(endpoint, _)| wanted(endpoint.health));
         let share = match (by_locality, locality.weight) {
             (false, _) => None,
             // Others have a weight and this has none: it gets nothing.
@@ -354,13 +390,12 @@ fn weighted(localities: &[Stated<'_>], wanted: fn(Health) -> bool, factor: u64) 
             (true, Some(weight)) => {
                 let availability =
                     (factor * picked().count() as u64 / (locality.endpoints.len() as u64).max(1)).min(100);
-                let total: u64 = picked().map(|endpoint| u64::from(endpoint.weight)).sum();
+                let total: u64 = picked().map(|(endpoint, _)| u64::from(endpoint.weight)).sum();
                 // Below 2^32 × 100 × 2^20 / total: no overflow before the division by at least one.
                 Some((u64::from(weight) * availability, total.max(1)))
             }
         };
-        let picked = locality.endpoints.iter().zip(*states).filter(|(endpoint, _)| wanted(endpoint.health));
-        weighted.extend(picked.map(|(endpoint, state)| {
+        weighted.extend(picked().map(|(endpoint, state)| {
             let weight = match share {
                 None => u64::from(endpoint.weight),
                 Some((share, total)) => {
@@ -368,8 +403,7 @@ fn weighted(localities: &[Stated<'_>], wanted: fn(Health) -> bool, factor: u64) 
                     u64::try_from(scaled).unwrap_or(u64::MAX)
                 }
             };
-            let key = endpoint.metadata.get("envoy.lb").and_then(|fields| fields.get("hash_key")).cloned();
-            let names = HashNames { key, hostname: endpoint.hostname.clone() };
+            let names = HashNames { key: endpoint.hash_key().cloned(), hostname: endpoint.hostname.clone() };
             ((Arc::clone(state), weight), (names, number))
         }));
     }
@@ -423,7 +457,7 @@ mod tests {
             let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
             let policy = PriorityPolicy { panic_percent: *panic_percent, ..Default::default() };
             let state = Arc::<ClusterState>::default();
-            levels.add_leaf(leaf, (&endpoints, &state.resolve(&endpoints, None)), policy, &balancer, &state);
+            levels.add_leaf(leaf, (&endpoints, &state.resolve(&endpoints, None).0), policy, &balancer, &state);
         }
         levels.settle(None);
         levels
@@ -639,7 +673,7 @@ mod tests {
             let balancer: Arc<dyn LoadBalancer> = Arc::new(Counting);
             let policy = PriorityPolicy { panic_percent: 0, ..Default::default() };
             let state = Arc::<ClusterState>::default();
-            levels.add_leaf(0, (&endpoints, &state.resolve(&endpoints, None)), policy, &balancer, &state);
+            levels.add_leaf(0, (&endpoints, &state.resolve(&endpoints, None).0), policy, &balancer, &state);
             levels.settle(previous);
             levels
         };

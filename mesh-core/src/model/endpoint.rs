@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::id::{EndpointId, Locality};
+use crate::list::List;
 
 /// What the control plane says of an endpoint's health (`envoy.config.core.v3.HealthStatus`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -68,6 +69,16 @@ impl Endpoint {
             metadata: BTreeMap::new(),
         }
     }
+
+    /// What it is hashed by in the place of its address (gRFC A76).
+    pub fn hash_key(&self) -> Option<&Arc<str>> {
+        self.metadata.get("envoy.lb")?.get("hash_key")
+    }
+
+    /// Whether it has no name to be hashed by.
+    pub fn goes_by_address(&self) -> bool {
+        self.hostname.is_none() && self.hash_key().is_none()
+    }
 }
 
 /// The endpoints of one locality at one priority.
@@ -81,14 +92,15 @@ pub struct LocalityEndpoints {
     pub weight: Option<u32>,
     /// 0 is used first.
     pub priority: u32,
-    /// The endpoints.
-    pub endpoints: Vec<Endpoint>,
+    /// The endpoints. In the next configuration a part of them that stays is to be the same allocation: then it is not looked at
+    /// again.
+    pub endpoints: List<Endpoint>,
 }
 
 impl LocalityEndpoints {
     /// These endpoints at priority 0, without a weight of their locality.
     pub fn new(locality: Locality, endpoints: Vec<Endpoint>) -> Self {
-        LocalityEndpoints { locality, weight: None, priority: 0, endpoints }
+        LocalityEndpoints { locality, weight: None, priority: 0, endpoints: endpoints.into() }
     }
 }
 

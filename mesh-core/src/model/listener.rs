@@ -96,8 +96,8 @@ impl ApiListener {
     pub fn blocks(&self) -> Option<&str> {
         let RouteSource::Inline(routes) = &self.http.routes else { return None };
         let [host] = routes.virtual_hosts.as_slice() else { return None };
-        match host.routes.as_slice() {
-            [Route { name, action: RouteAction::Direct(answer), .. }]
+        match &**host.routes.first().filter(|_| host.routes.len() == 1)? {
+            Route { name, action: RouteAction::Direct(answer), .. }
                 if **name == *BLOCK_ALL && answer.status == StatusCode::BAD_GATEWAY =>
             {
                 std::str::from_utf8(&answer.body).ok()

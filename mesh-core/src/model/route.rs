@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::id::{ClusterName, RouteName};
+use crate::list::List;
 use crate::model::{
     FilterConfig, Fraction, FullRegex, HashPolicy, HeaderText, PathRewrite, Profile, RateLimit, RetryPolicy,
     StringTest, Tunnel,
@@ -44,8 +45,9 @@ pub struct VirtualHost {
     pub name: Arc<str>,
     /// `a.b`, `*.b`, `a.*` or `*`; lower case.
     pub domains: Vec<String>,
-    /// In order; the first match wins.
-    pub routes: Vec<Route>,
+    /// In order; the first match wins. One that stays as it is is to be the same allocation in the next configuration: then it is
+    /// not compiled again.
+    pub routes: List<Arc<Route>>,
     /// Header changes of every route in it.
     pub mutations: HeaderMutations,
     /// Filter overrides of every route in it.
@@ -57,7 +59,9 @@ pub struct VirtualHost {
 impl VirtualHost {
     /// These routes for these domains, without a name.
     pub fn new(domains: impl IntoIterator<Item = impl Into<String>>, routes: Vec<Route>) -> Self {
-        VirtualHost { domains: domains.into_iter().map(Into::into).collect(), routes, ..VirtualHost::default() }
+        let (domains, routes) =
+            (domains.into_iter().map(Into::into).collect(), routes.into_iter().map(Arc::new).collect());
+        VirtualHost { domains, routes, ..VirtualHost::default() }
     }
 }
 

@@ -10,9 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::{ClusterState, EndpointState, lock};
+use super::{ClusterState, EndpointState, NewPart, lock};
 use crate::id::{Locality, Target};
-use crate::model::Endpoints;
 
 /// How many places have numbers of their own; all others count as one without a name.
 const MOST: usize = 1_000;
@@ -283,16 +282,15 @@ impl EndpointState {
 }
 
 impl ClusterState {
-    /// Takes in whose these endpoints are and where, where their connections are counted. `states` are theirs, in their order.
-    pub(crate) fn note_backends(&self, endpoints: &Endpoints, states: &[Arc<EndpointState>]) {
+    /// Takes in whose these endpoints are and where, where their connections are counted.
+    pub(crate) fn note_backends(&self, news: &[NewPart<'_>]) {
         if !self.shared.subchannels.are_wanted() {
             return;
         }
-        let mut states = states.iter();
-        for locality in &endpoints.localities {
+        for (locality, part) in news {
             let service = self.shared.teller.name().into();
-            let backend = Arc::new(Backend { service, locality: named(&locality.locality) });
-            for (_, state) in locality.endpoints.iter().zip(states.by_ref()) {
+            let backend = Arc::new(Backend { service, locality: named(locality) });
+            for state in &**part.states() {
                 if state.backend.load().as_ref() != Some(&backend) {
                     state.backend.store(Some(Arc::clone(&backend)));
                 }

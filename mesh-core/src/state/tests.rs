@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::UpstreamTls;
+use crate::model::{Endpoint, Endpoints, UpstreamTls};
 
 fn id(port: u16) -> EndpointId {
     EndpointId::new(std::net::SocketAddr::from(([127, 0, 0, 1], port)))
@@ -49,9 +49,8 @@ fn whoever_holds_a_connection_is_told_once_its_endpoint_is_marked_and_not_of_oth
     let states = States::default();
     let marked = |marks: [bool; 2]| {
         let mut endpoints = Endpoints::fixed([1, 2].map(|port| std::net::SocketAddr::from(([127, 0, 0, 1], port))));
-        for (endpoint, is_marked) in endpoints.localities[0].endpoints.iter_mut().zip(marks) {
-            endpoint.mutual_tls = is_marked;
-        }
+        let list = &mut endpoints.localities[0].endpoints;
+        *list = list.iter().zip(marks).map(|(one, mutual_tls)| Endpoint { mutual_tls, ..one.clone() }).collect();
         endpoints
     };
     let cluster = states.cluster(&"c".into(), &ClusterTls::None);
@@ -60,7 +59,8 @@ fn whoever_holds_a_connection_is_told_once_its_endpoint_is_marked_and_not_of_oth
     let mut changes = [endpoints[0].tls_changes(), endpoints[1].tls_changes()];
     let note = |cluster: &ClusterState, marks: [bool; 2]| {
         let endpoints = marked(marks);
-        cluster.note_marks(&endpoints, &cluster.resolve(&endpoints, None));
+        let (parts, _) = cluster.resolve(&endpoints, None);
+        cluster.note_marks(&[(&endpoints.localities[0].locality, &parts[0][0])]);
     };
     note(&cluster, [true, false]);
     assert_eq!(changes.each_mut().map(news), [None, None], "it is not in force yet");
@@ -267,20 +267,21 @@ fn endpoints_that_stay_keep_their_states_and_others_are_found_or_made() {
     let endpoints = |ports: &[(u16, bool)]| {
         let mut endpoints =
             Endpoints::fixed(ports.iter().map(|(port, _)| std::net::SocketAddr::from(([127, 0, 0, 1], *port))));
-        for (endpoint, (_, mutual_tls)) in endpoints.localities[0].endpoints.iter_mut().zip(ports) {
-            endpoint.mutual_tls = *mutual_tls;
-        }
+        let list = &mut endpoints.localities[0].endpoints;
+        let marked = list.iter().zip(ports).map(|(one, (_, mark))| Endpoint { mutual_tls: *mark, ..one.clone() });
+        *list = marked.collect();
         endpoints
     };
     let cluster = ClusterState::default();
     let first = endpoints(&[(1, false), (2, false), (3, false)]);
-    let states = cluster.resolve(&first, None);
+    let (states, news) = cluster.resolve(&first, None);
+    assert_eq!(news, [(0, 0)]);
     // One that stays, one whose mark changes, one that moves, and a new one.
     let second = endpoints(&[(1, false), (2, true), (4, false), (3, false)]);
-    let later = cluster.resolve(&second, Some((&first, &states)));
-    let same = |at: usize, before: usize| Arc::ptr_eq(&later[at], &states[before]);
+    let (later, _) = cluster.resolve(&second, Some((&first, &states)));
+    let same = |at: usize, before: usize| Arc::ptr_eq(&later[0][0].states()[at], &states[0][0].states()[before]);
     assert!(same(0, 0) && !same(1, 1) && same(3, 2), "{later:?}");
-    for (endpoint, state) in second.iter().zip(&*later) {
+    for (endpoint, state) in later[0][0].iter() {
         assert_eq!((state.id(), state.is_mutual_tls()), (&endpoint.id, endpoint.mutual_tls));
         assert!(Arc::ptr_eq(state, &cluster.endpoint(&endpoint.id, endpoint.mutual_tls)));
     }

@@ -12,10 +12,10 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use super::{ClusterState, EndpointState, Shared, lock};
+use super::{ClusterState, EndpointState, NewPart, Shared, lock};
 use crate::histogram::{BOUNDS, Histogram};
 use crate::id::{ClusterName, Locality, Target};
-use crate::model::{BLACK_HOLE_CLUSTER, Cluster, ClusterKind, ClusterTls, Endpoints};
+use crate::model::{BLACK_HOLE_CLUSTER, Cluster, ClusterKind, ClusterTls};
 
 /// So many targets whose requests lead to no cluster are told apart; those of all others count as of one without a name.
 const MOST_TARGETS: usize = 100;
@@ -198,21 +198,19 @@ impl OfCluster {
 
 impl ClusterState {
     /// Takes in whether requests to these endpoints are counted, for reports of load. `states` are theirs, in their order.
-    pub(crate) fn note_reported(&self, cluster: &Cluster, endpoints: &Endpoints, states: &[Arc<EndpointState>]) {
+    pub(crate) fn note_reported(&self, cluster: &Cluster, news: &[NewPart<'_>]) {
+        let all = news.iter().flat_map(|(locality, part)| part.iter().map(move |one| (locality, one)));
         if !cluster.reports_load {
-            return states.iter().for_each(|state| state.stop_reporting());
+            return all.for_each(|(_, (_, state))| state.stop_reporting());
         }
         self.traffic.of(cluster, &self.shared, |_| ());
-        let mut states = states.iter();
-        for locality in &endpoints.localities {
-            for (endpoint, state) in locality.endpoints.iter().zip(states.by_ref()) {
-                let is_secured = match &cluster.tls {
-                    ClusterTls::Mutual(_) => true,
-                    ClusterTls::MutualWhereMarked(_) => endpoint.mutual_tls,
-                    ClusterTls::None | ClusterTls::Files(_) | ClusterTls::Unusable(_) => false,
-                };
-                self.report(cluster, state, &locality.locality, is_secured);
-            }
+        for (locality, (endpoint, state)) in all {
+            let is_secured = match &cluster.tls {
+                ClusterTls::Mutual(_) => true,
+                ClusterTls::MutualWhereMarked(_) => endpoint.mutual_tls,
+                ClusterTls::None | ClusterTls::Files(_) | ClusterTls::Unusable(_) => false,
+            };
+            self.report(cluster, state, locality, is_secured);
         }
     }
 
@@ -302,6 +300,7 @@ impl Drop for ReportedTry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Endpoints;
     use crate::state::{CircuitBreakers, States};
 
     fn cluster(reports_load: bool) -> (Cluster, Endpoints) {
@@ -312,7 +311,9 @@ mod tests {
     }
 
     fn note(state: &ClusterState, cluster: &Cluster, endpoints: &Endpoints) {
-        state.note_reported(cluster, endpoints, &state.resolve(endpoints, None));
+        let (parts, _) = state.resolve(endpoints, None);
+        let news = endpoints.localities.iter().map(|of| &of.locality).zip(parts.iter().flatten());
+        state.note_reported(cluster, &news.collect::<Vec<_>>());
     }
 
     #[test]
@@ -393,9 +394,9 @@ mod tests {
     #[test]
     fn tries_by_tls_count_as_such_beside_others_of_their_locality() {
         let (states, (mut cluster, mut endpoints)) = (States::default(), cluster(true));
-        let mut other = endpoints.localities[0].endpoints[0].clone();
-        other.mutual_tls = true;
-        endpoints.localities[0].endpoints.push(other);
+        let one = endpoints.localities[0].endpoints[0].clone();
+        let other = crate::model::Endpoint { mutual_tls: true, ..one.clone() };
+        endpoints.localities[0].endpoints = vec![one, other].into();
         cluster.tls = ClusterTls::MutualWhereMarked(Arc::new(crate::model::UpstreamTls::with([])));
         let state = states.cluster(&cluster.name, &cluster.tls);
         let both = [false, true].map(|tls| state.endpoint(&endpoints.localities[0].endpoints[0].id, tls));

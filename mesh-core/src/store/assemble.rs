@@ -591,7 +591,8 @@ impl Assembly {
         if let Some(present) = present.filter(|table| table.is_of(&config, http)) {
             return Some(Ok(Arc::clone(present)));
         }
-        let table = RouteTable::compile(config, http, &self.extensions.filters, &self.states, place);
+        let (present, registry) = (present.map(|present| &**present), &self.extensions.filters);
+        let table = RouteTable::compile_after(present, config, http, registry, &self.states, place);
         Some(table.map(Arc::new).map_err(|invalid| invalid.to_string()))
     }
 

@@ -12,7 +12,7 @@ use crate::health_check::Checked;
 use crate::id::{Address, ClusterName, EndpointId};
 use crate::model::{BalancerPolicy, Cluster, ClusterKind, DirectResponse, Endpoint, Endpoints, Health};
 use crate::request_info::Pinned;
-use crate::state::{CheckedEndpoint, ClusterState, EndpointState, InFlight};
+use crate::state::{CheckedEndpoint, ClusterState, EndpointPart, EndpointParts, EndpointState, InFlight, NewPart};
 
 /// One cluster, compiled: ready to pick from.
 #[derive(Debug)]
@@ -22,17 +22,13 @@ pub struct ClusterView {
     levels: Levels,
     /// Why it cannot be used at all.
     unusable: Option<Arc<str>>,
-    /// The states of the endpoints of each leaf, in their order.
-    states: Vec<EndpointStates>,
+    /// The endpoints of each leaf with their states.
+    parts: Vec<EndpointParts>,
     /// Those of endpoints that are not picked.
     set_aside: Vec<Arc<EndpointState>>,
     /// Where each endpoint is, for requests that belong to one: made for the first of them.
     by_address: OnceLock<HashMap<Address, Listed>>,
 }
-
-/// The states of some endpoints, in their order. What has not changed has the one that it had, without being looked for: of
-/// thousands of endpoints few change at a time.
-type EndpointStates = Arc<[Arc<EndpointState>]>;
 
 /// An endpoint as the control plane lists it: the leaf and the priority that it is of, its health, and whether it is checked.
 #[derive(Debug)]
@@ -62,15 +58,39 @@ impl Leaf {
         Leaf { cluster, endpoints, state }
     }
 
-    /// The states of its endpoints; `previous` is what the cluster was until now.
-    fn states(&self, previous: Option<&ClusterView>) -> EndpointStates {
-        let Some(endpoints) = &self.endpoints else { return Arc::default() };
+    /// Its endpoints with their states, and which parts of them are to be noted; `previous` is what the cluster was until now.
+    fn resolve(&self, previous: Option<&ClusterView>) -> (EndpointParts, Vec<(usize, usize)>) {
+        let Some(endpoints) = &self.endpoints else { return Default::default() };
         let before = previous.and_then(|previous| {
-            let mut leaves = previous.leaves.iter().zip(&previous.states);
-            let (leaf, states) = leaves.find(|(leaf, _)| Arc::ptr_eq(&leaf.state, &self.state))?;
-            Some((&**leaf.endpoints.as_ref()?, &**states))
+            let mut leaves = previous.leaves.iter().zip(&previous.parts);
+            let (leaf, parts) = leaves.find(|(leaf, _)| Arc::ptr_eq(&leaf.state, &self.state))?;
+            Some((leaf, &**leaf.endpoints.as_ref()?, parts))
         });
-        self.state.resolve(endpoints, before)
+        let (parts, news) =
+            self.state.resolve(endpoints, before.map(|(_, endpoints, parts)| (endpoints, parts.as_slice())));
+        // What was noted under another word of the cluster is noted anew.
+        if before.is_some_and(|(leaf, ..)| Arc::ptr_eq(&leaf.cluster, &self.cluster)) {
+            return (parts, news);
+        }
+        let all = parts.iter().enumerate().flat_map(|(at, parts)| (0..parts.len()).map(move |place| (at, place)));
+        let all = all.collect();
+        (parts, all)
+    }
+
+    /// Takes in what endpoints are said to be that are not as they were.
+    fn note(&self, endpoints: &Endpoints, parts: &[Vec<EndpointPart>], news: &[(usize, usize)]) {
+        let new_part = |(at, place): &(usize, usize)| -> Option<NewPart<'_>> {
+            Some((&endpoints.localities.get(*at)?.locality, parts.get(*at)?.get(*place)?))
+        };
+        let news: Vec<NewPart<'_>> = news.iter().filter_map(new_part).collect();
+        self.state.note_marks(&news);
+        self.state.note_reported(&self.cluster, &news);
+        self.state.note_backends(&news);
+        for (endpoint, state) in news.iter().flat_map(|(_, part)| part.iter()) {
+            if let Some(told) = endpoint.metadata.get("istio").and_then(|istio| istio.get("workload")) {
+                state.note_workload(told);
+            }
+        }
     }
 
     /// Whether health checks say anything of an endpoint: the cluster has some, and the endpoint is not left out of them.
@@ -78,65 +98,46 @@ impl Leaf {
         self.cluster.health_check.is_some() && endpoint.is_checked
     }
 
-    /// Takes in whose endpoints they are, for telemetry.
-    fn note_workloads(endpoints: &Endpoints, states: &[Arc<EndpointState>]) {
-        for (endpoint, state) in endpoints.iter().zip(states) {
-            if let Some(told) = endpoint.metadata.get("istio").and_then(|istio| istio.get("workload")) {
-                state.note_workload(told);
-            }
-        }
-    }
-
     /// Its endpoints, with what this process found out of their health: who is ejected, who fails health checks, and, where
     /// `reach_counts`, who cannot be reached. Those are noted in `set_aside`.
-    fn found<'l>(
+    fn found<'p>(
         &self,
-        endpoints: &'l Endpoints,
-        states: &[Arc<EndpointState>],
+        parts: &'p [Vec<EndpointPart>],
         reach_counts: bool,
         set_aside: &mut Vec<Arc<EndpointState>>,
-    ) -> Cow<'l, Endpoints> {
+    ) -> Cow<'p, [Vec<EndpointPart>]> {
         let can_eject = self.cluster.outlier_detection.is_some();
         let has_checks = self.cluster.health_check.is_some();
-        let mut all = endpoints.iter().zip(states);
+        if !(can_eject || has_checks || (reach_counts && self.state.has_unreachable())) {
+            return Cow::Borrowed(parts);
+        }
+        let mut all = parts.iter().flatten().flat_map(EndpointPart::iter);
         // Where nobody is known to be well, as at the beginning, those of whom nothing is known are as good as any.
         let unchecked = has_checks
             .then(|| all.any(|(one, state)| self.is_checked(one) && state.checked() == Checked::Healthy))
             .filter(|is_known| *is_known)
             .map(|_| if self.cluster.priorities.ignores_unchecked { Health::Draining } else { Health::Unhealthy });
-        let mut found = |endpoint: &Endpoint, state: &Arc<EndpointState>| {
+        let found = |endpoint: &Endpoint, state: &EndpointState| {
             if !matches!(endpoint.health, Health::Unknown | Health::Healthy | Health::Degraded) {
                 return None;
             }
             let checked = self.is_checked(endpoint).then(|| state.checked());
-            let health = match (checked, unchecked) {
+            Some(match (checked, unchecked) {
                 _ if reach_counts && !state.is_reachable() => Health::Unreachable,
                 _ if can_eject && state.is_ejected() => Health::Unhealthy,
                 (Some(Checked::Unhealthy), _) => Health::Unhealthy,
                 (Some(Checked::Never), Some(health)) => health,
                 (Some(Checked::Degraded), _) => Health::Degraded,
                 _ => return None,
-            };
+            })
+        };
+        let mut found = |endpoint: &Endpoint, state: &Arc<EndpointState>| {
+            let health = found(endpoint, state)?;
             set_aside.push(Arc::clone(state));
             Some(health)
         };
-        let may_differ = can_eject || has_checks || (reach_counts && self.state.has_unreachable());
-        if !may_differ {
-            return Cow::Borrowed(endpoints);
-        }
-        let (mut known, mut states) = (Cow::Borrowed(endpoints), states.iter());
-        for (at, locality) in endpoints.localities.iter().enumerate() {
-            for (position, endpoint) in locality.endpoints.iter().enumerate() {
-                if let Some(state) = states.next()
-                    && let Some(health) = found(endpoint, state)
-                    && let Some(locality) = known.to_mut().localities.get_mut(at)
-                    && let Some(endpoint) = locality.endpoints.get_mut(position)
-                {
-                    endpoint.health = health;
-                }
-            }
-        }
-        known
+        let parts = parts.iter().map(|parts| parts.iter().map(|part| part.with_health(&mut found)).collect());
+        Cow::Owned(parts.collect())
     }
 }
 
@@ -162,47 +163,50 @@ impl ClusterView {
         extensions: &Extensions,
         previous: Option<&ClusterView>,
     ) -> Self {
-        let states: Vec<_> = leaves.iter().map(|leaf| leaf.states(previous)).collect();
-        let mut compiled = Self::levels(&leaves, &states, extensions, previous, true);
+        let (parts, news): (Vec<_>, Vec<_>) = leaves.iter().map(|leaf| leaf.resolve(previous)).unzip();
+        for ((leaf, parts), news) in leaves.iter().zip(&parts).zip(&news) {
+            if let Some(endpoints) = &leaf.endpoints {
+                leaf.note(endpoints, parts, news);
+            }
+        }
+        let mut compiled = Self::levels(&leaves, &parts, extensions, previous, true);
         // Where nobody can be reached, everybody is tried: one of them may be back.
         let has_answer = leaves.last().is_some_and(|leaf| leaf.cluster.fallback.is_some());
         let has_unreachable = || leaves.iter().any(|leaf| leaf.state.has_unreachable());
         if compiled.0.taking_load().next().is_none() && !has_answer && has_unreachable() {
-            compiled = Self::levels(&leaves, &states, extensions, previous, false);
+            compiled = Self::levels(&leaves, &parts, extensions, previous, false);
         }
         let (levels, unusable, set_aside) = compiled;
-        ClusterView { name, leaves, levels, unusable, states, set_aside, by_address: OnceLock::new() }
+        ClusterView { name, leaves, levels, unusable, parts, set_aside, by_address: OnceLock::new() }
     }
 
     fn levels(
         leaves: &[Leaf],
-        states: &[EndpointStates],
+        parts: &[EndpointParts],
         extensions: &Extensions,
         previous: Option<&ClusterView>,
         reach_counts: bool,
     ) -> (Levels, Option<Arc<str>>, Vec<Arc<EndpointState>>) {
         let (mut levels, mut unusable, mut set_aside) = (Levels::default(), None, Vec::new());
-        for (position, (leaf, states)) in leaves.iter().zip(states).enumerate() {
+        for (position, (leaf, parts)) in leaves.iter().zip(parts).enumerate() {
             let balancer = match &leaf.cluster.balancer {
                 BalancerPolicy::Custom(name) => extensions.balancers.get(name).cloned(),
                 policy => built_in(policy, leaf.cluster.slow_start),
             };
             match (balancer, &leaf.endpoints) {
                 (Some(balancer), Some(endpoints)) => {
-                    let found = leaf.found(endpoints, states, reach_counts, &mut set_aside);
-                    levels.add_leaf(position, (&*found, &**states), leaf.cluster.priorities, &balancer, &leaf.state);
-                    leaf.state.note_marks(endpoints, states);
-                    Leaf::note_workloads(endpoints, states);
-                    leaf.state.note_reported(&leaf.cluster, endpoints, states);
-                    leaf.state.note_backends(endpoints, states);
-                    let checked = endpoints.iter().zip(&**states).filter(|(endpoint, _)| leaf.is_checked(endpoint));
+                    let found = leaf.found(parts, reach_counts, &mut set_aside);
+                    levels.add_leaf(position, (endpoints, &found), leaf.cluster.priorities, &balancer, &leaf.state);
+                    let all = || parts.iter().flatten().flat_map(EndpointPart::iter);
+                    let may_be = leaf.cluster.health_check.iter().flat_map(|_| all());
+                    let checked = may_be.filter(|(endpoint, _)| leaf.is_checked(endpoint));
                     let checked = checked.map(|(endpoint, state)| CheckedEndpoint {
                         endpoint: Arc::clone(state),
                         host: endpoint.check_host.clone(),
                     });
                     leaf.state.set_checked(checked.collect());
                     if leaf.cluster.outlier_detection.is_some() {
-                        leaf.state.set_hosts(states.iter());
+                        leaf.state.set_hosts(all().map(|(_, state)| state));
                     }
                 }
                 (Some(_), None) => {}
@@ -223,7 +227,7 @@ impl ClusterView {
             leaves: Vec::new(),
             levels: Levels::default(),
             unusable: Some(reason),
-            states: Vec::new(),
+            parts: Vec::new(),
             set_aside: Vec::new(),
             by_address: OnceLock::new(),
         }
@@ -355,10 +359,11 @@ impl ClusterView {
 
     fn listed(&self) -> HashMap<Address, Listed> {
         let mut by_address = HashMap::new();
-        for (number, (leaf, states)) in self.leaves.iter().zip(&self.states).enumerate() {
-            let localities = leaf.endpoints.iter().flat_map(|endpoints| &endpoints.localities);
-            let all = localities.flat_map(|of| of.endpoints.iter().map(move |endpoint| (of, endpoint)));
-            for ((locality, endpoint), state) in all.zip(&**states) {
+        for (number, (leaf, parts)) in self.leaves.iter().zip(&self.parts).enumerate() {
+            let localities = leaf.endpoints.iter().flat_map(|endpoints| &endpoints.localities).zip(parts);
+            let all =
+                localities.flat_map(|(of, parts)| parts.iter().flat_map(EndpointPart::iter).map(move |one| (of, one)));
+            for (locality, (endpoint, state)) in all {
                 for address in endpoint.id.addresses() {
                     // The leaf that goes first counts.
                     by_address.entry(address.clone()).or_insert_with(|| Listed {
@@ -449,3 +454,7 @@ impl Cluster {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;

@@ -1,6 +1,9 @@
 //! The routes of a listener: which one a request takes, and by which filters to which cluster.
+//!
+//! A table shares with the one before it what both are made of: parts of lists of routes that are the same allocations, under
+//! filters and header changes that say the same. So one changed route of thousands costs its part of the list.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,11 +19,12 @@ use crate::filter::{CorsFilter, Filter, FilterRegistry, GlobalLimit, LocalLimit,
 use crate::hashing::hash_of_request;
 use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
+use crate::list::List;
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
-    Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HeaderMutations, HttpManager, Mirror,
-    NamedFilter, QuotaPerRoute, RateLimit, RateLimitPerRoute, Rbac, Route, RouteAction, RouteConfiguration, RouteMatch,
-    SplitBy, VirtualHost, WeightedCluster,
+    Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HeaderMutations, HttpManager, NamedFilter,
+    QuotaPerRoute, RateLimit, RateLimitPerRoute, Rbac, Route, RouteAction, RouteConfiguration, RouteMatch, SplitBy,
+    VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
 use crate::state::States;
@@ -29,20 +33,24 @@ use crate::view::Passed;
 /// The routes of a listener, compiled.
 pub struct RouteTable {
     config: Arc<RouteConfiguration>,
-    filters: Vec<NamedFilter>,
-    domains: DomainIndex,
+    /// Where the filters' state belongs.
+    place: Box<str>,
+    filters: Arc<[NamedFilter]>,
+    /// The listener's own, built.
+    base: Arc<FilterLevel>,
+    domains: Arc<DomainIndex>,
     hosts: Vec<Host>,
     clusters: Vec<ClusterName>,
-    /// How many of them requests go to; the others get copies only.
-    routed: usize,
+    /// The places of those that requests go to, which come first; the others get copies only.
+    routed: Arc<HashMap<ClusterName, u32>>,
     /// Who is let in where a route says nothing else of it, and where there is no route.
-    access: Access,
+    access: Arc<[Arc<Authorizer>]>,
     /// Whose tokens are good.
     authenticator: Option<Arc<Authenticator>>,
     /// Who else is asked, in order.
-    askers: Box<[Asker]>,
+    askers: Arc<[Asker]>,
     /// The filters that come before tokens are looked at, and before policies are; mostly none.
-    early: Option<Box<[Filters; 2]>>,
+    early: Option<Arc<[Filters; 2]>>,
     /// Whether any request needs a verdict.
     needs_verdict: bool,
     /// Whether processors are shown requests, which is for servers.
@@ -54,8 +62,26 @@ pub struct RouteTable {
 }
 
 struct Host {
-    index: RouteIndex,
-    routes: Vec<CompiledRoute>,
+    index: Arc<RouteIndex>,
+    /// In parts, as they are configured.
+    routes: List<CompiledRoute>,
+    /// What its parts come to.
+    sums: Vec<Arc<Sum>>,
+    /// What it says of filters itself, built.
+    filters: FilterLevel,
+}
+
+/// What some routes come to together.
+#[derive(Default)]
+struct Sum {
+    needs_verdict: bool,
+    is_guarded: bool,
+    /// The clusters that they go to, by their places.
+    clusters: BTreeSet<u32>,
+    /// Those that get copies.
+    mirrors: Vec<ClusterName>,
+    /// The position of the first of them, where a filter keeps its state by the position of a route.
+    position: Option<usize>,
 }
 
 struct CompiledRoute {
@@ -151,79 +177,202 @@ impl RouteTable {
         states: &States,
         listener: &str,
     ) -> Result<RouteTable, Invalid> {
-        let askers = askers(&http.filters, states, listener)?;
+        RouteTable::from_nothing(config, http, &FilterBuilder { filters: &http.filters, registry, states }, listener)
+    }
+
+    /// The same, by the same registry and states, for a listener that had this table until now, if any: what both have in
+    /// common is shared.
+    pub fn compile_after(
+        before: Option<&RouteTable>,
+        config: Arc<RouteConfiguration>,
+        http: &HttpManager,
+        registry: &FilterRegistry,
+        states: &States,
+        listener: &str,
+    ) -> Result<RouteTable, Invalid> {
         let builder = FilterBuilder { filters: &http.filters, registry, states };
+        if let Some(before) = before.filter(|before| before.goes_by(&config, http, listener)) {
+            let mut table = before.emptied(&config);
+            table.add_hosts(Some(before), &builder)?;
+            // Clusters have the places that they had. Where one has lost its routes, a place is free.
+            if table.names_its_clusters() {
+                return Ok(table);
+            }
+        }
+        RouteTable::from_nothing(config, http, &builder, listener)
+    }
+
+    fn from_nothing(
+        config: Arc<RouteConfiguration>,
+        http: &HttpManager,
+        builder: &FilterBuilder<'_>,
+        listener: &str,
+    ) -> Result<RouteTable, Invalid> {
+        let askers = askers(&http.filters, builder.states, listener)?;
+        let authenticator = authenticator(&http.filters)?;
+        let base = builder.base(listener)?;
         let mut table = RouteTable {
-            domains: DomainIndex::new(&config.virtual_hosts),
-            hosts: Vec::with_capacity(config.virtual_hosts.len()),
+            place: listener.into(),
+            domains: Arc::new(DomainIndex::new(&config.virtual_hosts)),
+            hosts: Vec::new(),
             clusters: Vec::new(),
-            routed: 0,
-            filters: http.filters.clone(),
-            access: Box::default(),
-            authenticator: authenticator(&http.filters)?,
+            routed: Arc::default(),
+            filters: http.filters.as_slice().into(),
+            access: builder.effective(&[&base], true, &((&[], false), &[]))?.1.into(),
+            authenticator,
             askers,
-            early: None,
+            early: builder.early(&base),
+            base: Arc::new(base),
             needs_verdict: false,
             is_processed: http.filters.iter().any(|filter| matches!(filter.config, FilterConfig::ExtProc(_))),
             is_guarded: false,
             catches_all: catches_all(&config),
-            config: Arc::clone(&config),
+            config,
         };
-        let base = builder.base(listener)?;
-        table.early = builder.early(&base);
-        table.access = builder.effective(&[&base], true, &((&[], false), &[]))?.1;
-        table.needs_verdict = !table.access.is_empty() || !table.askers.is_empty();
-        table.is_guarded = !table.askers.is_empty() || table.access.iter().any(|access| access.may_refuse());
-        let mut known = HashMap::new();
-        for (position, host) in config.virtual_hosts.iter().enumerate() {
-            let place = format!("{listener}/{}", host.name);
-            let compiled = table.compile_host(host, &mut known, &builder, &base, &place);
-            table.hosts.push(compiled.map_err(|invalid| invalid.at(format!("virtual_hosts[{position}]")))?);
-        }
-        table.routed = table.clusters.len();
-        for route in config.virtual_hosts.iter().flat_map(|host| &host.routes) {
-            let RouteAction::Forward(forward) = &route.action else { continue };
-            for Mirror { cluster, .. } in &forward.mirrors {
-                if !table.clusters.contains(cluster) {
-                    table.clusters.push(cluster.clone());
-                }
-            }
-        }
+        table.add_hosts(None, builder)?;
         Ok(table)
     }
 
+    /// Whether what stands above its virtual hosts is this.
+    fn goes_by(&self, config: &RouteConfiguration, http: &HttpManager, listener: &str) -> bool {
+        *self.place == *listener
+            && *self.filters == *http.filters
+            && self.config.mutations == config.mutations
+            && self.config.most_specific_mutations_win == config.most_specific_mutations_win
+    }
+
+    /// A table without routes that has of this one what stands above virtual hosts, and the places of clusters.
+    fn emptied(&self, config: &Arc<RouteConfiguration>) -> RouteTable {
+        let (hosts, others) = (&self.config.virtual_hosts, &config.virtual_hosts);
+        let same_domains =
+            hosts.len() == others.len() && hosts.iter().zip(others).all(|(host, other)| host.domains == other.domains);
+        RouteTable {
+            config: Arc::clone(config),
+            place: self.place.clone(),
+            filters: Arc::clone(&self.filters),
+            base: Arc::clone(&self.base),
+            domains: if same_domains { Arc::clone(&self.domains) } else { Arc::new(DomainIndex::new(others)) },
+            hosts: Vec::new(),
+            clusters: self.clusters.iter().take(self.routed.len()).cloned().collect(),
+            routed: Arc::clone(&self.routed),
+            access: Arc::clone(&self.access),
+            authenticator: self.authenticator.clone(),
+            askers: Arc::clone(&self.askers),
+            early: self.early.clone(),
+            needs_verdict: false,
+            is_processed: self.is_processed,
+            is_guarded: false,
+            catches_all: catches_all(config),
+        }
+    }
+
+    fn add_hosts(&mut self, before: Option<&RouteTable>, builder: &FilterBuilder<'_>) -> Result<(), Invalid> {
+        let config = Arc::clone(&self.config);
+        self.needs_verdict = !self.access.is_empty() || !self.askers.is_empty();
+        self.is_guarded = !self.askers.is_empty() || self.access.iter().any(|access| access.may_refuse());
+        let mut before = before.map(HostsBefore::of);
+        for (position, host) in config.virtual_hosts.iter().enumerate() {
+            let before = before.as_mut().and_then(|before| before.find(host));
+            let compiled = self.compile_host(host, before, builder);
+            self.hosts.push(compiled.map_err(|invalid| invalid.at(format!("virtual_hosts[{position}]")))?);
+        }
+        for sum in self.hosts.iter().flat_map(|host| &host.sums) {
+            self.needs_verdict |= sum.needs_verdict;
+            self.is_guarded |= sum.is_guarded;
+            for cluster in &sum.mirrors {
+                if !self.clusters.contains(cluster) {
+                    self.clusters.push(cluster.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether requests go to each of its clusters that do not get copies only.
+    fn names_its_clusters(&self) -> bool {
+        let mut is_named = vec![false; self.routed.len()];
+        for place in self.hosts.iter().flat_map(|host| &host.sums).flat_map(|sum| &sum.clusters) {
+            if let Some(is_named) = is_named.get_mut(*place as usize) {
+                *is_named = true;
+            }
+        }
+        is_named.into_iter().all(|is_named| is_named)
+    }
+
+    /// `before` is a host of the table before that differs in its domains and routes only.
     fn compile_host(
         &mut self,
         host: &VirtualHost,
-        known: &mut HashMap<ClusterName, u32>,
+        before: Option<(&VirtualHost, &Host)>,
         builder: &FilterBuilder<'_>,
-        base: &FilterLevel,
-        place: &str,
     ) -> Result<Host, Invalid> {
-        let index = RouteIndex::new(host.routes.iter().map(|route| &route.matches))?;
-        let filters = builder.level(&host.filters, || place.to_owned())?;
-        let mut routes = Vec::with_capacity(host.routes.len());
-        for (position, route) in host.routes.iter().enumerate() {
-            let compiled = self.compile_route(host, (position, route), known, builder, &[&filters, base], place);
-            routes.push(compiled.map_err(|invalid| invalid.at(format!("routes[{position}]")))?);
+        let have_same_matches =
+            |one: &Arc<Route>, other: &Arc<Route>| Arc::ptr_eq(one, other) || one.matches == other.matches;
+        let index = match before {
+            Some((known, compiled)) if host.routes.agrees(&known.routes, have_same_matches) => {
+                Arc::clone(&compiled.index)
+            }
+            _ => Arc::new(RouteIndex::new(host.routes.iter().map(|route| &route.matches))?),
+        };
+        let (place, base) = (format!("{}/{}", self.place, host.name), Arc::clone(&self.base));
+        let filters = match before {
+            Some((_, compiled)) => compiled.filters.clone(),
+            None => builder.level(&host.filters, || place.clone())?,
+        };
+        let mut kept = before.map(|(known, _)| host.routes.shared_with(&known.routes));
+        let (mut parts, mut sums, mut start) = (Vec::new(), Vec::new(), 0);
+        for part in host.routes.parts() {
+            let kept = kept.as_mut().and_then(Iterator::next).flatten().and_then(|at| {
+                let (_, compiled) = before?;
+                Some((compiled.routes.parts().get(at)?, compiled.sums.get(at)?))
+            });
+            match kept.filter(|(_, sum)| sum.position.is_none_or(|position| position == start)) {
+                Some((part, sum)) => {
+                    parts.push(Arc::clone(part));
+                    sums.push(Arc::clone(sum));
+                }
+                None => {
+                    let mut sum = Sum::default();
+                    let compiled = part.iter().enumerate().map(|(at, route)| {
+                        let position = start + at;
+                        let compiled = self.compile_route(
+                            host,
+                            (position, &**route),
+                            &mut sum,
+                            builder,
+                            &[&filters, &*base],
+                            &place,
+                        );
+                        compiled.map_err(|invalid| invalid.at(format!("routes[{position}]")))
+                    });
+                    parts.push(compiled.collect::<Result<_, _>>()?);
+                    sum.position = sum.position.map(|_| start);
+                    sums.push(Arc::new(sum));
+                }
+            }
+            start += part.len();
         }
-        Ok(Host { index, routes })
+        Ok(Host { index, routes: List::of_parts(parts), sums, filters })
     }
 
     fn compile_route(
         &mut self,
         host: &VirtualHost,
         (position, route): (usize, &Route),
-        known: &mut HashMap<ClusterName, u32>,
+        sum: &mut Sum,
         builder: &FilterBuilder<'_>,
         above: &[&FilterLevel; 2],
         place: &str,
     ) -> Result<CompiledRoute, Invalid> {
-        let place = || match &*route.name {
-            "" => format!("{place}/#{position}"),
+        let mut goes_by_position = false;
+        let mut place = || match &*route.name {
+            "" => {
+                goes_by_position = true;
+                format!("{place}/#{position}")
+            }
             name => format!("{place}/{name}"),
         };
-        let filters = builder.level(&route.filters, place)?;
+        let filters = builder.level(&route.filters, &mut place)?;
         let of_route = match &route.action {
             RouteAction::Forward(forward) => (&*forward.rate_limits, forward.includes_host_rate_limits),
             _ => (&[][..], false),
@@ -231,12 +380,8 @@ impl RouteTable {
         let limits: RouteLimits<'_> = (of_route, &host.rate_limits);
         let is_answered = matches!(route.action, RouteAction::Redirect(_) | RouteAction::Direct(_));
         let mut destination = |name: Option<&ClusterName>, weight, own: Option<&WeightedCluster>| {
-            let cluster = name.map(|name| {
-                *known.entry(name.clone()).or_insert_with(|| {
-                    self.clusters.push(name.clone());
-                    (self.clusters.len() - 1) as u32
-                })
-            });
+            let cluster = name.map(|name| self.place_of(name));
+            sum.clusters.extend(cluster);
             // Weighted cluster, route, virtual host, route configuration: the order in which Envoy applies them.
             let above_it = [&route.mutations, &host.mutations, &self.config.mutations];
             let mut levels: Vec<_> = own.map(|own| &own.mutations).into_iter().chain(above_it).collect();
@@ -256,9 +401,9 @@ impl RouteTable {
             let levels = [&own_filters, &filters, above[0], above[1]];
             let (filters, access) = builder.effective(&levels, is_answered, &limits)?;
             let is_as_above = access.len() == self.access.len()
-                && access.iter().zip(&self.access).all(|(own, above)| Arc::ptr_eq(own, above));
-            self.needs_verdict |= !access.is_empty();
-            self.is_guarded |= access.iter().any(|access| access.may_refuse());
+                && access.iter().zip(&*self.access).all(|(own, above)| Arc::ptr_eq(own, above));
+            sum.needs_verdict |= !access.is_empty();
+            sum.is_guarded |= access.iter().any(|access| access.may_refuse());
             Ok::<_, Invalid>(Destination {
                 cluster,
                 weight,
@@ -278,13 +423,28 @@ impl RouteTable {
             }
             _ => smallvec![destination(None, 1, None)?],
         };
+        if let RouteAction::Forward(forward) = &route.action {
+            sum.mirrors.extend(forward.mirrors.iter().map(|mirror| mirror.cluster.clone()));
+        }
+        sum.position = sum.position.or(goes_by_position.then_some(position));
         let total_weight = destinations.iter().map(|destination| u64::from(destination.weight)).sum();
         Ok(CompiledRoute { destinations, total_weight })
     }
 
+    /// The place of a cluster that requests go to.
+    fn place_of(&mut self, name: &ClusterName) -> u32 {
+        if let Some(place) = self.routed.get(name) {
+            return *place;
+        }
+        let place = self.clusters.len() as u32;
+        self.clusters.push(name.clone());
+        Arc::make_mut(&mut self.routed).insert(name.clone(), place);
+        place
+    }
+
     /// Whether it was compiled from these very inputs.
     pub fn is_of(&self, config: &Arc<RouteConfiguration>, http: &HttpManager) -> bool {
-        Arc::ptr_eq(&self.config, config) && self.filters == http.filters
+        Arc::ptr_eq(&self.config, config) && *self.filters == *http.filters
     }
 
     /// The clusters that its routes name, each once.
@@ -294,7 +454,7 @@ impl RouteTable {
 
     /// Whether the cluster at a position gets copies of requests only, so that none has to wait for it.
     pub fn is_mirror(&self, position: usize) -> bool {
-        position >= self.routed
+        position >= self.routed.len()
     }
 
     /// The first route that a request matches, and of its destinations one by weight.
@@ -356,7 +516,7 @@ impl RouteTable {
         if !self.needs_verdict {
             return Admission { verdict: Verdict::ALLOWED, found };
         }
-        let access = match &found {
+        let access: &[Arc<Authorizer>] = match &found {
             Ok((_, _, Destination { access: Some(own), .. })) => own,
             _ => &self.access,
         };
@@ -404,7 +564,7 @@ impl RouteTable {
 
     /// The index of the routes of a virtual host.
     pub(super) fn index(&self, host: usize) -> Option<&RouteIndex> {
-        self.hosts.get(host).map(|host| &host.index)
+        self.hosts.get(host).map(|host| &*host.index)
     }
 
     /// The way of [`find`](RouteTable::find), for whoever asks besides what policies say.
@@ -428,7 +588,11 @@ impl RouteTable {
         let chosen =
             compiled.choose(config, head, random).and_then(|chosen| Some((chosen, compiled.destinations.get(chosen)?)));
         let (chosen, destination) = chosen.ok_or_else(|| no_route("no destination for"))?;
-        Ok((RoutePosition { host: host as u32, route: route as u32, destination: chosen as u32 }, config, destination))
+        Ok((
+            RoutePosition { host: host as u32, route: route as u32, destination: chosen as u32 },
+            &**config,
+            destination,
+        ))
     }
 
     /// What it was compiled from.
@@ -512,7 +676,8 @@ impl RouteTable {
 
     /// What is at a position; `None` only where it is another table's.
     pub fn at(&self, position: RoutePosition) -> Option<(&Route, &Destination)> {
-        let route = self.config.virtual_hosts.get(position.host as usize)?.routes.get(position.route as usize)?;
+        let route: &Route =
+            self.config.virtual_hosts.get(position.host as usize)?.routes.get(position.route as usize)?;
         let compiled = self.hosts.get(position.host as usize)?.routes.get(position.route as usize)?;
         Some((route, compiled.destinations.get(position.destination as usize)?))
     }
@@ -589,7 +754,7 @@ fn authenticator(filters: &[NamedFilter]) -> Result<Option<Arc<Authenticator>>, 
 }
 
 /// The ext_authz filters of a listener, each with the rules that say which requests it is for.
-fn askers(filters: &[NamedFilter], states: &States, listener: &str) -> Result<Box<[Asker]>, Invalid> {
+fn askers(filters: &[NamedFilter], states: &States, listener: &str) -> Result<Arc<[Asker]>, Invalid> {
     let all = filters.iter().filter_map(|filter| match &filter.config {
         FilterConfig::ExtAuthz(config) => Some((filter, config)),
         _ => None,
@@ -684,6 +849,36 @@ impl CompiledRoute {
             ticket = ticket.saturating_sub(weight);
             taken
         })
+    }
+}
+
+/// The virtual hosts of the table before, for those of the next one.
+struct HostsBefore<'b> {
+    table: &'b RouteTable,
+    /// Mostly they come in the same order.
+    next: usize,
+    places: Option<HashMap<&'b str, usize>>,
+}
+
+impl<'b> HostsBefore<'b> {
+    fn of(table: &'b RouteTable) -> Self {
+        HostsBefore { table, next: 0, places: None }
+    }
+
+    /// The host of the same name, if it differs in its domains and routes only.
+    fn find(&mut self, host: &VirtualHost) -> Option<(&'b VirtualHost, &'b Host)> {
+        let hosts = &self.table.config.virtual_hosts;
+        let place = if hosts.get(self.next).is_some_and(|known| known.name == host.name) {
+            self.next
+        } else {
+            let named = || hosts.iter().enumerate().map(|(place, host)| (&*host.name, place)).collect();
+            *self.places.get_or_insert_with(named).get(&*host.name)?
+        };
+        self.next = place + 1;
+        let known = hosts.get(place)?;
+        let is_alike =
+            known.mutations == host.mutations && known.filters == host.filters && known.rate_limits == host.rate_limits;
+        Some((known, self.table.hosts.get(place)?)).filter(|_| is_alike)
     }
 }
 
@@ -790,7 +985,7 @@ impl FilterBuilder<'_> {
     }
 
     /// Those that come before others look at tokens, and before they say who may do what.
-    fn early(&self, base: &FilterLevel) -> Option<Box<[Filters; 2]>> {
+    fn early(&self, base: &FilterLevel) -> Option<Arc<[Filters; 2]>> {
         let of_stage = |stage: usize| -> Filters {
             let named =
                 self.filters.iter().enumerate().filter(|(place, _)| early_stage(self.filters, *place) == Some(stage));
@@ -801,7 +996,7 @@ impl FilterBuilder<'_> {
             built.collect()
         };
         let early = [of_stage(0), of_stage(1)];
-        early.iter().any(|filters| !filters.is_empty()).then(|| Box::new(early))
+        early.iter().any(|filters| !filters.is_empty()).then(|| Arc::new(early))
     }
 
     /// The listener's filters with the most specific override of each (gRFC A39), those that decide who is let in apart.
@@ -874,3 +1069,7 @@ fn cors(policy: &Arc<CorsPolicy>, name: &Arc<str>, levels: &[&FilterLevel]) -> O
     };
     (!policy.is_idle()).then(|| Arc::new(CorsFilter::new(&policy)) as Arc<dyn Filter>)
 }
+
+#[cfg(test)]
+#[path = "routes_tests.rs"]
+mod tests;

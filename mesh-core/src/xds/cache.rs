@@ -15,7 +15,7 @@ use crate::error::Invalid;
 use crate::resources::{Change, Resource, ResourceKey, ResourceType};
 use crate::xds::bootstrap::Server;
 use crate::xds::client_status::{ErrorState, RawResource, ResourceState, ResourceStatus};
-use crate::xds::decode::{Decoded, without_plaintext};
+use crate::xds::decode::{Before, Decoded, without_plaintext};
 use crate::xds::ignored::Ignored;
 use crate::xds::names::type_url;
 
@@ -212,6 +212,13 @@ impl Cache {
     /// Whether these are the very bytes of the version in use.
     pub(crate) fn has(&self, key: &ResourceKey, bytes: &[u8]) -> bool {
         self.good(key).is_some_and(|good| *good.raw == *bytes)
+    }
+
+    /// The version that works of a resource, if all that is set in it has its effect: one that says nearly the same can share
+    /// with it, and has nothing more to tell.
+    pub(crate) fn before(&self, key: &ResourceKey) -> Option<Before<'_>> {
+        let good = self.good(key).filter(|good| good.ignored.is_empty())?;
+        Some(Before { bytes: &good.raw, resource: &good.resource })
     }
 
     /// The version in use was sent again: only its version and where it came from are news.

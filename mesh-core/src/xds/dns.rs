@@ -247,14 +247,13 @@ fn resolved(endpoints: &Endpoints, known: &HashMap<Arc<str>, Vec<IpAddr>>) -> En
     let mut seen = HashSet::new();
     let mut endpoints = endpoints.clone();
     for locality in &mut endpoints.localities {
-        let named = std::mem::take(&mut locality.endpoints);
-        for endpoint in named {
-            for address in addresses(&endpoint, known) {
-                if seen.insert(address.clone()) {
-                    locality.endpoints.push(Endpoint { id: EndpointId::new(address), ..endpoint.clone() });
-                }
-            }
-        }
+        let addresses = locality
+            .endpoints
+            .iter()
+            .flat_map(|endpoint| addresses(endpoint, known).into_iter().map(move |address| (endpoint, address)));
+        let found = addresses.filter(|(_, address)| seen.insert(address.clone()));
+        locality.endpoints =
+            found.map(|(endpoint, address)| Endpoint { id: EndpointId::new(address), ..endpoint.clone() }).collect();
     }
     endpoints
 }

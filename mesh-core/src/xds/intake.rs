@@ -157,7 +157,7 @@ fn take_one(
         cache.confirm(step, &key, &version);
         return Ok(());
     }
-    match decode_named(kind, &wrapper_name, &bytes, options) {
+    match decode_named(kind, &wrapper_name, &bytes, cache.before(&key), options) {
         Ok(decoded) => {
             cache.accept(step, &key, &version, bytes, decoded);
             Ok(())

@@ -45,7 +45,7 @@ pub fn validate(type_url: &str, bytes: &[u8], options: &Options) -> Result<Decod
     let kind = kind_of(type_url).or_else(|| inner.and_then(|inner| kind_of(&inner.type_url)));
     let kind = kind.ok_or_else(|| Invalid::new(format!("type {type_url:?} is none of those that are used")))?;
     let unwrapped = unwrap(kind, any)?;
-    let decoded = decode_named(kind, &unwrapped.name, &unwrapped.bytes, options)?;
+    let decoded = decode_named(kind, &unwrapped.name, &unwrapped.bytes, None, options)?;
     match &decoded.resource {
         Resource::Listener(listener) => match &**listener {
             Listener::Api(listener) => compile(&listener.http, &decoded.name, options)?,

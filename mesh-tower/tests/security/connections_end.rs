@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::Frame;
 use mesh_core::fixed::route_to;
 use mesh_core::model::{
-    ApiListener, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, HttpManager, Listener,
+    ApiListener, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoint, Endpoints, HttpManager, Listener,
     RouteConfiguration, RouteSource, ServerTls, UpstreamTls, VirtualHost,
 };
 use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType};
@@ -407,7 +407,12 @@ async fn a_client_sends_no_more_plaintext_to_an_endpoint_that_is_marked_for_mutu
         let mut client = Client::start(&server, Some(authority.credentials(CLIENT)), first, protocol);
         let stream = Stream::open(&server, &client).await;
         let mut endpoints = Endpoints::fixed([server.address]);
-        endpoints.localities[0].endpoints[0].mutual_tls = true;
+        let marked = |_, one: &Endpoint| {
+            let mut one = one.clone();
+            one.mutual_tls = true;
+            Some(one)
+        };
+        endpoints.localities[0].endpoints = endpoints.localities[0].endpoints.replaced(marked);
         client.cluster.kind = ClusterKind::Static(endpoints);
         client.secure(where_marked());
         stream.ends_in_an_error().await;

@@ -291,8 +291,8 @@ impl Kinds<'_> {
 /// LOGICAL_DNS: one locality with one endpoint (gRFC A37).
 fn one_host(endpoints: &Endpoints) -> Result<(), Invalid> {
     match endpoints.localities.as_slice() {
-        [locality] => match locality.endpoints.as_slice() {
-            [endpoint] if matches!(endpoint.id.addresses(), [Address::Host(..) | Address::Socket(_)]) => Ok(()),
+        [locality] => match locality.endpoints.first().filter(|_| locality.endpoints.len() == 1) {
+            Some(one) if matches!(one.id.addresses(), [Address::Host(..) | Address::Socket(_)]) => Ok(()),
             _ => Err(Invalid::new("LOGICAL_DNS needs exactly one endpoint with one address")),
         },
         _ => Err(Invalid::new("LOGICAL_DNS needs exactly one locality")),

@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::google::protobuf::value::Kind;
 
+use super::after::{Items, Parts, take_apart};
 use super::common::{address, fraction, parse};
 use super::health_check::{self, OwnCheck};
 use super::notes::{Notes, ignored};
@@ -24,33 +25,97 @@ use crate::xds::names;
 /// The highest priority number, as in Envoy.
 const MAX_PRIORITY: u32 = 128;
 
+/// Localities without their endpoints, and these.
+type Localities<'b> = Vec<(pb::LocalityLbEndpoints, Items<'b, pb::LbEndpoint, Endpoint>)>;
+
 pub(super) fn decode(notes: &mut Notes<'_>, bytes: &[u8]) -> Result<(Arc<str>, Resource), Invalid> {
-    let value: pb::ClusterLoadAssignment = parse(bytes)?;
+    let mut value: pb::ClusterLoadAssignment = parse(bytes)?;
+    let localities = all_of(&mut value);
+    named(notes, value, localities)
+}
+
+/// The same, with the endpoints of `before` in it that are as they were; `None` where that cannot be said.
+pub(super) fn decode_after(
+    notes: &mut Notes<'_>,
+    bytes: &[u8],
+    before: &[u8],
+    known: &Endpoints,
+) -> Option<(Arc<str>, Resource)> {
+    const ENDPOINTS: u64 = 2;
+    const LB_ENDPOINTS: u64 = 2;
+    let (now, before) = (take_apart(bytes, ENDPOINTS)?, take_apart(before, ENDPOINTS)?);
+    // One without a weight may have been skipped.
+    if before.items.len() != known.localities.len() {
+        return None;
+    }
+    let before = before.items.iter().map(|locality| take_apart(locality, LB_ENDPOINTS)).collect::<Option<Vec<_>>>()?;
+    let localities = now.items.iter().enumerate().map(|(at, locality)| {
+        let Parts { rest, items } = take_apart(locality, LB_ENDPOINTS)?;
+        let known = before.get(at).zip(known.localities.get(at));
+        let known = known.map(|(before, known)| (before.items.as_slice(), &known.endpoints));
+        Some((parse(&rest).ok()?, Items::after(&items, known).ok()?))
+    });
+    let localities: Localities<'_> = localities.collect::<Option<_>>()?;
+    named(notes, parse(&now.rest).ok()?, localities).ok()
+}
+
+/// The localities of an assignment.
+fn all_of(value: &mut pb::ClusterLoadAssignment) -> Localities<'static> {
+    let localities = std::mem::take(&mut value.endpoints).into_iter();
+    let parts = localities.map(|mut locality| (Items::All(std::mem::take(&mut locality.lb_endpoints)), locality));
+    parts.map(|(endpoints, locality)| (locality, endpoints)).collect()
+}
+
+fn named(
+    notes: &mut Notes<'_>,
+    value: pb::ClusterLoadAssignment,
+    localities: Localities<'_>,
+) -> Result<(Arc<str>, Resource), Invalid> {
     let name =
         names::canonical(ResourceType::Endpoints, &value.cluster_name).map_err(|invalid| invalid.at("cluster_name"))?;
-    let endpoints = assignment(notes, value, false).map_err(|invalid| invalid.of(&*name))?;
+    let endpoints = with_localities(notes, value, localities, false).map_err(|invalid| invalid.of(&*name))?;
     Ok((name, Resource::Endpoints(Arc::new(endpoints))))
 }
 
 /// An assignment, by itself or inside a cluster. Host names are allowed only where somebody resolves them.
 pub(super) fn assignment(
     notes: &mut Notes<'_>,
-    value: pb::ClusterLoadAssignment,
+    mut value: pb::ClusterLoadAssignment,
     may_be_host: bool,
 ) -> Result<Endpoints, Invalid> {
-    let pb::ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy } = value;
+    let localities = all_of(&mut value);
+    with_localities(notes, value, localities, may_be_host)
+}
+
+fn with_localities(
+    notes: &mut Notes<'_>,
+    value: pb::ClusterLoadAssignment,
+    localities: Localities<'_>,
+    may_be_host: bool,
+) -> Result<Endpoints, Invalid> {
+    // Its endpoints are `localities`.
+    let pb::ClusterLoadAssignment { cluster_name: _, endpoints: _, named_endpoints, policy } = value;
     ignored!(notes; named_endpoints);
-    let is_weighted = endpoints.iter().any(|locality| locality.load_balancing_weight.is_some_and(|w| w.value > 0));
-    let mut seen = HashSet::new();
-    let localities = notes.each("endpoints", endpoints, |notes, locality| {
+    let is_weighted =
+        localities.iter().any(|(locality, _)| locality.load_balancing_weight.is_some_and(|w| w.value > 0));
+    let mut seen = Seen::default();
+    let localities = notes.each("endpoints", localities, |notes, locality| {
         self::locality(notes, locality, is_weighted, may_be_host, &mut seen)
     })?;
     let localities: Vec<LocalityEndpoints> = localities.into_iter().flatten().collect();
+    // Those that were not decoded again differ from each other, and may not differ from those that were.
+    let all = localities.iter().flat_map(|locality| &locality.endpoints).flat_map(|endpoint| endpoint.id.addresses());
+    if !seen.is_empty() && all.filter(|address| seen.contains(*address)).count() > seen.len() {
+        return Err(Invalid::new("an address is listed twice").at("endpoints"));
+    }
     check(&localities).map_err(|invalid| invalid.at("endpoints"))?;
     let (drop_per_million, overprovisioning_percent) =
         notes.optional("policy", policy, self::policy)?.unwrap_or_default();
     Ok(Endpoints { localities, drop_per_million, overprovisioning_percent })
 }
+
+/// The addresses that were decoded.
+type Seen = HashSet<Address, foldhash::fast::RandomState>;
 
 /// What can only be said of all localities together.
 fn check(localities: &[LocalityEndpoints]) -> Result<(), Invalid> {
@@ -76,16 +141,17 @@ fn check(localities: &[LocalityEndpoints]) -> Result<(), Invalid> {
 /// `None` where the locality is skipped.
 fn locality(
     notes: &mut Notes<'_>,
-    value: pb::LocalityLbEndpoints,
+    (value, endpoints): (pb::LocalityLbEndpoints, Items<'_, pb::LbEndpoint, Endpoint>),
     is_weighted: bool,
     may_be_host: bool,
-    seen: &mut HashSet<Address>,
+    seen: &mut Seen,
 ) -> Result<Option<LocalityEndpoints>, Invalid> {
     use pb::locality_lb_endpoints::LbConfig;
     let pb::LocalityLbEndpoints {
         locality,
         metadata: _,
-        lb_endpoints,
+        // They are `endpoints`.
+        lb_endpoints: _,
         load_balancing_weight,
         priority,
         proximity,
@@ -107,9 +173,9 @@ fn locality(
         None if is_weighted => return Err(Invalid::new("missing").at("locality")),
         None => Locality::default(),
     };
-    let lb_endpoints = match lb_config {
-        None => lb_endpoints,
-        Some(LbConfig::LoadBalancerEndpoints(list)) if lb_endpoints.is_empty() => list.lb_endpoints,
+    let endpoints = match lb_config {
+        None => endpoints,
+        Some(LbConfig::LoadBalancerEndpoints(list)) if endpoints.is_empty() => Items::All(list.lb_endpoints),
         Some(LbConfig::LoadBalancerEndpoints(_)) => {
             return Err(Invalid::new("excludes lb_endpoints").at("load_balancer_endpoints"));
         }
@@ -118,7 +184,7 @@ fn locality(
         }
     };
     let endpoints =
-        notes.each("lb_endpoints", lb_endpoints, |notes, value| lb_endpoint(notes, value, may_be_host, seen))?;
+        endpoints.decode(notes, "lb_endpoints", |notes, value| lb_endpoint(notes, value, may_be_host, seen))?;
     if endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum::<u64>() > u64::from(u32::MAX) {
         return Err(Invalid::new("the weights add up to more than 4294967295").at("lb_endpoints"));
     }
@@ -129,7 +195,7 @@ fn lb_endpoint(
     notes: &mut Notes<'_>,
     value: pb::LbEndpoint,
     may_be_host: bool,
-    seen: &mut HashSet<Address>,
+    seen: &mut Seen,
 ) -> Result<Endpoint, Invalid> {
     use pb::lb_endpoint::HostIdentifier;
     let pb::LbEndpoint { health_status, metadata, load_balancing_weight, host_identifier } = value;

@@ -11,6 +11,7 @@
 
 mod access_log;
 mod action;
+mod after;
 mod balancer;
 mod cluster;
 mod common;
@@ -65,6 +66,7 @@ use crate::resources::{Resource, ResourceType};
 use crate::view::Extensions;
 use crate::xds::names;
 
+pub use after::Before;
 pub use local_rate_limit::LocalRateLimitBesides;
 use notes::Notes;
 pub use overload::{AdaptiveConcurrencyBesides, QueueBesides};
@@ -129,6 +131,32 @@ pub fn decode(kind: ResourceType, bytes: &[u8], options: &Options) -> Result<Dec
     Ok(Decoded { name, resource, ignored: notes.into_ignored() })
 }
 
+/// The same where a version of the resource is known: what is as it was there is shared with it, and not decoded again.
+pub fn decode_after(
+    kind: ResourceType,
+    bytes: &[u8],
+    before: Option<Before<'_>>,
+    options: &Options,
+) -> Result<Decoded, Invalid> {
+    match before.and_then(|before| sharing(kind, bytes, before, options)) {
+        Some(decoded) => Ok(decoded),
+        // What is wrong is told by the one that looks at everything.
+        None => decode(kind, bytes, options),
+    }
+}
+
+fn sharing(kind: ResourceType, bytes: &[u8], before: Before<'_>, options: &Options) -> Option<Decoded> {
+    let mut notes = Notes::new(options);
+    let (name, resource) = match (kind, before.resource) {
+        (ResourceType::Route, Resource::Route(known)) => route::decode_after(&mut notes, bytes, before.bytes, known)?,
+        (ResourceType::Endpoints, Resource::Endpoints(known)) => {
+            endpoint::decode_after(&mut notes, bytes, before.bytes, known)?
+        }
+        _ => return None,
+    };
+    Some(Decoded { name, resource, ignored: notes.into_ignored() })
+}
+
 /// A resource out of a response, taken out of its `Resource` wrapper where it has one.
 pub(crate) struct Unwrapped {
     /// The name on the wrapper; empty where there is none.
@@ -155,14 +183,15 @@ pub(crate) fn unwrap(kind: ResourceType, any: Any) -> Result<Unwrapped, Invalid>
     }
 }
 
-/// Decodes what came out of a wrapper; its name must be the one on the wrapper.
+/// Decodes what came out of a wrapper, with what is known of it `before`; its name must be the one on the wrapper.
 pub(crate) fn decode_named(
     kind: ResourceType,
     wrapper_name: &str,
     bytes: &[u8],
+    before: Option<Before<'_>>,
     options: &Options,
 ) -> Result<Decoded, Invalid> {
-    let decoded = decode(kind, bytes, options)?;
+    let decoded = decode_after(kind, bytes, before, options)?;
     if !wrapper_name.is_empty() && names::canonical(kind, wrapper_name).ok().as_ref() != Some(&decoded.name) {
         return Err(Invalid::new(format!("the name on the wrapper is {wrapper_name:?}")).of(&*decoded.name));
     }

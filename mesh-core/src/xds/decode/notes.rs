@@ -65,7 +65,17 @@ impl<'a> Notes<'a> {
         mut decode: impl FnMut(&mut Self, P) -> Result<T, Invalid>,
     ) -> Result<Vec<T>, Invalid> {
         let items = items.into_iter().enumerate();
-        items.map(|(index, item)| self.within(Step::Item(name, index), |notes| decode(notes, item))).collect()
+        items.map(|(index, item)| self.item(name, index, |notes| decode(notes, item))).collect()
+    }
+
+    /// Decodes one item of a list.
+    pub(super) fn item<T>(
+        &mut self,
+        name: &'static str,
+        index: usize,
+        decode: impl FnOnce(&mut Self) -> Result<T, Invalid>,
+    ) -> Result<T, Invalid> {
+        self.within(Step::Item(name, index), decode)
     }
 
     /// Decodes the value of a map.

@@ -9,22 +9,73 @@ use envoy_types::pb::google::protobuf::value::Kind;
 use http::StatusCode;
 
 use super::action::{self, Inherited, unusable};
+use super::after::{Items, Parts, take_apart};
 use super::common::{filled, parse};
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
 use super::{filter, rate_limits, retry, route_match};
 use crate::error::Invalid;
 use crate::id::{ClusterName, RouteName};
+use crate::list::{List, Run};
 use crate::model::{
     Forward, HeaderTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch, StringTest, VirtualHost,
 };
 use crate::resources::{Resource, ResourceType};
 use crate::xds::names;
 
+/// Virtual hosts without their routes, and these.
+type Hosts<'b> = Vec<(pb::VirtualHost, Items<'b, pb::Route, Arc<Route>>)>;
+
 pub(super) fn decode(notes: &mut Notes<'_>, bytes: &[u8]) -> Result<(Arc<str>, Resource), Invalid> {
-    let value: pb::RouteConfiguration = parse(bytes)?;
+    let mut value: pb::RouteConfiguration = parse(bytes)?;
+    let hosts = all_of(&mut value);
+    named(notes, value, hosts)
+}
+
+/// The same, with the routes of `before` in it that are as they were; `None` where that cannot be said.
+pub(super) fn decode_after(
+    notes: &mut Notes<'_>,
+    bytes: &[u8],
+    before: &[u8],
+    known: &RouteConfiguration,
+) -> Option<(Arc<str>, Resource)> {
+    const VIRTUAL_HOSTS: u64 = 2;
+    const ROUTES: u64 = 3;
+    let (now, before) = (take_apart(bytes, VIRTUAL_HOSTS)?, take_apart(before, VIRTUAL_HOSTS)?);
+    // What a route is depends on what stands above it.
+    if now.rest != before.rest || before.items.len() != known.virtual_hosts.len() {
+        return None;
+    }
+    let before = before.items.iter().zip(&known.virtual_hosts).map(|(host, known)| {
+        let Parts { rest, items } = take_apart(host, ROUTES)?;
+        Some((rest, (items, &known.routes)))
+    });
+    let before = before.collect::<Option<HashMap<_, _>>>()?;
+    let hosts = now.items.iter().map(|host| {
+        let Parts { rest, items } = take_apart(host, ROUTES)?;
+        let known = before.get(&rest).map(|(known, list)| (known.as_slice(), *list));
+        Some((parse(&rest).ok()?, Items::after(&items, known).ok()?))
+    });
+    let hosts: Hosts<'_> = hosts.collect::<Option<_>>()?;
+    named(notes, parse(&now.rest).ok()?, hosts).ok()
+}
+
+/// The virtual hosts of a configuration.
+fn all_of(value: &mut pb::RouteConfiguration) -> Hosts<'static> {
+    let hosts = std::mem::take(&mut value.virtual_hosts).into_iter();
+    hosts
+        .map(|mut host| (Items::All(std::mem::take(&mut host.routes)), host))
+        .map(|(routes, host)| (host, routes))
+        .collect()
+}
+
+fn named(
+    notes: &mut Notes<'_>,
+    value: pb::RouteConfiguration,
+    hosts: Hosts<'_>,
+) -> Result<(Arc<str>, Resource), Invalid> {
     let name = names::canonical(ResourceType::Route, &value.name).map_err(|invalid| invalid.at("name"))?;
-    let mut routes = configuration(notes, value).map_err(|invalid| invalid.of(&*name))?;
+    let mut routes = with_hosts(notes, value, hosts).map_err(|invalid| invalid.of(&*name))?;
     routes.name = Some(RouteName::from(&*name));
     Ok((name, Resource::Route(Arc::new(routes))))
 }
@@ -37,11 +88,21 @@ pub(super) fn cluster_name(name: &str) -> Result<ClusterName, Invalid> {
 /// A route configuration, by itself or inside a listener.
 pub(super) fn configuration(
     notes: &mut Notes<'_>,
+    mut value: pb::RouteConfiguration,
+) -> Result<RouteConfiguration, Invalid> {
+    let hosts = all_of(&mut value);
+    with_hosts(notes, value, hosts)
+}
+
+fn with_hosts(
+    notes: &mut Notes<'_>,
     value: pb::RouteConfiguration,
+    hosts: Hosts<'_>,
 ) -> Result<RouteConfiguration, Invalid> {
     let pb::RouteConfiguration {
         name: _,
-        virtual_hosts,
+        // They are `hosts`.
+        virtual_hosts: _,
         vhds,
         internal_only_headers,
         response_headers_to_add,
@@ -76,7 +137,7 @@ pub(super) fn configuration(
     let plugins = plugins(notes, cluster_specifier_plugins)?;
     let mut inherited = Inherited { plugins, retry: None, hedges: false };
     let mut virtual_hosts =
-        notes.each("virtual_hosts", virtual_hosts, |notes, host| virtual_host(notes, host, &mut inherited))?;
+        notes.each("virtual_hosts", hosts, |notes, host| virtual_host(notes, host, &mut inherited))?;
     unique_domains(&virtual_hosts)?;
     // The model has no filters of the whole configuration: the most specific override wins anyway.
     for (name, config) in filter::overrides(notes, typed_per_filter_config)? {
@@ -131,13 +192,14 @@ fn unique_domains(hosts: &[VirtualHost]) -> Result<(), Invalid> {
 
 fn virtual_host(
     notes: &mut Notes<'_>,
-    value: pb::VirtualHost,
+    (value, routes): (pb::VirtualHost, Items<'_, pb::Route, Arc<Route>>),
     inherited: &mut Inherited,
 ) -> Result<VirtualHost, Invalid> {
     let pb::VirtualHost {
         name,
         domains,
-        routes,
+        // They are `routes`.
+        routes: _,
         matcher,
         require_tls,
         virtual_clusters: _,
@@ -176,16 +238,18 @@ fn virtual_host(
     }
     inherited.retry = notes.optional("retry_policy", retry_policy, retry::policy)?;
     inherited.hedges = notes.optional("hedge_policy", hedge_policy, retry::hedges)?.unwrap_or_default();
-    let mut routes = notes.each("routes", routes, |notes, route| self::route(notes, route, inherited))?;
-    match pb::virtual_host::TlsRequirementType::try_from(require_tls) {
-        Ok(pb::virtual_host::TlsRequirementType::None) => {}
-        Ok(pb::virtual_host::TlsRequirementType::All) => routes.insert(0, to_https()),
-        _ => {
-            for route in &mut routes {
-                route.action = unusable("require_tls is not supported for a part of the clients");
-            }
+    let routes = routes.decode(notes, "routes", |notes, route| self::route(notes, route, inherited).map(Arc::new))?;
+    let routes = match pb::virtual_host::TlsRequirementType::try_from(require_tls) {
+        Ok(pb::virtual_host::TlsRequirementType::None) => routes,
+        Ok(pb::virtual_host::TlsRequirementType::All) => {
+            routes.changed(vec![Run::New(vec![Arc::new(to_https())]), Run::Kept(0..routes.len())])
         }
-    }
+        _ => {
+            let action = unusable("require_tls is not supported for a part of the clients");
+            let unusable = |route: &Arc<Route>| Arc::new(Route { action: action.clone(), ..Route::clone(route) });
+            routes.iter().map(unusable).collect::<List<_>>()
+        }
+    };
     Ok(VirtualHost {
         name: Arc::from(name),
         rate_limits: rate_limits::rate_limits(notes, rate_limits)?,

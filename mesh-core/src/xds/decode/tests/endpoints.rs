@@ -131,7 +131,7 @@ fn an_endpoint_is_all_of_its_addresses() {
         Some(core::Metadata { filter_metadata: [("istio".into(), fields)].into(), ..Default::default() });
     inner(endpoint).hostname = "h".into();
     inner(endpoint).additional_addresses = vec![pb::endpoint::AdditionalAddress { address: Some(address("::1", 1)) }];
-    let endpoint = decoded(&assignment).localities.remove(0).endpoints.remove(0);
+    let endpoint = decoded(&assignment).localities[0].endpoints[0].clone();
     let addresses: Vec<String> = endpoint.id.addresses().iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.0.0.1:1", "[::1]:1"]);
     assert_eq!(endpoint.hostname.as_deref(), Some("h"));

@@ -1,5 +1,6 @@
 //! What is accepted, what is rejected and with which path, and that no bytes make the decoder panic.
 
+mod after;
 mod clusters;
 mod connections;
 mod cors;

@@ -50,7 +50,7 @@ fn decoded(configuration: &pb::RouteConfiguration) -> RouteConfiguration {
 fn decoded_route(change: impl FnOnce(&mut pb::RouteConfiguration)) -> Route {
     let mut configuration = one();
     change(&mut configuration);
-    decoded(&configuration).virtual_hosts.remove(0).routes.remove(0)
+    Route::clone(&decoded(&configuration).virtual_hosts[0].routes[0])
 }
 
 fn decoded_forward(change: impl FnOnce(&mut pb::RouteAction)) -> Forward {
@@ -354,10 +354,10 @@ fn a_host_that_requires_tls_sends_plaintext_there() {
     configuration.virtual_hosts[0].require_tls = 2;
     let decoded = accept(ResourceType::Route, &configuration);
     let Resource::Route(routes) = decoded.resource else { panic!() };
-    let [first, rest @ ..] = routes.virtual_hosts[0].routes.as_slice() else { panic!() };
-    let RouteAction::Redirect(redirect) = &first.action else { panic!("{:?}", first.action) };
+    let routes = &routes.virtual_hosts[0].routes;
+    let RouteAction::Redirect(redirect) = &routes[0].action else { panic!("{:?}", routes[0].action) };
     assert_eq!((redirect.status.as_u16(), redirect.scheme.as_deref()), (301, Some("https")));
-    assert_eq!(rest.len(), configuration.virtual_hosts[0].routes.len());
+    assert_eq!(routes.len(), configuration.virtual_hosts[0].routes.len() + 1);
 }
 
 #[test]
@@ -540,7 +540,7 @@ fn fields_without_effect_are_listed() {
 fn names_of_clusters_are_canonical() {
     let spelling = "xdstp://x/envoy.config.cluster.v3.Cluster/a?b=2&a=1";
     let configuration = routes("r", vec![virtual_host("all", &["*"], vec![route("/", spelling)])]);
-    let route = decoded(&configuration).virtual_hosts.remove(0).routes.remove(0);
+    let route = Route::clone(&decoded(&configuration).virtual_hosts[0].routes[0]);
     let RouteAction::Forward(forward) = route.action else { panic!() };
     let names: Vec<&str> = forward.clusters.names().map(|name| name.as_str()).collect();
     assert_eq!(names, ["xdstp://x/envoy.config.cluster.v3.Cluster/a?a=1&b=2"]);

@@ -71,7 +71,7 @@ fn hazard_x8_what_is_not_what_it_says_is_rejected() {
     };
     let named = |kind, any: Any| {
         let unwrapped = unwrap(kind, any)?;
-        decode_named(kind, &unwrapped.name, &unwrapped.bytes, &Options::default())
+        decode_named(kind, &unwrapped.name, &unwrapped.bytes, None, &Options::default())
     };
     assert!(named(ResourceType::Cluster, cluster.clone()).is_ok());
     assert!(named(ResourceType::Cluster, wrapped("c", cluster.clone())).is_ok());

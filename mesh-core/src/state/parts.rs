@@ -1,0 +1,123 @@
+//! Endpoints with their states, in the parts in which they are configured: what stays as it was is not looked at again.
+
+use std::sync::Arc;
+
+use super::{ClusterState, EndpointState};
+use crate::id::Locality;
+use crate::list::List;
+use crate::model::{Endpoint, Endpoints, Health};
+
+/// Some endpoints of a locality, and their states.
+#[derive(Clone, Debug)]
+pub struct EndpointPart {
+    endpoints: Arc<[Endpoint]>,
+    states: Arc<[Arc<EndpointState>]>,
+    plain_weight: Option<u32>,
+}
+
+/// Those of a cluster, by locality.
+pub type EndpointParts = Vec<Vec<EndpointPart>>;
+
+/// What is new among the endpoints of a cluster, with its locality.
+pub(crate) type NewPart<'p> = (&'p Locality, &'p EndpointPart);
+
+impl EndpointPart {
+    fn new(endpoints: Arc<[Endpoint]>, states: Arc<[Arc<EndpointState>]>) -> Self {
+        let is_plain = |endpoint: &Endpoint, weight| {
+            endpoint.health.is_pickable() && endpoint.weight == weight && endpoint.goes_by_address()
+        };
+        let weight = endpoints.first().map(|endpoint| endpoint.weight);
+        let plain_weight = weight.filter(|weight| endpoints.iter().all(|endpoint| is_plain(endpoint, *weight)));
+        EndpointPart { endpoints, states, plain_weight }
+    }
+
+    /// The same with the health that was found out of some of them.
+    pub(crate) fn with_health(&self, mut found: impl FnMut(&Endpoint, &Arc<EndpointState>) -> Option<Health>) -> Self {
+        let mut changed: Option<Vec<Endpoint>> = None;
+        for (position, (endpoint, state)) in self.iter().enumerate() {
+            if let Some(health) = found(endpoint, state)
+                && let Some(endpoint) = changed.get_or_insert_with(|| self.endpoints.to_vec()).get_mut(position)
+            {
+                endpoint.health = health;
+            }
+        }
+        match changed {
+            Some(endpoints) => EndpointPart::new(endpoints.into(), Arc::clone(&self.states)),
+            None => self.clone(),
+        }
+    }
+
+    /// What each of them weighs, where all weigh the same, may be picked, and are hashed by their addresses.
+    pub fn plain_weight(&self) -> Option<u32> {
+        self.plain_weight
+    }
+
+    /// The states alone.
+    pub fn states(&self) -> &Arc<[Arc<EndpointState>]> {
+        &self.states
+    }
+
+    /// How many there are.
+    #[allow(clippy::len_without_is_empty, reason = "none is empty")]
+    pub fn len(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// Each endpoint with its state.
+    pub fn iter(&self) -> impl Iterator<Item = (&Endpoint, &Arc<EndpointState>)> + Clone {
+        self.endpoints.iter().zip(&*self.states)
+    }
+}
+
+impl ClusterState {
+    /// These endpoints with their states, and which parts of them are not as they were, by locality and place. `before` are those
+    /// that there were: a part that stays has the states that it had, and of another one those that stand where they stood.
+    pub(crate) fn resolve(
+        &self,
+        endpoints: &Endpoints,
+        before: Option<(&Endpoints, &[Vec<EndpointPart>])>,
+    ) -> (EndpointParts, Vec<(usize, usize)>) {
+        let list = |endpoints: &Endpoints| {
+            List::of_parts(endpoints.localities.iter().flat_map(|locality| locality.endpoints.parts()).cloned())
+        };
+        let (listed_before, parts_before): (List<Endpoint>, Vec<(&Locality, &EndpointPart)>) = match before {
+            Some((endpoints, parts)) => {
+                let localities = endpoints.localities.iter().zip(parts);
+                let parts = localities.flat_map(|(of, parts)| parts.iter().map(move |part| (&of.locality, part)));
+                (list(endpoints), parts.collect())
+            }
+            None => (List::default(), Vec::new()),
+        };
+        let all = list(endpoints);
+        let mut kept = all.shared_with(&listed_before).enumerate();
+        let mut news = Vec::new();
+        let by_locality = endpoints.localities.iter().enumerate().map(|(at, locality)| {
+            let parts = locality.endpoints.parts().iter().zip(kept.by_ref()).enumerate();
+            let parts = parts.map(|(place, (part, (position, kept)))| {
+                if let Some((of, known)) = kept.and_then(|kept| parts_before.get(kept)) {
+                    if **of != locality.locality {
+                        news.push((at, place));
+                    }
+                    return EndpointPart::clone(known);
+                }
+                news.push((at, place));
+                let there = parts_before.get(position).map(|(_, known)| *known);
+                EndpointPart::new(Arc::clone(part), self.states_of(part, there))
+            });
+            parts.collect()
+        });
+        (by_locality.collect(), news)
+    }
+
+    /// The states of some endpoints; most may stand where `there` has them.
+    fn states_of(&self, endpoints: &[Endpoint], there: Option<&EndpointPart>) -> Arc<[Arc<EndpointState>]> {
+        let mut there = there.into_iter().flat_map(EndpointPart::iter);
+        let state = |endpoint: &Endpoint| match there.next() {
+            Some((same, state)) if (&same.id, same.mutual_tls) == (&endpoint.id, endpoint.mutual_tls) => {
+                Arc::clone(state)
+            }
+            _ => self.endpoint(&endpoint.id, endpoint.mutual_tls),
+        };
+        endpoints.iter().map(state).collect()
+    }
+}

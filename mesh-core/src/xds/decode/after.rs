@@ -1,0 +1,147 @@
+//! A resource that changed a little: items of its long lists whose bytes are as they were are not decoded again.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use prost::Message;
+
+use super::common::parse;
+use super::notes::Notes;
+use crate::error::Invalid;
+use crate::list::{List, Run};
+use crate::resources::Resource;
+
+/// A version of a resource, of which every field that is set has its effect.
+#[derive(Clone, Copy, Debug)]
+pub struct Before<'b> {
+    /// Its bytes.
+    pub bytes: &'b [u8],
+    /// What they say.
+    pub resource: &'b Resource,
+}
+
+/// A message without one of its repeated fields, and what is in that.
+pub(super) struct Parts<'m> {
+    pub(super) rest: Vec<u8>,
+    pub(super) items: Vec<&'m [u8]>,
+}
+
+/// `None` where the message is malformed.
+pub(super) fn take_apart(message: &[u8], field: u64) -> Option<Parts<'_>> {
+    let (mut rest, mut items, mut left) = (Vec::new(), Vec::new(), message);
+    while !left.is_empty() {
+        let mut value = left;
+        let key = varint(&mut value)?;
+        let length = match key & 7 {
+            0 => varint(&mut value).map(|_| 0)?,
+            1 => 8,
+            2 => usize::try_from(varint(&mut value)?).ok()?,
+            5 => 4,
+            _ => return None,
+        };
+        let (value, next) = value.split_at_checked(length)?;
+        if key == field << 3 | 2 {
+            items.push(value);
+        } else {
+            rest.extend_from_slice(left.get(..left.len() - next.len())?);
+        }
+        left = next;
+    }
+    Some(Parts { rest, items })
+}
+
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (first, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(first & 0x7f) << shift;
+        if *first < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// The items of a list: messages `P` that become `T`.
+pub(super) enum Items<'b, P, T> {
+    All(Vec<P>),
+    /// Some are those of a list that is known.
+    After(&'b List<T>, Vec<Run<&'b [u8]>>),
+}
+
+impl<'b, P: Message + Default, T: Clone> Items<'b, P, T> {
+    /// The items of these bytes, where `known` are those of the list before.
+    pub(super) fn after(bytes: &[&'b [u8]], known: Option<(&[&'b [u8]], &'b List<T>)>) -> Result<Self, Invalid> {
+        match known.filter(|(known, list)| known.len() == list.len()) {
+            Some((known, list)) => Ok(Items::After(list, runs(bytes, known))),
+            None => Ok(Items::All(bytes.iter().map(|item| parse(item)).collect::<Result<_, _>>()?)),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Items::All(items) => items.is_empty(),
+            Items::After(_, runs) => runs.is_empty(),
+        }
+    }
+
+    /// Decodes those that are new.
+    pub(super) fn decode(
+        self,
+        notes: &mut Notes<'_>,
+        name: &'static str,
+        mut decode: impl FnMut(&mut Notes<'_>, P) -> Result<T, Invalid>,
+    ) -> Result<List<T>, Invalid> {
+        let (list, runs) = match self {
+            Items::All(items) => return Ok(notes.each(name, items, decode)?.into()),
+            Items::After(list, runs) => (list, runs),
+        };
+        let mut position = 0;
+        let runs = runs.into_iter().map(|run| match run {
+            Run::Kept(range) => {
+                position += range.len();
+                Ok(Run::Kept(range))
+            }
+            Run::New(items) => {
+                let start = position;
+                position += items.len();
+                let items = items
+                    .into_iter()
+                    .enumerate()
+                    .map(|(at, bytes)| notes.item(name, start + at, |notes| decode(notes, parse(bytes)?)));
+                items.collect::<Result<_, _>>().map(Run::New)
+            }
+        });
+        Ok(list.changed(runs.collect::<Result<_, _>>()?))
+    }
+}
+
+/// What of some items is among those that are known, each of which is taken once.
+fn runs<'b>(items: &[&'b [u8]], known: &[&'b [u8]]) -> Vec<Run<&'b [u8]>> {
+    let start = items.iter().zip(known).take_while(|(item, known)| item == known).count();
+    let (items, rest) = (items.get(start..).unwrap_or_default(), known.get(start..).unwrap_or_default());
+    let end = items.iter().rev().zip(rest.iter().rev()).take_while(|(item, known)| item == known).count();
+    let middle = start..known.len() - end;
+    let places = middle.clone().zip(rest).map(|(place, item)| (*item, place));
+    let mut places: HashMap<&[u8], usize, foldhash::fast::RandomState> = places.collect();
+    let mut runs = Vec::new();
+    keep(&mut runs, 0..start);
+    for item in items.get(..items.len() - end).unwrap_or_default() {
+        match (places.remove(item), runs.last_mut()) {
+            (Some(place), _) => keep(&mut runs, place..place + 1),
+            (None, Some(Run::New(new))) => new.push(*item),
+            (None, _) => runs.push(Run::New(vec![*item])),
+        }
+    }
+    keep(&mut runs, middle.end..known.len());
+    runs
+}
+
+fn keep<T>(runs: &mut Vec<Run<T>>, range: Range<usize>) {
+    match runs.last_mut() {
+        _ if range.is_empty() => {}
+        Some(Run::Kept(last)) if last.end == range.start => last.end = range.end,
+        _ => runs.push(Run::Kept(range)),
+    }
+}
