@@ -12,6 +12,7 @@ use mesh_core::error::Invalid;
 use mesh_core::filter::{FilterRegistry, LocalLimit, LocalRateLimitFilter};
 use mesh_core::fixed::route_to;
 use mesh_core::id::{ListenerName, Target};
+use mesh_core::list::List;
 use mesh_core::model::{
     ApiListener, BalancerPolicy, Cluster, ClusterKind, DescriptorAction, Endpoints, FilterConfig, HeaderTest,
     HttpManager, Listener, LocalRateLimit, LocalRule, NamedFilter, PathTest, PeerTest, RateLimit, Rbac, RbacAction,
@@ -58,7 +59,8 @@ impl Routes {
         self == Routes::Mixed && position.is_multiple_of(4)
     }
 
-    fn route(self, position: usize) -> Route {
+    /// The route at a position.
+    pub fn route(self, position: usize) -> Route {
         let mut route = route_to("all");
         route.name = position.to_string().into();
         route.matches.path = self.path(position);
@@ -232,6 +234,15 @@ impl Played {
     /// The endpoints of a cluster, as an update.
     pub fn assign(key: ResourceKey, endpoints: Endpoints) -> Change {
         Change::Put(key, Resource::Endpoints(Arc::new(endpoints)))
+    }
+
+    /// Other routes for its target, as an update.
+    pub fn routed(routes: &List<Arc<Route>>) -> Change {
+        let mut host = VirtualHost::new(["*"], Vec::new());
+        host.routes = routes.clone();
+        let config = Arc::new(RouteConfiguration::new(vec![host]));
+        let listener = Listener::Api(ApiListener::new(TARGET, manager(&config)));
+        Change::Put(ResourceKey::new(ResourceType::Listener, TARGET), Resource::Listener(Arc::new(listener)))
     }
 
     /// The view that the application sees now.

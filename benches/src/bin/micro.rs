@@ -24,17 +24,23 @@ use mesh_control::ca::CertificateAuthority;
 use mesh_core::authz::Connection;
 use mesh_core::balance::PickArgs;
 use mesh_core::calls::{Call, Recorder, seconds};
+use mesh_core::id::EndpointId;
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::jwt::Authenticator;
 use mesh_core::limits::{Epoch, KeyedBuckets, Rate};
+use mesh_core::list::{List, Run};
 use mesh_core::model::{
-    BalancerPolicy, JwkSet, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, RouteMatch, TokenBucket,
+    BalancerPolicy, Endpoint, Forward, JwkSet, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, Route,
+    RouteAction, RouteMatch, TokenBucket,
 };
 use mesh_core::request::RequestHead;
 use mesh_core::request_info::RequestInfo;
-use mesh_core::resources::Update;
+use mesh_core::resources::{Change, Resource, ResourceType, Update};
 use mesh_core::testing::TokenIssuer;
+use mesh_core::testing::resources::{endpoints as load_assignment, lb_endpoint, route, routes, virtual_host};
 use mesh_core::tls::CertificateRequest;
+use mesh_core::xds::decode::{Before, Options, decode, decode_after};
+use prost::Message;
 
 /// Sizes of route tables, smallest first.
 const ROUTES: [usize; 3] = [1, 100, 10_000];
@@ -85,6 +91,17 @@ fn main() -> Result<ExitCode> {
     println!("| compile a view | 1,000 clusters × 100 | {compile:.0} | |");
     println!("| one endpoint changes, until visible | 1,000 clusters × 100 | {update:.0} | |");
     println!("| one endpoint changes, until visible | 1 cluster × 100 | {:.0} | |", self::update(1, 100)?);
+    println!("| one endpoint changes, until visible | 1 cluster × 10,000 | {:.0} | |", update_endpoint(10_000)?);
+    for (what, of) in
+        [("says something else", Edit::Action), ("is for other requests", Edit::Match), ("is new", Edit::New)]
+    {
+        println!("| one route {what}, until visible | 10,000 routes | {:.0} | |", update_route(10_000, of)?);
+    }
+    for (what, kind) in [("route", ResourceType::Route), ("endpoint", ResourceType::Endpoints)] {
+        let (alone, after) = decoded(kind, 10_000)?;
+        println!("| one {what} changes: the resource, decoded by itself | 10,000 {what}s | {alone:.0} | |");
+        println!("| the same, decoded after the one before | 10,000 {what}s | {after:.0} | |");
+    }
     let issue = issue()?;
     worst = worst.max(issue / ISSUE_BAR);
     println!("| issue a certificate, the request checked | | {issue:.0} | ≤ {ISSUE_BAR:.0} |");
@@ -252,6 +269,100 @@ fn update(clusters: usize, each: usize) -> Result<f64> {
         before = view;
     }
     Ok(median(&times))
+}
+
+/// The same among many, of which the others are those of the configuration before.
+fn update_endpoint(count: usize) -> Result<f64> {
+    let (mut played, wanted) = Played::new(1)?;
+    let key = wanted.subscribe.first().cloned().context("endpoints are wanted")?;
+    let all = endpoints(0, count);
+    let first = Endpoint::new(EndpointId::new(SocketAddr::from(([192, 0, 2, 1], 80))));
+    let mut other = all.clone();
+    for locality in &mut other.localities {
+        locality.endpoints = locality.endpoints.replaced(|at, _| (at == count / 2).then(|| first.clone()));
+    }
+    let all = [all, other].map(Arc::new);
+    let change = |turn: usize| Change::Put(key.clone(), Resource::Endpoints(Arc::clone(&all[turn % 2])));
+    visible(&mut played, change)
+}
+
+/// What is different of one route.
+#[derive(Clone, Copy)]
+enum Edit {
+    Action,
+    Match,
+    New,
+}
+
+/// From a changed route among many to the view that has it. The others are those of the configuration before.
+fn update_route(count: usize, edit: Edit) -> Result<f64> {
+    let (mut played, wanted) = Played::new(1)?;
+    let key = wanted.subscribe.first().cloned().context("endpoints are wanted")?;
+    played.sink.apply(Update { changes: vec![Played::assign(key, endpoints(0, 3))] });
+    let route = |position: usize| {
+        let mut route = Routes::Prefix.route(position);
+        route.action = RouteAction::Forward(Forward::to("cluster-0000"));
+        route
+    };
+    let routes: List<Arc<Route>> = (0..count).map(|position| Arc::new(route(position))).collect();
+    let (mut other, at) = (route(count / 2), count / 2);
+    match edit {
+        Edit::Action => other.name = "other".into(),
+        Edit::Match | Edit::New => other.matches = Routes::Exact.route(count / 2).matches,
+    }
+    let behind = if matches!(edit, Edit::New) { at } else { at + 1 };
+    let runs = vec![Run::Kept(0..at), Run::New(vec![Arc::new(other)]), Run::Kept(behind..count)];
+    let all = [routes.changed(runs), routes];
+    visible(&mut played, |turn| Played::routed(&all[turn % 2]))
+}
+
+/// From a change to the view that has it.
+fn visible(played: &mut Played, change: impl Fn(usize) -> Change) -> Result<f64> {
+    played.sink.apply(Update { changes: vec![change(1)] });
+    let mut before = played.view().context("the view is not complete")?;
+    let mut times = Vec::new();
+    for turn in 0..200 {
+        let changes = vec![change(turn)];
+        let start = Instant::now();
+        played.sink.apply(Update { changes });
+        let view = played.view();
+        times.push(start.elapsed().as_nanos() as f64);
+        let view = view.context("the view is gone")?;
+        anyhow::ensure!(!Arc::ptr_eq(&view, &before), "the update is not visible");
+        before = view;
+    }
+    Ok(median(&times))
+}
+
+/// A resource with many items, of which one is another than in the version before: decoded by itself, and with what is known.
+fn decoded(kind: ResourceType, count: u16) -> Result<(f64, f64)> {
+    let bytes = |changed: u16| match kind {
+        ResourceType::Route => {
+            let route = |number| route(&format!("/api/v1/service-{number:05}/"), "all");
+            let all = (0..count).map(|at| route(if at == changed { u32::from(at) + 20_000 } else { u32::from(at) }));
+            routes("routes", vec![virtual_host("all", &["*"], all.collect())]).encode_to_vec()
+        }
+        _ => {
+            let endpoint = |at: u16| lb_endpoint("10.0.0.1", 1 + if at == changed { at + 20_000 } else { at });
+            let mut assignment = load_assignment("endpoints", &[]);
+            assignment.endpoints[0].lb_endpoints = (0..count).map(endpoint).collect();
+            assignment.encode_to_vec()
+        }
+    };
+    let versions = [bytes(count / 2), bytes(count / 3)];
+    let options = Options::default();
+    let known = decode(kind, &versions[0], &options)?;
+    let before = Some(Before { bytes: &versions[0], resource: &known.resource });
+    let (mut alone, mut after) = (Vec::new(), Vec::new());
+    for _ in 0..51 {
+        for (before, times) in [(None, &mut alone), (before, &mut after)] {
+            let start = Instant::now();
+            let decoded = decode_after(kind, black_box(&versions[1]), before, &options)?;
+            times.push(start.elapsed().as_nanos() as f64);
+            anyhow::ensure!(decoded.resource != known.resource, "nothing has changed");
+        }
+    }
+    Ok((median(&alone), median(&after)))
 }
 
 /// A request to sign a P-256 key: read, checked and signed.

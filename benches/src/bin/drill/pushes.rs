@@ -14,6 +14,7 @@ use mesh_benches::stats::judge;
 use mesh_core::error::Invalid;
 use mesh_core::fixed::route_to;
 use mesh_core::id::{EndpointId, ListenerName, Locality, Target};
+use mesh_core::list::{List, Run};
 use mesh_core::model::{
     ApiListener, Cluster, ClusterKind, Endpoint, Endpoints, HeaderChange, HttpManager, Listener, LocalityEndpoints,
     PathTest, Route, RouteConfiguration, RouteSource, VirtualHost,
@@ -63,7 +64,8 @@ async fn with_routes(routes: usize) -> Result<bool> {
     let groups = [serve(0)?, serve(1)?];
     let changing = watch::Sender::new(false);
     let applied = watch::Sender::new(0);
-    let endpoints = groups.map(|at| Arc::new(endpoints(at)));
+    let spare = (1..ENDPOINTS).map(|number| endpoint((Ipv4Addr::from(0x0a00_0000 + number), 8080).into())).collect();
+    let endpoints = groups.map(|at| Arc::new(endpoints(at, &spare)));
     let source = Changing { routes: others(routes), endpoints, is_on: changing.subscribe(), applied: applied.clone() };
     let mesh = Mesh::builder().source(source).start()?;
     let client = mesh.client();
@@ -131,7 +133,7 @@ fn serve(group: u32) -> Result<SocketAddr> {
 /// A source whose configuration names one group of endpoints, and then the other.
 struct Changing {
     /// Those that do not change.
-    routes: Vec<Route>,
+    routes: List<Arc<Route>>,
     /// The endpoints, as one configuration has them and as the other.
     endpoints: [Arc<Endpoints>; 2],
     is_on: watch::Receiver<bool>,
@@ -146,8 +148,10 @@ impl Changing {
             ResourceType::Listener => {
                 let mut route = route_to("all");
                 route.mutations.request.push(HeaderChange::Set(GROUP, HeaderValue::from(group).into()));
-                let routes = self.routes.iter().cloned().chain([route]).collect();
-                let config = RouteConfiguration::new(vec![VirtualHost::new(["*"], routes)]);
+                let mut host = VirtualHost::new(["*"], Vec::new());
+                host.routes =
+                    self.routes.changed(vec![Run::Kept(0..self.routes.len()), Run::New(vec![Arc::new(route)])]);
+                let config = RouteConfiguration::new(vec![host]);
                 let http = HttpManager::new(RouteSource::Inline(Arc::new(config)));
                 Resource::Listener(Arc::new(Listener::Api(ApiListener::new("web:80", http))))
             }
@@ -162,25 +166,24 @@ impl Changing {
 }
 
 /// So many routes, of which none is for a request.
-fn others(count: usize) -> Vec<Route> {
+fn others(count: usize) -> List<Arc<Route>> {
     let route = |number| {
         let mut route = route_to("all");
         route.matches.path = PathTest::Prefix { value: format!("/other/{number}/"), ignore_case: false };
-        route
+        Arc::new(route)
     };
     (0..count).map(route).collect()
 }
 
+fn endpoint(at: SocketAddr) -> Endpoint {
+    Endpoint::new(EndpointId::new(at))
+}
+
 /// The one that serves; all others are there in case that it does not.
-fn endpoints(at: SocketAddr) -> Endpoints {
-    let of = |addresses: Vec<SocketAddr>, priority| {
-        let endpoints = addresses.into_iter().map(|at| Endpoint::new(EndpointId::new(at))).collect();
-        let mut locality = LocalityEndpoints::new(Locality::default(), endpoints);
-        locality.priority = priority;
-        locality
-    };
-    let others = (1..ENDPOINTS).map(|number| (Ipv4Addr::from(0x0a00_0000 + number), 8080).into());
-    Endpoints::new(vec![of(vec![at], 0), of(others.collect(), 1)])
+fn endpoints(at: SocketAddr, others: &List<Endpoint>) -> Endpoints {
+    let mut spare = LocalityEndpoints::new(Locality::default(), Vec::new());
+    (spare.endpoints, spare.priority) = (others.clone(), 1);
+    Endpoints::new(vec![LocalityEndpoints::new(Locality::default(), vec![endpoint(at)]), spare])
 }
 
 impl Source for Changing {
