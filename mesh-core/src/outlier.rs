@@ -207,6 +207,13 @@ impl Detector {
         self.hosts = hosts;
     }
 
+    /// There is no detection any more: who is out is back.
+    pub fn end(&mut self) {
+        for host in std::mem::take(&mut self.hosts) {
+            self.readmit(&host);
+        }
+    }
+
     /// How many endpoints were ejected since the start.
     pub fn ejections(&self) -> u64 {
         self.by_reason.values().map(|counts| counts.enforced).sum()

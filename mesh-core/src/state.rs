@@ -522,6 +522,11 @@ impl ClusterState {
         outliers.next_sweep().unwrap_or(now + config.interval.min(LONGEST_SWEEP))
     }
 
+    /// It has no outlier detection any more: whoever is out is back.
+    pub(crate) fn end_detection(&self) {
+        lock(&self.outliers).end();
+    }
+
     /// The endpoints that there are, as its outlier detection knows them.
     pub(crate) fn set_hosts<'e>(&self, endpoints: impl Iterator<Item = &'e Arc<EndpointState>>) {
         lock(&self.outliers).set_hosts(endpoints.map(|endpoint| Arc::clone(&endpoint.record)).collect());

@@ -223,6 +223,16 @@ fn an_endpoint_that_is_not_of_the_cluster_any_more_is_left_alone() {
     assert!(rig.ejected().is_empty());
 }
 
+#[test]
+fn where_detection_ends_everybody_is_back_and_what_is_under_way_ejects_nobody() {
+    let mut rig = Rig::new(2, |_| {});
+    rig.notes(0, Outcome::Status(500), 5);
+    assert_eq!(rig.ejected(), [0]);
+    rig.detector.end();
+    rig.notes(1, Outcome::Status(500), 5);
+    assert!(rig.ejected().is_empty());
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Outcome(usize, Outcome),

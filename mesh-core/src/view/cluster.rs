@@ -195,6 +195,9 @@ impl ClusterView {
             };
             match (balancer, &leaf.endpoints) {
                 (Some(balancer), Some(endpoints)) => {
+                    if leaf.cluster.outlier_detection.is_none() {
+                        leaf.state.end_detection();
+                    }
                     let found = leaf.found(parts, reach_counts, &mut set_aside);
                     levels.add_leaf(position, (endpoints, &found), leaf.cluster.priorities, &balancer, &leaf.state);
                     let all = || parts.iter().flatten().flat_map(EndpointPart::iter);
