@@ -351,7 +351,7 @@ mod tests {
             );
         }
         // Of a long time without failures no more is kept than of a short one.
-        (0..1000).for_each(|_| cluster.earn());
+        (0..1000).for_each(|_| cluster.earn(0));
         assert_eq!(left(&cluster, RetryPrice::Usual), 20);
     }
 
@@ -360,7 +360,7 @@ mod tests {
         let cluster = Arc::new(ClusterState::default());
         let endpoint = cluster.endpoint(&EndpointId::new(std::net::SocketAddr::from(([10, 0, 0, 1], 1))), false);
         let _busy: Vec<_> = (0..300).map(|_| endpoint.enter()).collect();
-        (0..1000).for_each(|_| cluster.earn());
+        (0..1000).for_each(|_| cluster.earn(0));
         assert_eq!(left(&cluster, RetryPrice::Usual), 300);
     }
 }

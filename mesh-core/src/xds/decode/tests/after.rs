@@ -27,7 +27,7 @@ fn a_route(number: u16) -> route_pb::Route {
 }
 
 fn an_endpoint(number: u16) -> endpoint::LbEndpoint {
-    let health = if number % 5 == 0 { HealthStatus::Draining } else { HealthStatus::Unknown };
+    let health = if number.is_multiple_of(5) { HealthStatus::Draining } else { HealthStatus::Unknown };
     endpoint::LbEndpoint { health_status: health.into(), ..lb_endpoint("10.0.0.1", number + 1) }
 }
 
