@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use prost::Message;
+use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
+use prost::{DecodeError, Message, decode_length_delimiter};
 
 use super::common::parse;
 use super::notes::Notes;
@@ -26,62 +27,52 @@ pub(super) struct Parts<'m> {
     pub(super) items: Vec<&'m [u8]>,
 }
 
-/// `None` where the message is malformed.
-pub(super) fn take_apart(message: &[u8], field: u64) -> Option<Parts<'_>> {
+/// Takes a message apart, which is not decoded by that: of a long list, each item takes kilobytes once it is, so that they are
+/// decoded one by one.
+///
+/// # Errors
+/// It is no Protobuf.
+pub(super) fn take_apart(message: &[u8], field: u32) -> Result<Parts<'_>, Invalid> {
+    let malformed = |error: DecodeError| Invalid::new(format!("malformed Protobuf: {error}"));
     let (mut rest, mut items, mut left) = (Vec::new(), Vec::new(), message);
     while !left.is_empty() {
-        let mut value = left;
-        let key = varint(&mut value)?;
-        let length = match key & 7 {
-            0 => varint(&mut value).map(|_| 0)?,
-            1 => 8,
-            2 => usize::try_from(varint(&mut value)?).ok()?,
-            5 => 4,
-            _ => return None,
-        };
-        let (value, next) = value.split_at_checked(length)?;
-        if key == field << 3 | 2 {
-            items.push(value);
+        let start = left;
+        let (tag, wire_type) = decode_key(&mut left).map_err(malformed)?;
+        if tag == field && wire_type == WireType::LengthDelimited {
+            let length = decode_length_delimiter(&mut left).map_err(malformed)?;
+            let item = left.split_at_checked(length);
+            let (item, next) = item.ok_or_else(|| Invalid::new("malformed Protobuf: buffer underflow"))?;
+            items.push(item);
+            left = next;
         } else {
-            rest.extend_from_slice(left.get(..left.len() - next.len())?);
-        }
-        left = next;
-    }
-    Some(Parts { rest, items })
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (first, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(first & 0x7f) << shift;
-        if *first < 0x80 {
-            return Some(value);
+            skip_field(wire_type, tag, &mut left, DecodeContext::default()).map_err(malformed)?;
+            rest.extend_from_slice(start.get(..start.len() - left.len()).unwrap_or_default());
         }
     }
-    None
+    Ok(Parts { rest, items })
 }
 
 /// The items of a list: messages `P` that become `T`.
 pub(super) enum Items<'b, P, T> {
-    All(Vec<P>),
+    Decoded(Vec<P>),
+    Encoded(Vec<&'b [u8]>),
     /// Some are those of a list that is known.
     After(&'b List<T>, Vec<Run<&'b [u8]>>),
 }
 
 impl<'b, P: Message + Default, T: Clone> Items<'b, P, T> {
     /// The items of these bytes, where `known` are those of the list before.
-    pub(super) fn after(bytes: &[&'b [u8]], known: Option<(&[&'b [u8]], &'b List<T>)>) -> Result<Self, Invalid> {
+    pub(super) fn after(bytes: Vec<&'b [u8]>, known: Option<(&[&'b [u8]], &'b List<T>)>) -> Self {
         match known.filter(|(known, list)| known.len() == list.len()) {
-            Some((known, list)) => Ok(Items::After(list, runs(bytes, known))),
-            None => Ok(Items::All(bytes.iter().map(|item| parse(item)).collect::<Result<_, _>>()?)),
+            Some((known, list)) => Items::After(list, runs(&bytes, known)),
+            None => Items::Encoded(bytes),
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         match self {
-            Items::All(items) => items.is_empty(),
+            Items::Decoded(items) => items.is_empty(),
+            Items::Encoded(items) => items.is_empty(),
             Items::After(_, runs) => runs.is_empty(),
         }
     }
@@ -94,7 +85,10 @@ impl<'b, P: Message + Default, T: Clone> Items<'b, P, T> {
         mut decode: impl FnMut(&mut Notes<'_>, P) -> Result<T, Invalid>,
     ) -> Result<List<T>, Invalid> {
         let (list, runs) = match self {
-            Items::All(items) => return Ok(notes.each(name, items, decode)?.into()),
+            Items::Decoded(items) => return Ok(notes.each(name, items, decode)?.into()),
+            Items::Encoded(items) => {
+                return Ok(notes.each(name, items, |notes, bytes| decode(notes, parse(bytes)?))?.into());
+            }
             Items::After(list, runs) => (list, runs),
         };
         let mut position = 0;

@@ -41,19 +41,20 @@ pub(super) fn decode_after(
     before: &[u8],
     known: &Endpoints,
 ) -> Option<(Arc<str>, Resource)> {
-    const ENDPOINTS: u64 = 2;
-    const LB_ENDPOINTS: u64 = 2;
-    let (now, before) = (take_apart(bytes, ENDPOINTS)?, take_apart(before, ENDPOINTS)?);
+    const ENDPOINTS: u32 = 2;
+    const LB_ENDPOINTS: u32 = 2;
+    let (now, before) = (take_apart(bytes, ENDPOINTS).ok()?, take_apart(before, ENDPOINTS).ok()?);
     // One without a weight may have been skipped.
     if before.items.len() != known.localities.len() {
         return None;
     }
-    let before = before.items.iter().map(|locality| take_apart(locality, LB_ENDPOINTS)).collect::<Option<Vec<_>>>()?;
+    let before = before.items.iter().map(|locality| take_apart(locality, LB_ENDPOINTS));
+    let before = before.collect::<Result<Vec<_>, _>>().ok()?;
     let localities = now.items.iter().enumerate().map(|(at, locality)| {
-        let Parts { rest, items } = take_apart(locality, LB_ENDPOINTS)?;
+        let Parts { rest, items } = take_apart(locality, LB_ENDPOINTS).ok()?;
         let known = before.get(at).zip(known.localities.get(at));
         let known = known.map(|(before, known)| (before.items.as_slice(), &known.endpoints));
-        Some((parse(&rest).ok()?, Items::after(&items, known).ok()?))
+        Some((parse(&rest).ok()?, Items::after(items, known)))
     });
     let localities: Localities<'_> = localities.collect::<Option<_>>()?;
     named(notes, parse(&now.rest).ok()?, localities).ok()
@@ -62,7 +63,7 @@ pub(super) fn decode_after(
 /// The localities of an assignment.
 fn all_of(value: &mut pb::ClusterLoadAssignment) -> Localities<'static> {
     let localities = std::mem::take(&mut value.endpoints).into_iter();
-    let parts = localities.map(|mut locality| (Items::All(std::mem::take(&mut locality.lb_endpoints)), locality));
+    let parts = localities.map(|mut locality| (Items::Decoded(std::mem::take(&mut locality.lb_endpoints)), locality));
     parts.map(|(endpoints, locality)| (locality, endpoints)).collect()
 }
 
@@ -175,7 +176,7 @@ fn locality(
     };
     let endpoints = match lb_config {
         None => endpoints,
-        Some(LbConfig::LoadBalancerEndpoints(list)) if endpoints.is_empty() => Items::All(list.lb_endpoints),
+        Some(LbConfig::LoadBalancerEndpoints(list)) if endpoints.is_empty() => Items::Decoded(list.lb_endpoints),
         Some(LbConfig::LoadBalancerEndpoints(_)) => {
             return Err(Invalid::new("excludes lb_endpoints").at("load_balancer_endpoints"));
         }

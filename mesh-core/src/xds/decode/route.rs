@@ -23,13 +23,21 @@ use crate::model::{
 use crate::resources::{Resource, ResourceType};
 use crate::xds::names;
 
-/// Virtual hosts without their routes, and these.
-type Hosts<'b> = Vec<(pb::VirtualHost, Items<'b, pb::Route, Arc<Route>>)>;
+/// A virtual host without its routes, and these; or what is malformed in it.
+type Host<'b> = Result<(pb::VirtualHost, Items<'b, pb::Route, Arc<Route>>), Invalid>;
+
+/// `virtual_hosts` of a `RouteConfiguration`.
+const VIRTUAL_HOSTS: u32 = 2;
+/// `routes` of a `VirtualHost`.
+const ROUTES: u32 = 3;
 
 pub(super) fn decode(notes: &mut Notes<'_>, bytes: &[u8]) -> Result<(Arc<str>, Resource), Invalid> {
-    let mut value: pb::RouteConfiguration = parse(bytes)?;
-    let hosts = all_of(&mut value);
-    named(notes, value, hosts)
+    let Parts { rest, items } = take_apart(bytes, VIRTUAL_HOSTS)?;
+    let hosts = items.into_iter().map(|host| -> Host<'_> {
+        let Parts { rest, items } = take_apart(host, ROUTES)?;
+        Ok((parse(&rest)?, Items::Encoded(items)))
+    });
+    named(notes, parse(&rest)?, hosts)
 }
 
 /// The same, with the routes of `before` in it that are as they were; `None` where that cannot be said.
@@ -39,40 +47,28 @@ pub(super) fn decode_after(
     before: &[u8],
     known: &RouteConfiguration,
 ) -> Option<(Arc<str>, Resource)> {
-    const VIRTUAL_HOSTS: u64 = 2;
-    const ROUTES: u64 = 3;
-    let (now, before) = (take_apart(bytes, VIRTUAL_HOSTS)?, take_apart(before, VIRTUAL_HOSTS)?);
+    let (now, before) = (take_apart(bytes, VIRTUAL_HOSTS).ok()?, take_apart(before, VIRTUAL_HOSTS).ok()?);
     // What a route is depends on what stands above it.
     if now.rest != before.rest || before.items.len() != known.virtual_hosts.len() {
         return None;
     }
     let before = before.items.iter().zip(&known.virtual_hosts).map(|(host, known)| {
-        let Parts { rest, items } = take_apart(host, ROUTES)?;
+        let Parts { rest, items } = take_apart(host, ROUTES).ok()?;
         Some((rest, (items, &known.routes)))
     });
     let before = before.collect::<Option<HashMap<_, _>>>()?;
-    let hosts = now.items.iter().map(|host| {
+    let hosts = now.items.iter().map(|host| -> Host<'_> {
         let Parts { rest, items } = take_apart(host, ROUTES)?;
         let known = before.get(&rest).map(|(known, list)| (known.as_slice(), *list));
-        Some((parse(&rest).ok()?, Items::after(&items, known).ok()?))
+        Ok((parse(&rest)?, Items::after(items, known)))
     });
-    let hosts: Hosts<'_> = hosts.collect::<Option<_>>()?;
     named(notes, parse(&now.rest).ok()?, hosts).ok()
 }
 
-/// The virtual hosts of a configuration.
-fn all_of(value: &mut pb::RouteConfiguration) -> Hosts<'static> {
-    let hosts = std::mem::take(&mut value.virtual_hosts).into_iter();
-    hosts
-        .map(|mut host| (Items::All(std::mem::take(&mut host.routes)), host))
-        .map(|(routes, host)| (host, routes))
-        .collect()
-}
-
-fn named(
+fn named<'b>(
     notes: &mut Notes<'_>,
     value: pb::RouteConfiguration,
-    hosts: Hosts<'_>,
+    hosts: impl IntoIterator<Item = Host<'b>>,
 ) -> Result<(Arc<str>, Resource), Invalid> {
     let name = names::canonical(ResourceType::Route, &value.name).map_err(|invalid| invalid.at("name"))?;
     let mut routes = with_hosts(notes, value, hosts).map_err(|invalid| invalid.of(&*name))?;
@@ -90,14 +86,18 @@ pub(super) fn configuration(
     notes: &mut Notes<'_>,
     mut value: pb::RouteConfiguration,
 ) -> Result<RouteConfiguration, Invalid> {
-    let hosts = all_of(&mut value);
+    let hosts = std::mem::take(&mut value.virtual_hosts).into_iter().map(|mut host| {
+        let routes = Items::Decoded(std::mem::take(&mut host.routes));
+        Ok((host, routes))
+    });
     with_hosts(notes, value, hosts)
 }
 
-fn with_hosts(
+/// A route configuration of these virtual hosts.
+fn with_hosts<'b>(
     notes: &mut Notes<'_>,
     value: pb::RouteConfiguration,
-    hosts: Hosts<'_>,
+    hosts: impl IntoIterator<Item = Host<'b>>,
 ) -> Result<RouteConfiguration, Invalid> {
     let pb::RouteConfiguration {
         name: _,
@@ -137,7 +137,7 @@ fn with_hosts(
     let plugins = plugins(notes, cluster_specifier_plugins)?;
     let mut inherited = Inherited { plugins, retry: None, hedges: false };
     let mut virtual_hosts =
-        notes.each("virtual_hosts", hosts, |notes, host| virtual_host(notes, host, &mut inherited))?;
+        notes.each("virtual_hosts", hosts, |notes, host| virtual_host(notes, host?, &mut inherited))?;
     unique_domains(&virtual_hosts)?;
     // The model has no filters of the whole configuration: the most specific override wins anyway.
     for (name, config) in filter::overrides(notes, typed_per_filter_config)? {

@@ -13,6 +13,8 @@ use pb::route::Action;
 use pb::route_action::ClusterSpecifier;
 use pb::route_match::PathSpecifier;
 
+use prost::Message;
+
 use super::{accept, all_rejected};
 use crate::model::{
     Clusters, FilterConfig, Forward, Fraction, HashKey, HashedHeader, HeaderChange, HeaderTest, HeaderText, MirrorHost,
@@ -20,6 +22,7 @@ use crate::model::{
 };
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{pack, route, route_of, routes, routes_to, virtual_host};
+use crate::xds::decode::{Options, decode};
 
 fn one() -> pb::RouteConfiguration {
     routes_to("r", "c")
@@ -239,6 +242,29 @@ fn client_rule_40_actions_that_are_rejected() {
             ("vhost_header: not supported", |routes| routes.vhost_header = "x".into()),
         ],
     );
+}
+
+#[test]
+fn of_many_routes_the_one_is_named_that_is_no_protobuf_and_each_is_what_it_is_by_itself() {
+    let (mut config, mut host) = (one(), virtual_host("all", &["*"], vec![route("/a", "c"), route("/", "c")]));
+    let expected = decoded(&pb::RouteConfiguration { virtual_hosts: vec![host.clone()], ..config.clone() });
+    let routes = std::mem::take(&mut host.routes);
+    config.virtual_hosts.clear();
+    // What stands before its routes or behind them is the host's, wherever it is.
+    let with = |more: &[u8]| {
+        let (mut inner, mut outer) = (Vec::new(), config.encode_to_vec());
+        routes.iter().for_each(|route| prost::encoding::message::encode(3, route, &mut inner));
+        inner.extend_from_slice(&host.encode_to_vec());
+        prost::encoding::bytes::encode(2, &[&inner, more].concat(), &mut outer);
+        decode(ResourceType::Route, &outer, &Options::default())
+    };
+    assert_eq!(with(&[]).unwrap().resource, Resource::Route(expected.into()));
+    let host = "virtual_hosts[0]";
+    for (more, place) in [(&[0x1a, 1, 0xff][..], "virtual_hosts[0].routes[2]"), (&[0x1a, 9], host), (&[0x19], host)] {
+        let invalid = with(more).unwrap_err();
+        assert_eq!(invalid.field, place);
+        assert!(invalid.reason.contains("malformed Protobuf"), "{invalid}");
+    }
 }
 
 #[test]
