@@ -114,7 +114,7 @@ pub struct Policy {
 }
 
 /// The routes of an address, as clients of a view see them.
-type Lately = (Address, View, Arc<[Route]>);
+type Lately = (Address, View, Arc<Vec<Route>>);
 
 /// What a client means by `host:port`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -350,12 +350,13 @@ impl Policy {
     /// service either, there is no route. A route that leads only to where nobody knows how to call fails.
     ///
     /// The last answer is remembered: whoever asks for a listener asks for its routes next, and there may be thousands.
-    pub fn routes(&self, address: &Address, view: &View) -> Arc<[Route]> {
+    pub fn routes(&self, address: &Address, view: &View) -> Arc<Vec<Route>> {
         let lately = || self.lately.lock().unwrap_or_else(PoisonError::into_inner);
         let known =
             lately().as_ref().filter(|(of, by, _)| of == address && by == view).map(|(.., routes)| routes.clone());
         known.unwrap_or_else(|| {
-            let routes: Arc<[Route]> = self.compiled_routes(address, view).into();
+            // Not a slice: there may be thousands, which would be copied into it.
+            let routes = Arc::new(self.compiled_routes(address, view));
             *lately() = Some((address.clone(), view.clone(), routes.clone()));
             routes
         })
