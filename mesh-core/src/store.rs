@@ -455,17 +455,17 @@ impl fmt::Debug for Store {
 pub struct Targets(Arc<StoreState>);
 
 impl Targets {
-    /// The targets that are known now.
-    pub fn list(&self) -> Vec<Arc<TargetEntry>> {
-        let mut all: Vec<_> = self.0.targets.load().values().cloned().collect();
-        all.extend(lock(&self.0.onward).values().cloned());
-        all
+    /// The targets that are known now. Each is held for as long as it is looked at: one that nobody holds may make room.
+    pub fn list(&self) -> impl Iterator<Item = Arc<TargetEntry>> + use<> {
+        let mut all: Vec<_> = self.0.targets.load().values().map(Arc::downgrade).collect();
+        all.extend(lock(&self.0.onward).values().map(Arc::downgrade));
+        all.into_iter().filter_map(|entry| entry.upgrade())
     }
 }
 
 impl fmt::Debug for Targets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.list().iter().map(|entry| &entry.target)).finish()
+        f.debug_list().entries(self.list().map(|entry| entry.target.clone())).finish()
     }
 }
 

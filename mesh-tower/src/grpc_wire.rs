@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn messages_are_taken_as_they_become_whole_and_too_large_ones_are_refused() {
         let mut buffer = BytesMut::from(&[0, 0, 0, 0, 2, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0][..]);
-        let mut take = |buffer: &mut BytesMut| take_message(buffer, 2).unwrap();
+        let take = |buffer: &mut BytesMut| take_message(buffer, 2).unwrap();
         assert_eq!(take(&mut buffer).as_deref(), Some(&[7, 8][..]));
         assert_eq!(take(&mut buffer).as_deref(), Some(&[][..]));
         assert_eq!(take(&mut buffer), None);

@@ -112,7 +112,7 @@ impl Mesh {
     /// What the configuration says by now of how requests are counted.
     fn tell_rules(&self, metrics: &Metrics) {
         let targets = self.store().targets().list();
-        let views = targets.iter().filter_map(|target| target.peek());
+        let views = targets.filter_map(|target| target.peek());
         // Of a target that does not exist nobody says anything.
         let views = views.filter(|view| !view.is_failure() || view.is_blocked());
         metrics.set_rules(Reporter::Source, distinct(views.map(|view| view.metrics().cloned())));

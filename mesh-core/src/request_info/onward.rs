@@ -127,8 +127,8 @@ mod tests {
     #[test]
     fn the_half_that_came_ends_with_what_the_other_one_came_to() {
         for (error, expected) in [
-            (None, "Some(\"r\") Some(ClusterName(\"c\")) 2 - via_upstream true"),
-            (Some(ErrorKind::NoHealthyEndpoint), "Some(\"r\") Some(ClusterName(\"c\")) 2 UH no_healthy_upstream true"),
+            (None, "Some(\"r\") Some(\"c\") 2 - via_upstream true"),
+            (Some(ErrorKind::NoHealthyEndpoint), "Some(\"r\") Some(\"c\") 2 UH no_healthy_upstream true"),
         ] {
             let (ended, upstream) = (Arc::new(Ended::default()), Upstream::default());
             let mut came = half(&ended, Direction::Inbound, &upstream);

@@ -197,7 +197,7 @@ impl OfCluster {
 }
 
 impl ClusterState {
-    /// Takes in whether requests to these endpoints are counted, for reports of load. `states` are theirs, in their order.
+    /// Takes in whether requests to these endpoints are counted, for reports of load. `news` are those that are not as they were.
     pub(crate) fn note_reported(&self, cluster: &Cluster, news: &[NewPart<'_>]) {
         let all = news.iter().flat_map(|(locality, part)| part.iter().map(move |one| (locality, one)));
         if !cluster.reports_load {

@@ -195,7 +195,11 @@ impl ClusterView {
             };
             match (balancer, &leaf.endpoints) {
                 (Some(balancer), Some(endpoints)) => {
-                    if leaf.cluster.outlier_detection.is_none() {
+                    let mut before = previous.iter().flat_map(|previous| &previous.leaves);
+                    let before = before.find(|before| Arc::ptr_eq(&before.state, &leaf.state));
+                    if leaf.cluster.outlier_detection.is_none()
+                        && before.is_some_and(|before| before.cluster.outlier_detection.is_some())
+                    {
                         leaf.state.end_detection();
                     }
                     let found = leaf.found(parts, reach_counts, &mut set_aside);

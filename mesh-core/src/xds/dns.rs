@@ -320,14 +320,24 @@ impl Task {
 async fn look_up(
     resolver: Resolver,
     host: Arc<str>,
-    mut is_slow: bool,
+    is_slow: bool,
     pause: Option<Duration>,
 ) -> (Arc<str>, bool, io::Result<Vec<IpAddr>>) {
     if let Some(pause) = pause {
         sleep(pause).await;
     }
-    let result = resolver.look_up(Arc::clone(&host), &mut is_slow).await;
-    (host, is_slow, result)
+    let name = Arc::clone(&host);
+    let mut lookup = JoinSet::new();
+    lookup.spawn(async move {
+        let mut is_slow = is_slow;
+        let result = resolver.look_up(name, &mut is_slow).await;
+        (is_slow, result)
+    });
+    // A resolver of the application's own may panic: then it has no answer, and is asked again.
+    match lookup.join_next().await {
+        Some(Ok((is_slow, result))) => (host, is_slow, result),
+        _ => (host, is_slow, Err(io::Error::other("the resolver panicked"))),
+    }
 }
 
 #[cfg(test)]
@@ -349,6 +359,19 @@ mod tests {
         let locality = LocalityEndpoints { locality: Default::default(), weight: None, priority: 0, endpoints };
         let endpoints = Endpoints { localities: vec![locality], ..Endpoints::default() };
         ClusterKind::StrictDns { endpoints, refresh: Duration::from_secs(60) }
+    }
+
+    #[tokio::test]
+    async fn a_resolver_that_panics_has_no_answer() {
+        let resolver = Resolver::new(|name| {
+            let name = name.to_owned();
+            async move {
+                assert_eq!(name, "other", "it knows no other name");
+                Ok(Vec::new())
+            }
+        });
+        let (host, is_slow, result) = look_up(resolver, "a".into(), false, None).await;
+        assert_eq!((&*host, is_slow, result.is_err()), ("a", false, true));
     }
 
     type Table = Arc<Mutex<HashMap<String, Vec<IpAddr>>>>;

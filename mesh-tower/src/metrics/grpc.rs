@@ -19,7 +19,7 @@ use crate::mesh::Mesh;
 /// The clusters of which this is so, by name, each with the labels that all of its metrics have.
 fn clusters(mesh: &Mesh, is_so: impl Fn(&Leaf) -> bool) -> Vec<(Leaf, [(&'static str, String); 2])> {
     let mut by_name = BTreeMap::new();
-    for view in mesh.store().targets().list().iter().filter_map(|entry| entry.peek()) {
+    for view in mesh.store().targets().list().filter_map(|entry| entry.peek()) {
         for leaf in view.clusters().iter().flat_map(|cluster| cluster.leaves()).filter(|leaf| is_so(leaf)) {
             by_name.entry(leaf.cluster.name.to_string()).or_insert_with(|| leaf.clone());
         }

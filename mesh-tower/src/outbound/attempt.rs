@@ -566,8 +566,9 @@ impl<T: Transport> ActiveRequest<T> {
     }
 
     pub(super) fn pause(&mut self, retry: Retry) -> Step<T> {
-        self.paid = self.paid.saturating_add(retry.permit.paid());
-        self.retry = Some(retry.permit);
+        let mut permit = retry.permit;
+        self.paid = self.paid.saturating_add(permit.begin());
+        self.retry = Some(permit);
         let after = retry.after;
         self.info.waits_for(Stage::Pause);
         self.info.note_event("retry", || json!({"after_ms": after.as_secs_f64() * 1e3}));
