@@ -243,7 +243,10 @@ async fn a_request_has_one_line_of_the_access_log_which_tells_where_it_went() {
     for (path, expected) in [
         ("/a", format!("/a 200 - via_upstream one {one} 1")),
         ("/own", "/own 418 - direct_response - - 0".to_owned()),
-        ("/gone", format!("/gone 503 UF upstream_reset_before_response_started{{connection_failure}} gone {nobody} 1")),
+        (
+            "/gone",
+            format!("/gone 503 URX,UF upstream_reset_before_response_started{{connection_failure}} gone {nobody} 2"),
+        ),
         // The next line is the next request's.
         ("/b", format!("/b 200 - via_upstream one {one} 1")),
     ] {
