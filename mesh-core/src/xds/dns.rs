@@ -35,7 +35,9 @@ type Lookup = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
 
 /// How names are looked up; the system's resolver by default.
 #[derive(Clone, Default)]
-pub struct Resolver(Option<Arc<dyn Fn(&str) -> Lookup + Send + Sync>>);
+pub struct Resolver(Option<Arc<LookUp>>);
+
+type LookUp = dyn Fn(&str) -> Lookup + Send + Sync;
 
 impl Resolver {
     /// A resolver that asks `lookup` for the addresses of a name.
@@ -48,6 +50,7 @@ impl Resolver {
     }
 
     /// The addresses of a name. The system's look-ups say whether it was slow, and are told whether it was the last time.
+    #[expect(clippy::disallowed_methods, reason = "it runs on a thread that may block")]
     async fn look_up(&self, name: Arc<str>, is_slow: &mut bool) -> io::Result<Vec<IpAddr>> {
         match &self.0 {
             Some(lookup) => lookup(&name).await,
