@@ -484,7 +484,7 @@ mod tests {
     async fn names_that_hang_hold_up_each_other_and_nobody_else() {
         static PLACES: Places = Places { usual: Semaphore::const_new(1), slow: Semaphore::const_new(1) };
         let hang = || {
-            let (end, ended) = std::sync::mpsc::channel::<()>();
+            let (end, ended) = std::sync::mpsc::sync_channel::<()>(1);
             let wait = move || {
                 _ = ended.recv();
                 Err(io::Error::other("no answer"))

@@ -239,7 +239,7 @@ fn words<'t>(line: &'t str, number: u32, start: usize, into: &mut Vec<Word<'t>>)
         let (before, after) = rest.split_at(at);
         let is_wild = key == Some("host") && before.ends_with('*') && after.starts_with('.');
         let (before, after) = rest.split_at(at - usize::from(is_wild));
-        let length = after.find(|c| !is_word(c) && !(is_wild && c == '*')).unwrap_or(after.len());
+        let length = after.find(|c| !(is_word(c) || is_wild && c == '*')).unwrap_or(after.len());
         let (text, after) = after.split_at(length);
         column += before.chars().count();
         let (first, end) = (start + line.len() - after.len() - text.len(), start + line.len() - after.len());
