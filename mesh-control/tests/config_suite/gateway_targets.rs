@@ -213,7 +213,7 @@ fn an_envoy_that_is_a_gateway_answers_with_the_reason_what_it_cannot_hold_back_a
                 },
             );
             let plane = plane(&gateways);
-            plane.set_yaml("p.yaml", &*text).unwrap();
+            plane.set_yaml("p.yaml", &text).unwrap();
             let mut envoy = called("shop", "edge");
             envoy.class = ClientClass::Envoy;
             let [listener] = &*told(&plane, &envoy) else { panic!("{text}") };
@@ -224,10 +224,10 @@ fn an_envoy_that_is_a_gateway_answers_with_the_reason_what_it_cannot_hold_back_a
             assert_eq!(answers, is_refused, "{text}");
             let [ours] = &*told(&plane, &called("shop", "edge")) else { panic!("{text}") };
             assert!(String::from_utf8_lossy(ours).contains("shop/guard"), "{text}");
-            let finding = format!("p.yaml:4:");
+            let finding = "p.yaml:4:";
             let found = said(&plane);
             let is_told =
-                |found: &String| found.starts_with(&finding) && found.contains("of a gateway") && found.contains(line);
+                |found: &String| found.starts_with(finding) && found.contains("of a gateway") && found.contains(line);
             assert!(found.iter().any(is_told), "{text}: {found:?}");
         }
     }
@@ -251,7 +251,7 @@ fn what_is_about_calls_has_no_effect_at_a_gateway_which_is_told() {
         let others = by_name.replace(&format!("targetRefs: [{EDGE}],"), "");
         for (text, is_told) in [(by_name, true), (by_label, true), (others, false)] {
             let plane = plane(&(istio.to_owned() + &gateway("shop", "edge", "gatewayClassName: istio")));
-            plane.set_yaml("p.yaml", &*text).unwrap();
+            plane.set_yaml("p.yaml", &text).unwrap();
             let finding = format!("{severity}[ignored]: {kind} shop/guard: {field}: a gateway has no calls of its own");
             let found = said(&plane);
             assert_eq!(

@@ -228,7 +228,7 @@ async fn refusing() -> SocketAddr {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_rules_and_filters_that_name_the_gateway_take_effect_there() {
     const OURS: &str = "policy.mesh-control";
-    let one = program(|head| ok(head)).await;
+    let one = program(ok).await;
     let counts = limits_support::limits("domain: edge\ndescriptors: []\n").await;
     let port = free_port().await;
     let spec = format!("{{gatewayClassName: istio, listeners: [{{name: http, port: {port}, protocol: HTTP}}]}}");
