@@ -186,7 +186,7 @@ impl ClusterState {
         Ok(permit)
     }
 
-    /// A request succeeded: it has back what its retries cost ([`RetryPermit::paid`]), and earns half a retry, as long as there are
+    /// A request succeeded: it has back what its retries cost ([`RetryPermit::begin`]), and earns half a retry, as long as there are
     /// not enough of them.
     #[inline]
     pub fn earn(&self, paid: u32) {
