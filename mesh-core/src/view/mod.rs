@@ -6,6 +6,7 @@
 
 mod cluster;
 mod explain;
+mod route_filters;
 mod routes;
 mod status;
 mod target;

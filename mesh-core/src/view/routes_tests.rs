@@ -1,6 +1,7 @@
 //! A table that shares with the one before it is the table that is compiled from nothing, over random changes.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -9,8 +10,8 @@ use super::*;
 use crate::fixed::route_to;
 use crate::list::Run;
 use crate::model::{
-    FaultDelay, Fraction, HeaderText, LocalRateLimit, Mirror, MirrorHost, PathTest, RbacAction, RbacRules, RouteSource,
-    TokenBucket,
+    FaultDelay, Fraction, HeaderText, LocalRateLimit, Mirror, MirrorHost, PathTest, Rbac, RbacAction, RbacRules,
+    RouteSource, TokenBucket,
 };
 use crate::request_info::RequestInfo;
 
