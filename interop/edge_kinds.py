@@ -361,10 +361,10 @@ def rules():
         yield Kind(f"fault {path}", get(path, "fault.example"))
         yield Kind(f"fault {path} of gRPC", grpc("fault.example", path=path), body=MESSAGE)
     yield Kind("timeout", get("/short", "timeout.example", "x-wait: 0.6"))
-    yield Kind("timeout not reached", get("/short", "timeout.example"))
+    yield Kind("timeout not reached", get("/long", "timeout.example"))
     yield Kind("timeout of each try", get("/tries", "timeout.example", "x-wait: 0.4"))
     yield Kind("timeout of gRPC", grpc("timeout.example", ("x-wait", "0.6"), path="/grpc"), body=MESSAGE)
-    for path in ["/retried", "/by-code", "/not", "/short"]:
+    for path in ["/retried", "/by-code", "/not", "/long"]:
         for fails in (1, 2, 3):
             yield Kind(f"retry {path} that fails {fails}", get(path, "timeout.example", f"x-fails: {fails}",
                 f"x-key: {{plane}}{path}{fails}"))
