@@ -282,7 +282,9 @@ fn explain(mesh: &Mesh, query: &str) -> Response<Full<Bytes>> {
     };
     match mesh.explain_known(&request) {
         Ok(explained) if is_text => page(StatusCode::OK, TEXT, explained.to_string()),
-        Ok(explained) => page(StatusCode::OK, JSON, format!("{:#}\n", explained.to_json())),
+        Ok(explained) => {
+            page(StatusCode::OK, JSON, format!("{}\n", serde_json::to_string_pretty(&explained).unwrap_or_default()))
+        }
         Err(error) => page(StatusCode::NOT_FOUND, TEXT, format!("{error:#}\n")),
     }
 }

@@ -50,8 +50,9 @@ pub(super) struct Configuration {
 }
 
 impl Configuration {
-    /// A plane of it. What is wrong, or not read, is told.
-    pub(super) fn plane(&self) -> anyhow::Result<Plane> {
+    /// A plane of it. What is wrong, or not read, is told. It stays to the end of the process, which is near: to take thousands of
+    /// objects apart takes time, and gives nothing back.
+    pub(super) fn plane(&self) -> anyhow::Result<&'static Plane> {
         let options = PlaneOptions { mesh_config: self.mesh_config.clone(), ..PlaneOptions::default() };
         let options = options.recursive(self.recursive);
         let plane = match &self.config {
@@ -66,7 +67,7 @@ impl Configuration {
             plane.set_yaml(&format!(" {name}"), &text)?;
         }
         tell(&plane);
-        Ok(plane)
+        Ok(Box::leak(Box::new(plane)))
     }
 
     /// The same with another directory.

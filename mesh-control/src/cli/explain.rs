@@ -50,7 +50,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let explained = explain(&plane.snapshot(), &client(&workload), &head)?;
     match args.printing.format() {
         Format::Text => super::say(&explained.to_string())?,
-        Format::Json => super::say(&format!("{:#}\n", explained.to_json()))?,
+        Format::Json => super::say(&format!("{}\n", serde_json::to_string_pretty(&explained)?))?,
     }
     Ok(if explained.is_failure() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

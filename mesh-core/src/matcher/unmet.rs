@@ -4,7 +4,7 @@
 use std::fmt;
 
 use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::Field;
 use crate::model::{Fraction, HeaderTest, PathTest, QueryTest, RouteMatch, SegmentTemplate, StringTest, TemplatePart};
@@ -15,24 +15,19 @@ const LONGEST_TEXT: usize = 200;
 
 /// The first condition of a route that a request does not meet.
 ///
-/// Displays as `header x-tier: exact "gold", request has "silver"`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Displays as `header x-tier: exact "gold", request has "silver"`; serializes as an object with its fields.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Unmet {
-    /// What is looked at: `path`, `header x-tier`, `query parameter v`.
-    pub what: String,
-    /// What it would have to be: `exact "gold"`.
-    pub wanted: String,
     /// What it is: `request has "silver"` or `is absent`. Credentials are not shown.
     pub found: String,
+    /// What it would have to be: `exact "gold"`.
+    pub wanted: String,
+    /// What is looked at: `path`, `header x-tier`, `query parameter v`.
+    pub what: String,
 }
 
 impl Unmet {
-    /// The same as JSON.
-    pub fn to_json(&self) -> Value {
-        json!({"what": self.what, "wanted": self.wanted, "found": self.found})
-    }
-
     /// The same without what the query of the URL says, and without values of headers but of those that may be told.
     pub(crate) fn discreet(&mut self, head: &RequestHead<'_>, tells: &dyn Fn(&str) -> bool) {
         let is_told = match &*self.what {

@@ -8,6 +8,7 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
 
 use super::routes::brought;
@@ -26,7 +27,8 @@ use settings::{
     said, settings, time, with_settings,
 };
 
-/// Why a request goes where it goes. Displays as text; [`to_json`](Explanation::to_json) has the same for programs.
+/// Why a request goes where it goes. Displays as text, and serializes as an object for programs, as [`to_json`](Explanation::to_json)
+/// says.
 ///
 /// Values of headers are shown as the request has them, but for those that are credentials.
 ///
@@ -234,18 +236,7 @@ impl Explanation {
     /// The same for programs: an object with `request`, `outcome` (`forward`, `redirect`, `direct`, `serve`, `error`),
     /// `virtual_host`, `passed_over`, `route`, `clusters`, `servers` and `notes`. Durations are texts such as `250ms`.
     pub fn to_json(&self) -> Value {
-        json!({
-            "request": self.request,
-            "route_configuration": self.route_configuration.as_deref(),
-            "virtual_host": self.virtual_host.as_ref().map(|host| json!({"name": &*host.name, "domain": &*host.domain})),
-            "passed_over": self.passed_over.iter().map(PassedOver::to_json).collect::<Vec<_>>(),
-            "route": self.route.as_ref().map(RouteChoice::to_json),
-            "clusters": self.clusters.iter().map(ClusterChoice::to_json).collect::<Vec<_>>(),
-            "servers": self.servers.iter().map(ServerChoice::to_json).collect::<Vec<_>>(),
-            "notes": self.notes,
-            "outcome": self.outcome(),
-            "error": self.error(),
-        })
+        serde_json::to_value(self).unwrap_or_default()
     }
 
     fn outcome(&self) -> &'static str {
@@ -275,6 +266,25 @@ impl Explanation {
             _ => None,
         };
         self.error.as_ref().map(ToString::to_string).or_else(of_route)
+    }
+}
+
+impl Serialize for Explanation {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let host = self.virtual_host.as_ref().map(|host| json!({"name": &*host.name, "domain": &*host.domain}));
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("clusters", &self.clusters.iter().map(ClusterChoice::to_json).collect::<Vec<_>>())?;
+        object.serialize_entry("error", &self.error())?;
+        object.serialize_entry("notes", &self.notes)?;
+        object.serialize_entry("outcome", self.outcome())?;
+        // There may be thousands of them, which are written as they are.
+        object.serialize_entry("passed_over", &self.passed_over)?;
+        object.serialize_entry("request", &self.request)?;
+        object.serialize_entry("route", &self.route.as_ref().map(RouteChoice::to_json))?;
+        object.serialize_entry("route_configuration", &self.route_configuration.as_deref())?;
+        object.serialize_entry("servers", &self.servers.iter().map(ServerChoice::to_json).collect::<Vec<_>>())?;
+        object.serialize_entry("virtual_host", &host)?;
+        object.end()
     }
 }
 
@@ -323,14 +333,14 @@ impl fmt::Display for PassedOver {
     }
 }
 
-impl PassedOver {
-    fn to_json(&self) -> Value {
-        json!({
-            "position": self.position,
-            "name": &*self.name,
-            "origin": self.origin.as_deref(),
-            "unmet": self.unmet.to_json(),
-        })
+impl Serialize for PassedOver {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("name", &*self.name)?;
+        object.serialize_entry("origin", &self.origin.as_deref())?;
+        object.serialize_entry("position", &self.position)?;
+        object.serialize_entry("unmet", &self.unmet)?;
+        object.end()
     }
 }
 

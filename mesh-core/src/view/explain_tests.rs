@@ -208,7 +208,7 @@ fn one_request_among_ten_thousand_routes_is_explained_within_50_ms() {
     let parts = request("http://h/none", &[("x-tenant", "tenant-9999")]);
     let started = Instant::now();
     let explained = table.explain(&RequestHead::of(&parts).unwrap(), &mut fastrand::Rng::with_seed(1));
-    let (text, json) = (explained.to_string(), explained.to_json().to_string());
+    let (text, json) = (explained.to_string(), serde_json::to_string_pretty(&explained).unwrap());
     let took = started.elapsed();
     println!("{took:?} for {} routes, {} and {} bytes", explained.passed_over.len(), text.len(), json.len());
     assert!(took <= Duration::from_millis(50), "{took:?}");
