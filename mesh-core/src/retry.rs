@@ -2,12 +2,14 @@
 //!
 //! What is decided here is only whether another try is *wanted*. That the request is still whole, and that its cluster
 //! allows one retry more, the data plane sees to. Conditions are Envoy's (`x-envoy-retry-on`, `x-envoy-retry-grpc-on`;
-//! its `RetryStateImpl`); what servers ask for is `Retry-After` (RFC 9110, 10.2.3) and gRPC's pushback (gRFC A6).
+//! its `RetryStateImpl`). What servers ask for is gRPC's pushback (gRFC A6), which is obeyed, and `Retry-After` (RFC 9110,
+//! 10.2.3) and what a policy names for it, which are Envoy's: what is longer than the longest pause is passed over.
 
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::error::{ErrorKind, OVERLOADED};
 use crate::limits::RATE_LIMITED;
@@ -230,35 +232,30 @@ fn conditions_of_answer(
     }
 }
 
-/// The longest that a server can ask a gRPC request to wait; who asks for more is not asked again.
-const LONGEST_PUSHBACK: Duration = Duration::from_secs(300);
-
-/// How long to wait; `None` where the server does not want to see the request again, or not for long.
+/// How long to wait; `None` where the server does not want to see the request again.
 fn pause(policy: &RetryPolicy, outcome: Outcome<'_>, request: &mut RequestInfo) -> Option<Duration> {
     let usual = backoff(policy, request.attempts, &mut request.random);
     let Outcome::Answered(_, headers) = outcome else { return Some(usual) };
     if request.is_grpc
         && let Some(value) = headers.get(PUSHBACK)
     {
-        // gRFC A6: what is negative or no number says that there is to be no other try.
-        let asked = std::str::from_utf8(value.as_bytes()).ok()?.parse().ok().map(Duration::from_millis)?;
-        return Some(asked).filter(|asked| *asked <= LONGEST_PUSHBACK);
+        // gRFC A6: it is obeyed. What is negative or no number (of 32 bits) says that there is to be no other try.
+        return number::<u32>(value).map(|millis| Duration::from_millis(millis.into()));
     }
-    let seconds = |name: &HeaderName| {
-        let value = headers.get(name)?;
-        Some(std::str::from_utf8(value.as_bytes()).ok().and_then(|text| text.parse().ok()).map(Duration::from_secs))
+    let seconds = |name: &HeaderName| headers.get(name).and_then(number).map(Duration::from_secs);
+    let Some(limited) = &policy.rate_limited else {
+        let asked = seconds(&RETRY_AFTER).filter(|asked| *asked <= policy.max_interval);
+        return Some(asked.map_or(usual, |asked| asked.max(usual)));
     };
-    if let Some(limited) = &policy.rate_limited {
-        let asked = limited.headers.iter().find_map(seconds).flatten();
-        let asked = asked.filter(|asked| !asked.is_zero() && *asked <= limited.max_interval);
-        // Envoy's: up to half as long again, so that not all come back at once.
-        return Some(asked.map_or(usual, |asked| asked.mul_f64(1.0 + request.random.f64() / 2.0)));
-    }
-    match seconds(&RETRY_AFTER) {
-        None => Some(usual),
-        // Who is to wait for longer than the policy ever does, is told so instead of being held. So is who is told a date.
-        Some(asked) => asked.filter(|asked| *asked <= policy.max_interval).map(|asked| asked.max(usual)),
-    }
+    let asked = limited.headers.iter().filter_map(seconds).find(|asked| *asked <= limited.max_interval);
+    let asked = asked.filter(|asked| !asked.is_zero());
+    // Envoy's: up to half as long again, so that not all come back at once.
+    Some(asked.map_or(usual, |asked| asked.mul_f64(1.0 + request.random.f64() / 2.0)))
+}
+
+/// The number that a header is.
+fn number<N: FromStr>(value: &HeaderValue) -> Option<N> {
+    std::str::from_utf8(value.as_bytes()).ok()?.parse().ok()
 }
 
 /// Envoy's: uniform in `0..(2^n - 1) × base`, at most `max`.

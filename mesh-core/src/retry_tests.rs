@@ -188,29 +188,54 @@ fn pause_after(policy: &RetryPolicy, is_grpc: bool, fields: &[(&'static str, &'s
 }
 
 #[test]
-fn a_server_that_says_when_to_come_back_is_not_asked_before() {
+fn a_server_that_says_when_to_come_back_is_not_asked_before_where_that_is_in_the_longest_pause() {
     let second = Duration::from_secs(1);
     let patient = RetryPolicy { max_interval: 10 * second, ..policy("5xx", 1) };
+    for (value, expected) in [("1", second), ("10", 10 * second)] {
+        assert_eq!(pause_after(&patient, false, &[("retry-after", value)]), Some(expected), "{value}");
+    }
+    // Envoy's: what asks for more, or for nothing that can be read, is passed over.
+    for value in ["0", "11", "99999999999999999999", "Fri, 31 Dec 1999 23:59:59 GMT", "-1"] {
+        let pause = pause_after(&patient, false, &[("retry-after", value)]);
+        assert!(pause.is_some_and(|pause| pause <= patient.base_interval), "{value} {pause:?}");
+    }
+}
+
+#[test]
+fn the_pushback_of_grpc_is_obeyed_however_long_it_is() {
+    let pause = |is_grpc, value| pause_after(&policy("5xx", 1), is_grpc, &[("grpc-retry-pushback-ms", value)]);
     for (value, expected) in [
-        ("1", Some(second)),
-        ("10", Some(10 * second)),
-        ("11", None),
-        ("Fri, 31 Dec 1999 23:59:59 GMT", None),
+        ("0", Some(0)),
+        ("700", Some(700)),
+        ("3600000", Some(3_600_000)),
         ("-1", None),
+        ("soon", None),
+        ("", None),
+        ("9999999999", None),
     ] {
-        assert_eq!(pause_after(&patient, false, &[("retry-after", value)]), expected, "{value}");
+        assert_eq!(pause(true, value), expected.map(Duration::from_millis), "{value}");
     }
-    assert!(pause_after(&policy("5xx", 1), false, &[("retry-after", "1")]).is_none(), "longer than it ever waits");
-    assert!(pause_after(&policy("5xx", 1), false, &[("retry-after", "0")]).is_some());
-    for (value, expected) in [("0", Some(0)), ("700", Some(700)), ("-1", None), ("soon", None), ("9999999999", None)] {
-        let pause = pause_after(&policy("5xx", 1), true, &[("grpc-retry-pushback-ms", value)]);
-        assert_eq!(pause, expected.map(Duration::from_millis), "{value}");
-    }
-    let limited = RateLimitedBackOff { headers: vec![HeaderName::from_static("x-reset")], max_interval: 5 * second };
+    // To other requests it says nothing.
+    assert!(pause(false, "-1").is_some());
+}
+
+#[test]
+fn of_the_headers_of_a_policy_the_first_counts_that_asks_for_no_more_than_its_longest_pause() {
+    let second = Duration::from_secs(1);
+    let headers = vec![HeaderName::from_static("x-reset"), HeaderName::from_static("x-other")];
+    let limited = RateLimitedBackOff { headers, max_interval: 5 * second };
     let limited = RetryPolicy { rate_limited: Some(limited), ..policy("5xx", 1) };
-    let pause = |value| pause_after(&limited, false, &[("x-reset", value)]).unwrap();
-    assert!((2 * second..3 * second).contains(&pause("2")));
-    assert!(pause("6") < second && pause("x") < second, "the usual pause");
+    // (the two headers, and the shortest pause; it is up to half as long again)
+    for (reset, other, expected) in
+        [("2", "3", 2), ("6", "3", 3), ("x", "3", 3), ("6", "7", 0), ("x", "y", 0), ("0", "3", 0)]
+    {
+        let pause = pause_after(&limited, false, &[("x-reset", reset), ("x-other", other)]).unwrap();
+        let usual = limited.base_interval;
+        let longest = if expected == 0 { usual } else { second * expected * 3 / 2 };
+        assert!((second * expected..=longest).contains(&pause), "{reset} {other}: {pause:?}");
+    }
+    let other_header = pause_after(&limited, false, &[("retry-after", "4")]).unwrap();
+    assert!(other_header <= limited.base_interval, "only those that it names");
 }
 
 #[test]

@@ -133,11 +133,17 @@ impl Levels {
             share
         };
         let mut healthy: Vec<u64> = priorities.iter().map(|priority| share(priority, priority.health)).collect();
-        let degraded: Vec<u64> = priorities.iter().map(|priority| share(priority, priority.degraded_health)).collect();
-        // Nothing is available anywhere: the first that may serve in panic takes everything.
-        if available == 0
-            && let Some((share, _)) = healthy.iter_mut().zip(&priorities).find(|(_, priority)| priority.all.is_some())
+        let mut degraded: Vec<u64> =
+            priorities.iter().map(|priority| share(priority, priority.degraded_health)).collect();
+        if available > 0 {
+            // Whole percents leave a remainder: the first takes it too, healthy before degraded.
+            if let Some(first) = healthy.iter_mut().chain(&mut degraded).find(|share| **share > 0) {
+                *first += left;
+            }
+        } else if let Some((share, _)) =
+            healthy.iter_mut().zip(&priorities).find(|(_, priority)| priority.all.is_some())
         {
+            // Nothing is available anywhere: the first that may serve in panic takes everything.
             *share = 100;
         }
         (self.levels, self.loads) = (Vec::new(), Vec::new());
@@ -164,12 +170,6 @@ impl Levels {
             }
         }
         self.by_hash = self.levels.iter().any(|level| level.picker.goes_by_hash());
-        // Whole percents leave a remainder: the last that takes any load takes it too.
-        if total > 0 && total < 100 {
-            for load in self.loads.iter_mut().filter(|load| **load == total) {
-                *load = 100;
-            }
-        }
     }
 
     /// Picks a priority by load, then an endpoint by policy.
@@ -473,6 +473,12 @@ mod tests {
             (&[(0, None, [50, 0, 50]), (1, None, [10, 0, 0])], 50, &[70, 100]),
             (&[(0, None, [0, 0, 10]), (1, None, [10, 0, 0])], 50, &[0, 100]),
             (&[(0, None, [25, 0, 75]), (1, None, [25, 0, 75])], 0, &[50, 100]),
+            // Three times 33 %: what is left goes to the first.
+            (&[(0, None, [1, 0, 9]), (1, None, [1, 0, 9]), (2, None, [1, 0, 9])], 0, &[34, 67, 100]),
+            (&[(0, None, [0, 0, 9]), (1, None, [1, 0, 9]), (2, None, [2, 0, 8])], 0, &[0, 34, 100]),
+            // Healthy, degraded, of each priority: the first healthy one takes it, or the first degraded one.
+            (&[(0, None, [0, 1, 9]), (1, None, [1, 0, 9]), (2, None, [1, 0, 9])], 0, &[0, 33, 67, 100]),
+            (&[(0, None, [0, 1, 9]), (1, None, [0, 1, 9]), (2, None, [0, 1, 9])], 0, &[0, 34, 34, 67, 67, 100]),
             (&[(0, None, [0, 0, 10]), (1, None, [0, 0, 10])], 50, &[100, 100]),
             (&[(0, None, [0, 0, 10])], 0, &[0]),
             (&[], 50, &[]),
@@ -516,7 +522,7 @@ mod tests {
         let cases: &[(&[Group], &Shares)] = &[
             // The other priority makes up for it: nothing goes to endpoints that are known to be unhealthy.
             (&[(0, None, [2, 0, 8]), (1, None, [10, 0, 0])], &[(2, 28), (10, 72)]),
-            (&[(0, None, [1, 0, 19]), (1, None, [13, 0, 7])], &[(20, 7), (13, 93)]),
+            (&[(0, None, [1, 0, 19]), (1, None, [13, 0, 7])], &[(20, 8), (13, 92)]),
             (&[(0, None, [5, 0, 15]), (1, None, [5, 0, 15])], &[(20, 50), (20, 50)]),
             (&[(0, None, [0, 0, 10]), (1, None, [0, 0, 10])], &[(10, 100), (10, 0)]),
             // Degraded endpoints are available, and take what the healthy ones cannot.

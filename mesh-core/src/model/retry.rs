@@ -33,18 +33,19 @@ pub struct RetryPolicy {
     pub hedges: bool,
     /// The back-off before the first retry; doubles. 25 ms by default.
     pub base_interval: Duration,
-    /// The longest back-off. Ten times the base by default.
+    /// The longest back-off. Ten times the base by default. A `Retry-After` that asks for more is passed over.
     pub max_interval: Duration,
-    /// Answers that say themselves when to come back.
+    /// Answers that say themselves when to come back; `None` = by `Retry-After`, within `max_interval`.
     pub rate_limited: Option<RateLimitedBackOff>,
 }
 
 /// How long to wait after an answer that says so (`rate_limited_retry_back_off`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RateLimitedBackOff {
-    /// Headers that say so, in seconds; the first one counts that an answer has.
+    /// Headers that say so, in seconds; the first one counts that an answer has, and that asks for no more than
+    /// `max_interval`.
     pub headers: Vec<HeaderName>,
-    /// Who asks for more is passed over. Envoy's default is 300 s.
+    /// What asks for more is passed over. Envoy's default is 300 s.
     pub max_interval: Duration,
 }
 
