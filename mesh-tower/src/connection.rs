@@ -1,7 +1,7 @@
 //! What is known of a connection that the mesh let in.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use mesh_core::identity::SpiffeId;
@@ -30,6 +30,8 @@ struct Shared {
     passed: OnceLock<Option<Arc<str>>>,
     /// How many of its requests have come to the mesh's layer; `None` of a connection that the mesh did not let in.
     seen: Option<AtomicUsize>,
+    /// Whether its client has closed its side.
+    half_closed: AtomicBool,
 }
 
 impl PartialEq for Shared {
@@ -95,6 +97,23 @@ impl ConnectionInfo {
     /// Who the peer is, where mutual TLS told.
     pub fn peer_identity(&self) -> Option<&SpiffeId> {
         self.tls()?.identity.as_ref()
+    }
+
+    /// Whether its client has closed its side and all that it sent has been read: it may be gone, or wait for its answer. Looked
+    /// for over HTTP/1.1 while a request is answered, about every second.
+    pub fn is_half_closed(&self) -> bool {
+        self.shared.half_closed.load(Ordering::Relaxed)
+    }
+
+    /// Its client has closed its side.
+    pub(crate) fn note_half_closed(&self) {
+        self.shared.half_closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the client that this task works for may be gone.
+    #[inline]
+    pub(crate) fn may_be_left() -> bool {
+        CURRENT.try_with(|connection| connection.is_half_closed()).unwrap_or(false)
     }
 
     /// The name that its client asked for.

@@ -28,6 +28,7 @@ use serde_json::json;
 
 use super::request::{ActiveRequest, Attempt, FOUND, Step, Watch, Woken};
 use crate::body::Body;
+use crate::connection::ConnectionInfo;
 use crate::followed;
 use crate::reply;
 use crate::transport::{FAIL, Failure, FailureCause, HttpVersion, Security, Transport, is_success, outcome_of};
@@ -153,7 +154,7 @@ impl Attempt {
         let error = self.within(route, error);
         match self.again(route, Outcome::Failed(error.kind()), info) {
             Again::Wanted(retry) => (error, Some(retry)),
-            Again::TooMany(reason) => (error.followed_by(reason), None),
+            Again::Refused(reason) => (error.followed_by(reason), None),
             Again::No => (error, None),
         }
     }
@@ -179,11 +180,11 @@ impl Attempt {
         let RetryDecision::Retry { after } = retry::hedge(policy(route), info, now) else { return None };
         match self.permitted(route, after, false, info, now) {
             Again::Wanted(retry) => Some(retry),
-            Again::TooMany(_) | Again::No => None,
+            Again::Refused(_) | Again::No => None,
         }
     }
 
-    /// The try that the policy wants after this one, if the cluster allows one more.
+    /// The try that the policy wants after this one, if there is somebody to wait for it, and the cluster allows one more.
     fn permitted(
         &self,
         route: &RouteRef<'_>,
@@ -192,6 +193,10 @@ impl Attempt {
         info: &mut RequestInfo,
         now: Instant,
     ) -> Again {
+        // It gets what there is, if it is still there.
+        if ConnectionInfo::may_be_left() {
+            return Again::Refused("it is not tried again: the client has closed its side, and may be gone".into());
+        }
         let policy = policy(route);
         let Some(leaf) = route.cluster.and_then(|cluster| cluster.leaves().get(self.leaf)) else { return Again::No };
         let price = match info.inherited.criticality {
@@ -203,13 +208,13 @@ impl Attempt {
             Ok(permit) => permit,
             Err(TooManyRetries::UnderWay(retries)) => {
                 info.note_flags(ResponseFlags::UPSTREAM_OVERFLOW);
-                return Again::TooMany(format!(
+                return Again::Refused(format!(
                     "it is not tried again: {retries} retries are under way, which is the limit"
                 ));
             }
             Err(TooManyRetries::Unpaid) => {
                 info.note_flags(ResponseFlags::UPSTREAM_OVERFLOW);
-                return Again::TooMany("it is not tried again: too few requests to the cluster succeed".into());
+                return Again::Refused("it is not tried again: too few requests to the cluster succeed".into());
             }
         };
         // One that is out of the next view is passed over in this one, too.
@@ -257,8 +262,8 @@ pub(crate) struct Retry {
 /// Whether there is another try.
 enum Again {
     Wanted(Retry),
-    /// The policy wants one, and the cluster has too many.
-    TooMany(String),
+    /// The policy wants one, and this is why there is none.
+    Refused(String),
     No,
 }
 
@@ -541,7 +546,7 @@ impl<T: Transport> ActiveRequest<T> {
         let attempt = self.attempt.as_ref()?;
         let retry = match attempt.again(&route, outcome, &mut self.info) {
             Again::Wanted(retry) => retry,
-            Again::TooMany(reason) => {
+            Again::Refused(reason) => {
                 self.info.note_event("no retry", || json!({"reason": reason}));
                 return None;
             }

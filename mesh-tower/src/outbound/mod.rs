@@ -35,6 +35,7 @@ use mesh_core::request_info::{RequestInfo, grpc_status};
 use pin_project_lite::pin_project;
 
 use crate::body::{Body, BoxError, length, note_frame};
+use crate::connection::ConnectionInfo;
 use crate::reply;
 use crate::transport::{Replay, Transport};
 
@@ -161,8 +162,8 @@ impl<T: Transport> Outbound<T> {
         match step {
             Ok(Step::Send) => match length::check(&mut head, &mut body) {
                 Ok(()) => {
-                    // What is sent nowhere is copied nowhere.
-                    if let Some(copies) = this.request.copies.take() {
+                    // What is sent nowhere is copied nowhere, and nothing for a client that may be gone.
+                    if let Some(copies) = this.request.copies.take().filter(|_| !ConnectionInfo::may_be_left()) {
                         copies.go_with(&mut body, &mut this.request.info);
                     }
                     let exchange = this.request.dispatch(head, body);

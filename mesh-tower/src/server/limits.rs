@@ -23,7 +23,8 @@ pub struct Limits {
     /// follow Envoy close after an hour, and a server that is first may cross with a request.
     pub idle_timeout: Duration,
     /// How long an HTTP/1.1 client that has closed its side gets to wait for its answer: it cannot be told from one that is
-    /// gone. Then the connection is closed and its handler dropped. A client gets as long to take the end of its connection,
+    /// gone. Then the connection is closed and its handler dropped; until then calls that are made for it are made once, and
+    /// neither tried again nor mirrored. A client gets as long to take the end of its connection,
     /// once [`idle_timeout`](Self::idle_timeout) is over. 30 s by default.
     pub half_close_timeout: Duration,
     /// How long a client may take next to nothing (16 KiB) of answers that are there for it, while it waits for nothing else:

@@ -177,6 +177,14 @@ impl Activity {
         }
     }
 
+    /// The client has closed its side. What is called for it is to know.
+    fn note_half_closed(&self) {
+        self.half_closed.store(true, Ordering::Relaxed);
+        if let Some((_, connection)) = self.whose.get() {
+            connection.note_half_closed();
+        }
+    }
+
     fn read(&self) {
         if self.busy.load(Ordering::Relaxed) == 0 {
             self.head.store(true, Ordering::Relaxed);
@@ -273,7 +281,7 @@ impl Watched {
     fn look(&mut self, cx: &mut Context<'_>) {
         self.activity.look.store(false, Ordering::Release);
         match self.io.poll_has_ended(cx) {
-            Poll::Ready(Ok(true)) => self.activity.half_closed.store(true, Ordering::Relaxed),
+            Poll::Ready(Ok(true)) => self.activity.note_half_closed(),
             Poll::Ready(Err(_)) => self.activity.tell(Signal::CutBroken),
             Poll::Ready(Ok(false)) | Poll::Pending => {}
         }

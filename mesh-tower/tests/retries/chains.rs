@@ -17,6 +17,8 @@ use mesh_core::grpc_timeout;
 use mesh_core::request_info::{Criticality, Inherited};
 use mesh_tower::body::Body;
 use mesh_tower::{Mesh, inherited, reply, server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -189,6 +191,52 @@ async fn a_caller_in_a_hurry_says_nothing_of_endpoints() {
         leaf.until_open(0).await;
         assert_eq!(leaf.ejected(), ejected, "{path_limit:?}");
     }
+}
+
+/// Over HTTP/1.1 a client that has closed its side may be gone, or wait for its answer.
+#[tokio::test]
+async fn for_a_client_that_may_be_gone_there_is_one_try_and_no_copy() {
+    let copied = "mirror: {host: web.example.com, port: {number: 80}}";
+    let world =
+        World::new(1, &rule(&format!("retries: {{attempts: 2, retryOn: '503', backoff: 1ms}}, {copied}, "))).await;
+    let client = world.mesh.client();
+    let handler = service_fn(move |asked: Request<hyper::body::Incoming>| {
+        let client = client.clone();
+        async move {
+            let path = asked.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+            let connection = server::ConnectionInfo::current().unwrap();
+            while path.ends_with("closes") && !connection.is_half_closed() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let answer = client.request(request("GET", &path)).await.unwrap();
+            Ok::<_, Infallible>(Response::builder().status(answer.status()).body(Body::empty()).unwrap())
+        }
+    });
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    tokio::spawn(server::serve(listener, mesh.server_layer().layer(handler)).into_future());
+    for what in ["closes", "stays"] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!("GET /status/503?{what} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        if what == "closes" {
+            stream.shutdown().await.unwrap();
+        }
+        let mut answer = String::new();
+        let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_string(&mut answer));
+        read.await.expect("it is answered").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{what}: {answer}");
+    }
+    let is_copied = async {
+        while world.mesh.mirror_counts().answered == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), is_copied).await.expect("the other one is copied");
+    let seen = world.log.take();
+    let count = |what: &str| seen.iter().filter(|seen| seen.path.ends_with(what)).count();
+    assert_eq!((count("closes"), count("stays")), (1, 3 + 1), "{seen:?}");
 }
 
 #[tokio::test]
