@@ -38,39 +38,58 @@ pub struct Hashed {
     pub set_cookies: Vec<HeaderValue>,
 }
 
-/// The hash of a request.
-pub fn hash(policies: &[HashPolicy], head: &RequestHead<'_>, caller: &Caller, random: &mut fastrand::Rng) -> Hashed {
-    let mut hashed = Hashed::default();
-    for policy in policies {
-        let new = brought(&policy.key, head).or_else(|| match &policy.key {
+/// The hash of a request. `made` is what the value of a cookie is made of that is made for it.
+pub fn hash(policies: &[HashPolicy], head: &RequestHead<'_>, caller: &Caller, made: u64) -> Hashed {
+    let mut set_cookies = Vec::new();
+    let hash = of_all(policies, |key| {
+        brought(key, head).or_else(|| match key {
             HashKey::Cookie(key) => {
-                let value = format!("{:016x}", random.u64(..));
-                let cookie = key.set_cookie(&value)?;
-                hashed.set_cookies.push(cookie);
+                let value = value_of(made);
+                set_cookies.push(key.set_cookie(&value)?);
                 Some(xxh64(value.as_bytes(), 0))
             }
             HashKey::SourceAddress => Some(xxh64(caller.address.as_bytes(), 0)),
             HashKey::Channel => Some(caller.channel),
             HashKey::Header(..) | HashKey::Query(_) => None,
-        });
-        hashed.hash = combined(hashed.hash, new);
-        if policy.terminal && hashed.hash.is_some() {
-            break;
-        }
-    }
-    hashed
+        })
+    });
+    Hashed { hash, set_cookies }
 }
 
-/// The hash of what a request itself brings, whoever makes it: nothing is made for who brings nothing.
-pub fn hash_of_request(policies: &[HashPolicy], head: &RequestHead<'_>) -> Option<u64> {
+/// The hash of what a request itself brings, whoever makes it. A cookie that is made for who brings none is of what `make` says,
+/// and counts only where that says something.
+pub fn hash_of_request(
+    policies: &[HashPolicy],
+    head: &RequestHead<'_>,
+    mut make: impl FnMut() -> Option<u64>,
+) -> Option<u64> {
+    of_all(policies, |key| {
+        brought(key, head).or_else(|| match key {
+            HashKey::Cookie(key) if key.is_made() => Some(xxh64(value_of(make()?).as_bytes(), 0)),
+            HashKey::Cookie(_)
+            | HashKey::Header(..)
+            | HashKey::Query(_)
+            | HashKey::SourceAddress
+            | HashKey::Channel => None,
+        })
+    })
+}
+
+/// The hash of all policies, by those of their keys.
+fn of_all(policies: &[HashPolicy], mut of: impl FnMut(&HashKey) -> Option<u64>) -> Option<u64> {
     let mut hash = None;
     for policy in policies {
-        hash = combined(hash, brought(&policy.key, head));
+        hash = combined(hash, of(&policy.key));
         if policy.terminal && hash.is_some() {
             break;
         }
     }
     hash
+}
+
+/// The value of a cookie that is made of this.
+fn value_of(made: u64) -> String {
+    format!("{made:016x}")
 }
 
 /// Turned, so that a policy that is listed twice does not cancel itself.
@@ -146,7 +165,7 @@ mod tests {
         let policies: Vec<_> =
             keys.into_iter().map(|(key, terminal)| HashPolicy { terminal, ..HashPolicy::by(key) }).collect();
         let caller = Caller::new("10.0.0.1", 7);
-        hash(&policies, &RequestHead::of(&parts).unwrap(), &caller, &mut fastrand::Rng::with_seed(1))
+        hash(&policies, &RequestHead::of(&parts).unwrap(), &caller, 1)
     }
 
     fn header(name: &str) -> HashKey {

@@ -424,10 +424,7 @@ fn is_of_everyone(condition: &HttpMatch) -> bool {
 /// What is to be said of what a destination hashes by, beside a split that goes by this.
 fn beside_split(by: &HashedBy, hashed: &HashedBy) -> Option<&'static str> {
     match (by, hashed) {
-        (HashedBy::Cookie { name, .. }, HashedBy::Cookie { name: other, ttl, .. }) if name == other => ttl.map(|_| {
-            "the same cookie with a `ttl`, which makes it with the first answer: a user's first request is split by chance, \
-             and those after it may go elsewhere"
-        }),
+        (HashedBy::Cookie { name, .. }, HashedBy::Cookie { name: other, .. }) if name == other => None,
         (HashedBy::Header(name), HashedBy::Header(other)) if name.eq_ignore_ascii_case(other) => None,
         _ => Some("something else: it counts for requests only that do not say who makes them"),
     }

@@ -43,7 +43,7 @@ use crate::policy::route::{
 };
 use crate::policy::text::TextMatch;
 use crate::policy::traffic::{
-    Balancer, CONNECT_TIMEOUT, Limit, LocalOrigin, OutlierDetection, TcpKeepalive, TrafficPolicy, Warmup,
+    Balancer, CONNECT_TIMEOUT, HashedBy, Limit, LocalOrigin, OutlierDetection, TcpKeepalive, TrafficPolicy, Warmup,
 };
 use crate::registry::WrittenEndpoint;
 
@@ -220,9 +220,17 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
 }
 
 /// A split goes by the same hash as the choice of an endpoint. So the users of a sticky one come first, and where they are
-/// known, nothing else counts.
+/// known, nothing else counts. Where a destination makes the cookie that tells who they are, they are known from the first
+/// request on.
 fn hash_policies(forward: &Forward) -> Vec<HashPolicy> {
-    let users = forward.sticky_split.iter().map(|split| HashPolicy { terminal: true, ..hash_policy(&split.by) });
+    let made = |by: &HashedBy| {
+        forward.hashed_by.iter().find(|hashed| match (by, hashed) {
+            (HashedBy::Cookie { name, .. }, HashedBy::Cookie { name: other, ttl: Some(_), .. }) => name == other,
+            _ => false,
+        })
+    };
+    let users = forward.sticky_split.iter().map(|split| made(&split.by).unwrap_or(&split.by));
+    let users = users.map(|by| HashPolicy { terminal: true, ..hash_policy(by) });
     users.chain(forward.hashed_by.iter().map(hash_policy)).collect()
 }
 

@@ -2,10 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{World, server, web};
+use crate::support::{Answer, World, server, web};
 
 /// Versions of `web.example.com` with these weights, and what a split among them goes by.
 async fn world(by: &str, weights: &[(&'static str, u32)]) -> World {
+    world_with("{}", by, weights).await
+}
+
+/// The same under a traffic policy.
+async fn world_with(policy: &str, by: &str, weights: &[(&'static str, u32)]) -> World {
     let mut endpoints = Vec::new();
     for name in ["v1", "v2", "v3"] {
         endpoints.push((name, server(name).await));
@@ -30,7 +35,9 @@ spec:
   - route:{destinations}
 "
     );
-    World::new(&format!("{}{rules}", web(&endpoints))).await
+    let host = "  host: web.example.com\n";
+    let web = web(&endpoints).replace(host, &format!("{host}  trafficPolicy: {policy}\n"));
+    World::new(&format!("{web}{rules}")).await
 }
 
 /// Which version each of these users gets.
@@ -73,4 +80,23 @@ async fn a_cookie_tells_users_apart_and_who_has_none_is_split_by_chance() {
     assert_eq!(nobody.len(), 3, "by chance");
     let answer = world.get("http://web.example.com/").await.unwrap();
     assert_eq!(answer.header("set-cookie"), None, "none is made");
+}
+
+#[tokio::test]
+async fn who_is_given_the_cookie_by_a_destination_stays_from_the_first_request_on() {
+    const URL: &str = "http://web.example.com/";
+    let policy = "{loadBalancer: {consistentHash: {httpCookie: {name: session, ttl: 60s}}}}";
+    let world = world_with(policy, "cookie=session", &[("v1", 50), ("v2", 25), ("v3", 25)]).await;
+    let version = |answer: &Answer| answer.body.lines().next().unwrap_or_default().to_owned();
+    let mut taken = BTreeSet::new();
+    for _ in 0..60 {
+        let first = world.get(URL).await.unwrap();
+        let (cookie, _) = first.header("set-cookie").unwrap().split_once(';').unwrap();
+        for _ in 0..2 {
+            let again = world.with(URL, &[("cookie", cookie)]).await.unwrap();
+            assert_eq!((version(&again), again.header("set-cookie")), (version(&first), None), "{cookie}");
+        }
+        taken.insert(version(&first));
+    }
+    assert_eq!(taken.len(), 3, "by chance: {taken:?}");
 }

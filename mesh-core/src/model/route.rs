@@ -365,7 +365,7 @@ pub enum SplitBy {
     /// Each request by itself.
     #[default]
     Chance,
-    /// The hash of the route's policies, as far as it is made of what the request brings: no cookie is made for it.
+    /// The hash of the route's policies, as far as it is made of what the request brings, or of a cookie that they make for it.
     HashPolicies,
     /// The decimal number that is the one value of this header.
     Header(HeaderName),

@@ -579,7 +579,7 @@ impl RouteTable {
                 let plain = plain_weights(&weights);
                 clusters.iter_mut().zip(plain).for_each(|(choice, weight)| choice.weight = weight);
             }
-            let chosen = found.as_ref().ok().filter(|_| brought(route, head).is_some());
+            let chosen = found.as_ref().ok().filter(|_| brought(route, head, || None).is_some());
             leads_to = chosen.and_then(|(.., to)| to.cluster().and_then(|at| self.clusters().get(at)).cloned());
         }
         let choices = position.map(|position| self.destinations(position)).unwrap_or_default();

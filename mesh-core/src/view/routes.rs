@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use http::HeaderValue;
@@ -577,14 +578,11 @@ impl RouteTable {
         let found = self.hosts.get(host).zip(self.config.virtual_hosts.get(host));
         let found = found.and_then(|(host, config)| host.routes.get(route).zip(config.routes.get(route)));
         let (compiled, config) = found.ok_or_else(|| no_route("no route for"))?;
-        let chosen =
-            compiled.choose(config, head, random).and_then(|chosen| Some((chosen, compiled.destinations.get(chosen)?)));
-        let (chosen, destination) = chosen.ok_or_else(|| no_route("no destination for"))?;
-        Ok((
-            RoutePosition { host: host as u32, route: route as u32, destination: chosen as u32 },
-            &**config,
-            destination,
-        ))
+        let chosen = compiled.choose(config, head, random);
+        let chosen = chosen.and_then(|(chosen, made)| Some((chosen, made, compiled.destinations.get(chosen)?)));
+        let (chosen, made, destination) = chosen.ok_or_else(|| no_route("no destination for"))?;
+        let position = RoutePosition { host: host as u32, route: route as u32, destination: chosen as u32, made };
+        Ok((position, &**config, destination))
     }
 
     /// What it was compiled from.
@@ -714,12 +712,14 @@ pub struct RoutePosition {
     host: u32,
     route: u32,
     destination: u32,
+    /// What a cookie is made of by which the destination was chosen.
+    made: Option<NonZeroU64>,
 }
 
 impl RoutePosition {
     /// The route of a virtual host, by their places; of its destinations the first.
     pub(super) fn of_route(host: usize, route: usize) -> Self {
-        RoutePosition { host: host as u32, route: route as u32, destination: 0 }
+        RoutePosition { host: host as u32, route: route as u32, destination: 0, made: None }
     }
 
     pub(super) fn host(self) -> usize {
@@ -729,6 +729,10 @@ impl RoutePosition {
     pub(super) fn route(self) -> usize {
         self.route as usize
     }
+
+    pub(super) fn made(self) -> Option<u64> {
+        self.made.map(NonZeroU64::get)
+    }
 }
 
 fn catches_all(config: &RouteConfiguration) -> bool {
@@ -737,12 +741,13 @@ fn catches_all(config: &RouteConfiguration) -> bool {
     every_path && host.domains.iter().any(|domain| domain == "*")
 }
 
-/// What a request brings along for a route's split, where that does not go by chance.
-pub(super) fn brought(route: &Route, head: &RequestHead<'_>) -> Option<u64> {
+/// What a request brings along for a route's split, where that does not go by chance; or the cookie that is about to be made for
+/// it, of what `make` says.
+pub(super) fn brought(route: &Route, head: &RequestHead<'_>, make: impl FnMut() -> Option<u64>) -> Option<u64> {
     let RouteAction::Forward(forward) = &route.action else { return None };
     match &forward.split_by {
         SplitBy::Chance => None,
-        SplitBy::HashPolicies => hash_of_request(&forward.hash_policies, head),
+        SplitBy::HashPolicies => hash_of_request(&forward.hash_policies, head, make),
         SplitBy::Header(name) => {
             let mut values = head.headers.get_all(name).iter();
             let only = values.next().filter(|_| values.next().is_none())?;
@@ -762,19 +767,30 @@ fn number(digits: &[u8]) -> Option<u64> {
 }
 
 impl CompiledRoute {
-    /// By weight, in the order listed (Envoy, `weighted_clusters`): by chance, or by what the request brings.
-    fn choose(&self, route: &Route, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Option<usize> {
+    /// By weight, in the order listed (Envoy, `weighted_clusters`): by chance, or by what the request brings. Who is about to be
+    /// given a cookie is where that leads from the first request on, and what it is to be made of is the second.
+    fn choose(
+        &self,
+        route: &Route,
+        head: &RequestHead<'_>,
+        random: &mut fastrand::Rng,
+    ) -> Option<(usize, Option<NonZeroU64>)> {
         if self.destinations.len() == 1 {
-            return Some(0);
+            return Some((0, None));
         }
-        let total = self.total_weight.max(1);
-        let mut ticket = brought(route, head).map_or_else(|| random.u64(0..total), |number| number % total);
-        self.destinations.iter().position(|destination| {
+        let (total, mut made) = (self.total_weight.max(1), None);
+        let brought = brought(route, head, || Some(*made.get_or_insert_with(|| random.u64(1..))));
+        let mut ticket = match brought {
+            Some(number) => number % total,
+            None => random.u64(0..total),
+        };
+        let chosen = self.destinations.iter().position(|destination| {
             let weight = u64::from(destination.weight);
             let taken = ticket < weight;
             ticket = ticket.saturating_sub(weight);
             taken
-        })
+        });
+        Some((chosen?, made.and_then(NonZeroU64::new)))
     }
 }
 

@@ -10,8 +10,8 @@ use super::*;
 use crate::fixed::route_to;
 use crate::list::Run;
 use crate::model::{
-    FaultDelay, Fraction, HeaderText, LocalRateLimit, Mirror, MirrorHost, PathTest, Rbac, RbacAction, RbacRules,
-    RouteSource, TokenBucket,
+    CookieKey, FaultDelay, Fraction, HashKey, HashPolicy, HeaderText, LocalRateLimit, Mirror, MirrorHost, PathTest,
+    Rbac, RbacAction, RbacRules, RouteSource, TokenBucket,
 };
 use crate::request_info::RequestInfo;
 
@@ -309,4 +309,32 @@ fn a_filter_that_keeps_its_state_by_the_position_of_a_route_has_that_of_its_posi
         assert_eq!(ask(&after, 42), passes, "{name:?}");
         assert!(!ask(&after, 10), "{name:?}");
     }
+}
+
+#[test]
+fn who_is_given_a_cookie_is_where_it_leads_from_the_first_request_on() {
+    let cookie = CookieKey::new("c").unwrap().made(Duration::ZERO, "", []).unwrap();
+    let clusters = vec![WeightedCluster::new("v1", 1), WeightedCluster::new("v2", 3)];
+    let mut forward = Forward::among(Clusters::Weighted(clusters));
+    forward.split_by = SplitBy::HashPolicies;
+    forward.hash_policies = vec![HashPolicy::by(HashKey::Cookie(cookie))];
+    let policies = forward.hash_policies.clone();
+    let route = Route { action: RouteAction::Forward(forward), ..route_to("") };
+    let config = RouteConfiguration::new(vec![VirtualHost::new(["*"], vec![route])]);
+    let table = compile(None, &config, &[], &States::default());
+    let request =
+        |cookie: &str| http::Request::get("http://h/").header("cookie", cookie).body(()).unwrap().into_parts().0;
+    let (first, mut random, mut taken) = (request("a=b"), fastrand::Rng::with_seed(1), BTreeMap::new());
+    for _ in 0..200 {
+        let head = RequestHead::of(&first).unwrap();
+        let (position, ..) = table.find(&head, &mut random).unwrap();
+        let caller = crate::hashing::Caller::default();
+        let hashed = crate::hashing::hash(&policies, &head, &caller, position.made().unwrap());
+        let pair = hashed.set_cookies[0].to_str().unwrap().split(';').next().unwrap();
+        let again = request(pair);
+        let (next, ..) = table.find(&RequestHead::of(&again).unwrap(), &mut random).unwrap();
+        assert_eq!((next.destination, next.made()), (position.destination, None), "{pair}");
+        *taken.entry(position.destination).or_insert(0) += 1;
+    }
+    assert!(taken.len() == 2 && taken[&0] < taken[&1], "by chance, as the weights are: {taken:?}");
 }

@@ -65,6 +65,11 @@ impl RouteRef<'_> {
     pub fn coalesces(&self) -> bool {
         matches!(&self.route.action, RouteAction::Forward(forward) if forward.coalesces)
     }
+
+    /// What a cookie is made of that the request is to be given, where its split has gone by that.
+    pub fn made(&self) -> Option<u64> {
+        self.position.made()
+    }
 }
 
 /// Where a request goes, for as long as it lasts: the view stays with it to the end of its body.
@@ -214,7 +219,7 @@ impl TargetView {
         leaves.filter(|leaf| leaf.endpoints.is_some()).for_each(|leaf| leaf.state.note_target(&self.target));
     }
 
-    /// Where a request goes. Allocates nothing unless it fails.
+    /// Where a request goes. Allocates nothing unless it fails, or a split goes by a cookie that is made for it.
     ///
     /// # Errors
     /// [`UnknownTarget`](crate::error::ErrorKind::UnknownTarget) or [`NoRoute`](crate::error::ErrorKind::NoRoute), with a detail that names the resource.

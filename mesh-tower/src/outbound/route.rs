@@ -341,7 +341,7 @@ impl<T: Transport> ActiveRequest<T> {
                     self.context.coalescer.want();
                 }
                 if !forward.hash_policies.is_empty() {
-                    self.hash(forward, head)?;
+                    self.hash(route, forward, head)?;
                 }
                 if let Some(policy) = &forward.retry
                     && !policy.request_headers.is_empty()
@@ -377,9 +377,10 @@ impl<T: Transport> ActiveRequest<T> {
     }
 
     /// Hashes the request as the caller made it, before the route writes over anything.
-    fn hash(&mut self, forward: &Forward, head: &Parts) -> Result<(), MeshError> {
+    fn hash(&mut self, route: &RouteRef<'_>, forward: &Forward, head: &Parts) -> Result<(), MeshError> {
         let seen = head_of(&self.context, head)?;
-        let hashed = hashing::hash(&forward.hash_policies, &seen, &self.context.caller, &mut self.info.random);
+        let made = route.made().unwrap_or_else(|| self.info.random.u64(..));
+        let hashed = hashing::hash(&forward.hash_policies, &seen, &self.context.caller, made);
         (self.info.hash, self.set_cookies) = (hashed.hash, hashed.set_cookies.into());
         Ok(())
     }
