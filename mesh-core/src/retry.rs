@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use crate::error::{ErrorKind, OVERLOADED};
 use crate::limits::RATE_LIMITED;
 use crate::matcher::answer_matches;
-use crate::model::{Profile, RetryCondition, RetryConditions, RetryPolicy};
+use crate::model::{Profile, RetryBackOff, RetryCondition, RetryConditions, RetryPolicy};
 use crate::request_info::{Repeat, RequestInfo, grpc_status};
 
 /// What holds for a route that has no policy: what was certainly not processed is tried once more, as gRPC does by
@@ -29,8 +29,7 @@ pub static DEFAULT_POLICY: RetryPolicy = RetryPolicy {
     avoids_tried: true,
     previous_priorities: None,
     hedges: false,
-    base_interval: Duration::from_millis(25),
-    max_interval: Duration::from_millis(250),
+    back_off: RetryBackOff::DEFAULT,
     rate_limited: None,
 };
 
@@ -129,7 +128,7 @@ pub fn hedge(policy: &RetryPolicy, request: &mut RequestInfo, now: Instant) -> R
     if !hedges(policy, request) || request.attempts > policy.retries {
         return RetryDecision::Stop;
     }
-    let after = backoff(policy, request.attempts, &mut request.random);
+    let after = usual(policy.back_off, request.attempts, &mut request.random);
     in_time(after, request, now)
 }
 
@@ -234,7 +233,7 @@ fn conditions_of_answer(
 
 /// How long to wait; `None` where the server does not want to see the request again.
 fn pause(policy: &RetryPolicy, outcome: Outcome<'_>, request: &mut RequestInfo) -> Option<Duration> {
-    let usual = backoff(policy, request.attempts, &mut request.random);
+    let usual = usual(policy.back_off, request.attempts, &mut request.random);
     let Outcome::Answered(_, headers) = outcome else { return Some(usual) };
     if request.is_grpc
         && let Some(value) = headers.get(PUSHBACK)
@@ -244,7 +243,7 @@ fn pause(policy: &RetryPolicy, outcome: Outcome<'_>, request: &mut RequestInfo) 
     }
     let seconds = |name: &HeaderName| headers.get(name).and_then(number).map(Duration::from_secs);
     let Some(limited) = &policy.rate_limited else {
-        let asked = seconds(&RETRY_AFTER).filter(|asked| *asked <= policy.max_interval);
+        let asked = seconds(&RETRY_AFTER).filter(|asked| *asked <= policy.back_off.max);
         return Some(asked.map_or(usual, |asked| asked.max(usual)));
     };
     let asked = limited.headers.iter().filter_map(seconds).find(|asked| *asked <= limited.max_interval);
@@ -259,9 +258,9 @@ fn number<N: FromStr>(value: &HeaderValue) -> Option<N> {
 }
 
 /// Envoy's: uniform in `0..(2^n - 1) × base`, at most `max`.
-fn backoff(policy: &RetryPolicy, attempts: u32, random: &mut fastrand::Rng) -> Duration {
+fn usual(back_off: RetryBackOff, attempts: u32, random: &mut fastrand::Rng) -> Duration {
     let growth = 1u32.checked_shl(attempts).map_or(u32::MAX, |power| power - 1);
-    policy.base_interval.saturating_mul(growth).min(policy.max_interval).mul_f64(random.f64())
+    back_off.base.saturating_mul(growth).min(back_off.max).mul_f64(random.f64())
 }
 
 #[cfg(test)]

@@ -25,6 +25,21 @@ fn is_retried(policy: &RetryPolicy, outcome: Outcome<'_>, mut request: RequestIn
     decide(policy, outcome, &mut request, now) != RetryDecision::Stop
 }
 
+/// Envoy's own list (`x-envoy-retry-on`, `x-envoy-retry-grpc-on`), which Istio passes on.
+#[test]
+fn each_of_envoys_words_is_a_condition() {
+    let of_http = "5xx,gateway-error,reset,reset-before-request,connect-failure,envoy-ratelimited,retriable-4xx,refused-stream,\
+                   retriable-status-codes,retriable-headers,http3-post-connect-failure";
+    let of_grpc = "cancelled,deadline-exceeded,internal,resource-exhausted,unavailable";
+    for (words, is_grpc) in [(of_http, false), (of_grpc, true)] {
+        for word in words.split(',') {
+            let condition = RetryCondition::parse(word).unwrap();
+            assert_eq!((condition.word(), condition.is_grpc_status()), (word, is_grpc));
+        }
+    }
+    assert_eq!(RetryCondition::parse("5XX"), None);
+}
+
 #[test]
 fn what_failed_is_tried_again_as_the_policy_says() {
     use ErrorKind::{ConnectFailure, ConnectionLost, Overflow, RefusedStream, Security, Timeout};
@@ -190,14 +205,15 @@ fn pause_after(policy: &RetryPolicy, is_grpc: bool, fields: &[(&'static str, &'s
 #[test]
 fn a_server_that_says_when_to_come_back_is_not_asked_before_where_that_is_in_the_longest_pause() {
     let second = Duration::from_secs(1);
-    let patient = RetryPolicy { max_interval: 10 * second, ..policy("5xx", 1) };
+    let patient =
+        RetryPolicy { back_off: RetryBackOff { max: 10 * second, ..RetryBackOff::DEFAULT }, ..policy("5xx", 1) };
     for (value, expected) in [("1", second), ("10", 10 * second)] {
         assert_eq!(pause_after(&patient, false, &[("retry-after", value)]), Some(expected), "{value}");
     }
     // Envoy's: what asks for more, or for nothing that can be read, is passed over.
     for value in ["0", "11", "99999999999999999999", "Fri, 31 Dec 1999 23:59:59 GMT", "-1"] {
         let pause = pause_after(&patient, false, &[("retry-after", value)]);
-        assert!(pause.is_some_and(|pause| pause <= patient.base_interval), "{value} {pause:?}");
+        assert!(pause.is_some_and(|pause| pause <= patient.back_off.base), "{value} {pause:?}");
     }
 }
 
@@ -230,18 +246,18 @@ fn of_the_headers_of_a_policy_the_first_counts_that_asks_for_no_more_than_its_lo
         [("2", "3", 2), ("6", "3", 3), ("x", "3", 3), ("6", "7", 0), ("x", "y", 0), ("0", "3", 0)]
     {
         let pause = pause_after(&limited, false, &[("x-reset", reset), ("x-other", other)]).unwrap();
-        let usual = limited.base_interval;
+        let usual = limited.back_off.base;
         let longest = if expected == 0 { usual } else { second * expected * 3 / 2 };
         assert!((second * expected..=longest).contains(&pause), "{reset} {other}: {pause:?}");
     }
     let other_header = pause_after(&limited, false, &[("retry-after", "4")]).unwrap();
-    assert!(other_header <= limited.base_interval, "only those that it names");
+    assert!(other_header <= limited.back_off.base, "only those that it names");
 }
 
 #[test]
 fn no_try_begins_after_the_deadline() {
     let nine = Duration::from_secs(9);
-    let policy = RetryPolicy { base_interval: nine, max_interval: nine, ..RetryPolicy::default() };
+    let policy = RetryPolicy { back_off: RetryBackOff { base: nine, max: nine }, ..RetryPolicy::default() };
     let failed = Outcome::Failed(ErrorKind::ConnectFailure);
     for seed in 0..100 {
         let now = Instant::now();
@@ -261,7 +277,7 @@ fn the_backoff_grows_and_has_a_limit() {
     for attempts in [1, 2, 3, 10, 40] {
         let mut random = fastrand::Rng::with_seed(u64::from(attempts));
         let limit = Duration::from_millis(25 * ((1u64 << attempts) - 1)).min(Duration::from_millis(250));
-        assert!(backoff(&DEFAULT_POLICY, attempts, &mut random) <= limit);
+        assert!(usual(RetryBackOff::DEFAULT, attempts, &mut random) <= limit);
     }
 }
 
@@ -304,7 +320,7 @@ fn no_try_begins_when_the_outer_hop_does_not_wait_for_its_answer() {
     for (millis, expected) in [(0, false), (1, false), (1000, true)] {
         let mut request = request(1);
         request.inherited.answer_by = Some(request.started + Duration::from_millis(millis));
-        let policy = RetryPolicy { base_interval: Duration::from_millis(100), ..policy("5xx", 3) };
+        let policy = RetryPolicy { back_off: RetryBackOff::of(Duration::from_millis(100)), ..policy("5xx", 3) };
         assert_eq!(is_retried(&policy, lost, request), expected, "{millis} ms");
     }
 }

@@ -2,20 +2,20 @@
 
 use std::num::NonZeroU32;
 
-use super::route::{Backoff, Retry, RetryOn};
+use mesh_core::model::{RetryBackOff, RetryCondition};
+
+use super::route::Retry;
 use crate::config::istio::virtual_service;
 
 /// What is tried again where nobody says anything. There is no 503 among the statuses: the list is empty.
-const DEFAULT_CONDITIONS: [RetryOn; 5] = [
-    RetryOn::ConnectFailure,
-    RetryOn::RefusedStream,
-    RetryOn::Unavailable,
-    RetryOn::Cancelled,
-    RetryOn::RetriableStatusCodes,
+const DEFAULT_CONDITIONS: [RetryCondition; 5] = [
+    RetryCondition::ConnectFailure,
+    RetryCondition::RefusedStream,
+    RetryCondition::Unavailable,
+    RetryCondition::Cancelled,
+    RetryCondition::RetriableStatusCodes,
 ];
 const DEFAULT_ATTEMPTS: NonZeroU32 = NonZeroU32::MIN.saturating_add(1);
-/// How much longer than the first one the pauses may become (VirtualService, `backoff`).
-const BACKOFF_GROWTH: u32 = 10;
 
 /// The policy of a route that has none.
 pub fn default_policy() -> Retry {
@@ -44,7 +44,7 @@ pub fn of(written: Option<&virtual_service::Retry>, default: Option<&Retry>) -> 
         per_try_timeout: written.per_try_timeout.filter(|limit| !limit.is_zero()),
         avoids_tried: written.retry_ignore_previous_hosts,
         leaves_priorities: written.retry_remote_localities.unwrap_or(false),
-        backoff: first_pause.map(|base| Backoff { base, max: base.saturating_mul(BACKOFF_GROWTH) }),
+        backoff: first_pause.map(RetryBackOff::of),
         ..default_policy()
     };
     let tokens = written.retry_on.as_deref().unwrap_or_default();
@@ -55,11 +55,11 @@ pub fn of(written: Option<&virtual_service::Retry>, default: Option<&Retry>) -> 
             match token.parse() {
                 Ok(status) => policy.statuses.push(status),
                 // Any other word was refused where it was read.
-                Err(_) => policy.conditions.extend(RetryOn::parse(token)),
+                Err(_) => policy.conditions.extend(RetryCondition::parse(token)),
             }
         }
-        if !policy.statuses.is_empty() && !policy.conditions.contains(&RetryOn::RetriableStatusCodes) {
-            policy.conditions.push(RetryOn::RetriableStatusCodes);
+        if !policy.statuses.is_empty() && !policy.conditions.contains(&RetryCondition::RetriableStatusCodes) {
+            policy.conditions.push(RetryCondition::RetriableStatusCodes);
         }
     }
     Some(policy)
@@ -84,7 +84,7 @@ mod tests {
         let policy = of(None, Some(&default_policy())).unwrap();
         assert_eq!(policy.attempts.get(), 2);
         assert_eq!(
-            policy.conditions.iter().map(|condition| condition.name()).collect::<Vec<_>>().join(","),
+            policy.conditions.iter().map(|condition| condition.word()).collect::<Vec<_>>().join(","),
             "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
         );
         assert!(policy.statuses.is_empty());
@@ -97,20 +97,8 @@ mod tests {
         assert_eq!(of(Some(&written(-1, None)), None), None);
         let policy = of(Some(&written(3, Some("503, 5xx,"))), None).unwrap();
         assert_eq!((policy.attempts.get(), policy.statuses), (3, vec![503]));
-        assert_eq!(policy.conditions, [RetryOn::ServerError, RetryOn::RetriableStatusCodes]);
+        assert_eq!(policy.conditions, [RetryCondition::ServerError, RetryCondition::RetriableStatusCodes]);
         assert_eq!(policy.per_try_timeout, None);
         assert_eq!(of(Some(&written(1, Some(""))), None).unwrap().conditions, default_policy().conditions);
-    }
-
-    #[test]
-    fn every_condition_that_is_read_means_something() {
-        for token in virtual_service::RETRY_TOKENS {
-            assert_eq!(RetryOn::parse(token).map(RetryOn::name), Some(token));
-        }
-        let statuses = virtual_service::RETRY_TOKENS.into_iter().filter(|token| {
-            let condition = RetryOn::parse(token);
-            condition.is_some_and(RetryOn::is_grpc_status)
-        });
-        assert_eq!(statuses.collect::<Vec<_>>(), crate::config::support::GRPC_RETRY_TOKENS);
     }
 }

@@ -4,6 +4,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::model::{RetryBackOff, RetryCondition};
+
 use super::split::Part;
 use super::text::{TextMatch, TextMatches};
 use super::traffic::HashedBy;
@@ -235,121 +237,19 @@ pub struct Retry {
     /// Retries after the first try.
     pub attempts: NonZeroU32,
     /// What is tried again.
-    pub conditions: Vec<RetryOn>,
+    pub conditions: Vec<RetryCondition>,
     /// HTTP statuses that are tried again.
     pub statuses: Vec<u32>,
     /// The limit of each try.
     pub per_try_timeout: Option<Duration>,
     /// The pauses between tries; the client's own where no rule says so.
-    pub backoff: Option<Backoff>,
+    pub backoff: Option<RetryBackOff>,
     /// Whether a retry looks for an endpoint that was not tried yet; it does where nobody says.
     pub avoids_tried: Option<bool>,
     /// Whether retries go to other priorities than those that were tried.
     pub leaves_priorities: bool,
     /// Whether a try that takes too long goes on beside the next one.
     pub hedges: bool,
-}
-
-/// The pauses between tries: they grow from the first to the longest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Backoff {
-    /// The first one.
-    pub base: Duration,
-    /// The longest one.
-    pub max: Duration,
-}
-
-/// Something that is tried again, in the terms of Envoy (`x-envoy-retry-on`, `x-envoy-retry-grpc-on`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RetryOn {
-    /// Any 5xx, and no answer.
-    ServerError,
-    /// 502, 503 and 504.
-    GatewayError,
-    /// No answer.
-    Reset,
-    /// No answer, and no request.
-    ResetBeforeRequest,
-    /// No connection.
-    ConnectFailure,
-    /// 409.
-    Retriable4xx,
-    /// A stream that the server refused.
-    RefusedStream,
-    /// The statuses of [`Retry::statuses`].
-    RetriableStatusCodes,
-    /// Headers of the answer.
-    RetriableHeaders,
-    /// 429 of Envoy's rate limit.
-    EnvoyRatelimited,
-    /// HTTP/3 that failed after it was connected.
-    Http3PostConnectFailure,
-    /// A gRPC status.
-    Cancelled,
-    /// A gRPC status.
-    DeadlineExceeded,
-    /// A gRPC status.
-    Internal,
-    /// A gRPC status.
-    ResourceExhausted,
-    /// A gRPC status.
-    Unavailable,
-}
-
-impl RetryOn {
-    /// All of them.
-    const ALL: [RetryOn; 16] = [
-        RetryOn::ServerError,
-        RetryOn::GatewayError,
-        RetryOn::Reset,
-        RetryOn::ResetBeforeRequest,
-        RetryOn::ConnectFailure,
-        RetryOn::Retriable4xx,
-        RetryOn::RefusedStream,
-        RetryOn::RetriableStatusCodes,
-        RetryOn::RetriableHeaders,
-        RetryOn::EnvoyRatelimited,
-        RetryOn::Http3PostConnectFailure,
-        RetryOn::Cancelled,
-        RetryOn::DeadlineExceeded,
-        RetryOn::Internal,
-        RetryOn::ResourceExhausted,
-        RetryOn::Unavailable,
-    ];
-
-    /// The condition of this name.
-    pub fn parse(name: &str) -> Option<RetryOn> {
-        RetryOn::ALL.into_iter().find(|condition| condition.name() == name)
-    }
-
-    /// Its name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            RetryOn::ServerError => "5xx",
-            RetryOn::GatewayError => "gateway-error",
-            RetryOn::Reset => "reset",
-            RetryOn::ResetBeforeRequest => "reset-before-request",
-            RetryOn::ConnectFailure => "connect-failure",
-            RetryOn::Retriable4xx => "retriable-4xx",
-            RetryOn::RefusedStream => "refused-stream",
-            RetryOn::RetriableStatusCodes => "retriable-status-codes",
-            RetryOn::RetriableHeaders => "retriable-headers",
-            RetryOn::EnvoyRatelimited => "envoy-ratelimited",
-            RetryOn::Http3PostConnectFailure => "http3-post-connect-failure",
-            RetryOn::Cancelled => "cancelled",
-            RetryOn::DeadlineExceeded => "deadline-exceeded",
-            RetryOn::Internal => "internal",
-            RetryOn::ResourceExhausted => "resource-exhausted",
-            RetryOn::Unavailable => "unavailable",
-        }
-    }
-
-    /// Whether it is a gRPC status, which is all that gRPC's own clients look at (gRFC A44).
-    pub fn is_grpc_status(self) -> bool {
-        use RetryOn::{Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable};
-        matches!(self, Cancelled | DeadlineExceeded | Internal | ResourceExhausted | Unavailable)
-    }
 }
 
 /// A redirect.

@@ -23,6 +23,7 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::
 use envoy_types::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
 use envoy_types::pb::google::protobuf::{BoolValue, UInt64Value};
+use mesh_core::model::RetryCondition;
 
 use super::endpoints::single_assignment;
 use super::extensions::{in_subset, simple_policy, weighted_by_load};
@@ -33,7 +34,7 @@ use super::{BLACK_HOLE, Degraded, Found, fault, found_by, hash_policy, nowhere};
 use crate::policy::Cluster;
 use crate::policy::destination_rules::{Around, MergedRule};
 use crate::policy::locality::LocalitySetting;
-use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, RetryOn, Route};
+use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, Route};
 use crate::policy::text::TextMatch;
 use crate::policy::traffic::{Balancer, HashedBy, Limit, LocalOrigin, OutlierDetection, OwnBalancer};
 use crate::registry::WrittenEndpoint;
@@ -173,11 +174,11 @@ const MOST_RETRIES: u32 = 4;
 
 /// Whether a condition is lost on gRPC's clients. What was not processed they try again by themselves (gRFC A6, transparent
 /// retries), and a condition that nothing meets is no loss.
-fn is_lost(on: RetryOn, retry: &Retry) -> bool {
+fn is_lost(on: RetryCondition, retry: &Retry) -> bool {
     match on {
-        RetryOn::ConnectFailure | RetryOn::RefusedStream => false,
-        RetryOn::Http3PostConnectFailure | RetryOn::RetriableHeaders => false,
-        RetryOn::RetriableStatusCodes => !retry.statuses.is_empty(),
+        RetryCondition::ConnectFailure | RetryCondition::RefusedStream => false,
+        RetryCondition::Http3PostConnectFailure | RetryCondition::RetriableHeaders => false,
+        RetryCondition::RetriableStatusCodes => !retry.statuses.is_empty(),
         on => !on.is_grpc_status(),
     }
 }
@@ -193,12 +194,12 @@ fn render_retry(retry: &Retry, note: &mut impl FnMut(&str, String)) -> Option<ro
     if retry.leaves_priorities {
         note("retries.retryRemoteLocalities", "a retry goes where the first try does".to_owned());
     }
-    let conditions: Vec<RetryOn> = retry.conditions.iter().copied().filter(|on| on.is_grpc_status()).collect();
+    let conditions: Vec<RetryCondition> = retry.conditions.iter().copied().filter(|on| on.is_grpc_status()).collect();
     if conditions.is_empty() {
         note("retries.retryOn", "nothing is tried again".to_owned());
         return None;
     }
-    let lost: Vec<&str> = retry.conditions.iter().filter(|on| is_lost(**on, retry)).map(|on| on.name()).collect();
+    let lost: Vec<&str> = retry.conditions.iter().filter(|on| is_lost(**on, retry)).map(|on| on.word()).collect();
     if !lost.is_empty() {
         note("retries.retryOn", format!("after {} nothing is tried again", lost.join(", ")));
     }

@@ -30,6 +30,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, StringMatcher};
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value, UInt64Value};
+use mesh_core::model::{RetryBackOff, RetryCondition};
 
 use super::endpoints::{dns_assignment, single_assignment};
 use super::extensions::{health_check, in_subset, own_policy, simple_policy};
@@ -38,8 +39,8 @@ use super::tls::Security;
 use super::{Found, PASSTHROUGH, fault, found_by, hash_policy, http, nowhere, share};
 use crate::policy::Cluster;
 use crate::policy::route::{
-    Action, Backoff, Body, Changes, ClusterKey, Condition, Cors, Forward, HeaderChanges, PathRewrite, RedirectTo,
-    Response, Retry, RetryOn, Route, StickySplit, Target,
+    Action, Body, Changes, ClusterKey, Condition, Cors, Forward, HeaderChanges, PathRewrite, RedirectTo, Response,
+    Retry, Route, StickySplit, Target,
 };
 use crate::policy::text::TextMatch;
 use crate::policy::traffic::{
@@ -280,11 +281,11 @@ fn previous_priorities() -> route::retry_policy::RetryPriority {
 }
 
 /// Conditions as Envoy lists them.
-pub(super) fn retry_on(conditions: impl Iterator<Item = RetryOn>) -> String {
-    conditions.map(RetryOn::name).collect::<Vec<_>>().join(",")
+pub(super) fn retry_on(conditions: impl Iterator<Item = RetryCondition>) -> String {
+    conditions.map(RetryCondition::word).collect::<Vec<_>>().join(",")
 }
 
-pub(super) fn back_off(pauses: Backoff) -> route::retry_policy::RetryBackOff {
+pub(super) fn back_off(pauses: RetryBackOff) -> route::retry_policy::RetryBackOff {
     route::retry_policy::RetryBackOff {
         base_interval: Some(duration(pauses.base)),
         max_interval: Some(duration(pauses.max)),

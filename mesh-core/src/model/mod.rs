@@ -100,7 +100,7 @@ pub use rate_limit::{
 pub use rate_limit_service::{GlobalRateLimit, RateLimitPerRoute};
 pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};
 pub use request_rules::{REQUEST_RULES, Refusal, RequestRule, RequestRules};
-pub use retry::{RateLimitedBackOff, RetryCondition, RetryConditions, RetryPolicy};
+pub use retry::{RateLimitedBackOff, RetryBackOff, RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{
     Clusters, DirectResponse, Forward, HeaderChange, HeaderMutations, HeaderTest, MaxStreamDuration, Mirror,
     MirrorHost, PathChange, PathTest, QueryTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch,

@@ -31,12 +31,30 @@ pub struct RetryPolicy {
     /// Whether a try that takes longer than `per_try_timeout` goes on, and the next one begins beside it
     /// (`hedge_on_per_try_timeout`). The first good answer counts.
     pub hedges: bool,
-    /// The back-off before the first retry; doubles. 25 ms by default.
-    pub base_interval: Duration,
-    /// The longest back-off. Ten times the base by default. A `Retry-After` that asks for more is passed over.
-    pub max_interval: Duration,
-    /// Answers that say themselves when to come back; `None` = by `Retry-After`, within `max_interval`.
+    /// How long to wait first.
+    pub back_off: RetryBackOff,
+    /// Answers that say themselves when to come back; `None` = by `Retry-After`, where it asks for no more than the longest
+    /// back-off.
     pub rate_limited: Option<RateLimitedBackOff>,
+}
+
+/// The pauses before retries: any up to one that doubles (`retry_back_off`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryBackOff {
+    /// The longest before the first retry.
+    pub base: Duration,
+    /// The longest of all.
+    pub max: Duration,
+}
+
+impl RetryBackOff {
+    /// Envoy's, where nobody says anything.
+    pub const DEFAULT: RetryBackOff = RetryBackOff::of(Duration::from_millis(25));
+
+    /// From this on, up to ten times as long.
+    pub const fn of(base: Duration) -> Self {
+        RetryBackOff { base, max: base.saturating_mul(10) }
+    }
 }
 
 /// How long to wait after an answer that says so (`rate_limited_retry_back_off`).
@@ -49,8 +67,7 @@ pub struct RateLimitedBackOff {
     pub max_interval: Duration,
 }
 
-/// One condition of a retry policy, in Envoy's words (`x-envoy-retry-on`, `x-envoy-retry-grpc-on`). Its
-/// `http3-post-connect-failure` is about what is not spoken here, and has no effect.
+/// One condition of a retry policy, in Envoy's words (`x-envoy-retry-on`, `x-envoy-retry-grpc-on`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RetryCondition {
@@ -74,6 +91,8 @@ pub enum RetryCondition {
     RetriableHeaders,
     /// `envoy-ratelimited`: an answer with `x-envoy-ratelimited`; without it, none of those is tried again.
     EnvoyRatelimited,
+    /// `http3-post-connect-failure`: about HTTP/3, which is not spoken. Nothing meets it.
+    Http3PostConnectFailure,
     /// `cancelled`: gRPC's status of that name, in the head of an answer.
     Cancelled,
     /// `deadline-exceeded`: gRPC's status of that name, in the head of an answer.
@@ -87,7 +106,7 @@ pub enum RetryCondition {
 }
 
 impl RetryCondition {
-    const ALL: [RetryCondition; 15] = [
+    const ALL: [RetryCondition; 16] = [
         RetryCondition::ConnectFailure,
         RetryCondition::RefusedStream,
         RetryCondition::Reset,
@@ -98,6 +117,7 @@ impl RetryCondition {
         RetryCondition::RetriableStatusCodes,
         RetryCondition::RetriableHeaders,
         RetryCondition::EnvoyRatelimited,
+        RetryCondition::Http3PostConnectFailure,
         RetryCondition::Cancelled,
         RetryCondition::DeadlineExceeded,
         RetryCondition::Internal,
@@ -118,12 +138,24 @@ impl RetryCondition {
             RetryCondition::RetriableStatusCodes => "retriable-status-codes",
             RetryCondition::RetriableHeaders => "retriable-headers",
             RetryCondition::EnvoyRatelimited => "envoy-ratelimited",
+            RetryCondition::Http3PostConnectFailure => "http3-post-connect-failure",
             RetryCondition::Cancelled => "cancelled",
             RetryCondition::DeadlineExceeded => "deadline-exceeded",
             RetryCondition::Internal => "internal",
             RetryCondition::ResourceExhausted => "resource-exhausted",
             RetryCondition::Unavailable => "unavailable",
         }
+    }
+
+    /// That of Envoy's word.
+    pub fn parse(word: &str) -> Option<RetryCondition> {
+        RetryCondition::ALL.into_iter().find(|condition| condition.word() == word)
+    }
+
+    /// Whether it is about gRPC's statuses, which are all that gRPC's own clients look at (gRFC A44).
+    pub const fn is_grpc_status(self) -> bool {
+        use RetryCondition::{Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable};
+        matches!(self, Cancelled | DeadlineExceeded | Internal | ResourceExhausted | Unavailable)
     }
 }
 
@@ -166,7 +198,7 @@ impl RetryConditions {
     }
 
     /// Those that are named in a list of Envoy's words, separated by commas. Other words are passed over, as Envoy does
-    /// with those that it does not know.
+    /// with those that it does not know, and so is what nothing meets.
     ///
     /// ```
     /// use mesh_core::model::{RetryCondition, RetryConditions};
@@ -175,7 +207,7 @@ impl RetryConditions {
     /// assert!(on.contains(RetryCondition::ConnectFailure) && !on.contains(RetryCondition::Reset));
     /// ```
     pub fn parse(words: &str) -> Self {
-        let known = |word: &str| RetryCondition::ALL.into_iter().find(|condition| condition.word() == word);
-        words.split(',').filter_map(|word| known(word.trim())).fold(Self::NONE, Self::with)
+        let known = words.split(',').filter_map(|word| RetryCondition::parse(word.trim()));
+        known.filter(|condition| *condition != RetryCondition::Http3PostConnectFailure).fold(Self::NONE, Self::with)
     }
 }

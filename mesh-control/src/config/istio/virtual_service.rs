@@ -19,7 +19,7 @@ use crate::config::node::Node;
 use crate::config::schema::{Field, Schema};
 
 pub use connections::Subnet;
-pub use words::{RETRY_TOKENS, decode_base64, grpc_status_code};
+pub use words::{decode_base64, grpc_status_code};
 
 message! {
     /// The specification.

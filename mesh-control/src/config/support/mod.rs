@@ -40,7 +40,6 @@ pub use extensions::{ANNOTATIONS, annotation};
 pub use gateway::is_foreign_to_gateways;
 pub use kind::{ObjectKind, group_of};
 pub use kubernetes_gateway::{NAMESPACE_NAME, TERMINATE_MODE, is_gateway, is_gateway_kind};
-pub use virtual_service::GRPC_RETRY_TOKENS;
 
 use Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
 

@@ -1,5 +1,7 @@
 //! What becomes of the fields of a `VirtualService`.
 
+use mesh_core::model::RetryCondition;
+
 use super::Support::{Enforced, Indifferent, NotYet, Partly};
 use super::{Row, Tables, both, http_only};
 use crate::config::node::{Node, Value};
@@ -165,23 +167,15 @@ fn retry_on(node: &Node) -> Option<String> {
     node.as_str()?.split(',').map(str::trim).find_map(idle).map(str::to_owned)
 }
 
-/// What gRPC's xDS clients retry on (gRFC A44).
-pub const GRPC_RETRY_TOKENS: [&str; 5] =
-    ["cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"];
-
 fn grpc_attempts(node: &Node) -> Option<String> {
     matches!(node.value, Value::Int(attempts) if attempts > 4)
         .then(|| "gRPC's clients try a call five times at most".to_owned())
 }
 
+/// gRPC's xDS clients retry on its statuses alone (gRFC A44).
 fn grpc_retry_on(node: &Node) -> Option<String> {
-    let others = other_tokens(node, &GRPC_RETRY_TOKENS)?;
-    Some(format!("{others}; gRPC's clients retry on five gRPC statuses only"))
-}
-
-fn other_tokens(node: &Node, supported: &[&str]) -> Option<String> {
-    let text = node.as_str()?;
-    let others: Vec<&str> =
-        text.split(',').map(str::trim).filter(|token| !token.is_empty() && !supported.contains(token)).collect();
-    (!others.is_empty()).then(|| others.join(", "))
+    let is_status = |token: &str| RetryCondition::parse(token).is_some_and(RetryCondition::is_grpc_status);
+    let tokens = node.as_str()?.split(',').map(str::trim).filter(|token| !token.is_empty());
+    let others: Vec<&str> = tokens.filter(|token| !is_status(token)).collect();
+    (!others.is_empty()).then(|| format!("{}; gRPC's clients retry on five gRPC statuses only", others.join(", ")))
 }

@@ -6,6 +6,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::model::{RetryBackOff, RetryCondition};
+
 use super::filters::{self, authority_of, header_changes};
 use super::references::{References, Unresolved};
 use crate::config::diagnostic::Span;
@@ -20,8 +22,8 @@ use crate::config::gateway_api::{MatchType, ValueMatch, first_of_each};
 use crate::config::support::ObjectKind;
 use crate::policy::retry::default_policy;
 use crate::policy::route::{
-    AbortWith, Action, Backoff, Body, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, RedirectTo,
-    Response, Retry, RetryOn, Route, Target, Written,
+    AbortWith, Action, Body, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, RedirectTo, Response,
+    Retry, Route, Target, Written,
 };
 use crate::policy::text::{TextMatch, TextMatches};
 
@@ -440,16 +442,14 @@ const fn filter_name(kind: FilterType) -> &'static str {
 }
 
 /// Connections that fail, answers that do not come, and the statuses that are written (GEP-1731).
-const RETRIED: [RetryOn; 6] = [
-    RetryOn::ConnectFailure,
-    RetryOn::RefusedStream,
-    RetryOn::Reset,
-    RetryOn::Unavailable,
-    RetryOn::Cancelled,
-    RetryOn::RetriableStatusCodes,
+const RETRIED: [RetryCondition; 6] = [
+    RetryCondition::ConnectFailure,
+    RetryCondition::RefusedStream,
+    RetryCondition::Reset,
+    RetryCondition::Unavailable,
+    RetryCondition::Cancelled,
+    RetryCondition::RetriableStatusCodes,
 ];
-/// How much longer than the first one the pauses may become, as with Istio's.
-const BACKOFF_GROWTH: u32 = 10;
 
 fn retry(written: Option<&WrittenRetry>, of_try: Option<Duration>, default: Option<&Retry>) -> Option<Retry> {
     let mut retry = match written {
@@ -465,7 +465,7 @@ fn retry(written: Option<&WrittenRetry>, of_try: Option<Duration>, default: Opti
                 attempts,
                 conditions: RETRIED.to_vec(),
                 statuses: written.codes.iter().map(|code| code.value).collect(),
-                backoff: pause.map(|base| Backoff { base, max: base.saturating_mul(BACKOFF_GROWTH) }),
+                backoff: pause.map(RetryBackOff::of),
                 ..policy
             }
         }

@@ -257,7 +257,7 @@ pub(super) fn retry(policy: &RetryPolicy) -> Value {
         "attempts": policy.retries,
         "on": on.join(","),
         "statuses": (!statuses.is_empty()).then(|| statuses.join(",")),
-        "back_off": format!("{:?} to {:?}", policy.base_interval, policy.max_interval),
+        "back_off": format!("{:?} to {:?}", policy.back_off.base, policy.back_off.max),
         "avoids_tried_endpoints": policy.avoids_tried,
         "hedges": policy.hedges.then_some(true),
     }))

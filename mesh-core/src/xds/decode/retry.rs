@@ -13,7 +13,7 @@ use super::common::{duration, percent, positive, unpack};
 use super::notes::{Notes, ignored};
 use super::route_match::header_test;
 use crate::error::Invalid;
-use crate::model::{Fraction, RateLimitedBackOff, RetryConditions, RetryLimit, RetryPolicy};
+use crate::model::{Fraction, RateLimitedBackOff, RetryBackOff, RetryConditions, RetryLimit, RetryPolicy};
 
 /// The longest that an answer can ask a retry to wait where the policy does not say (`rate_limited_retry_back_off`).
 const RATE_LIMITED_MAX: Duration = Duration::from_secs(300);
@@ -43,11 +43,7 @@ pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Bo
     if retries == 0 {
         return Err(Invalid::new("must be at least 1").at("num_retries"));
     }
-    let (base_interval, max_interval) =
-        notes.optional("retry_back_off", retry_back_off, back_off)?.unwrap_or_else(|| {
-            let base = Duration::from_millis(25);
-            (base, base * 10)
-        });
+    let back_off = notes.optional("retry_back_off", retry_back_off, back_off)?.unwrap_or(RetryBackOff::DEFAULT);
     let per_try_timeout = notes.optional("per_try_timeout", per_try_timeout, |_, value| duration(&value))?;
     let predicates = notes.each("retry_host_predicate", retry_host_predicate, |notes, predicate| {
         let is_previous_hosts = predicate.name == PREVIOUS_HOSTS;
@@ -68,8 +64,7 @@ pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Bo
         // Said beside the policy.
         hedges: false,
         previous_priorities: notes.optional("retry_priority", retry_priority, priorities)?.flatten(),
-        base_interval,
-        max_interval,
+        back_off,
         rate_limited: notes.optional("rate_limited_retry_back_off", rate_limited_retry_back_off, rate_limited)?,
     }))
 }
@@ -134,13 +129,13 @@ fn rate_limited(
     })
 }
 
-fn back_off(notes: &mut Notes<'_>, value: pb::retry_policy::RetryBackOff) -> Result<(Duration, Duration), Invalid> {
+fn back_off(notes: &mut Notes<'_>, value: pb::retry_policy::RetryBackOff) -> Result<RetryBackOff, Invalid> {
     let base = notes.required("base_interval", value.base_interval, |_, value| positive(&value))?;
     let max = notes.optional("max_interval", value.max_interval, |_, value| positive(&value))?;
     match max {
         Some(max) if max < base => Err(Invalid::new("must not be less than base_interval").at("max_interval")),
-        Some(max) => Ok((base, max)),
-        None => Ok((base, base.saturating_mul(10))),
+        Some(max) => Ok(RetryBackOff { base, max }),
+        None => Ok(RetryBackOff::of(base)),
     }
 }
 

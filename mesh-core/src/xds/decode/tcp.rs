@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as proxy;
@@ -17,9 +16,6 @@ use crate::model::{
     Clusters, Forward, RetryCondition, RetryConditions, RetryPolicy, Route, RouteAction, RouteConfiguration,
     RouteMatch, Tunnel, VirtualHost, WeightedCluster,
 };
-
-/// Pauses between dials, as between the tries of a request.
-const BASE_PAUSE: Duration = Duration::from_millis(25);
 
 /// The routes of connections, a host for each chain; `None` where there is no chain.
 pub(super) fn connections(
@@ -210,16 +206,7 @@ fn tcp_proxy(notes: &mut Notes<'_>, value: proxy::TcpProxy) -> Result<Forward, I
         Box::new(RetryPolicy {
             on: RetryConditions::NONE.with(RetryCondition::ConnectFailure),
             retries: attempts - 1,
-            statuses: Vec::new(),
-            headers: Vec::new(),
-            request_headers: Vec::new(),
-            per_try_timeout: None,
-            avoids_tried: true,
-            previous_priorities: None,
-            hedges: false,
-            base_interval: BASE_PAUSE,
-            max_interval: BASE_PAUSE * 10,
-            rate_limited: None,
+            ..RetryPolicy::default()
         })
     });
     Ok(forward)

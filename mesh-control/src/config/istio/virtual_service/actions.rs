@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery};
-use mesh_core::model::PathRewrite;
+use mesh_core::model::{PathRewrite, RetryCondition};
 
 use super::{
-    DirectResponse, Fault, FaultAbort, HeaderOperations, Headers, HttpRoute, RETRY_TOKENS, Redirect, RegexRewrite,
-    ResponseBody, Retry, Rewrite, decode_base64, grpc_status_code, has_no_body, is_authority, is_header_name,
+    DirectResponse, Fault, FaultAbort, HeaderOperations, Headers, HttpRoute, Redirect, RegexRewrite, ResponseBody,
+    Retry, Rewrite, decode_base64, grpc_status_code, has_no_body, is_authority, is_header_name,
 };
 use crate::config::decode::{At, Decoder};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
@@ -368,6 +368,6 @@ impl Retry {
 fn unknown_retry_token(retry_on: &str) -> Option<&str> {
     retry_on.split(',').map(str::trim).find(|token| {
         let is_status = token.parse::<u32>().is_ok_and(|code| (100..=599).contains(&code));
-        !(token.is_empty() || is_status || RETRY_TOKENS.contains(token))
+        !(token.is_empty() || is_status || RetryCondition::parse(token).is_some())
     })
 }

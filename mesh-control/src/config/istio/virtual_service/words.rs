@@ -1,4 +1,4 @@
-//! Values that are words of their own: statuses of gRPC, conditions of retries, and bytes in base64.
+//! Values that are words of their own: statuses of gRPC, and bytes in base64.
 
 use mesh_core::error::GRPC_STATUSES;
 
@@ -7,26 +7,6 @@ pub fn grpc_status_code(text: &str) -> Option<u32> {
     let by_name = (0u32..).zip(GRPC_STATUSES).find(|(_, name)| *name == text).map(|(code, _)| code);
     by_name.or_else(|| text.parse().ok().filter(|code| *code <= 16))
 }
-
-/// Envoy's retry conditions for HTTP and gRPC, as Istio passes them on.
-pub const RETRY_TOKENS: [&str; 16] = [
-    "5xx",
-    "gateway-error",
-    "reset",
-    "reset-before-request",
-    "connect-failure",
-    "retriable-4xx",
-    "refused-stream",
-    "retriable-status-codes",
-    "retriable-headers",
-    "envoy-ratelimited",
-    "http3-post-connect-failure",
-    "cancelled",
-    "deadline-exceeded",
-    "internal",
-    "resource-exhausted",
-    "unavailable",
-];
 
 /// Standard base64, padded or not.
 pub fn decode_base64(text: &str) -> Option<Vec<u8>> {

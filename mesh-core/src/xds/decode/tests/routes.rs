@@ -18,7 +18,7 @@ use prost::Message;
 use super::{accept, all_rejected};
 use crate::model::{
     Clusters, FilterConfig, Forward, Fraction, HashKey, HashedHeader, HeaderChange, HeaderTest, HeaderText, MirrorHost,
-    PathChange, PathTest, RetryConditions, Route, RouteAction, RouteConfiguration, StringTest,
+    PathChange, PathTest, RetryBackOff, RetryConditions, Route, RouteAction, RouteConfiguration, StringTest,
 };
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{pack, route, route_of, routes, routes_to, virtual_host};
@@ -440,8 +440,8 @@ fn rewrites_limits_and_retries_are_kept() {
     assert_eq!((limits.limit, limits.grpc_timeout_max), (Some(Duration::ZERO), Some(Duration::from_secs(7))));
     let retry = forward.retry.unwrap();
     assert_eq!(retry.on, RetryConditions::parse("connect-failure,unavailable"));
-    assert_eq!((retry.retries, retry.base_interval), (1, Duration::from_millis(25)));
-    assert_eq!(retry.max_interval, Duration::from_millis(250));
+    let (base, max) = (Duration::from_millis(25), Duration::from_millis(250));
+    assert_eq!((retry.retries, retry.back_off), (1, RetryBackOff { base, max }));
 }
 
 #[test]
