@@ -26,7 +26,7 @@ use serde_json::json;
 use tokio::runtime::Handle;
 
 use crate::body::{Body, CopyOf, Growing, NoCopy, Whole};
-use crate::transport::{Security, Transport, is_success, outcome_of, pooled};
+use crate::transport::{exchange, is_success, outcome_of};
 
 /// How many copies are under way at a time, of all clients of a mesh together.
 const MOST: u32 = 256;
@@ -214,8 +214,7 @@ impl Copies {
 }
 
 /// One try, and its answer to the end. Reports of load have it as they have any other.
-async fn deliver(cluster: &ClusterView, mut head: Parts, body: Body, mut info: RequestInfo) -> Result<(), MeshError> {
-    let mut transport = pooled();
+async fn deliver(cluster: &ClusterView, head: Parts, body: Body, mut info: RequestInfo) -> Result<(), MeshError> {
     let pick = cluster.pick(&mut PickArgs::of(&mut info), || "").inspect_err(|error| {
         if let Some(leaf) = cluster.leaves().first().filter(|_| error.kind() != ErrorKind::Overflow) {
             leaf.state.note_unsent(&leaf.cluster);
@@ -226,18 +225,7 @@ async fn deliver(cluster: &ClusterView, mut head: Parts, body: Body, mut info: R
     let note = |is_success| reported.iter().for_each(|reported| reported.note(is_success));
     // Until it is answered: its time may be over before.
     note(false);
-    let security = Security::of(cluster, endpoint.is_mutual_tls())?;
-    let version = transport.form(&mut head, cluster, &info, None)?;
-    let mut connection = match transport.ready(cluster, endpoint, version, security) {
-        Some(connection) => connection,
-        None => transport.connect(cluster, endpoint, version, security, true).await?,
-    };
-    let may_go_on = transport.may_go_on(&connection, cluster);
-    let response = match transport.send(&mut connection, Request::from_parts(head, body), endpoint).await {
-        Ok(response) => response,
-        Err(error) => return Err(transport.failure(error, Some(connection), false).error),
-    };
-    transport.answered(&connection);
+    let (response, connection) = exchange(cluster, endpoint, &info, true, Request::from_parts(head, body)).await?;
     let (answer, mut body) = response.into_parts();
     let mut outcome = outcome_of(answer.status, &answer.headers, info.is_grpc);
     while let Some(frame) = body.frame().await {
@@ -247,9 +235,7 @@ async fn deliver(cluster: &ClusterView, mut head: Parts, body: Body, mut info: R
         outcome = code.map(Outcome::of_grpc).or(outcome);
     }
     note(outcome.is_some_and(|outcome| is_success(outcome, info.is_grpc)));
-    if may_go_on {
-        transport.release(connection, endpoint);
-    }
+    connection.give_back(endpoint);
     Ok(())
 }
 

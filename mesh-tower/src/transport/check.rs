@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
@@ -17,8 +16,8 @@ use mesh_core::request_info::{RequestInfo, grpc_status};
 use mesh_core::state::EndpointState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::pool::{PooledConnection, connect_apart, pooled};
-use super::{HttpVersion, Security, Transport, dial};
+use super::pool::exchange;
+use super::{HttpVersion, Security, dial};
 use crate::body::Body;
 use crate::grpc_wire::{framed, note_call, only_message, put_field};
 
@@ -40,11 +39,10 @@ pub(super) async fn check(
     endpoint: &Arc<EndpointState>,
 ) -> CheckOutcome {
     let checked = async {
-        let security = Security::of(cluster, endpoint.is_mutual_tls())?;
         match &config.probe {
-            Probe::Http(probe) => http(cluster, config, probe, host, endpoint, security).await,
-            Probe::Grpc(probe) => grpc(cluster, config, probe, host, endpoint, security).await,
-            Probe::Tcp(probe) => tcp(cluster, probe, endpoint, security).await,
+            Probe::Http(probe) => http(cluster, config, probe, host, endpoint).await,
+            Probe::Grpc(probe) => grpc(cluster, config, probe, host, endpoint).await,
+            Probe::Tcp(probe) => tcp(cluster, probe, endpoint).await,
         }
     };
     match tokio::time::timeout(config.timeout, checked).await {
@@ -71,14 +69,13 @@ async fn http(
     probe: &HttpProbe,
     host: Option<&str>,
     endpoint: &Arc<EndpointState>,
-    security: Security,
 ) -> Result<CheckOutcome, MeshError> {
     let uri = uri(cluster, endpoint, host.or(probe.host.as_deref()), &probe.path)?;
     let body = probe.send.as_ref().map_or_else(Body::empty, |bytes| Body::from(Bytes::copy_from_slice(bytes)));
     let mut request = Request::builder().method(&probe.method).uri(uri).body(body).map_err(unsendable)?;
     request.headers_mut().extend(probe.headers.iter().cloned());
     let version = if probe.is_http2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
-    let answer = ask(cluster, endpoint, security, (version, config.reuse_connection), request, |head, body| {
+    let answer = ask(cluster, endpoint, (version, config.reuse_connection), request, |head, body| {
         let status = head.status.as_u16();
         let is_expected = probe.expected.iter().any(|range| range.contains(&status));
         let says = head.headers.get(CHECKED_CLUSTER);
@@ -105,7 +102,6 @@ async fn grpc(
     probe: &GrpcProbe,
     host: Option<&str>,
     endpoint: &Arc<EndpointState>,
-    security: Security,
 ) -> Result<CheckOutcome, MeshError> {
     let uri = uri(cluster, endpoint, host.or(probe.authority.as_deref()), "/grpc.health.v1.Health/Check")?;
     let body = Body::from(health_request(&probe.service));
@@ -113,7 +109,7 @@ async fn grpc(
     request.headers_mut().extend(probe.headers.iter().cloned());
     note_call(request.headers_mut());
     let version = (HttpVersion::Http2, config.reuse_connection);
-    let answer = ask(cluster, endpoint, security, version, request, |head, body| {
+    let answer = ask(cluster, endpoint, version, request, |head, body| {
         let is_ok = head.status == StatusCode::OK && head.grpc_status == Some(0);
         if is_ok && is_serving(body) { CheckOutcome::Passed } else { CheckOutcome::Unhealthy }
     });
@@ -131,35 +127,18 @@ struct Answered {
 async fn ask(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<EndpointState>,
-    security: Security,
     (version, reuses): (HttpVersion, bool),
     request: Request<Body>,
     judge: impl FnOnce(&Answered, &[u8]) -> CheckOutcome,
 ) -> Result<CheckOutcome, MeshError> {
-    let mut transport = pooled();
-    let (mut head, body) = request.into_parts();
-    let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
-    (info.is_http2, info.is_grpc) = (version == HttpVersion::Http2, head.headers.contains_key(CONTENT_TYPE));
     // Its protocol is that of the check, and its limits are those of requests.
     let unlimited = Arc::new(without_limits(cluster, version));
-    transport.form(&mut head, &unlimited, &info, None)?;
-    let ready = if reuses { transport.ready(&unlimited, endpoint, version, security) } else { None };
-    let mut connection: PooledConnection = match ready {
-        Some(connection) => connection,
-        None if reuses => transport.connect(&unlimited, endpoint, version, security, true).await?,
-        None => connect_apart(&unlimited, endpoint, version, security).await?,
-    };
-    let may_go_on = reuses && transport.may_go_on(&connection, &unlimited);
-    let sent = transport.send(&mut connection, Request::from_parts(head, body), endpoint);
-    let response = match sent.await {
-        Ok(response) => response,
-        Err(error) => return Err(transport.failure(error, Some(connection), false).error),
-    };
-    transport.answered(&connection);
+    let info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
+    let (response, connection) = exchange(&unlimited, endpoint, &info, reuses, request).await?;
     let (answered, body, is_read) = read(response).await?;
     let outcome = judge(&answered, &body);
-    if may_go_on && is_read {
-        transport.release(connection, endpoint);
+    if is_read {
+        connection.give_back(endpoint);
     }
     Ok(outcome)
 }
@@ -201,8 +180,8 @@ async fn tcp(
     cluster: &Arc<Cluster>,
     probe: &TcpProbe,
     endpoint: &Arc<EndpointState>,
-    security: Security,
 ) -> Result<CheckOutcome, MeshError> {
+    let security = Security::of(cluster, endpoint.is_mutual_tls())?;
     let permit = endpoint.open(&CircuitBreakers::default());
     let permit = permit.ok_or_else(|| MeshError::new(ErrorKind::Overflow, "no connection is permitted"))?;
     let mut connection = dial(cluster, endpoint, security, None, permit).await?;

@@ -34,7 +34,7 @@ use crate::body::{Body, BoxError};
 pub(crate) use check::FAIL;
 pub(crate) use dial::dial;
 pub(crate) use failure::{Failure, FailureCause, is_success, outcome_of};
-pub(crate) use pool::{close_idle, pooled};
+pub(crate) use pool::{close_idle, exchange, pooled};
 pub(crate) use replay::{Replay, Sending};
 pub(crate) use security::Security;
 pub(crate) use upkeep::look_after;

@@ -17,9 +17,9 @@ use mesh_core::state::EndpointState;
 use mesh_core::view::Leaf;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::HttpVersion;
 use super::check::{uri, without_limits};
-use super::pool::pooled;
-use super::{HttpVersion, Security, Transport};
+use super::pool::exchange;
 use crate::body::Body;
 use crate::grpc_wire::{framed, note_call, put_field, put_varint, take_message};
 
@@ -121,27 +121,14 @@ async fn stream(
     period: Duration,
     endpoint: &Arc<EndpointState>,
 ) -> Result<Option<u32>, MeshError> {
-    let security = Security::of(cluster, endpoint.is_mutual_tls())?;
     let uri = uri(cluster, endpoint, None, "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics")?;
     let request = Request::builder().method(Method::POST).uri(uri).body(Body::from(asks_every(period)));
     let unsendable = |error| MeshError::new(ErrorKind::BadRequest, "the call is no request").caused_by(error);
     let mut request = request.map_err(unsendable)?;
     note_call(request.headers_mut());
-    let (mut head, body) = request.into_parts();
-    let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
-    (info.is_http2, info.is_grpc) = (true, true);
     let unlimited = Arc::new(without_limits(cluster, HttpVersion::Http2));
-    let mut transport = pooled();
-    transport.form(&mut head, &unlimited, &info, None)?;
-    let mut connection = match transport.ready(&unlimited, endpoint, HttpVersion::Http2, security) {
-        Some(connection) => connection,
-        None => transport.connect(&unlimited, endpoint, HttpVersion::Http2, security, true).await?,
-    };
-    let sent = transport.send(&mut connection, Request::from_parts(head, body), endpoint);
-    let response = match sent.await {
-        Ok(response) => response,
-        Err(error) => return Err(transport.failure(error, Some(connection), false).error),
-    };
+    let info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
+    let (response, _connection) = exchange(&unlimited, endpoint, &info, true, request).await?;
     let mut status = grpc_status(response.headers());
     let (mut body, mut buffer) = (response.into_body(), BytesMut::new());
     let unreadable = |why: String| MeshError::new(ErrorKind::ConnectionLost, why);

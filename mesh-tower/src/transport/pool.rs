@@ -290,8 +290,53 @@ async fn connect(
     }
 }
 
+/// A connection that an exchange went over.
+pub(crate) struct Used {
+    connection: PooledConnection,
+    may_go_on: bool,
+}
+
+impl Used {
+    /// The answer was read to its end: the next one may have it, where the cluster allows that.
+    pub(crate) fn give_back(self, endpoint: &EndpointState) {
+        if self.may_go_on {
+            pooled().release(self.connection, endpoint);
+        }
+    }
+}
+
+/// Sends a request of the mesh's own, once: over a connection that others use too, or where it is not to `reuse` any over one
+/// of its own.
+pub(crate) async fn exchange(
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<EndpointState>,
+    info: &RequestInfo,
+    reuse: bool,
+    request: Request<Body>,
+) -> Result<(Response<Incoming>, Used), MeshError> {
+    let security = Security::of(cluster, endpoint.is_mutual_tls())?;
+    let mut transport = pooled();
+    let (mut head, body) = request.into_parts();
+    let version = transport.form(&mut head, cluster, info, None)?;
+    let ready = if reuse { transport.ready(cluster, endpoint, version, security) } else { None };
+    let mut connection = match ready {
+        Some(connection) => connection,
+        None if reuse => transport.connect(cluster, endpoint, version, security, true).await?,
+        None => connect_apart(cluster, endpoint, version, security).await?,
+    };
+    let may_go_on = reuse && transport.may_go_on(&connection, cluster);
+    let sent = transport.send(&mut connection, Request::from_parts(head, body), endpoint);
+    match sent.await {
+        Ok(response) => {
+            transport.answered(&connection);
+            Ok((response, Used { connection, may_go_on }))
+        }
+        Err(error) => Err(transport.failure(error, Some(connection), false).error),
+    }
+}
+
 /// A connection that only one exchange goes over, whatever others there are.
-pub(super) async fn connect_apart(
+async fn connect_apart(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<EndpointState>,
     version: HttpVersion,

@@ -16,7 +16,7 @@ use envoy_types::pb::envoy::config::core::v3::health_check::{
 };
 use envoy_types::pb::envoy::r#type::v3::{CodecClientType, Int64Range, Percent};
 use envoy_types::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, Version};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
@@ -76,8 +76,11 @@ struct Server {
 type Frames = StreamBody<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
 
 fn answer(request: &Request<Incoming>, orders: &Orders) -> Response<Frames> {
-    let host = request.headers().get("host").map(|host| host.to_str().unwrap().to_owned());
-    let host = host.or_else(|| request.uri().authority().map(ToString::to_string)).unwrap_or_default();
+    let host = match request.version() {
+        Version::HTTP_2 => request.uri().authority().map(ToString::to_string),
+        _ => request.headers().get("host").map(|host| host.to_str().unwrap().to_owned()),
+    };
+    let host = host.unwrap_or_default();
     let mut response = Response::builder();
     let frames = match request.uri().path() {
         "/healthz" => {
@@ -200,7 +203,14 @@ async fn an_endpoint_that_is_not_well_gets_no_requests_until_it_is() {
         receive: vec![Payload { payload: Some(payload::Payload::Binary(b"all".to_vec())) }],
         ..Default::default()
     });
-    for (checker, host) in [(http(), "web.shop"), (http2, "check.shop"), (grpc(), "web.shop")] {
+    let typed = core::HeaderValue { key: "content-type".into(), value: "text/plain".into(), ..Default::default() };
+    let typed = HealthChecker::HttpHealthCheck(HttpHealthCheck {
+        path: "/healthz".into(),
+        request_headers_to_add: vec![core::HeaderValueOption { header: Some(typed), ..Default::default() }],
+        ..Default::default()
+    });
+    let cases = [(http(), "web.shop"), (typed, "web.shop"), (http2, "check.shop"), (grpc(), "web.shop")];
+    for (checker, host) in cases {
         let (ill, well) = (Server::new().await, Server::new().await);
         let mesh = mesh(&[ill.at, well.at], |cluster| cluster.health_checks.push(every_20_ms(checker.clone())));
         ask(&mesh).await.unwrap();
