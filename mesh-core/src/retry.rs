@@ -51,7 +51,7 @@ impl Default for RetryPolicy {
 /// How a try ended.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub enum Outcome<'o> {
+pub enum TryOutcome<'o> {
     /// Without an answer. [`ErrorKind::Timeout`] is that of a try which took too long.
     Failed(ErrorKind),
     /// With the head of an answer.
@@ -84,17 +84,17 @@ pub fn looks_at_answers(policy: &RetryPolicy, is_grpc: bool) -> bool {
 /// use std::time::Instant;
 /// use mesh_core::error::ErrorKind;
 /// use mesh_core::request_info::RequestInfo;
-/// use mesh_core::retry::{DEFAULT_POLICY, Outcome, RetryDecision, decide};
+/// use mesh_core::retry::{DEFAULT_POLICY, RetryDecision, TryOutcome, decide};
 ///
 /// let now = Instant::now();
 /// let mut request = RequestInfo::new(now, fastrand::Rng::with_seed(1));
-/// let refused = Outcome::Failed(ErrorKind::ConnectFailure);
+/// let refused = TryOutcome::Failed(ErrorKind::ConnectFailure);
 /// request.attempts = 1;
 /// assert!(matches!(decide(&DEFAULT_POLICY, refused, &mut request, now), RetryDecision::Retry { .. }));
 /// request.attempts = 2;
 /// assert_eq!(decide(&DEFAULT_POLICY, refused, &mut request, now), RetryDecision::Stop);
 /// ```
-pub fn decide(policy: &RetryPolicy, outcome: Outcome<'_>, request: &mut RequestInfo, now: Instant) -> RetryDecision {
+pub fn decide(policy: &RetryPolicy, outcome: TryOutcome<'_>, request: &mut RequestInfo, now: Instant) -> RetryDecision {
     if request.attempts > policy.retries || !may_repeat(outcome, request) || !wants(policy, outcome, request) {
         return RetryDecision::Stop;
     }
@@ -102,7 +102,7 @@ pub fn decide(policy: &RetryPolicy, outcome: Outcome<'_>, request: &mut RequestI
 }
 
 /// Whether the policy wants another try after this outcome, and there were as many as it allows (Envoy's flag `URX`).
-pub fn is_exhausted(policy: &RetryPolicy, outcome: Outcome<'_>, request: &RequestInfo) -> bool {
+pub fn is_exhausted(policy: &RetryPolicy, outcome: TryOutcome<'_>, request: &RequestInfo) -> bool {
     policy.retries > 0
         && request.attempts > policy.retries
         && may_repeat(outcome, request)
@@ -134,7 +134,7 @@ pub fn hedge(policy: &RetryPolicy, request: &mut RequestInfo, now: Instant) -> R
 
 /// Whether the application lets the request be sent once more, and no hop further out is at that already: its retries and
 /// those in here would multiply. What nobody processed costs nobody anything, and is tried again where that is known.
-fn may_repeat(outcome: Outcome<'_>, request: &RequestInfo) -> bool {
+fn may_repeat(outcome: TryOutcome<'_>, request: &RequestInfo) -> bool {
     match request.repeat {
         None | Some(Repeat::Idempotent) => !request.inherited.is_retried() || is_unprocessed(outcome),
         Some(Repeat::IfUnprocessed) => is_unprocessed(outcome),
@@ -143,8 +143,8 @@ fn may_repeat(outcome: Outcome<'_>, request: &RequestInfo) -> bool {
 }
 
 /// Whether no server has begun with the request: another try is no more work for any.
-pub fn is_unprocessed(outcome: Outcome<'_>) -> bool {
-    matches!(outcome, Outcome::Failed(ErrorKind::ConnectFailure | ErrorKind::RefusedStream))
+pub fn is_unprocessed(outcome: TryOutcome<'_>) -> bool {
+    matches!(outcome, TryOutcome::Failed(ErrorKind::ConnectFailure | ErrorKind::RefusedStream))
 }
 
 /// Whether an answer earns its cluster a part of a retry, see [`ClusterState::earn`](crate::state::ClusterState::earn): the
@@ -158,10 +158,10 @@ pub fn is_success(status: StatusCode, headers: &HeaderMap, is_grpc: bool) -> boo
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// Whether the policy wants another try after this outcome, were there any left.
-pub fn wants(policy: &RetryPolicy, outcome: Outcome<'_>, request: &RequestInfo) -> bool {
+pub fn wants(policy: &RetryPolicy, outcome: TryOutcome<'_>, request: &RequestInfo) -> bool {
     match outcome {
-        Outcome::Failed(kind) => policy.on.intersects(conditions_of_failure(kind)),
-        Outcome::Answered(status, headers) => {
+        TryOutcome::Failed(kind) => policy.on.intersects(conditions_of_failure(kind)),
+        TryOutcome::Answered(status, headers) => {
             let is_met = policy.on.intersects(conditions_of_answer(policy, status, headers, request.is_grpc));
             let of_limits = policy.on.contains(RetryCondition::EnvoyRatelimited);
             // So it mostly is, and then no header is looked up.
@@ -232,9 +232,9 @@ fn conditions_of_answer(
 }
 
 /// How long to wait; `None` where the server does not want to see the request again.
-fn pause(policy: &RetryPolicy, outcome: Outcome<'_>, request: &mut RequestInfo) -> Option<Duration> {
+fn pause(policy: &RetryPolicy, outcome: TryOutcome<'_>, request: &mut RequestInfo) -> Option<Duration> {
     let usual = usual(policy.back_off, request.attempts, &mut request.random);
-    let Outcome::Answered(_, headers) = outcome else { return Some(usual) };
+    let TryOutcome::Answered(_, headers) = outcome else { return Some(usual) };
     if request.is_grpc
         && let Some(value) = headers.get(PUSHBACK)
     {

@@ -20,7 +20,7 @@ fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
     fields.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
 }
 
-fn is_retried(policy: &RetryPolicy, outcome: Outcome<'_>, mut request: RequestInfo) -> bool {
+fn is_retried(policy: &RetryPolicy, outcome: TryOutcome<'_>, mut request: RequestInfo) -> bool {
     let now = request.started;
     decide(policy, outcome, &mut request, now) != RetryDecision::Stop
 }
@@ -63,7 +63,7 @@ fn what_failed_is_tried_again_as_the_policy_says() {
     ];
     for (words, about) in cases {
         for kind in [ConnectFailure, RefusedStream, ConnectionLost, Timeout, Overflow, Security] {
-            let retried = is_retried(&policy(words, 1), Outcome::Failed(kind), request(1));
+            let retried = is_retried(&policy(words, 1), TryOutcome::Failed(kind), request(1));
             assert_eq!(retried, about.contains(&kind), "{words}: {kind:?}");
         }
     }
@@ -111,13 +111,13 @@ fn answers_are_tried_again_as_the_policy_says() {
     for (policy, about) in cases {
         for status in [200, 204, 404, 409, 429, 500, 502, 503, 504, 599] {
             let (code, none) = (StatusCode::from_u16(status).unwrap(), HeaderMap::new());
-            let retried = is_retried(&policy, Outcome::Answered(code, &none), request(1));
+            let retried = is_retried(&policy, TryOutcome::Answered(code, &none), request(1));
             assert_eq!(retried, about.contains(&status), "{:?}: {status}", policy.on);
             assert!(!retried || looks_at_answers(&policy, false), "nobody would look");
         }
     }
     let again = headers(&[("x-again", "")]);
-    assert!(is_retried(&tested, Outcome::Answered(StatusCode::OK, &again), request(1)));
+    assert!(is_retried(&tested, TryOutcome::Answered(StatusCode::OK, &again), request(1)));
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_grpc_status_in_the_head_is_looked_at_where_the_request_is_grpc() {
             for is_grpc in [true, false] {
                 let mut request = request(1);
                 request.is_grpc = is_grpc;
-                let retried = is_retried(&policy, Outcome::Answered(StatusCode::OK, &head), request);
+                let retried = is_retried(&policy, TryOutcome::Answered(StatusCode::OK, &head), request);
                 assert_eq!(retried, is_grpc && status == code, "{word}: {status}");
             }
         }
@@ -145,7 +145,7 @@ fn a_grpc_status_in_the_head_is_looked_at_where_the_request_is_grpc() {
 
 #[test]
 fn there_are_as_many_retries_as_the_policy_has() {
-    let failed = Outcome::Failed(ErrorKind::ConnectFailure);
+    let failed = TryOutcome::Failed(ErrorKind::ConnectFailure);
     for (retries, attempts, expected) in [(0, 1, false), (1, 1, true), (1, 2, false), (3, 3, true), (3, 4, false)] {
         assert_eq!(is_retried(&policy("5xx", retries), failed, request(attempts)), expected, "{retries} {attempts}");
     }
@@ -156,11 +156,11 @@ fn the_application_may_forbid_what_the_policy_wants() {
     let every = policy("5xx", 1);
     let (unavailable, none) = (StatusCode::SERVICE_UNAVAILABLE, HeaderMap::new());
     let outcomes = [
-        Outcome::Failed(ErrorKind::ConnectFailure),
-        Outcome::Failed(ErrorKind::RefusedStream),
-        Outcome::Failed(ErrorKind::ConnectionLost),
-        Outcome::Failed(ErrorKind::Timeout),
-        Outcome::Answered(unavailable, &none),
+        TryOutcome::Failed(ErrorKind::ConnectFailure),
+        TryOutcome::Failed(ErrorKind::RefusedStream),
+        TryOutcome::Failed(ErrorKind::ConnectionLost),
+        TryOutcome::Failed(ErrorKind::Timeout),
+        TryOutcome::Answered(unavailable, &none),
     ];
     for (repeat, expected) in [
         (None, [true; 5]),
@@ -186,7 +186,7 @@ fn flags_of_proxies_go_before_statuses() {
         ("5xx,envoy-ratelimited", &[("x-envoy-overloaded", "true")], false),
     ] {
         let head = headers(flags);
-        let outcome = Outcome::Answered(StatusCode::SERVICE_UNAVAILABLE, &head);
+        let outcome = TryOutcome::Answered(StatusCode::SERVICE_UNAVAILABLE, &head);
         assert_eq!(is_retried(&policy(words, 1), outcome, request(1)), expected, "{words} {flags:?}");
     }
 }
@@ -196,7 +196,7 @@ fn pause_after(policy: &RetryPolicy, is_grpc: bool, fields: &[(&'static str, &'s
     let (mut request, head) = (request(1), headers(fields));
     request.is_grpc = is_grpc;
     let now = request.started;
-    match decide(policy, Outcome::Answered(StatusCode::SERVICE_UNAVAILABLE, &head), &mut request, now) {
+    match decide(policy, TryOutcome::Answered(StatusCode::SERVICE_UNAVAILABLE, &head), &mut request, now) {
         RetryDecision::Retry { after } => Some(after),
         RetryDecision::Stop => None,
     }
@@ -258,7 +258,7 @@ fn of_the_headers_of_a_policy_the_first_counts_that_asks_for_no_more_than_its_lo
 fn no_try_begins_after_the_deadline() {
     let nine = Duration::from_secs(9);
     let policy = RetryPolicy { back_off: RetryBackOff { base: nine, max: nine }, ..RetryPolicy::default() };
-    let failed = Outcome::Failed(ErrorKind::ConnectFailure);
+    let failed = TryOutcome::Failed(ErrorKind::ConnectFailure);
     for seed in 0..100 {
         let now = Instant::now();
         let decide = |deadline| {
@@ -292,14 +292,15 @@ fn what_an_outer_hop_retries_is_not_retried_in_here_unless_nobody_processed_it()
             request
         };
         let retried = |outcome| is_retried(&policy, outcome, inherited());
-        assert_eq!(retried(Outcome::Answered(StatusCode::SERVICE_UNAVAILABLE, &none)), attempt == 1);
+        assert_eq!(retried(TryOutcome::Answered(StatusCode::SERVICE_UNAVAILABLE, &none)), attempt == 1);
         let mut call = inherited();
         call.is_grpc = true;
-        assert_eq!(is_retried(&policy, Outcome::Answered(StatusCode::OK, &unavailable), call), attempt == 1);
-        assert_eq!(retried(Outcome::Failed(ErrorKind::Timeout)), attempt == 1);
-        assert_eq!(retried(Outcome::Failed(ErrorKind::ConnectionLost)), attempt == 1);
+        assert_eq!(is_retried(&policy, TryOutcome::Answered(StatusCode::OK, &unavailable), call), attempt == 1);
+        assert_eq!(retried(TryOutcome::Failed(ErrorKind::Timeout)), attempt == 1);
+        assert_eq!(retried(TryOutcome::Failed(ErrorKind::ConnectionLost)), attempt == 1);
         assert!(
-            retried(Outcome::Failed(ErrorKind::ConnectFailure)) && retried(Outcome::Failed(ErrorKind::RefusedStream))
+            retried(TryOutcome::Failed(ErrorKind::ConnectFailure))
+                && retried(TryOutcome::Failed(ErrorKind::RefusedStream))
         );
         // The application knows better, and only where it says less.
         for (repeat, kind, expected) in [
@@ -309,14 +310,18 @@ fn what_an_outer_hop_retries_is_not_retried_in_here_unless_nobody_processed_it()
         ] {
             let mut request = inherited();
             request.repeat = Some(repeat);
-            assert_eq!(is_retried(&policy, Outcome::Failed(kind), request), expected, "{repeat:?} {kind:?} {attempt}");
+            assert_eq!(
+                is_retried(&policy, TryOutcome::Failed(kind), request),
+                expected,
+                "{repeat:?} {kind:?} {attempt}"
+            );
         }
     }
 }
 
 #[test]
 fn no_try_begins_when_the_outer_hop_does_not_wait_for_its_answer() {
-    let lost = Outcome::Failed(ErrorKind::ConnectionLost);
+    let lost = TryOutcome::Failed(ErrorKind::ConnectionLost);
     for (millis, expected) in [(0, false), (1, false), (1000, true)] {
         let mut request = request(1);
         request.inherited.answer_by = Some(request.started + Duration::from_millis(millis));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::locality::{self, LocalitySetting};
 use super::mesh::MeshSettings;
 use super::route::ClusterKey;
-use super::traffic::{self, Balancer, FileTls, HashedBy, Limit, LocalOrigin, Roots, SecretTls, Tls, Warmup};
+use super::traffic::{self, Balancer, Bound, FileTls, HashedBy, LocalOrigin, Roots, SecretTls, Tls, Warmup};
 use super::view::View;
 use crate::config::diagnostic::{Origin, Span};
 use crate::config::file::{Governs, Meta, Object, Refused};
@@ -452,18 +452,18 @@ fn connection_pool(written: &ConnectionPool) -> traffic::ConnectionPool {
         tcp_idle_timeout: tcp.and_then(|tcp| tcp.idle_timeout),
         max_connection_duration: tcp.and_then(|tcp| tcp.max_connection_duration),
         tcp_keepalive: tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref()).map(traffic::TcpKeepalive::from),
-        max_requests_per_connection: http.and_then(|http| http.max_requests_per_connection).map(limit),
-        max_connections: tcp.and_then(|tcp| tcp.max_connections).map(limit).unwrap_or_default(),
-        max_pending_requests: http.and_then(|http| http.http1_max_pending_requests).map(limit).unwrap_or_default(),
-        max_requests: http.and_then(|http| http.http2_max_requests).map(limit).unwrap_or_default(),
-        max_retries: http.and_then(|http| http.max_retries).map(limit).unwrap_or_default(),
+        max_requests_per_connection: http.and_then(|http| http.max_requests_per_connection).map(bound),
+        max_connections: tcp.and_then(|tcp| tcp.max_connections).map(bound).unwrap_or_default(),
+        max_pending_requests: http.and_then(|http| http.http1_max_pending_requests).map(bound).unwrap_or_default(),
+        max_requests: http.and_then(|http| http.http2_max_requests).map(bound).unwrap_or_default(),
+        max_retries: http.and_then(|http| http.max_retries).map(bound).unwrap_or_default(),
         upgrades_to_http2: http.and_then(|http| match http.h2_upgrade_policy {
             H2UpgradePolicy::Default => None,
             H2UpgradePolicy::DoNotUpgrade => Some(false),
             H2UpgradePolicy::Upgrade => Some(true),
         }),
         as_caller: http.is_some_and(|http| http.use_client_protocol == Some(true)),
-        max_concurrent_streams: http.and_then(|http| http.max_concurrent_streams).map(limit),
+        max_concurrent_streams: http.and_then(|http| http.max_concurrent_streams).map(bound),
         http2_keepalive: http
             .and_then(|http| http.http2_keep_alive.as_ref())
             .and_then(|pings| Some((pings.interval?, pings.timeout?))),
@@ -487,8 +487,8 @@ impl From<&Tunnel> for traffic::Tunnel {
 }
 
 /// 0 and less mean no limit.
-fn limit(written: i32) -> Limit {
-    u32::try_from(written).ok().and_then(NonZeroU32::new).map_or(Limit::Unlimited, Limit::AtMost)
+fn bound(written: i32) -> Bound {
+    u32::try_from(written).ok().and_then(NonZeroU32::new).map_or(Bound::Unlimited, Bound::AtMost)
 }
 
 /// Envoy's defaults, which Istio takes (cluster_traffic_policy.go).

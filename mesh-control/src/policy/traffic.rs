@@ -148,21 +148,21 @@ pub struct ConnectionPool {
     /// Probes of the operating system, if a rule says so.
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Requests before a connection is closed, if a rule says so.
-    pub max_requests_per_connection: Option<Limit>,
+    pub max_requests_per_connection: Option<Bound>,
     /// Connections.
-    pub max_connections: Limit,
+    pub max_connections: Bound,
     /// Requests that wait for a connection.
-    pub max_pending_requests: Limit,
+    pub max_pending_requests: Bound,
     /// Requests under way.
-    pub max_requests: Limit,
+    pub max_requests: Bound,
     /// Retries under way.
-    pub max_retries: Limit,
+    pub max_retries: Bound,
     /// Whether what is HTTP/1.1 by its port becomes HTTP/2, if anybody says so.
     pub upgrades_to_http2: Option<bool>,
     /// Whether requests go on in the HTTP that they came in, whatever the port says.
     pub as_caller: bool,
     /// Streams on one connection, if a rule says so.
-    pub max_concurrent_streams: Option<Limit>,
+    pub max_concurrent_streams: Option<Bound>,
     /// Pings on connections of HTTP/2, if a rule says so: how far apart they are, and how long an answer is waited for.
     pub http2_keepalive: Option<(Duration, Duration)>,
 }
@@ -187,7 +187,7 @@ impl ConnectionPool {
 
 /// How many of something there may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Limit {
+pub enum Bound {
     /// Any number.
     #[default]
     Unlimited,
@@ -195,12 +195,12 @@ pub enum Limit {
     AtMost(NonZeroU32),
 }
 
-impl Limit {
+impl Bound {
     /// The number, where there is one.
     pub fn number(self) -> Option<u32> {
         match self {
-            Limit::Unlimited => None,
-            Limit::AtMost(number) => Some(number.get()),
+            Bound::Unlimited => None,
+            Bound::AtMost(number) => Some(number.get()),
         }
     }
 }

@@ -36,7 +36,7 @@ use crate::policy::destination_rules::{Around, MergedRule};
 use crate::policy::locality::LocalitySetting;
 use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, Route};
 use crate::policy::text::TextMatch;
-use crate::policy::traffic::{Balancer, HashedBy, Limit, LocalOrigin, OutlierDetection, OwnBalancer};
+use crate::policy::traffic::{Balancer, Bound, HashedBy, LocalOrigin, OutlierDetection, OwnBalancer};
 use crate::registry::WrittenEndpoint;
 
 /// Beyond this many conditions on missing headers, their combinations are too many.
@@ -430,15 +430,15 @@ fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
         ("tcp.connectTimeout", pool.connect_timeout.is_some()),
         ("tcp.tcpKeepalive", pool.tcp_keepalive.is_some()),
         ("tcp.maxConnectionDuration", pool.max_connection_duration.is_some()),
-        ("tcp.maxConnections", pool.max_connections != Limit::Unlimited),
+        ("tcp.maxConnections", pool.max_connections != Bound::Unlimited),
         ("http.idleTimeout", pool.idle_timeout.is_some()),
         ("http.maxRequestsPerConnection", pool.max_requests_per_connection.is_some()),
-        ("http.http1MaxPendingRequests", pool.max_pending_requests != Limit::Unlimited),
+        ("http.http1MaxPendingRequests", pool.max_pending_requests != Bound::Unlimited),
         ("http.http2KeepAlive", pool.http2_keepalive.is_some()),
         ("http.maxConcurrentStreams", pool.max_concurrent_streams.is_some()),
     ];
     let retries = [
-        ("connectionPool.http.maxRetries", pool.max_retries != Limit::Unlimited),
+        ("connectionPool.http.maxRetries", pool.max_retries != Bound::Unlimited),
         ("retryBudget", seen.traffic.retry_budget.is_some()),
     ];
     if seen.traffic.tunnel.is_some() {

@@ -9,7 +9,7 @@ use envoy_types::pb::google::protobuf::Any;
 
 use super::proto;
 use crate::policy::Cluster;
-use crate::policy::traffic::Limit;
+use crate::policy::traffic::Bound;
 use crate::registry::protocol::Protocol;
 
 /// The HTTP settings of a cluster, where any differ from HTTP/1.1 with Envoy's defaults.
@@ -21,7 +21,7 @@ pub(super) fn options(seen: &Cluster<'_>) -> HashMap<String, Any> {
     let pool = &seen.traffic.connection_pool;
     let is_http2 = seen.is_http2();
     let idle_timeout = pool.idle_timeout;
-    let max_requests = pool.max_requests_per_connection.and_then(Limit::number);
+    let max_requests = pool.max_requests_per_connection.and_then(Bound::number);
     let longest = pool.max_connection_duration;
     if !is_http2 && !pool.as_caller && idle_timeout.is_none() && max_requests.is_none() && longest.is_none() {
         return HashMap::new();
@@ -30,7 +30,7 @@ pub(super) fn options(seen: &Cluster<'_>) -> HashMap<String, Any> {
         // More than this the protocol has no number for.
         max_concurrent_streams: pool
             .max_concurrent_streams
-            .and_then(Limit::number)
+            .and_then(Bound::number)
             .filter(|streams| *streams < i32::MAX as u32)
             .and_then(proto::number),
         connection_keepalive: pool.http2_keepalive.map(|(interval, timeout)| core::KeepaliveSettings {

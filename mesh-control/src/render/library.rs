@@ -44,7 +44,7 @@ use crate::policy::route::{
 };
 use crate::policy::text::TextMatch;
 use crate::policy::traffic::{
-    Balancer, CONNECT_TIMEOUT, HashedBy, Limit, LocalOrigin, OutlierDetection, TcpKeepalive, TrafficPolicy, Warmup,
+    Balancer, Bound, CONNECT_TIMEOUT, HashedBy, LocalOrigin, OutlierDetection, TcpKeepalive, TrafficPolicy, Warmup,
 };
 use crate::registry::WrittenEndpoint;
 
@@ -522,7 +522,7 @@ fn keepalive(probes: TcpKeepalive) -> cluster::UpstreamConnectionOptions {
     }
 }
 
-pub(super) fn threshold(limit: Limit) -> Option<UInt32Value> {
+pub(super) fn threshold(limit: Bound) -> Option<UInt32Value> {
     number(limit.number().unwrap_or(u32::MAX))
 }
 

@@ -21,6 +21,7 @@
 
 mod access_log;
 mod cel;
+mod circuit_breakers;
 mod cluster;
 mod command;
 mod cors;
@@ -34,7 +35,6 @@ mod header_text;
 mod health_check;
 mod jwks;
 mod jwt;
-mod limits;
 mod listener;
 mod local_rate_limit;
 mod log_filter;
@@ -63,6 +63,7 @@ pub use access_log::{
     AccessLog, DEFAULT_JSON, DEFAULT_LINE, LogDestination, LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText,
 };
 pub use cel::{CelAttribute, CelExpression, CelFault, CelValue, Facts, LONGEST_EXPRESSION};
+pub use circuit_breakers::{CircuitBreakers, RetryLimit};
 pub use cluster::{
     BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, ConsistentHashing, HashFunction, Http2Keepalive,
     LoadWeights, PEAK_EWMA, PriorityPolicy, ServiceNames, SlowStart, TcpKeepalive, UpstreamTls,
@@ -78,7 +79,6 @@ pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
 pub use health_check::{GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe};
 pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWKS_KEYS};
 pub use jwt::{ClaimHeader, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, TokenLocation};
-pub use limits::{CircuitBreakers, RetryLimit};
 pub use listener::{
     ApiListener, BLACK_HOLE_CLUSTER, BLOCK_ALL, FilterChain, FilterChainMatch, HeadersWithUnderscores, HttpManager,
     Listener, PASSTHROUGH_CLUSTER, RouteSource, ServerListener, ServerTls,

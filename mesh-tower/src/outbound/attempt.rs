@@ -18,10 +18,10 @@ use mesh_core::grpc_timeout;
 use mesh_core::live_trace::{MARK, Stage};
 use mesh_core::load_report::LoadReport;
 use mesh_core::model::{BalancerPolicy, Cluster, RetryConditions, RetryPolicy, RouteAction};
-use mesh_core::outlier::Outcome as Outlier;
+use mesh_core::outlier::Outcome;
 use mesh_core::request_info::{AttemptEnd, Criticality, EXPECTED_TIMEOUT, Repeat, RequestInfo, grpc_status};
 use mesh_core::response_flags::ResponseFlags;
-use mesh_core::retry::{self, Outcome, RetryDecision};
+use mesh_core::retry::{self, RetryDecision, TryOutcome};
 use mesh_core::state::{EndpointState, RetryPermit, RetryPrice, TooManyRetries};
 use mesh_core::view::RouteRef;
 use serde_json::json;
@@ -79,7 +79,7 @@ impl Attempt {
     }
 
     /// Tells outlier detection and the report of load how the try ended, where the cluster has any.
-    pub(crate) fn report(&self, outcome: Outlier, route: &RouteRef<'_>, info: &mut RequestInfo) {
+    pub(crate) fn report(&self, outcome: Outcome, route: &RouteRef<'_>, info: &mut RequestInfo) {
         if let Some(reported) = &self.watch.reported {
             reported.note(is_success(outcome, info.is_grpc));
         }
@@ -135,9 +135,9 @@ impl Attempt {
         }
         match kind {
             ErrorKind::ConnectFailure | ErrorKind::ConnectionLost | ErrorKind::RefusedStream => {
-                self.report(Outlier::LocalFailure, route, info);
+                self.report(Outcome::LocalFailure, route, info);
             }
-            ErrorKind::Timeout => self.report(Outlier::LocalTimeout, route, info),
+            ErrorKind::Timeout => self.report(Outcome::LocalTimeout, route, info),
             _ => {}
         }
     }
@@ -152,7 +152,7 @@ impl Attempt {
         self.report_failure(error.kind(), route, info);
         info.note_attempt_end(self.number, AttemptEnd::Failed(error.kind()));
         let error = self.within(route, error);
-        match self.again(route, Outcome::Failed(error.kind()), info) {
+        match self.again(route, TryOutcome::Failed(error.kind()), info) {
             Again::Wanted(retry) => (error, Some(retry)),
             Again::Refused(reason) => (error.followed_by(reason), None),
             Again::No => (error, None),
@@ -160,7 +160,7 @@ impl Attempt {
     }
 
     /// Whether there is another try after this one.
-    fn again(&self, route: &RouteRef<'_>, outcome: Outcome<'_>, info: &mut RequestInfo) -> Again {
+    fn again(&self, route: &RouteRef<'_>, outcome: TryOutcome<'_>, info: &mut RequestInfo) -> Again {
         let (policy, now) = (policy(route), Instant::now());
         let RetryDecision::Retry { after } = retry::decide(policy, outcome, info, now) else {
             if info.is_observed() && retry::is_exhausted(policy, outcome, info) {
@@ -175,7 +175,7 @@ impl Attempt {
     pub(super) fn beside(&self, route: &RouteRef<'_>, info: &mut RequestInfo) -> Option<Retry> {
         // It is slow, and has not failed: an answer may still come.
         self.time(Duration::ZERO);
-        self.report(Outlier::LocalTimeout, route, info);
+        self.report(Outcome::LocalTimeout, route, info);
         let now = Instant::now();
         let RetryDecision::Retry { after } = retry::hedge(policy(route), info, now) else { return None };
         match self.permitted(route, after, false, info, now) {
@@ -541,7 +541,7 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn try_again_after(&mut self, response: &Response<T::Body>) -> Option<(Step<T>, (Parts, Body))> {
         let selected = self.route.clone()?;
         let route = selected.get();
-        let outcome = Outcome::Answered(response.status(), response.headers());
+        let outcome = TryOutcome::Answered(response.status(), response.headers());
         self.retry = None;
         let attempt = self.attempt.as_ref()?;
         let retry = match attempt.again(&route, outcome, &mut self.info) {

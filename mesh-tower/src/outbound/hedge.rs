@@ -9,7 +9,7 @@ use http::Response;
 use http::request::Parts;
 use mesh_core::error::MeshError;
 use mesh_core::request_info::{AttemptEnd, grpc_status};
-use mesh_core::retry::{self, Outcome};
+use mesh_core::retry::{self, TryOutcome};
 
 use super::attempt::policy;
 use super::request::{ActiveRequest, Rival, Step};
@@ -79,7 +79,7 @@ impl<T: Transport> ActiveRequest<T> {
         let selected = self.route.clone()?;
         let route = selected.get();
         rival.attempt.note_answer(response.status(), response.headers(), &route, &mut self.info);
-        let outcome = Outcome::Answered(response.status(), response.headers());
+        let outcome = TryOutcome::Answered(response.status(), response.headers());
         if !is_last && retry::wants(policy(&route), outcome, &self.info) {
             let end = AttemptEnd::Answered(response.status(), grpc_status(response.headers()));
             self.info.note_attempt_end(rival.attempt.number, end);
@@ -120,7 +120,7 @@ impl<T: Transport> ActiveRequest<T> {
     #[cold]
     pub(super) fn waits_for_a_better(&self, response: &Response<T::Body>) -> bool {
         let Some(route) = self.route.as_ref().filter(|_| !self.rivals.is_empty()) else { return false };
-        let outcome = Outcome::Answered(response.status(), response.headers());
+        let outcome = TryOutcome::Answered(response.status(), response.headers());
         retry::wants(policy(&route.get()), outcome, &self.info)
     }
 }

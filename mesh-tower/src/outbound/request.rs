@@ -15,7 +15,7 @@ use mesh_core::filter::Resume;
 use mesh_core::hashing::Caller;
 use mesh_core::live_trace::LiveTraces;
 use mesh_core::model::{Cluster, LoadWeights, PASSTHROUGH_CLUSTER};
-use mesh_core::outlier::Outcome as Outlier;
+use mesh_core::outlier::Outcome;
 use mesh_core::request_info::{Observers, RequestInfo, grpc_status};
 use mesh_core::rewrite;
 use mesh_core::state::{EndpointState, InFlight, ReportedTry, RetryPermit};
@@ -241,11 +241,11 @@ impl<T: Transport> ActiveRequest<T> {
             attempt.heed(trailers);
         }
         if let Some(code) = grpc_status(trailers).filter(|_| self.info.is_grpc) {
-            self.note_outcome(Outlier::of_grpc(code));
+            self.note_outcome(Outcome::of_grpc(code));
         }
     }
 
-    fn note_outcome(&mut self, outcome: Outlier) {
+    fn note_outcome(&mut self, outcome: Outcome) {
         if let (Some(attempt), Some(route)) = (&self.attempt, &self.route) {
             attempt.report(outcome, &route.get(), &mut self.info);
         }
