@@ -20,7 +20,7 @@ use mesh_core::request_info::{Deadline, Inherited, Repeat};
 use mesh_core::view::{SelectedRoute, TargetView};
 use tokio::sync::watch;
 
-use super::coalesced::{Key, OF_ONE_REQUEST, Outcome, Shared, outcome_of};
+use super::coalesced::{Key, OF_ONE_REQUEST, Shared, SharedOutcome, shared_outcome};
 use super::placement::Follow;
 use super::request::OutboundContext;
 use super::response_body::{Content, ResponseBody};
@@ -118,7 +118,7 @@ fn shared(context: &Arc<OutboundContext>, key: Key, head: &Parts, mut inherited:
     own.extensions.insert(inherited);
     let (request_context, request_key, request_of) = (Arc::clone(context), Arc::clone(&key), Arc::clone(&of));
     let task = tokio::spawn(async move {
-        let outcome = outcome_of(send(&request_context, pooled(), own, Body::empty()).await).await;
+        let outcome = shared_outcome(send(&request_context, pooled(), own, Body::empty()).await).await;
         request_of.close(&request_key);
         tell.send_replace(Some(outcome));
     });
@@ -133,14 +133,14 @@ async fn answer(context: &Arc<OutboundContext>, shared: Arc<Shared>, head: Parts
     // A task that was ended with its runtime tells nothing.
     let told = outcome.wait_for(Option::is_some).await.ok().and_then(|told| told.clone());
     match told {
-        Some(Outcome::Answer(answer)) => {
+        Some(SharedOutcome::Answer(answer)) => {
             let (head, bytes) = &*answer;
             let body = ResponseBody::new(Content::Local { bytes: bytes.clone() }, None, false);
             Ok(Response::from_parts(head.clone(), body))
         }
-        Some(Outcome::Failed(error)) => Err(error),
-        Some(Outcome::OfOne(answer)) if let Some(answer) = take(&answer) => Ok(answer),
-        Some(Outcome::OfOne(_)) | None => send(context, pooled(), head, Body::empty()).await,
+        Some(SharedOutcome::Failed(error)) => Err(error),
+        Some(SharedOutcome::OfOne(answer)) if let Some(answer) = take(&answer) => Ok(answer),
+        Some(SharedOutcome::OfOne(_)) | None => send(context, pooled(), head, Body::empty()).await,
     }
 }
 

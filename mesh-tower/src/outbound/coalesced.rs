@@ -50,13 +50,13 @@ pub(crate) type Key = Arc<[u8]>;
 pub(super) struct Shared {
     pub(super) key: Key,
     pub(super) of: Arc<Coalescer>,
-    pub(super) outcome: watch::Receiver<Option<Outcome>>,
+    pub(super) outcome: watch::Receiver<Option<SharedOutcome>>,
     pub(super) task: AbortHandle,
 }
 
 /// What it came to.
 #[derive(Clone, Debug)]
-pub(super) enum Outcome {
+pub(super) enum SharedOutcome {
     /// An answer for everybody.
     Answer(Arc<(http::response::Parts, Bytes)>),
     /// A failure.
@@ -102,19 +102,19 @@ impl Coalescer {
 }
 
 /// What a response is for everybody. Its body is read to the end where it may be shared.
-pub(super) async fn outcome_of(response: Result<Response<ResponseBody>, MeshError>) -> Outcome {
+pub(super) async fn shared_outcome(response: Result<Response<ResponseBody>, MeshError>) -> SharedOutcome {
     let response = match response {
         Ok(response) => response,
-        Err(error) => return Outcome::Failed(error),
+        Err(error) => return SharedOutcome::Failed(error),
     };
     let length = response.body().size_hint().exact();
     if !may_be_shared(response.status(), response.headers()) || length.is_none_or(|length| length > LARGEST) {
-        return Outcome::OfOne(Arc::new(Mutex::new(Some(response))));
+        return SharedOutcome::OfOne(Arc::new(Mutex::new(Some(response))));
     }
     let (head, body) = response.into_parts();
     match body.collect().await {
-        Ok(whole) => Outcome::Answer(Arc::new((head, whole.to_bytes()))),
-        Err(error) => Outcome::Failed(error),
+        Ok(whole) => SharedOutcome::Answer(Arc::new((head, whole.to_bytes()))),
+        Err(error) => SharedOutcome::Failed(error),
     }
 }
 
