@@ -194,6 +194,11 @@ impl TargetEntry {
         &self.target
     }
 
+    /// Whether it is where the requests go on to that come to a gateway.
+    pub fn is_onward(&self) -> bool {
+        matches!(self.origin, Origin::Routes(_))
+    }
+
     /// The current view, if there is one.
     #[inline]
     pub fn view(&self) -> Option<Arc<TargetView>> {

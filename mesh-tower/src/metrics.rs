@@ -112,17 +112,23 @@ impl Mesh {
     /// What the configuration says by now of how requests are counted.
     fn tell_rules(&self, metrics: &Metrics) {
         let targets = self.store().targets().list();
-        let views = targets.filter_map(|target| target.peek());
+        // What a gateway sends on is counted as its listeners say.
+        let views = targets.filter(|target| !target.is_onward()).filter_map(|target| target.peek());
         // Of a target that does not exist nobody says anything.
         let views = views.filter(|view| !view.is_failure() || view.is_blocked());
-        metrics.set_rules(Reporter::Source, distinct(views.map(|view| view.metrics().cloned())));
+        let of_views = views.map(|view| view.metrics().cloned());
         let listeners = self.listeners().load();
         let states = listeners.iter().map(|listener| Arc::clone(&listener.state()));
         let chains = states.flat_map(|state| match &*state {
-            ServerState::Serving(view) => view.chains.iter().map(|chain| chain.metrics.clone()).collect(),
+            ServerState::Serving(view) => {
+                view.chains.iter().map(|chain| (chain.onward.is_some(), chain.metrics.clone())).collect()
+            }
             ServerState::Waiting | ServerState::NotServing(_) => Vec::new(),
         });
-        metrics.set_rules(Reporter::Destination, distinct(chains));
+        let (of_gateways, of_servers): (Vec<_>, Vec<_>) = chains.partition(|(is_of_gateway, _)| *is_of_gateway);
+        let rules = |chains: Vec<(bool, Option<Arc<MetricRules>>)>| chains.into_iter().map(|(_, rules)| rules);
+        metrics.set_rules(Reporter::Source, distinct(of_views.chain(rules(of_gateways))));
+        metrics.set_rules(Reporter::Destination, distinct(rules(of_servers)));
     }
 
     fn clusters(&self, to: &mut dyn MetricsWriter) {

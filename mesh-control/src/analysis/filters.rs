@@ -142,10 +142,32 @@ fn check_others(policy: &Policy, who: &str, refused: &str, found: &mut Vec<Diagn
             (RulesMode::Server, false) => "requests to servers pass unchanged".to_owned(),
             (RulesMode::Client, _) => "what clients call does not go by it".to_owned(),
         };
-        let field = if object.spec.processor.is_some() { "processor" } else { "rules" };
         let message = format!("{who}: it knows no such rules; {effect}");
-        say(&object.meta, field, Code::Degraded, message, found);
+        say(&object.meta, said_in(&object.spec), Code::Degraded, message, found);
     }
+}
+
+/// What an Envoy that is a gateway does of them.
+pub(super) fn check_edge(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    const REFUSED: &str = "every request there is answered with 503";
+    for object in policy.filters.plugins() {
+        let becomes = match object.spec.plugin("").on_failure {
+            OnFailure::Pass => "requests pass without it (FAIL_OPEN)".to_owned(),
+            OnFailure::Refuse | OnFailure::Restart => format!("{REFUSED}, unless `failStrategy` is FAIL_OPEN"),
+        };
+        let message = format!("an Envoy that is a gateway runs no filters of others: {becomes}");
+        say(&object.meta, plugin_name(object), Code::Degraded, message, found);
+    }
+    for object in policy.filters.rules() {
+        let becomes = if object.spec.refuses { REFUSED } else { "requests pass unchanged" };
+        let message = format!("of a gateway, which `mesh-gateway` does: an Envoy knows no such rules; {becomes}");
+        say(&object.meta, said_in(&object.spec), Code::Degraded, message, found);
+    }
+}
+
+/// Where rules say what they do.
+fn said_in(rules: &RequestRules) -> &'static str {
+    if rules.processor.is_some() { "processor" } else { "rules" }
 }
 
 /// Where a plugin says which filter it is.

@@ -93,12 +93,17 @@ fn guarded_all_the_same(refused: &Refused, root: &str) -> Option<Diagnostic> {
         _ => "those workloads that it is for,",
     };
     let to = if hosts.is_empty() { String::new() } else { format!(" to {}", hosts.join(", ")) };
+    // To Istio they are clients.
+    let gateways = match refused.meta.kind {
+        ObjectKind::WasmPlugin => ", and gateways among them answer no request in another way",
+        _ => "",
+    };
     let does = match (guarded.is_some(), refused.guards_calls().is_some()) {
         (true, false) => "answer every request with 503 and the reason".to_owned(),
         (true, true) => {
             "answer every request with 503 and the reason, and each of their calls fails with 500".to_owned()
         }
-        (false, _) => format!("have each of their calls{to} fail with 500 and the reason"),
+        (false, _) => format!("have each of their calls{to} fail with 500 and the reason{gateways}"),
     };
     let until = if refused.is_foreign() { "" } else { "until it is right, " };
     let message = format!("{until}{whom} {place} {does}, unless mesh-control is told --allow-unenforced");

@@ -1,6 +1,7 @@
 //! What a gateway is told: which of its names there are, and what each of them is made of. An Envoy and a program of this project are
-//! told the same, but for clusters, of which each has its own form, and for what requests pass, of which an Envoy does less. A
-//! program calls whom it asks about requests as every client of the mesh does, by listeners and routes of its own.
+//! told the same, but for clusters, of which each has its own form, for what requests pass, of which an Envoy does less, and for how they
+//! are traced and counted, of which it is told nothing. A program calls whom it asks about requests as every client of the mesh does, by
+//! listeners and routes of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use crate::analysis;
 use crate::catalog::{Client, ClientClass, Encoded, Kind};
 use crate::policy::gateways::{Address, Listening};
 use crate::policy::security::Served;
+use crate::policy::telemetry::Side;
 use crate::policy::traffic::ServerTls;
 use crate::registry::protocol::Protocol;
 use crate::render::envoy::{self, Edge, Inbound};
@@ -93,6 +95,13 @@ impl Snapshot {
                     let ids = ids.chain(filters.iter().map(|filter| Arc::clone(&filter.id))).collect();
                     self.compiled.note(analysis::lost_at_edge(policy, &ids));
                 }
+                let telemetry = match client.class {
+                    ClientClass::Library => {
+                        let applied = policy.telemetries.of(&client.namespace, &labels, &policy.services);
+                        render::telemetry(policy, applied, Side::Gateway)
+                    }
+                    ClientClass::Grpc | ClientClass::Envoy => render::listener::Telemetry::default(),
+                };
                 let edge = Edge {
                     namespace: &client.namespace,
                     may_have_secrets: self.may_have_secrets(client),
@@ -100,6 +109,7 @@ impl Snapshot {
                     class: client.class,
                     guarded: &guarded,
                     filters: &filters,
+                    telemetry,
                     keys: &self.keys,
                 };
                 Some(envoy::edge_listener(policy, &view, name, *address, at, &edge, policy.paths))

@@ -211,6 +211,7 @@ impl Snapshot {
         let Policy { services, security, telemetries, .. } = policy;
         let served = Served { namespace: &client.namespace, labels, port };
         let applied = telemetries.of(&client.namespace, labels, services);
+        let view = policy.view(&client.namespace, &client.labels);
         Inbound {
             port,
             is_of_service: true,
@@ -219,7 +220,7 @@ impl Snapshot {
             access: security.access(served, services, self.compiled.allow_unenforced),
             tokens: security.tokens(served, services),
             tls: self.taken_by(client, served),
-            logs: render::envoy_logs(policy, &policy.view(&client.namespace, &client.labels), applied, Side::Server),
+            logs: render::envoy_logs(policy, &view, applied, Side::serving(client.is_gateway)),
             limits: self.limits_of(client, served),
         }
     }

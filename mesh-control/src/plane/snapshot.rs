@@ -360,15 +360,16 @@ impl Snapshot {
         limits.on_port(&places, &services.numbers_of(&client.namespace, served.labels, served.port))
     }
 
-    /// The filters that the requests of a server pass.
+    /// The filters that the requests of a server, or of a gateway, pass.
     pub(super) fn filters_of(&self, client: &Client, served: Served<'_>) -> Vec<FilterInForce> {
         let Policy { services, filters, .. } = &self.compiled.policy;
-        let places = filters.of(&client.namespace, served.labels, services, Side::Server);
+        let side = Side::serving(client.is_gateway);
+        let places = filters.of(&client.namespace, served.labels, services, side);
         if places.is_empty() {
             return Vec::new();
         }
         let ports = &services.numbers_of(&client.namespace, served.labels, served.port);
-        filters.at(&places, Passing { side: Side::Server, ports, host: "" })
+        filters.at(&places, Passing { side, ports, host: "" })
     }
 
     /// How a server takes connections.

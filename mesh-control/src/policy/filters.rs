@@ -15,6 +15,7 @@ use crate::config::extensions::request_rules::{RequestRules, RulesMode};
 use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::istio::wasm_plugin::{Phase, WasmPlugin};
 use crate::config::node::{Node, Value};
+use crate::config::support::ObjectKind;
 use crate::registry::Services;
 
 /// All filters and rules.
@@ -154,14 +155,15 @@ pub enum FilterKind {
     },
 }
 
-/// A side of a workload, and where its requests are: the numbers of its port on a server, the port of the host on a client.
+/// A side of a workload, and where its requests are: the numbers of its port on a server or a gateway, the port of the host on a
+/// client.
 #[derive(Clone, Copy, Debug)]
 pub struct Passing<'a> {
     /// Which side.
     pub side: Side,
     /// The numbers of the port.
     pub ports: &'a [u16],
-    /// Whom a client calls; empty on a server.
+    /// Whom a client calls; empty on others.
     pub host: &'a str,
 }
 
@@ -304,23 +306,33 @@ impl Entry {
     }
 
     fn is_of(&self, side: Side) -> bool {
-        let is_client = side == Side::Client;
         match &self.said {
-            Said::Plugin(object) => object.spec.is_of(is_client),
-            Said::Rules(object) => (object.spec.mode == RulesMode::Client) == is_client,
-            // Servers do not serve at all where one is for them.
-            Said::Refused(_) => is_client,
+            Said::Plugin(object) => object.spec.is_of(side.is_client()),
+            Said::Rules(object) => (object.spec.mode == RulesMode::Client) == (side == Side::Client),
+            Said::Refused(object) => match side {
+                Side::Client => true,
+                // Servers do not serve at all where one is for them.
+                Side::Server => false,
+                Side::Gateway => is_plugin_of_calls(object),
+            },
         }
     }
 
     fn is_passed(&self, Passing { side, ports, host }: Passing<'_>) -> bool {
         let is_to = |hosts: &[String]| hosts.is_empty() || hosts.iter().any(|meant| **meant == *host);
         match &self.said {
-            Said::Plugin(object) => object.spec.is_for(side == Side::Client, ports),
+            Said::Plugin(object) => object.spec.is_for(side.is_client(), ports),
             Said::Rules(object) => self.is_of(side) && is_to(&object.spec.hosts),
+            // What comes to a gateway is for any host.
+            Said::Refused(_) if side == Side::Gateway => self.is_of(side),
             Said::Refused(object) => self.is_of(side) && object.guards_calls().is_some_and(|(_, hosts)| is_to(hosts)),
         }
     }
+}
+
+/// Whether it is a wrong WasmPlugin that says `CLIENT` alone, which is for gateways, too. One for both sides keeps them from serving.
+fn is_plugin_of_calls(refused: &Refused) -> bool {
+    refused.meta.kind == ObjectKind::WasmPlugin && matches!(refused.governs, Governs::Calls { .. })
 }
 
 /// Why a server that cannot have its requests pass any of these must not serve, if it must not.

@@ -43,6 +43,8 @@ pub enum Side {
     Client,
     /// Those that it serves.
     Server,
+    /// Those that come to a gateway.
+    Gateway,
 }
 
 /// An access log in a file, or at a collector of OpenTelemetry's.
@@ -234,7 +236,7 @@ impl Telemetries {
             if !providers.iter().any(|name| is_prometheus(name, spec)) {
                 continue;
             }
-            for one in metrics.overrides.iter().filter(|one| one.selector.mode.has(side == Side::Client)) {
+            for one in metrics.overrides.iter().filter(|one| one.selector.mode.has(side.is_client())) {
                 let named = one.selector.metric.as_ref().map(|metric| metric.value);
                 let is_one = |metric: Metric| named.is_none_or(|named| named == metric || named == Metric::All);
                 let standard = METRICS.iter().filter(|(metric, _)| is_one(*metric)).map(|(_, name)| (*name).to_owned());
@@ -306,9 +308,20 @@ fn everybody() -> Workloads {
 }
 
 impl Side {
+    /// That of the requests which come to a listener of a server, or of a gateway.
+    pub fn serving(is_gateway: bool) -> Side {
+        if is_gateway { Side::Gateway } else { Side::Server }
+    }
+
+    /// Whether Istio's kinds mean it by `CLIENT`: a gateway is one to them, since it sends on all that comes to it (Istio:
+    /// extensions.go, telemetry.go).
+    pub fn is_client(self) -> bool {
+        self != Side::Server
+    }
+
     /// Whether its requests are meant.
     pub fn is_of(self, side: Option<&crate::config::istio::telemetry::Side>) -> bool {
-        side.is_none_or(|side| side.mode.has(self == Side::Client))
+        side.is_none_or(|side| side.mode.has(self.is_client()))
     }
 }
 

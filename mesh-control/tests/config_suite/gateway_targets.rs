@@ -192,16 +192,26 @@ fn an_envoy_that_is_a_gateway_answers_with_the_reason_what_it_cannot_hold_back_a
             "RequestRules",
             "rules: [{name: all, headers: {request: {set: {x-a: b}}}}]",
             false,
-            "requests to servers pass unchanged",
+            "an Envoy knows no such rules; requests pass unchanged",
         ),
         (
             "RequestRules",
             "rules: [{name: all, deny: {}}]",
             true,
-            "every request to a workload behind one that it is for fails",
+            "an Envoy knows no such rules; every request there is answered with 503",
         ),
-        ("WasmPlugin", "pluginName: acme.guard", true, "every request to a workload behind one"),
-        ("WasmPlugin", "pluginName: acme.guard, failStrategy: FAIL_OPEN", false, "requests to servers pass without it"),
+        (
+            "WasmPlugin",
+            "pluginName: acme.guard",
+            true,
+            "an Envoy that is a gateway runs no filters of others: every request there is answered with 503, unless",
+        ),
+        (
+            "WasmPlugin",
+            "pluginName: acme.guard, failStrategy: FAIL_OPEN",
+            false,
+            "an Envoy that is a gateway runs no filters of others: requests pass without it (FAIL_OPEN)",
+        ),
     ] {
         // In its namespace as a whole, and by name: of the first nobody can tell before there is a gateway.
         for whom in ["", EDGE] {
@@ -226,9 +236,13 @@ fn an_envoy_that_is_a_gateway_answers_with_the_reason_what_it_cannot_hold_back_a
             assert!(String::from_utf8_lossy(ours).contains("shop/guard"), "{text}");
             let finding = "p.yaml:4:";
             let found = said(&plane);
-            let is_told =
-                |found: &String| found.starts_with(finding) && found.contains("of a gateway") && found.contains(line);
+            let is_told = |found: &String| found.starts_with(finding) && found.contains(line);
             assert!(found.iter().any(is_told), "{text}: {found:?}");
+            // Nobody who is told of it runs it.
+            assert!(
+                kind != "WasmPlugin" || !found.iter().any(|line| line.contains("which `mesh-gateway` does")),
+                "{found:?}"
+            );
         }
     }
 }
@@ -243,7 +257,7 @@ fn what_is_about_calls_has_no_effect_at_a_gateway_which_is_told() {
         ("RequestRules", "mode: CLIENT, rules: [{name: all, deny: {}}]", "error", "mode"),
         ("RequestRules", "mode: CLIENT, rules: [{name: all, headers: {request: {set: {x-a: b}}}}]", "warning", "mode"),
         ("Overload", "throttle: {}", "warning", "throttle"),
-        ("WasmPlugin", "match: [{mode: CLIENT}]", "error", "match"),
+        ("Overload", "throttle: {}, concurrency: {max: 1}", "warning", "throttle"),
     ] {
         let by_name = policy(kind, "shop", EDGE, spec);
         let by_label =
@@ -260,6 +274,74 @@ fn what_is_about_calls_has_no_effect_at_a_gateway_which_is_told() {
                 "{text}: {found:?}"
             );
         }
+    }
+}
+
+/// It is Istio's own words that are taken so: what of our own says `CLIENT` is about calls.
+#[test]
+fn to_istios_kinds_a_gateway_is_a_client_of_which_server_alone_is_not_said() {
+    let mut envoy = called("shop", "edge");
+    envoy.class = ClientClass::Envoy;
+    for (mode, is_for_it) in [("CLIENT", true), ("CLIENT_AND_SERVER", true), ("SERVER", false)] {
+        for (kind, spec, is_for_envoys, severity) in [
+            ("WasmPlugin", "pluginName: acme.guard, match: [{MODE}]", true, "error"),
+            ("WasmPlugin", "pluginName: acme.guard, match: [{MODE, ports: [{number: 80}]}]", true, "error"),
+            ("WasmPlugin", "pluginName: acme.guard, failStrategy: FAIL_OPEN, match: [{MODE}]", false, "warning"),
+            ("Telemetry", "accessLogging: [{match: {MODE}, providers: [{name: envoy}]}]", true, "warning"),
+            ("Telemetry", "metrics: [{overrides: [{match: {MODE}, disabled: true}]}]", false, "warning"),
+            ("Telemetry", "tracing: [{match: {MODE}, randomSamplingPercentage: 7}]", false, "warning"),
+        ] {
+            let text = policy(kind, "shop", EDGE, &spec.replace("MODE", &format!("mode: {mode}")));
+            let plane = plane(&gateway("shop", "edge", "gatewayClassName: istio"));
+            let clients = [(called("shop", "edge"), is_for_it), (envoy.clone(), is_for_it && is_for_envoys)];
+            let before = clients.each_ref().map(|(client, _)| told(&plane, client));
+            plane.set_yaml("p.yaml", &text).unwrap();
+            for ((client, changes), before) in clients.iter().zip(before) {
+                assert_eq!(told(&plane, client) != before, *changes, "{text} {:?}", client.class);
+            }
+            let found = said(&plane);
+            let apart = format!("{severity}[ignored]: {kind} shop/guard: ");
+            let is_apart = |line: &String| line.contains(&apart) && line.contains("to Istio a gateway is a client");
+            assert_eq!(found.iter().any(is_apart), !is_for_it, "{text}: {found:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_for_clients_that_is_wrong_lets_nobody_by_at_a_gateway() {
+    for (spec, is_refused) in [
+        ("phase: NEVER, match: [{mode: CLIENT}]", true),
+        ("phase: NEVER, match: [{mode: CLIENT}], failStrategy: FAIL_OPEN", false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let text = gateway("shop", "edge", "gatewayClassName: istio") + &policy("WasmPlugin", "shop", EDGE, spec);
+        std::fs::write(dir.path().join("c.yaml"), text).unwrap();
+        let plane = Plane::start(PlaneOptions::default().config_dir(dir.path())).unwrap();
+        for class in [ClientClass::Library, ClientClass::Envoy] {
+            let mut client = called("shop", "edge");
+            client.class = class;
+            let [listener] = &*told(&plane, &client) else { panic!("{spec}") };
+            let refuses = String::from_utf8_lossy(listener).contains("no good state of it is known");
+            assert_eq!(refuses, is_refused, "{spec} {class:?}");
+        }
+    }
+}
+
+#[test]
+fn each_half_of_an_overload_that_names_a_gateway_is_told_of() {
+    let queue = "concurrency: {max: 1, queue: {max: 1, timeout: 1s}}";
+    for (spec, of_throttle, of_queue) in [
+        ("throttle: {}".to_owned(), true, false),
+        (queue.to_owned(), false, true),
+        (format!("throttle: {{}}, {queue}"), true, true),
+    ] {
+        let plane = plane(&gateway("shop", "edge", "gatewayClassName: istio"));
+        plane.set_yaml("p.yaml", &policy("Overload", "shop", EDGE, &spec)).unwrap();
+        let found = said(&plane);
+        let of = |field: &str| found.iter().any(|line| line.contains(&format!("shop/guard: {field}: ")));
+        assert_eq!((of("throttle"), of("concurrency.queue")), (of_throttle, of_queue), "{found:?}");
+        let of_mesh_gateway = |line: &&String| line.contains("which `mesh-gateway` does");
+        assert!(found.iter().filter(of_mesh_gateway).all(|line| line.contains("concurrency.queue")), "{found:?}");
     }
 }
 

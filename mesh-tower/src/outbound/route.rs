@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use http::request::Parts;
 use http::uri::Scheme;
-use http::{Method, Uri, Version};
+use http::{Extensions, Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::hashing;
@@ -96,6 +96,12 @@ pub(super) fn inherited_by(head: &Parts) -> Option<Inherited> {
         own.trace = inherited::look(|inherited| inherited.trace.clone()).unwrap_or_default();
     }
     Some(own)
+}
+
+/// What a gateway's listener says of a request that came by it.
+#[inline]
+fn onward<'r>(context: &OutboundContext, extensions: &'r Extensions) -> Option<&'r Onward> {
+    if context.is_gateway { extensions.get() } else { None }
 }
 
 /// Notes from here on what becomes of the request.
@@ -249,7 +255,9 @@ impl<T: Transport> ActiveRequest<T> {
             let routed = followed::route(&view, &seen, random, &|name| self.info.tells_header(name));
             self.info.note_event("routed", || routed);
         }
-        if let Some(rules) = view.metrics().filter(|_| self.info.is_observed()) {
+        let onward = onward(&self.context, &head.extensions);
+        let rules = onward.and_then(|onward| onward.metrics.as_ref()).or(view.metrics());
+        if let Some(rules) = rules.filter(|_| self.info.is_observed()) {
             self.info.note_metric_rules(rules);
             if rules.needs_head() && self.info.head().is_none() {
                 note_head(&mut self.info, head);
@@ -286,7 +294,9 @@ impl<T: Transport> ActiveRequest<T> {
     /// Decides whether spans of the request are recorded.
     fn trace(&mut self, view: &TargetView, head: &mut Parts) {
         let Some(tracer) = &self.context.tracer else { return };
-        let tracing = view.tracing().unwrap_or(tracer.tracing());
+        let onward = onward(&self.context, &head.extensions);
+        let tracing = onward.and_then(|onward| onward.tracing.as_ref()).or(view.tracing());
+        let tracing = tracing.unwrap_or(tracer.tracing());
         let RequestInfo { inherited, random, .. } = &mut self.info;
         inherited.trace.or_own(&head.headers);
         let begun = inherited.trace.begin(tracing, &head.headers, random);

@@ -320,7 +320,12 @@ impl ServerContext {
         let is_logged = !chain.access_logs.is_empty() || facts.as_ref().is_some_and(|it| it.info.head().is_some());
         let upstream = (chain.onward.is_some() && is_logged).then(Upstream::default);
         if let Some(entry) = &chain.onward {
-            request.extensions_mut().insert(Onward { entry: Arc::clone(entry), upstream: upstream.clone() });
+            request.extensions_mut().insert(Onward {
+                entry: Arc::clone(entry),
+                upstream: upstream.clone(),
+                metrics: chain.metrics.clone(),
+                tracing: chain.tracing.clone(),
+            });
             if let Some(facts) = facts {
                 facts.info.note_edge();
             }

@@ -117,6 +117,52 @@ async fn a_gateway_of_gateway_api_serves_http_and_https_by_its_routes_and_follow
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_gateway_answers_and_what_it_sends_on_are_counted_as_istio_has_clients_count() {
+    let http = free_port().await;
+    let listeners = format!("{{gatewayClassName: istio, listeners: [{{name: http, port: {http}, protocol: HTTP}}]}}");
+    let route = "{parentRefs: [{name: edge}], \
+        rules: [{matches: [{path: {value: /one}}], backendRefs: [{name: one, port: 80}]}]}";
+    let telemetry = "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: edge}\n\
+        spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge}], metrics: [{overrides: [\
+        {match: {mode: CLIENT, metric: REQUEST_COUNT}, tagOverrides: {request_protocol: {operation: REMOVE}, edge: {value: \"'told'\"}}}, \
+        {match: {mode: SERVER}, disabled: true}]}]}\n---\n";
+    let refusal = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: edge}\n\
+        spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge}], action: DENY, \
+        rules: [{to: [{operation: {paths: [/no]}}]}]}\n---\n";
+    let text = [
+        service("one", program(|_| ok("one")).await),
+        object("Gateway", "edge", &listeners),
+        object("HTTPRoute", "one", route),
+        telemetry.to_owned(),
+        refusal.to_owned(),
+    ];
+    let control = control(&text.concat()).await;
+    let server = control.xds_addr().to_string();
+    let [label, name] = EDGE;
+    let mut gateway = Gateway::at(control, &server, &[label, name, "--admin-addr", "127.0.0.1:0"]);
+    gateway.bound().await;
+    let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
+    for (path, expected) in [("/one", "200"), ("/two", "404"), ("/no", "403")] {
+        assert_eq!(status(&exchange(local(http), &get("a.example", path, "")).await), expected, "{path}");
+    }
+    // A request counts once it is over, which its client does not wait for.
+    let counted = async {
+        loop {
+            let page = exchange(admin, &get(&admin.to_string(), "/metrics", "")).await;
+            let lines: Vec<String> =
+                page.lines().filter(|line| line.starts_with("istio_requests_total{")).map(str::to_owned).collect();
+            if lines.len() == 3 {
+                return lines;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    for line in within(counted).await {
+        assert!(line.contains("edge=\"told\"") && !line.contains("request_protocol="), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_come_in_by_tcp_and_by_the_name_that_tls_asks_for() {
     let bytes = program(|_| ok("bytes")).await;
     let (ca, raw) = (Authority::named("root"), Authority::named("raw"));

@@ -16,6 +16,7 @@ use tls_pb::subject_alt_name_matcher::SanType;
 use tls_pb::tls_parameters::TlsProtocol;
 
 use super::super::judge::Judge;
+use super::super::listener::Telemetry;
 use super::super::proto::{duration, number};
 use super::super::secrets::{authorities_name, certificate_name};
 use super::super::tls::{exact, file, of_files, socket};
@@ -63,6 +64,8 @@ pub struct Edge<'a> {
     pub guarded: &'a Inbound<'a>,
     /// What its requests pass besides.
     pub filters: &'a [FilterInForce],
+    /// How they are traced and counted, where that is told; where they are logged is among what guards it.
+    pub telemetry: Telemetry,
     /// Keys of those who issue tokens.
     pub keys: &'a FetchedKeys,
 }
@@ -340,8 +343,10 @@ fn requests(routes: &str, edge: &Edge<'_>, paths: PathNormalization) -> pb::Filt
         Ok(filters) => (filters, proxy::by_rds(routes.to_owned())),
         Err(reason) => (Vec::new(), answered(routes, &reason)),
     };
+    filters.extend(edge.telemetry.metrics.clone());
     filters.extend(outbound::of_routes());
     let mut manager = proxy::manager(format!("outbound_{routes}"), specifier, filters, edge.guarded.logs.clone());
+    manager.tracing.clone_from(&edge.telemetry.tracing);
     // Nobody in front of it has said anything: what clients say of where they come from is theirs.
     manager.use_remote_address = Some(BoolValue { value: true });
     manager.forward_client_cert_details = ForwardClientCertDetails::SanitizeSet.into();
