@@ -316,6 +316,11 @@ impl Trace {
     }
 }
 
+/// The id of a request that has none, or none that counts.
+pub fn new_request_id(random: &mut fastrand::Rng) -> HeaderValue {
+    RequestId::Made([random.u64(..), random.u64(..)]).to_value()
+}
+
 /// A UUID of version 4 of this chance.
 fn uuid(chance: u128) -> [u8; 36] {
     let mut digits = [0; 32];

@@ -16,7 +16,7 @@ use http::HeaderValue;
 
 use text::{header_value, write_hex, write_long_hex};
 
-pub use carried::{Begun, REQUEST_ID, TRACEPARENT, Tables, Trace};
+pub use carried::{Begun, REQUEST_ID, TRACEPARENT, Tables, Trace, new_request_id};
 
 /// The id of a trace: all spans that one request of a user led to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

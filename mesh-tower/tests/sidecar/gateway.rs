@@ -142,6 +142,16 @@ async fn requests_go_on_by_the_routes_of_their_listener_which_come_and_go_withou
     for name in ["x-envoy-retry-on", "x-mesh-criticality", "x-forwarded-client-cert", "proxy-connection"] {
         assert!(!seen.contains(name), "{name}: {seen}");
     }
+    // Each request has an id of its own, whatever its client says.
+    let mut ids = Vec::new();
+    for said in ["", "x-request-id: mine\r\n", "x-request-id: a\r\nx-request-id: b\r\n"] {
+        let answer = exchange(edge, &get("shop.example", "/a", said)).await;
+        let of_it: Vec<String> =
+            answer.lines().filter_map(|line| Some(line.strip_prefix("x-request-id: ")?.to_owned())).collect();
+        let [id] = &*of_it else { panic!("{answer}") };
+        assert!(id.len() == 36 && id.as_bytes()[14] == b'4' && !ids.contains(id), "{id} {ids:?}");
+        ids.push(id.clone());
+    }
     assert!(exchange(edge, &get("SHOP.example", "/two", "")).await.contains("two\n"));
     let moved = exchange(edge, &get("old.example", "/x", "")).await;
     assert!(status(&moved) == "301" && moved.contains("location: http://shop.example/x\r\n"), "{moved}");

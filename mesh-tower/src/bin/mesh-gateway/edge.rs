@@ -2,7 +2,7 @@
 //!
 //! As Istio's gateways have it where nothing else is said: no proxy in front of it is trusted (`numTrustedProxies: 0`), so that the
 //! client is who has connected. `x-forwarded-for` gets its address, `x-forwarded-proto` is what it spoke, and what is known of its
-//! certificate is in `x-forwarded-client-cert`, anew.
+//! certificate is in `x-forwarded-client-cert`, anew. So is `x-request-id`: strangers do not choose what requests are found by.
 
 use std::net::IpAddr;
 
@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use mesh_tower::body::Body;
 use mesh_tower::core::request::is_grpc;
 use mesh_tower::core::request_info::EXPECTED_TIMEOUT;
+use mesh_tower::core::trace::{REQUEST_ID, new_request_id};
 use mesh_tower::server::{ConnectionInfo, ServerLayer};
 use mesh_tower::{Client, Mesh, MeshError};
 
@@ -84,6 +85,7 @@ fn cleanse(request: &mut Request<Body>) {
         append(headers, FORWARDED_FOR, &as_text(client));
     }
     HEEDED.iter().for_each(|name| _ = headers.remove(name));
+    headers.insert(REQUEST_ID, new_request_id(&mut fastrand::Rng::new()));
     if is_http2 {
         join_cookies(headers);
     }
