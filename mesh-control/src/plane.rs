@@ -4,6 +4,7 @@
 //! of its services and nothing else. Every change publishes a new, immutable [`Snapshot`] to everyone who
 //! watches. What was in force stays in force while a new configuration is wrong.
 
+mod ended;
 mod events;
 mod followed;
 mod gateway;
@@ -21,7 +22,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
@@ -498,12 +499,17 @@ impl Plane {
     /// Everything there is to say: of the configuration, and of what was found when it was rendered for those who
     /// asked.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        self.diagnostics_at(SystemTime::now())
+    }
+
+    fn diagnostics_at(&self, now: SystemTime) -> Vec<Diagnostic> {
         let (compiled, unfetched) = {
             let live = self.inner.live();
             (live.compiled.clone(), keys::findings(&live))
         };
         let mut all = compiled.diagnostics.clone();
         all.extend(unfetched);
+        all.extend(compiled.ended(now));
         let known: HashSet<String> = all.iter().map(ToString::to_string).collect();
         all.extend(compiled.found().into_iter().filter(|finding| !known.contains(&finding.to_string())));
         all

@@ -222,11 +222,18 @@ impl Mesh {
 
     fn itself(&self, to: &mut dyn MetricsWriter) {
         let certificates = self.certificates();
-        if let Some(current) = certificates.current() {
-            let end = current.not_after().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let help = "When this process's certificate expires, in seconds since 1970.";
+        let seconds = |end: SystemTime| end.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let (own, shown) = (certificates.current(), self.shown_certificates());
+        if own.is_some() || !shown.is_empty() {
+            let help = "When this process's certificate expires, and of a gateway those that it shows, by their secrets, in seconds \
+                        since 1970.";
             to.family("mesh_certificate_expiry_timestamp_seconds", Kind::Gauge, help);
-            to.sample(&[], end.as_secs().into(), None);
+            if let Some(own) = own {
+                to.sample(&[], seconds(own.not_after()).into(), None);
+            }
+            for (secret, end) in &shown {
+                to.sample(&[("secret", &**secret)], seconds(*end).into(), None);
+            }
         }
         let problems = certificates.problems(SystemTime::now()).len();
         to.family("mesh_certificate_problems", Kind::Gauge, "What is wrong with certificates and TLS files.");
@@ -252,6 +259,19 @@ impl Mesh {
             to.family("mesh_trace_spans_dropped_total", Kind::Counter, help);
             to.sample(&[], tracer.dropped().into(), None);
         }
+    }
+
+    /// When the certificates end that a gateway shows, by their secrets.
+    fn shown_certificates(&self) -> BTreeMap<Arc<str>, SystemTime> {
+        let mut shown = BTreeMap::new();
+        for listener in self.listeners().load().iter() {
+            let state = listener.state();
+            let ServerState::Serving(view) = &**state else { continue };
+            for edge in view.chains.iter().filter_map(|chain| chain.edge.as_ref()) {
+                shown.extend(edge.ends.iter().cloned());
+            }
+        }
+        shown
     }
 
     fn configuration(&self, to: &mut dyn MetricsWriter) {

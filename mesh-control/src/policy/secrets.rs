@@ -27,6 +27,11 @@ impl Secrets {
         Secrets(all)
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Object<Secret>>> {
+        self.0.values().flat_map(BTreeMap::values)
+    }
+
     /// The Secret of a name.
     pub fn get(&self, namespace: &str, name: &str) -> Option<&Secret> {
         Some(&self.0.get(namespace)?.get(name)?.spec)

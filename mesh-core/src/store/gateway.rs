@@ -11,7 +11,7 @@ use crate::id::ListenerName;
 use crate::model::{EdgeTls, FilterChain, Listener, RouteSource};
 use crate::resources::{Change, Known, Resource, ResourceKey, ResourceType};
 use crate::state::lock;
-use crate::tls::{client_verifier, edge_config};
+use crate::tls::{certificate_end, client_verifier, edge_config};
 
 impl Assembly {
     /// Tells the gateway which listeners there are.
@@ -80,7 +80,11 @@ impl Assembly {
             reason
         });
         let clients = clients.map_err(|invalid| invalid.to_string().into());
-        Arc::new(Edge { tls: Arc::clone(tls), secrets, config, clients })
+        // Without a configuration, none is shown.
+        let shown = tls.certificates.iter().zip(&secrets).filter(|_| config.is_ok());
+        let ends = shown.filter_map(|(name, secret)| Some((Arc::clone(name), certificate_end(secret.as_ref()?)?)));
+        let ends = ends.collect();
+        Arc::new(Edge { tls: Arc::clone(tls), secrets, config, ends, clients })
     }
 
     /// Where the requests, or the connections, of a gateway's chain go on to.

@@ -77,6 +77,8 @@ pub struct Edge {
     pub(super) secrets: Vec<Option<Arc<crate::model::Secret>>>,
     /// The same as a server has it, or why there is none.
     pub config: Result<Arc<ServerConfig>, Arc<str>>,
+    /// When the certificates end that it shows, by the names of their secrets.
+    pub ends: Vec<(Arc<str>, SystemTime)>,
     /// Who verifies what clients show, where they are asked for something, or why nobody can.
     pub(super) clients: Result<Option<Arc<ClientVerifier>>, Arc<str>>,
 }

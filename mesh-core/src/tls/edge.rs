@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use aws_lc_rs::digest::{SHA256, digest};
 use tokio_rustls::rustls::client::danger::HandshakeSignatureValid;
 use tokio_rustls::rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use tokio_rustls::rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WantsServerCert};
@@ -85,6 +86,13 @@ pub(crate) fn edge_config(
         config.send_tls13_tickets = 0;
     }
     Ok(config)
+}
+
+/// When the certificate of a secret ends, where it has one.
+pub(crate) fn certificate_end(secret: &Secret) -> Option<SystemTime> {
+    let Secret::Certificate { chain, .. } = secret else { return None };
+    let leaf = CertificateDer::pem_slice_iter(chain).next()?.ok()?;
+    svid::not_after(&leaf).ok()
 }
 
 fn certificate(secret: &Secret) -> Result<Arc<CertifiedKey>, Invalid> {

@@ -24,7 +24,7 @@ mod tests;
 pub use bundle::{TrustBundles, fingerprint as roots_fingerprint, trust_fingerprint};
 pub use credentials::{CertificateRequest, Credentials};
 pub use edge::EdgeClient;
-pub(crate) use edge::{ClientVerifier, client_verifier, edge_config};
+pub(crate) use edge::{ClientVerifier, certificate_end, client_verifier, edge_config};
 pub use files::{FileReader, FileTrust};
 pub use foreign::{ForeignPeer, foreign_config, foreign_name};
 pub use handshake::{client_config, peer_identity, server_name, spiffe_config};

@@ -17,7 +17,7 @@ use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::gateway::{Gateway, ads, bytes_to, chain, for_names, listener};
+use super::gateway::{Gateway, ads, bytes_to, chain, for_names, get, listener};
 use super::tls_support::{ANY, Authority, Pair};
 use super::*;
 
@@ -239,6 +239,45 @@ async fn certificates_change_under_connections_that_stay_and_a_bad_one_is_only_i
         }
     };
     within(mended).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_each_certificate_ends_that_is_shown_is_a_metric() {
+    let ca = Authority::named("ca");
+    let control = ManagementServer::start();
+    Gateway::put_cluster(&control, "shop", program(ok).await);
+    control.put("r", &routes("r", vec![virtual_host("all", &["*"], vec![to("/", "shop")])]));
+    let until =
+        |year: i32| ca.leaf_with(&["shop.example"], |params| params.not_after = rcgen::date_time_ymd(year, 1, 1));
+    put_pair(&control, "kubernetes://ns/shop", &until(2100));
+    let broken = Pair { key: ca.leaf(&["x"]).key, ..ca.leaf(&["all.example"]) };
+    put_pair(&control, "kubernetes://ns/broken", &broken);
+    let chains = vec![
+        secured(&["shop.example"], "r", "kubernetes://ns/shop", None),
+        secured(&["all.example"], "r", "kubernetes://ns/broken", None),
+    ];
+    control.put("edge", &listener("edge", chains));
+    let mut gateway = Gateway::start(control, &["--admin-addr", "127.0.0.1:0"]).await;
+    gateway.bound().await;
+    let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
+    let told = async |end: u64| {
+        let expected = format!("mesh_certificate_expiry_timestamp_seconds{{secret=\"kubernetes://ns/shop\"}} {end}");
+        loop {
+            let page = exchange(admin, &get(&admin.to_string(), "/metrics", "")).await;
+            let mut lines = page.lines().filter(|line| line.starts_with("mesh_certificate_expiry_timestamp_seconds"));
+            // Nobody is shown the other one.
+            if lines.next().is_some_and(|line| line.trim_end() == expected) && lines.next().is_none() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    // The first days of 2100, of 2000 and of 2200, as seconds since 1970.
+    within(told(4_102_444_800)).await;
+    for (year, end) in [(2000, 946_684_800), (2200, 7_258_118_400)] {
+        put_pair(&gateway.control, "kubernetes://ns/shop", &until(year));
+        within(told(end)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::sign::CertifiedKey;
+use x509_parser::certificate::Validity;
 use zeroize::Zeroizing;
 
 use crate::config::decode::Decoder;
@@ -43,6 +44,15 @@ pub struct Secret {
     pub authorities: Option<Pem>,
     /// Lists of revoked certificates.
     pub revoked: Option<Pem>,
+    /// From when and until when the certificate holds.
+    validity: Option<Validity>,
+}
+
+impl Secret {
+    /// That its certificate holds no more, or not yet. It is shown all the same: whether it will do is for clients to say.
+    pub fn ended(&self, now: SystemTime) -> Option<String> {
+        ended(self.validity.as_ref()?, now)
+    }
 }
 
 /// A text that is shown to nobody.
@@ -96,7 +106,8 @@ pub fn read(document: &Node, d: &mut Decoder<'_>) -> Secret {
         d.report_at(document.span, "data", Severity::Error, Code::MissingField, wanted);
     }
     let pem = |found: Option<(_, Pem)>| found.map(|(_, pem)| pem);
-    Secret { identity, authorities: pem(authorities), revoked: pem(revoked) }
+    let validity = identity.as_ref().and_then(|(chain, _)| validity(chain));
+    Secret { identity, authorities: pem(authorities), revoked: pem(revoked), validity }
 }
 
 /// The values of `data` and `stringData` by their keys; of both, the latter count.
@@ -183,7 +194,7 @@ impl<'n> Values<'n> {
         if read.is_none() {
             self.wrong(key, "not a private key in PEM".to_owned(), d);
         }
-        let over = certificates.as_ref().and_then(|all| all.first()).and_then(|leaf| ended(leaf, SystemTime::now()));
+        let over = validity(&chain).and_then(|validity| ended(&validity, SystemTime::now()));
         if let Some(message) = over {
             self.say(certificate, Severity::Warning, Code::InvalidValue, message, d);
         }
@@ -203,11 +214,16 @@ impl<'n> Values<'n> {
     }
 }
 
-/// That a certificate holds no more, or not yet. It is shown all the same: whether it will do is for clients to say.
-fn ended(certificate: &[u8], now: SystemTime) -> Option<String> {
-    let (_, read) = x509_parser::parse_x509_certificate(certificate).ok()?;
+/// From when and until when the first certificate of a chain holds.
+fn validity(chain: &Pem) -> Option<Validity> {
+    let leaf = CertificateDer::pem_slice_iter(chain.bytes()).next()?.ok()?;
+    let (_, read) = x509_parser::parse_x509_certificate(&leaf).ok()?;
+    Some(read.validity().clone())
+}
+
+fn ended(validity: &Validity, now: SystemTime) -> Option<String> {
     let now = i64::try_from(now.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs()).ok()?;
-    let (begin, end) = (read.validity().not_before, read.validity().not_after);
+    let (begin, end) = (validity.not_before, validity.not_after);
     match () {
         () if end.timestamp() < now => Some(format!("the certificate has ended at {end}: clients refuse it")),
         () if begin.timestamp() > now => {
