@@ -20,7 +20,7 @@ use super::serve::namespace;
 use super::{Format, Printing};
 use crate::config::schemas::custom_resource;
 use crate::config::support::ObjectKind;
-use crate::kubernetes::kinds::{RESOURCES, Resource, SETTINGS, Use};
+use crate::kubernetes::kinds::{CLASS, RESOURCES, Resource, SETTINGS, Use};
 use crate::policy::mesh::ROOT_NAMESPACE;
 
 const NAME: &str = "mesh-control";
@@ -159,8 +159,8 @@ metadata:
     )
 }
 
-/// What is watched may be listed and watched, where it is watched, and of what has a status that may be changed. One thing may be made:
-/// the question whose a token is.
+/// What is watched may be listed and watched, where it is watched, and of what has a status that may be changed; classes of Gateways may
+/// be listed. One thing may be made: the question whose a token is.
 fn permissions(args: &Args) -> String {
     let mut places: BTreeMap<Option<&str>, Vec<&Resource>> = BTreeMap::from([(None, Vec::new())]);
     for resource in &RESOURCES {
@@ -207,6 +207,10 @@ fn role(kind: &str, name: &str, place: &str, watched: &[&Resource]) -> String {
     }
     if kind == "ClusterRole" {
         text += "- apiGroups: [authentication.k8s.io]\n  resources: [tokenreviews]\n  verbs: [create]\n";
+        let (group, plural) = (CLASS.group, CLASS.plural);
+        for (resource, verb) in [(plural.to_owned(), "list"), (format!("{plural}/status"), "patch")] {
+            let _ = write!(text, "- apiGroups: [{group:?}]\n  resources: [{resource}]\n  verbs: [{verb}]\n");
+        }
     }
     text
 }
@@ -523,7 +527,8 @@ mod tests {
         let with_status = RESOURCES.iter().filter(|resource| resource.has_status());
         let statuses: Vec<String> = with_status.map(|resource| format!("{}/status", resource.plural)).collect();
         let mut expected: Vec<&str> = RESOURCES.iter().map(|resource| resource.plural).collect();
-        expected.extend(statuses.iter().map(String::as_str).chain(["tokenreviews"]));
+        expected.extend(statuses.iter().map(String::as_str));
+        expected.extend(["tokenreviews", "gatewayclasses", "gatewayclasses/status"]);
         allowed.sort_unstable();
         expected.sort_unstable();
         assert_eq!(allowed, expected);
@@ -531,6 +536,7 @@ mod tests {
         for (_, resources, verbs) in &wide {
             let expected: &[&str] = match resources[0] {
                 "tokenreviews" => &["create"],
+                "gatewayclasses" => &["list"],
                 // And of those nothing else.
                 one if one.ends_with("/status") => &["patch"],
                 _ => &["list", "watch"],
@@ -547,7 +553,7 @@ mod tests {
         assert_eq!([count("Role"), count("RoleBinding"), count("ValidatingWebhookConfiguration")], [4, 4, 1]);
         let wide = rules(&all, "ClusterRole");
         let wide: Vec<&str> = wide.iter().flat_map(|(_, resources, _)| resources.clone()).collect();
-        assert_eq!(wide, ["nodes", "tokenreviews"]);
+        assert_eq!(wide, ["nodes", "tokenreviews", "gatewayclasses", "gatewayclasses/status"]);
         let roles = rules(&all, "Role");
         let is_allowed = |place: &str, plural: &str| {
             roles.iter().any(|(of, resources, _)| *of == place && resources.contains(&plural))

@@ -34,6 +34,8 @@ pub(crate) enum Use {
     Pod,
     /// It says where an endpoint is.
     Node,
+    /// It says which Gateways are whose; nobody follows it.
+    Class,
 }
 
 /// A kind of which objects are read.
@@ -91,13 +93,24 @@ pub(crate) const RESOURCES: [Resource; 29] = [
     object(ObjectKind::FilterSchema),
 ];
 
+/// GatewayClasses. Nothing that is in force depends on one, so that they are not watched: whoever writes statuses looks at them now and
+/// then.
+pub(crate) const CLASS: Resource = Resource {
+    group: "gateway.networking.k8s.io",
+    versions: &["v1"],
+    plural: "gatewayclasses",
+    kind: "GatewayClass",
+    title: "GatewayClass",
+    use_: Use::Class,
+};
+
 /// The name of the ConfigMap in the root namespace that the settings are in.
 pub(crate) const SETTINGS: &str = "istio";
 
 impl Resource {
     /// Whether its objects are in namespaces.
     pub(crate) fn is_namespaced(&self) -> bool {
-        self.use_ != Use::Node
+        !matches!(self.use_, Use::Node | Use::Class)
     }
 
     /// The namespaces of which it is watched where these are wanted, or all; `None` is all of them. Objects of the root

@@ -112,7 +112,7 @@ impl Places {
                     touched.insert(name.clone());
                 }
             }
-            Use::Object | Use::Settings => {}
+            Use::Object | Use::Settings | Use::Class => {}
         }
         Ok(())
     }

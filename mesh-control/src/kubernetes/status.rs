@@ -1,6 +1,6 @@
 //! What belongs into the status of an object: Istio's (`meta.v1alpha1.IstioStatus`: the condition `Reconciled`, codes of its analyzers,
-//! the generation that this is about), of a route of Gateway API what became of it at each of its parents, and of a Gateway what became
-//! of each of its listeners. Pure.
+//! the generation that this is about), of a route of Gateway API what became of it at each of its parents, of a Gateway what became
+//! of each of its listeners, and of a GatewayClass whether its Gateways are served. Pure.
 //!
 //! Whatever others wrote there stays as it is. Nothing that is said names what is in another namespace unless the object does: whoever may
 //! read the object may read this.
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::facts::Fact;
 use super::webhook::{cut, in_words};
-use crate::config::gateway_api::{GATEWAY_GROUP, ParentKind};
+use crate::config::gateway_api::{CLASSES, GATEWAY_GROUP, ParentKind};
 use crate::config::store::Standing;
 use crate::config::support::{ObjectKind, is_gateway_kind};
 use crate::config::{Code, Diagnostic, Severity};
@@ -22,6 +22,30 @@ use crate::policy::gateway_api::Condition;
 pub(super) const CONTROLLER: &str = "policy.mesh-control/mesh";
 /// The condition that we say of all other objects.
 const RECONCILED: &str = "Reconciled";
+
+/// What Gateways of ours have of Gateway API beyond its core, of which nothing is claimed: of a cluster neither Secrets nor labels of
+/// namespaces are read. In the order of the alphabet, as Gateway API wants it.
+const FEATURES: [&str; 19] = [
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteBackendRequestHeaderModification",
+    "HTTPRouteBackendTimeout",
+    "HTTPRouteCORS",
+    "HTTPRouteHostRewrite",
+    "HTTPRouteMethodMatching",
+    "HTTPRouteNamedRouteRule",
+    "HTTPRoutePathRedirect",
+    "HTTPRoutePathRewrite",
+    "HTTPRoutePortRedirect",
+    "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestMirror",
+    "HTTPRouteRequestMultipleMirrors",
+    "HTTPRouteRequestPercentageMirror",
+    "HTTPRouteRequestTimeout",
+    "HTTPRouteResponseHeaderModification",
+    "HTTPRouteSchemeRedirect",
+];
 
 /// The longest message.
 const LONGEST: usize = 1000;
@@ -210,6 +234,35 @@ fn not_accepted(standing: Standing, reason: &'static str, fact: &Fact, verdict: 
     Condition { name: "Accepted", holds: false, reason, message }
 }
 
+/// Of a GatewayClass of ours; others are nobody's business here. Whether Gateways are served goes by the names of their classes.
+pub(super) fn class(fact: &Fact, now: &str) -> Option<Wanted> {
+    let object: Value = serde_json::from_str(&fact.text).ok()?;
+    let (metadata, spec) = (object.get("metadata")?, object.get("spec")?);
+    if text(spec, "controllerName") != CONTROLLER {
+        return None;
+    }
+    let is_served = CLASSES.contains(&text(metadata, "name"));
+    let (holds, reason, message) = match (is_served, spec.get("parametersRef")) {
+        (false, _) => {
+            (false, "Unsupported", format!("Gateways of the classes {} are served here", CLASSES.join(" and ")))
+        }
+        (true, Some(_)) => {
+            (false, "InvalidParameters", "no parameters are taken: its Gateways are served without them".to_owned())
+        }
+        (true, None) => (true, "Accepted", String::new()),
+    };
+    let said = [Condition { name: "Accepted", holds, reason, message }];
+    let status = fact.status.as_ref();
+    let before = list(status, "conditions");
+    let others = before.iter().filter(|one| text(one, "type") != "Accepted").cloned();
+    let all: Vec<Value> = others.chain(conditions(&said, &by_type(before), fact, now)).collect();
+    let features = FEATURES.iter().filter(|_| holds).map(|name| json!({"name": name}));
+    let patch = json!({"conditions": all, "supportedFeatures": features.collect::<Vec<_>>()});
+    let there = json!({"conditions": before, "supportedFeatures": list(status, "supportedFeatures")});
+    let words = timeless(&patch);
+    (timeless(&there) != words).then_some(Wanted { patch, words })
+}
+
 /// Of a Gateway of a class of ours; others are nobody's business here.
 fn gateway(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     let ours = verdict.gateway.as_ref()?;
@@ -287,7 +340,7 @@ fn is_ours_to_judge(parent: &Value, namespace: &str, verdict: &Verdict) -> bool 
 
 #[cfg(test)]
 mod tests {
-    use super::super::kinds::RESOURCES;
+    use super::super::kinds::{CLASS, RESOURCES};
     use super::super::objects;
     use super::*;
     use crate::config::{Source, file};
@@ -559,6 +612,43 @@ spec: {gatewayClassName: other, listeners: [{name: tls, port: 443, protocol: TLS
         assert_eq!(conditions(udp)[0], "Accepted=False UnsupportedProtocol");
         assert_eq!(asked(&of("istio", patched(&before, &first))), None, "it is there");
         assert_eq!(asked(&of("other", before)), None);
+    }
+
+    #[test]
+    fn a_class_of_ours_says_whether_its_gateways_are_served_and_with_what_and_anothers_nothing() {
+        let parameters = json!({"group": "", "kind": "ConfigMap", "name": "a"});
+        let asked = |name: &str, controller: &str, parameters: &Value, status: &Value| {
+            let mut spec = json!({"controllerName": controller});
+            if !parameters.is_null() {
+                spec["parametersRef"] = parameters.clone();
+            }
+            let object = json!({
+                "metadata": {"name": name, "generation": 3, "resourceVersion": "1"}, "spec": spec, "status": status,
+            });
+            let known = ("".into(), name.into());
+            let text = objects::text(&CLASS, "v1", &object);
+            class(&Fact::of(&CLASS, "v1", &known, objects::text_name(&CLASS, &known), text, &object), T1)
+        };
+        let (none, pending) = (Value::Null, json!({"type": "Accepted", "status": "Unknown", "lastTransitionTime": T2}));
+        let foreign = json!({"type": "SupportedVersion", "status": "True", "lastTransitionTime": T2});
+        let before = json!({"conditions": [foreign, pending]});
+        for (name, parameters, expected, features) in [
+            ("mesh-control", &none, "True Accepted 3", FEATURES.len()),
+            ("istio", &none, "True Accepted 3", FEATURES.len()),
+            ("mesh-control", &parameters, "False InvalidParameters 3", 0),
+            ("other", &none, "False Unsupported 3", 0),
+        ] {
+            let wanted = asked(name, CONTROLLER, parameters, &before).unwrap_or_else(|| panic!("{name} is ours"));
+            let [foreign, ours] = wanted.patch["conditions"].as_array().expect("conditions").as_slice() else {
+                panic!("{wanted:?}")
+            };
+            assert_eq!((text(foreign, "type"), &ours["lastTransitionTime"]), ("SupportedVersion", &json!(T1)));
+            let said = format!("{} {} {}", text(ours, "status"), text(ours, "reason"), ours["observedGeneration"]);
+            assert_eq!((said.as_str(), list(Some(&wanted.patch), "supportedFeatures").len()), (expected, features));
+            assert_eq!(asked(name, CONTROLLER, parameters, &patched(&before, &wanted)), None, "it is there");
+        }
+        assert_eq!(asked("istio", "istio.io/gateway-controller", &none, &before), None);
+        assert!(FEATURES.is_sorted());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
@@ -18,7 +18,9 @@ use super::elected::clock;
 use super::facts::Fact;
 use super::follow::Pace;
 use super::hub::Cluster;
-use super::status::{Wanted, wanted};
+use super::kinds::CLASS;
+use super::objects::{text, text_name};
+use super::status::{Wanted, class, wanted};
 use crate::period::date;
 use crate::plane::{Asked, Plane};
 
@@ -42,6 +44,7 @@ pub(super) async fn write(
     gathered: Duration,
 ) {
     let (mut attempts, mut failures) = (Attempts::default(), 0);
+    let (mut of_classes, mut looked) = (Attempts::default(), None::<Instant>);
     let mut snapshots = plane.subscribe();
     loop {
         // It is there for as long as this is.
@@ -62,6 +65,12 @@ pub(super) async fn write(
                 sleep(Pace::default().pauses.pause(failures, fastrand::f64())).await;
                 failures += 1;
                 continue;
+            }
+        }
+        if looked.is_none_or(|at| at.elapsed() >= AGAIN) {
+            looked = Some(Instant::now());
+            if let Err(why) = write_classes(cluster, &mut of_classes, &holds).await {
+                debug!("the status of GatewayClasses is not written: {why}");
             }
         }
         tokio::select! {
@@ -88,6 +97,40 @@ fn look(cluster: &Cluster, plane: &Plane) -> (HashSet<Arc<str>>, Due) {
         Some((fact, wanted))
     });
     (names, due.collect())
+}
+
+/// Writes what became of GatewayClasses, as they are now: they are not followed.
+///
+/// # Errors
+/// Why nothing can be written now.
+async fn write_classes(
+    cluster: &Cluster,
+    attempts: &mut Attempts,
+    holds: &watch::Receiver<Option<Instant>>,
+) -> Result<(), Failure> {
+    const VERSION: &str = "v1";
+    let listed = match cluster.client().get(&CLASS.path(VERSION, None), PATIENCE).await {
+        // There is no such kind, or it may not be seen.
+        Err(Failure::Status(StatusCode::NOT_FOUND | StatusCode::FORBIDDEN, _)) => return Ok(()),
+        listed => listed?,
+    };
+    let listed: Value = serde_json::from_slice(&listed).map_err(|error| Failure::Lost(error.into()))?;
+    let items = listed.get("items").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let facts: Vec<Arc<Fact>> = items.iter().filter_map(|item| class_fact(item, VERSION)).map(Arc::new).collect();
+    attempts.retain(&facts.iter().map(|fact| &*fact.text_name).collect());
+    let now = date(clock().as_secs());
+    let due = facts.into_iter().filter_map(|fact| {
+        let wanted = class(&fact, &now)?;
+        Some((fact, wanted))
+    });
+    write_all(cluster, attempts, due.collect(), holds).await
+}
+
+fn class_fact(object: &Value, version: &'static str) -> Option<Fact> {
+    let name = object.get("metadata")?.get("name")?.as_str()?;
+    let name = ("".into(), name.into());
+    let text = text(&CLASS, version, object);
+    Some(Fact::of(&CLASS, version, &name, text_name(&CLASS, &name), text, object))
 }
 
 /// # Errors

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::super::kinds::{CLASS, RESOURCES};
 use crate::config::node::{self, Node};
 use crate::config::{Source, node::Value as Yaml};
 
@@ -112,7 +113,7 @@ impl Fake {
         let version = world.version;
         let plural = plural(&object);
         let metadata = &mut object["metadata"];
-        if plural != "nodes" && metadata.get("namespace").is_none() {
+        if !matches!(plural.as_str(), "nodes" | "gatewayclasses") && metadata.get("namespace").is_none() {
             metadata["namespace"] = "default".into();
         }
         metadata["resourceVersion"] = version.to_string().into();
@@ -179,6 +180,10 @@ impl World {
     /// An object of the namespace `shop`.
     pub(super) fn object(&self, plural: &str, name: &str) -> Value {
         self.objects.get(&(plural.to_owned(), "shop".to_owned(), name.to_owned())).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn class(&self, name: &str) -> Value {
+        self.objects.get(&("gatewayclasses".to_owned(), String::new(), name.to_owned())).cloned().unwrap_or_default()
     }
 
     pub(super) fn lease_of(&self, name: &str) -> Value {
@@ -365,7 +370,7 @@ fn told_apart<'p>(path: &[&str], plural: &'p str) -> &'p str {
 fn plural(object: &Value) -> String {
     let text = |name: &str| object[name].as_str().expect("a text");
     let (kind, path) = (text("kind"), text("apiVersion").split('/').collect::<Vec<_>>());
-    let found = super::super::kinds::RESOURCES.iter().find(|resource| resource.kind == kind);
+    let found = RESOURCES.iter().chain([&CLASS]).find(|resource| resource.kind == kind);
     found.map_or_else(|| kind.to_lowercase(), |resource| told_apart(&path, resource.plural).to_owned())
 }
 

@@ -80,6 +80,28 @@ async fn one_of_the_replicas_writes_what_became_of_objects_and_another_one_goes_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn classes_of_ours_say_whether_their_gateways_are_served_and_those_of_others_are_left_alone() {
+    let fake = Fake::start().await;
+    fake.apply(WEB);
+    for (name, controller) in
+        [("mesh-control", CONTROLLER), ("istio", "istio.io/gateway-controller"), ("other", CONTROLLER)]
+    {
+        fake.apply(&format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: {name}}}\n\
+             spec: {{controllerName: {controller}}}\n"
+        ));
+    }
+    let follower = follow(&fake).await;
+    let elected = stand(&follower);
+    fake.until("both of ours", |fake| fake.count("written gatewayclasses") == 2).await;
+    for (name, expected) in [("mesh-control", Some("Accepted")), ("istio", None), ("other", Some("Unsupported"))] {
+        let class = fake.world().class(name);
+        assert_eq!(class["status"]["conditions"][0]["reason"].as_str(), expected, "{name}");
+    }
+    elected.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_comes_too_late_writes_into_the_newest_version() {
     let fake = Fake::start().await;
     fake.apply(WEB);
