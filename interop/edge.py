@@ -197,6 +197,8 @@ def told(heard, plane, ports):
         seen = json.loads(body)
         lines |= {f"{place}seen line": seen["line"], f"{place}seen body": seen["body"],
             f"{place}seen trailers": sorted(map(tuple, seen["trailers"]))}
+        # Which one is each gateway's own.
+        lines[f"{place}seen a request id"] = any(name == "x-request-id" for name, _ in seen["headers"])
         for name in {name for name, _ in seen["headers"]} - OF_THEIR_OWN:
             lines[f"{place}seen {name}"] = values(seen["headers"], name)
         # No body, whether its length is told or not (RFC 9110, 8.6).

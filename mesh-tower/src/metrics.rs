@@ -263,8 +263,8 @@ impl Mesh {
 
     /// When the certificates end that a gateway shows, by their secrets.
     fn shown_certificates(&self) -> BTreeMap<Arc<str>, SystemTime> {
-        let mut shown = BTreeMap::new();
-        for listener in self.listeners().load().iter() {
+        let (mut shown, listeners) = (BTreeMap::new(), self.listeners().load());
+        for listener in listeners.as_slice() {
             let state = listener.state();
             let ServerState::Serving(view) = &**state else { continue };
             for edge in view.chains.iter().filter_map(|chain| chain.edge.as_ref()) {

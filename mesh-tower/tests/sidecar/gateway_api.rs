@@ -308,6 +308,8 @@ async fn limits_rules_and_filters_that_name_the_gateway_take_effect_there() {
         (policy(OURS, "RequestRules", "processor: {host: processor.example.com, port: 9000, timeout: 30s}"), "451"),
         // It has no filter of that name.
         (policy("extensions.istio.io", "WasmPlugin", "pluginName: acme.guard"), "500"),
+        // To Istio it is a client.
+        (policy("extensions.istio.io", "WasmPlugin", "pluginName: acme.guard, match: [{mode: CLIENT}]"), "500"),
     ] {
         gateway.control.set_yaml("guard.yaml", "").unwrap();
         // What was there before let two pass at most.
