@@ -445,17 +445,18 @@ impl Plane {
             let is_wrong = services.refused_group(&client.namespace, Some(group)).is_some();
             return (!is_wrong).then(|| format!("there is no {name}, which this workload says it belongs to"));
         };
-        let wanted = wanted?;
-        if wanted != service_account {
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != service_account) {
             return Some(format!(
                 "the {name} is for the service account {wanted:?}, and this workload's is {service_account:?}"
             ));
         }
+        // By what a group adds, a member is an endpoint of services whose others are told by a cluster.
         let has_to_prove = trust_domain.is_some() && !snapshot.compiled.trust_claims;
         (has_to_prove && client.identity.is_none()).then(|| {
+            let account = wanted.unwrap_or("any");
             format!(
-                "the {name} is for the service account {wanted:?}, and this stream came without a certificate of it: \
-                 `mesh-control token create` makes a token for one"
+                "the {name} is for workloads of its namespace (service account: {account}), and this stream came without a \
+                 certificate that says so: `mesh-control token create` makes a token for one"
             )
         })
     }

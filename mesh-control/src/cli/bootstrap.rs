@@ -77,6 +77,10 @@ pub(super) struct Args {
     /// The service account that the workload runs as.
     #[arg(long)]
     service_account: Option<String>,
+    /// The WorkloadGroup that the workload is a member of, in its namespace: with what that says of labels, ports and locality, and
+    /// checked by its probe, it is registered while it is connected.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    group: Option<String>,
     /// The address at which others reach the workload, if it binds to all of them.
     #[arg(long)]
     ip: Option<IpAddr>,
@@ -231,6 +235,9 @@ fn metadata(args: &Args) -> Value {
     if let Some(account) = &args.service_account {
         metadata.insert("SERVICE_ACCOUNT".to_owned(), json!(account));
     }
+    if let Some(group) = &args.group {
+        metadata.insert("AUTO_REGISTER_GROUP".to_owned(), json!(group));
+    }
     if args.dialect == Dialect::Istiod {
         // Without it istiod answers as it answers an Envoy.
         metadata.insert("GENERATOR".to_owned(), json!("grpc"));
@@ -333,6 +340,14 @@ mod tests {
         let ports: Value = serde_json::from_str(node["metadata"]["POD_PORTS"].as_str().expect("text")).expect("JSON");
         assert_eq!(ports, json!([{ "name": "http", "containerPort": 8080, "protocol": "TCP" }]));
         assert_eq!(bootstrap["server_listener_resource_name_template"], "xds.istio.io/grpc/lds/inbound/%s");
+    }
+
+    #[test]
+    fn a_member_of_a_group_says_which() {
+        let metadata = |line: &[&str]| from(line).expect("a good line")["node"]["metadata"].clone();
+        assert_eq!(metadata(&["--group", "vms"])["AUTO_REGISTER_GROUP"], "vms");
+        assert_eq!(metadata(&[]).get("AUTO_REGISTER_GROUP"), None);
+        assert!(from(&["--group", "shop/vms"]).is_err(), "it is of the workload's namespace");
     }
 
     #[test]

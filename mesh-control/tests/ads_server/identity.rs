@@ -227,18 +227,21 @@ impl Door {
 
 #[tokio::test]
 async fn where_certificates_are_issued_a_member_of_a_group_has_proven_its_account() {
-    let authority = authority();
-    let serve = serve::Options::default().certificates(Certificates::new(authority.clone()));
-    let control = Embedded::start(Config::yaml(group("reviews")), Options::default().serve(serve)).await.unwrap();
-    let door = Door::open(control.server()).await;
-    let member = || claims("reviews-1", &[("SERVICE_ACCOUNT", "reviews"), ("AUTO_REGISTER_GROUP", "vms")]);
-    let refused = registers(control.xds_addr(), member()).await.1.unwrap_err();
-    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
-    assert!(refused.message().contains("without a certificate"), "{refused}");
-    let channel = door.enter(&authority, REVIEWS).await;
-    let mut stream = Delta::open(channel, member()).await.unwrap();
-    stream.send(Kind::Listener, &[LISTENER], &[]).await;
-    assert_eq!(said(&stream.next().await).len(), 1);
+    // A group for one service account, and one for whoever is of its namespace.
+    for account in ["reviews", "''"] {
+        let authority = authority();
+        let serve = serve::Options::default().certificates(Certificates::new(authority.clone()));
+        let control = Embedded::start(Config::yaml(group(account)), Options::default().serve(serve)).await.unwrap();
+        let door = Door::open(control.server()).await;
+        let member = || claims("reviews-1", &[("SERVICE_ACCOUNT", "reviews"), ("AUTO_REGISTER_GROUP", "vms")]);
+        let refused = registers(control.xds_addr(), member()).await.1.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        assert!(refused.message().contains("without a certificate"), "{refused}");
+        let channel = door.enter(&authority, REVIEWS).await;
+        let mut stream = Delta::open(channel, member()).await.unwrap();
+        stream.send(Kind::Listener, &[LISTENER], &[]).await;
+        assert_eq!(said(&stream.next().await).len(), 1);
+    }
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ use crate::xds::names;
 const FILE_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP";
 /// Holds the text itself.
 const TEXT_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP_CONFIG";
+/// What a node calls the `WorkloadGroup` that it is a member of (Istio: `ISTIO_META_AUTO_REGISTER_GROUP`).
+const GROUP: &str = "AUTO_REGISTER_GROUP";
 
 /// Which management servers to ask, and who asks.
 #[derive(Clone, Debug, PartialEq)]
@@ -331,6 +333,19 @@ impl Bootstrap {
             .metadata("SERVICE_ACCOUNT", service_account)
             .metadata("WORKLOAD_NAME", name)
             .metadata("LABELS", labels)
+    }
+
+    /// The same for a member of a `WorkloadGroup` of its namespace, which says the rest of it: labels, ports, where it is, and how it is
+    /// checked.
+    ///
+    /// ```
+    /// use mesh_core::xds::Bootstrap;
+    ///
+    /// let bootstrap = Bootstrap::new("127.0.0.1:15010").workload("web", "shop", "web", &Default::default(), 7).group("vms");
+    /// assert_eq!(bootstrap.node.metadata["AUTO_REGISTER_GROUP"], "vms");
+    /// ```
+    pub fn group(self, name: &str) -> Self {
+        self.metadata(GROUP, name)
     }
 
     /// The same for a gateway: the control plane then says which listeners it has (Istio: `router~IP~...`).

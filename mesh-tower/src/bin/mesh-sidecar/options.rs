@@ -1,5 +1,6 @@
 //! The command line, and who the program is to the mesh.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
@@ -64,6 +65,9 @@ pub(crate) struct Options {
     /// A label, which services select it by; may be repeated [default: app=NAME].
     #[arg(long = "label", requires = "control", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
+    /// The WorkloadGroup of its namespace that it is a member of, which says the rest of it and how it is checked.
+    #[arg(long, requires = "control", value_name = "NAME", env = "MESH_SIDECAR_GROUP")]
+    group: Option<String>,
     /// Counts requests, and serves metrics, readiness and what is known of the mesh here, on a loopback address. It opens when the
     /// program's port answers.
     #[arg(long, value_name = "IP:PORT", env = "MESH_SIDECAR_ADMIN_ADDR")]
@@ -127,6 +131,20 @@ impl fmt::Display for Listen {
 }
 
 impl Options {
+    /// Who the program is to this control plane. The labels of a member are those of its group, where it says none itself.
+    fn bootstrap(&self, server: &str) -> Bootstrap {
+        let labels = match (&self.group, self.labels.is_empty()) {
+            (Some(_), true) => BTreeMap::new(),
+            _ => values::labels(&self.labels, &self.name),
+        };
+        let Options { name, namespace, service_account, .. } = self;
+        let workload = Bootstrap::new(server).workload(name, namespace, service_account, &labels, fastrand::u32(..));
+        match &self.group {
+            Some(group) => workload.group(group),
+            None => workload,
+        }
+    }
+
     /// A mesh for the program, to be started; it tells traces, metrics and access logs where the environment says (`OTEL_*`).
     ///
     /// # Errors
@@ -134,13 +152,7 @@ impl Options {
     pub(crate) fn mesh(&self) -> Result<MeshBuilder, String> {
         let bootstrap = match &self.control {
             None => Bootstrap::from_env().map_err(|error| error.to_string())?,
-            Some(server) => Bootstrap::new(server.as_str()).workload(
-                &self.name,
-                &self.namespace,
-                &self.service_account,
-                &values::labels(&self.labels, &self.name),
-                fastrand::u32(..),
-            ),
+            Some(server) => self.bootstrap(server),
         };
         Ok(start::mesh(bootstrap, self.admin_addr.is_some()))
     }
@@ -183,8 +195,15 @@ mod tests {
         let parsed = options("mesh-sidecar --control c:1 --app-port 80 -- python3 app.py --listen x").unwrap();
         assert_eq!(parsed.command, ["python3", "app.py", "--listen", "x"]);
         assert_eq!(values::labels(&parsed.labels, &parsed.name), [("app".to_owned(), "sidecar".to_owned())].into());
+        let node = |line: &str| options(line).unwrap().bootstrap("c:1").node.metadata;
+        let (own, of_group) =
+            (node("mesh-sidecar --control c:1 -- x"), node("mesh-sidecar --control c:1 --group vms -- x"));
+        assert_eq!((own["LABELS"]["app"].as_str(), own.get("AUTO_REGISTER_GROUP")), (Some("sidecar"), None));
+        // A label of its own would go before the one of the group.
+        assert_eq!((of_group["LABELS"].get("app"), of_group["AUTO_REGISTER_GROUP"].as_str()), (None, Some("vms")));
         for wrong in [
             "mesh-sidecar",
+            "mesh-sidecar --group vms -- x",
             "mesh-sidecar python3",
             "mesh-sidecar --app-port 0 -- x",
             "mesh-sidecar --stop-timeout -1 -- x",
