@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::service::health::v3::HealthCheckSpecifier;
 use mesh_core::identity::SpiffeId;
 
 pub use crate::period::Unit;
@@ -324,6 +325,11 @@ pub trait Catalog: Send + Sync + 'static {
     /// Why it cannot serve.
     fn served_at(&self, _client: &Client) -> Result<BTreeSet<SocketAddr>, String> {
         Ok(BTreeSet::new())
+    }
+
+    /// What a member of a WorkloadGroup is to be asked by the client that is beside it, if anything.
+    fn health_checks(&self, _client: &Client) -> Option<HealthCheckSpecifier> {
+        None
     }
 
     /// What a rule of a quota says, by the name of its object, where it is for this client, or whoever it is for.

@@ -476,6 +476,18 @@ impl Plane {
         }
     }
 
+    /// Takes in how a workload is, by the probe of its group.
+    pub(crate) fn report(&self, key: &str, is_well: bool) {
+        let mut live = self.inner.live();
+        let compiled = live.compiled.clone();
+        let Some(workload) = live.endpoints.reported(key, is_well) else { return };
+        self.inner.registrations.send_replace(());
+        if live.endpoints.register(&compiled.policy.services, workload) {
+            self.inner.events().note_workload("Workload", "update");
+            self.inner.publish_soon(live);
+        }
+    }
+
     /// Tells whenever a workload registers, or no longer does.
     pub(crate) fn registrations(&self) -> watch::Receiver<()> {
         self.inner.registrations.subscribe()
@@ -642,7 +654,13 @@ impl Plane {
             let served = live.endpoints.served_by(services, &workload.key);
             let serves: Vec<String> =
                 served.into_iter().filter_map(|(id, port)| Some(format!("{}:{port}", hosts.get(&id)?))).collect();
-            let note = serves.is_empty().then(|| serves_nothing(&workload));
+            let note = if services.is_unwell(&workload) {
+                Some(UNWELL.to_owned())
+            } else if serves.is_empty() {
+                Some(serves_nothing(&workload))
+            } else {
+                services.is_unasked(&workload).then(|| UNASKED.to_owned())
+            };
             WorkloadSummary {
                 key: workload.key.to_string(),
                 node: workload.node.to_string(),
@@ -839,6 +857,14 @@ fn held_back(wrong: &[Wrong]) -> Option<String> {
     let unread = wrong.iter().find(|wrong| wrong.standing == Standing::Unread)?;
     Some(format!("no object describes it, and such hosts are not called while this cannot be read: {}", unread.reason))
 }
+
+/// Why a workload is nobody's endpoint that may be selected.
+const UNWELL: &str =
+    "it gets no requests: by the probe of its WorkloadGroup it is not well, or nobody has reported that it is";
+
+/// What becomes of the probe of its group where nobody can ask a workload.
+const UNASKED: &str =
+    "nobody asks it how it is, as the probe of its WorkloadGroup wants: it is well while it is connected";
 
 /// Why a workload is nobody's endpoint.
 fn serves_nothing(workload: &Workload) -> String {

@@ -20,6 +20,7 @@ use super::keys::Prefix;
 use super::known::Subject;
 use super::link::{Client, Failure};
 use super::proto::{DeleteRangeRequest, Op, PutRequest, RequestOp, TxnRequest};
+use crate::catalog::ClientClass;
 use crate::config::source::ConfigStore;
 use crate::config::store::Update;
 use crate::plane::Plane;
@@ -59,6 +60,11 @@ struct Told {
     health: String,
     identity: Option<String>,
     is_proxied: bool,
+    /// Who asks it how it is, by the name of its class; nobody where a replica of an older version does not say.
+    #[serde(default)]
+    class: String,
+    #[serde(default)]
+    reported: Option<bool>,
 }
 
 impl Told {
@@ -83,6 +89,8 @@ impl Told {
             health: health.to_owned(),
             identity: workload.identity.as_ref().map(ToString::to_string),
             is_proxied: workload.is_proxied,
+            class: workload.class.name().to_owned(),
+            reported: workload.reported,
         }
     }
 
@@ -100,6 +108,8 @@ impl Told {
         (workload.locality, workload.cluster, workload.group) = (self.locality, self.cluster, self.group);
         (workload.weight, workload.health) = (self.weight, health);
         (workload.identity, workload.is_proxied) = (identity, self.is_proxied);
+        let class = ClientClass::ALL.into_iter().find(|class| class.name() == self.class);
+        (workload.class, workload.reported) = (class.unwrap_or(ClientClass::Grpc), self.reported);
         Ok(workload)
     }
 }
@@ -278,6 +288,7 @@ mod tests {
         workload = workload.labelled([("app", "web")]);
         workload.identity = Some("spiffe://cluster.local/ns/shop/sa/web".parse().expect("an id"));
         (workload.weight, workload.health, workload.group) = (3, Health::Draining, Some("vms".into()));
+        (workload.class, workload.reported) = (ClientClass::Library, Some(false));
         (workload.ports, workload.locality[1]) = (vec![("http".to_owned(), 80)], "zone".into());
         let text = serde_json::to_string(&Told::of(&workload)).expect("JSON");
         let told: Told = serde_json::from_str(&text).expect("JSON");

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::service::health::v3::HealthCheckSpecifier;
 use mesh_core::identity::SpiffeId;
 use prost::Message;
 
@@ -523,6 +524,11 @@ impl Catalog for Snapshot {
         let labels = client.map(|client| self.labels(client));
         let of = client.zip(labels.as_ref()).map(|(client, labels)| (&*client.namespace, labels));
         limits.quota(of, services, quota, rule)
+    }
+
+    fn health_checks(&self, client: &Client) -> Option<HealthCheckSpecifier> {
+        let probe = self.compiled.policy.services.probe_of_group(&client.namespace, client.group.as_ref()?)?;
+        probe.is_for(client.class).then(|| render::probe::health_checks(&probe))
     }
 
     fn secret(&self, workload: &SpiffeId, name: &str) -> Option<Bytes> {

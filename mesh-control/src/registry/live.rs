@@ -111,6 +111,12 @@ impl Endpoints {
         served
     }
 
+    /// A workload with this report of how it is, where that is news.
+    pub fn reported(&self, key: &str, is_well: bool) -> Option<Arc<Workload>> {
+        let workload = self.workloads.get(key).filter(|workload| workload.reported != Some(is_well))?;
+        Some(Arc::new(Workload { reported: Some(is_well), ..Workload::clone(workload) }))
+    }
+
     /// Takes in a workload. Returns whether any set of endpoints is different.
     pub fn register(&mut self, services: &Services, workload: Arc<Workload>) -> bool {
         if self.workloads.get(&workload.key) == Some(&workload) {
@@ -211,7 +217,7 @@ impl Endpoints {
             return endpoints::found_by_clients(service, services.written(id));
         }
         let candidates = first_label(service).and_then(|label| self.by_label.get(&label));
-        let candidates = candidates.into_iter().flat_map(BTreeMap::values);
+        let candidates = candidates.into_iter().flat_map(BTreeMap::values).filter(|workload| !workload.is_unwell);
         let discovered = self.discovered.get(&(service.namespace.clone(), service.name.clone()));
         let discovered = discovered.filter(|_| service.meta.kind == ObjectKind::Service);
         endpoints::collect(service, services.written(id), candidates, discovered.map_or(&[], AsRef::as_ref))
@@ -434,5 +440,49 @@ spec:
         let endpoint = &endpoints.of(id).unwrap().of_port(9080)[0];
         assert_eq!((endpoint.weight, &*endpoint.locality[1]), (5, "z"));
         assert!(endpoints.unregister(&services, "m"));
+    }
+
+    #[test]
+    fn a_member_is_well_once_a_report_says_so_where_its_group_has_a_probe_that_it_can_be_asked() {
+        use crate::catalog::ClientClass::{Envoy, Grpc, Library};
+        // A probe, and who can ask it: others are well while they are connected.
+        for (probe, asked) in [
+            ("httpGet: {path: /, port: 80}", &[Library, Envoy][..]),
+            ("tcpSocket: {port: 80}", &[Library, Envoy]),
+            ("grpc: {port: 80}", &[Library]),
+            ("exec: {command: [ls]}", &[]),
+            ("httpGet: {path: /, port: 80, scheme: HTTPS}", &[]),
+            ("httpGet: {path: /, port: 80, host: a.example.com}", &[]),
+        ] {
+            let mut store = Store::new(true);
+            store.set_text(
+                "t.yaml",
+                &format!(
+                    "{SHOP}---\napiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {{name: vms, namespace: shop}}\n\
+                     spec: {{metadata: {{labels: {{app: reviews}}}}, probe: {{{probe}}}}}\n"
+                ),
+            );
+            let (services, _) = Services::new(&store.loaded().objects, &mesh_core::identity::TrustDomain::default());
+            for class in [Library, Envoy, Grpc] {
+                let mut endpoints = Endpoints::new(&services, &Endpoints::default(), &Services::default());
+                let mut member = Workload::new("m", "shop", "m", "10.0.0.7:9080".parse().unwrap());
+                (member.group, member.class) = (Some("vms".into()), class);
+                endpoints.register(&services, Arc::new(member));
+                let (id, _) = services.find("reviews.shop.svc.cluster.local", "shop").unwrap();
+                let is_there = |endpoints: &Endpoints| !endpoints.of(id).unwrap().of_port(9080).is_empty();
+                let (is_asked, is_without) = (asked.contains(&class), !asked.contains(&class));
+                assert_eq!(is_there(&endpoints), is_without, "{probe} {class:?}");
+                for is_well in [true, false] {
+                    let reported = endpoints.reported("m", is_well).expect("it is news");
+                    assert_eq!(endpoints.register(&services, reported), is_asked, "{probe} {class:?}");
+                    assert!(endpoints.reported("m", is_well).is_none(), "it is known");
+                    assert_eq!(is_there(&endpoints), is_well || is_without, "{probe} {class:?}");
+                }
+                // It outlives a change of the configuration.
+                let after = Endpoints::new(&services, &endpoints, &services);
+                assert_eq!(is_there(&after), is_without, "{probe} {class:?}");
+                assert!(endpoints.unregister(&services, "m") || is_asked, "{probe} {class:?}");
+            }
+        }
     }
 }

@@ -8,6 +8,7 @@ pub mod discovered;
 pub mod endpoints;
 pub mod host;
 pub mod live;
+pub mod probe;
 pub mod protocol;
 pub mod service;
 pub mod services;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use mesh_core::identity::TrustDomain;
 
 use super::host;
+use super::probe::Probe;
 use super::protocol::Protocol;
 use super::service::{self, Service, ServicePort, Target, Visibility, WrittenEndpoint};
 use super::workload::{self, Workload};
@@ -415,6 +416,23 @@ impl Services {
         let group = self.groups.get(&(namespace.clone(), group.clone()))?;
         let account = group.spec.template.as_ref().map(|template| template.service_account.as_str());
         Some(account.filter(|account| !account.is_empty()))
+    }
+
+    /// How the members of a group are checked, if they are.
+    pub fn probe_of_group(&self, namespace: &Arc<str>, group: &Arc<str>) -> Option<Probe> {
+        Probe::of(&self.groups.get(&(namespace.clone(), group.clone()))?.spec)
+    }
+
+    /// Whether a workload has to be well by the probe of its group, and is not known to be.
+    pub fn is_unwell(&self, workload: &Arc<Workload>) -> bool {
+        self.with_group(workload).is_unwell
+    }
+
+    /// Whether the group of a workload has a probe, and nobody can ask it that.
+    pub fn is_unasked(&self, workload: &Workload) -> bool {
+        let group = workload.group.as_ref().map(|group| (workload.namespace.clone(), group.clone()));
+        let group = group.and_then(|key| self.groups.get(&key)).filter(|group| group.spec.probe.is_some());
+        group.is_some_and(|group| !Probe::of(&group.spec).is_some_and(|probe| probe.is_for(workload.class)))
     }
 
     /// The endpoints of a service that are written down, in its own object or in WorkloadEntries.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use mesh_core::identity::SpiffeId;
 
+use super::probe::Probe;
 use super::service::{Service, Target};
+use crate::catalog::ClientClass;
 use crate::config::istio::workload_group::WorkloadGroup;
 
 /// How well a workload is.
@@ -54,6 +56,13 @@ pub struct Workload {
     pub identity: Option<SpiffeId>,
     /// Whether its sidecar listens in its place: at the target ports of its services, and nowhere else.
     pub is_proxied: bool,
+    /// What it runs: whether it can be asked how it is.
+    pub class: ClientClass,
+    /// Whether it was well by the last report of who asks it, if there was one.
+    pub reported: Option<bool>,
+    /// Whether it has to be well by the probe of its group, and is not known to be: then it is nobody's endpoint. What its group adds
+    /// says so.
+    pub is_unwell: bool,
 }
 
 impl Workload {
@@ -74,6 +83,9 @@ impl Workload {
             health: Health::Healthy,
             identity: None,
             is_proxied: false,
+            class: ClientClass::Grpc,
+            reported: None,
+            is_unwell: false,
         }
     }
 
@@ -97,6 +109,9 @@ impl Workload {
             }
         }
         merged.labels = Arc::new(labels_in_group(group, &self.labels));
+        // As in Istio, nobody is told of a member before it is known to be well.
+        let is_asked = Probe::of(group).is_some_and(|probe| probe.is_for(self.class));
+        merged.is_unwell = is_asked && self.reported != Some(true);
         merged
     }
 }

@@ -20,6 +20,7 @@ pub mod limits;
 pub mod listener;
 mod metrics;
 mod overload;
+pub mod probe;
 pub mod proto;
 mod quota;
 pub mod secrets;

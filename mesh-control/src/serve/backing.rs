@@ -44,6 +44,7 @@ impl Workloads for Plane {
                 group: about.group.map(Into::into),
                 identity,
                 is_proxied: client.sidecar.is_some(),
+                class: client.class,
                 ..base
             },
         );
@@ -51,6 +52,10 @@ impl Workloads for Plane {
 
     fn objection(&self, workload: &Workload) -> Option<String> {
         Plane::objection(self, &workload.client, &workload.about.service_account)
+    }
+
+    fn report(&self, key: &WorkloadKey, is_well: bool) {
+        Plane::report(self, &key.to_string(), is_well);
     }
 
     fn unregister(&self, key: &WorkloadKey) {

@@ -28,11 +28,11 @@ metadata: {name: reviews, namespace: shop}
 spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}
 ";
 const CLUSTER: &str = "outbound|9080||reviews.shop.svc.cluster.local";
-const LISTENER: &str = "xds.istio.io/grpc/lds/inbound/127.0.0.1:9080";
+pub(crate) const LISTENER: &str = "xds.istio.io/grpc/lds/inbound/127.0.0.1:9080";
 const REVIEWS: &str = "spiffe://cluster.local/ns/shop/sa/reviews";
 
 /// A workload of the service, with what else its node says.
-fn claims(name: &str, more: &[(&str, &str)]) -> Node {
+pub(crate) fn claims(name: &str, more: &[(&str, &str)]) -> Node {
     let mut node = labelled(name, "reviews");
     let text = |text: &str| Value { kind: Some(value::Kind::StringValue(text.to_owned())) };
     let metadata = node.metadata.get_or_insert_with(Struct::default);
@@ -41,7 +41,7 @@ fn claims(name: &str, more: &[(&str, &str)]) -> Node {
 }
 
 /// Opens a stream that asks for the server's listener.
-async fn registers(address: SocketAddr, node: Node) -> (Delta, Result<DeltaDiscoveryResponse, Status>) {
+pub(crate) async fn registers(address: SocketAddr, node: Node) -> (Delta, Result<DeltaDiscoveryResponse, Status>) {
     let mut stream = Delta::open(plain(address).await, node).await.unwrap();
     stream.send(Kind::Listener, &[LISTENER], &[]).await;
     let answer = tokio::time::timeout(PATIENCE, stream.responses.message()).await.expect("an answer in time");

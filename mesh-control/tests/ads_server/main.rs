@@ -7,6 +7,7 @@ mod embedded;
 mod examined_process;
 mod federation;
 mod guests;
+mod health_checks;
 mod identity;
 mod kubernetes;
 mod live_trace_process;

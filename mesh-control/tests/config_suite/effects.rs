@@ -262,6 +262,9 @@ fn guards() -> Vec<Json> {
     documents.flat_map(|text| parse(&text)).collect()
 }
 
+/// What a member of a group is told to ask stands under the name of the group, after this.
+const CHECKS: &str = "checks of ";
+
 /// What is asked for: by which client, and which resource.
 type Key = (usize, Kind, String);
 
@@ -358,11 +361,17 @@ impl Asked {
             let names = self.snapshot.everything(&self.clients[GATEWAY], kind).into_iter();
             keys.extend(names.map(|name| (GATEWAY, kind, name.to_string())));
         }
+        keys.extend(["vms", "vms-tcp", "vms-grpc"].map(|group| (0, Kind::Endpoints, format!("{CHECKS}{group}"))));
         keys.extend(of_guards.map(|who| (who, Kind::Listener, format!("{inbound}127.0.0.5:80"))));
         keys
     }
 
     fn answer(&self, (who, kind, name): &Key) -> Option<Vec<u8>> {
+        if let Some(group) = name.strip_prefix(CHECKS) {
+            let mut member = self.clients[*who].clone();
+            member.group = Some(group.into());
+            return self.snapshot.health_checks(&member).map(|checks| checks.encode_to_vec());
+        }
         self.snapshot.resource(&self.clients[*who], *kind, name).map(|resource| resource.body.to_vec())
     }
 
@@ -716,7 +725,8 @@ fn the_library_accepts_what_it_is_told_and_passes_over_nothing_that_is_not_repor
     let mut ignored = BTreeSet::new();
     // What a gateway is told is a proxy's, as Envoy has it.
     let told = told(&configurations().concat(), ClientClass::Library).unwrap();
-    for ((_, kind, name), body) in told.into_iter().filter(|((who, ..), _)| *who != GATEWAY) {
+    let resources = told.into_iter().filter(|((who, _, name), _)| *who != GATEWAY && !name.starts_with(CHECKS));
+    for ((_, kind, name), body) in resources {
         let kind = match kind {
             Kind::Cluster => ResourceType::Cluster,
             Kind::Endpoints => ResourceType::Endpoints,

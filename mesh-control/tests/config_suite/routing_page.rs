@@ -37,7 +37,11 @@ const KINDS: [(ObjectKind, &str); 12] = [
     ),
     (ServiceEntry, "Who calls one of its `addresses` calls the service, at its own ports."),
     (WorkloadEntry, "Alone, or as `endpoints` of a ServiceEntry."),
-    (WorkloadGroup, "Members register themselves; `template` says the rest of them."),
+    (
+        WorkloadGroup,
+        "Members register themselves; `template` says the rest of them, and `probe` how they are checked \
+         ([workload-groups.md](workload-groups.md)).",
+    ),
     (
         Sidecar,
         "One that selects a workload goes before that of its namespace, and that before the one of the root namespace; of several, the \
@@ -75,6 +79,12 @@ const SAMPLES: &[(ObjectKind, &str, &str)] = &[
     (WorkloadEntry, "address", "unix:///a.sock"),
     (WorkloadEntry, "network", "a"),
     (WorkloadGroup, "template.network", "a"),
+    (WorkloadGroup, "probe.httpGet.path", "/a b"),
+    (WorkloadGroup, "probe.httpGet.host", "a.example.com"),
+    (WorkloadGroup, "probe.httpGet.scheme", "HTTPS"),
+    (WorkloadGroup, "probe.httpGet.httpHeaders.name", "Connection"),
+    (WorkloadGroup, "probe.httpGet.httpHeaders.value", "\"a\\nb\""),
+    (WorkloadGroup, "probe.tcpSocket.host", "a.example.com"),
     (HttpRoute, "rules.retry.attempts", "5"),
     (KubernetesGateway, "listeners.allowedRoutes.namespaces.selector.matchExpressions.key", "team"),
     (KubernetesGateway, "listeners.protocol", "UDP"),
@@ -113,6 +123,9 @@ const NAMES: Test = (
 );
 const GROUP: Test =
     (OBJECTS_OF_CONFIG, "a_member_of_a_wrong_group_does_not_serve_where_its_labels_tell_what_guards_it");
+const HEALTH_CHECKS: &str = "mesh-control/tests/ads_server/health_checks.rs";
+const ASKED: Test = (HEALTH_CHECKS, "a_member_gets_requests_once_whoever_is_beside_it_reports_that_it_is_well");
+const WELL: Test = (HEALTH_CHECKS, "a_member_that_uses_the_library_is_asked_by_it");
 const GATEWAYS: &str = "mesh-control/tests/config_suite/gateways.rs";
 const CERTIFICATES: Test =
     (GATEWAYS, "a_certificate_is_told_to_the_gateway_of_its_namespace_and_a_missing_one_closes_its_own_hosts_alone");
@@ -219,6 +232,7 @@ const SHOWN: &[(ObjectKind, &str, &[Test])] = &[
     (WorkloadEntry, "", &[TOLD]),
     (WorkloadGroup, "", &[TOLD]),
     (WorkloadGroup, "metadata.labels", &[TOLD, GROUP]),
+    (WorkloadGroup, "probe", &[TOLD, ASKED, WELL]),
     (Sidecar, "", &[SEEN]),
     (
         Sidecar,

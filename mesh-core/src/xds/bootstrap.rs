@@ -149,6 +149,13 @@ pub struct Node {
     pub metadata: Map<String, Value>,
 }
 
+impl Node {
+    /// The `WorkloadGroup` that it says it is a member of.
+    pub(crate) fn group(&self) -> Option<&str> {
+        self.metadata.get(GROUP).and_then(Value::as_str).filter(|group| !group.is_empty())
+    }
+}
+
 /// A source of certificates (gRFC A29).
 #[derive(Clone, PartialEq)]
 #[non_exhaustive]

@@ -33,6 +33,7 @@ use crate::xds::csds;
 use crate::xds::decode::Options;
 use crate::xds::dns::{Dns, Resolver, cluster_of};
 use crate::xds::dump;
+use crate::xds::health_discovery::Checking;
 use crate::xds::intake;
 use crate::xds::live_trace::Following;
 use crate::xds::load_stats::Reporting;
@@ -252,6 +253,8 @@ struct Client<C> {
     load: Option<Reporting>,
     /// Tells what is used of quotas, and hears what is assigned.
     quotas: Option<Quoting>,
+    /// Asks the workload how it is, where its group says so.
+    checks: Option<Checking>,
     status: StatusHandle,
     status_due: Option<Instant>,
     status_set: Option<Instant>,
@@ -314,6 +317,8 @@ impl<C: Consumer> Client<C> {
             consumer.traffic().map(|traffic| Reporting::start(traffic, intake::node(&bootstrap.node), source.seed));
         let quote = |quotas: Arc<Quotas>| Quoting::start(&quotas, intake::node(&bootstrap.node), source.seed);
         let quotas = consumer.quotas().map(quote);
+        let is_member = bootstrap.node.group().is_some();
+        let checks = is_member.then(|| Checking::start(intake::node(&bootstrap.node), source.seed));
         Client {
             consumer,
             connector: source.connector.clone(),
@@ -328,6 +333,7 @@ impl<C: Consumer> Client<C> {
             following,
             load,
             quotas,
+            checks,
             dns: Dns::new(source.resolver.clone()),
             status: source.status.clone(),
             status_due: Some(now),
@@ -507,11 +513,12 @@ impl<C: Consumer> Client<C> {
                 let traces = self.following.as_ref().filter(|_| session == 0).map(|following| following.asked(turn));
                 let load = self.load.as_ref().filter(|_| session == 0).map(|load| load.stream(turn));
                 let quotas = self.quotas.as_ref().filter(|_| session == 0).map(|quotas| quotas.stream(turn));
+                let checks = self.checks.as_ref().filter(|_| session == 0).map(|checks| checks.stream(turn));
                 let task = Owned::spawn(transport::run(
                     self.connector.clone(),
                     server,
                     keepalive,
-                    Told { showing: self.showing.clone(), calls, traces, load, quotas },
+                    Told { showing: self.showing.clone(), calls, traces, load, quotas, checks },
                     report,
                 ));
                 *running.streams.get_mut(index)? = Some(Stream { turn, requests: None, _task: task });

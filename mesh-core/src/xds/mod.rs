@@ -46,6 +46,7 @@ pub(crate) mod delta;
 pub mod dns;
 pub(crate) mod dump;
 pub mod ext_proc;
+pub(crate) mod health_discovery;
 pub(crate) mod ignored;
 pub(crate) mod intake;
 pub mod istio_ca;

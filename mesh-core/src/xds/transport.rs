@@ -100,6 +100,7 @@ pub(crate) struct Told {
     pub(crate) traces: Option<Asked>,
     pub(crate) load: Option<OpenStream>,
     pub(crate) quotas: Option<OpenStream>,
+    pub(crate) checks: Option<OpenStream>,
 }
 
 impl Told {
@@ -117,7 +118,7 @@ impl Told {
         if let Some(traces) = &self.traces {
             traces.hear(response.metadata(), channel);
         }
-        for stream in self.load.iter().chain(&self.quotas) {
+        for stream in self.load.iter().chain(&self.quotas).chain(&self.checks) {
             stream.set(Some(channel));
         }
         response.into_inner()

@@ -26,6 +26,9 @@ pub(super) fn bootstrap(args: &Args, proxy: EnvoyType) -> anyhow::Result<Value> 
     if is_gateway && (redirects || args.outbound_ip.is_some()) {
         bail!("a gateway stands beside no workload: --interception and --outbound-ip are for `--envoy sidecar`");
     }
+    if is_gateway && args.group.is_some() {
+        bail!("a gateway is no member of a WorkloadGroup: --group is for `--envoy sidecar`");
+    }
     let port = if args.certificates.is_some() || args.tls_ca.is_some() { 15012 } else { 15010 };
     let server = args.server.clone().unwrap_or_else(|| format!("127.0.0.1:{port}"));
     let Some((host, port)) = server.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)))
@@ -54,7 +57,13 @@ pub(super) fn bootstrap(args: &Args, proxy: EnvoyType) -> anyhow::Result<Value> 
         clusters.push(cluster("sds-grpc"));
     }
     let by_ads = json!({ "ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s" });
-    Ok(json!({
+    // It tells over the connection of its configuration.
+    let told = json!({
+        "api_type": "GRPC",
+        "transport_api_version": "V3",
+        "grpc_services": [{ "envoy_grpc": { "cluster_name": "xds-grpc" } }],
+    });
+    let mut bootstrap = json!({
         "node": node,
         "admin": { "address": address("127.0.0.1", args.admin_port) },
         "dynamic_resources": {
@@ -71,14 +80,15 @@ pub(super) fn bootstrap(args: &Args, proxy: EnvoyType) -> anyhow::Result<Value> 
             "lds_config": by_ads,
             "cds_config": by_ads,
         },
-        // It tells how many requests it sends where, over the connection of its configuration.
-        "cluster_manager": { "load_stats_config": {
-            "api_type": "GRPC",
-            "transport_api_version": "V3",
-            "grpc_services": [{ "envoy_grpc": { "cluster_name": "xds-grpc" } }],
-        } },
+        // How many requests it sends where.
+        "cluster_manager": { "load_stats_config": told },
         "static_resources": { "clusters": clusters },
-    }))
+    });
+    if args.group.is_some() {
+        // How its workload is, by the probe of the group.
+        bootstrap["hds_config"] = told;
+    }
+    Ok(bootstrap)
 }
 
 fn address(host: &str, port: u16) -> Value {
@@ -208,6 +218,14 @@ mod tests {
     }
 
     #[test]
+    fn a_member_of_a_group_says_which_and_tells_how_its_workload_is() {
+        let member = of(&["--group", "vms"]).expect("a good line");
+        assert_eq!(member["node"]["metadata"]["AUTO_REGISTER_GROUP"], "vms");
+        assert_eq!(member["hds_config"]["grpc_services"][0]["envoy_grpc"]["cluster_name"], "xds-grpc");
+        assert_eq!(of(&[]).expect("a good line").get("hds_config"), None);
+    }
+
+    #[test]
     fn the_command_of_the_documentation_is_a_good_one() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/envoy.md");
         let text = std::fs::read_to_string(path).expect("the documentation");
@@ -230,6 +248,7 @@ mod tests {
         assert!(metadata.get("INTERCEPTION_MODE").is_none());
         assert!(of_type("gateway", &["--interception", "redirect"]).is_err());
         assert!(of_type("gateway", &["--outbound-ip", "127.0.0.2"]).is_err());
+        assert!(of_type("gateway", &["--group", "vms"]).is_err());
     }
 
     #[test]

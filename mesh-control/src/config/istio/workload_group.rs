@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use http::uri::Authority;
+
 use super::workload_entry::WorkloadEntry;
 use crate::config::decode::{Decoder, PortNumber, message};
+use crate::config::diagnostic::{Code, Severity, quoted};
 
 message! {
     /// The specification.
@@ -85,6 +88,57 @@ message! {
 }
 
 impl WorkloadGroup {
-    /// Nothing here can be wrong that the types do not already refuse.
-    pub fn check(&self, _d: &mut Decoder<'_>) {}
+    /// What Istio's own validation refuses.
+    pub fn check(&self, d: &mut Decoder<'_>) {
+        if let Some(probe) = &self.probe {
+            probe.check(d);
+        }
+    }
+}
+
+impl Probe {
+    fn check(&self, d: &mut Decoder<'_>) {
+        let ways = [
+            ("httpGet", self.http_get.as_ref().map(|get| (get.span, get.port.is_some()))),
+            ("tcpSocket", self.tcp_socket.as_ref().map(|socket| (socket.span, socket.port.is_some()))),
+            ("exec", self.exec.as_ref().map(|command| (command.span, true))),
+            ("grpc", self.grpc.as_ref().map(|grpc| (grpc.span, grpc.port.is_some()))),
+        ];
+        match ways.iter().filter(|(_, way)| way.is_some()).count() {
+            0 => {
+                let message = "it says nothing to ask: a member is healthy while it is connected";
+                d.report_at(self.span, "probe", Severity::Warning, Code::InvalidValue, message);
+            }
+            1 => {}
+            _ => {
+                let message = "only one of `httpGet`, `tcpSocket`, `exec` and `grpc` can be set";
+                d.report_at(self.span, "probe", Severity::Error, Code::InvalidValue, message);
+            }
+        }
+        for (name, way) in ways {
+            if let Some((span, false)) = way {
+                let message = "field `port` is missing";
+                d.report_at(span, format!("probe.{name}.port"), Severity::Error, Code::MissingField, message);
+            }
+        }
+        for (name, number) in [
+            ("initialDelaySeconds", self.initial_delay_seconds),
+            ("timeoutSeconds", self.timeout_seconds),
+            ("periodSeconds", self.period_seconds),
+            ("successThreshold", self.success_threshold),
+            ("failureThreshold", self.failure_threshold),
+        ] {
+            if let Some(number) = number.filter(|number| *number < 0) {
+                let message = format!("{number} is less than zero");
+                d.report_at(self.span, format!("probe.{name}"), Severity::Error, Code::InvalidValue, message);
+            }
+        }
+        for header in self.http_get.iter().flat_map(|get| &get.http_headers) {
+            if header.name.eq_ignore_ascii_case("host") && Authority::try_from(header.value.as_str()).is_err() {
+                let message = format!("{} is no host", quoted(&header.value));
+                let field = "probe.httpGet.httpHeaders";
+                d.report_at(header.span, field, Severity::Error, Code::InvalidValue, message);
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //! on an annotation, or on files, is reported where it is written (`analysis::envoy`).
 
 use super::ObjectKind;
-use super::ObjectKind::{DestinationRule, HttpRoute, ServiceEntry, Sidecar, VirtualService};
+use super::ObjectKind::{DestinationRule, HttpRoute, ServiceEntry, Sidecar, VirtualService, WorkloadGroup};
 
 const PORT: &str = "a `Location` names the port, also the standard one of its scheme";
 const QUERY: &str = "behind a query of the rule's own, that of the request follows a second `?`, and no `&`";
@@ -39,6 +39,11 @@ const DIFFERENCES: &[(ObjectKind, &str, &str)] = &[
         Sidecar,
         "outboundTrafficPolicy.mode",
         "`ALLOW_ANY`: it goes where the connection was going; where nothing redirects connections, it answers 503",
+    ),
+    (
+        WorkloadGroup,
+        "probe.grpc",
+        "a member is healthy while it is connected: its health discovery asks by HTTP and TCP",
     ),
     (HttpRoute, "rules.matches.headers", TYPES),
     (HttpRoute, "rules.filters.responseHeaderModifier", FILTERS),

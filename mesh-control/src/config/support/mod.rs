@@ -40,6 +40,7 @@ pub use extensions::{ANNOTATIONS, annotation};
 pub use gateway::is_foreign_to_gateways;
 pub use kind::{ObjectKind, group_of};
 pub use kubernetes_gateway::{NAMESPACE_NAME, TERMINATE_MODE, is_gateway, is_gateway_kind};
+pub use workload_group::{is_probed_header, is_probed_scheme, is_probed_value, probed_ip, probed_path};
 
 use Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
 

@@ -9,6 +9,8 @@
 //! address, while it is there; one that nobody has proven to be theirs gives way to one that somebody has. Of two that
 //! nobody has proven to be theirs, the one whose stream is there stays as it is. A registration that the configuration no
 //! longer allows ends, and its streams with it.
+//!
+//! How a workload is, says who asks it by the probe of its WorkloadGroup: the same client, on a stream of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -87,6 +89,9 @@ pub trait Workloads: Send + Sync + 'static {
     /// It no longer does.
     fn unregister(&self, key: &WorkloadKey);
 
+    /// By the probe of its group it is well, or it is not.
+    fn report(&self, _key: &WorkloadKey, _is_well: bool) {}
+
     /// Ends once the catalog has whoever is registered now: changes may be gathered for a moment.
     fn known(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(std::future::ready(()))
@@ -98,6 +103,7 @@ pub trait Workloads: Send + Sync + 'static {
 enum Change {
     Register(Box<Workload>),
     Unregister(WorkloadKey),
+    Report(WorkloadKey, bool),
 }
 
 #[derive(Debug)]
@@ -106,6 +112,8 @@ struct Entry {
     streams: BTreeSet<u64>,
     /// When it goes unless a stream comes back.
     expires: Option<Instant>,
+    /// How it was by the last report, if there was one.
+    reported: Option<bool>,
 }
 
 /// Who is there: the decisions, without clock and registry.
@@ -139,6 +147,20 @@ fn gives_way(holder: &Entry, claimant: &Workload) -> bool {
     }
 }
 
+/// Whether a client is the one that registered a workload: by what it has proven, its node and where it comes from. Nodes that share a
+/// file share their id.
+fn is_of(reporter: &Client, holder: &Client) -> bool {
+    reporter.node_id == holder.node_id
+        && reporter.peer_ip == holder.peer_ip
+        && reporter.identity == holder.identity
+        && reporter.group == holder.group
+}
+
+/// The first key that a workload of this node can have.
+fn first_of(node_id: &Arc<str>) -> WorkloadKey {
+    WorkloadKey { node_id: node_id.clone(), address: SocketAddr::from(([0, 0, 0, 0], 0)) }
+}
+
 /// Whether nobody has proven that this registration is theirs, and somebody does now.
 fn is_outdone(holder: &Workload, claimant: &Workload) -> bool {
     holder.client.identity.is_none() && claimant.client.identity.is_some()
@@ -161,12 +183,15 @@ impl Roll {
                 entry.expires = None;
                 if entry.workload != workload {
                     entry.workload = workload.clone();
+                    // What was reported may be of the probe of another group.
+                    entry.reported = None;
                     changes.push(Change::Register(Box::new(workload.clone())));
                 }
             }
             None => {
                 changes.push(Change::Register(Box::new(workload.clone())));
-                let entry = Entry { workload: workload.clone(), streams: [stream].into(), expires: None };
+                let entry =
+                    Entry { workload: workload.clone(), streams: [stream].into(), expires: None, reported: None };
                 self.0.insert(key.clone(), entry);
             }
         }
@@ -202,6 +227,18 @@ impl Roll {
                 entry.expires = Some(expires);
             }
         }
+    }
+
+    fn report(&mut self, reporter: &Client, is_well: bool) -> Vec<Change> {
+        let of_node = self.0.range_mut(first_of(&reporter.node_id)..);
+        let of_node = of_node.take_while(|(key, _)| key.node_id == reporter.node_id);
+        let own = of_node.filter(|(_, entry)| is_of(reporter, &entry.workload.client));
+        let news = own.filter(|(_, entry)| entry.reported != Some(is_well));
+        let changes = news.map(|(key, entry)| {
+            entry.reported = Some(is_well);
+            Change::Report(key.clone(), is_well)
+        });
+        changes.collect()
     }
 
     /// Takes out those that there is an objection to: why, and the streams that are to be told.
@@ -272,6 +309,20 @@ impl Presence {
     pub(crate) fn leave(&self, stream: u64, key: &WorkloadKey) {
         let mut roll = self.roll();
         let changes = roll.leave(stream, key);
+        self.apply(changes, &roll);
+    }
+
+    /// Whether a workload of this client is registered.
+    pub(crate) fn knows(&self, client: &Client) -> bool {
+        let roll = self.roll();
+        let of_node = roll.0.range(first_of(&client.node_id)..).take_while(|(key, _)| key.node_id == client.node_id);
+        of_node.map(|(_, entry)| entry).any(|entry| is_of(client, &entry.workload.client))
+    }
+
+    /// A client says how its workload is.
+    pub(crate) fn report(&self, client: &Client, is_well: bool) {
+        let mut roll = self.roll();
+        let changes = roll.report(client, is_well);
         self.apply(changes, &roll);
     }
 
@@ -346,6 +397,10 @@ impl Presence {
                 Change::Unregister(key) => {
                     tracing::info!(node = &*key.node_id, address = %key.address, "workload gone");
                     self.workloads.unregister(&key);
+                }
+                Change::Report(key, is_well) => {
+                    tracing::info!(node = &*key.node_id, address = %key.address, is_well, "workload asked how it is");
+                    self.workloads.report(&key, is_well);
                 }
             }
         }
@@ -520,5 +575,30 @@ mod tests {
         let evicted = roll.evict(|workload| (workload.address.port() == 80).then(|| "no".to_owned()));
         assert_eq!(evicted, [(web.key(), "no".to_owned(), BTreeSet::from([1, 2]))]);
         assert_eq!(roll.leave(1, &other.key()).len(), 1, "the other one is there");
+    }
+
+    #[test]
+    fn who_registered_a_workload_says_how_it_is_and_nobody_else() {
+        let now = Instant::now();
+        let (mut roll, web) = (Roll::default(), of(&workload("web", 80), "web"));
+        roll.join(1, web.clone()).expect("free");
+        let client = &web.client;
+        let elsewhere = Client { peer_ip: [192, 0, 2, 9].into(), ..client.clone() };
+        let others =
+            [workload("web", 80).client, of(&workload("other", 80), "web").client, of(&web, "evil").client, elsewhere];
+        for other in others {
+            assert!(roll.report(&other, false).is_empty(), "{other:?}");
+        }
+        let report = |is_well| vec![Change::Report(web.key(), is_well)];
+        assert_eq!(roll.report(client, true), report(true));
+        assert!(roll.report(client, true).is_empty(), "it is known");
+        assert_eq!(roll.report(client, false), report(false));
+        // It outlives a stream that breaks, and no other registration.
+        roll.lose(1, now);
+        assert_eq!(roll.join(2, web.clone()), Ok(Vec::new()));
+        assert!(roll.report(client, false).is_empty(), "it is known");
+        roll.leave(2, &web.key());
+        roll.join(3, web.clone()).expect("free");
+        assert_eq!(roll.report(client, false), report(false));
     }
 }

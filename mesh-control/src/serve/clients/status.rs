@@ -153,7 +153,7 @@ impl ObjectStatus {
 pub struct Serving {
     /// `host:port` of every service of which it is an endpoint.
     pub services: Vec<String>,
-    /// Why it is an endpoint of none, where it is not.
+    /// Why it is an endpoint of none, or gets no requests, or is not checked.
     pub note: Option<String>,
 }
 
@@ -238,7 +238,7 @@ pub struct WorkloadStatus {
     pub certificate: String,
     /// `host:port` of every service of which it is an endpoint.
     pub serves: Vec<String>,
-    /// Why it is an endpoint of none, where it is not.
+    /// Why it is an endpoint of none, or gets no requests, or is not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
     /// Its stream is there.

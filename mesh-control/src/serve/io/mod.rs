@@ -10,6 +10,7 @@ mod console;
 pub(crate) mod csds;
 mod door;
 mod guest;
+mod health_checks;
 mod https;
 pub(crate) mod live_trace;
 pub(crate) mod load_stats;

@@ -42,6 +42,7 @@ use crate::serve::io::ads::Ads;
 use crate::serve::io::certificates::CertificateService;
 use crate::serve::io::csds::Csds;
 use crate::serve::io::door::{Door, accept};
+use crate::serve::io::health_checks::HealthChecks;
 use crate::serve::io::live_trace::LiveTraces;
 use crate::serve::io::load_stats::LoadReports;
 use crate::serve::io::own_tls::{HANDSHAKE, OwnTls};
@@ -279,6 +280,7 @@ impl Server {
             .add_service(InterceptedService::new(Csds::service(state.clone()), certified))
             .add_service(InterceptedService::new(LiveTraces(state.clone()), certified))
             .add_service(InterceptedService::new(LoadReports::service(&state), certified))
+            .add_service(InterceptedService::new(HealthChecks::service(&state), certified))
             .add_optional_service(QuotaDesk::service(&state).map(|desk| InterceptedService::new(desk, certified)))
             .add_optional_service(AccessLogs::service(&state).map(|logs| InterceptedService::new(logs, certified)))
             .add_optional_service(desk.as_ref().map(|_| Secrets::service(&state)))

@@ -32,6 +32,12 @@ pub(super) fn health_checks(
     Ok(checks.pop().map(Arc::new))
 }
 
+/// A check that is told outside of any resource; what of it has no effect is not listed.
+pub(crate) fn health_check_alone(value: core::HealthCheck) -> Result<HealthCheck, Invalid> {
+    let options = super::Options::default();
+    health_check(&mut Notes::new(&options), value)
+}
+
 fn health_check(notes: &mut Notes<'_>, value: core::HealthCheck) -> Result<HealthCheck, Invalid> {
     let at_least_one = |name: &'static str, value: Option<protobuf::UInt32Value>| match value.map(|value| value.value) {
         Some(0) => Err(Invalid::new("must be more than zero").at(name)),

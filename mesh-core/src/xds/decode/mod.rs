@@ -67,6 +67,7 @@ use crate::view::Extensions;
 use crate::xds::names;
 
 pub use after::Before;
+pub(crate) use health_check::health_check_alone;
 pub use local_rate_limit::LocalRateLimitBesides;
 use notes::Notes;
 pub use overload::{AdaptiveConcurrencyBesides, QueueBesides};
