@@ -440,17 +440,18 @@ impl Plane {
         let Policy { services, trust_domain, .. } = &snapshot.compiled.policy;
         let group = client.group.as_ref()?;
         let name = format!("WorkloadGroup {}/{group}", client.namespace);
-        let Some(wanted) = services.account_of_group(&client.namespace, group) else {
+        let wanted = match services.account_of_group(&client.namespace, group) {
+            Some(wanted) => wanted,
             // What a wrong one says is not known: its members are registered with what they say themselves.
-            let is_wrong = services.refused_group(&client.namespace, Some(group)).is_some();
-            return (!is_wrong).then(|| format!("there is no {name}, which this workload says it belongs to"));
+            None if services.refused_group(&client.namespace, Some(group)).is_some() => None,
+            None => return Some(format!("there is no {name}, which this workload says it belongs to")),
         };
         if let Some(wanted) = wanted.filter(|wanted| *wanted != service_account) {
             return Some(format!(
                 "the {name} is for the service account {wanted:?}, and this workload's is {service_account:?}"
             ));
         }
-        // By what a group adds, a member is an endpoint of services whose others are told by a cluster.
+        // A member is an endpoint also of services whose others are told by a cluster.
         let has_to_prove = trust_domain.is_some() && !snapshot.compiled.trust_claims;
         (has_to_prove && client.identity.is_none()).then(|| {
             let account = wanted.unwrap_or("any");

@@ -291,6 +291,41 @@ fn a_substitution_that_no_path_can_have_is_refused() {
     }
 }
 
+#[test]
+fn a_probe_that_nobody_can_ask_is_told_and_one_that_istio_refuses_is_wrong() {
+    let (warned, wrong) = (Some("warning["), Some("error["));
+    for (probe, severity, part) in [
+        ("{timeoutSeconds: 2, httpGet: {path: /a?b=c, port: 80, host: '::1', scheme: http}}", None, ""),
+        ("{tcpSocket: {port: 80, host: localhost}}", None, ""),
+        ("{grpc: {port: 80}}", None, ""),
+        ("{}", warned, "it says nothing to ask"),
+        ("{initialDelaySeconds: 5, tcpSocket: {port: 80}}", warned, "a member is asked at once"),
+        ("{exec: {command: [ls]}}", warned, "no command is run"),
+        ("{httpGet: {port: 80, scheme: HTTPS}}", warned, "probe.httpGet.scheme"),
+        ("{httpGet: {port: 80, host: a.example.com}}", warned, "probe.httpGet.host"),
+        (
+            "{httpGet: {port: 80, httpHeaders: [{name: Upgrade, value: h2c}]}}",
+            warned,
+            "probe.httpGet.httpHeaders[0].name",
+        ),
+        ("{httpGet: {path: /}}", wrong, "probe.httpGet.port"),
+        ("{httpGet: {port: 80, httpHeaders: [{name: Host, value: a b}]}}", wrong, "`a b` is no host"),
+        ("{httpGet: {port: 80}, tcpSocket: {port: 80}}", wrong, "only one of"),
+        ("{periodSeconds: -1, tcpSocket: {port: 80}}", wrong, "-1 is less than zero"),
+    ] {
+        let found = said(&[&format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {{name: vms, namespace: shop}}\nspec: {{probe: {probe}}}\n"
+        )]);
+        match severity {
+            None => assert!(found.is_empty(), "{probe}: {found:?}"),
+            Some(severity) => {
+                let is_told = found.iter().any(|line| line.contains(severity) && line.contains(part));
+                assert!(is_told, "{probe}: {found:?}");
+            }
+        }
+    }
+}
+
 /// The group may add the label by which a policy selects its members.
 #[tokio::test]
 async fn a_member_of_a_wrong_group_does_not_serve_where_its_labels_tell_what_guards_it() {
