@@ -316,6 +316,10 @@ async fn call(probe: &GrpcProbe, at: SocketAddr) -> Result<bool, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
     use envoy_types::pb::envoy::config::core::v3 as core;
     use envoy_types::pb::envoy::config::core::v3::health_check::{HealthChecker, TcpHealthCheck};
     use envoy_types::pb::envoy::service::health::v3::LocalityEndpoints;
@@ -371,5 +375,90 @@ mod tests {
         // Which of two is meant is anybody's guess.
         assert_eq!(told(&asked_by(specifier(at, 2), &news, &mut random)), None);
         assert_eq!(told(&asked_by(HealthCheckSpecifier::default(), &news, &mut random)), None);
+    }
+
+    /// A server of `grpc.health.v1.Health` that has this answer.
+    #[derive(Clone)]
+    struct Health(i32);
+
+    impl tonic::server::NamedService for Health {
+        const NAME: &'static str = "grpc.health.v1.Health";
+    }
+
+    impl tonic::codegen::Service<http::Request<Body>> for Health {
+        type Response = http::Response<Body>;
+        type Error = Infallible;
+        type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+            let check = Check(self.0);
+            Box::pin(async move {
+                Ok(tonic::server::Grpc::new(ProstCodec::<Answer, Question>::default()).unary(check, request).await)
+            })
+        }
+    }
+
+    struct Check(i32);
+
+    impl tonic::server::UnaryService<Question> for Check {
+        type Response = Answer;
+        type Future = std::future::Ready<Result<tonic::Response<Answer>, Status>>;
+
+        fn call(&mut self, request: tonic::Request<Question>) -> Self::Future {
+            let is_known = request.into_inner().service == "shop.Reviews";
+            let answer = tonic::Response::new(Answer { status: self.0 });
+            std::future::ready(if is_known { Ok(answer) } else { Err(Status::not_found("no such service")) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_of_grpc_is_well_that_serves() {
+        for (service, status, expected) in
+            [("shop.Reviews", SERVING, Some(true)), ("shop.Reviews", 2, Some(false)), ("", SERVING, None)]
+        {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let at = listener.local_addr().expect("an address");
+            tokio::spawn(async move {
+                let (stream, _) = listener.accept().await.expect("a client");
+                let incoming = tokio_stream::once(Ok::<_, std::io::Error>(stream));
+                drop(
+                    tonic::transport::Server::builder().add_service(Health(status)).serve_with_incoming(incoming).await,
+                );
+            });
+            let probe = Probe::Grpc(GrpcProbe { service: service.into(), ..GrpcProbe::default() });
+            assert_eq!(ask(&probe, at).await.ok(), expected, "{service:?} {status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_status_that_is_expected_is_well_and_the_host_and_the_headers_are_those_of_the_probe() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        for (status, expected) in [("204 No Content", true), ("302 Found", true), ("400 Bad Request", false)] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let at = listener.local_addr().expect("an address");
+            let server = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.expect("a client");
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.expect("a head"));
+                }
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.expect("it is read");
+                String::from_utf8(head).expect("text").to_ascii_lowercase()
+            });
+            let mut probe = HttpProbe::get("/healthz");
+            probe.host = Some("reviews.example.com".into());
+            probe.headers = vec![("x-a".parse().expect("a name"), "5%".parse().expect("a value"))];
+            probe.expected = vec![std::ops::Range { start: 200, end: 400 }];
+            assert_eq!(ask(&Probe::Http(probe), at).await.expect("an answer"), expected, "{status}");
+            let head = server.await.expect("a request");
+            assert!(head.starts_with("get /healthz http/1.1\r\n"), "{head}");
+            assert!(head.contains("\r\nhost: reviews.example.com\r\n") && head.contains("\r\nx-a: 5%\r\n"), "{head}");
+        }
     }
 }
