@@ -213,7 +213,8 @@ fn workloads(status: &Status, out: &mut String) {
             None => "connected".to_owned(),
         };
         let serves = match &workload.note {
-            Some(note) => note.clone(),
+            Some(note) if workload.serves.is_empty() => note.clone(),
+            Some(note) => format!("{} ({note})", workload.serves.join(",")),
             None => workload.serves.join(","),
         };
         [short(&workload.node), workload.address.to_string(), state, serves, labels.join(",")]
