@@ -37,6 +37,7 @@ pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>)
     super::limits::check_envoy(policy, found);
     super::filters::check_envoy(policy, found);
     super::quotas::check_envoy(policy, found);
+    super::groups::check(policy, ClientClass::Envoy, found);
     for object in policy.telemetries.iter() {
         let mut say = |field: &str, what: &str| {
             let message = format!("an Envoy is not told of this: {what}");

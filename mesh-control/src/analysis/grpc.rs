@@ -18,6 +18,7 @@ pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>)
     super::limits::check_grpc(policy, found);
     super::filters::check_grpc(policy, found);
     super::quotas::check_grpc(policy, found);
+    super::groups::check(policy, ClientClass::Grpc, found);
     for (_, service) in policy.services.iter() {
         let view = View::of_namespace(&service.namespace);
         let never = |protocol| matches!(protocol, Protocol::Https | Protocol::Tls | Protocol::Tcp);

@@ -13,6 +13,7 @@ mod envoy;
 mod export_to;
 mod filters;
 mod gateways;
+mod groups;
 mod grpc;
 mod hosts;
 pub mod istio;

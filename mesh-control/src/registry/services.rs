@@ -11,7 +11,7 @@ use super::probe::Probe;
 use super::protocol::Protocol;
 use super::service::{self, Service, ServicePort, Target, Visibility, WrittenEndpoint};
 use super::workload::{self, Workload};
-use crate::config::file::{Governs, Object, Objects, Refused};
+use crate::config::file::{Governs, Meta, Object, Objects, Refused};
 use crate::config::istio::virtual_service::Subnet;
 use crate::config::istio::workload_entry::WorkloadEntry;
 use crate::config::istio::workload_group::WorkloadGroup;
@@ -421,6 +421,11 @@ impl Services {
     /// How the members of a group are checked, if they are.
     pub fn probe_of_group(&self, namespace: &Arc<str>, group: &Arc<str>) -> Option<Probe> {
         Probe::of(&self.groups.get(&(namespace.clone(), group.clone()))?.spec)
+    }
+
+    /// The groups whose members are checked, and how.
+    pub fn probes(&self) -> impl Iterator<Item = (&Meta, Probe)> {
+        self.groups.values().filter_map(|group| Some((&group.meta, Probe::of(&group.spec)?)))
     }
 
     /// Whether a workload has to be well by the probe of its group, and is not known to be.

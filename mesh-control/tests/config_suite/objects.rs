@@ -1,7 +1,8 @@
 //! What is said of single objects that mean something else than what they seem to.
 
-use mesh_control::analysis::validate;
+use mesh_control::analysis::{Mesh, validate, validate_scan};
 use mesh_control::catalog::{Catalog, Kind};
+use mesh_control::config::load::Scan;
 use mesh_control::config::{Source, file};
 use mesh_control::plane::{Plane, PlaneOptions};
 
@@ -323,6 +324,31 @@ fn a_probe_that_nobody_can_ask_is_told_and_one_that_istio_refuses_is_wrong() {
                 assert!(is_told, "{probe}: {found:?}");
             }
         }
+    }
+}
+
+#[test]
+fn a_probe_that_some_members_cannot_be_asked_is_told_of_for_those() {
+    let found = |probe: &str, mesh: Mesh| {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {{name: vms, namespace: shop}}\nspec: {{probe: {probe}}}\n"
+        );
+        let mut scan = Scan::default();
+        scan.files.insert("t.yaml".into(), Ok(text.into()));
+        validate_scan(scan, mesh).diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    let grpc = || Mesh { has_grpc: true, ..Mesh::default() };
+    let envoys = || Mesh { has_envoys: true, ..Mesh::default() };
+    let (tcp, own) = ("{tcpSocket: {port: 80}}", "{grpc: {port: 80}}");
+    for (probe, mesh, is_told) in [
+        (tcp, grpc(), true),
+        (own, grpc(), true),
+        (tcp, envoys(), false),
+        (own, envoys(), true),
+        (own, Mesh::default(), false),
+    ] {
+        let found = found(probe, mesh);
+        assert_eq!(found.contains("such a member is healthy while it is connected"), is_told, "{probe}: {found}");
     }
 }
 
