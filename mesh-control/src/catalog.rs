@@ -319,7 +319,7 @@ pub trait Catalog: Send + Sync + 'static {
         None
     }
 
-    /// Where a sidecar serves for its workload, which is then an endpoint there: for as long as its stream is up.
+    /// Where a sidecar serves for its workload, or a gateway: it is an endpoint there for as long as its stream is up.
     ///
     /// # Errors
     /// Why it cannot serve.

@@ -288,7 +288,11 @@ fn servers<'p>(seen: &Cluster<'_>, policy: &'p Policy, default: Option<ServerTls
     if let Some(selector) = service.selector.as_ref().filter(|_| service.takes_registrations()) {
         let mut known = selector.clone();
         known.extend(labels.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
-        if is_subset(selector, &known) {
+        let (namespace, port) = (&service.namespace, seen.port.number);
+        if policy.gateways.known_by(namespace, &known, &policy.services, port).next().is_some() {
+            // A gateway: no PeerAuthentication says how it takes connections.
+            all.push(Server { tls: None, by: None });
+        } else if is_subset(selector, &known) {
             all.extend(registered(service, &seen.port, &known, policy, &of));
         }
     }

@@ -65,6 +65,8 @@ struct Told {
     class: String,
     #[serde(default)]
     reported: Option<bool>,
+    #[serde(default)]
+    is_gateway: bool,
 }
 
 impl Told {
@@ -91,6 +93,7 @@ impl Told {
             is_proxied: workload.is_proxied,
             class: workload.class.name().to_owned(),
             reported: workload.reported,
+            is_gateway: workload.is_gateway,
         }
     }
 
@@ -107,7 +110,8 @@ impl Told {
         (workload.node, workload.labels, workload.ports) = (self.node, self.labels, self.ports);
         (workload.locality, workload.cluster, workload.group) = (self.locality, self.cluster, self.group);
         (workload.weight, workload.health) = (self.weight, health);
-        (workload.identity, workload.is_proxied) = (identity, self.is_proxied);
+        workload.identity = identity;
+        (workload.is_proxied, workload.is_gateway) = (self.is_proxied, self.is_gateway);
         let class = ClientClass::ALL.into_iter().find(|class| class.name() == self.class);
         (workload.class, workload.reported) = (class.unwrap_or(ClientClass::Grpc), self.reported);
         Ok(workload)
@@ -290,6 +294,7 @@ mod tests {
         (workload.weight, workload.health, workload.group) = (3, Health::Draining, Some("vms".into()));
         (workload.class, workload.reported) = (ClientClass::Library, Some(false));
         (workload.ports, workload.locality[1]) = (vec![("http".to_owned(), 80)], "zone".into());
+        (workload.is_proxied, workload.is_gateway) = (true, true);
         let text = serde_json::to_string(&Told::of(&workload)).expect("JSON");
         let told: Told = serde_json::from_str(&text).expect("JSON");
         assert_eq!(told.workload("k"), Ok(workload));

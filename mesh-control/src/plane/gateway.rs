@@ -4,11 +4,13 @@
 //! listeners and routes of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::snapshot::{Compiled, Peers, Snapshot};
 use crate::analysis;
 use crate::catalog::{Client, ClientClass, Encoded, Kind};
+use crate::policy::Policy;
 use crate::policy::gateways::{Address, Listening};
 use crate::policy::security::Served;
 use crate::policy::telemetry::Side;
@@ -164,9 +166,29 @@ impl Snapshot {
         Inbound { refusal, tls: ServerTls::Plaintext, ..self.inbound(client, labels, port, Protocol::Http) }
     }
 
+    /// Where a gateway is an endpoint of the services that select it: at those of their target ports that it listens at.
+    pub(super) fn gateway_addresses(&self, client: &Client) -> BTreeSet<SocketAddr> {
+        let Policy { services, .. } = &self.compiled.policy;
+        let own = reached_at(client);
+        let served =
+            services.served_ports(&client.namespace, client.group.as_ref(), &client.labels, &client.ports, own);
+        let told = self.gateway(client);
+        let bound = told.listening.values().map(|(address, _)| *address);
+        let bound = bound.filter(|(_, port)| served.registered.contains_key(port));
+        bound.map(|(ip, port)| SocketAddr::new(if ip.is_unspecified() { own } else { ip }, port)).collect()
+    }
+
     /// A cluster that leads nowhere, in the place of one that a gateway refused: as for sidecars.
     pub(super) fn gateway_instead(&self, client: &Client, name: &str) -> Option<Encoded> {
         let view = self.compiled.policy.gateway_view(&client.namespace, &client.labels);
         self.asks_for_tls(&view, name).then(|| render::leads_nowhere(name))
     }
+}
+
+/// Where others reach a gateway: at the address that its id names (Istio: `router~IP~...`), or where its stream comes from, if that
+/// one is what a program calls its own that knows no other.
+fn reached_at(client: &Client) -> IpAddr {
+    let named = client.node_id.split('~').nth(1).and_then(|ip| ip.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical());
+    let named = named.filter(|ip| !ip.is_unspecified() && !ip.is_loopback());
+    named.or_else(|| client.instance_ips.first().copied()).unwrap_or(client.peer_ip)
 }

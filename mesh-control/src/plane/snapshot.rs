@@ -488,8 +488,16 @@ impl Snapshot {
         let may_nobody_answer = endpoints.identities().is_empty();
         let speaks_tls = |endpoint: &Endpoint| {
             let (namespace, labels, port) = (&*endpoint.namespace, &*endpoint.labels, endpoint.address.port());
-            let served = Served { namespace, labels, port };
             let has_certificates = policy.trust_domain.is_some();
+            if endpoint.is_gateway {
+                // Its Gateways say how it takes connections, and no PeerAuthentication. One that takes mutual TLS alone, and has no
+                // certificate, takes nobody.
+                let named = cluster.port.number;
+                let speaks_tls = policy.gateways.takes_mutual_tls_only(namespace, labels, &policy.services, named);
+                let is_out = speaks_tls && !(has_certificates && endpoint.mutual_tls);
+                return (!is_out).then_some(speaks_tls);
+            }
+            let served = Served { namespace, labels, port };
             let tls = security.server_tls(served, &policy.services);
             let speaks_tls = has_certificates && endpoint.mutual_tls && tls != ServerTls::Plaintext;
             // It must not be called in plaintext, and there is no other way to call it: it registered without a certificate,
@@ -508,7 +516,8 @@ impl Snapshot {
         let key = EncodedKey {
             name: name.into(),
             labels: cluster.labels.clone(),
-            security: self.security(),
+            // How a gateway takes connections is written in any mesh.
+            security: if endpoints.has_gateways() { self.config_generation } else { self.security() },
             is_automatic,
             nearness: nearness.clone().map(Arc::new),
         };
@@ -610,7 +619,11 @@ impl Catalog for Snapshot {
     }
 
     fn served_at(&self, client: &Client) -> Result<BTreeSet<SocketAddr>, String> {
-        client.sidecar.as_ref().map_or_else(|| Ok(BTreeSet::new()), |sidecar| self.sidecar_addresses(client, sidecar))
+        match &client.sidecar {
+            Some(sidecar) => self.sidecar_addresses(client, sidecar),
+            None if client.is_gateway => Ok(self.gateway_addresses(client)),
+            None => Ok(BTreeSet::new()),
+        }
     }
 
     fn changes(&self, client: &Client, kind: Kind, since: u64) -> Changes<'_> {

@@ -219,6 +219,34 @@ impl Gateways {
         }
         (listening, left_out)
     }
+
+    /// The servers of gateways with these labels that are known by this port, which is one of a service that leads to them.
+    pub fn known_by<'a>(
+        &'a self,
+        namespace: &'a str,
+        labels: &'a BTreeMap<String, String>,
+        services: &'a Services,
+        port: u16,
+    ) -> impl Iterator<Item = &'a Server> {
+        let selecting = self.0.iter().filter(move |one| one.selects(namespace, labels, services));
+        selecting.flat_map(|one| &one.gateway.spec.servers).filter(move |server| server.port.number.0 == port)
+    }
+
+    /// Whether gateways with these labels take nothing but the mesh's mutual TLS at this port of a service: there is a server, and
+    /// each asks for it.
+    pub fn takes_mutual_tls_only(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        services: &Services,
+        port: u16,
+    ) -> bool {
+        let asks = |server: &Server| {
+            server.port.is_tls() && server.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::IstioMutual)
+        };
+        let mut asked = self.known_by(namespace, labels, services, port).map(asks).peekable();
+        asked.peek().is_some() && asked.all(|asks| asks)
+    }
 }
 
 impl Selecting {

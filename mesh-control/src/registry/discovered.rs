@@ -71,6 +71,7 @@ impl Discovered {
             key: None,
             mutual_tls: self.mutual_tls,
             identity: self.identity.clone().filter(|_| self.mutual_tls),
+            is_gateway: false,
         }
     }
 }

@@ -39,6 +39,8 @@ pub struct Endpoint {
     pub mutual_tls: bool,
     /// Who it is by mutual TLS, where that is known.
     pub identity: Option<SpiffeId>,
+    /// Whether it is a gateway: how it takes connections, the Gateways that select it say.
+    pub is_gateway: bool,
 }
 
 /// All endpoints of a service, immutable, with the encodings that were made of them: they are good for as
@@ -47,6 +49,7 @@ pub struct Endpoint {
 pub struct ServiceEndpoints {
     by_port: BTreeMap<u16, Vec<Endpoint>>,
     identities: Arc<[SpiffeId]>,
+    has_gateways: bool,
     encoded: Mutex<HashMap<EncodedKey, Encoded>>,
 }
 
@@ -82,6 +85,11 @@ impl ServiceEndpoints {
     /// Everybody who may serve any of its ports by mutual TLS, in order.
     pub fn identities(&self) -> &Arc<[SpiffeId]> {
         &self.identities
+    }
+
+    /// Whether any of them is a gateway.
+    pub fn has_gateways(&self) -> bool {
+        self.has_gateways
     }
 
     /// Whether both hold the same endpoints.
@@ -161,7 +169,8 @@ pub fn collect<'a>(
     }
     let identities = by_port.values().flatten().filter_map(|endpoint| endpoint.identity.clone());
     let identities = all_of(service, identities);
-    ServiceEndpoints { by_port, identities, encoded: Mutex::default() }
+    let has_gateways = by_port.values().flatten().any(|endpoint| endpoint.is_gateway);
+    ServiceEndpoints { by_port, identities, has_gateways, encoded: Mutex::default() }
 }
 
 /// A service whose endpoints its clients look up themselves: only who may answer is known here.
@@ -177,7 +186,7 @@ fn all_of(service: &Service, of_endpoints: impl Iterator<Item = SpiffeId>) -> Ar
 }
 
 /// Which ports of the service a workload serves, if it is selected: those that its bound port matches by
-/// number or by name, else the only one that there is, unless its sidecar binds what services name.
+/// number or by name, else the only one that there is, unless a proxy binds what services name.
 ///
 /// Listeners are judged one by one, not by process: nodes that share a bootstrap file share their id.
 fn ports_served(service: &Service, workload: &Workload) -> Vec<u16> {
@@ -202,6 +211,7 @@ fn registered(workload: &Workload) -> Endpoint {
         key: Some(workload.key.clone()),
         mutual_tls: workload.identity.is_some(),
         identity: workload.identity.clone(),
+        is_gateway: workload.is_gateway,
     }
 }
 
@@ -218,5 +228,6 @@ fn of_written(written: &WrittenEndpoint, address: SocketAddr) -> Endpoint {
         key: None,
         mutual_tls: written.mutual_tls,
         identity: written.identity.clone().filter(|_| written.mutual_tls),
+        is_gateway: false,
     }
 }

@@ -54,7 +54,7 @@ pub struct Workload {
     pub health: Health,
     /// Who it is by mutual TLS, where it speaks it.
     pub identity: Option<SpiffeId>,
-    /// Whether its sidecar listens in its place: at the target ports of its services, and nowhere else.
+    /// Whether a proxy listens for it, a sidecar or a gateway: at the target ports of its services, and nowhere else.
     pub is_proxied: bool,
     /// What it runs: whether it can be asked how it is.
     pub class: ClientClass,
@@ -63,6 +63,8 @@ pub struct Workload {
     /// Whether it has to be well by the probe of its group, and is not known to be: then it is nobody's endpoint. What its group adds
     /// says so.
     pub is_unwell: bool,
+    /// Whether it is a gateway: how it takes connections, the Gateways that select it say.
+    pub is_gateway: bool,
 }
 
 impl Workload {
@@ -86,6 +88,7 @@ impl Workload {
             class: ClientClass::Grpc,
             reported: None,
             is_unwell: false,
+            is_gateway: false,
         }
     }
 

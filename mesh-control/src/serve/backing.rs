@@ -43,7 +43,8 @@ impl Workloads for Plane {
                 cluster: about.cluster.into(),
                 group: about.group.map(Into::into),
                 identity,
-                is_proxied: client.sidecar.is_some(),
+                is_proxied: client.sidecar.is_some() || client.is_gateway,
+                is_gateway: client.is_gateway,
                 class: client.class,
                 ..base
             },

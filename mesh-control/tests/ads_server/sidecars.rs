@@ -1,7 +1,8 @@
 //! Envoys beside workloads over the ADS server: what they are told when something is added, changed and removed, in which order,
-//! and when the workload is an endpoint.
+//! and when the workload is an endpoint; and when a gateway is one.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::Node;
@@ -48,7 +49,11 @@ spec: {hosts: [reviews], http: [{timeout: 3s, route: [{destination: {host: revie
 ";
 
 async fn start() -> (Embedded, Channel) {
-    let mesh = Embedded::start(Config::yaml(SHOP), Options::default().serve(settled())).await.unwrap();
+    start_with(settled()).await
+}
+
+async fn start_with(options: mesh_control::serve::Options) -> (Embedded, Channel) {
+    let mesh = Embedded::start(Config::yaml(SHOP), Options::default().serve(options)).await.unwrap();
     let server = mesh.server().clone();
     let connect = ServiceFn(move || {
         let server = server.clone();
@@ -271,4 +276,73 @@ async fn an_envoy_that_would_listen_where_its_workload_does_is_refused_with_what
     let mut client = Delta::open(channel, sidecar("client", "127.0.0.1")).await.unwrap();
     client.send(Kind::Cluster, &["*"], &[]).await;
     assert!(client.take().await.len() >= 4);
+}
+
+/// A gateway that two ports of a service lead to, and that listens for one of them.
+const EGRESS: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: egress, namespace: shop}
+spec: {selector: {istio: egressgateway}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tls, port: 443, targetPort: 8443}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: egress, namespace: shop}
+spec: {selector: {istio: egressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}
+";
+
+/// The node of an Envoy as a gateway.
+fn gateway(name: &str) -> Node {
+    let labels = Struct { fields: [("istio".to_owned(), text("egressgateway"))].into() };
+    let metadata = [("NAMESPACE", text("shop")), ("LABELS", Value { kind: Some(Text::StructValue(labels)) })];
+    let fields = metadata.map(|(key, value)| (key.to_owned(), value)).into();
+    Node {
+        id: format!("router~10.0.0.1~{name}.shop~shop.svc.cluster.local"),
+        metadata: Some(Struct { fields }),
+        ..node("envoy")
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_is_an_endpoint_of_the_services_that_select_it_where_it_listens() {
+    let (mesh, channel) = start_with(settled().grace(Duration::ZERO)).await;
+    mesh.set_yaml("egress.yaml", EGRESS).unwrap();
+    let serves = || {
+        let workloads = mesh.plane().workloads().into_iter();
+        workloads.map(|one| format!("{} {}", one.address, one.serves.join(" "))).collect::<Vec<_>>()
+    };
+    let mut envoy = Delta::open(channel.clone(), gateway("egress-1")).await.unwrap();
+    envoy.send(Kind::Listener, &["*"], &[]).await;
+    let listeners = envoy.next().await;
+    assert_eq!(serves(), [""; 0], "nobody listens yet");
+    envoy.answer(&listeners, None).await;
+    until("it is an endpoint", || !serves().is_empty()).await;
+    assert_eq!(serves(), ["10.0.0.1:8080 egress.shop.svc.cluster.local:80"]);
+
+    // Another one says that it is there, too: it is not the endpoint, and is told everything all the same.
+    let mut other = Delta::open(channel, gateway("egress-2")).await.unwrap();
+    other.send(Kind::Listener, &["*"], &[]).await;
+    let listeners = other.next().await;
+    other.answer(&listeners, None).await;
+    let turned_away = || serde_json::to_value(mesh.status()).unwrap()["turned_away"][0]["reason"] == "registration";
+    until("it is told of", turned_away).await;
+    other.send(Kind::Cluster, &["*"], &[]).await;
+    assert_eq!(told(&other.next().await).1, ["BlackHoleCluster"]);
+    assert_eq!(serves().len(), 1);
+
+    // A port that its Gateway leaves is left at once, and one that it comes to have is served once that is taken.
+    mesh.set_yaml("egress.yaml", &EGRESS.replace("number: 80,", "number: 443,")).unwrap();
+    let listeners = envoy.next().await;
+    assert_eq!(serves(), [""; 0]);
+    envoy.answer(&listeners, None).await;
+    until("it is an endpoint again", || !serves().is_empty()).await;
+    assert_eq!(serves(), ["10.0.0.1:8443 egress.shop.svc.cluster.local:443"]);
+
+    // The other one is, once nobody else is there.
+    let is_other = || mesh.plane().workloads().iter().any(|one| one.node.contains("egress-2"));
+    let listeners = other.next().await;
+    other.answer(&listeners, None).await;
+    assert!(!is_other());
+    drop(envoy);
+    until("the other one is the endpoint", is_other).await;
 }

@@ -101,6 +101,53 @@ fn a_workload_without_a_certificate_is_no_endpoint_where_mutual_tls_is_strict() 
     assert!(endpoints(&plane)[0].mutual_tls);
 }
 
+#[test]
+fn a_gateway_is_called_as_its_gateways_take_connections_and_not_as_workloads_do() {
+    let gateway = |servers: &str| {
+        format!(
+            "\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g}}\n\
+             spec: {{selector: {{app: reviews}}, servers: [{servers}]}}\n"
+        )
+    };
+    let http = "{port: {number: 9080, name: http, protocol: HTTP}, hosts: ['*']}";
+    let mutual = "{port: {number: 9080, name: a, protocol: HTTPS}, hosts: [a.example], tls: {mode: ISTIO_MUTUAL}}";
+    let passing = "{port: {number: 9080, name: b, protocol: TLS}, hosts: [b.example], tls: {mode: PASSTHROUGH}}";
+    let both = format!("{mutual}, {passing}");
+    let registered = |id: Option<&str>| {
+        let mut gateway = workload("edge", id);
+        (gateway.is_proxied, gateway.is_gateway) = (true, true);
+        gateway
+    };
+    // The mesh is STRICT.
+    for (servers, id, expected) in [
+        (http, Some(ID), Some(false)),
+        (http, None, Some(false)),
+        (mutual, Some(ID), Some(true)),
+        // It takes nobody, and a request must not be sent there in plaintext.
+        (mutual, None, None),
+        // Of which nobody can tell what is called.
+        (&both, Some(ID), Some(false)),
+    ] {
+        let plane = plane(&gateway(servers));
+        plane.register(registered(id));
+        let marks: Vec<bool> = endpoints(&plane).iter().map(|endpoint| endpoint.mutual_tls).collect();
+        assert_eq!(marks, Vec::from_iter(expected), "{servers} {id:?}");
+    }
+    // A change is seen, though the endpoints are the same; and who may answer is known for a rule that asks for it.
+    let plane = plane(&gateway(http));
+    plane.register(registered(Some(ID)));
+    assert!(!endpoints(&plane)[0].mutual_tls);
+    plane.set_yaml("c.yaml", &format!("{REVIEWS}---{}", gateway(mutual))).unwrap();
+    assert!(endpoints(&plane)[0].mutual_tls);
+    assert_eq!(peers(&cluster(&plane, &client(ClientClass::Library))), [ID]);
+    // The same where no workload has a certificate: what takes mutual TLS alone is no endpoint there.
+    let plain = Plane::from_yaml(&format!("{REVIEWS}---{}", gateway(http))).unwrap();
+    plain.register(registered(None));
+    assert_eq!(endpoints(&plain).len(), 1);
+    plain.set_yaml("config.yaml", &format!("{REVIEWS}---{}", gateway(mutual))).unwrap();
+    assert!(endpoints(&plain).is_empty());
+}
+
 /// Endpoints that are written down: where they are, and whether they are marked.
 fn marks(endpoints: &Endpoints) -> Vec<(String, bool)> {
     let all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);

@@ -91,6 +91,31 @@ fn where_no_peer_authentication_speaks_the_mesh_s_default_counts_if_it_is_known(
 }
 
 #[test]
+fn how_a_gateway_takes_connections_no_peer_authentication_says() {
+    let gateway = |port: u16| {
+        format!(
+            "\n---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g}}\nspec: {{selector: {{app: reviews}}, \
+             servers: [{{port: {{number: {port}, name: http, protocol: HTTP}}, hosts: ['*']}}]}}\n"
+        )
+    };
+    let asks = |mode: &str, asked: &str| {
+        format!(
+            "{REVIEWS}{}{}",
+            peers("shop", &format!("{{mtls: {{mode: {mode}}}}}")),
+            tls(&format!("{{mode: {asked}}}"))
+        )
+    };
+    for (mode, asked) in [("STRICT", "DISABLE"), ("DISABLE", "ISTIO_MUTUAL")] {
+        let text = asks(mode, asked);
+        let both = gateway(80) + &gateway(81).replace("name: g}", "name: h}");
+        assert!(failing(&format!("{text}{both}")).is_empty(), "{asked} to {mode}");
+        // Another port of it is that of a workload.
+        let [(_, message)] = &failing(&format!("{text}{}", gateway(80)))[..] else { panic!("one finding") };
+        assert!(message.contains("every call to reviews.shop.svc.cluster.local:81 fails"), "{message}");
+    }
+}
+
+#[test]
 fn ports_subsets_and_selectors_are_told_apart() {
     let strict = |more: &str| peers("shop", &format!("{{mtls: {{mode: STRICT}}{more}}}"));
     let permissive = |more: &str| peers("shop", &format!("{{mtls: {{mode: PERMISSIVE}}{more}}}"));

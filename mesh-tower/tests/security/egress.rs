@@ -14,23 +14,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::tls_support::{ANY, Authority, Foreign, HOST, ask_over_connector, control, mesh, tls};
+use crate::tls_support::{ANY, Authority, Foreign, HOST, ask_over_connector, control, example, mesh, tls};
 
-const PAGE: &str = include_str!("../../../docs/egress.md");
 /// Generous: it only bounds a test that fails.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// An example of the page, with other words in the place of some.
-fn example(name: &str, words: &[(&str, &str)]) -> String {
-    let mut blocks = PAGE.split("```yaml\n").skip(1).filter_map(|block| block.split("```").next());
-    let block = blocks.find(|block| block.starts_with(&format!("# {name}\n")));
-    let mut text = block.unwrap_or_else(|| panic!("the page has no {name}")).to_owned();
-    for (word, instead) in words {
-        assert!(text.contains(word), "{name}: {word}");
-        text = text.replace(word, instead);
-    }
-    text
-}
 
 /// A directory in the place of `/etc/egress`.
 fn files(files: &[(&str, &str)]) -> TempDir {

@@ -13,7 +13,7 @@ use super::*;
 const EDGE: [&str; 2] = ["--label", "gateway.networking.k8s.io/gateway-name=edge"];
 
 /// A port that nobody has.
-async fn free_port() -> u16 {
+pub(super) async fn free_port() -> u16 {
     TcpListener::bind("0.0.0.0:0").await.unwrap().local_addr().unwrap().port()
 }
 

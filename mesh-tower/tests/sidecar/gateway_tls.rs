@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::testing::ManagementServer;
 use mesh_core::testing::resources::{pack, route as to, routes, virtual_host};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -86,6 +87,11 @@ impl<'a> Caller<'a> {
     }
 
     async fn connect(&self, edge: SocketAddr, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
+        self.over(TcpStream::connect(edge).await.unwrap(), name).await
+    }
+
+    /// TLS over a connection that is there.
+    async fn over<S: Bytes>(&self, stream: S, name: &str) -> std::io::Result<TlsStream<S>> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.trusts.pem.as_bytes()).unwrap()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -102,7 +108,6 @@ impl<'a> Caller<'a> {
             }
         };
         config.alpn_protocols = vec![self.alpn.to_vec()];
-        let stream = TcpStream::connect(edge).await.unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         within(TlsConnector::from(Arc::new(config)).connect(name, stream)).await
     }
@@ -112,9 +117,20 @@ impl<'a> Caller<'a> {
         let stream = self.connect(edge, name).await.map_err(|error| error.to_string())?;
         ask_over(stream, host).await
     }
+
+    /// The same over a connection that is there, for the host of that name.
+    pub(super) async fn ask_through<S: Bytes>(&self, stream: S, name: &str) -> Result<(u16, String), String> {
+        let stream = self.over(stream, name).await.map_err(|error| error.to_string())?;
+        ask_over(stream, name).await
+    }
 }
 
-async fn ask_over(stream: TlsStream<TcpStream>, host: &str) -> Result<(u16, String), String> {
+/// A connection.
+pub(super) trait Bytes: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Bytes for S {}
+
+async fn ask_over<S: Bytes>(stream: TlsStream<S>, host: &str) -> Result<(u16, String), String> {
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let io = TokioIo::new(stream);
     let request = http::Request::get(format!("https://{host}/")).header("host", host);

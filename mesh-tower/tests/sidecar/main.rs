@@ -2,6 +2,7 @@
 //! `mesh-gateway`: its control plane, its clients and what is behind it are this test.
 #![cfg(unix)]
 
+mod egress;
 mod gateway;
 mod gateway_api;
 mod gateway_tls;

@@ -1,4 +1,4 @@
-//! A server that knows nothing of any mesh, and files for TLS with it.
+//! A server that knows nothing of any mesh, files for TLS with it, and the examples of how it is called.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::io;
@@ -31,6 +31,20 @@ use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 pub const HOST: &str = "api.example.com";
+
+const PAGE: &str = include_str!("../../../docs/egress.md");
+
+/// An example of the page on calls that leave the mesh, with other words in the place of some.
+pub fn example(name: &str, words: &[(&str, &str)]) -> String {
+    let mut blocks = PAGE.split("```yaml\n").skip(1).filter_map(|block| block.split("```").next());
+    let block = blocks.find(|block| block.starts_with(&format!("# {name}\n")));
+    let mut text = block.unwrap_or_else(|| panic!("the page has no {name}")).to_owned();
+    for (word, instead) in words {
+        assert!(text.contains(word), "{name}: {word}");
+        text = text.replace(word, instead);
+    }
+    text
+}
 
 /// An authority in memory.
 pub struct Authority {

@@ -213,13 +213,16 @@ async fn converse<M: Method>(
             return fail(&sender, Status::resource_exhausted(why)).await;
         }
     };
-    let is_sidecar = stream.session().client().sidecar.is_some();
+    let is_proxy = {
+        let session = stream.session();
+        session.client().sidecar.is_some() || session.client().is_gateway
+    };
     let stay = Stay {
         stream,
         state: &state,
         expires: peer.expires,
         name_bytes: AtomicUsize::default(),
-        served_at: is_sidecar.then(Mutex::default),
+        served_at: is_proxy.then(Mutex::default),
     };
     state.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = M::VARIANT.name(), "stream opened");
@@ -268,8 +271,16 @@ struct Stay<'a> {
     expires: Option<SystemTime>,
     /// How many bytes of names it asks for.
     name_bytes: AtomicUsize,
-    /// Where it is registered, if it is a sidecar: it announces itself by taking its listeners, and not by a name.
-    served_at: Option<Mutex<BTreeSet<SocketAddr>>>,
+    /// Where it is registered, if it is a sidecar or a gateway: it announces itself by taking its listeners, and not by a name.
+    served_at: Option<Mutex<ServedAt>>,
+}
+
+/// Where a proxy is registered.
+#[derive(Default)]
+struct ServedAt {
+    all: BTreeSet<SocketAddr>,
+    /// Where a gateway would be, and cannot be for now: somebody else is.
+    refused: BTreeSet<SocketAddr>,
 }
 
 impl Drop for Stay<'_> {
@@ -305,7 +316,7 @@ async fn exchange<M: Method>(
     // A client is who its certificate says for as long as that holds: it comes back with the next one.
     let mut certificate_ends = std::pin::pin!(certificate_ends(stay.expires));
     let mut dismissal = std::pin::pin!(stay.stream.dismissal());
-    stay.attend_sidecar(false)?;
+    stay.attend_proxy(false)?;
     let mut has_registered = stay.hear::<M>(&first)?;
     let mut room = None;
     loop {
@@ -344,7 +355,7 @@ async fn exchange<M: Method>(
             changed = pulse.changed() => match changed {
                 Ok(()) => {
                     stay.refresh();
-                    stay.attend_sidecar(false)?;
+                    stay.attend_proxy(false)?;
                 }
                 Err(_) => return Ok(End::Stop),
             },
@@ -385,7 +396,7 @@ impl Stay<'_> {
         self.count_names()?;
         let has_taken = heard.brought_listeners || heard.answer == Some(Answer::Ack(Kind::Listener));
         if has_taken {
-            self.attend_sidecar(true)?;
+            self.attend_proxy(true)?;
         }
         self.attend(&heard)?;
         Ok(has_taken || !heard.joined.is_empty())
@@ -397,14 +408,19 @@ impl Stay<'_> {
         self.refresh();
     }
 
-    /// Tells the registry where a sidecar serves. It comes to serve where it `has_taken` listeners, and stops as soon as the
-    /// configuration says so.
-    fn attend_sidecar(&self, has_taken: bool) -> Result<(), Status> {
+    /// Tells the registry where a sidecar or a gateway serves. It comes to serve where it `has_taken` listeners, and stops as soon
+    /// as the configuration says so.
+    fn attend_proxy(&self, has_taken: bool) -> Result<(), Status> {
         let Some(served_at) = &self.served_at else { return Ok(()) };
         let client = self.stream.session().client().clone();
         let refuse = |why: String| {
             let why = format!("this workload cannot register: {why}");
             self.state.refusals.note(client.peer_ip, Reason::Registration, &client.node_id, &why, now());
+            if client.is_gateway {
+                // It has others to serve: those outside of the mesh.
+                tracing::warn!(node = &*client.node_id, "{why}");
+                return Ok(());
+            }
             Err(Status::permission_denied(why))
         };
         let wanted = match self.state.feed.latest().served_at(&client) {
@@ -413,20 +429,28 @@ impl Stay<'_> {
         };
         let workload = |address: SocketAddr| Workload::at(&client, &self.stream.about, address);
         let mut served_at = served_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone: Vec<SocketAddr> = served_at.difference(&wanted).copied().collect();
-        let new: Vec<SocketAddr> = wanted.difference(&served_at).copied().filter(|_| has_taken).collect();
+        let ServedAt { all, refused } = &mut *served_at;
+        refused.retain(|address| wanted.contains(address));
+        let gone: Vec<SocketAddr> = all.difference(&wanted).copied().collect();
+        let new = wanted.difference(all).copied().filter(|address| has_taken || refused.contains(address));
+        let new: Vec<SocketAddr> = new.collect();
         if gone.is_empty() && new.is_empty() {
             return Ok(());
         }
         for address in gone {
-            served_at.remove(&address);
+            all.remove(&address);
             self.state.presence.leave(self.stream.id, &workload(address).key());
         }
         for address in new {
-            if let Err(why) = self.state.presence.join(self.stream.id, workload(address)) {
-                return refuse(why);
+            match self.state.presence.join(self.stream.id, workload(address)) {
+                Ok(()) => {
+                    refused.remove(&address);
+                    all.insert(address);
+                }
+                // It is tried again, and told once.
+                Err(why) if refused.insert(address) => refuse(why)?,
+                Err(_) => {}
             }
-            served_at.insert(address);
         }
         self.refresh();
         Ok(())
