@@ -20,11 +20,11 @@ def self_signed(folder, name, *extensions):
     return files
 
 
-def signed(folder, name):
-    """A certificate for a client by an authority of its own: its files, and the authority's."""
+def signed(folder, name, *extensions):
+    """A certificate by an authority of its own, for a client unless its extensions say more: its files, and the authority's."""
     root = self_signed(folder, f"{name}-root")
     files = [folder / f"{name}.crt", folder / f"{name}.key"]
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
-    make += ["-addext", "basicConstraints=critical,CA:FALSE", "-CA", root[0], "-CAkey", root[1], "-out", files[0], "-keyout", files[1]]
+    make += ["-addext", "basicConstraints=critical,CA:FALSE", *extensions, "-CA", root[0], "-CAkey", root[1], "-out", files[0], "-keyout", files[1]]
     subprocess.run(make, check=True, capture_output=True, timeout=60)
     return files, root[0]

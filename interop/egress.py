@@ -1,5 +1,6 @@
 """Calls that leave the mesh through an Envoy beside a workload: a certificate from a Secret, hosts by a wildcard, a way through an
-HTTP proxy, and nothing but what is described. Those of the library are in mesh-tower/tests/security/egress.rs.
+HTTP proxy, by a gateway of the mesh, and nothing but what is described. The gateway is an Envoy, and then mesh-gateway, and the library
+calls both, too. What else it does is in mesh-tower/tests/security/egress.rs.
 """
 
 import base64
@@ -8,11 +9,13 @@ import http.server
 import json
 import socket
 import ssl
+import subprocess
 import threading
 import urllib.error
 import urllib.request
 
 import authority
+import gateway
 import sidecar
 from ports import free_ports
 
@@ -101,6 +104,85 @@ spec:
 """
 
 
+GATEWAY = """\
+apiVersion: v1
+kind: Service
+metadata: {name: istio-egressgateway, namespace: istio-system}
+spec: {selector: {istio: egressgateway}, ports: [{name: https, port: %(edge)d, targetPort: %(bound)d}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: partner}
+spec:
+  hosts: [partner.example.com]
+  ports: [{number: %(partner)d, name: http, protocol: HTTP}, {number: %(secure)d, name: https, protocol: HTTPS, targetPort: %(outer)d}]
+  resolution: STATIC
+  endpoints: [{address: 127.0.0.1}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: bank}
+spec:
+  hosts: [bank.example.com]
+  ports: [{number: %(bank)d, name: tls, protocol: TLS, targetPort: %(outer)d}]
+  resolution: STATIC
+  endpoints: [{address: 127.0.0.1}]
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: istio-egressgateway}
+spec:
+  selector: {istio: egressgateway}
+  servers:
+  - port: {number: %(edge)d, name: https, protocol: HTTPS}
+    hosts: [partner.example.com]
+    tls: {mode: ISTIO_MUTUAL}
+  - port: {number: %(edge)d, name: tls, protocol: TLS}
+    hosts: [bank.example.com]
+    tls: {mode: PASSTHROUGH}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: istio-egressgateway, namespace: istio-system}
+spec:
+  host: istio-egressgateway
+  subsets:
+  - name: partner
+    trafficPolicy: {portLevelSettings: [{port: {number: %(edge)d}, tls: {mode: ISTIO_MUTUAL, sni: partner.example.com}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: partner}
+spec:
+  host: partner.example.com
+  trafficPolicy: {portLevelSettings: [{port: {number: %(secure)d}, tls: {mode: SIMPLE, caCertificates: %(root)s}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: partner}
+spec:
+  hosts: [partner.example.com]
+  gateways: [mesh, istio-egressgateway]
+  http:
+  - match: [{gateways: [mesh], port: %(partner)d}]
+    route: [{destination: {host: istio-egressgateway.istio-system.svc.cluster.local, subset: partner, port: {number: %(edge)d}}}]
+  - match: [{gateways: [istio-egressgateway], port: %(edge)d}]
+    route: [{destination: {host: partner.example.com, port: {number: %(secure)d}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: bank}
+spec:
+  hosts: [bank.example.com]
+  gateways: [mesh, istio-egressgateway]
+  tls:
+  - match: [{gateways: [mesh], port: %(bank)d, sniHosts: [bank.example.com]}]
+    route: [{destination: {host: istio-egressgateway.istio-system.svc.cluster.local, port: {number: %(edge)d}}}]
+  - match: [{gateways: [istio-egressgateway], port: %(edge)d, sniHosts: [bank.example.com]}]
+    route: [{destination: {host: bank.example.com, port: {number: %(bank)d}}}]
+"""
+
+
 class Outside(http.server.BaseHTTPRequestHandler):
     """Says by which name it was asked for, and who was shown to it. Each request has a connection of its own."""
 
@@ -138,19 +220,25 @@ class Egress(sidecar.Sidecar):
         check("envoy", "a certificate from a Secret is shown, and a new one when it changes", self.by_secret)
         check("envoy", "a host of a wildcard is looked up when it is called, in HTTP and in TLS", self.by_wildcard)
         check("envoy", "a connection goes through an HTTP proxy to where its tunnel leads", self.through_proxy)
+        for by in ("envoy", "mesh-gateway"):
+            check("envoy", f"calls leave by a gateway ({by}), which ends their TLS or passes it on", lambda by=by: self.by_gateway(by))
         check("envoy", "what nothing describes is refused", self.nothing_else)
         check("envoy", "the Envoy of egress refused nothing", self.none_refused)
 
     def start(self):
-        names = ("api", "server", "passed", "way", "proxy", "db")
+        names = ("api", "server", "passed", "way", "proxy", "db", "edge", "bound", "partner", "secure", "outer", "bank")
         self.ports = dict(zip(names, free_ports(len(names))))
         names = "subjectAltName=DNS:api.example.com,DNS:a.cloud.localhost"
         self.outside = authority.self_signed(self.folder, "outside", "-addext", names)
         self.clients = [authority.self_signed(self.folder, f"client-{index}") for index in range(2)]
         for port in (self.ports["server"], self.ports["passed"]):
-            threading.Thread(target=self.serve, args=(port,), daemon=True).start()
+            threading.Thread(target=self.serve, args=(port, self.outside), daemon=True).start()
+        names = "subjectAltName=DNS:partner.example.com,DNS:bank.example.com"
+        shown, self.root = authority.signed(self.folder, "outer", "-addext", names)
+        threading.Thread(target=self.serve, args=(self.ports["outer"], shown), daemon=True).start()
         threading.Thread(target=self.lead, args=(socket.create_server(("127.0.0.1", self.ports["proxy"])),), daemon=True).start()
         self.write("objects.yaml", OBJECTS % self.ports)
+        self.write("gateway.yaml", GATEWAY % {**self.ports, "root": self.root})
         self.secret(0)
         self.xds = "127.0.0.1:0"
         self.start_control()
@@ -161,9 +249,9 @@ class Egress(sidecar.Sidecar):
         texts = (path.read_bytes() for path in (certificate, key, self.outside[0]))
         self.write("secret.yaml", SECRET % tuple(base64.b64encode(text).decode() for text in texts))
 
-    def serve(self, port):
+    def serve(self, port, shown):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*self.outside)
+        context.load_cert_chain(*shown)
         context.verify_mode = ssl.CERT_OPTIONAL
         for certificate, _ in self.clients:
             context.load_verify_locations(certificate)
@@ -217,13 +305,17 @@ class Egress(sidecar.Sidecar):
         status, why = self.get("server", f"b.cloud.localhost:{self.ports['server']}")
         if status != 503:
             raise self.failure(f"a server that is not who was asked for: {status} {why}")
-        context = ssl.create_default_context(cafile=self.outside[0])
-        with socket.create_connection((AT, self.ports["passed"]), timeout=10) as raw:
-            with context.wrap_socket(raw, server_hostname="a.cloud.localhost") as stream:
-                stream.sendall(b"GET / HTTP/1.0\r\n\r\n")
-                said = everything(stream)
+        said = self.over_tls("passed", "a.cloud.localhost", self.outside[0])
         if b"a.cloud.localhost" not in said:
             raise self.failure(f"through TLS that passes: {said}")
+
+    def over_tls(self, port, name, root):
+        """What a server of this name says over TLS of the workload's own."""
+        context = ssl.create_default_context(cafile=root)
+        with socket.create_connection((AT, self.ports[port]), timeout=10) as raw:
+            with context.wrap_socket(raw, server_hostname=name) as stream:
+                stream.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                return everything(stream)
 
     def through_proxy(self):
         def answered():
@@ -233,6 +325,31 @@ class Egress(sidecar.Sidecar):
 
         expected = b"CONNECT db.example.com:5432 HTTP/1.1\nhello"
         self.until("the way through the proxy", lambda: answered() == expected)
+
+    def by_gateway(self, by):
+        host, expected = "partner.example.com", {"name": "partner.example.com", "client": None}
+        # There is no other way.
+        self.until("no gateway yet", lambda: self.get("partner", host)[0] == 503)
+        labels = {"istio": "egressgateway"}
+        state, name = self.folder / "state", f"egress-{by}"
+        process = gateway.start(self.suite, self.failure, by, self.xds, state, self.folder, name, "istio-system", labels)
+
+        def ours():
+            command = [self.bin / "mesh-curl", "--control", self.xds, "--service-account", "library", "-o", "json"]
+            done = subprocess.run([*map(str, command), f"http://{host}:{self.ports['partner']}/"], capture_output=True, timeout=60, text=True)
+            call = json.loads(done.stdout.split("\n")[0])
+            return call["status"] == 200 and json.loads(call["body"]) == expected
+
+        def passed():
+            try:
+                return b"bank.example.com" in self.over_tls("bank", "bank.example.com", self.root)
+            except OSError:
+                return False
+
+        self.until(f"the Envoy's call by {by}", lambda: self.get("partner", host) == (200, expected))
+        self.until(f"the library's call by {by}", ours)
+        self.until(f"TLS that passes {by}", passed)
+        process.end()
 
     def nothing_else(self):
         status, _ = self.get("api", "nobody.example.com")
