@@ -67,11 +67,10 @@ pub(super) fn balancers(spec: &DestinationRule) -> Vec<(String, &LoadBalancer)> 
     all
 }
 
-/// Secrets that are not there, or do not have what a rule takes from them. One that is for nobody takes none.
+/// Secrets that nobody is told, for the rule does not say for whom it is; and those that are not there, or do not have what a rule
+/// takes from them.
 fn check_secrets(object: &Object<DestinationRule>, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    if object.spec.workload_selector.as_ref().is_none_or(|selector| selector.match_labels.is_empty()) {
-        return;
-    }
+    let is_for_some = object.spec.workload_selector.as_ref().is_some_and(|selector| !selector.match_labels.is_empty());
     for (path, written) in policies(&object.spec) {
         let of_ports = written.port_level_settings.iter().enumerate().filter_map(|(index, settings)| {
             Some((format!("{path}.portLevelSettings[{index}].tls"), settings.tls.as_ref()?))
@@ -81,6 +80,13 @@ fn check_secrets(object: &Object<DestinationRule>, policy: &Policy, found: &mut 
             let (namespace, mode) = (&*object.meta.namespace, tls.mode());
             let name = tls.credential_name.as_deref().filter(|name| !name.is_empty());
             let Some(name) = name.filter(|_| matches!(mode, TlsMode::Simple | TlsMode::Mutual)) else { continue };
+            let origin = object.meta.origin.at(tls.span);
+            if !is_for_some {
+                let message = "without a `workloadSelector` nobody is told a Secret: calls fail instead of travelling unprotected";
+                let finding = Diagnostic::at(&origin, Severity::Error, Code::NotSupportedYet, message);
+                found.push(finding.object(object.meta.id()).field(format!("{path}.credentialName")));
+                continue;
+            }
             let has_pair = policy.secrets.get(namespace, name).is_some_and(|secret| secret.identity.is_some());
             let is_verified = tls.insecure_skip_verify != Some(true);
             let lacks = if mode == TlsMode::Mutual && !has_pair {
@@ -91,7 +97,6 @@ fn check_secrets(object: &Object<DestinationRule>, policy: &Policy, found: &mut 
                 continue;
             };
             let message = format!("no Secret {} of namespace {namespace} has {lacks}: calls fail", quoted(name));
-            let origin = object.meta.origin.at(tls.span);
             let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
             found.push(finding.object(object.meta.id()).field(format!("{path}.credentialName")));
         }

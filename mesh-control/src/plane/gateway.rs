@@ -126,11 +126,13 @@ impl Snapshot {
                 self.compiled.resource(client.class, view, kind, name, peers)
             }
             Kind::Endpoints => self.endpoints(&view, client, name),
-            // Of its own namespace, and what its own Gateways name: nobody else's.
+            // Of its own namespace, and what its own Gateways name, or a rule that is for it: nobody else's.
             Kind::Secret => {
                 let is_its_own = self.may_have_secrets(client) && self.gateway(client).secrets.contains(name);
-                let secret = is_its_own.then(|| render::secrets::secret(policy, name)).flatten()?;
-                Some(render::encode(name, &secret))
+                if !is_its_own {
+                    return self.named_secret(client, name);
+                }
+                Some(render::encode(name, &render::secrets::secret(policy, name)?))
             }
         }
     }

@@ -461,6 +461,24 @@ impl Snapshot {
         self.endpoints.of(cluster.id).map(|endpoints| endpoints.identities().clone())
     }
 
+    /// A Secret that a rule names which is for a program of this project: that has proven of which namespace it is. What it says of
+    /// its labels is believed, as everywhere.
+    pub(super) fn named_secret(&self, client: &Client, name: &str) -> Option<Encoded> {
+        let policy = &self.compiled.policy;
+        let is_known = match &client.identity {
+            Some(identity) => {
+                let own = policy.trust_domain.as_ref();
+                let is_own = own.is_some_and(|own| own.as_str() == identity.trust_domain());
+                is_own && render::secrets::may_have(identity, name)
+            }
+            None => self.compiled.trust_claims,
+        };
+        let is_for_it = is_known && render::secrets::is_for(policy, &client.namespace, &self.labels(client), name);
+        let may_have = is_for_it && client.class == ClientClass::Library;
+        let secret = may_have.then(|| render::secrets::secret(policy, name)).flatten()?;
+        Some(render::encode(name, &secret))
+    }
+
     /// How many clients of a kind there are in each zone of its region: the endpoints of the service that it is one of itself.
     fn callers(&self, view: &View, client: Place<'_>) -> Zones {
         let own = self.compiled.policy.services.own(&view.namespace, client.labels);
@@ -560,7 +578,7 @@ impl Catalog for Snapshot {
         let view = self.compiled.policy.view(&client.namespace, &client.labels);
         match kind {
             Kind::Endpoints => self.endpoints(&view, client, name),
-            Kind::Secret => None,
+            Kind::Secret => self.named_secret(client, name),
             Kind::Cluster => {
                 let identities = self.identities(&view, name).unwrap_or_default();
                 let peers = Peers { may_have_certificate: self.may_have_certificate(client), identities };

@@ -138,15 +138,15 @@ impl DestinationRules {
         rules.filter(|rule| covers(&rule.host, host)).collect()
     }
 
-    /// Whether a rule of this namespace names this Secret.
-    pub fn name_secret(&self, namespace: &str, name: &str) -> bool {
+    /// Whether a rule of this namespace that is one of those names this Secret.
+    pub fn name_secret(&self, namespace: &str, name: &str, is_one: impl Fn(&MergedRule) -> bool) -> bool {
         let is_named = |tls: &Option<ClientTls>| {
             tls.as_ref().and_then(|tls| tls.credential_name.as_deref()).is_some_and(|named| named == name)
         };
         let by = |policy: &TrafficPolicy| {
             is_named(&policy.tls) || policy.port_level_settings.iter().any(|port| is_named(&port.tls))
         };
-        self.of_namespace(namespace).any(|rule| {
+        self.of_namespace(namespace).filter(|rule| is_one(rule)).any(|rule| {
             let of_subsets = rule.subsets.iter().filter_map(|subset| subset.part.traffic_policy.as_ref());
             rule.policy.iter().map(|policy| &policy.part).chain(of_subsets).any(by)
         })
@@ -181,6 +181,11 @@ impl MergedRule {
     /// Whether it is for some clients only, which are of its own namespace.
     pub fn is_for_some(&self) -> bool {
         !self.selector.is_empty()
+    }
+
+    /// The same, and whether clients with these labels are among them.
+    pub fn is_for_those_with(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.is_for_some() && is_subset(&self.selector, labels)
     }
 
     /// Who sees it.

@@ -1,4 +1,7 @@
-//! Secrets of Kubernetes as Envoy is told them by its secret discovery service, under Istio's names.
+//! Secrets of Kubernetes as clients are told them, by Envoy's secret discovery service or over the stream of everything else, under
+//! Istio's names.
+
+use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
@@ -27,11 +30,20 @@ pub fn is_secret(name: &str) -> bool {
 
 /// Whether a rule of its own namespace names the Secret of this name: others are for nobody beside a workload.
 pub fn is_named(policy: &Policy, name: &str) -> bool {
-    let of = name.strip_prefix(KUBERNETES).and_then(|name| name.split_once('/'));
-    of.is_some_and(|(namespace, name)| {
-        let name = name.strip_suffix(AUTHORITIES).unwrap_or(name);
-        policy.destination_rules.name_secret(namespace, name)
+    rule_of(name).is_some_and(|(namespace, name)| policy.destination_rules.name_secret(namespace, name, |_| true))
+}
+
+/// Whether such a rule is for the workloads of this namespace with these labels.
+pub fn is_for(policy: &Policy, own: &str, labels: &BTreeMap<String, String>, name: &str) -> bool {
+    rule_of(name).is_some_and(|(namespace, name)| {
+        namespace == own && policy.destination_rules.name_secret(namespace, name, |rule| rule.is_for_those_with(labels))
     })
+}
+
+/// The namespace of a Secret, and what a rule calls it.
+fn rule_of(name: &str) -> Option<(&str, &str)> {
+    let (namespace, name) = name.strip_prefix(KUBERNETES)?.split_once('/')?;
+    Some((namespace, name.strip_suffix(AUTHORITIES).unwrap_or(name)))
 }
 
 /// Whether a workload may have a Secret by this name: those of its own namespace.

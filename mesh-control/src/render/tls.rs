@@ -8,17 +8,19 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::TrustChainVerification;
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
+    CombinedCertificateValidationContext, ValidationContextType,
+};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 use envoy_types::pb::google::protobuf::{BoolValue, Struct, Value, value::Kind};
 use mesh_core::identity::SpiffeId;
 use prost::{Message, Name};
 
-use super::is_marked;
-use super::proto::any;
+use super::proto::{ads, any};
+use super::{is_marked, secrets};
 use crate::policy::Cluster;
-use crate::policy::traffic::{FileTls, Roots, Tls};
+use crate::policy::traffic::{FileTls, Roots, SecretTls, Tls};
 use crate::registry::WrittenEndpoint;
 
 /// How a client is to secure its connections to a cluster.
@@ -55,15 +57,18 @@ pub(super) fn upstream(
             for_all(mutual(sni.clone().unwrap_or_else(|| own_sni(seen)), peers, has_certificates))
         }
         Tls::ByFiles(files) => for_all(by_files(seen, files)),
-        // A client that is told of it refuses to call rather than call in plaintext.
-        Tls::BySecret(_) => {
-            let common = pb::CommonTlsContext {
-                tls_certificate_provider_instance: Some(instance(SECRETS, "")),
-                validation_context_type: validation(SECRETS, Vec::new()),
-                ..Default::default()
-            };
-            for_all(pb::UpstreamTlsContext { common_tls_context: Some(common), ..Default::default() })
-        }
+        Tls::BySecret(by) => match seen.rule.filter(|rule| rule.is_for_some()) {
+            Some(rule) => for_all(by_secret(seen, &rule.meta.namespace, by, over_same_stream)),
+            // It is for nobody. A client that is told of it refuses to call rather than call in plaintext.
+            None => {
+                let common = pb::CommonTlsContext {
+                    tls_certificate_provider_instance: Some(instance(SECRETS, "")),
+                    validation_context_type: validation(SECRETS, Vec::new()),
+                    ..Default::default()
+                };
+                for_all(pb::UpstreamTlsContext { common_tls_context: Some(common), ..Default::default() })
+            }
+        },
     }
 }
 
@@ -188,6 +193,44 @@ pub(super) fn by_files(seen: &Cluster<'_>, files: &FileTls) -> pb::UpstreamTlsCo
         auto_sni_san_validation: files.names.is_empty() && !accepts_any,
         ..Default::default()
     }
+}
+
+/// The same by a Secret of this namespace: what would be in files has these names, and comes from where `told` says.
+pub(super) fn by_secret(
+    seen: &Cluster<'_>,
+    namespace: &str,
+    by: &SecretTls,
+    told: impl Fn(String) -> pb::SdsSecretConfig,
+) -> pb::UpstreamTlsContext {
+    let files = FileTls {
+        sni: by.sni.clone(),
+        roots: if by.verifies { Roots::System } else { Roots::Nobody },
+        revoked: None,
+        identity: None,
+        names: by.names.clone(),
+    };
+    let mut context = by_files(seen, &files);
+    if let Some(common) = &mut context.common_tls_context {
+        if by.is_mutual {
+            common.tls_certificate_sds_secret_configs = vec![told(secrets::certificate_name(namespace, &by.name))];
+        }
+        if let Some(ValidationContextType::ValidationContext(own)) =
+            common.validation_context_type.take_if(|_| by.verifies)
+        {
+            let own = pb::CertificateValidationContext { system_root_certs: None, ..own };
+            let combined = CombinedCertificateValidationContext {
+                default_validation_context: Some(own),
+                validation_context_sds_secret_config: Some(told(secrets::authorities_name(namespace, &by.name))),
+                ..Default::default()
+            };
+            common.validation_context_type = Some(ValidationContextType::CombinedValidationContext(combined));
+        }
+    }
+    context
+}
+
+fn over_same_stream(name: String) -> pb::SdsSecretConfig {
+    pb::SdsSecretConfig { name, sds_config: Some(ads()) }
 }
 
 /// Which kind of name in a certificate a name is.

@@ -348,3 +348,52 @@ fn who_is_asked_about_requests_is_among_the_clusters_of_a_gateway() {
     plane.set_yaml("p.yaml", policy).unwrap();
     assert!(is_told());
 }
+
+#[test]
+fn a_secret_is_told_to_a_program_of_its_namespace_that_a_rule_is_for() {
+    let rule = |selector: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: api, namespace: shop}}\n\
+             spec: {{host: api.example.com, {selector}trafficPolicy: {{tls: {{mode: MUTUAL, credentialName: api}}}}}}\n"
+        )
+    };
+    let objects = |selector: &str| secret("shop", "api", "api.example.com") + &rule(selector);
+    let selected = objects("workloadSelector: {matchLabels: {app: shop}}, ");
+    let program = |class, namespace: &str, app: &str| {
+        Client::new("p", class, [10, 0, 0, 2].into()).namespace(namespace).labels([("app", app)])
+    };
+    let told = |plane: &Plane, client: &Client| {
+        let snapshot = plane.snapshot();
+        ["", "-cacert"]
+            .map(|end| snapshot.resource(client, Kind::Secret, &format!("kubernetes://shop/api{end}")).is_some())
+    };
+    // What is said counts here, and a gateway is a program like others.
+    let plane = plane(&selected);
+    let own = program(ClientClass::Library, "shop", "shop");
+    assert_eq!(told(&plane, &own), [true; 2]);
+    assert_eq!(told(&plane, &own.clone().gateway()), [true; 2]);
+    for other in [
+        program(ClientClass::Library, "shop", "other"),
+        program(ClientClass::Library, "pay", "shop"),
+        program(ClientClass::Grpc, "shop", "shop"),
+        // Of its own secret discovery.
+        program(ClientClass::Envoy, "shop", "shop").sidecar([10, 0, 0, 2], true),
+    ] {
+        assert_eq!(told(&plane, &other), [false; 2], "{other:?}");
+    }
+    plane.set_yaml("c.yaml", &objects("")).unwrap();
+    assert_eq!(told(&plane, &own), [false; 2], "it is for nobody");
+    // Elsewhere it has to be proven, to this mesh.
+    let strict = Plane::start(PlaneOptions::default().issues_certificates(true)).unwrap();
+    strict.set_yaml("c.yaml", &selected).unwrap();
+    for (identity, expected) in [
+        (None, false),
+        (Some("spiffe://cluster.local/ns/shop/sa/any"), true),
+        (Some("spiffe://elsewhere/ns/shop/sa/any"), false),
+        (Some("spiffe://cluster.local/ns/pay/sa/any"), false),
+    ] {
+        let mut client = own.clone();
+        client.identity = identity.map(|id| id.parse().unwrap());
+        assert_eq!(told(&strict, &client), [expected; 2], "{identity:?}");
+    }
+}

@@ -128,6 +128,8 @@ const MUTUAL: Test = (TLS_FILES, "a_client_shows_its_certificate_where_the_mode_
 const BY_BYTES: Test = ("mesh-tower/tests/security/mtls.rs", "both_sides_know_each_other_over_http1_and_http2");
 const THROUGH_PROXY: Test =
     (EGRESS, "a_connection_goes_through_a_proxy_to_where_its_tunnel_leads_and_nothing_passes_where_it_refuses");
+const BY_SECRET: Test =
+    (EGRESS, "a_client_shows_the_certificate_of_a_secret_and_trusts_whom_that_says_where_a_rule_is_for_it");
 const REQUESTS_PASS: Face = No("tunnels are for connections whose bytes are not HTTP, as in Istio");
 const OF_MESH: Test =
     ("mesh-control/tests/config_suite/mesh_config.rs", "connections_take_as_long_as_the_mesh_says_where_no_rule_does");
@@ -470,6 +472,7 @@ pub(crate) const GROUPS: &[Group] = &[
     ),
     group(DestinationRule, &["trafficPolicy.tls.caCertificates"], Shown(&[PROVES]), NO_TLS, Shown(&[PROVES])),
     group(DestinationRule, &["trafficPolicy.tls.caCrl"], Shown(&[REVOKED]), NO_TLS, Shown(&[REVOKED])),
+    group(DestinationRule, &["trafficPolicy.tls.credentialName"], Shown(&[BY_SECRET]), NO_TLS, Shown(&[BY_SECRET])),
     group(
         DestinationRule,
         &["trafficPolicy.tls.insecureSkipVerify", "trafficPolicy.tls.sni"],

@@ -7,6 +7,7 @@ use crate::id::ClusterName;
 use crate::identity::SpiffeId;
 use crate::model::{
     BLACK_HOLE_CLUSTER, CircuitBreakers, DirectResponse, Endpoints, FileTls, Health, HealthCheck, OutlierDetection,
+    TlsFiles,
 };
 
 /// A validated Cluster.
@@ -321,7 +322,7 @@ pub enum ClusterTls {
     /// Mutual TLS with the endpoints that are marked for it ([`Endpoint::mutual_tls`](crate::model::Endpoint)), plaintext
     /// with the others: Istio's automatic mTLS.
     MutualWhereMarked(Arc<UpstreamTls>),
-    /// TLS by files, with servers that need not be of the mesh.
+    /// TLS by files or secrets, with servers that need not be of the mesh.
     Files(Arc<FileTls>),
     /// TLS is asked for and this build cannot provide it: every dial fails with this reason, and nothing is
     /// ever sent in plaintext.
@@ -355,6 +356,17 @@ impl ClusterTls {
             ClusterTls::Mutual(tls) | ClusterTls::MutualWhereMarked(tls) => Some(tls),
             ClusterTls::None | ClusterTls::Files(_) | ClusterTls::Unusable(_) => None,
         }
+    }
+
+    /// The names of the secrets that it takes.
+    pub fn secrets(&self) -> impl Iterator<Item = &Arc<str>> {
+        let files = match self {
+            ClusterTls::Files(tls) => Some(&tls.files),
+            ClusterTls::None | ClusterTls::Mutual(_) | ClusterTls::MutualWhereMarked(_) | ClusterTls::Unusable(_) => {
+                None
+            }
+        };
+        files.into_iter().flat_map(TlsFiles::secrets)
     }
 
     /// Whether it has plaintext that a later version does not want any more.

@@ -1,11 +1,12 @@
-//! TLS with servers that need not be of the mesh: what is shown and who is trusted stands in files of the workload.
+//! TLS with servers that need not be of the mesh: what is shown and who is trusted stands in files of the workload, or in secrets that
+//! a control plane delivers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::StringTest;
 
-/// TLS with the endpoints of a cluster, by files that this process reads.
+/// TLS with the endpoints of a cluster, by files that this process reads, or by secrets that it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileTls {
@@ -27,7 +28,7 @@ impl FileTls {
     /// With the server of this name, whose certificate has to be its own and of one of these authorities.
     pub fn with(sni: Sni, roots: Roots) -> Self {
         FileTls {
-            files: TlsFiles { roots, revoked: None, identity: None },
+            files: TlsFiles { roots, revoked: None, identity: None, secret: None },
             names: Vec::new(),
             proves_sni: true,
             only_leaf_may_be_revoked: false,
@@ -37,7 +38,7 @@ impl FileTls {
     }
 }
 
-/// The files of a [`FileTls`], all of them PEM.
+/// The files of a [`FileTls`], all of them PEM, or the secrets in their place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct TlsFiles {
@@ -47,6 +48,28 @@ pub struct TlsFiles {
     pub revoked: Option<PathBuf>,
     /// What the client shows: its certificate with its chain, and the key.
     pub identity: Option<(PathBuf, PathBuf)>,
+    /// The name of the secret with what the client shows, where that is in no file.
+    pub secret: Option<Arc<str>>,
+}
+
+impl TlsFiles {
+    /// The names of all secrets.
+    pub fn secrets(&self) -> impl Iterator<Item = &Arc<str>> {
+        let roots = match &self.roots {
+            Roots::Secret(name) => Some(name),
+            Roots::System | Roots::File(_) | Roots::Nobody => None,
+        };
+        self.secret.iter().chain(roots)
+    }
+
+    /// Where lists of revoked certificates are, or may be.
+    pub(crate) fn lists(&self) -> Option<&Path> {
+        let in_secret = match &self.roots {
+            Roots::Secret(name) => Some(Path::new(&**name)),
+            Roots::System | Roots::File(_) | Roots::Nobody => None,
+        };
+        self.revoked.as_deref().or(in_secret)
+    }
 }
 
 /// Who vouches for servers. Exhaustive: one more is one more way to trust.
@@ -56,6 +79,8 @@ pub enum Roots {
     System,
     /// The authorities in this file.
     File(PathBuf),
+    /// The authorities in the secret of this name, with their lists of revoked certificates.
+    Secret(Arc<str>),
     /// Nobody has to: any certificate will do.
     Nobody,
 }

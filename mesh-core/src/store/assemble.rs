@@ -13,7 +13,7 @@ use crate::id::{ClusterName, ListenerName, Target};
 use crate::model::{
     Cluster, ClusterKind, ClusterTls, HttpManager, Listener, RouteConfiguration, RouteSource, ServerListener, ServerTls,
 };
-use crate::resources::{Known, Progress, ResourceKey, ResourceType, Resources, Update};
+use crate::resources::{Change, Known, Progress, Resource, ResourceKey, ResourceType, Resources, Update};
 use crate::state::{HealthNews, Limited, States, Subchannels, Traffic};
 use crate::tls::Certificates;
 use crate::view::{ClusterView, Extensions, Leaf, RouteTable, TargetView};
@@ -170,6 +170,7 @@ impl Assembly {
     pub(super) fn apply(&mut self, update: Update) {
         let mut affected = HashSet::new();
         self.note_listeners(&update.changes);
+        self.note_secrets(&update.changes);
         for change in update.changes {
             if let Some(key) = self.resources.merge(change)
                 && let Some(users) = self.needed_by.get(&key)
@@ -184,6 +185,18 @@ impl Assembly {
         self.forget_onward();
         self.free_retired();
         self.forget_unused();
+    }
+
+    /// Hands on what secrets say, to whoever connects by them.
+    fn note_secrets(&self, changes: &[Change]) {
+        let reader = self.states.certificates().files();
+        for change in changes {
+            match change {
+                Change::Put(key, Resource::Secret(secret)) => reader.deliver(&key.name, Some(Arc::clone(secret))),
+                Change::Absent(key, _) if key.kind == ResourceType::Secret => reader.deliver(&key.name, None),
+                _ => {}
+            }
+        }
     }
 
     /// Makes the views anew whose endpoints are not what they were: some are ejected, cannot be reached, or are back.
@@ -652,16 +665,24 @@ impl Assembly {
                 _ => Some(Ok(())),
             };
         }
+        // All are asked for at once. One that is not there fails the connections that need it, and nothing else.
+        let secrets: Vec<_> = cluster.tls.secrets().map(|name| self.secret_known(name, walk)).collect();
         let endpoints = match self.endpoints(&cluster, walk)? {
             Ok(endpoints) => endpoints,
             Err(reason) => return Some(Err(reason)),
         };
+        secrets.into_iter().collect::<Option<()>>()?;
         // A cluster that stands twice in an aggregate counts once, where it stands first.
         if !leaves.iter().any(|leaf| leaf.cluster.name == cluster.name) {
             let state = self.states.cluster(&cluster.name, &cluster.tls);
             leaves.push(Leaf { cluster, endpoints, state });
         }
         Some(Ok(()))
+    }
+
+    /// `None` while it is not known whether there is this secret.
+    fn secret_known(&self, name: &str, walk: &mut Walk) -> Option<()> {
+        walk.need(ResourceType::Secret, name, |name| self.resources.secret(name)).map(drop)
     }
 
     #[allow(clippy::type_complexity, reason = "unknown, unusable, or known to have endpoints or none by design")]

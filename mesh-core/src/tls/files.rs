@@ -1,7 +1,7 @@
 //! TLS files: the one reader of them, for servers outside of the mesh and for the control plane.
 //!
 //! Whoever replaces files need not tell anybody. They are read anew for each connection; if they cannot be used, perhaps
-//! because only one of two was replaced yet, what they said before is.
+//! because only one of two was replaced yet, what they said before is. Secrets of a control plane stand in for files.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,7 +22,7 @@ use super::credentials::PROVIDER;
 use super::pem_error;
 use super::revoked::{NewestLists, Revoked};
 use crate::error::Invalid;
-use crate::model::{Roots, TlsFiles};
+use crate::model::{Roots, Secret, TlsFiles};
 
 /// Where systems keep the authorities that they trust.
 const SYSTEM_ROOTS: [&str; 5] = [
@@ -60,7 +60,7 @@ impl FileTrust {
     /// # Errors
     /// Which file cannot be used, and why.
     pub fn read(files: &TlsFiles, now: SystemTime) -> Result<Self, Invalid> {
-        Self::parse(Texts::read(files)?, now)
+        Self::parse(Texts::read(files, |_| None)?, now)
     }
 
     fn parse(texts: Texts<'_>, now: SystemTime) -> Result<Self, Invalid> {
@@ -90,6 +90,8 @@ impl fmt::Debug for FileTrust {
 #[derive(Default)]
 pub struct FileReader {
     last: Mutex<HashMap<TlsFiles, Last>>,
+    /// What was delivered in the place of files.
+    secrets: Mutex<HashMap<Arc<str>, Arc<Secret>>>,
 }
 
 struct Last {
@@ -102,12 +104,25 @@ struct Last {
 }
 
 impl FileReader {
+    /// From now on the secret of this name says this; `None`: it is gone. What is in force of it then goes on.
+    pub fn deliver(&self, name: &Arc<str>, secret: Option<Arc<Secret>>) {
+        let mut secrets = self.secrets.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match secret {
+            Some(secret) => _ = secrets.insert(Arc::clone(name), secret),
+            None => _ = secrets.remove(name),
+        }
+    }
+
+    fn secret(&self, name: &str) -> Option<Arc<Secret>> {
+        self.secrets.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(name).cloned()
+    }
+
     /// What the files say now, or said last if they cannot be used. Blocks, for it reads them.
     ///
     /// # Errors
     /// Where they never could be used: which of them cannot, and why.
     pub fn read(&self, files: &TlsFiles, now: SystemTime) -> Result<Arc<FileTrust>, Invalid> {
-        let texts = Texts::read(files);
+        let texts = Texts::read(files, |name| self.secret(name));
         let before = {
             let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             last.get_mut(files).map(|last| {
@@ -122,7 +137,7 @@ impl FileReader {
                 None => FileTrust::parse(texts, now).map(Arc::new),
             });
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let read = read.and_then(|trust| match (last.get(files), &files.revoked) {
+        let read = read.and_then(|trust| match (last.get(files), files.lists()) {
             (Some(present), Some(path)) => match present.newest.check(&trust.revoked) {
                 Ok(()) => Ok(trust),
                 Err(older) => Err(within(path, &older.reason)),
@@ -165,7 +180,7 @@ impl FileReader {
     pub fn problems(&self, now: SystemTime) -> Vec<Invalid> {
         let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let ended = |files: &TlsFiles, last: &Last| {
-            let (path, ended) = files.revoked.as_deref().zip(last.trust.revoked.check(now).err())?;
+            let (path, ended) = files.lists().zip(last.trust.revoked.check(now).err())?;
             Some(within(path, &ended.reason))
         };
         let problems = last.iter().filter_map(|(files, last)| last.complaint.clone().or_else(|| ended(files, last)));
@@ -206,24 +221,34 @@ struct Texts<'f> {
 }
 
 impl<'f> Texts<'f> {
-    fn read(files: &'f TlsFiles) -> Result<Self, Invalid> {
-        let text = |path: &'f Path| Ok((path, bytes(path)?));
+    fn read(files: &'f TlsFiles, secret: impl Fn(&str) -> Option<Arc<Secret>>) -> Result<Self, Invalid> {
+        let text = |path: &'f Path| -> Result<Text<'f>, Invalid> { Ok((path, bytes(path)?)) };
         let system = || {
             let found = SYSTEM_ROOTS.iter().map(Path::new).find(|path| path.is_file());
             found.ok_or_else(|| Invalid::new("this system has no file of authorities: name one"))
         };
-        Ok(Texts {
-            roots: match &files.roots {
-                Roots::System => Some(text(system()?)?),
-                Roots::File(path) => Some(text(path)?),
-                Roots::Nobody => None,
-            },
-            revoked: files.revoked.as_deref().map(text).transpose()?,
-            identity: match &files.identity {
-                Some((certificate, key)) => Some((text(certificate)?, text(key)?)),
-                None => None,
-            },
-        })
+        let mut revoked = files.revoked.as_deref().map(text).transpose()?;
+        let roots = match &files.roots {
+            Roots::System => Some(text(system()?)?),
+            Roots::File(path) => Some(text(path)?),
+            Roots::Secret(name) => {
+                let place = Path::new(&**name);
+                let (roots, lists) = authorities_in(place, secret(name))?;
+                revoked = revoked.or_else(|| lists.map(|lists| (place, lists)));
+                Some((place, roots))
+            }
+            Roots::Nobody => None,
+        };
+        let identity = match (&files.identity, &files.secret) {
+            (Some((certificate, key)), _) => Some((text(certificate)?, text(key)?)),
+            (None, Some(name)) => {
+                let place = Path::new(&**name);
+                let (chain, key) = pair_in(place, secret(name))?;
+                Some(((place, chain), (place, key)))
+            }
+            (None, None) => None,
+        };
+        Ok(Texts { roots, revoked, identity })
     }
 
     fn digest(&self) -> Digest {
@@ -237,6 +262,28 @@ impl<'f> Texts<'f> {
         context.finish()
     }
 }
+
+/// The authorities in a secret, and their lists of revoked certificates.
+fn authorities_in(place: &Path, secret: Option<Arc<Secret>>) -> Result<(Vec<u8>, Option<Vec<u8>>), Invalid> {
+    match secret.as_deref() {
+        Some(Secret::Authorities { roots, revoked }) => Ok((roots.clone(), revoked.clone())),
+        Some(Secret::Certificate { .. }) => Err(within(place, &"this secret does not say whom to trust")),
+        Some(Secret::Unusable(reason)) => Err(within(place, reason)),
+        None => Err(within(place, &NOT_THERE)),
+    }
+}
+
+/// The certificate in a secret with its chain, and the key.
+fn pair_in(place: &Path, secret: Option<Arc<Secret>>) -> Result<(Vec<u8>, Vec<u8>), Invalid> {
+    match secret.as_deref() {
+        Some(Secret::Certificate { chain, key }) => Ok((chain.clone(), key.clone())),
+        Some(Secret::Authorities { .. }) => Err(within(place, &"this secret has no certificate to show")),
+        Some(Secret::Unusable(reason)) => Err(within(place, reason)),
+        None => Err(within(place, &NOT_THERE)),
+    }
+}
+
+const NOT_THERE: &str = "this secret is not there, or not for this workload";
 
 fn identity(((certificate, chain), (key, private)): (Text<'_>, Text<'_>)) -> Result<Arc<CertifiedKey>, Invalid> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();

@@ -319,6 +319,33 @@ fn m18_no_list_takes_the_place_of_a_newer_one_of_its_issuer() {
 }
 
 #[test]
+fn what_a_secret_said_goes_on_where_a_newer_one_is_no_good_or_none_is_there() {
+    use crate::model::{FileTls, Roots, Secret, Sni};
+    let ours = Authority::named("ours");
+    let name: Arc<str> = "kubernetes://shop/api-cacert".into();
+    let files = FileTls::with(Sni::None, Roots::Secret(Arc::clone(&name))).files;
+    let (reader, now) = (FileReader::default(), std::time::SystemTime::now());
+    let why = reader.read(&files, now).expect_err("it is not known yet");
+    assert!(why.to_string().starts_with("kubernetes://shop/api-cacert: this secret is not there"), "{why}");
+    let with = |revoked: Option<String>| {
+        Arc::new(Secret::Authorities { roots: ours.pem.clone().into_bytes(), revoked: revoked.map(String::into_bytes) })
+    };
+    reader.deliver(&name, Some(with(Some(crl_pem(&revoked(&ours, &[7], |_| {}))))));
+    let good = reader.read(&files, now).expect("good");
+    for later in [
+        // Lists that were there do not go.
+        Some(with(None)),
+        Some(Arc::new(Secret::Unusable("no".into()))),
+        Some(Arc::new(Secret::Certificate { chain: Vec::new(), key: Vec::new() })),
+        None,
+    ] {
+        reader.deliver(&name, later);
+        assert!(reader.read(&files, now).expect("what it said before").is_same(&good));
+        assert!(!reader.problems(now).is_empty());
+    }
+}
+
+#[test]
 fn m18_what_no_reader_of_pem_knows_is_an_error_beside_lists_and_roots() {
     let ours = Authority::named("ours");
     let list = crl_pem(&revoked(&ours, &[7], |_| {}));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mesh_control::embedded::Embedded;
+use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::xds::{Bootstrap, Resolver};
 use mesh_tower::Mesh;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::tls_support::{ANY, Authority, Foreign, HOST, ask_over_connector, control, example, mesh, tls};
+use crate::tls_support::{ANY, Authority, Foreign, HOST, Pair, ask_over_connector, control, example, mesh, tls};
 
 /// Generous: it only bounds a test that fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -116,6 +116,60 @@ async fn a_host_of_a_wildcard_is_looked_up_when_it_is_called_and_proves_its_own_
     assert!(over.contains("sni=a.cloud.example.com"), "{over}");
     let names = asked.lock().unwrap().clone();
     assert!(names.iter().all(|name| name.ends_with(".cloud.example.com") && !name.contains('*')), "{names:?}");
+}
+
+/// A Secret with what a client shows, and whom it trusts, as the page has it.
+fn secret(own: &Pair, trusted: &Authority) -> String {
+    let quoted = |key: &str, pem: &str| format!("{key}: {pem:?}");
+    example(
+        "secret.yaml",
+        &[
+            ("kubernetes.io/tls\ndata:", "kubernetes.io/tls\nstringData:"),
+            ("tls.crt: CERTIFICATE", &quoted("tls.crt", &own.chain)),
+            ("tls.key: KEY", &quoted("tls.key", &own.key)),
+            ("ca.crt: AUTHORITY", &quoted("ca.crt", &trusted.pem)),
+        ],
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_shows_the_certificate_of_a_secret_and_trusts_whom_that_says_where_a_rule_is_for_it() {
+    let (outside, clients) = (Authority::named("outside"), Authority::named("clients"));
+    let own = clients.leaf(&["client"]);
+    let server = Foreign::start(tls(&outside.leaf(&[HOST]), Some(&clients), ANY)).await;
+    let port = format!("targetPort: {}", server.port);
+    let entry = example("origination.yaml", &[("targetPort: 443", &port)]).split("---\n").next().unwrap().to_owned();
+    let good = format!("{entry}---\n{}", secret(&own, &outside));
+    // Who says what it is is believed in development mode.
+    let control = Embedded::start(Config::yaml(&good), Options::default().dev()).await.unwrap();
+    let workload = |control: &Embedded, app: &str| {
+        let bootstrap =
+            Bootstrap::new("embedded").workload(app, "default", app, &[("app".into(), app.into())].into(), 1);
+        Mesh::builder().source(control.source(bootstrap)).start().unwrap()
+    };
+    let shop = workload(&control, "shop");
+    let seen = get(&shop, &format!("http://{HOST}/")).await.unwrap();
+    assert!(seen.1.contains("sni=api.example.com") && seen.1.contains("certificate=true"), "{seen:?}");
+    let over = ask_over_connector(&shop, HOST).await.unwrap();
+    assert!(over.contains("certificate=true"), "{over}");
+    let requests = *server.requests.borrow();
+    let fails = async |mesh: &Mesh, why: &str| {
+        let error = get(mesh, &format!("http://{HOST}/")).await.unwrap_err();
+        assert!(format!("{error:#}").contains(why), "{why}: {error:#}");
+    };
+    // It is not for another one, and who has proven nothing is told nothing.
+    fails(&workload(&control, "other"), "").await;
+    let unproven = Embedded::start(Config::yaml(&good), Options::default()).await.unwrap();
+    fails(&workload(&unproven, "shop"), "this secret is not there").await;
+    // Whom another Secret trusts, or without a rule that says for whom it is, nobody is sent anything.
+    let elsewhere = format!("{entry}---\n{}", secret(&own, &Authority::named("elsewhere")));
+    control.set_yaml("config.yaml", &elsewhere).unwrap();
+    fails(&workload(&control, "shop"), "no trusted authority has signed it").await;
+    let selector = "workloadSelector: {matchLabels: {app: shop}}\n  exportTo: [.]";
+    assert!(good.contains(selector));
+    control.set_yaml("config.yaml", &good.replace(selector, "exportTo: ['*']")).unwrap();
+    fails(&workload(&control, "shop"), "credentialName").await;
+    assert_eq!(*server.requests.borrow(), requests);
 }
 
 /// What a proxy was asked for, and where it leads whoever asks for that.

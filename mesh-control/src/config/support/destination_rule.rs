@@ -64,7 +64,7 @@ const TRAFFIC_POLICY: &[Row] = &[
     file("tls.caCertificates"),
     file("tls.caCrl"),
     file("tls.insecureSkipVerify"),
-    both("tls.credentialName", NotYet(SECRET)),
+    http_only("tls.credentialName", SECRET),
     http_only("tls.subjectAltNames", MESH_ONLY),
     http_only("tls.sni", MESH_ONLY),
 ];
@@ -109,8 +109,7 @@ const AT_ONCE: &str = "gRPC's clients give new endpoints their full share at onc
 
 const MESH_ONLY: &str = "gRPC's clients do so where the mode is ISTIO_MUTUAL, and fail their calls otherwise";
 
-const SECRET: &str = "only an Envoy beside a workload takes a Secret, where the rule has a `workloadSelector`; calls of others fail \
-                      instead of travelling unprotected: name files in `caCertificates`, `clientCertificate` and `privateKey`";
+const SECRET: &str = "gRPC's clients take no Secrets: their calls fail";
 
 /// Of TLS by files.
 const fn file(path: &'static str) -> Row {

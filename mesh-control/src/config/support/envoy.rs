@@ -23,11 +23,6 @@ const DIFFERENCES: &[(ObjectKind, &str, &str)] = &[
     (VirtualService, "http.headers.response.set", STATUS),
     (VirtualService, "tcp", "of two services at one port that are not HTTP, it calls the first one"),
     (VirtualService, "tls", "TLS of the application's own has to name the service, or what is in `sniHosts`"),
-    (
-        DestinationRule,
-        "trafficPolicy.tls.credentialName",
-        "it is told the Secret, of the rule's own namespace, where the rule has a `workloadSelector`",
-    ),
     (DestinationRule, "trafficPolicy.tunnel.protocol", "`POST`: it asks proxies by POST, too"),
     (
         ServiceEntry,

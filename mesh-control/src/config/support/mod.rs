@@ -188,8 +188,7 @@ pub fn report(kind: ObjectKind, spec: &Node, d: &mut Decoder<'_>) {
             Becomes::Idle => d.idle(kind.name(), path, key.span),
             Becomes::Instead(instead) => {
                 // Calls fail until it is built, rather than travel unprotected: more than a warning.
-                let is_of_tls = path.ends_with("tls") || path.ends_with("tls.credentialName");
-                let severity = match is_of_tls && kind == ObjectKind::DestinationRule {
+                let severity = match path.ends_with("tls") && kind == ObjectKind::DestinationRule {
                     true => Severity::Error,
                     false => Severity::Warning,
                 };

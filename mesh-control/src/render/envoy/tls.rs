@@ -14,9 +14,9 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_paramete
 use envoy_types::pb::google::protobuf::BoolValue;
 use mesh_core::identity::SpiffeId;
 
+use super::super::is_marked;
 use super::super::proto::{ads, duration};
-use super::super::tls::{Security, by_files, exact, own_sni, socket, where_marked};
-use super::super::{is_marked, secrets};
+use super::super::tls::{Security, by_files, by_secret, exact, own_sni, socket, where_marked};
 use crate::policy::Cluster;
 use crate::policy::traffic::{FileTls, Roots, SecretTls, Tls};
 use crate::registry::WrittenEndpoint;
@@ -86,29 +86,9 @@ fn of_files(seen: &Cluster<'_>, files: &FileTls, is_http2: bool) -> pb::Upstream
 
 /// The same by a Secret: what would be in files comes from the server of secrets.
 fn of_secret(seen: &Cluster<'_>, namespace: &str, by: &SecretTls, is_http2: bool) -> pb::UpstreamTlsContext {
-    let files = FileTls {
-        sni: by.sni.clone(),
-        roots: if by.verifies { Roots::System } else { Roots::Nobody },
-        revoked: None,
-        identity: None,
-        names: by.names.clone(),
-    };
-    let mut context = of_files(seen, &files, is_http2);
+    let mut context = by_secret(seen, namespace, by, |name| secret(&name));
     if let Some(common) = &mut context.common_tls_context {
-        if by.is_mutual {
-            common.tls_certificate_sds_secret_configs = vec![secret(&secrets::certificate_name(namespace, &by.name))];
-        }
-        if let Some(ValidationContextType::ValidationContext(own)) =
-            common.validation_context_type.take_if(|_| by.verifies)
-        {
-            let own = pb::CertificateValidationContext { trusted_ca: None, ..own };
-            let combined = CombinedCertificateValidationContext {
-                default_validation_context: Some(own),
-                validation_context_sds_secret_config: Some(secret(&secrets::authorities_name(namespace, &by.name))),
-                ..Default::default()
-            };
-            common.validation_context_type = Some(ValidationContextType::CombinedValidationContext(combined));
-        }
+        common.alpn_protocols = is_http2.then(|| "h2".to_owned()).into_iter().collect();
     }
     context
 }

@@ -154,6 +154,7 @@ pub(super) fn settings(cluster: &Cluster) -> Settings {
         ClusterTls::None => "plaintext".to_owned(),
         ClusterTls::Mutual(_) => "mutual TLS".to_owned(),
         ClusterTls::MutualWhereMarked(_) => "mutual TLS with those that speak it".to_owned(),
+        ClusterTls::Files(_) if cluster.tls.secrets().next().is_some() => "TLS by a secret".to_owned(),
         ClusterTls::Files(_) => "TLS by files".to_owned(),
         ClusterTls::Unusable(why) => format!("no connection: {why}"),
     };

@@ -132,7 +132,13 @@ fn of_clients(
     }
 }
 
-fn secret(value: pb::SdsSecretConfig) -> Result<Arc<str>, Invalid> {
+/// Whether this is the name of what is a workload's own.
+pub(super) fn is_own(name: &str) -> bool {
+    matches!(name, OWN | OWN_ROOTS)
+}
+
+/// The name of a secret that comes over the same stream.
+pub(super) fn secret(value: pb::SdsSecretConfig) -> Result<Arc<str>, Invalid> {
     same_stream(value.sds_config.as_ref()).map_err(|invalid| invalid.at("sds_config"))?;
     crate::xds::names::canonical(crate::resources::ResourceType::Secret, &value.name)
         .map_err(|invalid| invalid.at("name"))

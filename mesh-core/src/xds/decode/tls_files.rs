@@ -1,8 +1,10 @@
-//! TLS by files (Envoy's data sources by `filename`): with servers that need not be of the mesh.
+//! TLS by files (Envoy's data sources by `filename`), or by secrets that come over the same stream: with servers that need not be of the
+//! mesh.
 //!
 //! What names no certificate provider is this. What it asks for and this cannot do makes the cluster unusable.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
@@ -15,6 +17,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher;
 use super::common::string_test;
 use super::notes::Notes;
 use super::tls::{Unusable, unset};
+use super::tls_edge;
 use crate::model::{FileTls, NameKind, NameTest, Roots, Sni, TlsVersions};
 
 /// Whether a context says nothing of certificate providers.
@@ -77,23 +80,23 @@ pub(super) fn upstream(notes: &mut Notes<'_>, value: pb::UpstreamTlsContext) -> 
         validation_context_type,
     } = common_tls_context.unwrap_or_default();
     unset(&[
-        ("tls_certificate_sds_secret_configs", !tls_certificate_sds_secret_configs.is_empty()),
         ("custom_tls_certificate_selector", custom_tls_certificate_selector.is_some()),
         ("custom_handshaker", custom_handshaker.is_some()),
         ("key_log", key_log.is_some()),
     ])?;
-    let context = match validation_context_type {
-        Some(ValidationContextType::ValidationContext(context)) => context,
+    let shown = secret("tls_certificate_sds_secret_configs", tls_certificate_sds_secret_configs)?;
+    let (context, trusted) = match validation_context_type {
+        Some(ValidationContextType::ValidationContext(context)) => (context, None),
         Some(ValidationContextType::CombinedValidationContext(combined)) => {
-            let secret = combined.validation_context_sds_secret_config;
-            unset(&[("validation_context_sds_secret_config", secret.is_some_and(|it| !it.name.is_empty()))])?;
-            combined.default_validation_context.unwrap_or_default()
+            let named = combined.validation_context_sds_secret_config.filter(|it| !it.name.is_empty());
+            let trusted = secret("validation_context_sds_secret_config", named)?;
+            (combined.default_validation_context.unwrap_or_default(), trusted)
         }
         Some(_) => return Err("only files are supported for those whom it trusts".to_owned()),
         None => return Err("it does not say whom to trust".to_owned()),
     };
     let is_leaf_only = context.only_verify_leaf_cert_crl;
-    let (roots, revoked, names) = validation(notes, context)?;
+    let (roots, revoked, names) = validation(notes, context, trusted)?;
     if names.is_empty() && !auto_sni_san_validation && roots == Roots::System {
         return Err(
             "it does not say whose certificate the server has to have, and anybody can have one of those whom the \
@@ -108,13 +111,34 @@ pub(super) fn upstream(notes: &mut Notes<'_>, value: pb::UpstreamTlsContext) -> 
     tls.only_leaf_may_be_revoked = is_leaf_only;
     tls.files.revoked = revoked;
     tls.files.identity = identity(tls_certificates)?;
+    if shown.is_some() && tls.files.identity.is_some() {
+        return Err("tls_certificates beside tls_certificate_sds_secret_configs is not supported".to_owned());
+    }
+    tls.files.secret = shown;
     tls.versions = versions(tls_params.unwrap_or_default())?;
     Ok(tls)
 }
 
 type Validation = (Roots, Option<PathBuf>, Vec<NameTest>);
 
-fn validation(notes: &mut Notes<'_>, value: pb::CertificateValidationContext) -> Result<Validation, Unusable> {
+/// The one secret of a field, which comes over the same stream.
+fn secret(field: &str, secrets: impl IntoIterator<Item = pb::SdsSecretConfig>) -> Result<Option<Arc<str>>, Unusable> {
+    let mut secrets = secrets.into_iter();
+    let Some(only) = secrets.next() else { return Ok(None) };
+    if secrets.next().is_some() {
+        return Err(format!("more than one of {field} is not supported"));
+    }
+    if tls_edge::is_own(&only.name) {
+        return Err(format!("{field}: the mesh's own certificate is supported by certificate providers only"));
+    }
+    tls_edge::secret(only).map(Some).map_err(|invalid| format!("{field}: {invalid}"))
+}
+
+fn validation(
+    notes: &mut Notes<'_>,
+    value: pb::CertificateValidationContext,
+    secret: Option<Arc<str>>,
+) -> Result<Validation, Unusable> {
     #[expect(deprecated, reason = "older servers send it")]
     let pb::CertificateValidationContext {
         trusted_ca,
@@ -144,12 +168,14 @@ fn validation(notes: &mut Notes<'_>, value: pb::CertificateValidationContext) ->
         ("max_verify_depth", max_verify_depth.is_some()),
     ])?;
     let accepts_all = trust_chain_verification == TrustChainVerification::AcceptUntrusted as i32;
-    let roots = match (trusted_ca, system_root_certs) {
+    let roots = match (trusted_ca, system_root_certs, secret) {
         _ if accepts_all => Roots::Nobody,
-        (Some(_), Some(_)) => return Err("trusted_ca beside system_root_certs is not supported".to_owned()),
-        (Some(file), None) => Roots::File(filename("trusted_ca", file)?),
-        (None, Some(_)) => Roots::System,
-        (None, None) => return Err("it does not say whom to trust".to_owned()),
+        (None, None, Some(name)) => Roots::Secret(name),
+        (_, _, Some(_)) => return Err("trusted_ca or system_root_certs beside a secret is not supported".to_owned()),
+        (Some(_), Some(_), None) => return Err("trusted_ca beside system_root_certs is not supported".to_owned()),
+        (Some(file), None, None) => Roots::File(filename("trusted_ca", file)?),
+        (None, Some(_), None) => Roots::System,
+        (None, None, None) => return Err("it does not say whom to trust".to_owned()),
     };
     let crl = crl.map(|file| filename("crl", file)).transpose()?;
     Ok((roots, crl, names(notes, match_typed_subject_alt_names, match_subject_alt_names)?))

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher:
 
 use super::clusters::{tls, with};
 use crate::model::{ClusterTls, FileTls, NameKind, Roots, Sni, StringTest, TlsVersions};
-use crate::testing::resources::pack;
+use crate::testing::resources::{pack, same_stream};
 
 fn file(name: &str) -> core::DataSource {
     core::DataSource { specifier: Some(core::data_source::Specifier::Filename(name.to_owned())), ..Default::default() }
@@ -75,6 +75,46 @@ fn files_are_named_and_everything_that_is_set_counts() {
     assert_eq!((name.kind, &name.test), (NameKind::Dns, &StringTest::Suffix { value: ".b".into(), ignore_case: true }));
     let any = decoded(&context(|_, _, validation| validation.trust_chain_verification = 1)).unwrap();
     assert_eq!(any.files.roots, Roots::Nobody);
+}
+
+#[test]
+fn secrets_of_the_same_stream_stand_in_for_files() {
+    let named = |name: &str| pb::SdsSecretConfig { name: name.to_owned(), sds_config: Some(same_stream()) };
+    let by = |shown: Vec<pb::SdsSecretConfig>, trusted: pb::SdsSecretConfig, own: pb::CertificateValidationContext| {
+        decoded(&context(|_, common, _| {
+            common.tls_certificate_sds_secret_configs = shown;
+            common.validation_context_type = Some(ValidationContextType::CombinedValidationContext(
+                pb::common_tls_context::CombinedCertificateValidationContext {
+                    default_validation_context: Some(own),
+                    validation_context_sds_secret_config: Some(trusted),
+                    ..Default::default()
+                },
+            ));
+        }))
+    };
+    let none = pb::CertificateValidationContext::default;
+    let both = by(vec![named("own")], named("roots"), none()).unwrap();
+    assert_eq!((both.files.secret.as_deref(), &both.files.roots), (Some("own"), &Roots::Secret("roots".into())));
+    assert_eq!(both.files.secrets().map(|name| &**name).collect::<Vec<_>>(), ["own", "roots"]);
+    let server = by(vec![], named("roots"), none()).unwrap();
+    assert_eq!((server.files.secret, server.files.identity), (None, None));
+    let system = pb::CertificateValidationContext { system_root_certs: Some(Default::default()), ..none() };
+    for (shown, trusted, own, reason) in [
+        (vec![named("a"), named("b")], named("roots"), none(), "more than one"),
+        (vec![named("default")], named("roots"), none(), "the mesh's own"),
+        (vec![], named("ROOTCA"), none(), "the mesh's own"),
+        // Whoever else would tell it.
+        (
+            vec![pb::SdsSecretConfig { name: "a".to_owned(), ..Default::default() }],
+            named("roots"),
+            none(),
+            "sds_config",
+        ),
+        (vec![], named("roots"), system, "beside a secret"),
+    ] {
+        let said = by(shown, trusted, own).expect_err(reason);
+        assert!(said.contains(reason), "{reason}: {said}");
+    }
 }
 
 #[test]
