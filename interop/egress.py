@@ -228,30 +228,27 @@ class Egress(sidecar.Sidecar):
     def start(self):
         names = ("api", "server", "passed", "way", "proxy", "db", "edge", "bound", "partner", "secure", "outer", "bank")
         self.ports = dict(zip(names, free_ports(len(names))))
-        names = "subjectAltName=DNS:api.example.com,DNS:a.cloud.localhost"
-        self.outside = authority.self_signed(self.folder, "outside", "-addext", names)
+        hosts = ("api.example.com", "a.cloud.localhost", "partner.example.com", "bank.example.com")
+        names = "subjectAltName=" + ",".join(f"DNS:{host}" for host in hosts)
+        self.outside, self.root = authority.signed(self.folder, "outside", "-addext", names)
         self.clients = [authority.self_signed(self.folder, f"client-{index}") for index in range(2)]
-        for port in (self.ports["server"], self.ports["passed"]):
-            threading.Thread(target=self.serve, args=(port, self.outside), daemon=True).start()
-        names = "subjectAltName=DNS:partner.example.com,DNS:bank.example.com"
-        shown, self.root = authority.signed(self.folder, "outer", "-addext", names)
-        threading.Thread(target=self.serve, args=(self.ports["outer"], shown), daemon=True).start()
+        for port in ("server", "passed", "outer"):
+            threading.Thread(target=self.serve, args=(self.ports[port],), daemon=True).start()
         threading.Thread(target=self.lead, args=(socket.create_server(("127.0.0.1", self.ports["proxy"])),), daemon=True).start()
         self.write("objects.yaml", OBJECTS % self.ports)
         self.write("gateway.yaml", GATEWAY % {**self.ports, "root": self.root})
-        self.secret(0)
         self.xds = "127.0.0.1:0"
         self.start_control()
         self.sidecar("egress", "egress", "v1", IP)
 
     def secret(self, index):
         certificate, key = self.clients[index]
-        texts = (path.read_bytes() for path in (certificate, key, self.outside[0]))
+        texts = (path.read_bytes() for path in (certificate, key, self.root))
         self.write("secret.yaml", SECRET % tuple(base64.b64encode(text).decode() for text in texts))
 
-    def serve(self, port, shown):
+    def serve(self, port):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*shown)
+        context.load_cert_chain(*self.outside)
         context.verify_mode = ssl.CERT_OPTIONAL
         for certificate, _ in self.clients:
             context.load_verify_locations(certificate)
@@ -285,15 +282,22 @@ class Egress(sidecar.Sidecar):
         except OSError as error:
             return None, str(error)
 
-    def by_secret(self):
-        def is_shown(index):
-            der = ssl.PEM_cert_to_DER_cert(self.clients[index][0].read_text())
-            expected = {"name": "api.example.com", "client": hashlib.sha256(der).hexdigest()}
-            return lambda: self.get("api", "api.example.com") == (200, expected)
+    def ours(self, port, host):
+        """The same by the library."""
+        command = [self.bin / "mesh-curl", "--control", self.xds, "--service-account", "library", "--label", "app=egress", "-o", "json"]
+        done = subprocess.run([*map(str, command), f"http://{host}:{self.ports[port]}/"], capture_output=True, timeout=60, text=True)
+        call = json.loads(done.stdout.split("\n")[0])
+        return call["status"], json.loads(call["body"]) if call["status"] == 200 else call["error"]
 
-        self.until("the first certificate", is_shown(0))
-        self.secret(1)
-        self.until("the second one", is_shown(1))
+    def by_secret(self):
+        def shown(index):
+            der = ssl.PEM_cert_to_DER_cert(self.clients[index][0].read_text())
+            return (200, {"name": "api.example.com", "client": hashlib.sha256(der).hexdigest()})
+
+        for index, which in enumerate(("first", "second")):
+            self.secret(index)
+            self.until(f"the {which} certificate", lambda: self.get("api", "api.example.com") == shown(index))
+            self.until(f"the {which} one, shown by the library", lambda: self.ours("api", "api.example.com") == shown(index))
         key = "".join(self.clients[1][1].read_text().splitlines()[1:3])
         for text in (self.admin("egress", "/config_dump?include_eds"), json.dumps(self.read_status())):
             if key in text or base64.b64encode(key.encode()).decode()[:40] in text:
@@ -305,13 +309,13 @@ class Egress(sidecar.Sidecar):
         status, why = self.get("server", f"b.cloud.localhost:{self.ports['server']}")
         if status != 503:
             raise self.failure(f"a server that is not who was asked for: {status} {why}")
-        said = self.over_tls("passed", "a.cloud.localhost", self.outside[0])
+        said = self.over_tls("passed", "a.cloud.localhost")
         if b"a.cloud.localhost" not in said:
             raise self.failure(f"through TLS that passes: {said}")
 
-    def over_tls(self, port, name, root):
+    def over_tls(self, port, name):
         """What a server of this name says over TLS of the workload's own."""
-        context = ssl.create_default_context(cafile=root)
+        context = ssl.create_default_context(cafile=self.root)
         with socket.create_connection((AT, self.ports[port]), timeout=10) as raw:
             with context.wrap_socket(raw, server_hostname=name) as stream:
                 stream.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -334,21 +338,9 @@ class Egress(sidecar.Sidecar):
         state, name = self.folder / "state", f"egress-{by}"
         process = gateway.start(self.suite, self.failure, by, self.xds, state, self.folder, name, "istio-system", labels)
 
-        def ours():
-            command = [self.bin / "mesh-curl", "--control", self.xds, "--service-account", "library", "-o", "json"]
-            done = subprocess.run([*map(str, command), f"http://{host}:{self.ports['partner']}/"], capture_output=True, timeout=60, text=True)
-            call = json.loads(done.stdout.split("\n")[0])
-            return call["status"] == 200 and json.loads(call["body"]) == expected
-
-        def passed():
-            try:
-                return b"bank.example.com" in self.over_tls("bank", "bank.example.com", self.root)
-            except OSError:
-                return False
-
         self.until(f"the Envoy's call by {by}", lambda: self.get("partner", host) == (200, expected))
-        self.until(f"the library's call by {by}", ours)
-        self.until(f"TLS that passes {by}", passed)
+        self.until(f"the library's call by {by}", lambda: self.ours("partner", host) == (200, expected))
+        self.until(f"TLS that passes {by}", lambda: b"bank.example.com" in self.over_tls("bank", "bank.example.com"))
         process.end()
 
     def nothing_else(self):
