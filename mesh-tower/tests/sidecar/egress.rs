@@ -5,7 +5,7 @@ use mesh_core::error::ErrorKind;
 use super::gateway::Gateway;
 use super::gateway_api::free_port;
 use super::gateway_tls::Caller;
-use super::tls_support::{ANY, Authority, Foreign, HOST, ask, example, tls};
+use super::tls_support::{ANY, Authority, Foreign, HOST, ask, ask_over_connector, example, tls};
 use super::*;
 
 const BANK: &str = "bank.example.com";
@@ -71,6 +71,8 @@ async fn a_call_leaves_by_the_gateway_which_proves_who_it_is_and_lets_in_whom_a_
     gateway.bound().await;
     let seen = answered(&shop, "200").await;
     assert!(seen.contains("sni=api.example.com") && seen.contains("host=api.example.com"), "{seen}");
+    let over = ask_over_connector(&shop, HOST).await.unwrap();
+    assert!(over.starts_with("200") && over.contains("sni=api.example.com"), "{over}");
 
     // Who asks has proven it, and the gateway decides by it.
     gateway.control.set_yaml("policy.yaml", FOR_SHOP).unwrap();
