@@ -289,6 +289,8 @@ struct Record {
     response_bytes: u64,
     response_messages: Messages,
     is_complete: bool,
+    /// Whether it is a connection that is not HTTP.
+    is_bytes: bool,
     heads: Option<Box<Heads>>,
     logs: Option<Arc<[AccessLog]>>,
     /// Where it is followed. Its heads are noted then, too.
@@ -366,6 +368,7 @@ impl RequestInfo {
             response_bytes: 0,
             response_messages: Messages::default(),
             is_complete: false,
+            is_bytes: false,
             heads: None,
             logs: None,
             hop: None,
@@ -416,9 +419,14 @@ impl RequestInfo {
         self.record.as_ref().map_or("", |record| std::str::from_utf8(&record.authority).unwrap_or_default())
     }
 
-    /// The method.
+    /// The method; a connection that is not HTTP has none.
     pub fn method(&self) -> Option<&Method> {
-        self.record.as_ref().map(|record| &record.method)
+        self.record.as_ref().filter(|record| !record.is_bytes).map(|record| &record.method)
+    }
+
+    /// Whether it is a connection that is not HTTP.
+    pub fn is_bytes(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.is_bytes)
     }
 
     /// Who asked: on a server, where the connection is known.
@@ -489,6 +497,7 @@ impl RequestInfo {
         let Some(record) = &self.record else { return "" };
         match (&record.details, record.error) {
             (Some(details), _) => details,
+            (None, _) if record.is_bytes => "",
             (None, Some(error)) => error.response_details(),
             (None, None) if !record.is_complete => "downstream_remote_disconnect",
             (None, None) => "via_upstream",
@@ -504,9 +513,10 @@ impl RequestInfo {
     }
 
     /// The code of the answer: where there was none, that of the answer that is made of the failure, and 0 where the caller
-    /// did not wait. gRPC's failures are told with 200.
+    /// did not wait, and of a connection that is not HTTP. gRPC's failures are told with 200.
     pub fn response_code(&self) -> u16 {
         match (self.status(), self.error()) {
+            _ if self.is_bytes() => 0,
             (Some(status), _) => status.as_u16(),
             (None, Some(_)) if self.is_grpc => 200,
             (None, Some(error)) => error.http_status().as_u16(),

@@ -1,6 +1,9 @@
-//! Access logs: a line for each request that ended, where the configuration or the application wants one. Lines are written by
+//! Access logs: a line for each request that ended, and for each connection that is not HTTP, where the configuration or the
+//! application wants one. Lines are written by
 //! a thread of their own, so that a slow disk holds up no request; what it cannot keep up with is left out and counted. The
 //! threads end with their mesh, and what is under way by then is written first.
+
+mod connection;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,6 +21,8 @@ use mesh_core::telemetry::{Ended, LogLine, log_line};
 use mesh_core::trace::TraceContext;
 use serde_json::{Map, Value};
 
+pub(crate) use connection::ConnectionLog;
+
 /// How many lines wait for a log at most, and how many are written at a time.
 const WAITING: usize = 4096;
 const TOGETHER: usize = 512;
@@ -28,7 +33,7 @@ const STDERR: &str = "/dev/stderr";
 
 /// Who takes the lines of an access log, each with its end.
 pub trait LogSink: Send + Sync + 'static {
-    /// A request ended. Told on the request's task: must not block, and must not panic.
+    /// A request, or a connection that is not HTTP, ended. Told on its task: must not block, and must not panic.
     fn write(&self, line: &str);
 }
 

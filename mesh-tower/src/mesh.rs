@@ -16,7 +16,7 @@ use mesh_core::filter::FilterFactory;
 use mesh_core::hashing::Caller;
 use mesh_core::id::Target;
 use mesh_core::model::{AccessLog, LogFormat};
-use mesh_core::request_info::{Observer, Observers};
+use mesh_core::request_info::{Direction, Observer, Observers};
 use mesh_core::store::{Source, Store};
 use mesh_core::telemetry::{MetricsReader, MetricsWriter, SpanSink};
 use mesh_core::tls::{Certificates, Credentials};
@@ -25,7 +25,7 @@ use serde_json::json;
 
 #[cfg(feature = "otel")]
 use crate::access_log::Begin;
-use crate::access_log::{AccessLogs, LogSink};
+use crate::access_log::{AccessLogs, ConnectionLog, LogSink};
 use crate::drain::Drain;
 use crate::listeners::Listeners;
 use crate::outbound::{Coalescer, FixedTarget, MirrorCounts, Mirrors, OutboundContext};
@@ -86,6 +86,8 @@ struct Inner {
     tracer: Option<Arc<Tracer>>,
     metrics_reader: Option<Box<dyn MetricsReader>>,
     access_logs: Arc<AccessLogs>,
+    /// Who is told of connections that are not HTTP.
+    connections_told: Observers,
     /// By which this process is known to others, without a port.
     address: Arc<str>,
 }
@@ -307,6 +309,11 @@ impl Mesh {
     /// to exit while somebody still has a part of the mesh. Where nobody has, the last part that is dropped does the same.
     pub fn flush_access_logs(&self) {
         self.inner.access_logs.flush();
+    }
+
+    /// Has a connection that is not HTTP in the access logs, once it is over.
+    pub(crate) fn connection_log(&self, direction: Direction) -> ConnectionLog {
+        ConnectionLog::new(&self.inner.connections_told, direction)
     }
 
     /// Waits until the spans that were recorded and what was counted until now are sent, or a few seconds: before the process
@@ -709,6 +716,7 @@ impl MeshBuilder {
             telemetry,
             tracer,
             metrics_reader: self.metrics_reader,
+            connections_told: Arc::from([Arc::clone(&access_logs) as Arc<dyn Observer>]),
             access_logs,
             address: own_address(),
         };

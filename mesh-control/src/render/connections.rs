@@ -1,5 +1,6 @@
 //! Where connections go whose bytes are not HTTP, as filter chains with a `TcpProxy` (Istio: networkfilter.go).
 
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
@@ -23,10 +24,12 @@ pub(super) fn filter_chains(ways: Vec<Connections>) -> Vec<pb::FilterChain> {
         }
         way
     });
-    known.map(|way| filter_chain(&way)).collect()
+    // A client logs them where it logs requests.
+    known.map(|way| filter_chain(&way, Vec::new())).collect()
 }
 
-pub(super) fn filter_chain(way: &Connections) -> pb::FilterChain {
+/// Connections that are logged so.
+pub(super) fn filter_chain(way: &Connections, access_log: Vec<AccessLog>) -> pb::FilterChain {
     let specifier = match way.targets.as_slice() {
         [] => ClusterSpecifier::Cluster(BLACK_HOLE.to_owned()),
         [(only, _)] => ClusterSpecifier::Cluster(only.to_string()),
@@ -38,6 +41,7 @@ pub(super) fn filter_chain(way: &Connections) -> pb::FilterChain {
         stat_prefix: way.name.clone(),
         cluster_specifier: Some(specifier),
         idle_timeout: way.idle_timeout.map(duration),
+        access_log,
         max_connect_attempts: number(ATTEMPTS),
         tunneling_config: way.tunnel.as_ref().map(|tunnel| TunnelingConfig {
             hostname: tunnel.authority.clone(),

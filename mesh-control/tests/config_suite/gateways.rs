@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::config::listener::v3 as listener_pb;
 use envoy_types::pb::envoy::config::route::v3 as route_pb;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls_pb;
 use mesh_control::analysis::{Mesh, validate_scan};
 use mesh_control::catalog::{Catalog, Client, ClientClass, Kind};
@@ -329,6 +330,31 @@ fn what_guards_the_labels_of_a_gateway_guards_its_ports() {
     assert!(told(80).contains("mesh.rbac.deny"), "{}", told(80));
     // Nobody can look at requests in what is not looked at.
     assert!(!told(81).contains(WEB_CLUSTER) && told(81).contains("BlackHoleCluster"));
+}
+
+#[test]
+fn connections_of_a_gateway_are_in_the_access_log_of_its_requests() {
+    let logs = "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: logs, namespace: edges}\n\
+        spec: {accessLogging: [{providers: [{name: envoy}]}]}\n---\n";
+    let servers = "{port: {number: 81, name: tcp, protocol: TCP}, hosts: ['*']}, \
+        {port: {number: 82, name: closed, protocol: TCP}, hosts: ['*']}";
+    let tcp = "tcp: [{match: [{port: 81}], route: [{destination: {host: web}}]}]";
+    let text = [WEB.to_owned(), gateway("a", servers), rules("t", "a", "'*'", tcp)].concat();
+    let plane = plane(&text);
+    let logs_at = |client: &Client, port: u16| {
+        let chain = listener(&plane, client, &format!("0.0.0.0_{port}")).filter_chains.remove(0);
+        let Some(listener_pb::filter::ConfigType::TypedConfig(any)) = chain.filters[0].config_type.clone() else {
+            panic!("{chain:?}")
+        };
+        TcpProxy::decode(&*any.value).unwrap().access_log.len()
+    };
+    let mut library = edge();
+    library.class = ClientClass::Library;
+    assert_eq!(logs_at(&edge(), 81), 0);
+    plane.set_yaml("t.yaml", logs).unwrap();
+    for client in [edge(), library] {
+        assert_eq!((logs_at(&client, 81), logs_at(&client, 82)), (1, 1), "{client:?}");
+    }
 }
 
 /// An Envoy refuses a listener that names a cluster which it does not have.

@@ -228,6 +228,8 @@ pub enum LogFact {
     ResponseFlags,
     /// `RESPONSE_CODE_DETAILS`
     ResponseCodeDetails,
+    /// `CONNECTION_TERMINATION_DETAILS`: of a connection that is not HTTP, why it was closed.
+    ConnectionTerminationDetails,
     /// `BYTES_RECEIVED`
     BytesReceived,
     /// `BYTES_SENT`
@@ -304,8 +306,7 @@ impl LogText {
 }
 
 /// Of Istio's default line, what a process without a proxy has none of: nobody has to be told.
-const NEVER: [&str; 3] =
-    ["CONNECTION_TERMINATION_DETAILS", "UPSTREAM_TRANSPORT_FAILURE_REASON", "UPSTREAM_LOCAL_ADDRESS"];
+const NEVER: [&str; 2] = ["UPSTREAM_TRANSPORT_FAILURE_REASON", "UPSTREAM_LOCAL_ADDRESS"];
 
 fn part(&Command { name, arguments, length }: &Command<'_>) -> Result<LogPart, Invalid> {
     let headers = || {
@@ -321,6 +322,7 @@ fn part(&Command { name, arguments, length }: &Command<'_>) -> Result<LogPart, I
         "RESPONSE_CODE" => LogFact::ResponseCode,
         "RESPONSE_FLAGS" => LogFact::ResponseFlags,
         "RESPONSE_CODE_DETAILS" => LogFact::ResponseCodeDetails,
+        "CONNECTION_TERMINATION_DETAILS" => LogFact::ConnectionTerminationDetails,
         "BYTES_RECEIVED" => LogFact::BytesReceived,
         "BYTES_SENT" => LogFact::BytesSent,
         "DURATION" => LogFact::Duration,

@@ -103,6 +103,20 @@ impl RequestInfo {
         }
     }
 
+    /// Notes that it is a connection that is not HTTP: it has no method, no path and no status.
+    pub fn note_bytes(&mut self) {
+        if let Some(record) = &mut self.record {
+            (record.is_bytes, record.heads) = (true, Some(Box::default()));
+        }
+    }
+
+    /// Notes how many bytes such a connection's client sent, and was sent.
+    pub fn note_passed(&mut self, received: u64, sent: u64) {
+        if let Some(record) = &mut self.record {
+            (record.request_bytes, record.response_bytes) = (received, sent);
+        }
+    }
+
     /// Notes that the configuration wants it in these access logs.
     pub fn note_logs(&mut self, logs: &Arc<[AccessLog]>) {
         if let Some(record) = &mut self.record {

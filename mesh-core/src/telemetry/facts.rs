@@ -79,7 +79,8 @@ impl Facts for Ended<'_> {
         // Envoy's "downstream" of a client is its own application, which has no address.
         let remote = || request.peer();
         let local = || self.heads()?.local;
-        let path = || self.heads().map(|heads| &*heads.path);
+        // A connection that is not HTTP has none.
+        let path = || self.heads().map(|heads| &*heads.path).filter(|path| !path.is_empty());
         Some(match attribute {
             CelAttribute::RequestMethod => borrowed(request.method()?.as_str().into()),
             CelAttribute::RequestPath => borrowed(path()?.into()),
@@ -89,6 +90,7 @@ impl Facts for Ended<'_> {
             CelAttribute::RequestReferer => borrowed(self.header("referer")?),
             CelAttribute::RequestUserAgent => borrowed(self.header("user-agent")?),
             CelAttribute::RequestId => borrowed(self.header("x-request-id")?),
+            CelAttribute::RequestProtocol if request.is_bytes() => return None,
             CelAttribute::RequestProtocol => borrowed(protocol(self.heads()?.version).into()),
             CelAttribute::RequestTime => {
                 let began = self.now.checked_sub(self.took).unwrap_or(self.now);
@@ -132,7 +134,9 @@ impl Facts for Ended<'_> {
     fn entry(&self, map: CelAttribute, key: &str) -> Option<Cow<'_, str>> {
         match (map, key) {
             (CelAttribute::RequestHeaders, ":method") => Some(self.request.method()?.as_str().into()),
-            (CelAttribute::RequestHeaders, ":path") => Some((&*self.heads()?.path).into()),
+            (CelAttribute::RequestHeaders, ":path") => {
+                Some(&*self.heads()?.path).filter(|path| !path.is_empty()).map(Cow::Borrowed)
+            }
             (CelAttribute::RequestHeaders, ":authority") => Some(self.request.authority().to_owned().into()),
             (CelAttribute::RequestHeaders, name) => self.header(name),
             (CelAttribute::ResponseHeaders, name) => text_of(&self.heads()?.response, name),

@@ -102,11 +102,17 @@ impl Entry<'_> {
                 headers.iter().find_map(|header| self.header(header, |heads| &heads.response))
             }
             LogFact::Trailer(headers) => headers.iter().find_map(|header| self.header(header, |heads| &heads.trailers)),
-            LogFact::Protocol => self.heads.map(|heads| Cow::Borrowed(protocol(heads.version))),
+            LogFact::Protocol => {
+                self.heads.filter(|_| !request.is_bytes()).map(|heads| Cow::Borrowed(protocol(heads.version)))
+            }
             LogFact::ResponseCode => text(request.response_code().to_string()),
             LogFact::ResponseFlags => text(request.response_flags().to_string()),
+            LogFact::ResponseCodeDetails if request.is_bytes() => None,
+            LogFact::ConnectionTerminationDetails if !request.is_bytes() => None,
             // No blanks: lines are split at them.
-            LogFact::ResponseCodeDetails => known(&request.response_details().replace(' ', "_")),
+            LogFact::ResponseCodeDetails | LogFact::ConnectionTerminationDetails => {
+                known(&request.response_details().replace(' ', "_"))
+            }
             LogFact::BytesReceived => text(request.request_bytes().to_string()),
             LogFact::BytesSent => text(request.response_bytes().to_string()),
             LogFact::Duration => text(self.took.as_millis().to_string()),
@@ -128,7 +134,7 @@ impl Entry<'_> {
         let heads = self.heads?;
         match header {
             LogHeader::Method => self.request.method().map(Method::as_str).map(Cow::Borrowed),
-            LogHeader::Path => Some(Cow::Borrowed(&*heads.path)),
+            LogHeader::Path => Some(&*heads.path).filter(|path| !path.is_empty()).map(Cow::Borrowed),
             LogHeader::Authority => {
                 Some(self.request.authority()).filter(|authority| !authority.is_empty()).map(Cow::Borrowed)
             }
@@ -240,6 +246,41 @@ mod tests {
         failed.note_error(ErrorKind::NoHealthyEndpoint);
         let shown = line(&LogFormat::default(), &failed, Duration::ZERO, at()).to_string();
         assert!(shown.contains("\" 503 UH no_healthy_upstream - "), "{shown}");
+    }
+
+    #[test]
+    fn a_connection_has_a_line_without_what_only_requests_have() {
+        let connection = |error: Option<ErrorKind>| {
+            let mut connection = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
+            connection.observe(&Observers::from([]), Direction::Inbound, &Method::CONNECT);
+            connection.note_bytes();
+            connection.note_peer("10.0.0.9:5".parse().unwrap());
+            connection.note_connection("10.0.0.1:9000".parse().unwrap(), Some(&"db.shop".into()));
+            connection.note_route(&"".into(), Some(&"outbound|9000||db.shop".into()));
+            match error {
+                Some(error) => connection.note_error(error),
+                None => connection.note_complete(),
+            }
+            connection.note_passed(12, 34);
+            connection
+        };
+        assert_eq!(
+            line(&LogFormat::default(), &connection(None), Duration::from_millis(7), at()).to_string(),
+            "[2026-11-29T08:00:00.116Z] \"- - -\" 0 - - - \"-\" 12 34 7 - \"-\" \"-\" \"-\" \"-\" \"-\" \
+             outbound|9000||db.shop - 10.0.0.1:9000 10.0.0.9:5 db.shop -\n"
+        );
+        for (error, flags) in [
+            (ErrorKind::NoHealthyEndpoint, "UH"),
+            (ErrorKind::ConnectFailure, "UF"),
+            (ErrorKind::NoRoute, "NR"),
+            (ErrorKind::AccessDenied, "-"),
+        ] {
+            let mut failed = connection(Some(error));
+            failed.note_details("rbac_access_denied_matched_policy[ns[a b]]");
+            let shown = line(&LogFormat::default(), &failed, Duration::ZERO, at()).to_string();
+            let expected = format!("\"- - -\" 0 {flags} - rbac_access_denied_matched_policy[ns[a_b]] \"-\" 12 34 0 ");
+            assert!(shown.contains(&expected), "{shown}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use http::uri::Scheme;
 use http::{Request, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Target;
-use mesh_core::model::{Forward, RetryCondition, RetryPolicy, RouteAction};
+use mesh_core::model::{BLOCK_ALL, Forward, RetryCondition, RetryPolicy, RouteAction};
 use mesh_core::outlier::Outcome;
 use mesh_core::request::RequestHead;
 use mesh_core::request_info::RequestInfo;
@@ -106,12 +106,21 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(self.clone().open(uri, Bytes::OfRequests))
+        let connector = self.clone();
+        // Whoever sends requests over it tells of them.
+        let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
+        Box::pin(async move { connector.open(uri, Bytes::OfRequests, &mut info).await })
     }
 }
 
 impl Connector {
-    pub(super) async fn open(self, uri: Uri, mut bytes: Bytes) -> Result<ConnectorStream, MeshError> {
+    /// A connection to the target that a URI names. What becomes of it is noted.
+    pub(super) async fn open(
+        self,
+        uri: Uri,
+        mut bytes: Bytes,
+        info: &mut RequestInfo,
+    ) -> Result<ConnectorStream, MeshError> {
         match self.under_tls {
             false => outbound::refuse_tls(&uri)?,
             // The client above asks for the host of the URI.
@@ -122,7 +131,7 @@ impl Connector {
         head.uri = uri;
         complete_path(&mut head.uri);
         let entry = outbound::entry(&self.context, &mut head)?;
-        self.open_to(entry, head, bytes).await
+        self.open_to(entry, head, bytes, info).await
     }
 
     /// A connection to wherever the view of this entry says.
@@ -131,10 +140,17 @@ impl Connector {
         entry: Arc<TargetEntry>,
         head: Parts,
         bytes: Bytes,
+        info: &mut RequestInfo,
     ) -> Result<ConnectorStream, MeshError> {
         let seed = fastrand::u64(..);
-        let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(seed));
+        info.random = fastrand::Rng::with_seed(seed);
         let view = entry.wait(info.started + self.context.cold_start_wait).await?;
+        if let Some(logs) = view.access_logs() {
+            info.note_logs(logs);
+        }
+        if view.is_failure() {
+            info.note_nowhere(if view.is_blocked() { BLOCK_ALL } else { "" });
+        }
         let route = match bytes.routes(&view) {
             Some(connections) => {
                 SelectedRoute::find(connections, &bytes.head(&head), &mut info.random)
@@ -143,8 +159,10 @@ impl Connector {
             }
             None => SelectedRoute::find(&view, &RequestHead::of(&head)?, &mut info.random)?.0,
         };
+        let found = route.get();
+        info.note_route(&found.route.name, found.cluster.map(|cluster| cluster.name()));
         let is_of_connections = !Arc::ptr_eq(route.view(), &view);
-        let opened = self.open_on(&route, &head, &mut info, is_of_connections).await;
+        let opened = self.open_on(&route, &head, info, is_of_connections).await;
         let (attempt, stream) = opened.map_err(|error| outbound::within(&route, error))?;
         let idle = match &route.get().route.action {
             RouteAction::Forward(forward) => forward.idle_timeout,

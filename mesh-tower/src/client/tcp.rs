@@ -9,10 +9,12 @@ use std::task::{Context, Poll};
 use http::Request;
 use hyper_util::rt::TokioIo;
 use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::request_info::Direction;
 use mesh_core::store::TargetEntry;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connector::{Bytes, ConnectorStream};
+use crate::access_log::ConnectionLog;
 use crate::mesh::Mesh;
 use crate::telemetry::TcpCount;
 
@@ -26,6 +28,8 @@ pub struct MeshStream {
     stream: TokioIo<ConnectorStream>,
     /// Where its bytes are counted.
     count: Option<TcpCount>,
+    /// Its line of the access log.
+    log: Option<Box<ConnectionLog>>,
 }
 
 impl Mesh {
@@ -73,29 +77,40 @@ impl Mesh {
         let uri = uri.map_err(|error: http::uri::InvalidUri| {
             MeshError::new(ErrorKind::BadRequest, format!("{host:?} is not a host")).caused_by(error)
         })?;
-        let stream = self.connector().open(uri, bytes).await?;
-        Ok(self.counted(stream))
+        let mut log = self.connection_log(Direction::Outbound);
+        let opened = self.connector().open(uri, bytes, &mut log.info).await;
+        log.opened(&opened);
+        Ok(self.counted(opened?, Some(Box::new(log))))
     }
 
-    /// Connects for a connection that came to a gateway, to where its listener's chain says.
-    pub(crate) async fn connect_onward(&self, entry: Arc<TargetEntry>) -> Result<MeshStream, MeshError> {
+    /// Connects for a connection that came to a gateway, to where its listener's chain says. The line of that one says where.
+    pub(crate) async fn connect_onward(
+        &self,
+        entry: Arc<TargetEntry>,
+        log: &mut ConnectionLog,
+    ) -> Result<MeshStream, MeshError> {
         // It names nothing: the chain has one route, and that is for everything.
         let (head, ()) = Request::get("http://gateway/").body(()).expect("it is a valid request").into_parts();
-        let stream = self.connector().open_to(entry, head, Bytes::Unknown).await?;
-        Ok(self.counted(stream))
+        let opened = self.connector().open_to(entry, head, Bytes::Unknown, &mut log.info).await;
+        log.opened(&opened);
+        Ok(self.counted(opened?, None))
     }
 
-    fn counted(&self, stream: ConnectorStream) -> MeshStream {
+    fn counted(&self, stream: ConnectorStream, log: Option<Box<ConnectionLog>>) -> MeshStream {
         let count =
             self.telemetry().map(|telemetry| telemetry.connection(&stream.both_ends(), stream.metric_rules().as_ref()));
-        MeshStream { stream: TokioIo::new(stream.of_bytes()), count }
+        MeshStream { stream: TokioIo::new(stream.of_bytes()), count, log }
     }
 }
 
 impl MeshStream {
-    fn note_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let (Some(count), Poll::Ready(Ok(bytes))) = (&self.count, &written) {
-            count.written(*bytes);
+    fn note_written(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let Poll::Ready(Ok(bytes)) = written else { return written };
+        if let Some(count) = &self.count {
+            count.written(bytes);
+        }
+        if let Some(log) = &mut self.log {
+            log.received(bytes);
         }
         written
     }
@@ -105,8 +120,12 @@ impl AsyncRead for MeshStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let read = buf.filled().len().saturating_sub(before);
         if let Some(count) = &self.count {
-            count.read(buf.filled().len().saturating_sub(before));
+            count.read(read);
+        }
+        if let Some(log) = &mut self.log {
+            log.sent(read);
         }
         polled
     }

@@ -23,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::access_log::ConnectionLog;
 use crate::connection::ConnectionInfo;
 use crate::drain::{Accepting, InFlight, Phase, reached};
 use crate::io::{Both, Half, Io};
@@ -355,6 +356,7 @@ impl MeshListener {
             in_flight: None,
             room: None,
             count: None,
+            log: None,
         })
     }
 }
@@ -499,6 +501,8 @@ pub struct MeshIo {
     room: Option<OwnedSemaphorePermit>,
     /// Where its bytes are counted.
     count: Option<TcpCount>,
+    /// Where it has a line of its own in the access log.
+    log: Option<Box<ConnectionLog>>,
 }
 
 enum State {
@@ -566,6 +570,11 @@ impl MeshIo {
         self.count = Some(count);
     }
 
+    /// It has this line in the access log, once it is over.
+    pub(super) fn logs(&mut self, log: Box<ConnectionLog>) -> &mut ConnectionLog {
+        self.log.insert(log)
+    }
+
     /// Notes what was written of these.
     #[inline]
     fn note_written<'b>(
@@ -576,6 +585,9 @@ impl MeshIo {
         let Poll::Ready(Ok(mut left)) = written else { return written };
         if let Some(count) = &self.count {
             count.written(left);
+        }
+        if let Some(log) = &mut self.log {
+            log.sent(left);
         }
         if let (Some(sent), Some(Protocol::Http2(_))) = (&mut self.sent, &self.protocol) {
             let seen = self.connection.seen();
@@ -682,8 +694,12 @@ impl AsyncRead for MeshIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = ready!(self.poll_open(cx, Half::Reader))?.poll_read(cx, buf);
+        let read = buf.filled().len().saturating_sub(before);
         if let Some(count) = &self.count {
-            count.read(buf.filled().len().saturating_sub(before));
+            count.read(read);
+        }
+        if let Some(log) = &mut self.log {
+            log.received(read);
         }
         match buf.filled().get(before..) {
             Some(bytes) if polled.is_ready() && !bytes.is_empty() => self.hear(bytes)?,

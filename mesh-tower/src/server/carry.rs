@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use crate::listeners::ListenerState;
 use crate::mesh::Mesh;
 use crate::server::accept::MeshIo;
-use crate::server::tcp::counted;
+use crate::server::tcp::{counted, log_of};
 
 /// How many connections may be carried at once.
 const MOST_CARRIED: usize = 50_000;
@@ -37,8 +37,10 @@ impl Carry {
         };
         io.carries_bytes();
         counted(&mut io, listener, &self.mesh);
+        let log = io.logs(Box::new(log_of(io.connection(), listener, &self.mesh)));
+        let onward = self.mesh.connect_onward(onward, log).await;
         let carried = async {
-            let mut other = self.mesh.connect_onward(onward).await.map_err(std::io::Error::other)?;
+            let mut other = onward.map_err(std::io::Error::other)?;
             tokio::io::copy_bidirectional(&mut io, &mut other).await
         };
         if let Err(reason) = carried.await {

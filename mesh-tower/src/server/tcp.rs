@@ -9,12 +9,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_core::error::MeshError;
+use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::ListenerName;
+use mesh_core::request_info::Direction;
 use mesh_core::store::ServerState;
+use mesh_core::workload::{Peer, Workload};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use crate::access_log::ConnectionLog;
 use crate::connection::ConnectionInfo;
 use crate::drain::Phase;
 use crate::io::Half;
@@ -117,18 +120,49 @@ async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<M
     // Why a handshake fails is told there.
     poll_fn(|cx| io.poll_open(cx, Half::Reader).map_ok(drop)).await.ok()?;
     let connection = io.connection();
+    let mut denied = None;
     if let ServerState::Serving(view) = &**listener.state()
         && let Some(chain) = connection.chain(view)
     {
         let verdict = chain.routes.verdict_on_bytes(ends(connection));
         tell(&verdict, mesh.store().decided(), listener.name(), Some(connection));
+        denied = (!verdict.is_allowed).then(|| verdict.policy.unwrap_or("none").to_owned());
     }
     if let Err(reason) = lets_in(&listener.state(), connection) {
         tracing::debug!(listener = %listener.name(), peer = %connection.peer, %reason, "connection refused");
+        let mut log = log_of(connection, listener, mesh);
+        match denied {
+            Some(policy) => {
+                log.info.note_error(ErrorKind::AccessDenied);
+                log.info.note_details(format!("rbac_access_denied_matched_policy[{policy}]"));
+            }
+            None => log.info.note_error(ErrorKind::NotServing),
+        }
         return None;
     }
     counted(&mut io, listener, mesh);
+    let mut log = log_of(io.connection(), listener, mesh);
+    log.info.note_complete();
+    io.logs(Box::new(log));
     Some(io)
+}
+
+/// The line of a connection, which it has once it is over.
+pub(super) fn log_of(connection: &ConnectionInfo, listener: &ListenerState, mesh: &Mesh) -> ConnectionLog {
+    let mut log = mesh.connection_log(Direction::Inbound);
+    let info = &mut log.info;
+    info.note_peer(connection.peer);
+    let name = connection.server_name().map(Arc::<str>::from);
+    info.note_connection(connection.local, name.as_ref());
+    let id = connection.peer_identity().cloned();
+    let is_secured = id.is_some();
+    info.note_source(id.map(|id| Arc::new(Peer::new(Workload::default(), Some(id)))), is_secured);
+    if let ServerState::Serving(view) = &**listener.state()
+        && let Some(chain) = connection.chain(view)
+    {
+        info.note_logs(&chain.access_logs);
+    }
+    log
 }
 
 /// Counts a connection that is let in, and its bytes. The drain waits for it.

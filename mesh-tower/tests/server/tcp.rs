@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::error::ErrorKind;
+use mesh_core::fixed::Fixed;
+use mesh_core::model::LogText;
 use mesh_core::xds::Bootstrap;
-use mesh_tower::Mesh;
 use mesh_tower::server::Limits;
+use mesh_tower::{LogFormat, Mesh, MeshBuilder};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc;
 
 const LEDGER: &str = "
 apiVersion: v1
@@ -24,12 +27,16 @@ async fn within<F: Future>(future: F) -> F::Output {
 }
 
 fn mesh(control: &Embedded, account: &str) -> Mesh {
+    builder(control, account).start().unwrap()
+}
+
+fn builder(control: &Embedded, account: &str) -> MeshBuilder {
     let bootstrap = Bootstrap::new("embedded")
         .node_id(format!("mesh~127.0.0.1~{account}.shop~shop.svc.cluster.local"))
         .metadata("NAMESPACE", "shop")
         .metadata("SERVICE_ACCOUNT", account)
         .metadata("LABELS", json!({"app": account}));
-    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(Duration::from_secs(10)).start().unwrap()
+    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(Duration::from_secs(10))
 }
 
 /// A server of `ledger` that says who the client is, and then sends back what it gets.
@@ -38,7 +45,10 @@ async fn serve(control: &Embedded) -> (Mesh, SocketAddr) {
 }
 
 async fn serve_with(control: &Embedded, limits: &Limits) -> (Mesh, SocketAddr) {
-    let mesh = mesh(control, "ledger");
+    serve_by(mesh(control, "ledger"), limits).await
+}
+
+async fn serve_by(mesh: Mesh, limits: &Limits) -> (Mesh, SocketAddr) {
     let mut listener = mesh.bind_tcp("127.0.0.1:0").await.unwrap().limits(limits);
     let address = listener.local_addr();
     tokio::spawn(async move {
@@ -257,4 +267,68 @@ async fn connections_beyond_the_limit_of_a_server_wait_for_their_turn() {
     assert!(!second.is_finished());
     drop(first);
     assert_eq!(within(second).await.unwrap(), "nobody");
+}
+
+/// A mesh, and the lines of its access log.
+fn logged(builder: MeshBuilder) -> (Mesh, mpsc::Receiver<String>) {
+    let columns = "%REQ(:METHOD)% %PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %CONNECTION_TERMINATION_DETAILS% %BYTES_RECEIVED% \
+                   %BYTES_SENT% %UPSTREAM_CLUSTER% %UPSTREAM_HOST% %DOWNSTREAM_LOCAL_ADDRESS%";
+    let (sender, lines) = mpsc::channel(64);
+    let format = LogFormat::Text(LogText::parse(columns).unwrap());
+    let mesh = builder.access_log_to(format, move |line: &str| _ = sender.try_send(line.trim_end().to_owned()));
+    (mesh.start().unwrap(), lines)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_has_a_line_in_the_access_log_of_either_side() {
+    const CLUSTER: &str = "outbound|7000||ledger.shop.svc.cluster.local";
+    let yaml = format!("{LEDGER}---\n{}", mtls("DISABLE"));
+    let control = Embedded::start(Config::yaml(yaml), Options::default().dev()).await.unwrap();
+    let (teller, mut of_teller) = logged(builder(&control, "teller"));
+    within(teller.connect("ledger.shop", 7000)).await.unwrap_err();
+    assert_eq!(within(of_teller.recv()).await.unwrap(), format!("- - 0 UH - 0 0 {CLUSTER} - -"));
+
+    let (ledger, mut of_ledger) = logged(builder(&control, "ledger"));
+    let (_ledger, address) = serve_by(ledger, &Limits::default()).await;
+    let said = within(async {
+        loop {
+            // Until the client knows where it is.
+            if let Ok(stream) = teller.connect("ledger.shop", 7000).await {
+                return say(stream).await;
+            }
+            of_teller.recv().await;
+        }
+    })
+    .await;
+    assert_eq!(said, "nobody");
+    // "hello" there, and "nobody" and "hello" back, each with its end.
+    assert_eq!(within(of_teller.recv()).await.unwrap(), format!("- - 0 - - 6 13 {CLUSTER} {address} -"));
+    assert_eq!(within(of_ledger.recv()).await.unwrap(), format!("- - 0 - - 6 13 - - {address}"));
+
+    control.set_yaml("policy.yaml", &policy("{}")).unwrap();
+    within(async {
+        loop {
+            if let Ok(stream) = teller.connect("ledger.shop", 7000).await {
+                say(stream).await;
+            }
+            let line = of_ledger.recv().await.unwrap();
+            if line == format!("- - 0 - rbac_access_denied_matched_policy[none] 0 0 - - {address}") {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_connected_to_has_a_line_with_the_flag_that_says_why() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let source = Fixed::new().service("ledger:7000", [gone]);
+    let (mesh, mut lines) = logged(Mesh::builder().source(source));
+    for (host, flag) in [("ledger", "UF"), ("nobody", "NR")] {
+        within(mesh.connect(host, 7000)).await.unwrap_err();
+        let line = within(lines.recv()).await.unwrap();
+        let flags = line.split(' ').nth(3).unwrap();
+        assert!(flags.split(',').any(|one| one == flag), "{host}: {line}");
+    }
 }

@@ -16,6 +16,7 @@ use mesh_core::testing::resources::{
     address, filter_chain, http_filter, http_manager, inline_cluster, pack, rds, route as to, route_of, routes,
     virtual_host,
 };
+use prost::Message;
 
 use super::*;
 
@@ -417,6 +418,57 @@ async fn bytes_are_carried_as_they_are_where_a_chain_says_so() {
     }
     stream.shutdown().await.unwrap();
     assert_eq!(within(stream.read(&mut [0; 1])).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_has_one_line_of_the_access_log_with_its_bytes_and_why_it_was_closed() {
+    let control = ManagementServer::start();
+    let teller = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let teller_at = teller.local_addr().unwrap();
+    Gateway::put_cluster(&control, "teller", teller_at);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = teller.accept().await {
+            let mut said = [0; 5];
+            _ = stream.read_exact(&mut said).await;
+            _ = stream.write_all(b"good bye").await;
+        }
+    });
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    Gateway::put_cluster(&control, "gone", gone);
+    control.put("empty", &inline_cluster("empty", DiscoveryType::Static, &[]));
+    let columns = "%REQ(:METHOD)% %PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER% \
+                   %UPSTREAM_HOST% %DOWNSTREAM_LOCAL_ADDRESS%\n";
+    let mut gateway = Gateway::start(control, &[]).await;
+    for (cluster, host, received, sent) in
+        [("teller", teller_at.to_string(), 5, 8), ("gone", gone.to_string(), 0, 0), ("empty", "-".to_owned(), 0, 0)]
+    {
+        gateway.control.put(cluster, &listener(cluster, vec![logged(bytes_to(cluster, &[]), columns)]));
+        let edge = gateway.bound().await;
+        let mut stream = TcpStream::connect(edge).await.unwrap();
+        _ = stream.write_all(b"hello").await;
+        // What is closed may be reset.
+        _ = within(stream.read_to_end(&mut Vec::new())).await;
+        drop(stream);
+        let line = within(gateway.stdout.next_line()).await.unwrap().unwrap();
+        let flags = line.split(' ').nth(3).unwrap();
+        match cluster {
+            "teller" => assert_eq!(flags, "-", "{line}"),
+            "gone" => assert!(flags.ends_with("UF"), "{line}"),
+            _ => assert_eq!(flags, "UH", "{line}"),
+        }
+        assert_eq!(line, format!("- - 0 {flags} {received} {sent} {cluster} {host} {edge}"));
+    }
+}
+
+/// The same chain, whose connections are logged so.
+fn logged(mut chain: pb::FilterChain, columns: &str) -> pb::FilterChain {
+    use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+    let Some(pb::filter::ConfigType::TypedConfig(any)) = chain.filters[0].config_type.take() else {
+        panic!("{chain:?}")
+    };
+    let proxy = TcpProxy { access_log: vec![to_stdout(columns)], ..TcpProxy::decode(&*any.value).unwrap() };
+    chain.filters[0].config_type = Some(pb::filter::ConfigType::TypedConfig(pack(&proxy)));
+    chain
 }
 
 /// A chain whose connections go to this cluster, where they ask for these names.

@@ -217,7 +217,7 @@ pub fn edge_listener(
         Speaks::Bytes => at.servers.iter().flat_map(|served| bytes(policy, view, served, edge)).take(1).collect(),
     };
     if rendered.filter_chains.is_empty() {
-        rendered.filter_chains.push(closed(name, Vec::new()));
+        rendered.filter_chains.push(closed(name, Vec::new(), edge));
     }
     encode(name, &rendered)
 }
@@ -235,8 +235,8 @@ fn is_new(chain: &pb::FilterChain, told: &mut HashSet<String>) -> bool {
 }
 
 /// Connections that ask for these names are closed.
-fn closed(name: &str, server_names: Vec<String>) -> pb::FilterChain {
-    chain(name, server_names, proxy::bytes(BLACK_HOLE.to_owned()), None)
+fn closed(name: &str, server_names: Vec<String>, edge: &Edge<'_>) -> pb::FilterChain {
+    chain(name, server_names, proxy::bytes(BLACK_HOLE.to_owned(), edge.guarded.logs.clone()), None)
 }
 
 fn chain(
@@ -284,7 +284,7 @@ fn secured(
     let socket = match written.mode.terminates() {
         true => match downstream(&policy.secrets, edge, served, written, takes_requests) {
             Some(socket) => Some(socket),
-            None => return vec![closed(&name, names)],
+            None => return vec![closed(&name, names, edge)],
         },
         false => None,
     };
@@ -306,7 +306,7 @@ fn secured(
         });
     }
     // A name that no rule has is nobody else's.
-    chains.push(closed(&name, names));
+    chains.push(closed(&name, names, edge));
     let mut told = HashSet::new();
     chains.iter_mut().for_each(|chain| {
         if let Some(matched) = &mut chain.filter_chain_match {
@@ -323,7 +323,7 @@ fn bytes(policy: &Policy, view: &View, served: &ServerAt, edge: &Edge<'_>) -> Ve
     let ways = ways(policy, view, served).into_iter();
     let ways = ways.map(|way| if shut { Connections { targets: Vec::new(), ..way } } else { way });
     ways.map(|way| {
-        let rendered = connections::filter_chain(&way);
+        let rendered = connections::filter_chain(&way, edge.guarded.logs.clone());
         let matched = rendered
             .filter_chain_match
             .map(|matched| pb::FilterChainMatch { transport_protocol: String::new(), ..matched });

@@ -71,7 +71,8 @@ pub fn inbound_listener(
         let cluster = if passes { INBOUND_PASSTHROUGH } else { BLACK_HOLE };
         rendered.default_filter_chain = Some(pb::FilterChain {
             name: "virtualInbound".to_owned(),
-            filters: vec![proxy::bytes(cluster.to_owned())],
+            // It is none of the ports that are told about.
+            filters: vec![proxy::bytes(cluster.to_owned(), Vec::new())],
             ..Default::default()
         });
     }
@@ -103,7 +104,8 @@ fn chains(sidecar: &Sidecar, port: &Inbound<'_>, keys: &FetchedKeys, paths: Path
     match port.tls {
         // What is not TLS must not be taken for a connection to a port that no service has.
         ServerTls::Strict if sidecar.redirects => {
-            let closed = pb::FilterChain { filters: vec![proxy::bytes(BLACK_HOLE.to_owned())], ..plain("") };
+            let closed = proxy::bytes(BLACK_HOLE.to_owned(), port.logs.clone());
+            let closed = pb::FilterChain { filters: vec![closed], ..plain("") };
             vec![secured(&[]), pb::FilterChain { name: format!("{name}_closed"), ..closed }]
         }
         ServerTls::Strict => vec![secured(&[])],
@@ -122,7 +124,7 @@ pub(super) fn speaks_http(protocol: Protocol) -> bool {
 fn filter(port: &Inbound<'_>, keys: &FetchedKeys, paths: PathNormalization) -> pb::Filter {
     let cluster = if port.is_of_service { inbound_cluster_name(port.port) } else { INBOUND_PASSTHROUGH.to_owned() };
     if !speaks_http(port.protocol) {
-        return proxy::bytes(if port.is_shut() { BLACK_HOLE.to_owned() } else { cluster });
+        return proxy::bytes(if port.is_shut() { BLACK_HOLE.to_owned() } else { cluster }, port.logs.clone());
     }
     let passed = match &port.refusal {
         Some(reason) => Err(reason.clone()),

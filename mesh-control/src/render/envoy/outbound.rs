@@ -120,13 +120,13 @@ pub fn outbound_listener(
 ) -> Option<Rendered> {
     let mut degraded = Vec::new();
     let encoded = match port {
-        None => redirected(outbound),
+        None => redirected(outbound, &envoy_logs(policy, view, view.telemetry, Side::Client)),
         Some(port) => at_port(policy, view, (port, outbound.ports.get(&port)?), sidecar, name, &mut degraded),
     };
     Some(Rendered { encoded, degraded, refused: Vec::new() })
 }
 
-fn redirected(outbound: &Outbound) -> Encoded {
+fn redirected(outbound: &Outbound, logs: &[AccessLog]) -> Encoded {
     let any = std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
     let mut rendered = proxy::listener(VIRTUAL_OUTBOUND, any, REDIRECTED_TO, core::TrafficDirection::Outbound);
     rendered.use_original_dst = Some(BoolValue { value: true });
@@ -136,7 +136,7 @@ fn redirected(outbound: &Outbound) -> Encoded {
             destination_port: Some(UInt32Value { value: port.into() }),
             ..Default::default()
         }),
-        filters: vec![proxy::bytes(cluster.to_owned())],
+        filters: vec![proxy::bytes(cluster.to_owned(), logs.to_vec())],
         ..Default::default()
     };
     let passes = if outbound.passes { PASSTHROUGH } else { BLACK_HOLE };
@@ -159,6 +159,7 @@ fn at_port(
     let mut rendered = proxy::listener(name, ip, port, core::TrafficDirection::Outbound);
     rendered.bind_to_port = sidecar.redirects.then_some(BoolValue { value: false });
     let key = |address: &Address| ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
+    let logs = envoy_logs(policy, view, view.telemetry, Side::Client);
     let mut told = HashSet::new();
     for address in &at.tls {
         for way in ways(policy, view, address) {
@@ -169,7 +170,7 @@ fn at_port(
             if !names.is_empty() {
                 let leads = way.targets.first().and_then(|(key, _)| policy.cluster(key.clone(), view));
                 let is_dynamic = leads.is_some_and(|seen| dynamic::is_dynamic(&seen));
-                let mut chain = chain(address, Connections { server_names: names, ..way });
+                let mut chain = chain(address, Connections { server_names: names, ..way }, &logs);
                 if is_dynamic {
                     chain.filters.insert(0, dynamic::of_server_names(port));
                 }
@@ -186,17 +187,12 @@ fn at_port(
     rendered.default_filter_chain = match at.http.is_empty() {
         false => Some(pb::FilterChain {
             name: name.to_owned(),
-            filters: vec![proxy::http(&manager(
-                port,
-                ip,
-                is_dynamic,
-                envoy_logs(policy, view, view.telemetry, Side::Client),
-            ))],
+            filters: vec![proxy::http(&manager(port, ip, is_dynamic, logs))],
             ..Default::default()
         }),
         true => tcp.next().and_then(|address| {
             let way = ways(policy, view, address).pop()?;
-            Some(chain(address, Connections { server_names: Vec::new(), ..way }))
+            Some(chain(address, Connections { server_names: Vec::new(), ..way }, &logs))
         }),
     };
     for address in tcp {
@@ -222,9 +218,9 @@ fn ways(policy: &Policy, view: &View, address: &Address) -> Vec<Connections> {
     ways
 }
 
-fn chain(address: &Address, way: Connections) -> pb::FilterChain {
+fn chain(address: &Address, way: Connections, logs: &[AccessLog]) -> pb::FilterChain {
     let name = format!("{}_{}", join(&address.host, address.port), way.name);
-    pb::FilterChain { name, ..connections::filter_chain(&way) }
+    pb::FilterChain { name, ..connections::filter_chain(&way, logs.to_vec()) }
 }
 
 /// In Istio's order: faults, cross-origin rules, sessions, names that are looked up for each request, the router.

@@ -85,11 +85,12 @@ pub(super) fn http(manager: &hcm::HttpConnectionManager) -> pb::Filter {
     filter("envoy.filters.network.http_connection_manager", manager)
 }
 
-/// Bytes that go to a cluster.
-pub(super) fn bytes(cluster: String) -> pb::Filter {
+/// Bytes that go to a cluster, in connections that are logged so.
+pub(super) fn bytes(cluster: String, access_log: Vec<AccessLog>) -> pb::Filter {
     let proxy = tcp::TcpProxy {
         stat_prefix: cluster.clone(),
         cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(cluster)),
+        access_log,
         ..Default::default()
     };
     filter("envoy.filters.network.tcp_proxy", &proxy)

@@ -159,8 +159,10 @@ fn network_filters(
     if let [only] = filters.as_slice()
         && tcp::is_proxy(only)
     {
-        let connections = tcp::proxied(notes, filters)?;
-        return Ok((HttpManager::new(RouteSource::Inline(Arc::default())), Some(connections)));
+        let (connections, logs) = tcp::proxied(notes, filters)?;
+        let mut told = HttpManager::new(RouteSource::Inline(Arc::default()));
+        told.access_logs = logs;
+        return Ok((told, Some(connections)));
     }
     let mut managers = notes.each("filters", filters, |notes, filter| {
         filled("name", filter.name)?;

@@ -8,12 +8,13 @@ use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as proxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 
+use super::access_log;
 use super::common::{duration, filled, holds, type_name, unpack};
 use super::notes::{Notes, ignored};
 use super::route::cluster_name;
 use crate::error::Invalid;
 use crate::model::{
-    Clusters, Forward, RetryCondition, RetryConditions, RetryPolicy, Route, RouteAction, RouteConfiguration,
+    AccessLog, Clusters, Forward, RetryCondition, RetryConditions, RetryPolicy, Route, RouteAction, RouteConfiguration,
     RouteMatch, Tunnel, VirtualHost, WeightedCluster,
 };
 
@@ -43,11 +44,15 @@ pub(super) fn is_proxy(filter: &pb::Filter) -> bool {
     matches!(&filter.config_type, Some(ConfigType::TypedConfig(any)) if holds::<proxy::TcpProxy>(any))
 }
 
-/// Where the connections of a server's chain go, as the one route of the one host.
-pub(super) fn proxied(notes: &mut Notes<'_>, filters: Vec<pb::Filter>) -> Result<Arc<RouteConfiguration>, Invalid> {
-    let forwards = notes.each("filters", filters, filter)?;
+/// Where the connections of a server's chain go, as the one route of the one host, and where they are logged.
+pub(super) fn proxied(
+    notes: &mut Notes<'_>,
+    filters: Vec<pb::Filter>,
+) -> Result<(Arc<RouteConfiguration>, Arc<[AccessLog]>), Invalid> {
+    let (forwards, logs): (Vec<_>, Vec<_>) = notes.each("filters", filters, filter)?.into_iter().unzip();
     let routes = forwards.into_iter().map(|it| Route::new(RouteMatch::any(), RouteAction::Forward(it))).collect();
-    Ok(Arc::new(RouteConfiguration::new(vec![VirtualHost::new(["*"], routes)])))
+    let table = RouteConfiguration::new(vec![VirtualHost::new(["*"], routes)]);
+    Ok((Arc::new(table), logs.into_iter().flatten().collect()))
 }
 
 fn chain(notes: &mut Notes<'_>, value: pb::FilterChain) -> Result<VirtualHost, Invalid> {
@@ -71,7 +76,11 @@ fn chain(notes: &mut Notes<'_>, value: pb::FilterChain) -> Result<VirtualHost, I
     let domains = notes.field("filter_chain_match", |_| server_names(filter_chain_match.unwrap_or_default()))?;
     let mut forwards = notes.each("filters", filters, filter)?;
     let forward = match (forwards.pop(), forwards.is_empty()) {
-        (Some(forward), true) => forward,
+        (Some((forward, logs)), true) => {
+            // A client's connections are where its requests are logged.
+            notes.ignore_if_set("filters.access_log", &logs);
+            forward
+        }
         _ => return Err(Invalid::new("exactly one TcpProxy is needed").at("filters")),
     };
     let mut route = Route::new(RouteMatch::any(), RouteAction::Forward(forward));
@@ -123,7 +132,8 @@ fn server_names(value: pb::FilterChainMatch) -> Result<Vec<String>, Invalid> {
     })
 }
 
-fn filter(notes: &mut Notes<'_>, value: pb::Filter) -> Result<Forward, Invalid> {
+/// Where connections go, and where they are logged.
+fn filter(notes: &mut Notes<'_>, value: pb::Filter) -> Result<(Forward, Vec<AccessLog>), Invalid> {
     use pb::filter::ConfigType;
     filled("name", value.name)?;
     match value.config_type {
@@ -139,7 +149,7 @@ fn filter(notes: &mut Notes<'_>, value: pb::Filter) -> Result<Forward, Invalid> 
     }
 }
 
-fn tcp_proxy(notes: &mut Notes<'_>, value: proxy::TcpProxy) -> Result<Forward, Invalid> {
+fn tcp_proxy(notes: &mut Notes<'_>, value: proxy::TcpProxy) -> Result<(Forward, Vec<AccessLog>), Invalid> {
     let proxy::TcpProxy {
         stat_prefix: _,
         on_demand,
@@ -173,10 +183,11 @@ fn tcp_proxy(notes: &mut Notes<'_>, value: proxy::TcpProxy) -> Result<Forward, I
         }
     }
     ignored!(notes;
-        on_demand, downstream_idle_timeout, upstream_idle_timeout, access_log, backoff_options, hash_policy,
+        on_demand, downstream_idle_timeout, upstream_idle_timeout, backoff_options, hash_policy,
         max_downstream_connection_duration, max_downstream_connection_duration_jitter_percentage,
         access_log_flush_interval, flush_access_log_on_connected, access_log_options, upstream_connect_mode,
         max_early_data_bytes, check_drain_close);
+    let logs = notes.each("access_log", access_log, access_log::decode)?.into_iter().flatten().collect();
     let clusters = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => Clusters::One(notes.field("cluster", |_| cluster_name(&name))?),
         Some(ClusterSpecifier::WeightedClusters(value)) => {
@@ -209,7 +220,7 @@ fn tcp_proxy(notes: &mut Notes<'_>, value: proxy::TcpProxy) -> Result<Forward, I
             ..RetryPolicy::default()
         })
     });
-    Ok(forward)
+    Ok((forward, logs))
 }
 
 /// What a proxy is asked for is known here. What else it would be told may be what it lets somebody through by.
