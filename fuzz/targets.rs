@@ -568,6 +568,7 @@ fn ask(http: &HttpManager) {
     let connection = Connection {
         peer: Some(&peer),
         source: ([127, 0, 0, 1], 4000).into(),
+        remote: ([192, 0, 2, 1], 4000).into(),
         destination: ([127, 0, 0, 1], 80).into(),
         server_name: Some("reviews"),
     };

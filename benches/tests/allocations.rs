@@ -58,7 +58,7 @@ fn a_verdict_of_a_hundred_policies_allocates_nothing() {
         for (number, is_allowed) in [(0, true), (99, true), (100, false)] {
             let peer: SpiffeId = account(number).parse().unwrap();
             let (source, destination) = (([10, 0, 0, 1], 5000).into(), ([10, 0, 0, 2], 8080).into());
-            let connection = Connection { peer: Some(&peer), source, destination, server_name: None };
+            let connection = Connection { peer: Some(&peer), source, remote: source, destination, server_name: None };
             let (mut random, mut admitted) = (random(), false);
             let count = measure(|| {
                 let head = RequestHead::of(&parts).unwrap();

@@ -32,7 +32,7 @@ const CRATES: [Crate; 4] = [
                 "seldom",
             ],
             &["error"],
-            &["request", "identity", "path"],
+            &["request", "identity", "path", "proxy_protocol"],
             &["model", "workload"],
             &["matcher", "hashing", "outlier", "health_check", "resources", "rewrite", "tls", "trace"],
             &["state", "client_status", "jwt", "calls", "live_trace"],

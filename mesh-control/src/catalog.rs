@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use envoy_types::pb::envoy::service::health::v3::HealthCheckSpecifier;
 use mesh_core::identity::SpiffeId;
+use mesh_core::model::ForwardedClientCert;
 
 pub use crate::period::Unit;
 
@@ -109,6 +110,31 @@ pub struct Client {
     pub sidecar: Option<Sidecar>,
     /// Whether it is a gateway: a node whose id begins with `router~`, an Envoy or a program of this project.
     pub is_gateway: bool,
+    /// What is in front of it, as far as a gateway says it of itself (`PROXY_CONFIG`).
+    pub topology: Topology,
+}
+
+/// What is in front of a gateway (Istio: `gatewayTopology`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Topology {
+    /// How many proxies are believed what `X-Forwarded-For` says; `None` where it is not said.
+    pub trusted_proxies: Option<u32>,
+    /// What becomes of `X-Forwarded-Client-Cert`; `None` where it is not said.
+    pub client_cert: Option<ForwardedClientCert>,
+    /// Whether connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+}
+
+impl Topology {
+    /// The same, where this says what it does not say itself.
+    pub fn or(self, other: Topology) -> Topology {
+        Topology {
+            trusted_proxies: self.trusted_proxies.or(other.trusted_proxies),
+            client_cert: self.client_cert.or(other.client_cert),
+            proxy_protocol: self.proxy_protocol || other.proxy_protocol,
+        }
+    }
 }
 
 /// Where a workload listens whose sidecar binds addresses itself (Istio's default endpoint).
@@ -174,6 +200,7 @@ impl Client {
             identity: None,
             sidecar: None,
             is_gateway: false,
+            topology: Topology::default(),
         }
     }
 

@@ -44,6 +44,7 @@ pub mod model;
 pub mod outlier;
 pub mod path;
 pub mod printable;
+pub mod proxy_protocol;
 pub mod recycled;
 pub mod request;
 pub mod request_info;

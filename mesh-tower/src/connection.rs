@@ -15,11 +15,19 @@ use tokio::task::futures::TaskLocalFuture;
 pub struct ConnectionInfo {
     /// Where the client connected to.
     pub local: SocketAddr,
-    /// Where it connected from.
+    /// Where it connected from. Where a load balancer tells whose its connections are (PROXY protocol), that is the client.
     pub peer: SocketAddr,
+    /// Who has connected here: the client, or such a load balancer.
+    pub direct: SocketAddr,
     /// Clones share it.
     shared: Arc<Shared>,
 }
+
+/// Who has sent a request, where that is not who its connection is from: put into its extensions by a gateway, in front of the
+/// [server layer](crate::server::ServerLayer), which believes the proxies that have said so
+/// ([`ServerLayer::edge_trust`](crate::server::ServerLayer::edge_trust)). Policies by `remoteIpBlocks`, limits and telemetry go by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAddress(pub SocketAddr);
 
 /// What becomes known of a connection later than servers are told of it.
 #[derive(Debug, Default)]
@@ -67,13 +75,13 @@ tokio::task_local! {
 impl ConnectionInfo {
     /// A connection between these ends.
     pub fn new(local: SocketAddr, peer: SocketAddr) -> Self {
-        ConnectionInfo { local, peer, shared: Arc::default() }
+        ConnectionInfo { local, peer, direct: peer, shared: Arc::default() }
     }
 
-    /// A connection that the mesh lets in.
-    pub(crate) fn accepted(local: SocketAddr, peer: SocketAddr) -> Self {
+    /// A connection that the mesh lets in; `direct` is who has connected.
+    pub(crate) fn accepted(local: SocketAddr, peer: SocketAddr, direct: SocketAddr) -> Self {
         let shared = Shared { seen: Some(AtomicUsize::new(0)), ..Shared::default() };
-        ConnectionInfo { local, peer, shared: Arc::new(shared) }
+        ConnectionInfo { local, peer, direct, shared: Arc::new(shared) }
     }
 
     /// One of its requests has come to the mesh's layer. Returns whether the mesh let the connection in: of another nobody asks.

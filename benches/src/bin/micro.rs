@@ -163,7 +163,7 @@ fn admit(policies: usize, by_account: bool) -> Result<f64> {
     let table = guarded(policies, by_account)?;
     let peer: SpiffeId = account(policies - 1).parse().context("an ID")?;
     let (source, destination) = (SocketAddr::from(([10, 0, 0, 1], 5000)), SocketAddr::from(([10, 0, 0, 2], 8080)));
-    let connection = Connection { peer: Some(&peer), source, destination, server_name: None };
+    let connection = Connection { peer: Some(&peer), source, remote: source, destination, server_name: None };
     let parts = Routes::Prefix.request(0)?;
     let head = RequestHead::of(&parts)?;
     let mut random = random();

@@ -304,12 +304,9 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
             format!("spiffe://{id}").parse().map_err(|invalid| anyhow!("principal: {invalid}"))
         })
         .transpose()?;
-    let connection = Connection {
-        peer: peer.as_ref(),
-        source: SocketAddr::new(asked.source_ip.unwrap_or(LOCALHOST), 0),
-        destination,
-        server_name: asked.sni.as_deref(),
-    };
+    let source = SocketAddr::new(asked.source_ip.unwrap_or(LOCALHOST), 0);
+    let connection =
+        Connection { peer: peer.as_ref(), source, remote: source, destination, server_name: asked.sni.as_deref() };
     if asked.remote_ip.is_some_and(|ip| ip != connection.source.ip()) {
         notes.push("remote_ip has no effect: nobody's word is taken for it, and it is source_ip".to_owned());
     }

@@ -437,8 +437,12 @@ impl fmt::Display for Diagnostic {
 }
 
 /// What follows from it that nobody's `X-Forwarded-For` is believed.
-pub const NO_PROXY: &str = "X-Forwarded-For is believed from nobody, so that for `remoteIpBlocks` and `remote.ip` the client is \
-    whoever made the connection: behind a proxy, that is the proxy";
+pub const NO_PROXY: &str = "X-Forwarded-For is believed from nobody, but at gateways with a `gatewayTopology`, so that elsewhere for \
+    `remoteIpBlocks` and `remote.ip` the client is whoever made the connection: behind a proxy, that is the proxy";
+
+/// Where a gateway says what is in front of it.
+pub const OWN_TOPOLOGY: &str = "a gateway says it of itself by `mesh-gateway --trusted-proxies` and `--proxy-protocol`, or the mesh's \
+    settings of all by `defaultConfig.gatewayTopology`";
 
 /// Text from outside, fit for one line of a message: short, and without control characters.
 pub fn quoted(text: &str) -> String {

@@ -16,7 +16,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::decode::{Decode, Decoder, Opaque, Text, message};
-use super::diagnostic::{Code, Diagnostic, NO_PROXY, Origin, Severity, Source, Span, is_resource, quoted};
+use super::diagnostic::{
+    Code, Diagnostic, NO_PROXY, OWN_TOPOLOGY, Origin, Severity, Source, Span, is_resource, quoted,
+};
 use super::extensions::filter_schema::FilterSchema;
 use super::extensions::overload::Overload;
 use super::extensions::quota::Quota;
@@ -422,7 +424,7 @@ impl Reader<'_> {
             Class::Foreign(_) => self.not_yet((kind, api_version_text), kind_node.span, Severity::Warning, d),
             Class::NotYet(severity) => self.not_yet((kind, api_version_text), kind_node.span, severity, d),
             Class::Elsewhere(_) if let Some(span) = topology_of(document) => {
-                let message = format!("annotation {} has no effect: {}", quoted(PROXY_CONFIG), NO_PROXY);
+                let message = format!("annotation {} is not read: {OWN_TOPOLOGY}; {NO_PROXY}", quoted(PROXY_CONFIG));
                 d.report(span, Severity::Warning, Code::NotSupportedYet, message);
             }
             Class::Elsewhere(_) if let Some((span, name)) = idle_of_namespace(document, kind) => {
@@ -738,7 +740,7 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
         if key.contains("istio.io/") && !read {
             let mut message = format!("not supported yet: annotation {} has no effect", quoted(key));
             if metadata.annotations.get(key).is_some_and(|value| is_topology(key, value)) {
-                message = format!("{message}: {}", NO_PROXY);
+                message = format!("{message}: {OWN_TOPOLOGY}; {NO_PROXY}");
             }
             let field = "metadata.annotations";
             d.report_at(metadata.span, field, Severity::Warning, Code::NotSupportedYet, message);

@@ -110,6 +110,7 @@ impl Snapshot {
                     has_certificate: self.may_have_certificate(client),
                     class: client.class,
                     guarded: &guarded,
+                    topology: client.topology.or(policy.mesh.topology()),
                     filters: &filters,
                     telemetry,
                     keys: &self.keys,

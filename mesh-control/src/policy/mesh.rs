@@ -7,18 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::identity::{SpiffeId, TrustDomain};
+use mesh_core::model::ForwardedClientCert;
 
 use super::outbound::OutboundTrafficPolicy;
 use super::paths::PathNormalization;
 use super::retry;
 use super::route::Retry;
 use super::traffic::{ServerTls, TcpKeepalive};
+use crate::catalog::Topology;
 use crate::config::decode::Text;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
 use crate::config::file::{Object, Objects};
 use crate::config::istio::destination_rule::{LocalityLb, ZoneAwareLb};
 use crate::config::istio::mesh_config::{
-    DefaultTrafficPolicy, MeshConfig, MeshH2UpgradePolicy, NormalizationType, OutboundMode,
+    DefaultTrafficPolicy, ForwardClientCertDetails, MeshConfig, MeshH2UpgradePolicy, NormalizationType, OutboundMode,
 };
 use crate::config::istio::service::EXPORT_TO;
 
@@ -77,6 +79,27 @@ impl Default for MeshSettings {
 }
 
 impl MeshSettings {
+    /// What is in front of gateways, as far as they do not say it of themselves.
+    pub fn topology(&self) -> Topology {
+        let config = self.object.as_ref().and_then(|object| object.spec.default_config.as_ref());
+        let Some(written) = config.and_then(|config| config.gateway_topology.as_ref()) else {
+            return Topology::default();
+        };
+        let client_cert = match written.forward_client_cert_details {
+            None | Some(ForwardClientCertDetails::Undefined) => None,
+            Some(ForwardClientCertDetails::Sanitize) => Some(ForwardedClientCert::Sanitize),
+            Some(ForwardClientCertDetails::ForwardOnly) => Some(ForwardedClientCert::ForwardOnly),
+            Some(ForwardClientCertDetails::AppendForward) => Some(ForwardedClientCert::AppendForward),
+            Some(ForwardClientCertDetails::SanitizeSet) => Some(ForwardedClientCert::SanitizeSet),
+            Some(ForwardClientCertDetails::AlwaysForwardOnly) => Some(ForwardedClientCert::AlwaysForwardOnly),
+        };
+        Topology {
+            trusted_proxies: written.num_trusted_proxies,
+            client_cert,
+            proxy_protocol: written.proxy_protocol.is_some(),
+        }
+    }
+
     /// What is said of near and far endpoints, for services of which no rule says it.
     pub fn locality(&self) -> Option<&LocalityLb> {
         self.object.as_ref()?.spec.locality_lb_setting.as_ref()

@@ -108,11 +108,9 @@ fn an_object_whose_expressions_are_too_large_together_is_wrong_and_its_hosts_say
 }
 
 #[test]
-fn trusted_proxies_are_a_warning_with_what_follows_wherever_they_are_written() {
+fn trusted_proxies_are_a_warning_where_nobody_reads_them() {
     let annotation = "annotations: {proxy.istio.io/config: '{gatewayTopology: {numTrustedProxies: 2}}'}";
     for text in [
-        settings("defaultConfig: {gatewayTopology: {numTrustedProxies: 2}}"),
-        settings("default_config: {gateway_topology: {num_trusted_proxies: 2}}"),
         format!(
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: a}}\nspec: {{template: {{metadata: {{{annotation}}}}}}}\n"
         ),
@@ -124,6 +122,12 @@ fn trusted_proxies_are_a_warning_with_what_follows_wherever_they_are_written() {
             one.severity == Severity::Warning && one.message.contains("X-Forwarded-For is believed from nobody")
         });
         assert!(told, "{text}: {said:?}");
+    }
+    for read in [
+        "defaultConfig: {gatewayTopology: {numTrustedProxies: 2, forwardClientCertDetails: SANITIZE, proxyProtocol: {}}}",
+        "default_config: {gateway_topology: {num_trusted_proxies: 2}}",
+    ] {
+        assert_eq!(lines(&validate([("a.yaml", settings(read).as_str())])), [""; 0]);
     }
     let said = lines(&validate([("a.yaml", settings("defaultConfig: {concurrency: 2}").as_str())]));
     assert!(said.len() == 1 && said[0].contains("info[ignored]"), "{said:?}");

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::config::listener::v3 as listener_pb;
 use envoy_types::pb::envoy::config::route::v3 as route_pb;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::ForwardClientCertDetails;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls_pb;
 use mesh_control::analysis::{Mesh, validate_scan};
@@ -330,6 +332,38 @@ fn what_guards_the_labels_of_a_gateway_guards_its_ports() {
     assert!(told(80).contains("mesh.rbac.deny"), "{}", told(80));
     // Nobody can look at requests in what is not looked at.
     assert!(!told(81).contains(WEB_CLUSTER) && told(81).contains("BlackHoleCluster"));
+}
+
+#[test]
+fn what_is_in_front_of_gateways_is_told_to_them() {
+    let servers = "{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}, \
+        {port: {number: 8443, name: tls, protocol: TLS}, hosts: [b.example], tls: {mode: PASSTHROUGH}}";
+    let told = |settings: &str| {
+        let settings = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: '{settings}'\n---\n"
+        );
+        let plane = plane(&[WEB.to_owned(), gateway("a", servers), settings].concat());
+        let filters = |port: u16| -> Vec<String> {
+            let listener = listener(&plane, &edge(), &format!("0.0.0.0_{port}"));
+            listener.listener_filters.into_iter().map(|filter| filter.name).collect()
+        };
+        let chain = listener(&plane, &edge(), "0.0.0.0_80").filter_chains.remove(0);
+        let Some(listener_pb::filter::ConfigType::TypedConfig(any)) = chain.filters[0].config_type.clone() else {
+            panic!("{chain:?}")
+        };
+        let manager = HttpConnectionManager::decode(&*any.value).unwrap();
+        (manager.xff_num_trusted_hops, manager.forward_client_cert_details, filters(80), filters(8443))
+    };
+    const PROXY: &str = "envoy.filters.listener.proxy_protocol";
+    const TLS: &str = "envoy.filters.listener.tls_inspector";
+    let names = |names: &[&str]| -> Vec<String> { names.iter().map(|&name| name.to_owned()).collect() };
+    let usual = ForwardClientCertDetails::SanitizeSet as i32;
+    assert_eq!(told("ingressClass: istio"), (0, usual, names(&[]), names(&[TLS])));
+    let topology = |said: &str| told(&format!("defaultConfig: {{gatewayTopology: {{{said}}}}}"));
+    assert_eq!(topology("numTrustedProxies: 2"), (2, usual, names(&[]), names(&[TLS])));
+    let forwards = ForwardClientCertDetails::AppendForward as i32;
+    let expected = (0, forwards, names(&[PROXY]), names(&[PROXY, TLS]));
+    assert_eq!(topology("forwardClientCertDetails: APPEND_FORWARD, proxyProtocol: {}"), expected);
 }
 
 #[test]

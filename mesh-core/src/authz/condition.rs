@@ -26,6 +26,7 @@ pub(super) enum Condition {
     DestinationIp(IpPrefix),
     DestinationPort(u16, u16),
     SourceIp(IpPrefix),
+    RemoteIp(IpPrefix),
     ServerName(StringTest),
     Peer(PeerTest),
     Token(TokenTest),
@@ -56,6 +57,7 @@ impl Condition {
             RbacCondition::DestinationIp(prefix) => Condition::DestinationIp(*prefix),
             RbacCondition::DestinationPort(first, last) => Condition::DestinationPort(*first, *last),
             RbacCondition::SourceIp(prefix) => Condition::SourceIp(*prefix),
+            RbacCondition::RemoteIp(prefix) => Condition::RemoteIp(*prefix),
             RbacCondition::ServerName(test) => Condition::ServerName(test.clone()),
             RbacCondition::Peer(test) => Condition::Peer(test.clone()),
             RbacCondition::Token(test) => Condition::Token(test.clone()),
@@ -92,6 +94,10 @@ impl Condition {
             },
             Condition::SourceIp(prefix) => match &seen.connection {
                 Some(ends) => prefix.contains(ends.source.ip()),
+                None => doubt,
+            },
+            Condition::RemoteIp(prefix) => match &seen.connection {
+                Some(ends) => prefix.contains(ends.remote.ip()),
                 None => doubt,
             },
             Condition::ServerName(test) => match &seen.connection {

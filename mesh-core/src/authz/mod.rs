@@ -47,6 +47,8 @@ pub struct Connection<'r> {
     pub peer: Option<&'r SpiffeId>,
     /// Where it connected from.
     pub source: SocketAddr,
+    /// Who the client is: the same, unless a proxy in front that is believed tells of another one.
+    pub remote: SocketAddr,
     /// Where it connected to.
     pub destination: SocketAddr,
     /// The name that it asked for by TLS.

@@ -23,6 +23,7 @@ pub(super) struct Seen<'r> {
 pub(super) struct Ends<'r> {
     pub(super) peer: Option<Peer<'r>>,
     pub(super) source: SocketAddr,
+    pub(super) remote: SocketAddr,
     pub(super) destination: SocketAddr,
     pub(super) server_name: &'r str,
 }
@@ -56,6 +57,7 @@ impl<'r> Seen<'r> {
                     workload: id.workload(),
                 }),
                 source: connection.source,
+                remote: connection.remote,
                 destination: connection.destination,
                 server_name: connection.server_name.unwrap_or_default(),
             }),

@@ -13,7 +13,7 @@ use crate::model::{
 };
 
 use RbacCondition::{
-    All, Always, Any, DestinationIp, DestinationPort, Header, Not, Path, PathTemplate, ServerName, SourceIp,
+    All, Always, Any, DestinationIp, DestinationPort, Header, Not, Path, PathTemplate, RemoteIp, ServerName, SourceIp,
 };
 
 fn exact(value: &str) -> StringTest {
@@ -42,6 +42,8 @@ struct Asked {
     request: Request<()>,
     peer: Option<SpiffeId>,
     source: SocketAddr,
+    /// Where that is another one.
+    remote: Option<SocketAddr>,
     destination: SocketAddr,
     server_name: Option<&'static str>,
     token: Option<Claims>,
@@ -53,6 +55,7 @@ impl Asked {
             request: Request::builder().method(method).uri(uri).body(()).expect("a request"),
             peer: None,
             source: "10.0.0.1:5000".parse().expect("an address"),
+            remote: None,
             destination: "10.0.0.2:8080".parse().expect("an address"),
             server_name: None,
             token: None,
@@ -78,6 +81,7 @@ impl Asked {
         let connection = Connection {
             peer: self.peer.as_ref(),
             source: self.source,
+            remote: self.remote.unwrap_or(self.source),
             destination: self.destination,
             server_name: self.server_name,
         };
@@ -316,6 +320,17 @@ fn addresses_ports_and_names_of_connections() {
     let mut dual = Asked::get("/");
     dual.source = "[::ffff:10.0.0.1]:1".parse().expect("an address");
     check_both(SourceIp(net("10.0.0.1", 32)), dual, YES);
+    check_both(RemoteIp(net("10.0.0.1", 32)), Asked::get("/"), YES);
+    let mut behind = Asked::get("/");
+    behind.remote = Some("192.0.2.1:1".parse().expect("an address"));
+    for (condition, expected) in [
+        (RemoteIp(net("192.0.2.1", 32)), YES),
+        (RemoteIp(net("10.0.0.1", 32)), NO),
+        (SourceIp(net("10.0.0.1", 32)), YES),
+        (SourceIp(net("192.0.2.1", 32)), NO),
+    ] {
+        check_both(condition, behind.clone(), expected);
+    }
     let mut named = Asked::get("/");
     named.server_name = Some("shop");
     check_both(ServerName(exact("shop")), named, YES);
@@ -325,7 +340,8 @@ fn addresses_ports_and_names_of_connections() {
 #[test]
 fn a15_what_nobody_knows_lets_nobody_in() {
     let net = IpPrefix::new("10.0.0.0".parse().expect("an address"), 8).expect("a prefix");
-    let of_connections = [SourceIp(net), DestinationIp(net), DestinationPort(1, 2), peer(PeerTest::Known)];
+    let of_connections =
+        [SourceIp(net), RemoteIp(net), DestinationIp(net), DestinationPort(1, 2), peer(PeerTest::Known)];
     let of_requests = [Path(exact("/")), header("x", exact("")), header(":method", exact("GET"))];
     let check = |conditions: &[RbacCondition], request: &AccessRequest<'_>| {
         for condition in conditions.iter().flat_map(|it| [it.clone(), not(it.clone())]) {
@@ -436,6 +452,7 @@ fn reference(condition: &RbacCondition, asked: &Asked, is_negated: bool) -> Trut
         DestinationIp(prefix) => Truth::of(prefix.contains(asked.destination.ip())),
         DestinationPort(first, last) => Truth::of((*first..=*last).any(|port| port == asked.destination.port())),
         SourceIp(prefix) => Truth::of(prefix.contains(asked.source.ip())),
+        RemoteIp(prefix) => Truth::of(prefix.contains(asked.remote.unwrap_or(asked.source).ip())),
         ServerName(test) => Truth::of(text(test, asked.server_name.unwrap_or_default().as_bytes())),
         RbacCondition::Peer(test) => match &asked.peer {
             // Positively nobody; negatively nobody can tell.

@@ -134,6 +134,35 @@ pub struct HttpManager {
     pub metrics: Option<Arc<MetricRules>>,
     /// How requests are traced; `None` where that is the application's to say.
     pub tracing: Option<Arc<Tracing>>,
+    /// What a gateway believes of those in front of it.
+    pub trust: EdgeTrust,
+}
+
+/// What a gateway believes of those in front of it, and what it tells of who its clients are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EdgeTrust {
+    /// How many proxies in front of it are believed: each adds to `x-forwarded-for` who it got the request from, so that the client
+    /// is the one at this place from its end. 0: it is who has connected.
+    pub proxies: u32,
+    /// What becomes of `x-forwarded-client-cert`.
+    pub client_cert: ForwardedClientCert,
+}
+
+/// What becomes of `x-forwarded-client-cert` at a gateway, by Envoy's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ForwardedClientCert {
+    /// It is taken off.
+    Sanitize,
+    /// It goes on where the client has shown a certificate.
+    ForwardOnly,
+    /// The same, with what is known of that certificate at its end.
+    AppendForward,
+    /// It is what is known of the client's certificate, and nothing else.
+    #[default]
+    SanitizeSet,
+    /// It goes on as it is.
+    AlwaysForwardOnly,
 }
 
 /// What a server makes of headers whose names have an underscore: some applications take `x_role` for `x-role`. The later is
@@ -154,8 +183,9 @@ impl HttpManager {
     pub fn new(routes: RouteSource) -> Self {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
         let (filters, access_logs) = (Vec::new(), Arc::default());
-        let (metrics, tracing) = (None, None);
-        HttpManager { routes, filters, max_stream_duration: None, paths, underscores, access_logs, metrics, tracing }
+        let (metrics, tracing, trust) = (None, None, EdgeTrust::default());
+        let max_stream_duration = None;
+        HttpManager { routes, filters, max_stream_duration, paths, underscores, access_logs, metrics, tracing, trust }
     }
 
     /// Whether the filters of both are the same, and what is made of a request before they see it.
@@ -188,6 +218,8 @@ pub struct ServerListener {
     pub default_filter_chain: Option<FilterChain>,
     /// The service that it serves, for telemetry (`metadata.filter_metadata["istio"].services[0]`).
     pub service: Option<Arc<ServiceNames>>,
+    /// Whether every connection begins with a header of the PROXY protocol, which says whose it is. For gateways.
+    pub proxy_protocol: bool,
 }
 
 impl ServerListener {
@@ -213,6 +245,7 @@ impl ServerListener {
             filter_chains: Vec::new(),
             default_filter_chain: None,
             service: None,
+            proxy_protocol: false,
         }
     }
 

@@ -80,8 +80,8 @@ pub use health_check::{GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe};
 pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWKS_KEYS};
 pub use jwt::{ClaimHeader, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, TokenLocation};
 pub use listener::{
-    ApiListener, BLACK_HOLE_CLUSTER, BLOCK_ALL, FilterChain, FilterChainMatch, HeadersWithUnderscores, HttpManager,
-    Listener, PASSTHROUGH_CLUSTER, RouteSource, ServerListener, ServerTls,
+    ApiListener, BLACK_HOLE_CLUSTER, BLOCK_ALL, EdgeTrust, FilterChain, FilterChainMatch, ForwardedClientCert,
+    HeadersWithUnderscores, HttpManager, Listener, PASSTHROUGH_CLUSTER, RouteSource, ServerListener, ServerTls,
 };
 pub use local_rate_limit::{LocalRateLimit, LocalRule, OfHost, RestHeaders, TokenBucket};
 pub use log_filter::{Comparison, LogFilter};

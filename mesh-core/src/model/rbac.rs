@@ -97,6 +97,8 @@ pub enum RbacCondition {
     DestinationPort(u16, u16),
     /// The address that it connected from.
     SourceIp(IpPrefix),
+    /// The address of the client: the same, unless a proxy in front that is believed tells of another one.
+    RemoteIp(IpPrefix),
     /// The name that it asked for by TLS; empty where it asked for none.
     ServerName(StringTest),
     /// Who the peer is by mutual TLS. Nobody who is not known by it fits.

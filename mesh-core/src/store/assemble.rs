@@ -500,6 +500,10 @@ impl Assembly {
             let wrong = listener.address;
             return Some(ServerState::NotServing(format!("listener {name}: it is for {wrong}, not {address}").into()));
         }
+        if listener.proxy_protocol && !is_gateway {
+            let reason = format!("listener {name}: its clients are told by the PROXY protocol, which is for gateways");
+            return Some(ServerState::NotServing(reason.into()));
+        }
         match self.chains(listener, is_gateway, previous, walk)? {
             Ok(chains) => {
                 if chains.iter().any(|chain| chain.tls == ServerTls::Mutual) {
@@ -542,7 +546,7 @@ impl Assembly {
             match self.route_table(&chain.http, before, &place, walk) {
                 None => {}
                 Some(Ok(routes)) => {
-                    let HttpManager { paths, underscores, access_logs, metrics, tracing, .. } = &chain.http;
+                    let HttpManager { paths, underscores, access_logs, metrics, tracing, trust, .. } = &chain.http;
                     let (tls, access_logs) = (chain.tls.clone(), Arc::clone(access_logs));
                     let (paths, underscores) = (*paths, *underscores);
                     let (metrics, tracing) = (metrics.clone(), tracing.clone());
@@ -552,11 +556,14 @@ impl Assembly {
                     };
                     let (onward, is_opaque) =
                         (is_gateway.then(|| self.onward(chain, &place)), chain.connections.is_some());
-                    let tls = match is_opaque && !is_gateway {
-                        true => {
+                    let tls = match (is_gateway, is_opaque, trust.proxies) {
+                        (true, ..) | (false, false, 0) => tls,
+                        (false, true, _) => {
                             ServerTls::Unusable("its connections are to go on elsewhere, which a gateway does".into())
                         }
-                        false => tls,
+                        (false, false, _) => {
+                            ServerTls::Unusable("proxies in front are to be believed, which a gateway does".into())
+                        }
                     };
                     chains.push(ChainView {
                         routes,
@@ -569,6 +576,7 @@ impl Assembly {
                         edge,
                         onward,
                         is_opaque,
+                        trust: *trust,
                     });
                 }
                 // Of a gateway, the others go on.

@@ -10,8 +10,8 @@ use smallvec::SmallVec;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::model::{
-    AccessLog, EdgeTls, FilterChain, FilterChainMatch, HeadersWithUnderscores, MetricRules, ServerListener, ServerTls,
-    Tracing,
+    AccessLog, EdgeTls, EdgeTrust, FilterChain, FilterChainMatch, HeadersWithUnderscores, MetricRules, ServerListener,
+    ServerTls, Tracing,
 };
 use crate::path::PathNormalization;
 use crate::store::TargetEntry;
@@ -65,6 +65,8 @@ pub struct ChainView {
     pub onward: Option<Arc<TargetEntry>>,
     /// Whether nobody looks into its connections.
     pub is_opaque: bool,
+    /// What a gateway believes of those in front of it.
+    pub trust: EdgeTrust,
 }
 
 /// How the clients of a chain shake hands, where that is by secrets.
@@ -169,7 +171,8 @@ impl ChainView {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
         let (tls, access_logs) = (ServerTls::None, Arc::default());
         let (metrics, tracing, edge, onward, is_opaque) = (None, None, None, None, false);
-        ChainView { routes, tls, paths, underscores, access_logs, metrics, tracing, edge, onward, is_opaque }
+        let trust = EdgeTrust::default();
+        ChainView { routes, tls, paths, underscores, access_logs, metrics, tracing, edge, onward, is_opaque, trust }
     }
 
     /// Whether a connection may be served by this chain.

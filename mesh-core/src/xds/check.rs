@@ -99,7 +99,7 @@ pub fn grpc_question(
         ..Peer::default()
     };
     let attributes = pb::AttributeContext {
-        source: connection.map(|it| peer(it.source, it.peer.map(|id| id.as_str()))),
+        source: connection.map(|it| peer(it.remote, it.peer.map(|id| id.as_str()))),
         destination: connection.map(|it| peer(it.destination, None)),
         request: Some(Request { time: Some(time), http: Some(http) }),
         ..pb::AttributeContext::default()

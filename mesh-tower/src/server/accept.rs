@@ -34,6 +34,7 @@ use crate::server::layer::ServerLayer;
 use crate::server::limits::Limits;
 use crate::server::peers::{PeerTable, Seat};
 use crate::server::protocol::{Broken, Protocol, Says, Sent};
+use crate::server::proxied::{Headers, Proxied};
 use crate::server::unseen::{self, Answers};
 use crate::telemetry::TcpCount;
 
@@ -74,6 +75,8 @@ pub struct MeshListener {
     news: watch::Receiver<()>,
     phase: watch::Receiver<Phase>,
     failures: u32,
+    /// Those whose header is being read, where they have one.
+    headers: Headers,
     peers: PeerTable,
     most_per_client: usize,
     patience: Duration,
@@ -134,6 +137,7 @@ impl MeshListener {
             guard,
             socket: Socket::Open(socket, drain.accepting()),
             failures: 0,
+            headers: Headers::default(),
             peers: PeerTable::default(),
             most_per_client: Limits::default().max_connections_per_client,
             patience: mesh.cold_start_wait(),
@@ -210,8 +214,14 @@ impl MeshListener {
                 Socket::Closed(backlog) => match backlog.pop_front() {
                     Some(connected) => Ok(connected),
                     None => {
-                        if self.watching.is_some() {
-                            reached(&mut self.phase, Phase::Closed).await;
+                        tokio::select! {
+                            biased;
+                            Some(proxied) = self.headers.next() => match self.admit(proxied) {
+                                Some(accepted) => return Some(accepted),
+                                None => continue,
+                            },
+                            () = reached(&mut self.phase, Phase::Closed), if self.watching.is_some() => {}
+                            else => {}
                         }
                         return None;
                     }
@@ -231,14 +241,21 @@ impl MeshListener {
                         self.watching = None;
                         continue;
                     }
-                    accepted = socket.accept() => accepted,
+                    Some(proxied) = self.headers.next() => match self.admit(proxied) {
+                        Some(accepted) => return Some(accepted),
+                        None => continue,
+                    },
+                    accepted = socket.accept(), if !self.headers.is_full() => accepted,
                 },
             };
             match accepted {
                 Ok((stream, peer)) => {
                     self.failures = 0;
-                    if let Some(io) = self.admit(stream, peer) {
-                        return Some((io, peer));
+                    if self.is_behind_proxy() {
+                        let listener = self.guard.listener();
+                        self.headers.read(stream, peer, listener.name());
+                    } else if let Some(accepted) = self.admit(Proxied { stream, client: peer, direct: peer }) {
+                        return Some(accepted);
                     }
                 }
                 Err(error) => {
@@ -294,8 +311,14 @@ impl MeshListener {
         drop(accepting);
     }
 
+    /// Whether every connection begins with a header that says whose it is.
+    fn is_behind_proxy(&self) -> bool {
+        matches!(&**self.listener().state(), ServerState::Serving(view) if view.listener.proxy_protocol)
+    }
+
     /// Lets a connection in, or drops it.
-    fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<MeshIo> {
+    fn admit(&self, proxied: Proxied) -> Option<(MeshIo, SocketAddr)> {
+        let Proxied { stream, client: peer, direct } = proxied;
         // A peer that is gone already.
         let local = stream.local_addr().ok()?;
         let listener = self.listener();
@@ -332,7 +355,7 @@ impl MeshListener {
             }
         };
         _ = stream.set_nodelay(true);
-        let connection = Arc::new(ConnectionInfo::accepted(local, peer));
+        let connection = Arc::new(ConnectionInfo::accepted(local, peer, direct));
         let state = match asks_for_tls {
             false => State::Open(handshake::plaintext(stream, listener, &connection, self.carries).going_to(onward)),
             true => {
@@ -345,7 +368,7 @@ impl MeshListener {
                 State::Opening(Both::new(handshake.within_time(stream)))
             }
         };
-        Some(MeshIo {
+        let io = MeshIo {
             state,
             connection,
             protocol: (self.carries == Carries::Http).then(Protocol::new),
@@ -357,7 +380,8 @@ impl MeshListener {
             room: None,
             count: None,
             log: None,
-        })
+        };
+        Some((io, peer))
     }
 }
 

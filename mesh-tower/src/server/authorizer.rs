@@ -242,7 +242,7 @@ impl Own {
             is_grpc: is_grpc(head.headers),
             headers: head.headers.clone(),
             identity: connection.and_then(|connection| connection.peer.cloned()),
-            source: connection.map(|connection| connection.source),
+            source: connection.map(|connection| connection.remote),
             claims: tokens.to_vec(),
             body: None,
         };

@@ -8,11 +8,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{Extensions, Request, Response, Version};
 use mesh_core::identity::SpiffeId;
-use mesh_core::model::HeadersWithUnderscores;
+use mesh_core::model::{EdgeTrust, HeadersWithUnderscores};
 use mesh_core::request::is_grpc;
 use mesh_core::request_info::{Deadline, Inherited};
 use mesh_core::rewrite::complete_path;
 use mesh_core::seldom::Seldom;
+use mesh_core::store::ServerState;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -188,6 +189,20 @@ impl ServerLayer {
         let named = &mut Arc::make_mut(&mut self.context).authorizers.named;
         named.insert(name.to_ascii_lowercase(), Own::new(authorizer));
         self
+    }
+}
+
+impl ServerLayer {
+    /// What the configuration has a gateway believe of those in front of it, for the connection that this task works for: what it says
+    /// of its clients in [`ClientAddress`](crate::server::ClientAddress) counts for policies, and the rest is the gateway's to do.
+    pub fn edge_trust(&self) -> EdgeTrust {
+        let (Some(listener), Some(connection)) = (&self.context.listener, ConnectionInfo::current()) else {
+            return EdgeTrust::default();
+        };
+        match &**listener.state() {
+            ServerState::Serving(view) => connection.chain(view).map_or_else(EdgeTrust::default, |chain| chain.trust),
+            ServerState::NotServing(_) | ServerState::Waiting => EdgeTrust::default(),
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod load;
 mod monitor;
 mod peers;
 mod protocol;
+mod proxied;
 mod request;
 mod request_body;
 mod response;
@@ -40,7 +41,7 @@ use crate::health::HealthWatch;
 use crate::mesh::Mesh;
 use crate::server::handshake::Carries;
 
-pub use crate::connection::{ConnectionInfo, TlsInfo};
+pub use crate::connection::{ClientAddress, ConnectionInfo, TlsInfo};
 pub use accept::{Incoming, MeshIo, MeshListener};
 pub use authorizer::{Allow, AuthorizationRequest, Authorizer, AuthorizerError, Decision, Deny, ShownBody};
 pub use carry::Carry;

@@ -6,6 +6,7 @@
 //! for it.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -38,7 +39,7 @@ use mesh_core::view::{Destination, Found, RouteTable};
 use mesh_core::workload::{Peer, Workload};
 use serde_json::json;
 
-use crate::connection::ConnectionInfo;
+use crate::connection::{ClientAddress, ConnectionInfo};
 use crate::drain::InFlight;
 use crate::filters::{self, Passage};
 use crate::listeners::{ListenerState, UNKNOWN_CONNECTION, find};
@@ -171,7 +172,7 @@ impl ServerContext {
             let peer = connection.as_deref().and_then(ConnectionInfo::peer_identity);
             json!({
                 "peer": peer.map(SpiffeId::as_str),
-                "from": connection.as_deref().map(|connection| connection.peer.to_string()),
+                "from": connection.as_deref().map(|connection| client_of(connection, request).to_string()),
                 "at": connection.as_deref().map(|connection| connection.local.to_string()),
             })
         });
@@ -183,7 +184,7 @@ impl ServerContext {
         info.observe(self.mesh.observers(), Direction::Inbound, request.method());
         let connection = self.connection(request);
         if let Some(connection) = &connection {
-            info.note_peer(connection.peer);
+            info.note_peer(client_of(connection, request));
         }
         let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         info.note_request_body(length.unwrap_or(0), Messages::default());
@@ -442,7 +443,7 @@ impl ServerContext {
         // Also where none of them is asked: what only they set is from nobody else.
         self.authorizers.strip(request.headers_mut());
         let peer = self.connection(request);
-        let connection = peer.as_deref().map(ends);
+        let connection = peer.as_deref().map(|connection| ends_of(connection, request));
         let mut head = RequestHead::received(request)?;
         let mut asked = Vec::new();
         let is_asked = |is_asked| asked.push(is_asked);
@@ -490,7 +491,8 @@ impl ServerContext {
         }
         let peer = if needs_peer { self.connection(request) } else { None };
         let peer = peer.as_deref();
-        let admission = routes.admit(head, peer.map(ends), tokens, &mut random);
+        let ends = peer.map(|connection| ends_of(connection, request));
+        let admission = routes.admit(head, ends, tokens, &mut random);
         tell(admission.verdict(), self.mesh.store().decided(), listener.name(), peer);
         let verdict = *admission.verdict();
         if let Some(facts) = facts {
@@ -745,10 +747,21 @@ impl ServerContext {
 pub(super) fn ends(connection: &ConnectionInfo) -> Connection<'_> {
     Connection {
         peer: connection.peer_identity(),
-        source: connection.peer,
+        source: connection.direct,
+        remote: connection.peer,
         destination: connection.local,
         server_name: connection.tls().and_then(|tls| tls.sni.as_deref()),
     }
+}
+
+/// The same for a request, which a proxy in front may have sent for somebody else.
+fn ends_of<'c, B>(connection: &'c ConnectionInfo, request: &Request<B>) -> Connection<'c> {
+    Connection { remote: client_of(connection, request), ..ends(connection) }
+}
+
+/// Who has sent a request.
+fn client_of<B>(connection: &ConnectionInfo, request: &Request<B>) -> SocketAddr {
+    request.extensions().get().map_or(connection.peer, |ClientAddress(client)| *client)
 }
 
 /// What the tokens of a request say, where somebody looks at them. What decides from here on sees what the application will see.

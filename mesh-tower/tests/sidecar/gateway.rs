@@ -9,8 +9,10 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log};
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
-use envoy_types::pb::google::protobuf::BoolValue;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::ForwardClientCertDetails;
+use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 use mesh_core::testing::ManagementServer;
 use mesh_core::testing::resources::{
     address, filter_chain, http_filter, http_manager, inline_cluster, pack, rds, route as to, route_of, routes,
@@ -314,6 +316,111 @@ fn prefix(path: &str) -> envoy_types::pb::envoy::r#type::matcher::v3::PathMatche
     };
     let pattern = Some(MatchPattern::Prefix(path.to_owned()));
     PathMatcher { rule: Some(Rule::Path(StringMatcher { match_pattern: pattern, ..Default::default() })) }
+}
+
+/// A gateway whose requests are let in where their client is of this network and who has connected is this machine, and which has them
+/// in its access log.
+async fn guarded_by_address(manager: HttpConnectionManager, filters: Vec<pb::ListenerFilter>) -> (Gateway, SocketAddr) {
+    use rbac::principal::{Identifier, Set};
+    let control = ManagementServer::start();
+    Gateway::put_cluster(&control, "one", program(ok).await);
+    let net = |ip: &str, length| core::CidrRange {
+        address_prefix: ip.to_owned(),
+        prefix_len: Some(UInt32Value { value: length }),
+    };
+    let ids = [Identifier::RemoteIp(net("192.0.2.0", 24)), Identifier::DirectRemoteIp(net("127.0.0.0", 8))];
+    let ids = ids.map(|identifier| rbac::Principal { identifier: Some(identifier) }).into();
+    let policy = rbac::Policy {
+        permissions: vec![rbac::Permission { rule: Some(rbac::permission::Rule::Any(true)) }],
+        principals: vec![rbac::Principal { identifier: Some(Identifier::AndIds(Set { ids })) }],
+        ..Default::default()
+    };
+    let rules = rbac::Rbac { policies: [("near".to_owned(), policy)].into(), ..Default::default() };
+    let http_filters = vec![
+        http_filter("rbac", pack(&Rbac { rules: Some(rules), ..Default::default() })),
+        http_filter("router", pack(&Router::default())),
+    ];
+    let access_log = vec![to_stdout("%RESPONSE_CODE% %DOWNSTREAM_REMOTE_ADDRESS%\n")];
+    let manager = HttpConnectionManager { http_filters, access_log, ..manager };
+    control.put("http.80", &routes("http.80", vec![virtual_host("all", &["*"], vec![to("/", "one")])]));
+    let mut listener = listener("edge", vec![filter_chain(&manager)]);
+    listener.listener_filters = filters;
+    control.put("edge", &listener);
+    let mut gateway = Gateway::start(control, &[]).await;
+    let edge = gateway.bound().await;
+    (gateway, edge)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client_is_who_the_proxies_in_front_say_where_they_are_believed() {
+    let mut manager = http_manager(rds("http.80"));
+    manager.use_remote_address = Some(BoolValue { value: true });
+    manager.xff_num_trusted_hops = 2;
+    manager.forward_client_cert_details = ForwardClientCertDetails::AlwaysForwardOnly as i32;
+    let (mut gateway, edge) = guarded_by_address(manager, Vec::new()).await;
+    let ask = async |said: &str| exchange(edge, &get("shop.example", "/", said)).await;
+    let answer =
+        ask("x-forwarded-for: 6.6.6.6\r\nx-forwarded-for: 192.0.2.1, 10.0.0.9\r\nx-forwarded-proto: https\r\n\
+        x-forwarded-client-cert: Hash=1\r\nx-envoy-external-address: 6.6.6.6\r\n")
+        .await;
+    assert_eq!(status(&answer), "200", "{answer}");
+    for line in [
+        "x-forwarded-for: 6.6.6.6, 192.0.2.1, 10.0.0.9, 127.0.0.1",
+        "x-envoy-external-address: 192.0.2.1",
+        "x-forwarded-proto: https",
+        "x-forwarded-client-cert: Hash=1",
+    ] {
+        assert!(answer.lines().any(|said| said == line), "{line}: {answer}");
+    }
+    assert_eq!(within(gateway.stdout.next_line()).await.unwrap().unwrap(), "200 192.0.2.1:0");
+    // What a client says before them is nobody's word, and where they say nothing, it is who has connected.
+    for (said, client) in
+        [("x-forwarded-for: 192.0.2.1, 6.6.6.6, 10.0.0.9\r\n", "403 6.6.6.6:0"), ("", "403 127.0.0.1:")]
+    {
+        assert_eq!(status(&ask(said).await), "403", "{said}");
+        let line = within(gateway.stdout.next_line()).await.unwrap().unwrap();
+        assert!(line.starts_with(client), "{line}");
+    }
+}
+
+/// Every connection begins with a header of the PROXY protocol.
+fn proxy_protocol() -> Vec<pb::ListenerFilter> {
+    let config_type = Some(pb::listener_filter::ConfigType::TypedConfig(pack(&ProxyProtocol::default())));
+    vec![pb::ListenerFilter { name: "proxy".to_owned(), config_type, ..Default::default() }]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_balancer_says_whose_a_connection_is_and_who_comes_past_it_is_not_let_in() {
+    let (mut gateway, edge) = guarded_by_address(http_manager(rds("http.80")), proxy_protocol()).await;
+    let binary = |ip: [u8; 4]| {
+        let ends = [&ip[..], &[10, 0, 0, 1], &5000u16.to_be_bytes(), &443u16.to_be_bytes()].concat();
+        [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"[..], &ends[..]].concat()
+    };
+    for (header, code, client) in [
+        (b"PROXY TCP4 192.0.2.1 10.0.0.1 5000 443\r\n".to_vec(), "200", "192.0.2.1:5000"),
+        (binary([192, 0, 2, 7]), "200", "192.0.2.7:5000"),
+        (binary([6, 6, 6, 6]), "403", "6.6.6.6:5000"),
+    ] {
+        let mut stream = TcpStream::connect(edge).await.unwrap();
+        // It may come in parts, and with what follows it.
+        let (first, rest) = header.split_at(header.len() / 2);
+        stream.write_all(first).await.unwrap();
+        stream.flush().await.unwrap();
+        tokio::task::yield_now().await;
+        stream.write_all(&[rest, get("shop.example", "/", "").as_bytes()].concat()).await.unwrap();
+        let mut answer = String::new();
+        within(stream.read_to_string(&mut answer)).await.unwrap();
+        assert_eq!(status(&answer), code, "{answer}");
+        let line = within(gateway.stdout.next_line()).await.unwrap().unwrap();
+        assert_eq!(line, format!("{code} {client}"));
+        let forwarded = format!("x-forwarded-for: {}\r\n", client.split(':').next().unwrap());
+        assert_eq!(answer.contains(&forwarded), code == "200", "{answer}");
+    }
+    for past in
+        [get("shop.example", "/", ""), format!("proxy TCP4 192.0.2.1 10.0.0.1 5000 443\r\n{}", get("a", "/", ""))]
+    {
+        assert_eq!(exchange(edge, &past).await, "");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

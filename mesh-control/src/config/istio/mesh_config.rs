@@ -177,6 +177,15 @@ message! {
         /// How that is called.
         tls_settings: Opaque = "tlsSettings",
     }
+    /// What is in front of gateways.
+    pub struct GatewayTopology {
+        /// How many proxies are believed what `X-Forwarded-For` says.
+        num_trusted_proxies: Option<u32> = "numTrustedProxies",
+        /// What becomes of `X-Forwarded-Client-Cert`.
+        forward_client_cert_details: Option<ForwardClientCertDetails> = "forwardClientCertDetails",
+        /// Whether connections begin with a header of the PROXY protocol: it is there, and says nothing more.
+        proxy_protocol: Option<Opaque> = "proxyProtocol",
+    }
     /// What a span has besides: one of these.
     pub struct CustomTag {
         /// A text.
@@ -209,11 +218,14 @@ message! {
     }
 }
 
-/// How proxies are run. There are none here, so that of all that it says only how requests are traced is read.
+/// How proxies are run. There are none here, so that of all that it says only how requests are traced is read, and what is in front of
+/// gateways.
 #[derive(Clone, Debug, Default)]
 pub struct ProxyConfig {
     /// How requests are traced.
     pub tracing: Option<ProxyTracing>,
+    /// What is in front of gateways.
+    pub gateway_topology: Option<GatewayTopology>,
 }
 
 impl Decode for ProxyConfig {
@@ -222,11 +234,15 @@ impl Decode for ProxyConfig {
             d.wrong_type(node, "a mapping");
             return None;
         };
-        Some(ProxyConfig { tracing: d.optional(node, "tracing")? })
+        Some(ProxyConfig {
+            tracing: d.optional(node, "tracing")?,
+            gateway_topology: d.optional(node, "gatewayTopology")?,
+        })
     }
 
     fn fields(prefix: &str, out: &mut Vec<String>) {
         field_paths::<Option<ProxyTracing>>(prefix, "tracing", out);
+        field_paths::<Option<GatewayTopology>>(prefix, "gatewayTopology", out);
     }
 }
 
@@ -237,6 +253,21 @@ keywords! {
         DoNotUpgrade = "DO_NOT_UPGRADE",
         /// Yes.
         Upgrade = "UPGRADE",
+    }
+    /// What becomes of `X-Forwarded-Client-Cert` at a gateway.
+    pub enum ForwardClientCertDetails {
+        /// It is not said.
+        Undefined = "UNDEFINED",
+        /// It is taken off.
+        Sanitize = "SANITIZE",
+        /// It goes on, of clients that have shown a certificate.
+        ForwardOnly = "FORWARD_ONLY",
+        /// The same, with that certificate.
+        AppendForward = "APPEND_FORWARD",
+        /// It is that certificate, and nothing else.
+        SanitizeSet = "SANITIZE_SET",
+        /// It goes on.
+        AlwaysForwardOnly = "ALWAYS_FORWARD_ONLY",
     }
     /// What a line of an access log is.
     pub enum LogEncoding {

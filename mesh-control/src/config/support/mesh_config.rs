@@ -4,7 +4,6 @@
 use super::Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
 use super::telemetry::{NO_LOG, NO_METRICS, NO_SPANS, istio_tags};
 use super::{Row, Tables, both, http_only, unneeded_by_grpc};
-use crate::config::diagnostic::NO_PROXY;
 use crate::config::node::{Node, Value};
 
 pub(super) const TABLES: Tables = &[
@@ -15,6 +14,7 @@ pub(super) const TABLES: Tables = &[
     ("defaultHttpRetryPolicy", super::virtual_service::RETRIES),
     ("defaultTrafficPolicy", super::destination_rule::BLOCKS),
     ("defaultConfig.tracing", TRACING),
+    ("defaultConfig.gatewayTopology", TOPOLOGY),
     ("extensionProviders", PROVIDER),
     ("extensionProviders.envoyExtAuthzHttp", HTTP),
     ("extensionProviders.envoyExtAuthzGrpc", GRPC),
@@ -64,7 +64,7 @@ const MESH: &[Row] = &[
     both("serviceEntryVisibility", NotYet("who sees a ServiceEntry is its exportTo, or defaultServiceExportTo")),
     both("discoverySelectors", NotYet("every namespace counts")),
     both("configSources", NotYet("configuration is what is in --config")),
-    both("defaultConfig", MostlyIndifferent(topology)),
+    both("defaultConfig", MostlyIndifferent(|_| None)),
     both("inboundTrafficPolicy", Indifferent),
     both("proxyListenPort", Indifferent),
     both("proxyInboundListenPort", Indifferent),
@@ -105,6 +105,10 @@ const TRACING: &[Row] = &[
     both("openCensusAgent", ELSEWHERE),
     both("tlsSettings", ELSEWHERE),
 ];
+
+/// What is in front of gateways, of which gRPC's clients and servers are none.
+const TOPOLOGY: &[Row] =
+    &[both("numTrustedProxies", Enforced), both("forwardClientCertDetails", Enforced), both("proxyProtocol", Enforced)];
 
 const ELSEWHERE: super::Support =
     NotYet("spans go where the application sends them (OTEL_EXPORTER_OTLP_ENDPOINT), whatever the settings say");
@@ -188,12 +192,6 @@ const GRPC: &[Row] = &[
     http_only("statusOnError", NO_SERVER),
     both("clearRouteCache", Indifferent),
 ];
-
-/// Proxies in front of the mesh.
-fn topology(node: &Node) -> Option<String> {
-    let names = ["gatewayTopology", "gateway_topology"];
-    names.iter().find_map(|name| node.get(name)).map(|_| format!("gatewayTopology: {NO_PROXY}"))
-}
 
 fn auto_mtls(node: &Node) -> Option<String> {
     (node.value == Value::Bool(false)).then(|| {

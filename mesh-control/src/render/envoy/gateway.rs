@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls_pb;
 use envoy_types::pb::google::protobuf::BoolValue;
 use hcm::http_connection_manager::{ForwardClientCertDetails, RouteSpecifier, SetCurrentClientCertDetails};
+use mesh_core::model::ForwardedClientCert;
 use tls_pb::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
 use tls_pb::subject_alt_name_matcher::SanType;
 use tls_pb::tls_parameters::TlsProtocol;
@@ -25,7 +26,7 @@ use super::super::{
 };
 use super::inbound::Inbound;
 use super::{outbound, proxy, tls};
-use crate::catalog::{ClientClass, Encoded};
+use crate::catalog::{ClientClass, Encoded, Topology};
 use crate::policy::Policy;
 use crate::policy::connections::Connections;
 use crate::policy::filters::FilterInForce;
@@ -62,6 +63,8 @@ pub struct Edge<'a> {
     pub class: ClientClass,
     /// What guards it.
     pub guarded: &'a Inbound<'a>,
+    /// What is in front of it.
+    pub topology: Topology,
     /// What its requests pass besides.
     pub filters: &'a [FilterInForce],
     /// How they are traced and counted, where that is told; where they are logged is among what guards it.
@@ -200,6 +203,9 @@ pub fn edge_listener(
 ) -> Encoded {
     let mut rendered = proxy::listener(name, address.0, address.1, core::TrafficDirection::Outbound);
     rendered.per_connection_buffer_limit_bytes = number(BUFFER);
+    if edge.topology.proxy_protocol {
+        rendered.listener_filters.push(proxy::proxy_protocol());
+    }
     if at.speaks == Speaks::Tls {
         rendered.listener_filters.push(proxy::tls_inspector());
     }
@@ -347,9 +353,17 @@ fn requests(routes: &str, edge: &Edge<'_>, paths: PathNormalization) -> pb::Filt
     filters.extend(outbound::of_routes());
     let mut manager = proxy::manager(format!("outbound_{routes}"), specifier, filters, edge.guarded.logs.clone());
     manager.tracing.clone_from(&edge.telemetry.tracing);
-    // Nobody in front of it has said anything: what clients say of where they come from is theirs.
+    // What clients say of where they come from is theirs, but for those in front that are known.
     manager.use_remote_address = Some(BoolValue { value: true });
-    manager.forward_client_cert_details = ForwardClientCertDetails::SanitizeSet.into();
+    manager.xff_num_trusted_hops = edge.topology.trusted_proxies.unwrap_or_default();
+    manager.forward_client_cert_details = match edge.topology.client_cert.unwrap_or_default() {
+        ForwardedClientCert::Sanitize => ForwardClientCertDetails::Sanitize,
+        ForwardedClientCert::ForwardOnly => ForwardClientCertDetails::ForwardOnly,
+        ForwardedClientCert::AppendForward => ForwardClientCertDetails::AppendForward,
+        ForwardedClientCert::SanitizeSet => ForwardClientCertDetails::SanitizeSet,
+        ForwardedClientCert::AlwaysForwardOnly => ForwardClientCertDetails::AlwaysForwardOnly,
+    }
+    .into();
     manager.set_current_client_cert_details = Some(SetCurrentClientCertDetails {
         subject: Some(BoolValue { value: true }),
         cert: true,

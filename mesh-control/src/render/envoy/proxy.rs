@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -103,6 +104,11 @@ pub(super) fn filter<M: Message + Name>(name: &str, config: &M) -> pb::Filter {
 
 pub(super) fn tls_inspector() -> pb::ListenerFilter {
     listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default())
+}
+
+/// A load balancer says of each connection whose it is. One of which it does not is closed.
+pub(super) fn proxy_protocol() -> pb::ListenerFilter {
+    listener_filter("envoy.filters.listener.proxy_protocol", &ProxyProtocol::default())
 }
 
 /// Where a redirected connection was going.

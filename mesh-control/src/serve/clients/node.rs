@@ -14,9 +14,10 @@ use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
 use envoy_types::pb::google::protobuf::value::Kind as Value;
 use envoy_types::pb::google::protobuf::{Struct, Value as Wrapped};
 use mesh_core::identity::SpiffeId;
+use mesh_core::model::ForwardedClientCert;
 use serde::Deserialize;
 
-use crate::catalog::{Client, ClientClass, Sidecar};
+use crate::catalog::{Client, ClientClass, Sidecar, Topology};
 
 /// How connections come to a sidecar, in Istio's words.
 const INTERCEPTION_MODE: &str = "INTERCEPTION_MODE";
@@ -62,6 +63,9 @@ pub(crate) fn unreadable(node: &Node) -> Option<String> {
     {
         return Some(fault);
     }
+    if let Err(wrong) = topology(metadata) {
+        return Some(format!("metadata of the node: PROXY_CONFIG.gatewayTopology{wrong} cannot be read"));
+    }
     match field(metadata, "LABELS") {
         None | Some(Value::NullValue(_)) => None,
         Some(Value::StructValue(labels)) => {
@@ -101,6 +105,48 @@ fn sidecar(node: &Node, metadata: &Struct) -> Option<Sidecar> {
         redirects: text(metadata, INTERCEPTION_MODE) != Some("NONE"),
         is_privileged: text(metadata, "UNPRIVILEGED_POD") != Some("true"),
     })
+}
+
+/// What is in front of a gateway, as it says itself (Istio: `PROXY_CONFIG`, of the annotation `proxy.istio.io/config`).
+///
+/// # Errors
+/// The field that cannot be read: whom the gateway believes would be anybody's guess.
+fn topology(metadata: &Struct) -> Result<Topology, &'static str> {
+    const MOST: f64 = 1000.0;
+    let Some(Value::StructValue(config)) = field(metadata, "PROXY_CONFIG") else {
+        return Ok(Topology::default());
+    };
+    let written = match field(config, "gatewayTopology") {
+        None | Some(Value::NullValue(_)) => return Ok(Topology::default()),
+        Some(Value::StructValue(written)) => written,
+        Some(_) => return Err(""),
+    };
+    let trusted_proxies = match field(written, "numTrustedProxies") {
+        None | Some(Value::NullValue(_)) => None,
+        Some(Value::NumberValue(number)) if (0.0..=MOST).contains(number) && number.fract() == 0.0 => {
+            Some(*number as u32)
+        }
+        Some(_) => return Err(".numTrustedProxies"),
+    };
+    let client_cert = match field(written, "forwardClientCertDetails") {
+        None | Some(Value::NullValue(_)) => None,
+        Some(Value::StringValue(details)) => match details.as_str() {
+            "UNDEFINED" => None,
+            "SANITIZE" => Some(ForwardedClientCert::Sanitize),
+            "FORWARD_ONLY" => Some(ForwardedClientCert::ForwardOnly),
+            "APPEND_FORWARD" => Some(ForwardedClientCert::AppendForward),
+            "SANITIZE_SET" => Some(ForwardedClientCert::SanitizeSet),
+            "ALWAYS_FORWARD_ONLY" => Some(ForwardedClientCert::AlwaysForwardOnly),
+            _ => return Err(".forwardClientCertDetails"),
+        },
+        Some(_) => return Err(".forwardClientCertDetails"),
+    };
+    let proxy_protocol = match field(written, "proxyProtocol") {
+        None | Some(Value::NullValue(_)) => false,
+        Some(Value::StructValue(_)) => true,
+        Some(_) => return Err(".proxyProtocol"),
+    };
+    Ok(Topology { trusted_proxies, client_cert, proxy_protocol })
 }
 
 /// Whether it is a gateway, as its id says (Istio: `router~IP~...`). gRPC's clients are none.
@@ -176,6 +222,7 @@ pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
         identity: None,
         sidecar: sidecar(node, metadata),
         is_gateway: is_gateway(node),
+        topology: topology(metadata).unwrap_or_default(),
     }
 }
 
@@ -284,6 +331,43 @@ mod tests {
     }
 
     const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+
+    #[test]
+    fn what_is_in_front_of_a_gateway_is_what_it_says_and_nothing_is_guessed() {
+        let object = |fields: &[(&str, Value)]| {
+            let fields =
+                fields.iter().map(|(key, value)| ((*key).to_owned(), Wrapped { kind: Some(value.clone()) })).collect();
+            Value::StructValue(Struct { fields })
+        };
+        let said = |topology: Value| node("router~", &[("PROXY_CONFIG", object(&[("gatewayTopology", topology)]))]);
+        let details = |text: &str| object(&[("forwardClientCertDetails", string(text))]);
+        let all = object(&[
+            ("numTrustedProxies", Value::NumberValue(2.0)),
+            ("forwardClientCertDetails", string("ALWAYS_FORWARD_ONLY")),
+            ("proxyProtocol", object(&[])),
+        ]);
+        let client_cert = Some(ForwardedClientCert::AlwaysForwardOnly);
+        let expected = Topology { trusted_proxies: Some(2), client_cert, proxy_protocol: true };
+        assert_eq!(read(&said(all), PEER).topology, expected);
+        for nothing in [said(object(&[])), node("router~", &[])] {
+            assert_eq!(read(&nothing, PEER).topology, Topology::default());
+        }
+        // Of what it does not say, the settings of the mesh count.
+        let of_mesh = Topology { trusted_proxies: Some(1), proxy_protocol: true, ..Topology::default() };
+        let own = Topology { trusted_proxies: Some(0), ..Topology::default() };
+        assert_eq!(own.or(of_mesh), Topology { trusted_proxies: Some(0), client_cert: None, proxy_protocol: true });
+        for wrong in [
+            string("x"),
+            object(&[("numTrustedProxies", Value::NumberValue(-1.0))]),
+            object(&[("numTrustedProxies", Value::NumberValue(0.5))]),
+            object(&[("numTrustedProxies", string("1"))]),
+            object(&[("proxyProtocol", Value::BoolValue(true))]),
+            details("sanitize"),
+        ] {
+            assert!(unreadable(&said(wrong.clone())).is_some(), "{wrong:?}");
+        }
+        assert_eq!(unreadable(&said(details("SANITIZE"))), None);
+    }
 
     #[test]
     fn a_gateway_is_one_by_its_id_and_no_client_of_grpc_is() {

@@ -13,7 +13,7 @@ use super::notes::{Notes, ignored};
 use super::{access_log, filter, route, tracing as traces};
 use crate::error::Invalid;
 use crate::id::RouteName;
-use crate::model::{HeadersWithUnderscores, HttpManager, RouteSource};
+use crate::model::{EdgeTrust, ForwardedClientCert, HeadersWithUnderscores, HttpManager, RouteSource};
 use crate::path::{EscapedSlashes, PathNormalization};
 use crate::resources::ResourceType;
 use crate::xds::names;
@@ -79,8 +79,9 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
         route_specifier,
         strip_port_mode,
     } = value;
-    // gRFC A41: who the caller is must not be taken from a header.
-    if xff_num_trusted_hops != 0 {
+    // gRFC A41: who the caller is must not be taken from a header. At an edge it may be, as the store sees to.
+    let is_edge = use_remote_address.as_ref().is_some_and(|on| on.value);
+    if xff_num_trusted_hops != 0 && !is_edge {
         return Err(Invalid::new("must be 0").at("xff_num_trusted_hops"));
     }
     if !original_ip_detection_extensions.is_empty() {
@@ -100,14 +101,19 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
         path_normalization_options, strip_trailing_host_dot, proxy_status_config, typed_header_validation_config,
         append_x_forwarded_port, append_local_overload, add_proxy_protocol_connection_state, forward_proto_config,
         strip_port_mode);
-    // What is done anyway: a client is who has connected, what it says of its certificate is not believed, and of the protocols that
-    // it may ask for there are WebSockets.
+    // What is done anyway: but for an edge, a client is who has connected, and what it says of its certificate is not believed; of the
+    // protocols that it may ask for there are WebSockets.
     if use_remote_address.as_ref().is_some_and(|on| !on.value) {
         notes.ignore("use_remote_address");
     }
     let is_set_anew = [ForwardClientCertDetails::Sanitize, ForwardClientCertDetails::SanitizeSet];
-    if !is_set_anew.iter().any(|details| *details as i32 == forward_client_cert_details) {
+    if !is_edge && !is_set_anew.iter().any(|details| *details as i32 == forward_client_cert_details) {
         notes.ignore("forward_client_cert_details");
+    }
+    let mut trust = EdgeTrust { proxies: xff_num_trusted_hops, ..EdgeTrust::default() };
+    if is_edge {
+        trust.client_cert =
+            notes.field("forward_client_cert_details", |_| client_cert_details(forward_client_cert_details))?;
     }
     if upgrade_configs.iter().any(|one| !one.upgrade_type.eq_ignore_ascii_case("websocket") || !one.filters.is_empty())
     {
@@ -134,7 +140,19 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
         routes: route_source(notes, route_specifier)?,
         filters,
         max_stream_duration,
+        trust,
     })
+}
+
+fn client_cert_details(details: i32) -> Result<ForwardedClientCert, Invalid> {
+    match ForwardClientCertDetails::try_from(details) {
+        Ok(ForwardClientCertDetails::Sanitize) => Ok(ForwardedClientCert::Sanitize),
+        Ok(ForwardClientCertDetails::ForwardOnly) => Ok(ForwardedClientCert::ForwardOnly),
+        Ok(ForwardClientCertDetails::AppendForward) => Ok(ForwardedClientCert::AppendForward),
+        Ok(ForwardClientCertDetails::SanitizeSet) => Ok(ForwardedClientCert::SanitizeSet),
+        Ok(ForwardClientCertDetails::AlwaysForwardOnly) => Ok(ForwardedClientCert::AlwaysForwardOnly),
+        Err(_) => Err(Invalid::new("not a known value")),
+    }
 }
 
 /// A redirect to the decoded path is not given: its request is refused, which nobody takes for the decoded path.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 
@@ -92,9 +93,17 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
         let connections = tcp::connections(notes, filter_chains, default_filter_chain)?;
         return Ok(Listener::Api(ApiListener { name, http, connections }));
     }
+    // Whether a client speaks TLS is looked at wherever that matters.
+    let mut listener_filters = listener_filters.into_iter().filter(|filter| !is_tls_inspector(filter));
+    let proxy_protocol = match listener_filters.next() {
+        Some(filter) => {
+            notes.field("listener_filters", |notes| proxy_protocol(notes, filter))?;
+            true
+        }
+        None => false,
+    };
     for (field, is_set) in [
-        // Whether a client speaks TLS is looked at wherever that matters.
-        ("listener_filters", !listener_filters.iter().all(is_tls_inspector)),
+        ("listener_filters", listener_filters.next().is_some()),
         ("use_original_dst", use_original_dst.is_some_and(|on| on.value)),
         ("filter_chain_matcher", filter_chain_matcher.is_some()),
         ("fcds_config", fcds_config.is_some()),
@@ -119,12 +128,43 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
         return Err(Invalid::new("no supported filter chain and no default one").at("filter_chains"));
     }
     let service = metadata.as_ref().and_then(istio_service).map(Arc::new);
-    Ok(Listener::Server(ServerListener { name, address, filter_chains, default_filter_chain, service }))
+    Ok(Listener::Server(ServerListener { name, address, filter_chains, default_filter_chain, service, proxy_protocol }))
 }
 
 fn is_tls_inspector(filter: &pb::ListenerFilter) -> bool {
     use pb::listener_filter::ConfigType;
     matches!(&filter.config_type, Some(ConfigType::TypedConfig(any)) if holds::<TlsInspector>(any))
+}
+
+/// Every connection begins with a header of the PROXY protocol. Where one without would be let in, whoever connects past the load
+/// balancer would say in its place who he is.
+fn proxy_protocol(notes: &mut Notes<'_>, filter: pb::ListenerFilter) -> Result<(), Invalid> {
+    use pb::listener_filter::ConfigType;
+    let pb::ListenerFilter { name: _, filter_disabled, config_type } = filter;
+    let Some(ConfigType::TypedConfig(any)) = config_type.filter(|_| filter_disabled.is_none()) else {
+        return Err(Invalid::new("not supported"));
+    };
+    if !holds::<ProxyProtocol>(&any) {
+        return Err(Invalid::new("not supported"));
+    }
+    let ProxyProtocol {
+        rules,
+        allow_requests_without_proxy_protocol,
+        pass_through_tlvs,
+        disallowed_versions,
+        stat_prefix: _,
+        tlv_location,
+    } = unpack(&any)?;
+    for (field, is_set) in [
+        ("allow_requests_without_proxy_protocol", allow_requests_without_proxy_protocol),
+        ("disallowed_versions", !disallowed_versions.is_empty()),
+    ] {
+        if is_set {
+            return Err(Invalid::new("not supported").at(field));
+        }
+    }
+    ignored!(notes; rules, pass_through_tlvs, tlv_location);
+    Ok(())
 }
 
 /// `None` where no connection can match.

@@ -168,12 +168,12 @@ fn principal(notes: &mut Notes<'_>, value: pb::Principal) -> Result<RbacConditio
             let test = notes.optional("principal_name", it.principal_name, string_test)?;
             Ok(RbacCondition::Peer(test.map_or(PeerTest::Known, PeerTest::Id)))
         }),
-        // Nobody's word is taken for where a request comes from (gRFC A41): the three are one.
+        // Who has connected, and who is behind that. The two are one unless a gateway believes who is in front (gRFC A41).
         Identifier::SourceIp(range) => notes.field("source_ip", |_| prefix(&range)).map(RbacCondition::SourceIp),
         Identifier::DirectRemoteIp(range) => {
             notes.field("direct_remote_ip", |_| prefix(&range)).map(RbacCondition::SourceIp)
         }
-        Identifier::RemoteIp(range) => notes.field("remote_ip", |_| prefix(&range)).map(RbacCondition::SourceIp),
+        Identifier::RemoteIp(range) => notes.field("remote_ip", |_| prefix(&range)).map(RbacCondition::RemoteIp),
         Identifier::Header(test) => notes.field("header", |notes| header_test(notes, test)).map(RbacCondition::Header),
         Identifier::UrlPath(path) => notes.field("url_path", |notes| url_path(notes, path)),
         Identifier::FilterState(state) => notes.field("filter_state", |notes| part_of_peer(notes, state)),

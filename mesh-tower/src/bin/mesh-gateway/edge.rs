@@ -2,21 +2,23 @@
 //!
 //! As Istio's gateways have it where nothing else is said: no proxy in front of it is trusted (`numTrustedProxies: 0`), so that the
 //! client is who has connected. `x-forwarded-for` gets its address, `x-forwarded-proto` is what it spoke, and what is known of its
-//! certificate is in `x-forwarded-client-cert`, anew. So is `x-request-id`: strangers do not choose what requests are found by.
+//! certificate is in `x-forwarded-client-cert`, anew. So is `x-request-id`: strangers do not choose what requests are found by. Where the
+//! configuration has proxies in front believed (`EdgeTrust`), the client is who they say that it is.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::header::{COOKIE, HOST};
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use mesh_tower::body::Body;
+use mesh_tower::core::model::{EdgeTrust, ForwardedClientCert};
 use mesh_tower::core::request::is_grpc;
 use mesh_tower::core::request_info::EXPECTED_TIMEOUT;
 use mesh_tower::core::trace::{REQUEST_ID, new_request_id};
-use mesh_tower::server::{ConnectionInfo, ServerLayer};
+use mesh_tower::server::{ClientAddress, ConnectionInfo, ServerLayer};
 use mesh_tower::{Client, Mesh, MeshError};
 
-use crate::forward::{self, Answer, Behind, Tunnels};
+use crate::forward::{self, Answer, Behind, Tunnels, XFCC};
 
 /// Who is said to have asked, and how, along the way.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -56,11 +58,12 @@ impl Edge {
         let is_grpc = is_grpc(request.headers());
         let upgrade = forward::prepare(&mut request);
         forward::tell_caller(request.headers_mut(), None);
-        if let Some(client) = client() {
-            request.headers_mut().insert(EXTERNAL_ADDRESS, as_text(client));
+        let seen = request.extensions().get::<Seen>().cloned();
+        if let Some(seen) = &seen {
+            seen.tell(request.headers_mut());
         }
         let answered = self.client.request(request).await.map_err(|error| untold(&error));
-        forward::answer(answered, is_grpc, upgrade, &self.tunnels, client())
+        forward::answer(answered, is_grpc, upgrade, &self.tunnels, seen.map(|seen| seen.client))
     }
 }
 
@@ -74,29 +77,102 @@ fn untold(error: &MeshError) -> MeshError {
     }
 }
 
+/// What is known of a request as it came.
+#[derive(Clone)]
+struct Seen {
+    /// Who has sent it.
+    client: IpAddr,
+    /// What becomes of what was said of certificates.
+    certificates: ForwardedClientCert,
+    /// That, where it goes on.
+    said: Option<HeaderValue>,
+}
+
+impl Seen {
+    fn new(headers: &mut HeaderMap, connection: &ConnectionInfo, trust: EdgeTrust) -> Self {
+        let has_shown = connection.tls().is_some_and(|tls| tls.fingerprint.is_some());
+        let goes_on = match trust.client_cert {
+            ForwardedClientCert::AlwaysForwardOnly => true,
+            ForwardedClientCert::ForwardOnly | ForwardedClientCert::AppendForward => has_shown,
+            ForwardedClientCert::Sanitize | ForwardedClientCert::SanitizeSet => false,
+        };
+        if goes_on && headers.contains_key(XFCC) {
+            join(headers, XFCC, b",");
+        }
+        Seen {
+            client: believed(headers, trust.proxies).unwrap_or(connection.peer.ip()).to_canonical(),
+            certificates: trust.client_cert,
+            said: headers.get(XFCC).filter(|_| goes_on).cloned(),
+        }
+    }
+
+    /// Tells it where the request goes on. What is known of the client's own certificate stands there already.
+    fn tell(&self, headers: &mut HeaderMap) {
+        headers.insert(EXTERNAL_ADDRESS, as_text(self.client));
+        let own = headers.remove(XFCC);
+        let said = self.said.clone();
+        let told = match (self.certificates, said, own) {
+            (ForwardedClientCert::Sanitize, ..) => None,
+            (ForwardedClientCert::SanitizeSet, _, own) => own,
+            (ForwardedClientCert::AppendForward, Some(said), Some(own)) => {
+                HeaderValue::from_bytes(&[said.as_bytes(), b",", own.as_bytes()].concat()).ok()
+            }
+            (ForwardedClientCert::AppendForward, said, own) => said.or(own),
+            (ForwardedClientCert::ForwardOnly | ForwardedClientCert::AlwaysForwardOnly, said, _) => said,
+        };
+        if let Some(told) = told {
+            headers.insert(XFCC, told);
+        }
+    }
+}
+
 /// Makes a request what is known of it, before anybody decides by it.
-fn cleanse(request: &mut Request<Body>) {
-    let is_tls = ConnectionInfo::current().is_some_and(|connection| connection.tls().is_some());
-    let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
+fn cleanse(request: &mut Request<Body>, layer: &ServerLayer) {
+    let (connection, trust) = (ConnectionInfo::current(), layer.edge_trust());
+    let is_tls = connection.as_deref().is_some_and(|connection| connection.tls().is_some());
+    let spoken = spoken(request.headers(), is_tls, trust);
+    let scheme = if spoken == "https" { Scheme::HTTPS } else { Scheme::HTTP };
     let is_http2 = request.version() == Version::HTTP_2;
     let headers = request.headers_mut();
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if is_tls { "https" } else { "http" }));
-    if let Some(client) = client() {
-        append(headers, FORWARDED_FOR, &as_text(client));
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(spoken));
+    let seen = connection.as_deref().map(|connection| Seen::new(headers, connection, trust));
+    if let Some(connection) = &connection {
+        append(headers, FORWARDED_FOR, &as_text(connection.peer.ip().to_canonical()));
     }
     HEEDED.iter().for_each(|name| _ = headers.remove(name));
     headers.insert(REQUEST_ID, new_request_id(&mut fastrand::Rng::new()));
     if is_http2 {
         join_cookies(headers);
     }
+    if let (Some(seen), Some(connection)) = (seen, &connection) {
+        if seen.client != connection.peer.ip().to_canonical() {
+            // Its port nobody knows.
+            request.extensions_mut().insert(ClientAddress(SocketAddr::new(seen.client, 0)));
+        }
+        request.extensions_mut().insert(seen);
+    }
     if let Some(uri) = absolute(request, scheme) {
         *request.uri_mut() = uri;
     }
 }
 
-/// The address of the client.
-fn client() -> Option<IpAddr> {
-    Some(ConnectionInfo::current()?.peer.ip().to_canonical())
+/// The client, as so many proxies in front tell it: each has added at the end who it got the request from. `None` where they have not.
+fn believed(headers: &HeaderMap, proxies: u32) -> Option<IpAddr> {
+    let before = usize::try_from(proxies.checked_sub(1)?).ok()?;
+    let fields = headers.get_all(FORWARDED_FOR).iter().rev();
+    let mut said = fields.flat_map(|field| field.as_bytes().rsplit(|byte| *byte == b','));
+    std::str::from_utf8(said.nth(before)?.trim_ascii()).ok()?.parse().ok()
+}
+
+/// What the client speaks: as the proxies in front tell it, where they are believed and do.
+fn spoken(headers: &HeaderMap, is_tls: bool, trust: EdgeTrust) -> &'static str {
+    let mut said = headers.get_all(FORWARDED_PROTO).iter().filter(|_| trust.proxies > 0);
+    match (said.next().map(HeaderValue::as_bytes), said.next()) {
+        (Some(b"https"), None) => "https",
+        (Some(b"http"), None) => "http",
+        _ if is_tls => "https",
+        _ => "http",
+    }
 }
 
 fn as_text(ip: IpAddr) -> HeaderValue {
@@ -176,6 +252,22 @@ mod tests {
         let mut none = HeaderMap::new();
         join_cookies(&mut none);
         assert!(none.is_empty());
+    }
+
+    #[test]
+    fn the_client_is_who_as_many_proxies_as_are_believed_say_that_it_is() {
+        let two = [
+            (FORWARDED_FOR, HeaderValue::from_static("6.6.6.6, 1.2.3.4")),
+            (FORWARDED_FOR, "10.0.0.9".parse().unwrap()),
+        ];
+        let headers = HeaderMap::from_iter(two);
+        for (proxies, expected) in
+            [(0, None), (1, Some("10.0.0.9")), (2, Some("1.2.3.4")), (3, Some("6.6.6.6")), (4, None), (u32::MAX, None)]
+        {
+            assert_eq!(believed(&headers, proxies), expected.map(|ip| ip.parse().unwrap()), "{proxies}");
+        }
+        let unreadable = HeaderMap::from_iter([(FORWARDED_FOR, HeaderValue::from_static("1.2.3.4, unknown"))]);
+        assert_eq!(believed(&unreadable, 1), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use mesh_tower::{Bootstrap, MeshBuilder};
+use serde_json::{Value, json};
 
 use crate::start;
 use crate::values::{self, label, seconds};
@@ -38,6 +39,13 @@ pub(crate) struct Options {
     /// A label, which objects select it by; may be repeated [default: app=NAME].
     #[arg(long = "label", requires = "control", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
+    /// How many proxies in front of it are believed: the client is this one from the end of X-Forwarded-For. Without it the settings of
+    /// the mesh say it (gatewayTopology).
+    #[arg(long, value_name = "COUNT", env = "MESH_GATEWAY_TRUSTED_PROXIES")]
+    trusted_proxies: Option<u16>,
+    /// Every connection has to begin with a header of the PROXY protocol, which says whose it is.
+    #[arg(long, env = "MESH_GATEWAY_PROXY_PROTOCOL")]
+    proxy_protocol: bool,
     /// Counts requests, and serves metrics, readiness and what is known of the mesh here, on a loopback address. It opens when the
     /// control plane has answered.
     #[arg(long, value_name = "IP:PORT", env = "MESH_GATEWAY_ADMIN_ADDR")]
@@ -63,7 +71,23 @@ impl Options {
                 fastrand::u32(..),
             ),
         };
+        let bootstrap = match self.topology() {
+            Some(topology) => bootstrap.metadata("PROXY_CONFIG", json!({"gatewayTopology": topology})),
+            None => bootstrap,
+        };
         Ok(start::mesh(bootstrap.gateway(), self.admin_addr.is_some()))
+    }
+
+    /// What is in front of it, in Istio's words; `None` where the settings of the mesh say it.
+    fn topology(&self) -> Option<Value> {
+        let mut topology = serde_json::Map::new();
+        if let Some(count) = self.trusted_proxies {
+            topology.insert("numTrustedProxies".to_owned(), count.into());
+        }
+        if self.proxy_protocol {
+            topology.insert("proxyProtocol".to_owned(), json!({}));
+        }
+        (!topology.is_empty()).then(|| topology.into())
     }
 }
 
@@ -80,5 +104,16 @@ mod tests {
             Options::try_parse_from(["mesh-gateway", "--control", "c:1", "--label", "istio=ingressgateway"]).is_ok()
         );
         assert!(Options::try_parse_from(["mesh-gateway", "--label", "a=b"]).is_err());
+    }
+
+    #[test]
+    fn what_is_in_front_of_it_is_told_where_it_is_said() {
+        let told = |options: &[&str]| {
+            let options = ["mesh-gateway"].into_iter().chain(options.iter().copied());
+            Options::try_parse_from(options).unwrap().topology()
+        };
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&["--trusted-proxies", "2"]), Some(json!({"numTrustedProxies": 2})));
+        assert_eq!(told(&["--proxy-protocol"]), Some(json!({"proxyProtocol": {}})));
     }
 }

@@ -4,13 +4,13 @@ use std::io;
 
 use http::Request;
 use mesh_tower::body::Body;
-use mesh_tower::server::MeshTcpListener;
+use mesh_tower::server::{MeshTcpListener, ServerLayer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::forward::Tunnels;
 
 /// Nothing is made of it.
-pub(crate) fn as_it_came(_: &mut Request<Body>) {}
+pub(crate) fn as_it_came(_: &mut Request<Body>, _: &ServerLayer) {}
 
 /// Carries the bytes of each connection that is let in to another end of its own, until nobody is let in any more.
 pub(crate) async fn carry_all<F, B>(tunnels: Tunnels, mut listener: MeshTcpListener, other_end: impl Fn() -> F)

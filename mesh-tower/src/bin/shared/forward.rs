@@ -70,9 +70,13 @@ fn take_named(headers: &mut HeaderMap) -> Result<(), String> {
 #[derive(Clone)]
 pub(crate) struct Behind {
     service: ServerService<Answers>,
+    layer: ServerLayer,
     /// What is made of requests before anybody decides by them.
-    sees: fn(&mut Request<Body>),
+    sees: Sees,
 }
+
+/// Makes of a request what is to be made of it before anybody decides by it.
+type Sees = fn(&mut Request<Body>, &ServerLayer);
 
 /// Answers requests, whatever comes.
 #[derive(Clone)]
@@ -86,7 +90,7 @@ impl Behind {
     /// `sees` is what is made of requests before anybody decides by them.
     pub(crate) fn new<F>(
         layer: &ServerLayer,
-        sees: fn(&mut Request<Body>),
+        sees: Sees,
         answer: impl Fn(Request<Body>) -> F + Send + Sync + 'static,
     ) -> Self
     where
@@ -96,7 +100,7 @@ impl Behind {
             let answer = answer(request);
             Box::pin(async { Ok(answer.await) })
         };
-        Behind { service: layer.layer(Answers(Arc::new(answer))), sees }
+        Behind { service: layer.layer(Answers(Arc::new(answer))), layer: layer.clone(), sees }
     }
 }
 
@@ -127,7 +131,7 @@ impl Service<Request<Body>> for Behind {
         if let Err(why) = take_named(request.headers_mut()) {
             request.extensions_mut().insert(Malformed(why));
         }
-        (self.sees)(&mut request);
+        (self.sees)(&mut request, &self.layer);
         self.service.call(request)
     }
 }
@@ -175,7 +179,7 @@ fn lists(headers: &HeaderMap, name: HeaderName, word: &[u8]) -> bool {
 }
 
 /// Who the client is, as Envoy tells it.
-const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+pub(crate) const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// Tells who called, in Envoy's words, to whom it called: nothing where nobody has shown who he is. What the caller said of himself
 /// is taken off.

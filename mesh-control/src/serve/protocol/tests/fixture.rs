@@ -8,7 +8,7 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use envoy_types::pb::google::rpc;
 
-use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
+use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind, Topology};
 use crate::serve::protocol::push::Pace;
 use crate::serve::protocol::session::{Heard, Opening, Response, Session, Variant};
 use crate::serve::protocol::{delta, sotw};
@@ -98,6 +98,7 @@ pub(crate) fn client(class: ClientClass) -> Client {
         identity: None,
         sidecar: None,
         is_gateway: false,
+        topology: Topology::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as fault;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType};
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{DownstreamTlsContext, downstream_tls_context};
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
@@ -15,7 +16,9 @@ use envoy_types::pb::google::protobuf::{self, BoolValue, UInt32Value};
 use super::{Case, accept, all_rejected, reject};
 use crate::error::Invalid;
 use crate::filter::{FaultFilter, Filter};
-use crate::model::{Fault, FilterConfig, Fraction, Listener, RouteSource, ServerListener, ServerTls};
+use crate::model::{
+    EdgeTrust, Fault, FilterConfig, ForwardedClientCert, Fraction, Listener, RouteSource, ServerListener, ServerTls,
+};
 use crate::path::{EscapedSlashes, PathNormalization};
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{
@@ -31,6 +34,11 @@ fn manager() -> hcm::HttpConnectionManager {
 fn server() -> pb::Listener {
     let routes = routes("r", vec![virtual_host("all", &["*"], vec![route_to_application()])]);
     server_listener("in", "127.0.0.1:80".parse().unwrap(), routes)
+}
+
+fn proxy_protocol(filter: &ProxyProtocol) -> pb::ListenerFilter {
+    let config_type = Some(pb::listener_filter::ConfigType::TypedConfig(pack(filter)));
+    pb::ListenerFilter { name: "proxy_protocol".into(), config_type, ..Default::default() }
 }
 
 fn decoded_server(listener: &pb::Listener) -> ServerListener {
@@ -98,6 +106,25 @@ fn client_rule_39_managers_that_are_rejected() {
 }
 
 #[test]
+fn who_is_in_front_of_an_edge_is_believed_as_the_configuration_says_and_elsewhere_nobody_is() {
+    let decoded = |manager: &hcm::HttpConnectionManager| {
+        let mut listener = server();
+        listener.default_filter_chain = Some(filter_chain(manager));
+        listener.listener_filters.push(proxy_protocol(&ProxyProtocol::default()));
+        let server = decoded_server(&listener);
+        assert!(server.proxy_protocol);
+        server.default_filter_chain.unwrap().http.trust
+    };
+    let mut manager = manager();
+    manager.forward_client_cert_details = hcm::http_connection_manager::ForwardClientCertDetails::ForwardOnly as i32;
+    assert_eq!(decoded(&manager), EdgeTrust::default(), "it is no edge");
+    manager.use_remote_address = Some(BoolValue { value: true });
+    manager.xff_num_trusted_hops = 2;
+    assert_eq!(decoded(&manager), EdgeTrust { proxies: 2, client_cert: ForwardedClientCert::ForwardOnly });
+    assert!(!decoded_server(&server()).proxy_protocol);
+}
+
+#[test]
 fn client_rule_39_listeners_that_are_rejected() {
     all_rejected(
         ResourceType::Listener,
@@ -117,6 +144,13 @@ fn client_rule_39_listeners_that_are_rejected() {
         &server(),
         &[
             ("listener_filters: not supported", |listener| listener.listener_filters.push(Default::default())),
+            ("listener_filters.allow_requests_without_proxy_protocol: not supported", |listener| {
+                let filter = ProxyProtocol { allow_requests_without_proxy_protocol: true, ..Default::default() };
+                listener.listener_filters.push(proxy_protocol(&filter));
+            }),
+            ("listener_filters: not supported", |listener| {
+                listener.listener_filters.extend([proxy_protocol(&ProxyProtocol::default()), Default::default()]);
+            }),
             ("use_original_dst: not supported", |listener| listener.use_original_dst = Some(BoolValue { value: true })),
             ("address: missing", |listener| listener.address = None),
             ("address.socket_address.port_value: missing", |listener| {

@@ -148,6 +148,7 @@ fn outcome_of(listener: &listener::Listener, tokens: &[Claims]) -> Result<(), Er
     let connection = Connection {
         peer: None,
         source: "10.0.0.1:5000".parse().expect("an address"),
+        remote: "10.0.0.1:5000".parse().expect("an address"),
         destination: "127.0.0.1:80".parse().expect("an address"),
         server_name: None,
     };
