@@ -28,6 +28,7 @@ use mesh_core::model::{
 };
 use mesh_core::path::PathNormalization;
 use mesh_core::printable::is_unseen;
+use mesh_core::proxy_protocol::{LONGEST, Parsed, parse};
 use mesh_core::request::RequestHead;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::resources::{Resource, ResourceType};
@@ -72,6 +73,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("live_trace", live_trace),
     ("load_report", load_report),
     ("path", path),
+    ("proxy_protocol", proxy_protocol),
     ("rate_limits", rate_limits),
     ("rbac_filter", rbac_filter),
     ("regex", regex),
@@ -301,6 +303,15 @@ pub fn is_good_token(data: &[u8]) -> bool {
     let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
     let head = RequestHead::of_parts(&Method::GET, root(), &headers);
     AUTHENTICATOR.authenticate(&head, now()).is_ok_and(|found| found.claims().is_some())
+}
+
+/// The first bytes of a connection: a header ends where it says, whatever comes after it and however it is cut.
+pub fn proxy_protocol(data: &[u8]) {
+    if let Ok(Parsed::Header { length, client }) = parse(data) {
+        assert!(length <= data.len() && length <= LONGEST);
+        assert_eq!(parse(&data[..length]), Ok(Parsed::Header { length, client }));
+        assert_eq!(parse(&data[..length - 1]), Ok(Parsed::Incomplete));
+    }
 }
 
 /// A request's path, in all modes: what comes out stays as it is, and has nothing left to resolve.
