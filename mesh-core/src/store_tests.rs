@@ -439,6 +439,31 @@ async fn a_server_serves_once_its_listener_is_for_the_address_that_it_is_bound_t
 }
 
 #[tokio::test]
+async fn a_server_that_is_no_gateway_believes_nobody_in_front_of_it() {
+    let (store, mut sink) = store();
+    let address: SocketAddr = "127.0.0.1:80".parse().unwrap();
+    let server = store.server(address).unwrap();
+    let name = server.listener().clone();
+    sink.changed().await.unwrap();
+    let listen = |proxy_protocol, proxies| {
+        let mut http = HttpManager::new(RouteSource::Inline(Arc::default()));
+        http.trust.proxies = proxies;
+        let mut listener = crate::model::ServerListener::new(name.clone(), address);
+        listener.default_filter_chain = Some(crate::model::FilterChain::new("c", http));
+        listener.proxy_protocol = proxy_protocol;
+        let listener = Listener::Server(listener);
+        update([Change::Put(key(ResourceType::Listener, name.as_str()), Resource::Listener(Arc::new(listener)))])
+    };
+    sink.apply(listen(true, 0));
+    assert!(matches!(&*server.state().borrow(), ServerState::NotServing(_)));
+    sink.apply(listen(false, 1));
+    let state = server.state();
+    let ServerState::Serving(view) = state.borrow().clone() else { panic!("serving") };
+    let chain = view.chain(address, "127.0.0.1:999".parse().unwrap(), false, None).unwrap();
+    assert!(chain.admits(Secured::Plaintext).is_err());
+}
+
+#[tokio::test]
 async fn the_sink_ends_when_the_last_store_is_gone() {
     let (store, mut sink) = store();
     drop(store);

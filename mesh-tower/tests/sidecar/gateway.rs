@@ -384,7 +384,7 @@ async fn the_client_is_who_the_proxies_in_front_say_where_they_are_believed() {
 }
 
 /// Every connection begins with a header of the PROXY protocol.
-fn proxy_protocol() -> Vec<pb::ListenerFilter> {
+pub(super) fn proxy_protocol() -> Vec<pb::ListenerFilter> {
     let config_type = Some(pb::listener_filter::ConfigType::TypedConfig(pack(&ProxyProtocol::default())));
     vec![pb::ListenerFilter { name: "proxy".to_owned(), config_type, ..Default::default() }]
 }

@@ -18,7 +18,7 @@ use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::gateway::{Gateway, ads, bytes_to, chain, for_names, get, listener};
+use super::gateway::{Gateway, ads, bytes_to, chain, for_names, get, listener, proxy_protocol};
 use super::tls_support::{ANY, Authority, Pair};
 use super::*;
 
@@ -79,15 +79,19 @@ pub(super) struct Caller<'a> {
     shows: Option<&'a Pair>,
     versions: &'a [&'static SupportedProtocolVersion],
     alpn: &'static [u8],
+    /// What it sends before TLS.
+    header: &'a [u8],
 }
 
 impl<'a> Caller<'a> {
     pub(super) fn new(trusts: &'a Authority) -> Self {
-        Caller { trusts, shows: None, versions: ANY, alpn: b"http/1.1" }
+        Caller { trusts, shows: None, versions: ANY, alpn: b"http/1.1", header: b"" }
     }
 
     async fn connect(&self, edge: SocketAddr, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
-        self.over(TcpStream::connect(edge).await.unwrap(), name).await
+        let mut stream = TcpStream::connect(edge).await.unwrap();
+        stream.write_all(self.header).await?;
+        self.over(stream, name).await
     }
 
     /// TLS over a connection that is there.
@@ -397,6 +401,37 @@ async fn a_client_whose_authority_is_trusted_no_more_is_let_go_and_others_stay()
         }
         assert_eq!(ask_over(stays, "may.example").await.unwrap(), (200, "shop".to_owned()));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_balancer_says_before_tls_whose_a_connection_is() {
+    let ca = Authority::named("ca");
+    let control = ManagementServer::start();
+    Gateway::put_cluster(&control, "shop", program(ok).await);
+    control.put("https", &routes("https", vec![virtual_host("one", &["shop.example"], vec![to("/", "shop")])]));
+    put_pair(&control, "kubernetes://ns/shop", &ca.leaf(&["shop.example"]));
+    let mut edge = listener("edge", vec![secured(&["shop.example"], "https", "kubernetes://ns/shop", None)]);
+    edge.listener_filters = proxy_protocol();
+    control.put("edge", &edge);
+    let mut gateway = Gateway::start(control, &[]).await;
+    let edge = gateway.bound().await;
+    let header = b"PROXY TCP4 192.0.2.1 10.0.0.1 5000 443\r\n";
+    let balanced = Caller { header, ..Caller::new(&ca) };
+    let (status, seen) = within(async {
+        loop {
+            // Until the certificate is there.
+            if let Ok(answered) = balanced.ask(edge, "shop.example", "shop.example").await {
+                return answered;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(status, 200);
+    for line in ["x-forwarded-for: 192.0.2.1", "x-forwarded-proto: https"] {
+        assert!(seen.lines().any(|said| said == line), "{line}: {seen}");
+    }
+    assert!(Caller::new(&ca).ask(edge, "shop.example", "shop.example").await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

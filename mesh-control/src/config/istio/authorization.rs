@@ -146,7 +146,7 @@ pub fn check(policy: &AuthorizationPolicy, d: &mut Decoder<'_>) {
                 Action::Allow => "a client that is meant is refused, and others may be taken for it",
                 Action::Audit => "others are told of",
             };
-            let message = format!("{NO_PROXY}, and {consequence}; `ipBlocks` says the same without the doubt");
+            let message = format!("{NO_PROXY}, and {consequence}; there `ipBlocks` says the same without the doubt");
             Said { path: path.clone(), severity: Severity::Warning, message }
         });
         let of_clients: Vec<Said> = of_clients.collect();
