@@ -113,8 +113,10 @@ fn sidecar(node: &Node, metadata: &Struct) -> Option<Sidecar> {
 /// The field that cannot be read: whom the gateway believes would be anybody's guess.
 fn topology(metadata: &Struct) -> Result<Topology, &'static str> {
     const MOST: f64 = 1000.0;
-    let Some(Value::StructValue(config)) = field(metadata, "PROXY_CONFIG") else {
-        return Ok(Topology::default());
+    let config = match field(metadata, "PROXY_CONFIG") {
+        None | Some(Value::NullValue(_)) => return Ok(Topology::default()),
+        Some(Value::StructValue(config)) => config,
+        Some(_) => return Err(""),
     };
     let written = match field(config, "gatewayTopology") {
         None | Some(Value::NullValue(_)) => return Ok(Topology::default()),
@@ -366,6 +368,7 @@ mod tests {
         ] {
             assert!(unreadable(&said(wrong.clone())).is_some(), "{wrong:?}");
         }
+        assert!(unreadable(&node("router~", &[("PROXY_CONFIG", string("{}"))])).is_some());
         assert_eq!(unreadable(&said(details("SANITIZE"))), None);
     }
 
