@@ -147,6 +147,8 @@ pub struct Heads {
     pub trailers: HeaderMap,
     /// Where the request's connection ends here, on a server.
     pub local: Option<SocketAddr>,
+    /// Who has connected, on a server: the client, or a proxy in front that is believed.
+    pub direct: Option<SocketAddr>,
     /// The name that the client asked for in TLS, on a server.
     pub server_name: Option<Arc<str>>,
     /// When the last try began.

@@ -244,6 +244,8 @@ pub enum LogFact {
     DownstreamLocalAddress,
     /// `DOWNSTREAM_REMOTE_ADDRESS`
     DownstreamRemoteAddress,
+    /// `DOWNSTREAM_DIRECT_REMOTE_ADDRESS`
+    DownstreamDirectAddress,
     /// `DOWNSTREAM_PEER_URI_SAN`
     PeerIdentity,
     /// `REQUESTED_SERVER_NAME`
@@ -329,7 +331,8 @@ fn part(&Command { name, arguments, length }: &Command<'_>) -> Result<LogPart, I
         "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => LogFact::UpstreamHost,
         "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => LogFact::UpstreamCluster,
         "DOWNSTREAM_LOCAL_ADDRESS" => LogFact::DownstreamLocalAddress,
-        "DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => LogFact::DownstreamRemoteAddress,
+        "DOWNSTREAM_REMOTE_ADDRESS" => LogFact::DownstreamRemoteAddress,
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => LogFact::DownstreamDirectAddress,
         "DOWNSTREAM_PEER_URI_SAN" => LogFact::PeerIdentity,
         "REQUESTED_SERVER_NAME" => LogFact::RequestedServerName,
         "ROUTE_NAME" => LogFact::RouteName,

@@ -96,10 +96,10 @@ impl RequestInfo {
         }
     }
 
-    /// Notes where its connection ends, on a server, and the name that its client asked for in TLS.
-    pub fn note_connection(&mut self, local: SocketAddr, server_name: Option<&Arc<str>>) {
+    /// Notes where its connection ends, on a server, who has connected, and the name that its client asked for in TLS.
+    pub fn note_connection(&mut self, local: SocketAddr, direct: SocketAddr, server_name: Option<&Arc<str>>) {
         if let Some(heads) = self.heads() {
-            (heads.local, heads.server_name) = (Some(local), server_name.cloned());
+            (heads.local, heads.direct, heads.server_name) = (Some(local), Some(direct), server_name.cloned());
         }
     }
 

@@ -120,6 +120,7 @@ impl Entry<'_> {
             LogFact::UpstreamCluster => request.cluster().and_then(|cluster| text(cluster.to_string())),
             LogFact::DownstreamLocalAddress => self.heads?.local.and_then(|address| text(address.to_string())),
             LogFact::DownstreamRemoteAddress => request.peer().and_then(|address| text(address.to_string())),
+            LogFact::DownstreamDirectAddress => self.heads?.direct.and_then(|address| text(address.to_string())),
             LogFact::PeerIdentity => request.client_identity().and_then(|id| text(id.as_str().to_owned())),
             LogFact::RequestedServerName => self.heads?.server_name.as_ref().and_then(|name| text(name.to_string())),
             LogFact::RouteName => request.route().and_then(known),
@@ -255,7 +256,8 @@ mod tests {
             connection.observe(&Observers::from([]), Direction::Inbound, &Method::CONNECT);
             connection.note_bytes();
             connection.note_peer("10.0.0.9:5".parse().unwrap());
-            connection.note_connection("10.0.0.1:9000".parse().unwrap(), Some(&"db.shop".into()));
+            let at_9000 = "10.0.0.1:9000".parse().unwrap();
+            connection.note_connection(at_9000, "10.0.0.8:6".parse().unwrap(), Some(&"db.shop".into()));
             connection.note_route(&"".into(), Some(&"outbound|9000||db.shop".into()));
             match error {
                 Some(error) => connection.note_error(error),
@@ -269,6 +271,9 @@ mod tests {
             "[2026-11-29T08:00:00.116Z] \"- - -\" 0 - - - \"-\" 12 34 7 - \"-\" \"-\" \"-\" \"-\" \"-\" \
              outbound|9000||db.shop - 10.0.0.1:9000 10.0.0.9:5 db.shop -\n"
         );
+        let ends = LogText::parse("%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS%").unwrap();
+        let shown = line(&LogFormat::Text(ends), &connection(None), Duration::ZERO, at()).to_string();
+        assert_eq!(shown, "10.0.0.9:5 10.0.0.8:6\n");
         for (error, flags) in [
             (ErrorKind::NoHealthyEndpoint, "UH"),
             (ErrorKind::ConnectFailure, "UF"),

@@ -244,7 +244,8 @@ impl ServerContext {
         let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
         info.note_head(path, request.version(), request.headers());
         if let Some(connection) = connection {
-            info.note_connection(connection.local, connection.tls().and_then(|tls| tls.sni.as_ref()));
+            let name = connection.tls().and_then(|tls| tls.sni.as_ref());
+            info.note_connection(connection.local, connection.direct, name);
         }
     }
 

@@ -153,7 +153,7 @@ pub(super) fn log_of(connection: &ConnectionInfo, listener: &ListenerState, mesh
     let info = &mut log.info;
     info.note_peer(connection.peer);
     let name = connection.server_name().map(Arc::<str>::from);
-    info.note_connection(connection.local, name.as_ref());
+    info.note_connection(connection.local, connection.direct, name.as_ref());
     let id = connection.peer_identity().cloned();
     let is_secured = id.is_some();
     info.note_source(id.map(|id| Arc::new(Peer::new(Workload::default(), Some(id)))), is_secured);
