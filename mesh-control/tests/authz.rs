@@ -241,7 +241,8 @@ spec:
         (&["--sni", "www.shop", "--protocol", "tcp"], "allow: AuthorizationPolicy/shop/all#2\n"),
         (
             &["--remote-ip", "10.1.1.1"],
-            "deny: no rule is for it\nnote: remote_ip has no effect: nobody's word is taken for it, and it is source_ip\n",
+            "deny: no rule is for it\nnote: remote_ip has no effect: nobody's word is taken for it but at gateways with a \
+             gatewayTopology, and it is source_ip\n",
         ),
         // A token is looked at as the server would: it is not one, or nobody knows who it is of.
         (

@@ -308,7 +308,9 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
     let connection =
         Connection { peer: peer.as_ref(), source, remote: source, destination, server_name: asked.sni.as_deref() };
     if asked.remote_ip.is_some_and(|ip| ip != connection.source.ip()) {
-        notes.push("remote_ip has no effect: nobody's word is taken for it, and it is source_ip".to_owned());
+        let note = "remote_ip has no effect: nobody's word is taken for it but at gateways with a gatewayTopology, and it is \
+            source_ip";
+        notes.push(note.to_owned());
     }
     if asked.protocol == Protocol::Tcp {
         if let Some(reason) = table.why_no_bytes() {
