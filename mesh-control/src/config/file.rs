@@ -29,6 +29,7 @@ use super::gateway_api::connection_route::{TcpRoute, TlsRoute};
 use super::gateway_api::gateway::KubernetesGateway;
 use super::gateway_api::grpc_route::GrpcRoute;
 use super::gateway_api::http_route::HttpRoute;
+use super::gateway_api::listener_set::ListenerSet;
 use super::gateway_api::reference_grant::ReferenceGrant;
 use super::istio::destination_rule::DestinationRule;
 use super::istio::gateway::Gateway;
@@ -203,6 +204,8 @@ objects! {
     tls_routes: TlsRoute,
     /// TCPRoutes.
     tcp_routes: TcpRoute,
+    /// ListenerSets.
+    listener_sets: ListenerSet,
     /// RateLimits, and EnvoyFilters that say the same.
     rate_limits: RateLimit,
     /// Overloads.
@@ -649,6 +652,7 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
         ObjectKind::TcpRoute => Item::TcpRoute(read_spec(meta, spec, d, TcpRoute::check)?),
         ObjectKind::ReferenceGrant => Item::ReferenceGrant(read_spec(meta, spec, d, ReferenceGrant::check)?),
         ObjectKind::KubernetesGateway => Item::KubernetesGateway(read_spec(meta, spec, d, KubernetesGateway::check)?),
+        ObjectKind::ListenerSet => Item::ListenerSet(read_spec(meta, spec, d, ListenerSet::check)?),
         ObjectKind::Telemetry => {
             Item::Telemetry(read_spec(meta, spec, d, |object: &Telemetry, d| object.check(&namespace, d))?)
         }

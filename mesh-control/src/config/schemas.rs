@@ -12,6 +12,7 @@ use super::gateway_api::connection_route::{TcpRoute, TlsRoute};
 use super::gateway_api::gateway::KubernetesGateway;
 use super::gateway_api::grpc_route::GrpcRoute;
 use super::gateway_api::http_route::HttpRoute;
+use super::gateway_api::listener_set::ListenerSet;
 use super::gateway_api::reference_grant::ReferenceGrant;
 use super::istio::destination_rule::DestinationRule;
 use super::istio::gateway::Gateway;
@@ -50,6 +51,7 @@ pub fn spec(kind: ObjectKind) -> Schema {
         ObjectKind::ReferenceGrant => ReferenceGrant::schema(),
         ObjectKind::TlsRoute => TlsRoute::schema(),
         ObjectKind::TcpRoute => TcpRoute::schema(),
+        ObjectKind::ListenerSet => ListenerSet::schema(),
         ObjectKind::KubernetesGateway => KubernetesGateway::schema(),
         ObjectKind::RateLimit => RateLimit::schema(),
         ObjectKind::Overload => Overload::schema(),

@@ -53,7 +53,7 @@ const fn own(plural: &'static str, kind: &'static str, use_: Use) -> Resource {
 }
 
 /// Every kind that is watched.
-pub(crate) const RESOURCES: [Resource; 29] = [
+pub(crate) const RESOURCES: [Resource; 30] = [
     read(ObjectKind::Service, Use::Service),
     own("configmaps", "ConfigMap", Use::Settings),
     own("pods", "Pod", Use::Pod),
@@ -86,6 +86,7 @@ pub(crate) const RESOURCES: [Resource; 29] = [
     object(ObjectKind::KubernetesGateway),
     object(ObjectKind::TlsRoute),
     object(ObjectKind::TcpRoute),
+    object(ObjectKind::ListenerSet),
     object(ObjectKind::RateLimit),
     object(ObjectKind::Overload),
     object(ObjectKind::Quota),

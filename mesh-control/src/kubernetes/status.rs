@@ -1,6 +1,6 @@
 //! What belongs into the status of an object: Istio's (`meta.v1alpha1.IstioStatus`: the condition `Reconciled`, codes of its analyzers,
-//! the generation that this is about), of a route of Gateway API what became of it at each of its parents, of a Gateway what became
-//! of each of its listeners, and of a GatewayClass whether its Gateways are served. Pure.
+//! the generation that this is about), of a route of Gateway API what became of it at each of its parents, of a Gateway or a ListenerSet
+//! what became of each of its listeners, and of a GatewayClass whether its Gateways are served. Pure.
 //!
 //! Whatever others wrote there stays as it is. Nothing that is said names what is in another namespace unless the object does: whoever may
 //! read the object may read this.
@@ -13,7 +13,7 @@ use super::facts::Fact;
 use super::webhook::{cut, in_words};
 use crate::config::gateway_api::{CLASSES, GATEWAY_GROUP, ParentKind};
 use crate::config::store::Standing;
-use crate::config::support::{ObjectKind, is_gateway_kind};
+use crate::config::support::{ObjectKind, listening_kind};
 use crate::config::{Code, Diagnostic, Severity};
 use crate::plane::Verdict;
 use crate::policy::gateway_api::Condition;
@@ -66,7 +66,7 @@ pub(super) struct Wanted {
 pub(super) fn wanted(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     match ObjectKind::ALL.into_iter().find(|kind| kind.title() == fact.resource.title) {
         Some(kind) if kind.is_gateway_route() => route(fact, verdict, now),
-        Some(ObjectKind::KubernetesGateway) => gateway(fact, verdict, now),
+        Some(ObjectKind::KubernetesGateway | ObjectKind::ListenerSet) => gateway(fact, verdict, now),
         _ => istio(fact, verdict, now),
     }
 }
@@ -263,7 +263,7 @@ pub(super) fn class(fact: &Fact, now: &str) -> Option<Wanted> {
     (timeless(&there) != words).then_some(Wanted { patch, words })
 }
 
-/// Of a Gateway of a class of ours; others are nobody's business here.
+/// Of a Gateway of a class of ours, or a ListenerSet of one; others are nobody's business here.
 fn gateway(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     let ours = verdict.gateway.as_ref()?;
     let status = fact.status.as_ref();
@@ -289,10 +289,21 @@ fn gateway(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
             "conditions": conditions(&listener.conditions, &by_type(list(before, "conditions")), fact, now),
         })
     });
-    let patch = json!({"conditions": all, "addresses": addresses, "listeners": listeners.collect::<Vec<_>>()});
-    let there = json!({
-        "conditions": before, "addresses": list(status, "addresses"), "listeners": known,
-    });
+    let mut patch = json!({"conditions": all, "listeners": listeners.collect::<Vec<_>>()});
+    let mut there = json!({"conditions": before, "listeners": known});
+    if let (Some(sets), Some(patch), Some(there)) =
+        (ours.attached_listener_sets, patch.as_object_mut(), there.as_object_mut())
+    {
+        patch.insert("addresses".to_owned(), addresses.into());
+        there.insert("addresses".to_owned(), list(status, "addresses").into());
+        // A cluster that knows no ListenerSets does not keep their number.
+        const SETS: &str = "attachedListenerSets";
+        let before = status.and_then(|status| status.get(SETS));
+        if sets > 0 || before.is_some() {
+            patch.insert(SETS.to_owned(), sets.into());
+            there.insert(SETS.to_owned(), before.cloned().unwrap_or_default());
+        }
+    }
     let words = timeless(&patch);
     (timeless(&there) != words).then_some(Wanted { patch, words })
 }
@@ -328,13 +339,13 @@ fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     Some(Wanted { patch: json!({"parents": parents}), words })
 }
 
-/// Whether a parent of a route of this namespace is something of the mesh, or a Gateway of ours.
+/// Whether a parent of a route of this namespace is something of the mesh, or a Gateway of ours or a ListenerSet of one.
 fn is_ours_to_judge(parent: &Value, namespace: &str, verdict: &Verdict) -> bool {
     let field = |key: &str| parent.get(key).and_then(Value::as_str);
-    if !is_gateway_kind(field("group"), field("kind")) {
+    let Some(kind) = listening_kind(field("group"), field("kind")) else {
         return ParentKind::of(field("group"), field("kind")).is_some();
-    }
-    let (kind, namespace) = (ObjectKind::KubernetesGateway.title(), field("namespace").unwrap_or(namespace));
+    };
+    let (kind, namespace) = (kind.title(), field("namespace").unwrap_or(namespace));
     verdict.gateways.contains(format!("{kind} {namespace}/{}", text(parent, "name")).as_str())
 }
 
@@ -649,6 +660,60 @@ spec: {gatewayClassName: other, listeners: [{name: tls, port: 443, protocol: TLS
         }
         assert_eq!(asked("istio", "istio.io/gateway-controller", &none, &before), None);
         assert!(FEATURES.is_sorted());
+    }
+
+    #[test]
+    fn a_listener_set_says_what_became_of_it_and_its_gateway_how_many_are_attached() {
+        let listener = |name: &str, host: &str| json!({"name": name, "port": 80, "protocol": "HTTP", "hostname": host});
+        let metadata = json!({"name": "a", "namespace": "shop", "generation": 2, "resourceVersion": "1"});
+        let gateway = |name: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: shop}}\n\
+                 spec: {{gatewayClassName: mesh-control, allowedListeners: {{namespaces: {{from: Same}}}}, listeners: [{}]}}\n",
+                listener("own", "a.example")
+            )
+        };
+        let object = |parent: &str| {
+            let listeners = [listener("a", "a.example"), listener("b", "b.example")];
+            json!({"metadata": metadata, "spec": {"parentRef": {"name": parent}, "listeners": listeners}})
+        };
+        let (fact, verdict) = judged_beside(&gateway("edge"), "ListenerSet", &object("edge"));
+        let said = wanted(&fact, &verdict, T1).expect("nothing is there").patch;
+        let keys: Vec<&str> = said.as_object().expect("a status").keys().map(String::as_str).collect();
+        assert_eq!(keys, ["conditions", "listeners"], "it has no addresses");
+        let reasons = |of: &Value| {
+            let all = of["conditions"].as_array().expect("conditions").iter();
+            all.map(|one| text(one, "reason").to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(reasons(&said), ["ListenersNotValid", "Programmed"]);
+        assert_eq!(reasons(&said["listeners"][0])[..2], ["HostnameConflict", "HostnameConflict"]);
+        assert_eq!(reasons(&said["listeners"][1])[..2], ["Accepted", "NoConflicts"]);
+        let (fact, verdict) = judged_beside(&gateway("edge"), "ListenerSet", &object("gone"));
+        assert_eq!(wanted(&fact, &verdict, T1), None, "it is nobody's business here");
+
+        let set = |parent: &str| {
+            let spec = json!({"parentRef": {"name": parent}, "listeners": [listener("b", "b.example")]});
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {{name: more, namespace: shop}}\nspec: {spec}\n"
+            )
+        };
+        let resource = RESOURCES.iter().find(|one| one.title == "KubernetesGateway").expect("a kind");
+        let counted = |beside: &str, status: Value| {
+            let allowed = json!({"namespaces": {"from": "Same"}});
+            let own = [listener("own", "a.example")];
+            let spec = json!({"gatewayClassName": "istio", "allowedListeners": allowed, "listeners": own});
+            let object = json!({"metadata": metadata, "spec": spec, "status": status});
+            let (name, version) = (("shop".into(), "a".into()), resource.versions[0]);
+            let text = objects::text(resource, version, &object);
+            let fact = Fact::of(resource, version, &name, objects::text_name(resource, &name), text, &object);
+            let plane = Plane::from_yaml(beside).expect("good");
+            plane.set_yaml(&fact.text_name, &fact.text).expect("good");
+            let verdict = plane.verdicts(&[fact.asked()]).pop().flatten().expect("it is known");
+            wanted(&fact, &verdict, T1).map(|wanted| wanted.patch.get("attachedListenerSets").cloned())
+        };
+        assert_eq!(counted(&set("a"), Value::Null), Some(Some(json!(1))));
+        assert_eq!(counted(&set("other"), json!({"attachedListenerSets": 1})), Some(Some(json!(0))), "it was attached");
+        assert_eq!(counted(&set("other"), Value::Null), Some(None), "a cluster may not know of them");
     }
 
     #[test]

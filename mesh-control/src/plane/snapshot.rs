@@ -249,7 +249,7 @@ impl Snapshot {
         &self.compiled.policy.gateway_routes.statuses
     }
 
-    /// What became of each Gateway of Gateway API.
+    /// What became of each Gateway of Gateway API, and of each ListenerSet of one.
     pub fn gateway_statuses(&self) -> &[GatewayStatus] {
         &self.compiled.policy.gateway_routes.gateway_statuses
     }

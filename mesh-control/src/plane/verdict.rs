@@ -28,9 +28,9 @@ pub(crate) struct Verdict {
     pub(crate) findings: Vec<Diagnostic>,
     /// Of a route of Gateway API: what became of it at each of its parents. Of one that is wrong that is its last good state.
     pub(crate) parents: Vec<ParentStatus>,
-    /// Of a Gateway of Gateway API that is ours: what became of it, in the same way.
+    /// Of a Gateway of Gateway API that is ours, or of a ListenerSet of one: what became of it, in the same way.
     pub(crate) gateway: Option<GatewayStatus>,
-    /// The Gateways of Gateway API that are ours, as findings name them.
+    /// The Gateways of Gateway API that are ours, and their ListenerSets, as findings name them.
     pub(crate) gateways: Arc<BTreeSet<Arc<str>>>,
 }
 

@@ -34,6 +34,8 @@ pub struct Gateways(Vec<Selecting>);
 #[derive(Debug)]
 struct Selecting {
     gateway: Arc<Object<Gateway>>,
+    /// Of Gateway API: the Gateway that it is a part of, or all of.
+    of: Option<Arc<Meta>>,
     /// Of Gateway API: the Services whose workloads are meant.
     services: Vec<Arc<str>>,
 }
@@ -100,14 +102,14 @@ impl ServerAt {
 
     /// Whether it is a listener of Gateway API.
     pub fn is_listener(&self) -> bool {
-        self.gateway.meta.kind == ObjectKind::KubernetesGateway
+        matches!(self.gateway.meta.kind, ObjectKind::KubernetesGateway | ObjectKind::ListenerSet)
     }
 
     /// What its Gateway is called; of Gateway API, each listener is one of its own.
     pub fn gateway_name(&self) -> Cow<'_, str> {
         let own = &*self.gateway.meta.name;
         let listener = self.server().filter(|_| self.is_listener());
-        listener.map_or(Cow::Borrowed(own), |server| internal_name(own, &server.name).into())
+        listener.map_or(Cow::Borrowed(own), |server| internal_name(&self.gateway.meta, &server.name).into())
     }
 
     /// `NAMESPACE/NAME` of its Gateway.
@@ -171,14 +173,19 @@ impl Entry {
 impl Gateways {
     /// Those of these objects, and of Gateway API.
     pub fn new(objects: &Objects, kubernetes: &[KubernetesServed]) -> Gateways {
-        let istio = objects.gateways.iter().map(|gateway| Selecting { gateway: gateway.clone(), services: Vec::new() });
-        let others =
-            kubernetes.iter().map(|one| Selecting { gateway: one.gateway.clone(), services: one.services.clone() });
-        let mut all: Vec<Selecting> = istio.chain(others).collect();
-        // One that says nothing of its age takes no port away from others that do.
-        let is_ageless = |one: &Selecting| one.gateway.meta.created.is_empty();
+        let of_istio =
+            |gateway: &Arc<Object<Gateway>>| Selecting { gateway: gateway.clone(), of: None, services: Vec::new() };
+        let others = kubernetes.iter().map(|one| Selecting {
+            gateway: one.gateway.clone(),
+            of: Some(one.of.clone()),
+            services: one.services.clone(),
+        });
+        let mut all: Vec<Selecting> = objects.gateways.iter().map(of_istio).chain(others).collect();
+        // One that says nothing of its age takes no port away from others that do. ListenerSets stay behind their Gateway, in their
+        // own order.
+        let is_ageless = |one: &Selecting| one.whole().created.is_empty();
         all.sort_by(|a, b| {
-            let by_order = || a.gateway.meta.order().cmp(&b.gateway.meta.order());
+            let by_order = || a.whole().order().cmp(&b.whole().order());
             is_ageless(a).cmp(&is_ageless(b)).then_with(by_order)
         });
         Gateways(all)
@@ -250,6 +257,11 @@ impl Gateways {
 }
 
 impl Selecting {
+    /// The Gateway that it is a part of, or all of.
+    fn whole(&self) -> &Meta {
+        self.of.as_deref().unwrap_or(&self.gateway.meta)
+    }
+
     /// Whether it is for the gateway with these labels: those of Gateway API are for their own namespace, or for the workloads of
     /// the Services that they name.
     fn selects(&self, namespace: &str, labels: &BTreeMap<String, String>, services: &Services) -> bool {
@@ -257,9 +269,14 @@ impl Selecting {
         if self.gateway.meta.kind == ObjectKind::Gateway {
             return selector.is_empty() || is_subset(selector, labels);
         }
-        let Meta { namespace: own, name, .. } = &self.gateway.meta;
+        let Meta { namespace: own, name, .. } = self.whole();
         is_gateway((own, name), &self.services, (namespace, labels), services)
     }
+}
+
+/// Whether of two hosts that both have a third one, `other` has it more closely than `own`.
+pub(super) fn is_closer(other: &str, own: &str, host: &str) -> bool {
+    other != own && covers(own, other) && covers(other, host)
 }
 
 /// The port that a gateway listens at for one that a Gateway names: that to which a service leads which selects the gateway, or

@@ -625,8 +625,9 @@ impl Learned {
 /// Of Gateway API's Gateways: where TLS ends, which needs a certificate, `kubernetes_gateways.rs` and
 /// `mesh-tower/tests/sidecar/gateway_api.rs` have; which namespaces a selector lets in, of whose labels only their names are known,
 /// `config/gateway_api/gateway.rs` itself.
-const ELSEWHERE_TESTED: [&str; 46] = [
+const ELSEWHERE_TESTED: [&str; 47] = [
     "KubernetesGateway listeners.tls.mode",
+    "ListenerSet listeners.tls.mode",
     "selector.matchExpressions.operator",
     "FilterSchema filter",
     "FilterSchema schema",

@@ -16,6 +16,7 @@ use mesh_control::config::gateway_api::connection_route::{TcpRoute, TlsRoute};
 use mesh_control::config::gateway_api::gateway::KubernetesGateway;
 use mesh_control::config::gateway_api::grpc_route::GrpcRoute;
 use mesh_control::config::gateway_api::http_route::HttpRoute;
+use mesh_control::config::gateway_api::listener_set::ListenerSet;
 use mesh_control::config::gateway_api::reference_grant::ReferenceGrant;
 use mesh_control::config::istio::destination_rule::DestinationRule;
 use mesh_control::config::istio::gateway::Gateway;
@@ -57,6 +58,7 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::KubernetesGateway => KubernetesGateway::fields("", &mut out),
         ObjectKind::TlsRoute => TlsRoute::fields("", &mut out),
         ObjectKind::TcpRoute => TcpRoute::fields("", &mut out),
+        ObjectKind::ListenerSet => ListenerSet::fields("", &mut out),
         ObjectKind::RateLimit => RateLimit::fields("", &mut out),
         ObjectKind::Overload => Overload::fields("", &mut out),
         ObjectKind::WasmPlugin => WasmPlugin::fields("", &mut out),

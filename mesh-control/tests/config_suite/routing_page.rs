@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use mesh_control::config::support::ObjectKind::{
-    self, Gateway, GrpcRoute, HttpRoute, KubernetesGateway, ReferenceGrant, ServiceEntry, Sidecar, TcpRoute, TlsRoute,
-    VirtualService, WorkloadEntry, WorkloadGroup,
+    self, Gateway, GrpcRoute, HttpRoute, KubernetesGateway, ListenerSet, ReferenceGrant, ServiceEntry, Sidecar,
+    TcpRoute, TlsRoute, VirtualService, WorkloadEntry, WorkloadGroup,
 };
 use mesh_control::config::support::{Row, Support, by_envoy, is_own_row, row};
 
@@ -24,7 +24,7 @@ instead. An Envoy beside a workload does what the library does, but where it say
 [envoy.md](envoy.md). What each way into the mesh makes of timeouts, retries, faults and mirrors is in [resilience.md](resilience.md).
 ";
 
-const KINDS: [(ObjectKind, &str); 12] = [
+const KINDS: [(ObjectKind, &str); 13] = [
     (
         VirtualService,
         "Rules of `http` are for requests, those of `tls` and `tcp` for `mesh.connect` and `mesh.connect_by_name`; gRPC's clients \
@@ -59,12 +59,16 @@ const KINDS: [(ObjectKind, &str); 12] = [
         "For connections that come in by Gateways, by the name that TLS asks for; parents of any other kind are reported.",
     ),
     (TcpRoute, "The same for all connections of a listener."),
-    (ReferenceGrant, "Lets routes of other namespaces refer to Services of its own, and Gateways to Secrets."),
+    (
+        ReferenceGrant,
+        "Lets routes of other namespaces refer to Services of its own, and Gateways and ListenerSets to Secrets.",
+    ),
     (
         KubernetesGateway,
         "Gateway API's `Gateway`, of the classes `istio` and `mesh-control`: the same as one of Istio's \
          ([gateways.md](gateways.md#gateway-api)).",
     ),
+    (ListenerSet, "Listeners that are added to those of a Gateway of Gateway API, which says whose it takes."),
 ];
 
 /// Values of which the table of support reports something, where it does not of every value.
@@ -90,6 +94,12 @@ const SAMPLES: &[(ObjectKind, &str, &str)] = &[
     (KubernetesGateway, "listeners.protocol", "UDP"),
     (KubernetesGateway, "listeners.tls.options", "{example.com/a: b}"),
     (KubernetesGateway, "listeners.allowedRoutes.namespaces.selector.matchLabels", "{a: b}"),
+    (KubernetesGateway, "allowedListeners.namespaces.selector.matchExpressions.key", "team"),
+    (KubernetesGateway, "allowedListeners.namespaces.selector.matchLabels", "{a: b}"),
+    (ListenerSet, "listeners.allowedRoutes.namespaces.selector.matchExpressions.key", "team"),
+    (ListenerSet, "listeners.allowedRoutes.namespaces.selector.matchLabels", "{a: b}"),
+    (ListenerSet, "listeners.protocol", "UDP"),
+    (ListenerSet, "listeners.tls.options", "{example.com/a: b}"),
     (KubernetesGateway, "addresses.type", "IPAddress"),
     (KubernetesGateway, "tls.frontend.default.validation.mode", "AllowInsecureFallback"),
     (KubernetesGateway, "tls.frontend.perPort.tls.validation.mode", "AllowInsecureFallback"),
@@ -135,6 +145,11 @@ const CERTIFICATES_BY_GRANT: Test = (
     KUBERNETES,
     "a_certificate_of_another_namespace_is_shown_where_a_grant_says_so_and_what_is_missing_closes_its_own_hosts_alone",
 );
+const ADDED: Test = (KUBERNETES, "listeners_of_a_listener_set_are_added_where_the_gateway_lets_its_namespace_in");
+const ADDED_CERTIFICATES: Test =
+    (KUBERNETES, "a_listener_set_shows_certificates_of_its_own_namespace_and_of_others_by_grants_to_its_own_kind");
+const ADDED_AND_SERVED: Test =
+    ("mesh-tower/tests/sidecar/gateway_api.rs", "a_listener_set_adds_a_host_with_its_own_certificate_to_a_gateway");
 const CONNECTED: Test =
     ("mesh-tower/tests/sidecar/gateway_api.rs", "connections_come_in_by_tcp_and_by_the_name_that_tls_asks_for");
 const SERVED: Test = (
@@ -284,6 +299,10 @@ const SHOWN: &[(ObjectKind, &str, &[Test])] = &[
         &[TOLD, (KUBERNETES, "a_gateway_with_an_address_is_the_workloads_of_that_service_wherever_they_are")],
     ),
     (KubernetesGateway, "tls", &[TOLD, (KUBERNETES, "clients_show_a_certificate_where_the_frontend_says_so")]),
+    (KubernetesGateway, "allowedListeners", &[TOLD, ADDED]),
+    (ListenerSet, "", &[TOLD, ADDED]),
+    (ListenerSet, "listeners", &[TOLD, ADDED, ADDED_AND_SERVED]),
+    (ListenerSet, "listeners.tls", &[TOLD, ADDED_CERTIFICATES, ADDED_AND_SERVED]),
 ];
 
 /// With those of the other page.

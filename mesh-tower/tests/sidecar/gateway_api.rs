@@ -163,6 +163,44 @@ async fn what_a_gateway_answers_and_what_it_sends_on_are_counted_as_istio_has_cl
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_set_adds_a_host_with_its_own_certificate_to_a_gateway() {
+    let (one, two) = (program(|_| ok("one")).await, program(|_| ok("two")).await);
+    let ca = Authority::named("root");
+    let (http, https) = (free_port().await, free_port().await);
+    let own = format!(
+        "{{gatewayClassName: istio, allowedListeners: {{namespaces: {{from: Same}}}}, \
+         listeners: [{{name: http, port: {http}, protocol: HTTP}}]}}"
+    );
+    let more = format!(
+        "{{parentRef: {{name: edge}}, listeners: [{{name: http, port: {http}, protocol: HTTP, hostname: more.example}}, \
+         {{name: https, port: {https}, protocol: HTTPS, hostname: more.example, tls: {{certificateRefs: [{{name: more}}]}}}}]}}"
+    );
+    let route = |name: &str, parent: &str| {
+        let spec = format!("{{parentRefs: [{parent}], rules: [{{backendRefs: [{{name: {name}, port: 80}}]}}]}}");
+        object("HTTPRoute", name, &spec)
+    };
+    let text = [
+        service("one", one) + &service("two", two),
+        secret("more", &ca.leaf(&["more.example"])),
+        object("Gateway", "edge", &own),
+        object("ListenerSet", "more", &more),
+        route("one", "{name: edge}"),
+        route("two", "{kind: ListenerSet, name: more}"),
+    ];
+    let control = control(&text.concat()).await;
+    let server = control.xds_addr().to_string();
+    let mut gateway = Gateway::at(control, &server, &EDGE);
+    gateway.bound().await;
+    gateway.bound().await;
+    for (host, expected) in [("any.example", "one"), ("more.example", "two")] {
+        let answer = exchange(local(http), &get(host, "/", "")).await;
+        assert!(status(&answer) == "200" && answer.ends_with(expected), "{host}: {answer}");
+    }
+    let (code, body) = Caller::new(&ca).ask(local(https), "more.example", "more.example").await.unwrap();
+    assert!(code == 200 && body == "two", "{code} {body}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_come_in_by_tcp_and_by_the_name_that_tls_asks_for() {
     let bytes = program(|_| ok("bytes")).await;
     let (ca, raw) = (Authority::named("root"), Authority::named("raw"));

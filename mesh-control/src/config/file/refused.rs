@@ -19,7 +19,7 @@ use crate::config::istio::service::exported_to;
 use crate::config::istio::virtual_service::is_for_mesh;
 use crate::config::node::{Key, Node, Value};
 use crate::config::spelling::nearest;
-use crate::config::support::{ObjectKind, is_gateway};
+use crate::config::support::{ObjectKind, listens};
 
 /// An object that is wrong.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ pub struct Refused {
 /// Hosts whose requests an object governs at gateways, both as they are written; `*` is any gateway.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AtGateways {
-    /// At which.
+    /// At which; a ListenerSet is one by its kind and its name.
     pub gateways: Vec<String>,
     /// Which hosts.
     pub hosts: Vec<String>,
@@ -213,6 +213,7 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => &["parentRefs", "useDefaultGateways", "hostnames", "rules"],
         ObjectKind::TlsRoute => &["parentRefs", "useDefaultGateways", "hostnames", "rules"],
         ObjectKind::TcpRoute => &["parentRefs", "useDefaultGateways", "rules"],
+        ObjectKind::ListenerSet => &["parentRef", "listeners"],
         ObjectKind::ReferenceGrant => &["from", "to"],
         ObjectKind::KubernetesGateway => {
             &["gatewayClassName", "listeners", "addresses", "infrastructure", "allowedListeners", "tls", "defaultScope"]
@@ -377,7 +378,7 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         // What was in force of the settings of a mesh stays; without any, nothing starts.
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => (Governs::Nothing, true),
         // Without it there are fewer ports, and none that should not be there.
-        ObjectKind::Gateway | ObjectKind::KubernetesGateway => (Governs::Nothing, true),
+        ObjectKind::Gateway | ObjectKind::KubernetesGateway | ObjectKind::ListenerSet => (Governs::Nothing, true),
         // What it governs is at gateways.
         ObjectKind::TlsRoute | ObjectKind::TcpRoute => (Governs::Nothing, true),
         // What it hides is no secret. It may keep calls inside of the mesh, and nobody can tell whose.
@@ -432,14 +433,16 @@ fn at_gateways(spec: &Spec<'_>) -> AtGateways {
 /// The hosts of a route of Gateway API, by the Gateways that it may be for.
 fn route_at_gateways(spec: &Spec<'_>, own: &str) -> AtGateways {
     let Some(written) = spec.get("parentRefs") else { return AtGateways::default() };
-    let name = |item: &Node| {
+    let name = |(kind, item): (ObjectKind, &Node)| {
         let namespace = match item.get("namespace") {
             None => own.to_owned(),
             Some(written) => plain(written)?,
         };
-        Some(format!("{namespace}/{}", plain(item.get("name")?)?))
+        let name = format!("{namespace}/{}", plain(item.get("name")?)?);
+        Some(if kind == ObjectKind::ListenerSet { format!("{} {name}", kind.name()) } else { name })
     };
-    let named: Option<Vec<String>> = written.items().iter().filter(|item| is_gateway(item)).map(name).collect();
+    let named: Option<Vec<String>> =
+        written.items().iter().filter_map(|item| Some((listens(item)?, item))).map(name).collect();
     hosts_at(named.filter(|_| matches!(written.value, Value::Seq(_))), spec.get("hostnames"))
 }
 

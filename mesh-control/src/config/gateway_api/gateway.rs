@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{DefaultGateways, LocalReference, check_name, check_namespace, fault, hostname_fault};
 use crate::config::decode::{Decoder, PortNumber, Text, keywords, message};
-use crate::config::diagnostic::{Code, Severity, quoted};
+use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::support::NAMESPACE_NAME;
 
 message! {
@@ -37,7 +37,14 @@ message! {
     /// Whose ListenerSets may be attached.
     pub struct AllowedListeners {
         /// Those of which namespaces.
-        namespaces: RouteNamespaces = "namespaces",
+        namespaces: ListenerNamespaces = "namespaces",
+    }
+    /// The namespaces of ListenerSets.
+    pub struct ListenerNamespaces {
+        /// Which; none where nothing is written.
+        from: Option<FromNamespaces> = "from",
+        /// Their labels.
+        selector: Option<LabelSelector> = "selector",
     }
     /// A port, with a host that is served there.
     pub struct Listener {
@@ -197,6 +204,18 @@ keywords! {
     }
 }
 
+impl FromNamespaces {
+    /// Whether a namespace is one of them, to an object of the namespace `own`.
+    pub fn includes(self, selector: Option<&LabelSelector>, own: &str, namespace: &str) -> bool {
+        match self {
+            FromNamespaces::Same => own == namespace,
+            FromNamespaces::All => true,
+            FromNamespaces::None => false,
+            FromNamespaces::Selector => selector.is_some_and(|selector| selector.selects(namespace)),
+        }
+    }
+}
+
 impl LabelSelector {
     /// Whether a namespace is selected, of whose labels only its name is known: one that is asked for any other is not.
     pub fn selects(&self, namespace: &str) -> bool {
@@ -240,22 +259,25 @@ impl KubernetesGateway {
         own.or(frontend.default.as_ref())?.validation.as_ref()
     }
 
+    /// Whether ListenerSets of a namespace may be attached, to a Gateway of the namespace `own`.
+    pub fn allows_listeners(&self, own: &str, namespace: &str) -> bool {
+        let allowed = self.allowed_listeners.as_ref().map(|allowed| &allowed.namespaces);
+        allowed.is_some_and(|allowed| {
+            allowed.from.is_some_and(|from| from.includes(allowed.selector.as_ref(), own, namespace))
+        })
+    }
+
     /// What the schema refuses, but for listeners that are in each other's way: those are told one by one.
     pub fn check(&self, d: &mut Decoder<'_>) {
         if self.gateway_class_name.is_empty() {
             fault(d, self.gateway_class_name.span, "gatewayClassName".to_owned(), "an empty name is none");
         }
-        if self.listeners.is_empty() {
-            let message = "at least one of `listeners` is needed";
-            d.report_at(self.span, "listeners", Severity::Error, Code::MissingField, message);
-        }
-        let mut names = BTreeSet::new();
-        for (index, listener) in self.listeners.iter().enumerate() {
-            let path = format!("listeners[{index}]");
-            listener.check(&path, d);
-            if !names.insert(listener.name.as_str()) {
-                let message = format!("{} is also the name of another listener", quoted(&listener.name));
-                fault(d, listener.name.span, format!("{path}.name"), message);
+        check_listeners(&self.listeners, self.span, d);
+        let allowed = self.allowed_listeners.iter().map(|allowed| &allowed.namespaces);
+        for allowed in allowed {
+            if allowed.from == Some(FromNamespaces::Selector) && allowed.selector.is_none() {
+                let path = "allowedListeners.namespaces.selector";
+                d.report_at(allowed.span, path, Severity::Error, Code::MissingField, "`from: Selector` needs one");
             }
         }
         let frontend = self.tls.iter().filter_map(|tls| tls.frontend.as_ref());
@@ -281,6 +303,23 @@ impl KubernetesGateway {
                     fault(d, one.span, format!("tls.frontend.perPort[{index}].port"), "the same port twice");
                 }
             }
+        }
+    }
+}
+
+/// The listeners of an object that is written here.
+pub(super) fn check_listeners(listeners: &[Listener], span: Span, d: &mut Decoder<'_>) {
+    if listeners.is_empty() {
+        let message = "at least one of `listeners` is needed";
+        d.report_at(span, "listeners", Severity::Error, Code::MissingField, message);
+    }
+    let mut names = BTreeSet::new();
+    for (index, listener) in listeners.iter().enumerate() {
+        let path = format!("listeners[{index}]");
+        listener.check(&path, d);
+        if !names.insert(listener.name.as_str()) {
+            let message = format!("{} is also the name of another listener", quoted(&listener.name));
+            fault(d, listener.name.span, format!("{path}.name"), message);
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod filters;
 pub mod gateway;
 pub mod grpc_route;
 pub mod http_route;
+pub mod listener_set;
 pub mod reference_grant;
 
 use std::collections::BTreeSet;
@@ -21,7 +22,7 @@ use super::istio::names::{host_fault, is_label};
 use super::istio::string_match::expression_fault;
 use super::node::Node;
 use super::schema::Schema;
-use super::support::is_gateway_kind;
+use super::support::{ObjectKind, listening_kind};
 
 /// Declares a backend as each kind of route has it: what it refers to, its share, and the filters of that kind, where it has some.
 macro_rules! backend_ref {
@@ -258,10 +259,10 @@ impl ParentReference {
         ParentKind::of(Some(group), Some(kind))
     }
 
-    /// Whether it is a Gateway.
-    pub fn is_gateway(&self) -> bool {
+    /// Its kind, where it has listeners: a Gateway, or a ListenerSet.
+    pub fn listening_kind(&self) -> Option<ObjectKind> {
         let (group, kind) = self.group_and_kind();
-        is_gateway_kind(Some(group), Some(kind))
+        listening_kind(Some(group), Some(kind))
     }
 
     fn group_and_kind(&self) -> (&str, &str) {

@@ -3,7 +3,7 @@
 use super::Support::{Indifferent, NotYet, Partly};
 use super::gateway::at_gateway;
 use super::http_route::NO_DEFAULT;
-use super::{Row, Tables, both, is_gateway};
+use super::{Row, Tables, both, listens};
 use crate::config::node::Node;
 
 pub(super) const TLS: Tables = &[("", ROUTE), ("", &[at_gateway("hostnames")])];
@@ -27,9 +27,9 @@ const ROUTE: &[Row] = &[
     at_gateway("rules.backendRefs.weight"),
 ];
 
-/// Parents that are no Gateways.
+/// Parents that have no listeners.
 fn parents(node: &Node) -> Option<String> {
-    let other = node.items().iter().find(|parent| !is_gateway(parent))?;
+    let other = node.items().iter().find(|parent| listens(parent).is_none())?;
     let kind = other.get("kind").and_then(Node::as_str).unwrap_or("Gateway");
     Some(format!(
         "parents of kind {kind}; connections of the mesh have rules of a VirtualService, and these are for Gateways"

@@ -2,7 +2,7 @@
 
 use super::Support::{Enforced, NotYet, Partly};
 use super::gateway::at_gateway;
-use super::{ObjectKind, Row, Tables, both, http_only, is_gateway};
+use super::{ObjectKind, Row, Tables, both, http_only, listens};
 use crate::config::node::{Node, Value};
 
 pub(super) const TABLES: Tables = &[
@@ -137,15 +137,16 @@ pub(super) fn parents(node: &Node) -> Option<String> {
         let (group, kind) = (text(parent, "group"), text(parent, "kind"));
         let kind = (group.as_deref(), kind.as_deref());
         let is_of_mesh = matches!(kind, (Some("" | "core"), Some("Service")) | (Some(ISTIO), Some("ServiceEntry")));
-        is_of_mesh || is_gateway(parent)
+        is_of_mesh || listens(parent).is_some()
     };
     let (own, others): (Vec<&Node>, Vec<&Node>) = node.items().iter().partition(is_one);
     let other = others.first()?;
     let kind = text(other, "kind").unwrap_or_else(|| "Gateway".to_owned());
     let what = match kind.as_str() {
-        "ListenerSet" => "parents of kind ListenerSet, which are not built".to_owned(),
         "Service" => "parents of kind Service in this group; it has to be written `group: \"\"`".to_owned(),
-        _ => format!("parents of kind {kind}; a route is attached to Services, ServiceEntries and Gateways"),
+        _ => format!(
+            "parents of kind {kind}; a route is attached to Services, ServiceEntries, Gateways and ListenerSets"
+        ),
     };
     Some(match own.is_empty() {
         true => format!("{what}; the rules apply nowhere"),

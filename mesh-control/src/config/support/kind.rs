@@ -42,6 +42,8 @@ pub enum ObjectKind {
     TlsRoute,
     /// `TCPRoute` of Kubernetes' Gateway API.
     TcpRoute,
+    /// `ListenerSet` of Kubernetes' Gateway API.
+    ListenerSet,
     /// `RateLimit` of policy.mesh-control, our own.
     RateLimit,
     /// `Overload` of policy.mesh-control, our own.
@@ -66,7 +68,7 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 25] = [
+    pub const ALL: [ObjectKind; 26] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
@@ -86,6 +88,7 @@ impl ObjectKind {
         ObjectKind::KubernetesGateway,
         ObjectKind::TlsRoute,
         ObjectKind::TcpRoute,
+        ObjectKind::ListenerSet,
         ObjectKind::RateLimit,
         ObjectKind::Overload,
         ObjectKind::WasmPlugin,
@@ -124,6 +127,7 @@ impl ObjectKind {
             ObjectKind::ReferenceGrant => "ReferenceGrant",
             ObjectKind::TlsRoute => "TLSRoute",
             ObjectKind::TcpRoute => "TCPRoute",
+            ObjectKind::ListenerSet => "ListenerSet",
             ObjectKind::RateLimit => "RateLimit",
             ObjectKind::Overload => "Overload",
             ObjectKind::WasmPlugin => "WasmPlugin",
@@ -198,6 +202,7 @@ impl ObjectKind {
             ObjectKind::ReferenceGrant => (GATEWAY, FROM_ALPHA_2, "referencegrants"),
             ObjectKind::TlsRoute => (GATEWAY, &["v1", "v1alpha3", "v1alpha2"], "tlsroutes"),
             ObjectKind::TcpRoute => (GATEWAY, &["v1", "v1alpha2"], "tcproutes"),
+            ObjectKind::ListenerSet => (GATEWAY, &["v1"], "listenersets"),
             ObjectKind::KubernetesGateway => (GATEWAY, FROM_BETA, "gateways"),
             ObjectKind::RateLimit => (POLICY, ALPHA, "ratelimits"),
             ObjectKind::Overload => (POLICY, ALPHA, "overloads"),

@@ -1,4 +1,4 @@
-//! What becomes of the fields of a `Gateway` of Gateway API. Gateways are Envoys, or programs of this project's; gRPC's clients are none.
+//! What becomes of the fields of a `Gateway` and a `ListenerSet` of Gateway API. Gateways are Envoys, or programs of this project's; gRPC's clients are none.
 
 use super::Support::{Indifferent, NotYet, Partly};
 use super::gateway::at_gateway;
@@ -10,43 +10,36 @@ pub const TERMINATE_MODE: &str = "gateway.istio.io/tls-terminate-mode";
 /// The label that every namespace has, with its name.
 pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
-/// Whether a parent of a route is a Gateway.
-pub fn is_gateway(parent: &Node) -> bool {
+/// The kind of a parent of a route, where that has listeners.
+pub fn listens(parent: &Node) -> Option<ObjectKind> {
     let text = |name: &str| parent.get(name).and_then(Node::as_str);
-    is_gateway_kind(text("group"), text("kind"))
+    listening_kind(text("group"), text("kind"))
 }
 
-/// Whether a parent of a route is a Gateway by its group and its kind, which it is where neither is written.
+/// The kind of what has listeners, by its group and its kind: a Gateway where neither is written, or a ListenerSet.
+pub fn listening_kind(group: Option<&str>, kind: Option<&str>) -> Option<ObjectKind> {
+    let is_set = |group: Option<&str>| {
+        group.is_none_or(|group| group == ObjectKind::ListenerSet.group())
+            && kind == Some(ObjectKind::ListenerSet.name())
+    };
+    match is_gateway_kind(group, kind) {
+        true => Some(ObjectKind::KubernetesGateway),
+        false => is_set(group).then_some(ObjectKind::ListenerSet),
+    }
+}
+
+/// Whether something is a Gateway by its group and its kind, which it is where neither is written.
 pub fn is_gateway_kind(group: Option<&str>, kind: Option<&str>) -> bool {
     const GATEWAY: ObjectKind = ObjectKind::KubernetesGateway;
     group.is_none_or(|group| group == GATEWAY.group()) && kind.is_none_or(|kind| kind == GATEWAY.name())
 }
 
-pub(super) const TABLES: Tables = &[("", GATEWAY)];
+pub(super) const TABLES: Tables =
+    &[("", GATEWAY), ("listeners", LISTENER), ("allowedListeners.namespaces", NAMESPACES)];
+pub(super) const LISTENER_SET: Tables = &[("", SET), ("listeners", LISTENER)];
 
 const GATEWAY: &[Row] = &[
     at_gateway("gatewayClassName"),
-    at_gateway("listeners.name"),
-    at_gateway("listeners.hostname"),
-    at_gateway("listeners.port"),
-    Row { path: "listeners.protocol", library: Partly(protocol), grpc: Indifferent },
-    at_gateway("listeners.tls.mode"),
-    at_gateway("listeners.tls.certificateRefs.group"),
-    at_gateway("listeners.tls.certificateRefs.kind"),
-    at_gateway("listeners.tls.certificateRefs.name"),
-    at_gateway("listeners.tls.certificateRefs.namespace"),
-    Row { path: "listeners.tls.options", library: Partly(options), grpc: Indifferent },
-    at_gateway("listeners.allowedRoutes.namespaces.from"),
-    Row { path: "listeners.allowedRoutes.namespaces.selector.matchLabels", library: Partly(labels), grpc: Indifferent },
-    Row {
-        path: "listeners.allowedRoutes.namespaces.selector.matchExpressions.key",
-        library: Partly(label),
-        grpc: Indifferent,
-    },
-    at_gateway("listeners.allowedRoutes.namespaces.selector.matchExpressions.operator"),
-    at_gateway("listeners.allowedRoutes.namespaces.selector.matchExpressions.values"),
-    at_gateway("listeners.allowedRoutes.kinds.group"),
-    at_gateway("listeners.allowedRoutes.kinds.kind"),
     Row { path: "addresses.type", library: Partly(address), grpc: Indifferent },
     at_gateway("addresses.value"),
     both("infrastructure.labels", Indifferent),
@@ -54,7 +47,6 @@ const GATEWAY: &[Row] = &[
     both("infrastructure.parametersRef.group", Indifferent),
     both("infrastructure.parametersRef.kind", Indifferent),
     both("infrastructure.parametersRef.name", Indifferent),
-    both("allowedListeners", NotYet("ListenerSets are not built")),
     both("tls.backend", NotYet("what is behind the gateway is shown the certificate of the mesh, or none")),
     at_gateway("tls.frontend.default.validation.caCertificateRefs.group"),
     at_gateway("tls.frontend.default.validation.caCertificateRefs.kind"),
@@ -69,6 +61,50 @@ const GATEWAY: &[Row] = &[
     Row { path: "tls.frontend.perPort.tls.validation.mode", library: Partly(validation), grpc: Indifferent },
     both("defaultScope", NotYet("routes name the Gateways that they are for")),
 ];
+
+const SET: &[Row] = &[
+    Row { path: "parentRef", library: Partly(parent), grpc: Indifferent },
+    at_gateway("parentRef.group"),
+    at_gateway("parentRef.kind"),
+    at_gateway("parentRef.name"),
+    at_gateway("parentRef.namespace"),
+];
+
+const LISTENER: &[Row] = &[
+    at_gateway("name"),
+    at_gateway("hostname"),
+    at_gateway("port"),
+    Row { path: "protocol", library: Partly(protocol), grpc: Indifferent },
+    at_gateway("tls.mode"),
+    at_gateway("tls.certificateRefs.group"),
+    at_gateway("tls.certificateRefs.kind"),
+    at_gateway("tls.certificateRefs.name"),
+    at_gateway("tls.certificateRefs.namespace"),
+    Row { path: "tls.options", library: Partly(options), grpc: Indifferent },
+    at_gateway("allowedRoutes.namespaces.from"),
+    Row { path: "allowedRoutes.namespaces.selector.matchLabels", library: Partly(labels), grpc: Indifferent },
+    Row { path: "allowedRoutes.namespaces.selector.matchExpressions.key", library: Partly(label), grpc: Indifferent },
+    at_gateway("allowedRoutes.namespaces.selector.matchExpressions.operator"),
+    at_gateway("allowedRoutes.namespaces.selector.matchExpressions.values"),
+    at_gateway("allowedRoutes.kinds.group"),
+    at_gateway("allowedRoutes.kinds.kind"),
+];
+
+/// Whose ListenerSets may be attached.
+const NAMESPACES: &[Row] = &[
+    at_gateway("from"),
+    Row { path: "selector.matchLabels", library: Partly(labels), grpc: Indifferent },
+    Row { path: "selector.matchExpressions.key", library: Partly(label), grpc: Indifferent },
+    at_gateway("selector.matchExpressions.operator"),
+    at_gateway("selector.matchExpressions.values"),
+];
+
+/// A parent that is no Gateway.
+fn parent(node: &Node) -> Option<String> {
+    let text = |name: &str| node.get(name).and_then(Node::as_str);
+    let kind = text("kind").unwrap_or(ObjectKind::KubernetesGateway.name());
+    (!is_gateway_kind(text("group"), text("kind"))).then(|| format!("a parent of kind {kind}; nobody listens there"))
+}
 
 fn protocol(node: &Node) -> Option<String> {
     let other = node.as_str().filter(|name| !matches!(*name, "HTTP" | "HTTPS" | "TLS" | "TCP"))?;

@@ -39,7 +39,7 @@ pub use envoy::by_envoy;
 pub use extensions::{ANNOTATIONS, annotation};
 pub use gateway::is_foreign_to_gateways;
 pub use kind::{ObjectKind, group_of};
-pub use kubernetes_gateway::{NAMESPACE_NAME, TERMINATE_MODE, is_gateway, is_gateway_kind};
+pub use kubernetes_gateway::{NAMESPACE_NAME, TERMINATE_MODE, is_gateway_kind, listening_kind, listens};
 pub use workload_group::{is_probed_header, is_probed_scheme, is_probed_value, probed_ip, probed_path};
 
 use Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
@@ -132,6 +132,7 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::KubernetesGateway => kubernetes_gateway::TABLES,
         ObjectKind::TlsRoute => connection_route::TLS,
         ObjectKind::TcpRoute => connection_route::TCP,
+        ObjectKind::ListenerSet => kubernetes_gateway::LISTENER_SET,
         ObjectKind::RateLimit => rate_limit::TABLES,
         ObjectKind::Overload => overload::TABLES,
         ObjectKind::WasmPlugin => wasm_plugin::TABLES,
@@ -308,6 +309,7 @@ mod tests {
     use crate::config::gateway_api::gateway::KubernetesGateway;
     use crate::config::gateway_api::grpc_route::GrpcRoute;
     use crate::config::gateway_api::http_route::HttpRoute;
+    use crate::config::gateway_api::listener_set::ListenerSet;
     use crate::config::gateway_api::reference_grant::ReferenceGrant;
     use crate::config::istio::destination_rule::DestinationRule;
     use crate::config::istio::gateway::Gateway;
@@ -344,6 +346,7 @@ mod tests {
             ObjectKind::KubernetesGateway => KubernetesGateway::fields("", &mut out),
             ObjectKind::TlsRoute => TlsRoute::fields("", &mut out),
             ObjectKind::TcpRoute => TcpRoute::fields("", &mut out),
+            ObjectKind::ListenerSet => ListenerSet::fields("", &mut out),
             ObjectKind::RateLimit => RateLimit::fields("", &mut out),
             ObjectKind::Overload => Overload::fields("", &mut out),
             ObjectKind::WasmPlugin => WasmPlugin::fields("", &mut out),

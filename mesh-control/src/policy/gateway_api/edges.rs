@@ -1,4 +1,4 @@
-//! Routes at the listeners of Gateways: which come where, and for which hosts.
+//! Routes at the listeners of Gateways and of ListenerSets: which come where, and for which hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl<'o> IncomingRoute<'o> {
         let Placement { parents, default_gateways, hostnames, has_rules } = place;
         let has_no_parents = parents.is_empty() && default_gateways == DefaultGateways::None;
         report_idle(meta, has_no_parents, !has_rules, found);
-        if let Some(first) = hostnames.first().filter(|_| !parents.iter().any(ParentReference::is_gateway)) {
+        if let Some(first) = hostnames.first().filter(|_| parents.iter().all(|one| one.listening_kind().is_none())) {
             let message = "without effect: hosts are for Gateways, and the others are called by their own names";
             let finding = Diagnostic::at(&meta.origin.at(first.span), Severity::Warning, Code::Ignored, message);
             found.push(finding.object(meta.id()).field("hostnames"));
@@ -103,12 +103,14 @@ impl GatewayRoutes {
         incoming.sort_by(|a, b| order(&a.meta).cmp(&order(&b.meta)));
         for route in &incoming {
             let mut been = BTreeSet::new();
-            for (index, reference) in route.parents.iter().enumerate().filter(|(_, reference)| reference.is_gateway()) {
+            for (index, reference) in route.parents.iter().enumerate() {
+                let Some(kind) = reference.listening_kind() else { continue };
                 let own = &route.meta.namespace;
                 let namespace = reference.namespace.as_ref().map_or(&**own, |namespace| namespace.value.as_str());
-                let named = format!("Gateway {namespace}/{}", reference.name.value);
+                let named = format!("{} {namespace}/{}", kind.name(), reference.name.value);
                 let is_it = |gateway: &&mut OwnGateway<'_>| {
-                    *gateway.meta().namespace == *namespace && *gateway.meta().name == *reference.name.value
+                    let Meta { kind: own_kind, namespace: own, name, .. } = gateway.meta();
+                    *own_kind == kind && **own == *namespace && **name == *reference.name.value
                 };
                 let mut say = |message: String| {
                     let origin = route.meta.origin.at(reference.span);
@@ -235,7 +237,7 @@ impl GatewayRoutes {
         // It may have had any host, so that none is its own.
         let is_for_any = object.meta.kind == ObjectKind::TcpRoute || hostnames.iter().any(|host| *host.value == *"*");
         for gateway in gateways {
-            let name = format!("{}/{}", gateway.meta().namespace, gateway.meta().name);
+            let name = gateway.named_by_refused();
             if !object.at_gateways.gateways.iter().any(|one| *one == name || one == "*") {
                 continue;
             }

@@ -1,5 +1,5 @@
-//! Gateways of Gateway API, in the form of Istio's: which of their listeners are served, who is such a gateway, and which routes come
-//! there (Istio: config/kube/gateway/conversion.go).
+//! Gateways of Gateway API, and the ListenerSets that are attached to them, in the form of Istio's Gateways: which of their listeners
+//! are served, who is such a gateway, and which routes come there (Istio: config/kube/gateway/conversion.go).
 
 use std::sync::Arc;
 
@@ -9,14 +9,16 @@ use super::status::{Condition, GatewayStatus, ListenerStatus};
 use crate::config::decode::Text;
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::gateway_api::gateway::{
-    FromNamespaces, KubernetesGateway, Listener, ListenerTls, RouteKind, SecretReference, TlsMode as Ends,
+    KubernetesGateway, Listener, ListenerTls, RouteKind, RouteNamespaces, SecretReference, TlsMode as Ends,
     ValidationMode,
 };
+use crate::config::gateway_api::listener_set::ListenerSet;
 use crate::config::gateway_api::{CLASSES, GATEWAY_GROUP, GATEWAY_NAME};
 use crate::config::istio::gateway::{Gateway, Port, Server, ServerTls, TlsMode};
+use crate::config::locate::locate;
 use crate::config::support::{ObjectKind, TERMINATE_MODE};
-use crate::config::{Code, Diagnostic, Severity};
-use crate::policy::gateways::Speaks;
+use crate::config::{Code, Diagnostic, Severity, Span};
+use crate::policy::gateways::{Speaks, is_closer};
 use crate::policy::secrets::Secrets;
 use crate::registry::host::{covers, in_namespace, plain};
 use crate::registry::{Service, Services};
@@ -24,23 +26,36 @@ use crate::registry::{Service, Services};
 /// Why something is not as it is written: the reason, as a condition has it, and the same for people.
 pub(super) type Fault = (&'static str, String);
 
-/// A Gateway that is served, as one of Istio's.
+/// A Gateway that is served, or a ListenerSet, as a Gateway of Istio's.
 #[derive(Clone, Debug)]
 pub struct KubernetesServed {
     /// Its listeners as servers, by their names.
     pub gateway: Arc<Object<Gateway>>,
-    /// The Services whose workloads it is, by their hosts. Without any it is the workloads of its own namespace that its
+    /// The Gateway that they are listeners of: itself, or the one that a ListenerSet is attached to.
+    pub of: Arc<Meta>,
+    /// The Services whose workloads it is, by their hosts. Without any it is the workloads of the Gateway's namespace that its
     /// selector selects.
     pub services: Vec<Arc<str>>,
 }
 
-/// A Gateway of one of our classes.
+/// A Gateway of one of our classes, or a ListenerSet of such a one.
 pub(super) struct OwnGateway<'o> {
-    object: &'o Object<KubernetesGateway>,
+    meta: &'o Meta,
+    /// Where what it says is written.
+    span: Span,
+    written: &'o [Listener],
+    /// The Gateway: itself, or the one that a ListenerSet is to be attached to.
+    gateway: &'o Object<KubernetesGateway>,
     services: Vec<Arc<str>>,
+    /// Why a ListenerSet is not attached.
+    apart: Option<Fault>,
     /// Why it is at no address.
     fault: Option<Fault>,
     pub(super) listeners: Vec<ListenerState>,
+    /// The port and the host of every listener that the Gateway has, those of ListenerSets among them.
+    around: Vec<(u16, String)>,
+    /// How many ListenerSets are attached to it.
+    attached_sets: usize,
 }
 
 /// A listener.
@@ -109,10 +124,58 @@ pub(super) fn own_gateways<'o>(
         if *object.meta.namespace != *root && gateway.is_elsewhere(services) {
             gateway.fault = gateway.fault.or(guards::unenforced(&object.meta, objects, found));
         }
-        gateway.report(found);
-        all.push(gateway);
+        let mut sets = Vec::new();
+        for set in sets_of(objects, &object.meta) {
+            let next = OwnGateway::of_set(set, &gateway, &sets, &lookup);
+            sets.push(next);
+        }
+        let mut of_gateway = vec![gateway];
+        of_gateway.extend(sets);
+        merge(&mut of_gateway);
+        of_gateway.iter().for_each(|one| one.report(found));
+        all.extend(of_gateway);
     }
+    report_apart(objects, &all, found);
     all
+}
+
+/// The ListenerSets that are to be attached to a Gateway, in the order in which they compete: the oldest first, and those that say
+/// nothing of their age last, as Gateways.
+fn sets_of<'o>(objects: &'o Objects, gateway: &Meta) -> Vec<&'o Object<ListenerSet>> {
+    let (namespace, name) = (&gateway.namespace, &gateway.name);
+    let all = objects.listener_sets.iter().map(|set| &**set);
+    let mut sets: Vec<_> = all.filter(|set| set.spec.parent_ref.is(&set.meta.namespace, namespace, name)).collect();
+    sets.sort_by_cached_key(|set| {
+        let Meta { created, namespace, name, .. } = &set.meta;
+        (created.is_empty(), created.clone(), format!("{namespace}/{name}"))
+    });
+    sets
+}
+
+/// What a Gateway and the ListenerSets behind it know of each other.
+fn merge(of_gateway: &mut [OwnGateway<'_>]) {
+    let listeners = of_gateway.iter().flat_map(|one| one.claims());
+    let around: Vec<(u16, String)> = listeners.map(|listener| (listener.port.0, host_of(listener))).collect();
+    let attached = of_gateway.iter().filter(|one| one.is_set() && one.apart.is_none() && one.good() > 0).count();
+    for one in of_gateway {
+        one.around.clone_from(&around);
+        one.attached_sets = attached;
+    }
+}
+
+/// ListenerSets whose Gateway is none of ours. Whose it is nobody knows: no condition is ours.
+fn report_apart(objects: &Objects, all: &[OwnGateway<'_>], found: &mut Vec<Diagnostic>) {
+    for set in &objects.listener_sets {
+        let parent = &set.spec.parent_ref;
+        if !parent.is_gateway() || all.iter().any(|one| one.meta.key() == set.meta.key()) {
+            continue;
+        }
+        let (namespace, name) = (parent.namespace(&set.meta.namespace), &parent.name.value);
+        let message = format!("there is no Gateway {namespace}/{name} of a class of ours: nobody listens there");
+        let origin = set.meta.origin.at(parent.span);
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
+        found.push(finding.object(set.meta.id()).field("parentRef"));
+    }
 }
 
 impl<'o> OwnGateway<'o> {
@@ -147,35 +210,114 @@ impl<'o> OwnGateway<'o> {
                 }
             }
         }
-        let mut listeners: Vec<ListenerState> =
-            spec.listeners.iter().map(|one| ListenerState::new(one, object, lookup)).collect();
-        for (index, state) in listeners.iter_mut().enumerate() {
-            state.conflict = conflict(&spec.listeners, index);
+        OwnGateway {
+            meta,
+            span: spec.span,
+            written: &spec.listeners,
+            gateway: object,
+            services: of_addresses,
+            apart: None,
+            fault,
+            listeners: states(&spec.listeners, meta, object, lookup),
+            around: Vec::new(),
+            attached_sets: 0,
         }
-        OwnGateway { object, services: of_addresses, fault, listeners }
+    }
+
+    /// A ListenerSet of a Gateway, behind these others of it. Of listeners that are in each other's way that of the earlier object is
+    /// served.
+    fn of_set(
+        set: &'o Object<ListenerSet>,
+        gateway: &OwnGateway<'o>,
+        earlier: &[OwnGateway<'o>],
+        lookup: &Lookup<'_>,
+    ) -> OwnGateway<'o> {
+        let (meta, spec, parent) = (&set.meta, &set.spec, gateway.gateway);
+        let named = gateway.named();
+        let apart = match () {
+            () if !parent.spec.allows_listeners(&parent.meta.namespace, &meta.namespace) => {
+                Some(("NotAllowed", format!("{named} lets no ListenerSet of namespace {} in", meta.namespace)))
+            }
+            () if gateway.good() == 0 => Some(("ParentNotAccepted", format!("{named} has no valid listener"))),
+            () => None,
+        };
+        let fault = gateway.fault.as_ref().map(|_| ("ParentNotProgrammed", format!("{named} is not served")));
+        let mut listeners = states(&spec.listeners, meta, parent, lookup);
+        for (listener, state) in spec.listeners.iter().zip(&mut listeners) {
+            let mut others = std::iter::once(gateway).chain(earlier).flat_map(|one| one.claims());
+            // Whose the other one is, is not for everybody to know who may read this one.
+            let taken = others.find_map(|other| collision(listener, other)).map(|(reason, what)| {
+                (reason, format!("another listener of the Gateway has port {} for {what}", listener.port.0))
+            });
+            state.conflict = state.conflict.take().or(taken);
+        }
+        OwnGateway {
+            meta,
+            span: spec.span,
+            written: &spec.listeners,
+            gateway: parent,
+            services: gateway.services.clone(),
+            apart,
+            fault,
+            listeners,
+            around: Vec::new(),
+            attached_sets: 0,
+        }
+    }
+
+    fn is_set(&self) -> bool {
+        self.meta.kind == ObjectKind::ListenerSet
+    }
+
+    /// What people call it.
+    fn named(&self) -> String {
+        format!("{} {}/{}", self.meta.kind.name(), self.meta.namespace, self.meta.name)
+    }
+
+    /// What a route that is wrong calls it ([`crate::config::file::AtGateways`]).
+    pub(super) fn named_by_refused(&self) -> String {
+        match self.is_set() {
+            true => self.named(),
+            false => format!("{}/{}", self.meta.namespace, self.meta.name),
+        }
+    }
+
+    /// The listeners whose ports and hosts no others have: those of the Gateway, be they served or not, and of a ListenerSet those
+    /// that are in nobody's way.
+    fn claims(&self) -> impl Iterator<Item = &'o Listener> {
+        let all = self.written.iter().zip(&self.listeners).filter(|_| self.apart.is_none());
+        all.filter(|(_, state)| !self.is_set() || state.conflict.is_none()).map(|(listener, _)| listener)
+    }
+
+    /// How many of its listeners there is nothing to be said against.
+    fn good(&self) -> usize {
+        self.listeners.iter().filter(|state| state.is_served() && state.unresolved.is_none()).count()
     }
 
     /// Whether its workloads may be of another namespace.
     fn is_elsewhere(&self, services: &Services) -> bool {
-        let own = &*self.object.meta.namespace;
+        let own = &*self.meta.namespace;
         let mut named = self.services.iter().filter_map(|host| services.exact(host, own));
         named.any(|(_, service)| *service.namespace != *own)
     }
 
     pub(super) fn meta(&self) -> &Meta {
-        &self.object.meta
+        self.meta
     }
 
     /// A listener, as a server is named.
     pub(super) fn name_of(&self, listener: usize) -> String {
-        let name = self.object.spec.listeners.get(listener).map_or("", |listener| listener.name.value.as_str());
-        format!("{}/{}", self.object.meta.namespace, internal_name(&self.object.meta.name, name))
+        let name = self.written.get(listener).map_or("", |listener| listener.name.value.as_str());
+        format!("{}/{}", self.meta.namespace, internal_name(self.meta, name))
     }
 
     /// The listeners that a route comes to, and for which hosts there; or why it comes to none.
     pub(super) fn hosts_for(&self, attachment: &Attachment<'_>) -> Result<Vec<(usize, Vec<String>)>, Fault> {
-        let named = format!("Gateway {}/{}", self.object.meta.namespace, self.object.meta.name);
-        let written = self.object.spec.listeners.iter().zip(&self.listeners).enumerate();
+        let named = self.named();
+        if self.apart.is_some() {
+            return Err(("NoMatchingParent", format!("{named} is not attached to its Gateway")));
+        }
+        let written = self.written.iter().zip(&self.listeners).enumerate();
         let meant = written.filter(|(_, (listener, _))| {
             attachment.section.is_none_or(|name| *listener.name.value == *name)
                 && attachment.port.is_none_or(|port| listener.port.0 == port)
@@ -184,9 +326,10 @@ impl<'o> OwnGateway<'o> {
         if meant.peek().is_none() {
             return Err(("NoMatchingParent", format!("{named} has no such listener")));
         }
-        let own = &*self.object.meta.namespace;
+        let own = &*self.meta.namespace;
         let allowed = meant.filter(|(_, (listener, state))| {
-            state.kinds.contains(&attachment.kind) && lets_in(listener, own, attachment.namespace)
+            let RouteNamespaces { from, selector, .. } = &listener.allowed_routes.namespaces;
+            state.kinds.contains(&attachment.kind) && from.includes(selector.as_ref(), own, attachment.namespace)
         });
         let mut allowed = allowed.peekable();
         if allowed.peek().is_none() {
@@ -206,21 +349,20 @@ impl<'o> OwnGateway<'o> {
         Ok(shared)
     }
 
-    /// Of the hosts that a route has at a listener, those that no listener beside it has more closely.
-    pub(super) fn isolated(&self, listener: usize, hosts: Vec<String>) -> Vec<String> {
-        let all = &self.object.spec.listeners;
-        let Some(own) = all.get(listener) else { return hosts };
-        let is_closer = |other: &&Listener| {
-            other.port == own.port && host_of(other) != host_of(own) && covers(&host_of(own), &host_of(other))
-        };
-        let closer: Vec<String> = all.iter().filter(is_closer).map(host_of).collect();
-        hosts.into_iter().filter(|host| !closer.iter().any(|closer| covers(closer, host))).collect()
+    /// Of the hosts that a route has at a listener, those that no other listener of the Gateway has more closely.
+    pub(super) fn isolated(&self, listener: usize, mut hosts: Vec<String>) -> Vec<String> {
+        let Some(own) = self.written.get(listener) else { return hosts };
+        let own_host = host_of(own);
+        hosts.retain(|host| {
+            let has_it = |(port, other): &(u16, String)| *port == own.port.0 && is_closer(other, &own_host, host);
+            !self.around.iter().any(has_it)
+        });
+        hosts
     }
 
     /// The same as one of Istio's; `None` where none of it is served.
     pub(super) fn served(&self) -> Option<KubernetesServed> {
-        let meta = &self.object.meta;
-        let served = self.object.spec.listeners.iter().zip(&self.listeners).filter(|(_, state)| state.is_served());
+        let served = self.written.iter().zip(&self.listeners).filter(|(_, state)| state.is_served());
         let servers = served.map(|(listener, state)| Server {
             span: listener.span,
             port: Port {
@@ -236,56 +378,68 @@ impl<'o> OwnGateway<'o> {
             ..Server::default()
         });
         let servers: Vec<Server> = servers.collect();
-        let selector = [(GATEWAY_NAME.to_owned(), meta.name.to_string())].into();
-        (self.fault.is_none() && !servers.is_empty()).then(|| KubernetesServed {
-            gateway: Arc::new(Object {
-                meta: meta.clone(),
-                spec: Gateway { span: self.object.spec.span, selector, servers },
-            }),
+        let of = &self.gateway.meta;
+        let selector = [(GATEWAY_NAME.to_owned(), of.name.to_string())].into();
+        let is_served = self.apart.is_none() && self.fault.is_none() && !servers.is_empty();
+        is_served.then(|| KubernetesServed {
+            gateway: Arc::new(Object { meta: self.meta.clone(), spec: Gateway { span: self.span, selector, servers } }),
+            of: Arc::new(of.clone()),
             services: self.services.clone(),
         })
     }
 
     pub(super) fn status(&self, services: &Services) -> GatewayStatus {
-        let listeners = self.object.spec.listeners.iter().zip(&self.listeners);
+        // Nobody looks at those of one that is not attached.
+        let listeners = self.written.iter().zip(&self.listeners).filter(|_| self.apart.is_none());
         let listeners: Vec<ListenerStatus> = listeners.map(|(listener, state)| state.status(listener)).collect();
-        let good = self.listeners.iter().filter(|state| state.is_served() && state.unresolved.is_none()).count();
+        let good = self.good();
         let invalid = || ("ListenersNotValid", "not all listeners are valid".to_owned());
-        let mut accepted = Condition::of("Accepted", "Accepted", (good < listeners.len()).then(invalid));
+        let not_accepted = self.apart.clone().or_else(|| (good < listeners.len()).then(invalid));
+        let mut accepted = Condition::of("Accepted", "Accepted", not_accepted);
         // It is, where one is.
-        accepted.holds = good > 0;
-        let programmed =
-            self.fault.clone().or_else(|| (good == 0).then(|| ("Invalid", "no listener is valid".to_owned())));
+        accepted.holds = self.apart.is_none() && good > 0;
+        let none_valid = || (good == 0).then(|| ("Invalid", "no listener is valid".to_owned()));
+        let programmed = self.apart.clone().or_else(|| self.fault.clone()).or_else(none_valid);
         let own = services.iter().map(|(_, service)| service).filter(|service| {
-            let label = [(GATEWAY_NAME.to_owned(), self.object.meta.name.to_string())].into();
-            *service.namespace == *self.object.meta.namespace && service.selects(&label)
+            let label = [(GATEWAY_NAME.to_owned(), self.meta.name.to_string())].into();
+            *service.namespace == *self.meta.namespace && service.selects(&label)
         });
         let addresses = match self.services.as_slice() {
+            _ if self.is_set() => Vec::new(),
             [] => own.map(|service| service.host.to_string()).collect(),
             named => named.iter().map(ToString::to_string).collect(),
         };
         GatewayStatus {
-            gateway: self.object.meta.id(),
+            gateway: self.meta.id(),
             conditions: vec![accepted, Condition::of("Programmed", "Programmed", programmed)],
             addresses,
             listeners,
+            attached_listener_sets: (!self.is_set()).then_some(self.attached_sets),
         }
     }
 
     fn report(&self, found: &mut Vec<Diagnostic>) {
+        if let Some((reason, message)) = &self.apart {
+            let message = format!("{message}: nobody listens there (Accepted is False: {reason})");
+            let origin = locate(&self.meta.origin, "parentRef");
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
+            found.push(finding.object(self.meta.id()).field("parentRef"));
+            return;
+        }
         let mut say = |span, severity, code, field: String, (reason, message): &Fault, condition: &str| {
             let message = format!("{message} ({condition}: {reason})");
-            let finding = Diagnostic::at(&self.object.meta.origin.at(span), severity, code, message);
-            found.push(finding.object(self.object.meta.id()).field(field));
+            let finding = Diagnostic::at(&self.meta.origin.at(span), severity, code, message);
+            found.push(finding.object(self.meta.id()).field(field));
         };
         // What is written of the type of an address is a finding of its field already.
-        let mut addresses = self.object.spec.addresses.iter();
-        let is_told = addresses.any(|address| address.kind.is_some() && address.kind() != "Hostname");
-        if let Some(fault) = self.fault.as_ref().filter(|fault| fault.0 != "AddressNotUsable" || !is_told) {
-            let span = self.object.spec.addresses.first().map(|address| address.span).unwrap_or_default();
+        let addresses = &self.gateway.spec.addresses;
+        let is_told = addresses.iter().any(|address| address.kind.is_some() && address.kind() != "Hostname");
+        let of_gateway = self.fault.as_ref().filter(|_| !self.is_set());
+        if let Some(fault) = of_gateway.filter(|fault| fault.0 != "AddressNotUsable" || !is_told) {
+            let span = addresses.first().map(|address| address.span).unwrap_or_default();
             say(span, Severity::Warning, Code::UnknownReference, "addresses".to_owned(), fault, "Programmed is False");
         }
-        for (index, (listener, state)) in self.object.spec.listeners.iter().zip(&self.listeners).enumerate() {
+        for (index, (listener, state)) in self.written.iter().zip(&self.listeners).enumerate() {
             let field = |name: &str| format!("listeners[{index}]{name}");
             if let Some(fault) = &state.conflict {
                 say(
@@ -316,9 +470,10 @@ impl<'o> OwnGateway<'o> {
     }
 }
 
-/// What a listener of a Gateway is called, as Istio calls it.
-pub(crate) fn internal_name(gateway: &str, listener: &str) -> String {
-    format!("{gateway}-istio-autogenerated-k8s-gateway-{listener}")
+/// What a listener of a Gateway is called, as Istio calls it, and one of a ListenerSet.
+pub(crate) fn internal_name(of: &Meta, listener: &str) -> String {
+    let kind = if of.kind == ObjectKind::ListenerSet { "listenerset" } else { "gateway" };
+    format!("{}-istio-autogenerated-k8s-{kind}-{listener}", of.name)
 }
 
 /// The host of a listener; `*` is all.
@@ -343,17 +498,6 @@ fn shared(listener: String, hostnames: &[Text]) -> Vec<String> {
     hosts
 }
 
-/// Whether a listener of a namespace lets routes of another in.
-fn lets_in(listener: &Listener, own: &str, of: &str) -> bool {
-    let namespaces = &listener.allowed_routes.namespaces;
-    match namespaces.from {
-        FromNamespaces::Same => own == of,
-        FromNamespaces::All => true,
-        FromNamespaces::None => false,
-        FromNamespaces::Selector => namespaces.selector.as_ref().is_some_and(|selector| selector.selects(of)),
-    }
-}
-
 /// The kinds of routes that go with a listener; none where it is not served.
 fn kinds_of(listener: &Listener) -> &'static [ObjectKind] {
     let passes = listener.tls.as_ref().is_some_and(|tls| tls.mode == Ends::Passthrough);
@@ -375,28 +519,49 @@ fn told_apart_by(listener: &Listener) -> Speaks {
     }
 }
 
-/// Why a listener cannot be beside the others of its Gateway: of those that are in each other's way, none is served.
+/// Why a listener cannot be beside the others of its object: of those that are in each other's way, none is served.
 fn conflict(all: &[Listener], index: usize) -> Option<Fault> {
     let own = all.get(index)?;
+    let mut others = all.iter().enumerate().filter(|(place, _)| *place != index);
+    others.find_map(|(_, other)| {
+        let (reason, what) = collision(own, other)?;
+        Some((reason, format!("listener {} has port {} for {what}", other.name.value, own.port.0)))
+    })
+}
+
+/// Why a listener cannot be beside another one, and what that one has.
+fn collision(own: &Listener, other: &Listener) -> Option<Fault> {
     let is_served = |listener: &Listener| !kinds_of(listener).is_empty();
-    let others = all
-        .iter()
-        .enumerate()
-        .filter(|(place, other)| *place != index && other.port == own.port && is_served(other) && is_served(own));
-    for (_, other) in others {
-        let message = |what: &str| format!("listener {} has port {} for {what}", other.name.value, own.port.0);
-        if told_apart_by(other) != told_apart_by(own) || told_apart_by(own) == Speaks::Bytes {
-            return Some(("ProtocolConflict", message(&other.protocol)));
-        }
-        if host_of(other) == host_of(own) {
-            return Some(("HostnameConflict", message(&host_of(own))));
-        }
+    if other.port != own.port || !is_served(own) || !is_served(other) {
+        return None;
     }
-    None
+    if told_apart_by(other) != told_apart_by(own) || told_apart_by(own) == Speaks::Bytes {
+        return Some(("ProtocolConflict", other.protocol.value.clone()));
+    }
+    (host_of(other) == host_of(own)).then(|| ("HostnameConflict", host_of(own)))
+}
+
+/// What becomes of the listeners of an object, by itself: of a Gateway, or of a ListenerSet of it.
+fn states(
+    all: &[Listener],
+    meta: &Meta,
+    gateway: &Object<KubernetesGateway>,
+    lookup: &Lookup<'_>,
+) -> Vec<ListenerState> {
+    let of = |(index, one)| ListenerState {
+        conflict: conflict(all, index),
+        ..ListenerState::new(one, meta, gateway, lookup)
+    };
+    all.iter().enumerate().map(of).collect()
 }
 
 impl ListenerState {
-    fn new(listener: &Listener, object: &Object<KubernetesGateway>, lookup: &Lookup<'_>) -> ListenerState {
+    fn new(
+        listener: &Listener,
+        meta: &Meta,
+        gateway: &Object<KubernetesGateway>,
+        lookup: &Lookup<'_>,
+    ) -> ListenerState {
         let mut state = ListenerState {
             kinds: Vec::new(),
             refused: None,
@@ -426,7 +591,7 @@ impl ListenerState {
             }
         }
         if let Some(written) = listener.tls.as_ref().filter(|_| listener.is_tls()) {
-            state.secure(listener, written, object, lookup);
+            state.secure(listener, written, (meta, gateway), lookup);
         }
         state
     }
@@ -436,7 +601,7 @@ impl ListenerState {
         &mut self,
         listener: &Listener,
         written: &ListenerTls,
-        object: &Object<KubernetesGateway>,
+        (meta, gateway): (&Meta, &Object<KubernetesGateway>),
         lookup: &Lookup<'_>,
     ) {
         let option = written.options.get(TERMINATE_MODE).map(String::as_str);
@@ -465,7 +630,7 @@ impl ListenerState {
             lookup.secrets.get(namespace, name).is_some_and(|secret| secret.identity.is_some())
         };
         for reference in &written.certificate_refs {
-            match resolve(reference, object, lookup, "InvalidCertificateRef", &has_key) {
+            match resolve(reference, meta, lookup, "InvalidCertificateRef", &has_key) {
                 Ok(name) => tls.credential_names.push(name),
                 Err(fault) => self.unresolved = Some(fault),
             }
@@ -473,7 +638,7 @@ impl ListenerState {
         if written.certificate_refs.is_empty() {
             self.unresolved = Some(("InvalidCertificateRef", "there are no certificateRefs".to_owned()));
         }
-        if let Some(validation) = object.spec.validation(listener.port.0) {
+        if let Some(validation) = gateway.spec.validation(listener.port.0) {
             tls.mode = match validation.mode {
                 ValidationMode::AllowValidOnly => TlsMode::Mutual,
                 ValidationMode::AllowInsecureFallback => TlsMode::OptionalMutual,
@@ -484,7 +649,7 @@ impl ListenerState {
                     let message = format!("{} is no Secret, and nothing else is read", reference.group_and_kind().1);
                     return Err(("InvalidCACertificateKind", message));
                 }
-                resolve(reference, object, lookup, "InvalidCACertificateRef", &has_roots)
+                resolve(reference, &gateway.meta, lookup, "InvalidCACertificateRef", &has_roots)
             });
             let resolved: Result<Vec<Text>, Fault> = resolved.collect();
             match resolved.as_deref() {
@@ -495,8 +660,13 @@ impl ListenerState {
                     self.unresolved = Some(("InvalidCACertificateRef", message));
                     tls.credential_names.clear();
                 }
-                Err(fault) => {
-                    self.unresolved = Some(fault.clone());
+                Err((reason, message)) => {
+                    // What a Gateway refers to is not for everybody to know who may read a ListenerSet.
+                    let message = match meta.kind {
+                        ObjectKind::ListenerSet => "whose clients are let in the Gateway does not say".to_owned(),
+                        _ => message.clone(),
+                    };
+                    self.unresolved = Some((*reason, message));
                     tls.credential_names.clear();
                 }
             }
@@ -536,22 +706,23 @@ impl ListenerState {
 /// The Secret that is referred to, `NAMESPACE/NAME`.
 fn resolve(
     reference: &SecretReference,
-    object: &Object<KubernetesGateway>,
+    of: &Meta,
     lookup: &Lookup<'_>,
     reason: &'static str,
     has: &dyn Fn(&str, &str) -> bool,
 ) -> Result<Text, Fault> {
-    let own = &*object.meta.namespace;
+    let own = &*of.namespace;
     let (group, kind) = reference.group_and_kind();
     if !matches!(group, "" | "core") || kind != "Secret" {
         return Err((reason, format!("{kind} of group {group:?} is no Secret")));
     }
     let namespace = reference.namespace.as_ref().map_or(own, |namespace| namespace.value.as_str());
     let name = &reference.name.value;
-    let from = (ObjectKind::KubernetesGateway, own);
+    let from = (of.kind, own);
     if namespace != own && !lookup.references.is_granted(from, "Secret", namespace, name) {
         let message = format!(
-            "Secret {namespace}/{name} is of another namespace, where no ReferenceGrant is from Gateway of {own}"
+            "Secret {namespace}/{name} is of another namespace, where no ReferenceGrant is from {} of {own}",
+            of.kind.name()
         );
         return Err(("RefNotPermitted", message));
     }

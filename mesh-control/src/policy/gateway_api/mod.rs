@@ -44,9 +44,9 @@ pub use status::{Condition, GatewayStatus, ListenerStatus, ParentStatus};
 pub struct GatewayRoutes {
     by_host: HashMap<Arc<str>, Vec<Attached>>,
     by_listener: HashMap<String, Vec<AtListener>>,
-    /// The Gateways that are served.
+    /// The Gateways that are served, each with the ListenerSets of it behind it.
     pub gateways: Vec<KubernetesServed>,
-    /// What became of each Gateway.
+    /// What became of each Gateway and each ListenerSet of it.
     pub gateway_statuses: Vec<GatewayStatus>,
     /// What became of each route at each of its parents.
     pub statuses: Vec<ParentStatus>,

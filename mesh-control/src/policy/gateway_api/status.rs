@@ -1,4 +1,4 @@
-//! What became of a route at one of its parents, and of a Gateway and its listeners, as Gateway API says it: conditions.
+//! What became of a route at one of its parents, and of a Gateway or a ListenerSet and its listeners, as Gateway API says it: conditions.
 
 use std::sync::Arc;
 
@@ -40,10 +40,10 @@ impl Condition {
     }
 }
 
-/// The status of a Gateway.
+/// The status of a Gateway, or of a ListenerSet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayStatus {
-    /// The Gateway, as findings name it.
+    /// The object, as findings name it.
     pub gateway: Arc<str>,
     /// Its conditions.
     pub conditions: Vec<Condition>,
@@ -51,9 +51,11 @@ pub struct GatewayStatus {
     pub addresses: Vec<String>,
     /// What became of each listener.
     pub listeners: Vec<ListenerStatus>,
+    /// Of a Gateway: how many ListenerSets are attached to it.
+    pub attached_listener_sets: Option<usize>,
 }
 
-/// The status of a listener of a Gateway.
+/// The status of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerStatus {
     /// Its name.
