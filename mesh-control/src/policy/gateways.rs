@@ -20,7 +20,7 @@ use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::gateway::{Gateway, lets_in, split_host};
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
 use crate::registry::Services;
-use crate::registry::host::{covers, in_namespace, plain};
+use crate::registry::host::{covers, in_namespace, plain, specificity};
 use crate::registry::service::{Target, is_subset};
 
 // How connections are taken means what is written.
@@ -82,6 +82,11 @@ pub struct LeftOut {
     /// Why.
     pub why: String,
 }
+
+/// The hosts of all servers at an address, each with whether a listener of Gateway API has it; none where there is no such listener.
+/// A host is that server's which has it most closely. Servers of Istio's Gateways alone have hosts in common, as Istio has it.
+#[derive(Debug, Default)]
+pub struct Owners(Vec<(String, bool)>);
 
 /// A host as it is served.
 #[derive(Clone, Debug)]
@@ -274,6 +279,41 @@ impl Selecting {
     }
 }
 
+impl Owners {
+    /// Those of these servers.
+    pub fn of(servers: &[ServerAt]) -> Owners {
+        if !servers.iter().any(ServerAt::is_listener) {
+            return Owners::default();
+        }
+        let of = |served: &ServerAt| {
+            let is_listener = served.is_listener();
+            served.hosts().into_iter().map(move |host| (host, is_listener))
+        };
+        Owners(servers.iter().flat_map(of).collect())
+    }
+
+    /// Whether a host that a server with these hosts has is another's.
+    fn is_anothers(&self, own: &[String], is_listener: bool, host: &str) -> bool {
+        let own = own.iter().filter(|own| covers(own, host)).max_by_key(|own| specificity(own));
+        own.is_some_and(|own| {
+            let mut others = self.0.iter().filter(|(_, is_listeners)| is_listener || *is_listeners);
+            others.any(|(other, _)| is_closer(other, own, host))
+        })
+    }
+
+    /// Whether a wider listener of Gateway API would have the requests for a host.
+    fn is_below_a_listener(&self, host: &str) -> bool {
+        self.0.iter().any(|(other, is_listener)| *is_listener && other != host && covers(other, host))
+    }
+
+    /// The names of connections that are left to a server; no names are all names. `None` where others have all of them.
+    fn left(&self, served: &ServerAt, mut names: Vec<String>) -> Option<Vec<String>> {
+        let (own, are_all) = (served.hosts(), names.is_empty());
+        names.retain(|name| !self.is_anothers(&own, served.is_listener(), name));
+        (are_all || !names.is_empty()).then_some(names)
+    }
+}
+
 /// Whether of two hosts that both have a third one, `other` has it more closely than `own`.
 pub(super) fn is_closer(other: &str, own: &str, host: &str) -> bool {
     other != own && covers(own, other) && covers(other, host)
@@ -348,15 +388,17 @@ impl Policy {
         entries.map(|entry| (entry, served.shared(entry))).filter(|(_, hosts)| !hosts.is_empty())
     }
 
-    /// The hosts of these servers, which are one table of routes, in order.
-    pub fn virtual_hosts(&self, servers: &[ServerAt], view: &View) -> Vec<VirtualHost> {
+    /// The hosts of these servers, which are one table of routes, in order, but for those of others at their address.
+    pub fn virtual_hosts(&self, servers: &[ServerAt], owners: &Owners, view: &View) -> Vec<VirtualHost> {
         let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
         for served in servers {
-            let name = served.name();
-            if served.is_listener() {
+            let (name, own_hosts, is_listener) = (served.name(), served.hosts(), served.is_listener());
+            let is_own = |host: &String| !owners.is_anothers(&own_hosts, is_listener, host);
+            if is_listener {
                 // A host that no route has is nobody else's either.
-                let own = served.hosts().into_iter().map(|host| (host, Vec::new()));
-                for (host, routes) in own.chain(self.gateway_routes.at_listener(&name, served.port)) {
+                let own = own_hosts.iter().cloned().map(|host| (host, Vec::new()));
+                let of_routes = self.gateway_routes.at_listener(&name, served.port).into_iter();
+                for (host, routes) in own.chain(of_routes.filter(|(host, _)| is_own(host))) {
                     hosts.entry(host).or_default().routes.extend(self.finished(routes, view));
                 }
                 continue;
@@ -375,7 +417,7 @@ impl Policy {
                     continue;
                 }
                 let routes = self.finished(routes, view);
-                for host in shared {
+                for host in shared.into_iter().filter(&is_own) {
                     let of = hosts.entry(host).or_default();
                     of.redirects |= redirects;
                     // A Gateway may have a host twice.
@@ -385,8 +427,8 @@ impl Policy {
                     }
                 }
             }
-            for host in served.hosts().into_iter().filter(|_| redirects) {
-                hosts.entry(host).or_default().redirects = true;
+            for host in own_hosts.iter().filter(|host| redirects || owners.is_below_a_listener(host)) {
+                hosts.entry(host.clone()).or_default().redirects |= redirects;
             }
         }
         let finished =
@@ -402,16 +444,18 @@ impl Policy {
 
     /// Where connections go whose bytes are not looked at, by the name that a client asks for; the one without names is for all
     /// others. A way without targets leads nowhere.
-    pub fn ways_at(&self, served: &ServerAt, view: &View, is_tls: bool) -> Vec<Connections> {
+    pub fn ways_at(&self, served: &ServerAt, owners: &Owners, view: &View, is_tls: bool) -> Vec<Connections> {
         let name = served.name();
         if served.is_listener() {
             let there = self.gateway_routes.connections_at(&name);
-            let there = there.map(|(name, server_names, targets)| Connections {
-                name: name.to_string(),
-                server_names,
-                targets: targets.to_vec(),
-                idle_timeout: self.idle_timeout(targets, view),
-                tunnel: None,
+            let there = there.filter_map(|(name, server_names, targets)| {
+                Some(Connections {
+                    name: name.to_string(),
+                    server_names: owners.left(served, server_names)?,
+                    targets: targets.to_vec(),
+                    idle_timeout: self.idle_timeout(targets, view),
+                    tunnel: None,
+                })
             });
             return there.collect();
         }
@@ -419,6 +463,7 @@ impl Policy {
         for (entry, shared) in self.at_server(served, view) {
             let Some(object) = &entry.object else {
                 let names = if shared.iter().any(|host| host == "*") { Vec::new() } else { shared };
+                let Some(names) = owners.left(served, names) else { continue };
                 let nowhere = Connections {
                     tunnel: None,
                     name: entry.meta.id().to_string(),
@@ -448,6 +493,7 @@ impl Policy {
                 }
                 let is_for_all = names.is_empty() && is_tls && !shared.iter().any(|host| host == "*");
                 let names = if is_for_all { shared.clone() } else { names };
+                let Some(names) = owners.left(served, names) else { continue };
                 let idle_timeout = self.idle_timeout(&way.targets, view);
                 ways.push(Connections { server_names: names, idle_timeout, ..way });
             }

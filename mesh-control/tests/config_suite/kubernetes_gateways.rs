@@ -755,3 +755,82 @@ async fn a_wrong_route_at_a_listener_set_fails_the_hosts_that_only_it_has() {
     assert_eq!(found["good.more.example:80"].routes.len(), 1);
     assert_eq!(found["*:80"].routes.len(), 0);
 }
+
+/// The Service whose workloads a gateway is.
+const WORKLOADS: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, namespace: shop}\n\
+    spec: {selector: {istio: ingressgateway}, ports: [{name: http, port: 80}, {name: tls, port: 443}]}\n---\n";
+
+/// A Gateway that is these.
+fn at_address(name: &str, listeners: &str) -> String {
+    let address = "{type: Hostname, value: edge.shop.svc.cluster.local}";
+    let spec = format!("{{gatewayClassName: istio, addresses: [{address}], listeners: [{listeners}]}}");
+    object("Gateway", "shop", name, &spec)
+}
+
+/// The routes of each host of a table, by their names.
+fn routes_of(plane: &Plane, client: &Client, table: &str) -> BTreeMap<String, Vec<String>> {
+    let found = hosts(plane, client, table).into_iter();
+    let names = found.map(|(name, host)| (name, host.routes.into_iter().map(|route| route.name).collect()));
+    names.collect()
+}
+
+#[test]
+fn of_gateways_at_one_address_that_with_the_closer_host_has_it_alone_whichever_is_older() {
+    let passes =
+        |host: &str| format!("{{name: tls, port: 443, protocol: TLS, hostname: '{host}', tls: {{mode: Passthrough}}}}");
+    let connections = |name: &str, parent: &str, hosts: &str| {
+        let to = "rules: [{backendRefs: [{name: web, port: 80}]}]";
+        object("TLSRoute", "shop", name, &format!("{{parentRefs: [{{name: {parent}}}], hostnames: [{hosts}], {to}}}"))
+    };
+    let wide = [http("http", ""), passes("*.example")].join(", ");
+    let close = [http("http", ", hostname: a.example"), passes("a.example")].join(", ");
+    let rest = [
+        WEB.to_owned(),
+        WORKLOADS.to_owned(),
+        route("HTTPRoute", "shop", "named", "{name: wide}", "a.example, b.example", "/"),
+        route("HTTPRoute", "shop", "own", "{name: close}", "", "/"),
+        connections("named", "wide", "a.example, b.example"),
+        connections("own", "close", "a.example"),
+    ]
+    .concat();
+    let client = edge().namespace("shop");
+    for (one, other) in [("2024", "2026"), ("2026", "2024")] {
+        let gateways = [aged(at_address("wide", &wide), one), aged(at_address("close", &close), other)].concat();
+        let plane = plane(&[gateways, rest.clone()].concat());
+        let of = |name: &str, routes: &[&str]| {
+            (name.to_owned(), routes.iter().map(|&route| route.to_owned()).collect::<Vec<_>>())
+        };
+        let expected = [of("*:80", &[]), of("a.example:80", &["shop.own.0"]), of("b.example:80", &["shop.named.0"])];
+        assert_eq!(routes_of(&plane, &client, "http.80"), expected.into(), "{one}");
+        let mut names: Vec<_> = chains(&plane, &client, "0.0.0.0_443").into_iter().map(|(names, _)| names).collect();
+        names.sort();
+        assert_eq!(names, [["*.example"], ["a.example"], ["b.example"]], "{one}");
+    }
+}
+
+#[test]
+fn a_listener_and_a_server_of_istios_keep_their_closer_hosts_from_each_other() {
+    let istio = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: old, namespace: shop}\n\
+        spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*.example', istio.listener.org]}]}\n---\n\
+        apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: old, namespace: shop}\n\
+        spec: {hosts: [a.example, b.example], gateways: [old], http: [{name: old, route: [{destination: {host: web}}]}]}\n---\n";
+    let listeners = [http("http", ", hostname: a.example"), http("wide", ", hostname: '*.listener.org'")].join(", ");
+    let text = [
+        WEB.to_owned(),
+        istio.to_owned(),
+        WORKLOADS.to_owned(),
+        at_address("new", &listeners),
+        route("HTTPRoute", "shop", "new", "{name: new}", "a.example, istio.listener.org, b.listener.org", "/"),
+    ];
+    let found = hosts(&plane(&text.concat()), &edge().namespace("shop"), "http.80");
+    let found: Vec<(&str, usize)> = found.iter().map(|(name, host)| (name.as_str(), host.routes.len())).collect();
+    let expected = [
+        ("*.listener.org:80", 0),
+        ("a.example:80", 1),
+        ("b.example:80", 1),
+        ("b.listener.org:80", 1),
+        // No rule of Istio's has it, and it is not the listener's.
+        ("istio.listener.org:80", 0),
+    ];
+    assert_eq!(found, expected);
+}

@@ -201,6 +201,42 @@ async fn a_listener_set_adds_a_host_with_its_own_certificate_to_a_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_gateways_at_one_address_the_closer_host_answers_for_its_own_names() {
+    let (one, two) = (program(|_| ok("one")).await, program(|_| ok("two")).await);
+    let port = free_port().await;
+    let workloads = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: edge}}\n\
+         spec: {{selector: {{gateway.networking.k8s.io/gateway-name: edge}}, ports: [{{name: http, port: {port}}}]}}\n---\n"
+    );
+    let gateway = |name: &str, host: &str| {
+        let address = "{type: Hostname, value: edge.default.svc.cluster.local}";
+        let listener = format!("{{name: http, port: {port}, protocol: HTTP{host}}}");
+        let spec = format!("{{gatewayClassName: istio, addresses: [{address}], listeners: [{listener}]}}");
+        object("Gateway", name, &spec)
+    };
+    let route = |name: &str, gateway: &str, rest: &str| {
+        let rules = format!("rules: [{{{rest}backendRefs: [{{name: {name}, port: 80}}]}}]");
+        let spec = format!("{{parentRefs: [{{name: {gateway}}}], hostnames: [a.example, b.example], {rules}}}");
+        object("HTTPRoute", name, &spec)
+    };
+    let text = [
+        service("one", one) + &service("two", two),
+        workloads,
+        gateway("a-wide", ""),
+        gateway("close", ", hostname: a.example"),
+        route("one", "a-wide", ""),
+        route("two", "close", "matches: [{path: {value: /two}}], "),
+    ];
+    let control = control(&text.concat()).await;
+    let server = control.xds_addr().to_string();
+    let mut gateway = Gateway::at(control, &server, &EDGE);
+    gateway.bound().await;
+    assert!(exchange(local(port), &get("b.example", "/", "")).await.ends_with("one"));
+    assert!(exchange(local(port), &get("a.example", "/two", "")).await.ends_with("two"));
+    assert_eq!(status(&exchange(local(port), &get("a.example", "/", "")).await), "404");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_come_in_by_tcp_and_by_the_name_that_tls_asks_for() {
     let bytes = program(|_| ok("bytes")).await;
     let (ca, raw) = (Authority::named("root"), Authority::named("raw"));

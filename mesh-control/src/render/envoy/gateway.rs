@@ -31,7 +31,7 @@ use crate::policy::Policy;
 use crate::policy::connections::Connections;
 use crate::policy::filters::FilterInForce;
 use crate::policy::gateways::{
-    Address, Listening, Server, ServerAt, ServerTls, Speaks, TlsMode, TlsVersion, VirtualHost,
+    Address, Listening, Owners, Server, ServerAt, ServerTls, Speaks, TlsMode, TlsVersion, VirtualHost,
 };
 use crate::policy::paths::PathNormalization;
 use crate::policy::route::{Action, Route};
@@ -114,12 +114,13 @@ pub fn edge_routes(
     address: Address,
     at: &Listening,
 ) -> (Vec<(String, Rendered)>, BTreeSet<String>) {
+    let owners = Owners::of(&at.servers);
     let mut clusters = BTreeSet::new();
     let mut rendered = Vec::new();
     for (name, servers) in tables(address, at) {
         let mut refused = Vec::new();
         let mut hosts = Vec::new();
-        for host in policy.virtual_hosts(&servers, view) {
+        for host in policy.virtual_hosts(&servers, &owners, view) {
             clusters.extend(clusters_of(policy, view, &host.routes));
             let routes = publishable(judge, host.routes.clone(), &mut refused);
             hosts.push(virtual_host(
@@ -137,7 +138,7 @@ pub fn edge_routes(
         rendered
             .push((name.clone(), Rendered { encoded: encode_routes(&name, config), degraded: Vec::new(), refused }));
     }
-    for way in at.servers.iter().flat_map(|served| ways(policy, view, served)) {
+    for way in at.servers.iter().flat_map(|served| ways(policy, view, served, &owners)) {
         clusters.extend(way.targets.iter().map(|(cluster, _)| cluster.to_string()));
     }
     (rendered, clusters)
@@ -179,13 +180,13 @@ fn nobody(port: u16) -> route::VirtualHost {
 }
 
 /// Where connections of a server go that is not about requests.
-fn ways(policy: &Policy, view: &View, served: &ServerAt) -> Vec<Connections> {
+fn ways(policy: &Policy, view: &View, served: &ServerAt, owners: &Owners) -> Vec<Connections> {
     match served.server() {
         Some(server) if takes_requests(server) => Vec::new(),
         Some(Server { tls: Some(tls), .. }) if tls.mode == TlsMode::AutoPassthrough => Vec::new(),
         Some(Server { tls, .. }) => {
             let passes_tls = tls.as_ref().is_some_and(|tls| !tls.mode.terminates());
-            policy.ways_at(served, view, passes_tls)
+            policy.ways_at(served, owners, view, passes_tls)
         }
         None => Vec::new(),
     }
@@ -209,18 +210,21 @@ pub fn edge_listener(
     if at.speaks == Speaks::Tls {
         rendered.listener_filters.push(proxy::tls_inspector());
     }
-    let mut told = HashSet::new();
+    let (mut told, owners) = (HashSet::new(), Owners::of(&at.servers));
     rendered.filter_chains = match at.speaks {
         Speaks::Http => {
             let routes = at.servers.first().map(|first| routes_name(first, address)).unwrap_or_default();
             vec![pb::FilterChain { filters: vec![requests(&routes, edge, paths)], ..Default::default() }]
         }
         Speaks::Tls => {
-            let chains = at.servers.iter().flat_map(|served| secured(policy, view, served, address, edge, paths));
+            let of = |served| secured(policy, view, (served, &owners), address, edge, paths);
+            let chains = at.servers.iter().flat_map(of);
             // Envoy refuses all of them where two have a name in common.
             chains.filter(|chain| is_new(chain, &mut told)).collect()
         }
-        Speaks::Bytes => at.servers.iter().flat_map(|served| bytes(policy, view, served, edge)).take(1).collect(),
+        Speaks::Bytes => {
+            at.servers.iter().flat_map(|served| bytes(policy, view, (served, &owners), edge)).take(1).collect()
+        }
     };
     if rendered.filter_chains.is_empty() {
         rendered.filter_chains.push(closed(name, Vec::new(), edge));
@@ -278,7 +282,7 @@ fn server_names(served: &ServerAt) -> Option<Vec<String>> {
 fn secured(
     policy: &Policy,
     view: &View,
-    served: &ServerAt,
+    (served, owners): (&ServerAt, &Owners),
     address: Address,
     edge: &Edge<'_>,
     paths: PathNormalization,
@@ -297,7 +301,7 @@ fn secured(
     if takes_requests {
         return vec![chain(&name, names, requests(&name, edge, paths), socket)];
     }
-    let mut chains = bytes(policy, view, served, edge);
+    let mut chains = bytes(policy, view, (served, owners), edge);
     if let Some(socket) = socket {
         chains.iter_mut().for_each(|chain| {
             chain.transport_socket_connect_timeout = Some(duration(HANDSHAKE));
@@ -324,9 +328,14 @@ fn secured(
 }
 
 /// The chains of connections that are not looked at.
-fn bytes(policy: &Policy, view: &View, served: &ServerAt, edge: &Edge<'_>) -> Vec<pb::FilterChain> {
+fn bytes(
+    policy: &Policy,
+    view: &View,
+    (served, owners): (&ServerAt, &Owners),
+    edge: &Edge<'_>,
+) -> Vec<pb::FilterChain> {
     let shut = edge.guarded.is_shut();
-    let ways = ways(policy, view, served).into_iter();
+    let ways = ways(policy, view, served, owners).into_iter();
     let ways = ways.map(|way| if shut { Connections { targets: Vec::new(), ..way } } else { way });
     ways.map(|way| {
         let rendered = connections::filter_chain(&way, edge.guarded.logs.clone());
