@@ -18,14 +18,12 @@ pub fn listens(parent: &Node) -> Option<ObjectKind> {
 
 /// The kind of what has listeners, by its group and its kind: a Gateway where neither is written, or a ListenerSet.
 pub fn listening_kind(group: Option<&str>, kind: Option<&str>) -> Option<ObjectKind> {
-    let is_set = |group: Option<&str>| {
-        group.is_none_or(|group| group == ObjectKind::ListenerSet.group())
-            && kind == Some(ObjectKind::ListenerSet.name())
-    };
-    match is_gateway_kind(group, kind) {
-        true => Some(ObjectKind::KubernetesGateway),
-        false => is_set(group).then_some(ObjectKind::ListenerSet),
+    const SET: ObjectKind = ObjectKind::ListenerSet;
+    if is_gateway_kind(group, kind) {
+        return Some(ObjectKind::KubernetesGateway);
     }
+    let is_set = kind == Some(SET.name()) && group.is_none_or(|group| group == SET.group());
+    is_set.then_some(SET)
 }
 
 /// Whether something is a Gateway by its group and its kind, which it is where neither is written.
