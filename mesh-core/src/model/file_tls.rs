@@ -38,7 +38,7 @@ impl FileTls {
     }
 }
 
-/// The files of a [`FileTls`], all of them PEM, or the secrets in their place.
+/// The files of a [`FileTls`], what is told in the place of one, all of them PEM, or the secrets in their place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct TlsFiles {
@@ -81,6 +81,8 @@ pub enum Roots {
     File(PathBuf),
     /// The authorities in the secret of this name, with their lists of revoked certificates.
     Secret(Arc<str>),
+    /// The authorities in this text, which is PEM.
+    Text(Arc<str>),
     /// Nobody has to: any certificate will do.
     Nobody,
 }

@@ -1,5 +1,5 @@
 //! TLS by files (Envoy's data sources by `filename`), or by secrets that come over the same stream: with servers that need not be of the
-//! mesh.
+//! mesh. Who vouches for these may be told, too.
 //!
 //! What names no certificate provider is this. What it asks for and this cannot do makes the cluster unusable.
 
@@ -173,7 +173,7 @@ fn validation(
         (None, None, Some(name)) => Roots::Secret(name),
         (_, _, Some(_)) => return Err("trusted_ca or system_root_certs beside a secret is not supported".to_owned()),
         (Some(_), Some(_), None) => return Err("trusted_ca beside system_root_certs is not supported".to_owned()),
-        (Some(file), None, None) => Roots::File(filename("trusted_ca", file)?),
+        (Some(source), None, None) => authorities(source)?,
         (None, Some(_), None) => Roots::System,
         (None, None, None) => return Err("it does not say whom to trust".to_owned()),
     };
@@ -236,6 +236,21 @@ fn identity(certificates: Vec<pb::TlsCertificate>) -> Result<Option<(PathBuf, Pa
         return Err("tls_certificates needs certificate_chain and private_key".to_owned());
     };
     Ok(Some((filename("certificate_chain", chain)?, filename("private_key", key)?)))
+}
+
+/// Who vouches for servers: in a file, or as a text.
+fn authorities(value: core::DataSource) -> Result<Roots, Unusable> {
+    use core::data_source::Specifier;
+    let text = match value.specifier {
+        Some(Specifier::Filename(path)) if !path.is_empty() => return Ok(Roots::File(path.into())),
+        Some(Specifier::InlineString(text)) => text,
+        Some(Specifier::InlineBytes(bytes)) => String::from_utf8(bytes).unwrap_or_default(),
+        _ => String::new(),
+    };
+    match text.is_empty() {
+        true => Err("trusted_ca is supported by filename, or inline in PEM".to_owned()),
+        false => Ok(Roots::Text(text.into())),
+    }
 }
 
 fn filename(field: &str, value: core::DataSource) -> Result<PathBuf, Unusable> {

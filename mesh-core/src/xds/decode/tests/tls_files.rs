@@ -149,8 +149,12 @@ fn what_cannot_be_done_makes_the_cluster_unusable() {
         let said = decoded(&context(change)).expect_err(reason);
         assert!(said.contains(reason), "{reason}: {said}");
     }
-    let inlined = decoded(&context(|_, _, it| it.trusted_ca = Some(inline("a")))).unwrap_err();
-    assert!(inlined.contains("trusted_ca is supported by filename only"), "{inlined}");
+    let told = decoded(&context(|_, _, it| it.trusted_ca = Some(inline("a")))).unwrap();
+    assert_eq!(told.files.roots, Roots::Text("a".into()));
+    for nothing in [inline(""), core::DataSource::default()] {
+        let said = decoded(&context(|_, _, it| it.trusted_ca = Some(nothing.clone()))).unwrap_err();
+        assert!(said.contains("trusted_ca is supported by filename, or inline"), "{said}");
+    }
     // A connection is for all requests of its cluster.
     let by_request = with(|cluster| {
         let options = http::HttpProtocolOptions {
