@@ -15,6 +15,7 @@ use crate::render::{self, access::not_for, judge::Judge};
 pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>) {
     check_servers(policy, found);
     check_telemetry(policy, found);
+    check_backend_tls(policy, found);
     super::limits::check_grpc(policy, found);
     super::filters::check_grpc(policy, found);
     super::quotas::check_grpc(policy, found);
@@ -49,6 +50,16 @@ fn check_telemetry(policy: &Policy, found: &mut Vec<Diagnostic>) {
                 found.push(finding.object(object.meta.id()).field(field));
             }
         }
+    }
+}
+
+/// What BackendTLSPolicies ask of gRPC's clients.
+fn check_backend_tls(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for object in &policy.backend_tls.policies {
+        let message = "gRPC's own clients cannot do this: they do not call these Services";
+        let origin = locate(&object.meta.origin, "targetRefs");
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::Degraded, message);
+        found.push(finding.object(object.meta.id()).field("targetRefs"));
     }
 }
 

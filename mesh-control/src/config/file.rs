@@ -25,6 +25,7 @@ use super::extensions::quota::Quota;
 use super::extensions::rate_limit::RateLimit;
 use super::extensions::request_rules::RequestRules;
 use super::extensions::{self, Extensions, envoy_filter};
+use super::gateway_api::backend_tls_policy::BackendTlsPolicy;
 use super::gateway_api::connection_route::{TcpRoute, TlsRoute};
 use super::gateway_api::gateway::KubernetesGateway;
 use super::gateway_api::grpc_route::GrpcRoute;
@@ -35,7 +36,7 @@ use super::istio::destination_rule::DestinationRule;
 use super::istio::gateway::Gateway;
 use super::istio::mesh_config::MeshConfig;
 use super::istio::names::export_faults;
-use super::istio::secret::{self, Secret};
+use super::istio::secret::{self, Authorities, Secret};
 use super::istio::security::{AuthorizationPolicy, DRY_RUN, PeerAuthentication, RequestAuthentication};
 use super::istio::service::{self, EXPORT_TO, Service, exported_to};
 use super::istio::service_entry::ServiceEntry;
@@ -206,6 +207,8 @@ objects! {
     tcp_routes: TcpRoute,
     /// ListenerSets.
     listener_sets: ListenerSet,
+    /// BackendTLSPolicies.
+    backend_tls_policies: BackendTlsPolicy,
     /// RateLimits, and EnvoyFilters that say the same.
     rate_limits: RateLimit,
     /// Overloads.
@@ -220,6 +223,8 @@ objects! {
     quotas: Quota,
     /// Secrets that hold certificates.
     secrets: Secret,
+    /// ConfigMaps that hold authorities.
+    authorities: Authorities,
 }
 
 impl Item {
@@ -653,6 +658,7 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
         ObjectKind::ReferenceGrant => Item::ReferenceGrant(read_spec(meta, spec, d, ReferenceGrant::check)?),
         ObjectKind::KubernetesGateway => Item::KubernetesGateway(read_spec(meta, spec, d, KubernetesGateway::check)?),
         ObjectKind::ListenerSet => Item::ListenerSet(read_spec(meta, spec, d, ListenerSet::check)?),
+        ObjectKind::BackendTlsPolicy => Item::BackendTlsPolicy(read_spec(meta, spec, d, BackendTlsPolicy::check)?),
         ObjectKind::Telemetry => {
             Item::Telemetry(read_spec(meta, spec, d, |object: &Telemetry, d| object.check(&namespace, d))?)
         }
@@ -675,7 +681,7 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
             Item::RateLimit(Arc::new(Object { meta, spec: limit }))
         }
         // They are no objects of their own: `mesh_config`, `foreign`; or have no `spec`: `secret`.
-        ObjectKind::MeshConfig | ObjectKind::Secret | ObjectKind::Foreign(_) => return None,
+        ObjectKind::MeshConfig | ObjectKind::Secret | ObjectKind::ConfigMap | ObjectKind::Foreign(_) => return None,
         ObjectKind::AuthorizationPolicy => {
             Item::AuthorizationPolicy(read_spec(meta, spec, d, |policy: &AuthorizationPolicy, d| {
                 policy.check(&namespace, d)
@@ -839,14 +845,14 @@ spec:
     fn kinds_that_are_not_built_are_reported_and_those_of_a_cluster_passed_over() {
         let (file, found) = found(
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\n\
-             apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: x}\nspec: {}\n---\n\
+             apiVersion: gateway.networking.k8s.io/v1\nkind: BackendLBPolicy\nmetadata: {name: p, namespace: x}\nspec: {}\n---\n\
              apiVersion: gateway.networking.k8s.io/v1\nkind: UDPRoute\nmetadata: {name: h}\n---\n\
              apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: s}\n",
         );
         assert!(!file.rejected);
         let starts = [
             "t.yaml:2:7: info[ignored]: Deployment default/d:",
-            "t.yaml:6:7: warning[not-supported-yet]: BackendTLSPolicy x/p:",
+            "t.yaml:6:7: warning[not-supported-yet]: BackendLBPolicy x/p:",
             "t.yaml:11:7: warning[not-supported-yet]: UDPRoute default/h:",
             "t.yaml:15:7: info[ignored]: NetworkPolicy default/s:",
         ];

@@ -8,6 +8,7 @@ use super::extensions::overload::Overload;
 use super::extensions::quota::Quota;
 use super::extensions::rate_limit::RateLimit;
 use super::extensions::request_rules::RequestRules;
+use super::gateway_api::backend_tls_policy::BackendTlsPolicy;
 use super::gateway_api::connection_route::{TcpRoute, TlsRoute};
 use super::gateway_api::gateway::KubernetesGateway;
 use super::gateway_api::grpc_route::GrpcRoute;
@@ -52,6 +53,7 @@ pub fn spec(kind: ObjectKind) -> Schema {
         ObjectKind::TlsRoute => TlsRoute::schema(),
         ObjectKind::TcpRoute => TcpRoute::schema(),
         ObjectKind::ListenerSet => ListenerSet::schema(),
+        ObjectKind::BackendTlsPolicy => BackendTlsPolicy::schema(),
         ObjectKind::KubernetesGateway => KubernetesGateway::schema(),
         ObjectKind::RateLimit => RateLimit::schema(),
         ObjectKind::Overload => Overload::schema(),
@@ -59,7 +61,7 @@ pub fn spec(kind: ObjectKind) -> Schema {
         ObjectKind::RequestRules => RequestRules::schema(),
         ObjectKind::FilterSchema => FilterSchema::schema(),
         ObjectKind::Quota => Quota::schema(),
-        ObjectKind::EnvoyFilter | ObjectKind::Secret | ObjectKind::Foreign(_) => Schema::Any,
+        ObjectKind::EnvoyFilter | ObjectKind::Secret | ObjectKind::ConfigMap | ObjectKind::Foreign(_) => Schema::Any,
     }
 }
 

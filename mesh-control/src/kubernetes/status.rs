@@ -49,9 +49,10 @@ const FEATURES: [&str; 19] = [
 
 /// The longest message.
 const LONGEST: usize = 1000;
-/// The most codes, and parents (Gateway API's own bound).
+/// The most codes, and parents and ancestors (Gateway API's own bounds).
 const MOST_CODES: usize = 20;
 const MOST_PARENTS: usize = 32;
+const MOST_ANCESTORS: usize = 16;
 
 /// What is to be written.
 #[derive(Debug, PartialEq)]
@@ -67,6 +68,7 @@ pub(super) fn wanted(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted
     match ObjectKind::ALL.into_iter().find(|kind| kind.title() == fact.resource.title) {
         Some(kind) if kind.is_gateway_route() => route(fact, verdict, now),
         Some(ObjectKind::KubernetesGateway | ObjectKind::ListenerSet) => gateway(fact, verdict, now),
+        Some(ObjectKind::BackendTlsPolicy) => policy(fact, verdict, now),
         _ => istio(fact, verdict, now),
     }
 }
@@ -308,35 +310,71 @@ fn gateway(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
     (timeless(&there) != words).then_some(Wanted { patch, words })
 }
 
-fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
-    let object: Value = serde_json::from_str(&fact.text).ok()?;
-    let references = list(object.get("spec"), "parentRefs");
-    let before = list(fact.status.as_ref(), "parents");
+/// What is said at each of these references, beside what others say: the names of the list and of a reference in it, and how many there
+/// may be.
+fn at_each(
+    fact: &Fact,
+    (all, one, most): (&str, &str, usize),
+    said: &[(Value, Vec<Condition>)],
+    now: &str,
+) -> Option<Wanted> {
+    let before = list(fact.status.as_ref(), all);
     let (known, others): (Vec<&Value>, Vec<&Value>) =
-        before.iter().partition(|one| text(one, "controllerName") == CONTROLLER);
-    let entry = |reference: &Value, said: &[Condition]| {
-        let before = known.iter().find(|one| one.get("parentRef") == Some(reference));
+        before.iter().partition(|entry| text(entry, "controllerName") == CONTROLLER);
+    let entry = |(reference, said): &(Value, Vec<Condition>)| {
+        let before = known.iter().find(|entry| entry.get(one) == Some(reference));
         let before = by_type(list(before.copied(), "conditions"));
-        json!({"parentRef": reference, "controllerName": CONTROLLER, "conditions": conditions(said, &before, fact, now)})
+        json!({one: reference, "controllerName": CONTROLLER, "conditions": conditions(said, &before, fact, now)})
     };
-    let ours: Vec<Value> = match verdict.standing {
-        None => {
-            let of = |index: usize| references.get(index);
-            verdict.parents.iter().filter_map(|one| Some(entry(of(one.parent_ref)?, &one.conditions))).collect()
-        }
-        // What is in force is another state of it.
-        Some(standing) => {
-            let said = [not_accepted(standing, "UnsupportedValue", fact, verdict)];
-            let is_meant = |one: &&Value| is_ours_to_judge(one, fact.namespace(), verdict);
-            references.iter().filter(is_meant).map(|one| entry(one, &said)).collect()
-        }
-    };
+    let ours: Vec<Value> = said.iter().map(entry).collect();
     let words = timeless(&json!(ours));
     if timeless(&json!(known)) == words {
         return None;
     }
-    let parents: Vec<Value> = others.into_iter().cloned().chain(ours).take(MOST_PARENTS).collect();
-    Some(Wanted { patch: json!({"parents": parents}), words })
+    let entries: Vec<Value> = others.into_iter().cloned().chain(ours).take(most).collect();
+    Some(Wanted { patch: json!({all: entries}), words })
+}
+
+fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
+    let object: Value = serde_json::from_str(&fact.text).ok()?;
+    let references = list(object.get("spec"), "parentRefs");
+    let said: Vec<(Value, Vec<Condition>)> = match verdict.standing {
+        None => {
+            let of = |index: usize| references.get(index).cloned();
+            verdict.parents.iter().filter_map(|one| Some((of(one.parent_ref)?, one.conditions.clone()))).collect()
+        }
+        // What is in force is another state of it.
+        Some(standing) => {
+            let said = not_accepted(standing, "UnsupportedValue", fact, verdict);
+            let is_meant = |one: &&Value| is_ours_to_judge(one, fact.namespace(), verdict);
+            references.iter().filter(is_meant).map(|one| (one.clone(), vec![said.clone()])).collect()
+        }
+    };
+    at_each(fact, ("parents", "parentRef", MOST_PARENTS), &said, now)
+}
+
+/// Of a policy of Gateway API: what became of it at each of its targets, which stand for all that is in front of them.
+fn policy(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
+    let object: Value = serde_json::from_str(&fact.text).ok()?;
+    let targets = list(object.get("spec"), "targetRefs");
+    let at = |target: &Value| {
+        let mut reference = target.clone();
+        if let Some(fields) = reference.as_object_mut() {
+            fields.insert("namespace".to_owned(), fact.namespace().into());
+        }
+        reference
+    };
+    let said: Vec<(Value, Vec<Condition>)> = match verdict.standing {
+        None => {
+            let of = |index: usize| targets.get(index).map(at);
+            verdict.targets.iter().filter_map(|one| Some((of(one.target_ref)?, one.conditions.clone()))).collect()
+        }
+        Some(standing) => {
+            let said = not_accepted(standing, "Invalid", fact, verdict);
+            targets.iter().map(|one| (at(one), vec![said.clone()])).collect()
+        }
+    };
+    at_each(fact, ("ancestors", "ancestorRef", MOST_ANCESTORS), &said, now)
 }
 
 /// Whether a parent of a route of this namespace is something of the mesh, or a Gateway of ours or a ListenerSet of one.
@@ -714,6 +752,34 @@ spec: {gatewayClassName: other, listeners: [{name: tls, port: 443, protocol: TLS
         assert_eq!(counted(&set("a"), Value::Null), Some(Some(json!(1))));
         assert_eq!(counted(&set("other"), json!({"attachedListenerSets": 1})), Some(Some(json!(0))), "it was attached");
         assert_eq!(counted(&set("other"), Value::Null), Some(None), "a cluster may not know of them");
+    }
+
+    #[test]
+    fn a_policy_says_what_became_of_it_at_each_of_its_targets_beside_what_others_say() {
+        let target = |name: &str| json!({"group": "", "kind": "Service", "name": name});
+        let validation = json!({"hostname": "web.internal", "wellKnownCACertificates": "System"});
+        let metadata = json!({"name": "a", "namespace": "shop", "generation": 2, "resourceVersion": "1"});
+        let foreign = json!({"ancestorRef": target("web"), "controllerName": "example.com/edge", "conditions": []});
+        let before = json!({"ancestors": [foreign]});
+        let object = |validation: &Value, status: &Value| {
+            let spec = json!({"targetRefs": [target("web"), target("gone")], "validation": validation});
+            json!({"metadata": metadata, "spec": spec, "status": status})
+        };
+        let (fact, verdict) = judged("BackendTLSPolicy", &object(&validation, &before));
+        let first = wanted(&fact, &verdict, T1).expect("nothing of ours is there");
+        let [others, web, gone] = first.patch["ancestors"].as_array().expect("ancestors").as_slice() else {
+            panic!("{first:?}")
+        };
+        assert_eq!((others, &web["controllerName"]), (&foreign, &json!(CONTROLLER)));
+        let at = json!({"group": "", "kind": "Service", "name": "web", "namespace": "shop"});
+        assert_eq!(web["ancestorRef"], at);
+        let reason = |of: &Value| text(&of["conditions"][0], "reason").to_owned();
+        assert_eq!((reason(web), reason(gone)), ("Accepted".to_owned(), "TargetNotFound".to_owned()));
+        let (fact, verdict) = judged("BackendTLSPolicy", &object(&validation, &patched(&before, &first)));
+        assert_eq!(wanted(&fact, &verdict, T2), None, "it is there");
+        let (fact, verdict) = judged("BackendTLSPolicy", &object(&json!({"hostnam": "a"}), &before));
+        let wrong = wanted(&fact, &verdict, T1).expect("it is wrong").patch;
+        assert_eq!(reason(&wrong["ancestors"][1]), "Invalid");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::plane::gateway;
 use crate::plane::recent::Recent;
 use crate::policy::Policy;
 use crate::policy::access::{Condition, Conditions, RulesByEffect};
+use crate::policy::backend_tls::TargetStatus;
 use crate::policy::filters::{self, FilterInForce, Passing};
 use crate::policy::gateway_api::{GatewayStatus, ParentStatus};
 use crate::policy::limits::{self, LimitInForce};
@@ -252,6 +253,11 @@ impl Snapshot {
     /// What became of each Gateway of Gateway API, and of each ListenerSet of one.
     pub fn gateway_statuses(&self) -> &[GatewayStatus] {
         &self.compiled.policy.gateway_routes.gateway_statuses
+    }
+
+    /// What became of each BackendTLSPolicy at each of its targets.
+    pub fn policy_statuses(&self) -> &[TargetStatus] {
+        &self.compiled.policy.backend_tls.statuses
     }
 
     /// The labels of the workload of this name, as the configuration has it: those that the service of its name selects, those

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use super::Plane;
 use crate::config::Diagnostic;
 use crate::config::store::Standing;
+use crate::policy::backend_tls::TargetStatus;
 use crate::policy::gateway_api::{GatewayStatus, ParentStatus};
 
 /// A text of an object of a cluster.
@@ -30,6 +31,8 @@ pub(crate) struct Verdict {
     pub(crate) parents: Vec<ParentStatus>,
     /// Of a Gateway of Gateway API that is ours, or of a ListenerSet of one: what became of it, in the same way.
     pub(crate) gateway: Option<GatewayStatus>,
+    /// Of a BackendTLSPolicy: what became of it at each of its targets, in the same way.
+    pub(crate) targets: Vec<TargetStatus>,
     /// The Gateways of Gateway API that are ours, and their ListenerSets, as findings name them.
     pub(crate) gateways: Arc<BTreeSet<Arc<str>>>,
 }
@@ -52,6 +55,10 @@ impl Plane {
         for status in &compiled.policy.gateway_routes.statuses {
             parents.entry(&status.route).or_default().push(status);
         }
+        let mut targets: HashMap<&str, Vec<&TargetStatus>> = HashMap::new();
+        for status in &compiled.policy.backend_tls.statuses {
+            targets.entry(&status.policy).or_default().push(status);
+        }
         let gateways = &compiled.policy.gateway_routes.gateway_statuses;
         let gateways: HashMap<&str, &GatewayStatus> =
             gateways.iter().map(|status| (&*status.gateway, status)).collect();
@@ -61,6 +68,7 @@ impl Plane {
             findings: findings.get(&*one.name).into_iter().flatten().copied().cloned().collect(),
             parents: parents.get(&*one.id).into_iter().flatten().copied().cloned().collect(),
             gateway: gateways.get(&*one.id).copied().cloned(),
+            targets: targets.get(&*one.id).into_iter().flatten().copied().cloned().collect(),
             gateways: Arc::clone(&names),
         };
         asked.iter().zip(is_known).map(|(one, is_known)| is_known.then(|| verdict(one))).collect()

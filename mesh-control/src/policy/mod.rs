@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod authorizer;
+pub mod backend_tls;
 pub mod compile;
 pub mod connections;
 pub mod delegate;
@@ -48,6 +49,7 @@ use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, covers, split_port};
 use crate::registry::protocol::Protocol;
 use crate::registry::{Service, ServiceId, ServicePort, Services};
+use backend_tls::BackendTls;
 use compile::Surroundings;
 use connections::{Addressed, Connections};
 use destination_rules::{Around, DestinationRules, MergedRule};
@@ -83,6 +85,8 @@ pub struct Policy {
     pub gateway_routes: GatewayRoutes,
     /// The rules on how to call.
     pub destination_rules: DestinationRules,
+    /// Which Services are called by TLS where no such rule says how.
+    pub backend_tls: BackendTls,
     /// What clients see.
     pub sidecars: Sidecars,
     /// What becomes of calls to hosts that none of them describes.
@@ -179,6 +183,8 @@ impl Policy {
         let (destination_rules, conflicts) =
             DestinationRules::new(&objects.destination_rules, &objects.refused, &mesh.fixed.root_namespace);
         found.extend(conflicts);
+        let (backend_tls, about_policies) = BackendTls::new(objects, &services);
+        found.extend(about_policies);
         let label_keys = virtual_services.label_keys.union(&destination_rules.label_keys).cloned().collect();
         let destinations = virtual_services.destinations().flat_map(|(host, subset, namespace)| {
             let real = services.real(&host, namespace);
@@ -201,6 +207,7 @@ impl Policy {
             gateways: Gateways::new(objects, &gateway_routes.gateways),
             gateway_routes,
             destination_rules,
+            backend_tls,
             sidecars,
             outbound: mesh.outbound,
             is_held_back: false,
@@ -652,7 +659,13 @@ impl Policy {
             let (_, service) = self.services.find(&key.host, &view.namespace)?;
             self.destination_rules.find(&key.host, &service.namespace, view)?.refused()
         };
-        of_service.or_else(of_rule).cloned().or_else(|| self.closed_alias(&key.host, view))
+        let of_policy = || {
+            let (_, service) = self.services.find(&key.host, &view.namespace)?;
+            let port = service.port(key.port).map_or("", |port| &*port.name);
+            self.backend_tls.of(&service.host, port)?.err()
+        };
+        let refused = of_service.or_else(of_rule).or_else(of_policy);
+        refused.cloned().or_else(|| self.closed_alias(&key.host, view))
     }
 
     /// Why a host that only an alias speaks of is not called, where no undescribed host is.
@@ -678,6 +691,7 @@ impl Policy {
         };
         let labels = labels.filter(|labels| !labels.is_empty()).map(|labels| Arc::new(labels.clone()));
         let mut traffic = self.traffic(rule, &key, service);
+        let is_said = traffic.tls != Tls::Automatic;
         if traffic.tls == Tls::Automatic && !self.mesh.auto_mtls {
             traffic.tls = Tls::Plaintext;
         }
@@ -687,6 +701,9 @@ impl Policy {
             && files.roots != Roots::Nobody
         {
             files.names.clone_from(&service.names);
+        }
+        if !is_said && let Some(Ok(files)) = self.backend_tls.of(&service.host, &port.name) {
+            traffic.tls = Tls::ByFiles(Box::new(files.clone()));
         }
         let fallback = rule.and_then(|rule| self.fallback(rule, &key)).filter(|fallback| self.is_there(fallback, view));
         Some(Cluster { key, id, service, port, rule, labels, traffic, fallback, is_refused })

@@ -1,6 +1,7 @@
 //! How a client is to call a cluster: what the rules in force say, with Istio's defaults where they say nothing.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::locality::LocalitySetting;
@@ -292,6 +293,8 @@ pub enum Roots {
     System,
     /// The authorities in this file.
     File(String),
+    /// The authorities in this text, which is PEM.
+    Text(Arc<str>),
     /// Nobody: a rule wants it so.
     Nobody,
 }

@@ -1,4 +1,4 @@
-//! Transport sockets: how connections are secured. Certificates never travel over xDS, a resource names where they come from:
+//! Transport sockets: how connections are secured. Certificates of who calls never travel over xDS, a resource names where they come from:
 //! the mesh's own in gRPC's terms (gRFC A29), those of others by the client's files in Envoy's.
 
 use std::net::IpAddr;
@@ -168,6 +168,10 @@ pub(super) fn by_files(seen: &Cluster<'_>, files: &FileTls) -> pb::UpstreamTlsCo
     let context = pb::CertificateValidationContext {
         trusted_ca: match &files.roots {
             Roots::File(path) => Some(file(path)),
+            Roots::Text(text) => Some(core::DataSource {
+                specifier: Some(core::data_source::Specifier::InlineString(text.to_string())),
+                ..Default::default()
+            }),
             Roots::System | Roots::Nobody => None,
         },
         system_root_certs: (files.roots == Roots::System).then(Default::default),

@@ -40,7 +40,7 @@ fn configurations() -> [Vec<Json>; 3] {
     let (routes, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| file.ends_with("gateway-api.yaml"));
     let texts = |files: &[PathBuf]| files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect::<Vec<_>>();
     let parsed = |texts: Vec<String>| texts.iter().flat_map(|text| parse(text)).collect();
-    let of_routes = secrets(["api", "api-ca", "api-other-ca"]);
+    let of_routes = [secrets(["api", "api-ca", "api-other-ca"]), vec![authorities()]].concat();
     let of_gateways = secrets(["edge", "edge-other", "edge-ca"]);
     [
         parsed([texts(&files), vec![MORE.to_owned()], of_gateways].concat()),
@@ -52,6 +52,11 @@ fn configurations() -> [Vec<Json>; 3] {
 /// What gateways of `testdata/everything` show.
 fn secrets(names: [&str; 3]) -> Vec<String> {
     names.map(|name| crate::gateways::secret("shop", name, "a.edge.example.com")).into()
+}
+
+/// Who vouches for what is behind them: no cluster and no etcd has it to give.
+fn authorities() -> String {
+    crate::backend_tls::authorities("backend-authorities")
 }
 
 /// What `testdata/everything` cannot have, as one value rules out the other there.
@@ -625,7 +630,8 @@ impl Learned {
 /// Of Gateway API's Gateways: where TLS ends, which needs a certificate, `kubernetes_gateways.rs` and
 /// `mesh-tower/tests/sidecar/gateway_api.rs` have; which namespaces a selector lets in, of whose labels only their names are known,
 /// `config/gateway_api/gateway.rs` itself.
-const ELSEWHERE_TESTED: [&str; 47] = [
+const ELSEWHERE_TESTED: [&str; 48] = [
+    "BackendTLSPolicy validation.subjectAltNames.type",
     "KubernetesGateway listeners.tls.mode",
     "ListenerSet listeners.tls.mode",
     "selector.matchExpressions.operator",

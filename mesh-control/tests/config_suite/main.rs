@@ -1,6 +1,7 @@
 //! Configuration, registry, policy and rendering from the outside: YAML in, xDS out.
 
 mod analyze;
+mod backend_tls;
 mod beside;
 mod calling;
 mod cross;

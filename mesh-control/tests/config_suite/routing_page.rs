@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use mesh_control::config::support::ObjectKind::{
-    self, Gateway, GrpcRoute, HttpRoute, KubernetesGateway, ListenerSet, ReferenceGrant, ServiceEntry, Sidecar,
-    TcpRoute, TlsRoute, VirtualService, WorkloadEntry, WorkloadGroup,
+    self, BackendTlsPolicy, Gateway, GrpcRoute, HttpRoute, KubernetesGateway, ListenerSet, ReferenceGrant,
+    ServiceEntry, Sidecar, TcpRoute, TlsRoute, VirtualService, WorkloadEntry, WorkloadGroup,
 };
 use mesh_control::config::support::{Row, Support, by_envoy, is_own_row, row};
 
@@ -24,7 +24,7 @@ instead. An Envoy beside a workload does what the library does, but where it say
 [envoy.md](envoy.md). What each way into the mesh makes of timeouts, retries, faults and mirrors is in [resilience.md](resilience.md).
 ";
 
-const KINDS: [(ObjectKind, &str); 13] = [
+const KINDS: [(ObjectKind, &str); 14] = [
     (
         VirtualService,
         "Rules of `http` are for requests, those of `tls` and `tcp` for `mesh.connect` and `mesh.connect_by_name`; gRPC's clients \
@@ -69,6 +69,11 @@ const KINDS: [(ObjectKind, &str); 13] = [
          ([gateways.md](gateways.md#gateway-api)).",
     ),
     (ListenerSet, "Listeners that are added to those of a Gateway of Gateway API, which says whose it takes."),
+    (
+        BackendTlsPolicy,
+        "How Services are called by TLS, by workloads and at gateways, where no DestinationRule says how \
+         ([gateway-api.md](gateway-api.md#tls-behind-it)).",
+    ),
 ];
 
 /// Values of which the table of support reports something, where it does not of every value.
@@ -99,6 +104,8 @@ const SAMPLES: &[(ObjectKind, &str, &str)] = &[
     (ListenerSet, "listeners.allowedRoutes.namespaces.selector.matchExpressions.key", "team"),
     (ListenerSet, "listeners.allowedRoutes.namespaces.selector.matchLabels", "{a: b}"),
     (ListenerSet, "listeners.protocol", "UDP"),
+    (BackendTlsPolicy, "options", "{example.com/a: b}"),
+    (BackendTlsPolicy, "validation.wellKnownCACertificates", "Company"),
     (ListenerSet, "listeners.tls.options", "{example.com/a: b}"),
     (KubernetesGateway, "addresses.type", "IPAddress"),
     (KubernetesGateway, "tls.frontend.default.validation.mode", "AllowInsecureFallback"),
@@ -150,6 +157,18 @@ const ADDED_CERTIFICATES: Test =
     (KUBERNETES, "a_listener_set_shows_certificates_of_its_own_namespace_and_of_others_by_grants_to_its_own_kind");
 const ADDED_AND_SERVED: Test =
     ("mesh-tower/tests/sidecar/gateway_api.rs", "a_listener_set_adds_a_host_with_its_own_certificate_to_a_gateway");
+const BACKEND: Test = (
+    "mesh-control/tests/config_suite/backend_tls.rs",
+    "a_service_is_called_by_tls_as_the_policy_for_its_port_says_unless_a_rule_does",
+);
+const BACKEND_BY_AGE: Test = (
+    "mesh-control/tests/config_suite/backend_tls.rs",
+    "of_two_policies_for_a_target_the_older_counts_and_each_says_what_became_of_it",
+);
+const BACKEND_AND_CALLED: Test = (
+    "mesh-tower/tests/sidecar/gateway_api.rs",
+    "a_backend_is_called_by_tls_where_a_policy_says_so_and_not_at_all_where_that_cannot_be",
+);
 const CONNECTED: Test =
     ("mesh-tower/tests/sidecar/gateway_api.rs", "connections_come_in_by_tcp_and_by_the_name_that_tls_asks_for");
 const SERVED: Test = (
@@ -301,6 +320,8 @@ const SHOWN: &[(ObjectKind, &str, &[Test])] = &[
     (KubernetesGateway, "tls", &[TOLD, (KUBERNETES, "clients_show_a_certificate_where_the_frontend_says_so")]),
     (KubernetesGateway, "allowedListeners", &[TOLD, ADDED]),
     (ListenerSet, "", &[TOLD, ADDED]),
+    (BackendTlsPolicy, "", &[TOLD, BACKEND, BACKEND_AND_CALLED]),
+    (BackendTlsPolicy, "targetRefs", &[TOLD, BACKEND_BY_AGE]),
     (ListenerSet, "listeners", &[TOLD, ADDED, ADDED_AND_SERVED]),
     (ListenerSet, "listeners.tls", &[TOLD, ADDED_CERTIFICATES, ADDED_AND_SERVED]),
 ];

@@ -200,6 +200,58 @@ async fn a_listener_set_adds_a_host_with_its_own_certificate_to_a_gateway() {
     assert!(code == 200 && body == "two", "{code} {body}");
 }
 
+/// A ConfigMap with an authority.
+fn authorities(name: &str, ca: &Authority) -> String {
+    let pem = ca.pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata:\n  ca.crt: |\n{pem}---\n")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_is_called_by_tls_where_a_policy_says_so_and_not_at_all_where_that_cannot_be() {
+    let (ours, others) = (Authority::named("ours"), Authority::named("others"));
+    let backend = Foreign::start(tls_of(&ours.leaf(&["raw.example"]), None, ANY)).await;
+    let port = free_port().await;
+    let spec = format!("{{gatewayClassName: istio, listeners: [{{name: http, port: {port}, protocol: HTTP}}]}}");
+    let policy = |hostname: &str, by: &str| {
+        let to = "targetRefs: [{group: '', kind: Service, name: raw}]";
+        let by = format!("caCertificateRefs: [{{group: '', kind: ConfigMap, name: {by}}}]");
+        object("BackendTLSPolicy", "raw", &format!("{{{to}, validation: {{hostname: {hostname}, {by}}}}}"))
+    };
+    let objects = [
+        service("raw", local(backend.port)),
+        authorities("ours", &ours),
+        authorities("others", &others),
+        object("Gateway", "edge", &spec),
+        object("HTTPRoute", "raw", "{parentRefs: [{name: edge}], rules: [{backendRefs: [{name: raw, port: 80}]}]}"),
+    ];
+    let control = control(&objects.concat()).await;
+    control.set_yaml("policy.yaml", &policy("raw.example", "ours")).unwrap();
+    let server = control.xds_addr().to_string();
+    let mut gateway = Gateway::at(control, &server, &EDGE);
+    gateway.bound().await;
+    let ask = async || exchange(local(port), &get("any", "/", "")).await;
+    for (hostname, by) in [("raw.example", "others"), ("other.example", "ours"), ("raw.example", "nobody")] {
+        within(async {
+            while status(&ask().await) != "200" {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let answer = ask().await;
+        assert!(status(&answer) == "200" && answer.contains("sni=raw.example"), "{answer}");
+        gateway.control.set_yaml("policy.yaml", &policy(hostname, by)).unwrap();
+        within(async {
+            while status(&ask().await) == "200" {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let answer = ask().await;
+        assert!(status(&answer).starts_with('5'), "{hostname} {by}: {answer}");
+        gateway.control.set_yaml("policy.yaml", &policy("raw.example", "ours")).unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_gateways_at_one_address_the_closer_host_answers_for_its_own_names() {
     let (one, two) = (program(|_| ok("one")).await, program(|_| ok("two")).await);

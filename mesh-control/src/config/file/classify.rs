@@ -28,7 +28,7 @@ pub(super) enum Class {
 }
 
 /// The other kinds of Gateway API, each a name of its own: none of them is one that is read, mistyped.
-const OTHER_GATEWAY_KINDS: [&str; 4] = ["BackendLBPolicy", "BackendTLSPolicy", "Mesh", "UDPRoute"];
+const OTHER_GATEWAY_KINDS: [&str; 3] = ["BackendLBPolicy", "Mesh", "UDPRoute"];
 
 const ELSEWHERE: Class = Class::Elsewhere("is of no concern to the mesh");
 

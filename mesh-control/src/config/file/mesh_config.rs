@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Governs, Item, Meta, ParsedFile, Reader, Refused, read_spec};
+use super::{Governs, Item, Meta, Object, ParsedFile, Reader, Refused, is_name, is_namespace, read_meta, read_spec};
 use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};
 use crate::config::istio::mesh_config::MeshConfig;
+use crate::config::istio::secret::Authorities;
 use crate::config::node::{self, Key, Node, Value};
 use crate::config::support::ObjectKind;
 
@@ -27,7 +28,7 @@ pub fn is_mesh_file(name: &str) -> bool {
 }
 
 impl Reader<'_> {
-    /// A ConfigMap is of no concern to the mesh, unless it has the mesh's settings.
+    /// A ConfigMap is of no concern to the mesh, unless it has the mesh's settings, or authorities.
     pub(super) fn config_map(&mut self, document: &Node, kind: &Node, d: &mut Decoder<'_>) {
         let metadata = |name: &str| document.get("metadata").and_then(|metadata| metadata.get(name)?.as_str());
         let (namespace, name) = (metadata("namespace").unwrap_or("default"), metadata("name").unwrap_or_default());
@@ -42,6 +43,15 @@ impl Reader<'_> {
                 d.error(kind.span, Code::MissingField, "no text in data.mesh, which holds the settings of the mesh");
                 self.items.push(refused(meta, d.take_rejection().as_ref()));
                 return;
+            }
+            let authorities = Authorities::of(document).filter(|_| is_name(name) && is_namespace(namespace));
+            if let Some(spec) = authorities {
+                return match read_meta(document, ObjectKind::ConfigMap, self.source, d) {
+                    Some(meta) if !d.is_rejected() => {
+                        self.items.push(Item::Authorities(Arc::new(Object { meta, spec })));
+                    }
+                    _ => self.unread(document, d),
+                };
             }
             return d.report(kind.span, Severity::Info, Code::Ignored, "ConfigMap of v1 is of no concern to the mesh");
         };

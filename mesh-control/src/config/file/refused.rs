@@ -214,6 +214,7 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::TlsRoute => &["parentRefs", "useDefaultGateways", "hostnames", "rules"],
         ObjectKind::TcpRoute => &["parentRefs", "useDefaultGateways", "rules"],
         ObjectKind::ListenerSet => &["parentRef", "listeners"],
+        ObjectKind::BackendTlsPolicy => &["targetRefs", "validation", "options"],
         ObjectKind::ReferenceGrant => &["from", "to"],
         ObjectKind::KubernetesGateway => {
             &["gatewayClassName", "listeners", "addresses", "infrastructure", "allowedListeners", "tls", "defaultScope"]
@@ -256,7 +257,8 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         | ObjectKind::WorkloadEntry
         | ObjectKind::WorkloadGroup
         | ObjectKind::MeshConfig
-        | ObjectKind::Secret => &[],
+        | ObjectKind::Secret
+        | ObjectKind::ConfigMap => &[],
     }
 }
 
@@ -390,7 +392,9 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
             (Governs::Nothing, true)
         }
         // Who needs it has no certificate, and does not call, or serve, without.
-        ObjectKind::Secret => (Governs::Nothing, true),
+        ObjectKind::Secret | ObjectKind::ConfigMap => (Governs::Nothing, true),
+        // Its Services would be called in plaintext without it.
+        ObjectKind::BackendTlsPolicy => policy_targets(&spec),
         // It may refuse any of them.
         ObjectKind::FilterSchema => (Governs::Plugins(spec.get("filter").and_then(text).map(str::to_owned)), true),
         // Of a grant that is wrong, nothing is granted but what its last good state grants, too.
@@ -517,6 +521,16 @@ fn grants(spec: &Spec<'_>, source: &Source) -> ReferenceGrant {
     }
     let (from, to) = (good(spec, "from", source), good(spec, "to", source));
     ReferenceGrant { span: spec.fields.span, from, to }
+}
+
+/// The Services of its namespace that a policy is for, by their names; any of them, where one cannot be read.
+fn policy_targets(spec: &Spec<'_>) -> (Governs, bool) {
+    let name = |target: &Node| plain(like(target, "name", &["group", "kind", "name", "sectionName"])?);
+    let items = spec.get("targetRefs").map(Node::items).unwrap_or_default();
+    match items.iter().map(name).collect::<Option<Vec<_>>>().filter(|names| !names.is_empty()) {
+        Some(hosts) => (Governs::Hosts { hosts, export_to: Vec::new(), selector: BTreeMap::new() }, true),
+        None => (Governs::AnyHost, true),
+    }
 }
 
 /// What a route is attached to, and whether each of these says so plainly. Where there is no kind that anybody knows, it is taken

@@ -4,6 +4,7 @@
 //! Every field of their schemas is here, those of the experimental channel too, whether it is enforced or not:
 //! `config::support` says which ones are.
 
+pub mod backend_tls_policy;
 pub mod connection_route;
 pub mod filters;
 pub mod gateway;

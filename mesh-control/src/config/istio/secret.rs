@@ -55,6 +55,18 @@ impl Secret {
     }
 }
 
+/// Authorities that a ConfigMap has, under `ca.crt`: nothing about them is a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authorities(pub Arc<str>);
+
+impl Authorities {
+    /// Those of a ConfigMap; `None` where it has none that are good.
+    pub fn of(document: &Node) -> Option<Authorities> {
+        let text = document.get("data")?.get("ca.crt")?.as_str()?;
+        authorities_fault(text.as_bytes()).is_none().then(|| Authorities(text.into()))
+    }
+}
+
 /// A text that is shown to nobody.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pem(Arc<Zeroizing<Vec<u8>>>);
@@ -87,13 +99,7 @@ pub fn read(document: &Node, d: &mut Decoder<'_>) -> Secret {
     let values = Values::of(document, d);
     let identity = values.identity(document, d);
     let authorities = values.first(&AUTHORITIES).inspect(|(name, pem)| {
-        let mut store = RootCertStore::empty();
-        let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.bytes()).collect();
-        let fault = match read {
-            Err(_) => Some("not a certificate in PEM"),
-            Ok(read) => (store.add_parsable_certificates(read).0 == 0).then_some("no certificate of an authority"),
-        };
-        if let Some(fault) = fault {
+        if let Some(fault) = authorities_fault(pem.bytes()) {
             values.wrong(name, fault.to_owned(), d);
         }
     });
@@ -108,6 +114,13 @@ pub fn read(document: &Node, d: &mut Decoder<'_>) -> Secret {
     let pem = |found: Option<(_, Pem)>| found.map(|(_, pem)| pem);
     let validity = identity.as_ref().and_then(|(chain, _)| validity(chain));
     Secret { identity, authorities: pem(authorities), revoked: pem(revoked), validity }
+}
+
+/// What is wrong with authorities.
+fn authorities_fault(pem: &[u8]) -> Option<&'static str> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let Ok(read) = read else { return Some("not a certificate in PEM") };
+    (RootCertStore::empty().add_parsable_certificates(read).0 == 0).then_some("no certificate of an authority")
 }
 
 /// The values of `data` and `stringData` by their keys; of both, the latter count.

@@ -44,6 +44,8 @@ pub enum ObjectKind {
     TcpRoute,
     /// `ListenerSet` of Kubernetes' Gateway API.
     ListenerSet,
+    /// `BackendTLSPolicy` of Kubernetes' Gateway API.
+    BackendTlsPolicy,
     /// `RateLimit` of policy.mesh-control, our own.
     RateLimit,
     /// `Overload` of policy.mesh-control, our own.
@@ -62,13 +64,15 @@ pub enum ObjectKind {
     /// `Secret` of Kubernetes, where it has certificates. It is none of [`Self::ALL`]: it is read from files, no API has it to give,
     /// and its fields are none that say how anything is done.
     Secret,
+    /// `ConfigMap` of Kubernetes, where it has authorities. It is none of [`Self::ALL`], as a Secret is not.
+    ConfigMap,
     /// A kind that guards workloads elsewhere, of which nothing is known but whom it is for. It is none of [`Self::ALL`].
     Foreign(&'static str),
 }
 
 impl ObjectKind {
     /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 26] = [
+    pub const ALL: [ObjectKind; 27] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
@@ -89,6 +93,7 @@ impl ObjectKind {
         ObjectKind::TlsRoute,
         ObjectKind::TcpRoute,
         ObjectKind::ListenerSet,
+        ObjectKind::BackendTlsPolicy,
         ObjectKind::RateLimit,
         ObjectKind::Overload,
         ObjectKind::WasmPlugin,
@@ -128,6 +133,7 @@ impl ObjectKind {
             ObjectKind::TlsRoute => "TLSRoute",
             ObjectKind::TcpRoute => "TCPRoute",
             ObjectKind::ListenerSet => "ListenerSet",
+            ObjectKind::BackendTlsPolicy => "BackendTLSPolicy",
             ObjectKind::RateLimit => "RateLimit",
             ObjectKind::Overload => "Overload",
             ObjectKind::WasmPlugin => "WasmPlugin",
@@ -136,6 +142,7 @@ impl ObjectKind {
             ObjectKind::Quota => "Quota",
             ObjectKind::EnvoyFilter => "EnvoyFilter",
             ObjectKind::Secret => "Secret",
+            ObjectKind::ConfigMap => "ConfigMap",
             ObjectKind::Foreign(name) => name,
         }
     }
@@ -193,6 +200,7 @@ impl ObjectKind {
             ObjectKind::Gateway => (NETWORKING, FROM_ALPHA_3, "gateways"),
             ObjectKind::Service => ("", &["v1"], "services"),
             ObjectKind::Secret => ("", &["v1"], "secrets"),
+            ObjectKind::ConfigMap => ("", &["v1"], "configmaps"),
             ObjectKind::PeerAuthentication => (SECURITY, FROM_BETA, "peerauthentications"),
             ObjectKind::RequestAuthentication => (SECURITY, FROM_BETA, "requestauthentications"),
             ObjectKind::AuthorizationPolicy => (SECURITY, FROM_BETA, "authorizationpolicies"),
@@ -203,6 +211,7 @@ impl ObjectKind {
             ObjectKind::TlsRoute => (GATEWAY, &["v1", "v1alpha3", "v1alpha2"], "tlsroutes"),
             ObjectKind::TcpRoute => (GATEWAY, &["v1", "v1alpha2"], "tcproutes"),
             ObjectKind::ListenerSet => (GATEWAY, &["v1"], "listenersets"),
+            ObjectKind::BackendTlsPolicy => (GATEWAY, &["v1", "v1alpha3"], "backendtlspolicies"),
             ObjectKind::KubernetesGateway => (GATEWAY, FROM_BETA, "gateways"),
             ObjectKind::RateLimit => (POLICY, ALPHA, "ratelimits"),
             ObjectKind::Overload => (POLICY, ALPHA, "overloads"),

@@ -5,6 +5,7 @@
 //! whole; a test walks the fields and holds the table to that. What is written and not enforced is
 //! reported with its position when the file is read, so nothing is ever dropped in silence.
 
+mod backend_tls_policy;
 mod connection_route;
 mod destination_rule;
 mod envoy;
@@ -35,6 +36,7 @@ use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Severity};
 use crate::config::node::{Key, Node, Value};
 
+pub use backend_tls_policy::SYSTEM;
 pub use envoy::by_envoy;
 pub use extensions::{ANNOTATIONS, annotation};
 pub use gateway::is_foreign_to_gateways;
@@ -133,13 +135,14 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::TlsRoute => connection_route::TLS,
         ObjectKind::TcpRoute => connection_route::TCP,
         ObjectKind::ListenerSet => kubernetes_gateway::LISTENER_SET,
+        ObjectKind::BackendTlsPolicy => backend_tls_policy::TABLES,
         ObjectKind::RateLimit => rate_limit::TABLES,
         ObjectKind::Overload => overload::TABLES,
         ObjectKind::WasmPlugin => wasm_plugin::TABLES,
         ObjectKind::RequestRules => request_rules::TABLES,
         ObjectKind::FilterSchema => filter_schema::TABLES,
         ObjectKind::Quota => quota::TABLES,
-        ObjectKind::EnvoyFilter | ObjectKind::Secret | ObjectKind::Foreign(_) => &[],
+        ObjectKind::EnvoyFilter | ObjectKind::Secret | ObjectKind::ConfigMap | ObjectKind::Foreign(_) => &[],
     }
 }
 
@@ -305,6 +308,7 @@ mod tests {
     use crate::config::extensions::quota::Quota;
     use crate::config::extensions::rate_limit::RateLimit;
     use crate::config::extensions::request_rules::RequestRules;
+    use crate::config::gateway_api::backend_tls_policy::BackendTlsPolicy;
     use crate::config::gateway_api::connection_route::{TcpRoute, TlsRoute};
     use crate::config::gateway_api::gateway::KubernetesGateway;
     use crate::config::gateway_api::grpc_route::GrpcRoute;
@@ -347,13 +351,14 @@ mod tests {
             ObjectKind::TlsRoute => TlsRoute::fields("", &mut out),
             ObjectKind::TcpRoute => TcpRoute::fields("", &mut out),
             ObjectKind::ListenerSet => ListenerSet::fields("", &mut out),
+            ObjectKind::BackendTlsPolicy => BackendTlsPolicy::fields("", &mut out),
             ObjectKind::RateLimit => RateLimit::fields("", &mut out),
             ObjectKind::Overload => Overload::fields("", &mut out),
             ObjectKind::WasmPlugin => WasmPlugin::fields("", &mut out),
             ObjectKind::RequestRules => RequestRules::fields("", &mut out),
             ObjectKind::FilterSchema => FilterSchema::fields("", &mut out),
             ObjectKind::Quota => Quota::fields("", &mut out),
-            ObjectKind::EnvoyFilter | ObjectKind::Secret | ObjectKind::Foreign(_) => {}
+            ObjectKind::EnvoyFilter | ObjectKind::Secret | ObjectKind::ConfigMap | ObjectKind::Foreign(_) => {}
         }
         out
     }

@@ -33,7 +33,11 @@ pub struct Condition {
 
 impl Condition {
     /// One that holds, or not and why.
-    pub(super) fn of(name: &'static str, good: &'static str, fault: Option<(&'static str, String)>) -> Condition {
+    pub(in crate::policy) fn of(
+        name: &'static str,
+        good: &'static str,
+        fault: Option<(&'static str, String)>,
+    ) -> Condition {
         let holds = fault.is_none();
         let (reason, message) = fault.unwrap_or_else(|| (good, String::new()));
         Condition { name, holds, reason, message }
