@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::list::List;
 use crate::model::{Consecutive, OutlierDetection};
 
 /// How a try ended, as far as its endpoint is concerned. What the mesh or the caller ended by itself says nothing of it.
@@ -196,21 +197,21 @@ fn reset(counter: &AtomicU32) {
 /// Decides for the endpoints of one cluster.
 #[derive(Debug, Default)]
 pub struct Detector {
-    hosts: Vec<Arc<Record>>,
+    hosts: List<Arc<Record>>,
     next_sweep: Option<Instant>,
     by_reason: BTreeMap<Reason, Ejections>,
 }
 
 impl Detector {
     /// The endpoints that there are now.
-    pub fn set_hosts(&mut self, hosts: Vec<Arc<Record>>) {
+    pub fn set_hosts(&mut self, hosts: List<Arc<Record>>) {
         self.hosts = hosts;
     }
 
     /// There is no detection any more: who is out is back.
     pub fn end(&mut self) {
-        for host in std::mem::take(&mut self.hosts) {
-            self.readmit(&host);
+        for host in &std::mem::take(&mut self.hosts) {
+            self.readmit(host);
         }
     }
 

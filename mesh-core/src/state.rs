@@ -30,6 +30,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::health_check::Checks;
 use crate::id::{ClusterName, EndpointId, Target};
+use crate::list::List;
 use crate::model::{CircuitBreakers, ClusterTls, OutlierDetection};
 use crate::outlier::{Detector, Ejections, Outcome, Reason, Record};
 use crate::tls::Certificates;
@@ -395,8 +396,8 @@ pub struct ClusterState {
     outliers: Mutex<Detector>,
     /// Where it is counted what becomes of requests, for reports of load.
     traffic: Arc<Traffic>,
-    /// Those that have health checks.
-    checked: Mutex<Vec<CheckedEndpoint>>,
+    /// The endpoints of a cluster that has health checks.
+    checked: Mutex<Vec<EndpointPart>>,
 }
 
 /// An endpoint that a caller named, kept so that the next one finds its connections.
@@ -528,8 +529,14 @@ impl ClusterState {
     }
 
     /// The endpoints that there are, as its outlier detection knows them.
-    pub(crate) fn set_hosts<'e>(&self, endpoints: impl Iterator<Item = &'e Arc<EndpointState>>) {
-        lock(&self.outliers).set_hosts(endpoints.map(|endpoint| Arc::clone(&endpoint.record)).collect());
+    pub(crate) fn set_hosts<'p>(&self, parts: impl Iterator<Item = &'p EndpointPart>) {
+        let records = List::of_parts(parts.map(|part| Arc::clone(part.records())));
+        lock(&self.outliers).set_hosts(records);
+    }
+
+    /// How often anything was told of the health of its endpoints: as long as that is what it was, so are they.
+    pub(crate) fn told(&self) -> u64 {
+        self.shared.teller.told()
     }
 
     /// How many endpoints were ejected since the start, and how often one was not, since too many were out.

@@ -299,31 +299,15 @@ impl Priority {
         balancer: &Arc<dyn LoadBalancer>,
         state: &Arc<ClusterState>,
     ) -> Priority {
-        let count = |wanted: fn(Health) -> bool| -> u64 {
-            let parts = localities.iter().flat_map(|(_, parts)| *parts);
-            let counts = parts.map(|part| match part.plain_weight() {
-                Some(_) => {
-                    if wanted(Health::Healthy) {
-                        part.len()
-                    } else {
-                        0
-                    }
-                }
-                None => part.iter().filter(|(endpoint, _)| wanted(endpoint.health)).count(),
-            });
-            counts.sum::<usize>() as u64
-        };
+        let count =
+            |wanted: fn(Health) -> bool| -> u64 { localities.iter().map(|(_, parts)| sums(parts, wanted).0).sum() };
         let set = |wanted| {
-            if let Some(endpoints) = equals(localities, wanted) {
-                return EndpointSet::of_equals(endpoints, Arc::clone(state));
+            if let Some((endpoints, of_localities)) = equals(localities, wanted, factor) {
+                return EndpointSet::of_equals(endpoints, Arc::clone(state)).with_localities(of_localities);
             }
             let (endpoints, (names, of_localities)) = weighted(localities, wanted, factor).into_iter().unzip();
             let set = EndpointSet::new(endpoints, Arc::clone(state)).with_names(names);
-            if localities.iter().any(|(locality, _)| locality.weight.is_some()) {
-                set.with_localities(of_localities)
-            } else {
-                set
-            }
+            if by_locality(localities) { set.with_localities(of_localities) } else { set }
         };
         let is_degraded: fn(Health) -> bool = |health| health == Health::Degraded;
         let is_not_leaving: fn(Health) -> bool = |health| health != Health::Draining;
@@ -346,65 +330,104 @@ impl Priority {
     }
 }
 
-/// Every wanted endpoint, where none differs from another by its share or the names that it is hashed by. Parts that are wanted as a
-/// whole are shared.
-fn equals(localities: &[Stated<'_>], wanted: fn(Health) -> bool) -> Option<List<Arc<EndpointState>>> {
-    let (mut parts, mut equal) = (Vec::new(), None);
-    for (locality, of_locality) in localities {
-        if locality.weight.is_some() {
-            return None;
+/// How many of some endpoints are wanted, and what they weigh together.
+fn sums(parts: &[EndpointPart], wanted: fn(Health) -> bool) -> (u64, u64) {
+    let of_part = |part: &EndpointPart| match part.plain_weight() {
+        Some(weight) if wanted(Health::Healthy) => (part.len() as u64, part.len() as u64 * u64::from(weight)),
+        Some(_) => (0, 0),
+        None => {
+            let some = part.iter().filter(|(endpoint, _)| wanted(endpoint.health));
+            some.fold((0, 0), |(count, total), (endpoint, _)| (count + 1, total + u64::from(endpoint.weight)))
         }
-        for part in *of_locality {
-            if let Some(weight) = part.plain_weight() {
-                if wanted(Health::Healthy) {
-                    parts.push((Arc::clone(part.states()), weight));
+    };
+    parts.iter().map(of_part).fold((0, 0), |(count, total), (more, weight)| (count + more, total + weight))
+}
+
+/// Whether the localities of a priority have weights.
+fn by_locality(localities: &[Stated<'_>]) -> bool {
+    localities.iter().any(|(locality, _)| locality.weight.is_some())
+}
+
+/// What a locality's endpoints share, and among how much weight.
+#[derive(Clone, Copy)]
+struct LocalityShare(u64, u64);
+
+impl LocalityShare {
+    /// It shrinks with the locality's health. `None` where localities have no weights.
+    fn of((locality, parts): &Stated<'_>, wanted: fn(Health) -> bool, factor: u64) -> Option<LocalityShare> {
+        let weight = locality.weight?;
+        let (count, total) = sums(parts, wanted);
+        let availability = (factor * count / (locality.endpoints.len() as u64).max(1)).min(100);
+        // Below 2^32 × 100 × 2^20 / total: no overflow before the division by at least one.
+        Some(LocalityShare(u64::from(weight) * availability, total.max(1)))
+    }
+
+    /// The share of an endpoint of this weight.
+    fn part(share: Option<LocalityShare>, weight: u32) -> u64 {
+        let Some(LocalityShare(share, total)) = share else { return u64::from(weight) };
+        let scaled = u128::from(share) * u128::from(weight) * (1 << 20) / u128::from(total);
+        u64::try_from(scaled).unwrap_or(u64::MAX)
+    }
+}
+
+/// Every wanted endpoint, where none differs from another by its share or the names that it is hashed by, and the number of the
+/// locality of each where localities have weights. Parts that are wanted as a whole are shared.
+fn equals(
+    localities: &[Stated<'_>],
+    wanted: fn(Health) -> bool,
+    factor: u64,
+) -> Option<(List<Arc<EndpointState>>, Vec<u32>)> {
+    let by_locality = by_locality(localities);
+    let (mut parts, mut numbers, mut equal) = (Vec::new(), Vec::new(), None);
+    for (number, stated) in (0..).zip(localities) {
+        let share = LocalityShare::of(stated, wanted, factor);
+        if by_locality && share.is_none() {
+            continue;
+        }
+        for part in stated.1 {
+            let (states, weight): (Arc<[Arc<EndpointState>]>, u32) = match part.plain_weight() {
+                Some(weight) if wanted(Health::Healthy) => (Arc::clone(part.states()), weight),
+                Some(_) => continue,
+                None => {
+                    let mut some = part.iter().filter(|(endpoint, _)| wanted(endpoint.health)).peekable();
+                    let Some(weight) = some.peek().map(|(endpoint, _)| endpoint.weight) else { continue };
+                    if !some.clone().all(|(endpoint, _)| endpoint.weight == weight && endpoint.goes_by_address()) {
+                        return None;
+                    }
+                    (some.map(|(_, state)| Arc::clone(state)).collect(), weight)
                 }
-                continue;
-            }
-            let mut some = part.iter().filter(|(endpoint, _)| wanted(endpoint.health)).peekable();
-            let Some(weight) = some.peek().map(|(endpoint, _)| endpoint.weight) else { continue };
-            if !some.clone().all(|(endpoint, _)| endpoint.weight == weight && endpoint.goes_by_address()) {
+            };
+            let weight = LocalityShare::part(share, weight);
+            if *equal.get_or_insert(weight) != weight {
                 return None;
             }
-            parts.push((some.map(|(_, state)| Arc::clone(state)).collect(), weight));
+            if by_locality {
+                numbers.extend(std::iter::repeat_n(number, states.len()));
+            }
+            parts.push(states);
         }
     }
-    let is_equal = parts.iter().all(|(_, weight)| *equal.get_or_insert(*weight) == *weight);
-    is_equal.then(|| List::of_parts(parts.into_iter().map(|(states, _)| states)))
+    Some((List::of_parts(parts), numbers))
 }
 
 /// An endpoint and its share.
 type Share = (Arc<EndpointState>, u64);
 
 /// Every wanted endpoint with its share, its names and the number of its locality: its weight alone, or, where localities have weights, its part of its
-/// locality's share, which shrinks with the locality's health.
+/// locality's share.
 fn weighted(localities: &[Stated<'_>], wanted: fn(Health) -> bool, factor: u64) -> Vec<(Share, (HashNames, u32))> {
-    let by_locality = localities.iter().any(|(locality, _)| locality.weight.is_some());
+    let by_locality = by_locality(localities);
     let mut weighted = Vec::with_capacity(localities.iter().map(|(locality, _)| locality.endpoints.len()).sum());
-    for (number, (locality, parts)) in (0..).zip(localities) {
-        let picked = || parts.iter().flat_map(EndpointPart::iter).filter(|(endpoint, _)| wanted(endpoint.health));
-        let share = match (by_locality, locality.weight) {
-            (false, _) => None,
+    for (number, stated) in (0..).zip(localities) {
+        let share = LocalityShare::of(stated, wanted, factor);
+        if by_locality && share.is_none() {
             // Others have a weight and this has none: it gets nothing.
-            (true, None) => continue,
-            (true, Some(weight)) => {
-                let availability =
-                    (factor * picked().count() as u64 / (locality.endpoints.len() as u64).max(1)).min(100);
-                let total: u64 = picked().map(|(endpoint, _)| u64::from(endpoint.weight)).sum();
-                // Below 2^32 × 100 × 2^20 / total: no overflow before the division by at least one.
-                Some((u64::from(weight) * availability, total.max(1)))
-            }
-        };
-        weighted.extend(picked().map(|(endpoint, state)| {
-            let weight = match share {
-                None => u64::from(endpoint.weight),
-                Some((share, total)) => {
-                    let scaled = u128::from(share) * u128::from(endpoint.weight) * (1 << 20) / u128::from(total);
-                    u64::try_from(scaled).unwrap_or(u64::MAX)
-                }
-            };
+            continue;
+        }
+        let all = stated.1.iter().flat_map(EndpointPart::iter);
+        weighted.extend(all.filter(|(endpoint, _)| wanted(endpoint.health)).map(|(endpoint, state)| {
             let names = HashNames { key: endpoint.hash_key().cloned(), hostname: endpoint.hostname.clone() };
-            ((Arc::clone(state), weight), (names, number))
+            ((Arc::clone(state), LocalityShare::part(share, endpoint.weight)), (names, number))
         }));
     }
     weighted
@@ -702,6 +725,23 @@ mod tests {
         assert!(levels(&[(0, None, [0, 0, 3])], 0).pick(&mut args).is_none());
         assert!(levels(&[(0, None, [0, 0, 3])], 50).pick(&mut args).is_some());
         assert!(levels(&[], 50).pick(&mut args).is_none());
+    }
+
+    /// Control planes say what the endpoints of a locality weigh together: then an endpoint of one has no more than one of another.
+    #[test]
+    fn where_localities_weigh_what_their_endpoints_do_the_parts_of_these_are_shared() {
+        let localities = [(0, Some(600), [600, 0, 0]), (0, Some(300), [300, 0, 0]), (1, Some(1), [1, 0, 0])];
+        let endpoints = Endpoints { localities: groups(&localities), ..Endpoints::default() };
+        let (mut levels, state) = (Levels::default(), Arc::<ClusterState>::default());
+        let (parts, _) = state.resolve(&endpoints, None);
+        let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
+        levels.add_leaf(0, (&endpoints, &parts), PriorityPolicy::default(), &balancer, &state);
+        levels.settle(None);
+        let level = levels.iter().next().unwrap();
+        assert!(level.endpoints.is_equal() && level.endpoints.has_localities());
+        assert_eq!([0, 599, 600, 899].map(|at| level.endpoints.locality(at)), [0, 0, 1, 1]);
+        let states = parts.iter().take(2).flatten().map(EndpointPart::states);
+        assert!(level.endpoints.endpoints.parts().iter().zip(states).all(|(one, other)| Arc::ptr_eq(one, other)));
     }
 
     #[test]

@@ -23,7 +23,7 @@ impl Rig {
         set(&mut config);
         let hosts: Vec<Arc<Record>> = (0..hosts).map(|_| Arc::default()).collect();
         let mut detector = Detector::default();
-        detector.set_hosts(hosts.clone());
+        detector.set_hosts(hosts.clone().into());
         Rig { config, hosts, detector, now: Instant::now(), random: fastrand::Rng::with_seed(1) }
     }
 
@@ -218,7 +218,7 @@ fn who_fails_as_often_as_the_threshold_is_ejected() {
 #[test]
 fn an_endpoint_that_is_not_of_the_cluster_any_more_is_left_alone() {
     let mut rig = Rig::new(2, |_| {});
-    rig.detector.set_hosts(vec![Arc::clone(&rig.hosts[1])]);
+    rig.detector.set_hosts(vec![Arc::clone(&rig.hosts[1])].into());
     rig.notes(0, Outcome::Status(500), 5);
     assert!(rig.ejected().is_empty());
 }
@@ -285,7 +285,7 @@ proptest! {
                 prop_assert!(out * 100 <= percent as usize * known, "{out} of {known}");
             }
         }
-        rig.detector.set_hosts(rig.hosts.clone());
+        rig.detector.set_hosts(rig.hosts.clone().into());
         rig.sweep(302);
         prop_assert!(rig.ejected().is_empty());
     }

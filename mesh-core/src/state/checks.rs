@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{ClusterState, EndpointState, lock};
+use super::{ClusterState, EndpointPart, EndpointState, lock};
 use crate::health_check::{CheckOutcome, Checked};
 use crate::model::{HealthCheck, OutlierDetection};
 
@@ -35,9 +35,9 @@ impl EndpointState {
 }
 
 impl ClusterState {
-    /// The endpoints that are checked from now on.
-    pub(crate) fn set_checked(&self, endpoints: Vec<CheckedEndpoint>) {
-        let before = std::mem::replace(&mut *lock(&self.checked), endpoints);
+    /// The endpoints that are checked from now on, unless they are left out of checks.
+    pub(crate) fn set_checked(&self, parts: Vec<EndpointPart>) {
+        let before = std::mem::replace(&mut *lock(&self.checked), parts);
         // Endpoints that are gone are dropped here, after the lock.
         drop(before);
     }
@@ -52,11 +52,12 @@ impl ClusterState {
         random: &mut fastrand::Rng,
     ) -> (Vec<CheckedEndpoint>, Option<Instant>) {
         let (mut taken, mut next, is_called) = (Vec::new(), None::<Instant>, self.usage().was_called());
-        for one in lock(&self.checked).iter() {
-            let Some(due) = one.endpoint.checks.due(config, is_called, now, random) else { continue };
+        let parts = lock(&self.checked);
+        for (endpoint, state) in parts.iter().flat_map(EndpointPart::iter).filter(|(one, _)| one.is_checked) {
+            let Some(due) = state.checks.due(config, is_called, now, random) else { continue };
             if due <= now && taken.len() < most {
-                one.endpoint.checks.begin();
-                taken.push(one.clone());
+                state.checks.begin();
+                taken.push(CheckedEndpoint { endpoint: Arc::clone(state), host: endpoint.check_host.clone() });
             } else {
                 next = Some(next.map_or(due, |next| next.min(due)));
             }
@@ -96,17 +97,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::id::EndpointId;
-    use crate::model::{Probe, TcpProbe};
+    use crate::model::{Endpoints, Probe, TcpProbe};
     use crate::outlier::Outcome;
 
-    fn cluster(count: u16) -> (Arc<ClusterState>, Vec<Arc<EndpointState>>) {
+    fn cluster(count: u16) -> (Arc<ClusterState>, Vec<EndpointPart>) {
         let cluster = Arc::new(ClusterState::default());
-        let at = |port: u16| EndpointId::new(std::net::SocketAddr::from(([10, 0, 0, 1], port)));
-        let endpoints: Vec<_> = (1..=count).map(|port| cluster.endpoint(&at(port), false)).collect();
-        let checked = endpoints.iter().map(|one| CheckedEndpoint { endpoint: Arc::clone(one), host: None });
-        cluster.set_checked(checked.collect());
-        (cluster, endpoints)
+        let at = |port: u16| std::net::SocketAddr::from(([10, 0, 0, 1], port));
+        let (parts, _) = cluster.resolve(&Endpoints::fixed((1..=count).map(at)), None);
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        cluster.set_checked(parts.clone());
+        (cluster, parts)
     }
 
     #[test]
@@ -129,18 +129,19 @@ mod tests {
     #[test]
     fn an_endpoint_that_passes_is_no_outlier_any_more_unless_that_is_not_wanted() {
         for readmits_checked in [true, false] {
-            let (cluster, endpoints) = cluster(1);
+            let (cluster, parts) = cluster(1);
+            let endpoint = &parts[0].states()[0];
             let detection =
                 OutlierDetection { readmits_checked, max_ejection_percent: 100, ..OutlierDetection::default() };
-            cluster.set_hosts(endpoints.iter());
+            cluster.set_hosts(parts.iter());
             let (now, random) = (Instant::now(), &mut fastrand::Rng::with_seed(1));
             for _ in 0..5 {
-                cluster.note_outcome(&detection, &endpoints[0], Outcome::Status(500), || now, random);
+                cluster.note_outcome(&detection, endpoint, Outcome::Status(500), || now, random);
             }
-            assert!(endpoints[0].is_ejected());
+            assert!(endpoint.is_ejected());
             let config = HealthCheck::new(Probe::Tcp(TcpProbe::default()), Duration::from_secs(10));
-            cluster.note_check(&config, Some(&detection), &endpoints[0], CheckOutcome::Passed, now, random);
-            assert_eq!(endpoints[0].is_ejected(), !readmits_checked);
+            cluster.note_check(&config, Some(&detection), endpoint, CheckOutcome::Passed, now, random);
+            assert_eq!(endpoint.is_ejected(), !readmits_checked);
         }
     }
 }

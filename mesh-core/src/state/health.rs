@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -118,11 +118,12 @@ pub(super) struct Teller {
     /// `None` where nobody is told, as in tests.
     to: Option<(ClusterName, Arc<HealthNews>)>,
     lost: AtomicU32,
+    told: AtomicU64,
 }
 
 impl Teller {
     pub(super) fn new(name: ClusterName, news: Arc<HealthNews>) -> Self {
-        Teller { to: Some((name, news)), lost: AtomicU32::new(0) }
+        Teller { to: Some((name, news)), ..Teller::default() }
     }
 
     /// Whose it is; empty where nobody is told.
@@ -130,10 +131,17 @@ impl Teller {
         self.to.as_ref().map_or("", |(name, _)| name.as_str())
     }
 
+    /// Comes after what is told: who sees the count sees that, too.
     pub(super) fn tell(&self) {
+        self.told.fetch_add(1, Ordering::Release);
         if let Some((name, news)) = &self.to {
             news.tell(name);
         }
+    }
+
+    /// How often anything was told.
+    pub(super) fn told(&self) -> u64 {
+        self.told.load(Ordering::Acquire)
     }
 
     /// An endpoint more, or fewer, that cannot be reached.

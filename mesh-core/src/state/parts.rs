@@ -1,11 +1,12 @@
 //! Endpoints with their states, in the parts in which they are configured: what stays as it was is not looked at again.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::{ClusterState, EndpointState};
 use crate::id::Locality;
 use crate::list::List;
 use crate::model::{Endpoint, Endpoints, Health};
+use crate::outlier::Record;
 
 /// Some endpoints of a locality, and their states.
 #[derive(Clone, Debug)]
@@ -13,6 +14,8 @@ pub struct EndpointPart {
     endpoints: Arc<[Endpoint]>,
     states: Arc<[Arc<EndpointState>]>,
     plain_weight: Option<u32>,
+    /// What outlier detection knows of them, put together where it is asked for.
+    records: OnceLock<Arc<[Arc<Record>]>>,
 }
 
 /// Those of a cluster, by locality.
@@ -28,7 +31,7 @@ impl EndpointPart {
         };
         let weight = endpoints.first().map(|endpoint| endpoint.weight);
         let plain_weight = weight.filter(|weight| endpoints.iter().all(|endpoint| is_plain(endpoint, *weight)));
-        EndpointPart { endpoints, states, plain_weight }
+        EndpointPart { endpoints, states, plain_weight, records: OnceLock::new() }
     }
 
     /// The same with the health that was found out of some of them.
@@ -45,6 +48,18 @@ impl EndpointPart {
             Some(endpoints) => EndpointPart::new(endpoints.into(), Arc::clone(&self.states)),
             None => self.clone(),
         }
+    }
+
+    /// Whose health is another one in the same part as it was [found](EndpointPart::with_health).
+    pub(crate) fn set_aside<'p>(&'p self, found: &'p EndpointPart) -> impl Iterator<Item = &'p Arc<EndpointState>> {
+        let is_changed = !Arc::ptr_eq(&self.endpoints, &found.endpoints);
+        let both = is_changed.then(|| self.iter().zip(&*found.endpoints)).into_iter().flatten();
+        both.filter(|((endpoint, _), found)| endpoint.health != found.health).map(|((_, state), _)| state)
+    }
+
+    /// What outlier detection knows of each of them.
+    pub(super) fn records(&self) -> &Arc<[Arc<Record>]> {
+        self.records.get_or_init(|| self.states.iter().map(|state| Arc::clone(&state.record)).collect())
     }
 
     /// What each of them weighs, where all weigh the same, may be picked, and are hashed by their addresses.

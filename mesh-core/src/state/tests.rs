@@ -263,6 +263,19 @@ fn endpoints_that_cannot_be_reached_are_looked_for_after_a_pause() {
 }
 
 #[test]
+fn a_part_that_stays_is_what_outlier_detection_has_of_it() {
+    let endpoints = Endpoints::fixed((1..=100).map(|port| std::net::SocketAddr::from(([127, 0, 0, 1], port))));
+    let cluster = ClusterState::default();
+    let (first, _) = cluster.resolve(&endpoints, None);
+    cluster.set_hosts(first.iter().flatten());
+    let (second, news) = cluster.resolve(&endpoints, Some((&endpoints, &first)));
+    assert!(news.is_empty());
+    for (before, now) in first.iter().flatten().zip(second.iter().flatten()) {
+        assert!(Arc::ptr_eq(before.records(), now.records()));
+    }
+}
+
+#[test]
 fn endpoints_that_stay_keep_their_states_and_others_are_found_or_made() {
     let endpoints = |ports: &[(u16, bool)]| {
         let mut endpoints =

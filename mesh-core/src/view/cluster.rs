@@ -1,6 +1,5 @@
 //! One cluster: ready to pick from.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -10,9 +9,10 @@ use crate::balance::{Levels, Loads, PickArgs, built_in};
 use crate::error::{ErrorKind, MeshError};
 use crate::health_check::Checked;
 use crate::id::{Address, ClusterName, EndpointId};
+use crate::list::List;
 use crate::model::{BalancerPolicy, Cluster, ClusterKind, DirectResponse, Endpoint, Endpoints, Health};
 use crate::request_info::Pinned;
-use crate::state::{CheckedEndpoint, ClusterState, EndpointPart, EndpointParts, EndpointState, InFlight, NewPart};
+use crate::state::{ClusterState, EndpointPart, EndpointParts, EndpointState, InFlight, NewPart};
 
 /// One cluster, compiled: ready to pick from.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub struct ClusterView {
     unusable: Option<Arc<str>>,
     /// The endpoints of each leaf with their states.
     parts: Vec<EndpointParts>,
+    /// The same with what was found out of their health, where there was anything to find out.
+    found: Vec<Option<Found>>,
     /// Those of endpoints that are not picked.
     set_aside: Vec<Arc<EndpointState>>,
     /// Where each endpoint is, for requests that belong to one: made for the first of them.
@@ -62,9 +64,8 @@ impl Leaf {
     fn resolve(&self, previous: Option<&ClusterView>) -> (EndpointParts, Vec<(usize, usize)>) {
         let Some(endpoints) = &self.endpoints else { return Default::default() };
         let before = previous.and_then(|previous| {
-            let mut leaves = previous.leaves.iter().zip(&previous.parts);
-            let (leaf, parts) = leaves.find(|(leaf, _)| Arc::ptr_eq(&leaf.state, &self.state))?;
-            Some((leaf, &**leaf.endpoints.as_ref()?, parts))
+            let (leaf, place) = previous.find(self)?;
+            Some((leaf, &**leaf.endpoints.as_ref()?, previous.parts.get(place)?))
         });
         let (parts, news) =
             self.state.resolve(endpoints, before.map(|(_, endpoints, parts)| (endpoints, parts.as_slice())));
@@ -99,25 +100,28 @@ impl Leaf {
     }
 
     /// Its endpoints, with what this process found out of their health: who is ejected, who fails health checks, and, where
-    /// `reach_counts`, who cannot be reached. Those are noted in `set_aside`.
-    fn found<'p>(
+    /// `reach_counts`, who cannot be reached; `None` where there is nothing to find out. `before` are those of the same cluster in
+    /// the view before, as they were configured and found: of parts that stay, that holds until anything is told.
+    fn found(
         &self,
-        parts: &'p [Vec<EndpointPart>],
+        parts: &[Vec<EndpointPart>],
         reach_counts: bool,
-        set_aside: &mut Vec<Arc<EndpointState>>,
-    ) -> Cow<'p, [Vec<EndpointPart>]> {
+        before: Option<(&[Vec<EndpointPart>], &Found)>,
+    ) -> Option<Found> {
         let can_eject = self.cluster.outlier_detection.is_some();
         let has_checks = self.cluster.health_check.is_some();
         if !(can_eject || has_checks || (reach_counts && self.state.has_unreachable())) {
-            return Cow::Borrowed(parts);
+            return None;
         }
+        // First: what is told from here on is for the next view.
+        let told = self.state.told();
         let mut all = parts.iter().flatten().flat_map(EndpointPart::iter);
         // Where nobody is known to be well, as at the beginning, those of whom nothing is known are as good as any.
         let unchecked = has_checks
             .then(|| all.any(|(one, state)| self.is_checked(one) && state.checked() == Checked::Healthy))
             .filter(|is_known| *is_known)
             .map(|_| if self.cluster.priorities.ignores_unchecked { Health::Draining } else { Health::Unhealthy });
-        let found = |endpoint: &Endpoint, state: &EndpointState| {
+        let found = |endpoint: &Endpoint, state: &Arc<EndpointState>| {
             if !matches!(endpoint.health, Health::Unknown | Health::Healthy | Health::Degraded) {
                 return None;
             }
@@ -131,14 +135,38 @@ impl Leaf {
                 _ => return None,
             })
         };
-        let mut found = |endpoint: &Endpoint, state: &Arc<EndpointState>| {
-            let health = found(endpoint, state)?;
-            set_aside.push(Arc::clone(state));
-            Some(health)
+        let holds =
+            |known: &Found| (known.told, known.unchecked, known.reach_counts) == (told, unchecked, reach_counts);
+        let listed =
+            |parts: &[Vec<EndpointPart>]| List::of_parts(parts.iter().flatten().map(|part| Arc::clone(part.states())));
+        let (before, known): (List<Arc<EndpointState>>, Vec<&EndpointPart>) = match before {
+            Some((before, known)) if holds(known) => (listed(before), known.parts.iter().flatten().collect()),
+            _ => (List::default(), Vec::new()),
         };
-        let parts = parts.iter().map(|parts| parts.iter().map(|part| part.with_health(&mut found)).collect());
-        Cow::Owned(parts.collect())
+        // A part has its states to itself, so that they tell which it is.
+        let all = listed(parts);
+        let mut kept = all.shared_with(&before);
+        let by_locality = parts.iter().map(|parts| {
+            let parts = parts.iter().map(|part| match kept.next().flatten().and_then(|at| known.get(at)) {
+                Some(known) => EndpointPart::clone(known),
+                None => part.with_health(found),
+            });
+            parts.collect()
+        });
+        Some(Found { parts: by_locality.collect(), told, unchecked, reach_counts })
     }
+}
+
+/// What was found out of the health of a leaf's endpoints when a view was made.
+#[derive(Debug)]
+struct Found {
+    parts: EndpointParts,
+    /// How often anything had been told of them.
+    told: u64,
+    /// What those are whom nobody has checked yet.
+    unchecked: Option<Health>,
+    /// Whether those that could not be reached were left out.
+    reach_counts: bool,
 }
 
 /// A chosen endpoint. It counts as a request in flight until dropped.
@@ -176,8 +204,11 @@ impl ClusterView {
         if compiled.0.taking_load().next().is_none() && !has_answer && has_unreachable() {
             compiled = Self::levels(&leaves, &parts, extensions, previous, false);
         }
-        let (levels, unusable, set_aside) = compiled;
-        ClusterView { name, leaves, levels, unusable, parts, set_aside, by_address: OnceLock::new() }
+        let (levels, unusable, found) = compiled;
+        let both = parts.iter().zip(&found).filter_map(|(parts, found)| Some((parts, &found.as_ref()?.parts)));
+        let both = both.flat_map(|(parts, found)| parts.iter().flatten().zip(found.iter().flatten()));
+        let set_aside = both.flat_map(|(part, found)| part.set_aside(found)).cloned().collect();
+        ClusterView { name, leaves, levels, unusable, parts, found, set_aside, by_address: OnceLock::new() }
     }
 
     fn levels(
@@ -186,45 +217,61 @@ impl ClusterView {
         extensions: &Extensions,
         previous: Option<&ClusterView>,
         reach_counts: bool,
-    ) -> (Levels, Option<Arc<str>>, Vec<Arc<EndpointState>>) {
-        let (mut levels, mut unusable, mut set_aside) = (Levels::default(), None, Vec::new());
+    ) -> (Levels, Option<Arc<str>>, Vec<Option<Found>>) {
+        let (mut levels, mut unusable, mut all_found) = (Levels::default(), None, Vec::new());
         for (position, (leaf, parts)) in leaves.iter().zip(parts).enumerate() {
             let balancer = match &leaf.cluster.balancer {
                 BalancerPolicy::Custom(name) => extensions.balancers.get(name).cloned(),
                 policy => built_in(policy, leaf.cluster.slow_start),
             };
-            match (balancer, &leaf.endpoints) {
+            let found = match (balancer, &leaf.endpoints) {
                 (Some(balancer), Some(endpoints)) => {
-                    let mut before = previous.iter().flat_map(|previous| &previous.leaves);
-                    let before = before.find(|before| Arc::ptr_eq(&before.state, &leaf.state));
+                    let before = previous.and_then(|previous| Some((previous, previous.find(leaf)?)));
                     if leaf.cluster.outlier_detection.is_none()
-                        && before.is_some_and(|before| before.cluster.outlier_detection.is_some())
+                        && before.is_some_and(|(_, (before, _))| before.cluster.outlier_detection.is_some())
                     {
                         leaf.state.end_detection();
                     }
-                    let found = leaf.found(parts, reach_counts, &mut set_aside);
-                    levels.add_leaf(position, (endpoints, &found), leaf.cluster.priorities, &balancer, &leaf.state);
-                    let all = || parts.iter().flatten().flat_map(EndpointPart::iter);
-                    let may_be = leaf.cluster.health_check.iter().flat_map(|_| all());
-                    let checked = may_be.filter(|(endpoint, _)| leaf.is_checked(endpoint));
-                    let checked = checked.map(|(endpoint, state)| CheckedEndpoint {
-                        endpoint: Arc::clone(state),
-                        host: endpoint.check_host.clone(),
+                    let same = before.filter(|(_, (before, _))| Arc::ptr_eq(&before.cluster, &leaf.cluster));
+                    let same = same.and_then(|(previous, (_, place))| {
+                        Some((previous.parts.get(place)?.as_slice(), previous.found.get(place)?.as_ref()?))
                     });
-                    leaf.state.set_checked(checked.collect());
+                    let found = leaf.found(parts, reach_counts, same);
+                    let parts_found = found.as_ref().map_or(parts, |found| &found.parts);
+                    levels.add_leaf(
+                        position,
+                        (endpoints, parts_found),
+                        leaf.cluster.priorities,
+                        &balancer,
+                        &leaf.state,
+                    );
+                    let all = || parts.iter().flatten();
+                    leaf.state.set_checked(match leaf.cluster.health_check {
+                        Some(_) => all().cloned().collect(),
+                        None => Vec::new(),
+                    });
                     if leaf.cluster.outlier_detection.is_some() {
-                        leaf.state.set_hosts(all().map(|(_, state)| state));
+                        leaf.state.set_hosts(all());
                     }
+                    found
                 }
-                (Some(_), None) => {}
+                (Some(_), None) => None,
                 (None, _) => {
                     let name = custom_name(&leaf.cluster.balancer);
                     unusable = Some(format!("no balancer is registered by the name {name}").into());
+                    None
                 }
-            }
+            };
+            all_found.push(found);
         }
         levels.settle(previous.map(|previous| &previous.levels));
-        (levels, unusable, set_aside)
+        (levels, unusable, all_found)
+    }
+
+    /// The leaf that is the same cluster, and its place.
+    fn find(&self, leaf: &Leaf) -> Option<(&Leaf, usize)> {
+        let place = self.leaves.iter().position(|known| Arc::ptr_eq(&known.state, &leaf.state))?;
+        Some((self.leaves.get(place)?, place))
     }
 
     /// A cluster that cannot be used, and why.
@@ -235,6 +282,7 @@ impl ClusterView {
             levels: Levels::default(),
             unusable: Some(reason),
             parts: Vec::new(),
+            found: Vec::new(),
             set_aside: Vec::new(),
             by_address: OnceLock::new(),
         }

@@ -4,20 +4,35 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
+use crate::health_check::CheckOutcome;
 use crate::id::Locality;
-use crate::list::{List, Run};
-use crate::model::LocalityEndpoints;
+use crate::list::Run;
+use crate::model::{
+    ConsistentHashing, HashFunction, HealthCheck, LocalityEndpoints, OutlierDetection, Probe, TcpProbe,
+};
+use crate::outlier::Outcome;
+
+fn cluster(balancer: BalancerPolicy, ejects: bool, checks: bool) -> Arc<Cluster> {
+    let mut cluster = Cluster::new("c", ClusterKind::Eds { service_name: "c".into() });
+    let detection = OutlierDetection { max_ejection_percent: 100, ..OutlierDetection::default() };
+    let check = HealthCheck::new(Probe::Tcp(TcpProbe::default()), std::time::Duration::from_secs(10));
+    cluster.balancer = balancer;
+    cluster.outlier_detection = ejects.then_some(detection);
+    cluster.health_check = checks.then(|| Arc::new(check));
+    Arc::new(cluster)
+}
 
 /// A cluster of these endpoints, after the one that there was.
-fn compile(state: &Arc<ClusterState>, endpoints: &Endpoints, previous: Option<&ClusterView>) -> ClusterView {
-    let kind = ClusterKind::Eds { service_name: "c".into() };
-    let cluster =
-        previous.map_or_else(|| Arc::new(Cluster::new("c", kind)), |view| Arc::clone(&view.leaves[0].cluster));
-    let leaf = Leaf::new(cluster, Some(Arc::new(endpoints.clone())), Arc::clone(state));
+fn compile(
+    (cluster, state): (&Arc<Cluster>, &Arc<ClusterState>),
+    endpoints: &Endpoints,
+    previous: Option<&ClusterView>,
+) -> ClusterView {
+    let leaf = Leaf::new(Arc::clone(cluster), Some(Arc::new(endpoints.clone())), Arc::clone(state));
     ClusterView::compile("c".into(), vec![leaf], &Extensions::default(), previous)
 }
 
-/// Who is picked, and how often, level by level.
+/// Who is picked, and how often, level by level; who is not; and where some hashes lead.
 fn said(view: &ClusterView) -> Vec<String> {
     let level = |level: &crate::balance::Level| {
         let set = &level.endpoints;
@@ -28,7 +43,69 @@ fn said(view: &ClusterView) -> Vec<String> {
         format!("{:?} {:?} {}", level.priority(), (0..set.len()).map(one).collect::<Vec<_>>(), set.is_equal())
     };
     let taking_load: Vec<_> = view.levels.taking_load().map(|level| level.priority()).collect();
-    view.levels.iter().map(level).chain([format!("{taking_load:?}")]).collect()
+    let set_aside: Vec<_> = view.set_aside.iter().map(|endpoint| endpoint.id()).collect();
+    let picked = (0..16_u64).map(|number| {
+        let mut random = fastrand::Rng::with_seed(number);
+        let hash = Some(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let picked = view.levels.pick(&mut PickArgs { hash, ..PickArgs::new(&mut random) });
+        picked.map(|(level, endpoint)| (level.priority(), endpoint.id().to_string()))
+    });
+    let besides =
+        [format!("{taking_load:?} {set_aside:?} {}", view.known()), format!("{:?}", picked.collect::<Vec<_>>())];
+    view.levels.iter().map(level).chain(besides).collect()
+}
+
+/// Something that is found out of an endpoint between two configurations.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Lost,
+    Reached,
+    Checked(CheckOutcome),
+    Ejected,
+}
+
+fn any_event() -> impl Strategy<Value = (Index, Event)> {
+    use CheckOutcome::{Degraded, Failed, Passed};
+    let event = proptest::sample::select(vec![
+        Event::Lost,
+        Event::Reached,
+        Event::Checked(Passed),
+        Event::Checked(Degraded),
+        Event::Checked(Failed),
+        Event::Ejected,
+    ]);
+    (any::<Index>(), event)
+}
+
+fn happen(view: &ClusterView, at: Index, event: Event) {
+    let (leaf, all) = (&view.leaves[0], view.parts[0].iter().flatten().flat_map(EndpointPart::iter));
+    let all: Vec<_> = all.map(|(_, state)| state).collect();
+    if all.is_empty() {
+        return;
+    }
+    let (one, now, random) = (all[at.index(all.len())], Instant::now(), &mut fastrand::Rng::with_seed(1));
+    match event {
+        Event::Lost => one.note_unreachable(now, random),
+        Event::Reached => one.note_reachable(),
+        Event::Checked(outcome) => {
+            if let Some(config) = &leaf.cluster.health_check {
+                leaf.state.note_check(config, None, one, outcome, now, random);
+            }
+        }
+        Event::Ejected => {
+            if let Some(config) = &leaf.cluster.outlier_detection {
+                (0..5).for_each(|_| leaf.state.note_outcome(config, one, Outcome::Status(500), || now, random));
+            }
+        }
+    }
+}
+
+fn any_balancer() -> impl Strategy<Value = BalancerPolicy> {
+    let (function, hashing) = (HashFunction::Xx, ConsistentHashing::default());
+    let ring = BalancerPolicy::RingHash { min_size: 100, max_size: 1_000, function, hashing };
+    let subset = BalancerPolicy::RandomSubset { size: 5, child: Box::new(ring.clone()) };
+    let table = BalancerPolicy::Maglev { table_size: 251, hashing };
+    proptest::sample::select(vec![BalancerPolicy::default(), ring, table, subset])
 }
 
 fn endpoint(port: u16) -> Endpoint {
@@ -90,16 +167,23 @@ proptest! {
     #[test]
     fn what_is_shared_picks_as_what_would_be_compiled_from_nothing(
         lists in proptest::collection::vec(proptest::collection::vec(any_endpoint(), 0..150), 1..4),
-        edits in proptest::collection::vec(proptest::collection::vec(any_edit(), 1..4), 1..6),
+        edits in proptest::collection::vec((
+            proptest::collection::vec(any_edit(), 0..4),
+            proptest::collection::vec(any_event(), 0..3),
+        ), 1..6),
+        balancer in any_balancer(),
+        (ejects, checks) in any::<(bool, bool)>(),
     ) {
         let localities = lists.into_iter().map(|list| LocalityEndpoints::new(Locality::default(), list));
         let mut endpoints = Endpoints::new(localities.collect());
-        let state = Arc::<ClusterState>::default();
-        let mut view = compile(&state, &endpoints, None);
-        for edits in edits {
+        let (cluster, state) = (cluster(balancer, ejects, checks), Arc::<ClusterState>::default());
+        let of = (&cluster, &state);
+        let mut view = compile(of, &endpoints, None);
+        for (edits, events) in edits {
             edits.into_iter().for_each(|edit| make(edit, &mut endpoints.localities));
-            view = compile(&state, &endpoints, Some(&view));
-            prop_assert_eq!(said(&view), said(&compile(&state, &endpoints, None)));
+            events.into_iter().for_each(|(at, event)| happen(&view, at, event));
+            view = compile(of, &endpoints, Some(&view));
+            prop_assert_eq!(said(&view), said(&compile(of, &endpoints, None)));
             // Each endpoint has its own state, secured as it is marked.
             for (endpoint, part) in endpoints.iter().zip(view.parts[0].iter().flatten().flat_map(EndpointPart::iter)) {
                 let (known, state) = part;
@@ -118,8 +202,9 @@ fn one_changed_endpoint_of_thousands_leaves_all_parts_but_one_as_they_are() {
         locality.endpoints = list.clone();
         Endpoints::new(vec![locality])
     };
-    let state = Arc::<ClusterState>::default();
-    let first = compile(&state, &of(&list), None);
+    let (cluster, state) = (cluster(BalancerPolicy::default(), false, false), Arc::<ClusterState>::default());
+    let settings = (&cluster, &state);
+    let first = compile(settings, &of(&list), None);
     let states = |view: &ClusterView| -> List<Arc<EndpointState>> {
         List::of_parts(view.parts[0][0].iter().map(|part| Arc::clone(part.states())))
     };
@@ -127,8 +212,42 @@ fn one_changed_endpoint_of_thousands_leaves_all_parts_but_one_as_they_are() {
         list.replaced(|at, _| (at == 5_000).then(|| endpoint(20_000))),
         list.replaced(|at, one| (at == 5_000).then(|| Endpoint { health: Health::Unhealthy, ..one.clone() })),
     ] {
-        let second = compile(&state, &of(&changed), Some(&first));
+        let second = compile(settings, &of(&changed), Some(&first));
         assert_eq!(states(&second).shared_with(&states(&first)).flatten().count(), list.parts().len() - 1);
-        assert_eq!(said(&second), said(&compile(&state, &of(&changed), None)));
+        assert_eq!(said(&second), said(&compile(settings, &of(&changed), None)));
     }
+}
+
+#[test]
+fn endpoints_of_which_nothing_was_told_are_not_looked_at_again() {
+    let endpoints = Endpoints::fixed((1..=1_000_u16).map(|port| std::net::SocketAddr::from(([10, 0, 0, 1], port))));
+    let mut changed = endpoints.clone();
+    let list = &mut changed.localities[0].endpoints;
+    *list = list.replaced(|at, _| (at == 999).then(|| endpoint(20_000)));
+    let (cluster, state) = (cluster(BalancerPolicy::default(), true, true), Arc::<ClusterState>::default());
+    let first = compile((&cluster, &state), &endpoints, None);
+    let all: Vec<_> = first.parts[0].iter().flatten().flat_map(EndpointPart::iter).map(|(_, state)| state).collect();
+    let (config, random) = (cluster.outlier_detection.as_ref().expect("it has one"), &mut fastrand::Rng::with_seed(1));
+    for _ in 0..5 {
+        state.note_outcome(config, all[0], Outcome::Status(500), Instant::now, random);
+    }
+    all[500].note_unwell();
+    // Where the endpoints of each part are as they were found: those of two parts are copies.
+    let places = |view: &ClusterView| -> Vec<*const Endpoint> {
+        let parts = view.found[0].as_ref().expect("it looks at them").parts.iter().flatten();
+        parts.map(|part| std::ptr::from_ref(part.iter().next().expect("none is empty").0)).collect()
+    };
+    let shared = |one: &ClusterView, other: &ClusterView| {
+        places(one).iter().zip(places(other)).filter(|(one, other)| **one == *other).count()
+    };
+    let second = compile((&cluster, &state), &endpoints, Some(&first));
+    let parts = places(&second).len();
+    assert_eq!(second.set_aside.len(), 2);
+    assert_eq!(shared(&second, &first), parts - 2);
+    let third = compile((&cluster, &state), &changed, Some(&second));
+    assert_eq!(third.set_aside.len(), 2);
+    assert_eq!(shared(&third, &second), parts - 1, "with the two that were copied");
+    second.set_aside[0].note_unwell();
+    let fourth = compile((&cluster, &state), &changed, Some(&third));
+    assert_eq!(shared(&fourth, &third), parts - 2, "something was told");
 }
