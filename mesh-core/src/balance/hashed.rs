@@ -1,20 +1,28 @@
 //! Consistent hashing: a ring (gRFC A42) and Maglev's table, filled as Envoy fills them, so that its clients and ours find
-//! the same endpoint for a key. Both are built once for a set of endpoints; a pick looks one entry up.
+//! the same endpoint for a key. Both are built once for a set of endpoints, and again where these are hashed otherwise; a pick looks
+//! one entry up.
+
+use std::any::Any;
+use std::sync::Arc;
 
 use xxhash_rust::xxh64::xxh64;
 
-use super::{EndpointSet, LoadBalancer, PickArgs, Picker};
+use super::{EndpointSet, Hashed, LoadBalancer, PickArgs, Picker};
 use crate::model::{ConsistentHashing, HashFunction};
 
 /// How far a pick goes for an endpoint that was not tried yet.
 const MOST_STEPS: usize = 4096;
 
+/// How many hashes a ring has at most, whatever is asked for: they are made where configuration is taken in, which waits for them. Envoy
+/// and gRPC allow eight times as many.
+pub(crate) const MOST_POINTS: u64 = 1 << 20;
+
 /// The next endpoint on a ring.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingHash {
     /// So many hashes at least.
     pub min_size: u64,
-    /// So many at most.
+    /// So many at most, and no more than 1,048,576.
     pub max_size: u64,
     /// How they are made.
     pub function: HashFunction,
@@ -23,7 +31,7 @@ pub struct RingHash {
 }
 
 /// The endpoint of an entry in Maglev's table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Maglev {
     /// How many entries, a prime.
     pub table_size: u64,
@@ -34,19 +42,28 @@ pub struct Maglev {
 /// Hashes in order, each with the position of its endpoint.
 #[derive(Debug)]
 struct Ring {
-    points: Box<[(u64, u32)]>,
+    points: Arc<[(u64, u32)]>,
+    policy: RingHash,
+    of: Hashed,
     bound: Option<Bound>,
 }
 
 #[derive(Debug)]
 struct Table {
-    entries: Box<[u32]>,
+    entries: Arc<[u32]>,
+    policy: Maglev,
+    of: Hashed,
     bound: Option<Bound>,
 }
 
 impl LoadBalancer for RingHash {
-    fn build(&self, set: &EndpointSet, _: Option<&dyn Picker>) -> Box<dyn Picker> {
-        Box::new(Ring { points: self.points(set), bound: Bound::new(self.hashing, set) })
+    fn build(&self, set: &EndpointSet, previous: Option<&dyn Picker>) -> Box<dyn Picker> {
+        let known = previous.and_then(|previous| (previous as &dyn Any).downcast_ref::<Ring>());
+        let points = match known.filter(|known| known.policy == *self && known.of.is_of(set)) {
+            Some(known) => Arc::clone(&known.points),
+            None => self.points(set).into(),
+        };
+        Box::new(Ring { points, policy: *self, of: set.hashed(), bound: Bound::new(self.hashing, set) })
     }
 }
 
@@ -55,7 +72,7 @@ impl RingHash {
         let shares = shares(set);
         let Some(least) = shares.iter().copied().reduce(f64::min) else { return Box::default() };
         // The lightest endpoint has a whole number of hashes, unless the ring would be too large.
-        let (min, max) = (self.min_size.max(1) as f64, self.max_size.max(1) as f64);
+        let (min, max) = (self.min_size.max(1) as f64, self.max_size.clamp(1, MOST_POINTS) as f64);
         let scale = ((least * min).ceil() / least).min(max);
         let mut points = Vec::with_capacity(scale.ceil() as usize);
         let (mut made, mut wanted) = (0.0, 0.0);
@@ -104,8 +121,13 @@ impl Picker for Ring {
 }
 
 impl LoadBalancer for Maglev {
-    fn build(&self, set: &EndpointSet, _: Option<&dyn Picker>) -> Box<dyn Picker> {
-        Box::new(Table { entries: self.entries(set), bound: Bound::new(self.hashing, set) })
+    fn build(&self, set: &EndpointSet, previous: Option<&dyn Picker>) -> Box<dyn Picker> {
+        let known = previous.and_then(|previous| (previous as &dyn Any).downcast_ref::<Table>());
+        let entries = match known.filter(|known| known.policy == *self && known.of.is_of(set)) {
+            Some(known) => Arc::clone(&known.entries),
+            None => self.entries(set).into(),
+        };
+        Box::new(Table { entries, policy: *self, of: set.hashed(), bound: Bound::new(self.hashing, set) })
     }
 }
 
@@ -289,8 +311,6 @@ fn murmur2(key: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::balance::HashNames;
     use crate::id::EndpointId;
@@ -427,6 +447,57 @@ mod tests {
         assert_eq!(size(1024, 100, &[1; 3]), 100);
         assert_eq!(size(10, 8 << 20, &[1, 9]), 10);
         assert_eq!(size(1024, 1024, &[]), 0);
+        // A lightest one of one in four millions would have a whole hash.
+        assert_eq!(size(1, 8 << 20, &[1, 4_000_000]) as u64, MOST_POINTS);
+        assert_eq!(size(8 << 20, 8 << 20, &[1; 3]) as u64, MOST_POINTS);
+    }
+
+    /// A picker after another, and whether it has the table of that.
+    fn after(
+        policy: &dyn LoadBalancer,
+        set: &EndpointSet,
+        before: (&dyn LoadBalancer, &EndpointSet),
+    ) -> (Box<dyn Picker>, bool) {
+        let previous = before.0.build(before.1, None);
+        let picker = policy.build(set, Some(&*previous));
+        let (one, other) = (&*previous as &dyn Any, &*picker as &dyn Any);
+        let rings = one.downcast_ref::<Ring>().zip(other.downcast_ref::<Ring>());
+        let tables = one.downcast_ref::<Table>().zip(other.downcast_ref::<Table>());
+        let is_shared = rings.is_some_and(|(one, other)| Arc::ptr_eq(&one.points, &other.points))
+            || tables.is_some_and(|(one, other)| Arc::ptr_eq(&one.entries, &other.entries));
+        (picker, is_shared)
+    }
+
+    #[test]
+    fn a_table_is_made_anew_where_endpoints_are_hashed_otherwise_and_only_there() {
+        let name = |name: &str| HashNames { key: Some(name.into()), hostname: None };
+        let named = || set([(1, 1), (2, 2)]).with_names(vec![name("a"), name("b")]);
+        // (before, after, whether they are hashed alike)
+        let cases = [
+            (set([(1, 1), (2, 1)]), set([(1, 1), (2, 1)]), true),
+            (set([(1, 3), (2, 4)]), set([(1, 3), (2, 4)]), true),
+            (named(), named(), true),
+            (set([(1, 1), (2, 1)]), set([(2, 1), (1, 1)]), false),
+            (set([(1, 1), (2, 1)]), set([(1, 1), (3, 1)]), false),
+            (set([(1, 1), (2, 1)]), set([(1, 1), (2, 1), (3, 1)]), false),
+            (set([(1, 1), (2, 1)]), set([(1, 1), (2, 2)]), false),
+            (set([(1, 1), (2, 2)]), set([(1, 1), (2, 3)]), false),
+            (set([(1, 1), (2, 2)]), named(), false),
+        ];
+        for policy in policies() {
+            for (before, now, is_alike) in &cases {
+                let (picker, is_shared) = after(&*policy, now, (&*policy, before));
+                assert_eq!(is_shared, *is_alike, "{policy:?}");
+                let from_nothing = policy.build(now, None);
+                assert_eq!(picks(&*picker, now, 200, &[]), picks(&*from_nothing, now, 200, &[]), "{policy:?}");
+            }
+        }
+        let [ring, murmur, table] = policies();
+        let smaller: Box<dyn LoadBalancer> = Box::new(RingHash { min_size: 10, ..self::ring() });
+        let set = set([(1, 1), (2, 1)]);
+        for other in [&smaller, &murmur, &table] {
+            assert!(!after(&**other, &set, (&*ring, &set)).1, "{other:?}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::model::{BalancerPolicy, SlowStart};
 use crate::request_info::{Pinned, RequestInfo, TriedPriorities};
 use crate::state::{ClusterState, EndpointState};
 
+pub(crate) use hashed::MOST_POINTS;
 pub use hashed::{Maglev, RingHash};
 pub use leveling::{Leveling, Loads};
 pub use measured::{PeakEwma, WeightedByLoad};
@@ -160,7 +161,7 @@ pub struct EndpointSet {
     endpoints: List<Arc<EndpointState>>,
     weights: Weights,
     /// Empty where no endpoint has one.
-    names: Box<[HashNames]>,
+    names: Arc<[HashNames]>,
     /// The locality of each endpoint; empty where localities have no shares.
     localities: Box<[u32]>,
     cluster: Arc<ClusterState>,
@@ -180,10 +181,30 @@ enum Weights {
     Equal,
     /// Each endpoint's weight, the same scaled to `u16::MAX` for the heaviest, and the running totals of that.
     Each {
-        exact: Box<[u64]>,
+        exact: Arc<[u64]>,
         strides: Box<[u16]>,
         totals: Box<[u64]>,
     },
+}
+
+/// Endpoints as they are hashed: where each stands, what it is hashed by, and its share.
+#[derive(Debug)]
+struct Hashed {
+    endpoints: List<Arc<EndpointState>>,
+    names: Arc<[HashNames]>,
+    /// `None` where all have the same.
+    weights: Option<Arc<[u64]>>,
+}
+
+impl Hashed {
+    /// Whether a set is hashed alike: what was made of the one is what would be made of the other.
+    fn is_of(&self, set: &EndpointSet) -> bool {
+        let other = set.hashed();
+        let is_same = |one: &Arc<EndpointState>, other: &Arc<EndpointState>| {
+            Arc::ptr_eq(one, other) || one.id().addresses().first() == other.id().addresses().first()
+        };
+        self.weights == other.weights && self.names == other.names && self.endpoints.agrees(&other.endpoints, is_same)
+    }
 }
 
 impl EndpointSet {
@@ -207,19 +228,19 @@ impl EndpointSet {
             Weights::Each { totals: totals.collect(), strides, exact }
         };
         let endpoints = endpoints.into_iter().map(|(state, _)| state).collect();
-        EndpointSet { endpoints, weights, names: Box::default(), localities: Box::default(), cluster }
+        EndpointSet { endpoints, weights, names: Arc::default(), localities: Box::default(), cluster }
     }
 
     /// A set of endpoints of the same weight, which are hashed by their addresses.
     fn of_equals(endpoints: List<Arc<EndpointState>>, cluster: Arc<ClusterState>) -> Self {
         let weights = Weights::Equal;
-        EndpointSet { endpoints, weights, names: Box::default(), localities: Box::default(), cluster }
+        EndpointSet { endpoints, weights, names: Arc::default(), localities: Box::default(), cluster }
     }
 
     /// With what consistent hashing goes by, in the order of the endpoints.
     pub fn with_names(mut self, names: Vec<HashNames>) -> Self {
         let is_named = names.iter().any(|names| *names != HashNames::default());
-        self.names = if is_named { names.into_boxed_slice() } else { Box::default() };
+        self.names = if is_named { names.into() } else { Arc::default() };
         self
     }
 
@@ -236,6 +257,15 @@ impl EndpointSet {
         let names = positions.iter().filter_map(|at| self.names.get(*at).cloned()).collect();
         let part = EndpointSet::new(endpoints.collect(), Arc::clone(&self.cluster));
         part.with_names(names).with_localities(pick(&self.localities))
+    }
+
+    /// What a policy that hashes endpoints makes its table of.
+    fn hashed(&self) -> Hashed {
+        let weights = match &self.weights {
+            Weights::Equal => None,
+            Weights::Each { exact, .. } => Some(Arc::clone(exact)),
+        };
+        Hashed { endpoints: self.endpoints.clone(), names: Arc::clone(&self.names), weights }
     }
 
     /// Whether weights are made of the shares of localities.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use xxhash_rust::xxh64::xxh64;
 
-use super::{EndpointSet, LoadBalancer, PickArgs, Picker};
+use super::{EndpointSet, Hashed, LoadBalancer, PickArgs, Picker};
 
 /// Another policy, among some of the endpoints. Where one of them is gone or fails, the next one takes its place, and the
 /// others stay.
@@ -20,6 +20,8 @@ pub struct RandomSubset {
 
 #[derive(Debug)]
 struct Subset {
+    /// What it is a part of, and how many were asked for.
+    of: (Hashed, usize),
     set: EndpointSet,
     /// Where each of its endpoints is in the whole set.
     positions: Box<[usize]>,
@@ -28,19 +30,34 @@ struct Subset {
 
 impl LoadBalancer for RandomSubset {
     fn build(&self, set: &EndpointSet, previous: Option<&dyn Picker>) -> Box<dyn Picker> {
-        let previous = previous.map(|previous| match (previous as &dyn std::any::Any).downcast_ref::<Subset>() {
-            Some(subset) => &*subset.picker,
+        let before = previous.and_then(|previous| (previous as &dyn std::any::Any).downcast_ref::<Subset>());
+        let is_alike = |before: &&Subset| {
+            let (hashed, size) = &before.of;
+            *size == self.size && before.set.cluster().seed() == set.cluster().seed() && hashed.is_of(set)
+        };
+        let positions = match before.filter(is_alike) {
+            Some(before) => before.positions.clone(),
+            None => self.positions(set),
+        };
+        let previous = match before {
+            Some(before) => Some(&*before.picker),
             None => previous,
-        });
+        };
+        let subset = set.part(&positions);
+        let picker = self.child.build(&subset, previous);
+        Box::new(Subset { of: (set.hashed(), self.size), set: subset, positions, picker })
+    }
+}
+
+impl RandomSubset {
+    fn positions(&self, set: &EndpointSet) -> Box<[usize]> {
         let seed = set.cluster().seed();
         let mut ranked: Vec<(u64, usize)> =
             (0..set.len()).map(|at| (xxh64(set.hash_key(at, false).as_bytes(), seed), at)).collect();
         ranked.sort_unstable();
         let mut positions: Vec<usize> = ranked.into_iter().take(self.size.max(1)).map(|(_, at)| at).collect();
         positions.sort_unstable();
-        let subset = set.part(&positions);
-        let picker = self.child.build(&subset, previous);
-        Box::new(Subset { set: subset, positions: positions.into_boxed_slice(), picker })
+        positions.into_boxed_slice()
     }
 }
 

@@ -118,15 +118,15 @@ fn older_hashing(
             ignored!(notes; other);
             hashing::maglev(None, hashing)
         }
-        (_, Some(LbConfig::RingHashLbConfig(config))) => notes.field("ring_hash_lb_config", |_| {
+        (_, Some(LbConfig::RingHashLbConfig(config))) => notes.field("ring_hash_lb_config", |notes| {
             let pb::cluster::RingHashLbConfig { minimum_ring_size, hash_function, maximum_ring_size } = config;
             // The older message counts its functions from zero.
             let function = hash_function.checked_add(1).unwrap_or(hash_function);
-            hashing::ring(function, minimum_ring_size, maximum_ring_size, hashing)
+            hashing::ring(notes, function, minimum_ring_size, maximum_ring_size, hashing)
         }),
         (_, other) => {
             ignored!(notes; other);
-            hashing::ring(0, None, None, hashing)
+            hashing::ring(notes, 0, None, None, hashing)
         }
     }
 }
@@ -324,7 +324,7 @@ fn ring_hash(notes: &mut Notes<'_>, value: RingHash) -> Result<BalancerPolicy, I
         Some(hashing) => hashing,
         None => hashing::consistent(use_hostname_for_hashing, hash_balance_factor)?,
     };
-    hashing::ring(hash_function, minimum_ring_size, maximum_ring_size, hashing)
+    hashing::ring(notes, hash_function, minimum_ring_size, maximum_ring_size, hashing)
 }
 
 fn consistent(notes: &mut Notes<'_>, value: ConsistentHashingLbConfig) -> Result<ConsistentHashing, Invalid> {

@@ -8,10 +8,11 @@ use envoy_types::pb::google::protobuf::{UInt32Value, UInt64Value};
 use super::action::path_rewrite_regex;
 use super::common::duration;
 use super::notes::{Notes, ignored};
+use crate::balance::MOST_POINTS;
 use crate::error::Invalid;
 use crate::model::{BalancerPolicy, ConsistentHashing, CookieKey, HashFunction, HashKey, HashPolicy, HashedHeader};
 
-/// The most hashes on a ring (Envoy, gRFC A42).
+/// The most hashes on a ring that may be asked for (Envoy, gRFC A42).
 const MAX_RING: u64 = 8 << 20;
 
 /// The most entries of a table (Envoy).
@@ -22,6 +23,7 @@ const CHANNEL_ID: &str = "io.grpc.channel_id";
 
 /// A ring of hashes. Of the functions, 1 is xxHash64 and 2 is Murmur2, as in the newer of the two messages.
 pub(super) fn ring(
+    notes: &mut Notes<'_>,
     function: i32,
     minimum: Option<UInt64Value>,
     maximum: Option<UInt64Value>,
@@ -40,6 +42,9 @@ pub(super) fn ring(
     let max_size = size(maximum, MAX_RING, "maximum_ring_size")?;
     if min_size > max_size {
         return Err(Invalid::new(format!("more than maximum_ring_size, {max_size}")).at("minimum_ring_size"));
+    }
+    if min_size > MOST_POINTS {
+        notes.ignore(&format!("minimum_ring_size (above {MOST_POINTS})"));
     }
     Ok(BalancerPolicy::RingHash { min_size, max_size, function, hashing })
 }

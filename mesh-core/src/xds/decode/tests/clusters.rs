@@ -311,6 +311,13 @@ fn rings_and_tables() {
     ] {
         assert_eq!(refused(policy, config), field);
     }
+    let told = |min| {
+        let mut cluster = eds();
+        (cluster.lb_policy, cluster.lb_config) = (LbPolicy::RingHash as i32, Some(ring(min, 8 << 20)));
+        super::accept(ResourceType::Cluster, &cluster).ignored
+    };
+    assert!(told(1 << 20).is_empty());
+    assert_eq!(told((1 << 20) + 1), ["ring_hash_lb_config.minimum_ring_size (above 1048576)"]);
 }
 
 #[test]
