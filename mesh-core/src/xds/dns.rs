@@ -1,7 +1,8 @@
 //! STRICT_DNS clusters: their names are looked up again and again, and every address is an endpoint.
 //!
 //! A name that cannot be looked up keeps the addresses it had. Each is looked up by itself, and what is known is told without those
-//! that have not answered yet; that none can be found is told when all have. Where a name has addresses of both families, the
+//! that have not answered yet; that none can be found is told when all have. Which names are slow is known whatever becomes of the
+//! clusters that have them. Where a name has addresses of both families, the
 //! IPv4 ones are used: a server that listens on one family only usually listens on that one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -9,7 +10,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
@@ -19,6 +20,7 @@ use tokio::time::{Instant, sleep};
 use crate::id::{Address, EndpointId};
 use crate::model::{ClusterKind, Endpoint, Endpoints};
 use crate::resources::{Change, Resource, ResourceKey, ResourceType};
+use crate::state::lock;
 use crate::xds::task::Owned;
 
 /// The prefix of keys that are answered here and by no server.
@@ -35,7 +37,10 @@ type Lookup = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
 
 /// How names are looked up; the system's resolver by default.
 #[derive(Clone, Default)]
-pub struct Resolver(Option<Arc<LookUp>>);
+pub struct Resolver {
+    own: Option<Arc<LookUp>>,
+    paces: Paces,
+}
 
 type LookUp = dyn Fn(&str) -> Lookup + Send + Sync;
 
@@ -46,25 +51,65 @@ impl Resolver {
         F: Fn(&str) -> L + Send + Sync + 'static,
         L: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
     {
-        Resolver(Some(Arc::new(move |name| Box::pin(lookup(name)))))
+        Resolver { own: Some(Arc::new(move |name| Box::pin(lookup(name)))), paces: Paces::default() }
     }
 
-    /// The addresses of a name. The system's look-ups say whether it was slow, and are told whether it was the last time.
+    /// The addresses of a name.
     #[expect(clippy::disallowed_methods, reason = "it runs on a thread that may block")]
-    async fn look_up(&self, name: Arc<str>, is_slow: &mut bool) -> io::Result<Vec<IpAddr>> {
-        match &self.0 {
+    async fn look_up(&self, name: Arc<str>) -> io::Result<Vec<IpAddr>> {
+        match &self.own {
             Some(lookup) => lookup(&name).await,
             None => {
                 let ask =
-                    move || (&*name, 0).to_socket_addrs().map(|found| found.map(|address| address.ip()).collect());
-                PLACES.run(is_slow, ask).await
+                    |name: &str| (name, 0).to_socket_addrs().map(|found| found.map(|address| address.ip()).collect());
+                PLACES.run(&self.paces, name, ask).await
             }
         }
     }
 }
 
-/// Room for look-ups that block. Names that were slow the last time have few places of their own: those that hang hold up each
-/// other and nobody else.
+/// How long look-ups of names take: kept by name, since a configuration that comes meanwhile asks anew.
+#[derive(Clone, Debug, Default)]
+struct Paces(Arc<Mutex<HashMap<Arc<str>, Pace>>>);
+
+/// What is known of a name that has been asked for, unless it is fast.
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    /// It has not answered since then.
+    Asked(Instant),
+    /// It was slow the last time.
+    Slow,
+}
+
+impl Paces {
+    fn begin(&self, name: &Arc<str>, now: Instant) {
+        lock(&self.0).entry(Arc::clone(name)).or_insert(Pace::Asked(now));
+    }
+
+    fn end(&self, name: &str, took: Duration) {
+        let mut paces = lock(&self.0);
+        match paces.get_mut(name) {
+            Some(pace) if took > SLOW => *pace = Pace::Slow,
+            _ => _ = paces.remove(name),
+        }
+    }
+
+    fn is_slow(&self, name: &str, now: Instant) -> bool {
+        match lock(&self.0).get(name) {
+            Some(Pace::Asked(since)) => now.saturating_duration_since(*since) > SLOW,
+            Some(Pace::Slow) => true,
+            None => false,
+        }
+    }
+
+    /// Forgets a name that a cluster has no more. Where another has it, that finds out again.
+    fn forget(&self, name: &str) {
+        lock(&self.0).remove(name);
+    }
+}
+
+/// Room for look-ups that block. Names that are known to be slow have few places of their own: those that hang hold up each other
+/// and nobody else.
 struct Places {
     usual: Semaphore,
     slow: Semaphore,
@@ -74,19 +119,22 @@ impl Places {
     /// Runs a look-up once there is a place for it, which it keeps until it ends, even if nobody waits for it any more.
     async fn run(
         &'static self,
-        is_slow: &mut bool,
-        ask: impl FnOnce() -> io::Result<Vec<IpAddr>> + Send + 'static,
+        paces: &Paces,
+        name: Arc<str>,
+        ask: impl FnOnce(&str) -> io::Result<Vec<IpAddr>> + Send + 'static,
     ) -> io::Result<Vec<IpAddr>> {
-        let places = if *is_slow { &self.slow } else { &self.usual };
+        let places = if paces.is_slow(&name, Instant::now()) { &self.slow } else { &self.usual };
         let place = places.acquire().await.map_err(io::Error::other)?;
-        let began = Instant::now();
+        let (paces, began) = (paces.clone(), Instant::now());
+        paces.begin(&name, began);
         let asked = spawn_blocking(move || {
             let _place = place;
-            ask()
+            let found = ask(&name);
+            // Here, since whoever asked may be gone.
+            paces.end(&name, began.elapsed());
+            found
         });
-        let found = asked.await?;
-        *is_slow = began.elapsed() > SLOW;
-        found
+        asked.await?
     }
 }
 
@@ -164,7 +212,9 @@ impl Dns {
 
     /// Nobody wants them any more.
     pub(crate) fn unsubscribe(&mut self, cluster: &str) {
-        self.clusters.remove(cluster);
+        if let Some(names) = self.clusters.remove(cluster) {
+            hosts(&names.endpoints).iter().for_each(|host| self.resolver.paces.forget(host));
+        }
     }
 
     /// A cluster was received: if its names are wanted, the new ones are looked up at once.
@@ -178,7 +228,8 @@ impl Dns {
             return;
         }
         self.turns += 1;
-        let hosts = hosts(endpoints);
+        let (before, hosts) = (self::hosts(&names.endpoints), hosts(endpoints));
+        before.difference(&hosts).for_each(|host| self.resolver.paces.forget(host));
         names.known.retain(|host, _| hosts.contains(host));
         names.failures.clear();
         names.endpoints = endpoints.clone();
@@ -297,16 +348,16 @@ impl Task {
     async fn run(self) {
         let mut lookups = JoinSet::new();
         for host in &self.hosts {
-            lookups.spawn(look_up(self.resolver.clone(), Arc::clone(host), false, None));
+            lookups.spawn(look_up(self.resolver.clone(), Arc::clone(host), None));
         }
         loop {
             let mut hosts = Vec::new();
             // Where there are no names, the addresses are told once.
             let mut ended = lookups.join_next().await;
             while let Some(looked_up) = ended {
-                if let Ok((host, is_slow, result)) = looked_up {
+                if let Ok((host, result)) = looked_up {
                     let pause = Some(self.refresh);
-                    lookups.spawn(look_up(self.resolver.clone(), Arc::clone(&host), is_slow, pause));
+                    lookups.spawn(look_up(self.resolver.clone(), Arc::clone(&host), pause));
                     hosts.push((host, result));
                 }
                 ended = lookups.try_join_next();
@@ -319,27 +370,18 @@ impl Task {
     }
 }
 
-/// Looks a name up after a pause: the name, whether it was slow, and its addresses.
-async fn look_up(
-    resolver: Resolver,
-    host: Arc<str>,
-    is_slow: bool,
-    pause: Option<Duration>,
-) -> (Arc<str>, bool, io::Result<Vec<IpAddr>>) {
+/// Looks a name up after a pause: the name, and its addresses.
+async fn look_up(resolver: Resolver, host: Arc<str>, pause: Option<Duration>) -> (Arc<str>, io::Result<Vec<IpAddr>>) {
     if let Some(pause) = pause {
         sleep(pause).await;
     }
     let name = Arc::clone(&host);
     let mut lookup = JoinSet::new();
-    lookup.spawn(async move {
-        let mut is_slow = is_slow;
-        let result = resolver.look_up(name, &mut is_slow).await;
-        (is_slow, result)
-    });
+    lookup.spawn(async move { resolver.look_up(name).await });
     // A resolver of the application's own may panic: then it has no answer, and is asked again.
     match lookup.join_next().await {
-        Some(Ok((is_slow, result))) => (host, is_slow, result),
-        _ => (host, is_slow, Err(io::Error::other("the resolver panicked"))),
+        Some(Ok(result)) => (host, result),
+        _ => (host, Err(io::Error::other("the resolver panicked"))),
     }
 }
 
@@ -373,8 +415,8 @@ mod tests {
                 Ok(Vec::new())
             }
         });
-        let (host, is_slow, result) = look_up(resolver, "a".into(), false, None).await;
-        assert_eq!((&*host, is_slow, result.is_err()), ("a", false, true));
+        let (host, result) = look_up(resolver, "a".into(), None).await;
+        assert_eq!((&*host, result.is_err()), ("a", true));
     }
 
     type Table = Arc<Mutex<HashMap<String, Vec<IpAddr>>>>;
@@ -483,25 +525,69 @@ mod tests {
     #[tokio::test]
     async fn names_that_hang_hold_up_each_other_and_nobody_else() {
         static PLACES: Places = Places { usual: Semaphore::const_new(1), slow: Semaphore::const_new(1) };
-        let hang = || {
+        let paces = Paces::default();
+        let hang = |name: &str| {
             let (end, ended) = std::sync::mpsc::sync_channel::<()>(1);
-            let wait = move || {
+            let wait = move |_: &str| {
                 _ = ended.recv();
                 Err(io::Error::other("no answer"))
             };
-            (end, tokio::spawn(async move { PLACES.run(&mut true, wait).await }))
+            let (paces, name) = (paces.clone(), Arc::from(name));
+            paces.begin(&name, Instant::now());
+            paces.end(&name, 2 * SLOW);
+            (end, tokio::spawn(async move { PLACES.run(&paces, name, wait).await }))
         };
-        let [(end, first), (_, second)] = [hang(), hang()];
+        let [(end, first), (_, second)] = [hang("a"), hang("b")];
         tokio::task::yield_now().await;
         assert_eq!(PLACES.slow.available_permits(), 0);
         let ip = IpAddr::from([10, 0, 0, 1]);
-        assert_eq!(PLACES.run(&mut false, move || Ok(vec![ip])).await.unwrap(), [ip]);
+        assert_eq!(PLACES.run(&paces, "c".into(), move |_| Ok(vec![ip])).await.unwrap(), [ip]);
         // It keeps its place as long as it keeps its thread, whoever still waits for it.
         first.abort();
         _ = first.await;
         assert_eq!(PLACES.slow.available_permits(), 0);
         drop(end);
         assert!(second.await.unwrap().is_err());
+    }
+
+    #[test]
+    fn a_name_is_slow_as_long_as_it_was_so_the_last_time_or_does_not_answer() {
+        let (paces, now) = (Paces::default(), Instant::now());
+        let name = Arc::<str>::from("a");
+        let is_slow = |after: Duration| paces.is_slow("a", now + after);
+        paces.begin(&name, now);
+        assert!(!is_slow(SLOW) && is_slow(2 * SLOW), "it has not answered");
+        // Whoever asks again meanwhile does not make it any faster.
+        paces.begin(&name, now + 2 * SLOW);
+        assert!(is_slow(2 * SLOW));
+        paces.end("a", 3 * SLOW);
+        paces.begin(&name, now + 3 * SLOW);
+        assert!(is_slow(3 * SLOW), "the last time");
+        paces.end("a", SLOW);
+        assert!(!is_slow(9 * SLOW) && lock(&paces.0).is_empty());
+        paces.begin(&name, now);
+        paces.forget("a");
+        paces.end("a", 3 * SLOW);
+        assert!(lock(&paces.0).is_empty(), "nobody wants it any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_hangs_is_known_to_when_its_cluster_changes_and_forgotten_with_it() {
+        let mut dns = Dns::new(various());
+        dns.subscribe("c", Some(&cluster(&[("hangs", 80)])));
+        let hangs = Arc::<str>::from("hangs");
+        dns.resolver.paces.begin(&hangs, Instant::now());
+        dns.resolver.paces.end("hangs", 2 * SLOW);
+        let is_slow = |dns: &Dns| dns.resolver.paces.is_slow("hangs", Instant::now());
+        dns.update("c", &cluster(&[("hangs", 80), ("good", 81)]));
+        assert!(is_slow(&dns));
+        dns.update("c", &cluster(&[("good", 81)]));
+        assert!(!is_slow(&dns));
+        dns.update("c", &cluster(&[("hangs", 80)]));
+        dns.resolver.paces.begin(&hangs, Instant::now());
+        dns.resolver.paces.end("hangs", 2 * SLOW);
+        dns.unsubscribe("c");
+        assert!(!is_slow(&dns));
     }
 
     #[tokio::test(start_paused = true)]
