@@ -384,6 +384,9 @@ impl Assembly {
     /// at once.
     fn clusters_of(&mut self, routes: &RouteTable, walk: &mut Walk) -> Option<Vec<Arc<ClusterView>>> {
         let clusters = routes.clusters().iter().enumerate().map(|(position, name)| {
+            if routes.is_free(position) {
+                return Some(Arc::new(ClusterView::unusable(name.clone(), "no route leads to it".into())));
+            }
             let was_incomplete = walk.incomplete;
             let view = self.cluster_view(name, walk);
             if view.is_none() && routes.is_mirror(position) {
@@ -411,8 +414,8 @@ impl Assembly {
         // What is inline is always known.
         let table =
             self.route_table(&http, present, &place, walk).unwrap_or_else(|| Err("there are none".to_owned()))?;
-        let clusters: Vec<_> = table.clusters().iter().map(|name| self.cluster_view(name, walk)).collect();
-        Ok((http, table, clusters.into_iter().collect()))
+        let clusters = self.clusters_of(&table, walk);
+        Ok((http, table, clusters))
     }
 
     /// The present view with what is known of its clusters by now; `None` if nothing of that is new. New routes may

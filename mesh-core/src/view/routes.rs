@@ -3,7 +3,7 @@
 //! A table shares with the one before it what both are made of: parts of lists of routes that are the same allocations, under
 //! filters and header changes that say the same. So one changed route of thousands costs its part of the list.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -40,8 +40,12 @@ pub struct RouteTable {
     domains: Arc<DomainIndex>,
     hosts: Vec<Host>,
     clusters: Vec<ClusterName>,
-    /// The places of those that requests go to, which come first; the others get copies only.
+    /// The places of those that requests go to.
     routed: Arc<HashMap<ClusterName, u32>>,
+    /// How many places there are for these, which come first; the others get copies only.
+    places: usize,
+    /// The places of clusters that have lost their routes: the next new ones get them.
+    free: BTreeSet<u32>,
     /// Who is let in where a route says nothing else of it, and where there is no route.
     access: Arc<[Arc<Authorizer>]>,
     /// Whose tokens are good.
@@ -59,6 +63,9 @@ pub struct RouteTable {
     /// Whether the first route of the only host is for every path: most servers have no more than that.
     catches_all: bool,
 }
+
+/// How many routes there are at least for each place that is free: with fewer, a table from nothing costs little.
+const ROUTES_OF_A_FREE_PLACE: usize = 64;
 
 struct Host {
     index: Arc<RouteIndex>,
@@ -187,8 +194,9 @@ impl RouteTable {
         if let Some(before) = before.filter(|before| before.goes_by(&config, http, listener)) {
             let mut table = before.emptied(&config);
             table.add_hosts(Some(before), &builder)?;
-            // Clusters have the places that they had. Where one has lost its routes, a place is free.
-            if table.names_its_clusters() {
+            // Clusters have the places that they had, and not too many of these are free.
+            let routes: usize = table.hosts.iter().map(|host| host.routes.len()).sum();
+            if table.free.len() <= routes / ROUTES_OF_A_FREE_PLACE {
                 return Ok(table);
             }
         }
@@ -210,6 +218,8 @@ impl RouteTable {
             hosts: Vec::new(),
             clusters: Vec::new(),
             routed: Arc::default(),
+            places: 0,
+            free: BTreeSet::new(),
             filters: http.filters.as_slice().into(),
             access: builder.effective(&[&base], true, &((&[], false), &[]))?.1.into(),
             authenticator,
@@ -246,8 +256,10 @@ impl RouteTable {
             base: Arc::clone(&self.base),
             domains: if same_domains { Arc::clone(&self.domains) } else { Arc::new(DomainIndex::new(others)) },
             hosts: Vec::new(),
-            clusters: self.clusters.iter().take(self.routed.len()).cloned().collect(),
+            clusters: self.clusters.iter().take(self.places).cloned().collect(),
             routed: Arc::clone(&self.routed),
+            places: self.places,
+            free: self.free.clone(),
             access: Arc::clone(&self.access),
             authenticator: self.authenticator.clone(),
             askers: Arc::clone(&self.askers),
@@ -269,11 +281,14 @@ impl RouteTable {
             let compiled = self.compile_host(host, before, builder);
             self.hosts.push(compiled.map_err(|invalid| invalid.at(format!("virtual_hosts[{position}]")))?);
         }
+        self.places = self.clusters.len();
+        self.free_places();
+        let mut mirrors = HashSet::new();
         for sum in self.hosts.iter().flat_map(|host| &host.sums) {
             self.needs_verdict |= sum.needs_verdict;
             self.is_guarded |= sum.is_guarded;
             for cluster in &sum.mirrors {
-                if !self.clusters.contains(cluster) {
+                if !self.routed.contains_key(cluster) && mirrors.insert(cluster) {
                     self.clusters.push(cluster.clone());
                 }
             }
@@ -281,15 +296,22 @@ impl RouteTable {
         Ok(())
     }
 
-    /// Whether requests go to each of its clusters that do not get copies only.
-    fn names_its_clusters(&self) -> bool {
-        let mut is_named = vec![false; self.routed.len()];
+    /// Frees the places of clusters to which no route leads.
+    fn free_places(&mut self) {
+        let mut is_free = vec![true; self.places];
         for place in self.hosts.iter().flat_map(|host| &host.sums).flat_map(|sum| &sum.clusters) {
-            if let Some(is_named) = is_named.get_mut(*place as usize) {
-                *is_named = true;
+            if let Some(is_free) = is_free.get_mut(*place as usize) {
+                *is_free = false;
             }
         }
-        is_named.into_iter().all(|is_named| is_named)
+        for (place, (cluster, _)) in
+            (0..).zip(self.clusters.iter_mut().zip(is_free)).filter(|(_, (_, is_free))| *is_free)
+        {
+            if self.free.insert(place) {
+                let name = std::mem::replace(cluster, ClusterName::from(""));
+                Arc::make_mut(&mut self.routed).remove(&name);
+            }
+        }
     }
 
     /// `before` is a host of the table before that differs in its domains and routes only.
@@ -429,8 +451,12 @@ impl RouteTable {
         if let Some(place) = self.routed.get(name) {
             return *place;
         }
-        let place = self.clusters.len() as u32;
-        self.clusters.push(name.clone());
+        let free = self.free.pop_first();
+        let place = free.unwrap_or(self.clusters.len() as u32);
+        match self.clusters.get_mut(place as usize) {
+            Some(free) => *free = name.clone(),
+            None => self.clusters.push(name.clone()),
+        }
         Arc::make_mut(&mut self.routed).insert(name.clone(), place);
         place
     }
@@ -440,14 +466,20 @@ impl RouteTable {
         Arc::ptr_eq(&self.config, config) && *self.filters == *http.filters
     }
 
-    /// The clusters that its routes name, each once.
+    /// The clusters that its routes name, each once. A place that is [free](RouteTable::is_free) has no name.
     pub fn clusters(&self) -> &[ClusterName] {
         &self.clusters
     }
 
     /// Whether the cluster at a position gets copies of requests only, so that none has to wait for it.
     pub fn is_mirror(&self, position: usize) -> bool {
-        position >= self.routed.len()
+        position >= self.places
+    }
+
+    /// Whether the place is that of no cluster: the one that it was has lost its routes, and the others have the places that they
+    /// had.
+    pub fn is_free(&self, position: usize) -> bool {
+        u32::try_from(position).is_ok_and(|place| self.free.contains(&place))
     }
 
     /// The first route that a request matches, and of its destinations one by weight.

@@ -50,13 +50,18 @@ fn said(table: &RouteTable) -> Vec<String> {
             }
         }
     }
-    let (routed, mirrors) = table.clusters().split_at(table.routed.len());
-    for clusters in [routed, mirrors] {
-        let mut clusters = clusters.to_vec();
+    let (routed, mirrors) = table.clusters().split_at(table.places);
+    for (from, clusters) in [(0, routed), (routed.len(), mirrors)] {
+        let mut clusters: Vec<_> =
+            (from..).zip(clusters).filter(|(place, _)| !table.is_free(*place)).map(|(_, name)| name).collect();
         clusters.sort();
         said.push(format!("{clusters:?}"));
     }
     assert!((0..table.clusters().len()).all(|place| table.is_mirror(place) == (place >= routed.len())));
+    let routes: usize = table.hosts.iter().map(|host| host.routes.len()).sum();
+    assert!(
+        table.free.len() <= routes / ROUTES_OF_A_FREE_PLACE && table.routed.len() == table.places - table.free.len()
+    );
     let flags = (table.needs_verdict, table.is_guarded, table.catches_all, table.is_processed);
     said.push(format!("{flags:?} {:?}", refusals(&table.access)));
     for domain in ["a", "b", "c"] {
@@ -278,9 +283,26 @@ fn one_changed_route_of_thousands_leaves_all_parts_but_one_as_they_are() {
     let longer = compile(Some(&before), &configured(&routes.changed(runs)), &[], &states);
     assert!(shared(&longer) >= parts - 1, "{} of {parts}", shared(&longer));
     assert!(!Arc::ptr_eq(&longer.hosts[0].index, &before.hosts[0].index));
-    // Its cluster has the next place, and none once the route is gone.
+    // Its cluster has the next place, which is free once the route is gone: nothing else is compiled anew for that.
     assert_eq!(longer.clusters(), [ClusterName::from("c"), ClusterName::from("d")]);
-    assert_eq!(compile(Some(&longer), &configured(&routes), &[], &states).clusters(), [ClusterName::from("c")]);
+    let shorter = compile(Some(&longer), &configured(&routes), &[], &states);
+    assert!(shared(&shorter) >= parts - 1, "{} of {parts}", shared(&shorter));
+    assert_eq!([0, 1, 2].map(|place| shorter.is_free(place)), [false, true, false]);
+    // The next new one has it, and one that gets copies only has a place behind those.
+    let mut other = route_to("e");
+    if let RouteAction::Forward(forward) = &mut other.action {
+        forward.mirrors.push(Mirror::to("d"));
+    }
+    let again = routes.changed(vec![Run::New(vec![Arc::new(other)]), Run::Kept(0..10_000)]);
+    let again = compile(Some(&shorter), &configured(&again), &[], &states);
+    assert_eq!(again.clusters(), ["c", "e", "d"].map(ClusterName::from));
+    assert_eq!([0, 1, 2].map(|place| again.is_free(place) || again.is_mirror(place)), [false, false, true]);
+    // Of few routes a table is made from nothing.
+    let few = |clusters: &[&str]| {
+        RouteConfiguration::new(vec![VirtualHost::new(["*"], clusters.iter().map(|to| route_to(to)).collect())])
+    };
+    let before = compile(None, &few(&["a", "b"]), &[], &states);
+    assert_eq!(compile(Some(&before), &few(&["b"]), &[], &states).clusters(), [ClusterName::from("b")]);
 }
 
 #[test]
