@@ -240,6 +240,41 @@ async fn an_update_shares_what_it_did_not_touch_and_carries_state_over() {
     assert_eq!(picked.in_flight(), 1);
 }
 
+#[tokio::test]
+async fn endpoints_of_a_cluster_in_use_change_without_a_walk_and_what_a_walk_has_to_find_has_one() {
+    let (store, mut sink) = store();
+    let entry = store.target("t").unwrap();
+    sink.changed().await.unwrap();
+    for change in [listener("t", "r"), route("r", &["a", "b"])] {
+        sink.apply(update([change]));
+    }
+    sink.apply(update([eds("a"), cluster("b", ClusterKind::Aggregate(vec!["c".into(), "d".into()]))]));
+    sink.apply(update([eds("c"), eds("d")]));
+    sink.apply(update(["a", "c", "d"].map(|name| endpoints(name, &[1]))));
+    let sees = |expected: &[u16]| {
+        let expected: BTreeSet<String> = expected.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        assert_eq!(ports(&entry), expected);
+    };
+    sees(&[1]);
+    let walks = sink.assembly.walks;
+    sink.apply(update([endpoints("c", &[2])]));
+    sees(&[1, 2]);
+    sink.apply(update([endpoints("c", &[]), endpoints("d", &[3])]));
+    sees(&[1, 3]);
+    assert_eq!(sink.assembly.walks, walks);
+    // What was absent is in no cluster before it is looked for.
+    sink.apply(update([Change::Absent(key(ResourceType::Endpoints, "c"), "gone".into())]));
+    sees(&[1, 3]);
+    sink.apply(update([endpoints("c", &[4])]));
+    sees(&[1, 4]);
+    assert_eq!(sink.assembly.walks, walks + 2);
+    // Together with something else.
+    let progress = sink.apply(update([endpoints("a", &[5]), route("r", &["a"])]));
+    sees(&[5]);
+    assert!(progress.unsubscribe.contains(&key(ResourceType::Endpoints, "c")), "{progress:?}");
+    assert_eq!(sink.assembly.walks, walks + 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_former_view_is_freed_by_the_sink_and_not_by_the_last_request_that_holds_it() {
     let (store, mut sink) = store();

@@ -38,6 +38,9 @@ pub(super) struct Assembly {
     /// Who wants to know which listeners a gateway has.
     pub(super) gateway: Option<watch::Sender<GatewayListeners>>,
     progress: Progress,
+    /// How often a view was made by a walk.
+    #[cfg(test)]
+    pub(super) walks: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +54,8 @@ pub(super) enum UserId {
 struct User {
     kind: UserKind,
     needs: BTreeSet<ResourceKey>,
+    /// Whether its view was made of all that it needs.
+    is_whole: bool,
 }
 
 pub(super) enum UserKind {
@@ -103,6 +108,8 @@ impl Assembly {
             onward,
             gateway: None,
             progress: Progress::default(),
+            #[cfg(test)]
+            walks: 0,
         }
     }
 
@@ -168,18 +175,20 @@ impl Assembly {
 
     /// Merges what was learned and rebuilds the views of those who need any of it.
     pub(super) fn apply(&mut self, update: Update) {
-        let mut affected = HashSet::new();
+        let mut affected: HashMap<UserId, Vec<ResourceKey>> = HashMap::new();
         self.note_listeners(&update.changes);
         self.note_secrets(&update.changes);
         for change in update.changes {
-            if let Some(key) = self.resources.merge(change)
-                && let Some(users) = self.needed_by.get(&key)
-            {
-                affected.extend(users.iter().cloned());
+            if let Some(key) = self.resources.merge(change) {
+                for user in self.needed_by.get(&key).into_iter().flatten() {
+                    affected.entry(user.clone()).or_default().push(key.clone());
+                }
             }
         }
-        for user in affected {
-            self.rebuild(&user);
+        for (user, changed) in affected {
+            if !self.renew_endpoints(&user, &changed) {
+                self.rebuild(&user);
+            }
         }
         self.states.tell();
         self.forget_onward();
@@ -255,7 +264,7 @@ impl Assembly {
     }
 
     pub(super) fn add(&mut self, id: UserId, kind: UserKind) {
-        self.users.insert(id.clone(), User { kind, needs: BTreeSet::new() });
+        self.users.insert(id.clone(), User { kind, needs: BTreeSet::new(), is_whole: false });
         self.rebuild(&id);
         self.states.tell();
     }
@@ -284,14 +293,18 @@ impl Assembly {
     /// Walks from a user's listener as far as resources are known. Complete: a new view. Not complete: the routes of
     /// the present view stay, and so does everything that they need; its clusters keep up with what is learned.
     fn rebuild(&mut self, id: &UserId) {
+        #[cfg(test)]
+        {
+            self.walks += 1;
+        }
         let Some(user) = self.users.get(id) else { return };
-        let mut walk = Walk::default();
+        let (mut walk, mut is_whole) = (Walk::default(), false);
         match &user.kind {
             UserKind::Target(entry) => {
                 let entry = Arc::clone(entry);
-                let view = self.target_view(&entry, &mut walk);
-                let view = view.filter(|_| !walk.incomplete).or_else(|| self.refreshed(&entry));
-                if let Some(view) = view {
+                let view = self.target_view(&entry, &mut walk).filter(|_| !walk.incomplete);
+                is_whole = view.is_some();
+                if let Some(view) = view.or_else(|| self.refreshed(&entry)) {
                     view.note_target();
                     self.retired.extend(entry.publish(Arc::new(view)));
                 }
@@ -309,11 +322,50 @@ impl Assembly {
                 }
             }
         }
-        self.set_needs(id, walk);
+        self.set_needs(id, walk, is_whole);
     }
 
-    fn set_needs(&mut self, id: &UserId, walk: Walk) {
+    /// Makes the view of a target anew of which nothing has changed but the endpoints of clusters that it has: the walk would find
+    /// everything else as it is. Whether it is one.
+    fn renew_endpoints(&mut self, id: &UserId, changed: &[ResourceKey]) -> bool {
+        let Some(User { kind: UserKind::Target(entry), is_whole: true, .. }) = self.users.get(id) else {
+            return false;
+        };
+        let entry = Arc::clone(entry);
+        let Some(present) = entry.peek() else { return false };
+        let (mut news, mut clusters) = (HashMap::new(), present.clusters().to_vec());
+        for key in changed {
+            let endpoints = match key.kind {
+                ResourceType::Endpoints => self.resources.endpoints(&key.name),
+                _ => Known::Unknown,
+            };
+            let Known::Present(endpoints) = endpoints else { return false };
+            news.insert(&*key.name, (endpoints, false));
+        }
+        for cluster in &mut clusters {
+            let mut leaves: Option<Vec<Leaf>> = None;
+            for (at, leaf) in cluster.leaves().iter().enumerate() {
+                let Some(name) = endpoints_name(&leaf.cluster) else { continue };
+                let Some((endpoints, is_used)) = news.get_mut(&*name) else { continue };
+                *is_used = true;
+                if let Some(leaf) = leaves.get_or_insert_with(|| cluster.leaves().to_vec()).get_mut(at) {
+                    leaf.endpoints = Some(Arc::clone(endpoints));
+                }
+            }
+            if let Some(leaves) = leaves {
+                *cluster = self.compiled_of(&cluster.name().clone(), leaves);
+            }
+        }
+        // Endpoints of which no cluster had any may be what one has waited for.
+        let view = present.with_clusters(clusters).filter(|_| news.values().all(|(_, is_used)| *is_used));
+        let Some(view) = view else { return false };
+        self.retired.extend(entry.publish(Arc::new(view)));
+        true
+    }
+
+    fn set_needs(&mut self, id: &UserId, walk: Walk, is_whole: bool) {
         let Some(user) = self.users.get_mut(id) else { return };
+        user.is_whole = is_whole;
         let before = std::mem::take(&mut user.needs);
         let mut needs = walk.needs;
         if walk.incomplete {
