@@ -352,7 +352,7 @@ fn decoded(kind: ResourceType, count: u16) -> Result<(f64, f64)> {
     let versions = [bytes(count / 2), bytes(count / 3)];
     let options = Options::default();
     let known = decode(kind, &versions[0], &options)?;
-    let before = Some(Before { bytes: &versions[0], resource: &known.resource });
+    let before = Some(Before { bytes: &versions[0], resource: &known.resource, noted: &known.noted });
     let (mut alone, mut after) = (Vec::new(), Vec::new());
     for _ in 0..51 {
         for (before, times) in [(None, &mut alone), (before, &mut after)] {

@@ -15,7 +15,7 @@ use crate::error::Invalid;
 use crate::resources::{Change, Resource, ResourceKey, ResourceType};
 use crate::xds::bootstrap::Server;
 use crate::xds::client_status::{ErrorState, RawResource, ResourceState, ResourceStatus};
-use crate::xds::decode::{Before, Decoded, without_plaintext};
+use crate::xds::decode::{Before, Decoded, Noted, without_plaintext};
 use crate::xds::ignored::Ignored;
 use crate::xds::names::type_url;
 
@@ -57,6 +57,7 @@ struct Good {
     version: Arc<str>,
     raw: Bytes,
     ignored: Arc<[String]>,
+    noted: Noted,
     updated: Instant,
     /// Where among the servers it came from: versions of one mean nothing to another.
     server: usize,
@@ -214,11 +215,10 @@ impl Cache {
         self.good(key).is_some_and(|good| *good.raw == *bytes)
     }
 
-    /// The version that works of a resource, if all that is set in it has its effect: one that says nearly the same can share
-    /// with it, and has nothing more to tell.
+    /// The version that works of a resource: one that says nearly the same can share with it.
     pub(crate) fn before(&self, key: &ResourceKey) -> Option<Before<'_>> {
-        let good = self.good(key).filter(|good| good.ignored.is_empty())?;
-        Some(Before { bytes: &good.raw, resource: &good.resource })
+        let good = self.good(key)?;
+        Some(Before { bytes: &good.raw, resource: &good.resource, noted: &good.noted })
     }
 
     /// The version in use was sent again: only its version and where it came from are news.
@@ -262,6 +262,7 @@ impl Cache {
             version: Arc::from(version),
             raw,
             ignored: decoded.ignored.into(),
+            noted: decoded.noted,
             updated: step.now,
             server: step.index,
         });

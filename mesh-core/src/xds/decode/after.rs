@@ -7,18 +7,20 @@ use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use prost::{DecodeError, Message, decode_length_delimiter};
 
 use super::common::parse;
-use super::notes::Notes;
+use super::notes::{Noted, Notes};
 use crate::error::Invalid;
 use crate::list::{List, Run};
 use crate::resources::Resource;
 
-/// A version of a resource, of which every field that is set has its effect.
+/// A version of a resource that was accepted.
 #[derive(Clone, Copy, Debug)]
 pub struct Before<'b> {
     /// Its bytes.
     pub bytes: &'b [u8],
     /// What they say.
     pub resource: &'b Resource,
+    /// What was [noted](super::Decoded::noted) of it.
+    pub noted: &'b Noted,
 }
 
 /// A message without one of its repeated fields, and what is in that.
@@ -57,14 +59,22 @@ pub(super) enum Items<'b, P, T> {
     Decoded(Vec<P>),
     Encoded(Vec<&'b [u8]>),
     /// Some are those of a list that is known.
-    After(&'b List<T>, Vec<Run<&'b [u8]>>),
+    After(Known<'b, T>, Vec<Run<&'b [u8]>>),
+}
+
+/// A list of the version before.
+pub(super) struct Known<'b, T> {
+    pub(super) list: &'b List<T>,
+    /// Which of its long lists that is.
+    pub(super) number: usize,
+    pub(super) noted: &'b Noted,
 }
 
 impl<'b, P: Message + Default, T: Clone> Items<'b, P, T> {
     /// The items of these bytes, where `known` are those of the list before.
-    pub(super) fn after(bytes: Vec<&'b [u8]>, known: Option<(&[&'b [u8]], &'b List<T>)>) -> Self {
-        match known.filter(|(known, list)| known.len() == list.len()) {
-            Some((known, list)) => Items::After(list, runs(&bytes, known)),
+    pub(super) fn after(bytes: Vec<&'b [u8]>, known: Option<(&[&'b [u8]], Known<'b, T>)>) -> Self {
+        match known.filter(|(bytes, known)| bytes.len() == known.list.len()) {
+            Some((before, known)) => Items::After(known, runs(&bytes, before)),
             None => Items::Encoded(bytes),
         }
     }
@@ -84,16 +94,28 @@ impl<'b, P: Message + Default, T: Clone> Items<'b, P, T> {
         name: &'static str,
         mut decode: impl FnMut(&mut Notes<'_>, P) -> Result<T, Invalid>,
     ) -> Result<List<T>, Invalid> {
-        let (list, runs) = match self {
-            Items::Decoded(items) => return Ok(notes.each(name, items, decode)?.into()),
-            Items::Encoded(items) => {
-                return Ok(notes.each(name, items, |notes, bytes| decode(notes, parse(bytes)?))?.into());
+        let list = notes.long_list();
+        let (known, runs) = match self {
+            Items::Decoded(items) => {
+                let items = items.into_iter().enumerate();
+                return items
+                    .map(|(at, item)| notes.long_item(name, (list, at), |notes| decode(notes, item)))
+                    .collect();
             }
-            Items::After(list, runs) => (list, runs),
+            Items::Encoded(items) => {
+                let items = items.into_iter().enumerate();
+                return items
+                    .map(|(at, bytes)| notes.long_item(name, (list, at), |notes| decode(notes, parse(bytes)?)))
+                    .collect();
+            }
+            Items::After(known, runs) => (known, runs),
         };
         let mut position = 0;
         let runs = runs.into_iter().map(|run| match run {
             Run::Kept(range) => {
+                for (place, fields) in known.noted.of(known.number, &range) {
+                    notes.kept_item(name, (list, position + place - range.start), fields);
+                }
                 position += range.len();
                 Ok(Run::Kept(range))
             }
@@ -103,11 +125,11 @@ impl<'b, P: Message + Default, T: Clone> Items<'b, P, T> {
                 let items = items
                     .into_iter()
                     .enumerate()
-                    .map(|(at, bytes)| notes.item(name, start + at, |notes| decode(notes, parse(bytes)?)));
+                    .map(|(at, bytes)| notes.long_item(name, (list, start + at), |notes| decode(notes, parse(bytes)?)));
                 items.collect::<Result<_, _>>().map(Run::New)
             }
         });
-        Ok(list.changed(runs.collect::<Result<_, _>>()?))
+        Ok(known.list.changed(runs.collect::<Result<_, _>>()?))
     }
 }
 

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::google::protobuf::value::Kind;
 
-use super::after::{Items, Parts, take_apart};
+use super::after::{Before, Items, Known, Parts, take_apart};
 use super::common::{address, fraction, parse};
 use super::health_check::{self, OwnCheck};
 use super::notes::{Notes, ignored};
@@ -34,11 +34,11 @@ pub(super) fn decode(notes: &mut Notes<'_>, bytes: &[u8]) -> Result<(Arc<str>, R
     named(notes, value, localities)
 }
 
-/// The same, with the endpoints of `before` in it that are as they were; `None` where that cannot be said.
+/// The same, with the endpoints of `before` in it that are as they were; `None` where that cannot be said. `known` is what that says.
 pub(super) fn decode_after(
     notes: &mut Notes<'_>,
     bytes: &[u8],
-    before: &[u8],
+    Before { bytes: before, noted, .. }: Before<'_>,
     known: &Endpoints,
 ) -> Option<(Arc<str>, Resource)> {
     const ENDPOINTS: u32 = 2;
@@ -53,7 +53,8 @@ pub(super) fn decode_after(
     let localities = now.items.iter().enumerate().map(|(at, locality)| {
         let Parts { rest, items } = take_apart(locality, LB_ENDPOINTS).ok()?;
         let known = before.get(at).zip(known.localities.get(at));
-        let known = known.map(|(before, known)| (before.items.as_slice(), &known.endpoints));
+        let known =
+            known.map(|(before, known)| (before.items.as_slice(), Known { list: &known.endpoints, number: at, noted }));
         Some((parse(&rest).ok()?, Items::after(items, known)))
     });
     let localities: Localities<'_> = localities.collect::<Option<_>>()?;

@@ -69,6 +69,7 @@ use crate::xds::names;
 pub use after::Before;
 pub(crate) use health_check::health_check_alone;
 pub use local_rate_limit::LocalRateLimitBesides;
+pub use notes::Noted;
 use notes::Notes;
 pub use overload::{AdaptiveConcurrencyBesides, QueueBesides};
 pub use plugin::PluginBesides;
@@ -108,6 +109,8 @@ pub struct Decoded {
     pub resource: Resource,
     /// The paths of fields that are set and have no effect here.
     pub ignored: Vec<String>,
+    /// Those of them that are in items of long lists.
+    pub noted: Noted,
 }
 
 /// Decodes one resource of this kind from its Protobuf bytes.
@@ -129,7 +132,8 @@ pub fn decode(kind: ResourceType, bytes: &[u8], options: &Options) -> Result<Dec
         ResourceType::Endpoints => endpoint::decode(&mut notes, bytes)?,
         ResourceType::Secret => secret::decode(bytes)?,
     };
-    Ok(Decoded { name, resource, ignored: notes.into_ignored() })
+    let (ignored, noted) = notes.into_ignored();
+    Ok(Decoded { name, resource, ignored, noted })
 }
 
 /// The same where a version of the resource is known: what is as it was there is shared with it, and not decoded again.
@@ -149,13 +153,14 @@ pub fn decode_after(
 fn sharing(kind: ResourceType, bytes: &[u8], before: Before<'_>, options: &Options) -> Option<Decoded> {
     let mut notes = Notes::new(options);
     let (name, resource) = match (kind, before.resource) {
-        (ResourceType::Route, Resource::Route(known)) => route::decode_after(&mut notes, bytes, before.bytes, known)?,
+        (ResourceType::Route, Resource::Route(known)) => route::decode_after(&mut notes, bytes, before, known)?,
         (ResourceType::Endpoints, Resource::Endpoints(known)) => {
-            endpoint::decode_after(&mut notes, bytes, before.bytes, known)?
+            endpoint::decode_after(&mut notes, bytes, before, known)?
         }
         _ => return None,
     };
-    Some(Decoded { name, resource, ignored: notes.into_ignored() })
+    let (ignored, noted) = notes.into_ignored();
+    Some(Decoded { name, resource, ignored, noted })
 }
 
 /// A resource out of a response, taken out of its `Resource` wrapper where it has one.

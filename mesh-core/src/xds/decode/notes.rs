@@ -1,5 +1,8 @@
 //! Where in a resource the decoder is, and which set fields it passed without effect.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use crate::error::Invalid;
 use crate::xds::decode::Options;
 
@@ -12,6 +15,24 @@ pub(super) struct Notes<'a> {
     path: Vec<Step>,
     ignored: Vec<String>,
     unnamed: usize,
+    /// How many long lists there were.
+    lists: usize,
+    /// While an item of one is decoded: how long the path to it is, and what was ignored in it.
+    item: Option<(usize, Vec<Box<str>>)>,
+    noted: Noted,
+}
+
+/// What is ignored in items of long lists, by the list and the place in it: whoever keeps an item of a version in the next one has to
+/// tell it there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Noted(BTreeMap<(usize, usize), Vec<Box<str>>>);
+
+impl Noted {
+    /// What is ignored in some items of a list, by their places.
+    pub(super) fn of(&self, list: usize, places: &Range<usize>) -> impl Iterator<Item = (usize, &[Box<str>])> {
+        let items = self.0.range((list, places.start)..(list, places.end));
+        items.map(|((_, place), fields)| (*place, fields.as_slice()))
+    }
 }
 
 enum Step {
@@ -22,7 +43,8 @@ enum Step {
 
 impl<'a> Notes<'a> {
     pub(super) fn new(options: &'a Options) -> Self {
-        Notes { options, path: Vec::new(), ignored: Vec::new(), unnamed: 0 }
+        let (path, ignored, noted) = (Vec::new(), Vec::new(), Noted::default());
+        Notes { options, path, ignored, unnamed: 0, lists: 0, item: None, noted }
     }
 
     /// Decodes inside a field.
@@ -78,6 +100,38 @@ impl<'a> Notes<'a> {
         self.within(Step::Item(name, index), decode)
     }
 
+    /// The number of a long list: the next one.
+    pub(super) fn long_list(&mut self) -> usize {
+        self.lists += 1;
+        self.lists - 1
+    }
+
+    /// Decodes one item of a long list, by the list's number and its own place.
+    pub(super) fn long_item<T>(
+        &mut self,
+        name: &'static str,
+        (list, index): (usize, usize),
+        decode: impl FnOnce(&mut Self) -> Result<T, Invalid>,
+    ) -> Result<T, Invalid> {
+        self.item(name, index, |notes| {
+            notes.item = Some((notes.path.len(), Vec::new()));
+            let result = decode(notes);
+            if let Some((_, fields)) = notes.item.take().filter(|(_, fields)| !fields.is_empty()) {
+                notes.noted.0.insert((list, index), fields);
+            }
+            result
+        })
+    }
+
+    /// Notes what is ignored in an item of a long list that is as it was.
+    pub(super) fn kept_item(&mut self, name: &'static str, place: (usize, usize), fields: &[Box<str>]) {
+        let noted: Result<(), Invalid> = self.long_item(name, place, |notes| {
+            fields.iter().for_each(|field| notes.ignore(field));
+            Ok(())
+        });
+        debug_assert!(noted.is_ok(), "nothing is decoded");
+    }
+
     /// Decodes the value of a map.
     pub(super) fn entry<T>(
         &mut self,
@@ -99,13 +153,14 @@ impl<'a> Notes<'a> {
 
     /// Notes that a field is set and has no effect.
     pub(super) fn ignore(&mut self, name: &str) {
+        if let Some((depth, fields)) = &mut self.item {
+            fields.push(text(self.path.get(*depth..).unwrap_or_default(), name).into());
+        }
         if self.ignored.len() == NAMED {
             self.unnamed += 1;
             return;
         }
-        let mut path: String = self.path.iter().map(|step| step.text() + ".").collect();
-        path.push_str(name);
-        self.ignored.push(path);
+        self.ignored.push(text(&self.path, name));
     }
 
     /// Notes that a field has no effect, if it is set.
@@ -115,12 +170,20 @@ impl<'a> Notes<'a> {
         }
     }
 
-    pub(super) fn into_ignored(mut self) -> Vec<String> {
+    /// The fields without effect, and those of them that are in items of long lists.
+    pub(super) fn into_ignored(mut self) -> (Vec<String>, Noted) {
         if self.unnamed > 0 {
             self.ignored.push(format!("and {} more", self.unnamed));
         }
-        self.ignored
+        (self.ignored, self.noted)
     }
+}
+
+/// A field, and the way to it.
+fn text(path: &[Step], name: &str) -> String {
+    let mut text: String = path.iter().map(|step| step.text() + ".").collect();
+    text.push_str(name);
+    text
 }
 
 impl Step {
@@ -157,9 +220,35 @@ mod tests {
             })
         });
         assert_eq!(routes.unwrap().len(), 100);
-        let ignored = notes.into_ignored();
+        let (ignored, _) = notes.into_ignored();
         assert_eq!((ignored.len(), ignored[1].as_str()), (65, "routes[1].route.cors"));
         assert_eq!(ignored[64], "and 36 more");
+    }
+
+    #[test]
+    fn what_is_ignored_in_an_item_is_told_again_where_the_item_is_then() {
+        let options = Options::default();
+        let cors = Some(1);
+        let mut notes = Notes::new(&options);
+        let list = notes.long_list();
+        for index in 0..100 {
+            let item = notes.long_item("routes", (list, index), |notes| {
+                notes.field("route", |notes| {
+                    ignored!(notes; cors);
+                    Ok(())
+                })
+            });
+            assert!(item.is_ok());
+        }
+        let noted = notes.into_ignored().1;
+        let mut notes = Notes::new(&options);
+        let list = notes.long_list();
+        for (place, fields) in noted.of(0, &(98..200)) {
+            notes.kept_item("routes", (list, place - 98), fields);
+        }
+        let (ignored, again) = notes.into_ignored();
+        assert_eq!(ignored, ["routes[0].route.cors", "routes[1].route.cors"]);
+        assert!(again.of(0, &(0..9)).eq(noted.of(0, &(0..2))));
     }
 
     #[test]

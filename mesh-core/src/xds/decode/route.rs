@@ -9,7 +9,7 @@ use envoy_types::pb::google::protobuf::value::Kind;
 use http::StatusCode;
 
 use super::action::{self, Inherited, unusable};
-use super::after::{Items, Parts, take_apart};
+use super::after::{Before, Items, Known, Parts, take_apart};
 use super::common::{filled, parse};
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
@@ -40,11 +40,11 @@ pub(super) fn decode(notes: &mut Notes<'_>, bytes: &[u8]) -> Result<(Arc<str>, R
     named(notes, parse(&rest)?, hosts)
 }
 
-/// The same, with the routes of `before` in it that are as they were; `None` where that cannot be said.
+/// The same, with the routes of `before` in it that are as they were; `None` where that cannot be said. `known` is what that says.
 pub(super) fn decode_after(
     notes: &mut Notes<'_>,
     bytes: &[u8],
-    before: &[u8],
+    Before { bytes: before, noted, .. }: Before<'_>,
     known: &RouteConfiguration,
 ) -> Option<(Arc<str>, Resource)> {
     let (now, before) = (take_apart(bytes, VIRTUAL_HOSTS).ok()?, take_apart(before, VIRTUAL_HOSTS).ok()?);
@@ -52,14 +52,16 @@ pub(super) fn decode_after(
     if now.rest != before.rest || before.items.len() != known.virtual_hosts.len() {
         return None;
     }
-    let before = before.items.iter().zip(&known.virtual_hosts).map(|(host, known)| {
+    let before = before.items.iter().zip(&known.virtual_hosts).enumerate().map(|(number, (host, known))| {
         let Parts { rest, items } = take_apart(host, ROUTES).ok()?;
-        Some((rest, (items, &known.routes)))
+        Some((rest, (items, &known.routes, number)))
     });
     let before = before.collect::<Option<HashMap<_, _>>>()?;
     let hosts = now.items.iter().map(|host| -> Host<'_> {
         let Parts { rest, items } = take_apart(host, ROUTES)?;
-        let known = before.get(&rest).map(|(known, list)| (known.as_slice(), *list));
+        let known = before.get(&rest);
+        let known =
+            known.map(|(items, list, number)| (items.as_slice(), Known { list: *list, number: *number, noted }));
         Ok((parse(&rest)?, Items::after(items, known)))
     });
     named(notes, parse(&now.rest).ok()?, hosts).ok()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3::HealthStatus;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::config::route::v3 as route_pb;
-use envoy_types::pb::google::protobuf::UInt32Value;
+use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use prost::Message;
@@ -18,12 +18,17 @@ use crate::xds::decode::{Before, Decoded, Options, decode, decode_after};
 /// What comes of these bytes after others, which have to be good.
 fn after(kind: ResourceType, bytes: &[u8], before: &[u8]) -> Result<Decoded, crate::error::Invalid> {
     let known = decode(kind, before, &Options::default()).expect("it is good");
-    assert!(known.ignored.is_empty());
-    decode_after(kind, bytes, Some(Before { bytes: before, resource: &known.resource }), &Options::default())
+    decode_after(kind, bytes, Some(before_of(before, &known)), &Options::default())
 }
 
+fn before_of<'b>(bytes: &'b [u8], known: &'b Decoded) -> Before<'b> {
+    Before { bytes, resource: &known.resource, noted: &known.noted }
+}
+
+/// Some have a field that is ignored, in all more than are named.
 fn a_route(number: u16) -> route_pb::Route {
-    route(&format!("/{number}"), &format!("c{}", number % 3))
+    let tracing = number.is_multiple_of(3).then(route_pb::Tracing::default);
+    route_pb::Route { tracing, ..route(&format!("/{number}"), &format!("c{}", number % 3)) }
 }
 
 fn an_endpoint(number: u16) -> endpoint::LbEndpoint {
@@ -74,12 +79,13 @@ proptest! {
     fn routes_are_what_they_are_by_themselves(
         sizes in proptest::collection::vec(0..100_u16, 1..4),
         edits in proptest::collection::vec(any_edit(), 0..6),
-        (secured, moved, named) in any::<(bool, bool, bool)>(),
+        (secured, moved, named, validated) in any::<(bool, bool, bool, bool)>(),
     ) {
         let hosts = sizes.iter().enumerate().map(|(host, size)| {
             virtual_host(&host.to_string(), &[format!("{host}.example").as_str()], (0..*size).map(a_route).collect())
         });
         let mut configuration = routes("r", hosts.collect());
+        configuration.validate_clusters = validated.then(BoolValue::default);
         let before = configuration.encode_to_vec();
         let hosts = &mut configuration.virtual_hosts;
         for (host, edit) in edits {
@@ -98,7 +104,8 @@ proptest! {
         let bytes = configuration.encode_to_vec();
         let alone = decode(ResourceType::Route, &bytes, &Options::default()).expect("it is good");
         let decoded = after(ResourceType::Route, &bytes, &before).expect("it is good");
-        prop_assert_eq!((decoded.name, decoded.resource, decoded.ignored), (alone.name, alone.resource, alone.ignored));
+        prop_assert_eq!((decoded.ignored, decoded.noted), (alone.ignored, alone.noted));
+        prop_assert_eq!((decoded.name, decoded.resource), (alone.name, alone.resource));
     }
 
     #[test]
@@ -155,14 +162,16 @@ fn one_changed_item_of_thousands_leaves_the_others_as_they_are() {
         routes
     };
     let mut configuration = routes("r", vec![virtual_host("h", &["*"], (0..10_000).map(a_route).collect())]);
+    configuration.validate_clusters = Some(BoolValue::default());
     let before = configuration.encode_to_vec();
-    let known = decode(ResourceType::Route, &before, &Options::default()).expect("it is good").resource;
+    let known = decode(ResourceType::Route, &before, &Options::default()).expect("it is good");
     configuration.virtual_hosts[0].routes[3_000] = a_route(1);
     configuration.virtual_hosts[0].routes.remove(7_000);
     let bytes = configuration.encode_to_vec();
-    let shared = Some(Before { bytes: &before, resource: &known });
-    let decoded = decode_after(ResourceType::Route, &bytes, shared, &Options::default());
-    let (known, decoded) = (routes_of(known), routes_of(decoded.expect("it is good").resource));
+    let shared = Some(before_of(&before, &known));
+    let decoded = decode_after(ResourceType::Route, &bytes, shared, &Options::default()).expect("it is good");
+    assert_eq!(decoded.ignored.last().map(String::as_str), Some("and 3270 more"));
+    let (known, decoded) = (routes_of(known.resource), routes_of(decoded.resource));
     let (known, decoded) = (&known.virtual_hosts[0].routes, &decoded.virtual_hosts[0].routes);
     assert!(decoded.shared_with(known).flatten().count() >= known.parts().len() - 4);
     assert!(Arc::ptr_eq(&decoded[7_001], &known[7_002]));
@@ -173,14 +182,16 @@ fn one_changed_item_of_thousands_leaves_the_others_as_they_are() {
     };
     let mut assignment = endpoints("e", &[]);
     assignment.endpoints[0].lb_endpoints = (0..10_000).map(an_endpoint).collect();
+    assignment.endpoints[0].proximity = Some(UInt32Value { value: 1 });
     let before = assignment.encode_to_vec();
-    let known = decode(ResourceType::Endpoints, &before, &Options::default()).expect("it is good").resource;
+    let known = decode(ResourceType::Endpoints, &before, &Options::default()).expect("it is good");
     assignment.endpoints[0].lb_endpoints[5_000] = an_endpoint(20_000);
     let bytes = assignment.encode_to_vec();
     let options = Options::default();
-    let before = Some(Before { bytes: &before, resource: &known });
+    let before = Some(before_of(&before, &known));
     let decoded = decode_after(ResourceType::Endpoints, &bytes, before, &options).expect("it is good");
-    let (known, decoded) = (of(known.clone()), of(decoded.resource));
+    assert_eq!(decoded.ignored, ["endpoints[0].proximity"]);
+    let (known, decoded) = (of(known.resource.clone()), of(decoded.resource));
     let (known, decoded) = (&known.localities[0].endpoints, &decoded.localities[0].endpoints);
     assert_eq!(decoded.shared_with(known).flatten().count(), known.parts().len() - 1);
     // One that is there already is refused.

@@ -49,7 +49,7 @@ fn decoded(filter: &concurrency::AdaptiveConcurrency, besides: &[u8]) -> Result<
     let options = Options::default();
     let mut notes = Notes::new(&options);
     let config = adaptive_concurrency(&mut notes, &any)?;
-    Ok((config, notes.into_ignored()))
+    Ok((config, notes.into_ignored().0))
 }
 
 fn some(value: u32) -> Option<UInt32Value> {
