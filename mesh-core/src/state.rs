@@ -49,7 +49,7 @@ pub use usage::{ConnectionPermit, Freed, HostConnections, PendingPermit, Usage};
 
 use health::{Reach, Teller};
 use load::{Latency, Load};
-pub(crate) use parts::NewPart;
+pub(crate) use parts::{NewPart, Wanted};
 use traffic::LocalityTraffic;
 
 /// How a cluster is secured, and which of its states that is.

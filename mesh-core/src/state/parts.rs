@@ -1,9 +1,12 @@
 //! Endpoints with their states, in the parts in which they are configured: what stays as it was is not looked at again.
 
+use std::hash::BuildHasher;
 use std::sync::{Arc, OnceLock};
 
+use foldhash::fast::FixedState;
+
 use super::{ClusterState, EndpointState};
-use crate::id::Locality;
+use crate::id::{Address, Locality};
 use crate::list::List;
 use crate::model::{Endpoint, Endpoints, Health};
 use crate::outlier::Record;
@@ -16,6 +19,26 @@ pub struct EndpointPart {
     plain_weight: Option<u32>,
     /// What outlier detection knows of them, put together where it is asked for.
     records: OnceLock<Arc<[Arc<Record>]>>,
+    /// The hash of each of their addresses with the place of the endpoint, in order: put together where one is looked for.
+    addresses: OnceLock<Arc<[(u64, usize)]>>,
+}
+
+/// An address, with its hash: it is looked for in many parts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    address: &'a Address,
+    hash: u64,
+}
+
+impl<'a> Wanted<'a> {
+    pub(crate) fn new(address: &'a Address) -> Self {
+        Wanted { address, hash: hash(address) }
+    }
+}
+
+/// Addresses are the configuration's, so that their hashes need no secret.
+fn hash(address: &Address) -> u64 {
+    FixedState::default().hash_one(address)
 }
 
 /// Those of a cluster, by locality.
@@ -31,7 +54,8 @@ impl EndpointPart {
         };
         let weight = endpoints.first().map(|endpoint| endpoint.weight);
         let plain_weight = weight.filter(|weight| endpoints.iter().all(|endpoint| is_plain(endpoint, *weight)));
-        EndpointPart { endpoints, states, plain_weight, records: OnceLock::new() }
+        let (records, addresses) = (OnceLock::new(), OnceLock::new());
+        EndpointPart { endpoints, states, plain_weight, records, addresses }
     }
 
     /// The same with the health that was found out of some of them.
@@ -60,6 +84,25 @@ impl EndpointPart {
     /// What outlier detection knows of each of them.
     pub(super) fn records(&self) -> &Arc<[Arc<Record>]> {
         self.records.get_or_init(|| self.states.iter().map(|state| Arc::clone(&state.record)).collect())
+    }
+
+    /// The first endpoint that has an address.
+    pub(crate) fn find(&self, wanted: Wanted<'_>) -> Option<(&Endpoint, &Arc<EndpointState>)> {
+        let all = self.addresses();
+        let first = all.partition_point(|(hash, _)| *hash < wanted.hash);
+        let same = all.iter().skip(first).take_while(|(hash, _)| *hash == wanted.hash);
+        let mut endpoints = same.filter_map(|(_, place)| Some((self.endpoints.get(*place)?, self.states.get(*place)?)));
+        endpoints.find(|(endpoint, _)| endpoint.id.addresses().contains(wanted.address))
+    }
+
+    pub(super) fn addresses(&self) -> &Arc<[(u64, usize)]> {
+        self.addresses.get_or_init(|| {
+            let all = self.endpoints.iter().enumerate();
+            let all = all.flat_map(|(at, endpoint)| endpoint.id.addresses().iter().map(move |one| (hash(one), at)));
+            let mut all: Vec<_> = all.collect();
+            all.sort_unstable();
+            all.into()
+        })
     }
 
     /// What each of them weighs, where all weigh the same, may be picked, and are hashed by their addresses.

@@ -263,15 +263,20 @@ fn endpoints_that_cannot_be_reached_are_looked_for_after_a_pause() {
 }
 
 #[test]
-fn a_part_that_stays_is_what_outlier_detection_has_of_it() {
+fn what_is_put_together_of_a_part_stays_with_it() {
     let endpoints = Endpoints::fixed((1..=100).map(|port| std::net::SocketAddr::from(([127, 0, 0, 1], port))));
     let cluster = ClusterState::default();
     let (first, _) = cluster.resolve(&endpoints, None);
     cluster.set_hosts(first.iter().flatten());
+    let found = |port: u16| {
+        let (id, mut parts) = (id(port), first.iter().flatten());
+        parts.find_map(|part| part.find(Wanted::new(&id.addresses()[0]))).map(|(_, state)| state.id().clone())
+    };
+    assert!((1..=100).all(|port| found(port) == Some(id(port))) && found(101).is_none());
     let (second, news) = cluster.resolve(&endpoints, Some((&endpoints, &first)));
     assert!(news.is_empty());
     for (before, now) in first.iter().flatten().zip(second.iter().flatten()) {
-        assert!(Arc::ptr_eq(before.records(), now.records()));
+        assert!(Arc::ptr_eq(before.records(), now.records()) && Arc::ptr_eq(before.addresses(), now.addresses()));
     }
 }
 

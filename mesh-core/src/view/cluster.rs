@@ -1,7 +1,7 @@
 //! One cluster: ready to pick from.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::Extensions;
@@ -12,7 +12,7 @@ use crate::id::{Address, ClusterName, EndpointId};
 use crate::list::List;
 use crate::model::{BalancerPolicy, Cluster, ClusterKind, DirectResponse, Endpoint, Endpoints, Health};
 use crate::request_info::Pinned;
-use crate::state::{ClusterState, EndpointPart, EndpointParts, EndpointState, InFlight, NewPart};
+use crate::state::{ClusterState, EndpointPart, EndpointParts, EndpointState, InFlight, NewPart, Wanted};
 
 /// One cluster, compiled: ready to pick from.
 #[derive(Debug)]
@@ -28,18 +28,15 @@ pub struct ClusterView {
     found: Vec<Option<Found>>,
     /// Those of endpoints that are not picked.
     set_aside: Vec<Arc<EndpointState>>,
-    /// Where each endpoint is, for requests that belong to one: made for the first of them.
-    by_address: OnceLock<HashMap<Address, Listed>>,
 }
 
-/// An endpoint as the control plane lists it: the leaf and the priority that it is of, its health, and whether it is checked.
-#[derive(Debug)]
-struct Listed {
+/// An endpoint as the control plane lists it, with the leaf and the priority that it is of.
+#[derive(Clone, Copy, Debug)]
+struct Listed<'v> {
     leaf: usize,
     priority: u32,
-    health: Health,
-    is_checked: bool,
-    state: Arc<EndpointState>,
+    endpoint: &'v Endpoint,
+    state: &'v Arc<EndpointState>,
 }
 
 /// What a compiled cluster was made of. An aggregate has several leaves, any other cluster one.
@@ -208,7 +205,7 @@ impl ClusterView {
         let both = parts.iter().zip(&found).filter_map(|(parts, found)| Some((parts, &found.as_ref()?.parts)));
         let both = both.flat_map(|(parts, found)| parts.iter().flatten().zip(found.iter().flatten()));
         let set_aside = both.flat_map(|(part, found)| part.set_aside(found)).cloned().collect();
-        ClusterView { name, leaves, levels, unusable, parts, found, set_aside, by_address: OnceLock::new() }
+        ClusterView { name, leaves, levels, unusable, parts, found, set_aside }
     }
 
     fn levels(
@@ -284,7 +281,6 @@ impl ClusterView {
             parts: Vec::new(),
             found: Vec::new(),
             set_aside: Vec::new(),
-            by_address: OnceLock::new(),
         }
     }
 
@@ -385,14 +381,14 @@ impl ClusterView {
     #[cold]
     fn pick_pinned(&self, pinned: &Pinned, tried: &[Arc<EndpointState>]) -> Result<Option<Pick<'_>>, MeshError> {
         let Some(address) = &pinned.address else { return Ok(None) };
-        let listed = self.by_address.get_or_init(|| self.listed()).get(address);
-        let may_call = |listed: &&Listed| {
+        let listed = self.listed(address);
+        let may_call = |listed: &Listed<'_>| {
             let Some(leaf) = self.leaves.get(listed.leaf) else { return false };
             let cluster = &leaf.cluster;
-            let fails = listed.is_checked && listed.state.checked() == Checked::Unhealthy;
+            let fails = leaf.is_checked(listed.endpoint) && listed.state.checked() == Checked::Unhealthy;
             let is_ejected = cluster.outlier_detection.is_some() && listed.state.is_ejected();
-            let was_tried = tried.iter().any(|tried| Arc::ptr_eq(tried, &listed.state));
-            cluster.session_health.contains(&listed.health)
+            let was_tried = tried.iter().any(|tried| Arc::ptr_eq(tried, listed.state));
+            cluster.session_health.contains(&listed.endpoint.health)
                 && listed.state.is_reachable()
                 && !(fails || is_ejected || was_tried)
         };
@@ -412,26 +408,16 @@ impl ClusterView {
         }
     }
 
-    fn listed(&self) -> HashMap<Address, Listed> {
-        let mut by_address = HashMap::new();
-        for (number, (leaf, parts)) in self.leaves.iter().zip(&self.parts).enumerate() {
-            let localities = leaf.endpoints.iter().flat_map(|endpoints| &endpoints.localities).zip(parts);
-            let all =
-                localities.flat_map(|(of, parts)| parts.iter().flat_map(EndpointPart::iter).map(move |one| (of, one)));
-            for (locality, (endpoint, state)) in all {
-                for address in endpoint.id.addresses() {
-                    // The leaf that goes first counts.
-                    by_address.entry(address.clone()).or_insert_with(|| Listed {
-                        leaf: number,
-                        priority: locality.priority,
-                        health: endpoint.health,
-                        is_checked: leaf.is_checked(endpoint),
-                        state: Arc::clone(state),
-                    });
-                }
-            }
-        }
-        by_address
+    /// The endpoint that has an address. Where several do, the one of the leaf that goes first, and listed first, counts.
+    fn listed(&self, address: &Address) -> Option<Listed<'_>> {
+        let wanted = Wanted::new(address);
+        self.leaves.iter().zip(&self.parts).enumerate().find_map(|(number, (leaf, parts))| {
+            let mut localities = leaf.endpoints.iter().flat_map(|endpoints| &endpoints.localities).zip(parts);
+            localities.find_map(|(locality, parts)| {
+                let (endpoint, state) = parts.iter().find_map(|part| part.find(wanted))?;
+                Some(Listed { leaf: number, priority: locality.priority, endpoint, state })
+            })
+        })
     }
 
     #[cold]

@@ -184,6 +184,12 @@ proptest! {
             events.into_iter().for_each(|(at, event)| happen(&view, at, event));
             view = compile(of, &endpoints, Some(&view));
             prop_assert_eq!(said(&view), said(&compile(of, &endpoints, None)));
+            let all = || view.parts[0].iter().flatten().flat_map(EndpointPart::iter);
+            for (endpoint, _) in all().step_by(37) {
+                let listed = view.listed(&endpoint.id.addresses()[0]).map(|listed| Arc::as_ptr(listed.state));
+                let first = all().find(|(first, _)| first.id == endpoint.id).map(|(_, state)| Arc::as_ptr(state));
+                prop_assert_eq!(listed, first);
+            }
             // Each endpoint has its own state, secured as it is marked.
             for (endpoint, part) in endpoints.iter().zip(view.parts[0].iter().flatten().flat_map(EndpointPart::iter)) {
                 let (known, state) = part;
