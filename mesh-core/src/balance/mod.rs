@@ -210,30 +210,29 @@ impl Hashed {
 impl EndpointSet {
     /// A set of endpoints by weight; a weight of zero counts as the smallest there is.
     pub fn new(endpoints: Vec<(Arc<EndpointState>, u64)>, cluster: Arc<ClusterState>) -> Self {
-        let heaviest = endpoints.iter().map(|(_, weight)| *weight).max().unwrap_or(0).max(1);
-        let equal = endpoints.iter().all(|(_, weight)| *weight == heaviest);
-        let weights = if equal {
+        let shares: Vec<(u64, usize)> = endpoints.iter().map(|(_, weight)| (*weight, 1)).collect();
+        EndpointSet::of_shares(endpoints.into_iter().map(|(state, _)| state).collect(), &shares, cluster)
+    }
+
+    /// The same, by how many in a row have which weight.
+    fn of_shares(endpoints: List<Arc<EndpointState>>, shares: &[(u64, usize)], cluster: Arc<ClusterState>) -> Self {
+        let heaviest = shares.iter().map(|(weight, _)| *weight).max().unwrap_or(0).max(1);
+        let weights = if shares.iter().all(|(weight, _)| *weight == heaviest) {
             Weights::Equal
         } else {
             let stride = |weight: u64| {
                 let scaled = u128::from(weight) * u128::from(u16::MAX) / u128::from(heaviest);
                 u16::try_from(scaled).unwrap_or(u16::MAX).max(1)
             };
-            let strides: Box<[u16]> = endpoints.iter().map(|(_, weight)| stride(*weight)).collect();
+            let runs = shares.iter().map(|(weight, count)| std::iter::repeat_n(stride(*weight), *count));
+            let strides: Box<[u16]> = runs.flatten().collect();
             let totals = strides.iter().scan(0u64, |total, stride| {
                 *total += u64::from(*stride);
                 Some(*total)
             });
-            let exact = endpoints.iter().map(|(_, weight)| (*weight).max(1)).collect();
-            Weights::Each { totals: totals.collect(), strides, exact }
+            let exact = shares.iter().flat_map(|(weight, count)| std::iter::repeat_n((*weight).max(1), *count));
+            Weights::Each { totals: totals.collect(), exact: exact.collect(), strides }
         };
-        let endpoints = endpoints.into_iter().map(|(state, _)| state).collect();
-        EndpointSet { endpoints, weights, names: Arc::default(), localities: Box::default(), cluster }
-    }
-
-    /// A set of endpoints of the same weight, which are hashed by their addresses.
-    fn of_equals(endpoints: List<Arc<EndpointState>>, cluster: Arc<ClusterState>) -> Self {
-        let weights = Weights::Equal;
         EndpointSet { endpoints, weights, names: Arc::default(), localities: Box::default(), cluster }
     }
 

@@ -302,8 +302,8 @@ impl Priority {
         let count =
             |wanted: fn(Health) -> bool| -> u64 { localities.iter().map(|(_, parts)| sums(parts, wanted).0).sum() };
         let set = |wanted| {
-            if let Some((endpoints, of_localities)) = equals(localities, wanted, factor) {
-                return EndpointSet::of_equals(endpoints, Arc::clone(state)).with_localities(of_localities);
+            if let Some(unnamed) = Unnamed::of(localities, wanted, factor) {
+                return unnamed.into_set(state);
             }
             let (endpoints, (names, of_localities)) = weighted(localities, wanted, factor).into_iter().unzip();
             let set = EndpointSet::new(endpoints, Arc::clone(state)).with_names(names);
@@ -370,44 +370,63 @@ impl LocalityShare {
     }
 }
 
-/// Every wanted endpoint, where none differs from another by its share or the names that it is hashed by, and the number of the
+/// Every wanted endpoint, where none has a name that it is hashed by: how many in a row have which share, and the number of the
 /// locality of each where localities have weights. Parts that are wanted as a whole are shared.
-fn equals(
-    localities: &[Stated<'_>],
-    wanted: fn(Health) -> bool,
-    factor: u64,
-) -> Option<(List<Arc<EndpointState>>, Vec<u32>)> {
-    let by_locality = by_locality(localities);
-    let (mut parts, mut numbers, mut equal) = (Vec::new(), Vec::new(), None);
-    for (number, stated) in (0..).zip(localities) {
-        let share = LocalityShare::of(stated, wanted, factor);
-        if by_locality && share.is_none() {
-            continue;
-        }
-        for part in stated.1 {
-            let (states, weight): (Arc<[Arc<EndpointState>]>, u32) = match part.plain_weight() {
-                Some(weight) if wanted(Health::Healthy) => (Arc::clone(part.states()), weight),
-                Some(_) => continue,
-                None => {
-                    let mut some = part.iter().filter(|(endpoint, _)| wanted(endpoint.health)).peekable();
-                    let Some(weight) = some.peek().map(|(endpoint, _)| endpoint.weight) else { continue };
-                    if !some.clone().all(|(endpoint, _)| endpoint.weight == weight && endpoint.goes_by_address()) {
-                        return None;
+#[derive(Default)]
+struct Unnamed {
+    parts: Vec<Arc<[Arc<EndpointState>]>>,
+    shares: Vec<(u64, usize)>,
+    localities: Vec<u32>,
+}
+
+impl Unnamed {
+    fn of(localities: &[Stated<'_>], wanted: fn(Health) -> bool, factor: u64) -> Option<Unnamed> {
+        let (mut all, by_locality) = (Unnamed::default(), by_locality(localities));
+        for (number, stated) in (0..).zip(localities) {
+            let share = LocalityShare::of(stated, wanted, factor);
+            if by_locality && share.is_none() {
+                continue;
+            }
+            for part in stated.1 {
+                let states: Arc<[_]> = match part.plain_weight() {
+                    Some(weight) if wanted(Health::Healthy) => {
+                        all.share(LocalityShare::part(share, weight), part.len());
+                        Arc::clone(part.states())
                     }
-                    (some.map(|(_, state)| Arc::clone(state)).collect(), weight)
+                    Some(_) => continue,
+                    None => {
+                        let mut states = Vec::new();
+                        for (endpoint, state) in part.iter().filter(|(endpoint, _)| wanted(endpoint.health)) {
+                            if !endpoint.goes_by_address() {
+                                return None;
+                            }
+                            all.share(LocalityShare::part(share, endpoint.weight), 1);
+                            states.push(Arc::clone(state));
+                        }
+                        states.into()
+                    }
+                };
+                if by_locality {
+                    all.localities.extend(std::iter::repeat_n(number, states.len()));
                 }
-            };
-            let weight = LocalityShare::part(share, weight);
-            if *equal.get_or_insert(weight) != weight {
-                return None;
+                all.parts.push(states);
             }
-            if by_locality {
-                numbers.extend(std::iter::repeat_n(number, states.len()));
-            }
-            parts.push(states);
+        }
+        Some(all)
+    }
+
+    /// So many endpoints more have this share.
+    fn share(&mut self, share: u64, count: usize) {
+        match self.shares.last_mut() {
+            Some((last, of)) if *last == share => *of += count,
+            _ => self.shares.push((share, count)),
         }
     }
-    Some((List::of_parts(parts), numbers))
+
+    fn into_set(self, cluster: &Arc<ClusterState>) -> EndpointSet {
+        let endpoints = List::of_parts(self.parts);
+        EndpointSet::of_shares(endpoints, &self.shares, Arc::clone(cluster)).with_localities(self.localities)
+    }
 }
 
 /// An endpoint and its share.
@@ -742,6 +761,48 @@ mod tests {
         assert_eq!([0, 599, 600, 899].map(|at| level.endpoints.locality(at)), [0, 0, 1, 1]);
         let states = parts.iter().take(2).flatten().map(EndpointPart::states);
         assert!(level.endpoints.endpoints.parts().iter().zip(states).all(|(one, other)| Arc::ptr_eq(one, other)));
+    }
+
+    #[test]
+    fn of_localities_with_weights_the_parts_are_shared_whatever_their_shares_come_to() {
+        let localities = [(0, Some(600), [600, 0, 1]), (0, Some(100), [300, 0, 0])];
+        let endpoints = Endpoints { localities: groups(&localities), ..Endpoints::default() };
+        let (mut levels, state) = (Levels::default(), Arc::<ClusterState>::default());
+        let (parts, _) = state.resolve(&endpoints, None);
+        let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
+        levels.add_leaf(0, (&endpoints, &parts), PriorityPolicy::default(), &balancer, &state);
+        levels.settle(None);
+        let set = &levels.iter().next().unwrap().endpoints;
+        let whole = parts.iter().flatten().filter(|part| part.plain_weight().is_some()).map(EndpointPart::states);
+        let shared = |states: &Arc<[_]>| set.endpoints.parts().iter().any(|part| Arc::ptr_eq(part, states));
+        assert_eq!((whole.clone().count(), whole.clone().filter(|states| shared(states)).count()), (14, 14));
+        // As it is where each has a name that it is hashed by.
+        let named = |locality: LocalityEndpoints| LocalityEndpoints {
+            endpoints: locality
+                .endpoints
+                .iter()
+                .map(|one| Endpoint { hostname: Some("h".into()), ..one.clone() })
+                .collect(),
+            ..locality
+        };
+        let endpoints =
+            Endpoints { localities: endpoints.localities.into_iter().map(named).collect(), ..Endpoints::default() };
+        let mut levels = Levels::default();
+        levels.add_leaf(
+            0,
+            (&endpoints, &state.resolve(&endpoints, None).0),
+            PriorityPolicy::default(),
+            &balancer,
+            &state,
+        );
+        levels.settle(None);
+        let named = &levels.iter().next().unwrap().endpoints;
+        let of = |set: &EndpointSet, at: usize| {
+            let id = set.get(at).unwrap().id().clone();
+            (id, set.exact_weight(at), set.weight(at), set.locality(at))
+        };
+        assert_eq!((set.len(), named.len()), (900, 900));
+        assert!((0..900).all(|at| of(set, at) == of(named, at)));
     }
 
     #[test]
