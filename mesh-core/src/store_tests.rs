@@ -241,7 +241,7 @@ async fn an_update_shares_what_it_did_not_touch_and_carries_state_over() {
 }
 
 #[tokio::test]
-async fn endpoints_of_a_cluster_in_use_change_without_a_walk_and_what_a_walk_has_to_find_has_one() {
+async fn clusters_in_use_and_routes_to_them_change_without_a_walk_and_what_a_walk_has_to_find_has_one() {
     let (store, mut sink) = store();
     let entry = store.target("t").unwrap();
     sink.changed().await.unwrap();
@@ -261,6 +261,17 @@ async fn endpoints_of_a_cluster_in_use_change_without_a_walk_and_what_a_walk_has
     sees(&[1, 2]);
     sink.apply(update([endpoints("c", &[]), endpoints("d", &[3])]));
     sees(&[1, 3]);
+    let is_first = |name: &str| {
+        let Some(view) = entry.view() else { return false };
+        let Some(routes) = view.routes() else { return false };
+        let RouteAction::Forward(forward) = &routes.config().virtual_hosts[0].routes[0].action else { return false };
+        matches!(&forward.clusters, Clusters::Weighted(clusters) if clusters[0].name.as_str() == name)
+    };
+    assert!(is_first("a"));
+    sink.apply(update([route("r", &["b", "a"]), endpoints("d", &[6])]));
+    sees(&[1, 6]);
+    assert!(is_first("b"));
+    sink.apply(update([endpoints("d", &[3])]));
     assert_eq!(sink.assembly.walks, walks);
     // What was absent is in no cluster before it is looked for.
     sink.apply(update([Change::Absent(key(ResourceType::Endpoints, "c"), "gone".into())]));

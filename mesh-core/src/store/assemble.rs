@@ -186,8 +186,9 @@ impl Assembly {
             }
         }
         for (user, changed) in affected {
-            if !self.renew_endpoints(&user, &changed) {
-                self.rebuild(&user);
+            let mut routes = None;
+            if !self.renew(&user, &changed, &mut routes) {
+                self.rebuild(&user, routes);
             }
         }
         self.states.tell();
@@ -265,7 +266,7 @@ impl Assembly {
 
     pub(super) fn add(&mut self, id: UserId, kind: UserKind) {
         self.users.insert(id.clone(), User { kind, needs: BTreeSet::new(), is_whole: false });
-        self.rebuild(&id);
+        self.rebuild(&id, None);
         self.states.tell();
     }
 
@@ -292,7 +293,8 @@ impl Assembly {
 
     /// Walks from a user's listener as far as resources are known. Complete: a new view. Not complete: the routes of
     /// the present view stay, and so does everything that they need; its clusters keep up with what is learned.
-    fn rebuild(&mut self, id: &UserId) {
+    /// `routes` are those of a target, if they were compiled already.
+    fn rebuild(&mut self, id: &UserId, routes: Option<Arc<RouteTable>>) {
         #[cfg(test)]
         {
             self.walks += 1;
@@ -302,7 +304,7 @@ impl Assembly {
         match &user.kind {
             UserKind::Target(entry) => {
                 let entry = Arc::clone(entry);
-                let view = self.target_view(&entry, &mut walk).filter(|_| !walk.incomplete);
+                let view = self.target_view(&entry, routes, &mut walk).filter(|_| !walk.incomplete);
                 is_whole = view.is_some();
                 if let Some(view) = view.or_else(|| self.refreshed(&entry)) {
                     view.note_target();
@@ -325,9 +327,9 @@ impl Assembly {
         self.set_needs(id, walk, is_whole);
     }
 
-    /// Makes the view of a target anew of which nothing has changed but the endpoints of clusters that it has: the walk would find
-    /// everything else as it is. Whether it is one.
-    fn renew_endpoints(&mut self, id: &UserId, changed: &[ResourceKey]) -> bool {
+    /// Makes the view of a target anew of which nothing has changed but the endpoints of clusters that it has, and routes that lead to
+    /// the clusters to which they led: the walk would find everything else as it is. Whether it is one; the routes are `made` anyway.
+    fn renew(&mut self, id: &UserId, changed: &[ResourceKey], made: &mut Option<Arc<RouteTable>>) -> bool {
         let Some(User { kind: UserKind::Target(entry), is_whole: true, .. }) = self.users.get(id) else {
             return false;
         };
@@ -335,12 +337,19 @@ impl Assembly {
         let Some(present) = entry.peek() else { return false };
         let (mut news, mut clusters) = (HashMap::new(), present.clusters().to_vec());
         for key in changed {
-            let endpoints = match key.kind {
-                ResourceType::Endpoints => self.resources.endpoints(&key.name),
-                _ => Known::Unknown,
-            };
-            let Known::Present(endpoints) = endpoints else { return false };
-            news.insert(&*key.name, (endpoints, false));
+            match key.kind {
+                ResourceType::Endpoints => {
+                    let Known::Present(endpoints) = self.resources.endpoints(&key.name) else { return false };
+                    news.insert(&*key.name, (endpoints, false));
+                }
+                ResourceType::Route => *made = self.renewed_routes(&entry, &present),
+                _ => return false,
+            }
+        }
+        let has_routes = changed.iter().any(|key| key.kind == ResourceType::Route);
+        let leads_there = |table: &Arc<RouteTable>| present.routes().is_some_and(|before| table.has_places_of(before));
+        if has_routes && !made.as_ref().is_some_and(leads_there) {
+            return false;
         }
         for cluster in &mut clusters {
             let mut leaves: Option<Vec<Leaf>> = None;
@@ -357,21 +366,44 @@ impl Assembly {
             }
         }
         // Endpoints of which no cluster had any may be what one has waited for.
-        let view = present.with_clusters(clusters).filter(|_| news.values().all(|(_, is_used)| *is_used));
-        let Some(view) = view else { return false };
+        if !news.values().all(|(_, is_used)| *is_used) {
+            return false;
+        }
+        let Some(view) = present.with_clusters(clusters) else { return false };
+        let view = match made.take() {
+            Some(routes) => view.with_routes(routes),
+            None => view,
+        };
         self.retired.extend(entry.publish(Arc::new(view)));
         true
+    }
+
+    /// The routes of a target whose listener is as it was.
+    fn renewed_routes(&mut self, entry: &TargetEntry, present: &TargetView) -> Option<Arc<RouteTable>> {
+        let (http, place) = match &entry.origin {
+            Origin::Listener(name) => match self.resources.listener(name.as_str()) {
+                Known::Present(listener) => match &*listener {
+                    Listener::Api(listener) => (listener.http.clone(), name.as_str()),
+                    Listener::Server(_) => return None,
+                },
+                _ => return None,
+            },
+            Origin::Routes(routes) => (HttpManager::new(routes.clone()), entry.target.as_str()),
+        };
+        self.route_table(&http, present.routes(), place, &mut Walk::default())?.ok()
     }
 
     fn set_needs(&mut self, id: &UserId, walk: Walk, is_whole: bool) {
         let Some(user) = self.users.get_mut(id) else { return };
         user.is_whole = is_whole;
-        let before = std::mem::take(&mut user.needs);
         let mut needs = walk.needs;
         if walk.incomplete {
-            needs.extend(before.iter().cloned());
+            needs.extend(user.needs.iter().cloned());
         }
-        user.needs = needs.clone();
+        if needs == user.needs {
+            return;
+        }
+        let before = std::mem::replace(&mut user.needs, needs.clone());
         for key in needs.difference(&before) {
             self.needed_by.entry(key.clone()).or_default().insert(id.clone());
             if self.resources.acquire(key) {
@@ -383,8 +415,13 @@ impl Assembly {
         }
     }
 
-    /// `None` while something is unknown.
-    fn target_view(&mut self, entry: &TargetEntry, walk: &mut Walk) -> Option<TargetView> {
+    /// `None` while something is unknown. `made` are its routes, if they were compiled already.
+    fn target_view(
+        &mut self,
+        entry: &TargetEntry,
+        made: Option<Arc<RouteTable>>,
+        walk: &mut Walk,
+    ) -> Option<TargetView> {
         let failed = |what: String| {
             Some(TargetView::failed(entry.target.clone(), MeshError::new(ErrorKind::UnknownTarget, what)))
         };
@@ -393,7 +430,7 @@ impl Assembly {
             Origin::Routes(routes) => {
                 let http = HttpManager::new(routes.clone());
                 let previous = entry.view.load_full();
-                let present = previous.as_ref().and_then(|view| view.routes());
+                let present = made.as_ref().or(previous.as_ref().and_then(|view| view.routes()));
                 let routes = match self.route_table(&http, present, entry.target.as_str(), walk)? {
                     Ok(routes) => routes,
                     Err(reason) => return failed(reason),
@@ -414,7 +451,7 @@ impl Assembly {
             return Some(TargetView::blocked(entry.target.clone(), &listener.http, error));
         }
         let previous = entry.view.load_full();
-        let present = previous.as_ref().and_then(|view| view.routes());
+        let present = made.as_ref().or(previous.as_ref().and_then(|view| view.routes()));
         let routes = match self.route_table(&listener.http, present, name, walk)? {
             Ok(routes) => routes,
             Err(reason) => return failed(format!("listener {name}: {reason}")),

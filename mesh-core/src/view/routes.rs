@@ -471,6 +471,11 @@ impl RouteTable {
         &self.clusters
     }
 
+    /// Whether each of its clusters has the place that it has in another table, and the other way round.
+    pub(crate) fn has_places_of(&self, other: &RouteTable) -> bool {
+        self.places == other.places && self.free == other.free && self.clusters == other.clusters
+    }
+
     /// Whether the cluster at a position gets copies of requests only, so that none has to wait for it.
     pub fn is_mirror(&self, position: usize) -> bool {
         position >= self.places

@@ -149,6 +149,14 @@ impl TargetView {
         Some(TargetView { target, host, told, content })
     }
 
+    /// The same with other routes, which have its clusters at the same places.
+    pub(crate) fn with_routes(mut self, routes: Arc<RouteTable>) -> Self {
+        if let Ok(content) = &mut self.content {
+            content.routes = routes;
+        }
+        self
+    }
+
     /// A view that fails every request, because the target's own configuration does not exist.
     pub fn failed(target: Target, error: MeshError) -> Self {
         TargetView { target, host: None, told: Told::default(), content: Err(error) }
