@@ -87,6 +87,20 @@ impl<'b, P: Message + Default, T: Clone> Items<'b, P, T> {
         }
     }
 
+    /// The items of the list before that are not among these.
+    pub(super) fn gone(&self) -> Vec<&'b T> {
+        let Items::After(known, runs) = self else { return Vec::new() };
+        let kept = runs.iter().filter_map(|run| match run {
+            Run::Kept(range) => Some((range.start, range.end)),
+            Run::New(_) => None,
+        });
+        let mut kept: Vec<(usize, usize)> = kept.collect();
+        kept.sort_unstable();
+        let starts = kept.iter().map(|(start, _)| *start).chain([known.list.len()]);
+        let ends = [0].into_iter().chain(kept.iter().map(|(_, end)| *end));
+        ends.zip(starts).flat_map(|(end, start)| end..start).filter_map(|at| known.list.get(at)).collect()
+    }
+
     /// Decodes those that are new.
     pub(super) fn decode(
         self,

@@ -100,14 +100,18 @@ fn with_localities(
     ignored!(notes; named_endpoints);
     let is_weighted =
         localities.iter().any(|(locality, _)| locality.load_balancing_weight.is_some_and(|w| w.value > 0));
+    let gone: Vec<&Endpoint> = localities.iter().flat_map(|(_, endpoints)| endpoints.gone()).collect();
+    let gone: HashSet<&Address> = gone.into_iter().flat_map(|endpoint| endpoint.id.addresses()).collect();
     let mut seen = Seen::default();
     let localities = notes.each("endpoints", localities, |notes, locality| {
         self::locality(notes, locality, is_weighted, may_be_host, &mut seen)
     })?;
     let localities: Vec<LocalityEndpoints> = localities.into_iter().flatten().collect();
-    // Those that were not decoded again differ from each other, and may not differ from those that were.
+    // Those that were not decoded again differ from each other and from those that are gone, and may not differ from those that
+    // were.
     let all = localities.iter().flat_map(|locality| &locality.endpoints).flat_map(|endpoint| endpoint.id.addresses());
-    if !seen.is_empty() && all.filter(|address| seen.contains(*address)).count() > seen.len() {
+    let may_be_twice = seen.iter().any(|address| !gone.contains(address));
+    if may_be_twice && all.filter(|address| seen.contains(*address)).count() > seen.len() {
         return Err(Invalid::new("an address is listed twice").at("endpoints"));
     }
     check(&localities).map_err(|invalid| invalid.at("endpoints"))?;

@@ -10,10 +10,12 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use prost::Message;
 
+use crate::list::List;
 use crate::model::{Endpoints, RouteConfiguration};
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{endpoints, lb_endpoint, locality, route, routes, virtual_host};
-use crate::xds::decode::{Before, Decoded, Options, decode, decode_after};
+use crate::xds::decode::after::{Items, Known};
+use crate::xds::decode::{Before, Decoded, Noted, Options, decode, decode_after};
 
 /// What comes of these bytes after others, which have to be good.
 fn after(kind: ResourceType, bytes: &[u8], before: &[u8]) -> Result<Decoded, crate::error::Invalid> {
@@ -153,6 +155,19 @@ proptest! {
             (alone, decoded) => prop_assert!(false, "{alone:?}, and {decoded:?}"),
         }
     }
+}
+
+#[test]
+fn what_is_not_kept_of_a_list_is_gone() {
+    let (list, noted): (List<usize>, _) = ((0..5).collect(), Noted::default());
+    let gone = |now: &str| -> Vec<usize> {
+        let [before, now] = ["abcde", now].map(|text| text.as_bytes().chunks(1).collect::<Vec<_>>());
+        let known = Known { list: &list, number: 0, noted: &noted };
+        let items = Items::<route_pb::Route, usize>::after(now, Some((before.as_slice(), known)));
+        items.gone().into_iter().copied().collect()
+    };
+    assert!(gone("abcde").is_empty() && gone("abxcdey").is_empty());
+    assert_eq!((gone("axcde"), gone("da"), gone("")), (vec![1], vec![1, 2, 4], vec![0, 1, 2, 3, 4]));
 }
 
 #[test]
