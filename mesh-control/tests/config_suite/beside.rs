@@ -64,6 +64,21 @@ fn of_two_fields_for_one_thing_the_one_that_does_not_count_is_named() {
 }
 
 #[test]
+fn a_ring_that_is_larger_than_clients_make_it_is_named() {
+    let ring = |size: u32| {
+        let hash = format!("{{httpHeaderName: x, ringHash: {{minimumRingSize: {size}}}}}");
+        object(
+            "DestinationRule",
+            &format!("{{host: web, trafficPolicy: {{loadBalancer: {{consistentHash: {hash}}}}}}}"),
+        )
+    };
+    let (larger, largest) = (ring((1 << 20) + 1), ring(1 << 20));
+    let named = "consistentHash.ringHash.minimumRingSize: mesh-core's clients have 1048576 at most";
+    check(&[(&[SERVICES, &larger], &["warning[ignored]", named])]);
+    assert!(!said(&[SERVICES, &largest]).iter().any(|line| line.contains(named)));
+}
+
+#[test]
 fn a_body_of_an_answer_that_has_none_by_its_status_is_named() {
     let answer = |status: u32| {
         let route = format!("directResponse: {{status: {status}, body: {{string: x}}}}");

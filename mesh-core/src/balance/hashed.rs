@@ -15,7 +15,7 @@ const MOST_STEPS: usize = 4096;
 
 /// How many hashes a ring has at most, whatever is asked for: they are made where configuration is taken in, which waits for them. Envoy
 /// and gRPC allow eight times as many.
-pub(crate) const MOST_POINTS: u64 = 1 << 20;
+pub const MOST_POINTS: u64 = 1 << 20;
 
 /// The next endpoint on a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

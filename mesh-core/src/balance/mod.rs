@@ -21,8 +21,7 @@ use crate::model::{BalancerPolicy, SlowStart};
 use crate::request_info::{Pinned, RequestInfo, TriedPriorities};
 use crate::state::{ClusterState, EndpointState};
 
-pub(crate) use hashed::MOST_POINTS;
-pub use hashed::{Maglev, RingHash};
+pub use hashed::{MOST_POINTS, Maglev, RingHash};
 pub use leveling::{Leveling, Loads};
 pub use measured::{PeakEwma, WeightedByLoad};
 pub use policies::{LeastRequest, Random, RoundRobin};

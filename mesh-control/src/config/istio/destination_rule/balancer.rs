@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::HeaderName;
+use mesh_core::balance::MOST_POINTS;
 
 use super::{ConsistentHash, Failover, LoadBalancer, LocalityLb, SimpleLb, Warmup, ZoneAwareLb};
 use crate::config::decode::Decoder;
@@ -264,8 +265,14 @@ impl Check<'_, '_> {
         }
         let ring = hash.ring_hash.as_ref().and_then(|ring| ring.minimum_ring_size);
         for (field, size) in [("minimumRingSize", older), ("ringHash.minimumRingSize", ring)] {
-            if size.is_some_and(|size| size > MAX_RING) {
-                self.error(hash.span, &format!("consistentHash.{field}"), &format!("more than {MAX_RING}"));
+            let field = format!("consistentHash.{field}");
+            match size {
+                Some(size) if size > MAX_RING => self.error(hash.span, &field, &format!("more than {MAX_RING}")),
+                Some(size) if size > MOST_POINTS => {
+                    let message = format!("mesh-core's clients have {MOST_POINTS} at most");
+                    self.say(hash.span, &field, Severity::Warning, Code::Ignored, &message);
+                }
+                _ => {}
             }
         }
         if let Some(maglev) = &hash.maglev {
