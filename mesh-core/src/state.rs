@@ -69,6 +69,8 @@ struct Shared {
     /// The target that led to it first.
     target: OnceLock<Target>,
     subchannels: Arc<Subchannels>,
+    /// Whether [`States::tell`] has anything to tell, of whichever cluster.
+    untold: Arc<AtomicBool>,
 }
 
 /// Which endpoints of a cluster are marked for mutual TLS by now.
@@ -109,6 +111,7 @@ impl Shared {
             let (mark, is_set) = (&state.mark, state.mark.is_set.load(Ordering::Acquire));
             if endpoint.mutual_tls && !is_set {
                 next.push(Arc::clone(mark));
+                self.untold.store(true, Ordering::Relaxed);
             } else if !endpoint.mutual_tls {
                 if is_set {
                     mark.is_set.store(false, Ordering::Release);
@@ -596,6 +599,7 @@ pub struct States {
     traffic: Arc<Traffic>,
     limited: Arc<Limited>,
     subchannels: Arc<Subchannels>,
+    untold: Arc<AtomicBool>,
     clusters: Mutex<HashMap<ClusterName, Kept>>,
     filters: Mutex<HashMap<FilterKey, Weak<dyn Any + Send + Sync>>>,
 }
@@ -690,8 +694,8 @@ impl States {
             Some(present) => (present.tls.0, Arc::clone(&present.shared)),
             None => {
                 let teller = Teller::new(name.clone(), Arc::clone(&self.news));
-                let subchannels = Arc::clone(&self.subchannels);
-                (0, Arc::new(Shared { teller, subchannels, ..Shared::default() }))
+                let (subchannels, untold) = (Arc::clone(&self.subchannels), Arc::clone(&self.untold));
+                (0, Arc::new(Shared { teller, subchannels, untold, ..Shared::default() }))
             }
         };
         // Now and then, so that clusters that come and go leave nothing behind, and thousands that come together are not all looked
@@ -707,13 +711,17 @@ impl States {
         let state = ClusterState { certificates, tls, shared, traffic, ..ClusterState::seeded(fastrand::u64(..)) };
         let state = Arc::new(state);
         let (tls, shared) = (state.tls.clone(), Arc::clone(&state.shared));
+        self.untold.store(true, Ordering::Relaxed);
         clusters.insert(name.clone(), Kept { tls, shared, state: Arc::downgrade(&state) });
         state
     }
 
     /// Tells those who hold connections how their clusters and endpoints are to be secured by now: once the views are there
-    /// by which the next requests go.
+    /// by which the next requests go. With thousands of clusters it looks at none of them if there is nothing to tell.
     pub fn tell(&self) {
+        if !self.untold.swap(false, Ordering::Relaxed) {
+            return;
+        }
         for kept in lock(&self.clusters).values() {
             kept.shared.told.send_if_modified(|told| {
                 let is_news = told.0 < kept.tls.0;

@@ -67,6 +67,8 @@ fn whoever_holds_a_connection_is_told_once_its_endpoint_is_marked_and_not_of_oth
     states.tell();
     assert_eq!(changes.each_mut().map(news), [Some((ClusterTls::None, true)), None]);
     assert_eq!(changes.each_mut().map(news), [None, None], "it is told once");
+    note(&cluster, [true, false]);
+    assert!(!states.untold.load(Ordering::Relaxed), "nothing is looked at for it again");
     // A later state of the cluster speaks of the same endpoints.
     let secured = ClusterTls::Unusable("no".into());
     note(&states.cluster(&"c".into(), &secured), [false, true]);
