@@ -86,13 +86,17 @@ impl EndpointPart {
         self.records.get_or_init(|| self.states.iter().map(|state| Arc::clone(&state.record)).collect())
     }
 
-    /// The first endpoint that has an address.
-    pub(crate) fn find(&self, wanted: Wanted<'_>) -> Option<(&Endpoint, &Arc<EndpointState>)> {
+    /// The endpoints that have an address, in order; mostly one at most.
+    pub(crate) fn having<'p>(
+        &'p self,
+        wanted: Wanted<'_>,
+    ) -> impl Iterator<Item = (&'p Endpoint, &'p Arc<EndpointState>)> {
         let all = self.addresses();
         let first = all.partition_point(|(hash, _)| *hash < wanted.hash);
-        let same = all.iter().skip(first).take_while(|(hash, _)| *hash == wanted.hash);
-        let mut endpoints = same.filter_map(|(_, place)| Some((self.endpoints.get(*place)?, self.states.get(*place)?)));
-        endpoints.find(|(endpoint, _)| endpoint.id.addresses().contains(wanted.address))
+        let same = all.iter().skip(first).take_while(move |(hash, _)| *hash == wanted.hash);
+        let endpoints =
+            same.filter_map(move |(_, place)| Some((self.endpoints.get(*place)?, self.states.get(*place)?)));
+        endpoints.filter(move |(endpoint, _)| endpoint.id.addresses().contains(wanted.address))
     }
 
     pub(super) fn addresses(&self) -> &Arc<[(u64, usize)]> {

@@ -272,7 +272,7 @@ fn what_is_put_together_of_a_part_stays_with_it() {
     cluster.set_hosts(first.iter().flatten());
     let found = |port: u16| {
         let (id, mut parts) = (id(port), first.iter().flatten());
-        parts.find_map(|part| part.find(Wanted::new(&id.addresses()[0]))).map(|(_, state)| state.id().clone())
+        parts.find_map(|part| part.having(Wanted::new(&id.addresses()[0])).next()).map(|(_, state)| state.id().clone())
     };
     assert!((1..=100).all(|port| found(port) == Some(id(port))) && found(101).is_none());
     let (second, news) = cluster.resolve(&endpoints, Some((&endpoints, &first)));

@@ -330,6 +330,13 @@ impl ClusterView {
         self.passes_through() || self.levels.taking_load().any(|level| level.endpoints.contains(endpoint))
     }
 
+    /// An endpoint of one of its leaves, by that one's place, as the control plane lists it.
+    pub fn endpoint_of(&self, leaf: usize, id: &EndpointId) -> Option<&Endpoint> {
+        let wanted = Wanted::new(id.addresses().first()?);
+        let mut all = self.parts.get(leaf)?.iter().flatten().flat_map(|part| part.having(wanted));
+        all.find(|(endpoint, _)| endpoint.id == *id).map(|(endpoint, _)| endpoint)
+    }
+
     /// What a client has under way on an endpoint, and beside it.
     pub fn loads_of(&self, endpoint: &EndpointState) -> Loads {
         Loads::of(endpoint, &self.levels)
@@ -414,7 +421,7 @@ impl ClusterView {
         self.leaves.iter().zip(&self.parts).enumerate().find_map(|(number, (leaf, parts))| {
             let mut localities = leaf.endpoints.iter().flat_map(|endpoints| &endpoints.localities).zip(parts);
             localities.find_map(|(locality, parts)| {
-                let (endpoint, state) = parts.iter().find_map(|part| part.find(wanted))?;
+                let (endpoint, state) = parts.iter().flat_map(|part| part.having(wanted)).next()?;
                 Some(Listed { leaf: number, priority: locality.priority, endpoint, state })
             })
         })

@@ -189,6 +189,8 @@ proptest! {
                 let listed = view.listed(&endpoint.id.addresses()[0]).map(|listed| Arc::as_ptr(listed.state));
                 let first = all().find(|(first, _)| first.id == endpoint.id).map(|(_, state)| Arc::as_ptr(state));
                 prop_assert_eq!(listed, first);
+                let same = all().map(|(one, _)| one).find(|one| one.id == endpoint.id);
+                prop_assert_eq!(view.endpoint_of(0, &endpoint.id), same);
             }
             // Each endpoint has its own state, secured as it is marked.
             for (endpoint, part) in endpoints.iter().zip(view.parts[0].iter().flatten().flat_map(EndpointPart::iter)) {

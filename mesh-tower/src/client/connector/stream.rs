@@ -260,9 +260,8 @@ impl Origin {
         }
         let mut allowed = false;
         for cluster in view.alternatives(&route) {
-            for leaf in cluster.leaves() {
-                let endpoints = leaf.endpoints.as_ref();
-                let known = endpoints.map(|all| all.iter().find(|known| known.id == *endpoint.id()));
+            for (place, leaf) in cluster.leaves().iter().enumerate() {
+                let known = leaf.endpoints.as_ref().map(|_| cluster.endpoint_of(place, endpoint.id()));
                 let own = self.leaf.as_ref().filter(|own| own.cluster.name == leaf.cluster.name);
                 let is_marked = matches!(known, Some(Some(known)) if known.mutual_tls);
                 if own.is_some() || !matches!(known, Some(None)) {
