@@ -68,12 +68,17 @@ impl LoadBalancer for RingHash {
 }
 
 impl RingHash {
+    /// How many hashes all endpoints have together, where the lightest has this share. That one has a whole number of them, unless
+    /// the ring would be too large.
+    fn scale(&self, least: f64) -> f64 {
+        let (min, max) = (self.min_size.max(1) as f64, self.max_size.clamp(1, MOST_POINTS) as f64);
+        ((least * min).ceil() / least).min(max)
+    }
+
     fn points(&self, set: &EndpointSet) -> Box<[(u64, u32)]> {
         let shares = shares(set);
         let Some(least) = shares.iter().copied().reduce(f64::min) else { return Box::default() };
-        // The lightest endpoint has a whole number of hashes, unless the ring would be too large.
-        let (min, max) = (self.min_size.max(1) as f64, self.max_size.clamp(1, MOST_POINTS) as f64);
-        let scale = ((least * min).ceil() / least).min(max);
+        let scale = self.scale(least);
         let mut points = Vec::with_capacity(scale.ceil() as usize);
         let (mut made, mut wanted) = (0.0, 0.0);
         for (position, share) in shares.iter().enumerate() {
@@ -447,9 +452,8 @@ mod tests {
         assert_eq!(size(1024, 100, &[1; 3]), 100);
         assert_eq!(size(10, 8 << 20, &[1, 9]), 10);
         assert_eq!(size(1024, 1024, &[]), 0);
-        // A lightest one of one in four millions would have a whole hash.
-        assert_eq!(size(1, 8 << 20, &[1, 4_000_000]) as u64, MOST_POINTS);
-        assert_eq!(size(8 << 20, 8 << 20, &[1; 3]) as u64, MOST_POINTS);
+        let scale = |min_size, least| RingHash { min_size, ..ring() }.scale(least) as u64;
+        assert_eq!([scale(8 << 20, 0.25), scale(1, 1.0 / 4_000_000.0)], [MOST_POINTS; 2], "whatever is asked for");
     }
 
     /// A picker after another, and whether it has the table of that.
