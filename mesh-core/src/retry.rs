@@ -2,8 +2,8 @@
 //!
 //! What is decided here is only whether another try is *wanted*. That the request is still whole, and that its cluster
 //! allows one retry more, the data plane sees to. Conditions are Envoy's (`x-envoy-retry-on`, `x-envoy-retry-grpc-on`;
-//! its `RetryStateImpl`). What servers ask for is gRPC's pushback (gRFC A6), which is obeyed, and `Retry-After` (RFC 9110,
-//! 10.2.3) and what a policy names for it, which are Envoy's: what is longer than the longest pause is passed over.
+//! its `RetryStateImpl`). What servers ask for is gRPC's pushback (gRFC A6), which is obeyed, `Retry-After` (RFC 9110,
+//! 10.2.3), which is kept to, and what a policy names in its place, which is Envoy's: what is longer than its longest pause is passed over.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -243,8 +243,12 @@ fn pause(policy: &RetryPolicy, outcome: TryOutcome<'_>, request: &mut RequestInf
     }
     let seconds = |name: &HeaderName| headers.get(name).and_then(number).map(Duration::from_secs);
     let Some(limited) = &policy.rate_limited else {
+        if !headers.contains_key(RETRY_AFTER) {
+            return Some(usual);
+        }
+        // Who is to wait for longer than the policy ever does, is told so instead of being held. So is who is told a date.
         let asked = seconds(&RETRY_AFTER).filter(|asked| *asked <= policy.back_off.max);
-        return Some(asked.map_or(usual, |asked| asked.max(usual)));
+        return asked.map(|asked| asked.max(usual));
     };
     let asked = limited.headers.iter().filter_map(seconds).find(|asked| *asked <= limited.max_interval);
     let asked = asked.filter(|asked| !asked.is_zero());

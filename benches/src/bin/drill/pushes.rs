@@ -64,8 +64,9 @@ async fn with_routes(routes: usize) -> Result<bool> {
     let groups = [serve(0)?, serve(1)?];
     let changing = watch::Sender::new(false);
     let applied = watch::Sender::new(0);
-    let spare = (1..ENDPOINTS).map(|number| endpoint((Ipv4Addr::from(0x0a00_0000 + number), 8080).into())).collect();
-    let endpoints = groups.map(|at| Arc::new(endpoints(at, &spare)));
+    let spare = (2..ENDPOINTS).map(|number| endpoint((Ipv4Addr::from(0x0a00_0000 + number), 8080).into())).collect();
+    let [one, other] = groups;
+    let endpoints = [(one, other), (other, one)].map(|(at, off_duty)| Arc::new(endpoints(at, off_duty, &spare)));
     let source = Changing { routes: others(routes), endpoints, is_on: changing.subscribe(), applied: applied.clone() };
     let mesh = Mesh::builder().source(source).start()?;
     let client = mesh.client();
@@ -179,11 +180,16 @@ fn endpoint(at: SocketAddr) -> Endpoint {
     Endpoint::new(EndpointId::new(at))
 }
 
-/// The one that serves; all others are there in case that it does not.
-fn endpoints(at: SocketAddr, others: &List<Endpoint>) -> Endpoints {
-    let mut spare = LocalityEndpoints::new(Locality::default(), Vec::new());
-    (spare.endpoints, spare.priority) = (others.clone(), 1);
-    Endpoints::new(vec![LocalityEndpoints::new(Locality::default(), vec![endpoint(at)]), spare])
+/// The one that serves; all others are there in case that it does not, and last the one that serves next. That one stays an endpoint, so
+/// that its connections do: what a change costs is asked, and not what it takes to connect.
+fn endpoints(at: SocketAddr, off_duty: SocketAddr, others: &List<Endpoint>) -> Endpoints {
+    let of_priority = |priority, endpoints| {
+        let mut locality = LocalityEndpoints::new(Locality::default(), Vec::new());
+        (locality.endpoints, locality.priority) = (endpoints, priority);
+        locality
+    };
+    let one = |at| std::iter::once(endpoint(at)).collect();
+    Endpoints::new(vec![of_priority(0, one(at)), of_priority(1, others.clone()), of_priority(2, one(off_duty))])
 }
 
 impl Source for Changing {
