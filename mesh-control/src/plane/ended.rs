@@ -28,7 +28,6 @@ impl Compiled {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use super::*;
     use crate::plane::Plane;
 
     fn secret(until: i32) -> String {

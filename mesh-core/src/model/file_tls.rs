@@ -57,7 +57,7 @@ impl TlsFiles {
     pub fn secrets(&self) -> impl Iterator<Item = &Arc<str>> {
         let roots = match &self.roots {
             Roots::Secret(name) => Some(name),
-            Roots::System | Roots::File(_) | Roots::Nobody => None,
+            Roots::System | Roots::File(_) | Roots::Text(_) | Roots::Nobody => None,
         };
         self.secret.iter().chain(roots)
     }
@@ -66,7 +66,7 @@ impl TlsFiles {
     pub(crate) fn lists(&self) -> Option<&Path> {
         let in_secret = match &self.roots {
             Roots::Secret(name) => Some(Path::new(&**name)),
-            Roots::System | Roots::File(_) | Roots::Nobody => None,
+            Roots::System | Roots::File(_) | Roots::Text(_) | Roots::Nobody => None,
         };
         self.revoked.as_deref().or(in_secret)
     }

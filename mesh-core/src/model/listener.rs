@@ -16,6 +16,7 @@ use crate::path::PathNormalization;
 /// A validated Listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[expect(clippy::large_enum_variant, reason = "each is shared by an Arc, and there are few")]
 pub enum Listener {
     /// What a client resolves its target to.
     Api(ApiListener),

@@ -417,7 +417,7 @@ async fn a_load_balancer_says_before_tls_whose_a_connection_is() {
     let edge = gateway.bound().await;
     let header = b"PROXY TCP4 192.0.2.1 10.0.0.1 5000 443\r\n";
     let balanced = Caller { header, ..Caller::new(&ca) };
-    let (status, seen) = within(async {
+    let (status, seen) = within(Box::pin(async {
         loop {
             // Until the certificate is there.
             if let Ok(answered) = balanced.ask(edge, "shop.example", "shop.example").await {
@@ -425,7 +425,7 @@ async fn a_load_balancer_says_before_tls_whose_a_connection_is() {
             }
             tokio::task::yield_now().await;
         }
-    })
+    }))
     .await;
     assert_eq!(status, 200);
     for line in ["x-forwarded-for: 192.0.2.1", "x-forwarded-proto: https"] {
