@@ -48,8 +48,8 @@ use own_bundle::OwnBundle;
 use plugged::Plugged;
 pub(crate) use plugged::findings;
 use rotation::SelfSigned;
-pub(crate) use tokens::Pending;
 pub use tokens::{MAX_TOKEN_TTL, TOKEN_TTL, Tokens};
+pub(crate) use tokens::{NewToken, Pending, Unusable, token_name};
 
 /// Where a state directory keeps the authority.
 const DIRECTORY: &str = "ca";

@@ -2,7 +2,7 @@
 //!
 //! A token is 256 random bits. What is kept of it is a file that is called by its hash and says whom it is for and until
 //! when, so that nobody who reads the directory has a token. Whoever removes the file has used the token: of several who
-//! try at once, one succeeds.
+//! try at once, one succeeds. Replicas on one etcd keep the same of it there, and say there that it was used.
 
 use std::fmt;
 use std::fs;
@@ -79,11 +79,59 @@ impl fmt::Display for Unusable {
     }
 }
 
+/// A new token, and what is kept of it.
+pub(crate) struct NewToken {
+    pub(crate) token: Zeroizing<String>,
+    /// What it is kept under: its hash.
+    pub(crate) name: String,
+    /// Whom it is for, and until when.
+    pub(crate) record: Vec<u8>,
+}
+
+impl NewToken {
+    /// Makes one, which is kept nowhere yet.
+    ///
+    /// # Errors
+    /// Where `ttl` is zero or longer than [`MAX_TOKEN_TTL`], or nobody can be called so.
+    pub(crate) fn make(identity: &SpiffeId, ttl: Duration, now: SystemTime) -> anyhow::Result<NewToken> {
+        let most = MAX_TOKEN_TTL.as_secs();
+        ensure!(
+            (1..=most).contains(&ttl.as_secs()),
+            "a token cannot be good for {} s: 1 to {most} s are possible",
+            ttl.as_secs()
+        );
+        ensure!(
+            identity.workload().is_some(),
+            "{identity} is nobody's: a workload is spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT"
+        );
+        let mut secret = Zeroizing::new([0; DIGITS / 2]);
+        aws_lc_rs::rand::fill(&mut secret[..]).map_err(|_| anyhow!("the system has no randomness"))?;
+        let token = Zeroizing::new(hex(&secret[..]));
+        let record = Record { identity: identity.to_string(), expires: since_epoch(now).saturating_add(ttl.as_secs()) };
+        Ok(NewToken { name: hash(&token), record: serde_json::to_vec(&record)?, token })
+    }
+}
+
+/// What is kept of a token is kept under this; `None` where it has not the form of one.
+pub(crate) fn token_name(token: &str) -> Option<String> {
+    let is_token = token.len() == DIGITS && token.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    is_token.then(|| hash(token))
+}
+
+fn hash(token: &str) -> String {
+    hex(digest(&SHA256, token.as_bytes()).as_ref())
+}
+
 /// A token that is good, and not used yet.
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) identity: SpiffeId,
-    path: PathBuf,
+    /// What it is kept under.
+    pub(crate) name: String,
+    /// Until when it is good, in seconds since 1970.
+    expires: u64,
+    /// The file in which it is kept, if it is in one.
+    path: Option<PathBuf>,
 }
 
 impl Tokens {
@@ -98,22 +146,13 @@ impl Tokens {
     /// Where `ttl` is zero or longer than [`MAX_TOKEN_TTL`], or others can get at the directory; where there is no such state
     /// directory, nobody can be called so, or the server that uses it is of another trust domain.
     pub fn create(&self, identity: &SpiffeId, ttl: Duration, now: SystemTime) -> anyhow::Result<Zeroizing<String>> {
-        let most = MAX_TOKEN_TTL.as_secs();
-        ensure!(
-            (1..=most).contains(&ttl.as_secs()),
-            "a token cannot be good for {} s: 1 to {most} s are possible",
-            ttl.as_secs()
-        );
         let state = self.dir.parent().unwrap_or(&self.dir);
         ensure!(
             state.is_dir(),
             "there is no state directory {}: name the --state-dir of the server that is to take the token",
             state.display()
         );
-        ensure!(
-            identity.workload().is_some(),
-            "{identity} is nobody's: a workload is spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT"
-        );
+        let made = NewToken::make(identity, ttl, now)?;
         if let Some(domain) = self.trust_domain()? {
             ensure!(
                 identity.trust_domain() == domain,
@@ -121,16 +160,12 @@ impl Tokens {
                 state.display()
             );
         }
-        let mut secret = Zeroizing::new([0; DIGITS / 2]);
-        aws_lc_rs::rand::fill(&mut secret[..]).map_err(|_| anyhow!("the system has no randomness"))?;
-        let token = Zeroizing::new(hex(&secret[..]));
         files::directory(&self.dir)?;
         self.forget_expired(now)?;
-        let record = Record { identity: identity.to_string(), expires: since_epoch(now).saturating_add(ttl.as_secs()) };
-        let path = self.path(&token);
-        let written = files::write(&path, &serde_json::to_vec(&record)?, Present::Keep);
+        let path = self.path(&made.name);
+        let written = files::write(&path, &made.record, Present::Keep);
         written.with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(token)
+        Ok(made.token)
     }
 
     /// Notes the trust domain of the server that takes these tokens: none is made for another one.
@@ -155,29 +190,18 @@ impl Tokens {
 
     /// Whom a token is for. It is not used up by that.
     pub(crate) fn look(&self, token: &str, now: SystemTime) -> Result<Pending, Unusable> {
-        let is_token = token.len() == DIGITS && token.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         // Before the first token is made, there is no directory.
-        if !is_token || !self.dir.exists() {
-            return Err(Unusable::Unknown);
-        }
-        let path = self.path(token);
+        let Some(name) = token_name(token).filter(|_| self.dir.exists()) else { return Err(Unusable::Unknown) };
+        let path = self.path(&name);
         let record = (|| {
             files::check_directory(&self.dir)?;
             read(&path)
         })();
-        match record {
-            Ok(None) => Err(Unusable::Unknown),
-            Ok(Some((_, expires))) if expires <= since_epoch(now) => Err(Unusable::Expired),
-            Ok(Some((identity, _))) => Ok(Pending { identity, path }),
-            Err(why) => {
-                tracing::error!("a token cannot be used: {why:#}");
-                Err(Unusable::Broken)
-            }
-        }
+        Pending::judge(name, Some(path), record, now)
     }
 
-    fn path(&self, token: &str) -> PathBuf {
-        self.dir.join(hex(digest(&SHA256, token.as_bytes()).as_ref())).with_extension(EXTENSION)
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name).with_extension(EXTENSION)
     }
 
     fn forget_expired(&self, now: SystemTime) -> anyhow::Result<()> {
@@ -195,26 +219,56 @@ impl Tokens {
 }
 
 impl Pending {
-    /// Uses the token up. False where somebody else has done so meanwhile.
+    /// Whom a token is for by what is kept of it elsewhere than in a file.
+    pub(crate) fn of(name: String, record: Option<&[u8]>, now: SystemTime) -> Result<Pending, Unusable> {
+        let parsed = record.map(|bytes| parse(bytes).with_context(|| name.clone())).transpose();
+        Pending::judge(name, None, parsed, now)
+    }
+
+    fn judge(
+        name: String,
+        path: Option<PathBuf>,
+        record: anyhow::Result<Option<(SpiffeId, u64)>>,
+        now: SystemTime,
+    ) -> Result<Pending, Unusable> {
+        match record {
+            Ok(None) => Err(Unusable::Unknown),
+            Ok(Some((_, expires))) if expires <= since_epoch(now) => Err(Unusable::Expired),
+            Ok(Some((identity, expires))) => Ok(Pending { identity, name, expires, path }),
+            Err(why) => {
+                tracing::error!("a token cannot be used: {why:#}");
+                Err(Unusable::Broken)
+            }
+        }
+    }
+
+    /// How long it is good still.
+    pub(crate) fn left(&self, now: SystemTime) -> Duration {
+        Duration::from_secs(self.expires.saturating_sub(since_epoch(now)))
+    }
+
+    /// Uses the token up, where it is in a file. False where somebody else has done so meanwhile.
     pub(crate) fn spend(self) -> anyhow::Result<bool> {
-        match fs::remove_file(&self.path) {
+        let Some(path) = self.path else { return Ok(true) };
+        match fs::remove_file(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error).with_context(|| format!("cannot remove {}", self.path.display())),
+            Err(error) => return Err(error).with_context(|| format!("cannot remove {}", path.display())),
         }
         // A crash must not bring it back.
-        files::sync_directory_of(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))?;
+        files::sync_directory_of(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         Ok(true)
     }
 }
 
 fn read(path: &Path) -> anyhow::Result<Option<(SpiffeId, u64)>> {
     let Some(bytes) = files::read(path)? else { return Ok(None) };
-    let parsed = || -> anyhow::Result<(SpiffeId, u64)> {
-        let record: Record = serde_json::from_slice(&bytes)?;
-        Ok((record.identity.parse()?, record.expires))
-    };
-    parsed().map(Some).with_context(|| path.display().to_string())
+    parse(&bytes).map(Some).with_context(|| path.display().to_string())
+}
+
+fn parse(record: &[u8]) -> anyhow::Result<(SpiffeId, u64)> {
+    let record: Record = serde_json::from_slice(record)?;
+    Ok((record.identity.parse()?, record.expires))
 }
 
 #[cfg(test)]
@@ -304,7 +358,7 @@ mod tests {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).expect("ours");
         assert!(tokens.look(&token, at(NOW)).is_ok());
         for text in ["", "{}", "{\"identity\":\"spiffe://td\",\"expires\":9999999999}", "[1]"] {
-            fs::write(tokens.path(&token), text).expect("written");
+            fs::write(tokens.path(&token_name(&token).expect("a token")), text).expect("written");
             assert!(refused(), "{text}");
         }
     }

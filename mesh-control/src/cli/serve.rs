@@ -377,7 +377,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(tokens) = &tokens {
         tokens.keep_to(&plane.trust_domain())?;
     }
-    let certificates = certificates.map(|offers| offers.tokens(tokens));
+    let shared = etcd.clone().map(|client| etcd::SharedTokens::new(client, args.etcd.prefix()));
+    let certificates = certificates.map(|offers| offers.tokens(tokens).shared_tokens(shared));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
     let options = options
         .streams_per_identity(args.streams_per_identity.get())

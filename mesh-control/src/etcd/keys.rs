@@ -6,6 +6,8 @@
 //! /mesh/history/00000000000000000007                                the seventh change
 //! /mesh/last                                                        7
 //! /mesh/workloads/5f0c…/sidecar~10.0.0.1~web@10.0.0.1:8080          a workload that is registered at a replica
+//! /mesh/tokens/3a7b…                                                a one-time token, by its hash: whom it is for
+//! /mesh/used-tokens/3a7b…                                           that it was used
 //! ```
 
 use std::sync::Arc;
@@ -62,6 +64,16 @@ impl Prefix {
     /// What the keys of workloads begin with.
     pub(super) fn workloads(&self) -> Vec<u8> {
         format!("{}/workloads/", self.0).into_bytes()
+    }
+
+    /// The key of what is kept of a one-time token.
+    pub(super) fn token(&self, name: &str) -> Vec<u8> {
+        format!("{}/tokens/{name}", self.0).into_bytes()
+    }
+
+    /// The key that says that it was used.
+    pub(super) fn used_token(&self, name: &str) -> Vec<u8> {
+        format!("{}/used-tokens/{name}", self.0).into_bytes()
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! `link` reaches it: one member at a time, and the next one where that does not answer. `keys` says where things are, `known`
 //! decides what a list or an event means: nothing that goes wrong on the way looks like a deletion. `follow` lists and watches for
-//! good. `replicas` tells other replicas of the workloads of this one. `carry_out` is what commands and
-//! the API ask for, and `commit` how whole sets of objects change in one transaction, each with its author in the history.
+//! good. `replicas` tells other replicas of the workloads of this one, and `tokens` which one-time tokens there are, and which were
+//! used. `carry_out` is what commands and the API ask for, and `commit` how whole sets of objects change in one transaction, each with its author in the history.
 //!
 //! The protocol (`proto`) is spoken by tonic over our own TLS. The crate `etcd-client` would make everybody who builds this have a
 //! protoc, and bring a second way of securing connections.
@@ -21,9 +21,11 @@ mod proto;
 mod replicas;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tokens;
 
 pub(crate) use commit::Objects;
 pub(crate) use follow::Store;
 pub(crate) use keys::Prefix;
-pub(crate) use link::{Access, Client};
+pub(crate) use link::{Access, Client, Failure};
 pub(crate) use replicas::Replicas;
+pub(crate) use tokens::SharedTokens;

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::commit::{KEPT, Outcome};
 use super::follow::Pace;
 use super::known::Subject;
-use super::{Access, Client, Objects, Prefix, Replicas, Store};
+use super::{Access, Client, Objects, Prefix, Replicas, SharedTokens, Store};
 use crate::changes::{Author, Change, Documents, Done, Id, Refusal, Wanted, What};
 use crate::config::load::{Reach, scan};
 use crate::config::source::{ConfigStore, Pauses};
@@ -56,6 +56,13 @@ async fn follow(fake: &Fake) -> Plane {
 pub(crate) async fn one_member() -> (Objects, impl Fn(&str, &str)) {
     let fake = Fake::start(1).await;
     (objects(&fake), move |key: &str, value: &str| fake.put(key, value))
+}
+
+/// What two replicas know of tokens by an etcd of one member, and what has that answer nobody.
+pub(crate) async fn two_replicas() -> ([SharedTokens; 2], impl Fn(bool)) {
+    let fake = Fake::start(1).await;
+    let replicas = [(), ()].map(|()| SharedTokens::new(client(&fake), prefix()));
+    (replicas, move |is_away: bool| fake.world().failing = is_away.then_some(0).into_iter().collect())
 }
 
 fn apply_of(text: &str) -> Wanted {
@@ -482,4 +489,21 @@ async fn a_workload_that_says_too_much_of_itself_keeps_no_other_one_from_being_t
     };
     until(&one, "both", |snapshot| addresses(snapshot) == ["10.0.0.1:8080", "10.0.0.2:8080"]).await;
     until(&two, "the one that fits", |snapshot| addresses(snapshot) == ["10.0.0.2:8080"]).await;
+}
+
+#[tokio::test]
+async fn c8_a_use_of_a_token_whose_answer_is_lost_is_noted_once_and_is_forgotten_with_its_lease() {
+    let fake = Fake::start(3).await;
+    let [ours, others] = [(), ()].map(|()| SharedTokens::new(client(&fake), prefix()));
+    ours.keep("3a7b", b"{}", LIMIT).await.expect("kept");
+    assert_eq!(others.find("3a7b").await, Ok(Some(b"{}".to_vec())));
+    fake.world().unanswered = 1;
+    assert_eq!(ours.spend("3a7b", LIMIT).await, Ok(true), "it was ours that was not answered");
+    assert_eq!(others.spend("3a7b", LIMIT).await, Ok(false));
+    assert_eq!(others.find("3a7b").await, Ok(None));
+    // A token that etcd does not know, as those of a state directory are.
+    assert_eq!(others.spend("5f0c", LIMIT).await, Ok(true));
+    assert_eq!(fake.keys("/mesh/"), ["/mesh/used-tokens/3a7b", "/mesh/used-tokens/5f0c"]);
+    fake.expire(fake.lease_of("/used-tokens/5f0c"));
+    assert_eq!(fake.keys("/mesh/"), ["/mesh/used-tokens/3a7b"]);
 }

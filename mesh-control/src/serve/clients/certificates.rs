@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 use mesh_core::identity::SpiffeId;
 use zeroize::Zeroizing;
 
-use crate::ca::{CertificateAuthority, DEFAULT_TTL, Issued, Pending, Refused, Tokens};
+use crate::ca::{CertificateAuthority, DEFAULT_TTL, Issued, Pending, Refused, Tokens, Unusable, token_name};
+use crate::etcd::{Failure, SharedTokens};
 use crate::serve::clients::admission::{Admission, Crowded};
 use crate::serve::clients::attest::{Attested, Caller, Claim, Denied, Method, attest, fits};
 use crate::serve::clients::authority::AuthorityStatus;
@@ -51,6 +52,8 @@ pub struct Certificates {
     pub dev: bool,
     /// The one-time tokens that are taken.
     pub tokens: Option<Tokens>,
+    /// Those that all replicas know, and which tokens were used at one of them.
+    pub(crate) shared_tokens: Option<SharedTokens>,
     /// Who says whose service account tokens of Kubernetes are.
     pub kubernetes: Option<KubernetesTokens>,
     /// How long a certificate holds where the request does not say.
@@ -62,12 +65,26 @@ pub struct Certificates {
 impl Certificates {
     /// Certificates of this authority, for those who have a live one of it.
     pub fn new(authority: Arc<CertificateAuthority>) -> Certificates {
-        Certificates { authority, dev: false, tokens: None, kubernetes: None, ttl: DEFAULT_TTL, hands_out_keys: false }
+        Certificates {
+            authority,
+            dev: false,
+            tokens: None,
+            shared_tokens: None,
+            kubernetes: None,
+            ttl: DEFAULT_TTL,
+            hands_out_keys: false,
+        }
     }
 
     /// Takes these one-time tokens, too.
     pub fn tokens(mut self, tokens: impl Into<Option<Tokens>>) -> Certificates {
         self.tokens = tokens.into();
+        self
+    }
+
+    /// Takes the one-time tokens that all replicas know, too, and has each token used at one replica.
+    pub(crate) fn shared_tokens(mut self, tokens: Option<SharedTokens>) -> Certificates {
+        self.shared_tokens = tokens;
         self
     }
 
@@ -113,12 +130,14 @@ pub(crate) enum Rejection {
     /// The same identity has asked too often.
     Throttled,
     Refused(Refused),
+    /// Who has to be asked does not answer now.
+    Unavailable(String),
 }
 
 impl Rejection {
     fn reason(&self) -> String {
         match self {
-            Rejection::Unreadable(why) => why.clone(),
+            Rejection::Unreadable(why) | Rejection::Unavailable(why) => why.clone(),
             Rejection::Denied(Denied::Unauthenticated(why) | Denied::Forbidden(why)) => why.clone(),
             Rejection::Throttled => "this identity asks too often; try again later".to_owned(),
             Rejection::Refused(refused) => refused.to_string(),
@@ -135,6 +154,7 @@ impl Rejection {
             Rejection::Refused(Refused::Request(_)) => "request",
             Rejection::Refused(Refused::Identity(_)) => "identity",
             Rejection::Refused(Refused::Authority(_)) => "authority",
+            Rejection::Unavailable(_) => "unavailable",
         }
     }
 }
@@ -198,7 +218,7 @@ impl Desk {
     }
 
     /// Takes an application: who it is of, and when it is their turn. A rejection is noted.
-    pub(crate) fn take(
+    pub(crate) async fn take(
         &self,
         application: &Application,
         caller: &Caller,
@@ -206,12 +226,12 @@ impl Desk {
         now: (SystemTime, Instant),
     ) -> Result<Turn, Rejection> {
         let mut who = None;
-        let taken = self.decide(application, caller, asked, &mut who, now);
+        let taken = self.decide(application, caller, asked, &mut who, now).await;
         taken.inspect_err(|rejection| self.note(who.as_ref(), caller.ip, rejection))
     }
 
     /// Signs for somebody whose turn has come, and notes it.
-    pub(crate) fn serve(
+    pub(crate) async fn serve(
         &self,
         application: &Application,
         turn: Turn,
@@ -219,7 +239,7 @@ impl Desk {
         wall: SystemTime,
     ) -> Result<Issued, Rejection> {
         let Turn { identity, method, token, .. } = turn;
-        let issued = self.issue(application, &identity, token, wall);
+        let issued = self.issue(application, &identity, token, wall).await;
         match &issued {
             Ok(issued) => self.issued(issued, &identity, method, caller.ip, wall),
             Err(rejection) => self.note(Some(&(identity, method)), caller.ip, rejection),
@@ -301,7 +321,7 @@ impl Desk {
         tracing::warn!(target: "mesh_control::audit", identity, method, %peer, reason, "certificate denied");
     }
 
-    fn decide(
+    async fn decide(
         &self,
         application: &Application,
         caller: &Caller,
@@ -316,7 +336,7 @@ impl Desk {
         let (identity, method, token) = match attested {
             Attested::Identity(identity, method) => (identity, method, None),
             Attested::ByToken(token) => {
-                let pending = self.token(&token, wall).map_err(Rejection::Denied)?;
+                let pending = self.token(token, wall).await?;
                 (pending.identity.clone(), Method::Token, Some(pending))
             }
         };
@@ -332,7 +352,7 @@ impl Desk {
         Ok(Turn { wait, identity, method, token })
     }
 
-    fn issue(
+    async fn issue(
         &self,
         application: &Application,
         identity: &SpiffeId,
@@ -347,16 +367,48 @@ impl Desk {
         // At last, so that a request that cannot be signed does not cost the token; the certificate is handed out to the
         // one who got as far as this.
         if let Some(pending) = token {
-            spend(pending)?;
+            self.spend(pending, wall).await?;
         }
         Ok(issued)
     }
 
-    fn token(&self, token: &str, wall: SystemTime) -> Result<Pending, Denied> {
-        let Some(tokens) = &self.offers.tokens else {
-            return Err(Denied::Unauthenticated("this server takes no tokens: it has no --state-dir".to_owned()));
+    /// Whom a token is for: one of the state directory, or else one that all replicas know.
+    async fn token(&self, token: String, wall: SystemTime) -> Result<Pending, Rejection> {
+        let Certificates { tokens, shared_tokens, .. } = &self.offers;
+        if tokens.is_none() && shared_tokens.is_none() {
+            return Err(unauthenticated("this server takes no tokens: it has neither --state-dir nor --etcd"));
+        }
+        let mut looked = Err(Unusable::Unknown);
+        if let Some(tokens) = tokens.clone() {
+            let shown = token.clone();
+            looked = by_files(move || tokens.look(&shown, wall)).await?;
+        }
+        let is_unknown = matches!(looked, Err(Unusable::Unknown));
+        if let (true, Some(shared), Some(name)) = (is_unknown, shared_tokens, token_name(&token)) {
+            let record = shared.find(&name).await.map_err(|failure| away(&failure))?;
+            looked = Pending::of(name, record.as_deref(), wall);
+        }
+        looked.map_err(|why| unauthenticated(&why.to_string()))
+    }
+
+    /// Uses a token up, at all replicas before it is here: a use that only this one knows would leave it good at others.
+    async fn spend(&self, pending: Pending, wall: SystemTime) -> Result<(), Rejection> {
+        let is_first = match &self.offers.shared_tokens {
+            Some(shared) => {
+                let spent = shared.spend(&pending.name, pending.left(wall)).await;
+                spent.map_err(|failure| away(&failure))?
+            }
+            None => true,
         };
-        tokens.look(token, wall).map_err(|why| Denied::Unauthenticated(why.to_string()))
+        // One that was used elsewhere is of no use here, either.
+        match by_files(|| pending.spend()).await? {
+            Ok(true) if is_first => Ok(()),
+            Ok(_) => Err(unauthenticated("the token was used meanwhile")),
+            Err(why) => {
+                tracing::error!("a token cannot be used up, so it counts for nothing: {why:#}");
+                Err(unauthenticated("the token cannot be used up"))
+            }
+        }
     }
 
     /// The certificates that hold, of each identity the last one.
@@ -394,8 +446,8 @@ struct Counts {
 }
 
 /// Why there was no certificate, in one word.
-const REASONS: [&str; 7] =
-    ["unreadable", "unauthenticated", "forbidden", "throttled", "request", "identity", "authority"];
+const REASONS: [&str; 8] =
+    ["unreadable", "unauthenticated", "forbidden", "throttled", "request", "identity", "authority", "unavailable"];
 
 impl Counts {
     fn add(counter: &AtomicU64) {
@@ -436,16 +488,22 @@ impl Counts {
     }
 }
 
-fn spend(pending: Pending) -> Result<(), Rejection> {
-    let unused = |why: &str| Rejection::Denied(Denied::Unauthenticated(why.to_owned()));
-    match pending.spend() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(unused("the token was used meanwhile")),
-        Err(why) => {
-            tracing::error!("a token cannot be used up, so it counts for nothing: {why:#}");
-            Err(unused("the token cannot be used up"))
-        }
-    }
+/// Does something that looks at files.
+async fn by_files<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, Rejection> {
+    let done = tokio::task::spawn_blocking(act).await;
+    done.map_err(|_| Rejection::Unavailable("the server stops".to_owned()))
+}
+
+fn unauthenticated(why: &str) -> Rejection {
+    Rejection::Denied(Denied::Unauthenticated(why.to_owned()))
+}
+
+/// Nobody knows whether a token was used at another replica: it counts for nothing until somebody does.
+fn away(failure: &Failure) -> Rejection {
+    tracing::warn!("etcd cannot say whether a token was used, so that it counts for nothing now: {failure}");
+    let why =
+        "etcd cannot be asked now whether the token was used: try again, and with a new token if it is refused then";
+    Rejection::Unavailable(why.to_owned())
 }
 
 /// How often each identity may ask.
@@ -471,7 +529,83 @@ impl Limits {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
     use super::*;
+    use crate::ca::{NewToken, TOKEN_TTL};
+    use crate::etcd::tests::two_replicas;
+
+    async fn ask(desk: &Desk, token: &str, wall: SystemTime) -> Result<Issued, Rejection> {
+        let csr = CertificateParams::default().serialize_request(&KeyPair::generate().expect("a key"));
+        let csr = csr.expect("a request").pem().expect("PEM");
+        let application = Application { csr, ttl: 0, claim: Claim::default() };
+        let caller = Caller {
+            ip: [127, 0, 0, 1].into(),
+            is_secured: false,
+            certificate: None,
+            bearer: Some(token.to_owned()),
+            reviewed: None,
+        };
+        let turn = desk.take(&application, &caller, &Asked::default(), (wall, Instant::now())).await?;
+        desk.serve(&application, turn, &caller, wall).await
+    }
+
+    fn used(asked: &Result<Issued, Rejection>) -> bool {
+        matches!(asked, Err(Rejection::Denied(Denied::Unauthenticated(why))) if why.contains("was used"))
+    }
+
+    #[tokio::test]
+    async fn c8_a_token_that_was_used_at_one_replica_is_refused_at_all_others() {
+        let (shared, set_away) = two_replicas().await;
+        let (wall, web) = (SystemTime::now(), "spiffe://cluster.local/ns/shop/sa/web".parse().expect("an ID"));
+        let authority = CertificateAuthority::in_memory("cluster.local".parse().expect("a domain"), wall);
+        let authority = Arc::new(authority.expect("made"));
+        let states = [(), ()].map(|()| tempfile::tempdir().expect("a directory"));
+        let desks: Vec<_> = std::iter::zip(&states, &shared)
+            .map(|(state, shared)| {
+                let offers = Certificates::new(authority.clone()).tokens(Tokens::of(state.path()));
+                Desk::new(offers.shared_tokens(Some(shared.clone())))
+            })
+            .collect();
+        let made = || NewToken::make(&web, TOKEN_TTL, wall).expect("made");
+
+        // Made once, it is good at any of them, and used at one.
+        for (first, second) in [(0, 1), (1, 0)] {
+            let NewToken { token, name, record } = made();
+            shared[0].keep(&name, &record, TOKEN_TTL).await.expect("kept");
+            let issued = ask(&desks[first], &token, wall).await.expect("it is good");
+            assert_eq!(issued.chain.len(), 3);
+            let again = [ask(&desks[second], &token, wall).await, ask(&desks[first], &token, wall).await];
+            assert!(again.iter().all(used), "{again:?}");
+        }
+        let NewToken { token, name, record } = made();
+        shared[0].keep(&name, &record, TOKEN_TTL).await.expect("kept");
+        let late = ask(&desks[0], &token, wall + TOKEN_TTL).await;
+        assert!(late.is_err_and(|why| why.to_string().contains("expired")));
+        // Of many who bring it to both at once, one succeeds.
+        let all = (0..40).map(|number: usize| ask(&desks[number % 2], &token, wall));
+        let all = futures_util::future::join_all(all).await;
+        assert_eq!(all.iter().filter(|asked| asked.is_ok()).count(), 1);
+
+        // A copy of a state directory brings none back.
+        let token = Tokens::of(states[0].path()).create(&web, TOKEN_TTL, wall).expect("made");
+        let [from, to] = [&states[0], &states[1]].map(|state| state.path().join("tokens"));
+        crate::ca::files::directory(&to).expect("made");
+        for file in std::fs::read_dir(&from).expect("there") {
+            let file = file.expect("there");
+            std::fs::copy(file.path(), to.join(file.file_name())).expect("copied");
+        }
+        // While etcd is away nobody knows, and the token counts later.
+        set_away(true);
+        for token in [&*token, &*made().token] {
+            let asked = ask(&desks[0], token, wall).await;
+            assert!(matches!(&asked, Err(Rejection::Unavailable(why)) if why.contains("try again")), "{asked:?}");
+        }
+        set_away(false);
+        ask(&desks[0], &token, wall).await.expect("it is good");
+        let again = ask(&desks[1], &token, wall).await;
+        assert!(used(&again), "{again:?}");
+    }
 
     #[test]
     fn c14_a_connection_that_asks_too_often_is_throttled() {

@@ -92,17 +92,16 @@ impl UnaryService<IstioCertificateRequest> for CreateCertificate {
             })?;
             let reviewed = desk.review(&caller).await;
             let (caller, application) = (Arc::new(Caller { reviewed, ..caller }), Arc::new(application));
-            let has_token = caller.bearer.is_some();
             let take = {
                 let (desk, caller, application) = (desk.clone(), caller.clone(), application.clone());
-                move || desk.take(&application, &caller, &peer.asked, (wall, now()))
+                async move { desk.take(&application, &caller, &peer.asked, (wall, now())).await }
             };
-            let turn = by_files(has_token, take).await?.map_err(|rejection| status(&rejection))?;
+            let turn = to_its_end(take).await?.map_err(|rejection| status(&rejection))?;
             if !turn.wait.is_zero() {
                 tokio::time::sleep(turn.wait).await;
             }
-            let serve = move || desk.serve(&application, turn, &caller, SystemTime::now());
-            let issued = by_files(has_token, serve).await?.map_err(|rejection| status(&rejection))?;
+            let serve = async move { desk.serve(&application, turn, &caller, SystemTime::now()).await };
+            let issued = to_its_end(serve).await?.map_err(|rejection| status(&rejection))?;
             Ok(Response::new(IstioCertificateResponse {
                 cert_chain: issued.chain,
                 trust_bundles: (*issued.trust_bundles).clone(),
@@ -111,12 +110,9 @@ impl UnaryService<IstioCertificateRequest> for CreateCertificate {
     }
 }
 
-/// Does something that looks at files, if it does: tokens are files.
-async fn by_files<T: Send + 'static>(does: bool, act: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
-    match does {
-        true => tokio::task::spawn_blocking(act).await.map_err(|_| Status::unavailable("the server stops")),
-        false => Ok(act()),
-    }
+/// Does something that is noted when it is done, also where whoever asked is gone: a token may be used up by it.
+async fn to_its_end<T: Send + 'static>(act: impl Future<Output = T> + Send + 'static) -> Result<T, Status> {
+    tokio::spawn(act).await.map_err(|_| Status::unavailable("the server stops"))
 }
 
 fn caller(desk: &Desk, peer: &Peer, bearer: Option<String>, wall: SystemTime) -> Caller {
@@ -171,6 +167,6 @@ fn status(rejection: &Rejection) -> Status {
         }
         Rejection::Throttled => Status::resource_exhausted(text),
         Rejection::Refused(Refused::Request(_)) => Status::invalid_argument(text),
-        Rejection::Refused(Refused::Authority(_)) => Status::unavailable(text),
+        Rejection::Refused(Refused::Authority(_)) | Rejection::Unavailable(_) => Status::unavailable(text),
     }
 }
