@@ -260,6 +260,11 @@ impl Authority {
         self.chain.first().is_some_and(|signer| is_issued_by(signer, root))
     }
 
+    /// What stands between a leaf and the roots, the signer first.
+    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
     /// The roots.
     pub(crate) fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
@@ -417,6 +422,13 @@ pub(super) fn is_issued_by(certificate: &CertificateDer<'_>, issuer: &Certificat
         (Ok(certificate), Ok(issuer)) => certificate.issuer().as_raw() == issuer.subject().as_raw(),
         _ => false,
     }
+}
+
+/// How whoever a certificate is for is called.
+pub(super) fn common_name(certificate: &[u8]) -> anyhow::Result<String> {
+    let certificate = parsed(certificate)?;
+    let name = certificate.subject().iter_common_name().next().context("it has no name")?;
+    Ok(name.as_str()?.to_owned())
 }
 
 /// When a certificate begins and ends, in seconds since 1970.

@@ -46,13 +46,16 @@ pub use federation::TrustBundle;
 use key::Key;
 use own_bundle::OwnBundle;
 use plugged::Plugged;
-pub(crate) use plugged::findings;
+pub(crate) use plugged::{called, findings};
 use rotation::SelfSigned;
+pub(crate) use signer::is_of_replica;
 pub use tokens::{MAX_TOKEN_TTL, TOKEN_TTL, Tokens};
 pub(crate) use tokens::{NewToken, Pending, Unusable, token_name};
 
 /// Where a state directory keeps the authority.
 const DIRECTORY: &str = "ca";
+/// How long an intermediate of a replica holds unless it is said otherwise.
+pub(crate) const INTERMEDIATE_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How long after a look at what there should be the next one comes.
 const LOOK: Duration = Duration::from_secs(3600);
 
@@ -127,8 +130,9 @@ impl CertificateAuthority {
     }
 
     /// The authority of somebody else whose intermediate is in a directory, in Istio's layout: `ca-cert.pem`,
-    /// `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`, and with `ca-crl.pem` lists of revoked certificates. A server keeps those in
-    /// its state directory: where they are gone, or cannot be used, the last good ones count from there.
+    /// `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`, and with `ca-crl.pem` lists of revoked certificates. A server follows these
+    /// files, and what cannot be used leaves the last good ones in force. It keeps the lists in its state directory: where they are
+    /// gone, or cannot be used, the last good ones count from there after a restart, too.
     ///
     /// # Errors
     /// Where others can get at the key, or certificates of this authority would not be accepted by those who trust the
@@ -203,6 +207,22 @@ impl CertificateAuthority {
         Ok(())
     }
 
+    /// A new intermediate of a self-signed authority, for a replica that is called so, in the files that
+    /// [`plugged_in`](Self::plugged_in) reads, by their names, the key first. There can be no other authority below it.
+    ///
+    /// # Errors
+    /// Where it is plugged in, so that its root is somebody else's; where the intermediate would not end before the root.
+    pub(crate) fn intermediate(
+        &self,
+        replica: &str,
+        life: Duration,
+        now: SystemTime,
+    ) -> anyhow::Result<[(&'static str, Zeroizing<String>); 4]> {
+        let source = self.source.as_ref().context("a plugged-in authority has no root of its own")?;
+        let (intermediate, roots) = lock(source).intermediate_of(replica, life, now)?;
+        Ok(plugged::files_of(&intermediate, &roots))
+    }
+
     /// Its trust domain.
     pub fn trust_domain(&self) -> TrustDomain {
         self.current.load().domain().clone()
@@ -239,8 +259,37 @@ impl CertificateAuthority {
 
     /// Looks whether others are revoked by now, or roots of foreign domains are others, and tells whether that is so.
     pub(crate) fn look_for_trust(&self, now: SystemTime) -> bool {
+        let is_replaced = self.look_for_next(now);
         let is_news = self.federation.look(&self.roots(), now);
-        self.look_for_revoked(now) || is_news
+        self.look_for_revoked(now) || is_news || is_replaced
+    }
+
+    /// Takes in what somebody has put into the place of a plugged-in authority, and tells whether workloads trust others by it. What
+    /// cannot be used leaves the one of before in force. Blocks as well.
+    fn look_for_next(&self, now: SystemTime) -> bool {
+        let Some(plugged) = &self.plugged else { return false };
+        let mut plugged = lock(plugged);
+        let present = self.current.load_full();
+        match plugged.replaced(&present, now) {
+            Ok(None) => false,
+            Ok(Some(next)) => {
+                plugged.keep(&next);
+                let is_news = next.bundle_pem() != present.bundle_pem();
+                self.current.store(Arc::new(next));
+                tracing::info!("the certificate authority was replaced");
+                is_news
+            }
+            Err(why) => {
+                tracing::error!("the certificate authority is that of before: {why:#}");
+                false
+            }
+        }
+    }
+
+    /// What is wrong with a plugged-in authority: what is in its files is not in force, or a certificate of it ends soon.
+    pub(crate) fn fault(&self, now: SystemTime) -> Option<String> {
+        let plugged = lock(self.plugged.as_ref()?);
+        plugged.fault(&self.current.load(), now)
     }
 
     /// Looks whether others are revoked by now, and tells whether that is so. What cannot be used leaves the last good lists in

@@ -1,5 +1,6 @@
-//! An authority that somebody else runs: an intermediate of theirs, in files as Istio names them (`cacerts`). Of these, the lists
-//! of revoked certificates are followed while the server runs, and survive a restart in its state directory.
+//! An authority that somebody else runs: an intermediate of theirs, in files as Istio names them (`cacerts`). These are followed
+//! while the server runs, so that an intermediate is replaced before it ends; lists of revoked certificates survive a restart in
+//! the state directory.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -9,15 +10,18 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, anyhow, bail, ensure};
+use aws_lc_rs::digest::{SHA256, digest};
 use mesh_core::identity::TrustDomain;
 use mesh_core::tls::{NewestLists, Revoked, pem_error};
 use rustix::fs::OFlags;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use zeroize::Zeroizing;
 
-use super::authority::{Authority, block, check_signing, is_key_of, since_epoch, validity};
+use super::authority::{Authority, block, check_signing, common_name, is_key_of, since_epoch, validity};
 use super::files::{self, Present};
 use super::key::Key;
+use super::signer::Signer;
 
 const CERTIFICATE: &str = "ca-cert.pem";
 const KEY: &str = "ca-key.pem";
@@ -49,8 +53,16 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The directory, and what was last found in its lists of revoked certificates.
+/// What is in the files of an authority, without its lists: a hash of each, or why it cannot be read.
+type Found = [Result<Vec<u8>, String>; 4];
+
+/// The directory, what of it is in force, and what was last found in its lists of revoked certificates.
 pub(super) struct Plugged {
+    dir: PathBuf,
+    /// Which files the authority in force is of.
+    in_force: Found,
+    /// Why those that are there by now are not in force.
+    unusable: Option<String>,
     path: PathBuf,
     /// Where the lists that are in force are kept, so that nobody's revocation ends with the process.
     kept: Option<PathBuf>,
@@ -73,15 +85,12 @@ impl Plugged {
         domain: &TrustDomain,
         now: SystemTime,
     ) -> anyhow::Result<(Authority, Plugged)> {
-        let (authority, found) = examine(dir, domain, now);
-        let Some(authority) = authority else {
-            let faults = found.iter().filter(|finding| finding.is_error).map(ToString::to_string);
-            bail!("the authority in {} cannot be used: {}", dir.display(), faults.collect::<Vec<_>>().join("; "));
-        };
+        // First, so that whatever is replaced meanwhile is found to be.
+        let mut plugged = Plugged::new(dir);
+        let (authority, found) = usable(dir, domain, now)?;
         for finding in found {
             tracing::warn!("{finding}");
         }
-        let mut plugged = Plugged::new(dir);
         plugged.kept = state.map(|state| state.join(KEPT));
         let remembered = plugged.remembered(&authority, now);
         let found = plugged.look(&authority, now);
@@ -109,6 +118,9 @@ impl Plugged {
 
     fn new(dir: &Path) -> Plugged {
         Plugged {
+            dir: dir.to_owned(),
+            in_force: hashes(dir),
+            unusable: None,
             path: dir.join(REVOKED),
             kept: None,
             seen: Err(GONE.to_owned()),
@@ -139,6 +151,61 @@ impl Plugged {
         });
         self.problem = next.as_ref().err().map(|why| format!("{why:#}"));
         next.map(Some)
+    }
+
+    /// The authority that is in the directory by now, with its lists; `None` where it is the one in force.
+    ///
+    /// # Errors
+    /// Why what is there cannot be in force, once.
+    pub(super) fn replaced(&mut self, present: &Authority, now: SystemTime) -> anyhow::Result<Option<Authority>> {
+        let found = hashes(&self.dir);
+        if found == self.in_force {
+            self.unusable = None;
+            return Ok(None);
+        }
+        let before = (self.seen.clone(), self.problem.clone());
+        let next = usable(&self.dir, present.domain(), now).and_then(|(next, _)| self.with_lists(next, present, now));
+        match next {
+            Ok(next) => {
+                (self.in_force, self.unusable) = (found, None);
+                Ok(Some(next))
+            }
+            Err(why) => {
+                // What was found of the lists is about the one in force.
+                (self.seen, self.problem) = before;
+                let told = Some(format!("{why:#}"));
+                let is_known = self.unusable == told;
+                self.unusable = told;
+                if is_known { Ok(None) } else { Err(why) }
+            }
+        }
+    }
+
+    /// A new authority with the lists in the file, or else with those in force: nobody whom they name is let in by another signer.
+    fn with_lists(&mut self, next: Authority, present: &Authority, now: SystemTime) -> anyhow::Result<Authority> {
+        let in_force = present.revoked();
+        if in_force.is_empty() && read(&self.path).is_err_and(|why| why == GONE) {
+            return Ok(next);
+        }
+        // What was seen before was held against another signer.
+        self.seen = Err(String::new());
+        match self.look(&next, now) {
+            Ok(Some(revoking)) => Ok(revoking),
+            Err(why) if in_force.is_empty() => Err(why),
+            _ => next
+                .revoking(in_force.to_vec(), present.revoked_end(), now)
+                .context("neither the lists of revoked certificates in the directory nor those in force are for it"),
+        }
+    }
+
+    /// What is wrong with the authority itself: what is there is not in force, or a certificate ends soon.
+    pub(super) fn fault(&self, present: &Authority, now: SystemTime) -> Option<String> {
+        let chain = present.chain().iter().zip(std::iter::once(CERTIFICATE).chain(std::iter::repeat(CHAIN)));
+        // Of several roots, one that goes may stay until nobody has a certificate of it.
+        let last = present.roots().iter().max_by_key(|root| validity(root).map_or(0, |(_, ends)| ends));
+        let mut all = chain.chain(last.map(|root| (root, ROOT)));
+        let ending = all.find_map(|(one, name)| ends_soon(one, &self.dir.join(name), since_epoch(now)));
+        self.unusable.clone().or_else(|| ending.map(|finding| finding.to_string()))
     }
 
     /// The authority with the lists that were kept. They count beyond their end: who is on them stays revoked.
@@ -213,6 +280,48 @@ pub(crate) fn findings(dir: &Path, domain: &TrustDomain, now: SystemTime) -> Vec
     };
     found.extend(looked.err().map(|why| Finding { path, is_error: true, message: format!("{why:#}") }));
     found
+}
+
+/// The authority of a directory, without its lists of revoked certificates, and what there is to say about it all the same.
+fn usable(dir: &Path, domain: &TrustDomain, now: SystemTime) -> anyhow::Result<(Authority, Vec<Finding>)> {
+    let (authority, found) = examine(dir, domain, now);
+    let Some(authority) = authority else {
+        let faults = found.iter().filter(|finding| finding.is_error).map(ToString::to_string);
+        bail!("the authority in {} cannot be used: {}", dir.display(), faults.collect::<Vec<_>>().join("; "));
+    };
+    Ok((authority, found))
+}
+
+fn hashes(dir: &Path) -> Found {
+    [KEY, CERTIFICATE, CHAIN, ROOT].map(|name| -> Result<Vec<u8>, String> {
+        let text = read(&dir.join(name)).map(Zeroizing::new)?;
+        Ok(digest(&SHA256, &text).as_ref().to_vec())
+    })
+}
+
+/// An intermediate for a replica, as files of this layout, the key first.
+pub(super) fn files_of(intermediate: &Signer, roots: &str) -> [(&'static str, Zeroizing<String>); 4] {
+    let certificate = intermediate.certificate_pem();
+    [
+        (KEY, intermediate.key_pem()),
+        (CERTIFICATE, Zeroizing::new(certificate.clone())),
+        (CHAIN, Zeroizing::new(certificate)),
+        (ROOT, Zeroizing::new(roots.to_owned())),
+    ]
+}
+
+/// How the authority in a directory is called; `None` where there is none.
+///
+/// # Errors
+/// There is something of one, and nobody knows whose.
+pub(crate) fn called(dir: &Path) -> anyhow::Result<Option<String>> {
+    let is_there = |name| fs::symlink_metadata(dir.join(name)).is_ok();
+    if !is_there(KEY) && !is_there(CERTIFICATE) {
+        return Ok(None);
+    }
+    let path = dir.join(CERTIFICATE);
+    let named = certificates(&path).and_then(|all| common_name(all.first().context("there is none")?));
+    named.map(Some).with_context(|| path.display().to_string())
 }
 
 /// The authority of a directory, without its lists of revoked certificates, and all that there is to say about its files. `None`

@@ -8,11 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use mesh_core::identity::TrustDomain;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
-use super::authority::{Authority, MAX_TTL, is_issued_by, since_epoch};
+use super::authority::{Authority, MAX_TTL, is_issued_by, pem, since_epoch};
 use super::files::{self, Present};
 use super::signer::Signer;
 
@@ -151,6 +151,25 @@ impl SelfSigned {
             }
             _ => self.renewed(now),
         }
+    }
+
+    /// A new intermediate for a replica that is called so, and the roots that it hands out, in PEM.
+    pub(super) fn intermediate_of(
+        &self,
+        replica: &str,
+        life: Duration,
+        now: SystemTime,
+    ) -> anyhow::Result<(Signer, String)> {
+        let root = self.signing(now)?;
+        let left = Duration::from_secs(root.life()?.1.saturating_sub(since_epoch(now)));
+        ensure!(
+            life < left,
+            "an intermediate ends before its root, which ends in {} s, and not in {} s",
+            left.as_secs(),
+            life.as_secs()
+        );
+        let next = root.intermediate_of(replica, life.as_secs(), &self.domain, now)?;
+        Ok((next, self.roots().iter().map(|root| pem(root)).collect()))
     }
 
     /// The authority with a new intermediate, which is kept before it signs.

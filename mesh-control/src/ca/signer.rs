@@ -39,8 +39,23 @@ impl Signer {
 
     /// A new intermediate of this root.
     pub(crate) fn intermediate(&self, domain: &TrustDomain, now: SystemTime) -> anyhow::Result<Signer> {
+        self.sign(domain, "intermediate", INTERMEDIATE, now)
+    }
+
+    /// A new intermediate of this root for a replica that is called so, for so many seconds.
+    pub(super) fn intermediate_of(
+        &self,
+        replica: &str,
+        life: u64,
+        domain: &TrustDomain,
+        now: SystemTime,
+    ) -> anyhow::Result<Signer> {
+        self.sign(domain, &format!("intermediate {replica}"), life, now)
+    }
+
+    fn sign(&self, domain: &TrustDomain, role: &str, life: u64, now: SystemTime) -> anyhow::Result<Signer> {
         let key = Key::generate()?;
-        let params = params(domain, "intermediate", BasicConstraints::Constrained(0), INTERMEDIATE, now)?;
+        let params = params(domain, role, BasicConstraints::Constrained(0), life, now)?;
         let root = Issuer::from_ca_cert_der(&self.certificate, &self.key)?;
         let certificate = params.signed_by(&key, &root).context("cannot sign the intermediate")?.der().clone();
         Ok(Signer { key, certificate })
@@ -59,6 +74,16 @@ impl Signer {
     /// Its certificate.
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// The same in PEM.
+    pub(super) fn certificate_pem(&self) -> String {
+        pem(&self.certificate)
+    }
+
+    /// Its key in PEM.
+    pub(super) fn key_pem(&self) -> Zeroizing<String> {
+        self.key.pem()
     }
 
     /// When it was made and when it ends, in seconds since 1970.
@@ -85,6 +110,16 @@ impl Signer {
     }
 }
 
+/// What the name of a signing certificate begins with.
+fn called(role: &str) -> String {
+    format!("mesh {role}")
+}
+
+/// Whether a certificate with this name is an intermediate of a replica that is called so.
+pub(crate) fn is_of_replica(name: &str, replica: &str) -> bool {
+    name.rsplit_once(' ').is_some_and(|(begin, _)| begin == called(&format!("intermediate {replica}")))
+}
+
 fn params(
     domain: &TrustDomain,
     role: &str,
@@ -101,7 +136,7 @@ fn params(
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, domain.as_str());
     // Names differ, so that verifiers do not try the keys of others (hazard M15).
-    params.distinguished_name.push(DnType::CommonName, format!("mesh {role} {a:02x}{b:02x}{c:02x}{d:02x}"));
+    params.distinguished_name.push(DnType::CommonName, format!("{} {a:02x}{b:02x}{c:02x}{d:02x}", called(role)));
     // X509-SVID, 3.1: a signing certificate may have the ID of its trust domain, which has no path.
     params.subject_alt_names = vec![SanType::URI(format!("spiffe://{domain}").try_into()?)];
     params.is_ca = IsCa::Ca(path_length);

@@ -335,6 +335,116 @@ fn a_plugged_in_authority_signs_whatever_form_its_chain_has() {
     assert_eq!(issued.chain.last().map(|last| last.matches("BEGIN CERTIFICATE").count()), Some(2));
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Puts an intermediate of a replica into its directory.
+fn give(root: &CertificateAuthority, name: &str, dir: &Path, life: Duration, now: SystemTime) {
+    for (file, text) in root.intermediate(name, life, now).expect("made") {
+        fs::write(dir.join(file), text.as_bytes()).expect("written");
+    }
+    set_mode(&dir.join("ca-key.pem"), 0o600);
+}
+
+#[test]
+fn replicas_with_intermediates_of_one_root_vouch_for_workloads_of_each_other_without_its_key() {
+    let [state, first, second] = [(), (), ()].map(|()| tempfile::tempdir().expect("a directory"));
+    let root = open(&state.path().join("ca"), NOW).expect("made");
+    let replicas = [("r1", &first), ("r2", &second)].map(|(name, dir)| {
+        give(&root, name, dir.path(), 90 * DAY, at(NOW));
+        assert!(called(dir.path()).expect("a name").is_some_and(|called| is_of_replica(&called, name)));
+        plugged(dir.path()).expect("usable")
+    });
+    let issued = replicas.each_ref().map(|replica| replica.issue_with_key(&web(), 0, at(NOW)).expect("issued").1);
+    assert_ne!(issued[0].chain[1], issued[1].chain[1], "each has its own");
+    for (of, by) in [(0, 1), (1, 0)] {
+        // Leaf and intermediate are sent, and the root alone is known.
+        let (roots, shown) = issued[of].chain.split_last().expect("a chain");
+        assert_eq!((shown.len(), roots), (2, &root.roots_pem()));
+        assert!(
+            accepts(&replicas[by].roots_pem(), shown, NOW) && !accepts(&replicas[by].roots_pem(), &shown[..1], NOW)
+        );
+        let chain = ders(&shown.concat());
+        replicas[by].verify(&chain, at(NOW)).expect("it is of the same root");
+    }
+    let own = ders(&issued[0].chain[1]);
+    let below = authority::parsed(&own[0]).expect("a certificate");
+    let constraints = below.basic_constraints().expect("read").expect("there").value;
+    assert_eq!((constraints.ca, constraints.path_len_constraint), (true, Some(0)));
+    let names = [("r1", true), ("r", false), ("r1 1", false), ("r2", false)];
+    let name = called(first.path()).expect("a name").expect("there");
+    assert!(names.into_iter().all(|(replica, is_own)| is_of_replica(&name, replica) == is_own), "{name}");
+    // It does not outlive the root, and is made by whoever has that alone.
+    assert!(why(root.intermediate("r1", 3650 * DAY, at(NOW)).map(drop)).contains("before its root"));
+    assert!(why(replicas[0].intermediate("r3", DAY, at(NOW)).map(drop)).contains("no root of its own"));
+}
+
+#[test]
+fn an_intermediate_is_replaced_while_the_server_runs_and_one_that_cannot_be_used_is_told() {
+    let [state, dir] = [(), ()].map(|()| tempfile::tempdir().expect("a directory"));
+    let root = open(&state.path().join("ca"), NOW).expect("made");
+    give(&root, "r1", dir.path(), 90 * DAY, at(NOW));
+    let authority = plugged(dir.path()).expect("usable");
+    let first = signs_with(&authority, NOW);
+    let (_, issued) = authority.issue_with_key(&web(), 7 * 24 * 3600, at(NOW)).expect("issued");
+    assert!(!authority.look_for_trust(at(NOW)));
+    assert_eq!(authority.fault(at(NOW)), None);
+    let late = at(NOW) + 80 * DAY;
+    let fault = authority.fault(late).expect("it ends soon");
+    assert!(fault.contains("ca-cert.pem") && fault.contains("ends in 10 days"), "{fault}");
+
+    // Its key is there before it is: the one of before goes on.
+    let successor = root.intermediate("r1", 90 * DAY, late).expect("made");
+    let [(key, text), rest @ ..] = successor;
+    fs::write(dir.path().join(key), text.as_bytes()).expect("written");
+    for _ in 0..2 {
+        assert!(!authority.look_for_trust(late));
+        let fault = authority.fault(late).expect("told");
+        assert!(fault.contains("ca-key.pem") && fault.contains("not that of"), "{fault}");
+    }
+    let seconds = since_epoch(late);
+    assert_eq!(signs_with(&authority, seconds), first);
+    for (file, text) in rest {
+        fs::write(dir.path().join(file), text.as_bytes()).expect("written");
+    }
+    assert!(!authority.look_for_trust(late), "the root is the same, so that no workload has to learn of it");
+    assert_eq!(authority.fault(late), None);
+    assert_ne!(signs_with(&authority, seconds), first);
+    assert_eq!(authority.ends().1, seconds + 90 * 24 * 3600);
+    let chain = ders(&issued.chain[..2].concat());
+    authority.verify(&chain, at(NOW)).expect("certificates of the one before count");
+
+    // Another root is news to workloads.
+    let other = tempfile::tempdir().expect("a directory");
+    let other = open(&other.path().join("ca"), NOW).expect("made");
+    give(&other, "r1", dir.path(), 90 * DAY, at(NOW));
+    assert!(authority.look_for_trust(at(NOW)));
+    assert_eq!(authority.roots_pem(), other.roots_pem());
+}
+
+#[test]
+fn m18_a_new_signer_lets_nobody_in_who_is_revoked() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = self_signed(ca_params("root"));
+    let [before, after] = ["before", "after"].map(|name| root.sign(ca_params(name)));
+    let hour = NOW + 3600;
+    let put = |lists: &[String]| fs::write(dir.path().join("ca-crl.pem"), lists.concat()).expect("written");
+    put(&[root.list(&[], hour), before.list(&[], hour)]);
+    plug(dir.path(), &before.pem, &before.key, "", &root.pem);
+    let authority = plugged(dir.path()).expect("usable");
+    let (first, lists) = (signs_with(&authority, NOW), authority.trusted().0.revoked_pem());
+    // There is no list of its own: nobody would accept its certificates.
+    plug(dir.path(), &after.pem, &after.key, "", &root.pem);
+    assert!(!authority.look_for_trust(at(NOW)));
+    assert!(authority.fault(at(NOW)).is_some_and(|fault| fault.contains("neither the lists")));
+    assert_eq!(authority.revocation(at(NOW)).expect("lists").problem, None, "those in force are right");
+    assert_eq!((signs_with(&authority, NOW), authority.trusted().0.revoked_pem()), (first.clone(), lists));
+    put(&[root.list(&[], hour), before.list(&[], hour), after.list(&[], hour)]);
+    assert!(authority.look_for_trust(at(NOW)), "the lists are others");
+    assert_eq!(authority.fault(at(NOW)), None);
+    assert_ne!(signs_with(&authority, NOW), first);
+    assert_eq!(authority.trusted().0.revoked().len(), 3);
+}
+
 impl Ca {
     /// Its list of revoked certificates, in PEM.
     fn list(&self, serials: &[u64], ends: u64) -> String {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Subcommand;
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::tls::svid;
@@ -13,7 +13,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use super::files;
-use crate::ca::CertificateAuthority;
+use crate::ca::{CertificateAuthority, INTERMEDIATE_TTL, is_of_replica};
 
 /// Works with the mesh's certificate authority.
 #[derive(Clone, Debug, clap::Args)]
@@ -25,6 +25,7 @@ pub(super) struct Args {
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
     Issue(Issue),
+    Intermediate(Intermediate),
     RotateRoot(RotateRoot),
 }
 
@@ -67,6 +68,32 @@ struct RotateRoot {
     trust_domain: TrustDomain,
 }
 
+/// Writes an authority of its own for one replica into a directory, in Istio's layout, for `serve --ca-dir`: a new key, and an
+/// intermediate of the root in --state-dir, below which there can be no other authority. The root is made where there is none, and
+/// its key stays there, on a machine that need not serve anything. To be done again before the intermediate ends; a server takes the new one in
+/// while it runs.
+#[derive(Clone, Debug, clap::Args)]
+struct Intermediate {
+    /// What the replica is called, which stands in the certificate: up to 32 letters, digits, dots and dashes.
+    #[arg(long, value_name = "NAME", value_parser = replica)]
+    name: String,
+    /// Where to write; the directory is made if need be.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// How long the intermediate holds: 90 days unless set, and never longer than the root.
+    #[arg(long, value_name = "SECONDS", value_parser = super::serve::seconds)]
+    ttl: Option<Duration>,
+    /// Replaces the authority of somebody else that is there, too.
+    #[arg(long)]
+    force: bool,
+    /// Where the root is kept: the --state-dir of no server at best.
+    #[arg(long, value_name = "DIR")]
+    state_dir: PathBuf,
+    /// The trust domain of the mesh.
+    #[arg(long, value_name = "DOMAIN", default_value_t)]
+    trust_domain: TrustDomain,
+}
+
 /// Where the authority is.
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = true, id = "authority")]
@@ -82,6 +109,7 @@ pub(super) struct Place {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Issue(args) => issue(args),
+        Command::Intermediate(args) => intermediate(args),
         Command::RotateRoot(args) => {
             let now = SystemTime::now();
             let authority = open(None, Some(&args.state_dir), &args.trust_domain)?;
@@ -172,6 +200,45 @@ fn issue(args: &Issue) -> anyhow::Result<()> {
         issued.ttl.as_secs(),
         dir.display()
     ))?;
+    Ok(())
+}
+
+fn replica(text: &str) -> Result<String, String> {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    match (1..=32).contains(&text.len()) && text.bytes().all(is_name) {
+        true => Ok(text.to_owned()),
+        false => Err("expected up to 32 letters, digits, dots and dashes".to_owned()),
+    }
+}
+
+fn intermediate(args: &Intermediate) -> anyhow::Result<()> {
+    let (dir, now) = (&args.out, SystemTime::now());
+    if !args.force {
+        // A key that is replaced cannot be got back.
+        let there = crate::ca::called(dir).context("nothing is replaced; choose another --out, or say --force")?;
+        if let Some(there) = there.filter(|there| !is_of_replica(there, &args.name)) {
+            bail!(
+                "{} has the authority {there:?}, and none of {}: nothing is replaced; choose another --out, or say --force",
+                dir.display(),
+                args.name
+            );
+        }
+    }
+    let life = args.ttl.unwrap_or(INTERMEDIATE_TTL);
+    ensure!(life.as_secs() > 0, "--ttl: an intermediate holds for a second at least");
+    let authority = open(None, Some(&args.state_dir), &args.trust_domain)?;
+    let written = authority.intermediate(&args.name, life, now)?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    for (name, text) in &written {
+        files::write(&dir.join(name), text.as_bytes(), 0o600)?;
+    }
+    if authority.roots().len() > 1 {
+        eprintln!(
+            "mesh-control: the root is being replaced, and both are handed out: make the intermediates of all replicas anew now, \
+             and again nine days and seventeen days after this began"
+        );
+    }
+    super::say(&format!("the intermediate of {} holds for {} s: {}\n", args.name, life.as_secs(), dir.display()))?;
     Ok(())
 }
 

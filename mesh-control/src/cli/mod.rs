@@ -266,6 +266,7 @@ mod tests {
             "authz render",
             "authz suggest",
             "bootstrap",
+            "ca intermediate",
             "ca issue",
             "ca rotate-root",
             "completions",

@@ -9,6 +9,7 @@ mod federation;
 mod guests;
 mod health_checks;
 mod identity;
+mod intermediates;
 mod kubernetes;
 mod live_trace_process;
 mod names_process;

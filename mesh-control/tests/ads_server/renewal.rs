@@ -24,7 +24,7 @@ spec: {selector: {app: web}, ports: [{name: http, port: 80}]}
 ";
 
 /// What the command prints for a workload of the namespace `shop`, called like its account, with a new token.
-fn bootstrap(state: &Path, server: SocketAddr, account: &str) -> Bootstrap {
+pub(crate) fn bootstrap(state: &Path, server: SocketAddr, account: &str) -> Bootstrap {
     let state = state.to_str().unwrap();
     let identity = format!("spiffe://cluster.local/ns/shop/sa/{account}");
     let made = output(&["token", "create", "--identity", &identity, "--state-dir", state]);

@@ -20,6 +20,9 @@ pub struct AuthorityStatus {
     pub root_expires: u64,
     /// Unix time in seconds at which the first certificate of its chain ends.
     pub chain_expires: u64,
+    /// Why what is in the files of a plugged-in authority is not in force, or that a certificate of it ends soon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Lists of revoked certificates, where there are some, or should be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<RevokedStatus>,
@@ -74,7 +77,8 @@ impl AuthorityStatus {
         });
         let (trust_domain, trust_bundles) = (authority.trust_domain().to_string(), trust_bundles.collect());
         let secrets = has_envoys.then(|| told_of(authority)).flatten();
-        AuthorityStatus { trust_domain, root_expires, chain_expires, revoked, trust_bundles, secrets }
+        let problem = authority.fault(now);
+        AuthorityStatus { trust_domain, root_expires, chain_expires, problem, revoked, trust_bundles, secrets }
     }
 
     /// Appends it as Prometheus text, by Istio's names where it has them.
@@ -90,6 +94,8 @@ impl AuthorityStatus {
             let left = ends.saturating_sub(now);
             single(out, &seconds, "gauge", &format!("Seconds until the {what} that signs expires."), left);
         }
+        let help = "Whether the files of a plugged-in authority are not in force, or a certificate of it ends soon.";
+        single(out, "mesh_ca_wrong", "gauge", help, self.problem.is_some().into());
         let lists = revoked.as_ref().map_or(0, |revoked| revoked.lists as u64);
         single(out, "mesh_ca_crl_lists", "gauge", "Lists of revoked certificates in force.", lists);
         let is_wrong = revoked.as_ref().is_some_and(|revoked| revoked.problem.is_some());
@@ -126,13 +132,14 @@ impl AuthorityStatus {
         }
     }
 
-    /// All that keeps it from trusting and revoking whom it should.
+    /// All that keeps it, or will keep it, from signing, trusting and revoking as it should.
     pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
         let revoked = self.revoked.iter().filter_map(|revoked| revoked.problem.as_ref());
         let bundles = self.trust_bundles.iter().filter_map(|bundle| bundle.problem.as_ref());
         let revoked = revoked.map(|problem| format!("revoked certificates: {problem}"));
         let bundles = bundles.map(|problem| format!("trust bundle: {problem}"));
-        revoked.chain(bundles).chain(self.secrets.iter().map(|problem| format!("secrets: {problem}")))
+        let own = self.problem.iter().map(|problem| format!("certificate authority: {problem}"));
+        own.chain(revoked).chain(bundles).chain(self.secrets.iter().map(|problem| format!("secrets: {problem}")))
     }
 }
 
