@@ -3,7 +3,9 @@ is registered at each, and two clients that call without pause, while objects ar
 """
 
 import collections
+import concurrent.futures
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -135,6 +137,7 @@ class Etcd:
         check("etcd", "the leader is stopped: the same", lambda: self.without_leader(signal.SIGSTOP))
         check("etcd", "a replica whose revision is compacted away lists anew: what came is there, and what went is not", self.compacted)
         check("etcd", "a replica is killed: who is registered with it is called by clients of the other, and it comes back", self.without_replica)
+        check("etcd", "a token is good at one of two replicas, once, and at none while there is no quorum", self.tokens)
         check("etcd", "no quorum: what was known is served, and said to be old", self.without_quorum)
         check("etcd", "the history says who did what, and a change is taken back", self.history)
         check("etcd", "no call was lost, and replicas end when told", self.unfailing)
@@ -173,10 +176,10 @@ class Etcd:
         return ["--etcd", ",".join(member.url for member in members), "--etcd-ca", self.tls / "ca.pem",
                 "--etcd-cert", self.tls / "leaf.pem", "--etcd-key", self.tls / "leaf.key"]
 
-    def replica(self, name, members, xds="127.0.0.1:0"):
+    def replica(self, name, members, xds="127.0.0.1:0", more=()):
         """A mesh-control without a file."""
         command = [self.suite.args.bin / "mesh-control", "serve", *self.options(members)]
-        command += ["--xds-addr", xds, "--status-addr", "127.0.0.1:0"]
+        command += ["--xds-addr", xds, "--status-addr", "127.0.0.1:0", *more]
         process = self.suite.start(name, command)
         return Replica(process, process.wait_for_line("xds listening on "), process.wait_for_line("status listening on "))
 
@@ -308,6 +311,53 @@ class Etcd:
         self.apply(rule("v1"), "and with it")
         self.converge("v1")
         return f"every call of the other's client after {took:.2f} s"
+
+    def tokens(self):
+        """Two more replicas, which sign for who brings a token."""
+        csr = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/", "-keyout", os.devnull]
+        self.csr = subprocess.run(csr, check=True, capture_output=True, timeout=30, text=True).stdout
+        own = lambda name: ["--state-dir", self.folder / f"state-{name}"]
+        signing = [self.replica(f"mesh-control {name} of etcd, which signs", self.members, more=own(name)) for name in "cd"]
+        good, bad, away = grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED, self.members[1:]
+        try:
+            token = self.token()
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                codes = list(pool.map(lambda number: self.sign(signing[number % 2], token), range(16)))
+            if codes.count(good) != 1 or codes.count(bad) != 15:
+                raise self.failure(f"of sixteen who bring a token at once: {codes}")
+            token = self.token()
+            for member in away:
+                member.process.child.send_signal(signal.SIGSTOP)
+            try:
+                if (code := self.sign(signing[0], token)) != grpc.StatusCode.UNAVAILABLE:
+                    raise self.failure(f"without a quorum: {code}")
+            finally:
+                for member in away:
+                    member.process.child.send_signal(signal.SIGCONT)
+            self.until("the token is good again", lambda: self.sign(signing[0], token) == good)
+            if (code := self.sign(signing[1], token)) != bad:
+                raise self.failure(f"a token that was used at the other replica: {code}")
+        finally:
+            for replica in signing:
+                replica.process.kill()
+        self.until("all are well", lambda: self.told("config_stale_reason") == [None, None])
+        return "and of sixteen who bring one at once, one"
+
+    def token(self):
+        done = self.command("token", "create", "--identity", "spiffe://cluster.local/ns/shop/sa/web")
+        if done.returncode != 0:
+            raise self.failure(f"token create: exit code {done.returncode}: {done.stderr}")
+        return done.stdout.strip()
+
+    def sign(self, replica, token):
+        """How a request for a certificate with a token ends."""
+        with grpc.insecure_channel(replica.xds) as channel:
+            call = channel.unary_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate")
+            try:
+                call(field(1, self.csr), timeout=30, metadata=[("authorization", f"Bearer {token}")])
+                return grpc.StatusCode.OK
+            except grpc.RpcError as error:
+                return error.code()
 
     def without_quorum(self):
         away, began = self.members[1:], time.monotonic()
