@@ -5,19 +5,23 @@ use std::sync::Arc;
 
 use super::{All, Id};
 use crate::analysis::{Mesh, validate_scan};
-use crate::config::diagnostic::stored_name;
 use crate::config::load::Scan;
 use crate::config::{Diagnostic, Severity};
 
 /// Why objects may not be put among those that are there: the errors in their files, and those of others that were none before. Files
-/// are given as they are written, so that what is said has its place in them.
-pub(crate) fn refused(all: &All, files: Scan, written: &BTreeSet<Id>) -> Vec<Diagnostic> {
+/// are given as they are written, so that what is said has its place in them; those that are there are called by `name`.
+pub(super) fn refused(
+    all: &All,
+    files: Scan,
+    written: &BTreeSet<Id>,
+    name: impl Fn(&Id) -> Arc<str>,
+) -> Vec<Diagnostic> {
     // Nobody here knows whether the server issues certificates; it says so itself.
     let mesh = Mesh::issuing;
     let scan = |is_kept: &dyn Fn(&Id) -> bool| {
         let kept = all.iter().filter(|(id, _)| is_kept(id));
         let mut scan = Scan::default();
-        scan.files.extend(kept.map(|(id, stored)| (stored_name(&id.path()), Ok(stored.text.clone()))));
+        scan.files.extend(kept.map(|(id, stored)| (name(id), Ok(stored.text.clone()))));
         scan
     };
     let before = validate_scan(scan(&|_| true), mesh()).diagnostics;
@@ -35,6 +39,7 @@ pub(crate) fn refused(all: &All, files: Scan, written: &BTreeSet<Id>) -> Vec<Dia
 mod tests {
     use super::super::{Documents, Stored};
     use super::*;
+    use crate::config::diagnostic::stored_name;
 
     fn files(text: &str) -> Scan {
         let mut scan = Scan::default();
@@ -47,7 +52,7 @@ mod tests {
         let documents = Documents::read(&files(there)).expect("good").objects.into_iter();
         let all: All = documents.map(|(id, it)| (id, Stored { text: it.text, version: 1 })).collect();
         let written = Documents::read(&files(text)).map(|it| it.objects.into_keys().collect()).unwrap_or_default();
-        refused(&all, files(text), &written).iter().map(ToString::to_string).collect()
+        refused(&all, files(text), &written, |id| stored_name(&id.path())).iter().map(ToString::to_string).collect()
     }
 
     const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {ports: [{name: http, port: 80}]}\n";

@@ -8,7 +8,7 @@ const AROUND: usize = 3;
 const MOST: usize = 4000;
 
 /// The differences; empty where there are none.
-pub(crate) fn diff(name: &str, before: &str, after: &str) -> String {
+pub(super) fn diff(name: &str, before: &str, after: &str) -> String {
     if before == after {
         return String::new();
     }

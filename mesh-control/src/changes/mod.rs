@@ -1,26 +1,33 @@
 //! Changes of objects that are kept in a store: who an object is there, what a set of documents would change, whether that may be, and
-//! what it comes to as text. Where they are kept, and how many change at once, is for the store.
+//! what it comes to as text. Where they are kept, and how many change at once, is for the store: `store` is the seam, `cluster` a
+//! Kubernetes cluster, and etcd the other one. `carry_out` is what commands and the API ask for.
 
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
+mod carry_out;
 mod check;
+mod cluster;
 mod diff;
 mod documents;
+mod store;
 mod wanted;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-pub(crate) use check::refused;
-pub(crate) use diff::diff;
+pub(crate) use carry_out::carry_out;
+pub(crate) use cluster::ClusterObjects;
 pub(crate) use documents::Documents;
+pub(crate) use store::{Outcome, Past, VersionedStore};
 pub(crate) use wanted::{Done, DoneWith, Kept, Listed, Refusal, Wanted, What};
 
 use crate::config::support::group_of;
+use crate::hex::hex;
 use crate::kubernetes::kinds::{RESOURCES, Resource, SETTINGS, Use};
 
 /// Who an object is: its kind, namespace and name.
@@ -221,6 +228,14 @@ pub(crate) struct Changed {
     /// What it was before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) before: Option<Value>,
+    /// The [`mark`] of what it was afterwards, in a store whose versions change for other reasons, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) after: Option<String>,
+}
+
+/// Tells the text of an object from every other one.
+fn mark(text: &str) -> String {
+    hex(digest(&SHA256, text.as_bytes()).as_ref())
 }
 
 /// What has to change so that everything is as it was after the change `to`, by the changes since, the newest first.
@@ -293,6 +308,7 @@ mod tests {
                     object: format!("services/shop/{name}"),
                     verb: String::new(),
                     before: before.map(|before| json!(before)),
+                    after: None,
                 })
                 .collect(),
         };

@@ -1,6 +1,7 @@
 //! Objects in etcd, read and changed: a set of changes is one transaction, with its author in the history, and holds only if nobody
 //! has changed anything since it was looked at.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde_json::Value;
@@ -11,7 +12,10 @@ use super::link::{Client, Failure};
 use super::proto::{
     Compare, DeleteRangeRequest, KeyValue, MOD, Op, PutRequest, RangeRequest, RequestOp, Target, TxnRequest,
 };
-use crate::changes::{All, Author, Change, Changed, Entry, Id, Stored};
+use crate::changes::{
+    All, Author, Change, Changed, Done, Entry, Id, Outcome, Past, Refusal, Stored, VersionedStore, Wanted, carry_out,
+};
+use crate::config::diagnostic::stored_name;
 use crate::period::date;
 
 /// How many changes the history keeps.
@@ -43,25 +47,17 @@ struct Last {
     revision: i64,
 }
 
-/// What became of a set of changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// It is in force, under this number.
-    Committed(u64),
-    /// Somebody has changed something meanwhile.
-    Conflict,
-}
-
-/// A change of the history, and the version that it gave to its objects.
-#[derive(Clone, Debug)]
-pub(crate) struct Past {
-    pub(crate) entry: Entry,
-    pub(crate) version: i64,
-}
-
 impl Objects {
     pub(crate) fn new(client: Client, prefix: Prefix) -> Objects {
         Objects { client, prefix }
+    }
+
+    /// Does what is wanted, or says why not.
+    ///
+    /// # Errors
+    /// Why nothing was changed.
+    pub(crate) async fn carry_out(&self, wanted: &Wanted, author: &str, now: SystemTime) -> Result<Done, Refusal> {
+        carry_out(self, wanted, author, now).await
     }
 
     /// All objects.
@@ -160,7 +156,7 @@ impl Objects {
             // What is no JSON, since somebody wrote it by hand, is kept as the text that it is.
             let before =
                 before.map(|stored| serde_json::from_str(&stored.text).unwrap_or_else(|_| Value::from(&*stored.text)));
-            objects.push(Changed { object: change.id.path(), verb: verb.to_owned(), before });
+            objects.push(Changed { object: change.id.path(), verb: verb.to_owned(), before, after: None });
         }
         let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let Author { name, message } = author.clone();
@@ -180,29 +176,49 @@ impl Objects {
         let (_, kvs) = list(&self.client, self.prefix.history()).await?;
         let pasts = kvs.iter().rev().filter_map(|kv| {
             let entry = serde_json::from_slice(&kv.value).ok()?;
-            Some(Past { entry, version: kv.mod_revision })
+            Some(Past { entry, version: Some(kv.mod_revision) })
         });
         Ok(pasts.collect())
     }
 }
 
-impl Held {
-    /// Which of these objects were changed since the history's last word on them, by somebody who wrote none.
-    pub(crate) fn beside(&self, newest_first: &[Past], changes: &[Change]) -> Vec<Id> {
-        let is_beside = |change: &&Change| {
-            let path = change.id.path();
-            let mut pasts = newest_first.iter();
-            let last = pasts.find(|past| past.entry.objects.iter().any(|changed| changed.object == path));
-            let version = self.objects.get(&change.id).map(|stored| stored.version);
-            let is_deleted = |past: &Past| {
-                past.entry.objects.iter().any(|changed| changed.object == path && changed.verb == "deleted")
-            };
-            match (last, version) {
-                (Some(past), Some(version)) => past.version != version,
-                (Some(past), None) => !is_deleted(past),
-                (None, _) => true,
-            }
-        };
-        changes.iter().filter(is_beside).map(|change| change.id.clone()).collect()
+impl VersionedStore for Objects {
+    type Held = Held;
+
+    fn objects(held: &Held) -> &All {
+        &held.objects
+    }
+
+    fn name(id: &Id) -> Arc<str> {
+        stored_name(&id.path())
+    }
+
+    async fn read(&self) -> Result<Held, Refusal> {
+        Ok(Objects::read(self).await?)
+    }
+
+    async fn history(&self) -> Result<Vec<Past>, Refusal> {
+        Ok(Objects::history(self).await?)
+    }
+
+    /// etcd keeps what is written as it is.
+    async fn preview(&self, _held: &Held, changes: &[Change]) -> Result<Vec<Change>, Refusal> {
+        Ok(changes.to_vec())
+    }
+
+    async fn commit(
+        &self,
+        held: &Held,
+        changes: &[Change],
+        author: &Author,
+        now: SystemTime,
+    ) -> Result<Outcome, Refusal> {
+        Ok(Objects::commit(self, held, changes, author, now).await?)
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Refusal {
+        Refusal::Store(format!("etcd: {failure}"))
     }
 }

@@ -9,11 +9,11 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::timeout;
 
-use super::commit::{KEPT, Outcome};
+use super::commit::KEPT;
 use super::follow::Pace;
 use super::known::Subject;
 use super::{Access, Client, Objects, Prefix, Replicas, SharedTokens, Store};
-use crate::changes::{Author, Change, Documents, Done, Id, Refusal, Wanted, What};
+use crate::changes::{Author, Change, Documents, Done, Id, Outcome, Refusal, Wanted, What};
 use crate::config::load::{Reach, scan};
 use crate::config::source::{ConfigStore, Pauses};
 use crate::config::store::{Standing, Update};

@@ -33,6 +33,11 @@ const LONGEST_LINE: usize = 16 << 20;
 /// The longest reason why there is no answer.
 const MOST_REASON: usize = 64 << 10;
 
+/// What is sent: an object, a merge patch (RFC 7396), or an object for server-side apply, which is YAML and so may be JSON.
+const JSON: &str = "application/json";
+const MERGE: &str = "application/merge-patch+json";
+const APPLY: &str = "application/apply-patch+yaml";
+
 /// Asks an API server.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
@@ -94,12 +99,12 @@ impl Client {
 
     /// Asks for what is at a path, and takes it in one piece.
     pub(crate) async fn get(&self, path: &str, limit: Duration) -> Result<Bytes, Failure> {
-        within(limit, async { self.open(Method::GET, path, Vec::new()).await?.whole().await }).await
+        within(limit, async { self.open(Method::GET, path, Vec::new(), JSON).await?.whole().await }).await
     }
 
     /// Sends JSON to a path, and takes the answer in one piece.
     pub(crate) async fn post(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Bytes, Failure> {
-        within(limit, async { self.open(Method::POST, path, json).await?.whole().await }).await
+        within(limit, async { self.open(Method::POST, path, json, JSON).await?.whole().await }).await
     }
 
     /// Asks for something, and takes the answer in one piece, whatever its status.
@@ -111,7 +116,7 @@ impl Client {
         limit: Duration,
     ) -> Result<(StatusCode, Bytes), Failure> {
         within(limit, async {
-            let answer = self.exchange(method, path, json).await.map_err(Failure::Lost)?;
+            let answer = self.exchange(method, path, json, JSON).await.map_err(Failure::Lost)?;
             Ok((answer.response.status(), answer.whole().await?))
         })
         .await
@@ -119,21 +124,31 @@ impl Client {
 
     /// Puts JSON in the place of what is at a path.
     pub(super) async fn put(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Bytes, Failure> {
-        within(limit, async { self.open(Method::PUT, path, json).await?.whole().await }).await
+        within(limit, async { self.open(Method::PUT, path, json, JSON).await?.whole().await }).await
     }
 
     /// Changes what is at a path by a merge patch (RFC 7396).
-    pub(super) async fn patch(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Bytes, Failure> {
-        within(limit, async { self.open(Method::PATCH, path, json).await?.whole().await }).await
+    pub(crate) async fn patch(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Bytes, Failure> {
+        within(limit, async { self.open(Method::PATCH, path, json, MERGE).await?.whole().await }).await
+    }
+
+    /// Has an object be there as it is said, by server-side apply.
+    pub(crate) async fn apply(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Bytes, Failure> {
+        within(limit, async { self.open(Method::PATCH, path, json, APPLY).await?.whole().await }).await
+    }
+
+    /// Takes away what is at a path, with the options in the JSON.
+    pub(crate) async fn delete(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Bytes, Failure> {
+        within(limit, async { self.open(Method::DELETE, path, json, JSON).await?.whole().await }).await
     }
 
     /// Begins a request; the answer's body is read as it comes.
     pub(crate) async fn stream(&self, path: &str) -> Result<Answer, Failure> {
-        within(PATIENCE, self.open(Method::GET, path, Vec::new())).await
+        within(PATIENCE, self.open(Method::GET, path, Vec::new(), JSON)).await
     }
 
-    async fn open(&self, method: Method, path: &str, json: Vec<u8>) -> Result<Answer, Failure> {
-        let answer = self.exchange(method, path, json).await.map_err(Failure::Lost)?;
+    async fn open(&self, method: Method, path: &str, json: Vec<u8>, kind: &'static str) -> Result<Answer, Failure> {
+        let answer = self.exchange(method, path, json, kind).await.map_err(Failure::Lost)?;
         let status = answer.response.status();
         if status.is_success() {
             return Ok(answer);
@@ -148,7 +163,7 @@ impl Client {
         Err(Failure::Status(status, in_words(&said.message)))
     }
 
-    async fn exchange(&self, method: Method, path: &str, json: Vec<u8>) -> anyhow::Result<Answer> {
+    async fn exchange(&self, method: Method, path: &str, json: Vec<u8>, kind: &'static str) -> anyhow::Result<Answer> {
         let server = &self.access.server;
         let authority = server.authority().context("no host")?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
@@ -162,8 +177,6 @@ impl Client {
             .header(ACCEPT, "application/json")
             .header(USER_AGENT, "mesh-control");
         if !json.is_empty() {
-            let is_patch = request.method_ref() == Some(&Method::PATCH);
-            let kind = if is_patch { "application/merge-patch+json" } else { "application/json" };
             request = request.header(CONTENT_TYPE, kind);
         }
         let access = self.access.clone();

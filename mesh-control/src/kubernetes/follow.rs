@@ -2,22 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::anyhow;
 use http::StatusCode;
-use serde::Deserialize;
-use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::{Client, Failure, Line};
 use super::kinds::Resource;
 use super::known::{Change, Event, Known, Listed};
+use super::list::{LIST, list_any};
 use crate::config::source::Pauses;
 
-/// Objects of one answer.
-const PAGE: u32 = 500;
-/// How long a list may take, page by page.
-const LIST: Duration = Duration::from_secs(60);
 /// For how long the server is asked to keep a watch, in seconds.
 const WATCH: u64 = 290;
 /// A watch that says nothing for this long is one that nobody serves: the server should have ended it.
@@ -26,9 +20,6 @@ const SILENCE: Duration = Duration::from_secs(330);
 /// So many watches in a row may end within this time without a word.
 const MOST_SILENT: u32 = 5;
 const MUTE: Duration = Duration::from_secs(10);
-/// How often a list begins anew whose pages have grown too old, and how many bytes all of its pages may have.
-const MOST_BEGUN: u32 = 3;
-const MOST_LISTED: usize = 1 << 30;
 
 /// How long is waited for what.
 #[derive(Clone, Copy, Debug)]
@@ -74,20 +65,6 @@ pub(super) struct Follower {
     pub(super) pace: Pace,
 }
 
-#[derive(Deserialize)]
-struct List {
-    metadata: ListMeta,
-    items: Option<Vec<Value>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ListMeta {
-    resource_version: String,
-    #[serde(rename = "continue", default)]
-    next: String,
-}
-
 /// Why a watch has ended.
 enum Ended {
     /// In its time, or with what came over it read: it goes on from there.
@@ -107,7 +84,7 @@ impl Follower {
         let mut known = Known::default();
         let mut failures = 0;
         loop {
-            let listed = match self.list_any().await {
+            let listed = match list_any(&self.client, self.resource, self.namespace.as_deref()).await {
                 Ok(Some((version, items, at))) => match known.list(items, at, Instant::now()) {
                     Ok(listed) => Ok((listed, version)),
                     Err(why) => Err(why),
@@ -248,55 +225,6 @@ impl Follower {
             if !matches!(asked, Err(Failure::Status(StatusCode::NOT_FOUND, _))) {
                 return;
             }
-        }
-    }
-
-    /// All that there is, in the best version that is served; `None` where none is.
-    async fn list_any(&self) -> Result<Option<(&'static str, Vec<Value>, String)>, String> {
-        for version in self.resource.versions {
-            match self.list(version).await {
-                Ok((items, at)) => return Ok(Some((version, items, at))),
-                Err(Failure::Status(StatusCode::NOT_FOUND, _)) if self.resource.may_be_absent() => {}
-                Err(failure) => return Err(failure.to_string()),
-            }
-        }
-        // While it starts, a server does not know its kinds yet.
-        match self.client.get("/readyz", LIST).await {
-            Ok(_) => Ok(None),
-            Err(failure) => Err(format!("nobody can tell whether there is such a kind: {failure}")),
-        }
-    }
-
-    async fn list(&self, version: &str) -> Result<(Vec<Value>, String), Failure> {
-        let mut items = Vec::new();
-        let (mut next, mut bytes_of_all, mut begun) = (String::new(), 0_usize, 0);
-        loop {
-            let path = format!(
-                "{}?limit={PAGE}{}{}",
-                self.resource.path(version, self.namespace.as_deref()),
-                self.resource.selector(),
-                if next.is_empty() { String::new() } else { format!("&continue={next}") },
-            );
-            let bytes = match self.client.get(&path, LIST).await {
-                // The pages that are left have grown too old: from the beginning.
-                Err(Failure::Status(StatusCode::GONE, _)) if !next.is_empty() && begun < MOST_BEGUN => {
-                    (items, next, bytes_of_all) = Default::default();
-                    begun += 1;
-                    continue;
-                }
-                answer => answer?,
-            };
-            let list: List = serde_json::from_slice(&bytes).map_err(|error| Failure::Lost(error.into()))?;
-            items.extend(list.items.into_iter().flatten());
-            if list.metadata.next.is_empty() {
-                return Ok((items, list.metadata.resource_version));
-            }
-            bytes_of_all = bytes_of_all.saturating_add(bytes.len());
-            if bytes_of_all > MOST_LISTED || list.metadata.next == next {
-                let why = anyhow!("a list without an end, or of more than {} MiB", MOST_LISTED >> 20);
-                return Err(Failure::Lost(why));
-            }
-            next = list.metadata.next;
         }
     }
 

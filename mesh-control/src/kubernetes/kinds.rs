@@ -138,7 +138,7 @@ impl Resource {
     }
 
     /// Where its objects of a version are, those of one namespace or all.
-    pub(super) fn path(&self, version: &str, namespace: Option<&str>) -> String {
+    pub(crate) fn path(&self, version: &str, namespace: Option<&str>) -> String {
         let root = match self.group {
             "" => format!("/api/{version}"),
             group => format!("/apis/{group}/{version}"),

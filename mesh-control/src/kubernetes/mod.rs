@@ -2,7 +2,7 @@
 //!
 //! `access` says where the API server is and how to prove who asks, `client` asks it, `kinds` is the one table of what is
 //! watched. `known` decides what a list or an event means for one kind: nothing that goes wrong on the way looks like a
-//! deletion. `follow` lists and watches one kind for good. `places` puts EndpointSlices, Pods and Nodes together to
+//! deletion. `list` lists, and `follow` lists and watches one kind for good. `places` puts EndpointSlices, Pods and Nodes together to
 //! endpoints, and `hub` gathers it all. `webhook` says whether an object may be stored.
 //!
 //! Of several replicas one writes: `lease` decides which (`elected` asks for it), `status` what belongs into an object's status, of
@@ -22,6 +22,7 @@ mod hub;
 pub(crate) mod kinds;
 mod known;
 mod lease;
+mod list;
 pub(crate) mod objects;
 mod places;
 mod status;
@@ -31,6 +32,7 @@ pub(crate) mod webhook;
 mod write;
 
 pub(crate) use access::Access;
-pub(crate) use client::Client;
+pub(crate) use client::{Client, Failure};
 pub(crate) use elected::{Elected, LeaseName};
 pub(crate) use hub::Cluster;
+pub(crate) use list::{list, list_any};

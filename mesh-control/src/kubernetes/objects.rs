@@ -14,7 +14,7 @@ const METADATA: [&str; 5] = ["name", "namespace", "labels", "annotations", "crea
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// The name of the text of an object.
-pub(super) fn text_name(resource: &Resource, (namespace, name): &Name) -> Arc<str> {
+pub(crate) fn text_name(resource: &Resource, (namespace, name): &Name) -> Arc<str> {
     // Of a kind whose name another one has, its own title.
     let kind = if resource.title == resource.kind { resource.plural } else { resource.title };
     format!("{RESOURCE}/{kind}/{namespace}/{name}").into()

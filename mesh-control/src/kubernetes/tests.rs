@@ -1,5 +1,6 @@
 //! A cluster on the wire: an API server of the test's own, and planes that follow it.
 
+mod changed;
 mod fake;
 mod written;
 

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{anyhow, bail};
 
-use super::Place;
+use super::{By, Place};
 use crate::changes::{Documents, Done, Id, Refusal, Wanted, What};
 use crate::cli::{Format, Printing, say, validate};
 use crate::config::load::{Reach, Scan};
 
 /// Puts the objects of files into a store, all of them or none, as `kubectl apply` does. What `validate` refuses is refused, looked at
-/// together with what is there.
+/// together with what is there. A Kubernetes cluster has no transactions: it is asked about all of them before the first one is changed.
 ///
 /// An object whose metadata has a resourceVersion, as `get` prints it, is only changed if it still has that version. The exit code is
 /// 3 where the objects are refused.
@@ -32,6 +32,8 @@ pub(in crate::cli) struct Diff {
     files: Files,
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    force: Force,
     #[command(flatten)]
     printing: Printing,
 }
@@ -76,10 +78,19 @@ struct Files {
     recursive: bool,
 }
 
+/// What becomes of what others have applied.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Force {
+    /// Takes over fields of objects of a cluster that somebody else has applied, as `kubectl apply --force-conflicts` does. Without it,
+    /// that is refused.
+    #[arg(long, requires = "kubernetes")]
+    force_conflicts: bool,
+}
+
 /// What every change has.
 #[derive(Clone, Debug, clap::Args)]
 struct Change {
-    /// Who changes it, for the history; unless set, the user of etcd, or who runs the command.
+    /// Who changes it, for the history; unless set, the user of etcd, or who runs the command. A server, or a cluster, knows it.
     #[arg(long, value_name = "NAME")]
     author: Option<String>,
     /// Why, for the history.
@@ -88,6 +99,8 @@ struct Change {
     /// Only says what would be done.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    force: Force,
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
@@ -127,7 +140,8 @@ impl Files {
 impl Change {
     async fn carry_out(&self, what: What) -> anyhow::Result<ExitCode> {
         let wanted = Wanted { what, message: self.message.clone(), dry_run: self.dry_run };
-        let done = match self.place.carry_out(&wanted, self.author.as_deref()).await {
+        let by = By { author: self.author.as_deref(), forces: self.force.force_conflicts };
+        let done = match self.place.carry_out(&wanted, by).await {
             Ok(done) => done,
             Err(refusal) => return refused(refusal),
         };
@@ -160,7 +174,8 @@ pub(in crate::cli) async fn delete(args: &Delete) -> anyhow::Result<ExitCode> {
 
 pub(in crate::cli) async fn diff(args: &Diff) -> anyhow::Result<ExitCode> {
     let wanted = Wanted { what: args.files.apply()?, message: String::new(), dry_run: true };
-    let done = match args.place.carry_out(&wanted, None).await {
+    let by = By { author: None, forces: args.force.force_conflicts };
+    let done = match args.place.carry_out(&wanted, by).await {
         Ok(done) => done,
         Err(refusal) => return refused(refusal),
     };
@@ -215,6 +230,9 @@ mod tests {
             ("service", false, false),
             ("service web", false, true),
             ("service web -f a.yaml", false, false),
+            ("-k --kubeconfig c --force-conflicts -f a.yaml", true, true),
+            ("-k --etcd http://127.0.0.1:1 -f a.yaml", false, false),
+            ("--force-conflicts -f a.yaml", false, false),
         ] {
             assert_eq!(is_good(Apply::augment_args(new()), args), of_files, "apply {args}");
             assert_eq!(is_good(Diff::augment_args(new()), args), of_files, "diff {args}");

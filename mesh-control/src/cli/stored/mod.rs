@@ -1,7 +1,8 @@
 //! The commands that read and change the objects of a store: `apply`, `get`, `delete`, `diff`, `history`, `rollback`. They ask etcd
-//! itself, or a mesh-control that asks it for them.
+//! itself, or a mesh-control that asks it for them, or a Kubernetes cluster.
 
 mod change;
+mod cluster;
 mod server;
 mod show;
 
@@ -13,7 +14,7 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 
 use super::etcd::Etcd;
-use crate::changes::{All, Done, Entry, Wanted};
+use crate::changes::{All, ClusterObjects, Done, Entry, VersionedStore, Wanted, carry_out};
 use crate::etcd::Objects;
 
 /// The store that a command is about.
@@ -23,12 +24,24 @@ pub(super) struct Place {
     etcd: Etcd,
     #[command(flatten)]
     server: server::Server,
+    #[command(flatten)]
+    cluster: cluster::Kubernetes,
 }
 
 /// Whoever is asked.
 enum Store {
     Etcd(Objects),
     Server(server::Api),
+    Cluster(ClusterObjects),
+}
+
+/// As whom something is changed, and how.
+#[derive(Clone, Copy, Debug)]
+struct By<'a> {
+    /// Who that is, where somebody says so.
+    author: Option<&'a str>,
+    /// Whether fields of a cluster's objects are taken over that somebody else has applied.
+    forces: bool,
 }
 
 impl Place {
@@ -36,8 +49,11 @@ impl Place {
         if let Some(api) = self.server.api()? {
             return Ok(Store::Server(api));
         }
+        if let Some(objects) = self.cluster.objects()? {
+            return Ok(Store::Cluster(objects));
+        }
         let client = self.etcd.client().context("--etcd")?;
-        let client = client.context("nobody says where the objects are: --etcd or --server is needed")?;
+        let client = client.context("nobody says where the objects are: --etcd, --server or --kubernetes is needed")?;
         Ok(Store::Etcd(Objects::new(client, self.etcd.prefix())))
     }
 
@@ -49,6 +65,10 @@ impl Place {
                 Ok((held.objects, held.strange))
             }
             Store::Server(api) => api.objects().await,
+            Store::Cluster(objects) => {
+                let seen = objects.read().await.context("cannot read the objects of the cluster")?;
+                Ok((seen.objects, seen.strange))
+            }
         }
     }
 
@@ -60,14 +80,25 @@ impl Place {
                 Ok(pasts.into_iter().map(|past| past.entry).collect())
             }
             Store::Server(api) => api.history().await,
+            Store::Cluster(objects) => {
+                let pasts = objects.history().await.context("cannot read the history in the cluster")?;
+                Ok(pasts.into_iter().map(|past| past.entry).collect())
+            }
         }
     }
 
-    async fn carry_out(&self, wanted: &Wanted, author: Option<&str>) -> anyhow::Result<Done> {
+    async fn carry_out(&self, wanted: &Wanted, by: By<'_>) -> anyhow::Result<Done> {
+        let now = SystemTime::now();
         match self.store()? {
-            Store::Etcd(objects) => Ok(objects.carry_out(wanted, &self.author(author), SystemTime::now()).await?),
-            Store::Server(_) if author.is_some() => bail!("--author: a server knows itself who asks"),
+            Store::Etcd(objects) => Ok(objects.carry_out(wanted, &self.author(by.author), now).await?),
+            Store::Server(_) if by.author.is_some() => bail!("--author: a server knows itself who asks"),
             Store::Server(api) => api.carry_out(wanted).await,
+            Store::Cluster(_) if by.author.is_some() => bail!("--author: a cluster knows itself who asks"),
+            Store::Cluster(objects) => {
+                // Nobody changes anything who only asks what would become of it.
+                let author = if wanted.dry_run { String::new() } else { objects.who().await? };
+                Ok(carry_out(&objects.forces(by.forces), wanted, &author, now).await?)
+            }
         }
     }
 

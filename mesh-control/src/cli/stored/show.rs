@@ -26,7 +26,7 @@ pub(in crate::cli) struct Get {
     printing: Printing,
 }
 
-/// Shows who has changed which objects of a store, the last change first. The last 200 changes are kept.
+/// Shows who has changed which objects of a store, the last change first. The last 200 changes are kept, in a Kubernetes cluster 50.
 #[derive(Clone, Debug, clap::Args)]
 pub(in crate::cli) struct History {
     /// So many changes.

@@ -1,5 +1,7 @@
-//! An API server that does what it is told: lists in pages, watches with bookmarks, statuses by patches, Leases, and everything that
-//! goes wrong.
+//! An API server that does what it is told: lists in pages, watches with bookmarks, statuses by patches, Leases, objects that are
+//! applied, and everything that goes wrong.
+
+mod changed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -56,6 +58,12 @@ pub(super) struct World {
     pub(super) too_late: u32,
     /// Whether somebody else takes every status away again.
     pub(super) has_rival: bool,
+    /// What was applied of each object's specification.
+    applied: BTreeMap<Key, Value>,
+    /// The names of objects: one whose fields are somebody else's, one that is refused, and one that cannot be stored.
+    pub(super) is_others: &'static str,
+    pub(super) is_refused: &'static str,
+    pub(super) is_broken: &'static str,
     watchers: Vec<(String, mpsc::Sender<String>)>,
 }
 
@@ -328,6 +336,12 @@ async fn answer(
             *counts.entry(format!("patch {plural}")).or_default() += 1;
             *counts.entry(format!("written {plural}")).or_default() += u64::from(is_written);
         });
+        return answer;
+    }
+    if let Some((what, changed)) = world.changed(&method, &parts, &query, &headers, &body) {
+        let answer = stored(changed);
+        drop(world);
+        asked.send_modify(|counts| *counts.entry(what).or_default() += 1);
         return answer;
     }
     if parts.contains(&"leases") {
