@@ -105,6 +105,7 @@ class Cluster:
         check("cluster", "a rule that comes into force says so in its status", self.rules)
         check("cluster", "a wrong one is refused, and one that gets in all the same keeps its last good state and says so", self.wrong)
         check("cluster", "a route of Gateway API says what became of it at its service", self.route)
+        check("cluster", "objects are applied, compared, refused and taken back by commands, with the rights that are documented", self.commands)
         check("cluster", "the replica that writes is killed: the other one does", self.leader)
         check("cluster", "the API server is killed: what changed afterwards is known, and written", self.killed)
         check("cluster", "all of that while pages were looked at: nothing was missing from any", self.unfailing)
@@ -355,6 +356,96 @@ class Cluster:
         if foreign not in found["status"]["parents"]:
             raise self.failure(f"what somebody else said is gone: {found['status']}")
         self.ask("DELETE", f"{ROUTES}/details")
+
+    def editor(self):
+        """A kubeconfig of an account that has the rights that docs/kubernetes.md names for changes, and no other ones."""
+        name, version = "editor", "rbac.authorization.k8s.io/v1"
+        make = self.kubernetes.make
+        make(PATHS["ServiceAccount"].format(SYSTEM), "ServiceAccount", name)
+        changes = ["list", "create", "patch", "delete"]
+        groups = ["networking.istio.io", "security.istio.io", "telemetry.istio.io", "extensions.istio.io"]
+        groups += ["gateway.networking.k8s.io", "policy.mesh-control"]
+        rules = [
+            {"apiGroups": groups, "resources": ["*"], "verbs": changes},
+            {"apiGroups": [""], "resources": ["services"], "verbs": changes},
+        ]
+        settings = [{"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["istio"], "verbs": ["list"]}]
+        history = [{"apiGroups": [""], "resources": ["configmaps"], "verbs": changes}]
+        subjects = [{"kind": "ServiceAccount", "name": name, "namespace": SYSTEM}]
+        role = lambda kind: {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
+        make(PATHS["ClusterRole"], "ClusterRole", name, version, rules=rules)
+        make(PATHS["ClusterRoleBinding"], "ClusterRoleBinding", name, version, roleRef=role("ClusterRole"), subjects=subjects)
+        for namespace, rules in (("istio-system", settings), (SYSTEM, history)):
+            make(PATHS["Role"].format(namespace), "Role", name, version, rules=rules)
+            make(PATHS["RoleBinding"].format(namespace), "RoleBinding", name, version, roleRef=role("Role"), subjects=subjects)
+        token = self.folder / "editor-token"
+        token.write_text(self.kubernetes.token(name, audience=self.kubernetes.api, namespace=SYSTEM))
+        config = json.loads((self.folder / "kubeconfig").read_text())
+        config["users"] = [{"name": "u", "user": {"tokenFile": token.name}}]
+        kubeconfig = self.folder / "editor-kubeconfig"
+        kubeconfig.write_text(json.dumps(config))
+        return kubeconfig
+
+    def commands(self):
+        kubeconfig = self.editor()
+        place = ["--kubernetes", "--kubeconfig", kubeconfig]
+
+        def command(code, *args, text=None):
+            program = [self.suite.args.bin / "mesh-control", *args, *place]
+            done = subprocess.run(program, input=text, capture_output=True, text=True, timeout=120)
+            if done.returncode != code:
+                raise self.failure(f"{args}: exit code {done.returncode}: {done.stdout} {done.stderr}")
+            return done.stdout + done.stderr
+
+        def expect(text, *parts):
+            if missing := [part for part in parts if part not in text]:
+                raise self.failure(f"{missing} is not said: {text}")
+
+        service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "applied"}}
+        service["spec"] = {"selector": {"app": "applied"}, "ports": [{"name": "http", "port": PORT}]}
+
+        def files(seconds, key="http"):
+            rule = self.rule("applied", **{key: [{"timeout": f"{seconds}s", "route": [{"destination": {"host": "applied"}}]}]})
+            rule["spec"]["hosts"] = ["applied"]
+            return f"{json.dumps(service)}\n---\n{json.dumps(rule)}\n"
+
+        # Rights are known a moment after they are given.
+        look = [self.suite.args.bin / "mesh-control", "get", *place]
+        self.suite.until("it may look", lambda: subprocess.run(look, capture_output=True, timeout=120).returncode == 0)
+        path = f"{RULES}/applied"
+        timeout = lambda: self.ask("GET", path)["spec"]["http"][0]["timeout"]
+        said = command(0, "apply", "-f", "-", "--dry-run", text=files(3))
+        expect(said, "Service default/applied created (dry run)", "VirtualService default/applied created (dry run)")
+        expect(command(0, "apply", "-f", "-", "-m", "to begin with", text=files(3)), "change 1")
+        managers = [(one["manager"], one["operation"]) for one in self.ask("GET", path)["metadata"]["managedFields"]]
+        if ("mesh-control", "Apply") not in managers:
+            raise self.failure(f"another manager: {managers}")
+        # What the API server, and whoever writes statuses, has added is no difference.
+        self.says("applied", "True", "InForce")
+        expect(command(0, "apply", "-f", "-", text=files(3)), "nothing had to change")
+        command(0, "diff", "-f", "-", text=files(3))
+        expect(command(1, "diff", "-f", "-", text=files(4)), 'timeout: "3s"\n', 'timeout: "4s"\n')
+        expect(command(3, "apply", "-f", "-", text=files(4, "htpp")), "nothing was changed", "did you mean `http`?")
+        # Somebody else changes a field, and so has it.
+        other = self.ask("GET", path)
+        other["spec"]["http"][0]["timeout"] = "5s"
+        self.ask("PUT", path, other)
+        expect(command(3, "apply", "-f", "-", text=files(6)), "--force-conflicts")
+        expect(command(0, "apply", "-f", "-", "--force-conflicts", text=files(6)), "change 2")
+        if timeout() != "6s":
+            raise self.failure(f"it was not applied: {timeout()}")
+        expect(command(0, "rollback", "-m", "it was theirs"), "change 3")
+        if timeout() != "5s":
+            raise self.failure(f"it was not taken back: {timeout()}")
+        expect(command(0, "delete", "virtualservice", "applied"), "change 4")
+        expect(command(0, "rollback"), "VirtualService default/applied created", "change 5")
+        expect(command(0, "get", "virtualservice", "applied"), 'timeout: "5s"\n')
+        expect(command(0, "delete", "-f", "-", text=files(5)), "change 6")
+        entries = [json.loads(line) for line in command(0, "history", "-o", "json").splitlines()]
+        author = f"system:serviceaccount:{SYSTEM}:editor"
+        if [(entry["number"], entry["author"]) for entry in entries] != [(number, author) for number in range(6, 0, -1)]:
+            raise self.failure(f"another history: {entries}")
+        return f"{len(entries)} changes by {author}"
 
     def leads(self):
         """The replica that has said last that it holds the Lease."""

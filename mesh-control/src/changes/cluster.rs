@@ -25,7 +25,7 @@ use crate::policy::mesh::ROOT_NAMESPACE;
 /// As whom the API server knows the fields that are applied.
 const MANAGER: &str = "mesh-control";
 /// How many changes the history keeps. All of them are read for each change, with the objects that were there before.
-pub(crate) const KEPT: usize = 50;
+const KEPT: usize = 50;
 /// What the ConfigMaps of the history are known by, and called.
 const LABEL: &str = "policy.mesh-control/history";
 const NAME: &str = "mesh-control-change-";
@@ -103,7 +103,7 @@ impl ClusterObjects {
         let listed = list(&self.client, &self.history_path(), &selector).await;
         let (items, _) = listed.map_err(|failure| refusal("the history", failure))?;
         let numbered = items.iter().filter_map(|item| {
-            let number = item.pointer("/metadata/name")?.as_str()?.strip_prefix(NAME)?.parse().ok()?;
+            let number = item.pointer("/metadata/name")?.as_str()?.strip_prefix(NAME)?.parse::<u64>().ok()?;
             let text = item.pointer("/data/change").and_then(Value::as_str).unwrap_or_default();
             Some((number, text.to_owned()))
         });
