@@ -6,6 +6,7 @@ pub mod counts;
 pub mod envoy;
 pub mod exchange;
 pub mod fixtures;
+pub mod generation;
 pub mod grpc;
 pub mod load;
 pub mod process;
