@@ -16,6 +16,7 @@ pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>)
     check_servers(policy, found);
     check_telemetry(policy, found);
     check_backend_tls(policy, found);
+    check_backend_traffic(policy, found);
     super::limits::check_grpc(policy, found);
     super::filters::check_grpc(policy, found);
     super::quotas::check_grpc(policy, found);
@@ -60,6 +61,21 @@ fn check_backend_tls(policy: &Policy, found: &mut Vec<Diagnostic>) {
         let origin = locate(&object.meta.origin, "targetRefs");
         let finding = Diagnostic::at(&origin, Severity::Warning, Code::Degraded, message);
         found.push(finding.object(object.meta.id()).field("targetRefs"));
+    }
+}
+
+/// What XBackendTrafficPolicies ask of them.
+fn check_backend_traffic(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for object in &policy.backend_traffic.policies {
+        let retries = object.spec.retry_constraint.as_ref().map(|_| ("retryConstraint", "they have no such limit"));
+        let sessions = object.spec.session_persistence.as_ref();
+        let sessions = sessions.map(|_| ("sessionPersistence", "calls of a session go to any endpoint"));
+        for (field, what) in retries.into_iter().chain(sessions) {
+            let message = format!("gRPC's own clients cannot do this: {what}");
+            let origin = locate(&object.meta.origin, field);
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::Degraded, message);
+            found.push(finding.object(object.meta.id()).field(field));
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use super::extensions::rate_limit::RateLimit;
 use super::extensions::request_rules::RequestRules;
 use super::extensions::{self, Extensions, envoy_filter};
 use super::gateway_api::backend_tls_policy::BackendTlsPolicy;
+use super::gateway_api::backend_traffic_policy::BackendTrafficPolicy;
 use super::gateway_api::connection_route::{TcpRoute, TlsRoute};
 use super::gateway_api::gateway::KubernetesGateway;
 use super::gateway_api::grpc_route::GrpcRoute;
@@ -209,6 +210,8 @@ objects! {
     listener_sets: ListenerSet,
     /// BackendTLSPolicies.
     backend_tls_policies: BackendTlsPolicy,
+    /// XBackendTrafficPolicies.
+    backend_traffic_policies: BackendTrafficPolicy,
     /// RateLimits, and EnvoyFilters that say the same.
     rate_limits: RateLimit,
     /// Overloads.
@@ -659,6 +662,9 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
         ObjectKind::KubernetesGateway => Item::KubernetesGateway(read_spec(meta, spec, d, KubernetesGateway::check)?),
         ObjectKind::ListenerSet => Item::ListenerSet(read_spec(meta, spec, d, ListenerSet::check)?),
         ObjectKind::BackendTlsPolicy => Item::BackendTlsPolicy(read_spec(meta, spec, d, BackendTlsPolicy::check)?),
+        ObjectKind::BackendTrafficPolicy => {
+            Item::BackendTrafficPolicy(read_spec(meta, spec, d, BackendTrafficPolicy::check)?)
+        }
         ObjectKind::Telemetry => {
             Item::Telemetry(read_spec(meta, spec, d, |object: &Telemetry, d| object.check(&namespace, d))?)
         }

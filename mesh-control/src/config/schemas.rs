@@ -9,6 +9,7 @@ use super::extensions::quota::Quota;
 use super::extensions::rate_limit::RateLimit;
 use super::extensions::request_rules::RequestRules;
 use super::gateway_api::backend_tls_policy::BackendTlsPolicy;
+use super::gateway_api::backend_traffic_policy::BackendTrafficPolicy;
 use super::gateway_api::connection_route::{TcpRoute, TlsRoute};
 use super::gateway_api::gateway::KubernetesGateway;
 use super::gateway_api::grpc_route::GrpcRoute;
@@ -54,6 +55,7 @@ pub fn spec(kind: ObjectKind) -> Schema {
         ObjectKind::TcpRoute => TcpRoute::schema(),
         ObjectKind::ListenerSet => ListenerSet::schema(),
         ObjectKind::BackendTlsPolicy => BackendTlsPolicy::schema(),
+        ObjectKind::BackendTrafficPolicy => BackendTrafficPolicy::schema(),
         ObjectKind::KubernetesGateway => KubernetesGateway::schema(),
         ObjectKind::RateLimit => RateLimit::schema(),
         ObjectKind::Overload => Overload::schema(),

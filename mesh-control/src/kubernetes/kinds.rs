@@ -53,7 +53,7 @@ const fn own(plural: &'static str, kind: &'static str, use_: Use) -> Resource {
 }
 
 /// Every kind that is watched.
-pub(crate) const RESOURCES: [Resource; 31] = [
+pub(crate) const RESOURCES: [Resource; 32] = [
     read(ObjectKind::Service, Use::Service),
     own("configmaps", "ConfigMap", Use::Settings),
     own("pods", "Pod", Use::Pod),
@@ -88,6 +88,7 @@ pub(crate) const RESOURCES: [Resource; 31] = [
     object(ObjectKind::TcpRoute),
     object(ObjectKind::ListenerSet),
     object(ObjectKind::BackendTlsPolicy),
+    object(ObjectKind::BackendTrafficPolicy),
     object(ObjectKind::RateLimit),
     object(ObjectKind::Overload),
     object(ObjectKind::Quota),

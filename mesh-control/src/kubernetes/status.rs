@@ -68,7 +68,7 @@ pub(super) fn wanted(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted
     match ObjectKind::ALL.into_iter().find(|kind| kind.title() == fact.resource.title) {
         Some(kind) if kind.is_gateway_route() => route(fact, verdict, now),
         Some(ObjectKind::KubernetesGateway | ObjectKind::ListenerSet) => gateway(fact, verdict, now),
-        Some(ObjectKind::BackendTlsPolicy) => policy(fact, verdict, now),
+        Some(ObjectKind::BackendTlsPolicy | ObjectKind::BackendTrafficPolicy) => policy(fact, verdict, now),
         _ => istio(fact, verdict, now),
     }
 }
@@ -780,6 +780,21 @@ spec: {gatewayClassName: other, listeners: [{name: tls, port: 443, protocol: TLS
         let (fact, verdict) = judged("BackendTLSPolicy", &object(&json!({"hostnam": "a"}), &before));
         let wrong = wanted(&fact, &verdict, T1).expect("it is wrong").patch;
         assert_eq!(reason(&wrong["ancestors"][1]), "Invalid");
+    }
+
+    #[test]
+    fn a_policy_on_retries_says_whether_it_is_accepted_and_nothing_else() {
+        let target = |name: &str| json!({"group": "", "kind": "Service", "name": name});
+        let metadata = json!({"name": "a", "namespace": "shop", "generation": 2, "resourceVersion": "1"});
+        let spec =
+            json!({"targetRefs": [target("web"), target("gone")], "retryConstraint": {"budget": {"percent": 30}}});
+        let (fact, verdict) = judged("XBackendTrafficPolicy", &json!({"metadata": metadata, "spec": spec}));
+        let patch = wanted(&fact, &verdict, T1).expect("nothing is there").patch;
+        let said = patch["ancestors"].as_array().expect("ancestors").iter().map(|one| {
+            let conditions = one["conditions"].as_array().expect("conditions");
+            (conditions.len(), text(&conditions[0], "reason").to_owned())
+        });
+        assert_eq!(said.collect::<Vec<_>>(), [(1, "Accepted".to_owned()), (1, "TargetNotFound".to_owned())]);
     }
 
     #[test]

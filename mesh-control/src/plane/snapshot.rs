@@ -255,9 +255,9 @@ impl Snapshot {
         &self.compiled.policy.gateway_routes.gateway_statuses
     }
 
-    /// What became of each BackendTLSPolicy at each of its targets.
-    pub fn policy_statuses(&self) -> &[TargetStatus] {
-        &self.compiled.policy.backend_tls.statuses
+    /// What became of each BackendTLSPolicy and XBackendTrafficPolicy at each of its targets.
+    pub fn policy_statuses(&self) -> impl Iterator<Item = &TargetStatus> {
+        self.compiled.policy.target_statuses()
     }
 
     /// The labels of the workload of this name, as the configuration has it: those that the service of its name selects, those

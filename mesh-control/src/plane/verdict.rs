@@ -31,7 +31,7 @@ pub(crate) struct Verdict {
     pub(crate) parents: Vec<ParentStatus>,
     /// Of a Gateway of Gateway API that is ours, or of a ListenerSet of one: what became of it, in the same way.
     pub(crate) gateway: Option<GatewayStatus>,
-    /// Of a BackendTLSPolicy: what became of it at each of its targets, in the same way.
+    /// Of a BackendTLSPolicy, or an XBackendTrafficPolicy: what became of it at each of its targets, in the same way.
     pub(crate) targets: Vec<TargetStatus>,
     /// The Gateways of Gateway API that are ours, and their ListenerSets, as findings name them.
     pub(crate) gateways: Arc<BTreeSet<Arc<str>>>,
@@ -56,7 +56,7 @@ impl Plane {
             parents.entry(&status.route).or_default().push(status);
         }
         let mut targets: HashMap<&str, Vec<&TargetStatus>> = HashMap::new();
-        for status in &compiled.policy.backend_tls.statuses {
+        for status in compiled.policy.target_statuses() {
             targets.entry(&status.policy).or_default().push(status);
         }
         let gateways = &compiled.policy.gateway_routes.gateway_statuses;

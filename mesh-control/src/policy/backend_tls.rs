@@ -12,8 +12,8 @@ use crate::config::gateway_api::backend_tls_policy::{BackendTlsPolicy, PolicyTar
 use crate::config::istio::secret::Authorities;
 use crate::config::support::{ObjectKind, SYSTEM};
 use crate::config::{Code, Diagnostic, Severity};
-use crate::registry::Services;
 use crate::registry::host::service_host;
+use crate::registry::{Service, ServiceId, Services};
 
 /// Those that are in force.
 #[derive(Debug, Default)]
@@ -48,19 +48,30 @@ pub struct TargetStatus {
 }
 
 /// Why something is not as it is written: the reason, as a condition has it, and the same for people.
-type Fault = (&'static str, String);
+pub(super) type Fault = (&'static str, String);
 
 /// What policies refer to: the authorities of ConfigMaps, by namespace and name.
 struct Lookup<'a>(BTreeMap<(&'a str, &'a str), &'a Authorities>);
 
+/// Policies in the order in which they count: the oldest first, those without an age last, and then by name.
+pub(super) fn by_age<S>(objects: &[Arc<Object<S>>]) -> Vec<Arc<Object<S>>> {
+    let name = |meta: &Meta| (meta.namespace.clone(), meta.name.clone());
+    let mut sorted = objects.to_vec();
+    sorted
+        .sort_by_cached_key(|object| (object.meta.created.is_empty(), object.meta.created.clone(), name(&object.meta)));
+    sorted
+}
+
+/// The Service of this name in a policy's own namespace.
+pub(super) fn own_service<'s>(services: &'s Services, own: &str, name: &str) -> Option<(ServiceId, &'s Arc<Service>)> {
+    let found = services.exact(&service_host(name, own), own);
+    found.filter(|(_, service)| service.meta.kind == ObjectKind::Service && *service.namespace == *own)
+}
+
 impl BackendTls {
     /// Those of these objects, and what is to be said about them.
     pub fn new(objects: &Objects, services: &Services) -> (BackendTls, Vec<Diagnostic>) {
-        let name = |meta: &Meta| (meta.namespace.clone(), meta.name.clone());
-        let mut sorted = objects.backend_tls_policies.clone();
-        sorted.sort_by_cached_key(|object| {
-            (object.meta.created.is_empty(), object.meta.created.clone(), name(&object.meta))
-        });
+        let sorted = by_age(&objects.backend_tls_policies);
         let authorities = objects.authorities.iter();
         let lookup = Lookup(authorities.map(|one| ((&*one.meta.namespace, &*one.meta.name), &one.spec)).collect());
         let (mut all, mut found) = (BackendTls::default(), Vec::new());
@@ -92,8 +103,7 @@ impl BackendTls {
             return Err(("TargetNotFound", format!("{named} is no Service")));
         }
         let host = service_host(&target.name.value, own);
-        let found = services.exact(&host, own).map(|(_, service)| service);
-        let service = found.filter(|service| service.meta.kind == ObjectKind::Service && *service.namespace == *own);
+        let service = own_service(services, own, &target.name.value).map(|(_, service)| service);
         let is_there = service.is_some_and(|service| {
             target.section().is_none_or(|section| service.ports.iter().any(|port| &*port.name == section))
         });
@@ -178,7 +188,7 @@ impl BackendTls {
 }
 
 /// A policy asks for something that nobody here does.
-const INVALID: &str = "Invalid";
+pub(super) const INVALID: &str = "Invalid";
 
 impl Lookup<'_> {
     fn compile(&self, object: &Object<BackendTlsPolicy>) -> Result<FileTls, Fault> {

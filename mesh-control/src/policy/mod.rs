@@ -7,6 +7,7 @@
 pub mod access;
 pub mod authorizer;
 pub mod backend_tls;
+pub mod backend_traffic;
 pub mod compile;
 pub mod connections;
 pub mod delegate;
@@ -49,7 +50,8 @@ use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, covers, split_port};
 use crate::registry::protocol::Protocol;
 use crate::registry::{Service, ServiceId, ServicePort, Services};
-use backend_tls::BackendTls;
+use backend_tls::{BackendTls, TargetStatus};
+use backend_traffic::BackendTraffic;
 use compile::Surroundings;
 use connections::{Addressed, Connections};
 use destination_rules::{Around, DestinationRules, MergedRule};
@@ -68,7 +70,7 @@ use secrets::Secrets;
 use security::Security;
 use sidecars::{Scope, Sidecars, Sight};
 use telemetry::{Side, Telemetries};
-use traffic::{HashedBy, Roots, Tls, TrafficPolicy};
+use traffic::{Bound, HashedBy, Roots, Tls, TrafficPolicy};
 use view::View;
 use virtual_services::VirtualServices;
 
@@ -87,6 +89,8 @@ pub struct Policy {
     pub destination_rules: DestinationRules,
     /// Which Services are called by TLS where no such rule says how.
     pub backend_tls: BackendTls,
+    /// How many retries Services get where no such rule says anything of that.
+    pub backend_traffic: BackendTraffic,
     /// What clients see.
     pub sidecars: Sidecars,
     /// What becomes of calls to hosts that none of them describes.
@@ -174,7 +178,9 @@ impl Policy {
     pub fn new(objects: &Objects, mesh: MeshSettings) -> (Policy, Vec<Diagnostic>) {
         let exported = mesh.exported(objects);
         let objects = exported.as_ref().unwrap_or(objects);
-        let (services, mut found) = Services::new(objects, &mesh.fixed.trust_domain);
+        let (mut services, mut found) = Services::new(objects, &mesh.fixed.trust_domain);
+        let (backend_traffic, about_traffic) = BackendTraffic::new(objects, &mut services);
+        found.extend(about_traffic);
         let (virtual_services, conflicts) = VirtualServices::new(&objects.virtual_services, &objects.refused);
         found.extend(conflicts);
         let secrets = Secrets::new(objects);
@@ -208,6 +214,7 @@ impl Policy {
             gateway_routes,
             destination_rules,
             backend_tls,
+            backend_traffic,
             sidecars,
             outbound: mesh.outbound,
             is_held_back: false,
@@ -222,6 +229,11 @@ impl Policy {
         };
         found.extend(policy.rivals());
         (policy, found)
+    }
+
+    /// What became of each policy of Gateway API at each of its targets.
+    pub fn target_statuses(&self) -> impl Iterator<Item = &TargetStatus> {
+        self.backend_tls.statuses.iter().chain(&self.backend_traffic.statuses)
     }
 
     /// A client, reduced to what can change what it is told.
@@ -649,6 +661,9 @@ impl Policy {
         let is_http = service.port(key.port).is_some_and(|port| port.protocol == Protocol::Http);
         pool.upgrades_to_http2 =
             pool.upgrades_to_http2.or(mesh.upgrades_to_http2().filter(|_| is_http && !pool.as_caller));
+        if traffic.retry_budget.is_none() && pool.max_retries == Bound::Unlimited {
+            traffic.retry_budget = self.backend_traffic.retry_budget(&service.host);
+        }
         traffic
     }
 

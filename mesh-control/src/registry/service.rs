@@ -288,6 +288,11 @@ impl Service {
         self.selector.is_some() && self.discovery == Discovery::Registry
     }
 
+    /// Whether its own labels say what its sessions stay by.
+    pub fn has_session_labels(&self) -> bool {
+        matches!(service::session(&self.meta.labels), Ok(Some(_)))
+    }
+
     /// Whether a workload with these labels is an endpoint.
     pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
         self.selector.as_ref().is_some_and(|selector| is_subset(selector, labels))

@@ -12,6 +12,7 @@ use super::protocol::Protocol;
 use super::service::{self, Service, ServicePort, Target, Visibility, WrittenEndpoint};
 use super::workload::{self, Workload};
 use crate::config::file::{Governs, Meta, Object, Objects, Refused};
+use crate::config::istio::service::Session;
 use crate::config::istio::virtual_service::Subnet;
 use crate::config::istio::workload_entry::WorkloadEntry;
 use crate::config::istio::workload_group::WorkloadGroup;
@@ -126,6 +127,13 @@ impl Services {
             groups.map(|group| ((group.meta.namespace.clone(), group.meta.name.clone()), group.answer())).collect();
         services.refused = objects.refused.iter().flat_map(|object| refused_hosts(object)).collect();
         (services, found)
+    }
+
+    /// Has requests of a session with a service stay at their endpoint by this, unless the service says so itself; whether they do.
+    pub fn set_session(&mut self, id: ServiceId, session: Session) -> bool {
+        let Some(service) = self.all.get_mut(id.0).filter(|service| service.session.is_none()) else { return false };
+        Arc::make_mut(service).session = Some(session);
+        true
     }
 
     fn add(&mut self, service: Service, found: &mut Vec<Diagnostic>) {

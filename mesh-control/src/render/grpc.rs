@@ -367,7 +367,8 @@ pub(super) fn render_cluster(
         let whole = whole.unwrap_or_else(|| simple_policy(Balancer::RoundRobin, None));
         rendered.load_balancing_policy = Some(in_subset(subset, whole));
     }
-    if seen.service.session.is_some() {
+    // What a policy says of sessions is told of there.
+    if seen.service.has_session_labels() {
         let what = "calls of a session go to any endpoint".to_owned();
         degraded.push(Degraded::of_service(seen, "metadata.labels", what));
     }
@@ -424,8 +425,9 @@ fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
     let Some(rule) = seen.rule else {
         return;
     };
-    // What the mesh says of all of them is not the rule's.
-    let pool = &rule.traffic_policy(&seen.key, Around::default()).connection_pool;
+    // What the mesh says of all of them, or a policy, is not the rule's.
+    let own = rule.traffic_policy(&seen.key, Around::default());
+    let pool = &own.connection_pool;
     let limits = [
         ("tcp.connectTimeout", pool.connect_timeout.is_some()),
         ("tcp.tcpKeepalive", pool.tcp_keepalive.is_some()),
@@ -439,7 +441,7 @@ fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
     ];
     let retries = [
         ("connectionPool.http.maxRetries", pool.max_retries != Bound::Unlimited),
-        ("retryBudget", seen.traffic.retry_budget.is_some()),
+        ("retryBudget", own.retry_budget.is_some()),
     ];
     if seen.traffic.tunnel.is_some() {
         let what = "the client makes requests, for which there are no tunnels".to_owned();

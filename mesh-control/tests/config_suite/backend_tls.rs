@@ -57,7 +57,7 @@ fn validation(context: &tls_pb::UpstreamTlsContext) -> tls_pb::CertificateValida
 /// What became of each policy at its first target: whether it is accepted, and what it refers to is there.
 fn statuses(plane: &Plane) -> Vec<(String, &'static str, &'static str)> {
     let snapshot = plane.snapshot();
-    let all = snapshot.policy_statuses().iter().map(|status| {
+    let all = snapshot.policy_statuses().map(|status| {
         let name = status.policy.rsplit('/').next().unwrap_or_default().to_owned();
         (name, status.conditions[0].reason, status.conditions[1].reason)
     });

@@ -13,6 +13,7 @@ use mesh_control::config::extensions::rate_limit::RateLimit;
 use mesh_control::config::extensions::request_rules::RequestRules;
 use mesh_control::config::file::read;
 use mesh_control::config::gateway_api::backend_tls_policy::BackendTlsPolicy;
+use mesh_control::config::gateway_api::backend_traffic_policy::BackendTrafficPolicy;
 use mesh_control::config::gateway_api::connection_route::{TcpRoute, TlsRoute};
 use mesh_control::config::gateway_api::gateway::KubernetesGateway;
 use mesh_control::config::gateway_api::grpc_route::GrpcRoute;
@@ -61,6 +62,7 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::TcpRoute => TcpRoute::fields("", &mut out),
         ObjectKind::ListenerSet => ListenerSet::fields("", &mut out),
         ObjectKind::BackendTlsPolicy => BackendTlsPolicy::fields("", &mut out),
+        ObjectKind::BackendTrafficPolicy => BackendTrafficPolicy::fields("", &mut out),
         ObjectKind::RateLimit => RateLimit::fields("", &mut out),
         ObjectKind::Overload => Overload::fields("", &mut out),
         ObjectKind::WasmPlugin => WasmPlugin::fields("", &mut out),

@@ -2,6 +2,7 @@
 
 mod analyze;
 mod backend_tls;
+mod backend_traffic;
 mod beside;
 mod calling;
 mod cross;

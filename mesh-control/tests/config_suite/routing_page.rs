@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use mesh_control::config::support::ObjectKind::{
-    self, BackendTlsPolicy, Gateway, GrpcRoute, HttpRoute, KubernetesGateway, ListenerSet, ReferenceGrant,
-    ServiceEntry, Sidecar, TcpRoute, TlsRoute, VirtualService, WorkloadEntry, WorkloadGroup,
+    self, BackendTlsPolicy, BackendTrafficPolicy, Gateway, GrpcRoute, HttpRoute, KubernetesGateway, ListenerSet,
+    ReferenceGrant, ServiceEntry, Sidecar, TcpRoute, TlsRoute, VirtualService, WorkloadEntry, WorkloadGroup,
 };
 use mesh_control::config::support::{Row, Support, by_envoy, is_own_row, row};
 
@@ -24,7 +24,7 @@ instead. An Envoy beside a workload does what the library does, but where it say
 [envoy.md](envoy.md). What each way into the mesh makes of timeouts, retries, faults and mirrors is in [resilience.md](resilience.md).
 ";
 
-const KINDS: [(ObjectKind, &str); 14] = [
+const KINDS: [(ObjectKind, &str); 15] = [
     (
         VirtualService,
         "Rules of `http` are for requests, those of `tls` and `tcp` for `mesh.connect` and `mesh.connect_by_name`; gRPC's clients \
@@ -74,6 +74,11 @@ const KINDS: [(ObjectKind, &str); 14] = [
         "How Services are called by TLS, by workloads and at gateways, where no DestinationRule says how \
          ([gateway-api.md](gateway-api.md#tls-behind-it)).",
     ),
+    (
+        BackendTrafficPolicy,
+        "How many retries Services get, where no DestinationRule says anything of that, and what their sessions stay by, where \
+         their labels do not ([gateway-api.md](gateway-api.md#retries-and-sessions)).",
+    ),
 ];
 
 /// Values of which the table of support reports something, where it does not of every value.
@@ -106,6 +111,7 @@ const SAMPLES: &[(ObjectKind, &str, &str)] = &[
     (ListenerSet, "listeners.protocol", "UDP"),
     (BackendTlsPolicy, "options", "{example.com/a: b}"),
     (BackendTlsPolicy, "validation.wellKnownCACertificates", "Company"),
+    (BackendTrafficPolicy, "sessionPersistence.cookieConfig.lifetimeType", "Permanent"),
     (ListenerSet, "listeners.tls.options", "{example.com/a: b}"),
     (KubernetesGateway, "addresses.type", "IPAddress"),
     (KubernetesGateway, "tls.frontend.default.validation.mode", "AllowInsecureFallback"),
@@ -168,6 +174,18 @@ const BACKEND_BY_AGE: Test = (
 const BACKEND_AND_CALLED: Test = (
     "mesh-tower/tests/sidecar/gateway_api.rs",
     "a_backend_is_called_by_tls_where_a_policy_says_so_and_not_at_all_where_that_cannot_be",
+);
+const RETRIED: Test = (
+    "mesh-control/tests/config_suite/backend_traffic.rs",
+    "a_service_gets_as_many_retries_as_the_policy_says_unless_a_rule_does",
+);
+const STICKY: Test = (
+    "mesh-control/tests/config_suite/backend_traffic.rs",
+    "sessions_stay_by_what_the_policy_names_unless_the_service_does",
+);
+const TRAFFIC_BY_AGE: Test = (
+    "mesh-control/tests/config_suite/backend_traffic.rs",
+    "of_two_policies_for_a_service_the_older_counts_and_what_has_no_effect_is_told",
 );
 const CONNECTED: Test =
     ("mesh-tower/tests/sidecar/gateway_api.rs", "connections_come_in_by_tcp_and_by_the_name_that_tls_asks_for");
@@ -322,6 +340,9 @@ const SHOWN: &[(ObjectKind, &str, &[Test])] = &[
     (ListenerSet, "", &[TOLD, ADDED]),
     (BackendTlsPolicy, "", &[TOLD, BACKEND, BACKEND_AND_CALLED]),
     (BackendTlsPolicy, "targetRefs", &[TOLD, BACKEND_BY_AGE]),
+    (BackendTrafficPolicy, "targetRefs", &[TOLD, TRAFFIC_BY_AGE]),
+    (BackendTrafficPolicy, "retryConstraint", &[TOLD, RETRIED]),
+    (BackendTrafficPolicy, "sessionPersistence", &[TOLD, STICKY]),
     (ListenerSet, "listeners", &[TOLD, ADDED, ADDED_AND_SERVED]),
     (ListenerSet, "listeners.tls", &[TOLD, ADDED_CERTIFICATES, ADDED_AND_SERVED]),
 ];

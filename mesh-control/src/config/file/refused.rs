@@ -215,6 +215,7 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::TcpRoute => &["parentRefs", "useDefaultGateways", "rules"],
         ObjectKind::ListenerSet => &["parentRef", "listeners"],
         ObjectKind::BackendTlsPolicy => &["targetRefs", "validation", "options"],
+        ObjectKind::BackendTrafficPolicy => &["targetRefs", "retryConstraint", "sessionPersistence"],
         ObjectKind::ReferenceGrant => &["from", "to"],
         ObjectKind::KubernetesGateway => {
             &["gatewayClassName", "listeners", "addresses", "infrastructure", "allowedListeners", "tls", "defaultScope"]
@@ -395,6 +396,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::Secret | ObjectKind::ConfigMap => (Governs::Nothing, true),
         // Its Services would be called in plaintext without it.
         ObjectKind::BackendTlsPolicy => policy_targets(&spec),
+        // Without it retries are as where nobody says anything of them, and sessions stay nowhere: it guards nobody.
+        ObjectKind::BackendTrafficPolicy => (Governs::Nothing, true),
         // It may refuse any of them.
         ObjectKind::FilterSchema => (Governs::Plugins(spec.get("filter").and_then(text).map(str::to_owned)), true),
         // Of a grant that is wrong, nothing is granted but what its last good state grants, too.

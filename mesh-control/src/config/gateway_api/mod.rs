@@ -5,6 +5,7 @@
 //! `config::support` says which ones are.
 
 pub mod backend_tls_policy;
+pub mod backend_traffic_policy;
 pub mod connection_route;
 pub mod filters;
 pub mod gateway;
@@ -288,6 +289,29 @@ impl ObjectReference {
         matches!(self.group(), "" | "core") && self.kind() == "Service"
     }
 }
+
+impl SessionPersistence {
+    /// What the schema refuses.
+    fn check(&self, path: &str, d: &mut Decoder<'_>) {
+        let is_permanent =
+            self.cookie_config.as_ref().is_some_and(|cookie| cookie.lifetime_type == LifetimeType::Permanent);
+        if is_permanent && self.absolute_timeout.is_none() {
+            fault(
+                d,
+                self.span,
+                format!("{path}.cookieConfig.lifetimeType"),
+                "a cookie that stays needs `absoluteTimeout`",
+            );
+        }
+        if self.session_name.as_ref().is_some_and(|name| name.len() > MOST_SESSION_NAME) {
+            let message = format!("longer than {MOST_SESSION_NAME} characters");
+            fault(d, self.span, format!("{path}.sessionName"), message);
+        }
+    }
+}
+
+/// As the schema has it.
+const MOST_SESSION_NAME: usize = 128;
 
 /// Reports an invalid value of a field.
 fn fault(d: &mut Decoder<'_>, span: Span, path: String, message: impl Into<String>) {

@@ -28,7 +28,8 @@ const POLICY: &[Row] = &[
 
 const NOT_CALLED: &str = "the Service is not called";
 
-fn targets(node: &Node) -> Option<String> {
+/// Targets that are none.
+pub(super) fn targets(node: &Node) -> Option<String> {
     let text = |target: &Node, name: &str| target.get(name).and_then(Node::as_str).unwrap_or_default().to_owned();
     let is_service =
         |target: &&Node| matches!(text(target, "group").as_str(), "" | "core") && text(target, "kind") == "Service";

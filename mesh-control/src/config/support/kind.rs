@@ -46,6 +46,8 @@ pub enum ObjectKind {
     ListenerSet,
     /// `BackendTLSPolicy` of Kubernetes' Gateway API.
     BackendTlsPolicy,
+    /// `XBackendTrafficPolicy` of Kubernetes' Gateway API, of its experimental channel.
+    BackendTrafficPolicy,
     /// `RateLimit` of policy.mesh-control, our own.
     RateLimit,
     /// `Overload` of policy.mesh-control, our own.
@@ -72,7 +74,7 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 27] = [
+    pub const ALL: [ObjectKind; 28] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
@@ -94,6 +96,7 @@ impl ObjectKind {
         ObjectKind::TcpRoute,
         ObjectKind::ListenerSet,
         ObjectKind::BackendTlsPolicy,
+        ObjectKind::BackendTrafficPolicy,
         ObjectKind::RateLimit,
         ObjectKind::Overload,
         ObjectKind::WasmPlugin,
@@ -134,6 +137,7 @@ impl ObjectKind {
             ObjectKind::TcpRoute => "TCPRoute",
             ObjectKind::ListenerSet => "ListenerSet",
             ObjectKind::BackendTlsPolicy => "BackendTLSPolicy",
+            ObjectKind::BackendTrafficPolicy => "XBackendTrafficPolicy",
             ObjectKind::RateLimit => "RateLimit",
             ObjectKind::Overload => "Overload",
             ObjectKind::WasmPlugin => "WasmPlugin",
@@ -185,6 +189,7 @@ impl ObjectKind {
         const NETWORKING: &str = "networking.istio.io";
         const SECURITY: &str = "security.istio.io";
         const GATEWAY: &str = "gateway.networking.k8s.io";
+        const GATEWAY_X: &str = "gateway.networking.x-k8s.io";
         const POLICY: &str = "policy.mesh-control";
         const FROM_ALPHA_3: &[&str] = &["v1", "v1beta1", "v1alpha3"];
         const FROM_BETA: &[&str] = &["v1", "v1beta1"];
@@ -212,6 +217,7 @@ impl ObjectKind {
             ObjectKind::TcpRoute => (GATEWAY, &["v1", "v1alpha2"], "tcproutes"),
             ObjectKind::ListenerSet => (GATEWAY, &["v1"], "listenersets"),
             ObjectKind::BackendTlsPolicy => (GATEWAY, &["v1", "v1alpha3"], "backendtlspolicies"),
+            ObjectKind::BackendTrafficPolicy => (GATEWAY_X, ALPHA, "xbackendtrafficpolicies"),
             ObjectKind::KubernetesGateway => (GATEWAY, FROM_BETA, "gateways"),
             ObjectKind::RateLimit => (POLICY, ALPHA, "ratelimits"),
             ObjectKind::Overload => (POLICY, ALPHA, "overloads"),

@@ -6,6 +6,7 @@
 //! reported with its position when the file is read, so nothing is ever dropped in silence.
 
 mod backend_tls_policy;
+mod backend_traffic_policy;
 mod connection_route;
 mod destination_rule;
 mod envoy;
@@ -136,6 +137,7 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::TcpRoute => connection_route::TCP,
         ObjectKind::ListenerSet => kubernetes_gateway::LISTENER_SET,
         ObjectKind::BackendTlsPolicy => backend_tls_policy::TABLES,
+        ObjectKind::BackendTrafficPolicy => backend_traffic_policy::TABLES,
         ObjectKind::RateLimit => rate_limit::TABLES,
         ObjectKind::Overload => overload::TABLES,
         ObjectKind::WasmPlugin => wasm_plugin::TABLES,
@@ -309,6 +311,7 @@ mod tests {
     use crate::config::extensions::rate_limit::RateLimit;
     use crate::config::extensions::request_rules::RequestRules;
     use crate::config::gateway_api::backend_tls_policy::BackendTlsPolicy;
+    use crate::config::gateway_api::backend_traffic_policy::BackendTrafficPolicy;
     use crate::config::gateway_api::connection_route::{TcpRoute, TlsRoute};
     use crate::config::gateway_api::gateway::KubernetesGateway;
     use crate::config::gateway_api::grpc_route::GrpcRoute;
@@ -352,6 +355,7 @@ mod tests {
             ObjectKind::TcpRoute => TcpRoute::fields("", &mut out),
             ObjectKind::ListenerSet => ListenerSet::fields("", &mut out),
             ObjectKind::BackendTlsPolicy => BackendTlsPolicy::fields("", &mut out),
+            ObjectKind::BackendTrafficPolicy => BackendTrafficPolicy::fields("", &mut out),
             ObjectKind::RateLimit => RateLimit::fields("", &mut out),
             ObjectKind::Overload => Overload::fields("", &mut out),
             ObjectKind::WasmPlugin => WasmPlugin::fields("", &mut out),
