@@ -126,8 +126,11 @@ fn session(written: &SessionPersistence, host: &str) -> Result<Session, Fault> {
     if HeaderName::from_bytes(name.as_bytes()).is_err() {
         return Err((INVALID, format!("{} is the name of neither a cookie nor a header", quoted(&name))));
     }
+    let life = written.absolute_timeout.filter(|life| written.is_permanent() && !life.0.is_zero());
+    // Cookies know whole seconds.
+    let life = life.map(|life| Duration::from_secs(life.0.as_secs() + u64::from(life.0.subsec_nanos() > 0)));
     Ok(match written.kind {
-        SessionType::Cookie => Session::Cookie(name, "/".to_owned()),
+        SessionType::Cookie => Session::Cookie(name, "/".to_owned(), life),
         SessionType::Header => Session::Header(name.to_ascii_lowercase()),
     })
 }

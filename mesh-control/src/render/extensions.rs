@@ -81,8 +81,9 @@ pub(super) fn session_filter(session: &Session) -> hcm::HttpFilter {
 /// What carries the endpoint of a session.
 pub(super) fn session_state(session: &Session) -> core::TypedExtensionConfig {
     match session {
-        Session::Cookie(name, path) => {
-            let cookie = Some(Cookie { name: name.clone(), path: path.clone(), ..Default::default() });
+        Session::Cookie(name, path, life) => {
+            let (name, path, ttl) = (name.clone(), path.clone(), life.map(duration));
+            let cookie = Some(Cookie { name, path, ttl, ..Default::default() });
             extension("envoy.http.stateful_session.cookie", &CookieBasedSessionState { cookie })
         }
         Session::Header(name) => {

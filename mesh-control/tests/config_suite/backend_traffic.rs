@@ -2,10 +2,15 @@
 //! either is shown by the tests of DestinationRules' budgets and of sessions by labels.
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::thresholds::RetryBudget;
+use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
+use envoy_types::pb::envoy::extensions::http::stateful_session::cookie::v3::CookieBasedSessionState;
+use envoy_types::pb::envoy::r#type::http::v3::Cookie;
 use mesh_control::analysis::{Mesh, validate_scan};
 use mesh_control::catalog::{Catalog, ClientClass, Kind};
 use mesh_control::config::load::Scan;
 use mesh_control::plane::{Plane, PlaneOptions};
+use prost::Message;
 
 use crate::support::{Seen, client, client_of, plane_from};
 
@@ -39,6 +44,18 @@ fn told(plane: &Plane, service: &str) -> String {
     let name = format!("{service}.shop.svc.cluster.local:80");
     let found = plane.snapshot().resource(&client("shop"), Kind::Listener, &name).unwrap();
     String::from_utf8_lossy(&found.body).into_owned()
+}
+
+/// The cookie that carries sessions with `web`.
+fn cookie(plane: &Plane) -> Option<Cookie> {
+    let manager = Seen::new(plane, client("shop")).manager("web.shop.svc.cluster.local:80");
+    let configs = manager.http_filters.into_iter().filter_map(|filter| match filter.config_type {
+        Some(ConfigType::TypedConfig(config)) => Some(config),
+        _ => None,
+    });
+    let config = configs.into_iter().find(|config| config.type_url.ends_with(".StatefulSession"))?;
+    let state = StatefulSession::decode(&*config.value).unwrap().session_state?.typed_config?;
+    CookieBasedSessionState::decode(&*state.value).unwrap().cookie
 }
 
 /// What became of each policy at its first target.
@@ -88,6 +105,20 @@ fn sessions_stay_by_what_the_policy_names_unless_the_service_does() {
         assert!(told.contains(expected) && !told.contains(other), "{spec}: {told}");
     }
     assert!(!told(&plane_from(SERVICES), "web").contains("stateful_session"));
+    for (spec, life) in [
+        ("{absoluteTimeout: 90m, cookieConfig: {lifetimeType: Permanent}}", Some(5400)),
+        ("{absoluteTimeout: 500ms, cookieConfig: {lifetimeType: Permanent}}", Some(1)),
+        ("{absoluteTimeout: 90m}", None),
+    ] {
+        let plane = plane_from(&[SERVICES, &policy("p", "", "web", &format!("sessionPersistence: {spec}"))].concat());
+        let cookie = cookie(&plane).unwrap();
+        assert_eq!((&*cookie.path, cookie.ttl.map(|ttl| ttl.seconds)), ("/", life), "{spec}");
+        let is_reported =
+            plane.diagnostics().iter().any(|one| one.message.contains("without a cookie that is `Permanent`"));
+        assert_eq!(is_reported, life.is_none(), "{spec}");
+    }
+    let endless = policy("p", "", "web", "sessionPersistence: {cookieConfig: {lifetimeType: Permanent}}");
+    assert!(Plane::from_yaml(&[SERVICES, &endless].concat()).is_err(), "the schema wants it to end");
     let both = policy("p", "", "labelled", "sessionPersistence: {sessionName: other, type: Header}");
     let plane = plane_from(&[SERVICES, &both].concat());
     assert!(told(&plane, "labelled").contains("stateful_session.cookie"));

@@ -111,7 +111,6 @@ const SAMPLES: &[(ObjectKind, &str, &str)] = &[
     (ListenerSet, "listeners.protocol", "UDP"),
     (BackendTlsPolicy, "options", "{example.com/a: b}"),
     (BackendTlsPolicy, "validation.wellKnownCACertificates", "Company"),
-    (BackendTrafficPolicy, "sessionPersistence.cookieConfig.lifetimeType", "Permanent"),
     (ListenerSet, "listeners.tls.options", "{example.com/a: b}"),
     (KubernetesGateway, "addresses.type", "IPAddress"),
     (KubernetesGateway, "tls.frontend.default.validation.mode", "AllowInsecureFallback"),

@@ -291,11 +291,14 @@ impl ObjectReference {
 }
 
 impl SessionPersistence {
+    /// Whether its cookie outlives the caller's session.
+    pub fn is_permanent(&self) -> bool {
+        self.cookie_config.as_ref().is_some_and(|cookie| cookie.lifetime_type == LifetimeType::Permanent)
+    }
+
     /// What the schema refuses.
     fn check(&self, path: &str, d: &mut Decoder<'_>) {
-        let is_permanent =
-            self.cookie_config.as_ref().is_some_and(|cookie| cookie.lifetime_type == LifetimeType::Permanent);
-        if is_permanent && self.absolute_timeout.is_none() {
+        if self.is_permanent() && self.absolute_timeout.is_none() {
             fault(
                 d,
                 self.span,

@@ -1,6 +1,7 @@
 //! `Service` of Kubernetes (v1): a name, its ports, and the labels of the workloads behind it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use http::HeaderName;
 
@@ -119,8 +120,8 @@ pub const SESSION_HEADER: &str = "istio.io/persistent-session-header";
 /// What carries the endpoint of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Session {
-    /// A cookie of the caller's session, for a path.
-    Cookie(String, String),
+    /// A cookie: its name, the path that it is for, and its life; without one it lives as long as the caller's session.
+    Cookie(String, String, Option<Duration>),
     /// A header.
     Header(String),
 }
@@ -141,7 +142,7 @@ pub fn session(labels: &BTreeMap<String, String>) -> Result<Option<Session>, (&'
         && path.starts_with('/')
         && path.bytes().all(|byte| (b'!'..0x7f).contains(&byte) && byte != b';')
     {
-        true => Ok(Some(Session::Cookie(name.to_owned(), path.to_owned()))),
+        true => Ok(Some(Session::Cookie(name.to_owned(), path.to_owned(), None))),
         false => Err((SESSION_COOKIE, format!("{} is not a cookie: `name`, or `name:/path`", quoted(text)))),
     }
 }
