@@ -120,7 +120,9 @@ impl Snapshot {
         let meta = &seen.service.meta;
         let mut all: Origins = vec![("service", format!("{}, {}", meta.origin, meta.id()))];
         let is_upgraded_or_not = seen.traffic.connection_pool.upgrades_to_http2.is_some();
-        for (field, origin) in places(seen.rule.map(|rule| &**rule), &seen.key, &policy.mesh) {
+        let written = places(seen.rule.map(|rule| &**rule), &seen.key, &policy.mesh);
+        let is_budget_of_rule = written.iter().any(|(field, _)| *field == "retryBudget");
+        for (field, origin) in written {
             let place = origin.to_string();
             match field {
                 "subset" => all.push(("subset", place)),
@@ -139,6 +141,14 @@ impl Snapshot {
                 }
                 "tls" => all.push(("tls", place)),
                 _ => {}
+            }
+        }
+        let budget = policy.backend_traffic.retry_budget(&seen.service.host);
+        let is_of_policy = seen.traffic.retry_budget.is_some() && !is_budget_of_rule;
+        if let Some((_, place)) = budget.filter(|_| is_of_policy) {
+            match all.iter_mut().find(|(name, _)| *name == "circuit_breakers") {
+                Some((_, others)) => others.push_str(&format!(", retry budget {place}")),
+                None => all.push(("circuit_breakers", place.to_string())),
             }
         }
         let Some(rule) = seen.rule else { return all };

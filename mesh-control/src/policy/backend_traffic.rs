@@ -14,7 +14,7 @@ use crate::config::diagnostic::quoted;
 use crate::config::file::{Object, Objects};
 use crate::config::gateway_api::backend_traffic_policy::{BackendTrafficPolicy, RetryConstraint, TrafficTarget};
 use crate::config::gateway_api::{SessionPersistence, SessionType};
-use crate::config::{Code, Diagnostic, Severity};
+use crate::config::{Code, Diagnostic, Origin, Severity};
 use crate::registry::Services;
 
 /// Those that are in force.
@@ -32,7 +32,8 @@ pub struct BackendTraffic {
 struct OfService {
     /// The policy.
     id: Arc<str>,
-    budget: Option<RetryBudget>,
+    /// How many retries it gets, and where that is written.
+    budget: Option<(RetryBudget, Origin)>,
 }
 
 impl BackendTraffic {
@@ -99,14 +100,15 @@ impl BackendTraffic {
         let host = service.host.clone();
         let written = object.spec.session_persistence.as_ref();
         let session = written.map(|written| session(written, &host)).transpose()?;
-        let budget = object.spec.retry_constraint.as_ref().map(budget);
+        let constraint = object.spec.retry_constraint.as_ref();
+        let budget = constraint.map(|written| (budget(written), object.meta.origin.at(written.span)));
         self.by_host.insert(host, OfService { id: object.meta.id(), budget });
         Ok(session.is_none_or(|session| services.set_session(service_id, session)))
     }
 
-    /// How many retries a Service gets, where a policy says so.
-    pub fn retry_budget(&self, host: &str) -> Option<RetryBudget> {
-        self.by_host.get(host)?.budget
+    /// How many retries a Service gets, where a policy says so, and where that is written.
+    pub fn retry_budget(&self, host: &str) -> Option<&(RetryBudget, Origin)> {
+        self.by_host.get(host)?.budget.as_ref()
     }
 }
 

@@ -662,7 +662,7 @@ impl Policy {
         pool.upgrades_to_http2 =
             pool.upgrades_to_http2.or(mesh.upgrades_to_http2().filter(|_| is_http && !pool.as_caller));
         if traffic.retry_budget.is_none() && pool.max_retries == Bound::Unlimited {
-            traffic.retry_budget = self.backend_traffic.retry_budget(&service.host);
+            traffic.retry_budget = self.backend_traffic.retry_budget(&service.host).map(|(budget, _)| *budget);
         }
         traffic
     }

@@ -537,6 +537,23 @@ fn the_time_of_a_try_is_where_it_is_written() {
 }
 
 #[test]
+fn a_retry_budget_is_where_the_policy_says_it_unless_a_rule_does() {
+    let policy = "---\napiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: {name: ratings, namespace: shop}\nspec:\n  targetRefs: [{group: '', kind: Service, name: ratings}]\n  retryConstraint: {budget: {percent: 30}}\n";
+    let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: ratings, namespace: shop}\nspec:\n  host: ratings\n  trafficPolicy:\n    retryBudget: {percent: 40}\n";
+    let lines = SHOP.lines().count();
+    for (yaml, line) in [(policy.to_owned(), 7), (format!("{policy}{rule}"), 7 + 8)] {
+        let dir = dir_of(&format!("{SHOP}{yaml}"));
+        let arguments =
+            ["explain", "--config", ".", "--from", "shop/reviews", "GET", "http://ratings:9080/", "-o", "json"];
+        let said: Value = serde_json::from_slice(&run(&arguments, dir.path(), "").stdout).unwrap();
+        let place = format!("config.yaml:{}", lines + line);
+        let places: Vec<_> =
+            said["clusters"].as_array().unwrap().iter().map(|one| &one["origins"]["circuit_breakers"]).collect();
+        assert_eq!(places, [&json!(place)], "{said:#}");
+    }
+}
+
+#[test]
 fn settings_of_the_mesh_are_where_the_mesh_says_them() {
     // Lines 2 to 8 of a file; what stands in a string has the place of its line.
     let settings = "connectTimeout: 3s
