@@ -629,10 +629,11 @@ impl Learned {
 /// of the kinds of targets `gateway_targets.rs`, and of FilterSchema, which no client is told of, `filters.rs`.
 /// Of Gateway API's Gateways: where TLS ends, which needs a certificate, `kubernetes_gateways.rs` and
 /// `mesh-tower/tests/sidecar/gateway_api.rs` have; which namespaces a selector lets in, of whose labels only their names are known,
-/// `config/gateway_api/gateway.rs` itself. Of ListenerSets and BackendTLSPolicies what they are for cannot be left out: of what they name
+/// `config/gateway_api/gateway.rs` itself. Of ListenerSets and policies what they are for cannot be left out: of what they name
 /// each field is tried here.
-const ELSEWHERE_TESTED: [&str; 50] = [
+const ELSEWHERE_TESTED: [&str; 51] = [
     "BackendTLSPolicy targetRefs",
+    "XBackendTrafficPolicy targetRefs",
     "ListenerSet parentRef",
     "BackendTLSPolicy validation.subjectAltNames.type",
     "KubernetesGateway listeners.tls.mode",
