@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwapOption, Guard};
 use http::HeaderValue;
 
 use super::{EndpointState, lock};
@@ -24,6 +24,18 @@ impl EndpointState {
     #[inline]
     pub fn peer(&self) -> Option<Arc<Peer>> {
         self.known.peer.load_full()
+    }
+
+    /// The same to look at, which touches no count that all threads share.
+    #[inline]
+    pub(crate) fn look_at_peer(&self) -> Guard<Option<Arc<Peer>>> {
+        self.known.peer.load()
+    }
+
+    /// Whether anything is known of who it is.
+    #[inline]
+    pub fn has_peer(&self) -> bool {
+        self.look_at_peer().is_some()
     }
 
     /// Takes in what the control plane says of its workload: `workload;namespace;canonical name;canonical revision;cluster`.

@@ -340,15 +340,20 @@ impl Metrics {
 
     #[inline]
     fn find(&self, ends: &Ends<'_>, outcome: Outcome<'_>, second: u32, by: By<'_>, then: impl FnOnce(&Arc<Series>)) {
-        let peer = match ends.endpoint {
-            Some(endpoint) => endpoint.peer(),
-            None => ends.source.cloned(),
+        let known = ends.endpoint.map(|endpoint| endpoint.look_at_peer());
+        let peer: Option<&Arc<Peer>> = match &known {
+            Some(known) => (**known).as_ref(),
+            None => ends.source,
         };
         let way = Way {
             endpoint: ends.endpoint.map_or(0, |endpoint| Arc::as_ptr(endpoint) as usize),
-            peer: peer.as_ref().map_or(0, |peer| Arc::as_ptr(peer) as usize),
+            peer: peer.map_or(0, |peer| Arc::as_ptr(peer) as usize),
             service: ends.service.map_or(0, |service| Arc::as_ptr(service) as usize),
-            name: if ends.service.is_some() { 0 } else { self.hashing.hash_one(ends.name) },
+            name: match (ends.service, ends.reporter) {
+                (None, Reporter::Source) => self.hashing.hash_one(ends.name),
+                // A server's labels have nothing of what it is called by.
+                (None, Reporter::Destination) | (Some(_), _) => 0,
+            },
             code: outcome.code,
             grpc_status: outcome.grpc_status.map_or(u8::MAX, |status| u8::try_from(status).unwrap_or(2)),
             flags: outcome.request.map_or(0, |request| request.response_flags().bits()),
@@ -362,7 +367,7 @@ impl Metrics {
         if let Some(found) = shard.read().unwrap_or_else(PoisonError::into_inner).get(&way) {
             return then(&found.series);
         }
-        let series = self.series_of(ends, peer.as_deref(), outcome, second, by.changes);
+        let series = self.series_of(ends, peer.map(|peer| &**peer), outcome, second, by.changes);
         series.show(by.metrics);
         then(&series);
         let found = Found {
@@ -370,7 +375,7 @@ impl Metrics {
             metrics: by.metrics,
             group: by.group.map(|(rules, at)| (Arc::clone(rules), at)),
             endpoint: ends.endpoint.map(Arc::downgrade),
-            peer: peer.as_ref().map(Arc::downgrade),
+            peer: peer.map(Arc::downgrade),
             _service: ends.service.cloned(),
         };
         let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);

@@ -158,6 +158,32 @@ fn a_day_of_churn_among_ten_thousand_endpoints_leaves_no_more_than_there_are() {
 }
 
 #[test]
+fn names_that_clients_make_up_for_a_server_take_no_room() {
+    let now = Instant::now();
+    let metrics = metrics(now);
+    for number in 0..100 {
+        let mut request = request(now, Direction::Inbound);
+        request.note_authority(&format!("h{number}:80"));
+        metrics.record(&request, now);
+    }
+    let ways: usize = metrics.ways.iter().map(|shard| shard.read().unwrap().len()).sum();
+    assert_eq!((ways, metrics.gather(now).len()), (1, 1));
+}
+
+#[test]
+fn an_endpoint_of_which_more_is_known_has_another_series_from_then_on() {
+    let now = Instant::now();
+    let (metrics, cluster, service) = (metrics(now), ClusterState::default(), reviews());
+    let one = endpoint(&cluster, "10.0.0.1:80", "reviews-v1;shop;reviews;v1;");
+    metrics.record(&answered(now, &one, &service, 200), now);
+    one.note_workload(&"reviews-v2;shop;reviews;v2;".into());
+    metrics.record(&answered(now, &one, &service, 200), now);
+    metrics.record(&answered(now, &one, &service, 200), now);
+    let counts: Vec<_> = metrics.gather(now).iter().map(|series| series.requests.load(Ordering::Relaxed)).collect();
+    assert_eq!(counts, [1, 2]);
+}
+
+#[test]
 fn what_there_is_no_room_for_counts_as_one() {
     let now = Instant::now();
     let metrics = metrics(now);

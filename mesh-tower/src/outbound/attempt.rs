@@ -429,7 +429,7 @@ impl<T: Transport> ActiveRequest<T> {
             self.info.note_event("sent", || json!({"attempt": attempt}));
         }
         let Some(telemetry) = &self.context.telemetry else { return };
-        let is_of_mesh = service.is_some_and(|service| !service.is_external) && attempt.endpoint().peer().is_some();
+        let is_of_mesh = service.is_some_and(|service| !service.is_external) && attempt.endpoint().has_peer();
         if is_of_mesh {
             telemetry.introduce(&mut head.headers);
         }
