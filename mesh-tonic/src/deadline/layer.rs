@@ -10,10 +10,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use mesh_core::request::is_grpc;
-use mesh_tower::inherited::{self, Shared};
+use mesh_tower::inherited::{self, Inheriting, Shared};
 use mesh_tower::server::ConnectionInfo;
 use pin_project_lite::pin_project;
-use tokio::task::futures::TaskLocalFuture;
 use tokio::time::Sleep;
 use tonic::Status;
 use tonic::transport::server::TcpConnectInfo;
@@ -107,7 +106,7 @@ pin_project! {
     enum State<F> {
         Running {
             #[pin]
-            call: TaskLocalFuture<Shared, F>,
+            call: Inheriting<F>,
             #[pin]
             sleep: Option<Sleep>,
             deadline: Option<Deadline>,

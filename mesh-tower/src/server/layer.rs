@@ -298,7 +298,7 @@ where
             inherited.get_or_insert_default().mark = Some(hop.mark(0));
         }
         let is_http1 = request.version() <= Version::HTTP_11;
-        let active = ActiveRequest::new(self.context.in_flight(), is_http1, inherited, facts);
+        let mut active = ActiveRequest::new(self.context.in_flight(), is_http1, inherited, facts);
         match admission {
             Admission::Admit => ResponseFuture::forward(active.on_behalf(|| self.inner.call(request)), active),
             Admission::Held(callout) => {

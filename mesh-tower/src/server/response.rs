@@ -161,7 +161,7 @@ impl ActiveRequest {
 
     /// Has the application do something for this request.
     #[inline]
-    pub(super) fn on_behalf<R>(&self, work: impl FnOnce() -> R) -> R {
+    pub(super) fn on_behalf<R>(&mut self, work: impl FnOnce() -> R) -> R {
         self.inherited.during(work)
     }
 
@@ -278,9 +278,8 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for ServerBody<B> {
     #[inline]
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
-        let request = &*this.request;
         let polled = match this.content.as_mut().project() {
-            ContentProjection::App { body } => request.on_behalf(|| body.poll_frame(cx)),
+            ContentProjection::App { body } => this.request.on_behalf(|| body.poll_frame(cx)),
             ContentProjection::Local { bytes } if bytes.is_empty() => Poll::Ready(None),
             ContentProjection::Local { bytes } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
         };

@@ -188,7 +188,7 @@ where
         loop {
             let next = match this.state.as_mut().project() {
                 StateProjection::Forwarded { future } => {
-                    let request = this.request.as_ref().expect(ONCE);
+                    let request = this.request.as_mut().expect(ONCE);
                     let response = ready!(request.on_behalf(|| future.poll(cx)));
                     if request.holds_responses()
                         && let Ok(response) = response
@@ -245,7 +245,7 @@ where
                         Some(decide) => context.resume(decide, facts, &mut request),
                         None => context.too_late(facts.as_deref_mut().expect(HAS_FACTS), &request),
                     };
-                    let active = this.request.as_ref().expect(ONCE);
+                    let active = this.request.as_mut().expect(ONCE);
                     match admission {
                         Admission::Admit => State::Forwarded { future: active.on_behalf(|| service.call(request)) },
                         Admission::Answer(response) => State::Answered { response: Some(response) },
@@ -298,7 +298,7 @@ where
                             context.answered(asked, answer.unwrap_or_else(in_doubt), facts, &mut request)
                         }
                     };
-                    let active = this.request.as_ref().expect(ONCE);
+                    let active = this.request.as_mut().expect(ONCE);
                     match admission {
                         Admission::Admit => State::Forwarded { future: active.on_behalf(|| service.call(request)) },
                         Admission::Answer(response) => State::Answered { response: Some(response) },
