@@ -148,7 +148,7 @@ struct Armed {
 pub struct LiveTraces {
     is_looking: AtomicBool,
     is_armed: AtomicBool,
-    seats: OnceLock<Arc<Seats>>,
+    seats: OnceLock<Seats>,
     armed: Mutex<Vec<Armed>>,
     told: Mutex<Told>,
     news: Notify,
@@ -175,7 +175,7 @@ impl LiveTraces {
 
     /// Keeps from now on who is under way.
     pub fn keep_under_way(&self) {
-        self.seats.get_or_init(Arc::default);
+        self.seats.get_or_init(Seats::default);
         self.is_looking.store(true, Ordering::Relaxed);
     }
 

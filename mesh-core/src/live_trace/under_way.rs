@@ -73,7 +73,8 @@ impl Stage {
 
 /// All seats.
 pub(super) struct Seats {
-    seats: Box<[Seat]>,
+    // Each counted by itself: the count of all of them would be written by every thread for every request.
+    seats: Box<[Arc<Seat>]>,
     without: AtomicU64,
 }
 
@@ -91,14 +92,13 @@ struct About {
     method: Method,
     authority: String,
     path: String,
+    /// Where it goes, if it does, or else where one before it went.
     endpoint: Option<EndpointId>,
+    goes: bool,
 }
 
 /// A request's seat, until this is dropped.
-pub struct Place {
-    of: Arc<Seats>,
-    seat: usize,
-}
+pub struct Place(Arc<Seat>);
 
 /// One request that is under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,34 +122,32 @@ pub struct UnderWay {
 
 impl Default for Seats {
     fn default() -> Self {
-        Seats { seats: (0..SEATS).map(|_| Seat::default()).collect(), without: AtomicU64::new(0) }
+        Seats { seats: (0..SEATS).map(|_| Arc::default()).collect(), without: AtomicU64::new(0) }
     }
 }
 
 impl Seats {
-    pub(super) fn enter(self: &Arc<Self>, side: Side, head: &RequestHead<'_>, started: Instant) -> Option<Place> {
+    pub(super) fn enter(&self, side: Side, head: &RequestHead<'_>, started: Instant) -> Option<Place> {
         thread_local! {
             /// A thread's requests sit where those before them sat: the memory for their texts is there, and near.
             static OWN: usize = fastrand::usize(..SEATS);
         }
         let from = |first: usize, count| (0..count).map(move |step| (first + step) % SEATS);
         let anywhere = std::iter::once_with(|| from(fastrand::usize(..SEATS), TRIES)).flatten();
-        let mut tried = from(OWN.with(|own| *own), OWN_TRIES).chain(anywhere);
-        let is_free =
-            |seat: &usize| self.seats.get(*seat).is_some_and(|seat| !seat.is_taken.swap(true, Ordering::Acquire));
-        let Some(seat) = tried.find(is_free) else {
+        let tried = from(OWN.with(|own| *own), OWN_TRIES).chain(anywhere);
+        let mut seats = tried.filter_map(|seat| self.seats.get(seat));
+        let Some(seat) = seats.find(|seat| !seat.is_taken.swap(true, Ordering::Acquire)) else {
             self.without.fetch_add(1, Ordering::Relaxed);
             return None;
         };
-        let place = Place { of: Arc::clone(self), seat };
+        let place = Place(Arc::clone(seat));
         place.waits_for(Stage::View);
-        if let Some(mut about) = place.about() {
-            (about.side, about.started) = (Some(side), Some(started));
-            about.method.clone_from(head.method);
-            write(&mut about.authority, head.authority);
-            write(&mut about.path, head.path());
-            about.endpoint = None;
-        }
+        let mut about = seat.about();
+        (about.side, about.started, about.goes) = (Some(side), Some(started), false);
+        about.method.clone_from(head.method);
+        write(&mut about.authority, head.authority);
+        write(&mut about.path, head.path());
+        drop(about);
         Some(place)
     }
 
@@ -157,13 +155,13 @@ impl Seats {
     pub(super) fn list(&self, now: Instant) -> (Vec<UnderWay>, u64) {
         let taken = self.seats.iter().filter(|seat| seat.is_taken.load(Ordering::Relaxed));
         let seen = taken.filter_map(|seat| {
-            let about = seat.about.lock().unwrap_or_else(PoisonError::into_inner);
+            let about = seat.about();
             Some(UnderWay {
                 side: about.side?,
                 method: about.method.clone(),
                 authority: about.authority.clone(),
                 path: about.path.clone(),
-                endpoint: about.endpoint.clone(),
+                endpoint: about.endpoint.clone().filter(|_| about.goes),
                 age: now.saturating_duration_since(about.started?),
                 stage: *Stage::ALL.get(usize::from(seat.stage.load(Ordering::Relaxed)))?,
             })
@@ -180,37 +178,38 @@ fn write(into: &mut String, text: &str) {
     into.push_str(text.get(..text.floor_char_boundary(LONGEST)).unwrap_or_default());
 }
 
+impl Seat {
+    fn about(&self) -> MutexGuard<'_, About> {
+        self.about.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Place {
     /// What it waits for from here on.
     pub fn waits_for(&self, stage: Stage) {
-        if let Some(seat) = self.of.seats.get(self.seat) {
-            seat.stage.store(stage as u8, Ordering::Relaxed);
-        }
+        self.0.stage.store(stage as u8, Ordering::Relaxed);
     }
 
     /// Where its present try goes.
     pub fn goes_to(&self, endpoint: &EndpointId) {
-        if let Some(mut about) = self.about() {
+        let mut about = self.0.about();
+        // Mostly that is where the one before it went.
+        if about.endpoint.as_ref() != Some(endpoint) {
             about.endpoint = Some(endpoint.clone());
         }
-    }
-
-    fn about(&self) -> Option<MutexGuard<'_, About>> {
-        Some(self.of.seats.get(self.seat)?.about.lock().unwrap_or_else(PoisonError::into_inner))
+        about.goes = true;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(seat) = self.of.seats.get(self.seat) {
-            seat.is_taken.store(false, Ordering::Release);
-        }
+        self.0.is_taken.store(false, Ordering::Release);
     }
 }
 
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Place({})", self.seat)
+        f.debug_tuple("Place").finish_non_exhaustive()
     }
 }
 
@@ -226,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_request_is_seen_until_it_is_over_and_one_without_a_seat_is_counted() {
-        let (seats, now) = (Arc::new(Seats::default()), Instant::now());
+        let (seats, now) = (Seats::default(), Instant::now());
         let (parts, ()) = http::Request::get("http://a/x?secret").body(()).unwrap().into_parts();
         let head = RequestHead::of(&parts).unwrap();
         let place = seats.enter(Side::Client, &head, now).unwrap();
@@ -241,6 +240,9 @@ mod tests {
         assert_eq!((*age, *stage), (Duration::from_secs(3), Stage::Answer));
         drop(place);
         assert!(seats.list(now).0.is_empty());
+        let next = seats.enter(Side::Client, &head, now).unwrap();
+        assert_eq!(seats.list(now).0[0].endpoint, None, "it goes nowhere yet, wherever the one before it went");
+        drop(next);
         let all: Vec<_> = (0..2 * SEATS).filter_map(|_| seats.enter(Side::Server, &head, now)).collect();
         let (seen, without) = seats.list(now);
         assert_eq!((seen.len(), all.len() as u64 + without), (all.len(), 2 * SEATS as u64));
@@ -249,11 +251,11 @@ mod tests {
 
     #[test]
     fn one_after_the_other_sits_where_the_former_sat() {
-        let (seats, now) = (Arc::new(Seats::default()), Instant::now());
+        let (seats, now) = (Seats::default(), Instant::now());
         let (parts, ()) = http::Request::get("http://a/x").body(()).unwrap().into_parts();
         let head = RequestHead::of(&parts).unwrap();
-        let taken: std::collections::HashSet<usize> =
-            (0..100).map(|_| seats.enter(Side::Client, &head, now).unwrap().seat).collect();
+        let taken: std::collections::HashSet<_> =
+            (0..100).map(|_| Arc::as_ptr(&seats.enter(Side::Client, &head, now).unwrap().0)).collect();
         assert_eq!(taken.len(), 1);
     }
 
