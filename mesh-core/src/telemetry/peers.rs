@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use foldhash::quality::RandomState;
+use foldhash::{fast, quality::RandomState};
 
 use crate::identity::SpiffeId;
 use crate::workload::{Peer, Workload};
@@ -31,7 +31,8 @@ pub struct Peers {
 
 #[derive(Debug, Default)]
 struct Known {
-    by_hash: HashMap<u64, Entry>,
+    /// By what is a hash already, whose key nobody else knows.
+    by_hash: HashMap<u64, Entry, fast::RandomState>,
     /// When room was looked for last.
     swept: Option<u32>,
 }

@@ -20,7 +20,7 @@ const B3_PARENT_ID: HeaderName = HeaderName::from_static("x-b3-parentspanid");
 const B3_SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
 const B3_FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 /// Who asks for a trace (Envoy's).
-const CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-client-trace-id");
+const CLIENT_TRACE_ID: &str = "x-client-trace-id";
 
 /// How much of other headers is handed on, in bytes and in number: W3C asks for 512 bytes of `tracestate`, and 8,192 of
 /// `baggage`.
@@ -209,10 +209,12 @@ impl Trace {
             Some((trace_id, span_id)) => (trace_id, Some(span_id)),
             None => (TraceId::random(random), None),
         };
-        let is_within = |share: Fraction| share.contains(trace_id.position());
-        let is_wanted = self.parent.is_sampled.unwrap_or_else(|| {
-            is_within(tracing.random) || headers.contains_key(CLIENT_TRACE_ID) && is_within(tracing.client)
-        });
+        let position = trace_id.position();
+        let is_within = |share: Fraction| share.contains(position);
+        let is_wanted = self
+            .parent
+            .is_sampled
+            .unwrap_or_else(|| is_within(tracing.random) || asks(headers) && is_within(tracing.client));
         let flags = if parent.is_none() { TraceContext::RANDOM } else { self.parent.flags & TraceContext::RANDOM };
         let mut context = TraceContext { trace_id, span_id: SpanId::random(random), flags };
         if !is_wanted || !is_within(tracing.overall) {
@@ -314,6 +316,11 @@ impl Trace {
             }
         }
     }
+}
+
+/// Whether a request asks for a trace. Looking the header up costs more than looking at the few that there are.
+fn asks(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str() == CLIENT_TRACE_ID)
 }
 
 /// The id of a request that has none, or none that counts.
