@@ -565,11 +565,6 @@ impl RequestInfo {
         self.record.as_ref()?.heads.as_deref()
     }
 
-    /// Whether somebody wants to know the heads who was told of the request.
-    pub fn wants_head(&self) -> bool {
-        self.record.as_ref().is_some_and(|record| interest_of(&record.observers) == Interest::Head)
-    }
-
     /// The access logs that the configuration wants it in.
     pub fn access_logs(&self) -> &[AccessLog] {
         self.record.as_ref().and_then(|record| record.logs.as_deref()).unwrap_or_default()

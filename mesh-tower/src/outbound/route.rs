@@ -44,8 +44,9 @@ fn look_at(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
         info.not_after(deadline);
     }
     info.repeat = head.extensions.get::<Repeat>().copied();
-    if interest_of(&context.observers) > Interest::Nothing {
-        observe(info, context, head);
+    let interest = interest_of(&context.observers);
+    if interest > Interest::Nothing {
+        observe_by(info, context, head, interest);
     }
     if context.is_gateway
         && let Some(Onward { upstream: Some(upstream), .. }) = head.extensions.get()
@@ -63,8 +64,8 @@ fn look_at(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
     }
 }
 
-/// Somebody looks at requests: at all of them, or at some, of which this may be one.
-#[cold]
+/// Somebody looks at requests: at all of them, as the admin port does, or at some, of which this may be one.
+#[inline(never)]
 fn follow(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
     let Ok(seen) = head_of(context, head) else { return };
     let place = context.live_traces.enter(Side::Client, &seen, info.started);
@@ -106,6 +107,11 @@ fn onward<'r>(context: &OutboundContext, extensions: &'r Extensions) -> Option<&
 
 /// Notes from here on what becomes of the request.
 fn observe(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
+    observe_by(info, context, head, interest_of(&context.observers));
+}
+
+/// The same, where it is known what the observers want to know.
+fn observe_by(info: &mut RequestInfo, context: &OutboundContext, head: &Parts, interest: Interest) {
     info.observe(&context.observers, Direction::Outbound, &head.method);
     info.note_authority(match &context.target {
         Some(target) => target.authority.as_str(),
@@ -114,7 +120,7 @@ fn observe(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
     if context.is_gateway {
         info.note_edge();
     }
-    if info.wants_head() {
+    if interest == Interest::Head {
         note_head(info, head);
     }
     // What strangers call, and by which name, is bounded by nothing.

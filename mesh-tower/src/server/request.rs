@@ -123,25 +123,26 @@ impl ServerContext {
     #[inline]
     pub(super) fn observed<B>(&self, request: &mut Request<B>) -> Option<Recycled<Facts>> {
         let is_looking = self.live_traces.is_looking();
-        if interest_of(self.mesh.observers()) == Interest::Nothing {
+        let interest = interest_of(self.mesh.observers());
+        if interest == Interest::Nothing {
             return if is_looking { self.follow(None, request) } else { None };
         }
-        let mut facts = facts_of(request);
-        self.observe(&mut facts.info, request);
+        let (mut facts, connection) = (facts_of(request), self.connection(request));
+        self.observe_by(&mut facts.info, request, connection.as_deref(), interest);
         if let Some(telemetry) = self.mesh.telemetry() {
-            let (connection, began) = (self.connection(request), facts.info.started);
+            let began = facts.info.started;
             let (source, is_secured, wants) = telemetry.source(request.headers_mut(), connection.as_deref(), began);
             facts.info.note_source(source, is_secured);
             facts.introduces = wants.then(|| Arc::clone(telemetry));
-            if let Some(grpc) = telemetry.grpc().filter(|_| is_grpc(request.headers())) {
+            if let Some(grpc) = telemetry.grpc().filter(|_| facts.info.is_grpc) {
                 facts.info.note_call(Box::new(grpc.server(request.uri().path())));
             }
         }
         if is_looking { self.follow(Some(facts), request) } else { Some(facts) }
     }
 
-    /// Somebody looks at requests: at all of them, or at some, of which this may be one.
-    #[cold]
+    /// Somebody looks at requests: at all of them, as the admin port does, or at some, of which this may be one.
+    #[inline(never)]
     fn follow<B>(&self, facts: Option<Recycled<Facts>>, request: &Request<B>) -> Option<Recycled<Facts>> {
         // Whether it is well formed is asked later, and is of interest here, too.
         let head = RequestHead::of_parts(request.method(), request.uri(), request.headers());
@@ -181,15 +182,26 @@ impl ServerContext {
 
     /// Notes from here on what becomes of the request.
     pub(super) fn observe<B>(&self, info: &mut RequestInfo, request: &Request<B>) {
+        let interest = interest_of(self.mesh.observers());
+        self.observe_by(info, request, self.connection(request).as_deref(), interest);
+    }
+
+    /// The same, where it is known who is at the other end, and what the observers want to know.
+    fn observe_by<B>(
+        &self,
+        info: &mut RequestInfo,
+        request: &Request<B>,
+        connection: Option<&ConnectionInfo>,
+        interest: Interest,
+    ) {
         info.observe(self.mesh.observers(), Direction::Inbound, request.method());
-        let connection = self.connection(request);
-        if let Some(connection) = &connection {
+        if let Some(connection) = connection {
             info.note_peer(client_of(connection, request));
         }
         let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         info.note_request_body(length.unwrap_or(0), Messages::default());
-        if info.wants_head() {
-            self.note_head(info, request, connection.as_deref());
+        if interest == Interest::Head {
+            self.note_head(info, request, connection);
         }
     }
 
@@ -346,7 +358,10 @@ impl ServerContext {
             Some(tracer) => {
                 let tracing = tracing.as_ref().unwrap_or(tracer.tracing());
                 let trace = &mut inherited.get_or_insert_default().trace;
-                let begun = trace.begin(tracing, request.headers(), &mut fastrand::Rng::new());
+                let begun = match &mut *facts {
+                    Some(facts) => trace.begin(tracing, request.headers(), &mut facts.info.random),
+                    None => trace.begin(tracing, request.headers(), &mut fastrand::Rng::new()),
+                };
                 let is_logged =
                     !access_logs.is_empty() || facts.as_ref().is_some_and(|facts| facts.info.head().is_some());
                 if begun.is_some() || is_logged {
