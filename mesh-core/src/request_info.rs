@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::LocalKey;
 use std::time::{Duration, Instant};
 
@@ -291,6 +291,8 @@ struct Record {
     response_bytes: u64,
     response_messages: Messages,
     is_complete: bool,
+    /// When it was over, once somebody has asked.
+    ended: OnceLock<Instant>,
     /// Whether it is a connection that is not HTTP.
     is_bytes: bool,
     heads: Option<Box<Heads>>,
@@ -370,6 +372,7 @@ impl RequestInfo {
             response_bytes: 0,
             response_messages: Messages::default(),
             is_complete: false,
+            ended: OnceLock::new(),
             is_bytes: false,
             heads: None,
             logs: None,
@@ -409,6 +412,11 @@ impl RequestInfo {
             (Some(deadline), Some(by)) => Some(deadline.min(by)),
             (deadline, by) => deadline.or(by),
         }
+    }
+
+    /// When it was over, for those who are told: the clock is read for the first of them.
+    pub fn ended(&self) -> Instant {
+        self.record.as_ref().map_or_else(Instant::now, |record| *record.ended.get_or_init(Instant::now))
     }
 
     /// Which way it goes.
@@ -639,7 +647,7 @@ impl Drop for RequestInfo {
         if let Some(record) = &self.record {
             self.tell(&record.observers);
             if let Some(call) = &record.call {
-                call.ended(self, Instant::now());
+                call.ended(self, self.ended());
             }
             if record.hop.is_some() {
                 self.end_hop();
@@ -706,6 +714,27 @@ mod tests {
         for part in ["Outbound", "\"a:80\"", "Some(200)", "grpc_status: Some(14)", " 3 true"] {
             assert!(told[0].contains(part), "{part} in {}", told[0]);
         }
+    }
+
+    #[derive(Debug, Default)]
+    struct When(Mutex<Vec<Instant>>);
+
+    impl Observer for When {
+        fn on_end(&self, request: &RequestInfo) {
+            self.0.lock().unwrap().push(request.ended());
+        }
+    }
+
+    #[test]
+    fn whoever_is_told_of_the_end_is_told_the_same_one() {
+        let when = Arc::new(When::default());
+        let observer: Arc<dyn Observer> = Arc::clone(&when) as Arc<dyn Observer>;
+        let observers: Observers = Arc::from([Arc::clone(&observer), observer]);
+        let mut request = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
+        request.observe(&observers, Direction::Inbound, &Method::GET);
+        drop(request);
+        let when = when.0.lock().unwrap();
+        assert_eq!((when.len(), when[0]), (2, when[1]));
     }
 
     #[test]

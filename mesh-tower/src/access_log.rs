@@ -191,7 +191,8 @@ impl Observer for AccessLogs {
         if request.is_at_edge() && request.direction() == Some(Direction::Outbound) {
             return;
         }
-        let (took, now) = (request.started.elapsed(), SystemTime::now());
+        let took = request.ended().saturating_duration_since(request.started);
+        let now = SystemTime::now();
         let ended = Ended::new(request, took, now, &self.node);
         let has = |log: &&AccessLog| log.filter.as_ref().is_none_or(|filter| ended.is_in(filter));
         let entry = |log: &AccessLog| Entry {

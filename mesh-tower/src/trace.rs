@@ -2,7 +2,7 @@
 //! for.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use mesh_core::model::Tracing;
 use mesh_core::request_info::{Interest, Observer, RequestInfo};
@@ -63,7 +63,7 @@ impl Tracer {
 impl Observer for Tracer {
     fn on_end(&self, request: &RequestInfo) {
         if request.spans().is_some() {
-            let now = (Instant::now(), SystemTime::now());
+            let now = (request.ended(), SystemTime::now());
             spans_of(request, &self.own, now).into_iter().for_each(|span| self.sink.take(span));
         }
     }

@@ -533,7 +533,7 @@ impl Found {
 
 impl Observer for Metrics {
     fn on_end(&self, request: &RequestInfo) {
-        self.record(request, Instant::now());
+        self.record(request, request.ended());
     }
 }
 
