@@ -727,6 +727,9 @@ impl MeshBuilder {
             move |target: &str| weak.upgrade().map(|mesh| mesh.outbound_to(target))
         });
         if let (Some(reader), Some(telemetry)) = (&mesh.inner.metrics_reader, &mesh.inner.telemetry) {
+            if let Some(histograms) = reader.histograms() {
+                telemetry.metrics().record_in(histograms);
+            }
             let weak = mesh.downgrade();
             let read = move |to: &mut dyn MetricsWriter| weak.upgrade().map(|mesh| mesh.write_metrics(to)).is_some();
             reader.begin(telemetry.metrics().own(), Box::new(read));

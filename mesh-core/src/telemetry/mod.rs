@@ -24,7 +24,7 @@ pub use labels::{LABELS, Labels};
 pub use log_line::{LogLine, line as log_line};
 pub use peers::Peers;
 pub use registry::{Ends, MOST_SERIES, Metrics, Reporter};
-pub use series::{Sample, Series};
+pub use series::{BoundHistograms, Histograms, Sample, Series};
 pub use span::{Span, SpanKind, SpanSink, SpanValue, spans_of};
 pub use text::Exposition;
 pub use writer::{Kind, MetricsReader, MetricsWriter, ReadMetrics, Value, write_standard};

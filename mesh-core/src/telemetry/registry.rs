@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use foldhash::fast::RandomState;
@@ -21,7 +21,7 @@ use crate::workload::{Peer, Workload};
 
 use super::facts::Ended;
 use super::labels::{LabelChanges, Labels, Nothing, Told};
-use super::series::{Sample, Series};
+use super::series::{Histograms, Sample, Series};
 
 /// How many series there are at most. What there is no room for counts as one, whose labels are `unknown`.
 pub const MOST_SERIES: usize = 10_000;
@@ -96,6 +96,8 @@ pub struct Metrics {
     /// What the node of this process says of itself.
     node: Map<String, Value>,
     without_room: AtomicU64,
+    /// Whose histograms are told of requests, too.
+    histograms: OnceLock<Arc<dyn Histograms>>,
 }
 
 /// What requests of one series have in common that is found without a text: addresses of what lives as long as its way.
@@ -178,7 +180,13 @@ impl Metrics {
             values_swept: AtomicU32::new(u32::MAX),
             node: Map::new(),
             without_room: AtomicU64::new(0),
+            histograms: OnceLock::new(),
         }
+    }
+
+    /// Has these told of each request, too, from the first one on. Those that were set first count.
+    pub fn record_in(&self, histograms: Arc<dyn Histograms>) {
+        _ = self.histograms.set(histograms);
     }
 
     /// The same in a process whose node says this of itself.
@@ -437,6 +445,8 @@ impl Metrics {
         let labels = labels.changed(changes);
         let (is_tcp, is_grpc) = (outcome.protocol == Protocol::Tcp, outcome.protocol == Protocol::Grpc);
         let since = self.began + Duration::from_secs(second.into());
+        // Without the lock: whoever reads all series may hold what this waits for.
+        let bound = self.histograms.get().filter(|_| !is_tcp).map(|histograms| histograms.bind(&labels));
         let mut all = lock(&self.series);
         if let Some(series) = all.get(&(labels.clone(), is_tcp)) {
             return Arc::clone(series);
@@ -444,10 +454,11 @@ impl Metrics {
         if all.len() >= MOST_SERIES {
             self.without_room.fetch_add(1, Ordering::Relaxed);
             let rest = Labels::of_the_rest(ends.reporter).changed(changes);
-            let make = || Arc::new(Series::new(rest.clone(), is_tcp, is_grpc, since));
+            // What there is no room for is not told to them.
+            let make = || Arc::new(Series::new(rest.clone(), is_tcp, is_grpc, since, None));
             return Arc::clone(all.entry((rest.clone(), is_tcp)).or_insert_with(make));
         }
-        let series = Arc::new(Series::new(labels.clone(), is_tcp, is_grpc, since));
+        let series = Arc::new(Series::new(labels.clone(), is_tcp, is_grpc, since, bound));
         series.touch(second);
         all.insert((labels, is_tcp), Arc::clone(&series));
         series

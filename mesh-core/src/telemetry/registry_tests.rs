@@ -9,7 +9,7 @@ use crate::model::{CelExpression, LabelRule};
 use crate::request_info::Observers;
 use crate::response_flags::ResponseFlags;
 use crate::state::ClusterState;
-use crate::telemetry::{Exposition, LABELS, write_standard};
+use crate::telemetry::{BoundHistograms, Exposition, LABELS, write_standard};
 
 fn metrics(now: Instant) -> Metrics {
     let mut own = Workload::of_endpoint("web-v1;shop;web;v1;east");
@@ -181,6 +181,42 @@ fn an_endpoint_of_which_more_is_known_has_another_series_from_then_on() {
     metrics.record(&answered(now, &one, &service, 200), now);
     let counts: Vec<_> = metrics.gather(now).iter().map(|series| series.requests.load(Ordering::Relaxed)).collect();
     assert_eq!(counts, [1, 2]);
+}
+
+/// Which codes the answers had, and how large they were.
+#[derive(Clone, Debug, Default)]
+struct Heard(Arc<Mutex<Vec<(String, u64)>>>);
+
+#[derive(Debug)]
+struct OfCode(Heard, String);
+
+impl Histograms for Heard {
+    fn bind(&self, labels: &Labels) -> Box<dyn BoundHistograms> {
+        Box::new(OfCode(self.clone(), labels.get("response_code").unwrap_or_default().to_owned()))
+    }
+}
+
+impl BoundHistograms for OfCode {
+    fn record(&self, sample: &Sample, metrics: MetricSet) {
+        assert_eq!(metrics, MetricSet::ALL);
+        let OfCode(Heard(all), code) = self;
+        all.lock().unwrap().push((code.clone(), sample.response_bytes));
+    }
+}
+
+#[test]
+fn histograms_of_somebody_elses_are_told_of_each_request_by_its_series() {
+    let now = Instant::now();
+    let (metrics, cluster, service, heard) = (metrics(now), ClusterState::default(), reviews(), Heard::default());
+    metrics.record_in(Arc::new(heard.clone()));
+    let one = endpoint(&cluster, "10.0.0.1:80", "reviews-v1;shop;reviews;v1;");
+    for (status, bytes) in [(200, 5), (503, 7), (200, 9)] {
+        let mut request = answered(now, &one, &service, status);
+        request.note_response_data(&bytes::Bytes::from(vec![b'x'; bytes]));
+        metrics.record(&request, now);
+    }
+    let expected = [("200", 5_u64), ("503", 7), ("200", 9)].map(|(code, bytes)| (code.to_owned(), bytes));
+    assert_eq!(*heard.0.lock().unwrap(), expected);
 }
 
 #[test]

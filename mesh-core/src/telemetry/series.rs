@@ -1,5 +1,6 @@
 //! What is counted under one set of labels.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,20 @@ pub struct Series {
     is_superseded: AtomicBool,
     /// When something was counted last, in seconds of its metrics' own clock.
     used: AtomicU32,
+    /// Histograms of somebody else's, where there are any.
+    bound: Option<Box<dyn BoundHistograms>>,
+}
+
+/// Histograms of somebody else's, which cannot be given what is counted already: they are told of each request.
+pub trait Histograms: Send + Sync + fmt::Debug {
+    /// Those of requests with these labels. They are kept for as long as the series.
+    fn bind(&self, labels: &Labels) -> Box<dyn BoundHistograms>;
+}
+
+/// Those of one series.
+pub trait BoundHistograms: Send + Sync + fmt::Debug {
+    /// A request ended that counts in these metrics. Must not block, and must not panic.
+    fn record(&self, sample: &Sample, metrics: MetricSet);
 }
 
 /// One request that ended.
@@ -63,7 +78,13 @@ pub struct Sample {
 }
 
 impl Series {
-    pub(super) fn new(labels: Labels, is_tcp: bool, is_grpc: bool, since: Instant) -> Series {
+    pub(super) fn new(
+        labels: Labels,
+        is_tcp: bool,
+        is_grpc: bool,
+        since: Instant,
+        bound: Option<Box<dyn BoundHistograms>>,
+    ) -> Series {
         Series {
             labels,
             is_tcp,
@@ -82,6 +103,7 @@ impl Series {
             shown: AtomicU16::new(0),
             is_superseded: AtomicBool::new(false),
             used: AtomicU32::new(0),
+            bound,
         }
     }
 
@@ -105,6 +127,9 @@ impl Series {
         }
         if self.is_grpc && metrics.has(5) {
             self.response_messages.fetch_add(sample.response_messages, Ordering::Relaxed);
+        }
+        if let Some(bound) = &self.bound {
+            bound.record(sample, metrics);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::histogram::BOUNDS;
 use crate::workload::Workload;
 
 use super::families::{FAMILIES, Family, Read};
-use super::series::Series;
+use super::series::{Histograms, Series};
 
 /// What a family of metrics counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,11 @@ pub type ReadMetrics = Box<dyn Fn(&mut dyn MetricsWriter) -> bool + Send + Sync>
 pub trait MetricsReader: Send + Sync + fmt::Debug + 'static {
     /// The mesh has started: who it is, and what its metrics are read by. Once it is gone there is nothing more to read.
     fn begin(&self, own: &Workload, read: ReadMetrics);
+
+    /// Histograms that are told of each request besides, where what is read is not enough. They are asked for when the mesh starts.
+    fn histograms(&self) -> Option<Arc<dyn Histograms>> {
+        None
+    }
 
     /// How many numbers were sent and not taken (`mesh_metric_points_rejected_total`).
     fn rejected(&self) -> u64 {

@@ -1,5 +1,5 @@
 //! Spans, metrics and access logs to OpenTelemetry (feature `otel`): over OTLP as the environment says, spans also to an exporter of the
-//! application's own.
+//! application's own, and metrics through its `MeterProvider`.
 //!
 //! Requests put spans into a queue with a bound and go on; a thread sends them. One that is slow, hangs or is gone costs spans,
 //! which are counted ([`Exporter::dropped`](SpanSink::dropped)), and neither time nor memory. Metrics wait nowhere: another thread
@@ -7,6 +7,7 @@
 
 mod env;
 mod logs;
+mod meters;
 mod metrics;
 mod otlp;
 mod queue;
