@@ -603,7 +603,10 @@ impl ServerContext {
             // Its end may be far, and whoever made it may give it up before.
             hop.tell_so_far();
         }
-        facts.route = Some((Arc::clone(routes), position));
+        // Where nothing is done on the way back, nobody looks the route up again.
+        if !destination.filters().is_empty() || !destination.response_changes().is_empty() {
+            facts.route = Some((Arc::clone(routes), position));
+        }
         if let RouteAction::Direct(direct) = &route.action {
             facts.info.note_details("direct_response");
             facts.info.note_event("answered by the configuration", || {

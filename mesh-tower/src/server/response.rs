@@ -43,7 +43,7 @@ pub(super) struct ActiveRequest {
 /// What is known of a request, and who wants to know.
 pub(super) struct Facts {
     pub(super) info: RequestInfo,
-    /// `None` until it is found.
+    /// `None` until it is found, and where it has nothing to do with the response.
     pub(super) route: Option<(Arc<RouteTable>, RoutePosition)>,
     /// The filters that it passes before it is said who may do what, where there are any.
     pub(super) early: Option<Box<Early>>,
@@ -234,10 +234,11 @@ impl ActiveRequest {
                 || facts.info.method() == Some(&Method::HEAD);
             let is_end = has_none || content.is_end_stream();
             facts.pass_back(&mut head, is_end);
-            facts.content_length =
-                head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
             if is_end {
                 facts.info.note_complete();
+            } else {
+                let length = head.headers.get(CONTENT_LENGTH);
+                facts.content_length = length.and_then(|length| length.to_str().ok()?.parse().ok());
             }
         }
         // HTTP/2 says it by GOAWAY, which is the connection's and not a response's.
