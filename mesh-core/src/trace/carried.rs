@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::b3::{self, B3};
-use super::text::{header_value, write_long_hex};
+use super::text::{header_value, write_hex};
 use super::{SpanId, TraceContext, TraceId};
 use crate::model::{Fraction, TraceHeaders, Tracing};
 
@@ -52,7 +52,7 @@ impl RequestId {
     fn to_value(&self) -> HeaderValue {
         match self {
             RequestId::Told(value) => value.clone(),
-            RequestId::Made([high, low]) => header_value(&uuid(u128::from(*high) << 64 | u128::from(*low))),
+            RequestId::Made(chance) => header_value(&uuid(*chance)),
         }
     }
 }
@@ -329,13 +329,15 @@ pub fn new_request_id(random: &mut fastrand::Rng) -> HeaderValue {
 }
 
 /// A UUID of version 4 of this chance.
-fn uuid(chance: u128) -> [u8; 36] {
-    let mut digits = [0; 32];
-    write_long_hex((chance & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62), &mut digits);
+fn uuid([high, low]: [u64; 2]) -> [u8; 36] {
+    let (high, low) = (high & !0xf000 | 0x4000, low & !(0x3 << 62) | 0x2 << 62);
     let mut uuid = [b'-'; 36];
-    for (to, from) in [(0..8, 0..8), (9..13, 8..12), (14..18, 12..16), (19..23, 16..20), (24..36, 20..32)] {
-        uuid[to].copy_from_slice(&digits[from]);
-    }
+    // Each part has as many digits of the end of a number as there is room for.
+    write_hex(high >> 32, &mut uuid[..8]);
+    write_hex(high >> 16, &mut uuid[9..13]);
+    write_hex(high, &mut uuid[14..18]);
+    write_hex(low >> 48, &mut uuid[19..23]);
+    write_hex(low, &mut uuid[24..]);
     uuid
 }
 
@@ -454,6 +456,17 @@ mod tests {
         let id = next["x-request-id"].to_str().unwrap();
         let dashes: Vec<usize> = id.match_indices('-').map(|(at, _)| at).collect();
         assert_eq!((id.len(), dashes, &id[14..15]), (36, vec![8, 13, 18, 23], "4"), "{id}");
+    }
+
+    #[test]
+    fn the_id_of_a_request_is_a_uuid_of_its_chance() {
+        for (chance, expected) in [
+            ([0, 0], "00000000-0000-4000-8000-000000000000"),
+            ([u64::MAX; 2], "ffffffff-ffff-4fff-bfff-ffffffffffff"),
+            ([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210], "01234567-89ab-4def-bedc-ba9876543210"),
+        ] {
+            assert_eq!(std::str::from_utf8(&uuid(chance)), Ok(expected));
+        }
     }
 
     #[test]

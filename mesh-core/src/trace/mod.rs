@@ -14,7 +14,7 @@ use std::num::NonZeroU64;
 
 use http::HeaderValue;
 
-use text::{header_value, write_hex, write_long_hex};
+use text::{header_value, write_hex};
 
 pub use carried::{Begun, REQUEST_ID, TRACEPARENT, Tables, Trace, new_request_id};
 
@@ -150,14 +150,12 @@ impl TraceContext {
 impl TraceContext {
     /// As the value of a `traceparent`.
     fn to_value(self) -> HeaderValue {
-        let (mut trace_id, mut span_id, mut flags) = ([0; 32], [0; 16], [0; 2]);
-        write_long_hex(self.trace_id.get(), &mut trace_id);
-        write_hex(self.span_id.get(), &mut span_id);
-        write_hex(u64::from(self.flags), &mut flags);
         let mut value = [b'-'; w3c::LENGTH];
-        for (place, part) in [(0, &b"00"[..]), (3, &trace_id), (36, &span_id), (53, &flags)] {
-            value[place..place + part.len()].copy_from_slice(part);
-        }
+        write_hex(0, &mut value[..2]);
+        write_hex(self.trace_id.high, &mut value[3..19]);
+        write_hex(self.trace_id.low, &mut value[19..35]);
+        write_hex(self.span_id.get(), &mut value[36..52]);
+        write_hex(u64::from(self.flags), &mut value[53..]);
         header_value(&value)
     }
 }

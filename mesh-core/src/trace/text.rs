@@ -42,13 +42,6 @@ pub(super) fn write_hex(number: u64, room: &mut [u8]) {
     }
 }
 
-/// The same of a longer one.
-pub(super) fn write_long_hex(number: u128, room: &mut [u8; 32]) {
-    let (high, low) = room.split_at_mut(16);
-    write_hex((number >> 64) as u64, high);
-    write_hex(number as u64, low);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,9 +53,6 @@ mod tests {
             write_hex(number, &mut room);
             assert_eq!(String::from_utf8(room).unwrap(), expected);
         }
-        let mut room = [0; 32];
-        write_long_hex(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, &mut room);
-        assert_eq!(&room, b"0af7651916cd43dd8448eb211c80319c");
     }
 
     #[test]
