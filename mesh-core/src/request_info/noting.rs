@@ -31,6 +31,7 @@ impl RequestInfo {
     }
 
     /// Notes who asks, on a server.
+    #[inline]
     pub fn note_peer(&mut self, peer: SocketAddr) {
         if let Some(record) = &mut self.record {
             record.peer = Some(peer);
@@ -45,6 +46,7 @@ impl RequestInfo {
     }
 
     /// Notes who is at the other end: on a server, the client. `is_secured`, as mutual TLS has shown.
+    #[inline]
     pub fn note_source(&mut self, source: Option<Arc<Peer>>, is_secured: bool) {
         if let Some(record) = &mut self.record {
             (record.source, record.is_secured) = (source, is_secured);
@@ -199,6 +201,7 @@ impl RequestInfo {
     }
 
     /// Notes how much of the request's body was sent, or on a server read.
+    #[inline]
     pub fn note_request_body(&mut self, bytes: u64, messages: Messages) {
         if let Some(record) = &mut self.record {
             (record.request_bytes, record.request_messages) = (bytes, messages);
