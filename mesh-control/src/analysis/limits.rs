@@ -81,7 +81,8 @@ pub(super) fn not_answering(target: &str, namespace: &str, policy: &Policy) -> O
     let port = service.and_then(|(_, service)| service.ports.iter().find(|known| port.parse() == Ok(known.number)));
     match port.map(|port| port.protocol) {
         None => Some("nothing has it"),
-        Some(Protocol::Grpc | Protocol::Http2 | Protocol::Unspecified) => None,
+        Some(Protocol::Unspecified) => None,
+        Some(protocol) if protocol.is_http2() => None,
         Some(_) => Some("it speaks no gRPC, by the name of its port"),
     }
 }

@@ -16,7 +16,7 @@ use crate::policy::security::Served;
 use crate::policy::telemetry::Side;
 use crate::policy::traffic::ServerTls;
 use crate::registry::protocol::Protocol;
-use crate::render::envoy::{self, Edge, Inbound};
+use crate::render::envoy::{self, Edge, EdgeRoutes, Inbound};
 use crate::render::{self, BLACK_HOLE};
 
 /// Who a gateway is, as far as Gateways go: its namespace, its labels, and its ports by name.
@@ -30,6 +30,8 @@ pub(super) struct Told {
     routes: BTreeMap<String, Encoded>,
     clusters: BTreeSet<String>,
     secrets: BTreeSet<String>,
+    /// Tables of routes whose requests may be gRPC-Web.
+    grpc_web: BTreeSet<String>,
 }
 
 impl Told {
@@ -45,9 +47,11 @@ impl Told {
         let secrets = envoy::edge_secrets(namespace, listening.values());
         let mut told = Told { secrets, ..Told::default() };
         for (address, at) in listening {
-            let (routes, clusters) = envoy::edge_routes(&compiled.judge, policy, &view, address, &at);
+            let EdgeRoutes { tables, clusters, grpc_web } =
+                envoy::edge_routes(&compiled.judge, policy, &view, address, &at);
             told.clusters.extend(clusters);
-            for (name, table) in routes {
+            told.grpc_web.extend(grpc_web);
+            for (name, table) in tables {
                 compiled.note(table.refused);
                 told.routes.insert(name, table.encoded);
             }
@@ -114,6 +118,7 @@ impl Snapshot {
                     filters: &filters,
                     telemetry,
                     keys: &self.keys,
+                    grpc_web: &told.grpc_web,
                 };
                 Some(envoy::edge_listener(policy, &view, name, *address, at, &edge, policy.paths))
             }

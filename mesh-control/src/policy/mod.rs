@@ -617,7 +617,7 @@ impl Policy {
     /// The cluster of a service that is called by gRPC, as a client sees it.
     pub fn called_by_grpc(&self, host: &str, port: u16, view: &View) -> Option<ClusterKey> {
         let (_, service, at) = self.service_port(host, port, view).filter(|_| self.is_imported(host, view))?;
-        let is_grpc = matches!(at.protocol, Protocol::Grpc | Protocol::Http2);
+        let is_grpc = at.protocol.is_http2();
         is_grpc.then(|| ClusterKey { host: service.host.clone(), port, subset: "".into() })
     }
 

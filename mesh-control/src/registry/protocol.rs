@@ -8,8 +8,10 @@ pub enum Protocol {
     Http,
     /// HTTP/2 in plaintext.
     Http2,
-    /// gRPC, or gRPC-Web.
+    /// gRPC.
     Grpc,
+    /// gRPC, which proxies make of gRPC-Web.
+    GrpcWeb,
     /// HTTP inside TLS that the application makes itself.
     Https,
     /// TLS that the application makes itself.
@@ -23,7 +25,7 @@ pub enum Protocol {
 impl Protocol {
     /// Whether requests travel over HTTP/2.
     pub const fn is_http2(self) -> bool {
-        matches!(self, Protocol::Http2 | Protocol::Grpc)
+        matches!(self, Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
     }
 
     /// The name, as the status page shows it.
@@ -32,6 +34,7 @@ impl Protocol {
             Protocol::Http => "HTTP",
             Protocol::Http2 => "HTTP2",
             Protocol::Grpc => "GRPC",
+            Protocol::GrpcWeb => "GRPC-WEB",
             Protocol::Https => "HTTPS",
             Protocol::Tls => "TLS",
             Protocol::Tcp => "TCP",
@@ -43,7 +46,8 @@ impl Protocol {
         Some(match name.to_ascii_lowercase().as_str() {
             "http" | "http_proxy" | "hbone" | "doublehbone" => Protocol::Http,
             "http2" => Protocol::Http2,
-            "grpc" | "grpc-web" => Protocol::Grpc,
+            "grpc" => Protocol::Grpc,
+            "grpc-web" => Protocol::GrpcWeb,
             "https" => Protocol::Https,
             "tls" => Protocol::Tls,
             "tcp" | "mongo" | "redis" | "mysql" => Protocol::Tcp,
@@ -62,7 +66,7 @@ pub fn of_service_port(app_protocol: Option<&str>, name: &str, number: u16) -> P
     });
     // `grpc-web` is a protocol of its own name, everything else ends at the first dash.
     let by_name = || match name.to_ascii_lowercase().starts_with("grpc-web") {
-        true => Some(Protocol::Grpc),
+        true => Some(Protocol::GrpcWeb),
         false => Protocol::by_name(name.split('-').next().unwrap_or_default()),
     };
     by_app.or_else(by_name).unwrap_or(match number {
@@ -96,7 +100,7 @@ mod tests {
             (Some("GRPC"), "http", 80, Protocol::Grpc),
             (Some("example.com/x"), "http", 80, Protocol::Http),
             (None, "http-web", 3306, Protocol::Http),
-            (None, "grpc-web-2", 80, Protocol::Grpc),
+            (None, "grpc-web-2", 80, Protocol::GrpcWeb),
             (None, "HTTP2", 80, Protocol::Http2),
             (None, "web", 80, Protocol::Unspecified),
             (None, "", 3306, Protocol::Tcp),

@@ -457,3 +457,40 @@ fn a_secret_is_told_to_a_program_of_its_namespace_that_a_rule_is_for() {
         assert_eq!(told(&strict, &client), [expected; 2], "{identity:?}");
     }
 }
+
+/// Istio has it by the protocol of the server. A browser comes by TLS, where no server can say it: then the port of the service does.
+#[test]
+fn grpc_web_is_translated_where_the_server_or_a_port_that_its_routes_lead_to_is_called_so() {
+    let servers = "{port: {number: 80, name: web, protocol: GRPC-WEB}, hosts: [a.example]}, \
+        {port: {number: 81, name: http, protocol: HTTP}, hosts: [b.example]}, \
+        {port: {number: 82, name: other, protocol: HTTP}, hosts: [c.example]}";
+    let rpc = "apiVersion: v1\nkind: Service\nmetadata: {name: rpc, namespace: shop}\n\
+        spec: {selector: {app: rpc}, ports: [{name: grpc-web-1, port: 9000}]}\n---\n";
+    let text = [
+        WEB.to_owned(),
+        rpc.to_owned(),
+        gateway("a", servers),
+        rules("a", "a", "a.example", TO_WEB),
+        rules("b", "a", "b.example", "http: [{route: [{destination: {host: rpc}}]}]"),
+        rules("c", "a", "c.example", TO_WEB),
+    ];
+    let plane = plane(&text.concat());
+    let places = |client: &Client, port: u16| {
+        let chain = listener(&plane, client, &format!("0.0.0.0_{port}")).filter_chains.remove(0);
+        let Some(listener_pb::filter::ConfigType::TypedConfig(any)) = chain.filters[0].config_type.clone() else {
+            panic!("{chain:?}")
+        };
+        let filters = HttpConnectionManager::decode(&*any.value).unwrap().http_filters;
+        let place = |name: &str| filters.iter().position(|filter| filter.name == name);
+        (place("envoy.filters.http.grpc_web"), place("envoy.filters.http.cors").unwrap())
+    };
+    let mut library = edge();
+    library.class = ClientClass::Library;
+    for client in [edge(), library] {
+        for port in [80, 81] {
+            let (web, cors) = places(&client, port);
+            assert!(web.is_some_and(|web| web < cors), "{port} {client:?}");
+        }
+        assert_eq!(places(&client, 82).0, None, "{client:?}");
+    }
+}

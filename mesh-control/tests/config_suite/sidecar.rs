@@ -369,3 +369,14 @@ async fn while_a_sidecar_with_an_outbound_policy_is_wrong_nothing_passes_the_mes
     assert!(!passes("{outboundTrafficPolicy: {mode: REGISTRY_ONLY, bogus: 1}}"));
     assert!(!passes("{outboundTrafficPolcy: {mode: REGISTRY_ONLY}, bogus: 1}"));
 }
+
+#[test]
+fn a_sidecar_makes_grpc_of_grpc_web_at_ports_that_are_called_so() {
+    const FILTER: &str = "envoy.filters.http.grpc_web";
+    let web = "\napiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n\
+        spec: {selector: {app: reviews}, ports: [{name: grpc-web, port: 9095}]}\n";
+    let (with, without) = (plane(web), plane(""));
+    let has = |plane: &Plane, name: &str| text(&listener(plane, &sidecar(true), name)).contains(FILTER);
+    assert!(has(&with, "0.0.0.0_9095") && has(&with, "virtualInbound"));
+    assert!(!has(&with, "0.0.0.0_9090") && !has(&without, "virtualInbound"));
+}

@@ -137,6 +137,8 @@ pub struct HttpManager {
     pub tracing: Option<Arc<Tracing>>,
     /// What a gateway believes of those in front of it.
     pub trust: EdgeTrust,
+    /// Whether a gateway makes gRPC of gRPC-Web.
+    pub grpc_web: bool,
 }
 
 /// What a gateway believes of those in front of it, and what it tells of who its clients are.
@@ -185,8 +187,18 @@ impl HttpManager {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
         let (filters, access_logs) = (Vec::new(), Arc::default());
         let (metrics, tracing, trust) = (None, None, EdgeTrust::default());
-        let max_stream_duration = None;
-        HttpManager { routes, filters, max_stream_duration, paths, underscores, access_logs, metrics, tracing, trust }
+        HttpManager {
+            routes,
+            filters,
+            max_stream_duration: None,
+            paths,
+            underscores,
+            access_logs,
+            metrics,
+            tracing,
+            trust,
+            grpc_web: false,
+        }
     }
 
     /// Whether the filters of both are the same, and what is made of a request before they see it.

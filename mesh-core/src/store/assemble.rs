@@ -638,7 +638,8 @@ impl Assembly {
             match self.route_table(&chain.http, before, &place, walk) {
                 None => {}
                 Some(Ok(routes)) => {
-                    let HttpManager { paths, underscores, access_logs, metrics, tracing, trust, .. } = &chain.http;
+                    let HttpManager { paths, underscores, access_logs, metrics, tracing, trust, grpc_web, .. } =
+                        &chain.http;
                     let (tls, access_logs) = (chain.tls.clone(), Arc::clone(access_logs));
                     let (paths, underscores) = (*paths, *underscores);
                     let (metrics, tracing) = (metrics.clone(), tracing.clone());
@@ -669,6 +670,7 @@ impl Assembly {
                         onward,
                         is_opaque,
                         trust: *trust,
+                        grpc_web: *grpc_web,
                     });
                 }
                 // Of a gateway, the others go on.

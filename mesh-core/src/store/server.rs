@@ -67,6 +67,8 @@ pub struct ChainView {
     pub is_opaque: bool,
     /// What a gateway believes of those in front of it.
     pub trust: EdgeTrust,
+    /// Whether a gateway makes gRPC of gRPC-Web.
+    pub grpc_web: bool,
 }
 
 /// How the clients of a chain shake hands, where that is by secrets.
@@ -171,8 +173,20 @@ impl ChainView {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
         let (tls, access_logs) = (ServerTls::None, Arc::default());
         let (metrics, tracing, edge, onward, is_opaque) = (None, None, None, None, false);
-        let trust = EdgeTrust::default();
-        ChainView { routes, tls, paths, underscores, access_logs, metrics, tracing, edge, onward, is_opaque, trust }
+        ChainView {
+            routes,
+            tls,
+            paths,
+            underscores,
+            access_logs,
+            metrics,
+            tracing,
+            edge,
+            onward,
+            is_opaque,
+            trust: EdgeTrust::default(),
+            grpc_web: false,
+        }
     }
 
     /// Whether a connection may be served by this chain.

@@ -13,7 +13,7 @@ use mesh_core::request::is_grpc;
 use mesh_core::request_info::{Deadline, Inherited};
 use mesh_core::rewrite::complete_path;
 use mesh_core::seldom::Seldom;
-use mesh_core::store::ServerState;
+use mesh_core::store::{ChainView, ServerState};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -196,12 +196,22 @@ impl ServerLayer {
     /// What the configuration has a gateway believe of those in front of it, for the connection that this task works for: what it says
     /// of its clients in [`ClientAddress`](crate::server::ClientAddress) counts for policies, and the rest is the gateway's to do.
     pub fn edge_trust(&self) -> EdgeTrust {
+        self.of_chain(|chain| chain.trust)
+    }
+
+    /// Whether the configuration has a gateway make gRPC of gRPC-Web, for the connection that this task works for.
+    pub fn translates_grpc_web(&self) -> bool {
+        self.of_chain(|chain| chain.grpc_web)
+    }
+
+    /// What the chain of the connection says that this task works for.
+    fn of_chain<T: Default>(&self, says: impl FnOnce(&ChainView) -> T) -> T {
         let (Some(listener), Some(connection)) = (&self.context.listener, ConnectionInfo::current()) else {
-            return EdgeTrust::default();
+            return T::default();
         };
         match &**listener.state() {
-            ServerState::Serving(view) => connection.chain(view).map_or_else(EdgeTrust::default, |chain| chain.trust),
-            ServerState::NotServing(_) | ServerState::Waiting => EdgeTrust::default(),
+            ServerState::Serving(view) => connection.chain(view).map(says).unwrap_or_default(),
+            ServerState::NotServing(_) | ServerState::Waiting => T::default(),
         }
     }
 }

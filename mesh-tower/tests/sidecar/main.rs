@@ -6,6 +6,7 @@ mod egress;
 mod gateway;
 mod gateway_api;
 mod gateway_tls;
+mod gateway_web;
 mod inbound;
 mod life;
 #[path = "../limits_support/mod.rs"]

@@ -38,6 +38,7 @@ use crate::policy::route::{Action, Route};
 use crate::policy::secrets::Secrets;
 use crate::policy::tokens::FetchedKeys;
 use crate::policy::view::View;
+use crate::registry::protocol::Protocol;
 
 /// How long a client may take to shake hands (Istio: gateway.go).
 const HANDSHAKE: Duration = Duration::from_secs(15);
@@ -71,6 +72,19 @@ pub struct Edge<'a> {
     pub telemetry: Telemetry,
     /// Keys of those who issue tokens.
     pub keys: &'a FetchedKeys,
+    /// Tables of routes whose requests may be gRPC-Web.
+    pub grpc_web: &'a BTreeSet<String>,
+}
+
+/// What a gateway is told of an address besides its listener.
+#[derive(Debug, Default)]
+pub struct EdgeRoutes {
+    /// The routes, by their names.
+    pub tables: Vec<(String, Rendered)>,
+    /// The clusters that they and connections lead to.
+    pub clusters: BTreeSet<String>,
+    /// The tables whose requests may be gRPC-Web: a server says so (Istio), or the port of a service that they lead to.
+    pub grpc_web: BTreeSet<String>,
 }
 
 /// The name of the routes of a server, by Istio's words.
@@ -106,22 +120,18 @@ fn tables(address: Address, at: &Listening) -> Vec<(String, Vec<ServerAt>)> {
     }
 }
 
-/// The routes at an address, by their names, and the clusters that they and connections lead to.
-pub fn edge_routes(
-    judge: &Judge,
-    policy: &Policy,
-    view: &View,
-    address: Address,
-    at: &Listening,
-) -> (Vec<(String, Rendered)>, BTreeSet<String>) {
+/// The routes at an address, and where they and connections lead to.
+pub fn edge_routes(judge: &Judge, policy: &Policy, view: &View, address: Address, at: &Listening) -> EdgeRoutes {
     let owners = Owners::of(&at.servers);
-    let mut clusters = BTreeSet::new();
-    let mut rendered = Vec::new();
+    let mut told = EdgeRoutes::default();
     for (name, servers) in tables(address, at) {
         let mut refused = Vec::new();
         let mut hosts = Vec::new();
+        let mut servers_ports = servers.iter().filter_map(ServerAt::server).map(|server| &server.port);
+        let mut grpc_web = servers_ports.any(|port| port.speaks(&["GRPC-WEB"]));
         for host in policy.virtual_hosts(&servers, &owners, view) {
-            clusters.extend(clusters_of(policy, view, &host.routes));
+            told.clusters.extend(clusters_of(policy, view, &host.routes));
+            grpc_web = grpc_web || leads_to_grpc_web(policy, view, &host.routes);
             let routes = publishable(judge, host.routes.clone(), &mut refused);
             hosts.push(virtual_host(
                 policy,
@@ -134,14 +144,27 @@ pub fn edge_routes(
         if hosts.is_empty() {
             hosts.push(nobody(address.1));
         }
-        let config = library::configuration(&name, hosts);
-        rendered
-            .push((name.clone(), Rendered { encoded: encode_routes(&name, config), degraded: Vec::new(), refused }));
+        let encoded = encode_routes(&name, library::configuration(&name, hosts));
+        told.grpc_web.extend(grpc_web.then(|| name.clone()));
+        told.tables.push((name, Rendered { encoded, degraded: Vec::new(), refused }));
     }
     for way in at.servers.iter().flat_map(|served| ways(policy, view, served, &owners)) {
-        clusters.extend(way.targets.iter().map(|(cluster, _)| cluster.to_string()));
+        told.clusters.extend(way.targets.iter().map(|(cluster, _)| cluster.to_string()));
     }
-    (rendered, clusters)
+    told
+}
+
+/// Whether some of these routes lead to a port that is called `grpc-web`.
+fn leads_to_grpc_web(policy: &Policy, view: &View, routes: &[Route]) -> bool {
+    let forwards = routes.iter().filter_map(|route| match &route.action {
+        Action::Forward(forward) => Some(forward),
+        _ => None,
+    });
+    let mut ports = forwards
+        .flat_map(|forward| &forward.targets)
+        .filter_map(|target| policy.cluster(target.cluster.clone(), view))
+        .map(|seen| seen.port.protocol);
+    ports.any(|protocol| protocol == Protocol::GrpcWeb)
 }
 
 fn virtual_host(policy: &Policy, view: &View, host: &VirtualHost, routes: &[Route], port: u16) -> route::VirtualHost {
@@ -359,6 +382,7 @@ fn requests(routes: &str, edge: &Edge<'_>, paths: PathNormalization) -> pb::Filt
         Err(reason) => (Vec::new(), answered(routes, &reason)),
     };
     filters.extend(edge.telemetry.metrics.clone());
+    filters.extend(edge.grpc_web.contains(routes).then(proxy::grpc_web));
     filters.extend(outbound::of_routes());
     let mut manager = proxy::manager(format!("outbound_{routes}"), specifier, filters, edge.guarded.logs.clone());
     manager.tracing.clone_from(&edge.telemetry.tracing);

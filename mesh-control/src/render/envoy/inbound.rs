@@ -131,7 +131,10 @@ fn filter(port: &Inbound<'_>, keys: &FetchedKeys, paths: PathNormalization) -> p
         None => passed((&port.access, &port.tokens, keys), ClientClass::Envoy, &[], &port.limits),
     };
     let (filters, action) = match passed {
-        Ok(filters) => (filters, proxy::to_cluster(cluster.clone())),
+        Ok(mut filters) => {
+            filters.extend((port.protocol == Protocol::GrpcWeb).then(proxy::grpc_web));
+            (filters, proxy::to_cluster(cluster.clone()))
+        }
         Err(reason) => (Vec::new(), Action::DirectResponse(library::unavailable(&reason))),
     };
     let routes = proxy::inline(cluster, format!("inbound|http|{}", port.port), action);

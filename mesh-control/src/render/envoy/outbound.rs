@@ -181,13 +181,17 @@ fn at_port(
     if !at.tls.is_empty() {
         rendered.listener_filters.push(proxy::tls_inspector());
     }
-    let is_dynamic =
-        at.http.iter().filter_map(|address| policy.cluster(key(address), view)).any(|seen| dynamic::is_dynamic(&seen));
+    // The requests of all services at the port pass one manager.
+    let (mut is_dynamic, mut grpc_web) = (false, false);
+    for seen in at.http.iter().filter_map(|address| policy.cluster(key(address), view)) {
+        is_dynamic |= dynamic::is_dynamic(&seen);
+        grpc_web |= seen.port.protocol == Protocol::GrpcWeb;
+    }
     let mut tcp = at.tcp.iter();
     rendered.default_filter_chain = match at.http.is_empty() {
         false => Some(pb::FilterChain {
             name: name.to_owned(),
-            filters: vec![proxy::http(&manager(port, ip, is_dynamic, logs))],
+            filters: vec![proxy::http(&manager((port, ip), is_dynamic, grpc_web, logs))],
             ..Default::default()
         }),
         true => tcp.next().and_then(|address| {
@@ -223,9 +227,14 @@ fn chain(address: &Address, way: Connections, logs: &[AccessLog]) -> pb::FilterC
     pb::FilterChain { name, ..connections::filter_chain(&way, logs.to_vec()) }
 }
 
-/// In Istio's order: faults, cross-origin rules, sessions, names that are looked up for each request, the router.
-fn manager(port: u16, ip: std::net::IpAddr, is_dynamic: bool, logs: Vec<AccessLog>) -> hcm::HttpConnectionManager {
-    let mut filters = of_routes();
+/// In Istio's order: gRPC-Web, faults, cross-origin rules, sessions, names that are looked up for each request, the router.
+fn manager(
+    (port, ip): (u16, std::net::IpAddr),
+    is_dynamic: bool,
+    grpc_web: bool,
+    logs: Vec<AccessLog>,
+) -> hcm::HttpConnectionManager {
+    let mut filters: Vec<_> = grpc_web.then(proxy::grpc_web).into_iter().chain(of_routes()).collect();
     filters.extend(is_dynamic.then(dynamic::of_requests));
     proxy::manager(format!("outbound_{ip}_{port}"), proxy::by_rds(port.to_string()), filters, logs)
 }

@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
 use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
@@ -80,6 +81,16 @@ pub(super) fn to_cluster(cluster: String) -> route::route::Action {
         timeout: Some(duration(Duration::ZERO)),
         ..Default::default()
     })
+}
+
+/// Makes gRPC of gRPC-Web, and leaves everything else as it is. It comes before what routes have settings for (Istio:
+/// listener_builder.go).
+pub(super) fn grpc_web() -> hcm::HttpFilter {
+    hcm::HttpFilter {
+        name: "envoy.filters.http.grpc_web".to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any(&GrpcWeb {}))),
+        ..Default::default()
+    }
 }
 
 pub(super) fn http(manager: &hcm::HttpConnectionManager) -> pb::Filter {

@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPoli
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::ExternalProcessor;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::http::rate_limit_quota::v3::{
@@ -64,21 +65,30 @@ enum Known {
     Router,
     /// It only says how requests are counted.
     Metrics(MetricRules),
+    /// It says that gRPC-Web is spoken, too.
+    GrpcWeb,
     /// Not known, and the control plane says that it may be left out.
     Skipped,
 }
 
-/// The filters of a listener, without the router that must end the list, and how its requests are counted.
-pub(super) fn chain(
-    notes: &mut Notes<'_>,
-    filters: Vec<hcm::HttpFilter>,
-) -> Result<(Vec<NamedFilter>, Option<Arc<MetricRules>>), Invalid> {
+/// What the filters of a listener come to.
+pub(super) struct Chain {
+    /// Those that requests pass, without the router that must end the list.
+    pub(super) filters: Vec<NamedFilter>,
+    /// How requests are counted.
+    pub(super) metrics: Option<Arc<MetricRules>>,
+    /// Whether gRPC-Web is spoken, too.
+    pub(super) grpc_web: bool,
+}
+
+/// The filters of a listener.
+pub(super) fn chain(notes: &mut Notes<'_>, filters: Vec<hcm::HttpFilter>) -> Result<Chain, Invalid> {
     if filters.is_empty() {
         return Err(Invalid::new("the list is empty").at("http_filters"));
     }
     let last = filters.len() - 1;
     let mut names = BTreeSet::new();
-    let (mut position, mut metrics) = (0, None);
+    let (mut position, mut metrics, mut grpc_web) = (0, None, false);
     let decoded = notes.each("http_filters", filters, |notes, filter| {
         let is_last = position == last;
         position += 1;
@@ -95,6 +105,10 @@ pub(super) fn chain(
                 metrics = Some(Arc::new(rules));
                 Ok(None)
             }
+            Known::GrpcWeb => {
+                grpc_web = true;
+                Ok(None)
+            }
             Known::Skipped => Ok(None),
         }
     })?;
@@ -102,7 +116,7 @@ pub(super) fn chain(
     if decoded.iter().filter(|filter| matches!(filter.config, FilterConfig::Jwt(_))).count() > 1 {
         return Err(Invalid::new("a second JWT filter is not supported").at("http_filters"));
     }
-    Ok((decoded, metrics))
+    Ok(Chain { filters: decoded, metrics, grpc_web })
 }
 
 fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<str>, Known), Invalid> {
@@ -123,6 +137,9 @@ fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<st
             if metrics::is_one(&any) {
                 return metrics::decode(notes, &any).map(Known::Metrics);
             }
+            if holds::<GrpcWeb>(&any) {
+                return unpack::<GrpcWeb>(&any).map(|_| Known::GrpcWeb);
+            }
             config(notes, &any, is_optional)
         })?,
         Some(ConfigType::ConfigDiscovery(_)) if is_optional => {
@@ -138,7 +155,7 @@ fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<st
         }
         // Off unless a route turns it on with a configuration of its own.
         Known::Filter(_) if disabled => Known::Filter(FilterConfig::Disabled),
-        Known::Metrics(_) if disabled => Known::Skipped,
+        Known::Metrics(_) | Known::GrpcWeb if disabled => Known::Skipped,
         Known::Router if disabled => return Err(Invalid::new("the router cannot be turned off").at("disabled")),
         known => known,
     };
@@ -183,7 +200,7 @@ fn override_config(notes: &mut Notes<'_>, any: &Any) -> Result<Option<FilterConf
     match known {
         Known::Filter(config) => Ok(Some(config)),
         Known::Skipped => Ok(None),
-        Known::Router | Known::Metrics(_) => {
+        Known::Router | Known::Metrics(_) | Known::GrpcWeb => {
             notes.ignore("(it has no effect on one route)");
             Ok(None)
         }

@@ -129,7 +129,11 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
     let common = notes.optional("common_http_protocol_options", common_http_protocol_options, common_options)?;
     let (max_stream_duration, underscores) = common.unwrap_or_default();
     let access_logs = notes.each("access_log", access_log, access_log::decode)?.into_iter().flatten().collect();
-    let (filters, metrics) = filter::chain(notes, http_filters)?;
+    let filter::Chain { filters, metrics, grpc_web } = filter::chain(notes, http_filters)?;
+    // Others than gateways are called by whom they know, which speak gRPC.
+    if grpc_web && !is_edge {
+        notes.ignore("http_filters (gRPC-Web is for gateways)");
+    }
     let tracing = notes.optional("tracing", tracing, traces::decode)?.map(Arc::new);
     Ok(HttpManager {
         access_logs,
@@ -141,6 +145,7 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
         filters,
         max_stream_duration,
         trust,
+        grpc_web: grpc_web && is_edge,
     })
 }
 

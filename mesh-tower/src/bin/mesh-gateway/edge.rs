@@ -19,6 +19,7 @@ use mesh_tower::server::{ClientAddress, ConnectionInfo, ServerLayer};
 use mesh_tower::{Client, Mesh, MeshError};
 
 use crate::forward::{self, Answer, Behind, Tunnels, XFCC};
+use crate::grpc_web::Web;
 
 /// Who is said to have asked, and how, along the way.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -55,6 +56,10 @@ impl Edge {
         if let Some(refused) = forward::not_for_a_server(&request) {
             return refused;
         }
+        let web = request.extensions_mut().remove::<Web>();
+        if let Some(web) = web {
+            request = web.request(request);
+        }
         let is_grpc = is_grpc(request.headers());
         let upgrade = forward::prepare(&mut request);
         forward::tell_caller(request.headers_mut(), None);
@@ -63,7 +68,11 @@ impl Edge {
             seen.tell(request.headers_mut());
         }
         let answered = self.client.request(request).await.map_err(|error| untold(&error));
-        forward::answer(answered, is_grpc, upgrade, &self.tunnels, seen.map(|seen| seen.client))
+        let answer = forward::answer(answered, is_grpc, upgrade, &self.tunnels, seen.map(|seen| seen.client));
+        match web {
+            Some(web) => web.answer(answer),
+            None => answer,
+        }
     }
 }
 
@@ -153,6 +162,12 @@ fn cleanse(request: &mut Request<Body>, layer: &ServerLayer) {
     }
     if let Some(uri) = absolute(request, scheme) {
         *request.uri_mut() = uri;
+    }
+    // Policies see what the client says; it is gRPC where it goes on.
+    if layer.translates_grpc_web()
+        && let Some(web) = Web::of(request)
+    {
+        request.extensions_mut().insert(web);
     }
 }
 

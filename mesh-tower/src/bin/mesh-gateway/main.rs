@@ -1,13 +1,14 @@
 //! `mesh-gateway`: the edge of the mesh, on the library alone. See docs/mesh-gateway.md.
 //!
 //! Listeners, routes, certificates, policies and telemetry are the library's (`mesh_tower::gateway`); `edge.rs` is what a gateway does
-//! with a message, and this file its life: listeners as they come and go, readiness, and a drain at the end.
+//! with a message, `grpc_web.rs` how it speaks with browsers, and this file its life: listeners as they come and go, readiness, and a drain at the end.
 
 #![warn(clippy::unwrap_used)]
 
 mod edge;
 #[path = "../shared/forward.rs"]
 mod forward;
+mod grpc_web;
 mod options;
 #[path = "../shared/start.rs"]
 mod start;

@@ -5,6 +5,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as fault;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType};
+use envoy_types::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
@@ -122,6 +123,25 @@ fn who_is_in_front_of_an_edge_is_believed_as_the_configuration_says_and_elsewher
     manager.xff_num_trusted_hops = 2;
     assert_eq!(decoded(&manager), EdgeTrust { proxies: 2, client_cert: ForwardedClientCert::ForwardOnly });
     assert!(!decoded_server(&server()).proxy_protocol);
+}
+
+#[test]
+fn grpc_web_is_for_an_edge_which_others_are_told() {
+    let decoded = |manager: &hcm::HttpConnectionManager| {
+        let mut listener = server();
+        listener.default_filter_chain = Some(filter_chain(manager));
+        decoded_server(&listener).default_filter_chain.unwrap().http.grpc_web
+    };
+    let mut manager = manager();
+    manager.use_remote_address = Some(BoolValue { value: true });
+    assert!(!decoded(&manager));
+    manager.http_filters.insert(0, http_filter("grpc_web", pack(&GrpcWeb {})));
+    assert!(decoded(&manager));
+    manager.http_filters[0].disabled = true;
+    assert!(!decoded(&manager));
+    manager.http_filters[0].disabled = false;
+    manager.use_remote_address = None;
+    assert!(!decoded(&manager));
 }
 
 #[test]
