@@ -23,7 +23,7 @@ use crate::policy::gateway_api::{GatewayStatus, ParentStatus};
 use crate::policy::limits::{self, LimitInForce};
 use crate::policy::locality::Place;
 use crate::policy::locality::zones::Zones;
-use crate::policy::route::ClusterKey;
+use crate::policy::route::{ClusterKey, ServerName};
 use crate::policy::security::Served;
 use crate::policy::telemetry::Side;
 use crate::policy::tokens::FetchedKeys;
@@ -499,7 +499,9 @@ impl Snapshot {
             return Some(render::render_no_endpoints(name));
         }
         let policy = &self.compiled.policy;
-        let cluster = policy.cluster(ClusterKey::parse(name)?, view)?;
+        let passed_on = ServerName::parse(name);
+        let is_passed_on = passed_on.is_some();
+        let cluster = policy.cluster(passed_on.or_else(|| ClusterKey::parse(name))?, view)?;
         if cluster.is_refused {
             return Some(render::render_no_endpoints(name));
         }
@@ -530,6 +532,8 @@ impl Snapshot {
             let is_out = (is_strict && !endpoint.mutual_tls) || (speaks_tls && is_automatic && may_nobody_answer);
             (!is_out).then_some(speaks_tls)
         };
+        // Nobody knows what is in connections that are passed on: whoever takes plaintext must not be reached by them.
+        let speaks_tls = |endpoint: &Endpoint| speaks_tls(endpoint).filter(|speaks_tls| *speaks_tls || !is_passed_on);
         let in_group = client.group.as_ref().map(|_| self.labels(client));
         let client = Place { locality: &client.locality, labels: in_group.as_ref().unwrap_or(&client.labels) };
         let nearness = render::nearness(&cluster, endpoints, client, || self.callers(view, client));

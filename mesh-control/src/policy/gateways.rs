@@ -11,7 +11,7 @@ use super::Policy;
 use super::compile::{self, Surroundings};
 use super::connections::{self, Addressed, Connections};
 use super::gateway_api::{KubernetesServed, internal_name};
-use super::route::{ClusterKey, Route};
+use super::route::{ClusterKey, Route, ServerName};
 use super::view::View;
 use super::virtual_services::Entry;
 use super::workloads::is_gateway;
@@ -19,9 +19,9 @@ use crate::config::decode::Text;
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::gateway::{Gateway, lets_in, split_host};
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
-use crate::registry::Services;
 use crate::registry::host::{covers, in_namespace, plain, specificity};
 use crate::registry::service::{Target, is_subset};
+use crate::registry::{Discovery, Services};
 
 // How connections are taken means what is written.
 pub use crate::config::istio::gateway::{Server, ServerTls, TlsMode, TlsVersion};
@@ -440,6 +440,36 @@ impl Policy {
     fn idle_timeout(&self, targets: &[(ClusterKey, u32)], view: &View) -> Option<Duration> {
         let first = targets.first().and_then(|(key, _)| self.cluster(key.clone(), view));
         first.and_then(|seen| seen.traffic.connection_pool.tcp_idle_timeout)
+    }
+
+    /// The names by which a server passes on connections of mutual TLS, where it does (`AUTO_PASSTHROUGH`): those of the services of the
+    /// mesh that the gateway sees and its hosts let in, with their subsets.
+    pub fn passed_on_at(&self, served: &ServerAt, view: &View) -> Vec<String> {
+        let is_passed_on =
+            |server: &&Server| server.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::AutoPassthrough);
+        let Some(server) = served.server().filter(is_passed_on) else { return Vec::new() };
+        let own = &served.gateway.meta.namespace;
+        let is_let_in = |host: &str, of: &str| {
+            server.hosts.iter().any(|written| {
+                let (namespace, allowed) = split_host(written);
+                lets_in(namespace, own, of) && covers(&in_namespace(allowed, own), host)
+            })
+        };
+        let mut names = Vec::new();
+        for address in self.addresses(view) {
+            let whole = ClusterKey { host: address.host, port: address.port, subset: "".into() };
+            let Some(seen) = self.cluster(whole.clone(), view) else { continue };
+            let is_of_the_mesh = seen.service.is_internal && seen.service.discovery == Discovery::Registry;
+            if !is_of_the_mesh || !is_let_in(&whole.host, &seen.service.namespace) {
+                continue;
+            }
+            names.push(ServerName(&whole).to_string());
+            let subsets = seen.rule.into_iter().flat_map(|rule| rule.subset_names());
+            names.extend(
+                subsets.map(|subset| ServerName(&ClusterKey { subset: subset.into(), ..whole.clone() }).to_string()),
+            );
+        }
+        names
     }
 
     /// Where connections go whose bytes are not looked at, by the name that a client asks for; the one without names is for all

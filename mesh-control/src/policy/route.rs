@@ -177,6 +177,27 @@ impl std::fmt::Display for FallbackName<'_> {
     }
 }
 
+/// The name that connections of mutual TLS ask for (Istio: `outbound_.port_.subset_.host`). A gateway that passes them on by it has a
+/// cluster of the same name: of the endpoints that speak mutual TLS themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerName<'a>(pub &'a ClusterKey);
+
+impl ServerName<'_> {
+    /// The cluster whose endpoints are asked for.
+    pub fn parse(name: &str) -> Option<ClusterKey> {
+        let mut parts = name.strip_prefix("outbound_.")?.splitn(3, "_.");
+        let (port, subset, host) = (parts.next()?, parts.next()?, parts.next()?);
+        ClusterKey::parse(&format!("outbound|{port}|{subset}|{host}"))
+    }
+}
+
+impl std::fmt::Display for ServerName<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ClusterKey { host, port, subset } = self.0;
+        write!(f, "outbound_.{port}_.{subset}_.{host}")
+    }
+}
+
 /// Who answers where a cluster has nothing healthy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fallback {
@@ -391,6 +412,22 @@ mod tests {
             "outbound|70000||a",
         ] {
             assert_eq!(ClusterKey::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_servers_are_istios_byte_for_byte() {
+        for (subset, name) in
+            [("", "outbound_.80_._.foo.ns.svc.cluster.local"), ("v1", "outbound_.80_.v1_.foo.ns.svc.cluster.local")]
+        {
+            let key = ClusterKey { host: "foo.ns.svc.cluster.local".into(), port: 80, subset: subset.into() };
+            assert_eq!(ServerName(&key).to_string(), name);
+            assert_eq!(ServerName::parse(name), Some(key));
+        }
+        for bad in
+            ["", "outbound_.80_._.", "outbound_.80_.foo", "outbound_.0_._.a", "outbound|80||a", "outbound_.80_.|_.a"]
+        {
+            assert_eq!(ServerName::parse(bad), None, "{bad}");
         }
     }
 }

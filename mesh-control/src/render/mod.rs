@@ -58,7 +58,7 @@ use crate::policy::locality::zones::Zones;
 use crate::policy::locality::{Nearness, Place};
 use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::policy::paths::PathNormalization;
-use crate::policy::route::{AbortWith, Action, ClusterKey, Fallback, FallbackName, Faults, Route, Written};
+use crate::policy::route::{AbortWith, Action, ClusterKey, Fallback, FallbackName, Faults, Route, ServerName, Written};
 use crate::policy::telemetry::{Collector, Side};
 use crate::policy::tokens::{FetchedKeys, TokenRule};
 use crate::policy::traffic::{CONNECT_TIMEOUT, HashedBy, ServerTls, Tls};
@@ -472,6 +472,9 @@ pub fn render_cluster(
     if let Some(key) = FallbackName::parse(name) {
         return render_fallback(judge, policy, class, view, name, key);
     }
+    if let Some(key) = ServerName::parse(name) {
+        return render_passed_on(judge, policy, class, view, name, key);
+    }
     let key = ClusterKey::parse(name)?;
     let is_destination = policy.is_destination(&key);
     // An Envoy may know where a connection to one of many hosts was going.
@@ -574,6 +577,38 @@ fn render_fallback(
     judge.verdict(ResourceType::Cluster, &encoded.body).is_ok().then(|| plain(encoded))
 }
 
+/// A cluster that connections of mutual TLS are passed on to as they are: what is said of its TLS and of its HTTP is for those who
+/// make them.
+fn render_passed_on(
+    judge: &Judge,
+    policy: &Policy,
+    class: ClientClass,
+    view: &View,
+    name: &str,
+    key: ClusterKey,
+) -> Option<Rendered> {
+    let seen = policy.cluster(key, view).filter(has_endpoints_resource)?;
+    if class == ClientClass::Grpc || seen.is_refused {
+        return Some(plain(encode(name, &nowhere(name))));
+    }
+    let mut rendered = library::render_cluster(&seen, &[], Security::default());
+    rendered.name = name.to_owned();
+    if let Some(eds) = &mut rendered.eds_cluster_config {
+        name.clone_into(&mut eds.service_name);
+    }
+    rendered.load_balancing_policy = None;
+    rendered.typed_extension_protocol_options.clear();
+    rendered.health_checks.clear();
+    if class == ClientClass::Envoy {
+        rendered.lrs_server = None;
+    }
+    let metadata = ClusterMetadata { metadata: Some(proto::service_metadata(seen.service)) };
+    let mut bytes = rendered.encode_to_vec();
+    bytes.extend(metadata.encode_to_vec());
+    let encoded = encoded(name, bytes);
+    judge.verdict(ResourceType::Cluster, &encoded.body).is_ok().then(|| plain(encoded))
+}
+
 /// The first of these clusters that has anything healthy.
 fn aggregate(name: &str, clusters: Vec<String>) -> cluster::Cluster {
     use cluster::cluster::{ClusterDiscoveryType, CustomClusterType, LbPolicy};
@@ -659,6 +694,7 @@ pub fn is_worth_remembering(policy: &Policy, view: &View, name: &str) -> bool {
     match ClusterKey::parse(name) {
         Some(key) => by_host(&key.host),
         None if let Some(key) = FallbackName::parse(name) => by_host(&key.host),
+        None if let Some(key) = ServerName::parse(name) => by_host(&key.host),
         None => {
             split_port(name).is_some_and(|(host, _)| candidates(host, &view.namespace).iter().any(|host| by_host(host)))
         }

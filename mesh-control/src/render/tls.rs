@@ -20,6 +20,7 @@ use prost::{Message, Name};
 use super::proto::{ads, any};
 use super::{is_marked, secrets};
 use crate::policy::Cluster;
+use crate::policy::route::ServerName;
 use crate::policy::traffic::{FileTls, Roots, SecretTls, Tls};
 use crate::registry::WrittenEndpoint;
 
@@ -271,7 +272,7 @@ fn mutual(sni: String, peers: Vec<String>, has_certificates: bool) -> pb::Upstre
 
 /// By Istio's own scheme.
 pub(super) fn own_sni(seen: &Cluster<'_>) -> String {
-    format!("outbound_.{}_.{}_.{}", seen.key.port, seen.key.subset, seen.key.host)
+    ServerName(&seen.key).to_string()
 }
 
 fn instance(provider: &str, certificate: &str) -> pb::CertificateProviderPluginInstance {

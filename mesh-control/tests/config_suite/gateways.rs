@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3 as listener_pb;
 use envoy_types::pb::envoy::config::route::v3 as route_pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
@@ -13,6 +15,7 @@ use mesh_control::analysis::{Mesh, validate_scan};
 use mesh_control::catalog::{Catalog, Client, ClientClass, Kind};
 use mesh_control::config::load::Scan;
 use mesh_control::plane::{Plane, PlaneOptions};
+use mesh_control::registry::Workload;
 use prost::Message;
 
 /// Istio's own bookinfo, as it is.
@@ -493,4 +496,55 @@ fn grpc_web_is_translated_where_the_server_or_a_port_that_its_routes_lead_to_is_
         }
         assert_eq!(places(&client, 82).0, None, "{client:?}");
     }
+}
+
+/// What is in such connections nobody knows: who takes plaintext is not reached by them.
+#[test]
+fn mutual_tls_passes_by_its_name_to_services_that_the_hosts_let_in_and_to_endpoints_that_speak_it() {
+    const WHOLE: &str = "outbound_.80_._.web.shop.svc.cluster.local";
+    const SUBSET: &str = "outbound_.80_.v1_.web.shop.svc.cluster.local";
+    let servers =
+        "{port: {number: 15443, name: tls, protocol: TLS}, hosts: ['shop/*.local'], tls: {mode: AUTO_PASSTHROUGH}}";
+    let others = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: other}\n\
+        spec: {selector: {app: web}, ports: [{name: http, port: 80}]}\n---\n\
+        apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: out, namespace: shop}\n\
+        spec: {hosts: [out.example.local], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC}\n---\n\
+        apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web, namespace: shop}\n\
+        spec: {host: web, subsets: [{name: v1, labels: {version: v1}}]}\n---\n";
+    let options = PlaneOptions::default().issues_certificates(true).permissive(true).trust_claims(true);
+    let plane = Plane::start(options).unwrap();
+    plane.set_yaml("c.yaml", &[WEB, others, &gateway("east", servers)].concat()).unwrap();
+    for (name, last, identity) in
+        [("plain", 1, None), ("secured", 2, Some("spiffe://cluster.local/ns/shop/sa/web".parse().unwrap()))]
+    {
+        let address = format!("10.0.0.{last}:80").parse().unwrap();
+        let mut workload = Workload::new(name, "shop", name, address).labelled([("app", "web")]);
+        workload.identity = identity;
+        plane.register(workload);
+    }
+    let mut library = edge();
+    library.class = ClientClass::Library;
+    let closed = (vec!["*.local".to_owned()], false);
+    for client in [edge(), library] {
+        let passed = [WHOLE, SUBSET].map(|name| (vec![name.to_owned()], false));
+        assert_eq!(chains(&plane, &client, "0.0.0.0_15443"), [&passed[..], std::slice::from_ref(&closed)].concat());
+        assert_eq!(names(&plane, &client, Kind::Cluster), format!("BlackHoleCluster {WHOLE} {SUBSET}"));
+        // Their TLS is with who is behind.
+        let cluster = plane.snapshot().resource(&client, Kind::Cluster, WHOLE).unwrap();
+        let cluster = Cluster::decode(&*cluster.body).unwrap();
+        assert!(cluster.transport_socket.is_none() && cluster.transport_socket_matches.is_empty());
+        assert_eq!(cluster.eds_cluster_config.unwrap().service_name, WHOLE);
+        let count = |name: &str| {
+            let found = plane.snapshot().resource(&client, Kind::Endpoints, name).unwrap();
+            let assignment = ClusterLoadAssignment::decode(&*found.body).unwrap();
+            assert_eq!(assignment.cluster_name, name);
+            assignment.endpoints.iter().map(|locality| locality.lb_endpoints.len()).sum::<usize>()
+        };
+        assert_eq!([count(WEB_CLUSTER), count(WHOLE), count(SUBSET)], [2, 1, 0]);
+    }
+    // A policy on requests cannot be held there.
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: edge, namespace: edges}\n\
+        spec: {selector: {matchLabels: {istio: ingressgateway}}, action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}\n---\n";
+    plane.set_yaml("p.yaml", policy).unwrap();
+    assert_eq!(chains(&plane, &edge(), "0.0.0.0_15443"), [closed]);
 }

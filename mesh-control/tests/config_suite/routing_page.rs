@@ -84,7 +84,6 @@ const KINDS: [(ObjectKind, &str); 15] = [
 /// Values of which the table of support reports something, where it does not of every value.
 const SAMPLES: &[(ObjectKind, &str, &str)] = &[
     (Gateway, "servers.port.protocol", "UDP"),
-    (Gateway, "servers.tls.mode", "AUTO_PASSTHROUGH"),
     (VirtualService, "tls.match.destinationSubnets", "[10.0.0.0/8]"),
     (VirtualService, "tcp.match.destinationSubnets", "[10.0.0.0/8]"),
     (ServiceEntry, "ports.protocol", "UDP"),

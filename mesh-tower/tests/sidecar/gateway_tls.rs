@@ -438,7 +438,9 @@ async fn a_load_balancer_says_before_tls_whose_a_connection_is() {
 async fn tls_of_somebody_else_passes_by_its_name() {
     let ca = Authority::named("ca");
     let control = ManagementServer::start();
-    let server = super::tls_support::tls(&ca.leaf(&["db.example"]), None, ANY);
+    // The second is a name of mutual TLS of the mesh.
+    const NAMES: [&str; 2] = ["db.example", "outbound_.80_._.db.shop.svc.cluster.local"];
+    let server = super::tls_support::tls(&ca.leaf(&NAMES), None, ANY);
     let behind = TcpListener::bind("127.0.0.1:0").await.unwrap();
     Gateway::put_cluster(&control, "db", behind.local_addr().unwrap());
     tokio::spawn(async move {
@@ -447,18 +449,21 @@ async fn tls_of_somebody_else_passes_by_its_name() {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
                 let mut stream = acceptor.accept(stream).await.unwrap();
-                assert_eq!(stream.get_ref().1.server_name(), Some("db.example"));
-                stream.write_all(b"hello from the database").await.unwrap();
+                let name = stream.get_ref().1.server_name().unwrap().to_owned();
+                stream.write_all(format!("hello from {name}").as_bytes()).await.unwrap();
                 stream.shutdown().await.unwrap();
             });
         }
     });
-    control.put("edge", &listener("edge", vec![bytes_to("db", &["db.example"])]));
+    control.put("edge", &listener("edge", vec![bytes_to("db", &NAMES)]));
     let mut gateway = Gateway::start(control, &[]).await;
     let edge = gateway.bound().await;
-    let mut stream = Caller::new(&ca).connect(edge, "db.example").await.unwrap();
-    let mut said = Vec::new();
-    within(stream.read_to_end(&mut said)).await.unwrap();
-    assert_eq!(said, b"hello from the database");
+    for name in NAMES {
+        let mut stream = Caller::new(&ca).connect(edge, name).await.unwrap();
+        let mut said = String::new();
+        within(stream.read_to_string(&mut said)).await.unwrap();
+        assert_eq!(said, format!("hello from {name}"));
+    }
     assert!(Caller::new(&ca).connect(edge, "other.example").await.is_err());
+    assert!(Caller::new(&ca).connect(edge, "outbound_.81_._.db.shop.svc.cluster.local").await.is_err());
 }

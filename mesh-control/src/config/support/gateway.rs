@@ -15,7 +15,7 @@ const GATEWAY: &[Row] = &[
     at_gateway("servers.bind"),
     at_gateway("servers.hosts"),
     at_gateway("servers.tls.httpsRedirect"),
-    Row { path: "servers.tls.mode", library: Partly(mode), grpc: Indifferent },
+    at_gateway("servers.tls.mode"),
     by_an_envoy("servers.tls.serverCertificate"),
     by_an_envoy("servers.tls.privateKey"),
     by_an_envoy("servers.tls.caCertificates"),
@@ -53,13 +53,6 @@ pub fn is_foreign_to_gateways(protocol: &str) -> bool {
 fn protocol(node: &Node) -> Option<String> {
     let written = node.as_str().filter(|written| is_foreign_to_gateways(written))?;
     Some(format!("{written}; nobody listens there"))
-}
-
-fn mode(node: &Node) -> Option<String> {
-    (node.as_str() == Some("AUTO_PASSTHROUGH")).then(|| {
-        "AUTO_PASSTHROUGH; names of clusters of other networks are not told apart, and its connections are closed"
-            .to_owned()
-    })
 }
 
 /// What the library's decoder does not take makes the filter chain unusable.

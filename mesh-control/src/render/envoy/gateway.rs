@@ -148,8 +148,11 @@ pub fn edge_routes(judge: &Judge, policy: &Policy, view: &View, address: Address
         told.grpc_web.extend(grpc_web.then(|| name.clone()));
         told.tables.push((name, Rendered { encoded, degraded: Vec::new(), refused }));
     }
-    for way in at.servers.iter().flat_map(|served| ways(policy, view, served, &owners)) {
-        told.clusters.extend(way.targets.iter().map(|(cluster, _)| cluster.to_string()));
+    for served in &at.servers {
+        for way in ways(policy, view, served, &owners) {
+            told.clusters.extend(way.targets.iter().map(|(cluster, _)| cluster.to_string()));
+        }
+        told.clusters.extend(policy.passed_on_at(served, view));
     }
     told
 }
@@ -325,6 +328,14 @@ fn secured(
         return vec![chain(&name, names, requests(&name, edge, paths), socket)];
     }
     let mut chains = bytes(policy, view, (served, owners), edge);
+    if !edge.guarded.is_shut() {
+        // Each goes to the cluster of its name.
+        let passed_on = policy.passed_on_at(served, view).into_iter();
+        chains.extend(passed_on.map(|name| {
+            let filter = proxy::bytes(name.clone(), edge.guarded.logs.clone());
+            chain(&name, vec![name.clone()], filter, None)
+        }));
+    }
     if let Some(socket) = socket {
         chains.iter_mut().for_each(|chain| {
             chain.transport_socket_connect_timeout = Some(duration(HANDSHAKE));
