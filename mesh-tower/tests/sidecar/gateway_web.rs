@@ -1,4 +1,4 @@
-//! Browsers at the edge: gRPC-Web.
+//! Browsers at the edge: gRPC-Web, and answers that are compressed.
 
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3 as route;
@@ -16,7 +16,7 @@ use mesh_core::testing::resources::{
     filter_chain, http_filter, http_manager, pack, rds, route as to, routes, virtual_host,
 };
 
-use super::gateway::{Gateway, chain, listener};
+use super::gateway::{Gateway, chain, get, listener};
 use super::*;
 
 const CORS: &str = "envoy.filters.http.cors";
@@ -123,5 +123,62 @@ async fn a_browser_calls_a_service_of_grpc_where_the_listener_has_grpc_web_and_n
     for (at, content_type) in [(other, "application/grpc-web+proto"), (web, "application/json")] {
         let answer = exchange(at, &post("/plain", content_type, "", "")).await;
         assert!(answer.contains(&format!("content-type: {content_type}\r\n")), "{answer}");
+    }
+}
+
+/// A page of each kind: its header, and how long it is.
+fn page(head: &str) -> String {
+    let (fields, length) = match head.split(' ').nth(1).unwrap() {
+        "/text" => ("content-type: text/html; charset=utf-8\r\netag: \"1\"\r\n", 4096),
+        "/small" => ("content-type: text/html\r\n", 100),
+        "/image" => ("content-type: image/png\r\n", 4096),
+        "/events" => ("content-type: text/event-stream\r\n", 4096),
+        "/as-it-is" => ("content-type: text/html\r\ncache-control: no-transform\r\n", 4096),
+        "/encoded" => ("content-type: text/html\r\ncontent-encoding: zstd\r\n", 4096),
+        other => panic!("{other}"),
+    };
+    format!("HTTP/1.1 200 OK\r\n{fields}content-length: {length}\r\n\r\n{}", "a".repeat(length))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_are_compressed_where_the_gateway_is_told_to_and_the_client_reads_it() {
+    let pages = program(page).await;
+    let start = async |options: &[&str]| {
+        let control = ManagementServer::start();
+        Gateway::put_cluster(&control, "pages", pages);
+        control.put("r", &routes("r", vec![virtual_host("all", &["*"], vec![to("/", "pages")])]));
+        control.put("edge", &listener("edge", vec![chain("edge", "r")]));
+        let mut gateway = Gateway::start(control, options).await;
+        let edge = gateway.bound().await;
+        (gateway, edge)
+    };
+    let (_compresses, edge) = start(&["--compress"][..]).await;
+    for (accepted, coding) in [("gzip", "gzip"), ("zstd, gzip;q=0.5, br", "br")] {
+        let answer = exchange(edge, &get("shop.example", "/text", &format!("accept-encoding: {accepted}\r\n"))).await;
+        for told in
+            [format!("content-encoding: {coding}\r\n").as_str(), "vary: accept-encoding\r\n", "etag: W/\"1\"\r\n"]
+        {
+            assert!(answer.contains(told), "{told:?}: {answer:?}");
+        }
+        assert!(answer.len() < 1024 && !answer.contains("content-length"), "{answer:?}");
+        // What every text of gzip begins with.
+        assert!(coding != "gzip" || answer.contains("\u{1f}\u{fffd}"), "{answer:?}");
+    }
+    let accepts = "accept-encoding: gzip, br\r\n";
+    let (_does_not, other) = start(&[][..]).await;
+    for (at, path, more) in [
+        (edge, "/text", ""),
+        (edge, "/text", "accept-encoding: identity;q=0\r\n"),
+        (edge, "/small", accepts),
+        (edge, "/image", accepts),
+        (edge, "/events", accepts),
+        (edge, "/as-it-is", accepts),
+        (edge, "/encoded", accepts),
+        (other, "/text", accepts),
+    ] {
+        let answer = exchange(at, &get("shop.example", path, more)).await;
+        let length = if path == "/small" { 100 } else { 4096 };
+        assert_eq!(status(&answer), "200", "{path}: {answer}");
+        assert!(answer.ends_with(&"a".repeat(length)) && !answer.contains("gzip"), "{path} {more}: {answer}");
     }
 }

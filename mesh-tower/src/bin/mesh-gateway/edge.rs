@@ -18,6 +18,7 @@ use mesh_tower::core::trace::{REQUEST_ID, new_request_id};
 use mesh_tower::server::{ClientAddress, ConnectionInfo, ServerLayer};
 use mesh_tower::{Client, Mesh, MeshError};
 
+use crate::compress::Asked;
 use crate::forward::{self, Answer, Behind, Tunnels, XFCC};
 use crate::grpc_web::Web;
 
@@ -40,11 +41,13 @@ const HEEDED: [HeaderName; 3] = [
 pub(crate) struct Edge {
     client: Client,
     tunnels: Tunnels,
+    compresses: bool,
 }
 
 impl Edge {
-    pub(crate) fn new(mesh: &Mesh) -> Self {
-        Edge { client: mesh.gateway_client(), tunnels: Tunnels::default() }
+    /// `compresses`: answers, for clients that read it.
+    pub(crate) fn new(mesh: &Mesh, compresses: bool) -> Self {
+        Edge { client: mesh.gateway_client(), tunnels: Tunnels::default(), compresses }
     }
 
     /// A server that decides by its listener, and sends on what is let in.
@@ -56,6 +59,7 @@ impl Edge {
         if let Some(refused) = forward::not_for_a_server(&request) {
             return refused;
         }
+        let asked = if self.compresses { Asked::of(&request) } else { None };
         let web = request.extensions_mut().remove::<Web>();
         if let Some(web) = web {
             request = web.request(request);
@@ -69,8 +73,12 @@ impl Edge {
         }
         let answered = self.client.request(request).await.map_err(|error| untold(&error));
         let answer = forward::answer(answered, is_grpc, upgrade, &self.tunnels, seen.map(|seen| seen.client));
-        match web {
+        let answer = match web {
             Some(web) => web.answer(answer),
+            None => answer,
+        };
+        match asked {
+            Some(asked) => asked.answer(answer).await,
             None => answer,
         }
     }

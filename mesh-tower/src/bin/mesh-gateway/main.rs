@@ -1,10 +1,12 @@
 //! `mesh-gateway`: the edge of the mesh, on the library alone. See docs/mesh-gateway.md.
 //!
 //! Listeners, routes, certificates, policies and telemetry are the library's (`mesh_tower::gateway`); `edge.rs` is what a gateway does
-//! with a message, `grpc_web.rs` how it speaks with browsers, and this file its life: listeners as they come and go, readiness, and a drain at the end.
+//! with a message, `grpc_web.rs` and `compress.rs` how it speaks with browsers, and this file its life: listeners as they come and go,
+//! readiness, and a drain at the end.
 
 #![warn(clippy::unwrap_used)]
 
+mod compress;
 mod edge;
 #[path = "../shared/forward.rs"]
 mod forward;
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
 async fn run(options: &Options) -> Result<u8, String> {
     let mesh = options.mesh()?.start().map_err(|error| error.to_string())?;
     mesh.drain_on_signals().map_err(|error| format!("signals: {error}"))?;
-    let edge = Edge::new(&mesh);
+    let edge = Edge::new(&mesh, options.compress);
     let carry = Carry::new(&mesh);
     let mut gateway = mesh.gateway();
     let mut serving = JoinSet::new();

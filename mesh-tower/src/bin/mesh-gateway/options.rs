@@ -46,6 +46,10 @@ pub(crate) struct Options {
     /// Every connection has to begin with a header of the PROXY protocol, which says whose it is.
     #[arg(long, env = "MESH_GATEWAY_PROXY_PROTOCOL")]
     proxy_protocol: bool,
+    /// Compresses answers for clients that read it (br, gzip): texts of 1 KiB and more that are not compressed yet. Pages with a secret
+    /// beside words of whoever asks can be found out by their length (BREACH).
+    #[arg(long, env = "MESH_GATEWAY_COMPRESS")]
+    pub(crate) compress: bool,
     /// Counts requests, and serves metrics, readiness and what is known of the mesh here, on a loopback address. It opens when the
     /// control plane has answered.
     #[arg(long, value_name = "IP:PORT", env = "MESH_GATEWAY_ADMIN_ADDR")]
