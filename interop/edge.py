@@ -3,6 +3,7 @@ kind of listener, rule and policy (`edge_objects.py`, `edge_kinds.py`, `edge_pol
 the same. Where they do not, the difference stands in `edge_differences.py` with its reason.
 """
 
+import base64
 import concurrent.futures
 import json
 import re
@@ -187,14 +188,17 @@ def told(heard, plane, ports):
         if not one["body"]:
             # There is none to HEAD.
             lines.pop(f"{place}header transfer-encoding", None)
-        grpc, body = one["body"][:5], one["body"][5:]
+        whole = read_as_text(one) or one["body"]
+        grpc, body = whole[:5], whole[5:]
         if not (grpc.startswith("\0") and body.startswith("{")):
-            body = one["body"]
+            body = whole
         if not body.startswith('{"line"'):
             lines[f"{place}body"] = body
             continue
         lines.pop(f"{place}header content-length", None)
-        seen = json.loads(body)
+        seen, end = json.JSONDecoder().raw_decode(body)
+        # Of gRPC-Web the trailers are what is left.
+        lines[f"{place}behind"] = body[end:]
         lines |= {f"{place}seen line": seen["line"], f"{place}seen body": seen["body"],
             f"{place}seen trailers": sorted(map(tuple, seen["trailers"]))}
         # Which one is each gateway's own.
@@ -205,6 +209,13 @@ def told(heard, plane, ports):
         if lines.get(f"{place}seen content-length") == ["0"]:
             del lines[f"{place}seen content-length"]
     return lines
+
+
+def read_as_text(one):
+    """The body of an answer of gRPC-Web that is text: parts of base64, each with an end of its own."""
+    if not any(name == "content-type" and value.startswith("application/grpc-web-text") for name, value in one["headers"]):
+        return None
+    return "".join(base64.b64decode(part).decode("latin1") for part in re.findall("[^=]+=*", one["body"]))
 
 
 def values(fields, name):

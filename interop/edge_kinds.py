@@ -1,5 +1,6 @@
 """Requests of every kind that a gateway may meet, each with a name. `{plane}` is a name of the gateway that is asked, `{port}` the port."""
 
+import base64
 import dataclasses
 import ssl
 
@@ -445,6 +446,17 @@ def newer():
     yield Kind("grpc metadata", grpc("grpc.example", ("x-bin", "AAEC"), ("grpc-timeout", "5S"), ("grpc-accept-encoding", "gzip"),
         ("user-agent", "grpc-a")), body=MESSAGE)
     yield Kind("grpc-web", fields("/a.B/C", "grpc.example", ("content-type", "application/grpc-web"), method="POST"), body=MESSAGE)
+
+    def web(name, kind, *more, body=MESSAGE):
+        lines = (f"content-type: application/{kind}", f"content-length: {len(body)}", *more)
+        return Kind(f"grpc-web {name}", get("/a.B/C", "web.example", *lines, method="POST", body=body))
+
+    text = base64.b64encode(MESSAGE)
+    yield web("over http1", "grpc-web+proto")
+    yield web("of text", "grpc-web-text", "accept: application/grpc-web-text", body=text)
+    yield web("of text, answered by bytes", "grpc-web-text+proto", "accept: */*", body=text)
+    yield web("of another status", "grpc-web", "x-grpc: 5")
+    yield web("trailers only", "grpc-web", "x-grpc: 7", "x-answer: trailers-only")
     yield Kind("http1 to HTTP/2", get("/", "grpc.example"))
     yield Kind("http1 body to HTTP/2", get("/", "grpc.example", "content-length: 3", method="POST", body=b"abc"))
     yield Kind("http1 chunks that break off, to HTTP/2", get("/", "grpc.example", "transfer-encoding: chunked", method="POST",

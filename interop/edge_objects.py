@@ -99,6 +99,7 @@ SERVICES = [
         "broken.example"]),
     rules("secured", {"route": [to()]}),
     rules("grpc", {"route": [to("grpc.example")]}),
+    rules("web", {"route": [to("web.example")]}),
     rules("dead", {"route": [to("dead.example")]}),
     rules("nobody", {"route": [to("nobody.example")]}),
     rules(
@@ -271,7 +272,8 @@ spec:
 
 def objects(echo, dead):
     """All but policies, and what has ports of its own."""
-    entries = [entry("echo.example", 80, echo, "HTTP"), entry("grpc.example", 80, echo, "GRPC"), entry("dead.example", 80, dead, "HTTP")]
+    entries = [entry("echo.example", 80, echo, "HTTP"), entry("grpc.example", 80, echo, "GRPC"), entry("dead.example", 80, dead, "HTTP"),
+        entry("web.example", 80, echo, "GRPC-WEB")]
     return "\n---\n".join([GATEWAY, *map(json.dumps, [*entries, *SERVICES])])
 
 
