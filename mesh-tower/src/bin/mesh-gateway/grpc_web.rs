@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, TE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use http_body_util::BodyExt as _;
 use mesh_tower::body::{Body, BoxError};
 use mesh_tower::core::request::is_grpc;
