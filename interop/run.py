@@ -555,7 +555,9 @@ class Suite:
     def accepts(self, name, command, xds, status):
         env = self.bootstrap(xds, f"corpus-{name}", "corpus")
         client = self.start(f"corpus {name}", [*command, self.folder / "targets"], env)
-        client.wait_for_line("all asked", 240)
+        # What it was told and cannot bear, though it has refused nothing.
+        if broken := client.wait_for_line("all asked", 600):
+            raise Failure(broken)
         end = time.monotonic() + PATIENCE
         while True:
             clients = [one for one in self.status(status)["clients"] if f"corpus-{name}" in one["node"]]

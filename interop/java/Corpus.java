@@ -11,6 +11,8 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Queue;
+import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
@@ -57,18 +59,32 @@ final class Corpus {
     }
   }
 
+  /** Whether it is what it was told that the client cannot bear, though it has refused nothing. */
+  private static boolean isOwnFault(Status ended) {
+    String said = String.valueOf(ended.getDescription());
+    return said.contains("failed to parse service config") || said.contains("Panic!");
+  }
+
   public static void main(String[] args) throws Exception {
     // Open to the end: what they refuse is looked up at the control plane, as long as they are there.
     List<ManagedChannel> channels = new ArrayList<>();
+    Queue<String> broken = new ConcurrentLinkedQueue<>();
     ExecutorService threads = Executors.newFixedThreadPool(AT_ONCE);
     for (String target : Files.readAllLines(Path.of(args[0]))) {
       ManagedChannel channel = Grpc.newChannelBuilder("xds:///" + target, InsecureChannelCredentials.create()).build();
       channels.add(channel);
-      threads.execute(() -> System.out.println(target + " " + ended(channel)));
+      threads.execute(
+          () -> {
+            Status ended = ended(channel);
+            System.out.println(target + " " + ended);
+            if (isOwnFault(ended)) {
+              broken.add(target + ": " + ended.getDescription());
+            }
+          });
     }
     threads.shutdown();
     threads.awaitTermination(Long.MAX_VALUE, TimeUnit.NANOSECONDS);
-    System.out.println("all asked");
+    System.out.println("all asked " + String.join("; ", broken));
     while (System.in.read() >= 0) {}
     System.exit(0);
   }

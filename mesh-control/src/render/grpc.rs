@@ -160,7 +160,7 @@ fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> rou
         cluster_specifier: Some(specifier),
         // gRFC A31: 0 leaves the deadline to the application.
         max_stream_duration: Some(MaxStreamDuration {
-            max_stream_duration: Some(duration(forward.timeout.unwrap_or(Duration::ZERO))),
+            max_stream_duration: Some(duration(forward.timeout.map_or(Duration::ZERO, told_by_java))),
             ..Default::default()
         }),
         retry_policy: forward.retry.as_ref().and_then(|retry| render_retry(retry, note)),
@@ -168,6 +168,15 @@ fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> rou
         ..Default::default()
     }
 }
+
+/// A time limit as grpc-java can have it. It hands it on as the text of a floating-point number, which Java writes with an exponent
+/// where it is shorter than a millisecond or has more than seven digits of seconds (115 days); calls by such a limit fail.
+fn told_by_java(limit: Duration) -> Duration {
+    limit.clamp(Duration::from_millis(1), Duration::from_secs(9_999_999))
+}
+
+/// grpc-java knows no larger numbers of requests, and its channels panic at one.
+const MOST_REQUESTS: u32 = i32::MAX.unsigned_abs();
 
 /// A client makes no more than that, whatever it is told (gRFC A6).
 const MOST_RETRIES: u32 = 4;
@@ -495,7 +504,7 @@ fn outlier_detection(
         failure_percentage_threshold: number(FAILURE_PERCENT),
         enforcing_failure_percentage: number(100),
         failure_percentage_minimum_hosts: number(1),
-        failure_percentage_request_volume: number(in_a_row.get()),
+        failure_percentage_request_volume: number(in_a_row.get().min(MOST_REQUESTS)),
         ..Default::default()
     })
 }

@@ -557,6 +557,8 @@ fn outlier_detection_is_told_as_far_as_grpc_goes_and_what_is_lost_is_said() {
     for (written, volume, lost) in [
         ("{}", Some(5), vec![field("")]),
         ("{consecutive5xxErrors: 7}", Some(7), vec![field("")]),
+        // At a larger one, channels of grpc-java panic.
+        ("{consecutive5xxErrors: 4294967295}", Some(2_147_483_647), vec![field("")]),
         ("{consecutive5xxErrors: 0, consecutiveGatewayErrors: 3}", Some(3), vec![field("")]),
         ("{consecutive5xxErrors: 0}", None, vec![field("")]),
         (
@@ -597,6 +599,17 @@ fn timeouts_and_retries_are_told_in_grpc_s_own_terms() {
     let retry = action.retry_policy.as_ref().unwrap();
     assert_eq!((retry.retry_on.as_str(), retry.num_retries.as_ref().unwrap().value), ("unavailable,internal", 9));
     assert_eq!(retry.retry_back_off.as_ref().unwrap().max_interval.as_ref().unwrap().seconds, 1);
+}
+
+#[test]
+fn no_timeout_is_told_by_which_calls_of_a_client_in_java_fail() {
+    for (timeout, seconds, nanos) in [("1ns", 0, 1_000_000), ("1s", 1, 0), ("99999h", 9_999_999, 0)] {
+        let plane = plane_with(&format!("  - timeout: {timeout}\n    route: [{{destination: {{host: web}}}}]"));
+        let routes = Seen::new(&plane, grpc_client("shop")).routes("outbound|80||web.shop.svc.cluster.local");
+        let Some(Action::Route(action)) = &routes.virtual_hosts[0].routes[0].action else { panic!("a route") };
+        let told = action.max_stream_duration.as_ref().unwrap().max_stream_duration.as_ref().unwrap();
+        assert_eq!((told.seconds, told.nanos), (seconds, nanos), "{timeout}");
+    }
 }
 
 #[test]
