@@ -139,7 +139,7 @@ impl Connector {
         self,
         entry: Arc<TargetEntry>,
         head: Parts,
-        bytes: Bytes,
+        mut bytes: Bytes,
         info: &mut RequestInfo,
     ) -> Result<ConnectorStream, MeshError> {
         let seed = fastrand::u64(..);
@@ -153,9 +153,15 @@ impl Connector {
         }
         let route = match bytes.routes(&view) {
             Some(connections) => {
-                SelectedRoute::find(connections, &bytes.head(&head), &mut info.random)
-                    .map_err(|error| bytes.explain(error))?
-                    .0
+                let mut found = SelectedRoute::find(connections, &bytes.head(&head), &mut info.random);
+                if matches!(&found, Err(error) if error.kind() == ErrorKind::NoRoute)
+                    && let Some(by_name) = bytes.by_name()
+                {
+                    bytes = by_name;
+                    info.random = fastrand::Rng::with_seed(seed);
+                    found = SelectedRoute::find(connections, &bytes.head(&head), &mut info.random);
+                }
+                found.map_err(|error| bytes.explain(error))?.0
             }
             None => SelectedRoute::find(&view, &RequestHead::of(&head)?, &mut info.random)?.0,
         };
@@ -247,6 +253,8 @@ pub(super) enum Bytes {
     OfRequests,
     /// Bytes of which nothing is known, to routes of connections where there are any.
     Unknown,
+    /// Bytes of which nothing is known but the host that they are for: where no rule is for any bytes, TLS that asks for it.
+    ForHost(String),
     /// TLS that the application makes itself, by which it asks for the server of this name.
     OfTls(Option<String>),
 }
@@ -256,7 +264,7 @@ impl Bytes {
     fn routes<'v>(&self, view: &'v Arc<TargetView>) -> Option<&'v Arc<TargetView>> {
         match self {
             Bytes::OfRequests => None,
-            Bytes::Unknown | Bytes::OfTls(_) => view.connections(),
+            Bytes::Unknown | Bytes::ForHost(_) | Bytes::OfTls(_) => view.connections(),
         }
     }
 
@@ -264,9 +272,17 @@ impl Bytes {
     fn head<'r>(&'r self, head: &'r Parts) -> RequestHead<'r> {
         let name = match self {
             Bytes::OfTls(Some(name)) => name.as_str(),
-            Bytes::OfTls(None) | Bytes::OfRequests | Bytes::Unknown => "",
+            Bytes::OfTls(None) | Bytes::OfRequests | Bytes::Unknown | Bytes::ForHost(_) => "",
         };
         RequestHead::with_authority(head, name)
+    }
+
+    /// What they are taken for where no rule is for any bytes.
+    fn by_name(&self) -> Option<Bytes> {
+        match self {
+            Bytes::ForHost(host) => Some(Bytes::OfTls(Some(host.clone()))),
+            Bytes::OfRequests | Bytes::Unknown | Bytes::OfTls(_) => None,
+        }
     }
 
     /// Why there is no route for them.

@@ -71,6 +71,21 @@ impl Mesh {
         self.connect_for(host, port, Bytes::OfTls(Some(server_name.to_owned()))).await
     }
 
+    /// The same, for bytes of somebody else, who has named a host and nothing more, as a proxy is asked by CONNECT: by the rules for
+    /// any bytes (`tcp`), or where none is for them, by the rules of `tls` for the host as the name of its server.
+    ///
+    /// # Errors
+    /// As [`Mesh::connect`]; `NoRoute` where there are rules, and none is for either.
+    ///
+    /// ```no_run
+    /// # async fn example(mesh: mesh_tower::Mesh) -> Result<(), Box<dyn std::error::Error>> {
+    /// let stream = mesh.connect_by_host("bank.example.com", 443).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn connect_by_host(&self, host: &str, port: u16) -> Result<MeshStream, MeshError> {
+        self.connect_for(host, port, Bytes::ForHost(host.to_owned())).await
+    }
+
     async fn connect_for(&self, host: &str, port: u16, bytes: Bytes) -> Result<MeshStream, MeshError> {
         let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
         let uri = format!("http://{host}:{port}/").parse();

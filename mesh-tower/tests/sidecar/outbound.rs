@@ -176,6 +176,51 @@ async fn connect_is_a_connection_of_the_mesh_and_a_port_is_a_service() {
     assert_eq!(status(&answer), "421", "{answer}");
 }
 
+/// A bank outside whose rule is by the name of its server, and an access log on stderr.
+const BY_NAME: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data: {mesh: 'accessLogFile: /dev/stderr'}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: bank}
+spec:
+  hosts: [bank.example]
+  location: MESH_EXTERNAL
+  ports: [{number: 443, name: tls, protocol: TLS, targetPort: PORT}]
+  resolution: STATIC
+  endpoints: [{address: 127.0.0.1}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: bank}
+spec:
+  hosts: [bank.example]
+  tls:
+  - match: [{port: 443, sniHosts: [bank.example]}]
+    route: [{destination: {host: bank.example, port: {number: 443}}}]
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connect_that_goes_by_a_rule_of_tls_is_one_line_of_the_access_log() {
+    let bank = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = bank.local_addr().unwrap().port().to_string();
+    let control = control(&BY_NAME.replace("PORT", &port)).await;
+    let mut sidecar = Sidecar::start(&control, "shop", &[], "sleep 1000");
+    let proxy = sidecar.proxy().await;
+    let mut stream = TcpStream::connect(proxy).await.unwrap();
+    stream.write_all(b"CONNECT bank.example:443 HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let head = within(head(&mut stream)).await.unwrap();
+    assert_eq!(status(&head), "200", "{head}");
+    let (served, _) = within(bank.accept()).await.unwrap();
+    drop((stream, served));
+    // The first line is that of the connection, and no flag is in it.
+    let line = sidecar.says("\"- - -\" 0 ").await;
+    assert!(line.starts_with("- ") && line.contains("outbound|443||bank.example"), "{line}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_a_port_of_bytes_the_server_may_speak_first() {
     let control = control("").await;

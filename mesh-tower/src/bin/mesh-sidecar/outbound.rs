@@ -13,10 +13,9 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use mesh_tower::body::Body;
 use mesh_tower::client::MeshStream;
-use mesh_tower::core::error::ErrorKind;
 use mesh_tower::core::id::Address;
 use mesh_tower::core::request::is_grpc;
-use mesh_tower::{Client, Mesh, MeshError, reply, server};
+use mesh_tower::{Client, Mesh, reply, server};
 use tokio::task::JoinSet;
 
 use crate::carry::{as_it_came, carry_all};
@@ -195,20 +194,11 @@ impl Shared {
         let (host, port) = target.ok_or_else(|| refused(StatusCode::BAD_REQUEST, "CONNECT needs a host and a port"))?;
         self.check_loop(&host, port).await?;
         let room = self.tunnels.room(None).ok_or_else(|| Box::new(forward::too_many()))?;
-        let stream =
-            self.connect(&host, port).await.map_err(|error| Box::new(reply::error(&error, false).map(Body::from)))?;
+        let connected = self.mesh.connect_by_host(&host, port).await;
+        let stream = connected.map_err(|error| Box::new(reply::error(&error, false).map(Body::from)))?;
         let upgrade = hyper::upgrade::on(&mut request);
         self.tunnels.carry(room, async { Ok((forward::opened(upgrade).await?, stream)) });
         Ok(Answer::new(Body::empty()))
-    }
-
-    /// A connection that the mesh chose. Where its rules are by the names of servers, it is TLS of the program's own to the host
-    /// that it asked for.
-    async fn connect(&self, host: &str, port: u16) -> Result<MeshStream, MeshError> {
-        match self.mesh.connect(host, port).await {
-            Err(error) if error.kind() == ErrorKind::NoRoute => self.mesh.connect_by_name(host, port, host).await,
-            connected => connected,
-        }
     }
 
     /// A connection for one that came to the port of a service.
@@ -223,7 +213,7 @@ impl Shared {
             );
             return Err(io::Error::other("the service leads back to this process"));
         }
-        self.connect(host, port).await.map_err(io::Error::other)
+        self.mesh.connect_by_host(host, port).await.map_err(io::Error::other)
     }
 }
 
