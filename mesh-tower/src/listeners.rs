@@ -192,6 +192,8 @@ pub(crate) struct ListenerState {
     /// When it was last said that such an answer was kept back, and whether there was one.
     unseen_told: Seldom,
     is_bypassed: AtomicBool,
+    /// When it was last said that a connection is closed since its chain cannot take it.
+    refused_told: Seldom,
 }
 
 impl ListenerState {
@@ -205,7 +207,15 @@ impl ListenerState {
             is_unseen: AtomicBool::new(false),
             unseen_told: Seldom::default(),
             is_bypassed: AtomicBool::new(false),
+            refused_told: Seldom::default(),
         })
+    }
+
+    /// A connection is closed since the configuration of its chain cannot be honoured, be it for a certificate that is not known.
+    pub(crate) fn note_refused(&self, peer: SocketAddr, reason: &str) {
+        if self.refused_told.is_due(Instant::now()) {
+            tracing::warn!(listener = %self.name, %peer, reason, "connection refused, and others like it");
+        }
     }
 
     fn is_bypassed(&self) -> bool {

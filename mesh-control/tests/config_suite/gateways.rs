@@ -178,6 +178,12 @@ fn a_certificate_is_told_to_the_gateway_of_its_namespace_and_a_missing_one_close
     strict.set_yaml("c.yaml", &text).unwrap();
     assert!(strict.snapshot().resource(&client, Kind::Secret, "kubernetes://edges/a").is_none());
     assert!(chains(&strict, &client, "0.0.0.0_8443").iter().all(|(_, is_served)| !is_served));
+    // One of the library is told which it would need, so that it says what it lacks, and gets none either.
+    let library = Client::new("edge", ClientClass::Library, [10, 0, 0, 1].into());
+    let library = library.namespace("edges").labels([("istio", "ingressgateway")]).gateway();
+    assert!(chains(&strict, &library, "0.0.0.0_8443").iter().all(|(_, is_tls)| *is_tls));
+    assert_eq!(names(&strict, &library, Kind::Secret), "");
+    assert!(strict.snapshot().resource(&library, Kind::Secret, "kubernetes://edges/a").is_none());
     // Each server of TLS has its own routes, by Istio's names.
     let routes = "https.8443.a.web.shop https.8443.b.web.shop https.8443.c.web.shop https.8443.d.web.shop";
     assert_eq!(names(&plane, &client, Kind::Route), routes);

@@ -8,10 +8,14 @@ use super::server::{ChainView, Edge};
 use super::{Origin, TargetEntry};
 use crate::error::Invalid;
 use crate::id::ListenerName;
-use crate::model::{EdgeTls, FilterChain, Listener, RouteSource};
+use crate::model::{EdgeTls, FilterChain, Listener, RouteSource, Secret};
 use crate::resources::{Change, Known, Resource, ResourceKey, ResourceType};
 use crate::state::lock;
 use crate::tls::{certificate_end, client_verifier, edge_config};
+
+/// What keeps a secret from a gateway that should have it.
+const SHOWN: &str = "if there is one, the control plane tells it to a gateway that has proven of which namespace it is, by a token or a \
+                     certificate of the mesh (`mesh-control bootstrap --token`, or --tls-cert), and this one may not have";
 
 impl Assembly {
     /// Tells the gateway which listeners there are.
@@ -56,33 +60,41 @@ impl Assembly {
     pub(super) fn edge(&mut self, tls: &Arc<EdgeTls>, present: Option<&ChainView>, walk: &mut Walk) -> Arc<Edge> {
         let known: Vec<_> = tls.secrets().map(|name| (name, self.resources.secret(name))).collect();
         walk.needs.extend(tls.secrets().map(|name| ResourceKey::new(ResourceType::Secret, Arc::clone(name))));
-        let secrets: Vec<_> = known
-            .iter()
-            .map(|(_, known)| match known {
-                Known::Present(secret) => Some(Arc::clone(secret)),
-                _ => None,
-            })
-            .collect();
+        let is_waiting = known.iter().any(|(_, known)| matches!(known, Known::Unknown));
+        let secrets = known.into_iter().map(|(name, known)| match known {
+            Known::Present(secret) => Ok(Arc::clone(secret)),
+            Known::Absent(reason) => Err(format!("{reason}; {SHOWN}").into()),
+            Known::Unknown => Err(format!("secret {name:?} is not known yet").into()),
+        });
+        let secrets: Vec<Result<Arc<Secret>, Arc<str>>> = secrets.collect();
         let is_same = |edge: &&Arc<Edge>| edge.tls == *tls && edge.secrets == secrets;
-        if let Some(edge) = present.and_then(|present| present.edge.as_ref()).filter(is_same) {
+        let before = present.and_then(|present| present.edge.as_ref());
+        if let Some(edge) = before.filter(is_same) {
             return Arc::clone(edge);
         }
-        let secret = |wanted: &str| match known.iter().find(|(name, _)| ***name == *wanted).map(|(_, known)| known) {
-            Some(Known::Present(secret)) => Ok(Arc::clone(secret)),
-            Some(Known::Absent(reason)) => Err(Invalid::new(&**reason)),
-            Some(Known::Unknown) | None => Err(Invalid::new(format!("secret {wanted:?} is not known yet"))),
+        let secret = |wanted: &str| match tls.secrets().zip(&secrets).find(|(name, _)| ***name == *wanted) {
+            Some((_, Ok(secret))) => Ok(Arc::clone(secret)),
+            Some((_, Err(reason))) => Err(Invalid::new(&**reason)),
+            None => Err(Invalid::new(format!("secret {wanted:?} is not one of its own"))),
         };
         let clients = client_verifier(tls, secret, SystemTime::now());
         let config = clients.clone().and_then(|clients| edge_config(tls, secret, clients)).map(Arc::new);
         let config = config.map_err(|invalid| {
             let reason: Arc<str> = invalid.to_string().into();
-            tracing::warn!(%reason, "handshakes of a filter chain fail");
+            match is_waiting {
+                // As at every start.
+                true => tracing::info!(%reason, "handshakes of a filter chain fail until then"),
+                false => tracing::warn!(%reason, "handshakes of a filter chain fail"),
+            }
             reason
         });
+        if config.is_ok() && before.is_some_and(|before| before.config.is_err()) {
+            tracing::info!(secrets = ?tls.certificates, "handshakes of a filter chain do not fail any more");
+        }
         let clients = clients.map_err(|invalid| invalid.to_string().into());
         // Without a configuration, none is shown.
         let shown = tls.certificates.iter().zip(&secrets).filter(|_| config.is_ok());
-        let ends = shown.filter_map(|(name, secret)| Some((Arc::clone(name), certificate_end(secret.as_ref()?)?)));
+        let ends = shown.filter_map(|(name, secret)| Some((Arc::clone(name), certificate_end(secret.as_ref().ok()?)?)));
         let ends = ends.collect();
         Arc::new(Edge { tls: Arc::clone(tls), secrets, config, ends, clients })
     }

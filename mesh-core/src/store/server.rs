@@ -77,8 +77,8 @@ pub struct ChainView {
 pub struct Edge {
     /// By which rules.
     pub tls: Arc<EdgeTls>,
-    /// The secrets that they name, as far as they are known.
-    pub(super) secrets: Vec<Option<Arc<crate::model::Secret>>>,
+    /// The secrets that they name, or why one is not known.
+    pub(super) secrets: Vec<Result<Arc<crate::model::Secret>, Arc<str>>>,
     /// The same as a server has it, or why there is none.
     pub config: Result<Arc<ServerConfig>, Arc<str>>,
     /// When the certificates end that it shows, by the names of their secrets.

@@ -348,7 +348,7 @@ impl MeshListener {
                         view.asks_for_tls()
                     }
                     [Some(Err(reason)), _] | [_, Some(Err(reason))] => {
-                        tracing::warn!(listener = %listener.name(), %peer, %reason, "connection refused");
+                        listener.note_refused(peer, &reason);
                         return None;
                     }
                 }

@@ -77,6 +77,9 @@ impl Handshake {
         let way = match self.way(is_tls, hello.as_ref().and_then(Hello::server_name)) {
             Ok(way) => way,
             Err((alert, reason)) => {
+                if alert == Some(INTERNAL_ERROR) && is_tls {
+                    self.listener.note_refused(self.connection.peer, &reason);
+                }
                 if let Some(alert) = alert.filter(|_| is_tls) {
                     refuse(&mut stream, alert).await;
                 }

@@ -229,7 +229,7 @@ async fn the_name_that_a_client_asks_for_finds_certificate_and_routes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_change_under_connections_that_stay_and_a_bad_one_is_only_its_own_chains() {
     let ca = Authority::named("ca");
-    let (gateway, edge) = start(&ca).await;
+    let (mut gateway, edge) = start(&ca).await;
     let caller = Caller::new(&ca);
     let kept = caller.connect(edge, "shop.example").await.unwrap();
     let before = shown(&kept);
@@ -251,6 +251,8 @@ async fn certificates_change_under_connections_that_stay_and_a_bad_one_is_only_i
         }
     };
     within(broken).await;
+    let why = gateway.says("connection refused, and others like it").await;
+    assert!(why.contains("kubernetes://ns/"), "{why}");
     assert_eq!(caller.ask(edge, "a.shop.example", "a.shop.example").await.unwrap().0, 200);
     put_pair(&gateway.control, "kubernetes://ns/shop", &ca.leaf(&["shop.example"]));
     let mended = async {

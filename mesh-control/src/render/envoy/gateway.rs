@@ -87,6 +87,14 @@ pub struct EdgeRoutes {
     pub grpc_web: BTreeSet<String>,
 }
 
+impl Edge<'_> {
+    /// Whether it is told of a certificate that it does not get, too: then it shakes hands with nobody there, and says why. To an
+    /// Envoy such a chain would be one that waits.
+    fn tells_what_it_lacks(&self) -> bool {
+        self.class == ClientClass::Library
+    }
+}
+
 /// The name of the routes of a server, by Istio's words.
 fn routes_name(served: &ServerAt, (ip, bound): Address) -> String {
     match served.server() {
@@ -433,7 +441,7 @@ fn answered(name: &str, reason: &str) -> RouteSpecifier {
     proxy::inline(name.to_owned(), name.to_owned(), action)
 }
 
-/// How a server takes TLS; `None` where it has nothing to show, or nobody to trust.
+/// How a server takes TLS; `None` where it has nothing to show, or nobody to trust, and cannot say so itself.
 fn downstream(
     secrets: &Secrets,
     edge: &Edge<'_>,
@@ -452,7 +460,9 @@ fn downstream(
     };
     for name in written.credentials() {
         let (namespace, name) = served.secret(edge.namespace, name);
-        secrets.get(namespace, name).filter(|_| edge.may_have_secrets)?.identity.as_ref()?;
+        if !edge.tells_what_it_lacks() {
+            secrets.get(namespace, name).filter(|_| edge.may_have_secrets)?.identity.as_ref()?;
+        }
         common.tls_certificate_sds_secret_configs.push(tls::told(certificate_name(namespace, name)));
     }
     if common.tls_certificate_sds_secret_configs.is_empty() {
@@ -492,7 +502,9 @@ fn validation(
     match written.authorities() {
         Some(name) => {
             let (namespace, name) = served.secret(edge.namespace, name);
-            secrets.authorities(namespace, name)?;
+            if !edge.tells_what_it_lacks() {
+                secrets.authorities(namespace, name)?;
+            }
             let secret = tls::told(authorities_name(namespace, name));
             Some(ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
                 default_validation_context: Some(own),

@@ -33,7 +33,11 @@ const LOOK: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    start::program("mesh-gateway", "warn,mesh_gateway=info,mesh_tower::gateway=info", run(&options))
+    start::program(
+        "mesh-gateway",
+        "warn,mesh_gateway=info,mesh_tower::gateway=info,mesh_core::store::gateway=info",
+        run(&options),
+    )
 }
 
 /// From the first listener to the end of the last request.
