@@ -155,6 +155,8 @@ pub struct Heads {
     attempt: Option<Instant>,
     /// How long the endpoint took until the head of its answer was here.
     pub upstream_time: Option<Duration>,
+    /// Why the last try got no connection, in one word.
+    pub transport_failure: Option<Box<str>>,
 }
 
 /// The endpoint that a request belongs to.

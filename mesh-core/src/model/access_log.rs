@@ -230,6 +230,8 @@ pub enum LogFact {
     ResponseCodeDetails,
     /// `CONNECTION_TERMINATION_DETAILS`: of a connection that is not HTTP, why it was closed.
     ConnectionTerminationDetails,
+    /// `UPSTREAM_TRANSPORT_FAILURE_REASON`: why the last try got no connection.
+    TransportFailure,
     /// `BYTES_RECEIVED`
     BytesReceived,
     /// `BYTES_SENT`
@@ -308,7 +310,7 @@ impl LogText {
 }
 
 /// Of Istio's default line, what a process without a proxy has none of: nobody has to be told.
-const NEVER: [&str; 2] = ["UPSTREAM_TRANSPORT_FAILURE_REASON", "UPSTREAM_LOCAL_ADDRESS"];
+const NEVER: [&str; 1] = ["UPSTREAM_LOCAL_ADDRESS"];
 
 fn part(&Command { name, arguments, length }: &Command<'_>) -> Result<LogPart, Invalid> {
     let headers = || {
@@ -325,6 +327,7 @@ fn part(&Command { name, arguments, length }: &Command<'_>) -> Result<LogPart, I
         "RESPONSE_FLAGS" => LogFact::ResponseFlags,
         "RESPONSE_CODE_DETAILS" => LogFact::ResponseCodeDetails,
         "CONNECTION_TERMINATION_DETAILS" => LogFact::ConnectionTerminationDetails,
+        "UPSTREAM_TRANSPORT_FAILURE_REASON" => LogFact::TransportFailure,
         "BYTES_RECEIVED" => LogFact::BytesReceived,
         "BYTES_SENT" => LogFact::BytesSent,
         "DURATION" => LogFact::Duration,

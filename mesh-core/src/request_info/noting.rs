@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use smallvec::SmallVec;
 
 use super::{CallCounter, Heads, Messages, RequestInfo, grpc_status};
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, MeshError};
 use crate::id::ClusterName;
 use crate::identity::SpiffeId;
 use crate::jwt::Claims;
@@ -219,6 +219,7 @@ impl RequestInfo {
             }
             if let Some(heads) = &mut record.heads {
                 heads.attempt = Some(Instant::now());
+                heads.transport_failure = None;
                 if let Some(hop) = &mut record.hop {
                     hop.note("picked", json!({"attempt": self.attempts, "endpoint": endpoint.id().to_string()}));
                 }
@@ -230,6 +231,15 @@ impl RequestInfo {
         }
         if self.spans.is_some() {
             self.note_attempt_span(endpoint);
+        }
+    }
+
+    /// Notes why the present try got no connection, as Envoy writes it: without blanks, since lines are split at them.
+    pub fn note_transport_failure(&mut self, error: &MeshError) {
+        const LONGEST: usize = 256;
+        if let Some(heads) = self.heads() {
+            let text: String = format!("{error:#}").chars().take(LONGEST).collect();
+            heads.transport_failure = Some(text.replace(' ', "_").into());
         }
     }
 

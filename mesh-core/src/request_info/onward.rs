@@ -25,6 +25,7 @@ struct Told {
     /// Only where the mesh answered itself.
     details: Option<String>,
     time: Option<Duration>,
+    transport_failure: Option<Box<str>>,
 }
 
 impl Upstream {
@@ -70,6 +71,7 @@ impl RequestInfo {
             flags: record.flags | error.map_or(ResponseFlags::NONE, ErrorKind::response_flags),
             details: is_own.then(|| self.response_details().to_owned()),
             time: record.heads.as_ref().and_then(|heads| heads.upstream_time),
+            transport_failure: record.heads.as_ref().and_then(|heads| heads.transport_failure.clone()),
         })
     }
 
@@ -85,6 +87,7 @@ impl RequestInfo {
         }
         if let Some(heads) = &mut record.heads {
             heads.upstream_time = told.time;
+            heads.transport_failure.clone_from(&told.transport_failure);
         }
     }
 }

@@ -113,6 +113,7 @@ impl Entry<'_> {
             LogFact::ResponseCodeDetails | LogFact::ConnectionTerminationDetails => {
                 known(&request.response_details().replace(' ', "_"))
             }
+            LogFact::TransportFailure => self.heads?.transport_failure.as_deref().map(Cow::Borrowed),
             LogFact::BytesReceived => text(request.request_bytes().to_string()),
             LogFact::BytesSent => text(request.response_bytes().to_string()),
             LogFact::Duration => text(self.took.as_millis().to_string()),
@@ -215,7 +216,7 @@ mod tests {
     use http::StatusCode;
 
     use super::*;
-    use crate::error::ErrorKind;
+    use crate::error::{ErrorKind, MeshError};
     use crate::request_info::{Direction, Observers};
 
     fn request(direction: Direction) -> RequestInfo {
@@ -247,6 +248,21 @@ mod tests {
         failed.note_error(ErrorKind::NoHealthyEndpoint);
         let shown = line(&LogFormat::default(), &failed, Duration::ZERO, at()).to_string();
         assert!(shown.contains("\" 503 UH no_healthy_upstream - "), "{shown}");
+    }
+
+    #[test]
+    fn why_a_try_got_no_connection_is_one_word_with_an_end_that_closes_no_quote() {
+        let cause = std::io::Error::other(format!("of \"x\"\n{}", "y".repeat(1000)));
+        let error = MeshError::new(ErrorKind::ConnectFailure, "TLS").caused_by(cause);
+        let mut failed = request(Direction::Outbound);
+        failed.note_transport_failure(&error);
+        failed.note_error(ErrorKind::ConnectFailure);
+        let shown = line(&LogFormat::default(), &failed, Duration::ZERO, at()).to_string();
+        assert!(shown.contains(" - \"TLS:_of_\\\"x\\\"\\nyyy") && shown.len() < 600, "{shown}");
+        let shown = line(&LogFormat::json(), &failed, Duration::ZERO, at()).to_string();
+        let object: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let reason = object["upstream_transport_failure_reason"].as_str().unwrap();
+        assert!(reason.starts_with("TLS:_of_\"x\"\ny") && reason.len() == 256, "{reason}");
     }
 
     #[test]

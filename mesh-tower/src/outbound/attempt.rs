@@ -150,6 +150,9 @@ impl Attempt {
         info: &mut RequestInfo,
     ) -> (MeshError, Option<Retry>) {
         self.report_failure(error.kind(), route, info);
+        if matches!(error.kind(), ErrorKind::ConnectFailure | ErrorKind::Security) {
+            info.note_transport_failure(&error);
+        }
         info.note_attempt_end(self.number, AttemptEnd::Failed(error.kind()));
         let error = self.within(route, error);
         match self.again(route, TryOutcome::Failed(error.kind()), info) {

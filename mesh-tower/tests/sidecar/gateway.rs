@@ -248,20 +248,24 @@ async fn a_request_has_one_line_of_the_access_log_which_tells_where_it_went() {
     let hosts = vec![virtual_host("shop", &["shop.example"], vec![to("/gone", "gone"), own, to("/", "one")])];
     control.put("http.80", &routes("http.80", hosts));
     let columns = "%REQ(:PATH)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %UPSTREAM_CLUSTER% %UPSTREAM_HOST% \
-                   %UPSTREAM_REQUEST_ATTEMPT_COUNT%\n";
+                   %UPSTREAM_REQUEST_ATTEMPT_COUNT% %UPSTREAM_TRANSPORT_FAILURE_REASON%\n";
     let manager = HttpConnectionManager { access_log: vec![to_stdout(columns)], ..http_manager(rds("http.80")) };
     control.put("edge", &listener("edge", vec![pb::FilterChain { name: "http".to_owned(), ..filter_chain(&manager) }]));
     let mut gateway = Gateway::start(control, &[]).await;
+    let refused = TcpStream::connect(nobody).await.unwrap_err().to_string().replace(' ', "_");
     let edge = gateway.bound().await;
     for (path, expected) in [
-        ("/a", format!("/a 200 - via_upstream one {one} 1")),
-        ("/own", "/own 418 - direct_response - - 0".to_owned()),
+        ("/a", format!("/a 200 - via_upstream one {one} 1 -")),
+        ("/own", "/own 418 - direct_response - - 0 -".to_owned()),
         (
             "/gone",
-            format!("/gone 503 URX,UF upstream_reset_before_response_started{{connection_failure}} gone {nobody} 2"),
+            format!(
+                "/gone 503 URX,UF upstream_reset_before_response_started{{connection_failure}} gone {nobody} 2 \
+                 cannot_connect_to_{nobody}:_{refused}"
+            ),
         ),
         // The next line is the next request's.
-        ("/b", format!("/b 200 - via_upstream one {one} 1")),
+        ("/b", format!("/b 200 - via_upstream one {one} 1 -")),
     ] {
         exchange(edge, &get("shop.example", path, "")).await;
         assert_eq!(within(gateway.stdout.next_line()).await.unwrap().unwrap(), expected);
@@ -544,8 +548,9 @@ async fn a_connection_has_one_line_of_the_access_log_with_its_bytes_and_why_it_w
     Gateway::put_cluster(&control, "gone", gone);
     control.put("empty", &inline_cluster("empty", DiscoveryType::Static, &[]));
     let columns = "%REQ(:METHOD)% %PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER% \
-                   %UPSTREAM_HOST% %DOWNSTREAM_LOCAL_ADDRESS%\n";
+                   %UPSTREAM_HOST% %DOWNSTREAM_LOCAL_ADDRESS% %UPSTREAM_TRANSPORT_FAILURE_REASON%\n";
     let mut gateway = Gateway::start(control, &[]).await;
+    let refused = TcpStream::connect(gone).await.unwrap_err().to_string().replace(' ', "_");
     for (cluster, host, received, sent) in
         [("teller", teller_at.to_string(), 5, 8), ("gone", gone.to_string(), 0, 0), ("empty", "-".to_owned(), 0, 0)]
     {
@@ -563,7 +568,8 @@ async fn a_connection_has_one_line_of_the_access_log_with_its_bytes_and_why_it_w
             "gone" => assert!(flags.ends_with("UF"), "{line}"),
             _ => assert_eq!(flags, "UH", "{line}"),
         }
-        assert_eq!(line, format!("- - 0 {flags} {received} {sent} {cluster} {host} {edge}"));
+        let reason = if cluster == "gone" { format!("cannot_connect_to_{gone}:_{refused}") } else { "-".to_owned() };
+        assert_eq!(line, format!("- - 0 {flags} {received} {sent} {cluster} {host} {edge} {reason}"));
     }
 }
 
