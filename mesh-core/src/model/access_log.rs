@@ -244,10 +244,16 @@ pub enum LogFact {
     UpstreamCluster,
     /// `DOWNSTREAM_LOCAL_ADDRESS`
     DownstreamLocalAddress,
+    /// `DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT`
+    DownstreamLocalIp,
     /// `DOWNSTREAM_REMOTE_ADDRESS`
     DownstreamRemoteAddress,
+    /// `DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT`
+    DownstreamRemoteIp,
     /// `DOWNSTREAM_DIRECT_REMOTE_ADDRESS`
     DownstreamDirectAddress,
+    /// `DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT`
+    DownstreamDirectIp,
     /// `DOWNSTREAM_PEER_URI_SAN`
     PeerIdentity,
     /// `REQUESTED_SERVER_NAME`
@@ -334,8 +340,11 @@ fn part(&Command { name, arguments, length }: &Command<'_>) -> Result<LogPart, I
         "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => LogFact::UpstreamHost,
         "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => LogFact::UpstreamCluster,
         "DOWNSTREAM_LOCAL_ADDRESS" => LogFact::DownstreamLocalAddress,
+        "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => LogFact::DownstreamLocalIp,
         "DOWNSTREAM_REMOTE_ADDRESS" => LogFact::DownstreamRemoteAddress,
+        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => LogFact::DownstreamRemoteIp,
         "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => LogFact::DownstreamDirectAddress,
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => LogFact::DownstreamDirectIp,
         "DOWNSTREAM_PEER_URI_SAN" => LogFact::PeerIdentity,
         "REQUESTED_SERVER_NAME" => LogFact::RequestedServerName,
         "ROUTE_NAME" => LogFact::RouteName,

@@ -120,6 +120,9 @@ impl Entry<'_> {
             LogFact::UpstreamHost => request.endpoint().and_then(|one| text(one.id().to_string())),
             LogFact::UpstreamCluster => request.cluster().and_then(|cluster| text(cluster.to_string())),
             LogFact::DownstreamLocalAddress => self.heads?.local.and_then(|address| text(address.to_string())),
+            LogFact::DownstreamLocalIp => self.heads?.local.and_then(|address| text(address.ip().to_string())),
+            LogFact::DownstreamRemoteIp => request.peer().and_then(|address| text(address.ip().to_string())),
+            LogFact::DownstreamDirectIp => self.heads?.direct.and_then(|address| text(address.ip().to_string())),
             LogFact::DownstreamRemoteAddress => request.peer().and_then(|address| text(address.to_string())),
             LogFact::DownstreamDirectAddress => self.heads?.direct.and_then(|address| text(address.to_string())),
             LogFact::PeerIdentity => request.client_identity().and_then(|id| text(id.as_str().to_owned())),
@@ -290,6 +293,12 @@ mod tests {
         let ends = LogText::parse("%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS%").unwrap();
         let shown = line(&LogFormat::Text(ends), &connection(None), Duration::ZERO, at()).to_string();
         assert_eq!(shown, "10.0.0.9:5 10.0.0.8:6\n");
+        let hosts = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT% \
+                     %DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%";
+        let hosts = LogText::parse(hosts).unwrap();
+        assert_eq!(hosts.without_effect().count(), 0);
+        let shown = line(&LogFormat::Text(hosts), &connection(None), Duration::ZERO, at()).to_string();
+        assert_eq!(shown, "10.0.0.9 10.0.0.8 10.0.0.1\n");
         for (error, flags) in [
             (ErrorKind::NoHealthyEndpoint, "UH"),
             (ErrorKind::ConnectFailure, "UF"),
