@@ -122,8 +122,8 @@ pub struct Topology {
     pub trusted_proxies: Option<u32>,
     /// What becomes of `X-Forwarded-Client-Cert`; `None` where it is not said.
     pub client_cert: Option<ForwardedClientCert>,
-    /// Whether connections begin with a header of the PROXY protocol.
-    pub proxy_protocol: bool,
+    /// Whether connections begin with a header of the PROXY protocol; `None` where it is not said.
+    pub proxy_protocol: Option<bool>,
 }
 
 impl Topology {
@@ -132,7 +132,7 @@ impl Topology {
         Topology {
             trusted_proxies: self.trusted_proxies.or(other.trusted_proxies),
             client_cert: self.client_cert.or(other.client_cert),
-            proxy_protocol: self.proxy_protocol || other.proxy_protocol,
+            proxy_protocol: self.proxy_protocol.or(other.proxy_protocol),
         }
     }
 }

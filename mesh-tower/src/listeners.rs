@@ -1,8 +1,9 @@
 //! The listeners of a mesh: what each is told by the configuration, kept where every request finds it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -28,6 +29,9 @@ pub(crate) struct Listeners {
     has_layer: AtomicBool,
     /// The layer saw requests of which it cannot tell the connection: then nobody can tell which it did not see.
     sees_unknown: AtomicBool,
+    /// Connections that were closed for want of a header of the PROXY protocol, and when that was last said.
+    unproxied: AtomicU64,
+    unproxied_told: Seldom,
 }
 
 impl Default for Listeners {
@@ -38,6 +42,8 @@ impl Default for Listeners {
             problems: Mutex::default(),
             has_layer: AtomicBool::new(false),
             sees_unknown: AtomicBool::new(false),
+            unproxied: AtomicU64::new(0),
+            unproxied_told: Seldom::default(),
         }
     }
 }
@@ -69,6 +75,22 @@ impl Listeners {
     /// Forgets the problems of listeners that there are not any more.
     pub(crate) fn forget_problems(&self, is_there: impl Fn(&ListenerName) -> bool) {
         lock(&self.problems).get_or_insert_default().retain(|name, _| is_there(name));
+    }
+
+    /// A connection is closed: it has to begin with a header of the PROXY protocol, and this is what is wrong.
+    pub(crate) fn note_unproxied(&self, listener: &ListenerName, peer: SocketAddr, reason: &io::Error) {
+        self.unproxied.fetch_add(1, Ordering::Relaxed);
+        if self.unproxied_told.is_due(Instant::now()) {
+            tracing::warn!(
+                %listener, %peer, %reason,
+                "connection refused, and others like it: they have to begin with a header of the PROXY protocol (proxyProtocol)",
+            );
+        }
+    }
+
+    /// How many there were.
+    pub(crate) fn unproxied(&self) -> u64 {
+        self.unproxied.load(Ordering::Relaxed)
     }
 
     /// Somebody has made a layer for them.

@@ -242,6 +242,9 @@ impl Mesh {
             let help = "Listeners of this gateway whose address cannot be bound.";
             to.family("mesh_gateway_unbound_listeners", Kind::Gauge, help);
             to.sample(&[], (problems.len() as u64).into(), None);
+            let help = "Connections that were closed for want of a header of the PROXY protocol.";
+            to.family("mesh_gateway_unproxied_connections_total", Kind::Counter, help);
+            to.sample(&[], self.listeners().unproxied().into(), None);
         }
         let unchecked = self.passed_unchecked();
         let help = "Requests that passed although no authorizer answered (failOpen).";

@@ -96,7 +96,7 @@ impl MeshSettings {
         Topology {
             trusted_proxies: written.num_trusted_proxies,
             client_cert,
-            proxy_protocol: written.proxy_protocol.is_some(),
+            proxy_protocol: written.proxy_protocol.is_some().then_some(true),
         }
     }
 

@@ -252,8 +252,8 @@ impl MeshListener {
                 Ok((stream, peer)) => {
                     self.failures = 0;
                     if self.is_behind_proxy() {
-                        let listener = self.guard.listener();
-                        self.headers.read(stream, peer, listener.name());
+                        let listeners = Arc::clone(self.mesh.listeners());
+                        self.headers.read(stream, peer, self.guard.listener().name(), listeners);
                     } else if let Some(accepted) = self.admit(Proxied { stream, client: peer, direct: peer }) {
                         return Some(accepted);
                     }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::id::ListenerName;
@@ -12,6 +13,8 @@ use mesh_core::proxy_protocol::{Parsed, parse};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+
+use crate::listeners::Listeners;
 
 /// How long a header may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,15 +43,26 @@ impl Headers {
         self.0.len() >= MOST
     }
 
-    /// Reads the header of one more.
-    pub(super) fn read(&mut self, mut stream: TcpStream, direct: SocketAddr, listener: &ListenerName) {
+    /// Reads the header of one more. Where there is none, it is noted by these.
+    pub(super) fn read(
+        &mut self,
+        mut stream: TcpStream,
+        direct: SocketAddr,
+        listener: &ListenerName,
+        listeners: Arc<Listeners>,
+    ) {
         let listener = listener.clone();
         self.0.spawn(async move {
             let read = tokio::time::timeout(PATIENCE, header(&mut stream)).await.unwrap_or_else(|_| Err(late()));
             match read {
                 Ok(client) => Some(Proxied { stream, client: client.unwrap_or(direct), direct }),
-                Err(reason) => {
+                // Who comes and goes may be somebody's check of health.
+                Err(reason) if !matches!(reason.kind(), io::ErrorKind::InvalidData | io::ErrorKind::TimedOut) => {
                     tracing::debug!(%listener, peer = %direct, %reason, "connection refused");
+                    None
+                }
+                Err(reason) => {
+                    listeners.note_unproxied(&listener, direct, &reason);
                     None
                 }
             }

@@ -238,7 +238,7 @@ pub fn edge_listener(
 ) -> Encoded {
     let mut rendered = proxy::listener(name, address.0, address.1, core::TrafficDirection::Outbound);
     rendered.per_connection_buffer_limit_bytes = number(BUFFER);
-    if edge.topology.proxy_protocol {
+    if edge.topology.proxy_protocol == Some(true) {
         rendered.listener_filters.push(proxy::proxy_protocol());
     }
     if at.speaks == Speaks::Tls {

@@ -144,8 +144,10 @@ fn topology(metadata: &Struct) -> Result<Topology, &'static str> {
         Some(_) => return Err(".forwardClientCertDetails"),
     };
     let proxy_protocol = match field(written, "proxyProtocol") {
-        None | Some(Value::NullValue(_)) => false,
-        Some(Value::StructValue(_)) => true,
+        None | Some(Value::NullValue(_)) => None,
+        Some(Value::StructValue(_)) => Some(true),
+        // Istio has no words for a gateway that is behind none, where the settings of the mesh say it of all.
+        Some(Value::BoolValue(false)) => Some(false),
         Some(_) => return Err(".proxyProtocol"),
     };
     Ok(Topology { trusted_proxies, client_cert, proxy_protocol })
@@ -349,15 +351,18 @@ mod tests {
             ("proxyProtocol", object(&[])),
         ]);
         let client_cert = Some(ForwardedClientCert::AlwaysForwardOnly);
-        let expected = Topology { trusted_proxies: Some(2), client_cert, proxy_protocol: true };
+        let expected = Topology { trusted_proxies: Some(2), client_cert, proxy_protocol: Some(true) };
         assert_eq!(read(&said(all), PEER).topology, expected);
         for nothing in [said(object(&[])), node("router~", &[])] {
             assert_eq!(read(&nothing, PEER).topology, Topology::default());
         }
         // Of what it does not say, the settings of the mesh count.
-        let of_mesh = Topology { trusted_proxies: Some(1), proxy_protocol: true, ..Topology::default() };
+        let of_mesh = Topology { trusted_proxies: Some(1), proxy_protocol: Some(true), ..Topology::default() };
         let own = Topology { trusted_proxies: Some(0), ..Topology::default() };
-        assert_eq!(own.or(of_mesh), Topology { trusted_proxies: Some(0), client_cert: None, proxy_protocol: true });
+        let expected = Topology { trusted_proxies: Some(0), client_cert: None, proxy_protocol: Some(true) };
+        assert_eq!(own.or(of_mesh), expected);
+        let behind_none = read(&said(object(&[("proxyProtocol", Value::BoolValue(false))])), PEER).topology;
+        assert_eq!(behind_none.or(of_mesh).proxy_protocol, Some(false));
         for wrong in [
             string("x"),
             object(&[("numTrustedProxies", Value::NumberValue(-1.0))]),

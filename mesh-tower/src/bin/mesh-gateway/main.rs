@@ -57,7 +57,7 @@ async fn run(options: &Options) -> Result<u8, String> {
             },
             () = async { ready.as_mut().expect("it is there").await }, if ready.is_some() => {
                 ready = None;
-                start::serve_admin(options.admin_addr, &mesh)?;
+                start::serve_admin(options.admin_addr, options.admin_anywhere, &mesh)?;
                 tracing::info!("ready");
             }
             Some(_) = serving.join_next() => {}

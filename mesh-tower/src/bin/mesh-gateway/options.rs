@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::builder::BoolishValueParser;
 use mesh_tower::{Bootstrap, MeshBuilder};
 use serde_json::{Value, json};
 
@@ -43,17 +44,29 @@ pub(crate) struct Options {
     /// the mesh say it (gatewayTopology).
     #[arg(long, value_name = "COUNT", env = "MESH_GATEWAY_TRUSTED_PROXIES")]
     trusted_proxies: Option<u16>,
-    /// Every connection has to begin with a header of the PROXY protocol, which says whose it is.
-    #[arg(long, env = "MESH_GATEWAY_PROXY_PROTOCOL")]
-    proxy_protocol: bool,
+    /// Every connection has to begin with a header of the PROXY protocol, which says whose it is; with `=false` none has one,
+    /// whatever the settings of the mesh say (gatewayTopology).
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new(),
+        env = "MESH_GATEWAY_PROXY_PROTOCOL"
+    )]
+    proxy_protocol: Option<bool>,
     /// Compresses answers for clients that read it (br, gzip): texts of 1 KiB and more that are not compressed yet. Pages with a secret
     /// beside words of whoever asks can be found out by their length (BREACH).
     #[arg(long, env = "MESH_GATEWAY_COMPRESS")]
     pub(crate) compress: bool,
-    /// Counts requests, and serves metrics, readiness and what is known of the mesh here, on a loopback address. It opens when the
-    /// control plane has answered.
+    /// Counts requests, and serves metrics, readiness and what is known of the mesh here, on a loopback address unless
+    /// --admin-anywhere is given. It opens when the control plane has answered.
     #[arg(long, value_name = "IP:PORT", env = "MESH_GATEWAY_ADMIN_ADDR")]
     pub(crate) admin_addr: Option<SocketAddr>,
+    /// Lets --admin-addr be any address: whoever reaches it reads what this process knows.
+    #[arg(long, requires = "admin_addr", env = "MESH_GATEWAY_ADMIN_ANYWHERE")]
+    pub(crate) admin_anywhere: bool,
     /// How long requests may take once the gateway is told to end, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds, env = "MESH_GATEWAY_DRAIN_TIMEOUT")]
     pub(crate) drain_timeout: Duration,
@@ -88,8 +101,8 @@ impl Options {
         if let Some(count) = self.trusted_proxies {
             topology.insert("numTrustedProxies".to_owned(), count.into());
         }
-        if self.proxy_protocol {
-            topology.insert("proxyProtocol".to_owned(), json!({}));
+        if let Some(is_on) = self.proxy_protocol {
+            topology.insert("proxyProtocol".to_owned(), if is_on { json!({}) } else { json!(false) });
         }
         (!topology.is_empty()).then(|| topology.into())
     }
@@ -118,6 +131,9 @@ mod tests {
         };
         assert_eq!(told(&[]), None);
         assert_eq!(told(&["--trusted-proxies", "2"]), Some(json!({"numTrustedProxies": 2})));
-        assert_eq!(told(&["--proxy-protocol"]), Some(json!({"proxyProtocol": {}})));
+        for on in ["--proxy-protocol", "--proxy-protocol=true"] {
+            assert_eq!(told(&[on]), Some(json!({"proxyProtocol": {}})));
+        }
+        assert_eq!(told(&["--proxy-protocol=false"]), Some(json!({"proxyProtocol": false})));
     }
 }

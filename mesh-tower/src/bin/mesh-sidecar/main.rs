@@ -71,7 +71,7 @@ async fn run(options: &Options) -> Result<u8, String> {
     if options.app_port.is_some() {
         front.spawn(serve(options.clone(), mesh.clone(), local.clone(), incoming));
     } else {
-        start::serve_admin(options.admin_addr, &mesh)?;
+        start::serve_admin(options.admin_addr, options.admin_anywhere, &mesh)?;
         tracing::info!("ready");
     }
     let code = live(options, &mesh, program, &mut signals, &mut front).await;
@@ -146,7 +146,7 @@ async fn serve(options: Options, mesh: Mesh, local: Mesh, tunnels: Tunnels) -> R
     let ready = |address| {
         let (mesh, options) = (mesh.clone(), options.clone());
         async move {
-            start::serve_admin(options.admin_addr, &mesh)?;
+            start::serve_admin(options.admin_addr, options.admin_anywhere, &mesh)?;
             match mesh.serving().await {
                 Ok(()) => tracing::info!("ready: {address} is in front of {at}"),
                 Err(reason) => tracing::warn!("{address} is in front of {at}, and not serving yet: {reason}"),

@@ -68,10 +68,13 @@ pub(crate) struct Options {
     /// The WorkloadGroup of its namespace that it is a member of, which says the rest of it and how it is checked.
     #[arg(long, requires = "control", value_name = "NAME", env = "MESH_SIDECAR_GROUP")]
     group: Option<String>,
-    /// Counts requests, and serves metrics, readiness and what is known of the mesh here, on a loopback address. It opens when the
-    /// program's port answers.
+    /// Counts requests, and serves metrics, readiness and what is known of the mesh here, on a loopback address unless
+    /// --admin-anywhere is given. It opens when the program's port answers.
     #[arg(long, value_name = "IP:PORT", env = "MESH_SIDECAR_ADMIN_ADDR")]
     pub(crate) admin_addr: Option<SocketAddr>,
+    /// Lets --admin-addr be any address: whoever reaches it reads what this process knows.
+    #[arg(long, requires = "admin_addr", env = "MESH_SIDECAR_ADMIN_ANYWHERE")]
+    pub(crate) admin_anywhere: bool,
     /// How long requests may take once the program is told to end, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds, env = "MESH_SIDECAR_DRAIN_TIMEOUT")]
     pub(crate) drain_timeout: Duration,

@@ -33,10 +33,13 @@ pub(crate) fn mesh(bootstrap: Bootstrap, keeps_metrics: bool) -> MeshBuilder {
     if keeps_metrics { builder.metrics() } else { builder }
 }
 
-/// Serves what is known of the mesh, where that is wanted.
-pub(crate) fn serve_admin(address: Option<SocketAddr>, mesh: &Mesh) -> Result<(), String> {
+/// Serves what is known of the mesh, where that is wanted; on the loopback alone, unless it may be anywhere.
+pub(crate) fn serve_admin(address: Option<SocketAddr>, anywhere: bool, mesh: &Mesh) -> Result<(), String> {
     let Some(address) = address else { return Ok(()) };
-    let bound = mesh.serve_admin(address).map_err(|error| format!("--admin-addr {address}: {error}"))?;
+    if !anywhere && !address.ip().to_canonical().is_loopback() {
+        return Err(format!("--admin-addr {address} is not on the loopback; --admin-anywhere lets it be any address"));
+    }
+    let bound = mesh.serve_admin_anywhere(address).map_err(|error| format!("--admin-addr {address}: {error}"))?;
     tracing::info!("admin at {bound}");
     Ok(())
 }
