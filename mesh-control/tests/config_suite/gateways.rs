@@ -400,6 +400,50 @@ fn connections_of_a_gateway_are_in_the_access_log_of_its_requests() {
     }
 }
 
+/// A gateway of the library warns of each field that is set and has no effect: by default there is none.
+#[test]
+fn a_gateway_of_the_library_is_told_nothing_that_has_no_effect_there() {
+    use mesh_core::resources::ResourceType;
+    let servers = [
+        "{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*'], tls: {httpsRedirect: true}}".to_owned(),
+        "{port: {number: 81, name: tcp, protocol: TCP}, hosts: ['*']}".to_owned(),
+        https("a", "a.example", "mode: SIMPLE, credentialName: a"),
+        https("m", "m.example", "mode: ISTIO_MUTUAL"),
+        "{port: {number: 8443, name: tls, protocol: TLS}, hosts: [b.example], tls: {mode: PASSTHROUGH}}".to_owned(),
+    ];
+    let rest = format!(
+        "{TO_WEB}, tcp: [{{match: [{{port: 81}}], route: [{{destination: {{host: web}}}}]}}], \
+         tls: [{{match: [{{port: 8443, sniHosts: [b.example]}}], route: [{{destination: {{host: web}}}}]}}]"
+    );
+    let logs = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
+        data: {mesh: 'accessLogFile: /dev/stdout'}\n---\n";
+    let text = [
+        WEB.to_owned(),
+        gateway("a", &servers.join(", ")),
+        rules("t", "a", "'*'", &rest),
+        secret("edges", "a", "a.example"),
+        logs.to_owned(),
+    ];
+    let plane = plane(&text.concat());
+    let mut library = edge();
+    library.class = ClientClass::Library;
+    let mut looked_at = 0;
+    for (kind, as_read) in [
+        (Kind::Listener, ResourceType::Listener),
+        (Kind::Route, ResourceType::Route),
+        (Kind::Cluster, ResourceType::Cluster),
+    ] {
+        for name in plane.snapshot().everything(&library, kind) {
+            let found = plane.snapshot().resource(&library, kind, &name).unwrap();
+            let decoded = mesh_core::xds::decode::decode(as_read, &found.body, &Default::default());
+            let decoded = decoded.unwrap_or_else(|invalid| panic!("{kind:?} {name}: {invalid}"));
+            assert!(decoded.ignored.is_empty(), "{kind:?} {name}: {:?}", decoded.ignored);
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 6, "{looked_at}");
+}
+
 /// An Envoy refuses a listener that names a cluster which it does not have.
 #[test]
 fn who_is_asked_about_requests_is_among_the_clusters_of_a_gateway() {

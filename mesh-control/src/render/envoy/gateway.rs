@@ -263,6 +263,11 @@ pub fn edge_listener(
     if rendered.filter_chains.is_empty() {
         rendered.filter_chains.push(closed(name, Vec::new(), edge));
     }
+    if edge.class == ClientClass::Library {
+        // Its sockets and its handshakes have limits of their own.
+        (rendered.per_connection_buffer_limit_bytes, rendered.enable_reuse_port) = (None, None);
+        rendered.filter_chains.iter_mut().for_each(|chain| chain.transport_socket_connect_timeout = None);
+    }
     encode(name, &rendered)
 }
 
@@ -432,7 +437,18 @@ fn requests(routes: &str, edge: &Edge<'_>, paths: PathNormalization) -> pb::Filt
         initial_connection_window_size: number(CONNECTION_WINDOW),
         ..Default::default()
     });
+    if edge.class == ClientClass::Library {
+        for_library(&mut manager);
+    }
     proxy::http(&listener::normalized(manager, paths.of(edge.guarded.access.is_guarded())))
+}
+
+/// Takes off what the library's server has limits of its own for, or never does: it would say that this is without effect.
+fn for_library(manager: &mut hcm::HttpConnectionManager) {
+    manager.server_name.clear();
+    (manager.stream_idle_timeout, manager.request_headers_timeout) = (None, None);
+    (manager.common_http_protocol_options, manager.http2_protocol_options) = (None, None);
+    manager.set_current_client_cert_details = None;
 }
 
 /// Every request is answered with why nobody is served.

@@ -212,7 +212,8 @@ fn virtual_host(
         response_headers_to_remove,
         cors,
         typed_per_filter_config,
-        include_request_attempt_count,
+        // Whoever answers is told of each try after the first.
+        include_request_attempt_count: _,
         include_attempt_count_in_response,
         retry_policy,
         retry_policy_typed_config,
@@ -225,7 +226,7 @@ fn virtual_host(
         route_specifiers,
     } = value;
     ignored!(notes;
-        cors, include_request_attempt_count, include_attempt_count_in_response,
+        cors, include_attempt_count_in_response,
         retry_policy_typed_config, include_is_timeout_retry_header, per_request_buffer_limit_bytes,
         request_body_buffer_limit, request_mirror_policies);
     if matcher.is_some() {
