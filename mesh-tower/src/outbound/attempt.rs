@@ -17,7 +17,7 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::grpc_timeout;
 use mesh_core::live_trace::{MARK, Stage};
 use mesh_core::load_report::LoadReport;
-use mesh_core::model::{BalancerPolicy, Cluster, RetryConditions, RetryPolicy, RouteAction};
+use mesh_core::model::{BalancerPolicy, Cluster, ClusterTls, RetryConditions, RetryPolicy, RouteAction};
 use mesh_core::outlier::Outcome;
 use mesh_core::request_info::{AttemptEnd, Criticality, EXPECTED_TIMEOUT, Repeat, RequestInfo, grpc_status};
 use mesh_core::response_flags::ResponseFlags;
@@ -421,8 +421,11 @@ impl<T: Transport> ActiveRequest<T> {
             return;
         }
         let (Some(attempt), Some(route)) = (&self.attempt, &self.route) else { return };
-        let service = attempt.cluster(&route.get()).and_then(|cluster| cluster.service.as_ref());
-        let is_outside = service.is_some_and(|service| service.is_external);
+        let cluster = attempt.cluster(&route.get());
+        let service = cluster.and_then(|cluster| cluster.service.as_ref());
+        // Who proves itself to an authority of files, or of a Secret, is none of the mesh.
+        let is_outside = service.is_some_and(|service| service.is_external)
+            || cluster.is_some_and(|cluster| matches!(cluster.tls, ClusterTls::Files(_)));
         if is_followed
             && !is_outside
             && let Some(mark) = self.info.hop().and_then(|hop| hop.mark(self.info.attempts).to_header())
@@ -432,7 +435,7 @@ impl<T: Transport> ActiveRequest<T> {
             self.info.note_event("sent", || json!({"attempt": attempt}));
         }
         let Some(telemetry) = &self.context.telemetry else { return };
-        let is_of_mesh = service.is_some_and(|service| !service.is_external) && attempt.endpoint().has_peer();
+        let is_of_mesh = service.is_some() && !is_outside && attempt.endpoint().has_peer();
         if is_of_mesh {
             telemetry.introduce(&mut head.headers);
         }

@@ -7,6 +7,8 @@ use crate::tls_support::{
     service_entry, tls,
 };
 use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::xds::Bootstrap;
+use mesh_tower::Mesh;
 use rcgen::SanType;
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -105,6 +107,32 @@ async fn a_route_from_port_80_to_the_port_of_https_originates_tls() {
     let control = control(&(service_entry(&ports) + &rule + &route)).await;
     let seen = ask(&mesh(&control)).await.unwrap();
     assert!(seen.starts_with("200 sni=api.example.com alpn=http/1.1"), "{seen}");
+}
+
+/// A service of the mesh by name, whose workload is known, and whose server is somebody else's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_proves_itself_by_files_is_none_of_the_mesh_and_is_not_told_who_calls() {
+    use http_body_util::BodyExt;
+    let authority = Authority::named("outside");
+    let files = Files::with(&[("ca.pem", &authority.pem)]);
+    let server = Foreign::start(tls(&authority.leaf(&[HOST]), None, ANY)).await;
+    let yaml = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: api}}\nspec: {{selector: {{app: api}}, ports: [{{name: http, port: 80}}]}}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: api}}\n\
+         spec: {{address: 127.0.0.1, ports: {{http: {}}}, labels: {{app: api}}}}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: api}}\n\
+         spec: {{host: api, trafficPolicy: {{tls: {{{}, sni: {HOST}}}}}}}\n",
+        server.port,
+        files.simple(),
+    );
+    let control = control(&yaml).await;
+    let labels = [("app".to_owned(), "shop".to_owned())].into();
+    let bootstrap = Bootstrap::new("embedded").workload("shop", "default", "shop", &labels, 1);
+    let mesh = Mesh::builder().source(control.source(bootstrap)).metrics().start().unwrap();
+    let response = mesh.client().get("http://api/").await.unwrap();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let seen = String::from_utf8_lossy(&body);
+    assert!(seen.contains(&format!("sni={HOST}")) && !seen.contains("told who calls"), "{seen}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

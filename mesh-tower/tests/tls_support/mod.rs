@@ -196,7 +196,10 @@ async fn serve(
         let host = request.headers().get("host").map(|host| host.to_str().unwrap().to_owned());
         let uri = request.uri();
         let (scheme, authority) = (uri.scheme_str().unwrap_or("-"), uri.authority().map(ToString::to_string));
-        let answer = format!("{seen} host={} scheme={scheme}", host.or(authority).unwrap_or_default());
+        let of_mesh = ["x-envoy-peer-metadata", "x-envoy-peer-metadata-id", "x-mesh-trace"];
+        let told =
+            if of_mesh.iter().any(|name| request.headers().contains_key(*name)) { " told who calls" } else { "" };
+        let answer = format!("{seen} host={} scheme={scheme}{told}", host.or(authority).unwrap_or_default());
         async { Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(answer)))) }
     });
     let io = TokioIo::new(stream);
