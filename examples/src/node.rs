@@ -90,7 +90,7 @@ pub struct Join {
     #[arg(long)]
     pub namespace: Option<String>,
     /// The service account of this program: with the namespace, who it is to others [default: the bootstrap's, else
-    /// the program's own].
+    /// "default", or of a service of bookinfo its own].
     #[arg(long, value_name = "NAME")]
     pub service_account: Option<String>,
     /// A label of this program, which services select it by; may be repeated [default: the bootstrap's, else app
@@ -185,6 +185,14 @@ fn text_map(texts: &BTreeMap<String, String>) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_help_names_the_service_account_of_a_program_that_says_none() {
+        let command = <Join as clap::Args>::augment_args(clap::Command::new("any"));
+        let option = command.get_arguments().find(|option| option.get_id() == "service_account").unwrap();
+        let help = option.get_help().unwrap().to_string();
+        assert!(help.contains(&format!("else {:?}", Workload::new("any", "v1").service_account)), "{help}");
+    }
 
     #[test]
     fn options_complete_what_the_bootstrap_says_of_the_node() {
