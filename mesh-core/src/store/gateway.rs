@@ -61,12 +61,14 @@ impl Assembly {
         let known: Vec<_> = tls.secrets().map(|name| (name, self.resources.secret(name))).collect();
         walk.needs.extend(tls.secrets().map(|name| ResourceKey::new(ResourceType::Secret, Arc::clone(name))));
         let is_waiting = known.iter().any(|(_, known)| matches!(known, Known::Unknown));
-        let secrets = known.into_iter().map(|(name, known)| match known {
-            Known::Present(secret) => Ok(Arc::clone(secret)),
-            Known::Absent(reason) => Err(format!("{reason}; {SHOWN}").into()),
-            Known::Unknown => Err(format!("secret {name:?} is not known yet").into()),
-        });
-        let secrets: Vec<Result<Arc<Secret>, Arc<str>>> = secrets.collect();
+        let content = |(name, known): (&Arc<str>, Known<Arc<Secret>>)| -> Result<Arc<Secret>, Arc<str>> {
+            match known {
+                Known::Present(secret) => Ok(secret),
+                Known::Absent(reason) => Err(format!("{reason}; {SHOWN}").into()),
+                Known::Unknown => Err(format!("secret {name:?} is not known yet").into()),
+            }
+        };
+        let secrets: Vec<_> = known.into_iter().map(content).collect();
         let is_same = |edge: &&Arc<Edge>| edge.tls == *tls && edge.secrets == secrets;
         let before = present.and_then(|present| present.edge.as_ref());
         if let Some(edge) = before.filter(is_same) {

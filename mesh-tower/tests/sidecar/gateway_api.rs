@@ -117,6 +117,25 @@ async fn a_gateway_of_gateway_api_serves_http_and_https_by_its_routes_and_follow
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_has_proven_nothing_says_which_secret_it_lacks_and_why() {
+    let ca = Authority::named("root");
+    let https = free_port().await;
+    let listeners = format!(
+        "{{gatewayClassName: istio, listeners: [{{name: https, port: {https}, protocol: HTTPS, hostname: shop.example, \
+         tls: {{certificateRefs: [{{name: shop}}]}}}}]}}"
+    );
+    let text = secret("shop", &ca.leaf(&["shop.example"])) + &object("Gateway", "edge", &listeners);
+    let control = Embedded::start(Config::yaml(text), Options::default()).await.unwrap();
+    let server = control.xds_addr().to_string();
+    let mut gateway = Gateway::at(control, &server, &EDGE);
+    gateway.bound().await;
+    let why = gateway.says("handshakes of a filter chain fail reason=").await;
+    assert!(why.contains("kubernetes://default/shop") && why.contains("has proven of which namespace it is"), "{why}");
+    let refused = Caller::new(&ca).ask(local(https), "shop.example", "shop.example").await.unwrap_err();
+    assert!(refused.contains("InternalError"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_gateway_answers_and_what_it_sends_on_are_counted_as_istio_has_clients_count() {
     let http = free_port().await;
     let listeners = format!("{{gatewayClassName: istio, listeners: [{{name: http, port: {http}, protocol: HTTP}}]}}");
