@@ -85,7 +85,7 @@ impl Assembly {
             let reason: Arc<str> = invalid.to_string().into();
             match is_waiting {
                 // As at every start.
-                true => tracing::info!(%reason, "handshakes of a filter chain fail until then"),
+                true => tracing::info!(%reason, "handshakes of a filter chain fail as yet"),
                 false => tracing::warn!(%reason, "handshakes of a filter chain fail"),
             }
             reason
