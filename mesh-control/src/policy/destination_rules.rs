@@ -117,17 +117,21 @@ impl DestinationRules {
     }
 
     /// The rule in force for a service: of the client's namespace, else of the service's, else of the root
-    /// namespace (Istio: push_context.go); of one namespace, that of the most specific host. One that is wrong, and of no known
-    /// namespace, may be of any.
+    /// namespace (Istio: push_context.go); of one namespace, that of the most specific host. Of the root namespace's rules, those for
+    /// its own clients alone go first there: the others are defaults, which the service's own rule replaces. One that is wrong, and
+    /// of no known namespace, may be of any.
     pub fn find(&self, host: &str, service_namespace: &str, view: &View) -> Option<&Arc<MergedRule>> {
         let client = &*view.namespace;
-        let own = || self.of_namespace(client).find(|rule| covers(&rule.host, host) && rule.is_for(&view.labels));
+        let is_of_root = *client == *self.root;
+        let own = || {
+            let mut rules = self.of_namespace(client).filter(|rule| !is_of_root || rule.is_private());
+            rules.find(|rule| covers(&rule.host, host) && rule.is_for(&view.labels))
+        };
         let exported = |namespace: &str| {
             self.of_namespace(namespace)
                 .find(|rule| covers(&rule.host, host) && rule.selector.is_empty() && rule.visibility.includes(client))
         };
         let anywhere = self.of_namespace("").find(|rule| covers(&rule.host, host));
-        let own = || (*client != *self.root).then(own).flatten();
         anywhere.or_else(own).or_else(|| exported(service_namespace)).or_else(|| exported(&self.root))
     }
 
@@ -176,6 +180,11 @@ impl DestinationRules {
 impl MergedRule {
     fn is_for(&self, labels: &BTreeMap<String, String>) -> bool {
         self.selector.is_empty() || is_subset(&self.selector, labels)
+    }
+
+    /// Whether it is for clients of its own namespace alone. One that nobody can read may be.
+    fn is_private(&self) -> bool {
+        self.is_for_some() || self.is_for_any || self.visibility.named().eq([&*self.meta.namespace])
     }
 
     /// Whether it is for some clients only, which are of its own namespace.

@@ -90,6 +90,46 @@ fn a_rule_for_some_clients_is_for_them_only() {
 }
 
 #[test]
+fn a_rule_for_clients_of_the_root_namespace_alone_goes_before_the_service_s() {
+    let service = dr("shop", "service", &policy("RANDOM"));
+    let lb_of = |rules: &str, namespace: &str, labels: &[(&str, &str)]| {
+        let plane = plane_from(&format!("{SERVICES}{rules}"));
+        lb(&Seen::new(&plane, client_of(ClientClass::Library, namespace, labels)), WEB)
+    };
+    let some = dr(
+        "istio-system",
+        "some",
+        &format!("  workloadSelector: {{matchLabels: {{app: edge}}}}\n{}", policy("ROUND_ROBIN")),
+    );
+    let hidden = dr("istio-system", "hidden", &format!("  exportTo: ['.']\n{}", policy("ROUND_ROBIN")));
+    let open = dr("istio-system", "open", &policy("ROUND_ROBIN"));
+    let (edge, none): (&[_], &[_]) = (&[("app", "edge")], &[]);
+    for (rules, namespace, labels, expected) in [
+        (some.clone(), "istio-system", edge, "ROUND_ROBIN"),
+        (format!("{service}{some}"), "istio-system", edge, "ROUND_ROBIN"),
+        (format!("{service}{some}"), "istio-system", none, "RANDOM"),
+        (format!("{service}{some}"), "mine", edge, "RANDOM"),
+        (hidden.clone(), "istio-system", none, "ROUND_ROBIN"),
+        (format!("{service}{hidden}"), "istio-system", none, "ROUND_ROBIN"),
+        (format!("{service}{hidden}"), "mine", none, "RANDOM"),
+        // What the root namespace has for everybody is a default there, too.
+        (format!("{service}{open}"), "istio-system", none, "RANDOM"),
+        (open.clone(), "istio-system", none, "ROUND_ROBIN"),
+    ] {
+        assert_eq!(lb_of(&rules, namespace, labels), expected, "{namespace} {labels:?}: {rules}");
+    }
+    // So it may ask for TLS.
+    let secured = dr(
+        "istio-system",
+        "some",
+        "  workloadSelector: {matchLabels: {app: edge}}\n  trafficPolicy: {tls: {mode: SIMPLE, sni: web.example}}\n",
+    );
+    let plane = plane_from(&format!("{SERVICES}{secured}"));
+    let seen = Seen::new(&plane, client_of(ClientClass::Library, "istio-system", edge));
+    assert!(seen.cluster(WEB).transport_socket.is_some());
+}
+
+#[test]
 fn rules_for_one_host_are_merged_and_the_first_policy_counts() {
     let a = dr("shop", "a", "  subsets: [{name: v1, labels: {v: '1'}}]\n");
     let b = dr(
