@@ -55,7 +55,7 @@ impl Told {
                 compiled.note(table.refused);
                 told.routes.insert(name, table.encoded);
             }
-            told.listening.insert(format!("{}_{}", address.0, address.1), (address, at));
+            told.listening.insert(listener_name(address), (address, at));
         }
         told.clusters.insert(BLACK_HOLE.to_owned());
         told
@@ -91,7 +91,11 @@ impl Snapshot {
         match kind {
             Kind::Listener => {
                 let told = self.gateway(client);
-                let Some((address, at)) = told.listening.get(name) else { return self.as_client(client, kind, name) };
+                let Some((address, at)) = told.listening.get(name) else {
+                    // One of its own that is gone is absent: whatever else it were told of that name, it would not close it.
+                    let is_own = is_bound(name) || name.starts_with(render::listener::SERVER_PREFIX);
+                    return if is_own { None } else { self.as_client(client, kind, name) };
+                };
                 let labels = self.labels(client);
                 let guarded = self.guards_of_edge(client, &labels, address.1);
                 let filters =
@@ -191,6 +195,17 @@ impl Snapshot {
         let view = self.compiled.policy.gateway_view(&client.namespace, &client.labels);
         self.asks_for_tls(&view, name).then(|| render::leads_nowhere(name))
     }
+}
+
+/// What a listener of a gateway is called: by where it is bound.
+fn listener_name((ip, port): Address) -> String {
+    format!("{ip}_{port}")
+}
+
+/// Whether this is the name of such a listener, which is none of a host with a port.
+fn is_bound(name: &str) -> bool {
+    let parts = name.rsplit_once('_');
+    parts.is_some_and(|(ip, port)| ip.parse::<IpAddr>().is_ok() && port.parse::<u16>().is_ok())
 }
 
 /// Where others reach a gateway: at the address that its id names (Istio: `router~IP~...`), or where its stream comes from, if that

@@ -463,6 +463,23 @@ fn who_is_asked_about_requests_is_among_the_clusters_of_a_gateway() {
 }
 
 #[test]
+fn a_listener_that_is_gone_is_absent_for_a_program_too() {
+    let server = |port: u16| format!("{{port: {{number: {port}, name: http-{port}, protocol: HTTP}}, hosts: ['*']}}");
+    let plane = plane(&gateway("a", &format!("{}, {}", server(80), server(81))));
+    let mut program = edge();
+    program.class = ClientClass::Library;
+    let is_told = |name: &str| plane.snapshot().resource(&program, Kind::Listener, name).is_some();
+    assert!(is_told("0.0.0.0_80") && is_told("0.0.0.0_81"));
+    plane.set_yaml("c.yaml", &gateway("a", &server(80))).unwrap();
+    assert!(is_told("0.0.0.0_80") && !is_told("0.0.0.0_81"));
+    for name in ["10.0.0.1_443", "::_443", "xds.istio.io/grpc/lds/inbound/0.0.0.0:80"] {
+        assert!(!is_told(name), "{name}");
+    }
+    // Hosts that nobody describes are as for every client.
+    assert!(is_told("beside.example:443"));
+}
+
+#[test]
 fn a_secret_is_told_to_a_program_of_its_namespace_that_a_rule_is_for() {
     let rule = |selector: &str| {
         format!(

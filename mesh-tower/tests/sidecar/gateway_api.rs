@@ -208,15 +208,31 @@ async fn a_listener_set_adds_a_host_with_its_own_certificate_to_a_gateway() {
     ];
     let control = control(&text.concat()).await;
     let server = control.xds_addr().to_string();
-    let mut gateway = Gateway::at(control, &server, &EDGE);
+    let [label, name] = EDGE;
+    let mut gateway = Gateway::at(control, &server, &[label, name, "--admin-addr", "127.0.0.1:0"]);
     gateway.bound().await;
     gateway.bound().await;
+    let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
     for (host, expected) in [("any.example", "one"), ("more.example", "two")] {
         let answer = exchange(local(http), &get(host, "/", "")).await;
         assert!(status(&answer) == "200" && answer.ends_with(expected), "{host}: {answer}");
     }
     let (code, body) = Caller::new(&ca).ask(local(https), "more.example", "more.example").await.unwrap();
     assert!(code == 200 && body == "two", "{code} {body}");
+
+    // Without it, its port is closed, and what the gateway has of its own goes on.
+    let rest = [&text[0], &text[1], &text[2], &text[4]].map(String::as_str).concat();
+    gateway.control.set_yaml("config.yaml", &rest).unwrap();
+    within(async {
+        while TcpStream::connect(local(https)).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let answer = exchange(local(http), &get("any.example", "/", "")).await;
+    assert!(status(&answer) == "200" && answer.ends_with("one"), "{answer}");
+    let ready = exchange(admin, &get(&admin.to_string(), "/ready", "")).await;
+    assert_eq!(status(&ready), "200", "{ready}");
 }
 
 /// A ConfigMap with an authority.
