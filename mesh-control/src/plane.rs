@@ -45,7 +45,7 @@ pub use crate::policy::outbound::OutboundTrafficPolicy;
 pub use crate::policy::paths::PathNormalization;
 use crate::policy::tokens::{FetchedKeys, KeySource};
 use crate::policy::traffic::ServerTls;
-use crate::registry::{Discovered, Discovery, Endpoints, ServiceName, Workload};
+use crate::registry::{Discovered, Discovery, Endpoints, ServiceName, Services, Workload};
 use crate::render::judge::Judge;
 use events::{Counts, Events};
 use recent::Recent;
@@ -471,7 +471,8 @@ impl Plane {
         self.inner.registrations.send_replace(());
         if live.endpoints.register(&compiled.policy.services, workload.clone()) {
             if live.endpoints.served_by(&compiled.policy.services, &workload.key).is_empty() {
-                warn!(node = &*workload.node, "registered, and gets no request: {}", serves_nothing(&workload));
+                let why = no_requests(&compiled.policy.services, &workload);
+                warn!(node = &*workload.node, "registered, and is nobody's endpoint: {why}");
             }
             self.inner.publish_soon(live);
         }
@@ -655,20 +656,26 @@ impl Plane {
             let served = live.endpoints.served_by(services, &workload.key);
             let serves: Vec<String> =
                 served.into_iter().filter_map(|(id, port)| Some(format!("{}:{port}", hosts.get(&id)?))).collect();
-            let note = if services.is_unwell(&workload) {
-                Some(UNWELL.to_owned())
-            } else if serves.is_empty() {
-                Some(serves_nothing(&workload))
-            } else {
-                services.is_unasked(&workload).then(|| UNASKED.to_owned())
+            let note = match serves.is_empty() {
+                true => Some(no_requests(services, &workload)),
+                false => services.is_unasked(&workload).then(|| UNASKED.to_owned()),
             };
+            let health = services.is_asked(&workload).then_some(match workload.reported {
+                Some(true) => "healthy",
+                Some(false) => "unhealthy",
+                None => "unreported",
+            });
             WorkloadSummary {
                 key: workload.key.to_string(),
                 node: workload.node.to_string(),
                 name: workload.name.to_string(),
                 namespace: workload.namespace.to_string(),
                 address: workload.address.to_string(),
+                labels: services.labels_in_group(&workload.namespace, workload.group.as_ref(), &workload.labels),
+                group: workload.group.as_deref().map(str::to_owned),
+                health,
                 serves,
+                selected_by: services.hosts_selecting(&workload).iter().map(ToString::to_string).collect(),
                 note,
             }
         });
@@ -860,15 +867,21 @@ fn held_back(wrong: &[Wrong]) -> Option<String> {
 }
 
 /// Why a workload is nobody's endpoint that may be selected.
-const UNWELL: &str =
-    "it gets no requests: by the probe of its WorkloadGroup it is not well, or nobody has reported that it is";
+const UNWELL: &str = "it gets no requests: it is not well by the probe of its WorkloadGroup, as was reported";
+
+/// The same before anybody has reported.
+const UNREPORTED: &str =
+    "it gets no requests: nobody has reported yet that it is well by the probe of its WorkloadGroup";
 
 /// What becomes of the probe of its group where nobody can ask a workload.
 const UNASKED: &str =
     "nobody asks it how it is, as the probe of its WorkloadGroup wants: it is well while it is connected";
 
 /// Why a workload is nobody's endpoint.
-fn serves_nothing(workload: &Workload) -> String {
+fn no_requests(services: &Services, workload: &Arc<Workload>) -> String {
+    if services.is_unwell(workload) {
+        return if workload.reported.is_some() { UNWELL } else { UNREPORTED }.to_owned();
+    }
     let (namespace, port) = (&workload.namespace, workload.address.port());
     format!("no service of namespace {namespace} selects its labels and has a port for {port}")
 }

@@ -14,7 +14,7 @@ use super::top::graph;
 use super::{Format, Printing};
 use crate::config::spelling::nearest;
 use crate::explain::workload::WorkloadName;
-use crate::serve::status::{DiagnosticStatus, Edge, ObjectStatus, ServiceStatus, Status};
+use crate::serve::status::{DiagnosticStatus, Edge, ObjectStatus, ServiceStatus, Status, WorkloadStatus};
 
 /// Says what a running server knows of one service, workload or object of the configuration.
 #[derive(Clone, Debug, clap::Args)]
@@ -98,15 +98,21 @@ async fn service(args: &Args, status: &Status, known: &Known, edges: &[Edge]) ->
     for note in notes {
         eprintln!("mesh-control: {}", printable(&note));
     }
-    let serves = |of: &&crate::serve::status::WorkloadStatus| {
+    let serves = |of: &WorkloadStatus| {
         of.serves.iter().any(|served| served.rsplit_once(':').is_some_and(|(host, _)| host == service.host))
     };
-    let workloads = status.workloads.iter().filter(serves).map(|workload| {
+    // Whom it selects that gets none of its requests is there, too, with the reason.
+    let is_one = |of: &&WorkloadStatus| serves(of) || of.selected_by.contains(&service.host);
+    let elsewhere = "it serves no port of this service";
+    let workloads = status.workloads.iter().filter(is_one).map(|workload| {
+        let gets_none = (!serves(workload)).then(|| workload.note.as_deref().unwrap_or(elsewhere));
         json!({
             "name": short(&workload.node),
             "address": workload.address,
             "certificate": workload.certificate,
             "connected": workload.connected,
+            "health": workload.health,
+            "gets_nothing": gets_none,
         })
     });
     Ok(json!({
@@ -142,7 +148,9 @@ fn workload(args: &Args, status: &Status, edges: &[Edge]) -> anyhow::Result<Valu
         "workload": short(&client.node),
         "node": client.node,
         "namespace": client.namespace,
-        "labels": client.labels,
+        "labels": registered.first().map_or(&client.labels, |one| &one.labels),
+        "group": registered.first().and_then(|one| one.group.as_ref()),
+        "health": registered.iter().find_map(|one| one.health.as_ref()),
         "client": format!("{} ({})", client.class, client.user_agent),
         "identity": client.identity,
         "certificate_expires": client.certificate_expires,
@@ -213,7 +221,7 @@ fn told(edge: &Edge) -> Value {
 
 /// What is said in lists of several columns, and which.
 const TABLES: [(&str, &[&str]); 4] = [
-    ("workloads", &["name", "address", "certificate", "connected"]),
+    ("workloads", &["name", "address", "certificate", "connected", "health", "gets_nothing"]),
     ("called_by", &CALLS),
     ("calls", &CALLS),
     ("refused", &["kind", "seconds_ago", "text"]),

@@ -212,6 +212,11 @@ fn workloads(status: &Status, out: &mut String) {
             None if workload.certificate == "claimed" => "connected, certificate claimed and not seen".to_owned(),
             None => "connected".to_owned(),
         };
+        let state = match (&workload.group, &workload.health) {
+            (None, _) => state,
+            (Some(group), None) => format!("{state}, member of {group}"),
+            (Some(group), Some(health)) => format!("{state}, member of {group}, {health}"),
+        };
         let serves = match &workload.note {
             Some(note) if workload.serves.is_empty() => note.clone(),
             Some(note) => format!("{} ({note})", workload.serves.join(",")),

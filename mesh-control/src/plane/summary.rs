@@ -1,5 +1,7 @@
 //! What there is, for people to look at.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 /// A service, for people to look at.
@@ -62,8 +64,18 @@ pub struct WorkloadSummary {
     pub namespace: String,
     /// `ip:port`.
     pub address: String,
+    /// Its labels, with those of its group.
+    pub labels: BTreeMap<String, String>,
+    /// The WorkloadGroup that it says it is a member of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// How it is by the probe of that group, where somebody asks it: `healthy` or `unhealthy`, as it was reported, or `unreported`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<&'static str>,
     /// `host:port` of what it serves.
     pub serves: Vec<String>,
+    /// The hosts of the services that select it, whether or not it gets their requests.
+    pub selected_by: Vec<String>,
     /// Why it serves nothing, where it does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,

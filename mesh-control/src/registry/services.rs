@@ -1,6 +1,6 @@
 //! All services of a configuration, and who answers to which host.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -439,6 +439,19 @@ impl Services {
     /// Whether a workload has to be well by the probe of its group, and is not known to be.
     pub fn is_unwell(&self, workload: &Arc<Workload>) -> bool {
         self.with_group(workload).is_unwell
+    }
+
+    /// Whether the group of a workload has a probe, and somebody can ask it that.
+    pub fn is_asked(&self, workload: &Workload) -> bool {
+        let probe = workload.group.as_ref().and_then(|group| self.probe_of_group(&workload.namespace, group));
+        probe.is_some_and(|probe| probe.is_for(workload.class))
+    }
+
+    /// The hosts of the services that select a workload with what its group adds to it, whether or not it gets their requests.
+    pub fn hosts_selecting(&self, workload: &Arc<Workload>) -> BTreeSet<Arc<str>> {
+        let placed = self.with_group(workload);
+        let selecting = self.selecting(&placed);
+        selecting.map(|(_, service)| service.host.clone()).collect()
     }
 
     /// Whether the group of a workload has a probe, and nobody can ask it that.

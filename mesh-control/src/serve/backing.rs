@@ -159,7 +159,17 @@ impl Inspect for Plane {
 
     fn serving(&self) -> BTreeMap<String, Serving> {
         let workloads = Plane::workloads(self).into_iter();
-        workloads.map(|one| (one.key, Serving::new(one.serves).note(one.note))).collect()
+        let serving = workloads.map(|one| {
+            let serving = Serving {
+                labels: Some(one.labels),
+                group: one.group,
+                health: one.health.map(str::to_owned),
+                selected_by: one.selected_by,
+                ..Serving::new(one.serves).note(one.note)
+            };
+            (one.key, serving)
+        });
+        serving.collect()
     }
 }
 

@@ -29,6 +29,7 @@ use crate::embedded::labelled;
 use crate::identity::{LISTENER, claims, registers};
 use crate::support::{Delta, PATIENCE, until};
 
+const HOST: &str = "reviews.shop.svc.cluster.local";
 const CLUSTER: &str = "outbound|9080||reviews.shop.svc.cluster.local";
 
 /// A service, and a group of its workloads with this probe.
@@ -116,7 +117,11 @@ async fn a_member_gets_requests_once_whoever_is_beside_it_reports_that_it_is_wel
     let mut client = caller(address).await;
     assert_eq!(told(&mut client).await, 0, "nobody has said that it is well");
     let note = || control.status().workloads[0].note.clone();
-    assert!(note().is_some_and(|note| note.contains("probe")), "{:?}", note());
+    assert!(note().is_some_and(|note| note.contains("nobody has reported yet")), "{:?}", note());
+    let health = || control.status().workloads[0].health.clone();
+    let one = control.status().workloads.remove(0);
+    assert_eq!((one.group.as_deref(), one.labels["app"].as_str()), (Some("vms"), "reviews"));
+    assert_eq!((one.selected_by, health().as_deref()), (vec![HOST.to_owned()], Some("unreported")));
 
     let specifier = asker.next().await.expect("what to ask");
     let asked = &specifier.cluster_health_checks[0];
@@ -131,7 +136,7 @@ async fn a_member_gets_requests_once_whoever_is_beside_it_reports_that_it_is_wel
     let (well, ill) = (HealthStatus::Healthy, HealthStatus::Unhealthy);
     asker.report(&asked.cluster_name, &[well]).await;
     assert_eq!(told(&mut client).await, 1);
-    assert_eq!(note(), None);
+    assert_eq!((note(), health().as_deref()), (None, Some("healthy")));
     // Of another node: it is told nothing to ask, and not heard.
     let mut stranger = Asker::open(address, member("reviews-2")).await;
     stranger.report(&asked.cluster_name, &[ill]).await;
@@ -143,9 +148,12 @@ async fn a_member_gets_requests_once_whoever_is_beside_it_reports_that_it_is_wel
     asker.report(&asked.cluster_name, &[]).await;
     asker.report(&asked.cluster_name, &[well, HealthStatus::Timeout]).await;
     assert_eq!(told(&mut client).await, 0);
+    assert!(note().is_some_and(|note| note.contains("it is not well")), "{:?}", note());
+    assert_eq!(health().as_deref(), Some("unhealthy"));
     // Without a probe it is well while it is connected.
     control.set_yaml("config.yaml", &shop("template: {}")).unwrap();
     assert_eq!(told(&mut client).await, 1);
+    assert_eq!((note(), health()), (None, None));
     assert!(asker.next().await.expect("nothing to ask").cluster_health_checks.is_empty());
 }
 

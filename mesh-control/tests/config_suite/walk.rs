@@ -1,11 +1,11 @@
 //! The whole walk of this crate's own half: YAML in, xDS out, as the library and as a gRPC client see it.
 
-use crate::support::{Seen, address_of, client, grpc_client, plane_of, workload};
+use crate::support::{Seen, address_of, client, grpc_client, plane_from, plane_of, workload};
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use mesh_control::catalog::{Catalog, Kind};
 use mesh_control::plane::{OutboundTrafficPolicy, Plane, PlaneOptions};
-use mesh_control::registry::Health;
+use mesh_control::registry::{Health, Workload};
 
 #[test]
 fn a_request_is_routed_split_delayed_and_bounded_as_the_yaml_says() {
@@ -145,6 +145,25 @@ fn a_workload_that_serves_nothing_is_visible() {
     let ledger = services.iter().find(|service| service.host.starts_with("ledger")).unwrap();
     assert_eq!(ledger.ports[0].endpoints.len(), 1);
     assert_eq!((ledger.discovery, ledger.written.as_str()), ("registry", "services.yaml:30"));
+}
+
+#[test]
+fn a_member_is_known_to_clients_and_people_by_the_labels_of_its_group() {
+    let plane = plane_from(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{name: http, port: 80}]}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {name: vms}\n\
+         spec: {metadata: {labels: {app: web, version: v1}}}\n",
+    );
+    let mut member = Workload::new("m", "default", "web-vm-1", "10.0.0.7:80".parse().unwrap());
+    member.group = Some("vms".into());
+    plane.register(member);
+    let known = plane.workloads().remove(0);
+    assert_eq!((known.labels["version"].as_str(), known.group.as_deref(), known.health), ("v1", Some("vms"), None));
+    assert_eq!(known.selected_by, ["web.default.svc.cluster.local"]);
+    let told = Seen::new(&plane, client("default")).assignment("outbound|80||web.default.svc.cluster.local");
+    let metadata = told.endpoints[0].lb_endpoints[0].metadata.clone().unwrap();
+    let told = format!("{:?}", metadata.filter_metadata["istio"]);
+    assert!(told.contains("web-vm-1;default;web;v1;"), "{told}");
 }
 
 #[test]

@@ -155,6 +155,14 @@ pub struct Serving {
     pub services: Vec<String>,
     /// Why it is an endpoint of none, or gets no requests, or is not checked.
     pub note: Option<String>,
+    /// Its labels with those of its group, where that is known.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// The WorkloadGroup that it says it is a member of.
+    pub group: Option<String>,
+    /// How it is by the probe of that group: `healthy`, `unhealthy` or `unreported`.
+    pub health: Option<String>,
+    /// The hosts of the services that select it, whether or not it gets their requests.
+    pub selected_by: Vec<String>,
 }
 
 /// Everything that a status report says.
@@ -227,8 +235,14 @@ pub struct WorkloadStatus {
     pub address: SocketAddr,
     /// Its namespace.
     pub namespace: String,
-    /// Its labels.
+    /// Its labels, with those of its WorkloadGroup.
     pub labels: BTreeMap<String, String>,
+    /// The WorkloadGroup that it says it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// How it is by the probe of that group, where somebody asks it: `healthy` or `unhealthy`, as it was reported, or `unreported`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<String>,
     /// Who it is, where its stream came with a certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<String>,
@@ -238,6 +252,9 @@ pub struct WorkloadStatus {
     pub certificate: String,
     /// `host:port` of every service of which it is an endpoint.
     pub serves: Vec<String>,
+    /// The hosts of the services that select it, whether or not it gets their requests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selected_by: Vec<String>,
     /// Why it is an endpoint of none, or gets no requests, or is not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -277,7 +294,7 @@ pub struct DiagnosticStatus {
 impl Serving {
     /// An endpoint of these services, each as `host:port`.
     pub fn new(services: Vec<String>) -> Serving {
-        Serving { services, note: None }
+        Serving { services, ..Serving::default() }
     }
 
     /// With the reason why it is an endpoint of none.
@@ -386,7 +403,9 @@ fn workload(
         node: workload.client.node_id.to_string(),
         address: workload.address,
         namespace: workload.client.namespace.to_string(),
-        labels: (*workload.client.labels).clone(),
+        labels: serving.labels.unwrap_or_else(|| (*workload.client.labels).clone()),
+        group: serving.group,
+        health: serving.health,
         identity: workload.client.identity.as_ref().map(ToString::to_string),
         certificate: match (&workload.client.identity, workload.client.shows_certificate()) {
             (Some(_), _) => "seen",
@@ -396,6 +415,7 @@ fn workload(
         }
         .to_owned(),
         serves: serving.services,
+        selected_by: serving.selected_by,
         note: serving.note,
         connected,
         expires_seconds: expires.map(|at| seconds(at.saturating_duration_since(now))),
