@@ -97,7 +97,16 @@ impl Workload {
             workload: Workload { namespace: from.namespace.clone(), labels: BTreeMap::new() },
             note: Some(format!("{option} {from}: {}; taken for a workload without labels", unknown(from, snapshot))),
         };
-        Ok(Workload::known(option, from, labels, snapshot)?.unwrap_or_else(unlabelled))
+        let named = Workload::known(option, from, labels, snapshot)?.unwrap_or_else(unlabelled);
+        let Workload { namespace, labels } = &named.workload;
+        if let Some(gateway) = snapshot.gateway_of(namespace, &named.name, labels) {
+            // What it does by the routes of its Gateways is not what a client of its labels would.
+            bail!(
+                "{option} {from} is a gateway ({gateway}): what gateways do with requests is not explained, only what workloads \
+                 call; `mesh-control trace` follows a live request through it"
+            );
+        }
+        Ok(named)
     }
 
     fn known(option: &str, to: &WorkloadName, labels: &[String], snapshot: &Snapshot) -> anyhow::Result<Option<Named>> {

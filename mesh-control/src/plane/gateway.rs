@@ -12,6 +12,7 @@ use crate::analysis;
 use crate::catalog::{Client, ClientClass, Encoded, Kind};
 use crate::policy::Policy;
 use crate::policy::gateways::{Address, Listening};
+use crate::policy::route::Written;
 use crate::policy::security::Served;
 use crate::policy::telemetry::Side;
 use crate::policy::traffic::ServerTls;
@@ -66,6 +67,16 @@ impl Snapshot {
     fn gateway(&self, client: &Client) -> Arc<Told> {
         let who = (client.namespace.clone(), self.labels(client), client.ports.clone());
         self.compiled.gateway(&who)
+    }
+
+    /// Of each route of a host in a table of a gateway's routes, in its order, the rule that it is made of.
+    pub(super) fn gateway_rules(&self, client: &Client, table: &str, host: &str) -> Vec<Option<Written>> {
+        let policy = &self.compiled.policy;
+        let view = policy.gateway_view(&client.namespace, &client.labels);
+        let told = self.gateway(client);
+        let mut all = told.listening.values();
+        let found = all.find_map(|(address, at)| envoy::edge_rules(policy, &view, *address, at, (table, host)));
+        found.unwrap_or_default()
     }
 
     pub(super) fn gateway_names(&self, client: &Client, kind: Kind) -> Vec<Arc<str>> {

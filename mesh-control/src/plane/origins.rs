@@ -111,7 +111,10 @@ impl Snapshot {
     /// Where the service and the subset of a cluster are written, and the settings in force for it.
     pub(crate) fn settings_of_cluster(&self, client: &Client, name: &str) -> Origins {
         let policy = &self.compiled.policy;
-        let view = policy.view(&client.namespace, &client.labels);
+        let view = match client.is_gateway {
+            true => policy.gateway_view(&client.namespace, &client.labels),
+            false => policy.view(&client.namespace, &client.labels),
+        };
         let key = ClusterKey::parse(name).or_else(|| FallbackName::parse(name));
         let Some(seen) = key.and_then(|key| policy.cluster(key, &view)) else {
             let place = policy.place_of_outbound(&view).filter(|_| name == PASSTHROUGH_CLUSTER);

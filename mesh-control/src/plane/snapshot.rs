@@ -12,6 +12,7 @@ use prost::Message;
 
 use crate::catalog::{Catalog, Changes, Client, ClientClass, Encoded, Kind, QuotaLimit};
 use crate::config::Diagnostic;
+use crate::config::file::Meta;
 use crate::config::store::Wrong;
 use crate::plane::gateway;
 use crate::plane::recent::Recent;
@@ -295,6 +296,17 @@ impl Snapshot {
         let all = all.chain(virtual_services.iter().map(|rule| &*rule.meta.namespace)).chain(sidecars.namespaces());
         let all = all.chain(gateway_routes.attached().flat_map(|(.., namespaces)| namespaces));
         all.chain(security.selectors().map(|(namespace, _)| namespace)).map(str::to_owned).collect()
+    }
+
+    /// The Gateway that makes a workload of this name with these labels a gateway, if one does.
+    pub(crate) fn gateway_of(
+        &self,
+        namespace: &str,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Option<Arc<str>> {
+        let Policy { gateways, services, .. } = &self.compiled.policy;
+        gateways.selecting((namespace, name), labels, services).map(Meta::id)
     }
 
     /// The labels of a client, with those of its group.

@@ -206,6 +206,25 @@ impl Gateways {
         self.0.iter().map(|selecting| &selecting.gateway)
     }
 
+    /// The Gateway that makes a workload a gateway: it selects it by its labels, or, of Gateway API and where no labels are known, is
+    /// called as the workload is. One that selects everybody says nothing of anybody.
+    pub fn selecting(
+        &self,
+        (namespace, name): (&str, &str),
+        labels: &BTreeMap<String, String>,
+        services: &Services,
+    ) -> Option<&Meta> {
+        let is_it = |one: &&Selecting| match one.gateway.meta.kind {
+            ObjectKind::Gateway => !one.gateway.spec.selector.is_empty() && one.selects(namespace, labels, services),
+            _ => {
+                let whole = one.whole();
+                let is_called_so = *whole.namespace == *namespace && *whole.name == *name;
+                (labels.is_empty() && is_called_so) || one.selects(namespace, labels, services)
+            }
+        };
+        self.0.iter().find(is_it).map(Selecting::whole)
+    }
+
     /// What the gateway with these labels listens for, and what is left out of that. The Gateways that select it may be of any
     /// namespace.
     pub fn of(

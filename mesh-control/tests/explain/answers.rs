@@ -845,3 +845,40 @@ spec:
         assert!(text.contains(expected), "{expected}:\n{text}");
     }
 }
+
+#[test]
+fn a_gateway_is_no_client_and_explain_says_so() {
+    let gateways = "---
+apiVersion: v1
+kind: Service
+metadata: {name: edge, namespace: edges}
+spec: {selector: {istio: edge}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: public, namespace: shop}
+spec: {selector: {istio: edge}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: front, namespace: shop}
+spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}
+";
+    let dir = dir_of(&format!("{SHOP}{gateways}"));
+    let explain = |from: &[&str]| {
+        run(&[&["explain", "--config", ".", "GET", "http://reviews.shop/", "--from"], from].concat(), dir.path(), "")
+    };
+    for (from, gateway) in [
+        (&["edges/edge"][..], "Gateway shop/public"),
+        (&["edges/any", "--label", "istio=edge"], "Gateway shop/public"),
+        (&["shop/front"], "Gateway shop/front"),
+        (&["shop/any", "--label", "gateway.networking.k8s.io/gateway-name=front"], "Gateway shop/front"),
+    ] {
+        let output = explain(from);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("is a gateway (") && said.contains(gateway), "{from:?}: {said}");
+        assert!(output.stdout.is_empty() && !output.status.success(), "{from:?}");
+    }
+    assert!(explain(&["shop/reviews"]).status.success());
+    assert!(explain(&["edges/any", "--label", "gateway.networking.k8s.io/gateway-name=front"]).status.success());
+}

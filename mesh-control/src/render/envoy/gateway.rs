@@ -34,7 +34,7 @@ use crate::policy::gateways::{
     Address, Listening, Owners, Server, ServerAt, ServerTls, Speaks, TlsMode, TlsVersion, VirtualHost,
 };
 use crate::policy::paths::PathNormalization;
-use crate::policy::route::{Action, Route};
+use crate::policy::route::{Action, Route, Written};
 use crate::policy::secrets::Secrets;
 use crate::policy::tokens::FetchedKeys;
 use crate::policy::view::View;
@@ -141,13 +141,7 @@ pub fn edge_routes(judge: &Judge, policy: &Policy, view: &View, address: Address
             told.clusters.extend(clusters_of(policy, view, &host.routes));
             grpc_web = grpc_web || leads_to_grpc_web(policy, view, &host.routes);
             let routes = publishable(judge, host.routes.clone(), &mut refused);
-            hosts.push(virtual_host(
-                policy,
-                view,
-                &host,
-                &routes,
-                servers.first().map_or(address.1, |first| first.port),
-            ));
+            hosts.push(virtual_host(policy, view, &host, &routes, known_port(&servers, address)));
         }
         if hosts.is_empty() {
             hosts.push(nobody(address.1));
@@ -178,6 +172,31 @@ fn leads_to_grpc_web(policy: &Policy, view: &View, routes: &[Route]) -> bool {
     ports.any(|protocol| protocol == Protocol::GrpcWeb)
 }
 
+/// Of each route of a host in one of the tables at an address, in its order, the rule that it is made of.
+pub fn edge_rules(
+    policy: &Policy,
+    view: &View,
+    address: Address,
+    at: &Listening,
+    (table, host): (&str, &str),
+) -> Option<Vec<Option<Written>>> {
+    let (_, servers) = tables(address, at).into_iter().find(|(name, _)| name == table)?;
+    let port = known_port(&servers, address);
+    let hosts = policy.virtual_hosts(&servers, &Owners::of(&at.servers), view);
+    let found = hosts.into_iter().find(|one| host_name(&one.host, port) == host)?;
+    Some(found.routes.into_iter().map(|route| route.written).collect())
+}
+
+/// The port that the hosts of a table are known by.
+fn known_port(servers: &[ServerAt], address: Address) -> u16 {
+    servers.first().map_or(address.1, |first| first.port)
+}
+
+/// What a host is called in a table of routes.
+fn host_name(host: &str, port: u16) -> String {
+    format!("{host}:{port}")
+}
+
 fn virtual_host(policy: &Policy, view: &View, host: &VirtualHost, routes: &[Route], port: u16) -> route::VirtualHost {
     let mut rendered = library::render_routes(routes);
     for (rendered, route) in rendered.iter_mut().zip(routes) {
@@ -199,7 +218,7 @@ fn virtual_host(policy: &Policy, view: &View, host: &VirtualHost, routes: &[Rout
         false => route::virtual_host::TlsRequirementType::None,
     };
     route::VirtualHost {
-        name: format!("{name}:{port}"),
+        name: host_name(name, port),
         domains,
         routes: rendered,
         require_tls: require_tls.into(),

@@ -33,7 +33,7 @@ use crate::policy::traffic::{CONNECT_TIMEOUT, OwnBalancer, Roots, Tls};
 use crate::registry::WrittenEndpoint;
 use crate::registry::protocol::Protocol;
 
-pub use gateway::{Edge, EdgeRoutes, edge_listener, edge_routes, edge_secrets};
+pub use gateway::{Edge, EdgeRoutes, edge_listener, edge_routes, edge_rules, edge_secrets};
 pub use inbound::{Inbound, inbound_listener};
 pub use outbound::{Outbound, outbound_listener, routes};
 
