@@ -13,6 +13,7 @@ use super::status::{StatusServer, get, path, short};
 use super::top::graph;
 use super::{Format, Printing};
 use crate::config::spelling::nearest;
+use crate::config::support::ObjectKind;
 use crate::explain::workload::WorkloadName;
 use crate::serve::status::{DiagnosticStatus, Edge, ObjectStatus, ServiceStatus, Status, WorkloadStatus};
 
@@ -22,8 +23,9 @@ pub(super) struct Args {
     /// Of what kind it is.
     #[arg(value_name = "KIND")]
     what: What,
-    /// A service: its host, NAME.NAMESPACE, or NAME. A workload: its name or that with its namespace, NAME.NAMESPACE, or the id of
-    /// its node. An object: KIND/NAMESPACE/NAME.
+    /// A service: its host, NAME.NAMESPACE, or NAME. A workload: its name or that with its namespace, NAME.NAMESPACE, also without
+    /// the random end of a Pod's name, or the id of its node. An object: KIND/NAMESPACE/NAME, where Gateway API's Gateway is Gateway or
+    /// KubernetesGateway.
     #[arg(value_name = "NAME")]
     name: String,
     /// As whom the routes of a service are looked at: NAMESPACE/NAME. Somebody in the namespace `default` whom nothing describes,
@@ -130,11 +132,8 @@ async fn service(args: &Args, status: &Status, known: &Known, edges: &[Edge]) ->
 
 fn workload(args: &Args, status: &Status, edges: &[Edge]) -> anyhow::Result<Value> {
     let name = args.name.as_str();
-    let fits = |node: &str| {
-        let short = short(node);
-        node == name || short == name || short.rsplit_once('.').is_some_and(|(first, _)| first == name)
-    };
-    let Some(client) = status.clients.iter().find(|client| fits(&client.node)) else {
+    let node = node_of(name, status.clients.iter().map(|client| client.node.as_str()))?;
+    let Some(client) = status.clients.iter().find(|client| node == Some(client.node.as_str())) else {
         let all: Vec<String> = status.clients.iter().map(|client| short(&client.node)).collect();
         bail!("{}", unknown("connected workload", name, all.iter().map(String::as_str)));
     };
@@ -163,8 +162,12 @@ fn workload(args: &Args, status: &Status, edges: &[Edge]) -> anyhow::Result<Valu
 }
 
 fn object(args: &Args, status: &Status, known: &Known) -> anyhow::Result<Value> {
-    let wanted = args.name.replacen('/', " ", 1);
-    let found = known.objects.iter().find(|object| object.object == wanted || object.object == args.name);
+    let is_known = |name: &str| {
+        let is_wrong = status.wrong.iter().any(|wrong| wrong.object.as_deref() == Some(name));
+        is_wrong || known.objects.iter().any(|object| object.object == name)
+    };
+    let (wanted, namesake) = meant(&args.name, is_known);
+    let found = known.objects.iter().find(|object| object.object == wanted);
     let wrong = status.wrong.iter().find(|wrong| wrong.object.as_ref().is_some_and(|object| *object == wanted));
     let (name, written, standing) = match (found, wrong) {
         (Some(object), _) => (object.object.clone(), object.written.clone(), object.standing.clone()),
@@ -178,8 +181,50 @@ fn object(args: &Args, status: &Status, known: &Known) -> anyhow::Result<Value> 
         "written": written,
         "standing": standing,
         "reason": wrong.map(|wrong| wrong.reason.clone()),
+        "namesake": namesake,
         "findings": findings(status, |object| object == name),
     }))
+}
+
+/// The object that is meant by a name, and another one that may be: Istio and Gateway API have each a kind `Gateway`.
+fn meant(name: &str, is_known: impl Fn(&str) -> bool) -> (String, Option<String>) {
+    let wanted = if is_known(name) { name.to_owned() } else { name.replacen('/', " ", 1) };
+    let other = wanted.strip_prefix("Gateway ").map(|rest| format!("{} {rest}", ObjectKind::KubernetesGateway.title()));
+    match other.filter(|other| is_known(other)) {
+        Some(other) if !is_known(&wanted) => (other, None),
+        other => (wanted, other),
+    }
+}
+
+/// The node that is meant by a name, of those that are connected: by its id, by the name of its workload, with or without its
+/// namespace, or by that without the random end that an orchestrator gives it, where only one is called so.
+fn node_of<'n>(name: &str, nodes: impl Iterator<Item = &'n str> + Clone) -> anyhow::Result<Option<&'n str>> {
+    let parts = |node: &str| {
+        let short = short(node);
+        let (first, namespace) = short.rsplit_once('.').unwrap_or((short.as_str(), ""));
+        (first.to_owned(), namespace.to_owned())
+    };
+    let is_it = |node: &&str| *node == name || short(node) == name || parts(node).0 == name;
+    if let Some(node) = nodes.clone().find(is_it) {
+        return Ok(Some(node));
+    }
+    let is_random = |end: &str| {
+        let is_part = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        end.strip_prefix('-').is_some_and(|end| end.split('-').count() <= 2 && end.split('-').all(is_part))
+    };
+    let begins = |node: &&str| {
+        let (first, namespace) = parts(node);
+        let without = |base: &str| first.strip_prefix(base).is_some_and(is_random);
+        without(name) || name.strip_suffix(&*format!(".{namespace}")).is_some_and(without)
+    };
+    let found: BTreeSet<&str> = nodes.filter(begins).collect();
+    let mut all = found.iter().copied();
+    match (all.next(), all.next()) {
+        (Some(first), Some(_)) => {
+            bail!("{name} may be {} or another of {} workloads: say all of its name", short(first), found.len())
+        }
+        (first, _) => Ok(first),
+    }
 }
 
 fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str>) -> String {
@@ -342,6 +387,61 @@ fn route_line(route: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gateway_is_of_either_api_and_the_other_one_is_told() {
+        for (name, known, expected) in [
+            ("Gateway/shop/edge", &["Gateway shop/edge"][..], ("Gateway shop/edge", None)),
+            ("Gateway/shop/edge", &["KubernetesGateway shop/edge"], ("KubernetesGateway shop/edge", None)),
+            ("KubernetesGateway/shop/edge", &["KubernetesGateway shop/edge"], ("KubernetesGateway shop/edge", None)),
+            (
+                "Gateway/shop/edge",
+                &["Gateway shop/edge", "KubernetesGateway shop/edge"],
+                ("Gateway shop/edge", Some("KubernetesGateway shop/edge")),
+            ),
+            ("Gateway shop/edge", &["Gateway shop/edge"], ("Gateway shop/edge", None)),
+            ("Gateway/shop/none", &["Gateway shop/edge"], ("Gateway shop/none", None)),
+            ("Service/shop/edge", &["KubernetesGateway shop/edge"], ("Service shop/edge", None)),
+        ] {
+            let (wanted, namesake) = meant(name, |object| known.contains(&object));
+            assert_eq!((wanted.as_str(), namesake.as_deref()), expected, "{name} {known:?}");
+        }
+    }
+
+    #[test]
+    fn a_workload_is_found_without_the_random_end_of_its_name_where_only_one_is_called_so() {
+        let node = |name: &str| format!("mesh~10.0.0.1~{name}~shop.svc.cluster.local");
+        let nodes = [
+            "web-1.shop",
+            "api-7d9c5b6f4-x2x4z.shop",
+            "db-0.shop",
+            "db-1.shop",
+            "db-main-2.shop",
+            "one-a.eu",
+            "one-b.us",
+        ]
+        .map(node);
+        for (name, expected) in [
+            ("web-1", Some("web-1.shop")),
+            ("web-1.shop", Some("web-1.shop")),
+            ("web", Some("web-1.shop")),
+            ("web.shop", Some("web-1.shop")),
+            ("web.other", None),
+            ("api", Some("api-7d9c5b6f4-x2x4z.shop")),
+            ("api-7d9c5b6f4", Some("api-7d9c5b6f4-x2x4z.shop")),
+            ("ap", None),
+            ("db-main", Some("db-main-2.shop")),
+            ("one.us", Some("one-b.us")),
+            ("nobody", None),
+        ] {
+            let found = node_of(name, nodes.iter().map(String::as_str)).unwrap();
+            assert_eq!(found.map(short).as_deref(), expected, "{name}");
+        }
+        for name in ["db", "one"] {
+            let error = node_of(name, nodes.iter().map(String::as_str)).unwrap_err().to_string();
+            assert!(error.contains("say all of its name"), "{name}: {error}");
+        }
+    }
 
     #[test]
     fn a_finding_names_its_field() {
