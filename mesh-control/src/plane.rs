@@ -523,6 +523,7 @@ impl Plane {
             (live.compiled.clone(), keys::findings(&live))
         };
         let mut all = compiled.diagnostics.clone();
+        compiled.pass_over_gateways(&mut all);
         all.extend(unfetched);
         all.extend(compiled.ended(now));
         let known: HashSet<String> = all.iter().map(ToString::to_string).collect();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mesh_core::model::OnFailure;
 
-use super::filters::{becomes, plugin_name};
+use super::filters::{AT_ENVOY, PLUGIN_AT_ENVOY, becomes, plugin_name};
 use super::limits::say;
 use super::{filters, limits, quotas};
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
@@ -101,6 +101,11 @@ fn say_apart(meta: &Meta, field: &str, severity: Severity, why: &str, found: &mu
     found.push(finding.object(meta.id()).field(field));
 }
 
+/// Whether it is said of Envoys that are gateways, and of nobody else.
+pub(crate) fn is_about_envoys(finding: &Diagnostic) -> bool {
+    [AT_ENVOY, PLUGIN_AT_ENVOY].iter().any(|begin| finding.message.starts_with(begin))
+}
+
 /// What an Envoy that is a gateway is not told of these objects, of which `mesh-gateway` does all but filters of applications.
 pub(crate) fn lost_at_edge(policy: &Policy, ids: &BTreeSet<Arc<str>>) -> Vec<Diagnostic> {
     let mut lost = Vec::new();
@@ -112,7 +117,7 @@ pub(crate) fn lost_at_edge(policy: &Policy, ids: &BTreeSet<Arc<str>>) -> Vec<Dia
     // These are about calls, which no gateway has.
     lost.retain(|finding| !matches!(finding.field.as_deref(), Some("mode" | "throttle")));
     for finding in &mut lost {
-        finding.message.insert_str(0, "of a gateway, which `mesh-gateway` does: ");
+        finding.message.insert_str(0, AT_ENVOY);
     }
     filters::check_edge(policy, &mut lost);
     lost.retain(|finding| finding.object.as_ref().is_some_and(|id| ids.contains(id)));

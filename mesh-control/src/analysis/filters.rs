@@ -147,6 +147,11 @@ fn check_others(policy: &Policy, who: &str, refused: &str, found: &mut Vec<Diagn
     }
 }
 
+/// What is said of Envoys that are gateways begins so where `mesh-gateway` does what they do not.
+pub(super) const AT_ENVOY: &str = "where the gateway is an Envoy, and not `mesh-gateway`: ";
+/// The same of filters of applications, which neither of them runs.
+pub(super) const PLUGIN_AT_ENVOY: &str = "an Envoy that is a gateway runs no filters of others: ";
+
 /// What an Envoy that is a gateway does of them.
 pub(super) fn check_edge(policy: &Policy, found: &mut Vec<Diagnostic>) {
     const REFUSED: &str = "every request there is answered with 503";
@@ -155,12 +160,12 @@ pub(super) fn check_edge(policy: &Policy, found: &mut Vec<Diagnostic>) {
             OnFailure::Pass => "requests pass without it (FAIL_OPEN)".to_owned(),
             OnFailure::Refuse | OnFailure::Restart => format!("{REFUSED}, unless `failStrategy` is FAIL_OPEN"),
         };
-        let message = format!("an Envoy that is a gateway runs no filters of others: {becomes}");
+        let message = format!("{PLUGIN_AT_ENVOY}{becomes}");
         say(&object.meta, plugin_name(object), Code::Degraded, message, found);
     }
     for object in policy.filters.rules() {
         let becomes = if object.spec.refuses { REFUSED } else { "requests pass unchanged" };
-        let message = format!("of a gateway, which `mesh-gateway` does: an Envoy knows no such rules; {becomes}");
+        let message = format!("{AT_ENVOY}an Envoy knows no such rules; {becomes}");
         say(&object.meta, said_in(&object.spec), Code::Degraded, message, found);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::file::{Object, Objects, Refused};
-use crate::config::istio::gateway::{Server, ServerTls, lets_in, split_host};
+use crate::config::istio::gateway::{Gateway, Server, ServerTls, lets_in, split_host};
 use crate::config::istio::secret::Secret;
 use crate::config::istio::virtual_service::VirtualService;
 use crate::config::spelling::nearest;
@@ -176,15 +176,26 @@ fn missing<'a>(objects: &Objects, tls: &'a ServerTls) -> Vec<(&'static str, &'a 
     missing
 }
 
+/// What is said of a Gateway whose labels nothing here has.
+const NOBODY: &str = "nothing here has these labels: it is for gateways that say themselves that they have them (`mesh-gateway --label \
+    KEY=VALUE`; an Envoy by `mesh-control bootstrap --envoy gateway --label KEY=VALUE`)";
+
+/// Whether that is said of a Gateway, and it is for a gateway with some of these labels.
+pub(crate) fn is_for_known(finding: &Diagnostic, policy: &Policy, known: &[&BTreeMap<String, String>]) -> bool {
+    let is_it = |gateway: &Object<Gateway>| {
+        let is_named = finding.object.as_ref() == Some(&gateway.meta.id());
+        is_named && known.iter().any(|labels| is_subset(&gateway.spec.selector, labels))
+    };
+    finding.message == NOBODY && policy.gateways.of_istio().any(|gateway| is_it(gateway))
+}
+
 /// Selectors that nothing in the configuration has the labels of.
 fn selectors(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for gateway in policy.gateways.of_istio().filter(|gateway| !gateway.spec.selector.is_empty()) {
         let of_services = policy.services.iter().filter_map(|(_, service)| service.selector.as_ref());
         let mut known = of_services.chain(objects.pods.iter().map(|pods| &pods.labels));
         if !known.any(|labels| is_subset(&gateway.spec.selector, labels)) {
-            let message = "nothing here has these labels: it is for gateways that say themselves that they have them (`mesh-control \
-                bootstrap --envoy gateway --label KEY=VALUE`)";
-            let finding = Diagnostic::at(&gateway.meta.origin, Severity::Info, Code::UnknownReference, message);
+            let finding = Diagnostic::at(&gateway.meta.origin, Severity::Info, Code::UnknownReference, NOBODY);
             found.push(finding.object(gateway.meta.id()).field("selector"));
         }
     }

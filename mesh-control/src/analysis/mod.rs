@@ -34,7 +34,8 @@ mod unknown;
 mod unmet;
 mod virtual_service;
 
-pub(crate) use at_gateways::lost_at_edge;
+pub(crate) use at_gateways::{is_about_envoys, lost_at_edge};
+pub(crate) use gateways::is_for_known;
 pub(crate) use telemetry::is_told_to_nobody;
 
 use std::io;

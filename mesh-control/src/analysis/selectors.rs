@@ -9,6 +9,7 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions::rate_limit::LimitMode;
 use crate::config::extensions::request_rules::RulesMode;
 use crate::config::file::{Meta, Objects};
+use crate::config::gateway_api::GATEWAY_NAME;
 use crate::config::istio::security::selected;
 use crate::config::istio::wasm_plugin::WorkloadMode;
 use crate::config::locate::locate;
@@ -49,7 +50,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
                 true => by_namespace.values().flatten().copied().collect(),
                 false => by_namespace.get(&*meta.namespace).cloned().unwrap_or_default(),
             };
-            if values.is_empty() || values.contains(value.as_str()) {
+            if values.is_empty() || values.contains(value.as_str()) || is_of_gateway(objects, label, value) {
                 continue;
             }
             let meant = nearest(value, &values);
@@ -67,6 +68,14 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             found.push(finding.istio("IST0127").object(meta.id()).field(path));
         }
     }
+}
+
+/// Whether a Gateway is for gateways with this label: those are of any namespace, and say themselves that they have it.
+fn is_of_gateway(objects: &Objects, label: &str, value: &str) -> bool {
+    let is_selected =
+        objects.gateways.iter().any(|gateway| gateway.spec.selector.get(label).is_some_and(|own| own == value));
+    is_selected
+        || (label == GATEWAY_NAME && objects.kubernetes_gateways.iter().any(|gateway| *gateway.meta.name == *value))
 }
 
 fn known<'a>(objects: &'a Objects, policy: &'a Policy) -> Known<'a> {

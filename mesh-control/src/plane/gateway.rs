@@ -66,7 +66,7 @@ impl Told {
 impl Snapshot {
     fn gateway(&self, client: &Client) -> Arc<Told> {
         let who = (client.namespace.clone(), self.labels(client), client.ports.clone());
-        self.compiled.gateway(&who)
+        self.compiled.gateway(&who, client.class)
     }
 
     /// Of each route of a host in a table of a gateway's routes, in its order, the rule that it is made of.

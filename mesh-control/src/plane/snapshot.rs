@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::service::health::v3::HealthCheckSpecifier;
 use mesh_core::identity::SpiffeId;
 use prost::Message;
 
+use crate::analysis;
 use crate::catalog::{Catalog, Changes, Client, ClientClass, Encoded, Kind, QuotaLimit};
 use crate::config::Diagnostic;
 use crate::config::file::Meta;
@@ -82,6 +83,8 @@ pub(super) struct RenderCache {
     outbound: HashMap<View, Arc<Outbound>>,
     /// What gateways are told.
     gateways: HashMap<gateway::Who, Arc<gateway::Told>>,
+    /// What those are that have asked.
+    edges: BTreeSet<ClientClass>,
     count: usize,
     found: BTreeMap<String, Diagnostic>,
 }
@@ -99,6 +102,17 @@ impl Compiled {
     /// What was found when resources were rendered: what gRPC clients cannot do, and what the data plane would refuse.
     pub(super) fn found(&self) -> Vec<Diagnostic> {
         self.cache().found.values().cloned().collect()
+    }
+
+    /// Takes out what is said of gateways that may come, where those that are there are none of them.
+    pub(super) fn pass_over_gateways(&self, findings: &mut Vec<Diagnostic>) {
+        let cache = self.cache();
+        let has_envoys = cache.edges.is_empty() || cache.edges.contains(&ClientClass::Envoy);
+        let labels: Vec<_> = cache.gateways.keys().map(|(_, labels, _)| labels).collect();
+        findings.retain(|finding| {
+            (has_envoys || !analysis::is_about_envoys(finding))
+                && !analysis::is_for_known(finding, &self.policy, &labels)
+        });
     }
 
     fn cache(&self) -> MutexGuard<'_, RenderCache> {
@@ -128,9 +142,14 @@ impl Compiled {
     }
 
     /// What the gateways of these labels are told.
-    pub(super) fn gateway(&self, who: &gateway::Who) -> Arc<gateway::Told> {
-        if let Some(told) = self.cache().gateways.get(who) {
-            return told.clone();
+    pub(super) fn gateway(&self, who: &gateway::Who, class: ClientClass) -> Arc<gateway::Told> {
+        let known = {
+            let mut cache = self.cache();
+            cache.edges.insert(class);
+            cache.gateways.get(who).cloned()
+        };
+        if let Some(told) = known {
+            return told;
         }
         let told = Arc::new(gateway::Told::of(self, who));
         let mut cache = self.cache();

@@ -240,7 +240,7 @@ fn an_envoy_that_is_a_gateway_answers_with_the_reason_what_it_cannot_hold_back_a
             assert!(found.iter().any(is_told), "{text}: {found:?}");
             // Nobody who is told of it runs it.
             assert!(
-                kind != "WasmPlugin" || !found.iter().any(|line| line.contains("which `mesh-gateway` does")),
+                kind != "WasmPlugin" || !found.iter().any(|line| line.contains("and not `mesh-gateway`")),
                 "{found:?}"
             );
         }
@@ -328,6 +328,40 @@ async fn a_plugin_for_clients_that_is_wrong_lets_nobody_by_at_a_gateway() {
 }
 
 #[test]
+fn what_an_envoy_lacks_is_not_said_where_the_gateway_is_another_program() {
+    let plane = plane(&gateway("shop", "edge", "gatewayClassName: istio"));
+    plane.set_yaml("p.yaml", &policy("RequestRules", "shop", EDGE, "rules: [{name: all, deny: {}}]")).unwrap();
+    let is_said = || said(&plane).iter().any(|line| line.contains("where the gateway is an Envoy"));
+    assert!(is_said(), "nobody is there");
+    told(&plane, &called("shop", "edge"));
+    assert!(!is_said());
+    let mut envoy = called("shop", "edge");
+    envoy.class = ClientClass::Envoy;
+    told(&plane, &envoy);
+    assert!(is_said());
+}
+
+#[test]
+fn labels_of_a_gateway_are_known_by_the_object_that_selects_them_or_by_a_gateway_that_has_them() {
+    let of_istio = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: istio, namespace: shop}\n\
+        spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}\n---\n";
+    // A label that somebody has, with another value, in the namespace of the policy.
+    let other = service("edges").replace("istio: ingressgateway", "istio: other");
+    let guard = |value: &str| {
+        policy("AuthorizationPolicy", "edges", EDGE, DENY)
+            .replace(&format!("targetRefs: [{EDGE}]"), &format!("selector: {{matchLabels: {{istio: {value}}}}}"))
+    };
+    let plane = plane(&(of_istio.to_owned() + &other + &guard("ingressgateway")));
+    let is_said = |what: &str| said(&plane).iter().any(|line| line.contains(what));
+    assert!(!is_said("no workload that is known has istio"), "{:?}", said(&plane));
+    assert!(is_said("mesh-gateway --label KEY=VALUE"), "{:?}", said(&plane));
+    told(&plane, &client("edges", [("istio", "ingressgateway")]));
+    assert!(!is_said("nothing here has these labels"), "{:?}", said(&plane));
+    plane.set_yaml("c.yaml", &(of_istio.to_owned() + &other + &guard("nobody"))).unwrap();
+    assert!(is_said("no workload that is known has istio: `nobody`"), "{:?}", said(&plane));
+}
+
+#[test]
 fn each_half_of_an_overload_that_names_a_gateway_is_told_of() {
     let queue = "concurrency: {max: 1, queue: {max: 1, timeout: 1s}}";
     for (spec, of_throttle, of_queue) in [
@@ -340,7 +374,7 @@ fn each_half_of_an_overload_that_names_a_gateway_is_told_of() {
         let found = said(&plane);
         let of = |field: &str| found.iter().any(|line| line.contains(&format!("shop/guard: {field}: ")));
         assert_eq!((of("throttle"), of("concurrency.queue")), (of_throttle, of_queue), "{found:?}");
-        let of_mesh_gateway = |line: &&String| line.contains("which `mesh-gateway` does");
+        let of_mesh_gateway = |line: &&String| line.contains("and not `mesh-gateway`");
         assert!(found.iter().filter(of_mesh_gateway).all(|line| line.contains("concurrency.queue")), "{found:?}");
     }
 }
