@@ -138,9 +138,15 @@ fn credentials(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) 
                 say(None, server.span, format!("hosts[{place}]"), message);
             }
             for (field, name) in missing(objects, tls) {
+                let what = match field {
+                    OF_CLIENTS => {
+                        format!("{name}{AUTHORITIES} with the authorities of clients (`ca.crt`), or {name} with them,")
+                    }
+                    _ => format!("{name} with it"),
+                };
                 let message = format!(
-                    "no Secret {name} with it is among the objects (from a Kubernetes cluster, none is read): connections for \
-                     these hosts are closed"
+                    "no Secret {what} is among the objects (from a Kubernetes cluster, none is read): connections for these \
+                     hosts are closed"
                 );
                 say(Some("IST0161"), tls.span, format!("tls.{field}"), message);
             }
@@ -152,6 +158,9 @@ fn partial(server: &Server) -> impl Iterator<Item = (usize, &str)> {
     let hosts = server.hosts.iter().map(|host| split_host(host).1).enumerate();
     hosts.filter(|(_, host)| host.starts_with('*') && *host != "*" && !host.starts_with("*."))
 }
+
+/// The field that names who vouches for clients.
+const OF_CLIENTS: &str = "caCertCredentialName";
 
 /// Of the Secrets that a server names, those that there are not; in which namespace they have to be, the gateway says.
 fn missing<'a>(objects: &Objects, tls: &'a ServerTls) -> Vec<(&'static str, &'a str)> {
@@ -170,7 +179,7 @@ fn missing<'a>(objects: &Objects, tls: &'a ServerTls) -> Vec<(&'static str, &'a 
     if let Some(name) = tls.authorities().filter(|_| tls.mode.asks_clients()) {
         let has_roots = |secret: &Secret| secret.authorities.is_some();
         if !any(name, has_roots) && !any(&format!("{}{AUTHORITIES}", name.value), has_roots) {
-            missing.push(("caCertCredentialName", name.as_str()));
+            missing.push((OF_CLIENTS, name.as_str()));
         }
     }
     missing

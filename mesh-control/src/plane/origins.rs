@@ -9,6 +9,7 @@ use crate::config::locate::{locate, written_in};
 use crate::policy::Address;
 use crate::policy::destination_rules::places;
 use crate::policy::route::{ClusterKey, FallbackName, Written};
+use crate::policy::traffic::Tls;
 
 /// Settings by the name that an explanation has for them, each with `file:line`.
 pub(crate) type Origins = Vec<(&'static str, String)>;
@@ -146,6 +147,11 @@ impl Snapshot {
                 _ => {}
             }
         }
+        let is_by_rule = all.iter().any(|(name, _)| *name == "tls");
+        let of_policy = policy.backend_tls.place_of(&seen.service.host, &seen.port.name);
+        // Where nothing else says how it is called, a BackendTLSPolicy does.
+        let is_by_policy = matches!(seen.traffic.tls, Tls::ByFiles(_)) && !is_by_rule;
+        all.extend(of_policy.filter(|_| is_by_policy).map(|place| ("tls", place)));
         let budget = policy.backend_traffic.retry_budget(&seen.service.host);
         let is_of_policy = seen.traffic.retry_budget.is_some() && !is_budget_of_rule;
         if let Some((_, place)) = budget.filter(|_| is_of_policy) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::gateway_api::Condition;
 use super::traffic::{FileTls, Roots};
+use crate::config::diagnostic::Origin;
 use crate::config::file::{Governs, Meta, Object, Objects, Refused};
 use crate::config::gateway_api::LocalReference;
 use crate::config::gateway_api::backend_tls_policy::{BackendTlsPolicy, PolicyTarget};
@@ -32,6 +33,8 @@ struct OfService {
     section: Option<String>,
     /// The policy.
     id: Arc<str>,
+    /// Where that is written.
+    origin: Origin,
     /// How; or why nobody can.
     says: Result<FileTls, Arc<str>>,
 }
@@ -117,7 +120,7 @@ impl BackendTls {
         }
         let id = object.meta.id();
         let says = says.clone().map_err(|(_, message)| format!("{id} cannot be honoured: {message}").into());
-        there.push(OfService { section, id, says });
+        there.push(OfService { section, id, origin: object.meta.origin.at(object.spec.span), says });
         Ok(())
     }
 
@@ -133,7 +136,8 @@ impl BackendTls {
             }
         };
         for host in hosts {
-            let closed = OfService { section: None, id: object.id(), says: Err(object.answer()) };
+            let origin = object.meta.origin.clone();
+            let closed = OfService { section: None, id: object.id(), origin, says: Err(object.answer()) };
             // It may have been for any of its ports.
             self.by_host.insert(host, vec![closed]);
         }
@@ -180,10 +184,18 @@ impl BackendTls {
     /// How a port of a Service is called, or why it is not; `None` where no policy says so. What is for the port alone counts before
     /// what is for all of them.
     pub fn of(&self, host: &str, port: &str) -> Option<Result<&FileTls, &Arc<str>>> {
+        Some(self.for_port(host, port)?.says.as_ref())
+    }
+
+    /// The policy that says so, and where it is written.
+    pub fn place_of(&self, host: &str, port: &str) -> Option<String> {
+        self.for_port(host, port).map(|one| format!("{}, {}", one.origin, one.id))
+    }
+
+    fn for_port(&self, host: &str, port: &str) -> Option<&OfService> {
         let there = self.by_host.get(host)?;
         let own = there.iter().find(|one| one.section.as_deref() == Some(port));
-        let found = own.or_else(|| there.iter().find(|one| one.section.is_none()))?;
-        Some(found.says.as_ref())
+        own.or_else(|| there.iter().find(|one| one.section.is_none()))
     }
 }
 

@@ -463,6 +463,23 @@ fn who_is_asked_about_requests_is_among_the_clusters_of_a_gateway() {
 }
 
 #[test]
+fn a_mutual_server_without_authorities_is_told_which_secret_to_add() {
+    let server = https("https", "a.example", "mode: MUTUAL, credentialName: own");
+    let (certificate, roots) =
+        secret("shop", "own", "a.example").split_once("  ca.crt").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let plane = plane(&(certificate.clone() + "---\n" + &gateway("a", &server)));
+    let is_said = |plane: &Plane| {
+        let found = plane.diagnostics();
+        found
+            .iter()
+            .any(|finding| finding.message.contains("no Secret own-cacert with the authorities of clients (`ca.crt`)"))
+    };
+    assert!(is_said(&plane), "{:?}", plane.diagnostics());
+    plane.set_yaml("c.yaml", &format!("{certificate}  ca.crt{roots}{}", gateway("a", &server))).unwrap();
+    assert!(!is_said(&plane), "{:?}", plane.diagnostics());
+}
+
+#[test]
 fn a_listener_that_is_gone_is_absent_for_a_program_too() {
     let server = |port: u16| format!("{{port: {{number: {port}, name: http-{port}, protocol: HTTP}}, hosts: ['*']}}");
     let plane = plane(&gateway("a", &format!("{}, {}", server(80), server(81))));

@@ -882,3 +882,20 @@ spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTT
     assert!(explain(&["shop/reviews"]).status.success());
     assert!(explain(&["edges/any", "--label", "gateway.networking.k8s.io/gateway-name=front"]).status.success());
 }
+
+#[test]
+fn explain_names_the_policy_by_which_a_service_is_called_by_tls() {
+    let policy = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: behind, namespace: shop}
+spec: {targetRefs: [{group: '', kind: Service, name: ratings}], validation: {hostname: ratings.internal, wellKnownCACertificates: System}}
+";
+    let dir = dir_of(&format!("{SHOP}{policy}"));
+    let output =
+        run(&["explain", "--config", ".", "--from", "shop/reviews", "GET", "http://ratings:9080/"], dir.path(), "");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = SHOP.lines().count() + 5;
+    let expected = format!("tls: TLS (config.yaml:{line}, BackendTLSPolicy shop/behind)");
+    assert!(text.lines().any(|one| one.trim() == expected), "{text}");
+}

@@ -12,7 +12,7 @@ use crate::matcher::string;
 use crate::model::{
     BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Consecutive, CorsPolicy, Fault,
     Fraction, HashKey, HashPolicy, HashedHeader, HeaderChange, HeaderMutations, HeaderTarget, HeaderText, HealthCheck,
-    OutlierDetection, PathChange, RetryLimit, RetryPolicy,
+    OutlierDetection, PathChange, RetryLimit, RetryPolicy, Roots, TlsFiles,
 };
 
 /// Settings with their names, and where each is written.
@@ -136,6 +136,11 @@ pub fn plain_weights(weights: &[u32]) -> Vec<u32> {
     scaled.unwrap_or_else(|| weights.to_vec())
 }
 
+/// Whether who vouches for servers, or what the client shows, stands in files of this process.
+fn reads_files(tls: &TlsFiles) -> bool {
+    matches!(tls.roots, Roots::File(_)) || tls.revoked.is_some() || tls.identity.is_some()
+}
+
 /// How a cluster is called.
 pub(super) fn settings(cluster: &Cluster) -> Settings {
     let protocol = match cluster.protocol {
@@ -155,7 +160,8 @@ pub(super) fn settings(cluster: &Cluster) -> Settings {
         ClusterTls::Mutual(_) => "mutual TLS".to_owned(),
         ClusterTls::MutualWhereMarked(_) => "mutual TLS with those that speak it".to_owned(),
         ClusterTls::Files(_) if cluster.tls.secrets().next().is_some() => "TLS by a secret".to_owned(),
-        ClusterTls::Files(_) => "TLS by files".to_owned(),
+        ClusterTls::Files(tls) if reads_files(&tls.files) => "TLS by files".to_owned(),
+        ClusterTls::Files(_) => "TLS".to_owned(),
         ClusterTls::Unusable(why) => format!("no connection: {why}"),
     };
     let probes = cluster.tcp_keepalive.unwrap_or_default();
