@@ -68,9 +68,9 @@ pub(super) struct Args {
     /// The namespace of the workload: where its short names are looked up and its services are.
     #[arg(long, default_value = "default", value_parser = label)]
     namespace: String,
-    /// The name of the workload.
-    #[arg(long, default_value = "workload", value_parser = name)]
-    name: String,
+    /// The name of the workload [default: that of its --group, else workload].
+    #[arg(long, value_parser = name)]
+    name: Option<String>,
     /// A label of the workload: what selectors and `sourceLabels` match. May be repeated.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     labels: Vec<(String, String)>,
@@ -78,7 +78,7 @@ pub(super) struct Args {
     #[arg(long)]
     service_account: Option<String>,
     /// The WorkloadGroup that the workload is a member of, in its namespace: with what that says of labels, ports and locality, and
-    /// checked by its probe, it is registered while it is connected.
+    /// checked by its probe, it is registered while it is connected. Without --name it is called as its group is.
     #[arg(long, value_name = "NAME", value_parser = name)]
     group: Option<String>,
     /// The address at which others reach the workload, if it binds to all of them.
@@ -93,6 +93,13 @@ pub(super) struct Args {
     /// Writes to a file instead.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+}
+
+impl Args {
+    /// What the workload is called: members of a group that say nothing else are one workload to those who look at them.
+    fn name(&self) -> &str {
+        self.name.as_deref().or(self.group.as_deref()).unwrap_or("workload")
+    }
 }
 
 /// Which proxy an Envoy is.
@@ -138,7 +145,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn bootstrap(args: &Args) -> anyhow::Result<Value> {
-    let Args { namespace, name, .. } = args;
+    let (namespace, name) = (&args.namespace, args.name());
     let ip = args.ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let mut parts = args.locality.splitn(3, '/');
     let [region, zone, sub_zone] = [(); 3].map(|()| parts.next().unwrap_or_default());
@@ -228,8 +235,8 @@ fn metadata(args: &Args) -> Value {
     }
     let mut metadata = Map::from_iter([
         ("NAMESPACE".to_owned(), json!(args.namespace)),
-        ("NAME".to_owned(), json!(args.name)),
-        ("WORKLOAD_NAME".to_owned(), json!(args.name)),
+        ("NAME".to_owned(), json!(args.name())),
+        ("WORKLOAD_NAME".to_owned(), json!(args.name())),
         ("LABELS".to_owned(), json!(labels)),
     ]);
     if let Some(account) = &args.service_account {
@@ -347,6 +354,18 @@ mod tests {
         let metadata = |line: &[&str]| from(line).expect("a good line")["node"]["metadata"].clone();
         assert_eq!(metadata(&["--group", "vms"])["AUTO_REGISTER_GROUP"], "vms");
         assert_eq!(metadata(&[]).get("AUTO_REGISTER_GROUP"), None);
+        for (line, expected) in
+            [(&["--group", "vms"][..], "vms"), (&["--group", "vms", "--name", "vm-1"], "vm-1"), (&[], "workload")]
+        {
+            let metadata = metadata(line);
+            assert_eq!(
+                (&metadata["NAME"], &metadata["WORKLOAD_NAME"]),
+                (&json!(expected), &json!(expected)),
+                "{line:?}"
+            );
+            let id = from(line).expect("a good line")["node"]["id"].clone();
+            assert_eq!(id, format!("mesh~127.0.0.1~{expected}.default~default.svc.cluster.local"));
+        }
         assert!(from(&["--group", "shop/vms"]).is_err(), "it is of the workload's namespace");
     }
 

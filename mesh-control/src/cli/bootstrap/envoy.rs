@@ -37,7 +37,7 @@ pub(super) fn bootstrap(args: &Args, proxy: EnvoyType) -> anyhow::Result<Value> 
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let mut node = super::bootstrap(&Args { envoy: None, ..args.clone() })?["node"].take();
-    let super::Args { name, namespace, .. } = args;
+    let (name, namespace) = (args.name(), &args.namespace);
     let kind = if is_gateway { "router" } else { "sidecar" };
     node["id"] = json!(format!("{kind}~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"));
     let metadata = &mut node["metadata"];

@@ -47,9 +47,9 @@ pub(crate) struct Options {
     /// GRPC_XDS_BOOTSTRAP (a file) or GRPC_XDS_BOOTSTRAP_CONFIG (the JSON itself).
     #[arg(long, value_name = "HOST:PORT", env = "MESH_SIDECAR_CONTROL")]
     control: Option<String>,
-    /// The name of the workload.
-    #[arg(long, requires = "control", default_value = "sidecar", env = "MESH_SIDECAR_NAME")]
-    name: String,
+    /// The name of the workload [default: that of its --group, else sidecar].
+    #[arg(long, requires = "control", env = "MESH_SIDECAR_NAME")]
+    name: Option<String>,
     /// Its namespace.
     #[arg(long, requires = "control", default_value = "default", env = "MESH_SIDECAR_NAMESPACE")]
     namespace: String,
@@ -134,14 +134,20 @@ impl fmt::Display for Listen {
 }
 
 impl Options {
+    /// What the workload is called: members of a group that say nothing else are one workload to those who look at them.
+    fn name(&self) -> &str {
+        self.name.as_deref().or(self.group.as_deref()).unwrap_or("sidecar")
+    }
+
     /// Who the program is to this control plane. The labels of a member are those of its group, where it says none itself.
     fn bootstrap(&self, server: &str) -> Bootstrap {
         let labels = match (&self.group, self.labels.is_empty()) {
             (Some(_), true) => BTreeMap::new(),
-            _ => values::labels(&self.labels, &self.name),
+            _ => values::labels(&self.labels, self.name()),
         };
-        let Options { name, namespace, service_account, .. } = self;
-        let workload = Bootstrap::new(server).workload(name, namespace, service_account, &labels, fastrand::u32(..));
+        let Options { namespace, service_account, .. } = self;
+        let workload =
+            Bootstrap::new(server).workload(self.name(), namespace, service_account, &labels, fastrand::u32(..));
         match &self.group {
             Some(group) => workload.group(group),
             None => workload,
@@ -197,11 +203,12 @@ mod tests {
         let options = |line: &str| Options::try_parse_from(line.split(' '));
         let parsed = options("mesh-sidecar --control c:1 --app-port 80 -- python3 app.py --listen x").unwrap();
         assert_eq!(parsed.command, ["python3", "app.py", "--listen", "x"]);
-        assert_eq!(values::labels(&parsed.labels, &parsed.name), [("app".to_owned(), "sidecar".to_owned())].into());
+        assert_eq!(values::labels(&parsed.labels, parsed.name()), [("app".to_owned(), "sidecar".to_owned())].into());
         let node = |line: &str| options(line).unwrap().bootstrap("c:1").node.metadata;
         let (own, of_group) =
             (node("mesh-sidecar --control c:1 -- x"), node("mesh-sidecar --control c:1 --group vms -- x"));
         assert_eq!((own["LABELS"]["app"].as_str(), own.get("AUTO_REGISTER_GROUP")), (Some("sidecar"), None));
+        assert_eq!((own["WORKLOAD_NAME"].as_str(), of_group["WORKLOAD_NAME"].as_str()), (Some("sidecar"), Some("vms")));
         // A label of its own would go before the one of the group.
         assert_eq!((of_group["LABELS"].get("app"), of_group["AUTO_REGISTER_GROUP"].as_str()), (None, Some("vms")));
         for wrong in [
