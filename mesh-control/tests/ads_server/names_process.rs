@@ -4,6 +4,7 @@ use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::Mesh;
 use serde_json::Value;
 
+use crate::identity::{claims, registers};
 use crate::process::{Control, gone, output, text};
 use crate::support::PATIENCE;
 
@@ -67,6 +68,40 @@ async fn describe_finds_the_calls_of_a_workload_whose_name_is_not_that_of_its_no
     };
     let said = tokio::time::timeout(PATIENCE, described).await.expect("its calls are told");
     assert_eq!(said["calls"][0]["source"], "shop/web", "{said}");
+}
+
+/// A service, and a group of its workloads that are asked how they are.
+const MEMBERS: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {selector: {tier: back}, ports: [{name: http, port: 9080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {name: vms, namespace: shop}
+spec: {metadata: {labels: {tier: back}}, probe: {httpGet: {path: /, port: 8081}}}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn describe_says_of_a_member_which_group_s_it_is_and_why_it_gets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("shop.yaml"), MEMBERS).unwrap();
+    let (_control, xds, status) = Control::listening(dir.path());
+    let (_stream, answer) = registers(xds, claims("reviews-1", &[("AUTO_REGISTER_GROUP", "vms")])).await;
+    assert!(answer.is_ok(), "{answer:?}");
+    let describe = |what: &str| {
+        let out = output(&["describe", what, "reviews", "--status-addr", &status, "-o", "json"]);
+        serde_json::from_str::<Value>(&text(&out.stdout)).unwrap_or_else(|_| panic!("{}", text(&out.stderr)))
+    };
+    // By its name without the number.
+    let member = describe("workload");
+    let facts = [&member["labels"]["tier"], &member["group"], &member["health"]];
+    assert_eq!(facts.map(|fact| fact.as_str()), ["back", "vms", "unreported"].map(Some), "{member}");
+    let service = describe("service");
+    let one = &service["workloads"][0];
+    assert_eq!((one["health"].as_str(), service["endpoints"].as_u64()), (Some("unreported"), Some(0)), "{service}");
+    assert!(one["gets_nothing"].as_str().is_some_and(|why| why.contains("nobody has reported yet")), "{service}");
 }
 
 /// A service whose rule is wrong, and one that is right.
