@@ -148,7 +148,7 @@ fn workload(args: &Args, status: &Status, edges: &[Edge]) -> anyhow::Result<Valu
         "node": client.node,
         "namespace": client.namespace,
         "labels": registered.first().map_or(&client.labels, |one| &one.labels),
-        "group": registered.first().and_then(|one| one.group.as_ref()),
+        "group": client.group,
         "health": registered.iter().find_map(|one| one.health.as_ref()),
         "client": format!("{} ({})", client.class, client.user_agent),
         "identity": client.identity,

@@ -351,6 +351,7 @@ mod tests {
                 namespace: "shop".to_owned(),
                 workload: "shop/web".to_owned(),
                 labels: Default::default(),
+                group: None,
                 identity: None,
                 certificate_serial: None,
                 certificate_expires: None,

@@ -243,8 +243,11 @@ pub struct ClientStatus {
     /// The workload that it is of, NAMESPACE/NAME: who calls, in the graph.
     #[serde(default)]
     pub workload: String,
-    /// Its labels.
+    /// Its labels, as it says them.
     pub labels: BTreeMap<String, String>,
+    /// The WorkloadGroup that it says it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// Who it is, where its stream came with a certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<String>,
@@ -335,6 +338,7 @@ impl ClientStream {
             namespace: client.namespace.to_string(),
             workload: Caller::of(client, &self.about).to_string(),
             labels: (*client.labels).clone(),
+            group: client.group.as_deref().map(str::to_owned),
             identity: client.identity.as_ref().map(ToString::to_string),
             certificate_serial: self.certificate.as_ref().map(|(serial, _)| serial.clone()),
             certificate_expires: self.certificate.as_ref().map(|(_, expires)| unix(*expires)),
