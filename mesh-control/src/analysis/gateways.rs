@@ -9,7 +9,7 @@ use crate::config::istio::gateway::{Gateway, Server, ServerTls, lets_in, split_h
 use crate::config::istio::secret::Secret;
 use crate::config::istio::virtual_service::VirtualService;
 use crate::config::spelling::nearest;
-use crate::config::support::ObjectKind;
+use crate::config::support::{ObjectKind, is_foreign_to_gateways};
 use crate::policy::Policy;
 use crate::policy::secrets::AUTHORITIES;
 use crate::policy::virtual_services::{MESH, gateway_name};
@@ -21,6 +21,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     conflicts(policy, found);
     credentials(objects, policy, found);
     selectors(objects, policy, found);
+    shut(policy, found);
 }
 
 /// Rules for gateways that there are not, or that have none of their hosts.
@@ -206,6 +207,34 @@ fn selectors(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
         if !known.any(|labels| is_subset(&gateway.spec.selector, labels)) {
             let finding = Diagnostic::at(&gateway.meta.origin, Severity::Info, Code::UnknownReference, NOBODY);
             found.push(finding.object(gateway.meta.id()).field("selector"));
+        }
+    }
+}
+
+/// Servers that close every connection, for what guards their gateway decides on requests, and nobody sees any there.
+fn shut(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let root = &*policy.mesh.fixed.root_namespace;
+    for (meta, workloads) in policy.security.on_requests() {
+        let gateways = policy.gateways.among(workloads, (&*meta.namespace, root), &policy.services);
+        for (gateway, index, server) in gateways
+            .flat_map(|gateway| gateway.spec.servers.iter().enumerate().map(move |(at, one)| (gateway, at, one)))
+        {
+            if server.takes_requests() || is_foreign_to_gateways(&server.port.protocol) {
+                continue;
+            }
+            let place = match gateway.meta.kind {
+                ObjectKind::Gateway => format!("servers[{index}]"),
+                _ => format!("listener {}", quoted(&server.name)),
+            };
+            let message = format!(
+                "{place} of {} ({}, port {}) closes every connection: a gateway decides on requests, and sees none there; what is to \
+                 pass as bytes goes by a gateway of its own that this is not for",
+                gateway.meta.id(),
+                server.port.protocol.value,
+                server.port.number.0
+            );
+            let finding = Diagnostic::at(&meta.origin, Severity::Error, Code::NotSupportedYet, message);
+            found.push(finding.object(meta.id()).field("spec"));
         }
     }
 }

@@ -16,12 +16,13 @@ use super::view::View;
 use super::virtual_services::Entry;
 use super::workloads::is_gateway;
 use crate::config::decode::Text;
-use crate::config::file::{Meta, Object, Objects};
+use crate::config::file::{self, Meta, Object, Objects, Workloads};
+use crate::config::gateway_api::GATEWAY_NAME;
 use crate::config::istio::gateway::{Gateway, lets_in, split_host};
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
 use crate::registry::host::{covers, in_namespace, plain, specificity};
 use crate::registry::service::{Target, is_subset};
-use crate::registry::{Discovery, Services};
+use crate::registry::{Discovery, Service, Services};
 
 // How connections are taken means what is written.
 pub use crate::config::istio::gateway::{Server, ServerTls, TlsMode, TlsVersion};
@@ -225,6 +226,20 @@ impl Gateways {
         self.0.iter().find(is_it).map(Selecting::whole)
     }
 
+    /// Those whose gateways are for certain among these workloads, which an object of the namespace `own` is for.
+    pub(crate) fn among<'a>(
+        &'a self,
+        workloads: &'a Workloads,
+        (own, root): (&'a str, &'a str),
+        services: &'a Services,
+    ) -> impl Iterator<Item = &'a Arc<Object<Gateway>>> {
+        let among = move |one: &&Selecting| match one.gateway.meta.kind {
+            ObjectKind::Gateway => is_among(&one.gateway.spec.selector, workloads, (own, root), services),
+            _ => is_kubernetes_among(one.whole(), workloads, (own, root)),
+        };
+        self.0.iter().filter(among).map(|one| &one.gateway)
+    }
+
     /// What the gateway with these labels listens for, and what is left out of that. The Gateways that select it may be of any
     /// namespace.
     pub fn of(
@@ -330,6 +345,48 @@ impl Owners {
         let (own, are_all) = (served.hosts(), names.is_empty());
         names.retain(|name| !self.is_anothers(&own, served.is_listener(), name));
         (are_all || !names.is_empty()).then_some(names)
+    }
+}
+
+/// Whether gateways with these labels are for certain among the workloads that an object of the namespace `own` is for. Where they
+/// are, the Services say that lead to them, if any does.
+fn is_among(
+    selector: &BTreeMap<String, String>,
+    workloads: &Workloads,
+    (own, root): (&str, &str),
+    services: &Services,
+) -> bool {
+    let leads_there = |service: &Service| {
+        !selector.is_empty() && service.selector.as_ref().is_some_and(|labels| is_subset(selector, labels))
+    };
+    let mut leading = services.iter().map(|(_, service)| service).filter(|service| leads_there(service)).peekable();
+    let is_known = leading.peek().is_some();
+    let is_here = own == root || leading.any(|service| *service.namespace == *own);
+    match workloads {
+        Workloads::Labelled(wanted) if wanted.is_empty() => is_here,
+        Workloads::Labelled(wanted) => (is_here || !is_known) && is_subset(wanted, selector),
+        Workloads::OfTargets(targets) => targets.iter().any(|target| match target {
+            file::Target::Service(name) => {
+                let service = services.exact(&in_namespace(name, own), own);
+                service.is_some_and(|(_, service)| *service.namespace == *own && leads_there(service))
+            }
+            file::Target::Gateway(_) => false,
+        }),
+    }
+}
+
+/// The same of a Gateway of Gateway API.
+fn is_kubernetes_among(gateway: &Meta, workloads: &Workloads, (own, root): (&str, &str)) -> bool {
+    let is_here = own == root || *gateway.namespace == *own;
+    match workloads {
+        Workloads::Labelled(wanted) => {
+            let is_its_name = |(key, value): (&String, &String)| key == GATEWAY_NAME && **value == *gateway.name;
+            is_here && wanted.iter().all(is_its_name)
+        }
+        Workloads::OfTargets(targets) => targets.iter().any(|target| match target {
+            file::Target::Gateway(meant) => *meant.namespace == *gateway.namespace && *meant.name == *gateway.name,
+            file::Target::Service(_) => false,
+        }),
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::access::{Access, AccessPolicy, Enforcement};
+use super::access::{Access, AccessPolicy, Effect, Enforcement};
 use super::authorizer::Authorizer;
 use super::mesh::MeshSettings;
 use super::tokens::{KeySource, Keys, TokenRule, token_rules};
@@ -251,6 +251,14 @@ impl Security {
     /// All policies on who may do what that can be enforced.
     pub fn policies(&self) -> impl Iterator<Item = (&Meta, &AccessPolicy)> {
         self.access.iter().map(|(selection, policy)| (&selection.meta, policy))
+    }
+
+    /// The objects that decide on requests, with whom each is for: where nobody sees requests, nothing is let in.
+    pub(crate) fn on_requests(&self) -> impl Iterator<Item = (&Meta, &Workloads)> {
+        let enforced = self.access.iter().filter(|(_, policy)| !policy.is_dry_run && policy.effect != Effect::Audit);
+        let selections =
+            enforced.map(|(selection, _)| selection).chain(self.tokens.iter().map(|(selection, _)| selection));
+        selections.map(|selection| (&selection.meta, &selection.workloads))
     }
 
     /// The objects that say which tokens are good.

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::ForwardClientCertDetails;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls_pb;
-use mesh_control::analysis::{Mesh, validate_scan};
+use mesh_control::analysis::{Mesh, validate, validate_scan};
 use mesh_control::catalog::{Catalog, Client, ClientClass, Kind};
 use mesh_control::config::load::Scan;
 use mesh_control::plane::{Plane, PlaneOptions};
@@ -341,6 +341,45 @@ fn what_guards_the_labels_of_a_gateway_guards_its_ports() {
     assert!(told(80).contains("mesh.rbac.deny"), "{}", told(80));
     // Nobody can look at requests in what is not looked at.
     assert!(!told(81).contains(WEB_CLUSTER) && told(81).contains("BlackHoleCluster"));
+}
+
+#[test]
+fn a_policy_says_which_servers_of_its_gateway_close_every_connection() {
+    let servers = "{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}, \
+        {port: {number: 81, name: tcp, protocol: TCP}, hosts: ['*']}, \
+        {port: {number: 443, name: tls, protocol: TLS}, hosts: [b.example], tls: {mode: PASSTHROUGH}}, \
+        {port: {number: 444, name: mesh, protocol: TLS}, hosts: [c.example], tls: {mode: ISTIO_MUTUAL}}";
+    let edge = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, namespace: edges}\n\
+        spec: {selector: {istio: ingressgateway}, ports: [{name: http, port: 80}]}\n---\n";
+    let text = [gateway("a", servers), edge.to_owned()].concat();
+    let closed = |kind: &str, namespace: &str, spec: &str| {
+        let object = format!(
+            "apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
+        );
+        let said = validate([("a.yaml", text.as_str()), ("p.yaml", object.as_str())]);
+        let said = said.into_iter().filter(|finding| finding.message.contains("closes every connection"));
+        said.map(|finding| finding.message.split(' ').next().unwrap_or_default().to_owned())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    const ALL: &str = "servers[1] servers[2] servers[3]";
+    let selected = "selector: {matchLabels: {istio: ingressgateway}}";
+    let sni = "rules: [{when: [{key: connection.sni, values: [b.example]}]}]";
+    let tokens = "jwtRules: [{issuer: me, jwksUri: 'https://me.example/keys'}]";
+    for (kind, namespace, spec, expected) in [
+        ("AuthorizationPolicy", "edges", format!("{{{selected}, {sni}}}"), ALL),
+        ("AuthorizationPolicy", "edges", format!("{{{selected}, action: DENY, {sni}}}"), ALL),
+        ("AuthorizationPolicy", "edges", format!("{{{sni}}}"), ALL),
+        ("AuthorizationPolicy", "istio-system", format!("{{{selected}, {sni}}}"), ALL),
+        ("RequestAuthentication", "edges", format!("{{{selected}, {tokens}}}"), ALL),
+        // It only tells of requests, is for others, or for those of another namespace.
+        ("AuthorizationPolicy", "edges", format!("{{{selected}, action: AUDIT, {sni}}}"), ""),
+        ("AuthorizationPolicy", "edges", format!("{{selector: {{matchLabels: {{app: web}}}}, {sni}}}"), ""),
+        ("AuthorizationPolicy", "shop", format!("{{{selected}, {sni}}}"), ""),
+        ("AuthorizationPolicy", "shop", format!("{{{sni}}}"), ""),
+    ] {
+        assert_eq!(closed(kind, namespace, &spec), expected, "{kind} {namespace} {spec}");
+    }
 }
 
 #[test]

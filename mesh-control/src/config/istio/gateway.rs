@@ -222,6 +222,12 @@ impl Gateway {
 }
 
 impl Server {
+    /// Whether requests are looked at, and not connections alone.
+    pub fn takes_requests(&self) -> bool {
+        let terminates = self.tls.as_ref().is_some_and(|tls| tls.mode.terminates());
+        self.port.is_http() || (self.port.speaks(&["HTTPS"]) && terminates)
+    }
+
     fn check(&self, path: &str, d: &mut Decoder<'_>) {
         let mut error = |span, field: String, message: String| {
             d.report_at(span, format!("{path}.{field}"), Severity::Error, Code::InvalidValue, message);

@@ -107,12 +107,6 @@ fn routes_name(served: &ServerAt, (ip, bound): Address) -> String {
     }
 }
 
-/// Whether requests are looked at at a server.
-fn takes_requests(server: &Server) -> bool {
-    let terminates = server.tls.as_ref().is_some_and(|tls| tls.mode.terminates());
-    server.port.is_http() || (server.port.speaks(&["HTTPS"]) && terminates)
-}
-
 /// The tables of routes at an address, each with its servers.
 fn tables(address: Address, at: &Listening) -> Vec<(String, Vec<ServerAt>)> {
     match at.speaks {
@@ -121,7 +115,7 @@ fn tables(address: Address, at: &Listening) -> Vec<(String, Vec<ServerAt>)> {
             None => Vec::new(),
         },
         Speaks::Tls => {
-            let http = at.servers.iter().filter(|served| served.server().is_some_and(takes_requests));
+            let http = at.servers.iter().filter(|served| served.server().is_some_and(Server::takes_requests));
             http.map(|served| (routes_name(served, address), vec![served.clone()])).collect()
         }
         Speaks::Bytes => Vec::new(),
@@ -235,7 +229,7 @@ fn nobody(port: u16) -> route::VirtualHost {
 /// Where connections of a server go that is not about requests.
 fn ways(policy: &Policy, view: &View, served: &ServerAt, owners: &Owners) -> Vec<Connections> {
     match served.server() {
-        Some(server) if takes_requests(server) => Vec::new(),
+        Some(server) if server.takes_requests() => Vec::new(),
         Some(Server { tls: Some(tls), .. }) if tls.mode == TlsMode::AutoPassthrough => Vec::new(),
         Some(Server { tls, .. }) => {
             let passes_tls = tls.as_ref().is_some_and(|tls| !tls.mode.terminates());
@@ -348,7 +342,7 @@ fn secured(
     let (Some(server), Some(names)) = (served.server(), server_names(served)) else { return Vec::new() };
     let Some(written) = &server.tls else { return Vec::new() };
     let name = routes_name(served, address);
-    let takes_requests = takes_requests(server);
+    let takes_requests = server.takes_requests();
     let socket = match written.mode.terminates() {
         true => match downstream(&policy.secrets, edge, served, written, takes_requests) {
             Some(socket) => Some(socket),
