@@ -406,3 +406,32 @@ fn a_policy_of_the_root_namespace_that_names_a_service_means_its_own() {
         assert!(!is_for("shop"), "{kind}");
     }
 }
+
+#[test]
+fn the_group_of_what_a_policy_is_for_is_needed_and_not_called_without_effect() {
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: api, namespace: shop}\n\
+        spec: {hosts: [api.example.com], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}\n";
+    let said = |api: &str, kind: &str, rest: &str, group: &str| {
+        let target = format!("{{{group}kind: ServiceEntry, name: api}}");
+        let object = format!(
+            "apiVersion: {api}\nkind: {kind}\nmetadata: {{name: p, namespace: shop}}\nspec: {{targetRefs: [{target}], {rest}}}\n"
+        );
+        let said = mesh_control::analysis::validate([("e.yaml", entry), ("p.yaml", object.as_str())]);
+        said.iter().map(ToString::to_string).filter(|line| line.contains("targetRefs")).collect::<Vec<_>>()
+    };
+    for (api, kind, rest) in [
+        ("security.istio.io/v1", "AuthorizationPolicy", "rules: [{}]"),
+        (
+            "security.istio.io/v1",
+            "RequestAuthentication",
+            "jwtRules: [{issuer: me, jwksUri: 'https://me.example/keys'}]",
+        ),
+        ("telemetry.istio.io/v1", "Telemetry", "accessLogging: [{disabled: true}]"),
+        ("extensions.istio.io/v1alpha1", "WasmPlugin", "pluginName: acme.tenant"),
+        ("policy.mesh-control/v1alpha1", "RateLimit", "rules: [{name: all, limit: {requests: 7, per: 1s}}]"),
+    ] {
+        assert_eq!(said(api, kind, rest, "group: networking.istio.io, "), [""; 0], "{kind}");
+        let without = said(api, kind, rest, "");
+        assert!(without.iter().any(|line| line.contains("`ServiceEntry` of group ``")), "{kind}: {without:?}");
+    }
+}

@@ -84,7 +84,12 @@ const fn http_only(path: &'static str, grpc: &'static str) -> Row {
 
 /// `targetRefs` of an object for workloads, which gRPC's clients are not told of.
 const fn workloads(nothing: &'static str) -> [Row; 4] {
-    [both("group", Indifferent), http_only("kind", nothing), http_only("name", nothing), both("namespace", Indifferent)]
+    [
+        http_only("group", nothing),
+        http_only("kind", nothing),
+        http_only("name", nothing),
+        both("namespace", Indifferent),
+    ]
 }
 
 /// What a rule of a limit or a quota counts.

@@ -27,7 +27,7 @@ const PEER: &[Row] =
     &[both("selector.matchLabels", Enforced), both("mtls.mode", Partly(mode)), both("portLevelMtls", Partly(modes))];
 
 const TARGET: &[Row] =
-    &[both("group", Indifferent), both("kind", Enforced), both("name", Enforced), both("namespace", Indifferent)];
+    &[both("group", Enforced), both("kind", Enforced), both("name", Enforced), both("namespace", Indifferent)];
 
 const REQUEST: &[Row] = &[both("selector.matchLabels", Enforced)];
 

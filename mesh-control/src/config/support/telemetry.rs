@@ -17,7 +17,7 @@ pub(super) const TABLES: Tables = &[
 const TELEMETRY: &[Row] = &[http_only("selector.matchLabels", NOTHING)];
 
 const TARGET: &[Row] = &[
-    both("group", Indifferent),
+    http_only("group", NOTHING),
     http_only("kind", NOTHING),
     http_only("name", NOTHING),
     both("namespace", Indifferent),
