@@ -9,7 +9,8 @@ use crate::policy::Policy;
 use crate::policy::destination_rules::Around;
 use crate::policy::route::ClusterKey;
 use crate::policy::traffic::Tls;
-use crate::registry::host::{covers, plain};
+use crate::policy::virtual_services::MESH;
+use crate::registry::host::{covers, in_namespace, plain};
 use crate::registry::protocol::{Protocol, of_entry_port};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
@@ -17,7 +18,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         for (index, port) in object.spec.ports.iter().enumerate() {
             let protocol = of_entry_port(port.protocol.as_deref(), &port.name, port.number.0);
             if matches!(protocol, Protocol::Https | Protocol::Tls) {
-                found.extend(in_plaintext(object, index, port, policy));
+                found.extend(in_plaintext(object, index, port, (objects, policy)));
             }
         }
     }
@@ -27,10 +28,13 @@ fn in_plaintext(
     object: &Object<ServiceEntry>,
     index: usize,
     port: &ServicePort,
-    policy: &Policy,
+    (objects, policy): (&Objects, &Policy),
 ) -> Option<Diagnostic> {
     let hosts = object.spec.hosts.iter().map(|host| plain(host));
-    let hosts: Vec<String> = hosts.filter(|host| !is_secured(object, host, port.number.0, policy)).collect();
+    let is_called = |host: &String| {
+        !is_secured(object, host, port.number.0, policy) && !has_bytes_of_others(objects, host, port.number.0)
+    };
+    let hosts: Vec<String> = hosts.filter(is_called).collect();
     // A short one would be that of a service.
     let first = hosts.first().map(|host| if host.contains('.') { host.clone() } else { format!("{host}.") })?;
     let field = if port.protocol.as_deref().is_some_and(|protocol| !protocol.is_empty()) { "protocol" } else { "name" };
@@ -67,4 +71,18 @@ fn is_secured(object: &Object<ServiceEntry>, host: &str, port: u16, policy: &Pol
         service.takes_registrations() || policy.services.written(id).any(|written| written.mutual_tls)
     });
     by_rule || by_itself || is_of_mesh
+}
+
+/// Whether a rule on TLS connections, of whatever host, leads there, or one on any connections of a gateway: these speak TLS themselves,
+/// or may.
+fn has_bytes_of_others(objects: &Objects, host: &str, port: u16) -> bool {
+    objects.virtual_services.iter().any(|object| {
+        let of_tls = object.spec.tls.iter().flat_map(|rule| &rule.route);
+        let is_at_gateway = object.spec.gateways.iter().any(|name| name.value != MESH);
+        let of_tcp = object.spec.tcp.iter().filter(|_| is_at_gateway).flat_map(|rule| &rule.route);
+        of_tls.chain(of_tcp).any(|to| {
+            let is_for_port = to.destination.port.as_ref().is_none_or(|wanted| wanted.number.0 == port);
+            is_for_port && in_namespace(&to.destination.host, &object.meta.namespace) == host
+        })
+    })
 }

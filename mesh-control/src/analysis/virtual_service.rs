@@ -14,12 +14,13 @@ use crate::config::spelling::nearest;
 use crate::policy::Policy;
 use crate::policy::compile::{self, Rule};
 use crate::policy::destination_rules::Around;
+use crate::policy::gateways::Server;
 use crate::policy::retry;
 use crate::policy::route::{ClusterKey, Written};
 use crate::policy::shadow::Earlier;
 use crate::policy::traffic::HashedBy;
 use crate::policy::view::View;
-use crate::policy::virtual_services::Entry;
+use crate::policy::virtual_services::{Entry, gateway_name};
 use crate::registry::Service;
 use crate::registry::host::in_namespace;
 use crate::registry::protocol::Protocol;
@@ -181,9 +182,15 @@ impl Checker<'_> {
             .map(|service| Some(service.as_ref()?.1.ports.iter().map(|port| port.protocol)))
             .collect::<Option<Vec<_>>>()
             .map(|ports| ports.into_iter().flatten().collect());
-        let of_tls = object.spec.tls.iter().enumerate().map(|(index, rule)| ("tls", index, rule.span, &rule.route));
-        let of_tcp = object.spec.tcp.iter().enumerate().map(|(index, rule)| ("tcp", index, rule.span, &rule.route));
-        for (kind, index, span, route) in of_tls.chain(of_tcp) {
+        let of_tls = object.spec.tls.iter().enumerate().map(|(index, rule)| {
+            let matches = rule.matches.iter().map(|one| (one.gateways.as_slice(), one.port.map(|port| port.0)));
+            ("tls", index, rule.span, &rule.route, matches.collect::<Vec<_>>())
+        });
+        let of_tcp = object.spec.tcp.iter().enumerate().map(|(index, rule)| {
+            let matches = rule.matches.iter().map(|one| (one.gateways.as_slice(), one.port.map(|port| port.0)));
+            ("tcp", index, rule.span, &rule.route, matches.collect::<Vec<_>>())
+        });
+        for (kind, index, span, route, matches) in of_tls.chain(of_tcp) {
             let written = Written {
                 object: object.meta.id(),
                 field: format!("{kind}[{index}]").into(),
@@ -204,7 +211,8 @@ impl Checker<'_> {
                 ("tls", protocol) => matches!(protocol, Protocol::Tls | Protocol::Https),
                 (_, protocol) => !matches!(protocol, Protocol::Tls | Protocol::Https),
             };
-            if spoken.as_ref().is_some_and(|spoken| !spoken.is_empty() && !spoken.iter().any(is_for)) {
+            let is_idle = spoken.as_ref().is_some_and(|spoken| !spoken.is_empty() && !spoken.iter().any(is_for));
+            if is_idle && !self.counts_at_gateway(kind == "tls", &matches) {
                 let message = match kind {
                     "tls" => "without effect: it is for ports whose protocol is TLS or HTTPS, and its hosts have none",
                     _ => "without effect: applications speak TLS to every port of its hosts, for which `tls` is",
@@ -212,6 +220,28 @@ impl Checker<'_> {
                 self.say(&rule, span, "", Severity::Warning, Code::Ignored, message);
             }
         }
+    }
+
+    /// Whether a rule on connections, with these conditions on gateways and ports, is for a server of a gateway: one on names where
+    /// TLS passes, and one on any connections where it has ended, or was none. What is spoken behind the gateway is of no account.
+    fn counts_at_gateway(&self, is_on_names: bool, matches: &[(&[String], Option<u16>)]) -> bool {
+        let own = &self.entry.meta.namespace;
+        let is_meant = |name: &str, server: &Server| {
+            let has = |names: &[String]| names.is_empty() || names.iter().any(|one| gateway_name(one, own) == name);
+            let port = server.port.number.0;
+            matches.is_empty()
+                || matches.iter().any(|(names, wanted)| has(names) && wanted.is_none_or(|one| one == port))
+        };
+        let passes = |server: &Server| server.tls.as_ref().is_some_and(|tls| !tls.mode.terminates());
+        self.policy.gateways.of_istio().any(|gateway| {
+            let name = format!("{}/{}", gateway.meta.namespace, gateway.meta.name);
+            self.entry.gateways.contains(&name)
+                && gateway
+                    .spec
+                    .servers
+                    .iter()
+                    .any(|server| !server.takes_requests() && passes(server) == is_on_names && is_meant(&name, server))
+        })
     }
 
     /// Destinations of one rule that are chosen from by different hashes.

@@ -229,3 +229,39 @@ fn rules_on_connections_are_looked_at_as_those_on_requests_are() {
         assert!(said.is_empty(), "{said:#?}");
     }
 }
+
+#[test]
+fn rules_on_connections_of_a_gateway_count_by_what_it_does_with_tls() {
+    let gateway = |tls: &str| {
+        object(
+            "Gateway",
+            &format!(
+                "{{servers: [{{port: {{number: 443, name: tls, protocol: TLS}}, hosts: ['*'], tls: {{{tls}}}}}]}}"
+            ),
+        )
+    };
+    let rules = |spec: &str| object("VirtualService", spec);
+    let tcp = |port: u16, names: &str| {
+        rules(&format!(
+            "{{hosts: [secret], gateways: [mesh, web], tcp: [{{match: [{{port: {port}, gateways: [{names}]}}], \
+             route: [{{destination: {{host: secret}}}}]}}]}}"
+        ))
+    };
+    let names = rules(
+        "{hosts: [ledger], gateways: [mesh, web], tls: [{match: [{gateways: [web], sniHosts: [ledger]}], \
+         route: [{destination: {host: ledger}}]}]}",
+    );
+    let (ends, passes) = (gateway("mode: ISTIO_MUTUAL"), gateway("mode: PASSTHROUGH"));
+    for (gateway, rules, counts) in [
+        (&ends, tcp(443, "web"), true),
+        (&ends, tcp(444, "web"), false),
+        (&ends, tcp(443, "mesh"), false),
+        (&passes, tcp(443, "web"), false),
+        (&passes, names.clone(), true),
+        (&ends, names, false),
+    ] {
+        let said = said(&[SERVICES, gateway, &rules]);
+        let is_idle = said.iter().any(|line| line.contains("[0]: without effect"));
+        assert_eq!(is_idle, !counts, "{gateway}{rules}{said:#?}");
+    }
+}

@@ -223,7 +223,19 @@ fn a_port_that_speaks_tls_and_is_called_in_plaintext_is_told_with_what_to_write(
         // Who asks for the server's name speaks TLS by itself.
         (entry(https, "") + &by_name("*.example.com", 443), None),
         (entry(https, "") + &by_name("*.example.com", 444), Some(("protocol: HTTPS", "port 443 of"))),
-        (entry(https, "") + &by_name("b.example.com", 443), Some(("protocol: HTTPS", "port 443 of api.example.com;"))),
+        (
+            entry(https, "") + &by_name("b.example.com", 443).replace("host: api", "host: b"),
+            Some(("protocol: HTTPS", "port 443 of api.example.com;")),
+        ),
+        // Also by a name that is another's.
+        (
+            entry(https, "") + &by_name("front.example.org", 443),
+            Some(("protocol: HTTPS", "port 443 of b.example.com;")),
+        ),
+        (
+            entry(https, "") + &by_name("front.example.org", 443).replace("{number: 443}}}]}", "{number: 444}}}]}"),
+            Some(("protocol: HTTPS", "port 443 of api.example.com, b.example.com;")),
+        ),
         (
             entry(
                 https,
