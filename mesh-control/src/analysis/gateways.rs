@@ -7,12 +7,13 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::file::{Object, Objects, Refused};
 use crate::config::istio::gateway::{Gateway, Server, ServerTls, lets_in, split_host};
 use crate::config::istio::secret::Secret;
-use crate::config::istio::virtual_service::VirtualService;
+use crate::config::istio::virtual_service::{Destination, VirtualService};
 use crate::config::spelling::nearest;
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
 use crate::policy::Policy;
 use crate::policy::secrets::AUTHORITIES;
 use crate::policy::virtual_services::{MESH, gateway_name};
+use crate::registry::Discovery;
 use crate::registry::host::{covers, in_namespace};
 use crate::registry::service::is_subset;
 
@@ -39,6 +40,7 @@ fn rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for rule in &objects.virtual_services {
         let own = &rule.meta.namespace;
         conditions(rule, found);
+        back_to_gateway(rule, policy, found);
         let hosts: Vec<String> = rule.spec.hosts.iter().map(|host| in_namespace(host, own)).collect();
         for (index, written) in rule.spec.gateways.iter().enumerate() {
             let name = gateway_name(written, own);
@@ -92,6 +94,59 @@ fn conditions(rule: &Object<VirtualService>, found: &mut Vec<Diagnostic>) {
             found.push(finding.object(rule.meta.id()).field(format!("http[{index}].match[{place}].gateways")));
         }
     }
+}
+
+/// Destinations behind a gateway that are wherever a connection was going to (`resolution: NONE`), by a wildcard: it was going to the
+/// gateway.
+fn back_to_gateway(rule: &Object<VirtualService>, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let (own, spec) = (&rule.meta.namespace, &rule.spec);
+    if !spec.gateways.iter().any(|name| name.value != MESH) {
+        return;
+    }
+    let of_http = spec.http.iter().enumerate().filter(|(_, one)| {
+        counts_at_gateways(one.matches.iter().map(|it| it.gateways.iter().map(|name| name.value.as_str()).collect()))
+    });
+    let of_tls = spec.tls.iter().enumerate().filter(|(_, one)| {
+        counts_at_gateways(one.matches.iter().map(|it| it.gateways.iter().map(String::as_str).collect()))
+    });
+    let of_tcp = spec.tcp.iter().enumerate().filter(|(_, one)| {
+        counts_at_gateways(one.matches.iter().map(|it| it.gateways.iter().map(String::as_str).collect()))
+    });
+    let mut destinations: Vec<(String, &Destination)> = Vec::new();
+    for (index, one) in of_http {
+        let all = one.route.iter().enumerate();
+        destinations.extend(all.map(|(at, to)| (format!("http[{index}].route[{at}]"), &to.destination)));
+    }
+    for (index, one) in of_tls {
+        let all = one.route.iter().enumerate();
+        destinations.extend(all.map(|(at, to)| (format!("tls[{index}].route[{at}]"), &to.destination)));
+    }
+    for (index, one) in of_tcp {
+        let all = one.route.iter().enumerate();
+        destinations.extend(all.map(|(at, to)| (format!("tcp[{index}].route[{at}]"), &to.destination)));
+    }
+    for (route, Destination { host, .. }) in destinations {
+        let service = policy.services.find(&in_namespace(host, own), own);
+        let is_there = service.is_some_and(|(_, service)| service.discovery == Discovery::Passthrough);
+        if !is_there || !host.starts_with('*') {
+            continue;
+        }
+        let message = format!(
+            "{} is where a connection was going to (`resolution: NONE`), which at a gateway is the gateway itself; with `resolution: \
+             DYNAMIC_DNS` in its ServiceEntry the name is looked up that a client asks for",
+            quoted(host)
+        );
+        // A request has a name that a program of this project goes by.
+        let severity = if route.starts_with("http") { Severity::Warning } else { Severity::Error };
+        let finding = Diagnostic::at(&rule.meta.origin.at(host.span), severity, Code::Conflict, message);
+        found.push(finding.object(rule.meta.id()).field(format!("{route}.destination.host")));
+    }
+}
+
+/// Whether a rule whose conditions name these gateways is for others than the workloads of the mesh.
+fn counts_at_gateways<'a>(matches: impl Iterator<Item = Vec<&'a str>>) -> bool {
+    let mut matches = matches.peekable();
+    matches.peek().is_none() || matches.any(|names| names.is_empty() || names.iter().any(|name| *name != MESH))
 }
 
 /// Servers that are left out of a gateway, for another one is there.

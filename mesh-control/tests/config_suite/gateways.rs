@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProx
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls_pb;
 use mesh_control::analysis::{Mesh, validate, validate_scan};
 use mesh_control::catalog::{Catalog, Client, ClientClass, Kind};
+use mesh_control::config::Severity;
 use mesh_control::config::load::Scan;
 use mesh_control::plane::{Plane, PlaneOptions};
 use mesh_control::registry::Workload;
@@ -379,6 +380,43 @@ fn a_policy_says_which_servers_of_its_gateway_close_every_connection() {
         ("AuthorizationPolicy", "shop", format!("{{{sni}}}"), ""),
     ] {
         assert_eq!(closed(kind, namespace, &spec), expected, "{kind} {namespace} {spec}");
+    }
+}
+
+#[test]
+fn a_wildcard_without_resolution_behind_a_gateway_is_told_what_to_write() {
+    let server = "{port: {number: 443, name: tls, protocol: TLS}, hosts: ['*'], tls: {mode: PASSTHROUGH}}";
+    let entry = |host: &str, resolution: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: wild, namespace: shop}}\n\
+             spec: {{hosts: ['{host}'], ports: [{{number: 443, name: tls, protocol: TLS}}], resolution: {resolution}}}\n---\n"
+        )
+    };
+    let leads = |kind: &str, at: &str, host: &str| {
+        let names = if kind == "tls" { format!(", sniHosts: ['{host}']") } else { String::new() };
+        let rest = format!(
+            "{kind}: [{{match: [{{gateways: [{at}]{names}}}], route: [{{destination: {{host: '{host}', port: {{number: 443}}}}}}]}}]"
+        );
+        rules("r", "mesh, a", "'*.com'", &rest)
+    };
+    let said = |entry: String, rules: String| {
+        let text = [gateway("a", server), entry, rules].concat();
+        let said = validate([("c.yaml", text.as_str())]);
+        let mut said = said.into_iter().filter(|finding| finding.message.contains("DYNAMIC_DNS"));
+        said.next().map(|finding| (finding.severity, finding.field.as_deref().unwrap_or_default().to_owned()))
+    };
+    let none = || entry("*.com", "NONE");
+    for (entry, rules, expected) in [
+        (none(), leads("tls", "a", "*.com"), Some((Severity::Error, "tls[0].route[0].destination.host"))),
+        (none(), leads("tcp", "a", "*.com"), Some((Severity::Error, "tcp[0].route[0].destination.host"))),
+        (none(), leads("http", "a", "*.com"), Some((Severity::Warning, "http[0].route[0].destination.host"))),
+        (none(), leads("tls", "mesh", "*.com"), None),
+        (entry("*.com", "DYNAMIC_DNS"), leads("tls", "a", "*.com"), None),
+        (entry("a.com", "NONE"), leads("tls", "a", "a.com"), None),
+    ] {
+        let text = format!("{entry}{rules}");
+        let expected = expected.map(|(severity, field)| (severity, field.to_owned()));
+        assert_eq!(said(entry, rules), expected, "{text}");
     }
 }
 
