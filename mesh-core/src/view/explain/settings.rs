@@ -260,11 +260,20 @@ pub(super) fn retry(policy: &RetryPolicy) -> Value {
         return Value::Null;
     }
     let statuses: Vec<String> = policy.statuses.iter().map(|status| status.as_u16().to_string()).collect();
+    // What asks for more ends the retries, but for headers that a policy names: there it is passed over.
+    let obeys = match &policy.rate_limited {
+        None => format!("Retry-After up to {:?}", policy.back_off.max),
+        Some(limited) => {
+            let headers: Vec<&str> = limited.headers.iter().map(HeaderName::as_str).collect();
+            format!("{} up to {:?}", headers.join(" or "), limited.max_interval)
+        }
+    };
     fields(json!({
         "attempts": policy.retries,
         "on": on.join(","),
         "statuses": (!statuses.is_empty()).then(|| statuses.join(",")),
         "back_off": format!("{:?} to {:?}", policy.back_off.base, policy.back_off.max),
+        "obeys": obeys,
         "avoids_tried_endpoints": policy.avoids_tried,
         "hedges": policy.hedges.then_some(true),
     }))
@@ -348,6 +357,7 @@ pub(super) fn percent(per_million: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::RateLimitedBackOff;
 
     #[test]
     fn what_a_request_lacks_is_hashed_no_second_time() {
@@ -359,5 +369,14 @@ mod tests {
         let three = [by("x-user", true), by("x-user", false), by("x-session", false)];
         assert_eq!(hashed_by(&three), "header x-user, else header x-session");
         assert_eq!(hashed_by(&[by("x-user", false), by("x-session", false)]), "header x-user and header x-session");
+    }
+
+    #[test]
+    fn retries_say_how_long_an_answer_may_ask_to_wait() {
+        let mut policy = crate::retry::DEFAULT_POLICY.clone();
+        assert_eq!(retry(&policy)["obeys"], "Retry-After up to 250ms");
+        let headers = vec![HeaderName::from_static("x-reset"), HeaderName::from_static("retry-after")];
+        policy.rate_limited = Some(RateLimitedBackOff { headers, max_interval: Duration::from_secs(300) });
+        assert_eq!(retry(&policy)["obeys"], "x-reset or retry-after up to 300s");
     }
 }
