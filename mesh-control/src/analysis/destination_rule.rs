@@ -1,6 +1,7 @@
 //! DestinationRules for hosts and ports that nobody answers to, and TLS that does not come from where it seems to.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::alias_finding;
 use super::unknown::unknown_host;
@@ -8,11 +9,12 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions as config;
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::destination_rule::{DestinationRule, LoadBalancer, TlsMode, TrafficPolicy};
-use crate::config::istio::virtual_service::has_no_body;
+use crate::config::istio::virtual_service::{VirtualService, has_no_body};
 use crate::config::locate::locate;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
 use crate::policy::view::View;
+use crate::policy::virtual_services::MESH;
 use crate::registry::Discovery;
 use crate::registry::host::{covers, in_namespace, split_port};
 
@@ -40,7 +42,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         check_fallback(object, policy, &host, found);
         check_localities(object, policy, &host, found);
         check_outliers(object, policy, found);
-        check_secrets(object, policy, found);
+        check_secrets(object, (objects, &host), policy, found);
         check_wider_tls(object, objects, (&host, &policy.mesh.fixed.root_namespace), found);
     }
 }
@@ -69,7 +71,12 @@ pub(super) fn balancers(spec: &DestinationRule) -> Vec<(String, &LoadBalancer)> 
 
 /// Secrets that nobody is told, for the rule does not say for whom it is; and those that are not there, or do not have what a rule
 /// takes from them.
-fn check_secrets(object: &Object<DestinationRule>, policy: &Policy, found: &mut Vec<Diagnostic>) {
+fn check_secrets(
+    object: &Object<DestinationRule>,
+    (objects, host): (&Objects, &str),
+    policy: &Policy,
+    found: &mut Vec<Diagnostic>,
+) {
     let is_for_some = object.spec.workload_selector.as_ref().is_some_and(|selector| !selector.match_labels.is_empty());
     for (path, written) in policies(&object.spec) {
         let of_ports = written.port_level_settings.iter().enumerate().filter_map(|(index, settings)| {
@@ -82,10 +89,15 @@ fn check_secrets(object: &Object<DestinationRule>, policy: &Policy, found: &mut 
             let Some(name) = name.filter(|_| matches!(mode, TlsMode::Simple | TlsMode::Mutual)) else { continue };
             let origin = object.meta.origin.at(tls.span);
             if !is_for_some {
-                let message = "without a `workloadSelector` nobody is told a Secret: calls fail instead of travelling unprotected";
-                let finding = Diagnostic::at(&origin, Severity::Error, Code::NotSupportedYet, message);
+                let message = "without a `workloadSelector` only gateways of its namespace are told a Secret: calls of others fail \
+                    instead of travelling unprotected";
+                let is_behind_gateway = is_behind_gateway(objects, host);
+                let severity = if is_behind_gateway { Severity::Info } else { Severity::Error };
+                let finding = Diagnostic::at(&origin, severity, Code::NotSupportedYet, message);
                 found.push(finding.object(object.meta.id()).field(format!("{path}.credentialName")));
-                continue;
+                if !is_behind_gateway {
+                    continue;
+                }
             }
             let has_pair = policy.secrets.get(namespace, name).is_some_and(|secret| secret.identity.is_some());
             let is_verified = tls.insecure_skip_verify != Some(true);
@@ -101,6 +113,20 @@ fn check_secrets(object: &Object<DestinationRule>, policy: &Policy, found: &mut 
             found.push(finding.object(object.meta.id()).field(format!("{path}.credentialName")));
         }
     }
+}
+
+/// Whether a rule of a gateway leads to this host, or to one of those that it stands for.
+fn is_behind_gateway(objects: &Objects, host: &str) -> bool {
+    let at_gateways =
+        |object: &&Arc<Object<VirtualService>>| object.spec.gateways.iter().any(|name| name.value != MESH);
+    objects.virtual_services.iter().filter(at_gateways).any(|object| {
+        let spec = &object.spec;
+        let of_http = spec.http.iter().flat_map(|rule| &rule.route).map(|to| &to.destination);
+        let of_tls = spec.tls.iter().flat_map(|rule| &rule.route).map(|to| &to.destination);
+        let of_tcp = spec.tcp.iter().flat_map(|rule| &rule.route).map(|to| &to.destination);
+        let mut all = of_http.chain(of_tls).chain(of_tcp);
+        all.any(|to| covers(host, &in_namespace(&to.host, &object.meta.namespace)))
+    })
 }
 
 /// Subsets of a service whose endpoints are all written down, and that none of them is in.

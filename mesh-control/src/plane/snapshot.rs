@@ -510,7 +510,9 @@ impl Snapshot {
             }
             None => self.compiled.trust_claims,
         };
-        let is_for_it = is_known && render::secrets::is_for(policy, &client.namespace, &self.labels(client), name);
+        let labels = self.labels(client);
+        let is_for_it =
+            is_known && render::secrets::is_for(policy, &client.namespace, &labels, client.is_gateway, name);
         let may_have = is_for_it && client.class == ClientClass::Library;
         let secret = may_have.then(|| render::secrets::secret(policy, name)).flatten()?;
         Some(render::encode(name, &secret))

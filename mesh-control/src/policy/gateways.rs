@@ -453,7 +453,8 @@ impl Policy {
     /// A gateway, reduced to what can change what it is told: no Sidecar is for it, and it has no calls of its own that limits and
     /// filters could be for.
     pub fn gateway_view(&self, namespace: &Arc<str>, labels: &BTreeMap<String, String>) -> View {
-        View { sidecar: None, limits: Arc::default(), filters: Arc::default(), ..self.view(namespace, labels) }
+        let of_workload = self.view(namespace, labels);
+        View { is_gateway: true, sidecar: None, limits: Arc::default(), filters: Arc::default(), ..of_workload }
     }
 
     /// The rules that are for a server of a gateway, in their order, and for which hosts.

@@ -146,6 +146,8 @@ pub struct Cluster<'a> {
     pub port: ServicePort,
     /// The rule in force.
     pub rule: Option<&'a Arc<MergedRule>>,
+    /// Whether a Secret that the rule names is for the client: one that the rule names, or a gateway of its namespace.
+    pub has_secret: bool,
     /// The labels of the subset.
     pub labels: Option<Arc<BTreeMap<String, String>>>,
     /// How to call it.
@@ -242,7 +244,15 @@ impl Policy {
         let telemetry = self.telemetries.of(namespace, labels, &self.services);
         let limits = self.limits.of(namespace, labels, &self.services, Side::Client);
         let filters = self.filters.of(namespace, labels, &self.services, Side::Client);
-        let view = View { namespace: namespace.clone(), labels: Arc::default(), sidecar, telemetry, limits, filters };
+        let view = View {
+            namespace: namespace.clone(),
+            labels: Arc::default(),
+            is_gateway: false,
+            sidecar,
+            telemetry,
+            limits,
+            filters,
+        };
         if self.label_keys.is_empty() {
             return view;
         }
@@ -721,7 +731,9 @@ impl Policy {
             traffic.tls = Tls::ByFiles(Box::new(files.clone()));
         }
         let fallback = rule.and_then(|rule| self.fallback(rule, &key)).filter(|fallback| self.is_there(fallback, view));
-        Some(Cluster { key, id, service, port, rule, labels, traffic, fallback, is_refused })
+        let is_own = |rule: &MergedRule| view.is_gateway && rule.meta.namespace == view.namespace;
+        let has_secret = rule.is_some_and(|rule| rule.is_for_some() || is_own(rule));
+        Some(Cluster { key, id, service, port, rule, has_secret, labels, traffic, fallback, is_refused })
     }
 }
 

@@ -10,6 +10,8 @@ pub struct View {
     pub namespace: Arc<str>,
     /// Its labels that some rule asks for.
     pub labels: Arc<BTreeMap<String, String>>,
+    /// Whether it is a gateway.
+    pub is_gateway: bool,
     /// The Sidecar that is for it, by its place among all.
     pub sidecar: Option<usize>,
     /// The Telemetry objects that are for it.

@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use mesh_core::identity::SpiffeId;
 
 use crate::policy::Policy;
+use crate::policy::destination_rules::MergedRule;
 use crate::policy::secrets::{AUTHORITIES, Pem};
 
 /// What the name of a Secret begins with: its namespace and its own name follow.
@@ -33,10 +34,11 @@ pub fn is_named(policy: &Policy, name: &str) -> bool {
     rule_of(name).is_some_and(|(namespace, name)| policy.destination_rules.name_secret(namespace, name, |_| true))
 }
 
-/// Whether such a rule is for the workloads of this namespace with these labels.
-pub fn is_for(policy: &Policy, own: &str, labels: &BTreeMap<String, String>, name: &str) -> bool {
+/// Whether such a rule is for the workloads of this namespace with these labels. To gateways, as in Istio, it need not say so.
+pub fn is_for(policy: &Policy, own: &str, labels: &BTreeMap<String, String>, is_gateway: bool, name: &str) -> bool {
+    let is_one = |rule: &MergedRule| rule.is_for_those_with(labels) || (is_gateway && !rule.is_for_some());
     rule_of(name).is_some_and(|(namespace, name)| {
-        namespace == own && policy.destination_rules.name_secret(namespace, name, |rule| rule.is_for_those_with(labels))
+        namespace == own && policy.destination_rules.name_secret(namespace, name, is_one)
     })
 }
 

@@ -58,7 +58,7 @@ pub(super) fn upstream(
             for_all(mutual(sni.clone().unwrap_or_else(|| own_sni(seen)), peers, has_certificates))
         }
         Tls::ByFiles(files) => for_all(by_files(seen, files)),
-        Tls::BySecret(by) => match seen.rule.filter(|rule| rule.is_for_some()) {
+        Tls::BySecret(by) => match seen.rule.filter(|_| seen.has_secret) {
             Some(rule) => for_all(by_secret(seen, &rule.meta.namespace, by, over_same_stream)),
             // It is for nobody. A client that is told of it refuses to call rather than call in plaintext.
             None => {

@@ -606,7 +606,31 @@ fn a_secret_is_told_to_a_program_of_its_namespace_that_a_rule_is_for() {
         assert_eq!(told(&plane, &other), [false; 2], "{other:?}");
     }
     plane.set_yaml("c.yaml", &objects("")).unwrap();
-    assert_eq!(told(&plane, &own), [false; 2], "it is for nobody");
+    assert_eq!(told(&plane, &own), [false; 2], "it is for gateways alone");
+    // A gateway of its namespace needs no such word, as in Istio.
+    let elsewhere = program(ClientClass::Library, "pay", "other").gateway();
+    let at_edge = program(ClientClass::Library, "shop", "other").gateway();
+    assert_eq!((told(&plane, &at_edge), told(&plane, &elsewhere)), ([true; 2], [false; 2]));
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: api, namespace: shop}\n\
+        spec: {hosts: [api.example.com], resolution: DNS, ports: [{number: 443, name: http, protocol: HTTP}]}\n---\n";
+    let server = "{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}";
+    let leads = rules("api", "edge", "api.example.com", "http: [{route: [{destination: {host: api.example.com}}]}]");
+    let beside = [entry.to_owned(), gateway("edge", server), leads].concat();
+    plane.set_yaml("e.yaml", &beside.replace("selector: {istio: ingressgateway}", "selector: {app: other}")).unwrap();
+    let names_secret = |client: &Client| {
+        let cluster = plane.snapshot().resource(client, Kind::Cluster, "outbound|443||api.example.com").unwrap();
+        String::from_utf8_lossy(&cluster.body).contains("kubernetes://shop/api")
+    };
+    assert_eq!((names_secret(&at_edge), names_secret(&own)), (true, false));
+    let said = |texts: &[(&str, &str)]| {
+        let said = validate(texts.iter().copied());
+        let mut said = said.into_iter().filter(|finding| finding.message.contains("`workloadSelector`"));
+        said.next().map(|finding| finding.severity)
+    };
+    let unselective = objects("");
+    assert_eq!(said(&[("c.yaml", unselective.as_str()), ("e.yaml", entry)]), Some(Severity::Error));
+    assert_eq!(said(&[("c.yaml", unselective.as_str()), ("e.yaml", beside.as_str())]), Some(Severity::Info));
+    assert_eq!(said(&[("c.yaml", selected.as_str()), ("e.yaml", entry)]), None);
     // Elsewhere it has to be proven, to this mesh.
     let strict = Plane::start(PlaneOptions::default().issues_certificates(true)).unwrap();
     strict.set_yaml("c.yaml", &selected).unwrap();

@@ -58,9 +58,9 @@ pub(super) fn upstream(
             let context = of_files(seen, files, is_http2);
             Some(Security { socket: Some(socket(&context)), ..Security::default() })
         }
-        // It proves who it is to be given the Secret, which is for those that the rule names.
+        // It proves who it is to be given the Secret, which is for those that the rule names, or a gateway.
         Tls::BySecret(by) if may_have_certificate => {
-            let rule = seen.rule.filter(|rule| rule.is_for_some())?;
+            let rule = seen.rule.filter(|_| seen.has_secret)?;
             let context = of_secret(seen, &rule.meta.namespace, by, is_http2);
             Some(Security { socket: Some(socket(&context)), ..Security::default() })
         }
