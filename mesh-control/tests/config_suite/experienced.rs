@@ -130,7 +130,7 @@ fn trusted_proxies_are_a_warning_where_nobody_reads_them() {
         assert_eq!(lines(&validate([("a.yaml", settings(read).as_str())])), [""; 0]);
     }
     let said = lines(&validate([("a.yaml", settings("defaultConfig: {concurrency: 2}").as_str())]));
-    assert!(said.len() == 1 && said[0].contains("info[ignored]"), "{said:?}");
+    assert!(said.len() == 1 && said[0].contains("defaultConfig.concurrency: without effect"), "{said:?}");
 }
 
 #[test]

@@ -224,11 +224,12 @@ fn a_wrong_setting_is_told_with_its_line_and_column_in_the_file() {
 #[test]
 fn what_is_not_enforced_is_told_and_what_guards_louder() {
     let plane = plane(
-        "enableTracing: true\ndefaultConfig: {concurrency: 2}\ncaCertificates: [{pem: x}]\nmeshMTLS: {minProtocolVersion: TLSV1_3, cipherSuites: [a]}\nenableAutoMtls: false\ningressClass: istio\n",
+        "enableTracing: true\ndefaultConfig: {concurrency: 2, tracing: {sampling: 5}}\ncaCertificates: [{pem: x}]\nmeshMTLS: {minProtocolVersion: TLSV1_3, cipherSuites: [a]}\nenableAutoMtls: false\ningressClass: istio\n",
     );
     let said = said(&plane);
     for expected in [
-        "config.yaml:10:5: info[ignored]: MeshConfig: defaultConfig",
+        "config.yaml:10:",
+        "info[ignored]: MeshConfig: defaultConfig.concurrency: without effect in this mesh",
         "config.yaml:11:5: warning[not-supported-yet]: MeshConfig istio-system/istio: caCertificates",
         "config.yaml:12:",
         "config.yaml:13:5: warning[not-supported-yet]: MeshConfig istio-system/istio: enableAutoMtls",
@@ -236,6 +237,7 @@ fn what_is_not_enforced_is_told_and_what_guards_louder() {
     ] {
         assert!(said.iter().any(|line| line.contains(expected)), "{expected} is not in\n{}", said.join("\n"));
     }
+    assert!(!said.iter().any(|line| line.contains("MeshConfig: defaultConfig:")), "{said:#?}");
 }
 
 /// How the requests of a client's target, and those of a server, are traced.

@@ -276,10 +276,16 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, tell: &mut dyn 
                 MostlyIndifferent(judge) => match judge(value) {
                     Some(instead) => (Some(Becomes::Instead(instead)), true),
                     None => {
-                        // What has rows of its own below speaks for itself.
-                        let is_silent = |(key, _): &(Key, Node)| !has_rows_below(kind, &format!("{path}.{}", key.name));
-                        let is_idle = value.entries().is_empty() || value.entries().iter().any(is_silent);
-                        (is_idle.then_some(Becomes::Idle), false)
+                        // What has rows of its own speaks for itself, and of the rest each field does.
+                        for (key, value) in value.entries() {
+                            let (path, shown) = (format!("{path}.{}", key.name), format!("{shown}.{}", key.name));
+                            let has_rows = has_rows_below(kind, &path)
+                                || self::row(kind, &path).is_some_and(|row| is_own_row(row, &path));
+                            if !has_rows && value.value != Value::Null {
+                                tell(Written { path: &path, shown: &shown, key, value, becomes: Becomes::Idle });
+                            }
+                        }
+                        (value.entries().is_empty().then_some(Becomes::Idle), false)
                     }
                 },
             };
