@@ -175,6 +175,7 @@ pub fn examine(loaded: Loaded, given: &Given, fixed: Option<&Fixed>, judge: &Jud
     diagnostics.extend(found);
     let (policy, found) = Policy::new(&objects, mesh);
     diagnostics.extend(found);
+    security::drop_believed(&objects, &policy, &mut diagnostics);
     diagnostics.extend(check(&objects, &policy, given.default_tls, judge));
     sort(&mut diagnostics);
     (policy, diagnostics)

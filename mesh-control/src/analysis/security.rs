@@ -1,8 +1,11 @@
 //! Objects that guard workloads and are not enforced, never count, or are for a service or a port that does not exist.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use super::rules::TargetPorts;
 use super::tokens;
-use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
+use crate::config::diagnostic::{Code, Diagnostic, NO_PROXY, Severity, quoted};
 use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::gateway_api::CLASSES;
 use crate::config::istio::authorization::conditions;
@@ -48,6 +51,27 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     for (meta, targets) in objects.targets() {
         check_targets(objects, root, meta, &targets, found);
     }
+}
+
+/// Takes out what was said of addresses of clients, where a policy is for gateways alone and the mesh says who is in front of them.
+pub(super) fn drop_believed(objects: &Objects, policy: &Policy, diagnostics: &mut Vec<Diagnostic>) {
+    let topology = policy.mesh.topology();
+    if topology.trusted_proxies.is_none_or(|number| number == 0) && !topology.proxy_protocol {
+        return;
+    }
+    let root = &*policy.mesh.fixed.root_namespace;
+    let is_at_gateway = |object: &Object<AuthorizationPolicy>| {
+        let whom = objects.workloads(&object.meta, object.spec.selector.as_ref(), &object.spec.targets());
+        let is_for_all = matches!(&whom, Workloads::Labelled(labels) if labels.is_empty());
+        let mut gateways = policy.gateways.among(&whom, (&*object.meta.namespace, root), &policy.services);
+        !is_for_all && gateways.next().is_some()
+    };
+    let believed = objects.authorization_policies.iter().filter(|object| is_at_gateway(object));
+    let believed: BTreeSet<Arc<str>> = believed.map(|object| object.meta.id()).collect();
+    diagnostics.retain(|finding| {
+        let is_believed = finding.object.as_ref().is_some_and(|id| believed.contains(id));
+        !(is_believed && finding.message.starts_with(NO_PROXY))
+    });
 }
 
 /// Policies that ask somebody whom nothing describes, and those that ask nobody.

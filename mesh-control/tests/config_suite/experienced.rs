@@ -69,6 +69,30 @@ fn a_policy_on_the_address_of_the_client_is_told_that_it_is_that_of_the_connecti
 }
 
 #[test]
+fn a_policy_on_the_address_of_the_client_is_right_at_gateways_that_know_who_is_in_front_of_them() {
+    let gateway = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: shop}\n\
+        spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}\n";
+    let known = settings("defaultConfig: {gatewayTopology: {numTrustedProxies: 2}}");
+    let (unknown, passed) =
+        (settings("ingressClass: istio"), settings("defaultConfig: {gatewayTopology: {proxyProtocol: {}}}"));
+    let at = |labels: &str| {
+        policy(&format!(
+            "{{selector: {{matchLabels: {{{labels}}}}}, action: DENY, rules: [{{from: [{{source: {{remoteIpBlocks: [10.0.0.0/8]}}}}]}}]}}"
+        ))
+    };
+    for (settings, labels, is_told) in [
+        (&known, "istio: ingressgateway", false),
+        (&passed, "istio: ingressgateway", false),
+        (&unknown, "istio: ingressgateway", true),
+        (&known, "app: web", true),
+    ] {
+        let said = validate([("m.yaml", settings.as_str()), ("g.yaml", gateway), ("a.yaml", at(labels).as_str())]);
+        let told = said.iter().any(|one| one.message.contains("X-Forwarded-For is believed from nobody"));
+        assert_eq!(told, is_told, "{labels}: {said:?}");
+    }
+}
+
+#[test]
 fn an_object_whose_expressions_are_too_large_together_is_wrong_and_its_hosts_say_why() {
     let large = format!("(?:{})", "a".repeat(8_000));
     let rule = |name: &str, regex: &str, times: usize| {
