@@ -279,11 +279,11 @@ fn servers<'p>(seen: &Cluster<'_>, policy: &'p Policy, default: Option<ServerTls
     for written in policy.services.written(seen.id) {
         let is_meant = labels.is_none_or(|labels| is_subset(labels, &written.labels));
         let Some(port) = written.port_for(&seen.port).filter(|_| is_meant) else { continue };
-        // Of the others, nobody knows whether they are of the mesh.
-        all.push(match written.mutual_tls {
-            true => of(Served { namespace: &written.namespace, labels: &written.labels, port }),
-            false => Server { tls: None, by: None },
-        });
+        // Of the others, nobody knows whether they are of the mesh; and of these, which may be of another one's making, what they do
+        // where no PeerAuthentication says it.
+        let said = of(Served { namespace: &written.namespace, labels: &written.labels, port });
+        let is_told = written.mutual_tls && said.by.is_some();
+        all.push(if is_told { said } else { Server { tls: None, by: None } });
     }
     if let Some(selector) = service.selector.as_ref().filter(|_| service.takes_registrations()) {
         let mut known = selector.clone();

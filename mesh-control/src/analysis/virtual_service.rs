@@ -24,6 +24,7 @@ use crate::policy::virtual_services::{Entry, gateway_name};
 use crate::registry::Service;
 use crate::registry::host::in_namespace;
 use crate::registry::protocol::Protocol;
+use crate::registry::service::is_subset;
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for entry in policy.virtual_services.iter() {
@@ -358,10 +359,12 @@ impl Checker<'_> {
             seen_from(namespace).is_some_and(|seen| seen.has_subset(subset) || seen.refused().is_some())
         };
         let own = &*self.entry.meta.namespace;
+        // A gateway that the object is for, too, does not call itself: its namespace is no client for that.
+        let theirs = Some(&*service.namespace).filter(|_| !self.leads_to_own_gateway(service));
         // Those that the rules for it are meant for, too: they may be told to some namespaces only.
         let governing = rules.governing(host, [own, &*service.namespace]);
         let named = governing.iter().flat_map(|rule| rule.visibility().named());
-        let clients = named.chain(self.entry.visibility.named()).chain([own, &*service.namespace]);
+        let clients = named.chain(self.entry.visibility.named()).chain([own]).chain(theirs);
         let is_client = |namespace: &&str| self.entry.visibility.includes(namespace);
         let clients: BTreeSet<&str> = clients.filter(is_client).collect();
         let without: Vec<&str> = clients.iter().copied().filter(|namespace| !has(namespace)).collect();
@@ -388,6 +391,16 @@ impl Checker<'_> {
         let message = format!("{} is no subset{message}", quoted(subset));
         let field = format!("{field}.subset");
         self.say(rule, span, &field, severity, Code::UnknownReference, message);
+    }
+
+    /// Whether a service leads to a gateway that the object is for, too.
+    fn leads_to_own_gateway(&self, service: &Service) -> bool {
+        let Some(labels) = &service.selector else { return false };
+        self.policy.gateways.of_istio().any(|gateway| {
+            let name = format!("{}/{}", gateway.meta.namespace, gateway.meta.name);
+            let selector = &gateway.spec.selector;
+            self.entry.gateways.contains(&name) && !selector.is_empty() && is_subset(selector, labels)
+        })
     }
 
     /// The last finding has this code in Istio.

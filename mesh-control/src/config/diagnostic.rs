@@ -302,9 +302,10 @@ impl Diagnostic {
         self
     }
 
-    /// The same finding, about this field.
+    /// The same finding, about this field; an empty one is the whole object.
     pub fn field(mut self, field: impl Into<Arc<str>>) -> Diagnostic {
-        self.field = Some(field.into());
+        let field: Arc<str> = field.into();
+        self.field = (!field.is_empty()).then_some(field);
         self
     }
 
@@ -556,6 +557,13 @@ mod tests {
         let finding = Diagnostic::at(&origin(&text, 1, 2000, 4001..4005), Severity::Error, Code::Syntax, "no");
         let rendered = finding.render();
         assert!(rendered.len() < 2000, "{}", rendered.len());
+    }
+
+    #[test]
+    fn a_finding_about_a_whole_object_has_no_empty_field() {
+        let finding = Diagnostic::at(&origin("a", 1, 1, 0..1), Severity::Warning, Code::Degraded, "nothing");
+        let finding = finding.object("WasmPlugin a/b").field("");
+        assert!(finding.field.is_none() && finding.to_string().ends_with("WasmPlugin a/b: nothing"), "{finding}");
     }
 
     #[test]

@@ -384,6 +384,30 @@ fn a_policy_says_which_servers_of_its_gateway_close_every_connection() {
 }
 
 #[test]
+fn a_subset_for_the_way_to_a_gateway_is_not_asked_of_the_gateway_s_own_namespace() {
+    let server = "{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}";
+    let edge = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, namespace: edges}\n\
+        spec: {selector: {istio: ingressgateway}, ports: [{name: http, port: 80}]}\n---\n";
+    let subset = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: edge, namespace: shop}\n\
+        spec: {host: edge.edges.svc.cluster.local, subsets: [{name: out}]}\n---\n";
+    let leads = |gateways: &str| {
+        let rest = "http: [{match: [{gateways: [mesh]}], route: [{destination: {host: edge.edges.svc.cluster.local, subset: out}}]}]";
+        rules("out", gateways, "api.example.com", rest)
+    };
+    let said = |gateways: &str| {
+        let text = [gateway("a", server), edge.to_owned(), subset.to_owned(), leads(gateways)].concat();
+        let said = validate([("c.yaml", text.as_str())]);
+        said.into_iter()
+            .filter(|finding| finding.message.contains("is no subset"))
+            .map(|it| it.message)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(said("mesh, a"), Vec::<String>::new());
+    let other = said("mesh");
+    assert!(other.len() == 1 && other[0].contains("for clients of namespace edges"), "{other:?}");
+}
+
+#[test]
 fn a_wildcard_without_resolution_behind_a_gateway_is_told_what_to_write() {
     let server = "{port: {number: 443, name: tls, protocol: TLS}, hosts: ['*'], tls: {mode: PASSTHROUGH}}";
     let entry = |host: &str, resolution: &str| {
