@@ -31,6 +31,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         Checker { policy, entry, found }.check();
     }
     check_delegates(objects, found);
+    check_sessions(objects, policy, found);
     for object in &objects.virtual_services {
         for (index, host) in object.spec.hosts.iter().enumerate() {
             if let Some(message) = misspelt(policy, host, &object.meta.namespace) {
@@ -136,13 +137,8 @@ impl Checker<'_> {
         let by = HashedBy::from(by);
         let beside = |rule: &Rule| {
             rule.route.route.iter().find_map(|to| {
-                let host = in_namespace(&to.destination.host, &rule.namespace);
-                let port = to.destination.port.as_ref().map_or(0, |port| port.number.0);
-                let subset = to.destination.subset.as_ref().map_or("", |subset| subset.value.as_str());
-                let key = ClusterKey { host: host.as_str().into(), port, subset: subset.into() };
-                let rules = self.policy.destination_rules.of_host(&host);
-                let mut hashed = rules.filter_map(|rule| rule.traffic_policy(&key, Around::default()).hashed_by);
-                hashed.find_map(|hashed| beside_split(&by, &hashed))
+                let hashed = hashed_by(self.policy, &to.destination, &rule.namespace);
+                hashed.iter().find_map(|hashed| beside_split(&by, hashed))
             })
         };
         let message = match splits.iter().find_map(|rule| Some((rule, beside(rule)?))) {
@@ -435,6 +431,42 @@ impl Checker<'_> {
         let finding = Diagnostic::at(&written.origin.at(span), severity, code, message);
         self.found.push(finding.object(written.object.clone()).field(path));
     }
+}
+
+/// Splits of sessions by chance: a cookie keeps them at an endpoint of the destination that a request is for, and which that is each
+/// request draws anew.
+fn check_sessions(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for object in objects.virtual_services.iter().filter(|object| object.meta.extensions.sticky_split.is_none()) {
+        for (index, rule) in object.spec.http.iter().enumerate() {
+            let has_share = |to: &&HttpDestination| to.weight.as_ref().is_some_and(|weight| weight.value > 0);
+            let shares: Vec<&HttpDestination> = rule.route.iter().filter(has_share).collect();
+            let cookie = shares.iter().find_map(|to| {
+                let hashed = hashed_by(policy, &to.destination, &object.meta.namespace);
+                hashed.into_iter().find_map(|by| match by {
+                    HashedBy::Cookie { name, .. } => Some(name),
+                    _ => None,
+                })
+            });
+            let Some(name) = cookie.filter(|_| shares.len() > 1) else { continue };
+            let message = format!(
+                "the cookie {} keeps a session at an endpoint, and not at a destination: which one a request goes to is drawn by weight \
+                 each time; the annotation `mesh-control/sticky-split` splits by it, too",
+                quoted(&name)
+            );
+            let finding = Diagnostic::at(&object.meta.origin.at(rule.span), Severity::Info, Code::Advice, message);
+            found.push(finding.object(object.meta.id()).field(format!("http[{index}].route")));
+        }
+    }
+}
+
+/// What the rules on a destination hash requests by, whoever they are for.
+fn hashed_by(policy: &Policy, to: &Destination, namespace: &str) -> Vec<HashedBy> {
+    let host = in_namespace(&to.host, namespace);
+    let port = to.port.as_ref().map_or(0, |port| port.number.0);
+    let subset = to.subset.as_ref().map_or("", |subset| subset.value.as_str());
+    let key = ClusterKey { host: host.as_str().into(), port, subset: subset.into() };
+    let rules = policy.destination_rules.of_host(&host);
+    rules.filter_map(|rule| rule.traffic_policy(&key, Around::default()).hashed_by).collect()
 }
 
 /// What requests are hashed by, in the words of a DestinationRule.

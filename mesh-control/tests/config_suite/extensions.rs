@@ -160,6 +160,37 @@ fn a_sticky_split_without_effect_is_told() {
 }
 
 #[test]
+fn a_split_of_sessions_by_chance_is_told_of_the_sticky_one() {
+    let said = |annotation: &str, weights: [u32; 2], hash: &str| {
+        let [first, second] = weights;
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: x, annotations: {{{annotation}}}}}\n\
+             spec: {{hosts: [a.com], gateways: [g], http: [{{route: [{{destination: {{host: a.com, subset: v1}}, weight: {first}}}, \
+             {{destination: {{host: a.com, subset: v2}}, weight: {second}}}]}}]}}\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d}}\nspec: {{host: a.com, \
+             subsets: [{{name: v1}}, {{name: v2}}], trafficPolicy: {{loadBalancer: {{consistentHash: {{{hash}}}}}}}}}\n"
+        );
+        let found = validate([("t.yaml", text.as_str())]);
+        let found = found.iter().map(ToString::to_string);
+        found.filter(|line| line.contains("keeps a session at an endpoint")).collect::<Vec<_>>()
+    };
+    let cookie = "httpCookie: {name: user, ttl: 300s}";
+    let told = said("", [90, 10], cookie);
+    assert!(
+        told.len() == 1 && told[0].contains("info[advice]: VirtualService default/x: http[0].route: the cookie `user`"),
+        "{told:?}"
+    );
+    for (annotation, weights, hash) in [
+        ("mesh-control/sticky-split: cookie=user", [90, 10], cookie),
+        ("", [100, 0], cookie),
+        ("", [90, 10], "httpHeaderName: x-user"),
+    ] {
+        let told = said(annotation, weights, hash);
+        assert!(told.is_empty(), "{annotation} {weights:?} {hash}: {told:?}");
+    }
+}
+
+#[test]
 fn a_hedge_without_effect_is_told() {
     const HEDGE: &str = "mesh-control/hedge: on-per-try-timeout";
     let said = |rule: &str| -> Vec<String> {

@@ -126,7 +126,8 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         EXTENSIONS if is_like(kind, WASM_PLUGIN) => Class::Mistyped(ObjectKind::WasmPlugin),
         EXTENSIONS | "install.istio.io" | "operator.istio.io" => Class::NotYet(Severity::Warning),
         GATEWAY if kind == "GatewayClass" => Class::Elsewhere(
-            "is not needed: Gateways of the classes istio and mesh-control are served, whoever has the class",
+            "is not needed: Gateways of the classes istio and mesh-control are served, whoever has the class, and those of no other; no \
+             parameters (`parametersRef`) are taken",
         ),
         GATEWAY if OTHER_GATEWAY_KINDS.contains(&kind) => Class::NotYet(Severity::Warning),
         GATEWAY => like(GATEWAY, kind).map_or(Class::NotYet(Severity::Warning), Class::Mistyped),
