@@ -130,7 +130,7 @@ spec:
 ---
 apiVersion: networking.istio.io/v1
 kind: Gateway
-metadata: {name: istio-egressgateway}
+metadata: {name: istio-egressgateway, namespace: istio-system}
 spec:
   selector: {istio: egressgateway}
   servers:
@@ -162,11 +162,11 @@ kind: VirtualService
 metadata: {name: partner}
 spec:
   hosts: [partner.example.com]
-  gateways: [mesh, istio-egressgateway]
+  gateways: [mesh, istio-system/istio-egressgateway]
   http:
   - match: [{gateways: [mesh], port: %(partner)d}]
     route: [{destination: {host: istio-egressgateway.istio-system.svc.cluster.local, subset: partner, port: {number: %(edge)d}}}]
-  - match: [{gateways: [istio-egressgateway], port: %(edge)d}]
+  - match: [{gateways: [istio-system/istio-egressgateway], port: %(edge)d}]
     route: [{destination: {host: partner.example.com, port: {number: %(secure)d}}}]
 ---
 apiVersion: networking.istio.io/v1
@@ -174,11 +174,11 @@ kind: VirtualService
 metadata: {name: bank}
 spec:
   hosts: [bank.example.com]
-  gateways: [mesh, istio-egressgateway]
+  gateways: [mesh, istio-system/istio-egressgateway]
   tls:
   - match: [{gateways: [mesh], port: %(bank)d, sniHosts: [bank.example.com]}]
     route: [{destination: {host: istio-egressgateway.istio-system.svc.cluster.local, port: {number: %(edge)d}}}]
-  - match: [{gateways: [istio-egressgateway], port: %(edge)d, sniHosts: [bank.example.com]}]
+  - match: [{gateways: [istio-system/istio-egressgateway], port: %(edge)d, sniHosts: [bank.example.com]}]
     route: [{destination: {host: bank.example.com, port: {number: %(bank)d}}}]
 """
 

@@ -434,10 +434,18 @@ impl Plane {
         }
     }
 
-    /// Why a workload may not be registered as what it says it is: there is no such group, or it is for another service account.
+    /// Why a workload may not be registered as what it says it is: it has not proven that it is a gateway of its namespace, there is no
+    /// such group, or that is for another service account.
     pub(crate) fn objection(&self, client: &Client, service_account: &str) -> Option<String> {
         let snapshot = self.snapshot();
         let Policy { services, trust_domain, .. } = &snapshot.compiled.policy;
+        if client.is_gateway && !snapshot.is_proven_gateway(&client.namespace, client.identity.as_ref()) {
+            return Some(
+                "a gateway is an endpoint where its certificate says that it is of its namespace, and this stream came without one \
+                 of this mesh that does: its id alone says that it is a gateway (`mesh-control token create` makes a token for one)"
+                    .to_owned(),
+            );
+        }
         let group = client.group.as_ref()?;
         let name = format!("WorkloadGroup {}/{group}", client.namespace);
         let wanted = match services.account_of_group(&client.namespace, group) {

@@ -289,7 +289,7 @@ fn servers<'p>(seen: &Cluster<'_>, policy: &'p Policy, default: Option<ServerTls
         let mut known = selector.clone();
         known.extend(labels.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
         let (namespace, port) = (&service.namespace, seen.port.number);
-        if policy.gateways.known_by(namespace, &known, &policy.services, port).next().is_some() {
+        if policy.gateways.taken_at(namespace, &known, &policy.services, port).is_some() {
             // A gateway: no PeerAuthentication says how it takes connections.
             all.push(Server { tls: None, by: None });
         } else if is_subset(selector, &known) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::service::health::v3::HealthCheckSpecifier;
-use mesh_core::identity::SpiffeId;
+use mesh_core::identity::{SpiffeId, TrustDomain};
 use prost::Message;
 
 use crate::analysis;
@@ -17,11 +17,11 @@ use crate::config::file::Meta;
 use crate::config::store::Wrong;
 use crate::plane::gateway;
 use crate::plane::recent::Recent;
-use crate::policy::Policy;
 use crate::policy::access::{Condition, Conditions, RulesByEffect};
 use crate::policy::backend_tls::TargetStatus;
 use crate::policy::filters::{self, FilterInForce, Passing};
 use crate::policy::gateway_api::{GatewayStatus, ParentStatus};
+use crate::policy::gateways::Taken;
 use crate::policy::limits::{self, LimitInForce};
 use crate::policy::locality::Place;
 use crate::policy::locality::zones::Zones;
@@ -31,6 +31,7 @@ use crate::policy::telemetry::Side;
 use crate::policy::tokens::FetchedKeys;
 use crate::policy::traffic::{ServerTls, Tls};
 use crate::policy::view::View;
+use crate::policy::{Cluster, Policy};
 use crate::registry::endpoints::EncodedKey;
 use crate::registry::{Endpoint, EndpointsSnapshot, ServiceId};
 use crate::render::envoy::{self, Outbound};
@@ -527,6 +528,42 @@ impl Snapshot {
         render::zones_of(near.filter(|endpoint| endpoint.locality[0] == client.locality[0]))
     }
 
+    /// Whether a gateway has proven that it is of the namespace that it says it is of: its id alone says that it is a
+    /// gateway. Where there are no certificates, or words are enough, there is nothing to prove.
+    pub(super) fn is_proven_gateway(&self, namespace: &str, identity: Option<&SpiffeId>) -> bool {
+        let Some(domain) = &self.compiled.policy.trust_domain else { return true };
+        self.compiled.trust_claims || identity.is_some_and(|identity| is_of(identity, domain, namespace))
+    }
+
+    /// Whether a gateway is called by mutual TLS, as an endpoint of this cluster; `None` where it must not be called. Its Gateways say
+    /// how it takes connections. A PeerAuthentication that is STRICT gives way to those of its own namespace alone, where it has proven
+    /// to be of that.
+    fn calls_gateway(&self, cluster: &Cluster<'_>, endpoint: &Endpoint) -> Option<bool> {
+        let Policy { gateways, services, security, trust_domain, .. } = &self.compiled.policy;
+        let (namespace, labels, port) = (&*endpoint.namespace, &*endpoint.labels, endpoint.address.port());
+        let taken = gateways.taken_at(namespace, labels, services, cluster.port.number);
+        let Some(domain) = trust_domain else {
+            // What takes mutual TLS alone takes nobody.
+            return (taken != Some(Taken::MutualTls)).then_some(false);
+        };
+        let is_of_gateways = || {
+            let selector = cluster.service.selector.as_ref();
+            selector.is_some_and(|selector| gateways.select(&cluster.service.namespace, selector, services))
+        };
+        let is_believed = self.is_proven_gateway(namespace, endpoint.identity.as_ref());
+        let is_endpoint = is_believed && (self.compiled.trust_claims || is_of_gateways());
+        if !is_endpoint {
+            return None;
+        }
+        let is_certified = endpoint.identity.as_ref().is_some_and(|identity| is_of(identity, domain, namespace));
+        if taken == Some(Taken::MutualTls) {
+            return is_certified.then_some(true);
+        }
+        let is_strict = security.server_tls(Served { namespace, labels, port }, services) == ServerTls::Strict;
+        let says_so = is_certified && taken == Some(Taken::Otherwise { is_own: true });
+        (says_so || !is_strict).then_some(false)
+    }
+
     pub(super) fn endpoints(&self, view: &View, client: &Client, name: &str) -> Option<Encoded> {
         if name == render::BLACK_HOLE {
             return Some(render::render_no_endpoints(name));
@@ -549,12 +586,7 @@ impl Snapshot {
             let (namespace, labels, port) = (&*endpoint.namespace, &*endpoint.labels, endpoint.address.port());
             let has_certificates = policy.trust_domain.is_some();
             if endpoint.is_gateway {
-                // Its Gateways say how it takes connections, and no PeerAuthentication. One that takes mutual TLS alone, and has no
-                // certificate, takes nobody.
-                let named = cluster.port.number;
-                let speaks_tls = policy.gateways.takes_mutual_tls_only(namespace, labels, &policy.services, named);
-                let is_out = speaks_tls && !(has_certificates && endpoint.mutual_tls);
-                return (!is_out).then_some(speaks_tls);
+                return self.calls_gateway(&cluster, endpoint);
             }
             let served = Served { namespace, labels, port };
             let tls = security.server_tls(served, &policy.services);
@@ -586,6 +618,11 @@ impl Snapshot {
         let self_registered = cluster.service.takes_registrations();
         Some(Encoded { self_registered, ..endpoints.encoded(key, make) })
     }
+}
+
+/// Whether this is an identity of the mesh, and of this namespace.
+fn is_of(identity: &SpiffeId, domain: &TrustDomain, namespace: &str) -> bool {
+    domain.as_str() == identity.trust_domain() && identity.workload().is_some_and(|(own, _)| own == namespace)
 }
 
 impl Catalog for Snapshot {

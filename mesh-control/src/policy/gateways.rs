@@ -64,6 +64,18 @@ pub enum Speaks {
     Bytes,
 }
 
+/// How a gateway takes connections of the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// By nothing but the mesh's mutual TLS.
+    MutualTls,
+    /// In another way.
+    Otherwise {
+        /// Whether a Gateway of the gateway's own namespace says so.
+        is_own: bool,
+    },
+}
+
 /// A server of a Gateway.
 #[derive(Clone, Debug)]
 pub struct ServerAt {
@@ -104,6 +116,13 @@ impl ServerAt {
     /// What is written.
     pub fn server(&self) -> Option<&Server> {
         self.gateway.spec.servers.get(self.index)
+    }
+
+    /// Whether it takes nothing but the mesh's mutual TLS.
+    fn asks_for_mutual_tls(&self) -> bool {
+        self.server().is_some_and(|server| {
+            server.port.is_tls() && server.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::IstioMutual)
+        })
     }
 
     /// Whether it is a listener of Gateway API.
@@ -266,32 +285,34 @@ impl Gateways {
         (listening, left_out)
     }
 
-    /// The servers of gateways with these labels that are known by this port, which is one of a service that leads to them.
-    pub fn known_by<'a>(
-        &'a self,
-        namespace: &'a str,
-        labels: &'a BTreeMap<String, String>,
-        services: &'a Services,
-        port: u16,
-    ) -> impl Iterator<Item = &'a Server> {
-        let selecting = self.0.iter().filter(move |one| one.selects(namespace, labels, services));
-        selecting.flat_map(|one| &one.gateway.spec.servers).filter(move |server| server.port.number.0 == port)
-    }
-
-    /// Whether gateways with these labels take nothing but the mesh's mutual TLS at this port of a service: there is a server, and
-    /// each asks for it.
-    pub fn takes_mutual_tls_only(
+    /// How gateways with these labels take connections of the mesh at this port of a service that leads to them, by the servers that
+    /// are in force there; `None` where there is none. Those of their own namespace decide. Of others, one whose servers all ask for
+    /// mutual TLS is enough: nobody has what is for another's server sent in plaintext.
+    pub fn taken_at(
         &self,
         namespace: &str,
         labels: &BTreeMap<String, String>,
         services: &Services,
         port: u16,
-    ) -> bool {
-        let asks = |server: &Server| {
-            server.port.is_tls() && server.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::IstioMutual)
-        };
-        let mut asked = self.known_by(namespace, labels, services, port).map(asks).peekable();
-        asked.peek().is_some() && asked.all(|asks| asks)
+    ) -> Option<Taken> {
+        let (listening, _) = self.of(namespace, labels, &[], services);
+        let there = listening.values().flat_map(|at| &at.servers).filter(|served| served.port == port);
+        // By namespace, whether all of its servers ask for it.
+        let mut ask: BTreeMap<&str, bool> = BTreeMap::new();
+        for served in there {
+            *ask.entry(&served.gateway.meta.namespace).or_insert(true) &= served.asks_for_mutual_tls();
+        }
+        if ask.is_empty() {
+            return None;
+        }
+        let own = ask.get(namespace).copied();
+        let is_mutual = own.unwrap_or_else(|| ask.values().any(|asks| *asks));
+        Some(if is_mutual { Taken::MutualTls } else { Taken::Otherwise { is_own: own.is_some() } })
+    }
+
+    /// Whether whom a service selects are gateways: a Gateway selects them by what the service says of them.
+    pub fn select(&self, namespace: &str, selector: &BTreeMap<String, String>, services: &Services) -> bool {
+        self.0.iter().any(|one| one.selects(namespace, selector, services))
     }
 }
 

@@ -16,7 +16,7 @@ use envoy_types::pb::google::protobuf::value::Kind as Text;
 use envoy_types::pb::google::protobuf::{Struct, Value};
 use hyper_util::rt::TokioIo;
 use mesh_control::catalog::Kind;
-use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_control::embedded::{Config, Embedded, Options, PlaneOptions};
 use prost::Message;
 use tonic::transport::{Channel, Endpoint};
 
@@ -53,7 +53,11 @@ async fn start() -> (Embedded, Channel) {
 }
 
 async fn start_with(options: mesh_control::serve::Options) -> (Embedded, Channel) {
-    let mesh = Embedded::start(Config::yaml(SHOP), Options::default().serve(options)).await.unwrap();
+    start_of(Options::default().serve(options)).await
+}
+
+async fn start_of(options: Options) -> (Embedded, Channel) {
+    let mesh = Embedded::start(Config::yaml(SHOP), options).await.unwrap();
     let server = mesh.server().clone();
     let connect = ServiceFn(move || {
         let server = server.clone();
@@ -345,4 +349,21 @@ async fn a_gateway_is_an_endpoint_of_the_services_that_select_it_where_it_listen
     assert!(!is_other());
     drop(envoy);
     until("the other one is the endpoint", is_other).await;
+}
+
+#[tokio::test]
+async fn a_node_that_says_it_is_a_gateway_and_proves_nothing_is_told_everything_and_is_no_endpoint() {
+    let plane = PlaneOptions::default().issues_certificates(true);
+    let (mesh, channel) = start_of(Options::default().plane(plane).serve(settled())).await;
+    mesh.set_yaml("egress.yaml", EGRESS).unwrap();
+    let mut envoy = Delta::open(channel, gateway("egress-1")).await.unwrap();
+    envoy.send(Kind::Listener, &["*"], &[]).await;
+    let listeners = envoy.next().await;
+    assert_eq!(told(&listeners).1, ["0.0.0.0_8080"]);
+    envoy.answer(&listeners, None).await;
+    let turned_away = || serde_json::to_value(mesh.status()).unwrap()["turned_away"][0]["reason"] == "registration";
+    until("it is told of", turned_away).await;
+    envoy.send(Kind::Cluster, &["*"], &[]).await;
+    assert_eq!(told(&envoy.next().await).1, ["BlackHoleCluster"]);
+    assert_eq!(mesh.plane().workloads().len(), 0);
 }

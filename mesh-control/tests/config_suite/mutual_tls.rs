@@ -105,7 +105,7 @@ fn a_workload_without_a_certificate_is_no_endpoint_where_mutual_tls_is_strict() 
 fn a_gateway_is_called_as_its_gateways_take_connections_and_not_as_workloads_do() {
     let gateway = |servers: &str| {
         format!(
-            "\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g}}\n\
+            "\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: shop}}\n\
              spec: {{selector: {{app: reviews}}, servers: [{servers}]}}\n"
         )
     };
@@ -121,7 +121,8 @@ fn a_gateway_is_called_as_its_gateways_take_connections_and_not_as_workloads_do(
     // The mesh is STRICT.
     for (servers, id, expected) in [
         (http, Some(ID), Some(false)),
-        (http, None, Some(false)),
+        // Nothing but its id says that it is a gateway.
+        (http, None, None),
         (mutual, Some(ID), Some(true)),
         // It takes nobody, and a request must not be sent there in plaintext.
         (mutual, None, None),
@@ -146,6 +147,86 @@ fn a_gateway_is_called_as_its_gateways_take_connections_and_not_as_workloads_do(
     assert_eq!(endpoints(&plain).len(), 1);
     plain.set_yaml("config.yaml", &format!("{REVIEWS}---{}", gateway(mutual))).unwrap();
     assert!(endpoints(&plain).is_empty());
+}
+
+const HTTP: &str = "{port: {number: 9080, name: http, protocol: HTTP}, hosts: ['*']}";
+const MUTUAL: &str = "{port: {number: 9080, name: a, protocol: HTTPS}, hosts: [a.example], tls: {mode: ISTIO_MUTUAL}}";
+const PASSING: &str = "{port: {number: 9080, name: b, protocol: TLS}, hosts: [b.example], tls: {mode: PASSTHROUGH}}";
+const PERMISSIVE: &str = "
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: p, namespace: shop}
+spec: {mtls: {mode: PERMISSIVE}}
+";
+
+/// A Gateway of this namespace and name.
+fn gateway_of(namespace: &str, name: &str, selector: &str, servers: &str) -> String {
+    format!(
+        "\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{selector: {{{selector}}}, servers: [{servers}]}}\n"
+    )
+}
+
+/// A node that says it is a gateway, with the labels of the service and of gateways.
+fn router(id: Option<&str>) -> Workload {
+    let mut router = workload("edge", id).labelled([("app", "reviews"), ("istio", "ingress")]);
+    (router.is_proxied, router.is_gateway) = (true, true);
+    router
+}
+
+/// How those are called that say they are gateways: whether by mutual TLS; nothing where nobody is called.
+fn calls(plane: &Plane, id: Option<&str>) -> Vec<bool> {
+    plane.register(router(id));
+    endpoints(plane).iter().map(|endpoint| endpoint.mutual_tls).collect()
+}
+
+#[test]
+fn who_calls_itself_a_gateway_is_an_endpoint_only_with_proof_and_takes_plaintext_only_by_its_own_gateway() {
+    let (evil, foreign) = ("spiffe://cluster.local/ns/evil/sa/reviews", "spiffe://elsewhere/ns/shop/sa/reviews");
+    let own = gateway_of("shop", "g", "app: reviews", HTTP);
+    let others = gateway_of("evil", "g", "app: reviews", HTTP);
+    // It selects the workload, and does not say that those of the service are gateways.
+    let beside = gateway_of("shop", "g", "istio: ingress", HTTP);
+    for (gateway, id, strict, permissive) in [
+        (&own, Some(ID), Some(false), Some(false)),
+        (&own, None, None, None),
+        (&own, Some(evil), None, None),
+        (&own, Some(foreign), None, None),
+        (&others, Some(ID), None, Some(false)),
+        (&others, None, None, None),
+        (&beside, Some(ID), None, None),
+        (&beside, None, None, None),
+    ] {
+        assert_eq!(calls(&plane(gateway), id), Vec::from_iter(strict), "{gateway} {id:?}");
+        let text = format!("{gateway}{PERMISSIVE}");
+        assert_eq!(calls(&plane(&text), id), Vec::from_iter(permissive), "{text} {id:?}");
+    }
+    // In development words are enough, but not for plaintext beside STRICT.
+    let development = |text: &str| {
+        let plane = Plane::start(PlaneOptions::default().issues_certificates(true).trust_claims(true)).unwrap();
+        plane.set_yaml("c.yaml", &format!("{REVIEWS}---{text}")).unwrap();
+        plane
+    };
+    assert_eq!(calls(&development(&own), None), [false; 0]);
+    assert_eq!(calls(&development(&format!("{own}{PERMISSIVE}")), None), [false]);
+}
+
+#[test]
+fn a_gateway_of_another_namespace_does_not_have_a_server_of_mutual_tls_called_in_plaintext() {
+    let owner = |namespace: &str| gateway_of(namespace, "m", "app: reviews", MUTUAL);
+    // One that is left out, and one that is in force, before or behind the owner's.
+    for (name, servers) in [("z", HTTP), ("z", PASSING), ("a", PASSING)] {
+        for namespace in ["shop", "edges"] {
+            let text = format!("{}---{}", owner(namespace), gateway_of("evil", name, "app: reviews", servers));
+            for text in [text.clone(), format!("{text}{PERMISSIVE}")] {
+                assert_eq!(calls(&plane(&text), Some(ID)), [true], "{text}");
+            }
+        }
+    }
+    // Where the owner's is left out itself, nothing is sent there in plaintext that is to be secret.
+    let text = format!("{}---{}", owner("shop"), gateway_of("evil", "a", "app: reviews", HTTP));
+    assert_eq!(calls(&plane(&text), Some(ID)), [false; 0]);
 }
 
 /// Endpoints that are written down: where they are, and whether they are marked.

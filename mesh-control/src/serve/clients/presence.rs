@@ -42,6 +42,10 @@ impl Workload {
     /// The workload that a client announces by asking for a server listener, if the name is one.
     pub fn announced(client: &Client, about: &About, listener: &str) -> Option<Workload> {
         let bound: SocketAddr = listener.strip_prefix(SERVER_LISTENER_PREFIX)?.parse().ok()?;
+        if client.is_gateway {
+            // It announces itself by taking its listeners: an endpoint at an address of its choice is held to no Gateway.
+            return None;
+        }
         let ip = match bound.ip().to_canonical() {
             ip if ip.is_unspecified() => client.instance_ips.first().copied().unwrap_or(client.peer_ip),
             ip => ip,
@@ -446,6 +450,8 @@ mod tests {
             assert_eq!(address(&client, &format!("{prefix}{name}")).as_deref(), expected, "{name}");
         }
         assert_eq!(address(&client, "reviews:9080"), None);
+        let gateway = client.clone().gateway();
+        assert_eq!(address(&gateway, &format!("{prefix}10.1.2.3:9080")), None, "it takes its listeners");
         client.instance_ips = vec![[10, 0, 0, 7].into(), [10, 0, 0, 8].into()];
         assert_eq!(address(&client, &format!("{prefix}0.0.0.0:9080")).as_deref(), Some("10.0.0.7:9080"));
     }
