@@ -367,3 +367,23 @@ async fn a_node_that_says_it_is_a_gateway_and_proves_nothing_is_told_everything_
     assert_eq!(told(&envoy.next().await).1, ["BlackHoleCluster"]);
     assert_eq!(mesh.plane().workloads().len(), 0);
 }
+
+#[tokio::test]
+async fn a_gateway_is_an_endpoint_as_soon_as_who_was_at_its_address_is_gone_though_that_was_nobodys_endpoint() {
+    let (mesh, channel) = start().await;
+    mesh.set_yaml("egress.yaml", EGRESS).unwrap();
+    let name = "xds.istio.io/grpc/lds/inbound/10.0.0.1:8080";
+    let mut squatter = Delta::open(channel.clone(), node("gRPC Go")).await.unwrap();
+    squatter.send(Kind::Listener, &[name], &[]).await;
+    until("it is there", || mesh.plane().workloads().len() == 1).await;
+    let mut envoy = Delta::open(channel, gateway("egress-1")).await.unwrap();
+    envoy.send(Kind::Listener, &["*"], &[]).await;
+    let listeners = envoy.next().await;
+    envoy.answer(&listeners, None).await;
+    let turned_away = || serde_json::to_value(mesh.status()).unwrap()["turned_away"][0]["reason"] == "registration";
+    until("it is told of", turned_away).await;
+    // Nothing that anybody is told changes by that.
+    squatter.send(Kind::Listener, &[], &[name]).await;
+    let is_endpoint = || mesh.plane().workloads().iter().any(|one| one.node.contains("egress-1"));
+    until("it is an endpoint", is_endpoint).await;
+}

@@ -7,10 +7,12 @@
 //!
 //! A registration belongs to the identity that made it. Nobody else takes its place, neither by its node id nor by its
 //! address, while it is there; one that nobody has proven to be theirs gives way to one that somebody has. Of two that
-//! nobody has proven to be theirs, the one whose stream is there stays as it is. A registration that the configuration no
-//! longer allows ends, and its streams with it.
+//! nobody has proven to be theirs, the one whose stream is there stays as it is. Of two that are as well proven, the one whose
+//! stream comes from the address itself has it: anybody can write an address down. A registration that the configuration no
+//! longer allows ends, and its streams with it. Whenever one ends, those are told who wait for an address ([`Presence::freed`]).
 //!
-//! How a workload is, says who asks it by the probe of its WorkloadGroup: the same client, on a stream of its own.
+//! How a workload is, says who asks it by the probe of its WorkloadGroup: the same client, on a stream of its own. It changes no more
+//! often than once in a while, since everybody is told; and whoever is not heard of any more is not known to be well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -18,7 +20,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use mesh_core::identity::SpiffeId;
 
@@ -116,8 +118,57 @@ struct Entry {
     streams: BTreeSet<u64>,
     /// When it goes unless a stream comes back.
     expires: Option<Instant>,
-    /// How it was by the last report, if there was one.
-    reported: Option<bool>,
+    /// How it is by its reports, if there was one.
+    reported: Option<Report>,
+}
+
+/// How a workload is by its reports.
+#[derive(Debug)]
+struct Report {
+    /// As the registry was told.
+    is_well: bool,
+    /// When it was told so.
+    since: Instant,
+    /// As it was said to be since, where that was another way: the last one counts.
+    next: Option<bool>,
+    /// When it is no more known to be well, unless that is said again.
+    expires: Instant,
+}
+
+/// A workload does not become well and unwell more often.
+const BETWEEN: Duration = Duration::from_secs(1);
+
+impl Report {
+    fn hear(&mut self, is_well: bool, expires: Instant) {
+        self.expires = expires;
+        if self.next.is_some() || self.is_well != is_well {
+            self.next = Some(is_well);
+        }
+    }
+
+    /// What the registry is to be told now.
+    fn turn(&mut self, now: Instant) -> Option<bool> {
+        let wanted = now < self.expires && self.next.unwrap_or(self.is_well);
+        if now < self.since + BETWEEN {
+            if self.next.is_some() || wanted != self.is_well {
+                self.next = Some(wanted);
+            }
+            return None;
+        }
+        self.next = None;
+        if wanted == self.is_well {
+            return None;
+        }
+        (self.is_well, self.since) = (wanted, now);
+        Some(wanted)
+    }
+
+    /// When there is something to tell though nothing is said.
+    fn wakes_at(&self) -> Option<Instant> {
+        let turns = self.next.map(|_| self.since + BETWEEN);
+        let ends = self.next.unwrap_or(self.is_well).then_some(self.expires);
+        turns.into_iter().chain(ends).min()
+    }
 }
 
 /// Who is there: the decisions, without clock and registry.
@@ -146,9 +197,16 @@ impl std::fmt::Display for Taken {
 /// is there for: a client that comes back before its old stream is known to be broken says what it said before.
 fn gives_way(holder: &Entry, claimant: &Workload) -> bool {
     match (&holder.workload.client.identity, &claimant.client.identity) {
+        _ if is_outdone(&holder.workload, claimant) => true,
         (None, None) => holder.streams.is_empty() || holder.workload == *claimant,
-        (holder, claimant) => holder.is_none() || holder == claimant,
+        (holder, claimant) => holder == claimant,
     }
+}
+
+/// Whether a workload's stream comes from the address at which it says it serves: one of this machine is everybody's here.
+fn is_at_home(workload: &Workload) -> bool {
+    let own = workload.client.peer_ip;
+    own == workload.address.ip() && !own.is_loopback()
 }
 
 /// Whether a client is the one that registered a workload: by what it has proven, its node and where it comes from. Nodes that share a
@@ -165,9 +223,15 @@ fn first_of(node_id: &Arc<str>) -> WorkloadKey {
     WorkloadKey { node_id: node_id.clone(), address: SocketAddr::from(([0, 0, 0, 0], 0)) }
 }
 
-/// Whether nobody has proven that this registration is theirs, and somebody does now.
+/// Whether a registration's streams count no more against another workload at its address: nobody has proven that it is theirs, and
+/// somebody does now, or it is written down from elsewhere, by no better proof, and the other one is there.
 fn is_outdone(holder: &Workload, claimant: &Workload) -> bool {
-    holder.client.identity.is_none() && claimant.client.identity.is_some()
+    let is_proven = |workload: &Workload| workload.client.identity.is_some();
+    match (is_proven(holder), is_proven(claimant)) {
+        (false, true) => true,
+        (true, false) => false,
+        _ => is_at_home(claimant) && !is_at_home(holder),
+    }
 }
 
 impl Roll {
@@ -233,16 +297,30 @@ impl Roll {
         }
     }
 
-    fn report(&mut self, reporter: &Client, is_well: bool) -> Vec<Change> {
+    /// A client says how its workload is, which counts until then. Also whether something is to be told later that was not before.
+    fn report(&mut self, reporter: &Client, is_well: bool, expires: Instant, now: Instant) -> (Vec<Change>, bool) {
+        let (mut changes, mut is_sooner) = (Vec::new(), false);
         let of_node = self.0.range_mut(first_of(&reporter.node_id)..);
         let of_node = of_node.take_while(|(key, _)| key.node_id == reporter.node_id);
-        let own = of_node.filter(|(_, entry)| is_of(reporter, &entry.workload.client));
-        let news = own.filter(|(_, entry)| entry.reported != Some(is_well));
-        let changes = news.map(|(key, entry)| {
-            entry.reported = Some(is_well);
-            Change::Report(key.clone(), is_well)
-        });
-        changes.collect()
+        for (key, entry) in of_node.filter(|(_, entry)| is_of(reporter, &entry.workload.client)) {
+            let news = match &mut entry.reported {
+                Some(report) => {
+                    let has_waited = report.next.is_some();
+                    let was_well = report.is_well;
+                    report.hear(is_well, expires);
+                    let news = report.turn(now);
+                    is_sooner |= (report.next.is_some() && !has_waited) || (report.is_well && !was_well);
+                    news
+                }
+                None => {
+                    entry.reported = Some(Report { is_well, since: now, next: None, expires });
+                    is_sooner = true;
+                    Some(is_well)
+                }
+            };
+            changes.extend(news.map(|is_well| Change::Report(key.clone(), is_well)));
+        }
+        (changes, is_sooner)
     }
 
     /// Takes out those that there is an objection to: why, and the streams that are to be told.
@@ -260,11 +338,17 @@ impl Roll {
         let due = self.0.iter().filter(|(_, entry)| entry.expires.is_some_and(|at| at <= now));
         let due: Vec<WorkloadKey> = due.map(|(key, _)| key.clone()).collect();
         due.iter().for_each(|key| drop(self.0.remove(key)));
-        due.into_iter().map(Change::Unregister).collect()
+        let mut changes: Vec<Change> = due.into_iter().map(Change::Unregister).collect();
+        for (key, entry) in &mut self.0 {
+            let news = entry.reported.as_mut().and_then(|report| report.turn(now));
+            changes.extend(news.map(|is_well| Change::Report(key.clone(), is_well)));
+        }
+        changes
     }
 
     fn next_expiry(&self) -> Option<Instant> {
-        self.0.values().filter_map(|entry| entry.expires).min()
+        let of = |entry: &Entry| [entry.expires, entry.reported.as_ref().and_then(Report::wakes_at)];
+        self.0.values().flat_map(of).flatten().min()
     }
 }
 
@@ -273,7 +357,8 @@ pub(crate) struct Presence {
     roll: Mutex<Roll>,
     workloads: Arc<dyn Workloads>,
     grace: Duration,
-    lost: Notify,
+    wake: Notify,
+    freed: watch::Sender<()>,
 }
 
 /// One registered workload, for status.
@@ -286,12 +371,17 @@ pub(crate) struct Registered {
 
 impl Presence {
     pub(crate) fn new(workloads: Arc<dyn Workloads>, grace: Duration) -> Presence {
-        Presence { roll: Mutex::default(), workloads, grace, lost: Notify::new() }
+        Presence { roll: Mutex::default(), workloads, grace, wake: Notify::new(), freed: watch::Sender::default() }
     }
 
     /// Ends once the catalog has whoever is registered now.
     pub(crate) async fn known(&self) {
         self.workloads.known().await;
+    }
+
+    /// Tells whenever a registration ends: who was refused its address may try again.
+    pub(crate) fn freed(&self) -> watch::Receiver<()> {
+        self.freed.subscribe()
     }
 
     /// A stream announces a workload.
@@ -323,11 +413,14 @@ impl Presence {
         of_node.map(|(_, entry)| entry).any(|entry| is_of(client, &entry.workload.client))
     }
 
-    /// A client says how its workload is.
-    pub(crate) fn report(&self, client: &Client, is_well: bool) {
+    /// A client says how its workload is, which counts for that long.
+    pub(crate) fn report(&self, client: &Client, is_well: bool, good_for: Duration, now: Instant) {
         let mut roll = self.roll();
-        let changes = roll.report(client, is_well);
+        let (changes, is_sooner) = roll.report(client, is_well, now + good_for, now);
         self.apply(changes, &roll);
+        if is_sooner {
+            self.wake.notify_one();
+        }
     }
 
     /// The configuration is another one: ends the registrations that it does not allow. Returns each stream that is to be told,
@@ -347,19 +440,19 @@ impl Presence {
     /// A stream ended without a word.
     pub(crate) fn lose(&self, stream: u64, now: Instant) {
         self.roll().lose(stream, now + self.grace);
-        self.lost.notify_one();
+        self.wake.notify_one();
     }
 
-    /// Takes out the workloads whose grace is over, for ever.
+    /// Takes out the workloads whose grace is over, and tells of those that are no more known to be well, for ever.
     pub(crate) async fn expire(&self) {
         loop {
             let next = self.roll().next_expiry();
             match next {
                 Some(at) => tokio::select! {
                     () = tokio::time::sleep_until(at.into()) => {}
-                    () = self.lost.notified() => {}
+                    () = self.wake.notified() => {}
                 },
-                None => self.lost.notified().await,
+                None => self.wake.notified().await,
             }
             let mut roll = self.roll();
             let changes = roll.expire(tokio::time::Instant::now().into_std());
@@ -401,6 +494,7 @@ impl Presence {
                 Change::Unregister(key) => {
                     tracing::info!(node = &*key.node_id, address = %key.address, "workload gone");
                     self.workloads.unregister(&key);
+                    self.freed.send_replace(());
                 }
                 Change::Report(key, is_well) => {
                     tracing::info!(node = &*key.node_id, address = %key.address, is_well, "workload asked how it is");
@@ -541,6 +635,33 @@ mod tests {
         assert_eq!(roll.leave(3, &ours.key()).len(), 1);
     }
 
+    fn from(workload: &Workload, ip: [u8; 4]) -> Workload {
+        let mut own = workload.clone();
+        own.client.peer_ip = ip.into();
+        own
+    }
+
+    #[test]
+    fn x10_who_writes_down_the_address_of_another_gives_way_to_who_connects_from_it() {
+        let (web, evil) = (workload("web", 80), workload("evil", 80));
+        for (there, elsewhere) in [(of(&web, "web"), of(&evil, "evil")), (web.clone(), evil.clone())] {
+            let (there, elsewhere) = (from(&there, [10, 0, 0, 1]), from(&elsewhere, [10, 0, 0, 9]));
+            let mut roll = Roll::default();
+            roll.join(1, elsewhere.clone()).expect("free");
+            let changes = vec![register(&there), Change::Unregister(elsewhere.key())];
+            assert_eq!(roll.join(2, there.clone()), Ok(changes));
+            assert!(roll.join(1, elsewhere).is_err(), "it does not come back");
+        }
+        // A certificate is more than an address, and this machine's own is everybody's here.
+        let mut roll = Roll::default();
+        roll.join(1, from(&of(&evil, "evil"), [10, 0, 0, 9])).expect("free");
+        assert!(roll.join(2, from(&web, [10, 0, 0, 1])).is_err());
+        let local = |workload: &Workload| Workload { address: ([127, 0, 0, 1], 80).into(), ..workload.clone() };
+        let mut roll = Roll::default();
+        roll.join(1, from(&local(&of(&evil, "evil")), [10, 0, 0, 9])).expect("free");
+        assert!(roll.join(2, local(&of(&web, "web"))).is_err());
+    }
+
     fn relabelled(workload: &Workload) -> Workload {
         let mut other = workload.clone();
         other.client.labels = Arc::new([("version".to_owned(), "v2".to_owned())].into());
@@ -592,19 +713,62 @@ mod tests {
         let elsewhere = Client { peer_ip: [192, 0, 2, 9].into(), ..client.clone() };
         let others =
             [workload("web", 80).client, of(&workload("other", 80), "web").client, of(&web, "evil").client, elsewhere];
+        let at = |turns: u32| now + BETWEEN * turns;
+        let says = |roll: &mut Roll, client: &Client, is_well, now| roll.report(client, is_well, at(100), now).0;
         for other in others {
-            assert!(roll.report(&other, false).is_empty(), "{other:?}");
+            assert!(says(&mut roll, &other, false, now).is_empty(), "{other:?}");
         }
         let report = |is_well| vec![Change::Report(web.key(), is_well)];
-        assert_eq!(roll.report(client, true), report(true));
-        assert!(roll.report(client, true).is_empty(), "it is known");
-        assert_eq!(roll.report(client, false), report(false));
+        assert_eq!(says(&mut roll, client, true, now), report(true));
+        assert!(says(&mut roll, client, true, now).is_empty(), "it is known");
+        assert_eq!(says(&mut roll, client, false, at(1)), report(false));
         // It outlives a stream that breaks, and no other registration.
         roll.lose(1, now);
         assert_eq!(roll.join(2, web.clone()), Ok(Vec::new()));
-        assert!(roll.report(client, false).is_empty(), "it is known");
+        assert!(says(&mut roll, client, false, at(2)).is_empty(), "it is known");
         roll.leave(2, &web.key());
         roll.join(3, web.clone()).expect("free");
-        assert_eq!(roll.report(client, false), report(false));
+        assert_eq!(says(&mut roll, client, false, at(2)), report(false));
+    }
+
+    #[test]
+    fn of_a_burst_of_reports_the_last_one_counts_once() {
+        let now = Instant::now();
+        let (mut roll, web) = (Roll::default(), workload("web", 80));
+        roll.join(1, web.clone()).expect("free");
+        let expires = now + BETWEEN * 100;
+        let report = |is_well| vec![Change::Report(web.key(), is_well)];
+        assert_eq!(roll.report(&web.client, true, expires, now), (report(true), true));
+        assert_eq!(roll.next_expiry(), Some(expires));
+        for is_first_well in [false, true] {
+            let mut wakes = 0;
+            for index in 0..4000 {
+                let (changes, is_sooner) = roll.report(&web.client, (index % 2 == 0) == is_first_well, expires, now);
+                assert!(changes.is_empty());
+                wakes += u32::from(is_sooner);
+            }
+            assert!(wakes <= 1, "{wakes}");
+        }
+        roll.report(&web.client, false, expires, now);
+        assert_eq!(roll.next_expiry(), Some(now + BETWEEN));
+        assert!(roll.expire(now).is_empty());
+        assert_eq!(roll.expire(now + BETWEEN), report(false));
+        assert_eq!(roll.next_expiry(), None);
+    }
+
+    #[test]
+    fn who_is_not_heard_of_any_more_is_not_known_to_be_well() {
+        let now = Instant::now();
+        let (mut roll, web) = (Roll::default(), workload("web", 80));
+        roll.join(1, web.clone()).expect("free");
+        let at = |turns: u32| now + BETWEEN * turns;
+        roll.report(&web.client, true, at(30), now);
+        roll.report(&web.client, true, at(40), at(10));
+        assert!(roll.expire(at(30)).is_empty(), "it was said again");
+        assert_eq!(roll.expire(at(40)), [Change::Report(web.key(), false)]);
+        assert_eq!(roll.next_expiry(), None);
+        let again = roll.report(&web.client, true, at(80), at(50));
+        assert_eq!(again, (vec![Change::Report(web.key(), true)], true));
+        assert_eq!(roll.next_expiry(), Some(at(80)));
     }
 }

@@ -316,6 +316,8 @@ async fn exchange<M: Method>(
     // A client is who its certificate says for as long as that holds: it comes back with the next one.
     let mut certificate_ends = std::pin::pin!(certificate_ends(stay.expires));
     let mut dismissal = std::pin::pin!(stay.stream.dismissal());
+    // From before the first try, so that nothing is missed in between.
+    let mut freed = state.presence.freed();
     stay.attend_proxy(false)?;
     let mut has_registered = stay.hear::<M>(&first)?;
     let mut room = None;
@@ -359,6 +361,7 @@ async fn exchange<M: Method>(
                 }
                 Err(_) => return Ok(End::Stop),
             },
+            Ok(()) = freed.changed(), if stay.waits_for_address() => stay.attend_proxy(false)?,
             () = sleep_until(wake), if wake.is_some() => {}
             () = sender.closed() => return Ok(End::ClientLeft),
             why = &mut dismissal => {
@@ -454,6 +457,14 @@ impl Stay<'_> {
         }
         self.refresh();
         Ok(())
+    }
+
+    /// Whether a gateway would be where somebody else is.
+    fn waits_for_address(&self) -> bool {
+        self.served_at.as_ref().is_some_and(|served_at| {
+            let served_at = served_at.lock().unwrap_or_else(PoisonError::into_inner);
+            !served_at.refused.is_empty()
+        })
     }
 
     /// Holds the identity to the names that it may ask for.

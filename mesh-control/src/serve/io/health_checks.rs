@@ -21,11 +21,16 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::catalog::Client;
+use crate::serve::clients::clock::now;
 use crate::serve::clients::state::ServerState;
 use crate::serve::io::guest::Guest;
 
 /// How often it is looked whether there is something else to ask.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// For how long a report counts, at least and at most.
+const SHORTEST: Duration = Duration::from_secs(30);
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The service.
 pub(crate) struct HealthChecks(Arc<ServerState>);
@@ -102,8 +107,10 @@ async fn converse(
         match message.map(|message| message.request_type) {
             None => return Ok(()),
             Some(Some(RequestType::EndpointHealthResponse(report))) => {
-                if let Some(is_well) = told.as_ref().and_then(|told| is_well(&report, told)) {
-                    state.presence.report(&client, is_well);
+                if let Some(told) = &told
+                    && let Some(is_well) = is_well(&report, told)
+                {
+                    state.presence.report(&client, is_well, good_for(told), now());
                 }
             }
             Some(_) => {}
@@ -119,6 +126,16 @@ fn wanted(state: &ServerState, client: &Client) -> Option<HealthCheckSpecifier> 
 fn nothing() -> HealthCheckSpecifier {
     use envoy_types::pb::google::protobuf::Duration;
     HealthCheckSpecifier { cluster_health_checks: Vec::new(), interval: Some(Duration { seconds: 1, nanos: 0 }) }
+}
+
+/// How long a report counts: three times what a check takes. It is told again much more often.
+fn good_for(told: &HealthCheckSpecifier) -> Duration {
+    use envoy_types::pb::google::protobuf::Duration as Time;
+    const THRICE: u64 = 3;
+    let seconds = |time: Option<&Time>| time.and_then(|time| u64::try_from(time.seconds).ok()).unwrap_or_default();
+    let checks = told.cluster_health_checks.iter().flat_map(|cluster| &cluster.health_checks);
+    let taken = checks.map(|check| seconds(check.interval.as_ref()).saturating_add(seconds(check.timeout.as_ref())));
+    Duration::from_secs(taken.max().unwrap_or_default().saturating_mul(THRICE)).clamp(SHORTEST, LONGEST)
 }
 
 /// Whether a report says that all of what was asked is well; `None` where it says nothing of it.
