@@ -1,5 +1,6 @@
 //! The periods of quotas, and dates, as a calendar of UTC has them. Pure; times are since 1970.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -84,6 +85,52 @@ pub(crate) fn date(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{of_month:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
 }
 
+/// A time of RFC 3339 as a text that is compared with others as the times are: in UTC, to the nanosecond. `None` where it is none, or
+/// before 1970.
+pub(crate) fn comparable(text: &str) -> Option<String> {
+    let is_one_of = |at: usize, marks: &[u8]| text.as_bytes().get(at).is_some_and(|byte| marks.contains(byte));
+    let is_formed =
+        is_one_of(4, b"-") && is_one_of(7, b"-") && is_one_of(10, b"Tt ") && is_one_of(13, b":") && is_one_of(16, b":");
+    let (year, month, day) = (digits(text, 0..4)?, digits(text, 5..7)?, digits(text, 8..10)?);
+    let (hour, minute, second) = (digits(text, 11..13)?, digits(text, 14..16)?, digits(text, 17..19)?);
+    // A leap second is the one after it.
+    let is_time = hour < 24 && minute < 60 && second <= 60;
+    if !is_formed || !is_time || year < 1970 || !(1..=12).contains(&month) {
+        return None;
+    }
+    let first = first_day(year, month);
+    let (next_year, next) = if month == 12 { (year + 1, 1) } else { (year, month + 1) };
+    if day == 0 || day > first_day(next_year, next) - first {
+        return None;
+    }
+    let rest = text.get(19..)?;
+    let (fraction, zone) = match rest.strip_prefix('.') {
+        Some(rest) => rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count()),
+        None => ("", rest),
+    };
+    if rest.starts_with('.') && fraction.is_empty() {
+        return None;
+    }
+    let local = (first + day - 1) * DAY + hour * 3600 + minute * 60 + second;
+    let utc = match zone.as_bytes() {
+        [b'Z' | b'z'] => local,
+        [sign @ (b'+' | b'-'), _, _, b':', _, _] => {
+            let (hours, minutes) = (digits(zone, 1..3)?, digits(zone, 4..6)?);
+            let ahead = (hours < 24 && minutes < 60).then_some(hours * 3600 + minutes * 60)?;
+            if *sign == b'+' { local.checked_sub(ahead)? } else { local + ahead }
+        }
+        _ => return None,
+    };
+    let is_of_four_digits = utc < first_day(10_000, 1) * DAY;
+    is_of_four_digits.then(|| format!("{}.{fraction:0<9.9}Z", date(utc).trim_end_matches('Z')))
+}
+
+/// The number that these bytes of a text are, if they are digits.
+fn digits(text: &str, range: Range<usize>) -> Option<u64> {
+    let digits = text.get(range)?;
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+}
+
 /// The year and the month of a day.
 fn month_of(day: u64) -> (u64, u64) {
     let shifted = day + SHIFT;
@@ -125,7 +172,47 @@ mod tests {
         }
     }
 
+    #[test]
+    fn times_compare_as_texts_once_they_are_utc() {
+        for (text, expected) in [
+            ("2024-02-29T00:00:00Z", "2024-02-29T00:00:00.000000000Z"),
+            ("2024-02-29t23:59:60z", "2024-03-01T00:00:00.000000000Z"),
+            ("2024-01-01T00:30:00.5+01:00", "2023-12-31T23:30:00.500000000Z"),
+            ("2024-12-31T23:30:00.1234567891-01:00", "2025-01-01T00:30:00.123456789Z"),
+        ] {
+            assert_eq!(comparable(text).as_deref(), Some(expected), "{text}");
+        }
+        for wrong in [
+            "",
+            "0",
+            "yesterday",
+            "2023-02-29T00:00:00Z",
+            "2024-13-01T00:00:00Z",
+            "2024-00-01T00:00:00Z",
+            "2024-01-00T00:00:00Z",
+            "2024-01-01T24:00:00Z",
+            "2024-01-01T00:00:00",
+            "2024-01-01T00:00:00.Z",
+            "2024-01-01T00:00:00+1:00",
+            "2024-01-01T00:00:00Z ",
+            "2024-01-01",
+            "+024-01-01T00:00:00Z",
+            "1969-12-31T00:00:00Z",
+            "1970-01-01T00:00:00+01:00",
+            "9999-12-31T23:59:59-01:00",
+            "2024-01-0\u{e9}T00:00:00Z",
+        ] {
+            assert_eq!(comparable(wrong), None, "{wrong:?}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_date_is_read_as_it_is_written(seconds in 0_u64..200_000_000_000) {
+            let written = date(seconds);
+            prop_assert_eq!(comparable(&written), Some(written.replace('Z', ".000000000Z")));
+        }
+
         #[test]
         fn each_second_is_in_one_period_and_they_follow_each_other(now in 0_u64..8_000_000_000) {
             for unit in [Unit::Minute, Unit::Hour, Unit::Day, Unit::Month] {

@@ -152,9 +152,8 @@ fn counts_at_gateways<'a>(matches: impl Iterator<Item = Vec<&'a str>>) -> bool {
 /// Servers that are left out of a gateway, for another one is there.
 fn conflicts(policy: &Policy, found: &mut Vec<Diagnostic>) {
     let mut told = BTreeSet::new();
-    for gateway in policy.gateways.all() {
-        // As one that is selected by it would have it.
-        let (_, left_out) = policy.gateways.of(&gateway.meta.namespace, &gateway.spec.selector, &[], &policy.services);
+    for (namespace, labels) in policy.gateways.described(&policy.services) {
+        let (_, left_out) = policy.gateways.of(&namespace, &labels, &[], &policy.services);
         for out in left_out {
             let meta = &out.server.gateway.meta;
             if !told.insert((meta.id(), out.server.index)) {

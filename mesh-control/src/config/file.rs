@@ -49,6 +49,7 @@ use super::istio::workload_entry::WorkloadEntry;
 use super::istio::workload_group::WorkloadGroup;
 use super::node::{self, Node, Value};
 use super::support::{self, ObjectKind};
+use crate::period::comparable;
 use classify::{Class, classify, is_foreign, without_version};
 pub use mesh_config::{is_mesh_file, mesh_file_name};
 pub use pods::PodLabels;
@@ -70,7 +71,8 @@ pub struct Meta {
     pub annotations: BTreeMap<String, String>,
     /// What annotations of our own say.
     pub extensions: Extensions,
-    /// `creationTimestamp`, as exported from a cluster; empty in a file that a person wrote.
+    /// `creationTimestamp`, as exported from a cluster, in UTC to the nanosecond, so that texts compare as times do; empty in a file
+    /// that a person wrote, and where it is no time.
     pub created: String,
     /// Where it is written.
     pub origin: Origin,
@@ -776,6 +778,11 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
         let field = format!("metadata.labels.{label}");
         d.report_at(metadata.span, field, Severity::Error, Code::InvalidValue, message);
     }
+    let created = comparable(&metadata.created);
+    if created.is_none() && !metadata.created.is_empty() {
+        let message = format!("{} is no time (RFC 3339): the object has no age", quoted(&metadata.created));
+        d.report_at(metadata.span, "metadata.creationTimestamp", Severity::Warning, Code::InvalidValue, message);
+    }
     Some(Meta {
         kind,
         namespace: namespace.into(),
@@ -783,7 +790,7 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
         labels: metadata.labels,
         annotations: metadata.annotations,
         extensions,
-        created: metadata.created,
+        created: created.unwrap_or_default(),
         origin: Origin { source: source.clone(), span: document.span },
     })
 }

@@ -206,12 +206,14 @@ impl Gateways {
             services: one.services.clone(),
         });
         let mut all: Vec<Selecting> = objects.gateways.iter().map(of_istio).chain(others).collect();
-        // One that says nothing of its age takes no port away from others that do. ListenerSets stay behind their Gateway, in their
-        // own order.
-        let is_ageless = |one: &Selecting| one.whole().created.is_empty();
+        // One that says nothing of its age takes no port away from others that do. A ListenerSet is as old as it is itself, and no older
+        // than its Gateway: behind that, they stay in their own order.
         all.sort_by(|a, b| {
-            let by_order = || a.whole().order().cmp(&b.whole().order());
-            is_ageless(a).cmp(&is_ageless(b)).then_with(by_order)
+            let place = |one: &Selecting| {
+                let Meta { name, namespace, .. } = one.whole();
+                (name.clone(), namespace.clone())
+            };
+            a.age().cmp(&b.age()).then_with(|| place(a).cmp(&place(b)))
         });
         Gateways(all)
     }
@@ -259,6 +261,19 @@ impl Gateways {
         self.0.iter().filter(among).map(|one| &one.gateway)
     }
 
+    /// Who may be a gateway, as far as Gateways say: a namespace and labels for each whom they select.
+    pub fn described(&self, services: &Services) -> Vec<(Arc<str>, BTreeMap<String, String>)> {
+        let of = |one: &Selecting| {
+            let Meta { namespace, .. } = one.whole();
+            let own = (namespace.clone(), one.gateway.spec.selector.clone());
+            let named = one.services.iter().filter_map(|host| services.exact(host, namespace));
+            let named = named.filter_map(|(_, service)| Some((service.namespace.clone(), service.selector.clone()?)));
+            let own = one.services.is_empty().then_some(own);
+            own.into_iter().chain(named).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(of).collect()
+    }
+
     /// What the gateway with these labels listens for, and what is left out of that. The Gateways that select it may be of any
     /// namespace.
     pub fn of(
@@ -269,7 +284,7 @@ impl Gateways {
         services: &Services,
     ) -> (BTreeMap<Address, Listening>, Vec<LeftOut>) {
         let (mut listening, mut left_out) = (BTreeMap::new(), Vec::new());
-        let mut names: BTreeMap<Address, BTreeSet<String>> = BTreeMap::new();
+        let mut hosts: BTreeMap<Address, BTreeMap<String, bool>> = BTreeMap::new();
         let selecting = self.0.iter().filter(|one| one.selects(namespace, labels, services));
         for Selecting { gateway, .. } in selecting {
             for (index, server) in gateway.spec.servers.iter().enumerate() {
@@ -277,7 +292,7 @@ impl Gateways {
                 let served = ServerAt { gateway: gateway.clone(), index, port };
                 let ip = server.bind.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
                 let address = (ip, target(namespace, labels, ports, services, port));
-                if let Err(why) = add(&mut listening, names.entry(address).or_default(), address, &served) {
+                if let Err(why) = add(&mut listening, hosts.entry(address).or_default(), address, &served) {
                     left_out.push(LeftOut { server: served, why });
                 }
             }
@@ -320,6 +335,12 @@ impl Selecting {
     /// The Gateway that it is a part of, or all of.
     fn whole(&self) -> &Meta {
         self.of.as_deref().unwrap_or(&self.gateway.meta)
+    }
+
+    /// What the older of two has less of: whether nothing is said of its age, and since when it is there.
+    fn age(&self) -> (bool, &str) {
+        let (whole, own) = (self.whole(), &self.gateway.meta);
+        (whole.created.is_empty(), &*whole.created).max((own.created.is_empty(), &*own.created))
     }
 
     /// Whether it is for the gateway with these labels: those of Gateway API are for their own namespace, or for the workloads of
@@ -435,10 +456,11 @@ fn target(
     }
 }
 
-/// Adds a server to those at an address, or says why it cannot be there.
+/// Adds a server to those at an address, or says why it cannot be there. `hosts` are those that others have there, each with whether
+/// a listener of Gateway API has it.
 fn add(
     listening: &mut BTreeMap<Address, Listening>,
-    names: &mut BTreeSet<String>,
+    hosts: &mut BTreeMap<String, bool>,
     address: Address,
     served: &ServerAt,
 ) -> Result<(), String> {
@@ -459,13 +481,26 @@ fn add(
             address.1
         ));
     }
-    if speaks == Speaks::Tls {
-        let taken = served.hosts().into_iter().find(|host| names.contains(host));
-        if let Some(host) = taken {
-            return Err(format!("another server has host {host} at port {}, and its certificate is shown", address.1));
+    let (own, is_listener) = (served.hosts(), served.is_listener());
+    match speaks {
+        Speaks::Tls => {
+            if let Some(host) = own.iter().find(|host| hosts.contains_key(*host)) {
+                return Err(format!(
+                    "another server has host {host} at port {}, and its certificate is shown",
+                    address.1
+                ));
+            }
         }
-        names.extend(served.hosts());
+        // Istio's have hosts in common, and so have listeners.
+        Speaks::Http => {
+            if let Some(host) = own.iter().find(|host| hosts.get(*host) == Some(&!is_listener)) {
+                let other = if is_listener { "a Gateway of Istio's" } else { "a listener of Gateway API" };
+                return Err(format!("{other} has host {host} at port {}, and goes first", address.1));
+            }
+        }
+        Speaks::Bytes => {}
     }
+    hosts.extend(own.into_iter().map(|host| (host, is_listener)));
     at.servers.push(served.clone());
     Ok(())
 }

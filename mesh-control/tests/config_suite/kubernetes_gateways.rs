@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use mesh_control::analysis::{Mesh, validate_scan};
 use mesh_control::catalog::{Catalog, Client, Kind};
+use mesh_control::config::load::Scan;
 use mesh_control::config::store::Standing;
 use mesh_control::plane::{Plane, PlaneOptions};
 use mesh_control::policy::gateway_api::GatewayStatus;
@@ -835,4 +837,79 @@ fn a_listener_and_a_server_of_istios_keep_their_closer_hosts_from_each_other() {
         ("istio.listener.org:80", 0),
     ];
     assert_eq!(found, expected);
+}
+
+/// A Gateway of Istio's in another namespace, with a rule for a host.
+fn stranger(selector: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: stranger, namespace: guest}}\n\
+         spec: {{selector: {{{selector}}}, servers: [{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: [a.example]}}]}}\n---\n"
+    )
+}
+
+const RULES: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: stranger, namespace: guest}\n\
+    spec: {hosts: [a.example], gateways: [stranger], http: [{match: [{uri: {prefix: /own/account}}], \
+    route: [{destination: {host: web.shop.svc.cluster.local}}]}]}\n---\n";
+
+/// Whose the routes of the host are: a listener's, or the stranger's. They are never of both; and what is said of the other.
+fn is_strangers(text: &str, client: &Client) -> (bool, Vec<String>) {
+    let routes = routes_of(&plane(text), client, "http.80").remove("a.example:80").unwrap();
+    let own = routes.iter().filter(|name| name.contains("own.0")).count();
+    assert!(!routes.is_empty() && (own == 0 || own == routes.len()), "{routes:?}");
+    let mut scan = Scan::default();
+    scan.files.insert("c.yaml".into(), Ok(text.into()));
+    let said = validate_scan(scan, Mesh::default()).diagnostics.iter().map(ToString::to_string).collect();
+    (own == 0, said)
+}
+
+#[test]
+fn a_host_that_a_listener_and_a_server_of_istios_have_is_the_olders_alone_and_the_other_is_told() {
+    let client = edge().namespace("shop");
+    for (listener, istio, expected, told) in [
+        (
+            "2024",
+            "2026",
+            false,
+            "Gateway guest/stranger: servers[0]: it is left out: a listener of Gateway API has host a.example",
+        ),
+        ("2026", "2024", true, "it is left out: a Gateway of Istio's has host a.example at port 80"),
+    ] {
+        let text = [
+            WEB.to_owned(),
+            WORKLOADS.to_owned(),
+            aged(at_address("edge", &http("http", ", hostname: a.example")), listener),
+            aged(stranger("istio: ingressgateway"), istio),
+            RULES.to_owned(),
+            route("HTTPRoute", "shop", "own", "{name: edge}", "", "/own"),
+        ];
+        let (found, said) = is_strangers(&text.concat(), &client);
+        assert_eq!(found, expected, "{listener}");
+        assert!(said.iter().any(|line| line.contains(told)), "{said:#?}");
+    }
+}
+
+#[test]
+fn a_listener_set_is_as_old_as_it_is_itself_and_no_older_than_its_gateway() {
+    for (gateway, set_of_it, istio, expected) in [
+        ("2020-01-01T00:00:00Z", "2026-01-01T00:00:00Z", "2024-01-01T00:00:00Z", true),
+        ("2020-01-01T00:00:00Z", "2022-01-01T00:00:00Z", "2024-01-01T00:00:00Z", false),
+        ("2023-01-01T00:00:00Z", "2021-01-01T00:00:00Z", "2022-01-01T00:00:00Z", true),
+        // By the time that it is, and not by how it is written; what is none is no age.
+        ("2020-01-01T00:00:00Z", "2024-01-01T00:30:00+01:00", "2024-01-01T00:00:00Z", false),
+        ("2020-01-01T00:00:00Z", "2024-01-01T00:00:00Z", "0", false),
+    ] {
+        let at = |text: String, time: &str| text.replace("}\nspec", &format!(", creationTimestamp: '{time}'}}\nspec"));
+        let text = [
+            WEB.to_owned(),
+            at(allowing("from: All", &http("other", ", hostname: other.example")), gateway),
+            at(set("shop", "more", &http("http", ", hostname: a.example")), set_of_it),
+            at(stranger("gateway.networking.k8s.io/gateway-name: edge"), istio),
+            RULES.to_owned(),
+            route("HTTPRoute", "shop", "own", "{kind: ListenerSet, name: more}", "", "/own"),
+        ];
+        let (found, said) = is_strangers(&text.concat(), &gateway_of_shop());
+        assert_eq!(found, expected, "{gateway} {set_of_it} {istio}: {said:#?}");
+        let is_none = said.iter().any(|line| line.contains("metadata.creationTimestamp") && line.contains("no time"));
+        assert_eq!(is_none, istio == "0", "{said:#?}");
+    }
 }

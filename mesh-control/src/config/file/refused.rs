@@ -20,6 +20,7 @@ use crate::config::istio::virtual_service::is_for_mesh;
 use crate::config::node::{Key, Node, Value};
 use crate::config::spelling::nearest;
 use crate::config::support::{ObjectKind, listens};
+use crate::period::comparable;
 
 /// An object that is wrong.
 #[derive(Clone, Debug)]
@@ -644,7 +645,7 @@ fn meta(document: &Node, kind: ObjectKind, source: &Source) -> (Meta, bool) {
         labels: pairs("labels"),
         annotations: pairs("annotations"),
         extensions: Default::default(),
-        created: metadata.get("creationTimestamp").and_then(text).unwrap_or_default().to_owned(),
+        created: metadata.get("creationTimestamp").and_then(text).and_then(comparable).unwrap_or_default(),
         origin: Origin { source: source.clone(), span: document.span },
     };
     (meta, is_identified && written_metadata.is_some())
