@@ -371,7 +371,7 @@ pub(crate) struct Registered {
 
 impl Presence {
     pub(crate) fn new(workloads: Arc<dyn Workloads>, grace: Duration) -> Presence {
-        Presence { roll: Mutex::default(), workloads, grace, wake: Notify::new(), freed: watch::Sender::default() }
+        Presence { roll: Mutex::default(), workloads, grace, wake: Notify::new(), freed: watch::Sender::new(()) }
     }
 
     /// Ends once the catalog has whoever is registered now.

@@ -147,3 +147,26 @@ fn is_well(report: &EndpointHealthResponse, told: &HealthCheckSpecifier) -> Opti
     endpoints.peek()?;
     Some(endpoints.all(|endpoint| endpoint.health_status == i32::from(HealthStatus::Healthy)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::probe::{Probe, Question};
+    use crate::render::probe::health_checks;
+
+    #[test]
+    fn a_report_counts_for_three_checks_within_bounds() {
+        for (period, timeout, expected) in [(1, 1, 30), (10, 1, 33), (60, 5, 195), (u64::from(u32::MAX), 1, 86_400)] {
+            let probe = Probe {
+                question: Question::Tcp,
+                at: ([127, 0, 0, 1], 80).into(),
+                timeout: Duration::from_secs(timeout),
+                period: Duration::from_secs(period),
+                successes: 1,
+                failures: 1,
+            };
+            assert_eq!(good_for(&health_checks(&probe)), Duration::from_secs(expected), "{period}");
+        }
+        assert_eq!(good_for(&nothing()), SHORTEST);
+    }
+}
