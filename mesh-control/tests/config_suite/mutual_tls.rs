@@ -109,9 +109,7 @@ fn a_gateway_is_called_as_its_gateways_take_connections_and_not_as_workloads_do(
              spec: {{selector: {{app: reviews}}, servers: [{servers}]}}\n"
         )
     };
-    let http = "{port: {number: 9080, name: http, protocol: HTTP}, hosts: ['*']}";
-    let mutual = "{port: {number: 9080, name: a, protocol: HTTPS}, hosts: [a.example], tls: {mode: ISTIO_MUTUAL}}";
-    let passing = "{port: {number: 9080, name: b, protocol: TLS}, hosts: [b.example], tls: {mode: PASSTHROUGH}}";
+    let (http, mutual, passing) = (HTTP, MUTUAL, PASSING);
     let both = format!("{mutual}, {passing}");
     let registered = |id: Option<&str>| {
         let mut gateway = workload("edge", id);
