@@ -29,9 +29,36 @@ pub(crate) struct Listeners {
     has_layer: AtomicBool,
     /// The layer saw requests of which it cannot tell the connection: then nobody can tell which it did not see.
     sees_unknown: AtomicBool,
-    /// Connections that were closed for want of a header of the PROXY protocol, and when that was last said.
-    unproxied: AtomicU64,
-    unproxied_told: Seldom,
+    /// Connections that were closed without a header of the PROXY protocol, by the reason.
+    headless: [AtomicU64; Headless::ALL.len()],
+    /// When the log last had one of them.
+    headless_told: Seldom,
+}
+
+/// Why a connection was closed that has to begin with a header of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Headless {
+    /// It begins with something else.
+    Invalid,
+    /// It ended before.
+    Ended,
+    /// There was none in time.
+    Late,
+    /// It made room for another one.
+    Crowded,
+}
+
+impl Headless {
+    pub(crate) const ALL: [Headless; 4] = [Headless::Invalid, Headless::Ended, Headless::Late, Headless::Crowded];
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Headless::Invalid => "invalid",
+            Headless::Ended => "ended",
+            Headless::Late => "late",
+            Headless::Crowded => "crowded",
+        }
+    }
 }
 
 impl Default for Listeners {
@@ -42,8 +69,8 @@ impl Default for Listeners {
             problems: Mutex::default(),
             has_layer: AtomicBool::new(false),
             sees_unknown: AtomicBool::new(false),
-            unproxied: AtomicU64::new(0),
-            unproxied_told: Seldom::default(),
+            headless: Default::default(),
+            headless_told: Seldom::default(),
         }
     }
 }
@@ -75,22 +102,6 @@ impl Listeners {
     /// Forgets the problems of listeners that there are not any more.
     pub(crate) fn forget_problems(&self, is_there: impl Fn(&ListenerName) -> bool) {
         lock(&self.problems).get_or_insert_default().retain(|name, _| is_there(name));
-    }
-
-    /// A connection is closed: it has to begin with a header of the PROXY protocol, and this is what is wrong.
-    pub(crate) fn note_unproxied(&self, listener: &ListenerName, peer: SocketAddr, reason: &io::Error) {
-        self.unproxied.fetch_add(1, Ordering::Relaxed);
-        if self.unproxied_told.is_due(Instant::now()) {
-            tracing::warn!(
-                %listener, %peer, %reason,
-                "connection refused, and others like it: they have to begin with a header of the PROXY protocol (proxyProtocol)",
-            );
-        }
-    }
-
-    /// How many there were.
-    pub(crate) fn unproxied(&self) -> u64 {
-        self.unproxied.load(Ordering::Relaxed)
     }
 
     /// Somebody has made a layer for them.
@@ -145,6 +156,25 @@ impl Listeners {
             self.assess();
         }
         false
+    }
+
+    /// A connection was closed without a header of the PROXY protocol.
+    pub(crate) fn note_headless(&self, listener: &ListenerName, peer: SocketAddr, why: Headless, reason: &str) {
+        if let Some(count) = self.headless.get(why as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        // Load balancers look whether somebody listens, and say nothing.
+        if why != Headless::Ended && self.headless_told.is_due(Instant::now()) {
+            let hint = "others like it are counted (mesh_proxy_protocol_refused_total)";
+            tracing::warn!(%listener, %peer, reason, hint, "connection refused: it has to begin with a header of the PROXY protocol");
+        } else {
+            tracing::debug!(%listener, %peer, reason, "connection refused");
+        }
+    }
+
+    /// How many were closed for this reason.
+    pub(crate) fn headless(&self, why: Headless) -> u64 {
+        self.headless.get(why as usize).map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
     fn add(&self, listener: &Arc<ListenerState>) {

@@ -12,6 +12,7 @@ use mesh_core::model::MetricRules;
 use mesh_core::store::ServerState;
 use mesh_core::telemetry::{Exposition, Kind, Metrics, MetricsWriter, Reporter, Value, write_standard};
 
+use crate::listeners::Headless;
 use crate::mesh::Mesh;
 
 /// What is so of a cluster now.
@@ -242,9 +243,11 @@ impl Mesh {
             let help = "Listeners of this gateway whose address cannot be bound.";
             to.family("mesh_gateway_unbound_listeners", Kind::Gauge, help);
             to.sample(&[], (problems.len() as u64).into(), None);
-            let help = "Connections that were closed for want of a header of the PROXY protocol.";
-            to.family("mesh_gateway_unproxied_connections_total", Kind::Counter, help);
-            to.sample(&[], self.listeners().unproxied().into(), None);
+        }
+        let help = "Connections that were closed since they did not begin with a header of the PROXY protocol.";
+        to.family("mesh_proxy_protocol_refused_total", Kind::Counter, help);
+        for why in Headless::ALL {
+            to.sample(&[("reason", why.as_str())], self.listeners().headless(why).into(), None);
         }
         let unchecked = self.passed_unchecked();
         let help = "Requests that passed although no authorizer answered (failOpen).";

@@ -245,15 +245,14 @@ impl MeshListener {
                         Some(accepted) => return Some(accepted),
                         None => continue,
                     },
-                    accepted = socket.accept(), if !self.headers.is_full() => accepted,
+                    accepted = socket.accept() => accepted,
                 },
             };
             match accepted {
                 Ok((stream, peer)) => {
                     self.failures = 0;
                     if self.is_behind_proxy() {
-                        let listeners = Arc::clone(self.mesh.listeners());
-                        self.headers.read(stream, peer, self.guard.listener().name(), listeners);
+                        self.headers.read(stream, peer, self.guard.listener().name(), self.guard.listeners());
                     } else if let Some(accepted) = self.admit(Proxied { stream, client: peer, direct: peer }) {
                         return Some(accepted);
                     }

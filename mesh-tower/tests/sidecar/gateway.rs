@@ -429,7 +429,7 @@ async fn a_load_balancer_says_whose_a_connection_is_and_who_comes_past_it_is_not
     gateway.says("they have to begin with a header of the PROXY protocol").await;
     let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
     let metrics = exchange(admin, &get(&admin.to_string(), "/metrics", "")).await;
-    assert!(metrics.contains("mesh_gateway_unproxied_connections_total 2\n"), "{metrics}");
+    assert!(metrics.contains("mesh_proxy_protocol_refused_total{reason=\"invalid\"} 2\n"), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
