@@ -445,7 +445,7 @@ impl Store {
                 found.push(finding.object(refused.id()));
                 loaded.objects.push(item.clone());
                 good.insert(key, Good { file, item });
-            } else if !refused.is_identified && kept.values().any(|good| is_like(good, refused, &file)) {
+            } else if !refused.is_identified && is_among(refused, &file, &kept) {
                 // It is one of those that are kept, most likely.
                 say(Standing::Held);
             } else {
@@ -611,6 +611,25 @@ fn last_of_each(texts: &BTreeMap<Arc<str>, Text>, found: &mut Vec<Diagnostic>) -
 fn duplicate(earlier: &Meta, later: &Meta) -> Diagnostic {
     let message = format!("written again in {}, which is the one that counts", later.origin);
     Diagnostic::at(&earlier.origin, Severity::Warning, Code::Duplicate, message).object(earlier.id())
+}
+
+/// Whether a wrong object may be one of those that are kept. One that secures calls to a host of which none of them speaks is another
+/// one.
+fn is_among(refused: &Refused, file: &str, kept: &BTreeMap<ObjectKey, Good>) -> bool {
+    let like = || kept.values().filter(|good| is_like(good, refused, file));
+    match &refused.governs {
+        Governs::Hosts { hosts, .. } if refused.meta.kind == ObjectKind::BackendTlsPolicy => hosts.iter().all(|host| {
+            like().any(|good| match &good.item {
+                Item::BackendTlsPolicy(policy) => {
+                    let mut targets = policy.spec.target_refs.iter();
+                    policy.meta.namespace == refused.meta.namespace
+                        && targets.any(|target| *target.name.value == **host)
+                }
+                _ => false,
+            })
+        }),
+        _ => like().next().is_some(),
+    }
 }
 
 /// Whether what is kept may be this one.

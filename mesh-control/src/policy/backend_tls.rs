@@ -11,6 +11,7 @@ use crate::config::file::{Governs, Meta, Object, Objects, Refused};
 use crate::config::gateway_api::LocalReference;
 use crate::config::gateway_api::backend_tls_policy::{BackendTlsPolicy, PolicyTarget};
 use crate::config::istio::secret::Authorities;
+use crate::config::spelling::is_like;
 use crate::config::support::{ObjectKind, SYSTEM};
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::host::service_host;
@@ -77,13 +78,21 @@ impl BackendTls {
         let sorted = by_age(&objects.backend_tls_policies);
         let authorities = objects.authorities.iter();
         let lookup = Lookup(authorities.map(|one| ((&*one.meta.namespace, &*one.meta.name), &one.spec)).collect());
-        let (mut all, mut found) = (BackendTls::default(), Vec::new());
+        let (mut all, mut closed, mut found) = (BackendTls::default(), Vec::new(), Vec::new());
         for object in &sorted {
             let says = lookup.compile(object);
             for (index, target) in object.spec.target_refs.iter().enumerate() {
                 let fault = all.add(object, target, &says, services).err();
-                all.report(object, index, (fault, &says), &mut found);
+                if let Some((host, message)) = missed(object, target, services) {
+                    let says = Err(format!("{} cannot be honoured: {message}", object.meta.id()).into());
+                    closed.push((host, OfService { section: None, id: object.meta.id(), says }));
+                }
+                all.report(object, index, (fault, &says), services, &mut found);
             }
+        }
+        // What another policy says of a port, or of the whole Service, is TLS, too.
+        for (host, of_service) in closed {
+            all.by_host.entry(host).or_default().push(of_service);
         }
         all.policies = sorted;
         for object in objects.refused.iter().filter(|object| object.meta.kind == ObjectKind::BackendTlsPolicy) {
@@ -131,7 +140,9 @@ impl BackendTls {
             Governs::Hosts { hosts, .. } => hosts.iter().map(|name| service_host(name, own)).collect(),
             _ => {
                 let all = services.iter().map(|(_, service)| service);
-                let own = all.filter(|service| service.meta.kind == ObjectKind::Service && *service.namespace == *own);
+                // One of no known namespace may be of any.
+                let is_own = |service: &&Arc<Service>| own.is_empty() || *service.namespace == *own;
+                let own = all.filter(|service| service.meta.kind == ObjectKind::Service).filter(is_own);
                 own.map(|service| service.host.to_string()).collect()
             }
         };
@@ -148,16 +159,25 @@ impl BackendTls {
         object: &Object<BackendTlsPolicy>,
         index: usize,
         (fault, says): (Option<Fault>, &Result<FileTls, Fault>),
+        services: &Services,
         found: &mut Vec<Diagnostic>,
     ) {
+        let target = object.spec.target_refs.get(index);
+        let missed = target.and_then(|target| missed(object, target, services));
         let mut say = |severity, field: String, message: String| {
             let origin = object.meta.origin.at(object.spec.span);
             let finding = Diagnostic::at(&origin, severity, Code::UnknownReference, message);
             found.push(finding.object(object.meta.id()).field(field));
         };
         if let Some((reason, message)) = &fault {
-            let message = format!("{message}: without effect there (Accepted is False: {reason})");
-            say(Severity::Warning, format!("targetRefs[{index}]"), message);
+            let (severity, effect) = match &missed {
+                Some((host, _)) => {
+                    (Severity::Error, format!("ports of {host} of which no other policy speaks are not called"))
+                }
+                None => (Severity::Warning, "without effect there".to_owned()),
+            };
+            let message = format!("{message}: {effect} (Accepted is False: {reason})");
+            say(severity, format!("targetRefs[{index}]"), message);
         }
         let unresolved = says.as_ref().err().filter(|(reason, _)| *reason != INVALID);
         if let Err((reason, message)) = says
@@ -197,6 +217,24 @@ impl BackendTls {
         let own = there.iter().find(|one| one.section.as_deref() == Some(port));
         own.or_else(|| there.iter().find(|one| one.section.is_none()))
     }
+}
+
+/// The host of a Service that there is, and that a policy misses by what is most likely a typo, and what is wrong: without the policy
+/// it would be called in plaintext.
+fn missed(object: &Object<BackendTlsPolicy>, target: &PolicyTarget, services: &Services) -> Option<(String, String)> {
+    let PolicyTarget { group, kind, name, .. } = target;
+    let own = &*object.meta.namespace;
+    let (_, service) = own_service(services, own, &name.value)?;
+    let host = service.host.to_string();
+    if !target.is_service() {
+        let is_meant = matches!(&*group.trim().to_ascii_lowercase(), "" | "core" | "v1") && is_like(kind, "Service");
+        let message = format!("Service {own}/{} is not meant by {} of group {group:?}", name.value, kind.value);
+        return is_meant.then_some((host, message));
+    }
+    let section = target.section()?;
+    let has_it = service.ports.iter().any(|port| &*port.name == section);
+    let message = format!("no port of Service {own}/{} is called {section}", name.value);
+    (!has_it).then_some((host, message))
 }
 
 /// A policy asks for something that nobody here does.

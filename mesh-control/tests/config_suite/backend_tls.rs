@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_c
 use mesh_control::analysis::{Mesh, validate_scan};
 use mesh_control::catalog::{Catalog, ClientClass, Kind};
 use mesh_control::config::load::Scan;
+use mesh_control::config::{Diagnostic, Severity};
 use mesh_control::plane::{Plane, PlaneOptions};
 use prost::Message;
 
@@ -171,4 +172,27 @@ async fn a_wrong_policy_without_a_good_state_closes_the_services_that_it_may_be_
         assert_eq!(plane.wrong().len(), 1, "{wrong}");
         assert!(told(&plane).contains("BackendTLSPolicy shop/p is wrong"), "{wrong}: {}", told(&plane));
     }
+}
+
+#[test]
+fn a_policy_that_misses_its_service_by_a_typo_closes_it_and_is_an_error() {
+    for (target, reason) in [
+        ("kind: Service, name: web, sectionName: htpt", "no port of it of this name"),
+        ("kind: service, name: web", "service shop/web is no Service"),
+        ("kind: Servcie, name: web", "Servcie shop/web is no Service"),
+    ] {
+        let wrong = policy("p", "", "name: web", BY_SYSTEM).replace("kind: Service, name: web", target);
+        let plane = plane_from(&[SERVICE, &wrong].concat());
+        assert!(told(&plane).contains("BackendTLSPolicy shop/p cannot be honoured"), "{target}: {}", told(&plane));
+        assert_eq!(statuses(&plane), [("p".to_owned(), "TargetNotFound", "ResolvedRefs")], "{target}");
+        let said = plane.diagnostics();
+        let is_error = |one: &Diagnostic| one.severity == Severity::Error && one.message.contains(reason);
+        assert!(said.iter().any(is_error), "{target}: {said:#?}");
+        // What another one says of the whole Service stays.
+        let beside = plane_from(&[SERVICE, &wrong, &policy("q", "", "name: web", BY_SYSTEM)].concat());
+        assert!(context(Seen::new(&beside, client("shop")).cluster(WEB)).is_some(), "{target}");
+    }
+    // Nobody there could be called in plaintext.
+    let nobody = plane_from(&[SERVICE, &policy("p", "", "name: wbe", BY_SYSTEM)].concat());
+    assert!(!told(&nobody).contains("cannot be honoured"));
 }

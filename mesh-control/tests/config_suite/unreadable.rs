@@ -392,6 +392,70 @@ async fn what_may_be_a_rule_for_tls_closes_its_hosts_or_else_all_that_it_may_be_
     }
 }
 
+/// A BackendTLSPolicy for a Service.
+fn backend_policy(name: &str, service: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{targetRefs: [{{group: '', kind: Service, name: {service}}}], validation: {{hostname: a.internal, wellKnownCACertificates: System}}}}\n"
+    )
+}
+
+#[tokio::test]
+async fn what_may_be_a_policy_for_tls_closes_its_services_or_else_all_that_it_may_be_for() {
+    let policy = backend_policy("a", "reviews");
+    let broken = policy.replace("spec: {", "spec: {{");
+    let (its, all, none) = ((true, false), (true, true), (false, false));
+    for (text, closed) in [
+        (broken.clone(), its),
+        (broken.replace("name: reviews", "name: 'reviews'"), its),
+        (broken.replace("BackendTLSPolicy", "BackendTLSPolcy"), its),
+        (broken.replace("kind: BackendTLSPolicy", "kind: &k BackendTLSPolicy"), its),
+        (policy.replace("gateway.networking.k8s.io/v1", "v1"), its),
+        (broken.replace("}], validation", "}, {group: '', kind: Service, name: ratings}], validation"), all),
+        // Which Services it is for cannot be read.
+        (broken.replace("name: reviews", "name: &n reviews"), all),
+        (broken.replace("name: reviews", "nmae: reviews"), all),
+        (broken.replace("targetRefs", "targetRef"), all),
+        // Nor of which namespace it is.
+        (broken.replace("namespace: shop", "namespace: &n shop"), all),
+        // It is of another one.
+        (broken.replace(", namespace: shop", ""), none),
+        (broken.replace("kind: BackendTLSPolicy", "kind: HTTPRoute"), none),
+    ] {
+        let started = started("policy.yaml", text.as_bytes(), |options| options);
+        let is_closed = |target: &str| {
+            started.routes(target).contains("BackendTLSPolicy ") && started.routes(target).contains("policy.yaml:")
+        };
+        assert_eq!((is_closed("reviews:80"), is_closed("ratings:80")), closed, "{text}");
+        assert!(!started.plane.wrong().is_empty(), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_policy_for_tls_that_was_closed_is_so_when_its_file_becomes_unreadable_and_after_a_restart() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let start = || {
+        let options = PlaneOptions::default().config_dir(dir.path()).state_dir(state.path());
+        Started { plane: Plane::start(options).unwrap(), _dir: tempfile::tempdir().unwrap() }
+    };
+    let are_closed = |started: &Started| {
+        ["reviews:80", "ratings:80"].map(|target| started.routes(target).contains("BackendTLSPolicy "))
+    };
+    let (good, wrong) =
+        (backend_policy("a", "reviews"), backend_policy("b", "ratings").replace("hostname", "hotsname"));
+    let text = format!("{good}---\n{wrong}");
+    fs::write(dir.path().join("services.yaml"), SERVICES).unwrap();
+    fs::write(dir.path().join("policies.yaml"), &text).unwrap();
+    let mut plane = start();
+    assert_eq!(are_closed(&plane), [false, true]);
+    fs::write(dir.path().join("policies.yaml"), text.replace("spec: {", "spec: {{")).unwrap();
+    plane.plane.reload().await;
+    assert_eq!(are_closed(&plane), [false, true], "what was good stays in force");
+    drop(plane);
+    plane = start();
+    assert_eq!(are_closed(&plane), [false, true]);
+}
+
 #[tokio::test]
 async fn a_guard_that_becomes_unreadable_leaves_its_last_good_state_in_force() {
     // PERMISSIVE is in nobody's way: whoever is refused is so because of what cannot be read.

@@ -2,7 +2,8 @@
 //!
 //! What may be an object of security guards the namespace that is written in it, or else everybody. What it is comes from
 //! its words: those after `kind:`, and where no kind can be read, any that name such an object. What may be the settings of the
-//! mesh counts as those, which are wrong; and a DestinationRule that speaks of TLS, as one that is wrong for its host.
+//! mesh counts as those, which are wrong; a DestinationRule that speaks of TLS, as one that is wrong for its host; and a
+//! BackendTLSPolicy, as one that is wrong for its targets.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::foreign::{Foreign, is_for_all};
 use super::mesh_config;
 use super::refused::{FAIL_OPEN, Governs, Refused};
 use super::workloads::Workloads;
-use super::{Meta, is_namespace};
+use super::{Meta, is_name, is_namespace};
 use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
 use crate::config::istio::names::host_fault;
 use crate::config::node::{Node, Value};
@@ -109,36 +110,38 @@ fn suspects(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Vec<Re
     found.chain(secured(words, source, finding)).collect()
 }
 
-/// A DestinationRule that may ask for TLS: without it, calls to its host would go out in plaintext.
-fn secured(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<Refused> {
-    let is_rule = |kind: &str| is_like(kind, ObjectKind::DestinationRule.name());
-    let rule = |word: &&Word<'_>| is_rule(word.text);
-    let rules = || words.iter().filter(|word| word.is_kind()).filter(rule);
-    let kind = rules().next().or_else(|| words.iter().find(rule))?;
-    if is_another(words, |kind| kind == "List" || is_rule(kind)) || words.iter().all(|word| word.text != "tls") {
+/// Objects without which calls would go out in plaintext: a DestinationRule that may ask for TLS, and a BackendTLSPolicy.
+fn secured(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Vec<Refused> {
+    let speaks_of_tls = words.iter().any(|word| word.text == "tls");
+    let rule = speaks_of_tls.then(|| secured_by(ObjectKind::DestinationRule, words, source, finding)).flatten();
+    let policy = secured_by(ObjectKind::BackendTlsPolicy, words, source, finding);
+    rule.into_iter().chain(policy).collect()
+}
+
+/// An object of this kind, which may ask for TLS.
+fn secured_by(kind: ObjectKind, words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<Refused> {
+    let is_meant = |text: &str| is_like(text, kind.name());
+    let of_kind = |word: &&Word<'_>| is_meant(word.text);
+    let objects = || words.iter().filter(|word| word.is_kind()).filter(of_kind);
+    let first = objects().next().or_else(|| words.iter().find(of_kind))?;
+    if is_another(words, |kind| kind == "List" || is_meant(kind)) {
         return None;
     }
     let namespace = match words.iter().any(|word| is_namespace_key(word.text)) {
-        true => namespace(words, is_rule).unwrap_or_default(),
+        true => namespace(words, is_meant).unwrap_or_default(),
         false => "default",
     };
-    let written: Vec<&Word<'_>> = words.iter().filter(|word| word.key == Some("host")).collect();
-    // A short one belongs to its namespace.
-    let is_read = |host: &Word<'_>| {
-        host.is_plain && host_fault(host.text).is_none() && (host.text.contains('.') || !namespace.is_empty())
+    let hosts = match kind {
+        ObjectKind::BackendTlsPolicy => targets(words, namespace, objects().count()),
+        _ => hosts(words, namespace, objects().count()),
     };
-    let are_read = !written.is_empty() && written.len() >= rules().count() && written.iter().all(|host| is_read(host));
     Some(Refused {
-        meta: unknown(ObjectKind::DestinationRule, namespace, source, kind.span),
+        meta: unknown(kind, namespace, source, first.span),
         reason: Arc::from(finding.in_short()),
         place: finding.span(),
-        governs: match are_read {
-            true => Governs::Hosts {
-                hosts: written.iter().map(|host| host.text.to_owned()).collect(),
-                export_to: Vec::new(),
-                selector: Default::default(),
-            },
-            false => Governs::AnyHost,
+        governs: match hosts {
+            Some(hosts) => Governs::Hosts { hosts, export_to: Vec::new(), selector: Default::default() },
+            None => Governs::AnyHost,
         },
         is_whole: false,
         is_identified: false,
@@ -146,6 +149,39 @@ fn secured(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
         grants: Default::default(),
         at_gateways: Default::default(),
     })
+}
+
+/// The hosts of so many DestinationRules of a namespace, where all of them can be read.
+fn hosts(words: &[Word<'_>], namespace: &str, count: usize) -> Option<Vec<String>> {
+    let written: Vec<&Word<'_>> = words.iter().filter(|word| word.key == Some("host")).collect();
+    // A short one belongs to its namespace.
+    let is_read = |host: &Word<'_>| {
+        host.is_plain && host_fault(host.text).is_none() && (host.text.contains('.') || !namespace.is_empty())
+    };
+    let are_read = !written.is_empty() && written.len() >= count && written.iter().all(|host| is_read(host));
+    are_read.then(|| written.iter().map(|host| host.text.to_owned()).collect())
+}
+
+/// The targets of so many policies of a namespace, by their names, where all of them can be read.
+fn targets(words: &[Word<'_>], namespace: &str, count: usize) -> Option<Vec<String>> {
+    const OTHERS: [&str; 6] = ["validation", "options", "metadata", "spec", "status", "apiVersion"];
+    let is_other = |word: &Word<'_>| word.key.is_none() && OTHERS.contains(&word.text);
+    let (mut names, mut policies, mut rest) = (Vec::new(), 0, words);
+    while let Some(at) = rest.iter().position(|word| word.text == "targetRefs") {
+        let after = rest.get(at + 1..).unwrap_or_default();
+        let end = after.iter().position(is_other).unwrap_or(after.len());
+        let (own, behind) = after.split_at(end);
+        let written: Vec<&Word<'_>> = own.iter().filter(|word| word.key == Some("name")).collect();
+        // Each target has a kind and a name.
+        let kinds = own.iter().filter(|word| word.is_kind()).count();
+        let are_read = written.iter().all(|name| name.is_plain && is_name(name.text));
+        if written.is_empty() || written.len() != kinds || !are_read {
+            return None;
+        }
+        names.extend(written.iter().map(|name| name.text.to_owned()));
+        (policies, rest) = (policies + 1, behind);
+    }
+    (policies > 0 && policies >= count && !namespace.is_empty()).then_some(names)
 }
 
 /// The settings of the mesh, where a document may be the ConfigMap that has them. Without them everything would fall to defaults:
