@@ -4,6 +4,7 @@
 //! still known of it is kept (`refused.rs`), so that what it governs can fail closed.
 
 mod classify;
+mod closed;
 mod foreign;
 mod mesh_config;
 mod pods;
@@ -51,6 +52,7 @@ use super::node::{self, Node, Value};
 use super::support::{self, ObjectKind};
 use crate::period::comparable;
 use classify::{Class, classify, is_foreign, without_version};
+pub use closed::{Closes, Listens};
 pub use mesh_config::{is_mesh_file, mesh_file_name};
 pub use pods::PodLabels;
 pub use refused::{AtGateways, Governs, Parent, Refused};

@@ -455,7 +455,8 @@ impl Store {
                     ObjectKind::Secret => Standing::FailsClosed,
                     _ if refused.is_whole
                         && refused.governs == Governs::Nothing
-                        && refused.at_gateways.hosts.is_empty() =>
+                        && refused.at_gateways.hosts.is_empty()
+                        && refused.closes.is_none() =>
                     {
                         Standing::NotInForce
                     }

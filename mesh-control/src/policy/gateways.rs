@@ -11,12 +11,12 @@ use super::Policy;
 use super::compile::{self, Surroundings};
 use super::connections::{self, Addressed, Connections};
 use super::gateway_api::{KubernetesServed, internal_name};
-use super::route::{ClusterKey, Route, ServerName};
+use super::route::{Action, ClusterKey, Condition, Faults, HeaderChanges, Route, ServerName, Written};
 use super::view::View;
 use super::virtual_services::Entry;
 use super::workloads::is_gateway;
 use crate::config::decode::Text;
-use crate::config::file::{self, Meta, Object, Objects, Workloads};
+use crate::config::file::{self, Listens, Meta, Object, Objects, Workloads};
 use crate::config::gateway_api::GATEWAY_NAME;
 use crate::config::istio::gateway::{Gateway, lets_in, split_host};
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
@@ -39,6 +39,8 @@ struct Selecting {
     of: Option<Arc<Meta>>,
     /// Of Gateway API: the Services whose workloads are meant.
     services: Vec<Arc<str>>,
+    /// What is answered where it listens, since it is wrong.
+    closed: Option<Arc<str>>,
 }
 
 /// Where a gateway listens.
@@ -85,6 +87,8 @@ pub struct ServerAt {
     pub index: usize,
     /// The port that it is known by, which is the one of a service where that leads to the gateway.
     pub port: u16,
+    /// What is answered there, and to whom it is said, since the object is wrong: it serves nothing, and nobody else has its hosts.
+    pub closed: Option<Arc<str>>,
 }
 
 /// Why a server is left out of a gateway.
@@ -135,6 +139,11 @@ impl ServerAt {
         let own = &*self.gateway.meta.name;
         let listener = self.server().filter(|_| self.is_listener());
         listener.map_or(Cow::Borrowed(own), |server| internal_name(&self.gateway.meta, &server.name).into())
+    }
+
+    /// Whether its hosts are nobody else's: it is a listener of Gateway API, or it is wrong.
+    fn keeps_its_hosts(&self) -> bool {
+        self.is_listener() || self.closed.is_some()
     }
 
     /// `NAMESPACE/NAME` of its Gateway.
@@ -198,14 +207,24 @@ impl Entry {
 impl Gateways {
     /// Those of these objects, and of Gateway API.
     pub fn new(objects: &Objects, kubernetes: &[KubernetesServed]) -> Gateways {
-        let of_istio =
-            |gateway: &Arc<Object<Gateway>>| Selecting { gateway: gateway.clone(), of: None, services: Vec::new() };
+        let of_istio = |(gateway, closed): (&Arc<Object<Gateway>>, Option<Arc<str>>)| Selecting {
+            gateway: gateway.clone(),
+            of: None,
+            services: Vec::new(),
+            closed,
+        };
         let others = kubernetes.iter().map(|one| Selecting {
             gateway: one.gateway.clone(),
             of: Some(one.of.clone()),
             services: one.services.clone(),
+            closed: one.closed.clone(),
         });
-        let mut all: Vec<Selecting> = objects.gateways.iter().map(of_istio).chain(others).collect();
+        let wrong = objects.refused.iter().filter_map(|object| match &object.closes.as_ref()?.listens {
+            Listens::Servers(gateway) => Some((gateway, Some(object.answer()))),
+            _ => None,
+        });
+        let istios = objects.gateways.iter().map(|gateway| (gateway, None)).chain(wrong);
+        let mut all: Vec<Selecting> = istios.map(of_istio).chain(others).collect();
         // One that says nothing of its age takes no port away from others that do. A ListenerSet is as old as it is itself, and no older
         // than its Gateway: behind that, they stay in their own order.
         all.sort_by(|a, b| {
@@ -223,9 +242,9 @@ impl Gateways {
         self.all().filter(|gateway| gateway.meta.kind == ObjectKind::Gateway)
     }
 
-    /// All of them, in the order in which they compete.
+    /// All of them that are right, in the order in which they compete.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Object<Gateway>>> {
-        self.0.iter().map(|selecting| &selecting.gateway)
+        self.0.iter().filter(|selecting| selecting.closed.is_none()).map(|selecting| &selecting.gateway)
     }
 
     /// The Gateway that makes a workload a gateway: it selects it by its labels, or, of Gateway API and where no labels are known, is
@@ -286,13 +305,15 @@ impl Gateways {
         let (mut listening, mut left_out) = (BTreeMap::new(), Vec::new());
         let mut hosts: BTreeMap<Address, BTreeMap<String, bool>> = BTreeMap::new();
         let selecting = self.0.iter().filter(|one| one.selects(namespace, labels, services));
-        for Selecting { gateway, .. } in selecting {
+        for Selecting { gateway, closed, .. } in selecting {
             for (index, server) in gateway.spec.servers.iter().enumerate() {
                 let port = server.port.number.0;
-                let served = ServerAt { gateway: gateway.clone(), index, port };
+                let served = ServerAt { gateway: gateway.clone(), index, port, closed: closed.clone() };
                 let ip = server.bind.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
                 let address = (ip, target(namespace, labels, ports, services, port));
-                if let Err(why) = add(&mut listening, hosts.entry(address).or_default(), address, &served) {
+                if let Err(why) = add(&mut listening, hosts.entry(address).or_default(), address, &served)
+                    && served.closed.is_none()
+                {
                     left_out.push(LeftOut { server: served, why });
                 }
             }
@@ -315,7 +336,9 @@ impl Gateways {
         // By namespace, whether all of its servers ask for it.
         let mut ask: BTreeMap<&str, bool> = BTreeMap::new();
         for served in there {
-            *ask.entry(&served.gateway.meta.namespace).or_insert(true) &= served.asks_for_mutual_tls();
+            // One that is wrong has nothing sent in plaintext.
+            let asks = served.closed.is_some() || served.asks_for_mutual_tls();
+            *ask.entry(&served.gateway.meta.namespace).or_insert(true) &= asks;
         }
         if ask.is_empty() {
             return None;
@@ -358,12 +381,12 @@ impl Selecting {
 impl Owners {
     /// Those of these servers.
     pub fn of(servers: &[ServerAt]) -> Owners {
-        if !servers.iter().any(ServerAt::is_listener) {
+        if !servers.iter().any(ServerAt::keeps_its_hosts) {
             return Owners::default();
         }
         let of = |served: &ServerAt| {
-            let is_listener = served.is_listener();
-            served.hosts().into_iter().map(move |host| (host, is_listener))
+            let keeps = served.keeps_its_hosts();
+            served.hosts().into_iter().map(move |host| (host, keeps))
         };
         Owners(servers.iter().flat_map(of).collect())
     }
@@ -524,7 +547,7 @@ impl Policy {
     /// The hosts of these servers, which are one table of routes, in order, but for those of others at their address.
     pub fn virtual_hosts(&self, servers: &[ServerAt], owners: &Owners, view: &View) -> Vec<VirtualHost> {
         let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
-        for served in servers {
+        for served in servers.iter().filter(|served| served.closed.is_none()) {
             let (name, own_hosts, is_listener) = (served.name(), served.hosts(), served.is_listener());
             let is_own = |host: &String| !owners.is_anothers(&own_hosts, is_listener, host);
             if is_listener {
@@ -562,6 +585,16 @@ impl Policy {
             }
             for host in own_hosts.iter().filter(|host| redirects || owners.is_below_a_listener(host)) {
                 hosts.entry(host.clone()).or_default().redirects |= redirects;
+            }
+        }
+        for served in servers {
+            let Some(reason) = &served.closed else { continue };
+            // Nobody may take all hosts away from others by a typo.
+            let own = served.hosts().into_iter().filter(|host| host != "*" || !hosts.contains_key(host));
+            for host in own.collect::<Vec<String>>() {
+                let of = hosts.entry(host).or_default();
+                of.is_refused = true;
+                of.routes.push(closed_route(served, reason));
             }
         }
         let finished =
@@ -608,6 +641,9 @@ impl Policy {
     /// Where connections go whose bytes are not looked at, by the name that a client asks for; the one without names is for all
     /// others. A way without targets leads nowhere.
     pub fn ways_at(&self, served: &ServerAt, owners: &Owners, view: &View, is_tls: bool) -> Vec<Connections> {
+        if served.closed.is_some() {
+            return Vec::new();
+        }
         let name = served.name();
         if served.is_listener() {
             let there = self.gateway_routes.connections_at(&name);
@@ -665,6 +701,21 @@ impl Policy {
     }
 }
 
+/// What requests for a host of a server that is wrong are answered with.
+fn closed_route(served: &ServerAt, reason: &Arc<str>) -> Route {
+    let meta = &served.gateway.meta;
+    let field = if served.is_listener() { "listeners" } else { "servers" };
+    Route {
+        name: String::new(),
+        condition: Condition::default(),
+        action: Action::Fail(Arc::clone(reason)),
+        faults: Faults::default(),
+        cors: None,
+        headers: HeaderChanges::default(),
+        written: Some(Written { object: meta.id(), field: field.into(), origin: meta.origin.clone() }),
+    }
+}
+
 /// A host while its routes are gathered.
 #[derive(Default)]
 struct Host {
@@ -679,7 +730,7 @@ struct Host {
 impl Host {
     /// What is for every request comes last, by whichever object it is.
     fn in_order(self) -> Vec<Route> {
-        let is_failing = |route: &Route| matches!(route.action, super::route::Action::Fail(_));
+        let is_failing = |route: &Route| matches!(route.action, Action::Fail(_));
         if self.is_refused {
             return self.routes.into_iter().filter(is_failing).take(1).collect();
         }

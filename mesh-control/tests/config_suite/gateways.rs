@@ -324,6 +324,24 @@ async fn a_rule_that_is_wrong_from_the_start_keeps_others_from_its_host() {
     assert_eq!(clusters_of(&hosts["b.example:80"]), [WEB_CLUSTER]);
 }
 
+#[tokio::test]
+async fn a_wrong_gateway_keeps_its_hosts_from_rules_of_others() {
+    let server = |hosts: &str, more: &str| {
+        format!("{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: [{hosts}]{more}}}")
+    };
+    let wrong = gateway("a", &server("a.example, '*.c.example'", ", tlz: {}"));
+    let theirs = rules("b", "b", "a.example, b.example, x.c.example", TO_WEB);
+    let text = [WEB.to_owned(), wrong, gateway("b", &server("'*'", "")), theirs];
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("c.yaml"), text.concat()).unwrap();
+    let plane = Plane::start(PlaneOptions::default().config_dir(dir.path())).unwrap();
+    let hosts = hosts(&plane, &edge(), "http.80");
+    assert_eq!(clusters_of(&hosts["a.example:80"]), ["503"]);
+    assert_eq!(clusters_of(&hosts["*.c.example:80"]), ["503"]);
+    assert!(!hosts.contains_key("x.c.example:80"), "{hosts:?}");
+    assert_eq!(clusters_of(&hosts["b.example:80"]), [WEB_CLUSTER]);
+}
+
 #[test]
 fn what_guards_the_labels_of_a_gateway_guards_its_ports() {
     let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: edge, namespace: edges}\n\

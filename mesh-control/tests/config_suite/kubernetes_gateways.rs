@@ -913,3 +913,44 @@ fn a_listener_set_is_as_old_as_it_is_itself_and_no_older_than_its_gateway() {
         assert_eq!(is_none, istio == "0", "{said:#?}");
     }
 }
+
+#[tokio::test]
+async fn a_wrong_listener_set_keeps_its_hosts_and_serves_nothing_there() {
+    let base = http("base", ", hostname: base.example");
+    let of = |victim: &str| {
+        let certificate = "certificateRefs: [{name: c}]";
+        let evil = [
+            http("e", ", hostname: a.example"),
+            http("w", ", hostname: '*.example'"),
+            https("s", "a.example", certificate),
+        ];
+        let good = [
+            WEB.to_owned(),
+            secret("evil", "c", "a.example"),
+            allowing("from: All", &base),
+            aged(set("evil", "evil", &evil.join(", ")), "2025"),
+            route("HTTPRoute", "evil", "evil", "{kind: ListenerSet, name: evil}", "a.example, b.example", "/"),
+        ];
+        let victim = [http("v", victim), https("s", "a.example", certificate)];
+        with_wrong(&good.concat(), &aged(set("guest", "victim", &victim.join(", ")), "2024"))
+    };
+    // Its TLS is refused, its requests are answered with 503, and others go on.
+    let (_dir, plane) = of(", hostname: a.example, allowdRoutes: {}");
+    let found = hosts(&plane, &gateway_of_shop(), "http.80");
+    assert_eq!(clusters_of(&found["a.example:80"]), ["503"]);
+    assert!(!found["b.example:80"].routes.is_empty() && found.contains_key("base.example:80"), "{found:?}");
+    assert_eq!(chains(&plane, &gateway_of_shop(), "0.0.0.0_443"), [(vec!["a.example".to_owned()], false)]);
+    assert_eq!(plane.wrong()[0].standing, Standing::FailsClosed);
+    assert_eq!(status(&plane, "ListenerSet guest/victim").map(|status| taken(&status)), None);
+    // Where it would listen cannot be read of one of its listeners.
+    let (_dir, plane) = of(", hostname: [{a: 1}]");
+    let said = plane.diagnostics();
+    assert!(said.iter().any(|one| one.message.contains("others may have its hosts")), "{said:#?}");
+}
+
+#[tokio::test]
+async fn a_wrong_gateway_answers_for_its_hosts() {
+    let wrong = listeners(&http("http", ", hostname: a.example, allowdRoutes: {}"));
+    let (_dir, plane) = with_wrong(WEB, &wrong);
+    assert_eq!(clusters_of(&hosts(&plane, &gateway_of_shop(), "http.80")["a.example:80"]), ["503"]);
+}

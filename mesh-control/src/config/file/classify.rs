@@ -146,6 +146,8 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
             _ if version == "v1" && CORE_KINDS.contains(&kind) => ELSEWHERE,
             _ => Class::UnknownKind,
         },
+        // Calls may be in plaintext without it, and a gateway may serve others' hosts.
+        _ if is_like(group, GATEWAY) => like(GATEWAY, kind).map_or(Class::NotYet(Severity::Warning), Class::Mistyped),
         _ if group.ends_with(".istio.io") || of_group(NETWORKING).any(|read| read.name() == kind) => {
             Class::NotYet(Severity::Warning)
         }

@@ -181,6 +181,7 @@ pub(super) fn wrong(meta: Meta, finding: Option<&Diagnostic>) -> Refused {
         delegates: Vec::new(),
         grants: Default::default(),
         at_gateways: Default::default(),
+        closes: None,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::closed::{self, Closes};
 use super::foreign::Foreign;
 use super::workloads::{Target, Workloads};
 use super::{Meta, is_name, is_namespace};
@@ -43,6 +44,8 @@ pub struct Refused {
     pub grants: ReferenceGrant,
     /// What it governs at gateways.
     pub at_gateways: AtGateways,
+    /// Where a gateway would listen by it.
+    pub closes: Option<Closes>,
 }
 
 /// Hosts whose requests an object governs at gateways, both as they are written; `*` is any gateway.
@@ -265,7 +268,7 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
 }
 
 /// The value of a field, or of one that is most likely meant to be it.
-fn like<'n>(node: &'n Node, name: &str, known: &[&'static str]) -> Option<&'n Node> {
+pub(super) fn like<'n>(node: &'n Node, name: &str, known: &[&'static str]) -> Option<&'n Node> {
     node.get(name).or_else(|| {
         let mut written = node.entries().iter().filter(|(_, value)| value.value != Value::Null);
         written.find(|(key, _)| nearest(&key.name, known) == Some(name)).map(|(_, value)| value)
@@ -273,7 +276,7 @@ fn like<'n>(node: &'n Node, name: &str, known: &[&'static str]) -> Option<&'n No
 }
 
 /// What stands for the `spec` of a document: where there is none, its fields may have lost their indentation.
-struct Spec<'n> {
+pub(super) struct Spec<'n> {
     fields: &'n Node,
     known: &'static [&'static str],
 }
@@ -283,12 +286,12 @@ impl<'n> Spec<'n> {
         Spec { fields: like(document, "spec", &DOCUMENT).unwrap_or(document), known: fields(kind) }
     }
 
-    fn get(&self, name: &str) -> Option<&'n Node> {
+    pub(super) fn get(&self, name: &str) -> Option<&'n Node> {
         like(self.fields, name, self.known)
     }
 
     /// Whether it is a mapping whose every key is one of the kind's, or nearly.
-    fn is_known(&self) -> bool {
+    pub(super) fn is_known(&self) -> bool {
         let Value::Map(entries) = &self.fields.value else { return false };
         entries.iter().all(|(key, _)| nearest(&key.name, self.known).is_some())
     }
@@ -320,7 +323,7 @@ pub(super) fn foreign(document: &Node, foreign: Foreign, source: &Source, findin
     }
     let governs = Governs::Workloads(workloads(&Spec::of(document, kind), &meta.namespace));
     let reason = finding.in_short().into();
-    let (delegates, grants, at_gateways) = Default::default();
+    let (delegates, grants, at_gateways, closes) = Default::default();
     Refused {
         meta,
         reason,
@@ -331,6 +334,7 @@ pub(super) fn foreign(document: &Node, foreign: Foreign, source: &Source, findin
         delegates,
         grants,
         at_gateways,
+        closes,
     }
 }
 
@@ -381,7 +385,7 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         // takes their labels to tell what guards them.
         // What was in force of the settings of a mesh stays; without any, nothing starts.
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => (Governs::Nothing, true),
-        // Without it there are fewer ports, and none that should not be there.
+        // What it governs is where gateways listen.
         ObjectKind::Gateway | ObjectKind::KubernetesGateway | ObjectKind::ListenerSet => (Governs::Nothing, true),
         // What it governs is at gateways.
         ObjectKind::TlsRoute | ObjectKind::TcpRoute => (Governs::Nothing, true),
@@ -426,7 +430,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         kind if kind.is_gateway_route() => route_at_gateways(&spec, &meta.namespace),
         _ => AtGateways::default(),
     };
-    Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates, grants, at_gateways })
+    let closes = closed::read(&spec, &meta);
+    Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates, grants, at_gateways, closes })
 }
 
 /// The hosts of a VirtualService, by the gateways that it may be for.
@@ -681,7 +686,7 @@ pub(super) const fn is_guard(kind: ObjectKind) -> bool {
 }
 
 /// Blanks and capitals make a host or a name wrong, and leave no doubt which one is meant.
-fn plain(node: &Node) -> Option<String> {
+pub(super) fn plain(node: &Node) -> Option<String> {
     Some(plain_text(node.as_str()?)).filter(|text| !text.is_empty())
 }
 
@@ -699,8 +704,8 @@ fn exported(namespaces: Vec<String>) -> Vec<String> {
 
 /// Strings, and whether there is nothing else.
 #[derive(Default)]
-struct Texts {
-    read: Vec<String>,
+pub(super) struct Texts {
+    pub(super) read: Vec<String>,
     is_whole: bool,
 }
 
@@ -711,7 +716,7 @@ impl Texts {
 }
 
 /// The strings of a list, or of one string in its place.
-fn texts(list: &Node) -> Texts {
+pub(super) fn texts(list: &Node) -> Texts {
     let mut read = Vec::new();
     collect(list, &mut read);
     let is_whole = match &list.value {
@@ -735,7 +740,7 @@ fn collect(node: &Node, into: &mut Vec<String>) {
     }
 }
 
-fn labels(map: &Node) -> Option<BTreeMap<String, String>> {
+pub(super) fn labels(map: &Node) -> Option<BTreeMap<String, String>> {
     let Value::Map(entries) = &map.value else { return None };
     entries.iter().map(|(key, value)| Some((key.name.clone(), value.as_str()?.to_owned()))).collect()
 }

@@ -68,6 +68,7 @@ pub(super) fn in_remains(remains: &Source, finding: &Diagnostic) -> Vec<Refused>
         delegates: Vec::new(),
         grants: Default::default(),
         at_gateways: Default::default(),
+        closes: None,
     }]
 }
 
@@ -148,6 +149,7 @@ fn secured_by(kind: ObjectKind, words: &[Word<'_>], source: &Source, finding: &D
         delegates: Vec::new(),
         grants: Default::default(),
         at_gateways: Default::default(),
+        closes: None,
     })
 }
 
@@ -247,6 +249,7 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
         delegates: Vec::new(),
         grants: Default::default(),
         at_gateways: Default::default(),
+        closes: None,
     })
 }
 

@@ -110,7 +110,7 @@ impl GatewayRoutes {
                 let named = format!("{} {namespace}/{}", kind.name(), reference.name.value);
                 let is_it = |gateway: &&mut OwnGateway<'_>| {
                     let Meta { kind: own_kind, namespace: own, name, .. } = gateway.meta();
-                    *own_kind == kind && **own == *namespace && **name == *reference.name.value
+                    !gateway.is_closed() && *own_kind == kind && **own == *namespace && **name == *reference.name.value
                 };
                 let mut say = |message: String| {
                     let origin = route.meta.origin.at(reference.span);

@@ -7,7 +7,7 @@ use super::guards;
 use super::references::References;
 use super::status::{Condition, GatewayStatus, ListenerStatus};
 use crate::config::decode::Text;
-use crate::config::file::{Meta, Object, Objects};
+use crate::config::file::{Listens, Meta, Object, Objects};
 use crate::config::gateway_api::gateway::{
     KubernetesGateway, Listener, ListenerTls, RouteKind, RouteNamespaces, SecretReference, TlsMode as Ends,
     ValidationMode,
@@ -36,6 +36,8 @@ pub struct KubernetesServed {
     /// The Services whose workloads it is, by their hosts. Without any it is the workloads of the Gateway's namespace that its
     /// selector selects.
     pub services: Vec<Arc<str>>,
+    /// Why nothing is served there: it is wrong.
+    pub closed: Option<Arc<str>>,
 }
 
 /// A Gateway of one of our classes, or a ListenerSet of such a one.
@@ -56,6 +58,8 @@ pub(super) struct OwnGateway<'o> {
     around: Vec<(u16, String)>,
     /// How many ListenerSets are attached to it.
     attached_sets: usize,
+    /// What is answered where it listens, since it is wrong.
+    closed: Option<Arc<str>>,
 }
 
 /// A listener.
@@ -125,27 +129,39 @@ pub(super) fn own_gateways<'o>(
             gateway.fault = gateway.fault.or(guards::unenforced(&object.meta, objects, found));
         }
         let mut sets = Vec::new();
-        for set in sets_of(objects, &object.meta) {
-            let next = OwnGateway::of_set(set, &gateway, &sets, &lookup);
+        for (set, closed) in sets_of(objects, &object.meta) {
+            let next = OwnGateway { closed, ..OwnGateway::of_set(set, &gateway, &sets, &lookup) };
             sets.push(next);
         }
         let mut of_gateway = vec![gateway];
         of_gateway.extend(sets);
         merge(&mut of_gateway);
-        of_gateway.iter().for_each(|one| one.report(found));
+        of_gateway.iter().filter(|one| !one.is_closed()).for_each(|one| one.report(found));
         all.extend(of_gateway);
+    }
+    for object in &objects.refused {
+        let Some(Listens::Gateway(gateway)) = object.closes.as_ref().map(|closes| &closes.listens) else { continue };
+        if CLASSES.contains(&gateway.spec.gateway_class_name.as_str()) {
+            let closed = Some(object.answer());
+            all.push(OwnGateway { closed, ..OwnGateway::new(gateway, services, &lookup) });
+        }
     }
     report_apart(objects, &all, found);
     all
 }
 
 /// The ListenerSets that are to be attached to a Gateway, in the order in which they compete: the oldest first, and those that say
-/// nothing of their age last, as Gateways.
-fn sets_of<'o>(objects: &'o Objects, gateway: &Meta) -> Vec<&'o Object<ListenerSet>> {
+/// nothing of their age last, as Gateways. Those that are wrong keep their hosts, and say what is answered there.
+fn sets_of<'o>(objects: &'o Objects, gateway: &Meta) -> Vec<(&'o Object<ListenerSet>, Option<Arc<str>>)> {
     let (namespace, name) = (&gateway.namespace, &gateway.name);
-    let all = objects.listener_sets.iter().map(|set| &**set);
-    let mut sets: Vec<_> = all.filter(|set| set.spec.parent_ref.is(&set.meta.namespace, namespace, name)).collect();
-    sets.sort_by_cached_key(|set| {
+    let good = objects.listener_sets.iter().map(|set| (&**set, None));
+    let wrong = objects.refused.iter().filter_map(|object| match &object.closes.as_ref()?.listens {
+        Listens::Set(set) => Some((&**set, Some(object.answer()))),
+        _ => None,
+    });
+    let mut sets: Vec<(&Object<ListenerSet>, Option<Arc<str>>)> = good.chain(wrong).collect();
+    sets.retain(|(set, _)| set.spec.parent_ref.is(&set.meta.namespace, namespace, name));
+    sets.sort_by_cached_key(|(set, _)| {
         let Meta { created, namespace, name, .. } = &set.meta;
         (created.is_empty(), created.clone(), format!("{namespace}/{name}"))
     });
@@ -156,7 +172,10 @@ fn sets_of<'o>(objects: &'o Objects, gateway: &Meta) -> Vec<&'o Object<ListenerS
 fn merge(of_gateway: &mut [OwnGateway<'_>]) {
     let listeners = of_gateway.iter().flat_map(|one| one.claims());
     let around: Vec<(u16, String)> = listeners.map(|listener| (listener.port.0, host_of(listener))).collect();
-    let attached = of_gateway.iter().filter(|one| one.is_set() && one.apart.is_none() && one.good() > 0).count();
+    let attached = of_gateway
+        .iter()
+        .filter(|one| one.is_set() && !one.is_closed() && one.apart.is_none() && one.good() > 0)
+        .count();
     for one in of_gateway {
         one.around.clone_from(&around);
         one.attached_sets = attached;
@@ -221,6 +240,7 @@ impl<'o> OwnGateway<'o> {
             listeners: states(&spec.listeners, meta, object, lookup),
             around: Vec::new(),
             attached_sets: 0,
+            closed: None,
         }
     }
 
@@ -262,11 +282,17 @@ impl<'o> OwnGateway<'o> {
             listeners,
             around: Vec::new(),
             attached_sets: 0,
+            closed: None,
         }
     }
 
     fn is_set(&self) -> bool {
         self.meta.kind == ObjectKind::ListenerSet
+    }
+
+    /// Whether it is wrong: it keeps its hosts, and serves nothing.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.is_some()
     }
 
     /// What people call it.
@@ -385,6 +411,7 @@ impl<'o> OwnGateway<'o> {
             gateway: Arc::new(Object { meta: self.meta.clone(), spec: Gateway { span: self.span, selector, servers } }),
             of: Arc::new(of.clone()),
             services: self.services.clone(),
+            closed: self.closed.clone(),
         })
     }
 

@@ -121,7 +121,9 @@ impl GatewayRoutes {
         all.attach_to_gateways(incoming, &mut gateways, &mut found);
         all.attach_refused_to_gateways(&objects.refused, &gateways);
         all.gateways = gateways.iter().filter_map(OwnGateway::served).collect();
-        all.gateway_statuses = gateways.iter().map(|gateway| gateway.status(services)).collect();
+        let right = gateways.iter().filter(|gateway| !gateway.is_closed());
+        all.gateway_statuses = right.map(|gateway| gateway.status(services)).collect();
+        report_unread(objects, &mut found);
         all.report_shadowed(&mut found);
         (all, found)
     }
@@ -291,6 +293,20 @@ impl GatewayRoutes {
         said.sort_by(|a, b| (&a.object, &a.field, &a.message).cmp(&(&b.object, &b.field, &b.message)));
         said.dedup();
         found.extend(said);
+    }
+}
+
+/// Gateways and ListenerSets that are wrong, and of which nobody can tell which hosts are theirs.
+fn report_unread(objects: &Objects, found: &mut Vec<Diagnostic>) {
+    let listens = |kind| matches!(kind, ObjectKind::Gateway | ObjectKind::KubernetesGateway | ObjectKind::ListenerSet);
+    for object in objects.refused.iter().filter(|object| listens(object.meta.kind)) {
+        if object.closes.as_ref().is_some_and(|closes| closes.is_whole) {
+            continue;
+        }
+        let message = "until it is right, others may have its hosts: not all of where it listens can be read";
+        let origin = object.meta.origin.at(object.place);
+        let finding = Diagnostic::at(&origin, Severity::Error, Code::Unenforced, message);
+        found.push(finding.object(object.id()));
     }
 }
 

@@ -115,7 +115,8 @@ fn tables(address: Address, at: &Listening) -> Vec<(String, Vec<ServerAt>)> {
             None => Vec::new(),
         },
         Speaks::Tls => {
-            let http = at.servers.iter().filter(|served| served.server().is_some_and(Server::takes_requests));
+            let right = at.servers.iter().filter(|served| served.closed.is_none());
+            let http = right.filter(|served| served.server().is_some_and(Server::takes_requests));
             http.map(|served| (routes_name(served, address), vec![served.clone()])).collect()
         }
         Speaks::Bytes => Vec::new(),
@@ -340,8 +341,11 @@ fn secured(
     paths: PathNormalization,
 ) -> Vec<pb::FilterChain> {
     let (Some(server), Some(names)) = (served.server(), server_names(served)) else { return Vec::new() };
-    let Some(written) = &server.tls else { return Vec::new() };
     let name = routes_name(served, address);
+    if served.closed.is_some() {
+        return vec![closed(&name, names, edge)];
+    }
+    let Some(written) = &server.tls else { return Vec::new() };
     let takes_requests = server.takes_requests();
     let socket = match written.mode.terminates() {
         true => match downstream(&policy.secrets, edge, served, written, takes_requests) {
