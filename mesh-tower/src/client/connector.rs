@@ -300,12 +300,21 @@ impl Bytes {
     }
 }
 
+/// How much of an answer an error repeats, in characters.
+const SAID: usize = 1000;
+
 /// What a route forwards by.
 fn forward<'v>(route: &RouteRef<'v>) -> Result<&'v Forward, MeshError> {
     match &route.route.action {
         RouteAction::Forward(forward) => Ok(forward),
         RouteAction::Unusable(reason) => Err(MeshError::new(ErrorKind::NoRoute, Arc::clone(reason))),
-        RouteAction::Redirect(_) | RouteAction::Direct(_) | RouteAction::NonForwarding => {
+        // It may be why nobody is to be called.
+        RouteAction::Direct(direct) => {
+            let said: String = String::from_utf8_lossy(&direct.body).chars().take(SAID).collect();
+            let answer = format!("the route answers with {}, and a connector cannot: {said}", direct.status.as_u16());
+            Err(MeshError::new(ErrorKind::NoRoute, answer))
+        }
+        RouteAction::Redirect(_) | RouteAction::NonForwarding => {
             Err(MeshError::new(ErrorKind::NoRoute, "the route leads to no cluster, and a connector cannot answer"))
         }
     }

@@ -493,6 +493,10 @@ async fn answers_that_the_configuration_asks_for_are_responses() {
     let response = mesh.client().get("http://direct:80/").await.unwrap();
     assert_eq!(response.status(), StatusCode::IM_A_TEAPOT);
     assert_eq!(read(response).await, "tea");
+    // A connection has no answer: it fails, and says which one it would have been.
+    let error = mesh.connect("direct", 80).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRoute);
+    assert!(format!("{error:#}").contains("answers with 418, and a connector cannot: tea"), "{error:#}");
 }
 
 #[tokio::test]
