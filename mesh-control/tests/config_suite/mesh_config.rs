@@ -210,6 +210,11 @@ fn a_wrong_setting_is_told_with_its_line_and_column_in_the_file() {
             "extensionProviders:\n- name: a\n  envoyExtAuthzHttp:\n    service: a.b\n    port: 80\n    includeRequestBodyInCheck: {maxRequestBytes: 16777217}\n",
             ":14:36: error[invalid-value]",
         ),
+        ("defaultConfig:\n  gatewayTopology:\n    proxyProtocol:\n", ":11:9: error[invalid-value]"),
+        (
+            "defaultConfig: {gatewayTopology: {numTrustedProxies: 4294967295}}\n",
+            "`gatewayTopology.numTrustedProxies` is 4294967295",
+        ),
         ("a: [\n", ":9:5: error[syntax]"),
     ] {
         let why = Plane::from_yaml(&config_map(settings)).expect_err(settings).to_string();

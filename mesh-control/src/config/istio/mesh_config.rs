@@ -16,7 +16,7 @@ use super::names::export_faults;
 use super::virtual_service::Retry;
 use crate::config::decode::{At, Decode, Decoder, Opaque, Text, field_paths, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
-use crate::config::node::{Node, Value};
+use crate::config::node::{Key, Node, Value};
 pub use providers::{
     AUTHORIZER_TIMEOUT, BodyInCheck, ExtensionProvider, FileAccessLog, FileLogFormat, GrpcAuthorizer, HttpAuthorizer,
     Json, OtelAccessLog, STDOUT_LOG, is_empty, status,
@@ -218,6 +218,9 @@ message! {
     }
 }
 
+/// How many proxies in front of a gateway can be believed: clients would say themselves who they are with more than there are.
+pub const MOST_TRUSTED_PROXIES: u32 = 1000;
+
 /// How proxies are run. There are none here, so that of all that it says only how requests are traced is read, and what is in front of
 /// gateways.
 #[derive(Clone, Debug, Default)]
@@ -234,10 +237,22 @@ impl Decode for ProxyConfig {
             d.wrong_type(node, "a mapping");
             return None;
         };
-        Some(ProxyConfig {
-            tracing: d.optional(node, "tracing")?,
-            gateway_topology: d.optional(node, "gatewayTopology")?,
-        })
+        let topology = node.get("gatewayTopology").map(Node::entries).unwrap_or_default();
+        let is_bare = |(key, value): &&(Key, Node)| key.name == "proxyProtocol" && value.value == Value::Null;
+        if let Some((key, _)) = topology.iter().find(is_bare) {
+            let message = "`gatewayTopology.proxyProtocol` has nothing behind it: `{}` asks for it, and without the field nobody does";
+            d.error(key.span, Code::InvalidValue, message);
+        }
+        let gateway_topology: Option<GatewayTopology> = d.optional(node, "gatewayTopology")?;
+        let trusted =
+            gateway_topology.as_ref().and_then(|topology| Some((topology.span, topology.num_trusted_proxies?)));
+        if let Some((span, number)) = trusted.filter(|(_, number)| *number > MOST_TRUSTED_PROXIES) {
+            let message = format!(
+                "`gatewayTopology.numTrustedProxies` is {number}, and there are no more than {MOST_TRUSTED_PROXIES} in front of a gateway"
+            );
+            d.error(span, Code::InvalidValue, message);
+        }
+        Some(ProxyConfig { tracing: d.optional(node, "tracing")?, gateway_topology })
     }
 
     fn fields(prefix: &str, out: &mut Vec<String>) {

@@ -18,6 +18,7 @@ use mesh_core::model::ForwardedClientCert;
 use serde::Deserialize;
 
 use crate::catalog::{Client, ClientClass, Sidecar, Topology};
+use crate::config::istio::mesh_config::MOST_TRUSTED_PROXIES;
 
 /// How connections come to a sidecar, in Istio's words.
 const INTERCEPTION_MODE: &str = "INTERCEPTION_MODE";
@@ -112,7 +113,6 @@ fn sidecar(node: &Node, metadata: &Struct) -> Option<Sidecar> {
 /// # Errors
 /// The field that cannot be read: whom the gateway believes would be anybody's guess.
 fn topology(metadata: &Struct) -> Result<Topology, &'static str> {
-    const MOST: f64 = 1000.0;
     let config = match field(metadata, "PROXY_CONFIG") {
         None | Some(Value::NullValue(_)) => return Ok(Topology::default()),
         Some(Value::StructValue(config)) => config,
@@ -125,7 +125,9 @@ fn topology(metadata: &Struct) -> Result<Topology, &'static str> {
     };
     let trusted_proxies = match field(written, "numTrustedProxies") {
         None | Some(Value::NullValue(_)) => None,
-        Some(Value::NumberValue(number)) if (0.0..=MOST).contains(number) && number.fract() == 0.0 => {
+        Some(Value::NumberValue(number))
+            if (0.0..=f64::from(MOST_TRUSTED_PROXIES)).contains(number) && number.fract() == 0.0 =>
+        {
             Some(*number as u32)
         }
         Some(_) => return Err(".numTrustedProxies"),
@@ -144,7 +146,7 @@ fn topology(metadata: &Struct) -> Result<Topology, &'static str> {
         Some(_) => return Err(".forwardClientCertDetails"),
     };
     let proxy_protocol = match field(written, "proxyProtocol") {
-        None | Some(Value::NullValue(_)) => None,
+        None => None,
         Some(Value::StructValue(_)) => Some(true),
         // Istio has no words for a gateway that is behind none, where the settings of the mesh say it of all.
         Some(Value::BoolValue(false)) => Some(false),
@@ -369,6 +371,8 @@ mod tests {
             object(&[("numTrustedProxies", Value::NumberValue(0.5))]),
             object(&[("numTrustedProxies", string("1"))]),
             object(&[("proxyProtocol", Value::BoolValue(true))]),
+            // Nobody can tell whether it is asked for.
+            object(&[("proxyProtocol", Value::NullValue(0))]),
             details("sanitize"),
         ] {
             assert!(unreadable(&said(wrong.clone())).is_some(), "{wrong:?}");
