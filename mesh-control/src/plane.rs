@@ -37,7 +37,7 @@ use crate::config::load::Reach;
 use crate::config::source::{ConfigStore, Directory};
 use crate::config::store::{Loaded, Standing, Store, Update, Wrong};
 use crate::config::support::ObjectKind;
-use crate::config::{Code, Diagnostic, Objects, Severity};
+use crate::config::{Code, Diagnostic, Meta, Objects, Severity};
 use crate::jwks::KeyFetching;
 use crate::policy::Policy;
 use crate::policy::mesh::{Fixed, Given, MeshSettings};
@@ -481,6 +481,8 @@ impl Plane {
             if live.endpoints.served_by(&compiled.policy.services, &workload.key).is_empty() {
                 let why = no_requests(&compiled.policy.services, &workload);
                 warn!(node = &*workload.node, "registered, and is nobody's endpoint: {why}");
+            } else if let Some(group) = compiled.policy.services.group_passed_by(&workload) {
+                warn!(node = &*workload.node, "registered: {}", passes_by(group));
             }
             self.inner.publish_soon(live);
         }
@@ -665,9 +667,12 @@ impl Plane {
             let served = live.endpoints.served_by(services, &workload.key);
             let serves: Vec<String> =
                 served.into_iter().filter_map(|(id, port)| Some(format!("{}:{port}", hosts.get(&id)?))).collect();
-            let note = match serves.is_empty() {
-                true => Some(no_requests(services, &workload)),
-                false => services.is_unasked(&workload).then(|| UNASKED.to_owned()),
+            let note = if serves.is_empty() {
+                Some(no_requests(services, &workload))
+            } else if services.is_unasked(&workload) {
+                Some(UNASKED.to_owned())
+            } else {
+                services.group_passed_by(&workload).map(passes_by)
             };
             let health = services.is_asked(&workload).then_some(match workload.reported {
                 Some(true) => "healthy",
@@ -885,6 +890,14 @@ const UNREPORTED: &str =
 /// What becomes of the probe of its group where nobody can ask a workload.
 const UNASKED: &str =
     "nobody asks it how it is, as the probe of its WorkloadGroup wants: it is well while it is connected";
+
+/// That a workload gets requests for which members of a group have to be more than it says it is.
+fn passes_by(group: &Meta) -> String {
+    format!(
+        "it gets requests of a service whose others are of {}, and names no group: nobody asks it for the group's service account, or by its probe",
+        group.id()
+    )
+}
 
 /// Why a workload is nobody's endpoint.
 fn no_requests(services: &Services, workload: &Arc<Workload>) -> String {

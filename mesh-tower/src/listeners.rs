@@ -1,7 +1,6 @@
 //! The listeners of a mesh: what each is told by the configuration, kept where every request finds it.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

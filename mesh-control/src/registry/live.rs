@@ -421,6 +421,26 @@ spec: {hosts: [api.example.com], ports: [{number: 80, name: http}], exportTo: ['
     }
 
     #[test]
+    fn who_says_the_labels_of_a_group_and_not_its_name_passes_by_what_the_group_asks_for() {
+        let of = |asks: &str| {
+            services(&format!(
+                "{SHOP}---\napiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {{name: vms, namespace: shop}}\n\
+                 spec: {{metadata: {{labels: {{app: reviews}}}}, {asks}}}\n"
+            ))
+        };
+        let probe = "probe: {httpGet: {path: /healthz, port: 8090}}";
+        for (asks, is_told) in [("template: {serviceAccount: reviews}", true), (probe, true), ("template: {}", false)] {
+            let services = of(asks);
+            let own = workload("a", "reviews", "10.0.0.1:9080");
+            let name = services.group_passed_by(&own).map(|group| group.name.to_string());
+            assert_eq!(name.as_deref(), is_told.then_some("vms"), "{asks}");
+            let member = Workload { group: Some("vms".into()), ..(*own).clone() };
+            assert!(services.group_passed_by(&member).is_none());
+            assert!(services.group_passed_by(&workload("b", "other", "10.0.0.2:9080")).is_none());
+        }
+    }
+
+    #[test]
     fn a_group_gives_its_members_labels() {
         let services = services(&format!(
             "{SHOP}---

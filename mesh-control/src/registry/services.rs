@@ -461,6 +461,29 @@ impl Services {
         group.is_some_and(|group| !Probe::of(&group.spec).is_some_and(|probe| probe.is_for(workload.class)))
     }
 
+    /// The group that has a service account or a probe for the members of a service, beside which a workload without a group is an
+    /// endpoint of that service: nobody compares it with them. Of several, the first by its name.
+    pub fn group_passed_by(&self, workload: &Workload) -> Option<&Meta> {
+        if workload.group.is_some() {
+            return None;
+        }
+        let asks = |group: &WorkloadGroup| {
+            let template = group.template.as_ref();
+            group.probe.is_some() || template.is_some_and(|template| !template.service_account.is_empty())
+        };
+        let asking = self.groups.values().filter(|group| group.meta.namespace == workload.namespace);
+        let asking: Vec<_> = asking
+            .filter(|group| asks(&group.spec))
+            .map(|group| (&group.meta, workload::labels_in_group(&group.spec, &BTreeMap::new())))
+            .collect();
+        if asking.is_empty() {
+            return None;
+        }
+        let own: Vec<&Arc<Service>> = self.selecting(workload).map(|(_, service)| service).collect();
+        let passed = asking.into_iter().filter(|(_, labels)| own.iter().any(|service| service.selects(labels)));
+        passed.map(|(meta, _)| meta).min_by(|a, b| a.name.cmp(&b.name))
+    }
+
     /// The endpoints of a service that are written down, in its own object or in WorkloadEntries.
     pub fn written(&self, id: ServiceId) -> impl Iterator<Item = &WrittenEndpoint> {
         let own = self.all.get(id.0).into_iter().flat_map(|service| &service.endpoints);
