@@ -411,6 +411,7 @@ async fn what_may_be_a_policy_for_tls_closes_its_services_or_else_all_that_it_ma
         (broken.replace("BackendTLSPolicy", "BackendTLSPolcy"), its),
         (broken.replace("kind: BackendTLSPolicy", "kind: &k BackendTLSPolicy"), its),
         (policy.replace("gateway.networking.k8s.io/v1", "v1"), its),
+        (policy.replace("gateway.networking.k8s.io/v1", "gateway.networking.k8s/v1"), its),
         (broken.replace("}], validation", "}, {group: '', kind: Service, name: ratings}], validation"), all),
         // Which Services it is for cannot be read.
         (broken.replace("name: reviews", "name: &n reviews"), all),

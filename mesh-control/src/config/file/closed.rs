@@ -55,7 +55,7 @@ pub(super) fn read(spec: &Spec<'_>, meta: &Meta) -> Option<Closes> {
         ObjectKind::KubernetesGateway => {
             let written = spec.get("gatewayClassName")?;
             let class = plain(written)?;
-            let class = nearest(&class, &CLASSES).map(str::to_owned).unwrap_or(class);
+            let class = nearest(&class, &CLASSES).map_or(class, str::to_owned);
             let (listeners, is_whole) = each(spec.get("listeners")?, listeners)?;
             let addresses = spec.get("addresses").map(Node::items).unwrap_or_default();
             let spec = KubernetesGateway {
