@@ -618,14 +618,16 @@ fn duplicate(earlier: &Meta, later: &Meta) -> Diagnostic {
 /// one.
 fn is_among(refused: &Refused, file: &str, kept: &BTreeMap<ObjectKey, Good>) -> bool {
     let like = || kept.values().filter(|good| is_like(good, refused, file));
+    let secures = matches!(refused.meta.kind, ObjectKind::BackendTlsPolicy | ObjectKind::DestinationRule);
     match &refused.governs {
-        Governs::Hosts { hosts, .. } if refused.meta.kind == ObjectKind::BackendTlsPolicy => hosts.iter().all(|host| {
+        Governs::Hosts { hosts, .. } if secures => hosts.iter().all(|host| {
             like().any(|good| match &good.item {
                 Item::BackendTlsPolicy(policy) => {
                     let mut targets = policy.spec.target_refs.iter();
                     policy.meta.namespace == refused.meta.namespace
                         && targets.any(|target| *target.name.value == **host)
                 }
+                Item::DestinationRule(rule) => rule.spec.host.trim().eq_ignore_ascii_case(host),
                 _ => false,
             })
         }),

@@ -433,17 +433,24 @@ async fn what_may_be_a_policy_for_tls_closes_its_services_or_else_all_that_it_ma
 }
 
 #[tokio::test]
-async fn a_policy_for_tls_that_was_closed_is_so_when_its_file_becomes_unreadable_and_after_a_restart() {
+async fn what_was_closed_for_tls_is_so_when_its_file_becomes_unreadable_and_after_a_restart() {
+    let secured = |host: &str| format!("spec: {{host: {host}, trafficPolicy: {{tls: {{mode: ISTIO_MUTUAL}}}}}}");
+    let policy = backend_policy("b", "ratings").replace("hostname", "hotsname");
+    let wrong = rule("DestinationRule", &secured("ratings")).replace("name: a", "name: b").replace("mode", "mdoe");
+    closed_over_a_restart("BackendTLSPolicy", &backend_policy("a", "reviews"), &policy).await;
+    closed_over_a_restart("DestinationRule", &rule("DestinationRule", &secured("reviews")), &wrong).await;
+}
+
+/// An object of this kind that is good, for `reviews`, and one that is wrong, for `ratings`, are so when their file is no YAML any more.
+async fn closed_over_a_restart(kind: &str, good: &str, wrong: &str) {
     let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let start = || {
         let options = PlaneOptions::default().config_dir(dir.path()).state_dir(state.path());
         Started { plane: Plane::start(options).unwrap(), _dir: tempfile::tempdir().unwrap() }
     };
     let are_closed = |started: &Started| {
-        ["reviews:80", "ratings:80"].map(|target| started.routes(target).contains("BackendTLSPolicy "))
+        ["reviews:80", "ratings:80"].map(|target| started.routes(target).contains(&format!("{kind} ")))
     };
-    let (good, wrong) =
-        (backend_policy("a", "reviews"), backend_policy("b", "ratings").replace("hostname", "hotsname"));
     let text = format!("{good}---\n{wrong}");
     fs::write(dir.path().join("services.yaml"), SERVICES).unwrap();
     fs::write(dir.path().join("policies.yaml"), &text).unwrap();
