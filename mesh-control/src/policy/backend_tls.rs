@@ -85,7 +85,8 @@ impl BackendTls {
                 let fault = all.add(object, target, &says, services).err();
                 if let Some((host, message)) = missed(object, target, services) {
                     let says = Err(format!("{} cannot be honoured: {message}", object.meta.id()).into());
-                    closed.push((host, OfService { section: None, id: object.meta.id(), says }));
+                    let origin = object.meta.origin.at(object.spec.span);
+                    closed.push((host, OfService { section: None, id: object.meta.id(), origin, says }));
                 }
                 all.report(object, index, (fault, &says), services, &mut found);
             }

@@ -149,7 +149,10 @@ async fn answer(
 
 /// An address on which nobody listens.
 pub(crate) async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    // The port stays taken, without a listener: no other test comes to listen there.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    Box::leak(Box::new(socket)).local_addr().unwrap()
 }
 
 /// How many tries each request took.
