@@ -42,7 +42,7 @@ pub(crate) struct Options {
     labels: Vec<(String, String)>,
     /// How many proxies in front of it are believed: the client is this one from the end of X-Forwarded-For. Without it the settings of
     /// the mesh say it (gatewayTopology).
-    #[arg(long, value_name = "COUNT", env = "MESH_GATEWAY_TRUSTED_PROXIES")]
+    #[arg(long, value_name = "COUNT", env = "MESH_GATEWAY_TRUSTED_PROXIES", value_parser = clap::value_parser!(u16).range(..=1000))]
     trusted_proxies: Option<u16>,
     /// Every connection has to begin with a header of the PROXY protocol, which says whose it is; with `=false` none has one,
     /// whatever the settings of the mesh say (gatewayTopology).
