@@ -197,8 +197,10 @@ impl Snapshot {
             services.served_ports(&client.namespace, client.group.as_ref(), &client.labels, &client.ports, own);
         let told = self.gateway(client);
         let bound = told.listening.values().map(|(address, _)| *address);
-        let bound = bound.filter(|(_, port)| served.registered.contains_key(port));
-        bound.map(|(ip, port)| SocketAddr::new(if ip.is_unspecified() { own } else { ip }, port)).collect()
+        // Where it is, it says itself: a Gateway, which may be another namespace's, has nobody call another address.
+        let is_own = |ip: IpAddr| ip.is_unspecified() || ip == own;
+        let bound = bound.filter(|(ip, port)| is_own(*ip) && served.registered.contains_key(port));
+        bound.map(|(_, port)| SocketAddr::new(own, port)).collect()
     }
 
     /// A cluster that leads nowhere, in the place of one that a gateway refused: as for sidecars.

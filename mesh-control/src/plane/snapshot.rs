@@ -740,7 +740,10 @@ impl Catalog for Snapshot {
         let hosts: Option<HashSet<&str>> = replaced.iter().map(host).collect();
         match hosts {
             Some(hosts) if own.is_none_or(|own| !replaced.contains(&own)) => {
-                Changes::Only(Box::new(move |name| name.rsplit('|').next().is_some_and(|host| hosts.contains(host))))
+                Changes::Only(Box::new(move |name| match ServerName::parse(name) {
+                    Some(key) => hosts.contains(&*key.host),
+                    None => name.rsplit('|').next().is_some_and(|host| hosts.contains(host)),
+                }))
             }
             _ => Changes::Any,
         }

@@ -687,7 +687,10 @@ impl Policy {
         let of_policy = || {
             let (_, service) = self.services.find(&key.host, &view.namespace)?;
             let port = service.port(key.port).map_or("", |port| &*port.name);
-            self.backend_tls.of(&service.host, port)?.err()
+            let refused = self.backend_tls.of(&service.host, port)?.err()?;
+            let rule = self.destination_rules.find(&key.host, &service.namespace, view);
+            // A rule that says it goes first.
+            (self.traffic(rule, key, service).tls == Tls::Automatic).then_some(refused)
         };
         let refused = of_service.or_else(of_rule).or_else(of_policy);
         refused.cloned().or_else(|| self.closed_alias(&key.host, view))

@@ -154,7 +154,7 @@ fn tls_without_a_mode_is_refused_and_a_mistyped_mode_is_one_error() {
         ("mode: DISABLE, sni: a.example", "warning[ignored]"),
         (
             "mode: SIMPLE, credentialName: a",
-            "error[not-supported-yet]: DestinationRule default/web: trafficPolicy.tls.credentialName: without a `workloadSelector` only gateways",
+            "trafficPolicy.tls.credentialName: without a `workloadSelector` only gateways",
         ),
         ("mode: MUTUAL, clientCertificate: a", "trafficPolicy.tls.privateKey: mode MUTUAL needs a file here"),
         ("mode: MUTUAL, privateKey: a", "trafficPolicy.tls.clientCertificate: mode MUTUAL needs a file here"),

@@ -123,7 +123,9 @@ impl World {
         assert_eq!(columns.len(), 22, "{line}");
         assert!(columns[0].ends_with('Z') && columns[9].parse::<u64>().is_ok(), "{line}");
         // What there is none of in a process without a proxy.
-        assert_eq!((&*columns[5], &*columns[6], &*columns[17]), ("-", "-", "-"), "{line}");
+        assert_eq!((&*columns[5], &*columns[17]), ("-", "-"), "{line}");
+        // Why there was no connection, where there was none.
+        assert_eq!(columns[6] != "-", columns[4].contains("connection_failure"), "{line}");
         columns
     }
 }

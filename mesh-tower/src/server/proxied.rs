@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_core::id::ListenerName;
 use mesh_core::proxy_protocol::{Parsed, parse};
@@ -20,6 +20,8 @@ use crate::listeners::{Headless, Listeners};
 
 /// How long a header may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// As long as a header takes at most that is on its way.
+const USUAL: Duration = Duration::from_secs(1);
 /// How many connections may be without theirs at a time. One more takes the place of another one: whoever connects and says nothing
 /// must not keep others from being accepted.
 const MOST: usize = 1024;
@@ -41,13 +43,14 @@ pub(super) struct Proxied {
 pub(super) struct Headers {
     reading: JoinSet<Option<Proxied>>,
     /// The same, the oldest first, each with who has connected. Some may be over.
-    pending: VecDeque<(SocketAddr, AbortHandle)>,
+    pending: VecDeque<(SocketAddr, Instant, AbortHandle)>,
     most: usize,
+    usual: Duration,
 }
 
 impl Default for Headers {
     fn default() -> Self {
-        Headers { reading: JoinSet::new(), pending: VecDeque::new(), most: MOST }
+        Headers { reading: JoinSet::new(), pending: VecDeque::new(), most: MOST, usual: USUAL }
     }
 }
 
@@ -72,7 +75,7 @@ impl Headers {
                 }
             }
         });
-        self.pending.push_back((direct, task));
+        self.pending.push_back((direct, Instant::now(), task));
     }
 
     /// Closes one where there are too many.
@@ -80,12 +83,19 @@ impl Headers {
         if self.pending.len() < self.most {
             return;
         }
-        self.pending.retain(|(_, task)| !task.is_finished());
+        self.pending.retain(|(.., task)| !task.is_finished());
         if self.pending.len() < self.most {
             return;
         }
-        let clients: Vec<IpAddr> = self.pending.iter().map(|(direct, _)| client_of(direct.ip())).collect();
-        if let Some((direct, task)) = first_to_go(&clients).and_then(|place| self.pending.remove(place)) {
+        // One that has had the time to say something; else it is one of whoever has most.
+        let is_silent = self.pending.front().is_some_and(|(_, since, _)| since.elapsed() > self.usual);
+        let place = if is_silent {
+            Some(0)
+        } else {
+            let clients: Vec<IpAddr> = self.pending.iter().map(|(direct, ..)| client_of(direct.ip())).collect();
+            first_to_go(&clients)
+        };
+        if let Some((direct, _, task)) = place.and_then(|place| self.pending.remove(place)) {
             task.abort();
             let reason = "no header of the PROXY protocol yet, and too many others wait for theirs";
             listeners.note_headless(listener, direct, Headless::Crowded, reason);
@@ -180,7 +190,7 @@ mod tests {
     async fn silent_connections_keep_nobody_out_and_are_counted() {
         let socket = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let (name, listeners) = (ListenerName::from("edge"), Arc::<Listeners>::default());
-        let mut headers = Headers { most: 3, ..Headers::default() };
+        let mut headers = Headers { most: 3, usual: PATIENCE, ..Headers::default() };
         let mut silent = Vec::new();
         // A load balancer whose header is on its way; then one address that says nothing.
         let (mut balancer, accepted, direct) = connect(&socket, "127.0.0.1").await;

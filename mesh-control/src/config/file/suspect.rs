@@ -271,13 +271,15 @@ fn unknown(kind: ObjectKind, namespace: &str, source: &Source, span: Span) -> Me
 fn words<'t>(line: &'t str, number: u32, start: usize, into: &mut Vec<Word<'t>>) {
     let is_word = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
     let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-    let is_outer = !line.starts_with([' ', '\t', '-', '{']);
+    let mut is_outer = !line.starts_with([' ', '\t', '-', '{']);
     let (mut rest, mut column, mut key) = (line, 1, None);
     while let Some(at) = rest.find(is_word) {
         // `*.example.com` is one word.
         let (before, after) = rest.split_at(at);
         let is_wild = key == Some("host") && before.ends_with('*') && after.starts_with('.');
         let (before, after) = rest.split_at(at - usize::from(is_wild));
+        // What is between braces lies deeper.
+        is_outer &= !before.contains(['{', '[']);
         let length = after.find(|c| !(is_word(c) || is_wild && c == '*')).unwrap_or(after.len());
         let (text, after) = after.split_at(length);
         column += before.chars().count();

@@ -176,6 +176,13 @@ impl Default for Asked {
     }
 }
 
+impl Asked {
+    fn admit(&self, now: Instant) -> Result<(), Rejection> {
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.admit(now).map(drop).map_err(|_| Rejection::Throttled)
+    }
+}
+
 /// Somebody whose turn it is, after a while.
 #[derive(Debug)]
 pub(crate) struct Turn {
@@ -261,7 +268,7 @@ impl Desk {
         now: Instant,
     ) -> Result<Duration, Rejection> {
         Counts::add(&self.counts.requests);
-        let turn = self.wait(identity, asked, now);
+        let turn = asked.admit(now).and_then(|()| self.wait(identity, now));
         turn.inspect_err(|rejection| self.note(Some(&(identity.clone(), Method::Secret)), peer, rejection))
     }
 
@@ -304,11 +311,9 @@ impl Desk {
     }
 
     /// Before anything that takes long.
-    fn wait(&self, identity: &SpiffeId, asked: &Asked, now: Instant) -> Result<Duration, Rejection> {
-        let crowded = |_| Rejection::Throttled;
-        asked.0.lock().unwrap_or_else(PoisonError::into_inner).admit(now).map_err(crowded)?;
+    fn wait(&self, identity: &SpiffeId, now: Instant) -> Result<Duration, Rejection> {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        limits.admit(identity, now).map_err(crowded)
+        limits.admit(identity, now).map_err(|_| Rejection::Throttled)
     }
 
     fn note(&self, who: Option<&(SpiffeId, Method)>, peer: IpAddr, rejection: &Rejection) {
@@ -336,6 +341,8 @@ impl Desk {
         let (identity, method, token) = match attested {
             Attested::Identity(identity, method) => (identity, method, None),
             Attested::ByToken(token) => {
+                // Before anybody is asked about it: a token that is made up costs as much.
+                asked.admit(now)?;
                 let pending = self.token(token, wall).await?;
                 (pending.identity.clone(), Method::Token, Some(pending))
             }
@@ -348,7 +355,10 @@ impl Desk {
         if token.is_some() {
             fits(&application.claim, &identity).map_err(Rejection::Denied)?;
         }
-        let wait = self.wait(&identity, asked, now)?;
+        if token.is_none() {
+            asked.admit(now)?;
+        }
+        let wait = self.wait(&identity, now)?;
         Ok(Turn { wait, identity, method, token })
     }
 

@@ -406,6 +406,11 @@ impl Presence {
         self.apply(changes, &roll);
     }
 
+    /// Whether a workload is registered by this stream: another one at its address may have come before it since.
+    pub(crate) fn holds(&self, stream: u64, key: &WorkloadKey) -> bool {
+        self.roll().0.get(key).is_some_and(|entry| entry.streams.contains(&stream))
+    }
+
     /// Whether a workload of this client is registered.
     pub(crate) fn knows(&self, client: &Client) -> bool {
         let roll = self.roll();

@@ -434,6 +434,14 @@ impl Stay<'_> {
         let mut served_at = served_at.lock().unwrap_or_else(PoisonError::into_inner);
         let ServedAt { all, refused } = &mut *served_at;
         refused.retain(|address| wanted.contains(address));
+        // Who is better proven may have an address by now: this one waits for it.
+        all.retain(|address| {
+            let is_held = self.state.presence.holds(self.stream.id, &workload(*address).key());
+            if !is_held && wanted.contains(address) {
+                refused.insert(*address);
+            }
+            is_held
+        });
         let gone: Vec<SocketAddr> = all.difference(&wanted).copied().collect();
         let new = wanted.difference(all).copied().filter(|address| has_taken || refused.contains(address));
         let new: Vec<SocketAddr> = new.collect();

@@ -26,7 +26,10 @@ use crate::serve::clients::state::ServerState;
 use crate::serve::io::guest::Guest;
 
 /// How often it is looked whether there is something else to ask.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a client may take to hear why its stream ends.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// For how long a report counts, at least and at most.
 const SHORTEST: Duration = Duration::from_secs(30);
@@ -57,8 +60,8 @@ impl HealthDiscoveryService for HealthChecks {
         let state = self.0.clone();
         tokio::spawn(async move {
             if let Err(status) = converse(&state, &guest, requests.into_inner(), &sender).await {
-                // The client may be gone: then there is nobody to tell.
-                let _ = sender.send(Err(status)).await;
+                // The client may be gone, or take nothing any more: then there is nobody to tell.
+                let _ = tokio::time::timeout(LAST_WORD, sender.send(Err(status))).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
