@@ -426,7 +426,7 @@ async fn a_load_balancer_says_whose_a_connection_is_and_who_comes_past_it_is_not
         assert_eq!(exchange(edge, &past).await, "");
     }
     // Both are counted, and the log says what they lack.
-    gateway.says("they have to begin with a header of the PROXY protocol").await;
+    gateway.says("it has to begin with a header of the PROXY protocol").await;
     let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
     let metrics = exchange(admin, &get(&admin.to_string(), "/metrics", "")).await;
     assert!(metrics.contains("mesh_proxy_protocol_refused_total{reason=\"invalid\"} 2\n"), "{metrics}");
@@ -435,9 +435,14 @@ async fn a_load_balancer_says_whose_a_connection_is_and_who_comes_past_it_is_not
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_admin_port_is_on_the_loopback_unless_it_is_said_that_it_may_be_anywhere() {
     let at = ["--admin-addr", "0.0.0.0:0"];
-    Gateway::start(ManagementServer::start(), &at).await.says("--admin-anywhere").await;
+    let answering = || {
+        let control = ManagementServer::start();
+        control.put("edge", &listener("edge", vec![chain("c", "routes")]));
+        control
+    };
+    Gateway::start(answering(), &at).await.says("--admin-anywhere").await;
     let anywhere = [&at[..], &["--admin-anywhere"]].concat();
-    Gateway::start(ManagementServer::start(), &anywhere).await.says("admin at 0.0.0.0:").await;
+    Gateway::start(answering(), &anywhere).await.says("admin at 0.0.0.0:").await;
     let control = control("").await;
     Sidecar::start(&control, "shop", &at, "sleep 1000").says("--admin-anywhere").await;
     Sidecar::start(&control, "shop", &anywhere, "sleep 1000").says("admin at 0.0.0.0:").await;
