@@ -627,11 +627,7 @@ fn is_among(refused: &Refused, file: &str, kept: &BTreeMap<ObjectKey, Good>) -> 
                     policy.meta.namespace == refused.meta.namespace
                         && targets.any(|target| *target.name.value == **host)
                 }
-                Item::DestinationRule(rule) => {
-                    let namespace = &refused.meta.namespace;
-                    (namespace.is_empty() || rule.meta.namespace == *namespace)
-                        && rule.spec.host.trim().eq_ignore_ascii_case(host)
-                }
+                Item::DestinationRule(rule) => rule.spec.host.trim().eq_ignore_ascii_case(host),
                 _ => false,
             })
         }),
