@@ -90,6 +90,8 @@ ALL = {
     "of a certificate its hash is told alone": [("tls *", "seen x-forwarded-client-cert: *")],
     "the standard port of a scheme is not named, nor is that of another scheme": [("redirect /*", "header location: *:80/* | *"),
         ("to https *", "header location: *:80/* | *")],
+    "a body whose length is known goes on with it, of gRPC, too": [(f"grpc-web {name}", "seen content-length: None | ['7']") for name in (
+        "over http1", "of another status")],
     "an answer without a body to HEAD says so": [("redirect of HEAD", "header content-length: None | ['0']"),
         ("direct /none to HEAD", "header content-length: None | ['0']")],
 }
