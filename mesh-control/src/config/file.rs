@@ -7,6 +7,7 @@ mod classify;
 mod closed;
 mod foreign;
 mod mesh_config;
+mod object;
 mod pods;
 mod refused;
 mod suspect;
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::decode::{Decode, Decoder, Opaque, Text, message};
+use super::decode::Decoder;
 use super::diagnostic::{
     Code, Diagnostic, NO_PROXY, OWN_TOPOLOGY, Origin, Severity, Source, Span, is_resource, quoted,
 };
@@ -37,10 +38,9 @@ use super::gateway_api::reference_grant::ReferenceGrant;
 use super::istio::destination_rule::DestinationRule;
 use super::istio::gateway::Gateway;
 use super::istio::mesh_config::MeshConfig;
-use super::istio::names::export_faults;
 use super::istio::secret::{self, Authorities, Secret};
-use super::istio::security::{AuthorizationPolicy, DRY_RUN, PeerAuthentication, RequestAuthentication};
-use super::istio::service::{self, EXPORT_TO, Service, exported_to};
+use super::istio::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
+use super::istio::service::Service;
 use super::istio::service_entry::ServiceEntry;
 use super::istio::sidecar::Sidecar;
 use super::istio::telemetry::Telemetry;
@@ -49,11 +49,12 @@ use super::istio::wasm_plugin::WasmPlugin;
 use super::istio::workload_entry::WorkloadEntry;
 use super::istio::workload_group::WorkloadGroup;
 use super::node::{self, Node, Value};
-use super::support::{self, ObjectKind};
-use crate::period::comparable;
+use super::support::ObjectKind;
 use classify::{Class, classify, is_foreign, without_version};
 pub use closed::{Closes, Listens};
 pub use mesh_config::{is_mesh_file, mesh_file_name};
+pub use object::{Metadata, is_namespace};
+use object::{read_object, read_secret};
 pub use pods::PodLabels;
 pub use refused::{AtGateways, Governs, Parent, Refused};
 pub use workloads::{GatewayTarget, Target, Workloads};
@@ -344,40 +345,6 @@ fn other_tools(source: &Source) -> Diagnostic {
     Diagnostic::of_file(source.name.clone(), Severity::Info, Code::Ignored, message)
 }
 
-message! {
-    /// The part of an object that every kind has.
-    pub struct Metadata {
-        /// Its name.
-        name: Text = "name" required,
-        /// Its namespace.
-        namespace: Option<Text> = "namespace",
-        /// Its labels.
-        labels: BTreeMap<String, String> = "labels",
-        /// Its annotations.
-        annotations: BTreeMap<String, String> = "annotations",
-        /// When a cluster made it.
-        created: String = "creationTimestamp",
-        /// Of a cluster.
-        generation: Opaque = "generation",
-        /// Of a cluster.
-        resource_version: Opaque = "resourceVersion",
-        /// Of a cluster.
-        uid: Opaque = "uid",
-        /// Of a cluster.
-        managed_fields: Opaque = "managedFields",
-        /// Of a cluster.
-        owner_references: Opaque = "ownerReferences",
-        /// Of a cluster.
-        finalizers: Opaque = "finalizers",
-        /// Of a cluster.
-        self_link: Opaque = "selfLink",
-        /// Of a cluster.
-        deletion_timestamp: Opaque = "deletionTimestamp",
-        /// Of a cluster.
-        deletion_grace_period_seconds: Opaque = "deletionGracePeriodSeconds",
-    }
-}
-
 /// Reads the documents of one text, each by itself.
 struct Reader<'s> {
     source: &'s Source,
@@ -627,174 +594,6 @@ fn loose_id(document: &Node, kind: &str) -> Arc<str> {
         Some(name) => format!("{} {namespace}/{}", short(kind), short(name)).into(),
         None => short(kind).into(),
     }
-}
-
-fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder<'_>) -> Option<Item> {
-    d.message(document, &["apiVersion", "kind", "metadata", "spec", "status"])?;
-    let meta = read_meta(document, kind, source, d)?;
-    d.object(meta.id());
-    let Some(spec) = document.get("spec") else {
-        // A WorkloadGroup or a Service may well be empty; the others say so in their own checks.
-        d.error(document.span, Code::MissingField, "field `spec` is missing");
-        return None;
-    };
-    let namespace = meta.namespace.clone();
-    Some(match kind {
-        ObjectKind::VirtualService => Item::VirtualService(read_spec(meta, spec, d, VirtualService::check)?),
-        ObjectKind::DestinationRule => Item::DestinationRule(read_spec(meta, spec, d, DestinationRule::check)?),
-        ObjectKind::ServiceEntry => Item::ServiceEntry(read_spec(meta, spec, d, ServiceEntry::check)?),
-        ObjectKind::WorkloadEntry => {
-            Item::WorkloadEntry(read_spec(meta, spec, d, |entry: &WorkloadEntry, d| entry.check("", d))?)
-        }
-        ObjectKind::WorkloadGroup => Item::WorkloadGroup(read_spec(meta, spec, d, WorkloadGroup::check)?),
-        ObjectKind::Sidecar => Item::Sidecar(read_spec(meta, spec, d, Sidecar::check)?),
-        ObjectKind::Gateway => Item::Gateway(read_spec(meta, spec, d, Gateway::check)?),
-        ObjectKind::Service => Item::Service(read_spec(meta, spec, d, Service::check)?),
-        ObjectKind::PeerAuthentication => {
-            Item::PeerAuthentication(read_spec(meta, spec, d, PeerAuthentication::check)?)
-        }
-        ObjectKind::RequestAuthentication => {
-            Item::RequestAuthentication(read_spec(meta, spec, d, |policy: &RequestAuthentication, d| {
-                policy.check(&namespace, d)
-            })?)
-        }
-        ObjectKind::HttpRoute => Item::HttpRoute(read_spec(meta, spec, d, HttpRoute::check)?),
-        ObjectKind::GrpcRoute => Item::GrpcRoute(read_spec(meta, spec, d, GrpcRoute::check)?),
-        ObjectKind::TlsRoute => Item::TlsRoute(read_spec(meta, spec, d, TlsRoute::check)?),
-        ObjectKind::TcpRoute => Item::TcpRoute(read_spec(meta, spec, d, TcpRoute::check)?),
-        ObjectKind::ReferenceGrant => Item::ReferenceGrant(read_spec(meta, spec, d, ReferenceGrant::check)?),
-        ObjectKind::KubernetesGateway => Item::KubernetesGateway(read_spec(meta, spec, d, KubernetesGateway::check)?),
-        ObjectKind::ListenerSet => Item::ListenerSet(read_spec(meta, spec, d, ListenerSet::check)?),
-        ObjectKind::BackendTlsPolicy => Item::BackendTlsPolicy(read_spec(meta, spec, d, BackendTlsPolicy::check)?),
-        ObjectKind::BackendTrafficPolicy => {
-            Item::BackendTrafficPolicy(read_spec(meta, spec, d, BackendTrafficPolicy::check)?)
-        }
-        ObjectKind::Telemetry => {
-            Item::Telemetry(read_spec(meta, spec, d, |object: &Telemetry, d| object.check(&namespace, d))?)
-        }
-        ObjectKind::RateLimit => {
-            Item::RateLimit(read_spec(meta, spec, d, |limit: &RateLimit, d| limit.check(&namespace, d))?)
-        }
-        ObjectKind::Overload => {
-            Item::Overload(read_spec(meta, spec, d, |overload: &Overload, d| overload.check(&namespace, d))?)
-        }
-        ObjectKind::WasmPlugin => {
-            Item::WasmPlugin(read_spec(meta, spec, d, |plugin: &WasmPlugin, d| plugin.check(&namespace, d))?)
-        }
-        ObjectKind::RequestRules => {
-            Item::RequestRules(read_spec(meta, spec, d, |rules: &RequestRules, d| rules.check(&namespace, d))?)
-        }
-        ObjectKind::FilterSchema => Item::FilterSchema(read_spec(meta, spec, d, |_: &FilterSchema, _| {})?),
-        ObjectKind::Quota => Item::Quota(read_spec(meta, spec, d, |quota: &Quota, d| quota.check(&namespace, d))?),
-        ObjectKind::EnvoyFilter => {
-            let limit = envoy_filter::read(spec, d)?;
-            Item::RateLimit(Arc::new(Object { meta, spec: limit }))
-        }
-        // They are no objects of their own: `mesh_config`, `foreign`; or have no `spec`: `secret`.
-        ObjectKind::MeshConfig | ObjectKind::Secret | ObjectKind::ConfigMap | ObjectKind::Foreign(_) => return None,
-        ObjectKind::AuthorizationPolicy => {
-            Item::AuthorizationPolicy(read_spec(meta, spec, d, |policy: &AuthorizationPolicy, d| {
-                policy.check(&namespace, d)
-            })?)
-        }
-    })
-}
-
-fn read_secret(document: &Node, source: &Source, d: &mut Decoder<'_>) -> Option<Object<Secret>> {
-    d.message(document, &["apiVersion", "kind", "metadata", "type", "data", "stringData", "immutable"])?;
-    let meta = read_meta(document, ObjectKind::Secret, source, d)?;
-    d.object(meta.id());
-    d.conceal();
-    let spec = secret::read(document, d);
-    // One of them may be the whole object once more (kubectl's `last-applied-configuration`).
-    Some(Object { meta: Meta { annotations: BTreeMap::new(), ..meta }, spec })
-}
-
-fn read_spec<T: Decode>(
-    meta: Meta,
-    spec: &Node,
-    d: &mut Decoder<'_>,
-    check: impl Fn(&T, &mut Decoder<'_>),
-) -> Option<Arc<Object<T>>> {
-    support::report(meta.kind, spec, d);
-    let spec = T::decode(spec, d)?;
-    check(&spec, d);
-    Some(Arc::new(Object { meta, spec }))
-}
-
-/// Whether an object can have this name.
-fn is_name(text: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-    !text.is_empty() && text.len() <= 253 && text.chars().all(allowed)
-}
-
-/// Whether a namespace can have this name.
-pub fn is_namespace(text: &str) -> bool {
-    is_name(text) && text.len() <= 63
-}
-
-fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder<'_>) -> Option<Meta> {
-    let metadata: Metadata = d.required(document, "metadata")?;
-    let namespace = metadata.namespace.as_ref().map_or("default", |text| text.value.as_str());
-    let mut fine = true;
-    let mut check = |is_fine: bool, text: &str, span: Span, field: &'static str| {
-        if !is_fine {
-            let message = format!("{} is not a name: lower-case letters, digits, `-` and `.`", quoted(text));
-            d.report_at(span, field, Severity::Error, Code::InvalidValue, message);
-            fine = false;
-        }
-    };
-    check(is_name(&metadata.name), &metadata.name, metadata.name.span, "metadata.name");
-    if let Some(text) = &metadata.namespace {
-        check(is_namespace(text), text, text.span, "metadata.namespace");
-    }
-    if !fine {
-        return None;
-    }
-    for key in metadata.annotations.keys() {
-        let read = match kind {
-            ObjectKind::Service => key == EXPORT_TO,
-            ObjectKind::AuthorizationPolicy => key == DRY_RUN,
-            _ => false,
-        } || key == SUPPRESS;
-        if key.contains("istio.io/") && !read {
-            let mut message = format!("not supported yet: annotation {} has no effect", quoted(key));
-            if metadata.annotations.get(key).is_some_and(|value| is_topology(key, value)) {
-                message = format!("{message}: {OWN_TOPOLOGY}; {NO_PROXY}");
-            }
-            let field = "metadata.annotations";
-            d.report_at(metadata.span, field, Severity::Warning, Code::NotSupportedYet, message);
-        }
-    }
-    let extensions = document.get("metadata").map(|node| extensions::read(kind, node, d)).unwrap_or_default();
-    if kind == ObjectKind::Service {
-        for (_, message) in export_faults(exported_to(&metadata.annotations)) {
-            let field = format!("metadata.annotations.{EXPORT_TO}");
-            d.report_at(metadata.span, field, Severity::Error, Code::InvalidValue, message);
-            d.amend(|finding| finding.istio("IST0125"));
-        }
-    }
-    if matches!(kind, ObjectKind::Service | ObjectKind::ServiceEntry)
-        && let Err((label, message)) = service::session(&metadata.labels)
-    {
-        let field = format!("metadata.labels.{label}");
-        d.report_at(metadata.span, field, Severity::Error, Code::InvalidValue, message);
-    }
-    let created = comparable(&metadata.created);
-    if created.is_none() && !metadata.created.is_empty() {
-        let message = format!("{} is no time (RFC 3339): the object has no age", quoted(&metadata.created));
-        d.report_at(metadata.span, "metadata.creationTimestamp", Severity::Warning, Code::InvalidValue, message);
-    }
-    Some(Meta {
-        kind,
-        namespace: namespace.into(),
-        name: metadata.name.value.as_str().into(),
-        labels: metadata.labels,
-        annotations: metadata.annotations,
-        extensions,
-        created: created.unwrap_or_default(),
-        origin: Origin { source: source.clone(), span: document.span },
-    })
 }
 
 #[cfg(test)]

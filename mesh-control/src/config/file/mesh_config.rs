@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Governs, Item, Meta, Object, ParsedFile, Reader, Refused, is_name, is_namespace, read_meta, read_spec};
+use super::object::{is_name, is_namespace, read_meta, read_spec};
+use super::{Governs, Item, Meta, Object, ParsedFile, Reader, Refused};
 use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};
 use crate::config::istio::mesh_config::MeshConfig;

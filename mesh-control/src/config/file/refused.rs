@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::Meta;
 use super::closed::{self, Closes};
 use super::foreign::Foreign;
+use super::object::{is_name, is_namespace};
 use super::workloads::{Target, Workloads};
-use super::{Meta, is_name, is_namespace};
 use crate::config::decode::{Decode, Decoder};
 use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
 use crate::config::gateway_api::ParentKind;

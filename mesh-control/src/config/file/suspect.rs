@@ -8,12 +8,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::Meta;
 use super::classify::{REQUEST_RULES, WASM_PLUGIN, guard_like, is_guarding_group};
 use super::foreign::{Foreign, is_for_all};
 use super::mesh_config;
+use super::object::{is_name, is_namespace};
 use super::refused::{FAIL_OPEN, Governs, Refused};
 use super::workloads::Workloads;
-use super::{Meta, is_name, is_namespace};
 use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
 use crate::config::istio::names::host_fault;
 use crate::config::node::{Node, Value};
