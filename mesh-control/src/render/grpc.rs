@@ -25,12 +25,13 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v
 use envoy_types::pb::google::protobuf::{BoolValue, UInt64Value};
 use mesh_core::model::RetryCondition;
 
+use super::cluster::nowhere;
 use super::endpoints::single_assignment;
 use super::extensions::{in_subset, simple_policy, weighted_by_load};
 use super::library::{back_off, retry_on, threshold};
 use super::proto::{FAULT_FILTER, ads, any, duration, extension, its_own_server, number, regex};
 use super::tls::Security;
-use super::{BLACK_HOLE, Degraded, Found, fault, found_by, hash_policy, nowhere};
+use super::{BLACK_HOLE, Degraded, Found, fault, found_by, hash_policy};
 use crate::policy::Cluster;
 use crate::policy::destination_rules::{Around, MergedRule};
 use crate::policy::locality::LocalitySetting;

@@ -32,11 +32,12 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value, UInt64Value};
 use mesh_core::model::{RetryBackOff, RetryCondition};
 
+use super::cluster::nowhere;
 use super::endpoints::{dns_assignment, single_assignment};
 use super::extensions::{health_check, in_subset, own_policy, simple_policy};
 use super::proto::{CORS_FILTER, FAULT_FILTER, ads, any, duration, its_own_server, number, regex, text_metadata};
 use super::tls::Security;
-use super::{Found, PASSTHROUGH, fault, found_by, hash_policy, http, nowhere, share};
+use super::{Found, PASSTHROUGH, fault, found_by, hash_policy, http, share};
 use crate::policy::Cluster;
 use crate::policy::route::{
     Action, Body, Changes, ClusterKey, Condition, Cors, Forward, HeaderChanges, PathRewrite, RedirectTo, Response,

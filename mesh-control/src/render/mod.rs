@@ -6,6 +6,7 @@
 pub mod access;
 pub mod access_log;
 mod authorizer;
+mod cluster;
 mod connections;
 pub mod endpoints;
 pub mod envoy;
@@ -33,7 +34,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
-use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::config::route::v3::route_action::HashPolicy;
@@ -43,7 +43,6 @@ use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault_pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
-use mesh_core::identity::SpiffeId;
 use mesh_core::resources::ResourceType;
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
@@ -61,15 +60,15 @@ use crate::policy::paths::PathNormalization;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Fallback, FallbackName, Faults, Route, ServerName, Written};
 use crate::policy::telemetry::{Collector, Side};
 use crate::policy::tokens::{FetchedKeys, TokenRule};
-use crate::policy::traffic::{CONNECT_TIMEOUT, HashedBy, ServerTls, Tls};
+use crate::policy::traffic::{HashedBy, ServerTls};
 use crate::policy::view::{Applied, View};
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, join, short_forms, split_port};
 use crate::registry::{Discovery, Endpoint, Health, Service, ServiceEndpoints, WrittenEndpoint};
+pub use cluster::{leads_nowhere, render_cluster};
 use judge::Judge;
 use listener::Telemetry;
 use proto::OfRoutes;
-use tls::Security;
 
 /// The cluster of calls that go nowhere, by Istio's name.
 pub const BLACK_HOLE: &str = mesh_core::model::BLACK_HOLE_CLUSTER;
@@ -447,185 +446,6 @@ pub(crate) fn publishable(judge: &Judge, routes: Vec<Route>, refused: &mut Vec<D
     routes
 }
 
-/// The cluster of this name, `outbound|port|subset|host`.
-/// `may_have_certificate` says whether the client is told to call by mutual TLS, for which its word is enough; `identities` are those who serve it by mutual TLS.
-pub fn render_cluster(
-    judge: &Judge,
-    policy: &Policy,
-    class: ClientClass,
-    view: &View,
-    name: &str,
-    may_have_certificate: bool,
-    identities: &[SpiffeId],
-) -> Option<Rendered> {
-    if class == ClientClass::Envoy
-        && let Some(special) = envoy::special(name)
-    {
-        return Some(plain(encode(name, &special)));
-    }
-    if name == BLACK_HOLE {
-        return Some(plain(encode(name, &nowhere(name))));
-    }
-    if name == PASSTHROUGH && class == ClientClass::Library {
-        return Some(plain(encode(name, &library::passthrough())));
-    }
-    if let Some(key) = FallbackName::parse(name) {
-        return render_fallback(judge, policy, class, view, name, key);
-    }
-    if let Some(key) = ServerName::parse(name) {
-        return render_passed_on(judge, policy, class, view, name, key);
-    }
-    let key = ClusterKey::parse(name)?;
-    let is_destination = policy.is_destination(&key);
-    // An Envoy may know where a connection to one of many hosts was going.
-    let is_callable = |seen: &Cluster<'_>| {
-        class == ClientClass::Envoy || found_by(seen) != Found::Host || !seen.key.host.starts_with('*')
-    };
-    let whole = ClusterKey { subset: "".into(), ..key.clone() };
-    let seen = policy.cluster(key, view).filter(is_callable);
-    let Some(seen) = seen else {
-        // A client waits for what it is not told of, and with it for every route beside: gRPC's clients for 15 s. Told
-        // that there is no endpoint, it fails what this route takes, and nothing else. An Envoy waits for nothing.
-        let whole = policy.cluster(whole, view);
-        let encoded = encoded(name, nowhere_of(name, class, whole.map(|seen| seen.service)));
-        let is_good = is_destination
-            && class != ClientClass::Envoy
-            && judge.verdict(ResourceType::Cluster, &encoded.body).is_ok();
-        return is_good.then(|| plain(encoded));
-    };
-    let (written, unknown) = dns_endpoints(policy, &seen, identities);
-    if written.is_empty() && unknown > 0 {
-        return Some(plain(encoded(name, nowhere_of(name, class, Some(seen.service)))));
-    }
-    let mut degraded = Vec::new();
-    let peers = policy.mesh.with_aliases(identities);
-    let rendered = match class {
-        ClientClass::Library => {
-            let security = tls::upstream(&seen, &written, may_have_certificate, &peers);
-            library::render_cluster(&seen, &written, security)
-        }
-        ClientClass::Grpc => {
-            let security = tls::of_grpc(&seen, &written, may_have_certificate, &peers);
-            grpc::render_cluster(&seen, &written, security, &mut degraded)
-        }
-        ClientClass::Envoy => envoy::cluster(&seen, &written, may_have_certificate, &peers, &mut degraded),
-    };
-    // The metadata comes last and by hand: it is a map of several entries, which has to be sorted.
-    let mut metadata = proto::service_metadata(seen.service);
-    match (&seen.fallback, class) {
-        (Some(Fallback::Respond(answer)), ClientClass::Grpc) => {
-            if let Some(rule) = seen.rule {
-                let what = format!("calls fail where nothing is healthy, and are not answered with {}", answer.status);
-                degraded.push(Degraded::of_annotation(rule, "mesh-control/fallback", what));
-            }
-        }
-        (Some(Fallback::Respond(answer)), ClientClass::Library) => metadata.add_fallback(answer),
-        _ => {}
-    }
-    if class == ClientClass::Library && may_have_certificate && tls::is_by_endpoints(&seen) {
-        metadata.add_own("peers", "endpoints".to_owned());
-    }
-    let metadata = ClusterMetadata { metadata: Some(metadata) };
-    let with_metadata = |rendered: &cluster::Cluster| {
-        let mut bytes = rendered.encode_to_vec();
-        bytes.extend(metadata.encode_to_vec());
-        encoded(name, bytes)
-    };
-    let mut encoded = with_metadata(&rendered);
-    if may_have_certificate && seen.service.takes_registrations() {
-        // Who may answer is known when the workloads are: until they have come back, nobody is told of fewer. One more than
-        // there are: who has nothing is told of the cluster at once, which may have endpoints that are written down.
-        let told = identities.len() + 1;
-        let version = Encoded::version_of(xxh3_64(&encoded.body), told);
-        (encoded.version, encoded.endpoints, encoded.self_registered) = (version.into(), told, true);
-    }
-    // What the library would not take of what is said, Envoy would not either. Hosts that stand for many are Envoy's alone.
-    let judged = match class {
-        ClientClass::Envoy if seen.key.host.starts_with('*') => with_metadata(&nowhere(name)).body,
-        ClientClass::Envoy => with_metadata(&library::render_cluster(&seen, &written, Security::default())).body,
-        ClientClass::Library | ClientClass::Grpc => encoded.body.clone(),
-    };
-    let Err(invalid) = judge.verdict(ResourceType::Cluster, &judged) else {
-        return Some(Rendered { encoded, degraded, refused: Vec::new() });
-    };
-    let encoded = with_metadata(&nowhere(name));
-    let refused = vec![judge::of_cluster(&seen, &invalid)];
-    judge.verdict(ResourceType::Cluster, &encoded.body).is_ok().then_some(Rendered { encoded, degraded, refused })
-}
-
-/// A cluster and the one that stands in for it, where there still is one (gRFC A37).
-fn render_fallback(
-    judge: &Judge,
-    policy: &Policy,
-    class: ClientClass,
-    view: &View,
-    name: &str,
-    key: ClusterKey,
-) -> Option<Rendered> {
-    let mut clusters = vec![key.to_string()];
-    let seen = policy.cluster(key, view)?;
-    if let Some(Fallback::To(other)) = &seen.fallback {
-        clusters.push(other.to_string());
-    }
-    let mut aggregate = aggregate(name, clusters);
-    if class == ClientClass::Grpc {
-        // gRFC A37: older clients take the policy of the aggregate for all of it, and know none that a cluster provides.
-        let own = grpc::render_cluster(&seen, &[], Some(Security::default()), &mut Vec::new());
-        (aggregate.lb_policy, aggregate.load_balancing_policy) = (own.lb_policy, own.load_balancing_policy);
-    }
-    let encoded = encode(name, &aggregate);
-    judge.verdict(ResourceType::Cluster, &encoded.body).is_ok().then(|| plain(encoded))
-}
-
-/// A cluster that connections of mutual TLS are passed on to as they are: what is said of its TLS and of its HTTP is for those who
-/// make them.
-fn render_passed_on(
-    judge: &Judge,
-    policy: &Policy,
-    class: ClientClass,
-    view: &View,
-    name: &str,
-    key: ClusterKey,
-) -> Option<Rendered> {
-    let seen = policy.cluster(key, view).filter(has_endpoints_resource)?;
-    if class == ClientClass::Grpc || seen.is_refused {
-        return Some(plain(encode(name, &nowhere(name))));
-    }
-    let mut rendered = library::render_cluster(&seen, &[], Security::default());
-    rendered.name = name.to_owned();
-    if let Some(eds) = &mut rendered.eds_cluster_config {
-        name.clone_into(&mut eds.service_name);
-    }
-    rendered.load_balancing_policy = None;
-    rendered.typed_extension_protocol_options.clear();
-    rendered.health_checks.clear();
-    if class == ClientClass::Envoy {
-        rendered.lrs_server = None;
-    }
-    let metadata = ClusterMetadata { metadata: Some(proto::service_metadata(seen.service)) };
-    let mut bytes = rendered.encode_to_vec();
-    bytes.extend(metadata.encode_to_vec());
-    let encoded = encoded(name, bytes);
-    judge.verdict(ResourceType::Cluster, &encoded.body).is_ok().then(|| plain(encoded))
-}
-
-/// The first of these clusters that has anything healthy.
-fn aggregate(name: &str, clusters: Vec<String>) -> cluster::Cluster {
-    use cluster::cluster::{ClusterDiscoveryType, CustomClusterType, LbPolicy};
-    use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig;
-    let custom = CustomClusterType {
-        name: "envoy.clusters.aggregate".to_owned(),
-        typed_config: Some(proto::any(&ClusterConfig { clusters })),
-    };
-    cluster::Cluster {
-        name: name.to_owned(),
-        connect_timeout: Some(proto::duration(CONNECT_TIMEOUT)),
-        lb_policy: LbPolicy::ClusterProvided.into(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::ClusterType(custom)),
-        ..Default::default()
-    }
-}
-
 /// The endpoints of a cluster that is found by them.
 /// `speaks_tls` says which of them speak the mesh's mutual TLS; `None` is no endpoint at all.
 pub fn render_endpoints(
@@ -765,22 +585,6 @@ pub fn has_endpoints_resource(seen: &Cluster<'_>) -> bool {
     found_by(seen) == Found::Endpoints
 }
 
-/// What is looked up, and how many endpoints are not, since they must not be called in plaintext and nobody knows who may
-/// answer for them.
-fn dns_endpoints<'p>(
-    policy: &'p Policy,
-    seen: &Cluster<'_>,
-    identities: &[SpiffeId],
-) -> (Vec<(&'p WrittenEndpoint, u16)>, usize) {
-    let all = policy.services.written(seen.id);
-    let all = all.filter(|written| endpoints::has_labels(&written.labels, seen.labels.as_deref()));
-    let all = all.filter_map(|written| Some((written, written.port_for(&seen.port)?)));
-    let is_automatic = policy.trust_domain.is_some() && seen.traffic.tls == Tls::Automatic;
-    let (unknown, known): (Vec<_>, Vec<_>) =
-        all.partition(|(written, _)| is_automatic && written.mutual_tls && identities.is_empty());
-    (known, unknown.len())
-}
-
 /// Whether mesh-control says of each endpoint how it is to be called: it tells the endpoints, or one whose name is looked up
 /// speaks mutual TLS.
 fn is_marked(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u16)]) -> bool {
@@ -831,46 +635,6 @@ fn fault(faults: &Faults) -> Option<fault_pb::HttpFault> {
         ..Default::default()
     });
     (!faults.is_none()).then(|| fault_pb::HttpFault { delay, abort, ..Default::default() })
-}
-
-/// The cluster with the endpoints of calls that go nowhere: none.
-fn nowhere(name: &str) -> cluster::Cluster {
-    use cluster::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
-    cluster::Cluster {
-        name: name.to_owned(),
-        connect_timeout: Some(proto::duration(CONNECT_TIMEOUT)),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
-        eds_cluster_config: Some(EdsClusterConfig {
-            eds_config: Some(proto::ads()),
-            service_name: BLACK_HOLE.to_owned(),
-        }),
-        ..Default::default()
-    }
-}
-
-/// The same, of which it is known whose it would be: calls that fail there are reported as failures of its service.
-fn nowhere_of(name: &str, class: ClientClass, service: Option<&Arc<Service>>) -> Vec<u8> {
-    let mut rendered = nowhere(name);
-    if class != ClientClass::Envoy {
-        rendered.lrs_server = Some(proto::its_own_server());
-    }
-    let mut bytes = rendered.encode_to_vec();
-    if let Some(service) = service {
-        bytes.extend(ClusterMetadata { metadata: Some(proto::service_metadata(service)) }.encode_to_vec());
-    }
-    bytes
-}
-
-/// A cluster of which nothing can be called.
-pub fn leads_nowhere(name: &str) -> Encoded {
-    encode(name, &nowhere(name))
-}
-
-/// The one field of `envoy.config.cluster.v3.Cluster` that is encoded apart.
-#[derive(Clone, PartialEq, Message)]
-struct ClusterMetadata {
-    #[prost(message, optional, tag = "25")]
-    metadata: Option<proto::OrderedMetadata>,
 }
 
 /// The one field of `envoy.config.listener.v3.Listener` that is encoded apart.

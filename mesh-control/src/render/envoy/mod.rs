@@ -23,9 +23,10 @@ use envoy_types::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFami
 use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use mesh_core::identity::SpiffeId;
 
+use super::cluster::nowhere;
 use super::endpoints::single_assignment;
 use super::proto::{any, duration};
-use super::{BLACK_HOLE, Degraded, Found, PASSTHROUGH, found_by, http, library, nowhere};
+use super::{BLACK_HOLE, Degraded, Found, PASSTHROUGH, found_by, http, library};
 use crate::catalog::{Sidecar, WORKLOAD_IP};
 use crate::policy::Cluster;
 use crate::policy::route::Fallback;
