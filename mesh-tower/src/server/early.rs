@@ -20,7 +20,8 @@ use crate::connection::ConnectionInfo;
 use crate::filters::{self, Passage};
 use crate::listeners::ListenerState;
 use crate::reply;
-use crate::server::request::{Admission, ServerContext, answer, authenticate, facts_of, with_parts};
+use crate::server::observe::facts_of;
+use crate::server::request::{Admission, ServerContext, answer, authenticate, with_parts};
 use crate::server::response::Facts;
 use crate::uri::set_path;
 

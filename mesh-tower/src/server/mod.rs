@@ -18,6 +18,7 @@ mod layer;
 mod limits;
 mod load;
 mod monitor;
+mod observe;
 mod peers;
 mod protocol;
 mod proxied;
