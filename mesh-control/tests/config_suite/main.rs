@@ -19,6 +19,7 @@ mod gateways;
 mod grpc;
 mod kubernetes_gateways;
 mod limits;
+mod listener_sets;
 mod mesh_config;
 mod mutual_tls;
 mod objects;

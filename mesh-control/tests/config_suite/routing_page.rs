@@ -156,9 +156,10 @@ const CERTIFICATES_BY_GRANT: Test = (
     KUBERNETES,
     "a_certificate_of_another_namespace_is_shown_where_a_grant_says_so_and_what_is_missing_closes_its_own_hosts_alone",
 );
-const ADDED: Test = (KUBERNETES, "listeners_of_a_listener_set_are_added_where_the_gateway_lets_its_namespace_in");
+const LISTENER_SETS: &str = "mesh-control/tests/config_suite/listener_sets.rs";
+const ADDED: Test = (LISTENER_SETS, "listeners_of_a_listener_set_are_added_where_the_gateway_lets_its_namespace_in");
 const ADDED_CERTIFICATES: Test =
-    (KUBERNETES, "a_listener_set_shows_certificates_of_its_own_namespace_and_of_others_by_grants_to_its_own_kind");
+    (LISTENER_SETS, "a_listener_set_shows_certificates_of_its_own_namespace_and_of_others_by_grants_to_its_own_kind");
 const ADDED_AND_SERVED: Test =
     ("mesh-tower/tests/sidecar/gateway_api.rs", "a_listener_set_adds_a_host_with_its_own_certificate_to_a_gateway");
 const BACKEND: Test = (
