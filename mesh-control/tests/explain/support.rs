@@ -63,3 +63,17 @@ pub(crate) fn answers(dir: &Path, requests: &[&str], more: &[&str]) -> (Vec<Valu
     let answers = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     (answers, output.status.code())
 }
+
+/// Whether an answer has all of this; what else it has is not looked at.
+pub(crate) fn has(answer: &Value, expected: &Value) -> bool {
+    match (answer, expected) {
+        (Value::Object(answer), Value::Object(expected)) => {
+            expected.iter().all(|(key, value)| has(answer.get(key).unwrap_or(&Value::Null), value))
+        }
+        (Value::Array(answer), Value::Array(expected)) => {
+            answer.len() == expected.len()
+                && answer.iter().zip(expected).all(|(answer, expected)| has(answer, expected))
+        }
+        (answer, expected) => answer == expected,
+    }
+}
