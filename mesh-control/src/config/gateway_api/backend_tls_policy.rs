@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::{LocalReference, check_name, fault, hostname_fault};
+use super::{LocalReference, TargetRef, check_targets, fault, hostname_fault};
 use crate::config::decode::{Decoder, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
+use crate::config::support::is_core_service;
 
 message! {
     /// The specification.
@@ -60,13 +61,20 @@ keywords! {
     }
 }
 
-/// As the schema has it.
-const MOST_TARGETS: usize = 16;
-
 impl PolicyTarget {
     /// Whether it is a Service.
     pub fn is_service(&self) -> bool {
-        matches!(self.group.as_str(), "" | "core") && *self.kind.value == *"Service"
+        is_core_service(&self.group, &self.kind.value)
+    }
+
+    fn target_ref(&self) -> TargetRef<'_> {
+        TargetRef {
+            span: self.span,
+            group: &self.group,
+            kind: &self.kind.value,
+            name: &self.name,
+            section: self.section(),
+        }
     }
 
     /// The name of its port, where one is meant.
@@ -96,25 +104,8 @@ impl BackendValidation {
 impl BackendTlsPolicy {
     /// What the schema refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {
-        if self.target_refs.is_empty() || self.target_refs.len() > MOST_TARGETS {
-            let message = format!("between 1 and {MOST_TARGETS} of `targetRefs` are needed");
-            d.report_at(self.span, "targetRefs", Severity::Error, Code::MissingField, message);
-        }
-        for (index, target) in self.target_refs.iter().enumerate() {
-            let path = format!("targetRefs[{index}]");
-            check_name(&target.name, &path, d);
-            let key = |target: &PolicyTarget| {
-                (
-                    target.group.clone(),
-                    target.kind.value.clone(),
-                    target.name.value.clone(),
-                    target.section().map(str::to_owned),
-                )
-            };
-            if self.target_refs.iter().take(index).any(|earlier| key(earlier) == key(target)) {
-                fault(d, target.span, path, "the same target twice: each has a port of its own");
-            }
-        }
+        let targets: Vec<TargetRef<'_>> = self.target_refs.iter().map(PolicyTarget::target_ref).collect();
+        check_targets(self.span, &targets, "the same target twice: each has a port of its own", d);
         self.validation.check(d);
     }
 }

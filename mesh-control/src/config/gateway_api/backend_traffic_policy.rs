@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{GatewayDuration, SessionPersistence, check_name, fault};
+use super::{GatewayDuration, SessionPersistence, TargetRef, check_targets, fault};
 use crate::config::decode::{Decoder, Text, message};
-use crate::config::diagnostic::{Code, Severity};
+use crate::config::support::is_core_service;
 
 message! {
     /// The specification.
@@ -49,7 +49,6 @@ message! {
 }
 
 /// As the schema has it.
-const MOST_TARGETS: usize = 16;
 const MOST_RETRIES: u32 = 1_000_000;
 const LONGEST: Duration = Duration::from_secs(3600);
 const SHORTEST_BUDGET: Duration = Duration::from_secs(1);
@@ -57,26 +56,19 @@ const SHORTEST_BUDGET: Duration = Duration::from_secs(1);
 impl TrafficTarget {
     /// Whether it is a Service.
     pub fn is_service(&self) -> bool {
-        matches!(self.group.as_str(), "" | "core") && *self.kind.value == *"Service"
+        is_core_service(&self.group, &self.kind.value)
+    }
+
+    fn target_ref(&self) -> TargetRef<'_> {
+        TargetRef { span: self.span, group: &self.group, kind: &self.kind.value, name: &self.name, section: None }
     }
 }
 
 impl BackendTrafficPolicy {
     /// What the schema refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {
-        if self.target_refs.is_empty() || self.target_refs.len() > MOST_TARGETS {
-            let message = format!("between 1 and {MOST_TARGETS} of `targetRefs` are needed");
-            d.report_at(self.span, "targetRefs", Severity::Error, Code::MissingField, message);
-        }
-        for (index, target) in self.target_refs.iter().enumerate() {
-            let path = format!("targetRefs[{index}]");
-            check_name(&target.name, &path, d);
-            let key =
-                |target: &TrafficTarget| (target.group.clone(), target.kind.value.clone(), target.name.value.clone());
-            if self.target_refs.iter().take(index).any(|earlier| key(earlier) == key(target)) {
-                fault(d, target.span, path, "the same target twice");
-            }
-        }
+        let targets: Vec<TargetRef<'_>> = self.target_refs.iter().map(TrafficTarget::target_ref).collect();
+        check_targets(self.span, &targets, "the same target twice", d);
         if let Some(constraint) = &self.retry_constraint {
             constraint.check(d);
         }

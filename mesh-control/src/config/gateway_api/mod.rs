@@ -24,7 +24,7 @@ use super::istio::names::{host_fault, is_label};
 use super::istio::string_match::expression_fault;
 use super::node::Node;
 use super::schema::Schema;
-use super::support::{ObjectKind, listening_kind};
+use super::support::{ObjectKind, is_core_service, listening_kind};
 
 /// Declares a backend as each kind of route has it: what it refers to, its share, and the filters of that kind, where it has some.
 macro_rules! backend_ref {
@@ -239,7 +239,7 @@ impl ParentKind {
     /// The kind of this group and name; `None` where it is something else, such as a Gateway.
     pub fn of(group: Option<&str>, kind: Option<&str>) -> Option<ParentKind> {
         match (group.unwrap_or(GATEWAY_GROUP), kind.unwrap_or("Gateway")) {
-            ("" | "core", "Service") => Some(ParentKind::Service),
+            (group, kind) if is_core_service(group, kind) => Some(ParentKind::Service),
             (ISTIO_GROUP, "ServiceEntry") => Some(ParentKind::ServiceEntry),
             _ => None,
         }
@@ -286,7 +286,7 @@ impl ObjectReference {
 
     /// Whether it is a Service of Kubernetes.
     pub fn is_service(&self) -> bool {
-        matches!(self.group(), "" | "core") && self.kind() == "Service"
+        is_core_service(self.group(), self.kind())
     }
 }
 
@@ -315,6 +315,7 @@ impl SessionPersistence {
 
 /// As the schema has it.
 const MOST_SESSION_NAME: usize = 128;
+const MOST_TARGETS: usize = 16;
 
 /// Reports an invalid value of a field.
 fn fault(d: &mut Decoder<'_>, span: Span, path: String, message: impl Into<String>) {
@@ -359,6 +360,33 @@ fn check_parents(parents: &[ParentReference], d: &mut Decoder<'_>) {
         };
         if parents.iter().take(index).any(|earlier| key(earlier) == key(parent)) {
             fault(d, parent.span, path, "the same parent twice: each has a port or a section of its own");
+        }
+    }
+}
+
+/// What a policy is for, of whichever kind of policy it is.
+struct TargetRef<'t> {
+    /// Where it is written.
+    span: Span,
+    group: &'t str,
+    kind: &'t str,
+    name: &'t Text,
+    /// The name of a port, where one is meant.
+    section: Option<&'t str>,
+}
+
+/// The `targetRefs` of a policy: some, and none of them twice.
+fn check_targets(policy: Span, targets: &[TargetRef<'_>], twice: &str, d: &mut Decoder<'_>) {
+    if targets.is_empty() || targets.len() > MOST_TARGETS {
+        let message = format!("between 1 and {MOST_TARGETS} of `targetRefs` are needed");
+        d.report_at(policy, "targetRefs", Severity::Error, Code::MissingField, message);
+    }
+    let mut known = BTreeSet::new();
+    for (index, target) in targets.iter().enumerate() {
+        let path = format!("targetRefs[{index}]");
+        check_name(target.name, &path, d);
+        if !known.insert((target.group, target.kind, target.name.value.as_str(), target.section)) {
+            fault(d, target.span, path, twice);
         }
     }
 }

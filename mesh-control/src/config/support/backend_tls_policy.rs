@@ -1,7 +1,7 @@
 //! What becomes of the fields of a `BackendTLSPolicy`. gRPC's clients cannot do it, and do not call.
 
 use super::Support::{Indifferent, NotYet, Partly};
-use super::{Row, Tables, http_only};
+use super::{Row, Tables, http_only, is_core_service};
 use crate::config::node::Node;
 
 /// The only word for authorities that a system has.
@@ -31,8 +31,7 @@ const NOT_CALLED: &str = "the Service is not called";
 /// Targets that are none.
 pub(super) fn targets(node: &Node) -> Option<String> {
     let text = |target: &Node, name: &str| target.get(name).and_then(Node::as_str).unwrap_or_default().to_owned();
-    let is_service =
-        |target: &&Node| matches!(text(target, "group").as_str(), "" | "core") && text(target, "kind") == "Service";
+    let is_service = |target: &&Node| is_core_service(&text(target, "group"), &text(target, "kind"));
     let other = node.items().iter().find(|target| !is_service(target))?;
     Some(format!("targets of kind {}; how these are called no policy says", text(other, "kind")))
 }

@@ -2,7 +2,7 @@
 
 use super::Support::{Enforced, NotYet, Partly};
 use super::gateway::at_gateway;
-use super::{ObjectKind, Row, Tables, both, http_only, listens};
+use super::{ObjectKind, Row, Tables, both, http_only, is_core_service, listens};
 use crate::config::node::{Node, Value};
 
 pub(super) const TABLES: Tables = &[
@@ -135,8 +135,12 @@ pub(super) fn parents(node: &Node) -> Option<String> {
     const ISTIO: &str = ObjectKind::ServiceEntry.group();
     let is_one = |parent: &&Node| {
         let (group, kind) = (text(parent, "group"), text(parent, "kind"));
-        let kind = (group.as_deref(), kind.as_deref());
-        let is_of_mesh = matches!(kind, (Some("" | "core"), Some("Service")) | (Some(ISTIO), Some("ServiceEntry")));
+        let is_of_mesh = match (group.as_deref(), kind.as_deref()) {
+            (Some(ISTIO), Some("ServiceEntry")) => true,
+            // A group that is not written is that of Gateways.
+            (Some(group), Some(kind)) => is_core_service(group, kind),
+            _ => false,
+        };
         is_of_mesh || listens(parent).is_some()
     };
     let (own, others): (Vec<&Node>, Vec<&Node>) = node.items().iter().partition(is_one);

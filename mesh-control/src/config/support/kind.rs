@@ -231,6 +231,11 @@ impl ObjectKind {
     }
 }
 
+/// Whether an object of this group and kind is a Service of Kubernetes. Its group has no name, and is also called `core`.
+pub fn is_core_service(group: &str, kind: &str) -> bool {
+    matches!(group, "" | "core") && kind == "Service"
+}
+
 /// The group of an `apiVersion`: empty for the first one, which has no name.
 pub fn group_of(api_version: &str) -> &str {
     api_version.rsplit_once('/').map_or("", |(group, _)| group)

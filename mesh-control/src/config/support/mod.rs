@@ -41,7 +41,7 @@ pub use backend_tls_policy::SYSTEM;
 pub use envoy::by_envoy;
 pub use extensions::{ANNOTATIONS, annotation};
 pub use gateway::is_foreign_to_gateways;
-pub use kind::{ObjectKind, group_of};
+pub use kind::{ObjectKind, group_of, is_core_service};
 pub use kubernetes_gateway::{NAMESPACE_NAME, TERMINATE_MODE, is_gateway_kind, listening_kind, listens};
 pub use workload_group::{is_probed_header, is_probed_scheme, is_probed_value, probed_ip, probed_path};
 
