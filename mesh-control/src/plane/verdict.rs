@@ -6,8 +6,7 @@ use std::sync::{Arc, PoisonError};
 use super::Plane;
 use crate::config::Diagnostic;
 use crate::config::store::Standing;
-use crate::policy::backend_tls::TargetStatus;
-use crate::policy::gateway_api::{GatewayStatus, ParentStatus};
+use crate::policy::gateway_api::{GatewayStatus, ParentStatus, TargetStatus};
 
 /// A text of an object of a cluster.
 #[derive(Clone, Debug)]

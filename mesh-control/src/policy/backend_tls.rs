@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::gateway_api::Condition;
+use super::gateway_api::{Condition, Fault, INVALID, TargetStatus, by_age, own_service};
 use super::traffic::{FileTls, Roots};
 use crate::config::diagnostic::Origin;
-use crate::config::file::{Governs, Meta, Object, Objects, Refused};
+use crate::config::file::{Governs, Object, Objects, Refused};
 use crate::config::gateway_api::LocalReference;
 use crate::config::gateway_api::backend_tls_policy::{BackendTlsPolicy, PolicyTarget};
 use crate::config::istio::secret::Authorities;
@@ -15,7 +15,7 @@ use crate::config::spelling::is_like;
 use crate::config::support::{ObjectKind, SYSTEM};
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::host::service_host;
-use crate::registry::{Service, ServiceId, Services};
+use crate::registry::{Service, Services};
 
 /// Those that are in force.
 #[derive(Debug, Default)]
@@ -40,37 +40,8 @@ struct OfService {
     says: Result<FileTls, Arc<str>>,
 }
 
-/// What became of a policy at one of its targets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TargetStatus {
-    /// The policy, `BackendTLSPolicy namespace/name`.
-    pub policy: Arc<str>,
-    /// Which of its `targetRefs`.
-    pub target_ref: usize,
-    /// The conditions.
-    pub conditions: Vec<Condition>,
-}
-
-/// Why something is not as it is written: the reason, as a condition has it, and the same for people.
-pub(super) type Fault = (&'static str, String);
-
 /// What policies refer to: the authorities of ConfigMaps, by namespace and name.
 struct Lookup<'a>(BTreeMap<(&'a str, &'a str), &'a Authorities>);
-
-/// Policies in the order in which they count: the oldest first, those without an age last, and then by name.
-pub(super) fn by_age<S>(objects: &[Arc<Object<S>>]) -> Vec<Arc<Object<S>>> {
-    let name = |meta: &Meta| (meta.namespace.clone(), meta.name.clone());
-    let mut sorted = objects.to_vec();
-    sorted
-        .sort_by_cached_key(|object| (object.meta.created.is_empty(), object.meta.created.clone(), name(&object.meta)));
-    sorted
-}
-
-/// The Service of this name in a policy's own namespace.
-pub(super) fn own_service<'s>(services: &'s Services, own: &str, name: &str) -> Option<(ServiceId, &'s Arc<Service>)> {
-    let found = services.exact(&service_host(name, own), own);
-    found.filter(|(_, service)| service.meta.kind == ObjectKind::Service && *service.namespace == *own)
-}
 
 impl BackendTls {
     /// Those of these objects, and what is to be said about them.
@@ -237,9 +208,6 @@ fn missed(object: &Object<BackendTlsPolicy>, target: &PolicyTarget, services: &S
     let message = format!("no port of Service {own}/{} is called {section}", name.value);
     (!has_it).then_some((host, message))
 }
-
-/// A policy asks for something that nobody here does.
-pub(super) const INVALID: &str = "Invalid";
 
 impl Lookup<'_> {
     fn compile(&self, object: &Object<BackendTlsPolicy>) -> Result<FileTls, Fault> {

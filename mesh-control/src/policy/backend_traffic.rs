@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::backend_tls::{Fault, INVALID, TargetStatus, by_age, own_service};
-use super::gateway_api::Condition;
+use super::gateway_api::{Condition, Fault, INVALID, TargetStatus, by_age, own_service};
 use super::traffic::{RetryBudget, Session};
 use crate::config::diagnostic::quoted;
 use crate::config::file::{Object, Objects};

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::compile::{self, Compiled, Problem, Rules};
-use super::listeners::{Attachment, Fault, OwnGateway};
+use super::listeners::{Attachment, OwnGateway};
+use super::status::Fault;
 use super::{GatewayRoutes, ParentStatus, in_order, order, report_idle, routes};
 use crate::config::decode::Text;
 use crate::config::file::{Meta, Refused};

@@ -1,7 +1,7 @@
 //! Policies that name a Gateway whose workloads are of another namespace, as `addresses` say. There they have no say: whoever may
 //! write in one namespace would rule the workloads of another. Such a Gateway is not served, rather than without them.
 
-use super::listeners::Fault;
+use super::status::Fault;
 use crate::config::file::{Meta, Objects, Workloads};
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::guards;
 use super::references::References;
-use super::status::{Condition, GatewayStatus, ListenerStatus};
+use super::status::{Condition, Fault, GatewayStatus, ListenerStatus};
 use crate::config::decode::Text;
 use crate::config::file::{Listens, Meta, Object, Objects};
 use crate::config::gateway_api::gateway::{
@@ -22,9 +22,6 @@ use crate::policy::gateways::{Speaks, is_closer};
 use crate::policy::secrets::Secrets;
 use crate::registry::host::{covers, in_namespace, plain};
 use crate::registry::{Service, Services};
-
-/// Why something is not as it is written: the reason, as a condition has it, and the same for people.
-pub(super) type Fault = (&'static str, String);
 
 /// A Gateway that is served, or a ListenerSet, as a Gateway of Istio's.
 #[derive(Clone, Debug)]

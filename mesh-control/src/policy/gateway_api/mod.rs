@@ -12,6 +12,7 @@ mod guards;
 mod listeners;
 mod references;
 mod status;
+mod targets;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -37,7 +38,9 @@ pub use listeners::KubernetesServed;
 use listeners::OwnGateway;
 pub(crate) use listeners::internal_name;
 use references::References;
-pub use status::{Condition, GatewayStatus, ListenerStatus, ParentStatus};
+pub(super) use status::Fault;
+pub use status::{Condition, GatewayStatus, ListenerStatus, ParentStatus, TargetStatus};
+pub(super) use targets::{INVALID, by_age, own_service};
 
 /// All that are attached to something.
 #[derive(Debug, Default)]

@@ -1,4 +1,5 @@
-//! What became of a route at one of its parents, and of a Gateway or a ListenerSet and its listeners, as Gateway API says it: conditions.
+//! What became of a route at one of its parents, of a policy at one of its targets, and of a Gateway or a ListenerSet and its
+//! listeners, as Gateway API says it: conditions.
 
 use std::sync::Arc;
 
@@ -18,6 +19,20 @@ pub struct ParentStatus {
     pub conditions: Vec<Condition>,
 }
 
+/// The status of a policy at one of its targets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetStatus {
+    /// The policy, `BackendTLSPolicy namespace/name`.
+    pub policy: Arc<str>,
+    /// Which of its `targetRefs`.
+    pub target_ref: usize,
+    /// The conditions.
+    pub conditions: Vec<Condition>,
+}
+
+/// Why something is not as it is written: the reason, as a condition has it, and the same for people.
+pub(in crate::policy) type Fault = (&'static str, String);
+
 /// A condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
@@ -33,11 +48,7 @@ pub struct Condition {
 
 impl Condition {
     /// One that holds, or not and why.
-    pub(in crate::policy) fn of(
-        name: &'static str,
-        good: &'static str,
-        fault: Option<(&'static str, String)>,
-    ) -> Condition {
+    pub(in crate::policy) fn of(name: &'static str, good: &'static str, fault: Option<Fault>) -> Condition {
         let holds = fault.is_none();
         let (reason, message) = fault.unwrap_or_else(|| (good, String::new()));
         Condition { name, holds, reason, message }
@@ -79,7 +90,7 @@ impl ParentStatus {
         meta: &Meta,
         parent_ref: usize,
         parent: String,
-        unmatched: Option<(&'static str, String)>,
+        unmatched: Option<Fault>,
         (problems, rules): (&[Problem], usize),
     ) -> ParentStatus {
         let unsupported: Vec<&Problem> = problems.iter().filter(|problem| problem.reason == UNSUPPORTED).collect();
