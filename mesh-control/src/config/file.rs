@@ -88,9 +88,17 @@ impl Meta {
     }
 
     /// Objects that compete are taken in this order: the oldest first, then by name, then by namespace
-    /// (Istio: virtualservice_controller.go, config.go). Files have no age, so the name decides.
+    /// (Istio: virtualservice_controller.go, config.go). Files have no age, so the name decides. Beside objects that have one, they
+    /// come first: in Istio, no time is before any other.
     pub fn order(&self) -> (&str, &str, &str) {
         (&self.created, &self.name, &self.namespace)
+    }
+
+    /// What the older of two has less of: whether nothing is said of its age, and since when it is there. It decides who has what only
+    /// one can have, such as a port or a target. So what has no age comes last, unlike in [`order`](Self::order): it takes nothing away
+    /// from what has one. Of two of the same age, the specification of their kind says which goes first.
+    pub fn age(&self) -> (bool, &str) {
+        (self.created.is_empty(), &self.created)
     }
 
     /// What tells it from every other object.

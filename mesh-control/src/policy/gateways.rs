@@ -226,13 +226,10 @@ impl Gateways {
         let istios = objects.gateways.iter().map(|gateway| (gateway, None)).chain(wrong);
         let mut all: Vec<Selecting> = istios.map(of_istio).chain(others).collect();
         // One that says nothing of its age takes no port away from others that do. A ListenerSet is as old as it is itself, and no older
-        // than its Gateway: behind that, they stay in their own order.
+        // than its Gateway: behind that, they stay in their own order. Of the same age by name, then by namespace, as Istio has it.
         all.sort_by(|a, b| {
-            let place = |one: &Selecting| {
-                let Meta { name, namespace, .. } = one.whole();
-                (name.clone(), namespace.clone())
-            };
-            a.age().cmp(&b.age()).then_with(|| place(a).cmp(&place(b)))
+            let (of_a, of_b) = (a.whole(), b.whole());
+            (a.age(), &of_a.name, &of_a.namespace).cmp(&(b.age(), &of_b.name, &of_b.namespace))
         });
         Gateways(all)
     }
@@ -360,10 +357,9 @@ impl Selecting {
         self.of.as_deref().unwrap_or(&self.gateway.meta)
     }
 
-    /// What the older of two has less of: whether nothing is said of its age, and since when it is there.
+    /// [`Meta::age`]; a part is no older than the whole.
     fn age(&self) -> (bool, &str) {
-        let (whole, own) = (self.whole(), &self.gateway.meta);
-        (whole.created.is_empty(), &*whole.created).max((own.created.is_empty(), &*own.created))
+        self.whole().age().max(self.gateway.meta.age())
     }
 
     /// Whether it is for the gateway with these labels: those of Gateway API are for their own namespace, or for the workloads of

@@ -158,10 +158,8 @@ fn sets_of<'o>(objects: &'o Objects, gateway: &Meta) -> Vec<(&'o Object<Listener
     });
     let mut sets: Vec<(&Object<ListenerSet>, Option<Arc<str>>)> = good.chain(wrong).collect();
     sets.retain(|(set, _)| set.spec.parent_ref.is(&set.meta.namespace, namespace, name));
-    sets.sort_by_cached_key(|(set, _)| {
-        let Meta { created, namespace, name, .. } = &set.meta;
-        (created.is_empty(), created.clone(), format!("{namespace}/{name}"))
-    });
+    // Of the same age by `namespace/name`, as Gateway API has it.
+    sets.sort_by_cached_key(|&(set, _)| (set.meta.age(), format!("{}/{}", set.meta.namespace, set.meta.name)));
     sets
 }
 

@@ -340,7 +340,8 @@ fn routes(all: Vec<(&Meta, &Compiled)>, port: u16) -> Vec<Route> {
     routes
 }
 
-/// The oldest first, then by namespace and name.
+/// The oldest first, then by namespace and name, as Gateway API has it. Those without an age come first, as in [`Meta::order`], which
+/// decides between a route and a VirtualService.
 fn order(meta: &Meta) -> (&str, &str, &str) {
     (&meta.created, &meta.namespace, &meta.name)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::file::{Meta, Object};
+use crate::config::file::Object;
 use crate::config::support::ObjectKind;
 use crate::registry::host::service_host;
 use crate::registry::{Service, ServiceId, Services};
@@ -10,12 +10,14 @@ use crate::registry::{Service, ServiceId, Services};
 /// The reason of a policy that asks for something that nobody here does.
 pub(in crate::policy) const INVALID: &str = "Invalid";
 
-/// Policies in the order in which they count: the oldest first, those without an age last, and then by name.
+/// Policies in the order in which they count: the oldest first, those without an age last, and then by namespace and name, as Gateway
+/// API has it.
 pub(in crate::policy) fn by_age<S>(objects: &[Arc<Object<S>>]) -> Vec<Arc<Object<S>>> {
-    let name = |meta: &Meta| (meta.namespace.clone(), meta.name.clone());
     let mut sorted = objects.to_vec();
-    sorted
-        .sort_by_cached_key(|object| (object.meta.created.is_empty(), object.meta.created.clone(), name(&object.meta)));
+    sorted.sort_by(|a, b| {
+        let (a, b) = (&a.meta, &b.meta);
+        (a.age(), &a.namespace, &a.name).cmp(&(b.age(), &b.namespace, &b.name))
+    });
     sorted
 }
 
