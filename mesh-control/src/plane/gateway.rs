@@ -177,9 +177,9 @@ impl Snapshot {
         if asks { render::names(policy, &view, Kind::Cluster) } else { BTreeSet::new() }
     }
 
-    /// Whether a client has proven of which namespace it is; in development mode, its word is enough.
+    /// Whether a gateway is told the Secrets of its namespace.
     fn may_have_secrets(&self, client: &Client) -> bool {
-        client.identity.is_some() || self.compiled.trust_claims
+        self.has_proven_namespace(&client.namespace, client.identity.as_ref())
     }
 
     /// What guards a port of a gateway. Who connects is nobody of the mesh, so that it is not held to mutual TLS.

@@ -502,14 +502,9 @@ impl Snapshot {
     /// its labels is believed, as everywhere.
     pub(super) fn named_secret(&self, client: &Client, name: &str) -> Option<Encoded> {
         let policy = &self.compiled.policy;
-        let is_known = match &client.identity {
-            Some(identity) => {
-                let own = policy.trust_domain.as_ref();
-                let is_own = own.is_some_and(|own| own.as_str() == identity.trust_domain());
-                is_own && render::secrets::may_have(identity, name)
-            }
-            None => self.compiled.trust_claims,
-        };
+        // A certificate proves nothing for this where the mesh gives none.
+        let is_told_so = client.identity.is_none() || policy.trust_domain.is_some();
+        let is_known = is_told_so && self.has_proven_namespace(&client.namespace, client.identity.as_ref());
         let labels = self.labels(client);
         let is_for_it =
             is_known && render::secrets::is_for(policy, &client.namespace, &labels, client.is_gateway, name);
@@ -527,11 +522,17 @@ impl Snapshot {
         render::zones_of(near.filter(|endpoint| endpoint.locality[0] == client.locality[0]))
     }
 
-    /// Whether a gateway has proven that it is of the namespace that it says it is of: its id alone says that it is a
-    /// gateway. Where there are no certificates, or words are enough, there is nothing to prove.
+    /// Whether somebody has proven to be of the namespace that it says it is of, by a certificate of this mesh that names it. In
+    /// development mode, the word of one without a certificate is enough.
+    pub(super) fn has_proven_namespace(&self, namespace: &str, identity: Option<&SpiffeId>) -> bool {
+        let domain = &self.compiled.policy.mesh.fixed.trust_domain;
+        identity.map_or(self.compiled.trust_claims, |identity| is_of(identity, domain, namespace))
+    }
+
+    /// Whether a gateway counts as one of the namespace that it says it is of: its id alone says that it is a gateway. Where
+    /// there are no certificates, there is nothing to prove.
     pub(super) fn is_proven_gateway(&self, namespace: &str, identity: Option<&SpiffeId>) -> bool {
-        let Some(domain) = &self.compiled.policy.trust_domain else { return true };
-        self.compiled.trust_claims || identity.is_some_and(|identity| is_of(identity, domain, namespace))
+        self.compiled.policy.trust_domain.is_none() || self.has_proven_namespace(namespace, identity)
     }
 
     /// Whether a gateway is called by mutual TLS, as an endpoint of this cluster; `None` where it must not be called. Its Gateways say
@@ -639,8 +640,9 @@ impl Catalog for Snapshot {
 
     fn secret(&self, workload: &SpiffeId, name: &str) -> Option<Bytes> {
         let policy = &self.compiled.policy;
-        let is_own = policy.trust_domain.as_ref().is_some_and(|own| own.as_str() == workload.trust_domain());
-        let may_have = is_own && render::secrets::may_have(workload, name) && render::secrets::is_named(policy, name);
+        let of = policy.trust_domain.as_ref().zip(render::secrets::namespace_of(name));
+        let is_own = of.is_some_and(|(domain, namespace)| is_of(workload, domain, namespace));
+        let may_have = is_own && render::secrets::is_named(policy, name);
         may_have.then(|| render::secrets::secret(policy, name)).flatten().map(|secret| secret.encode_to_vec().into())
     }
 
@@ -755,5 +757,27 @@ impl Catalog for Snapshot {
             Kind::Cluster => self.config_generation + self.endpoints.identities(),
             _ => self.config_generation,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_proves_its_own_namespace_of_the_mesh_even_where_words_are_enough() {
+        for trust_claims in [false, true] {
+            let compiled = Compiled { trust_claims, ..Compiled::default() };
+            let snapshot = Snapshot { compiled: Arc::new(compiled), ..Snapshot::default() };
+            let proves = |id: &str| {
+                let identity: SpiffeId = id.parse().expect("an identity");
+                snapshot.has_proven_namespace("shop", Some(&identity))
+            };
+            assert!(proves("spiffe://cluster.local/ns/shop/sa/web"));
+            assert!(!proves("spiffe://cluster.local/ns/pay/sa/web"), "another namespace");
+            assert!(!proves("spiffe://elsewhere.example/ns/shop/sa/web"), "another mesh");
+            assert!(!proves("spiffe://cluster.local/web"), "no namespace");
+            assert_eq!(snapshot.has_proven_namespace("shop", None), trust_claims);
+        }
     }
 }

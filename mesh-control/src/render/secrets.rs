@@ -48,10 +48,14 @@ fn rule_of(name: &str) -> Option<(&str, &str)> {
     Some((namespace, name.strip_suffix(AUTHORITIES).unwrap_or(name)))
 }
 
+/// The namespace of the Secret of this name.
+pub fn namespace_of(name: &str) -> Option<&str> {
+    rule_of(name).map(|(namespace, _)| namespace)
+}
+
 /// Whether a workload may have a Secret by this name: those of its own namespace.
 pub fn may_have(workload: &SpiffeId, name: &str) -> bool {
-    let of = name.strip_prefix(KUBERNETES).and_then(|name| name.split_once('/'));
-    of.zip(workload.workload()).is_some_and(|((namespace, _), (own, _))| namespace == own)
+    namespace_of(name).zip(workload.workload()).is_some_and(|(namespace, (own, _))| namespace == own)
 }
 
 /// What a Secret says by this name, where there is one that says it.
