@@ -100,10 +100,19 @@ pub struct LeftOut {
     pub why: String,
 }
 
-/// The hosts of all servers at an address, each with whether a listener of Gateway API has it; none where there is no such listener.
-/// A host is that server's which has it most closely. Servers of Istio's Gateways alone have hosts in common, as Istio has it.
+/// The hosts of all servers at an address; none where no server keeps its hosts for itself. A host is that server's which has it most
+/// closely. Servers of Istio's Gateways alone have hosts in common, as Istio has it.
 #[derive(Debug, Default)]
-pub struct Owners(Vec<(String, bool)>);
+pub struct Owners(Vec<Owned>);
+
+/// A host of a server.
+#[derive(Debug)]
+struct Owned {
+    /// As it is asked for, in lower case.
+    host: String,
+    /// Whether it is nobody else's; see [`ServerAt::keeps_its_hosts`].
+    is_kept: bool,
+}
 
 /// A host as it is served.
 #[derive(Clone, Debug)]
@@ -236,11 +245,11 @@ impl Gateways {
 
     /// Those of Istio, in the order in which they compete.
     pub fn of_istio(&self) -> impl Iterator<Item = &Arc<Object<Gateway>>> {
-        self.all().filter(|gateway| gateway.meta.kind == ObjectKind::Gateway)
+        self.in_force().filter(|gateway| gateway.meta.kind == ObjectKind::Gateway)
     }
 
-    /// All of them that are right, in the order in which they compete.
-    pub fn all(&self) -> impl Iterator<Item = &Arc<Object<Gateway>>> {
+    /// Those that are right, in the order in which they compete.
+    pub fn in_force(&self) -> impl Iterator<Item = &Arc<Object<Gateway>>> {
         self.0.iter().filter(|selecting| selecting.closed.is_none()).map(|selecting| &selecting.gateway)
     }
 
@@ -381,24 +390,25 @@ impl Owners {
             return Owners::default();
         }
         let of = |served: &ServerAt| {
-            let keeps = served.keeps_its_hosts();
-            served.hosts().into_iter().map(move |host| (host, keeps))
+            let is_kept = served.keeps_its_hosts();
+            served.hosts().into_iter().map(move |host| Owned { host, is_kept })
         };
         Owners(servers.iter().flat_map(of).collect())
     }
 
-    /// Whether a host that a server with these hosts has is another's.
+    /// Whether a host that a server with these hosts has is another's: a listener gives way to every server that has it more closely,
+    /// another server to those that keep their hosts.
     fn is_anothers(&self, own: &[String], is_listener: bool, host: &str) -> bool {
         let own = own.iter().filter(|own| covers(own, host)).max_by_key(|own| specificity(own));
         own.is_some_and(|own| {
-            let mut others = self.0.iter().filter(|(_, is_listeners)| is_listener || *is_listeners);
-            others.any(|(other, _)| is_closer(other, own, host))
+            let mut others = self.0.iter().filter(|other| is_listener || other.is_kept);
+            others.any(|other| is_closer(&other.host, own, host))
         })
     }
 
-    /// Whether a wider listener of Gateway API would have the requests for a host.
-    fn is_below_a_listener(&self, host: &str) -> bool {
-        self.0.iter().any(|(other, is_listener)| *is_listener && other != host && covers(other, host))
+    /// Whether a server with a wider host, which it keeps, would have the requests for this one.
+    fn is_below_a_kept_host(&self, host: &str) -> bool {
+        self.0.iter().any(|other| other.is_kept && other.host != host && covers(&other.host, host))
     }
 
     /// The names of connections that are left to a server; no names are all names. `None` where others have all of them.
@@ -579,7 +589,7 @@ impl Policy {
                     }
                 }
             }
-            for host in own_hosts.iter().filter(|host| redirects || owners.is_below_a_listener(host)) {
+            for host in own_hosts.iter().filter(|host| redirects || owners.is_below_a_kept_host(host)) {
                 hosts.entry(host.clone()).or_default().redirects |= redirects;
             }
         }
