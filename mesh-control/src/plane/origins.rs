@@ -9,7 +9,6 @@ use crate::config::locate::{locate, written_in};
 use crate::policy::Address;
 use crate::policy::destination_rules::places;
 use crate::policy::route::{ClusterKey, FallbackName, Written};
-use crate::policy::traffic::Tls;
 
 /// Settings by the name that an explanation has for them, each with `file:line`.
 pub(crate) type Origins = Vec<(&'static str, String)>;
@@ -125,7 +124,6 @@ impl Snapshot {
         let mut all: Origins = vec![("service", format!("{}, {}", meta.origin, meta.id()))];
         let is_upgraded_or_not = seen.traffic.connection_pool.upgrades_to_http2.is_some();
         let written = places(seen.rule.map(|rule| &**rule), &seen.key, &policy.mesh);
-        let is_budget_of_rule = written.iter().any(|(field, _)| *field == "retryBudget");
         for (field, origin) in written {
             let place = origin.to_string();
             match field {
@@ -147,14 +145,12 @@ impl Snapshot {
                 _ => {}
             }
         }
-        let is_by_rule = all.iter().any(|(name, _)| *name == "tls");
-        let of_policy = policy.backend_tls.place_of(&seen.service.host, &seen.port.name);
-        // Where nothing else says how it is called, a BackendTLSPolicy does.
-        let is_by_policy = matches!(seen.traffic.tls, Tls::ByFiles(_)) && !is_by_rule;
-        all.extend(of_policy.filter(|_| is_by_policy).map(|place| ("tls", place)));
-        let budget = policy.backend_traffic.retry_budget(&seen.service.host);
-        let is_of_policy = seen.traffic.retry_budget.is_some() && !is_budget_of_rule;
-        if let Some((_, place)) = budget.filter(|_| is_of_policy) {
+        if let Some((id, place)) = seen.tls_policy {
+            // What the mesh says of all does not count there.
+            all.retain(|(name, _)| *name != "tls");
+            all.push(("tls", format!("{place}, {id}")));
+        }
+        if let Some(place) = seen.budget_policy {
             match all.iter_mut().find(|(name, _)| *name == "circuit_breakers") {
                 Some((_, others)) => others.push_str(&format!(", retry budget {place}")),
                 None => all.push(("circuit_breakers", place.to_string())),

@@ -179,9 +179,9 @@ impl BackendTls {
         Some(self.for_port(host, port)?.says.as_ref())
     }
 
-    /// The policy that says so, and where it is written.
-    pub fn place_of(&self, host: &str, port: &str) -> Option<String> {
-        self.for_port(host, port).map(|one| format!("{}, {}", one.origin, one.id))
+    /// The policy that says so, and where that is written.
+    pub fn place_of(&self, host: &str, port: &str) -> Option<(&Arc<str>, &Origin)> {
+        self.for_port(host, port).map(|one| (&one.id, &one.origin))
     }
 
     fn for_port(&self, host: &str, port: &str) -> Option<&OfService> {

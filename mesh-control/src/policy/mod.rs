@@ -46,7 +46,7 @@ use mesh_core::identity::TrustDomain;
 
 use crate::config::extensions as config;
 use crate::config::istio::virtual_service::Subnet;
-use crate::config::{Diagnostic, Objects};
+use crate::config::{Diagnostic, Objects, Origin};
 use crate::registry::host::{candidates, covers, split_port};
 use crate::registry::protocol::Protocol;
 use crate::registry::{Service, ServiceId, ServicePort, Services};
@@ -152,6 +152,10 @@ pub struct Cluster<'a> {
     pub labels: Option<Arc<BTreeMap<String, String>>>,
     /// How to call it.
     pub traffic: TrafficPolicy,
+    /// The BackendTLSPolicy that says by which TLS, and where that is written; `None` where something else decides.
+    pub tls_policy: Option<(&'a Arc<str>, &'a Origin)>,
+    /// Where the XBackendTrafficPolicy says how many retries it gets; `None` where something else decides.
+    pub budget_policy: Option<&'a Origin>,
     /// Who answers where it has nothing healthy.
     pub fallback: Option<Fallback>,
     /// Nobody knows how to call it, for an object that says so is wrong: it has no endpoints.
@@ -655,6 +659,7 @@ impl Policy {
         addresses
     }
 
+    /// What a rule and the mesh say of a cluster.
     fn traffic(&self, rule: Option<&Arc<MergedRule>>, key: &ClusterKey, service: &Service) -> TrafficPolicy {
         let mesh = &self.mesh;
         let locality =
@@ -671,9 +676,6 @@ impl Policy {
         let is_http = service.port(key.port).is_some_and(|port| port.protocol == Protocol::Http);
         pool.upgrades_to_http2 =
             pool.upgrades_to_http2.or(mesh.upgrades_to_http2().filter(|_| is_http && !pool.as_caller));
-        if traffic.retry_budget.is_none() && pool.max_retries == Bound::Unlimited {
-            traffic.retry_budget = self.backend_traffic.retry_budget(&service.host).map(|(budget, _)| *budget);
-        }
         traffic
     }
 
@@ -730,13 +732,37 @@ impl Policy {
         {
             files.names.clone_from(&service.names);
         }
+        // What no rule says, policies of Gateway API do.
+        let mut tls_policy = None;
         if !is_said && let Some(Ok(files)) = self.backend_tls.of(&service.host, &port.name) {
             traffic.tls = Tls::ByFiles(Box::new(files.clone()));
+            tls_policy = self.backend_tls.place_of(&service.host, &port.name);
+        }
+        let mut budget_policy = None;
+        if traffic.retry_budget.is_none()
+            && traffic.connection_pool.max_retries == Bound::Unlimited
+            && let Some((budget, origin)) = self.backend_traffic.retry_budget(&service.host)
+        {
+            traffic.retry_budget = Some(*budget);
+            budget_policy = Some(origin);
         }
         let fallback = rule.and_then(|rule| self.fallback(rule, &key)).filter(|fallback| self.is_there(fallback, view));
         let is_own = |rule: &MergedRule| view.is_gateway && rule.meta.namespace == view.namespace;
         let has_secret = rule.is_some_and(|rule| rule.is_for_some() || is_own(rule));
-        Some(Cluster { key, id, service, port, rule, has_secret, labels, traffic, fallback, is_refused })
+        Some(Cluster {
+            key,
+            id,
+            service,
+            port,
+            rule,
+            has_secret,
+            labels,
+            traffic,
+            tls_policy,
+            budget_policy,
+            fallback,
+            is_refused,
+        })
     }
 }
 

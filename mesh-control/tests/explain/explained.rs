@@ -466,11 +466,21 @@ kind: BackendTLSPolicy
 metadata: {name: behind, namespace: shop}
 spec: {targetRefs: [{group: '', kind: Service, name: ratings}], validation: {hostname: ratings.internal, wellKnownCACertificates: System}}
 ";
-    let dir = dir_of(&format!("{SHOP}{policy}"));
-    let output =
-        run(&["explain", "--config", ".", "--from", "shop/reviews", "GET", "http://ratings:9080/"], dir.path(), "");
-    let text = String::from_utf8(output.stdout).unwrap();
+    // It goes before what the mesh says of all.
+    let mesh = "---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    enableAutoMtls: false
+";
     let line = SHOP.lines().count() + 5;
     let expected = format!("tls: TLS (config.yaml:{line}, BackendTLSPolicy shop/behind)");
-    assert!(text.lines().any(|one| one.trim() == expected), "{text}");
+    for mesh in ["", mesh] {
+        let dir = dir_of(&format!("{SHOP}{policy}{mesh}"));
+        let arguments = ["explain", "--config", ".", "--from", "shop/reviews", "GET", "http://ratings:9080/"];
+        let text = String::from_utf8(run(&arguments, dir.path(), "").stdout).unwrap();
+        assert!(text.lines().any(|one| one.trim() == expected), "{text}");
+    }
 }
