@@ -17,8 +17,9 @@ impl Plane {
     /// such group, or that is for another service account.
     pub(crate) fn objection(&self, client: &Client, service_account: &str) -> Option<String> {
         let snapshot = self.snapshot();
-        let Policy { services, trust_domain, .. } = &snapshot.compiled.policy;
-        if client.is_gateway && !snapshot.is_proven_gateway(&client.namespace, client.identity.as_ref()) {
+        let Policy { services, .. } = &snapshot.compiled.policy;
+        let is_believed = snapshot.is_believed(&client.namespace, client.identity.as_ref());
+        if client.is_gateway && !is_believed {
             return Some(
                 "a gateway is an endpoint where its certificate says that it is of its namespace, and this stream came without one \
                  of this mesh that does: its id alone says that it is a gateway (`mesh-control token create` makes a token for one)"
@@ -39,8 +40,7 @@ impl Plane {
             ));
         }
         // A member is an endpoint also of services whose others are told by a cluster.
-        let has_to_prove = trust_domain.is_some() && !snapshot.compiled.trust_claims;
-        (has_to_prove && client.identity.is_none()).then(|| {
+        (!is_believed).then(|| {
             let account = wanted.unwrap_or("any");
             format!(
                 "the {name} is for workloads of its namespace (service account: {account}), and this stream came without a \

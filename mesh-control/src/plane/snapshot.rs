@@ -529,9 +529,9 @@ impl Snapshot {
         identity.map_or(self.compiled.trust_claims, |identity| is_of(identity, domain, namespace))
     }
 
-    /// Whether a gateway counts as one of the namespace that it says it is of: its id alone says that it is a gateway. Where
-    /// there are no certificates, there is nothing to prove.
-    pub(super) fn is_proven_gateway(&self, namespace: &str, identity: Option<&SpiffeId>) -> bool {
+    /// Whether a gateway, or a member of a group, counts as one of the namespace that it says it is of: nothing but its own word says
+    /// that it is one. Where there are no certificates, there is nothing to prove.
+    pub(super) fn is_believed(&self, namespace: &str, identity: Option<&SpiffeId>) -> bool {
         self.compiled.policy.trust_domain.is_none() || self.has_proven_namespace(namespace, identity)
     }
 
@@ -550,7 +550,7 @@ impl Snapshot {
             let selector = cluster.service.selector.as_ref();
             selector.is_some_and(|selector| gateways.select(&cluster.service.namespace, selector, services))
         };
-        let is_believed = self.is_proven_gateway(namespace, endpoint.identity.as_ref());
+        let is_believed = self.is_believed(namespace, endpoint.identity.as_ref());
         let is_endpoint = is_believed && (self.compiled.trust_claims || is_of_gateways());
         if !is_endpoint {
             return None;
