@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use mesh_core::model::OnFailure;
 
-use super::filters::{AT_ENVOY, PLUGIN_AT_ENVOY, becomes, plugin_name};
+use super::filters::{AT_ENVOY, becomes, plugin_name};
 use super::limits::say;
 use super::{filters, limits, quotas};
-use crate::config::diagnostic::{Code, Diagnostic, Severity};
+use crate::config::diagnostic::{Code, Diagnostic, Severity, Topic};
 use crate::config::extensions::rate_limit::LimitMode;
 use crate::config::extensions::request_rules::RulesMode;
 use crate::config::file::{Meta, Objects, Target, Workloads};
@@ -103,7 +103,7 @@ fn say_apart(meta: &Meta, field: &str, severity: Severity, why: &str, found: &mu
 
 /// Whether it is said of Envoys that are gateways, and of nobody else.
 pub(crate) fn is_about_envoys(finding: &Diagnostic) -> bool {
-    [AT_ENVOY, PLUGIN_AT_ENVOY].iter().any(|begin| finding.message.starts_with(begin))
+    finding.topic() == Some(Topic::EnvoyGateways)
 }
 
 /// What an Envoy that is a gateway is not told of these objects, of which `mesh-gateway` does all but filters of applications.
@@ -121,7 +121,7 @@ pub(crate) fn lost_at_edge(policy: &Policy, ids: &BTreeSet<Arc<str>>) -> Vec<Dia
     }
     filters::check_edge(policy, &mut lost);
     lost.retain(|finding| finding.object.as_ref().is_some_and(|id| ids.contains(id)));
-    lost
+    lost.into_iter().map(|finding| finding.about(Topic::EnvoyGateways)).collect()
 }
 
 /// All of them, with whom each is for.

@@ -149,8 +149,6 @@ fn check_others(policy: &Policy, who: &str, refused: &str, found: &mut Vec<Diagn
 
 /// What is said of Envoys that are gateways begins so where `mesh-gateway` does what they do not.
 pub(super) const AT_ENVOY: &str = "where the gateway is an Envoy, and not `mesh-gateway`: ";
-/// The same of filters of applications, which neither of them runs.
-pub(super) const PLUGIN_AT_ENVOY: &str = "an Envoy that is a gateway runs no filters of others: ";
 
 /// What an Envoy that is a gateway does of them.
 pub(super) fn check_edge(policy: &Policy, found: &mut Vec<Diagnostic>) {
@@ -160,7 +158,7 @@ pub(super) fn check_edge(policy: &Policy, found: &mut Vec<Diagnostic>) {
             OnFailure::Pass => "requests pass without it (FAIL_OPEN)".to_owned(),
             OnFailure::Refuse | OnFailure::Restart => format!("{REFUSED}, unless `failStrategy` is FAIL_OPEN"),
         };
-        let message = format!("{PLUGIN_AT_ENVOY}{becomes}");
+        let message = format!("an Envoy that is a gateway runs no filters of others: {becomes}");
         say(&object.meta, plugin_name(object), Code::Degraded, message, found);
     }
     for object in policy.filters.rules() {

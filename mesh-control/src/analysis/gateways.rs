@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
+use crate::config::diagnostic::{Code, Diagnostic, Severity, Topic, quoted};
 use crate::config::file::{Object, Objects, Refused};
 use crate::config::istio::gateway::{Gateway, Server, ServerTls, lets_in, split_host};
 use crate::config::istio::secret::Secret;
@@ -250,7 +250,7 @@ pub(crate) fn is_for_known(finding: &Diagnostic, policy: &Policy, known: &[&BTre
         let is_named = finding.object.as_ref() == Some(&gateway.meta.id());
         is_named && known.iter().any(|labels| is_subset(&gateway.spec.selector, labels))
     };
-    finding.message == NOBODY && policy.gateways.of_istio().any(|gateway| is_it(gateway))
+    finding.topic() == Some(Topic::UnknownGateways) && policy.gateways.of_istio().any(|gateway| is_it(gateway))
 }
 
 /// Selectors that nothing in the configuration has the labels of.
@@ -260,7 +260,7 @@ fn selectors(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
         let mut known = of_services.chain(objects.pods.iter().map(|pods| &pods.labels));
         if !known.any(|labels| is_subset(&gateway.spec.selector, labels)) {
             let finding = Diagnostic::at(&gateway.meta.origin, Severity::Info, Code::UnknownReference, NOBODY);
-            found.push(finding.object(gateway.meta.id()).field("selector"));
+            found.push(finding.object(gateway.meta.id()).field("selector").about(Topic::UnknownGateways));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::rules::TargetPorts;
 use super::tokens;
-use crate::config::diagnostic::{Code, Diagnostic, NO_PROXY, Severity, quoted};
+use crate::config::diagnostic::{Code, Diagnostic, Severity, Topic, quoted};
 use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::gateway_api::CLASSES;
 use crate::config::istio::authorization::conditions;
@@ -70,7 +70,7 @@ pub(super) fn drop_believed(objects: &Objects, policy: &Policy, diagnostics: &mu
     let believed: BTreeSet<Arc<str>> = believed.map(|object| object.meta.id()).collect();
     diagnostics.retain(|finding| {
         let is_believed = finding.object.as_ref().is_some_and(|id| believed.contains(id));
-        !(is_believed && finding.message.starts_with(NO_PROXY))
+        !(is_believed && finding.topic() == Some(Topic::ClientAddress))
     });
 }
 

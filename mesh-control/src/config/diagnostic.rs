@@ -124,6 +124,21 @@ impl Code {
     }
 }
 
+/// What a finding is about, for code that decides by that. Its message is for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Topic {
+    /// What Envoys that are gateways do not do.
+    EnvoyGateways,
+    /// A Gateway whose labels nothing in the configuration has.
+    UnknownGateways,
+    /// The address of a client, which behind a proxy is the proxy's.
+    ClientAddress,
+    /// A certificate that has ended, at this second of Unix time.
+    CertificateEnded(i64),
+    /// A certificate that has not begun yet, and does at this second of Unix time.
+    CertificateBegins(i64),
+}
+
 /// One text and its name, as it was read.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Source {
@@ -226,6 +241,8 @@ pub struct Diagnostic {
     /// What is the matter, in a few lower-case words.
     pub message: String,
     #[serde(skip)]
+    topic: Option<Topic>,
+    #[serde(skip)]
     excerpt: Option<Box<Excerpt>>,
 }
 
@@ -271,6 +288,7 @@ impl Diagnostic {
             object: None,
             field: None,
             message: message.into(),
+            topic: None,
             excerpt,
         }
     }
@@ -292,6 +310,7 @@ impl Diagnostic {
             object: None,
             field: None,
             message: message.into(),
+            topic: None,
             excerpt: None,
         }
     }
@@ -313,6 +332,17 @@ impl Diagnostic {
     pub fn istio(mut self, code: &'static str) -> Diagnostic {
         self.istio = Some(code);
         self
+    }
+
+    /// The same finding, about this.
+    pub(crate) fn about(mut self, topic: Topic) -> Diagnostic {
+        self.topic = Some(topic);
+        self
+    }
+
+    /// What it is about, where code decides by that.
+    pub(crate) fn topic(&self) -> Option<Topic> {
+        self.topic
     }
 
     /// The same finding, with the one word, or value, that was meant in the place of the one at its place.
@@ -549,6 +579,16 @@ mod tests {
         assert!(rendered.contains("a.yaml:2:3"), "{rendered}");
         assert!(rendered.contains("hosst: reviews"), "{rendered}");
         assert!(rendered.contains("^^^^^"), "{rendered}");
+    }
+
+    #[test]
+    fn what_code_decides_by_is_told_to_nobody() {
+        let finding = Diagnostic::at(&origin("a", 1, 1, 0..1), Severity::Warning, Code::Degraded, "nothing");
+        let about = finding.clone().about(Topic::ClientAddress);
+        assert_eq!((finding.topic(), about.topic()), (None, Some(Topic::ClientAddress)));
+        assert_eq!((about.to_string(), about.render()), (finding.to_string(), finding.render()));
+        let json = |finding: &Diagnostic| serde_json::to_string(finding).expect("plain data");
+        assert_eq!(json(&about), json(&finding));
     }
 
     #[test]

@@ -10,15 +10,15 @@ impl Compiled {
     /// What there is to say of them now, but for what was said when they were read.
     pub(super) fn ended(&self, now: SystemTime) -> Vec<Diagnostic> {
         let ended = self.policy.secrets.iter().filter_map(|object| {
-            let (message, origin) = (object.spec.ended(now)?, &object.meta.origin);
+            let ((topic, message), origin) = (object.spec.ended(now)?, &object.meta.origin);
             let file = Arc::clone(&origin.source.name);
             let mut finding = Diagnostic::of_file(file, Severity::Warning, Code::InvalidValue, message);
             (finding.line, finding.column) = (origin.span.line, origin.span.column);
-            Some(finding.object(object.meta.id()).field("data"))
+            Some(finding.object(object.meta.id()).field("data").about(topic))
         });
         let is_told = |finding: &Diagnostic| {
             let mut told = self.diagnostics.iter().filter(|told| told.object == finding.object);
-            told.any(|told| told.message == finding.message)
+            told.any(|told| told.topic() == finding.topic())
         };
         ended.filter(|finding| !is_told(finding)).collect()
     }

@@ -7,7 +7,7 @@ use http::HeaderName;
 
 use super::security::{Action, AuthorizationPolicy, Condition as When, Operation, Rule, Source};
 use crate::config::decode::Decoder;
-use crate::config::diagnostic::{Code, NO_PROXY, Severity, Span, quoted};
+use crate::config::diagnostic::{Code, NO_PROXY, Severity, Span, Topic, quoted};
 
 /// One condition: on one fact, with its values or without any of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,18 +140,18 @@ pub fn check(policy: &AuthorizationPolicy, d: &mut Decoder<'_>) {
             let why = "lets nobody in: who brings no token is not known, and everybody else is excluded";
             reader.say(format!("rules[{index}]"), Severity::Warning, why);
         }
-        let of_clients = reader.of_clients.iter().map(|path| {
+        for Said { path, severity, message } in reader.said {
+            d.report_at(place(rule, &path), path, severity, Code::InvalidValue, message);
+        }
+        for path in reader.of_clients {
             let consequence = match policy.action {
                 Action::Deny | Action::Custom => "a client that is meant passes, and others may be taken for it",
                 Action::Allow => "a client that is meant is refused, and others may be taken for it",
                 Action::Audit => "others are told of",
             };
             let message = format!("{NO_PROXY}, and {consequence}; there `ipBlocks` says the same without the doubt");
-            Said { path: path.clone(), severity: Severity::Warning, message }
-        });
-        let of_clients: Vec<Said> = of_clients.collect();
-        for Said { path, severity, message } in reader.said.into_iter().chain(of_clients) {
-            d.report_at(place(rule, &path), path, severity, Code::InvalidValue, message);
+            d.report_at(place(rule, &path), path, Severity::Warning, Code::InvalidValue, message);
+            d.amend(|finding| finding.about(Topic::ClientAddress));
         }
     }
 }

@@ -19,7 +19,7 @@ use x509_parser::certificate::Validity;
 use zeroize::Zeroizing;
 
 use crate::config::decode::Decoder;
-use crate::config::diagnostic::{Code, Severity};
+use crate::config::diagnostic::{Code, Severity, Topic};
 use crate::config::node::{Node, Value};
 
 /// The type of a Secret that has a certificate and its key.
@@ -50,7 +50,7 @@ pub struct Secret {
 
 impl Secret {
     /// That its certificate holds no more, or not yet. It is shown all the same: whether it will do is for clients to say.
-    pub fn ended(&self, now: SystemTime) -> Option<String> {
+    pub(crate) fn ended(&self, now: SystemTime) -> Option<(Topic, String)> {
         ended(self.validity.as_ref()?, now)
     }
 }
@@ -208,8 +208,9 @@ impl<'n> Values<'n> {
             self.wrong(key, "not a private key in PEM".to_owned(), d);
         }
         let over = validity(&chain).and_then(|validity| ended(&validity, SystemTime::now()));
-        if let Some(message) = over {
+        if let Some((topic, message)) = over {
             self.say(certificate, Severity::Warning, Code::InvalidValue, message, d);
+            d.amend(|finding| finding.about(topic));
         }
         if let Err(error) = CertifiedKey::from_der(certificates?, read?, &aws_lc_rs::default_provider()) {
             self.wrong(certificate, format!("it cannot be used with {key}: {error}"), d);
@@ -234,15 +235,18 @@ fn validity(chain: &Pem) -> Option<Validity> {
     Some(read.validity().clone())
 }
 
-fn ended(validity: &Validity, now: SystemTime) -> Option<String> {
+fn ended(validity: &Validity, now: SystemTime) -> Option<(Topic, String)> {
     let now = i64::try_from(now.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs()).ok()?;
     let (begin, end) = (validity.not_before, validity.not_after);
-    match () {
-        () if end.timestamp() < now => Some(format!("the certificate has ended at {end}: clients refuse it")),
-        () if begin.timestamp() > now => {
-            Some(format!("the certificate begins at {begin}: until then clients refuse it"))
+    match (begin.timestamp(), end.timestamp()) {
+        (_, at) if at < now => {
+            Some((Topic::CertificateEnded(at), format!("the certificate has ended at {end}: clients refuse it")))
         }
-        () => None,
+        (at, _) if at > now => {
+            let message = format!("the certificate begins at {begin}: until then clients refuse it");
+            Some((Topic::CertificateBegins(at), message))
+        }
+        _ => None,
     }
 }
 
