@@ -366,16 +366,23 @@ macro_rules! keywords {
             $($(#[$variant_meta])* $variant,)*
         }
 
+        impl $name {
+            /// The one that this word says.
+            pub(crate) fn from_word(word: &str) -> Option<Self> {
+                match word {
+                    $first_word => Some(Self::$first),
+                    $($word => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+        }
+
         impl $crate::config::decode::Decode for $name {
             fn decode(
                 node: &$crate::config::node::Node,
                 d: &mut $crate::config::decode::Decoder<'_>,
             ) -> Option<Self> {
-                match $crate::config::decode::word(node, d, &[$first_word $(, $word)*])? {
-                    $first_word => Some(Self::$first),
-                    $($word => Some(Self::$variant),)*
-                    _ => None,
-                }
+                Self::from_word($crate::config::decode::word(node, d, &[$first_word $(, $word)*])?)
             }
 
             fn schema() -> $crate::config::schema::Schema {

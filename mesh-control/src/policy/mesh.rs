@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::identity::{SpiffeId, TrustDomain};
-use mesh_core::model::ForwardedClientCert;
 
 use super::outbound::OutboundTrafficPolicy;
 use super::paths::PathNormalization;
@@ -85,17 +84,9 @@ impl MeshSettings {
         let Some(written) = config.and_then(|config| config.gateway_topology.as_ref()) else {
             return Topology::default();
         };
-        let client_cert = match written.forward_client_cert_details {
-            None | Some(ForwardClientCertDetails::Undefined) => None,
-            Some(ForwardClientCertDetails::Sanitize) => Some(ForwardedClientCert::Sanitize),
-            Some(ForwardClientCertDetails::ForwardOnly) => Some(ForwardedClientCert::ForwardOnly),
-            Some(ForwardClientCertDetails::AppendForward) => Some(ForwardedClientCert::AppendForward),
-            Some(ForwardClientCertDetails::SanitizeSet) => Some(ForwardedClientCert::SanitizeSet),
-            Some(ForwardClientCertDetails::AlwaysForwardOnly) => Some(ForwardedClientCert::AlwaysForwardOnly),
-        };
         Topology {
             trusted_proxies: written.num_trusted_proxies,
-            client_cert,
+            client_cert: written.forward_client_cert_details.and_then(ForwardClientCertDetails::forwarded),
             proxy_protocol: written.proxy_protocol.is_some().then_some(true),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::HeaderName;
 use mesh_core::error::Invalid;
 use mesh_core::identity::TrustDomain;
-use mesh_core::model::{LogFormat, LogText};
+use mesh_core::model::{ForwardedClientCert, LogFormat, LogText};
 
 use super::destination_rule::balancer::{check_locality, check_zones};
 use super::destination_rule::{self, ConnectionPool, LocalityLb, OutlierDetection, TcpKeepalive, ZoneAwareLb};
@@ -321,6 +321,20 @@ keywords! {
         Tls12 = "TLSV1_2",
         /// TLS 1.3
         Tls13 = "TLSV1_3",
+    }
+}
+
+impl ForwardClientCertDetails {
+    /// What it comes to; `None` where it is not said.
+    pub fn forwarded(self) -> Option<ForwardedClientCert> {
+        match self {
+            ForwardClientCertDetails::Undefined => None,
+            ForwardClientCertDetails::Sanitize => Some(ForwardedClientCert::Sanitize),
+            ForwardClientCertDetails::ForwardOnly => Some(ForwardedClientCert::ForwardOnly),
+            ForwardClientCertDetails::AppendForward => Some(ForwardedClientCert::AppendForward),
+            ForwardClientCertDetails::SanitizeSet => Some(ForwardedClientCert::SanitizeSet),
+            ForwardClientCertDetails::AlwaysForwardOnly => Some(ForwardedClientCert::AlwaysForwardOnly),
+        }
     }
 }
 

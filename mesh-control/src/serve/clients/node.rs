@@ -14,11 +14,10 @@ use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
 use envoy_types::pb::google::protobuf::value::Kind as Value;
 use envoy_types::pb::google::protobuf::{Struct, Value as Wrapped};
 use mesh_core::identity::SpiffeId;
-use mesh_core::model::ForwardedClientCert;
 use serde::Deserialize;
 
 use crate::catalog::{Client, ClientClass, Sidecar, Topology};
-use crate::config::istio::mesh_config::MOST_TRUSTED_PROXIES;
+use crate::config::istio::mesh_config::{ForwardClientCertDetails, MOST_TRUSTED_PROXIES};
 
 /// How connections come to a sidecar, in Istio's words.
 const INTERCEPTION_MODE: &str = "INTERCEPTION_MODE";
@@ -134,15 +133,10 @@ fn topology(metadata: &Struct) -> Result<Topology, &'static str> {
     };
     let client_cert = match field(written, "forwardClientCertDetails") {
         None | Some(Value::NullValue(_)) => None,
-        Some(Value::StringValue(details)) => match details.as_str() {
-            "UNDEFINED" => None,
-            "SANITIZE" => Some(ForwardedClientCert::Sanitize),
-            "FORWARD_ONLY" => Some(ForwardedClientCert::ForwardOnly),
-            "APPEND_FORWARD" => Some(ForwardedClientCert::AppendForward),
-            "SANITIZE_SET" => Some(ForwardedClientCert::SanitizeSet),
-            "ALWAYS_FORWARD_ONLY" => Some(ForwardedClientCert::AlwaysForwardOnly),
-            _ => return Err(".forwardClientCertDetails"),
-        },
+        Some(Value::StringValue(details)) => {
+            let details = ForwardClientCertDetails::from_word(details).ok_or(".forwardClientCertDetails")?;
+            details.forwarded()
+        }
         Some(_) => return Err(".forwardClientCertDetails"),
     };
     let proxy_protocol = match field(written, "proxyProtocol") {
@@ -324,6 +318,7 @@ fn field<'a>(metadata: &'a Struct, key: &str) -> Option<&'a Value> {
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::envoy::config::core::v3::Locality;
+    use mesh_core::model::ForwardedClientCert;
 
     use super::*;
 
