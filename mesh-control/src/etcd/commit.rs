@@ -12,9 +12,7 @@ use super::link::{Client, Failure};
 use super::proto::{
     Compare, DeleteRangeRequest, KeyValue, MOD, Op, PutRequest, RangeRequest, RequestOp, Target, TxnRequest,
 };
-use crate::changes::{
-    All, Author, Change, Changed, Done, Entry, Id, Outcome, Past, Refusal, Stored, VersionedStore, Wanted, carry_out,
-};
+use crate::changes::{All, Author, Change, Changed, Entry, Id, Outcome, Past, Refusal, Stored, VersionedStore};
 use crate::config::diagnostic::stored_name;
 use crate::period::date;
 
@@ -52,30 +50,6 @@ impl Objects {
         Objects { client, prefix }
     }
 
-    /// Does what is wanted, or says why not.
-    ///
-    /// # Errors
-    /// Why nothing was changed.
-    pub(crate) async fn carry_out(&self, wanted: &Wanted, author: &str, now: SystemTime) -> Result<Done, Refusal> {
-        carry_out(self, wanted, author, now).await
-    }
-
-    /// All objects.
-    pub(crate) async fn read(&self) -> Result<Held, Failure> {
-        // First: who commits what was found later is told if anything came between.
-        let last = self.last().await?;
-        let (_, kvs) = list(&self.client, self.prefix.objects()).await?;
-        let (mut objects, mut strange) = (All::new(), Vec::new());
-        for KeyValue { key, mod_revision, value, .. } in kvs {
-            let found = self.prefix.path(&key).ok_or_else(String::new).and_then(Id::parse_path);
-            match (found, String::from_utf8(value)) {
-                (Ok(id), Ok(text)) => _ = objects.insert(id, Stored { text: text.into(), version: mod_revision }),
-                _ => strange.push(String::from_utf8_lossy(&key).into_owned()),
-            }
-        }
-        Ok(Held { objects, strange, last })
-    }
-
     async fn last(&self) -> Result<Last, Failure> {
         let asked = RangeRequest { key: self.prefix.last(), ..RangeRequest::default() };
         let answer = self.client.range(asked).await?;
@@ -83,37 +57,6 @@ impl Objects {
         let number = std::str::from_utf8(&kv.value).ok().and_then(|text| text.parse().ok());
         let wrong = || Failure::Refused(format!("the key {} has no number in it", self.prefix.last().escape_ascii()));
         Ok(Last { number: number.ok_or_else(wrong)?, revision: kv.mod_revision })
-    }
-
-    /// Changes objects that were read, all of them or none. What changes nothing is left out.
-    pub(crate) async fn commit(
-        &self,
-        held: &Held,
-        changes: &[Change],
-        author: &Author,
-        now: SystemTime,
-    ) -> Result<Outcome, Failure> {
-        let attempt = format!("{:016x}", fastrand::u64(..));
-        let number = held.last.number.saturating_add(1);
-        let request = self.transaction(held, changes, author, &attempt, now);
-        let mut is_unclear = None;
-        for _ in 0..ATTEMPTS {
-            match self.client.txn(request.clone()).await {
-                Ok(answer) if answer.succeeded => return Ok(Outcome::Committed(number)),
-                // An earlier attempt may be the one that came between.
-                Ok(_) if is_unclear.is_some() && self.is_ours(number, &attempt).await? => {
-                    return Ok(Outcome::Committed(number));
-                }
-                Ok(_) => return Ok(Outcome::Conflict),
-                Err(Failure::Refused(why)) if why.contains("too many operations") => {
-                    let hint = "etcd takes 128 operations at a time unless its --max-txn-ops says otherwise";
-                    return Err(Failure::Refused(format!("{why}: {} objects; {hint}", changes.len())));
-                }
-                Err(Failure::Unclear(why)) => is_unclear = Some(why),
-                Err(failure) => return Err(failure),
-            }
-        }
-        Err(Failure::Unclear(is_unclear.unwrap_or_default()))
     }
 
     async fn is_ours(&self, number: u64, attempt: &str) -> Result<bool, Failure> {
@@ -170,16 +113,6 @@ impl Objects {
         }
         request
     }
-
-    /// The changes that are kept, the newest first.
-    pub(crate) async fn history(&self) -> Result<Vec<Past>, Failure> {
-        let (_, kvs) = list(&self.client, self.prefix.history()).await?;
-        let pasts = kvs.iter().rev().filter_map(|kv| {
-            let entry = serde_json::from_slice(&kv.value).ok()?;
-            Some(Past { entry, version: Some(kv.mod_revision) })
-        });
-        Ok(pasts.collect())
-    }
 }
 
 impl VersionedStore for Objects {
@@ -194,11 +127,27 @@ impl VersionedStore for Objects {
     }
 
     async fn read(&self) -> Result<Held, Refusal> {
-        Ok(Objects::read(self).await?)
+        // First: who commits what was found later is told if anything came between.
+        let last = self.last().await?;
+        let (_, kvs) = list(&self.client, self.prefix.objects()).await?;
+        let (mut objects, mut strange) = (All::new(), Vec::new());
+        for KeyValue { key, mod_revision, value, .. } in kvs {
+            let found = self.prefix.path(&key).ok_or_else(String::new).and_then(Id::parse_path);
+            match (found, String::from_utf8(value)) {
+                (Ok(id), Ok(text)) => _ = objects.insert(id, Stored { text: text.into(), version: mod_revision }),
+                _ => strange.push(String::from_utf8_lossy(&key).into_owned()),
+            }
+        }
+        Ok(Held { objects, strange, last })
     }
 
     async fn history(&self) -> Result<Vec<Past>, Refusal> {
-        Ok(Objects::history(self).await?)
+        let (_, kvs) = list(&self.client, self.prefix.history()).await?;
+        let pasts = kvs.iter().rev().filter_map(|kv| {
+            let entry = serde_json::from_slice(&kv.value).ok()?;
+            Some(Past { entry, version: Some(kv.mod_revision) })
+        });
+        Ok(pasts.collect())
     }
 
     /// etcd keeps what is written as it is.
@@ -206,6 +155,7 @@ impl VersionedStore for Objects {
         Ok(changes.to_vec())
     }
 
+    /// All of them or none. What changes nothing is left out.
     async fn commit(
         &self,
         held: &Held,
@@ -213,7 +163,27 @@ impl VersionedStore for Objects {
         author: &Author,
         now: SystemTime,
     ) -> Result<Outcome, Refusal> {
-        Ok(Objects::commit(self, held, changes, author, now).await?)
+        let attempt = format!("{:016x}", fastrand::u64(..));
+        let number = held.last.number.saturating_add(1);
+        let request = self.transaction(held, changes, author, &attempt, now);
+        let mut is_unclear = None;
+        for _ in 0..ATTEMPTS {
+            match self.client.txn(request.clone()).await {
+                Ok(answer) if answer.succeeded => return Ok(Outcome::Committed(number)),
+                // An earlier attempt may be the one that came between.
+                Ok(_) if is_unclear.is_some() && self.is_ours(number, &attempt).await? => {
+                    return Ok(Outcome::Committed(number));
+                }
+                Ok(_) => return Ok(Outcome::Conflict),
+                Err(Failure::Refused(why)) if why.contains("too many operations") => {
+                    let hint = "etcd takes 128 operations at a time unless its --max-txn-ops says otherwise";
+                    return Err(Failure::Refused(format!("{why}: {} objects; {hint}", changes.len())).into());
+                }
+                Err(Failure::Unclear(why)) => is_unclear = Some(why),
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        Err(Failure::Unclear(is_unclear.unwrap_or_default()).into())
     }
 }
 

@@ -13,7 +13,7 @@ use super::commit::KEPT;
 use super::follow::Pace;
 use super::known::Subject;
 use super::{Access, Client, Objects, Prefix, Replicas, SharedTokens, Store};
-use crate::changes::{Author, Change, Documents, Done, Id, Outcome, Refusal, Wanted, What};
+use crate::changes::{Author, Change, Documents, Done, Id, Outcome, Refusal, VersionedStore, Wanted, What, carry_out};
 use crate::config::load::{Reach, scan};
 use crate::config::source::{ConfigStore, Pauses};
 use crate::config::store::{Standing, Update};
@@ -71,12 +71,12 @@ fn apply_of(text: &str) -> Wanted {
 }
 
 async fn apply(objects: &Objects, text: &str) -> Result<Done, Refusal> {
-    timeout(LIMIT, objects.carry_out(&apply_of(text), "ann", NOW)).await.expect("in time")
+    timeout(LIMIT, carry_out(objects, &apply_of(text), "ann", NOW)).await.expect("in time")
 }
 
 async fn rollback(objects: &Objects, to: Option<u64>) -> Result<Done, Refusal> {
     let wanted = Wanted { what: What::Rollback(to), message: "oops".to_owned(), dry_run: false };
-    timeout(LIMIT, objects.carry_out(&wanted, "bob", NOW)).await.expect("in time")
+    timeout(LIMIT, carry_out(objects, &wanted, "bob", NOW)).await.expect("in time")
 }
 
 fn ids(plane: &Plane) -> Vec<String> {
@@ -308,7 +308,7 @@ async fn a_set_is_changed_as_a_whole_and_what_validate_refuses_is_refused() {
         assert!(matches!(apply(&objects, unreadable).await, Err(Refusal::Invalid(_))), "{unreadable}");
     }
     let dry = Wanted { dry_run: true, ..apply_of(&WEB.replace("port: 80", "port: 81")) };
-    let dry = objects.carry_out(&dry, "ann", NOW).await.expect("good");
+    let dry = carry_out(&objects, &dry, "ann", NOW).await.expect("good");
     assert_eq!((dry.number, dry.objects[0].verb.as_str()), (None, "configured"));
     assert!(dry.objects[0].diff.contains("-    port: 80\n+    port: 81\n"), "{}", dry.objects[0].diff);
     assert_eq!(objects.read().await.expect("readable").objects, held.objects, "nothing has changed");
@@ -365,8 +365,8 @@ async fn the_history_says_who_has_changed_what_and_a_change_can_be_taken_back() 
     apply(&objects, &rule("a", "{directResponse: {status: 418}}")).await.expect("good");
     let delete = What::Delete(vec!["services/shop/web".to_owned()]);
     let wanted = Wanted { what: delete, message: "not needed".to_owned(), dry_run: false };
-    objects.carry_out(&wanted, "bob", NOW).await.expect("good");
-    assert!(matches!(objects.carry_out(&wanted, "bob", NOW).await, Err(Refusal::Unknown(_))), "it is gone");
+    carry_out(&objects, &wanted, "bob", NOW).await.expect("good");
+    assert!(matches!(carry_out(&objects, &wanted, "bob", NOW).await, Err(Refusal::Unknown(_))), "it is gone");
     let history = objects.history().await.expect("readable");
     let said = |at: usize| {
         let entry = &history[at].entry;
@@ -390,7 +390,7 @@ async fn the_history_says_who_has_changed_what_and_a_change_can_be_taken_back() 
     rollback(&objects, Some(2)).await.expect("good");
     // Where the state of then was wrong, it is refused.
     apply(&objects, &rule("a", GOOD_RULE)).await.expect("good");
-    let deleted = objects.carry_out(&wanted, "bob", NOW).await.expect("good").number;
+    let deleted = carry_out(&objects, &wanted, "bob", NOW).await.expect("good").number;
     apply(&objects, WEB).await.expect("good");
     let Err(Refusal::Invalid(findings)) = rollback(&objects, deleted).await else { panic!("it is refused") };
     assert!(findings.iter().any(|one| one.contains("VirtualService shop/a")), "{findings:?}");

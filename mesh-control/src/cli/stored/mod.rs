@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 
 use super::etcd::Etcd;
-use crate::changes::{All, ClusterObjects, Done, Entry, VersionedStore, Wanted, carry_out};
+use crate::changes::{All, ClusterObjects, Done, Entry, Refusal, VersionedStore, Wanted, carry_out};
 use crate::etcd::Objects;
 
 /// The store that a command is about.
@@ -75,22 +75,16 @@ impl Place {
     /// The changes that are known, the newest first.
     async fn history(&self) -> anyhow::Result<Vec<Entry>> {
         match self.store()? {
-            Store::Etcd(objects) => {
-                let pasts = objects.history().await.context("cannot read the history in etcd")?;
-                Ok(pasts.into_iter().map(|past| past.entry).collect())
-            }
+            Store::Etcd(objects) => entries(&objects).await.context("cannot read the history in etcd"),
             Store::Server(api) => api.history().await,
-            Store::Cluster(objects) => {
-                let pasts = objects.history().await.context("cannot read the history in the cluster")?;
-                Ok(pasts.into_iter().map(|past| past.entry).collect())
-            }
+            Store::Cluster(objects) => entries(&objects).await.context("cannot read the history in the cluster"),
         }
     }
 
     async fn carry_out(&self, wanted: &Wanted, by: By<'_>) -> anyhow::Result<Done> {
         let now = SystemTime::now();
         match self.store()? {
-            Store::Etcd(objects) => Ok(objects.carry_out(wanted, &self.author(by.author), now).await?),
+            Store::Etcd(objects) => Ok(carry_out(&objects, wanted, &self.author(by.author), now).await?),
             Store::Server(_) if by.author.is_some() => bail!("--author: a server knows itself who asks"),
             Store::Server(api) => api.carry_out(wanted).await,
             Store::Cluster(_) if by.author.is_some() => bail!("--author: a cluster knows itself who asks"),
@@ -108,4 +102,9 @@ impl Place {
         let known = named.or_else(|| self.etcd.user()).map(str::to_owned);
         known.or_else(|| std::env::var("USER").ok()).unwrap_or_else(|| "unknown".to_owned())
     }
+}
+
+/// The changes that a store keeps, the newest first.
+async fn entries<S: VersionedStore>(store: &S) -> Result<Vec<Entry>, Refusal> {
+    Ok(store.history().await?.into_iter().map(|past| past.entry).collect())
 }

@@ -105,7 +105,7 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::changes::What;
+    use crate::changes::{VersionedStore, What};
     use crate::etcd::tests::one_member;
     use crate::kubernetes::tests::WEB;
     use crate::plane::Plane;

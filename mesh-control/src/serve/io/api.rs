@@ -25,7 +25,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use zeroize::Zeroizing;
 
 use crate::ca::files;
-use crate::changes::{Entry, Kept, Listed, Refusal, Wanted, resource_named};
+use crate::changes::{Entry, Kept, Listed, Refusal, VersionedStore, Wanted, carry_out, resource_named};
 use crate::etcd::Objects;
 use crate::serve::clients::refusals::Port;
 use crate::serve::io::https;
@@ -199,7 +199,7 @@ async fn objects(
     let Ok(_read) = desk.reads.acquire().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     let held = match desk.objects.read().await {
         Ok(held) => held,
-        Err(failure) => return refused(&failure.into()),
+        Err(refusal) => return refused(&refusal),
     };
     let (namespace, name) = (which.namespace.as_deref(), which.name.as_deref());
     let found = held.objects.into_iter().filter(|(id, _)| id.matches(resource, namespace, name));
@@ -219,7 +219,7 @@ async fn history(State(desk): State<Desk>, Extension(peer): Extension<Peer>, hea
     let Ok(_read) = desk.reads.acquire().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     match desk.objects.history().await {
         Ok(pasts) => Json(Told { changes: pasts.into_iter().map(|past| past.entry).collect() }).into_response(),
-        Err(failure) => refused(&failure.into()),
+        Err(refusal) => refused(&refusal),
     }
 }
 
@@ -238,7 +238,7 @@ async fn change(State(desk): State<Desk>, Extension(peer): Extension<Peer>, requ
         Ok(wanted) => wanted,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, &format!("no change: {error}")),
     };
-    match desk.objects.carry_out(&wanted, &author, SystemTime::now()).await {
+    match carry_out(&desk.objects, &wanted, &author, SystemTime::now()).await {
         Ok(done) => {
             if let Some(number) = done.number {
                 tracing::info!(%author, change = number, objects = done.objects.len(), "objects were changed");
