@@ -323,14 +323,8 @@ impl Seen {
 
     /// What the history says of a change before it is made.
     fn changed(&self, change: &Change) -> Changed {
-        let before = self.objects.get(&change.id);
-        let verb = match (before, &change.text) {
-            (_, None) => "deleted",
-            (None, Some(_)) => "created",
-            (Some(_), Some(_)) => "configured",
-        };
-        let before = before.and_then(|stored| serde_json::from_str(&stored.text).ok());
-        Changed { object: change.id.path(), verb: verb.to_owned(), before, after: None }
+        // What is written as it was is made into something else by the cluster: what it leaves alone is no change.
+        change.told(change.verb(&self.objects).unwrap_or("configured"), &self.objects)
     }
 }
 

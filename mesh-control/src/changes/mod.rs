@@ -193,6 +193,14 @@ impl Change {
             _ => None,
         }
     }
+
+    /// What the history says of it before it is made.
+    pub(crate) fn told(&self, verb: &str, all: &All) -> Changed {
+        // What is no JSON, since somebody wrote it by hand, is kept as the text that it is.
+        let value = |stored: &Stored| serde_json::from_str(&stored.text).unwrap_or_else(|_| Value::from(&*stored.text));
+        let before = all.get(&self.id).map(value);
+        Changed { object: self.id.path(), verb: verb.to_owned(), before, after: None }
+    }
 }
 
 /// Who changes something, and why.
@@ -292,6 +300,18 @@ mod tests {
         ] {
             assert!(Id::parse_path(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_history_loses_nothing_of_what_an_object_was() {
+        let id = Id::named("Service", "shop", "web").expect("a name");
+        let change = Change { id: id.clone(), text: None };
+        for (text, before) in [("{\"a\": 1}", json!({"a": 1})), ("{", json!("{"))] {
+            let all = All::from([(id.clone(), Stored { text: text.into(), version: 1 })]);
+            let told = change.told("deleted", &all);
+            assert_eq!((&*told.object, &*told.verb, told.before), ("services/shop/web", "deleted", Some(before)));
+        }
+        assert_eq!(change.told("deleted", &All::new()).before, None);
     }
 
     #[test]

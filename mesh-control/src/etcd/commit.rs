@@ -4,15 +4,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde_json::Value;
-
 use super::follow::list;
 use super::keys::Prefix;
 use super::link::{Client, Failure};
 use super::proto::{
     Compare, DeleteRangeRequest, KeyValue, MOD, Op, PutRequest, RangeRequest, RequestOp, Target, TxnRequest,
 };
-use crate::changes::{All, Author, Change, Changed, Entry, Id, Outcome, Past, Refusal, Stored, VersionedStore};
+use crate::changes::{All, Author, Change, Entry, Id, Outcome, Past, Refusal, Stored, VersionedStore};
 use crate::config::diagnostic::stored_name;
 use crate::period::date;
 
@@ -96,10 +94,7 @@ impl Objects {
                 Some(text) => put(key, text.as_bytes().to_vec()),
                 None => delete(key, Vec::new()),
             });
-            // What is no JSON, since somebody wrote it by hand, is kept as the text that it is.
-            let before =
-                before.map(|stored| serde_json::from_str(&stored.text).unwrap_or_else(|_| Value::from(&*stored.text)));
-            objects.push(Changed { object: change.id.path(), verb: verb.to_owned(), before, after: None });
+            objects.push(change.told(verb, &held.objects));
         }
         let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let Author { name, message } = author.clone();
