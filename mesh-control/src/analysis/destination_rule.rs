@@ -1,7 +1,6 @@
 //! DestinationRules for hosts and ports that nobody answers to, and TLS that does not come from where it seems to.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::alias_finding;
 use super::unknown::unknown_host;
@@ -9,12 +8,11 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions as config;
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::destination_rule::{DestinationRule, LoadBalancer, TlsMode, TrafficPolicy};
-use crate::config::istio::virtual_service::{VirtualService, has_no_body};
+use crate::config::istio::virtual_service::has_no_body;
 use crate::config::locate::locate;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
 use crate::policy::view::View;
-use crate::policy::virtual_services::MESH;
 use crate::registry::Discovery;
 use crate::registry::host::{covers, in_namespace, split_port};
 
@@ -117,14 +115,8 @@ fn check_secrets(
 
 /// Whether a rule of a gateway leads to this host, or to one of those that it stands for.
 fn is_behind_gateway(objects: &Objects, host: &str) -> bool {
-    let at_gateways =
-        |object: &&Arc<Object<VirtualService>>| object.spec.gateways.iter().any(|name| name.value != MESH);
-    objects.virtual_services.iter().filter(at_gateways).any(|object| {
-        let spec = &object.spec;
-        let of_http = spec.http.iter().flat_map(|rule| &rule.route).map(|to| &to.destination);
-        let of_tls = spec.tls.iter().flat_map(|rule| &rule.route).map(|to| &to.destination);
-        let of_tcp = spec.tcp.iter().flat_map(|rule| &rule.route).map(|to| &to.destination);
-        let mut all = of_http.chain(of_tls).chain(of_tcp);
+    objects.virtual_services.iter().filter(|object| object.spec.is_at_gateways()).any(|object| {
+        let mut all = object.spec.routes().flat_map(|(_, route)| route.destinations());
         all.any(|to| covers(host, &in_namespace(&to.host, &object.meta.namespace)))
     })
 }

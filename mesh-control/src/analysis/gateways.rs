@@ -7,12 +7,12 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity, Topic, quoted};
 use crate::config::file::{Object, Objects, Refused};
 use crate::config::istio::gateway::{Gateway, Server, ServerTls, lets_in, split_host};
 use crate::config::istio::secret::Secret;
-use crate::config::istio::virtual_service::{Destination, VirtualService};
+use crate::config::istio::virtual_service::{AnyMatch, AnyRoute, MESH, VirtualService};
 use crate::config::spelling::nearest;
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
 use crate::policy::Policy;
 use crate::policy::secrets::AUTHORITIES;
-use crate::policy::virtual_services::{MESH, gateway_name};
+use crate::policy::virtual_services::gateway_name;
 use crate::registry::Discovery;
 use crate::registry::host::{covers, in_namespace};
 use crate::registry::service::is_subset;
@@ -99,33 +99,14 @@ fn conditions(rule: &Object<VirtualService>, found: &mut Vec<Diagnostic>) {
 /// Destinations behind a gateway that are wherever a connection was going to (`resolution: NONE`), by a wildcard: it was going to the
 /// gateway.
 fn back_to_gateway(rule: &Object<VirtualService>, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    let (own, spec) = (&rule.meta.namespace, &rule.spec);
-    if !spec.gateways.iter().any(|name| name.value != MESH) {
+    let own = &rule.meta.namespace;
+    if !rule.spec.is_at_gateways() {
         return;
     }
-    let of_http = spec.http.iter().enumerate().filter(|(_, one)| {
-        counts_at_gateways(one.matches.iter().map(|it| it.gateways.iter().map(|name| name.value.as_str()).collect()))
-    });
-    let of_tls = spec.tls.iter().enumerate().filter(|(_, one)| {
-        counts_at_gateways(one.matches.iter().map(|it| it.gateways.iter().map(String::as_str).collect()))
-    });
-    let of_tcp = spec.tcp.iter().enumerate().filter(|(_, one)| {
-        counts_at_gateways(one.matches.iter().map(|it| it.gateways.iter().map(String::as_str).collect()))
-    });
-    let mut destinations: Vec<(String, &Destination)> = Vec::new();
-    for (index, one) in of_http {
-        let all = one.route.iter().enumerate();
-        destinations.extend(all.map(|(at, to)| (format!("http[{index}].route[{at}]"), &to.destination)));
-    }
-    for (index, one) in of_tls {
-        let all = one.route.iter().enumerate();
-        destinations.extend(all.map(|(at, to)| (format!("tls[{index}].route[{at}]"), &to.destination)));
-    }
-    for (index, one) in of_tcp {
-        let all = one.route.iter().enumerate();
-        destinations.extend(all.map(|(at, to)| (format!("tcp[{index}].route[{at}]"), &to.destination)));
-    }
-    for (route, Destination { host, .. }) in destinations {
+    let routes = rule.spec.routes().filter(|(_, route)| counts_at_gateways(&route.matches()));
+    let destinations = routes
+        .flat_map(|(index, route)| route.destinations().enumerate().map(move |(at, to)| (index, route, at, &to.host)));
+    for (index, route, at, host) in destinations {
         let service = policy.services.find(&in_namespace(host, own), own);
         let is_there = service.is_some_and(|(_, service)| service.discovery == Discovery::Passthrough);
         if !is_there || !host.starts_with('*') {
@@ -137,16 +118,17 @@ fn back_to_gateway(rule: &Object<VirtualService>, policy: &Policy, found: &mut V
             quoted(host)
         );
         // A request has a name that a program of this project goes by.
-        let severity = if route.starts_with("http") { Severity::Warning } else { Severity::Error };
+        let severity = if matches!(route, AnyRoute::Http(_)) { Severity::Warning } else { Severity::Error };
         let finding = Diagnostic::at(&rule.meta.origin.at(host.span), severity, Code::Conflict, message);
-        found.push(finding.object(rule.meta.id()).field(format!("{route}.destination.host")));
+        let field = format!("{}.route[{at}].destination.host", route.path(index));
+        found.push(finding.object(rule.meta.id()).field(field));
     }
 }
 
 /// Whether a rule whose conditions name these gateways is for others than the workloads of the mesh.
-fn counts_at_gateways<'a>(matches: impl Iterator<Item = Vec<&'a str>>) -> bool {
-    let mut matches = matches.peekable();
-    matches.peek().is_none() || matches.any(|names| names.is_empty() || names.iter().any(|name| *name != MESH))
+fn counts_at_gateways(matches: &[AnyMatch<'_>]) -> bool {
+    let is_for_gateways = |names: &[&str]| names.is_empty() || names.iter().any(|name| *name != MESH);
+    matches.is_empty() || matches.iter().any(|one| is_for_gateways(&one.gateways))
 }
 
 /// Servers that are left out of a gateway, for another one is there.

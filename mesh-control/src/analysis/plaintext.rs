@@ -4,12 +4,12 @@
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::{Object, Objects};
 use crate::config::istio::service_entry::{ServiceEntry, ServicePort};
+use crate::config::istio::virtual_service::AnyRoute;
 use crate::config::locate::locate;
 use crate::policy::Policy;
 use crate::policy::destination_rules::Around;
 use crate::policy::route::ClusterKey;
 use crate::policy::traffic::Tls;
-use crate::policy::virtual_services::MESH;
 use crate::registry::host::{covers, in_namespace, plain};
 use crate::registry::protocol::{Protocol, of_entry_port};
 
@@ -77,12 +77,15 @@ fn is_secured(object: &Object<ServiceEntry>, host: &str, port: u16, policy: &Pol
 /// or may.
 fn has_bytes_of_others(objects: &Objects, host: &str, port: u16) -> bool {
     objects.virtual_services.iter().any(|object| {
-        let of_tls = object.spec.tls.iter().flat_map(|rule| &rule.route);
-        let is_at_gateway = object.spec.gateways.iter().any(|name| name.value != MESH);
-        let of_tcp = object.spec.tcp.iter().filter(|_| is_at_gateway).flat_map(|rule| &rule.route);
-        of_tls.chain(of_tcp).any(|to| {
-            let is_for_port = to.destination.port.as_ref().is_none_or(|wanted| wanted.number.0 == port);
-            is_for_port && in_namespace(&to.destination.host, &object.meta.namespace) == host
+        let is_at_gateways = object.spec.is_at_gateways();
+        let routes = object.spec.routes().filter(|(_, route)| match route {
+            AnyRoute::Http(_) => false,
+            AnyRoute::Tls(_) => true,
+            AnyRoute::Tcp(_) => is_at_gateways,
+        });
+        routes.flat_map(|(_, route)| route.destinations()).any(|to| {
+            let is_for_port = to.port.as_ref().is_none_or(|wanted| wanted.number.0 == port);
+            is_for_port && in_namespace(&to.host, &object.meta.namespace) == host
         })
     })
 }

@@ -8,7 +8,7 @@ use super::{alias_finding, unmet};
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::extensions::Extensions;
 use crate::config::file::Objects;
-use crate::config::istio::virtual_service::{Destination, HttpDestination, HttpMatch, HttpRoute};
+use crate::config::istio::virtual_service::{AnyMatch, AnyRoute, Destination, HttpDestination, HttpMatch, HttpRoute};
 use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
@@ -179,18 +179,16 @@ impl Checker<'_> {
             .map(|service| Some(service.as_ref()?.1.ports.iter().map(|port| port.protocol)))
             .collect::<Option<Vec<_>>>()
             .map(|ports| ports.into_iter().flatten().collect());
-        let of_tls = object.spec.tls.iter().enumerate().map(|(index, rule)| {
-            let matches = rule.matches.iter().map(|one| (one.gateways.as_slice(), one.port.map(|port| port.0)));
-            ("tls", index, rule.span, &rule.route, matches.collect::<Vec<_>>())
-        });
-        let of_tcp = object.spec.tcp.iter().enumerate().map(|(index, rule)| {
-            let matches = rule.matches.iter().map(|one| (one.gateways.as_slice(), one.port.map(|port| port.0)));
-            ("tcp", index, rule.span, &rule.route, matches.collect::<Vec<_>>())
-        });
-        for (kind, index, span, route, matches) in of_tls.chain(of_tcp) {
+        for (index, route) in object.spec.routes() {
+            let is_on_names = match route {
+                AnyRoute::Http(_) => continue,
+                AnyRoute::Tls(_) => true,
+                AnyRoute::Tcp(_) => false,
+            };
+            let span = route.span();
             let written = Written {
                 object: object.meta.id(),
-                field: format!("{kind}[{index}]").into(),
+                field: route.path(index).into(),
                 origin: object.meta.origin.at(span),
             };
             let rule = Rule {
@@ -200,19 +198,18 @@ impl Checker<'_> {
                 refused: None,
                 extensions: Extensions::default(),
             };
-            for (position, to) in route.iter().enumerate() {
-                self.check_destination(&rule, &format!("route[{position}].destination"), &to.destination);
+            for (position, to) in route.destinations().enumerate() {
+                self.check_destination(&rule, &format!("route[{position}].destination"), to);
             }
-            let is_for = |protocol: &Protocol| match (kind, protocol) {
-                (_, Protocol::Unspecified) => true,
-                ("tls", protocol) => matches!(protocol, Protocol::Tls | Protocol::Https),
-                (_, protocol) => !matches!(protocol, Protocol::Tls | Protocol::Https),
+            let is_for = |protocol: &Protocol| match protocol {
+                Protocol::Unspecified => true,
+                protocol => matches!(protocol, Protocol::Tls | Protocol::Https) == is_on_names,
             };
             let is_idle = spoken.as_ref().is_some_and(|spoken| !spoken.is_empty() && !spoken.iter().any(is_for));
-            if is_idle && !self.counts_at_gateway(kind == "tls", &matches) {
-                let message = match kind {
-                    "tls" => "without effect: it is for ports whose protocol is TLS or HTTPS, and its hosts have none",
-                    _ => "without effect: applications speak TLS to every port of its hosts, for which `tls` is",
+            if is_idle && !self.counts_at_gateway(is_on_names, &route.matches()) {
+                let message = match is_on_names {
+                    true => "without effect: it is for ports whose protocol is TLS or HTTPS, and its hosts have none",
+                    false => "without effect: applications speak TLS to every port of its hosts, for which `tls` is",
                 };
                 self.say(&rule, span, "", Severity::Warning, Code::Ignored, message);
             }
@@ -221,13 +218,13 @@ impl Checker<'_> {
 
     /// Whether a rule on connections, with these conditions on gateways and ports, is for a server of a gateway: one on names where
     /// TLS passes, and one on any connections where it has ended, or was none. What is spoken behind the gateway is of no account.
-    fn counts_at_gateway(&self, is_on_names: bool, matches: &[(&[String], Option<u16>)]) -> bool {
+    fn counts_at_gateway(&self, is_on_names: bool, matches: &[AnyMatch<'_>]) -> bool {
         let own = &self.entry.meta.namespace;
         let is_meant = |name: &str, server: &Server| {
-            let has = |names: &[String]| names.is_empty() || names.iter().any(|one| gateway_name(one, own) == name);
+            let has = |names: &[&str]| names.is_empty() || names.iter().any(|one| gateway_name(one, own) == name);
             let port = server.port.number.0;
             matches.is_empty()
-                || matches.iter().any(|(names, wanted)| has(names) && wanted.is_none_or(|one| one == port))
+                || matches.iter().any(|one| has(&one.gateways) && one.port.is_none_or(|wanted| wanted == port))
         };
         let passes = |server: &Server| server.tls.as_ref().is_some_and(|tls| !tls.mode.terminates());
         self.policy.gateways.of_istio().any(|gateway| {

@@ -10,7 +10,7 @@ use super::route::Written;
 use super::sidecars::Sight;
 use crate::config::extensions::Extensions;
 use crate::config::file::{AtGateways, Governs, Meta, Object, Refused};
-use crate::config::istio::virtual_service::{Destination, HttpRoute, VirtualService, is_for_mesh};
+use crate::config::istio::virtual_service::{Destination, HttpRoute, MESH, VirtualService, is_for_mesh};
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Visibility;
@@ -278,9 +278,6 @@ fn refused_at_gateways(object: &Refused) -> Option<Entry> {
         gateways: gateways.iter().map(|name| gateway_name(name, own)).collect(),
     })
 }
-
-/// The word that stands for every workload among the gateways of a VirtualService.
-pub const MESH: &str = "mesh";
 
 /// The full name of a gateway that an object of a namespace names: `NAME`, `NAMESPACE/NAME`, or in the words of DNS, as Istio once
 /// had it.

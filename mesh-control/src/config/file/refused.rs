@@ -18,7 +18,7 @@ use crate::config::gateway_api::reference_grant::ReferenceGrant;
 use crate::config::istio::names::{export_faults, host_fault};
 use crate::config::istio::security::is_workload_target;
 use crate::config::istio::service::exported_to;
-use crate::config::istio::virtual_service::is_for_mesh;
+use crate::config::istio::virtual_service::{MESH, is_for_mesh};
 use crate::config::node::{Key, Node, Value};
 use crate::config::spelling::nearest;
 use crate::config::support::{ObjectKind, listens};
@@ -440,7 +440,7 @@ fn at_gateways(spec: &Spec<'_>) -> AtGateways {
     let Some(written) = spec.get("gateways").filter(|gateways| gateways.value != Value::Null) else {
         return AtGateways::default();
     };
-    let named = texts(written).all().map(|names| names.into_iter().filter(|name| name != "mesh").collect());
+    let named = texts(written).all().map(|names| names.into_iter().filter(|name| name != MESH).collect());
     hosts_at(named, spec.get("hosts"))
 }
 

@@ -3,6 +3,7 @@
 mod actions;
 mod connections;
 pub mod cors;
+mod routes;
 mod words;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,11 @@ use crate::config::node::Node;
 use crate::config::schema::{Field, Schema};
 
 pub use connections::Subnet;
+pub use routes::{AnyMatch, AnyRoute};
 pub use words::{decode_base64, grpc_status_code};
+
+/// The word that stands for every workload among the gateways of a VirtualService.
+pub const MESH: &str = "mesh";
 
 message! {
     /// The specification.
@@ -420,7 +425,7 @@ impl VirtualService {
             if let Some(message) = host_fault(host) {
                 d.report_at(host.span, format!("hosts[{index}]"), Severity::Error, Code::InvalidValue, message);
             }
-            let is_in_mesh = self.gateways.is_empty() || self.gateways.iter().any(|gateway| gateway.value == "mesh");
+            let is_in_mesh = self.gateways.is_empty() || self.gateways.iter().any(|gateway| gateway.value == MESH);
             // As Istio: it would be for every service of every namespace that sees it.
             if host.value == "*" && is_in_mesh {
                 let message = "`*` is for gateways; inside of the mesh, hosts are named";
@@ -521,7 +526,7 @@ impl HttpRoute {
 /// Whether rules of these gateways are for the mesh: there are none, or `mesh` is one of them.
 pub fn is_for_mesh<'a>(gateways: impl IntoIterator<Item = &'a str>) -> bool {
     let mut gateways = gateways.into_iter().peekable();
-    gateways.peek().is_none() || gateways.any(|name| name == "mesh")
+    gateways.peek().is_none() || gateways.any(|name| name == MESH)
 }
 
 /// Whether answers with this status have no body (RFC 9110, 6.4.1).
