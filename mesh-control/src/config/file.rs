@@ -10,6 +10,7 @@ mod mesh_config;
 mod object;
 mod pods;
 mod refused;
+mod spec;
 mod suspect;
 mod workloads;
 

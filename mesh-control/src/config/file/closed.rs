@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::refused::{Spec, labels, like, plain, texts};
+use super::spec::{Spec, labels, like, plain, texts};
 use super::{Meta, Object};
 use crate::config::decode::{PortNumber, Text};
 use crate::config::gateway_api::CLASSES;

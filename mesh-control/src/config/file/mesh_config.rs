@@ -172,18 +172,7 @@ fn refused(meta: Meta, finding: Option<&Diagnostic>) -> Item {
 
 /// Settings that are wrong, or that nobody can read.
 pub(super) fn wrong(meta: Meta, finding: Option<&Diagnostic>) -> Refused {
-    Refused {
-        meta,
-        reason: finding.map(Diagnostic::in_short).unwrap_or_default().into(),
-        place: finding.map(Diagnostic::span).unwrap_or_default(),
-        governs: Governs::Nothing,
-        is_whole: true,
-        is_identified: true,
-        delegates: Vec::new(),
-        grants: Default::default(),
-        at_gateways: Default::default(),
-        closes: None,
-    }
+    Refused { is_whole: true, is_identified: true, ..Refused::new(meta, finding, Governs::Nothing) }
 }
 
 /// Who they are.

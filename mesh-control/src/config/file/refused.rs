@@ -10,6 +10,7 @@ use super::Meta;
 use super::closed::{self, Closes};
 use super::foreign::Foreign;
 use super::object::{is_name, is_namespace};
+use super::spec::{DOCUMENT, Spec, Texts, collect, labels, like, plain, plain_text, texts};
 use super::workloads::{Target, Workloads};
 use crate::config::decode::{Decode, Decoder};
 use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
@@ -116,6 +117,22 @@ pub struct Parent {
 static EVERYBODY: Workloads = Workloads::Labelled(BTreeMap::new());
 
 impl Refused {
+    /// An object that governs this, and possibly more: nothing else is known of it.
+    pub(super) fn new(meta: Meta, finding: Option<&Diagnostic>, governs: Governs) -> Refused {
+        Refused {
+            meta,
+            reason: finding.map(Diagnostic::in_short).unwrap_or_default().into(),
+            place: finding.map(Diagnostic::span).unwrap_or_default(),
+            governs,
+            is_whole: false,
+            is_identified: false,
+            delegates: Vec::new(),
+            grants: ReferenceGrant::default(),
+            at_gateways: AtGateways::default(),
+            closes: None,
+        }
+    }
+
     /// Whether its name is known.
     pub fn is_named(&self) -> bool {
         !self.meta.name.is_empty()
@@ -177,7 +194,6 @@ impl Refused {
 /// The word by which requests need not pass a plugin.
 pub(super) const FAIL_OPEN: &str = "FAIL_OPEN";
 
-const DOCUMENT: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 const METADATA: [&str; 15] = [
     "name",
     "namespace",
@@ -196,120 +212,6 @@ const METADATA: [&str; 15] = [
     "deletionGracePeriodSeconds",
 ];
 
-/// The fields of a kind's `spec`, as far as they can be taken for one another.
-const fn fields(kind: ObjectKind) -> &'static [&'static str] {
-    match kind {
-        ObjectKind::VirtualService => &["hosts", "gateways", "http", "tls", "tcp", "exportTo"],
-        ObjectKind::DestinationRule => &["host", "trafficPolicy", "subsets", "exportTo", "workloadSelector"],
-        ObjectKind::ServiceEntry => &[
-            "hosts",
-            "addresses",
-            "ports",
-            "location",
-            "resolution",
-            "endpoints",
-            "workloadSelector",
-            "exportTo",
-            "subjectAltNames",
-        ],
-        ObjectKind::AuthorizationPolicy => &["selector", "targetRef", "targetRefs", "rules", "action", "provider"],
-        ObjectKind::RequestAuthentication => &["selector", "targetRef", "targetRefs", "jwtRules"],
-        ObjectKind::PeerAuthentication => &["selector", "mtls", "portLevelMtls"],
-        ObjectKind::HttpRoute | ObjectKind::GrpcRoute => &["parentRefs", "useDefaultGateways", "hostnames", "rules"],
-        ObjectKind::TlsRoute => &["parentRefs", "useDefaultGateways", "hostnames", "rules"],
-        ObjectKind::TcpRoute => &["parentRefs", "useDefaultGateways", "rules"],
-        ObjectKind::ListenerSet => &["parentRef", "listeners"],
-        ObjectKind::BackendTlsPolicy => &["targetRefs", "validation", "options"],
-        ObjectKind::BackendTrafficPolicy => &["targetRefs", "retryConstraint", "sessionPersistence"],
-        ObjectKind::ReferenceGrant => &["from", "to"],
-        ObjectKind::KubernetesGateway => {
-            &["gatewayClassName", "listeners", "addresses", "infrastructure", "allowedListeners", "tls", "defaultScope"]
-        }
-        ObjectKind::Telemetry => &["selector", "targetRef", "targetRefs", "tracing", "metrics", "accessLogging"],
-        ObjectKind::Sidecar => {
-            &["workloadSelector", "ingress", "egress", "inboundConnectionPool", "outboundTrafficPolicy"]
-        }
-        ObjectKind::Gateway => &["selector", "servers"],
-        ObjectKind::RateLimit => {
-            &["selector", "targetRefs", "mode", "hosts", "rules", "service", "perConnection", "maxKeys", "answer"]
-        }
-        ObjectKind::Overload => &["selector", "targetRefs", "concurrency", "throttle"],
-        ObjectKind::WasmPlugin => &[
-            "selector",
-            "targetRef",
-            "targetRefs",
-            "url",
-            "sha256",
-            "imagePullPolicy",
-            "imagePullSecret",
-            "verificationKey",
-            "pluginConfig",
-            "pluginName",
-            "phase",
-            "failStrategy",
-            "priority",
-            "vmConfig",
-            "match",
-            "type",
-        ],
-        ObjectKind::RequestRules => &["selector", "targetRefs", "mode", "hosts", "rules", "processor"],
-        ObjectKind::FilterSchema => &["filter", "schema"],
-        ObjectKind::Quota => {
-            &["selector", "targetRefs", "mode", "hosts", "rules", "failureMode", "unassigned", "reportEvery", "answer"]
-        }
-        ObjectKind::EnvoyFilter => &["workloadSelector", "configPatches", "priority"],
-        ObjectKind::Foreign(_) => &["workloadSelector", "selector", "targetRef", "targetRefs"],
-        ObjectKind::Service
-        | ObjectKind::WorkloadEntry
-        | ObjectKind::WorkloadGroup
-        | ObjectKind::MeshConfig
-        | ObjectKind::Secret
-        | ObjectKind::ConfigMap => &[],
-    }
-}
-
-/// The value of a field, or of one that is most likely meant to be it.
-pub(super) fn like<'n>(node: &'n Node, name: &str, known: &[&'static str]) -> Option<&'n Node> {
-    node.get(name).or_else(|| {
-        let mut written = node.entries().iter().filter(|(_, value)| value.value != Value::Null);
-        written.find(|(key, _)| nearest(&key.name, known) == Some(name)).map(|(_, value)| value)
-    })
-}
-
-/// What stands for the `spec` of a document: where there is none, its fields may have lost their indentation.
-pub(super) struct Spec<'n> {
-    fields: &'n Node,
-    known: &'static [&'static str],
-}
-
-impl<'n> Spec<'n> {
-    fn of(document: &'n Node, kind: ObjectKind) -> Spec<'n> {
-        Spec { fields: like(document, "spec", &DOCUMENT).unwrap_or(document), known: fields(kind) }
-    }
-
-    pub(super) fn get(&self, name: &str) -> Option<&'n Node> {
-        like(self.fields, name, self.known)
-    }
-
-    /// Whether it is a mapping whose every key is one of the kind's, or nearly.
-    pub(super) fn is_known(&self) -> bool {
-        let Value::Map(entries) = &self.fields.value else { return false };
-        entries.iter().all(|(key, _)| nearest(&key.name, self.known).is_some())
-    }
-
-    /// Every text in it that can be a host.
-    fn named(&self) -> Vec<String> {
-        let mut named = Vec::new();
-        let is_field = |key: &Key| nearest(&key.name, &DOCUMENT).is_none();
-        let fields = self.fields.entries().iter().filter(|(key, _)| is_field(key));
-        fields.for_each(|(_, value)| collect(value, &mut named));
-        named.retain(|text| host_fault(text).is_none());
-        named.sort();
-        named.dedup();
-        named
-    }
-}
-
 /// What a document says that it is.
 pub(super) fn kind(document: &Node) -> Option<&str> {
     like(document, "kind", &DOCUMENT)?.as_str()
@@ -323,20 +225,7 @@ pub(super) fn foreign(document: &Node, foreign: Foreign, source: &Source, findin
         meta.namespace = "".into();
     }
     let governs = Governs::Workloads(workloads(&Spec::of(document, kind), &meta.namespace));
-    let reason = finding.in_short().into();
-    let (delegates, grants, at_gateways, closes) = Default::default();
-    Refused {
-        meta,
-        reason,
-        place: finding.span(),
-        governs,
-        is_whole: true,
-        is_identified,
-        delegates,
-        grants,
-        at_gateways,
-        closes,
-    }
+    Refused { is_whole: true, is_identified, ..Refused::new(meta, Some(finding), governs) }
 }
 
 /// What is known of a wrong object; `None` where nobody can tell what it governs.
@@ -424,7 +313,6 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
     let delegates = delegates(&spec, &meta.namespace);
     // In a namespace that cannot be, nobody can tell which host a short name is.
     let is_whole = is_whole && (is_guard(kind) || is_namespace(&meta.namespace));
-    let (reason, place) = (finding.in_short().into(), finding.span());
     let grants = if kind == ObjectKind::ReferenceGrant { grants(&spec, source) } else { ReferenceGrant::default() };
     let at_gateways = match kind {
         ObjectKind::VirtualService => at_gateways(&spec),
@@ -432,7 +320,15 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         _ => AtGateways::default(),
     };
     let closes = closed::read(&spec, &meta);
-    Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates, grants, at_gateways, closes })
+    Some(Refused {
+        is_whole,
+        is_identified,
+        delegates,
+        grants,
+        at_gateways,
+        closes,
+        ..Refused::new(meta, Some(finding), governs)
+    })
 }
 
 /// The hosts of a VirtualService, by the gateways that it may be for.
@@ -530,7 +426,7 @@ fn grants(spec: &Spec<'_>, source: &Source) -> ReferenceGrant {
         read.collect()
     }
     let (from, to) = (good(spec, "from", source), good(spec, "to", source));
-    ReferenceGrant { span: spec.fields.span, from, to }
+    ReferenceGrant { span: spec.span(), from, to }
 }
 
 /// The Services of its namespace that a policy is for, by their names; any of them, where one cannot be read.
@@ -686,64 +582,12 @@ pub(super) const fn is_guard(kind: ObjectKind) -> bool {
     )
 }
 
-/// Blanks and capitals make a host or a name wrong, and leave no doubt which one is meant.
-pub(super) fn plain(node: &Node) -> Option<String> {
-    Some(plain_text(node.as_str()?)).filter(|text| !text.is_empty())
-}
-
-fn plain_text(text: &str) -> String {
-    text.trim().to_ascii_lowercase()
-}
-
 /// The namespaces, unless something is wrong with them: nobody can tell who is meant then, so that all are.
 fn exported(namespaces: Vec<String>) -> Vec<String> {
     match export_faults(namespaces.iter().map(String::as_str)).as_slice() {
         [] => namespaces,
         _ => Vec::new(),
     }
-}
-
-/// Strings, and whether there is nothing else.
-#[derive(Default)]
-pub(super) struct Texts {
-    pub(super) read: Vec<String>,
-    is_whole: bool,
-}
-
-impl Texts {
-    fn all(self) -> Option<Vec<String>> {
-        self.is_whole.then_some(self.read)
-    }
-}
-
-/// The strings of a list, or of one string in its place.
-pub(super) fn texts(list: &Node) -> Texts {
-    let mut read = Vec::new();
-    collect(list, &mut read);
-    let is_whole = match &list.value {
-        Value::Str(_) => true,
-        Value::Seq(items) => items.iter().all(|item| plain(item).is_some()),
-        _ => false,
-    };
-    Texts { read, is_whole }
-}
-
-/// Every word below a node, but for keys.
-fn collect(node: &Node, into: &mut Vec<String>) {
-    match &node.value {
-        Value::Str(text) => {
-            let words = text.split(|c: char| c == ',' || c.is_whitespace());
-            into.extend(words.filter(|word| !word.is_empty()).map(plain_text));
-        }
-        Value::Seq(items) => items.iter().for_each(|item| collect(item, into)),
-        Value::Map(entries) => entries.iter().for_each(|(_, value)| collect(value, into)),
-        _ => {}
-    }
-}
-
-pub(super) fn labels(map: &Node) -> Option<BTreeMap<String, String>> {
-    let Value::Map(entries) = &map.value else { return None };
-    entries.iter().map(|(key, value)| Some((key.name.clone(), value.as_str()?.to_owned()))).collect()
 }
 
 /// The labels of a selector. Of one with a wildcard nobody can tell whom it is for.

@@ -6,7 +6,6 @@
 //! BackendTLSPolicy, as one that is wrong for its targets.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::Meta;
 use super::classify::{REQUEST_RULES, WASM_PLUGIN, guard_like, is_guarding_group};
@@ -59,18 +58,8 @@ pub(super) fn in_remains(remains: &Source, finding: &Diagnostic) -> Vec<Refused>
     if documents(&remains.text, &whole).iter().flatten().any(|word| word.is_kind()) {
         return in_text(&remains, &whole, finding);
     }
-    vec![Refused {
-        meta: unknown(ObjectKind::AuthorizationPolicy, "", &remains, Span::default()),
-        reason: Arc::from(finding.in_short()),
-        place: finding.span(),
-        governs: Governs::Anything,
-        is_whole: false,
-        is_identified: false,
-        delegates: Vec::new(),
-        grants: Default::default(),
-        at_gateways: Default::default(),
-        closes: None,
-    }]
+    let meta = unknown(ObjectKind::AuthorizationPolicy, "", &remains, Span::default());
+    vec![Refused::new(meta, Some(finding), Governs::Anything)]
 }
 
 /// The words of each document in a part of a text.
@@ -137,21 +126,11 @@ fn secured_by(kind: ObjectKind, words: &[Word<'_>], source: &Source, finding: &D
         ObjectKind::BackendTlsPolicy => targets(words, namespace, objects().count()),
         _ => hosts(words, namespace, objects().count()),
     };
-    Some(Refused {
-        meta: unknown(kind, namespace, source, first.span),
-        reason: Arc::from(finding.in_short()),
-        place: finding.span(),
-        governs: match hosts {
-            Some(hosts) => Governs::Hosts { hosts, export_to: Vec::new(), selector: Default::default() },
-            None => Governs::AnyHost,
-        },
-        is_whole: false,
-        is_identified: false,
-        delegates: Vec::new(),
-        grants: Default::default(),
-        at_gateways: Default::default(),
-        closes: None,
-    })
+    let governs = match hosts {
+        Some(hosts) => Governs::Hosts { hosts, export_to: Vec::new(), selector: Default::default() },
+        None => Governs::AnyHost,
+    };
+    Some(Refused::new(unknown(kind, namespace, source, first.span), Some(finding), governs))
 }
 
 /// The hosts of so many DestinationRules of a namespace, where all of them can be read.
@@ -236,22 +215,11 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
     let written = namespace(words, |kind| guard_like(kind).is_some());
     let namespace = written.filter(|_| !is_for_all(kind)).unwrap_or_default();
     let everybody = Workloads::Labelled(Default::default());
-    Some(Refused {
-        meta: unknown(kind, namespace, source, span),
-        reason: Arc::from(finding.in_short()),
-        place: finding.span(),
-        governs: match kind {
-            ObjectKind::WasmPlugin | ObjectKind::RequestRules => Governs::BothSides(everybody),
-            _ => Governs::Workloads(everybody),
-        },
-        // It may be more than that.
-        is_whole: false,
-        is_identified: false,
-        delegates: Vec::new(),
-        grants: Default::default(),
-        at_gateways: Default::default(),
-        closes: None,
-    })
+    let governs = match kind {
+        ObjectKind::WasmPlugin | ObjectKind::RequestRules => Governs::BothSides(everybody),
+        _ => Governs::Workloads(everybody),
+    };
+    Some(Refused::new(unknown(kind, namespace, source, span), Some(finding), governs))
 }
 
 /// An object of no known name.
