@@ -223,8 +223,8 @@ fn first_of(node_id: &Arc<str>) -> WorkloadKey {
     WorkloadKey { node_id: node_id.clone(), address: SocketAddr::from(([0, 0, 0, 0], 0)) }
 }
 
-/// Whether a registration's streams count no more against another workload at its address: nobody has proven that it is theirs, and
-/// somebody does now, or it is written down from elsewhere, by no better proof, and the other one is there.
+/// Whether a registration's streams count no more against another workload at its address: the claimant is better proven; or as well
+/// proven, and its stream alone comes from the address.
 fn is_outdone(holder: &Workload, claimant: &Workload) -> bool {
     let is_proven = |workload: &Workload| workload.client.identity.is_some();
     match (is_proven(holder), is_proven(claimant)) {
