@@ -119,7 +119,7 @@ pub struct Client {
 #[non_exhaustive]
 pub struct Topology {
     /// How many proxies are believed what `X-Forwarded-For` says; `None` where it is not said.
-    pub trusted_proxies: Option<u32>,
+    pub forwarded_hops: Option<u32>,
     /// What becomes of `X-Forwarded-Client-Cert`; `None` where it is not said.
     pub client_cert: Option<ForwardedClientCert>,
     /// Whether connections begin with a header of the PROXY protocol; `None` where it is not said.
@@ -130,7 +130,7 @@ impl Topology {
     /// The same, where this says what it does not say itself.
     pub fn or(self, other: Topology) -> Topology {
         Topology {
-            trusted_proxies: self.trusted_proxies.or(other.trusted_proxies),
+            forwarded_hops: self.forwarded_hops.or(other.forwarded_hops),
             client_cert: self.client_cert.or(other.client_cert),
             proxy_protocol: self.proxy_protocol.or(other.proxy_protocol),
         }

@@ -56,7 +56,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
 /// Takes out what was said of addresses of clients, where a policy is for gateways alone and the mesh says who is in front of them.
 pub(super) fn drop_believed(objects: &Objects, policy: &Policy, diagnostics: &mut Vec<Diagnostic>) {
     let topology = policy.mesh.topology();
-    if topology.trusted_proxies.is_none_or(|number| number == 0) && topology.proxy_protocol != Some(true) {
+    if topology.forwarded_hops.is_none_or(|number| number == 0) && topology.proxy_protocol != Some(true) {
         return;
     }
     let root = &*policy.mesh.fixed.root_namespace;

@@ -85,7 +85,7 @@ impl MeshSettings {
             return Topology::default();
         };
         Topology {
-            trusted_proxies: written.num_trusted_proxies,
+            forwarded_hops: written.num_trusted_proxies,
             client_cert: written.forward_client_cert_details.and_then(ForwardClientCertDetails::forwarded),
             proxy_protocol: written.proxy_protocol.is_some().then_some(true),
         }

@@ -219,7 +219,7 @@ message! {
 }
 
 /// How many proxies in front of a gateway can be believed: clients would say themselves who they are with more than there are.
-pub const MOST_TRUSTED_PROXIES: u32 = 1000;
+pub const MOST_FORWARDED_HOPS: u32 = 1000;
 
 /// How proxies are run. There are none here, so that of all that it says only how requests are traced is read, and what is in front of
 /// gateways.
@@ -246,9 +246,9 @@ impl Decode for ProxyConfig {
         let gateway_topology: Option<GatewayTopology> = d.optional(node, "gatewayTopology")?;
         let trusted =
             gateway_topology.as_ref().and_then(|topology| Some((topology.span, topology.num_trusted_proxies?)));
-        if let Some((span, number)) = trusted.filter(|(_, number)| *number > MOST_TRUSTED_PROXIES) {
+        if let Some((span, number)) = trusted.filter(|(_, number)| *number > MOST_FORWARDED_HOPS) {
             let message = format!(
-                "`gatewayTopology.numTrustedProxies` is {number}, and there are no more than {MOST_TRUSTED_PROXIES} in front of a gateway"
+                "`gatewayTopology.numTrustedProxies` is {number}, and there are no more than {MOST_FORWARDED_HOPS} in front of a gateway"
             );
             d.error(span, Code::InvalidValue, message);
         }

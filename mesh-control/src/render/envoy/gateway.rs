@@ -429,7 +429,7 @@ fn requests(routes: &str, edge: &Edge<'_>, paths: PathNormalization) -> pb::Filt
     manager.tracing.clone_from(&edge.telemetry.tracing);
     // What clients say of where they come from is theirs, but for those in front that are known.
     manager.use_remote_address = Some(BoolValue { value: true });
-    manager.xff_num_trusted_hops = edge.topology.trusted_proxies.unwrap_or_default();
+    manager.xff_num_trusted_hops = edge.topology.forwarded_hops.unwrap_or_default();
     manager.forward_client_cert_details = match edge.topology.client_cert.unwrap_or_default() {
         ForwardedClientCert::Sanitize => ForwardClientCertDetails::Sanitize,
         ForwardedClientCert::ForwardOnly => ForwardClientCertDetails::ForwardOnly,

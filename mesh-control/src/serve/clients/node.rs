@@ -17,7 +17,7 @@ use mesh_core::identity::SpiffeId;
 use serde::Deserialize;
 
 use crate::catalog::{Client, ClientClass, Sidecar, Topology};
-use crate::config::istio::mesh_config::{ForwardClientCertDetails, MOST_TRUSTED_PROXIES};
+use crate::config::istio::mesh_config::{ForwardClientCertDetails, MOST_FORWARDED_HOPS};
 
 /// How connections come to a sidecar, in Istio's words.
 const INTERCEPTION_MODE: &str = "INTERCEPTION_MODE";
@@ -122,10 +122,10 @@ fn topology(metadata: &Struct) -> Result<Topology, &'static str> {
         Some(Value::StructValue(written)) => written,
         Some(_) => return Err(""),
     };
-    let trusted_proxies = match field(written, "numTrustedProxies") {
+    let forwarded_hops = match field(written, "numTrustedProxies") {
         None | Some(Value::NullValue(_)) => None,
         Some(Value::NumberValue(number))
-            if (0.0..=f64::from(MOST_TRUSTED_PROXIES)).contains(number) && number.fract() == 0.0 =>
+            if (0.0..=f64::from(MOST_FORWARDED_HOPS)).contains(number) && number.fract() == 0.0 =>
         {
             Some(*number as u32)
         }
@@ -146,7 +146,7 @@ fn topology(metadata: &Struct) -> Result<Topology, &'static str> {
         Some(Value::BoolValue(false)) => Some(false),
         Some(_) => return Err(".proxyProtocol"),
     };
-    Ok(Topology { trusted_proxies, client_cert, proxy_protocol })
+    Ok(Topology { forwarded_hops, client_cert, proxy_protocol })
 }
 
 /// Whether it is a gateway, as its id says (Istio: `router~IP~...`). gRPC's clients are none.
@@ -348,15 +348,15 @@ mod tests {
             ("proxyProtocol", object(&[])),
         ]);
         let client_cert = Some(ForwardedClientCert::AlwaysForwardOnly);
-        let expected = Topology { trusted_proxies: Some(2), client_cert, proxy_protocol: Some(true) };
+        let expected = Topology { forwarded_hops: Some(2), client_cert, proxy_protocol: Some(true) };
         assert_eq!(read(&said(all), PEER).topology, expected);
         for nothing in [said(object(&[])), node("router~", &[])] {
             assert_eq!(read(&nothing, PEER).topology, Topology::default());
         }
         // Of what it does not say, the settings of the mesh count.
-        let of_mesh = Topology { trusted_proxies: Some(1), proxy_protocol: Some(true), ..Topology::default() };
-        let own = Topology { trusted_proxies: Some(0), ..Topology::default() };
-        let expected = Topology { trusted_proxies: Some(0), client_cert: None, proxy_protocol: Some(true) };
+        let of_mesh = Topology { forwarded_hops: Some(1), proxy_protocol: Some(true), ..Topology::default() };
+        let own = Topology { forwarded_hops: Some(0), ..Topology::default() };
+        let expected = Topology { forwarded_hops: Some(0), client_cert: None, proxy_protocol: Some(true) };
         assert_eq!(own.or(of_mesh), expected);
         let behind_none = read(&said(object(&[("proxyProtocol", Value::BoolValue(false))])), PEER).topology;
         assert_eq!(behind_none.or(of_mesh).proxy_protocol, Some(false));
