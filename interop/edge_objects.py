@@ -65,12 +65,12 @@ spec:
 """
 
 
-def entry(name, port, target, protocol):
-    """A server outside of the mesh, which speaks plaintext."""
-    ports = [{"number": port, "name": protocol.lower(), "protocol": protocol}]
-    endpoints = [{"address": "127.0.0.1", "ports": {protocol.lower(): target}}]
-    spec = {"hosts": [name], "location": "MESH_EXTERNAL", "resolution": "STATIC", "ports": ports, "endpoints": endpoints}
-    return {"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": name.split(".")[0]}, "spec": spec}
+def entry(host, *ports):
+    """A server outside of the mesh; of each port the number, where it listens for it, and its protocol."""
+    listed = [{"number": number, "name": protocol.lower(), "protocol": protocol} for number, _, protocol in ports]
+    endpoint = {"address": "127.0.0.1", "ports": {protocol.lower(): target for _, target, protocol in ports}}
+    spec = {"hosts": [host], "location": "MESH_EXTERNAL", "resolution": "STATIC", "ports": listed, "endpoints": [endpoint]}
+    return {"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": host.split(".")[0]}, "spec": spec}
 
 
 def to(host="echo.example", **more):
@@ -272,11 +272,15 @@ spec:
 
 def objects(echo, dead):
     """All but policies, and what has ports of its own."""
-    entries = [entry("echo.example", 80, echo, "HTTP"), entry("grpc.example", 80, echo, "GRPC"), entry("dead.example", 80, dead, "HTTP"),
-        entry("web.example", 80, echo, "GRPC-WEB")]
+    entries = [
+        entry("echo.example", (80, echo, "HTTP")),
+        entry("grpc.example", (80, echo, "GRPC")),
+        entry("dead.example", (80, dead, "HTTP")),
+        entry("web.example", (80, echo, "GRPC-WEB")),
+    ]
     return "\n---\n".join([GATEWAY, *map(json.dumps, [*entries, *SERVICES])])
 
 
 def passed(port):
     """A server of TLS that clients speak with through the gateway."""
-    return json.dumps(entry("raw.example", 443, port, "TLS"))
+    return json.dumps(entry("raw.example", (443, port, "TLS")))

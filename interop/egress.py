@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 
 import authority
+import edge_objects
 import gateway
 import sidecar
 from ports import free_ports
@@ -42,15 +43,6 @@ data:
     outboundTrafficPolicy: {mode: REGISTRY_ONLY}
 ---
 apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: api}
-spec:
-  hosts: [api.example.com]
-  ports: [{number: %(api)d, name: http, protocol: HTTP, targetPort: %(server)d}]
-  resolution: STATIC
-  endpoints: [{address: 127.0.0.1}]
----
-apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: api}
 spec:
@@ -75,25 +67,11 @@ spec:
   trafficPolicy: {portLevelSettings: [{port: {number: %(server)d}, tls: {mode: SIMPLE, credentialName: api-client}}]}
 ---
 apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: proxy}
-spec:
-  hosts: [proxy.example.com]
-  ports: [{number: %(way)d, name: tcp, protocol: TCP, targetPort: %(proxy)d}]
-  resolution: STATIC
-  endpoints: [{address: 127.0.0.1}]
----
-apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: proxy}
 spec:
   host: proxy.example.com
   subsets: [{name: db, trafficPolicy: {tunnel: {protocol: CONNECT, targetHost: db.example.com, targetPort: 5432}}}]
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: db}
-spec: {hosts: [db.example.com], ports: [{number: %(db)d, name: tcp, protocol: TCP}], resolution: STATIC, endpoints: [{address: 127.0.0.1}]}
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -109,24 +87,6 @@ apiVersion: v1
 kind: Service
 metadata: {name: istio-egressgateway, namespace: istio-system}
 spec: {selector: {istio: egressgateway}, ports: [{name: https, port: %(edge)d, targetPort: %(bound)d}]}
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: partner}
-spec:
-  hosts: [partner.example.com]
-  ports: [{number: %(partner)d, name: http, protocol: HTTP}, {number: %(secure)d, name: https, protocol: HTTPS, targetPort: %(outer)d}]
-  resolution: STATIC
-  endpoints: [{address: 127.0.0.1}]
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: bank}
-spec:
-  hosts: [bank.example.com]
-  ports: [{number: %(bank)d, name: tls, protocol: TLS, targetPort: %(outer)d}]
-  resolution: STATIC
-  endpoints: [{address: 127.0.0.1}]
 ---
 apiVersion: networking.istio.io/v1
 kind: Gateway
@@ -183,6 +143,17 @@ spec:
 """
 
 
+def entries(api, server, way, proxy, db, partner, secure, outer, bank, **_):
+    """Who is outside, at these ports."""
+    return [
+        edge_objects.entry("api.example.com", (api, server, "HTTP")),
+        edge_objects.entry("proxy.example.com", (way, proxy, "TCP")),
+        edge_objects.entry("db.example.com", (db, db, "TCP")),
+        edge_objects.entry("partner.example.com", (partner, partner, "HTTP"), (secure, outer, "HTTPS")),
+        edge_objects.entry("bank.example.com", (bank, outer, "TLS")),
+    ]
+
+
 class Outside(http.server.BaseHTTPRequestHandler):
     """Says by which name it was asked for, and who was shown to it. Each request has a connection of its own."""
 
@@ -235,6 +206,7 @@ class Egress(sidecar.Sidecar):
         for port in ("server", "passed", "outer"):
             threading.Thread(target=self.serve, args=(self.ports[port],), daemon=True).start()
         threading.Thread(target=self.lead, args=(socket.create_server(("127.0.0.1", self.ports["proxy"])),), daemon=True).start()
+        self.write("entries.yaml", "\n---\n".join(map(json.dumps, entries(**self.ports))))
         self.write("objects.yaml", OBJECTS % self.ports)
         self.write("gateway.yaml", GATEWAY % {**self.ports, "root": self.root})
         self.xds = "127.0.0.1:0"
