@@ -12,7 +12,7 @@ use mesh_control::config::{Diagnostic, Severity};
 use mesh_control::plane::{Plane, PlaneOptions};
 use prost::Message;
 
-use crate::support::{Seen, client, client_of, grpc_client, plane_from};
+use crate::support::{Seen, client, client_of, grpc_client, made_in, plane_from, policy_reasons};
 
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n\
     spec: {selector: {app: web}, ports: [{name: http, port: 80}, {name: other, port: 81}]}\n---\n";
@@ -33,8 +33,7 @@ pub(crate) fn authorities(name: &str) -> String {
 
 /// A policy for a target, made in this year; of no age without any.
 fn policy(name: &str, year: &str, target: &str, validation: &str) -> String {
-    let created =
-        if year.is_empty() { String::new() } else { format!(", creationTimestamp: '{year}-01-01T00:00:00Z'") };
+    let created = made_in(year);
     format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: {name}, namespace: shop{created}}}\n\
          spec: {{targetRefs: [{{group: '', kind: Service, {target}}}], validation: {{{validation}}}}}\n---\n"
@@ -53,16 +52,6 @@ fn validation(context: &tls_pb::UpstreamTlsContext) -> tls_pb::CertificateValida
         Some(ValidationContextType::ValidationContext(validation)) => validation.clone(),
         other => panic!("{other:?}"),
     }
-}
-
-/// What became of each policy at its first target: whether it is accepted, and what it refers to is there.
-fn statuses(plane: &Plane) -> Vec<(String, &'static str, &'static str)> {
-    let snapshot = plane.snapshot();
-    let all = snapshot.policy_statuses().map(|status| {
-        let name = status.policy.rsplit('/').next().unwrap_or_default().to_owned();
-        (name, status.conditions[0].reason, status.conditions[1].reason)
-    });
-    all.collect()
 }
 
 /// What a client is told of the requests for port 80.
@@ -125,7 +114,7 @@ fn a_policy_that_cannot_be_honoured_closes_its_service_and_says_why() {
         ("hostname: web.internal, wellKnownCACertificates: Company".to_owned(), "Invalid", "ResolvedRefs"),
     ] {
         let plane = plane_from(&[SERVICE, &authorities("ours"), &policy("p", "", "name: web", &validation)].concat());
-        assert_eq!(statuses(&plane), [("p".to_owned(), accepted, resolved)], "{validation}");
+        assert_eq!(policy_reasons(&plane), [("p".to_owned(), vec![accepted, resolved])], "{validation}");
         assert!(told(&plane).contains("BackendTLSPolicy shop/p cannot be honoured"), "{validation}");
         assert!(Seen::new(&plane, client("shop")).cluster(WEB).transport_socket.is_none());
     }
@@ -147,8 +136,6 @@ fn of_two_policies_for_a_target_the_older_counts_and_each_says_what_became_of_it
         policy("port", "2024", "name: web, sectionName: none", BY_SYSTEM),
     ];
     let plane = plane_from(&text.concat());
-    let mut found = statuses(&plane);
-    found.sort();
     let expected = [
         ("a", "Conflicted"),
         ("ageless", "Conflicted"),
@@ -156,7 +143,7 @@ fn of_two_policies_for_a_target_the_older_counts_and_each_says_what_became_of_it
         ("missing", "TargetNotFound"),
         ("port", "TargetNotFound"),
     ];
-    assert_eq!(found, expected.map(|(name, reason)| (name.to_owned(), reason, "ResolvedRefs")));
+    assert_eq!(policy_reasons(&plane), expected.map(|(name, reason)| (name.to_owned(), vec![reason, "ResolvedRefs"])));
     let context = context(Seen::new(&plane, client("shop")).cluster(WEB)).expect("TLS");
     assert_eq!(context.sni, "b.internal");
 }
@@ -184,7 +171,7 @@ fn a_policy_that_misses_its_service_by_a_typo_closes_it_and_is_an_error() {
         let wrong = policy("p", "", "name: web", BY_SYSTEM).replace("kind: Service, name: web", target);
         let plane = plane_from(&[SERVICE, &wrong].concat());
         assert!(told(&plane).contains("BackendTLSPolicy shop/p cannot be honoured"), "{target}: {}", told(&plane));
-        assert_eq!(statuses(&plane), [("p".to_owned(), "TargetNotFound", "ResolvedRefs")], "{target}");
+        assert_eq!(policy_reasons(&plane), [("p".to_owned(), vec!["TargetNotFound", "ResolvedRefs"])], "{target}");
         let said = plane.diagnostics();
         let is_error = |one: &Diagnostic| one.severity == Severity::Error && one.message.contains(reason);
         assert!(said.iter().any(is_error), "{target}: {said:#?}");

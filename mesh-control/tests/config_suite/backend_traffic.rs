@@ -12,7 +12,7 @@ use mesh_control::config::load::Scan;
 use mesh_control::plane::{Plane, PlaneOptions};
 use prost::Message;
 
-use crate::support::{Seen, client, client_of, plane_from};
+use crate::support::{Seen, client, client_of, made_in, plane_from, policy_reasons};
 
 const SERVICES: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n\
     spec: {selector: {app: web}, ports: [{name: http, port: 80}]}\n---\n\
@@ -22,8 +22,7 @@ const WEB: &str = "outbound|80||web.shop.svc.cluster.local";
 
 /// A policy for a Service, made in this year; of no age without any.
 fn policy(name: &str, year: &str, service: &str, spec: &str) -> String {
-    let created =
-        if year.is_empty() { String::new() } else { format!(", creationTimestamp: '{year}-01-01T00:00:00Z'") };
+    let created = made_in(year);
     format!(
         "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\n\
          metadata: {{name: {name}, namespace: shop{created}}}\n\
@@ -56,16 +55,6 @@ fn cookie(plane: &Plane) -> Option<Cookie> {
     let config = configs.into_iter().find(|config| config.type_url.ends_with(".StatefulSession"))?;
     let state = StatefulSession::decode(&*config.value).unwrap().session_state?.typed_config?;
     CookieBasedSessionState::decode(&*state.value).unwrap().cookie
-}
-
-/// What became of each policy at its first target.
-fn statuses(plane: &Plane) -> Vec<(String, &'static str)> {
-    let snapshot = plane.snapshot();
-    let all = snapshot.policy_statuses().map(|status| {
-        let name = status.policy.rsplit('/').next().unwrap_or_default().to_owned();
-        (name, status.conditions[0].reason)
-    });
-    all.collect()
 }
 
 #[test]
@@ -144,8 +133,6 @@ fn of_two_policies_for_a_service_the_older_counts_and_what_has_no_effect_is_told
         pod,
     ];
     let plane = plane_from(&text.concat());
-    let mut found = statuses(&plane);
-    found.sort();
     let expected = [
         ("a", "Conflicted"),
         ("ageless", "Conflicted"),
@@ -155,7 +142,7 @@ fn of_two_policies_for_a_service_the_older_counts_and_what_has_no_effect_is_told
         ("named", "Invalid"),
         ("pod", "TargetNotFound"),
     ];
-    assert_eq!(found, expected.map(|(name, reason)| (name.to_owned(), reason)));
+    assert_eq!(policy_reasons(&plane), expected.map(|(name, reason)| (name.to_owned(), vec![reason])));
     assert_eq!(budget(&plane, ClientClass::Library), Some((50.0, 10, 10)));
     for name in ["a", "ageless", "alias", "missing", "named", "pod"] {
         let id = format!("XBackendTrafficPolicy shop/{name}");

@@ -150,6 +150,23 @@ pub(crate) fn plane_from(text: &str) -> Plane {
     Plane::from_yaml(text).unwrap_or_else(|rejected| panic!("{rejected}"))
 }
 
+/// What is behind the name in the `metadata` of an object that was made in this year; nothing, without any.
+pub(crate) fn made_in(year: &str) -> String {
+    if year.is_empty() { String::new() } else { format!(", creationTimestamp: '{year}-01-01T00:00:00Z'") }
+}
+
+/// What became of each policy of Gateway API at each of its targets, by its name: the reasons of its conditions.
+pub(crate) fn policy_reasons(plane: &Plane) -> Vec<(String, Vec<&'static str>)> {
+    let snapshot = plane.snapshot();
+    let all = snapshot.policy_statuses().map(|status| {
+        let name = status.policy.rsplit('/').next().unwrap_or_default().to_owned();
+        (name, status.conditions.iter().map(|condition| condition.reason).collect())
+    });
+    let mut all: Vec<_> = all.collect();
+    all.sort();
+    all
+}
+
 /// `name: conditions -> what happens`, one line for each route: short enough to write down in a test.
 pub(crate) fn told(routes: &RouteConfiguration) -> Vec<String> {
     routes.virtual_hosts[0].routes.iter().map(tell_route).collect()
