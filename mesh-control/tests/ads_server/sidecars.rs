@@ -307,6 +307,11 @@ fn gateway(name: &str) -> Node {
     }
 }
 
+/// Whether somebody's registration was turned away, and the status says so.
+fn is_turned_away(mesh: &Embedded) -> bool {
+    serde_json::to_value(mesh.status()).unwrap()["turned_away"][0]["reason"] == "registration"
+}
+
 #[tokio::test]
 async fn a_gateway_is_an_endpoint_of_the_services_that_select_it_where_it_listens() {
     let (mesh, channel) = start_with(settled().grace(Duration::ZERO)).await;
@@ -328,8 +333,7 @@ async fn a_gateway_is_an_endpoint_of_the_services_that_select_it_where_it_listen
     other.send(Kind::Listener, &["*"], &[]).await;
     let listeners = other.next().await;
     other.answer(&listeners, None).await;
-    let turned_away = || serde_json::to_value(mesh.status()).unwrap()["turned_away"][0]["reason"] == "registration";
-    until("it is told of", turned_away).await;
+    until("it is told of", || is_turned_away(&mesh)).await;
     other.send(Kind::Cluster, &["*"], &[]).await;
     assert_eq!(told(&other.next().await).1, ["BlackHoleCluster"]);
     assert_eq!(serves().len(), 1);
@@ -361,8 +365,7 @@ async fn a_node_that_says_it_is_a_gateway_and_proves_nothing_is_told_everything_
     let listeners = envoy.next().await;
     assert_eq!(told(&listeners).1, ["0.0.0.0_8080"]);
     envoy.answer(&listeners, None).await;
-    let turned_away = || serde_json::to_value(mesh.status()).unwrap()["turned_away"][0]["reason"] == "registration";
-    until("it is told of", turned_away).await;
+    until("it is told of", || is_turned_away(&mesh)).await;
     envoy.send(Kind::Cluster, &["*"], &[]).await;
     assert_eq!(told(&envoy.next().await).1, ["BlackHoleCluster"]);
     assert_eq!(mesh.plane().workloads().len(), 0);
@@ -380,8 +383,7 @@ async fn a_gateway_is_an_endpoint_as_soon_as_who_was_at_its_address_is_gone_thou
     envoy.send(Kind::Listener, &["*"], &[]).await;
     let listeners = envoy.next().await;
     envoy.answer(&listeners, None).await;
-    let turned_away = || serde_json::to_value(mesh.status()).unwrap()["turned_away"][0]["reason"] == "registration";
-    until("it is told of", turned_away).await;
+    until("it is told of", || is_turned_away(&mesh)).await;
     // Nothing that anybody is told changes by that.
     squatter.send(Kind::Listener, &[], &[name]).await;
     let is_endpoint = || mesh.plane().workloads().iter().any(|one| one.node.contains("egress-1"));
