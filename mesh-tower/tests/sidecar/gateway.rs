@@ -16,7 +16,7 @@ use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 use mesh_core::testing::ManagementServer;
 use mesh_core::testing::resources::{
     address, filter_chain, http_filter, http_manager, inline_cluster, pack, rds, route as to, route_of, routes,
-    virtual_host,
+    routes_to, virtual_host,
 };
 use prost::Message;
 
@@ -176,7 +176,7 @@ async fn requests_go_on_by_the_routes_of_their_listener_which_come_and_go_withou
         String::from_utf8(body).unwrap()
     };
     assert!(answered(&mut kept).await.starts_with("one\n"));
-    gateway.control.put("http.80", &routes("http.80", vec![virtual_host("all", &["*"], vec![to("/", "two")])]));
+    gateway.control.put("http.80", &routes_to("http.80", "two"));
     within(async {
         while !answered(&mut kept).await.starts_with("two\n") {
             tokio::task::yield_now().await;
@@ -303,7 +303,7 @@ async fn policies_of_a_listener_decide_before_anything_goes_on() {
         http_filter("router", pack(&Router::default())),
     ];
     manager.normalize_path = Some(BoolValue { value: true });
-    control.put("http.80", &routes("http.80", vec![virtual_host("all", &["*"], vec![to("/", "one")])]));
+    control.put("http.80", &routes_to("http.80", "one"));
     control.put("edge", &listener("edge", vec![filter_chain(&manager)]));
     let mut gateway = Gateway::start(control, &[]).await;
     let edge = gateway.bound().await;
@@ -346,7 +346,7 @@ async fn guarded_by_address(manager: HttpConnectionManager, filters: Vec<pb::Lis
     ];
     let access_log = vec![to_stdout("%RESPONSE_CODE% %DOWNSTREAM_REMOTE_ADDRESS%\n")];
     let manager = HttpConnectionManager { http_filters, access_log, ..manager };
-    control.put("http.80", &routes("http.80", vec![virtual_host("all", &["*"], vec![to("/", "one")])]));
+    control.put("http.80", &routes_to("http.80", "one"));
     let mut listener = listener("edge", vec![filter_chain(&manager)]);
     listener.listener_filters = filters;
     control.put("edge", &listener);
@@ -452,7 +452,7 @@ async fn the_admin_port_is_on_the_loopback_unless_it_is_said_that_it_may_be_anyw
 async fn a_port_that_is_taken_is_told_of_and_the_others_go_on() {
     let control = ManagementServer::start();
     Gateway::put_cluster(&control, "one", program(|_| ok("one")).await);
-    control.put("http.80", &routes("http.80", vec![virtual_host("all", &["*"], vec![to("/", "one")])]));
+    control.put("http.80", &routes_to("http.80", "one"));
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = taken.local_addr().unwrap();
     let mut first = listener("a-taken", vec![chain("http", "http.80")]);
@@ -485,7 +485,7 @@ async fn websockets_pass_and_what_could_be_read_in_two_ways_does_not() {
     })
     .await;
     Gateway::put_cluster(&control, "one", behind);
-    control.put("http.80", &routes("http.80", vec![virtual_host("all", &["*"], vec![to("/", "one")])]));
+    control.put("http.80", &routes_to("http.80", "one"));
     control.put("edge", &listener("edge", vec![chain("http", "http.80")]));
     let mut gateway = Gateway::start(control, &[]).await;
     let edge = gateway.bound().await;

@@ -8,7 +8,7 @@ use envoy_types::pb::google::protobuf::BoolValue;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::testing::ManagementServer;
-use mesh_core::testing::resources::{pack, route as to, routes, virtual_host};
+use mesh_core::testing::resources::{pack, route as to, routes, routes_to, virtual_host};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -268,7 +268,7 @@ async fn when_each_certificate_ends_that_is_shown_is_a_metric() {
     let ca = Authority::named("ca");
     let control = ManagementServer::start();
     Gateway::put_cluster(&control, "shop", program(ok).await);
-    control.put("r", &routes("r", vec![virtual_host("all", &["*"], vec![to("/", "shop")])]));
+    control.put("r", &routes_to("r", "shop"));
     let until =
         |year: i32| ca.leaf_with(&["shop.example"], |params| params.not_after = rcgen::date_time_ymd(year, 1, 1));
     put_pair(&control, "kubernetes://ns/shop", &until(2100));
@@ -307,7 +307,7 @@ async fn clients_show_what_they_are_asked_for_and_the_program_is_told() {
     let (ca, clients, others) = (Authority::named("ca"), Authority::named("clients"), Authority::named("others"));
     let control = ManagementServer::start();
     Gateway::put_cluster(&control, "shop", program(ok).await);
-    control.put("r", &routes("r", vec![virtual_host("all", &["*"], vec![to("/", "shop")])]));
+    control.put("r", &routes_to("r", "shop"));
     put_pair(&control, "pair", &ca.leaf(&["must.example", "may.example", "lost.example"]));
     put_authority(&control, "pair-cacert", &clients);
     control.put(
@@ -368,7 +368,7 @@ async fn a_client_whose_authority_is_trusted_no_more_is_let_go_and_others_stay()
     let (ca, clients, others) = (Authority::named("ca"), Authority::named("clients"), Authority::named("others"));
     let control = ManagementServer::start();
     Gateway::put_cluster(&control, "shop", program(|_| ok("shop")).await);
-    control.put("r", &routes("r", vec![virtual_host("all", &["*"], vec![to("/", "shop")])]));
+    control.put("r", &routes_to("r", "shop"));
     put_pair(&control, "pair", &ca.leaf(&["must.example", "may.example"]));
     put_authority(&control, "pair-cacert", &clients);
     let must = secured(&["must.example"], "r", "pair", Some(("pair-cacert", true)));

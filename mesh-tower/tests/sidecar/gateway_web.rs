@@ -13,7 +13,7 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::testing::ManagementServer;
 use mesh_core::testing::resources::{
-    filter_chain, http_filter, http_manager, pack, rds, route as to, routes, virtual_host,
+    filter_chain, http_filter, http_manager, pack, rds, route as to, routes, routes_to, virtual_host,
 };
 
 use super::gateway::{Gateway, chain, get, listener};
@@ -146,7 +146,7 @@ async fn answers_are_compressed_where_the_gateway_is_told_to_and_the_client_read
     let start = async |options: &[&str]| {
         let control = ManagementServer::start();
         Gateway::put_cluster(&control, "pages", pages);
-        control.put("r", &routes("r", vec![virtual_host("all", &["*"], vec![to("/", "pages")])]));
+        control.put("r", &routes_to("r", "pages"));
         control.put("edge", &listener("edge", vec![chain("edge", "r")]));
         let mut gateway = Gateway::start(control, options).await;
         let edge = gateway.bound().await;
