@@ -81,7 +81,7 @@ pub const CASES: &[Case] = &[
     sidecar("externalname", 100, &[LISTENERS, ROUTES], |case| {
         called(case, external) + &service("real", "name: http, ", 80)
     }),
-    sidecar("telemetry-api", 100, &[LISTENERS, CLUSTERS, ROUTES], |case| http(case) + TELEMETRY),
+    sidecar("telemetry-api", 100, &[LISTENERS, CLUSTERS, ROUTES], |case| http(case) + &telemetry()),
     sidecar("virtualservice", 100, &[LISTENERS, SUBSETS, ROUTES], |case| http(case) + &all(case, rules)),
     sidecar("authorizationpolicy", 100, &[LISTENERS], |case| called(case, authorization_policy)),
     sidecar("serviceentry-workloadentry", 100, &[LISTENERS, CLUSTERS, ROUTES], |case| called(case, workload_entries)),
@@ -204,12 +204,8 @@ fn peer_authentication(mode: &str) -> String {
     object("security.istio.io/v1", "PeerAuthentication", "default", &format!("{{mtls: {{mode: {mode}}}}}"))
 }
 
-const TELEMETRY: &str = "
----
-apiVersion: telemetry.istio.io/v1
-kind: Telemetry
-metadata: {name: default, namespace: shop}
-spec:
+fn telemetry() -> String {
+    let spec = "
   metrics:
   - providers: [{name: prometheus}]
     overrides:
@@ -219,8 +215,9 @@ spec:
       disabled: true
   accessLogging:
   - providers: [{name: envoy}]
-    filter: {expression: 'response.code >= 500'}
-";
+    filter: {expression: 'response.code >= 500'}";
+    object("telemetry.istio.io/v1", "Telemetry", "default", spec)
+}
 
 /// Conditions, retries, a rewrite, and weights of two subsets.
 fn rules(number: usize) -> String {
