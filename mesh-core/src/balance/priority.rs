@@ -460,6 +460,7 @@ mod tests {
     use crate::balance::Random;
     use crate::id::{EndpointId, Locality};
     use crate::model::Endpoint;
+    use crate::state::EndpointParts;
 
     /// One locality: its priority, its weight, and how many endpoints are healthy, degraded and unhealthy.
     type Group = (u32, Option<u32>, [u16; 3]);
@@ -503,6 +504,16 @@ mod tests {
         }
         levels.settle(None);
         levels
+    }
+
+    /// The levels of one leaf, and the parts of which its endpoints are.
+    fn of_endpoints(endpoints: &Endpoints, state: &Arc<ClusterState>) -> (Levels, EndpointParts) {
+        let mut levels = Levels::default();
+        let (parts, _) = state.resolve(endpoints, None);
+        let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
+        levels.add_leaf(0, (endpoints, &parts), PriorityPolicy::default(), &balancer, state);
+        levels.settle(None);
+        (levels, parts)
     }
 
     #[test]
@@ -751,11 +762,8 @@ mod tests {
     fn where_localities_weigh_what_their_endpoints_do_the_parts_of_these_are_shared() {
         let localities = [(0, Some(600), [600, 0, 0]), (0, Some(300), [300, 0, 0]), (1, Some(1), [1, 0, 0])];
         let endpoints = Endpoints { localities: groups(&localities), ..Endpoints::default() };
-        let (mut levels, state) = (Levels::default(), Arc::<ClusterState>::default());
-        let (parts, _) = state.resolve(&endpoints, None);
-        let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
-        levels.add_leaf(0, (&endpoints, &parts), PriorityPolicy::default(), &balancer, &state);
-        levels.settle(None);
+        let state = Arc::<ClusterState>::default();
+        let (levels, parts) = of_endpoints(&endpoints, &state);
         let level = levels.iter().next().unwrap();
         assert!(level.endpoints.is_equal() && level.endpoints.has_localities());
         assert_eq!([0, 599, 600, 899].map(|at| level.endpoints.locality(at)), [0, 0, 1, 1]);
@@ -767,11 +775,8 @@ mod tests {
     fn of_localities_with_weights_the_parts_are_shared_whatever_their_shares_come_to() {
         let localities = [(0, Some(600), [600, 0, 1]), (0, Some(100), [300, 0, 0])];
         let endpoints = Endpoints { localities: groups(&localities), ..Endpoints::default() };
-        let (mut levels, state) = (Levels::default(), Arc::<ClusterState>::default());
-        let (parts, _) = state.resolve(&endpoints, None);
-        let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
-        levels.add_leaf(0, (&endpoints, &parts), PriorityPolicy::default(), &balancer, &state);
-        levels.settle(None);
+        let state = Arc::<ClusterState>::default();
+        let (levels, parts) = of_endpoints(&endpoints, &state);
         let set = &levels.iter().next().unwrap().endpoints;
         let whole = parts.iter().flatten().filter(|part| part.plain_weight().is_some()).map(EndpointPart::states);
         let shared = |states: &Arc<[_]>| set.endpoints.parts().iter().any(|part| Arc::ptr_eq(part, states));
@@ -787,15 +792,7 @@ mod tests {
         };
         let endpoints =
             Endpoints { localities: endpoints.localities.into_iter().map(named).collect(), ..Endpoints::default() };
-        let mut levels = Levels::default();
-        levels.add_leaf(
-            0,
-            (&endpoints, &state.resolve(&endpoints, None).0),
-            PriorityPolicy::default(),
-            &balancer,
-            &state,
-        );
-        levels.settle(None);
+        let (levels, _) = of_endpoints(&endpoints, &state);
         let named = &levels.iter().next().unwrap().endpoints;
         let of = |set: &EndpointSet, at: usize| {
             let id = set.get(at).unwrap().id().clone();
