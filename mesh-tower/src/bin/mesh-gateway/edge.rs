@@ -67,7 +67,7 @@ impl Edge {
         let is_grpc = is_grpc(request.headers());
         let upgrade = forward::prepare(&mut request);
         forward::tell_caller(request.headers_mut(), None);
-        let seen = request.extensions().get::<Seen>().cloned();
+        let seen = request.extensions_mut().remove::<Seen>();
         if let Some(seen) = &seen {
             seen.tell(request.headers_mut());
         }
@@ -101,7 +101,7 @@ struct Seen {
     client: IpAddr,
     /// What becomes of what was said of certificates.
     certificates: ForwardedClientCert,
-    /// That, where it goes on.
+    /// What was said of them, where it goes on.
     said: Option<HeaderValue>,
 }
 
@@ -172,8 +172,8 @@ fn cleanse(request: &mut Request<Body>, layer: &ServerLayer) {
         *request.uri_mut() = uri;
     }
     // Policies see what the client says; it is gRPC where it goes on.
-    if layer.translates_grpc_web()
-        && let Some(web) = Web::of(request)
+    if let Some(web) = Web::of(request)
+        && layer.translates_grpc_web()
     {
         request.extensions_mut().insert(web);
     }
