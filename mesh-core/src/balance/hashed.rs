@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh64::xxh64;
 
-use super::{EndpointSet, Hashed, LoadBalancer, PickArgs, Picker};
+use super::{EndpointSet, HashedEndpoints, LoadBalancer, PickArgs, Picker};
 use crate::model::{ConsistentHashing, HashFunction};
 
 /// How far a pick goes for an endpoint that was not tried yet.
@@ -44,7 +44,7 @@ pub struct Maglev {
 struct Ring {
     points: Arc<[(u64, u32)]>,
     policy: RingHash,
-    of: Hashed,
+    of: HashedEndpoints,
     bound: Option<Bound>,
 }
 
@@ -52,7 +52,7 @@ struct Ring {
 struct Table {
     entries: Arc<[u32]>,
     policy: Maglev,
-    of: Hashed,
+    of: HashedEndpoints,
     bound: Option<Bound>,
 }
 

@@ -188,14 +188,14 @@ enum Weights {
 
 /// Endpoints as they are hashed: where each stands, what it is hashed by, and its share.
 #[derive(Debug)]
-struct Hashed {
+struct HashedEndpoints {
     endpoints: List<Arc<EndpointState>>,
     names: Arc<[HashNames]>,
     /// `None` where all have the same.
     weights: Option<Arc<[u64]>>,
 }
 
-impl Hashed {
+impl HashedEndpoints {
     /// Whether a set is hashed alike: what was made of the one is what would be made of the other.
     fn is_of(&self, set: &EndpointSet) -> bool {
         let other = set.hashed();
@@ -258,12 +258,12 @@ impl EndpointSet {
     }
 
     /// What a policy that hashes endpoints makes its table of.
-    fn hashed(&self) -> Hashed {
+    fn hashed(&self) -> HashedEndpoints {
         let weights = match &self.weights {
             Weights::Equal => None,
             Weights::Each { exact, .. } => Some(Arc::clone(exact)),
         };
-        Hashed { endpoints: self.endpoints.clone(), names: Arc::clone(&self.names), weights }
+        HashedEndpoints { endpoints: self.endpoints.clone(), names: Arc::clone(&self.names), weights }
     }
 
     /// Whether weights are made of the shares of localities.

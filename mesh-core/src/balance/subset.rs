@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use xxhash_rust::xxh64::xxh64;
 
-use super::{EndpointSet, Hashed, LoadBalancer, PickArgs, Picker};
+use super::{EndpointSet, HashedEndpoints, LoadBalancer, PickArgs, Picker};
 
 /// Another policy, among some of the endpoints. Where one of them is gone or fails, the next one takes its place, and the
 /// others stay.
@@ -21,7 +21,7 @@ pub struct RandomSubset {
 #[derive(Debug)]
 struct Subset {
     /// What it is a part of, and how many were asked for.
-    of: (Hashed, usize),
+    of: (HashedEndpoints, usize),
     set: EndpointSet,
     /// Where each of its endpoints is in the whole set.
     positions: Box<[usize]>,
