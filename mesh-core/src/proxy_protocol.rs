@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::error::Invalid;
 
-/// How long a header may be, with everything that a load balancer adds. What is longer is refused.
+/// How long a header may be, in bytes, with everything that a load balancer adds. What is longer is refused.
 pub const LONGEST: usize = 4096;
-/// How long one of version 1 may be, with its end.
+/// How long one of version 1 may be, in bytes, with its end: what its specification says.
 const LONGEST_LINE: usize = 107;
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const LINE: &[u8] = b"PROXY ";
@@ -16,7 +16,7 @@ const LINE: &[u8] = b"PROXY ";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Parsed {
-    /// The beginning of a header, all of it.
+    /// The beginning of a header, of which more is to come.
     Incomplete,
     /// A header.
     Header {

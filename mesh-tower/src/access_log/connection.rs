@@ -24,7 +24,7 @@ impl ConnectionLog {
         ConnectionLog { info, received: 0, sent: 0 }
     }
 
-    /// It came to where it goes on, or it did not. Neither: whoever wanted it gave it up.
+    /// Notes whether there is a connection to where it goes on. Where that is not noted, whoever wanted it gave it up before.
     pub(crate) fn opened<T>(&mut self, opened: &Result<T, MeshError>) {
         match opened {
             Ok(_) => self.info.note_complete(),

@@ -196,7 +196,7 @@ impl Attempt {
         info: &mut RequestInfo,
         now: Instant,
     ) -> Again {
-        // It gets what there is, if it is still there.
+        // A client that is still there gets the answer, or the failure, that there is.
         if ConnectionInfo::may_be_left() {
             return Again::Refused("it is not tried again: the client has closed its side, and may be gone".into());
         }

@@ -162,7 +162,7 @@ impl<T: Transport> Outbound<T> {
         match step {
             Ok(Step::Send) => match length::check(&mut head, &mut body) {
                 Ok(()) => {
-                    // What is sent nowhere is copied nowhere, and nothing for a client that may be gone.
+                    // What is sent nowhere is copied nowhere, nor is anything of a client that may be gone.
                     if let Some(copies) = this.request.copies.take().filter(|_| !ConnectionInfo::may_be_left()) {
                         copies.go_with(&mut body, &mut this.request.info);
                     }

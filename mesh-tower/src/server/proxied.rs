@@ -20,12 +20,12 @@ use crate::listeners::{Headless, Listeners};
 
 /// How long a header may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// As long as a header takes at most that is on its way.
+/// How long a header takes at most that is on its way.
 const USUAL: Duration = Duration::from_secs(1);
 /// How many connections may be without theirs at a time. One more takes the place of another one: whoever connects and says nothing
 /// must not keep others from being accepted.
 const MOST: usize = 1024;
-/// How much is looked at in one go: most headers are shorter.
+/// How many bytes are looked at in one go: most headers are shorter.
 const LOOK: usize = 256;
 
 /// A connection whose header was read.
@@ -87,7 +87,7 @@ impl Headers {
         if self.pending.len() < self.most {
             return;
         }
-        // One that has had the time to say something; else it is one of whoever has most.
+        // The oldest goes where it has had the time to say something; else the oldest of the client that has most.
         let is_silent = self.pending.front().is_some_and(|(_, since, _)| since.elapsed() > self.usual);
         let place = if is_silent {
             Some(0)
