@@ -170,20 +170,17 @@ impl Names {
 impl ChainView {
     /// A chain with these routes whose connections are let in, and whose paths and headers stay as they were sent.
     pub fn new(routes: Arc<RouteTable>) -> Self {
-        let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
-        let (tls, access_logs) = (ServerTls::None, Arc::default());
-        let (metrics, tracing, edge, onward, is_opaque) = (None, None, None, None, false);
         ChainView {
             routes,
-            tls,
-            paths,
-            underscores,
-            access_logs,
-            metrics,
-            tracing,
-            edge,
-            onward,
-            is_opaque,
+            tls: ServerTls::None,
+            paths: PathNormalization::NONE,
+            underscores: HeadersWithUnderscores::Allow,
+            access_logs: Arc::default(),
+            metrics: None,
+            tracing: None,
+            edge: None,
+            onward: None,
+            is_opaque: false,
             trust: EdgeTrust::default(),
             grpc_web: false,
         }
