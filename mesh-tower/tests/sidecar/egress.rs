@@ -66,8 +66,7 @@ async fn a_call_leaves_by_the_gateway_which_proves_who_it_is_and_lets_in_whom_a_
     let error = ask(&shop).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoHealthyEndpoint, "nobody is the gateway yet: {error:#}");
 
-    let server = control.xds_addr().to_string();
-    let mut gateway = Gateway::at(control, &server, &AT_GATEWAY);
+    let mut gateway = Gateway::of(control, &AT_GATEWAY);
     gateway.bound().await;
     let seen = answered(&shop, "200").await;
     assert!(seen.contains("sni=api.example.com") && seen.contains("host=api.example.com"), "{seen}");
@@ -105,8 +104,7 @@ async fn tls_of_an_application_passes_the_gateway_by_the_name_that_it_asks_for_b
     let port = format!("targetPort: {}}}", outside.port);
     control.set_yaml("bank.yaml", &example("egress-passthrough.yaml", &[("targetPort: 443}", &port)])).unwrap();
     let shop = mesh(&control, "shop").start().unwrap();
-    let server = control.xds_addr().to_string();
-    let mut gateway = Gateway::at(control, &server, &AT_GATEWAY);
+    let mut gateway = Gateway::of(control, &AT_GATEWAY);
     gateway.bound().await;
     answered(&shop, "200").await;
     // By then the gateway is an endpoint to all: the mesh hears of one cluster as of the other.

@@ -34,7 +34,7 @@ pub(super) struct Gateway<C = ManagementServer> {
 
 impl<C> Gateway<C> {
     /// One that asks a control plane at this address.
-    pub(super) fn at(control: C, server: &str, options: &[&str]) -> Gateway<C> {
+    fn at(control: C, server: &str, options: &[&str]) -> Gateway<C> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-gateway"));
         command.args(["--control", server, "--name", "edge"]).args(options);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -60,6 +60,19 @@ impl<C> Gateway<C> {
     pub(super) async fn bound(&mut self) -> SocketAddr {
         let said = self.says("bound at ").await;
         said.split(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Where its admin port is.
+    pub(super) async fn admin(&mut self) -> SocketAddr {
+        self.says("admin at ").await.parse().unwrap()
+    }
+}
+
+impl Gateway<Embedded> {
+    /// One that asks a control plane of this process.
+    pub(super) fn of(control: Embedded, options: &[&str]) -> Gateway<Embedded> {
+        let server = control.xds_addr().to_string();
+        Gateway::at(control, &server, options)
     }
 }
 
@@ -209,7 +222,7 @@ async fn requests_count_once_as_the_gateways_own_and_strangers_make_no_labels_up
     for host in ["shop.example", "shop.example", "a.stranger", "b.stranger"] {
         exchange(edge, &get(host, "/", "")).await;
     }
-    let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
+    let admin = gateway.admin().await;
     // A request counts once it is over, which its client does not wait for.
     let counted = async {
         loop {
@@ -427,7 +440,7 @@ async fn a_load_balancer_says_whose_a_connection_is_and_who_comes_past_it_is_not
     }
     // Both are counted, and the log says what they lack.
     gateway.says("it has to begin with a header of the PROXY protocol").await;
-    let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
+    let admin = gateway.admin().await;
     let metrics = exchange(admin, &get(&admin.to_string(), "/metrics", "")).await;
     assert!(metrics.contains("mesh_proxy_protocol_refused_total{reason=\"invalid\"} 2\n"), "{metrics}");
 }
@@ -464,7 +477,7 @@ async fn a_port_that_is_taken_is_told_of_and_the_others_go_on() {
     assert!(said.contains("a-taken"), "{said}");
     let free = gateway.bound().await;
     assert_eq!(status(&exchange(free, &get("a", "/", "")).await), "200");
-    let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
+    let admin = gateway.admin().await;
     let page = |path: &str| get(&admin.to_string(), path, "");
     let ready = exchange(admin, &page("/ready")).await;
     assert!(status(&ready) == "200" && ready.contains(&format!("listener a-taken: {at} cannot be bound")), "{ready}");

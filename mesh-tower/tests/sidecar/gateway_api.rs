@@ -73,8 +73,7 @@ async fn a_gateway_of_gateway_api_serves_http_and_https_by_its_routes_and_follow
     let text =
         [services, secret("shop", &ca.leaf(&["shop.example"])), object("Gateway", "edge", &listeners), route(rules)];
     let control = control(&text.concat()).await;
-    let server = control.xds_addr().to_string();
-    let mut gateway = Gateway::at(control, &server, &EDGE);
+    let mut gateway = Gateway::of(control, &EDGE);
     let mut bound = [gateway.bound().await.port(), gateway.bound().await.port()];
     bound.sort_unstable();
     let mut expected = [http, https];
@@ -126,8 +125,7 @@ async fn a_gateway_that_has_proven_nothing_says_which_secret_it_lacks_and_why() 
     );
     let text = secret("shop", &ca.leaf(&["shop.example"])) + &object("Gateway", "edge", &listeners);
     let control = Embedded::start(Config::yaml(text), Options::default()).await.unwrap();
-    let server = control.xds_addr().to_string();
-    let mut gateway = Gateway::at(control, &server, &EDGE);
+    let mut gateway = Gateway::of(control, &EDGE);
     gateway.bound().await;
     let why = gateway.says("handshakes of a filter chain fail reason=").await;
     assert!(why.contains("kubernetes://default/shop") && why.contains("has proven of which namespace it is"), "{why}");
@@ -156,11 +154,10 @@ async fn what_a_gateway_answers_and_what_it_sends_on_are_counted_as_istio_has_cl
         refusal.to_owned(),
     ];
     let control = control(&text.concat()).await;
-    let server = control.xds_addr().to_string();
     let [label, name] = EDGE;
-    let mut gateway = Gateway::at(control, &server, &[label, name, "--admin-addr", "127.0.0.1:0"]);
+    let mut gateway = Gateway::of(control, &[label, name, "--admin-addr", "127.0.0.1:0"]);
     gateway.bound().await;
-    let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
+    let admin = gateway.admin().await;
     for (path, expected) in [("/one", "200"), ("/two", "404"), ("/no", "403")] {
         assert_eq!(status(&exchange(local(http), &get("a.example", path, "")).await), expected, "{path}");
     }
@@ -207,12 +204,11 @@ async fn a_listener_set_adds_a_host_with_its_own_certificate_to_a_gateway() {
         route("two", "{kind: ListenerSet, name: more}"),
     ];
     let control = control(&text.concat()).await;
-    let server = control.xds_addr().to_string();
     let [label, name] = EDGE;
-    let mut gateway = Gateway::at(control, &server, &[label, name, "--admin-addr", "127.0.0.1:0"]);
+    let mut gateway = Gateway::of(control, &[label, name, "--admin-addr", "127.0.0.1:0"]);
     gateway.bound().await;
     gateway.bound().await;
-    let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
+    let admin = gateway.admin().await;
     for (host, expected) in [("any.example", "one"), ("more.example", "two")] {
         let answer = exchange(local(http), &get(host, "/", "")).await;
         assert!(status(&answer) == "200" && answer.ends_with(expected), "{host}: {answer}");
@@ -261,8 +257,7 @@ async fn a_backend_is_called_by_tls_where_a_policy_says_so_and_not_at_all_where_
     ];
     let control = control(&objects.concat()).await;
     control.set_yaml("policy.yaml", &policy("raw.example", "ours")).unwrap();
-    let server = control.xds_addr().to_string();
-    let mut gateway = Gateway::at(control, &server, &EDGE);
+    let mut gateway = Gateway::of(control, &EDGE);
     gateway.bound().await;
     let ask = async || exchange(local(port), &get("any", "/", "")).await;
     for (hostname, by) in [("raw.example", "others"), ("other.example", "ours"), ("raw.example", "nobody")] {
@@ -315,8 +310,7 @@ async fn of_two_gateways_at_one_address_the_closer_host_answers_for_its_own_name
         route("two", "close", "matches: [{path: {value: /two}}], "),
     ];
     let control = control(&text.concat()).await;
-    let server = control.xds_addr().to_string();
-    let mut gateway = Gateway::at(control, &server, &EDGE);
+    let mut gateway = Gateway::of(control, &EDGE);
     gateway.bound().await;
     assert!(exchange(local(port), &get("b.example", "/", "")).await.ends_with("one"));
     assert!(exchange(local(port), &get("a.example", "/two", "")).await.ends_with("two"));
@@ -352,8 +346,7 @@ async fn connections_come_in_by_tcp_and_by_the_name_that_tls_asks_for() {
         route("TLSRoute", "ends", "", "bytes"),
     ];
     let control = control(&text.concat()).await;
-    let server = control.xds_addr().to_string();
-    let mut gateway = Gateway::at(control, &server, &EDGE);
+    let mut gateway = Gateway::of(control, &EDGE);
     gateway.bound().await;
     gateway.bound().await;
     let mut stream = TcpStream::connect(local(tcp)).await.unwrap();
@@ -383,8 +376,7 @@ async fn a_policy_that_names_the_gateway_refuses_there_and_is_followed() {
     let objects = [service("one", one), object("Gateway", "edge", &spec), others, object("HTTPRoute", "one", route)];
     let control = control(&objects.concat()).await;
     control.set_yaml("guard.yaml", &deny("edge")).unwrap();
-    let server = control.xds_addr().to_string();
-    let mut gateway = Gateway::at(control, &server, &EDGE);
+    let mut gateway = Gateway::of(control, &EDGE);
     gateway.bound().await;
     let told = async |path: &str| status(&exchange(local(port), &get("any", path, "")).await).to_owned();
     assert_eq!(told("/admin").await, "403");
@@ -448,8 +440,7 @@ async fn limits_rules_and_filters_that_name_the_gateway_take_effect_there() {
         outside("processor", refusing().await),
     ];
     let control = control(&objects.concat()).await;
-    let server = control.xds_addr().to_string();
-    let mut gateway = Gateway::at(control, &server, &EDGE);
+    let mut gateway = Gateway::of(control, &EDGE);
     gateway.bound().await;
     let told = async || status(&exchange(local(port), &get("any", "/", "x-user: ada\r\n")).await).to_owned();
     let rule = "rules: [{name: each, by: [{header: x-user}], limit: {requests: 2, per: ";

@@ -281,7 +281,7 @@ async fn when_each_certificate_ends_that_is_shown_is_a_metric() {
     control.put("edge", &listener("edge", chains));
     let mut gateway = Gateway::start(control, &["--admin-addr", "127.0.0.1:0"]).await;
     gateway.bound().await;
-    let admin: SocketAddr = gateway.says("admin at ").await.parse().unwrap();
+    let admin = gateway.admin().await;
     let told = async |end: u64| {
         let expected = format!("mesh_certificate_expiry_timestamp_seconds{{secret=\"kubernetes://ns/shop\"}} {end}");
         loop {
