@@ -184,19 +184,16 @@ pub enum HeadersWithUnderscores {
 impl HttpManager {
     /// These routes, without filters and without a limit of streams. Paths stay as they were sent.
     pub fn new(routes: RouteSource) -> Self {
-        let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
-        let (filters, access_logs) = (Vec::new(), Arc::default());
-        let (metrics, tracing, trust) = (None, None, EdgeTrust::default());
         HttpManager {
             routes,
-            filters,
+            filters: Vec::new(),
             max_stream_duration: None,
-            paths,
-            underscores,
-            access_logs,
-            metrics,
-            tracing,
-            trust,
+            paths: PathNormalization::NONE,
+            underscores: HeadersWithUnderscores::Allow,
+            access_logs: Arc::default(),
+            metrics: None,
+            tracing: None,
+            trust: EdgeTrust::default(),
             grpc_web: false,
         }
     }
