@@ -6,6 +6,11 @@ use tonic::transport::Channel;
 /// The connection of the present stream, and which stream that is.
 pub(crate) type Open = Option<(u64, Channel)>;
 
+/// Waits until a stream is open; `None` once nobody opens any.
+pub(crate) async fn opened(open: &mut watch::Receiver<Open>) -> Open {
+    open.wait_for(Option::is_some).await.ok()?.clone()
+}
+
 /// One stream's word on its connection, for as long as the stream lasts.
 #[derive(Debug)]
 pub(crate) struct OpenStream {

@@ -37,7 +37,7 @@ use crate::error::Invalid;
 use crate::health_check::{CheckOutcome, Checked, Checks};
 use crate::model::{GrpcProbe, HealthCheck, HttpProbe, Probe};
 use crate::xds::backoff;
-use crate::xds::channels::{Open, OpenStream};
+use crate::xds::channels::{Open, OpenStream, opened};
 use crate::xds::clock::{now, sleep_until};
 use crate::xds::decode::health_check_alone;
 use crate::xds::task::Owned;
@@ -74,11 +74,7 @@ impl Checking {
 
 async fn follow(mut open: watch::Receiver<Open>, node: Node, mut random: fastrand::Rng) {
     let mut failures = 0_u32;
-    loop {
-        if open.wait_for(Option::is_some).await.is_err() {
-            return;
-        }
-        let Some((_, channel)) = open.borrow_and_update().clone() else { continue };
+    while let Some((_, channel)) = opened(&mut open).await {
         let end = tokio::select! {
             end = converse(channel, &node, &mut failures, &mut random) => end,
             // A stream that has ended, or a new one.

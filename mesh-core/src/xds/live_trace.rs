@@ -19,7 +19,7 @@ use tonic_prost::ProstCodec;
 
 use crate::live_trace::{Condition, LiveTraces, Order, Where};
 use crate::xds::backoff;
-use crate::xds::channels::{Open, OpenStream};
+use crate::xds::channels::{Open, OpenStream, opened};
 use crate::xds::clock::{now, sleep_until};
 use crate::xds::task::Owned;
 
@@ -136,11 +136,7 @@ impl Following {
 
 async fn follow(traces: Arc<LiveTraces>, mut open: watch::Receiver<Open>, node: Node, mut random: fastrand::Rng) {
     let mut failures = 0_u32;
-    loop {
-        if open.wait_for(Option::is_some).await.is_err() {
-            return;
-        }
-        let Some((_, channel)) = open.borrow_and_update().clone() else { continue };
+    while let Some((_, channel)) = opened(&mut open).await {
         let end = tokio::select! {
             end = converse(channel, &traces, &node, &mut failures) => Some(end),
             // A stream that has ended, or a new one.

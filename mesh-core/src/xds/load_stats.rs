@@ -25,7 +25,7 @@ use tonic::{Code, Status};
 use crate::state::{ClusterTraffic, LocalityFigures, Traffic};
 use crate::telemetry::BOUNDS;
 use crate::xds::backoff::{Attempt, Backoff};
-use crate::xds::channels::{Open, OpenStream};
+use crate::xds::channels::{Open, OpenStream, opened};
 use crate::xds::clock::{now, sleep_until};
 
 /// A client with this feature takes "all clusters" for an answer.
@@ -108,7 +108,7 @@ impl Reporter {
         loop {
             let ready = async {
                 wanted.wait_for(|wanted| *wanted).await.ok()?;
-                open.wait_for(Option::is_some).await.ok()?.clone()
+                opened(&mut open).await
             };
             let (stream, channel) = tokio::select! {
                 _ = &mut leaving => return,

@@ -23,7 +23,7 @@ use tonic_prost::ProstCodec;
 
 use crate::limits::{Due, QuotaDomain, QuotaUsage, Quotas};
 use crate::xds::backoff;
-use crate::xds::channels::{Open, OpenStream};
+use crate::xds::channels::{Open, OpenStream, opened};
 use crate::xds::clock::now;
 use crate::xds::decode::assignment;
 
@@ -152,14 +152,13 @@ async fn follow(
 ) {
     let mut failures = 0_u32;
     loop {
-        let channel = tokio::select! {
+        let (_, channel) = tokio::select! {
             () = is_left(&mut leave) => return,
-            is_open = async { open.wait_for(Option::is_some).await.map(drop) } => match is_open {
-                Ok(()) => open.borrow_and_update().clone(),
-                Err(_) => return,
+            opened = opened(&mut open) => match opened {
+                Some(opened) => opened,
+                None => return,
             },
         };
-        let Some((_, channel)) = channel else { continue };
         let leaves = leave.clone();
         let end = tokio::select! {
             end = converse(channel, &domain, &node, leaves, &mut failures) => end,
