@@ -18,7 +18,7 @@ use mesh_core::workload::{Peer, Workload};
 use serde_json::json;
 
 use crate::connection::ConnectionInfo;
-use crate::server::request::{ServerContext, client_of};
+use crate::server::request::{ServerContext, sender_of};
 use crate::server::response::Facts;
 
 impl ServerContext {
@@ -76,7 +76,7 @@ impl ServerContext {
             let peer = connection.as_deref().and_then(ConnectionInfo::peer_identity);
             json!({
                 "peer": peer.map(SpiffeId::as_str),
-                "from": connection.as_deref().map(|connection| client_of(connection, request).to_string()),
+                "from": connection.as_deref().map(|connection| sender_of(connection, request).to_string()),
                 "at": connection.as_deref().map(|connection| connection.local.to_string()),
             })
         });
@@ -99,7 +99,7 @@ impl ServerContext {
     ) {
         info.observe(self.mesh.observers(), Direction::Inbound, request.method());
         if let Some(connection) = connection {
-            info.note_peer(client_of(connection, request));
+            info.note_peer(sender_of(connection, request));
         }
         let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         info.note_request_body(length.unwrap_or(0), Messages::default());

@@ -629,11 +629,11 @@ pub(super) fn ends(connection: &ConnectionInfo) -> Connection<'_> {
 
 /// The same for a request, which a proxy in front may have sent for somebody else.
 fn ends_of<'c, B>(connection: &'c ConnectionInfo, request: &Request<B>) -> Connection<'c> {
-    Connection { remote: client_of(connection, request), ..ends(connection) }
+    Connection { remote: sender_of(connection, request), ..ends(connection) }
 }
 
 /// Who has sent a request.
-pub(super) fn client_of<B>(connection: &ConnectionInfo, request: &Request<B>) -> SocketAddr {
+pub(super) fn sender_of<B>(connection: &ConnectionInfo, request: &Request<B>) -> SocketAddr {
     request.extensions().get().map_or(connection.peer, |ClientAddress(client)| *client)
 }
 
