@@ -205,20 +205,16 @@ impl DescriptorMaker {
         self.actions.iter().all(Action::is_plain)
     }
 
-    /// How many entries a descriptor of its has, if nothing is skipped.
-    pub(super) fn len(&self) -> usize {
-        self.actions.len()
-    }
-
-    /// The value of a request's descriptor, of a plain one with one entry.
+    /// The values of a request's descriptor, of a plain one; whether it has one.
     #[inline]
-    pub(super) fn value<'r>(&'r self, request: &LimitedRequest<'r>) -> Option<&'r [u8]> {
-        self.actions.first()?.value(request)
-    }
-
-    /// The values of a request's descriptor, of a plain one.
-    pub(super) fn values<'r>(&'r self, request: &LimitedRequest<'r>) -> Option<Values<'r>> {
-        self.actions.iter().map(|action| action.value(request)).collect()
+    pub(super) fn values<'r>(&'r self, request: &LimitedRequest<'r>, values: &mut Values<'r>) -> bool {
+        for action in &self.actions {
+            match action.value(request) {
+                Some(value) => values.push(value),
+                None => return false,
+            }
+        }
+        !values.is_empty()
     }
 
     /// The keys that every descriptor has; `None` where they differ from request to request.

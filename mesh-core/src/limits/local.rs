@@ -120,18 +120,8 @@ struct Planned {
     hits: u64,
     /// The group of its keys; `None` where these differ from request to request.
     group: Option<usize>,
-    values: PlannedValues,
-}
-
-/// What has to be done for the values of a descriptor.
-#[derive(Clone, Copy, Debug)]
-enum PlannedValues {
-    /// There is one, which is the request's or the configuration's own.
-    One,
-    /// There are several of these.
-    Plain,
-    /// They are written, with their keys.
-    Made,
+    /// Whether its values are enough.
+    is_plain: bool,
 }
 
 /// What a limit says of a request.
@@ -208,12 +198,7 @@ impl LocalLimiter {
                 Some(keys) => Some(self.group(keys)?),
                 None => None,
             };
-            let values = match (maker.is_plain(), maker.len()) {
-                (true, 1) => PlannedValues::One,
-                (true, 2..) => PlannedValues::Plain,
-                _ => PlannedValues::Made,
-            };
-            Some(Planned { maker, hits, group, values })
+            Some(Planned { is_plain: maker.is_plain(), maker, hits, group })
         });
         LocalPlan(planned.collect())
     }
@@ -231,17 +216,31 @@ impl LocalLimiter {
         let connection =
             connection.filter(|_| self.per_connection).map_or(0, |peer| self.buckets.hasher.hash_one(peer));
         let mut found: SmallVec<[Found<'_>; 4]> = SmallVec::new();
-        for planned in &plan.0 {
-            if let Some((rule, bucket)) = self.find(planned, request, connection) {
-                found.push(Found { rule, bucket, hits: planned.hits, is_taken: false });
-            }
+        for Planned { maker, hits, group, is_plain } in &plan.0 {
+            let in_group = |group: &Option<usize>| self.groups.get((*group)?);
+            let one = match in_group(group) {
+                Some(group) if *is_plain => {
+                    let mut values = Values::new();
+                    let is_one = maker.values(request, &mut values);
+                    is_one.then(|| group.find(values.iter().copied(), connection, &self.buckets)).flatten()
+                }
+                known => {
+                    let mut entries = Entries::new();
+                    if !maker.fill(request, &mut entries) {
+                        continue;
+                    }
+                    let keys = || self.group(entries.iter().map(|entry| entry.key));
+                    let group = known.or_else(|| in_group(&keys()));
+                    let values = entries.iter().map(|entry| entry.value.as_bytes());
+                    group.and_then(|group| group.find(values, connection, &self.buckets))
+                }
+            };
+            found.extend(one.map(|(rule, bucket)| Found { rule, bucket, hits: *hits, is_taken: false }));
         }
-        // As a rule they are in order, which costs less to see than to bring about.
-        if !found.is_sorted_by_key(|found| found.rule.rank) {
-            found.sort_by_key(|found| found.rule.rank);
-        }
+        found.sort_by_key(|found| found.rule.rank);
         if let Some(rule) = self.default.as_ref().filter(|_| self.is_for_all || found.is_empty()) {
-            let bucket = rule.bucket(&[], self.buckets.hash([]), connection, &self.buckets);
+            let none = std::iter::empty;
+            let bucket = rule.bucket(none(), self.buckets.hash(none()), connection, &self.buckets);
             found.push(Found { rule, bucket, hits: 1, is_taken: false });
         }
         let mut verdict = None::<LocalVerdict<'l>>;
@@ -266,26 +265,6 @@ impl LocalLimiter {
             }
         }
         verdict
-    }
-
-    /// The rule and the bucket for one descriptor of a request.
-    #[inline]
-    fn find(&self, planned: &Planned, request: &LimitedRequest<'_>, connection: u64) -> Option<(&Rule, &Bucket)> {
-        let in_group = |group: Option<usize>| self.groups.get(group?);
-        let maker = &planned.maker;
-        match (planned.values, in_group(planned.group)) {
-            (PlannedValues::One, Some(group)) => group.find(&[maker.value(request)?], connection, &self.buckets),
-            (PlannedValues::Plain, Some(group)) => group.find(&maker.values(request)?, connection, &self.buckets),
-            (_, known) => {
-                let mut entries = Entries::new();
-                if !maker.fill(request, &mut entries) {
-                    return None;
-                }
-                let group = known.or_else(|| in_group(self.group(entries.iter().map(|entry| entry.key))))?;
-                let values: Values<'_> = entries.iter().map(|entry| entry.value.as_bytes()).collect();
-                group.find(&values, connection, &self.buckets)
-            }
-        }
     }
 
     /// The group of these keys.
@@ -335,11 +314,16 @@ impl Group {
 
     /// The rule for these values, and the bucket that they have of it.
     #[inline]
-    fn find(&self, values: &[&[u8]], connection: u64, buckets: &LocalBuckets) -> Option<(&Rule, &Bucket)> {
-        let hash = buckets.hash(values.iter().copied());
+    fn find<'v>(
+        &self,
+        values: impl Iterator<Item = &'v [u8]> + Clone,
+        connection: u64,
+        buckets: &LocalBuckets,
+    ) -> Option<(&Rule, &Bucket)> {
+        let hash = buckets.hash(values.clone());
         let first = |places: &[u32]| {
             let mut rules = places.iter().filter_map(|place| self.rules.get(*place as usize));
-            rules.find(|rule| rule.is_for(values))
+            rules.find(|rule| rule.is_for(values.clone()))
         };
         let exact = if self.exact.is_empty() { None } else { self.exact.get(&hash) };
         let rule = exact.and_then(|places| first(places)).or_else(|| first(&self.any))?;
@@ -350,21 +334,27 @@ impl Group {
 impl Rule {
     /// Whether it is for these values, whose keys are its own.
     #[inline]
-    fn is_for(&self, values: &[&[u8]]) -> bool {
+    fn is_for<'v>(&self, values: impl Iterator<Item = &'v [u8]>) -> bool {
         let is_one =
-            |(value, (_, meant)): (&&[u8], &(Arc<str>, Arc<str>))| meant.is_empty() || *value == meant.as_bytes();
-        self.takes_all || values.iter().zip(&self.config.entries).all(is_one)
+            |(value, (_, meant)): (&[u8], &(Arc<str>, Arc<str>))| meant.is_empty() || value == meant.as_bytes();
+        self.takes_all || values.zip(&self.config.entries).all(is_one)
     }
 
     /// The bucket of these values, of which this is the hash.
     #[inline]
-    fn bucket(&self, values: &[&[u8]], hash: u64, connection: u64, all: &LocalBuckets) -> &Bucket {
+    fn bucket<'v>(
+        &self,
+        values: impl Iterator<Item = &'v [u8]>,
+        hash: u64,
+        connection: u64,
+        all: &LocalBuckets,
+    ) -> &Bucket {
         match &self.buckets {
             Buckets::One(bucket) => bucket,
             Buckets::Keyed(buckets) if self.takes_all => buckets.get(hash ^ connection),
             Buckets::Keyed(buckets) => {
-                let any = values.iter().zip(&self.config.entries).filter(|(_, (_, meant))| meant.is_empty());
-                buckets.get(all.hash(any.map(|(value, _)| *value)) ^ connection)
+                let any = values.zip(&self.config.entries).filter(|(_, (_, meant))| meant.is_empty());
+                buckets.get(all.hash(any.map(|(value, _)| value)) ^ connection)
             }
         }
     }
@@ -372,7 +362,7 @@ impl Rule {
 
 impl LocalBuckets {
     #[inline]
-    fn hash<'b>(&self, values: impl IntoIterator<Item = &'b [u8]>) -> u64 {
+    fn hash<'b>(&self, values: impl Iterator<Item = &'b [u8]>) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         for value in values {
             hasher.write(value);
