@@ -133,10 +133,10 @@ pub(crate) enum Topic {
     UnknownGateways,
     /// The address of a client, which behind a proxy is the proxy's.
     ClientAddress,
-    /// A certificate that has ended, at this second of Unix time.
-    CertificateEnded(i64),
-    /// A certificate that has not begun yet, and does at this second of Unix time.
-    CertificateBegins(i64),
+    /// A certificate that has ended.
+    CertificateEnded,
+    /// A certificate that has not begun yet.
+    CertificateBegins,
 }
 
 /// One text and its name, as it was read.

@@ -240,11 +240,11 @@ fn ended(validity: &Validity, now: SystemTime) -> Option<(Topic, String)> {
     let (begin, end) = (validity.not_before, validity.not_after);
     match (begin.timestamp(), end.timestamp()) {
         (_, at) if at < now => {
-            Some((Topic::CertificateEnded(at), format!("the certificate has ended at {end}: clients refuse it")))
+            Some((Topic::CertificateEnded, format!("the certificate has ended at {end}: clients refuse it")))
         }
         (at, _) if at > now => {
             let message = format!("the certificate begins at {begin}: until then clients refuse it");
-            Some((Topic::CertificateBegins(at), message))
+            Some((Topic::CertificateBegins, message))
         }
         _ => None,
     }
