@@ -210,12 +210,16 @@ pub struct RequestInfo {
     pub tried_priorities: TriedPriorities,
     /// The source of every random choice of this request. Seed it to make them repeat.
     pub random: fastrand::Rng,
-    /// What is held to its end.
-    held: Vec<Box<dyn Any + Send + Sync>>,
+    /// What is held to its end, by few requests.
+    held: Option<Box<Held>>,
     record: Option<Recycled<Record>>,
     /// Only where they are recorded.
     spans: Option<Box<SpanNotes>>,
 }
+
+/// What a request holds to its end.
+#[derive(Default)]
+struct Held(Vec<Box<dyn Any + Send + Sync>>);
 
 /// What is left of a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -338,7 +342,7 @@ impl RequestInfo {
             tried: Vec::new(),
             tried_priorities: TriedPriorities::default(),
             random,
-            held: Vec::new(),
+            held: None,
             record: None,
             spans: None,
         }
@@ -394,12 +398,12 @@ impl RequestInfo {
 
     /// Keeps something until the request is over, however it ends: a permit, a count.
     pub fn hold(&mut self, guard: impl Send + Sync + 'static) {
-        self.held.push(Box::new(guard));
+        self.held.get_or_insert_default().0.push(Box::new(guard));
     }
 
     /// What is kept of this type.
     pub fn held<T: 'static>(&self) -> impl Iterator<Item = &T> {
-        self.held.iter().filter_map(|guard| guard.downcast_ref())
+        self.held.iter().flat_map(|held| &held.0).filter_map(|guard| guard.downcast_ref())
     }
 
     /// Brings the deadline forward; a later one than the present has no effect.
