@@ -340,7 +340,9 @@ impl<T: Transport> ActiveRequest<T> {
         if !self.rivals.is_empty() {
             self.give_up_rivals();
         }
-        self.pass_back(&mut head, body.is_end_stream());
+        // A look at a stream of HTTP/2 takes its connection's lock.
+        let is_end = self.info.is_observed() && body.is_end_stream();
+        self.pass_back(&mut head, is_end);
         if self.follows {
             self.tell_placement(&mut head);
         }

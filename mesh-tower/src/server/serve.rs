@@ -351,7 +351,8 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        let stream = ConnectionInfo::scope(Arc::clone(&self.connection), stream);
+        // In a box: the application's future is in it, which would be moved three times more.
+        let stream = ConnectionInfo::scope(Arc::clone(&self.connection), Box::pin(stream));
         tokio::spawn(Stallable::new(stream, Arc::clone(&self.activity), self.stall_timeout));
     }
 }
