@@ -8,7 +8,7 @@ mod unmet;
 
 use std::collections::HashMap;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use crate::error::Invalid;
@@ -117,6 +117,9 @@ impl DomainIndex {
     }
 }
 
+/// So many headers are looked through faster than a name is hashed.
+const FEW_HEADERS: usize = 8;
+
 /// Where a header condition looks.
 #[derive(Clone, Debug)]
 pub enum Field {
@@ -156,15 +159,25 @@ impl Field {
     }
 
     /// The first value of it that a request has.
+    #[inline]
     pub(crate) fn first_value<'r>(&self, head: &RequestHead<'r>) -> Option<&'r [u8]> {
         Some(match self {
             Field::Method => head.method.as_str().as_bytes(),
             Field::Path => head.path_and_query.as_bytes(),
             Field::Authority => head.authority.as_bytes(),
             Field::Scheme => head.scheme.as_bytes(),
-            Field::Header(name) => head.headers.get(name)?.as_bytes(),
+            Field::Header(name) => first_header(head.headers, name)?.as_bytes(),
         })
     }
+}
+
+/// The first value of a header.
+#[inline]
+fn first_header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
+    if headers.len() > FEW_HEADERS {
+        return headers.get(name);
+    }
+    headers.iter().find_map(|(one, value)| (one == name).then_some(value))
 }
 
 /// Whether a request passes a test on its path.

@@ -191,6 +191,25 @@ fn a_fraction_takes_its_share_and_leaves_the_rest_to_the_next_route() {
 }
 
 #[test]
+fn the_first_value_of_a_header_is_found_among_few_and_among_many() {
+    for more in 0..3 * FEW_HEADERS {
+        let names: Vec<String> = (0..more).map(|number| format!("x-{number}")).collect();
+        let mut headers: Vec<(&str, &[u8])> =
+            vec![("content-type", b"text/plain"), ("x-user", b"jo"), ("accept", b"*/*"), ("x-user", b"mo")];
+        headers.extend(names.iter().map(|name| (name.as_str(), name.as_bytes())));
+        let parts = request("GET", "http://h/", &headers);
+        let head = RequestHead::of(&parts).unwrap();
+        let first = |name: &str| Field::named(name).unwrap().first_value(&head);
+        assert_eq!(first("X-User"), Some(&b"jo"[..]), "{more} more");
+        assert_eq!(first("content-type"), Some(&b"text/plain"[..]), "{more} more");
+        assert_eq!(first("x-none"), None, "{more} more");
+        for name in &names {
+            assert_eq!(first(name), Some(name.as_bytes()));
+        }
+    }
+}
+
+#[test]
 fn two_thousand_routes_of_as_many_lengths_keep_their_order() {
     // Every third one is a prefix of the path, the longest first; none of the others is.
     let route = |position: usize| {

@@ -121,12 +121,12 @@ impl<'r> RequestHead<'r> {
 
     /// The path, without the query.
     pub fn path(&self) -> &'r str {
-        self.path_and_query.get(..path_length(self.path_and_query)).unwrap_or_default()
+        self.path_and_query.get(..position_of(self.path_and_query, b'?')).unwrap_or_default()
     }
 
     /// The query, without its `?`.
     pub fn query(&self) -> Option<&'r str> {
-        self.path_and_query.get(path_length(self.path_and_query) + 1..)
+        self.path_and_query.get(position_of(self.path_and_query, b'?') + 1..)
     }
 
     /// Whether the request carries gRPC, by its content type.
@@ -135,20 +135,21 @@ impl<'r> RequestHead<'r> {
     }
 }
 
-/// Where the path ends and the query begins. Paths are longer than what a search byte by byte is good for, and
-/// shorter than what a search made for long texts is.
-fn path_length(path_and_query: &str) -> usize {
+/// Where a byte is for the first time; the length where it is not. Paths and authorities are longer than what a search byte by
+/// byte is good for, and shorter than what a search made for long texts is.
+#[inline]
+fn position_of(text: &str, of: u8) -> usize {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
-    let (blocks, rest) = path_and_query.as_bytes().as_chunks::<8>();
-    for (position, block) in blocks.iter().enumerate() {
-        // A byte that was `?` is zero now, and the lowest zero byte has the lowest of the bits that remain.
-        let zero = u64::from_le_bytes(*block) ^ (ONES * u64::from(b'?'));
+    let (blocks, rest) = text.as_bytes().as_chunks::<8>();
+    for (at, block) in blocks.iter().enumerate() {
+        // A byte that was the one is zero now, and the lowest zero byte has the lowest of the bits that remain.
+        let zero = u64::from_le_bytes(*block) ^ (ONES * u64::from(of));
         let found = zero.wrapping_sub(ONES) & !zero & (ONES << 7);
         if found != 0 {
-            return position * 8 + found.trailing_zeros() as usize / 8;
+            return at * 8 + found.trailing_zeros() as usize / 8;
         }
     }
-    blocks.len() * 8 + rest.iter().position(|byte| *byte == b'?').unwrap_or(rest.len())
+    blocks.len() * 8 + rest.iter().position(|byte| *byte == of).unwrap_or(rest.len())
 }
 
 /// The authority of a request: the URI's, else its only `Host` header.
@@ -178,7 +179,9 @@ fn authority_of<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Result<&'r str, Mes
 /// ```
 #[inline]
 pub fn without_user(authority: &str) -> &str {
-    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+    // As a rule there is none. Where there is one it may have an `@` of its own.
+    let Some(rest) = authority.get(position_of(authority, b'@') + 1..) else { return authority };
+    rest.rsplit_once('@').map_or(rest, |(_, host)| host)
 }
 
 /// The value of the first cookie of this name, without quotes around it, as Envoy reads it.
@@ -546,8 +549,20 @@ mod tests {
     fn the_path_ends_at_the_first_question_mark() {
         for length in 0..40 {
             let path = format!("/{}", "a@>\u{bf}\u{ff}".repeat(8).chars().take(length).collect::<String>());
-            assert_eq!(path_length(&path), path.len(), "{path}");
-            assert_eq!(path_length(&format!("{path}?b=1?c")), path.len(), "{path}");
+            assert_eq!(position_of(&path, b'?'), path.len(), "{path}");
+            assert_eq!(position_of(&format!("{path}?b=1?c"), b'?'), path.len(), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_user_of_an_authority_ends_at_the_last_at() {
+        let host = "reviews.default.svc.cluster.local:9080";
+        for length in 0..20 {
+            let user = "u:s\u{e9}".repeat(4).chars().take(length).collect::<String>();
+            assert_eq!(without_user(&format!("{user}@{host}")), host, "{user}");
+            assert_eq!(without_user(&format!("{user}@{user}@{host}")), host, "{user}");
+            assert_eq!(without_user(&format!("{user}@")), "", "{user}");
+            assert_eq!(without_user(&user), user);
         }
     }
 

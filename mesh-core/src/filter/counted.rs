@@ -43,6 +43,7 @@ pub(super) fn is_hit(share: Fraction, request: &mut RequestInfo) -> bool {
 }
 
 /// What is known of a request that is to be counted, with what expressions find out about it.
+#[inline]
 pub(super) fn seen<'r>(request: &'r RequestInfo, head: &'r Parts, tells: &'r Known<'r>) -> LimitedRequest<'r> {
     // Where it is known already, it is not worked out again.
     let seen = tells.head().copied();

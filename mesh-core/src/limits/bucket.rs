@@ -101,6 +101,36 @@ pub struct Taken {
     pub enough_in: Duration,
 }
 
+/// A bucket after it was asked: what a decision needs of it. What is told of it takes longer than to take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drawn {
+    /// Whether there was enough.
+    pub(super) is_within: bool,
+    /// The moment at which it was empty, as it is now.
+    empty: u64,
+}
+
+impl Drawn {
+    /// How many tokens are left.
+    #[inline]
+    pub(super) fn left(self, rate: &Rate, now: Ticks) -> u32 {
+        rate.tokens(now.0.saturating_sub(self.empty))
+    }
+
+    /// What is told of it.
+    #[inline]
+    pub(super) fn told(self, rate: &Rate, hits: u64, now: Ticks) -> Taken {
+        let full = now.0.saturating_sub(rate.window);
+        let missing = if self.is_within { 0 } else { self.empty.saturating_add(rate.cost(hits)).saturating_sub(now.0) };
+        Taken {
+            is_within: self.is_within,
+            left: self.left(rate, now),
+            full_in: Duration::from_nanos(self.empty.saturating_sub(full)),
+            enough_in: Duration::from_nanos(missing),
+        }
+    }
+}
+
 /// A bucket. It is as it is whatever the configuration becomes: its rate is told with each request.
 #[derive(Debug)]
 pub struct Bucket(AtomicU64);
@@ -129,6 +159,12 @@ impl Bucket {
     /// ```
     #[inline]
     pub fn take(&self, rate: &Rate, hits: u64, now: Ticks) -> Taken {
+        self.draw(rate, hits, now).told(rate, hits, now)
+    }
+
+    /// The same, without what is told of it.
+    #[inline]
+    pub(super) fn draw(&self, rate: &Rate, hits: u64, now: Ticks) -> Drawn {
         let cost = rate.cost(hits);
         let full = now.0.saturating_sub(rate.window);
         let mut empty = self.0.load(Ordering::Relaxed);
@@ -136,22 +172,10 @@ impl Bucket {
             let from = empty.max(full);
             let next = from.saturating_add(cost);
             if next > now.0 {
-                return Taken {
-                    is_within: false,
-                    left: rate.tokens(now.0.saturating_sub(from)),
-                    full_in: Duration::from_nanos(from - full),
-                    enough_in: Duration::from_nanos(next - now.0),
-                };
+                return Drawn { is_within: false, empty: from };
             }
             match self.0.compare_exchange_weak(empty, next, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => {
-                    return Taken {
-                        is_within: true,
-                        left: rate.tokens(now.0 - next),
-                        full_in: Duration::from_nanos(next - full),
-                        enough_in: Duration::ZERO,
-                    };
-                }
+                Ok(_) => return Drawn { is_within: true, empty: next },
                 Err(present) => empty = present,
             }
         }

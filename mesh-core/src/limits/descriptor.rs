@@ -205,6 +205,17 @@ impl DescriptorMaker {
         self.actions.iter().all(Action::is_plain)
     }
 
+    /// How many entries a descriptor of its has, if nothing is skipped.
+    pub(super) fn len(&self) -> usize {
+        self.actions.len()
+    }
+
+    /// The value of a request's descriptor, of a plain one with one entry.
+    #[inline]
+    pub(super) fn value<'r>(&'r self, request: &LimitedRequest<'r>) -> Option<&'r [u8]> {
+        self.actions.first()?.value(request)
+    }
+
     /// The values of a request's descriptor, of a plain one; whether it has one.
     #[inline]
     pub(super) fn values<'r>(&'r self, request: &LimitedRequest<'r>, values: &mut Values<'r>) -> bool {

@@ -3,7 +3,8 @@
 //! Of each descriptor of a request the rule with these very values counts, else one that takes any value and keeps a bucket for
 //! each. The strictest of those that are found comes first. A request that one of them has no room for takes nothing from
 //! the others, unlike in Envoy. Rules lie together by their keys, and which of them a descriptor may find is known before there is a
-//! request: what is left to do is to hash its values, and one look-up, however many rules there are.
+//! request: what is left to do is to hash its values, and one look-up, however many rules there are. What is told of a bucket takes
+//! longer than to take from it, and is worked out for one of them.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
@@ -14,7 +15,7 @@ use std::time::Instant;
 use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
-use super::bucket::{Bucket, Epoch, KeyedBuckets, Rate, Taken, Ticks};
+use super::bucket::{Bucket, Drawn, Epoch, KeyedBuckets, Rate, Taken, Ticks};
 use super::descriptor::{DescriptorMaker, Entries, LimitedRequest, Values};
 use crate::model::{LocalRateLimit, LocalRule};
 use crate::state::{LimitCounts, lock};
@@ -92,11 +93,16 @@ pub struct LocalLimiter {
 #[derive(Debug)]
 struct Group {
     keys: Box<[Arc<str>]>,
+    /// First those that are for one value of each key.
     rules: Vec<Rule>,
-    /// Rules by the hash of their values, and those that take any of some.
+    /// Those by the hash of their values.
     exact: HashMap<u64, SmallVec<[u32; 1]>, BuildHasherDefault<Hashed>>,
-    any: SmallVec<[u32; 2]>,
+    /// How many they are.
+    fixed: usize,
 }
+
+/// So many rules are looked through faster than values are hashed.
+const FEW_RULES: usize = 4;
 
 #[derive(Debug)]
 struct Rule {
@@ -120,8 +126,18 @@ struct Planned {
     hits: u64,
     /// The group of its keys; `None` where these differ from request to request.
     group: Option<usize>,
-    /// Whether its values are enough.
-    is_plain: bool,
+    values: PlannedValues,
+}
+
+/// What has to be done for the values of a descriptor.
+#[derive(Clone, Copy, Debug)]
+enum PlannedValues {
+    /// There is one, which is the request's or the configuration's own.
+    One,
+    /// There are several of these.
+    Plain,
+    /// They are written, with their keys.
+    Made,
 }
 
 /// What a limit says of a request.
@@ -163,7 +179,9 @@ impl LocalLimiter {
         };
         let default = config.bucket.map(|bucket| rule(LocalRule::new("", Vec::new(), bucket), 0));
         let mut groups = Vec::<Group>::new();
-        for (one, rank) in config.rules.iter().zip(ranks(&config.rules)) {
+        let mut rules: Vec<_> = config.rules.iter().zip(ranks(&config.rules)).collect();
+        rules.sort_by_key(|(rule, _)| rule.is_keyed());
+        for (one, rank) in rules {
             let is_of = |group: &Group| group.keys.iter().eq(one.entries.iter().map(|(key, _)| key));
             let at = groups.iter().position(is_of).unwrap_or_else(|| {
                 groups.push(Group::new(one));
@@ -198,7 +216,12 @@ impl LocalLimiter {
                 Some(keys) => Some(self.group(keys)?),
                 None => None,
             };
-            Some(Planned { is_plain: maker.is_plain(), maker, hits, group })
+            let values = match (maker.is_plain(), maker.len()) {
+                (true, 1) => PlannedValues::One,
+                (true, 2..) => PlannedValues::Plain,
+                _ => PlannedValues::Made,
+            };
+            Some(Planned { maker, hits, group, values })
         });
         LocalPlan(planned.collect())
     }
@@ -216,55 +239,90 @@ impl LocalLimiter {
         let connection =
             connection.filter(|_| self.per_connection).map_or(0, |peer| self.buckets.hasher.hash_one(peer));
         let mut found: SmallVec<[Found<'_>; 4]> = SmallVec::new();
-        for Planned { maker, hits, group, is_plain } in &plan.0 {
-            let in_group = |group: &Option<usize>| self.groups.get((*group)?);
-            let one = match in_group(group) {
-                Some(group) if *is_plain => {
-                    let mut values = Values::new();
-                    let is_one = maker.values(request, &mut values);
-                    is_one.then(|| group.find(values.iter().copied(), connection, &self.buckets)).flatten()
-                }
-                known => {
-                    let mut entries = Entries::new();
-                    if !maker.fill(request, &mut entries) {
-                        continue;
-                    }
-                    let keys = || self.group(entries.iter().map(|entry| entry.key));
-                    let group = known.or_else(|| in_group(&keys()));
-                    let values = entries.iter().map(|entry| entry.value.as_bytes());
-                    group.and_then(|group| group.find(values, connection, &self.buckets))
-                }
-            };
-            found.extend(one.map(|(rule, bucket)| Found { rule, bucket, hits: *hits, is_taken: false }));
+        for planned in &plan.0 {
+            if let Some((rule, bucket)) = self.find(planned, request, connection) {
+                found.push(Found { rule, bucket, hits: planned.hits, is_taken: false });
+            }
         }
-        found.sort_by_key(|found| found.rule.rank);
+        // As a rule they are in order, which takes less time to see than to bring about.
+        if !found.is_sorted_by_key(|found| found.rule.rank) {
+            found.sort_by_key(|found| found.rule.rank);
+        }
         if let Some(rule) = self.default.as_ref().filter(|_| self.is_for_all || found.is_empty()) {
-            let none = std::iter::empty;
-            let bucket = rule.bucket(none(), self.buckets.hash(none()), connection, &self.buckets);
+            let bucket = rule.bucket(std::iter::empty(), connection, &self.buckets, None);
             found.push(Found { rule, bucket, hits: 1, is_taken: false });
         }
-        let mut verdict = None::<LocalVerdict<'l>>;
+        let verdict = |drawn: Drawn, rule: &'l Rule, hits| {
+            let taken = drawn.told(&rule.rate, hits, now);
+            LocalVerdict { is_within: drawn.is_within, rule: &rule.config, taken }
+        };
+        // What it has left, and what is told of it if none has less.
+        let mut strictest = None::<(u32, Drawn, &'l Rule, u64)>;
         for at in 0..found.len() {
             let Some(Found { rule, bucket, hits, is_taken }) = found.get_mut(at) else { break };
-            let (rule, taken) = (*rule, bucket.take(&rule.rate, *hits, now));
-            *is_taken = taken.is_within;
+            let (rule, hits) = (*rule, *hits);
+            let drawn = bucket.draw(&rule.rate, hits, now);
+            *is_taken = drawn.is_within;
             let is_shadow = rule.config.is_shadow;
-            if !taken.is_within && !is_shadow {
+            if !drawn.is_within && !is_shadow {
                 for Found { rule, bucket, hits, .. } in found.iter().take(at).filter(|found| found.is_taken) {
                     bucket.give_back(&rule.rate, *hits);
                 }
                 rule.counts.note_over();
-                return Some(LocalVerdict { is_within: false, rule: &rule.config, taken });
+                return Some(verdict(drawn, rule, hits));
             }
-            match taken.is_within {
+            match drawn.is_within {
                 true => rule.counts.note_within(),
                 false => rule.counts.note_shadow(),
             }
-            if !is_shadow && verdict.as_ref().is_none_or(|strictest| taken.left < strictest.taken.left) {
-                verdict = Some(LocalVerdict { is_within: true, rule: &rule.config, taken });
+            if !is_shadow {
+                let left = drawn.left(&rule.rate, now);
+                if strictest.as_ref().is_none_or(|(least, ..)| left < *least) {
+                    strictest = Some((left, drawn, rule, hits));
+                }
             }
         }
-        verdict
+        strictest.map(|(_, drawn, rule, hits)| verdict(drawn, rule, hits))
+    }
+
+    /// The rule and the bucket for one descriptor of a request.
+    #[inline]
+    fn find<'l>(
+        &'l self,
+        planned: &Planned,
+        request: &LimitedRequest<'_>,
+        connection: u64,
+    ) -> Option<(&'l Rule, &'l Bucket)> {
+        let group = planned.group.and_then(|group| self.groups.get(group));
+        match (planned.values, group) {
+            (PlannedValues::One, Some(group)) => {
+                group.find(std::iter::once(planned.maker.value(request)?), connection, &self.buckets)
+            }
+            _ => self.find_by_several(planned, group, request, connection),
+        }
+    }
+
+    /// The same for a descriptor that is more than one value. Apart, so that the usual one is short.
+    #[inline(never)]
+    fn find_by_several<'l>(
+        &'l self,
+        Planned { maker, values, .. }: &Planned,
+        group: Option<&'l Group>,
+        request: &LimitedRequest<'_>,
+        connection: u64,
+    ) -> Option<(&'l Rule, &'l Bucket)> {
+        if let (PlannedValues::Plain, Some(group)) = (values, group) {
+            let mut values = Values::new();
+            let is_one = maker.values(request, &mut values);
+            return is_one.then(|| group.find(values.iter().copied(), connection, &self.buckets)).flatten();
+        }
+        let mut entries = Entries::new();
+        if !maker.fill(request, &mut entries) {
+            return None;
+        }
+        let of_keys = || self.groups.get(self.group(entries.iter().map(|entry| entry.key))?);
+        let group = group.or_else(of_keys)?;
+        group.find(entries.iter().map(|entry| entry.value.as_bytes()), connection, &self.buckets)
     }
 
     /// The group of these keys.
@@ -298,16 +356,16 @@ impl Group {
     /// None yet, with the keys of a rule.
     fn new(rule: &LocalRule) -> Self {
         let keys = rule.entries.iter().map(|(key, _)| Arc::clone(key)).collect();
-        Group { keys, rules: Vec::new(), exact: HashMap::default(), any: SmallVec::new() }
+        Group { keys, rules: Vec::new(), exact: HashMap::default(), fixed: 0 }
     }
 
+    /// One more; those that are for one value of each key come first.
     fn add(&mut self, rule: Rule, buckets: &LocalBuckets) {
-        let place = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
-        if rule.config.is_keyed() {
-            self.any.push(place);
-        } else {
+        if !rule.config.is_keyed() {
+            let place = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
             let hash = buckets.hash(rule.config.entries.iter().map(|(_, value)| value.as_bytes()));
             self.exact.entry(hash).or_default().push(place);
+            self.fixed += 1;
         }
         self.rules.push(rule);
     }
@@ -320,14 +378,16 @@ impl Group {
         connection: u64,
         buckets: &LocalBuckets,
     ) -> Option<(&Rule, &Bucket)> {
+        let is_for = |rule: &&Rule| rule.is_for(values.clone());
+        if self.rules.len() <= FEW_RULES {
+            let rule = self.rules.iter().find(is_for)?;
+            return Some((rule, rule.bucket(values, connection, buckets, None)));
+        }
         let hash = buckets.hash(values.clone());
-        let first = |places: &[u32]| {
-            let mut rules = places.iter().filter_map(|place| self.rules.get(*place as usize));
-            rules.find(|rule| rule.is_for(values.clone()))
-        };
-        let exact = if self.exact.is_empty() { None } else { self.exact.get(&hash) };
-        let rule = exact.and_then(|places| first(places)).or_else(|| first(&self.any))?;
-        Some((rule, rule.bucket(values, hash, connection, buckets)))
+        let places = self.exact.get(&hash).map_or(&[][..], SmallVec::as_slice);
+        let exact = places.iter().filter_map(|place| self.rules.get(*place as usize)).find(is_for);
+        let rule = exact.or_else(|| self.rules.iter().skip(self.fixed).find(is_for))?;
+        Some((rule, rule.bucket(values, connection, buckets, Some(hash))))
     }
 }
 
@@ -340,18 +400,20 @@ impl Rule {
         self.takes_all || values.zip(&self.config.entries).all(is_one)
     }
 
-    /// The bucket of these values, of which this is the hash.
+    /// The bucket of these values, of which this is the hash, if it is known.
     #[inline]
     fn bucket<'v>(
         &self,
         values: impl Iterator<Item = &'v [u8]>,
-        hash: u64,
         connection: u64,
         all: &LocalBuckets,
+        hash: Option<u64>,
     ) -> &Bucket {
         match &self.buckets {
             Buckets::One(bucket) => bucket,
-            Buckets::Keyed(buckets) if self.takes_all => buckets.get(hash ^ connection),
+            Buckets::Keyed(buckets) if self.takes_all => {
+                buckets.get(hash.unwrap_or_else(|| all.hash(values)) ^ connection)
+            }
             Buckets::Keyed(buckets) => {
                 let any = values.zip(&self.config.entries).filter(|(_, (_, meant))| meant.is_empty());
                 buckets.get(all.hash(any.map(|(value, _)| value)) ^ connection)
@@ -546,25 +608,75 @@ mod tests {
     #[test]
     fn rules_of_the_same_keys_are_told_apart_by_their_values_however_many_of_them_are_fixed() {
         let now = Instant::now();
-        let mut config = LocalRateLimit::new("l", None);
+        for more in [0, FEW_RULES * 3] {
+            let mut config = LocalRateLimit::new("l", None);
+            config.rules = vec![
+                rule(&[("user", ""), ("path", "/a")], 2),
+                rule(&[("user", "jo"), ("path", "")], 3),
+                rule(&[("user", "jo"), ("path", "/a")], 5),
+                rule(&[("path", ""), ("user", "")], 7),
+            ];
+            let users: Vec<String> = (0..more).map(|number| format!("user-{number}")).collect();
+            config.rules.extend(users.iter().map(|user| rule(&[("user", user.as_str()), ("path", "/a")], 6)));
+            let limiter = limiter(&config, &Arc::new(LocalBuckets::new(now)), now);
+            for (entries, expected) in [
+                ([("user", "jo"), ("path", "/a")], 5),
+                ([("user", "jo"), ("path", "/b")], 3),
+                ([("user", "jo"), ("path", "/c")], 3),
+                ([("user", "mo"), ("path", "/a")], 2),
+                ([("user", "o"), ("path", "/a")], 2),
+                ([("user", "mo"), ("path", "/b")], 10),
+                ([("path", "/a"), ("user", "jo")], 7),
+                ([("user", "user-7"), ("path", "/a")], if more == 0 { 2 } else { 6 }),
+            ] {
+                assert_eq!(passed(&limiter, &entries, 10, now), expected, "{entries:?} and {more} more");
+            }
+        }
+    }
+
+    #[test]
+    fn a_rule_for_any_value_keeps_them_apart_however_many_others_there_are() {
+        let now = Instant::now();
+        for more in [0, FEW_RULES * 3] {
+            let mut config = LocalRateLimit::new("l", None);
+            config.rules = vec![rule(&[("user", "")], 2)];
+            let users: Vec<String> = (0..more).map(|number| format!("user-{number}")).collect();
+            config.rules.extend(users.iter().map(|user| rule(&[("user", user.as_str())], 6)));
+            let limiter = limiter(&config, &Arc::new(LocalBuckets::new(now)), now);
+            for user in ["a", "b", "jo"] {
+                assert_eq!(passed(&limiter, &[("user", user)], 10, now), 2, "{user} and {more} more");
+            }
+            for user in &users {
+                assert_eq!(passed(&limiter, &[("user", user.as_str())], 10, now), 6, "{user}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_told_is_of_the_rule_that_has_least_left_else_of_the_one_that_refuses() {
+        let now = Instant::now();
+        let mut config = LocalRateLimit::new("l", Some(bucket(8)));
         config.rules = vec![
-            rule(&[("user", ""), ("path", "/a")], 2),
-            rule(&[("user", "jo"), ("path", "")], 3),
-            rule(&[("user", "jo"), ("path", "/a")], 5),
-            rule(&[("path", ""), ("user", "")], 7),
+            rule(&[("user", "jo")], 3),
+            rule(&[("path", "/"), ("user", "jo")], 5),
+            LocalRule { is_shadow: true, ..rule(&[("tried", "")], 1) },
         ];
         let limiter = limiter(&config, &Arc::new(LocalBuckets::new(now)), now);
-        for (entries, expected) in [
-            ([("user", "jo"), ("path", "/a")], 5),
-            ([("user", "jo"), ("path", "/b")], 3),
-            ([("user", "jo"), ("path", "/c")], 3),
-            ([("user", "mo"), ("path", "/a")], 2),
-            ([("user", "o"), ("path", "/a")], 2),
-            ([("user", "mo"), ("path", "/b")], 10),
-            ([("path", "/a"), ("user", "jo")], 7),
-        ] {
-            assert_eq!(passed(&limiter, &entries, 10, now), expected, "{entries:?}");
-        }
+        let descriptors: [&[(&str, &str)]; 3] =
+            [&[("path", "/"), ("user", "jo")], &[("user", "jo")], &[("tried", "x")]];
+        let makers = descriptors.map(|one| DescriptorMaker::new(&Arc::new(described(one))).unwrap());
+        let plan = limiter.plan(makers);
+        let parts = Request::get("http://h/").body(()).unwrap().into_parts().0;
+        let request = LimitedRequest::new(RequestHead::of(&parts).unwrap());
+        let told = |after: Duration| {
+            let verdict = limiter.take(&plan, &request, None, now + after).unwrap();
+            (verdict.is_within, &*verdict.rule.name, verdict.taken.left, verdict.taken.enough_in)
+        };
+        assert_eq!(told(Duration::ZERO), (true, "jo", 2, Duration::ZERO));
+        assert_eq!(told(Duration::ZERO), (true, "jo", 1, Duration::ZERO));
+        assert_eq!(told(Duration::ZERO), (true, "jo", 0, Duration::ZERO));
+        assert_eq!(told(Duration::ZERO), (false, "jo", 0, MINUTE / 3));
+        assert_eq!(told(MINUTE / 3), (true, "jo", 0, Duration::ZERO), "who was refused took nothing");
     }
 
     #[test]
