@@ -168,7 +168,7 @@ pub fn processor(data: &[u8]) {
 }
 
 /// What a request is counted by: its path and query in the first line, headers in the others. Whatever comes, a bucket of one for
-/// each value lets one pass and refuses the next one, and a service is told short text.
+/// each value lets one pass and refuses the next one, however many other rules there are, and a service is told short text.
 pub fn descriptors(data: &[u8]) {
     let mut lines = data.splitn(8, |byte| *byte == b'\n');
     let Some(uri) = lines.next().and_then(|line| Uri::try_from(line).ok()) else { return };
@@ -196,13 +196,19 @@ pub fn descriptors(data: &[u8]) {
         let maker = DescriptorMaker::new(&Arc::new(RateLimit::by(actions))).expect("good names");
         let Some(descriptor) = maker.describe(&request) else { continue };
         assert!(descriptor.entries.iter().all(|entry| entry.value.to_text().len() <= 256));
-        let entries = descriptor.entries.iter().map(|entry| (of(entry.key), of(""))).collect();
-        let mut config = LocalRateLimit::new("limit", None);
-        (config.most_keys, config.rules) = (16, vec![LocalRule::new("rule", entries, bucket)]);
-        let limiter = LocalLimiter::new(&config, &Arc::new(LocalBuckets::new(now)), |_| Arc::default(), now);
-        let plan = limiter.plan([maker.clone()]);
-        let passed = [(); 2].map(|()| limiter.take(&plan, &request, None, now).map(|verdict| verdict.is_within));
-        assert_eq!(passed, [Some(true), Some(false)]);
+        let rule = |value: &str| {
+            let entries = descriptor.entries.iter().map(|entry| (of(entry.key), of(value))).collect();
+            LocalRule::new("rule", entries, bucket)
+        };
+        for others in [0, 16] {
+            let mut config = LocalRateLimit::new("limit", None);
+            (config.most_keys, config.rules) = (16, vec![rule("")]);
+            config.rules.extend((0..others).map(|other| rule(&format!("user-{other}"))));
+            let limiter = LocalLimiter::new(&config, &Arc::new(LocalBuckets::new(now)), |_| Arc::default(), now);
+            let plan = limiter.plan([maker.clone()]);
+            let passed = [(); 2].map(|()| limiter.take(&plan, &request, None, now).map(|verdict| verdict.is_within));
+            assert_eq!(passed, [Some(true), Some(false)]);
+        }
     }
 }
 
