@@ -56,7 +56,8 @@ pub(super) fn take_apart(message: &[u8], field: u32) -> Result<Parts<'_>, Invali
 
 /// The items of a list: messages `P` that become `T`.
 pub(super) enum Items<'b, P, T> {
-    Decoded(Vec<P>),
+    /// Some may not be made yet: of a long list, all of them at once take more than what becomes of them.
+    Decoded(Box<dyn ExactSizeIterator<Item = P> + 'b>),
     Encoded(Vec<&'b [u8]>),
     /// Some are those of a list that is known.
     After(Known<'b, T>, Vec<Run<&'b [u8]>>),
@@ -81,7 +82,7 @@ impl<'b, P: Message + Default, T: Clone> Items<'b, P, T> {
 
     pub(super) fn is_empty(&self) -> bool {
         match self {
-            Items::Decoded(items) => items.is_empty(),
+            Items::Decoded(items) => matches!(items.len(), 0),
             Items::Encoded(items) => items.is_empty(),
             Items::After(_, runs) => runs.is_empty(),
         }
@@ -111,7 +112,7 @@ impl<'b, P: Message + Default, T: Clone> Items<'b, P, T> {
         let list = notes.long_list();
         let (known, runs) = match self {
             Items::Decoded(items) => {
-                let items = items.into_iter().enumerate();
+                let items = items.enumerate();
                 return items
                     .map(|(at, item)| notes.long_item(name, (list, at), |notes| decode(notes, item)))
                     .collect();

@@ -64,8 +64,8 @@ pub(super) fn decode_after(
 /// The localities of an assignment.
 fn all_of(value: &mut pb::ClusterLoadAssignment) -> Localities<'static> {
     let localities = std::mem::take(&mut value.endpoints).into_iter();
-    let parts = localities.map(|mut locality| (Items::Decoded(std::mem::take(&mut locality.lb_endpoints)), locality));
-    parts.map(|(endpoints, locality)| (locality, endpoints)).collect()
+    let parts = localities.map(|mut locality| (std::mem::take(&mut locality.lb_endpoints), locality));
+    parts.map(|(endpoints, locality)| (locality, Items::Decoded(Box::new(endpoints.into_iter())))).collect()
 }
 
 fn named(
@@ -181,7 +181,9 @@ fn locality(
     };
     let endpoints = match lb_config {
         None => endpoints,
-        Some(LbConfig::LoadBalancerEndpoints(list)) if endpoints.is_empty() => Items::Decoded(list.lb_endpoints),
+        Some(LbConfig::LoadBalancerEndpoints(list)) if endpoints.is_empty() => {
+            Items::Decoded(Box::new(list.lb_endpoints.into_iter()))
+        }
         Some(LbConfig::LoadBalancerEndpoints(_)) => {
             return Err(Invalid::new("excludes lb_endpoints").at("load_balancer_endpoints"));
         }

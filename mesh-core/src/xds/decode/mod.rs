@@ -57,6 +57,7 @@ mod tracing;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::service::discovery::v3 as discovery;
 use envoy_types::pb::google::protobuf::Any;
 
@@ -132,6 +133,19 @@ pub fn decode(kind: ResourceType, bytes: &[u8], options: &Options) -> Result<Dec
         ResourceType::Endpoints => endpoint::decode(&mut notes, bytes)?,
         ResourceType::Secret => secret::decode(bytes)?,
     };
+    let (ignored, noted) = notes.into_ignored();
+    Ok(Decoded { name, resource, ignored, noted })
+}
+
+/// The same of a route configuration that is no bytes yet, for whoever makes it and wants to know what clients read in it: its one
+/// virtual host has these routes. Each is made when it is decoded, since there may be thousands.
+pub fn decode_routes(
+    config: pb::RouteConfiguration,
+    routes: impl ExactSizeIterator<Item = pb::Route>,
+    options: &Options,
+) -> Result<Decoded, Invalid> {
+    let mut notes = Notes::new(options);
+    let (name, resource) = route::decode_message(&mut notes, config, routes)?;
     let (ignored, noted) = notes.into_ignored();
     Ok(Decoded { name, resource, ignored, noted })
 }

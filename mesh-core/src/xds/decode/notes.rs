@@ -163,10 +163,10 @@ impl<'a> Notes<'a> {
         self.ignored.push(text(&self.path, name));
     }
 
-    /// Notes that a field has no effect, if it is set.
+    /// Notes that a field has no effect, if it is set. Its name may be an identifier of Rust's.
     pub(super) fn ignore_if_set<T: Default + PartialEq>(&mut self, name: &str, value: &T) {
         if *value != T::default() {
-            self.ignore(name);
+            self.ignore(name.trim_start_matches("r#"));
         }
     }
 
@@ -199,7 +199,7 @@ impl Step {
 /// Notes each of these local variables, named like the field it came from, if it is set.
 macro_rules! ignored {
     ($notes:expr; $($field:ident),+ $(,)?) => {
-        $($notes.ignore_if_set(stringify!($field).trim_start_matches("r#"), &$field);)+
+        $($notes.ignore_if_set(stringify!($field), &$field);)+
     };
 }
 pub(super) use ignored;

@@ -67,6 +67,17 @@ pub(super) fn decode_after(
     named(notes, parse(&now.rest).ok()?, hosts).ok()
 }
 
+/// The same of a message whose one virtual host has these routes.
+pub(super) fn decode_message<'r>(
+    notes: &mut Notes<'_>,
+    mut value: pb::RouteConfiguration,
+    routes: impl ExactSizeIterator<Item = pb::Route> + 'r,
+) -> Result<(Arc<str>, Resource), Invalid> {
+    let routes: Items<'r, pb::Route, Arc<Route>> = Items::Decoded(Box::new(routes));
+    let hosts = std::mem::take(&mut value.virtual_hosts).into_iter().zip([routes]);
+    named(notes, value, hosts.map(Ok))
+}
+
 fn named<'b>(
     notes: &mut Notes<'_>,
     value: pb::RouteConfiguration,
@@ -80,7 +91,7 @@ fn named<'b>(
 
 /// The name of a cluster, in canonical form.
 pub(super) fn cluster_name(name: &str) -> Result<ClusterName, Invalid> {
-    names::canonical(ResourceType::Cluster, name).map(|name| ClusterName::from(&*name))
+    names::canonical(ResourceType::Cluster, name).map(ClusterName::from)
 }
 
 /// A route configuration, by itself or inside a listener.
@@ -89,7 +100,7 @@ pub(super) fn configuration(
     mut value: pb::RouteConfiguration,
 ) -> Result<RouteConfiguration, Invalid> {
     let hosts = std::mem::take(&mut value.virtual_hosts).into_iter().map(|mut host| {
-        let routes = Items::Decoded(std::mem::take(&mut host.routes));
+        let routes = Items::Decoded(Box::new(std::mem::take(&mut host.routes).into_iter()));
         Ok((host, routes))
     });
     with_hosts(notes, value, hosts)

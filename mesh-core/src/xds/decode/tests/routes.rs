@@ -22,7 +22,7 @@ use crate::model::{
 };
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{pack, route, route_of, routes, routes_to, virtual_host};
-use crate::xds::decode::{Options, decode};
+use crate::xds::decode::{Options, decode, decode_routes};
 
 fn one() -> pb::RouteConfiguration {
     routes_to("r", "c")
@@ -44,7 +44,15 @@ fn forward(configuration: &mut pb::RouteConfiguration) -> &mut pb::RouteAction {
 }
 
 fn decoded(configuration: &pb::RouteConfiguration) -> RouteConfiguration {
-    match accept(ResourceType::Route, configuration).resource {
+    let decoded = accept(ResourceType::Route, configuration);
+    // A message says what its bytes say.
+    let mut config = configuration.clone();
+    if let [host] = config.virtual_hosts.as_mut_slice() {
+        let routes = std::mem::take(&mut host.routes).into_iter();
+        let again = decode_routes(config, routes, &Options::default()).unwrap_or_else(|invalid| panic!("{invalid}"));
+        assert_eq!((again.resource, again.ignored), (decoded.resource.clone(), decoded.ignored));
+    }
+    match decoded.resource {
         Resource::Route(routes) => RouteConfiguration::clone(&routes),
         other => panic!("{other:?}"),
     }
