@@ -328,7 +328,8 @@ fn shares(seen: &Seen, forward: &Forward) -> Vec<Value> {
 }
 
 fn origin(rule: &Written) -> Arc<str> {
-    format!("{}, {} {}", rule.origin, rule.object, rule.field).into()
+    let place = rule.origin.to_string();
+    [&*place, ", ", &*rule.object, " ", &*rule.field].concat().into()
 }
 
 fn shared(origins: Vec<(&'static str, String)>) -> Vec<(&'static str, Arc<str>)> {
@@ -337,10 +338,17 @@ fn shared(origins: Vec<(&'static str, String)>) -> Vec<(&'static str, Arc<str>)>
 
 #[cfg(test)]
 mod tests {
+    use mesh_core::resources::{Resource, ResourceType};
+    use mesh_core::xds::decode::{Options, decode};
+
     use super::*;
+    use crate::catalog::{Catalog, Kind};
     use crate::plane::Plane;
+    use crate::render::RENDERED;
     use crate::render::judge::JUDGED;
-    use crate::render::proto::ENCODED;
+
+    /// The routes of the service `s0`.
+    const ROUTES: &str = "outbound|80||s0.shop.svc.cluster.local";
 
     /// So many services of so many routes each, and one more for all that those do not take.
     fn plane(services: usize, routes: usize) -> Plane {
@@ -357,10 +365,10 @@ mod tests {
         Plane::from_yaml(&(0..services).map(one).collect::<String>()).unwrap_or_else(|why| panic!("{why}"))
     }
 
-    fn encoded(what: impl FnOnce()) -> usize {
-        ENCODED.set(0);
+    fn rendered(what: impl FnOnce()) -> usize {
+        RENDERED.set(0);
         what();
-        ENCODED.get()
+        RENDERED.get()
     }
 
     #[test]
@@ -369,10 +377,49 @@ mod tests {
         let snapshot = plane.snapshot();
         let (client, _) = asker(&snapshot, "shop/s1").unwrap();
         JUDGED.set(0);
+        assert!(snapshot.resource(&client, Kind::Route, ROUTES).is_some());
+        // The configuration without its routes.
+        assert!(JUDGED.get() <= 1, "{}", JUDGED.get());
         let shown = routes(&snapshot, &client, "s0:80");
         assert_eq!(shown["routes"].as_array().map(Vec::len), Some(51));
-        // The listener, the configuration without its routes, and the cluster.
+        // The listener and the cluster.
         assert!(JUDGED.get() <= 3, "{}", JUDGED.get());
+    }
+
+    #[test]
+    fn what_is_read_in_routes_is_what_a_client_reads_in_the_bytes_that_it_is_sent() {
+        let rules = |value: &str| {
+            [
+                "  - match: [{uri: {exact: /a}, method: {exact: GET}, headers: {x-tier: {regex: g.*}}, queryParams: {v: {exact: x}}}]\n    timeout: 2s\n",
+                "    retries: {attempts: 3, perTryTimeout: 1s, retryOn: '5xx,503'}\n    rewrite: {uri: /b}\n    mirrors: [{destination: {host: s1}}]\n",
+                "    fault: {delay: {percentage: {value: 10}, fixedDelay: 220ms}}\n    corsPolicy: {allowOrigins: [{exact: 'https://a.example'}], allowMethods: [GET]}\n",
+                &format!("    headers: {{request: {{set: {{x-a: '{value}'}}, remove: [x-b]}}}}\n"),
+                "    route: [{destination: {host: s0}, weight: 60}, {destination: {host: s1}, weight: 40, headers: {response: {add: {x-c: d}}}}]\n",
+                "  - match: [{uri: {prefix: /old}}]\n    redirect: {uri: /new, redirectCode: 302}\n",
+                "  - match: [{uri: {prefix: /tea}}]\n    directResponse: {status: 418, body: {string: no}}\n",
+            ]
+            .concat()
+        };
+        for (value, is_refused) in [("b", false), ("%START_TIME%", true)] {
+            let service = |name: &str| {
+                format!(
+                    "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{selector: {{app: {name}}}, ports: [{{name: http, port: 80}}]}}\n---\n"
+                )
+            };
+            let object = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: s0, namespace: shop}\nspec:\n  hosts: [s0]\n  http:\n";
+            let yaml = [service("s0"), service("s1"), object.to_owned(), rules(value)].concat();
+            let plane = Plane::from_yaml(&yaml).unwrap_or_else(|why| panic!("{why}"));
+            let snapshot = plane.snapshot();
+            let (client, _) = asker(&snapshot, "shop/s1").unwrap();
+            let sent = snapshot.resource(&client, Kind::Route, ROUTES).unwrap();
+            let sent = decode(ResourceType::Route, &sent.body, &Options::default()).unwrap().resource;
+            let read = snapshot.read_routes(&client, ROUTES).map(Resource::Route);
+            assert_eq!(read, (!is_refused).then_some(sent), "{value}");
+            let shown = routes(&snapshot, &client, "s0:80");
+            let action = if is_refused { "answer 503" } else { "forward" };
+            assert_eq!(shown["routes"].as_array().map(Vec::len), Some(3));
+            assert_eq!(shown["routes"][0]["action"], action);
+        }
     }
 
     #[test]
@@ -433,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_routes_of_a_mesh_those_of_the_host_are_encoded_that_is_asked_about_and_each_once() {
+    fn of_the_routes_of_a_mesh_those_of_the_host_are_rendered_that_is_asked_about_and_each_once() {
         let plane = plane(20, 50);
         let snapshot = plane.snapshot();
         let (client, _) = asker(&snapshot, "shop/s1").unwrap();
@@ -442,8 +489,8 @@ mod tests {
             let explained = explain(&snapshot, &client, &RequestHead::of(&head).unwrap()).unwrap();
             assert!(!explained.is_failure(), "{explained}");
         };
-        assert_eq!(encoded(|| asked("http://s7/r49/x")), 51);
-        assert_eq!(encoded(|| asked("http://s7/r2/x")), 0, "they are known by now");
-        assert_eq!(encoded(|| asked("http://s8/")), 51);
+        assert_eq!(rendered(|| asked("http://s7/r49/x")), 51);
+        assert_eq!(rendered(|| asked("http://s7/r2/x")), 0, "they are known by now");
+        assert_eq!(rendered(|| asked("http://s8/")), 51);
     }
 }

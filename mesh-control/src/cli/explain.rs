@@ -47,10 +47,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let workload = tell(Workload::caller("--from", &args.from, &args.label, &plane.snapshot())?).workload;
     let head = request(&args.method, &args.url, &args.header)?;
     let head = RequestHead::of(&head)?;
-    let explained = explain(&plane.snapshot(), &client(&workload), &head)?;
-    match args.printing.format() {
-        Format::Text => super::say(&explained.to_string())?,
-        Format::Json => super::say(&format!("{}\n", serde_json::to_string_pretty(&explained)?))?,
-    }
+    // As for the plane: it may be about thousands of routes, and the process ends.
+    let explained = &*Box::leak(Box::new(explain(&plane.snapshot(), &client(&workload), &head)?));
+    super::say(&match args.printing.format() {
+        Format::Text => explained.to_string(),
+        Format::Json => serde_json::to_string_pretty(explained)? + "\n",
+    })?;
     Ok(if explained.is_failure() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -132,7 +132,7 @@ impl Out {
 mod tests {
     use super::*;
     use crate::plane::Plane;
-    use crate::render::proto::ENCODED;
+    use crate::render::RENDERED;
 
     #[test]
     fn a_thousand_requests_to_a_host_cost_its_routes_once() {
@@ -143,7 +143,7 @@ mod tests {
             rules.collect::<String>()
         ));
         let mut deciders = Deciders::of(plane.unwrap_or_else(|why| panic!("{why}")).snapshot());
-        ENCODED.set(0);
+        RENDERED.set(0);
         for at in 0..1_000 {
             let line = format!(
                 r#"{{"id": {at}, "source": {{"namespace": "shop", "labels": {{"app": "web"}}}}, "host": "a.example.com", "path": "/r{}/"}}"#,
@@ -153,6 +153,6 @@ mod tests {
                 deciders.answer(&Asked::read(line.as_bytes()).unwrap_or_else(|wrong| panic!("{:#}", wrong.why)));
             assert_eq!(answer.outcome, answer::Outcome::Direct);
         }
-        assert_eq!(ENCODED.get(), 50);
+        assert_eq!(RENDERED.get(), 50);
     }
 }

@@ -127,11 +127,17 @@ impl Seen {
     }
 
     fn of(snapshot: &Snapshot, client: &Client, http: &HttpManager, name: &str) -> Result<Seen, MeshError> {
-        let named = |routes: &RouteName| match resource(snapshot, client, Kind::Route, routes.as_str())? {
-            Some(Resource::Route(routes)) => Ok(routes),
-            _ => {
-                let why = format!("listener {name}: there is no route configuration {routes}");
-                Err(MeshError::new(ErrorKind::UnknownTarget, why))
+        let named = |routes: &RouteName| {
+            // Of thousands of routes the bytes take longer than all that is asked.
+            if let Some(read) = snapshot.read_routes(client, routes.as_str()) {
+                return Ok(read);
+            }
+            match resource(snapshot, client, Kind::Route, routes.as_str())? {
+                Some(Resource::Route(routes)) => Ok(routes),
+                _ => {
+                    let why = format!("listener {name}: there is no route configuration {routes}");
+                    Err(MeshError::new(ErrorKind::UnknownTarget, why))
+                }
             }
         };
         let routes = match &http.routes {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use envoy_types::pb::envoy::service::health::v3::HealthCheckSpecifier;
 use mesh_core::identity::{SpiffeId, TrustDomain};
+use mesh_core::model::RouteConfiguration;
 use prost::Message;
 
 use crate::analysis;
@@ -85,6 +86,8 @@ pub(super) struct RenderCache {
     gateways: HashMap<gateway::Who, Arc<gateway::Told>>,
     /// What those are that have asked.
     edges: BTreeSet<ClientClass>,
+    /// The routes that somebody has looked at last, as clients of a view read them.
+    read: Option<(View, Arc<str>, Arc<RouteConfiguration>)>,
     count: usize,
     found: BTreeMap<String, Diagnostic>,
 }
@@ -199,6 +202,20 @@ impl Compiled {
             by_view.entry(view).or_default().insert(encoded.name.clone(), made);
         }
         Some(encoded)
+    }
+
+    /// What a client of the library reads in the routes of this name. `None` where there are none, or some are refused, so that
+    /// what is published says something else.
+    fn read_routes(&self, view: View, name: &str) -> Option<Arc<RouteConfiguration>> {
+        let is_it = |(by, of, _): &&(View, Arc<str>, _)| *by == view && **of == *name;
+        let known = self.cache().read.as_ref().filter(is_it).map(|(.., routes)| Arc::clone(routes));
+        if known.is_some() {
+            return known;
+        }
+        let routes = render::read_routes(&self.policy, &view, name)?;
+        // Thousands of routes are taken apart without the lock.
+        let _before = self.cache().read.replace((view, name.into(), Arc::clone(&routes)));
+        Some(routes)
     }
 
     fn names(&self, view: View, kind: Kind) -> Arc<[Arc<str>]> {
@@ -369,6 +386,14 @@ impl Snapshot {
             from.iter().chain(to).flatten().chain(when).any(&is_meant)
         });
         asked.map(|rule| rule.id.clone()).collect()
+    }
+
+    /// What a client reads in the routes of this name, without the bytes that it would be sent. `None` where those have to be looked
+    /// at: there is nothing that could be sent as it is meant, or other clients than this project's library are told otherwise.
+    pub(crate) fn read_routes(&self, client: &Client, name: &str) -> Option<Arc<RouteConfiguration>> {
+        let is_other = client.class != ClientClass::Library || client.is_gateway || client.sidecar.is_some();
+        let view = || self.compiled.policy.view(&client.namespace, &client.labels);
+        if is_other { None } else { self.compiled.read_routes(view(), name) }
     }
 
     /// The listener of a server: who may do what to it, or why nobody may.

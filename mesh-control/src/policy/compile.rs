@@ -58,7 +58,8 @@ pub struct Surroundings<'a> {
 
 /// The routes that these rules are for a client that addresses this port.
 pub fn routes(rules: &[Rule], view: &View, port: u16, around: &Surroundings<'_>) -> Vec<Route> {
-    let mut routes: Vec<Route> = Vec::new();
+    // Mostly each is one, and thousands of them are not moved while they are made.
+    let mut routes: Vec<Route> = Vec::with_capacity(rules.len());
     for rule in rules {
         let unconditional = [HttpMatch::default()];
         let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };
@@ -81,7 +82,7 @@ pub fn routes(rules: &[Rule], view: &View, port: u16, around: &Surroundings<'_>)
 
 /// Every route that these rules can be, whoever the client is.
 pub fn routes_of_anybody(rules: &[Rule], port: u16, around: &Surroundings<'_>) -> Vec<Route> {
-    let mut routes = Vec::new();
+    let mut routes = Vec::with_capacity(rules.len());
     for rule in rules {
         let unconditional = [HttpMatch::default()];
         let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };

@@ -40,6 +40,7 @@ mod workloads;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_core::identity::TrustDomain;
@@ -411,23 +412,25 @@ impl Policy {
     /// Routes, with what the rest of the configuration says of where they lead.
     fn finished(&self, mut routes: Vec<Route>, view: &View) -> Vec<Route> {
         // Many routes lead to few clusters.
-        let mut known: HashMap<ClusterKey, OfDestination> = HashMap::new();
+        let mut known: HashMap<ClusterKey, Rc<OfDestination>> = HashMap::new();
         for route in &mut routes {
             let Action::Forward(forward) = &mut route.action else { continue };
+            let mut destinations = Vec::with_capacity(forward.targets.len());
             for target in &mut forward.targets {
                 let of = known.entry(target.cluster.clone());
-                target.falls_back = of.or_insert_with_key(|key| self.of_destination(key, view)).falls_back;
+                let of = of.or_insert_with_key(|key| Rc::new(self.of_destination(key, view)));
+                target.falls_back = of.falls_back;
+                destinations.push(Rc::clone(of));
             }
-            let destinations = || forward.targets.iter().filter_map(|target| known.get(&target.cluster));
-            if let Some(first) = destinations().next()
-                && destinations().all(|of| of.refused.is_some())
+            if let Some(first) = destinations.first()
+                && destinations.iter().all(|of| of.refused.is_some())
                 && let Some(reason) = &first.refused
             {
                 route.action = Action::Fail(Arc::clone(reason));
                 continue;
             }
             let mut hashed_by: Vec<HashedBy> = Vec::new();
-            for by in destinations().flat_map(|of| &of.hashed_by) {
+            for by in destinations.iter().flat_map(|of| &of.hashed_by) {
                 if !hashed_by.contains(by) {
                     hashed_by.push(by.clone());
                 }

@@ -7,7 +7,7 @@ pub const CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// The full name of a Kubernetes service.
 pub fn service_host(name: &str, namespace: &str) -> String {
-    format!("{name}.{namespace}.svc.{CLUSTER_DOMAIN}")
+    [name, ".", namespace, ".svc.", CLUSTER_DOMAIN].concat()
 }
 
 /// A host as an object writes it, in full: a name without a dot belongs to the object's namespace

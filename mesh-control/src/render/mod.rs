@@ -43,7 +43,9 @@ use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault_pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
-use mesh_core::resources::ResourceType;
+use mesh_core::model::RouteConfiguration;
+use mesh_core::resources::{Resource, ResourceType};
+use mesh_core::xds::decode::{Options, decode_routes};
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -67,6 +69,8 @@ use crate::registry::host::{candidates, join, short_forms, split_port};
 use crate::registry::{Discovery, Endpoint, Health, Service, ServiceEndpoints, WrittenEndpoint};
 pub use cluster::{leads_nowhere, render_cluster};
 use judge::Judge;
+#[cfg(test)]
+pub(crate) use library::RENDERED;
 use listener::Telemetry;
 use proto::OfRoutes;
 
@@ -405,15 +409,28 @@ pub fn render_listener(
     judge.verdict(ResourceType::Listener, &encoded.body).is_ok().then(|| plain(encoded))
 }
 
-/// The routes of this name, `outbound|port||host`.
-pub fn render_routes(judge: &Judge, policy: &Policy, class: ClientClass, view: &View, name: &str) -> Option<Rendered> {
+/// The routes of an address, and its domains, by the name that they have: `outbound|port||host`.
+fn named_routes(policy: &Policy, view: &View, name: &str) -> Option<(Arc<Vec<Route>>, Vec<String>)> {
     let key = ClusterKey::parse(name).filter(|key| key.subset.is_empty())?;
     let address = Address { host: key.host, port: key.port };
-    if !policy.exists(&address, view) {
-        return None;
+    policy.exists(&address, view).then(|| (policy.routes(&address, view), domains(&address, view)))
+}
+
+/// What a client of the library reads in the routes of this name, where none of them is refused: the message that
+/// [`render_routes`] encodes, for whoever looks at what is published and sends it to nobody.
+pub fn read_routes(policy: &Policy, view: &View, name: &str) -> Option<Arc<RouteConfiguration>> {
+    let (routes, domains) = named_routes(policy, view, name)?;
+    let routes = routes.iter().map(library::render_route);
+    let read = decode_routes(library::route_configuration(name, domains), routes, &Options::default());
+    match read.ok()?.resource {
+        Resource::Route(routes) => Some(routes),
+        _ => None,
     }
-    let routes = policy.routes(&address, view);
-    let domains = domains(&address, view);
+}
+
+/// The routes of this name, `outbound|port||host`.
+pub fn render_routes(judge: &Judge, policy: &Policy, class: ClientClass, view: &View, name: &str) -> Option<Rendered> {
+    let (routes, domains) = named_routes(policy, view, name)?;
     let accepted = |routes: &[Route], degraded: &mut Vec<Degraded>| match class {
         ClientClass::Grpc => {
             judge.accepted(grpc::route_configuration(name, domains.clone()), grpc::render_routes(routes, degraded))

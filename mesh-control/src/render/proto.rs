@@ -124,16 +124,8 @@ pub fn text_metadata(filter: &str, key: &str, text: String) -> core::Metadata {
 
 /// A route with its filters in order.
 pub fn ordered_route(mut route: route::Route) -> Vec<u8> {
-    #[cfg(test)]
-    ENCODED.with(|encoded| encoded.set(encoded.get() + 1));
     let own = std::mem::take(&mut route.typed_per_filter_config).into_iter().collect();
     joined(&route, &OwnFilters { own })
-}
-
-#[cfg(test)]
-thread_local! {
-    /// How many routes were encoded: what it costs to say something of a few of them is counted, not timed.
-    pub(crate) static ENCODED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// Routes with the filters of each in order.

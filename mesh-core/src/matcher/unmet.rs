@@ -152,7 +152,7 @@ fn path(test: &PathTest) -> String {
 
 fn text(kind: &str, value: &str, ignore_case: bool) -> String {
     let case = if ignore_case { " in any case" } else { "" };
-    format!("{kind} {}{case}", quoted(value.as_bytes()))
+    [kind, " ", &quoted(value.as_bytes()), case].concat()
 }
 
 /// What a request has in a field. Of several values, all count.
@@ -178,13 +178,29 @@ fn found(field: &Field, head: &RequestHead<'_>) -> String {
 }
 
 fn has(value: &[u8]) -> String {
-    format!("request has {}", quoted(value))
+    ["request has ", &quoted(value)].concat()
 }
 
 /// A text between quotes, not too long.
 fn quoted(value: &[u8]) -> String {
-    match value.get(..LONGEST_TEXT) {
-        Some(start) if value.len() > LONGEST_TEXT => format!("{:?}...", String::from_utf8_lossy(start)),
-        _ => format!("{:?}", String::from_utf8_lossy(value)),
+    let shown = String::from_utf8_lossy(value.get(..LONGEST_TEXT).unwrap_or(value));
+    let more = if value.len() > LONGEST_TEXT { "..." } else { "" };
+    // Of most there is nothing to escape, and there may be thousands.
+    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    if value.iter().all(is_plain) { ["\"", &*shown, "\"", more].concat() } else { format!("{shown:?}{more}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_quoted_with_their_escapes_and_long_ones_are_cut() {
+        for byte in u8::MIN..=u8::MAX {
+            let text = [b'a', byte];
+            assert_eq!(quoted(&text), format!("{:?}", String::from_utf8_lossy(&text)));
+        }
+        let long = |length: usize| quoted("x".repeat(length).as_bytes());
+        assert_eq!((long(200).len(), long(201)), (202, format!("{}...", long(200))));
     }
 }
