@@ -113,7 +113,8 @@ impl Checker<'_> {
                 let field = format!("match[{index}]");
                 let asked = compile::condition_of(condition);
                 let is_open = is_of_everyone(condition);
-                let same = is_open.then(|| alike.insert(format!("{asked:?}"), field.clone())).flatten();
+                let is_compared = is_open && rule.route.matches.len() > 1;
+                let same = is_compared.then(|| alike.insert(format!("{asked:?}"), field.clone())).flatten();
                 if let Some(earlier) = before.takes_all_of(&asked).or(same.as_ref()) {
                     let message = format!("never reached: {earlier} takes all of its requests");
                     self.say(rule, condition.span, &field, Severity::Warning, Code::Conflict, message);

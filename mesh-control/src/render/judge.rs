@@ -5,7 +5,7 @@
 //! cluster becomes one without endpoints.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use mesh_core::error::Invalid;
@@ -20,6 +20,9 @@ use crate::policy::Cluster;
 use crate::policy::route::{Action, Condition, Faults, HeaderChanges, Route};
 
 const MOST_REMEMBERED: usize = 65_536;
+
+/// So many routes the decoder is asked about at a time: a configuration around each of them costs as much as a route.
+const TOGETHER: usize = 64;
 
 /// Asks the data plane's decoder, and remembers by its hash what was accepted. Most resources stay as they are when the
 /// configuration changes, and a route is the same for most clients: each is decoded once. Nothing but time depends on it, so that
@@ -40,7 +43,12 @@ enum Judged {
 impl Judge {
     /// What the decoder says of a resource.
     pub(super) fn verdict(&self, kind: ResourceType, bytes: &[u8]) -> Result<(), Invalid> {
-        self.remembered((Judged::Resource(kind), xxh3_64(bytes)), || decode(kind, bytes, &Options::default()).map(drop))
+        let key = (Judged::Resource(kind), xxh3_64(bytes));
+        if !self.remembered().contains(&key) {
+            ask(kind, bytes)?;
+            self.remember([key]);
+        }
+        Ok(())
     }
 
     /// Encodes a route configuration that is accepted, whose one virtual host has these routes. It is judged route by route: none
@@ -57,32 +65,55 @@ impl Judge {
 
     /// What the decoder says of routes, in the form that the library gets.
     pub(super) fn verdict_on_routes(&self, routes: &[Route]) -> Result<(), Invalid> {
-        routes.iter().map(library::render_route).try_for_each(|route| self.verdict_on_route(route).map(drop))
+        routes.chunks(TOGETHER).try_for_each(|routes| {
+            let encoded = routes.iter().map(|route| proto::ordered_route(library::render_route(route)));
+            let new: Vec<Vec<u8>> = encoded.filter(|route| !self.remembered().contains(&key_of_route(route))).collect();
+            match self.verdict_on_encoded(&new) {
+                // Which of them it is.
+                Err(_) if new.len() > 1 => new.chunks(1).try_for_each(|route| self.verdict_on_encoded(route)),
+                verdict => verdict,
+            }
+        })
     }
 
     fn verdict_on_route(&self, route: pb::Route) -> Result<Vec<u8>, Invalid> {
         let encoded = proto::ordered_route(route);
-        self.remembered((Judged::Route, xxh3_64(&encoded)), || {
-            decode(ResourceType::Route, &proto::route_alone(&encoded), &Options::default()).map(drop)
-        })?;
+        if !self.remembered().contains(&key_of_route(&encoded)) {
+            self.verdict_on_encoded(std::slice::from_ref(&encoded))?;
+        }
         Ok(encoded)
     }
 
-    fn remembered(&self, key: (Judged, u64), judge: impl FnOnce() -> Result<(), Invalid>) -> Result<(), Invalid> {
-        let accepted = || self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
-        if accepted().contains(&key) {
-            return Ok(());
+    /// What the decoder says of routes that are encoded, in one configuration.
+    fn verdict_on_encoded(&self, routes: &[Vec<u8>]) -> Result<(), Invalid> {
+        if !routes.is_empty() {
+            ask(ResourceType::Route, &proto::routes_alone(routes))?;
+            self.remember(routes.iter().map(|route| key_of_route(route)));
         }
-        #[cfg(test)]
-        JUDGED.with(|judged| judged.set(judged.get() + 1));
-        judge()?;
-        let mut accepted = accepted();
+        Ok(())
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, HashSet<(Judged, u64)>> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, keys: impl IntoIterator<Item = (Judged, u64)>) {
+        let mut accepted = self.remembered();
         if accepted.len() >= MOST_REMEMBERED {
             accepted.clear();
         }
-        accepted.insert(key);
-        Ok(())
+        accepted.extend(keys);
     }
+}
+
+fn key_of_route(encoded: &[u8]) -> (Judged, u64) {
+    (Judged::Route, xxh3_64(encoded))
+}
+
+fn ask(kind: ResourceType, bytes: &[u8]) -> Result<(), Invalid> {
+    #[cfg(test)]
+    JUDGED.with(|judged| judged.set(judged.get() + 1));
+    decode(kind, bytes, &Options::default()).map(drop)
 }
 
 #[cfg(test)]
@@ -217,6 +248,19 @@ mod tests {
         let headers = [("good".to_owned(), starts("x"))].into();
         assert_eq!(published[1].condition, Condition { path: starts("/a"), headers, ..Default::default() });
         assert!(reason(&published[1]).contains("must not be empty"), "{}", reason(&published[1]));
+    }
+
+    #[test]
+    fn routes_are_judged_together_and_each_once() {
+        let judge = Judge::default();
+        let routes: Vec<Route> = (0..2 * TOGETHER)
+            .map(|at| route(Condition { path: starts(&format!("/{at}")), ..Default::default() }))
+            .collect();
+        for (routes, expected) in [(&routes[..TOGETHER + 1], 2), (&routes[..], 1), (&routes[..], 0)] {
+            JUDGED.set(0);
+            judge.verdict_on_routes(routes).expect("they are accepted");
+            assert_eq!(JUDGED.get(), expected);
+        }
     }
 
     #[test]

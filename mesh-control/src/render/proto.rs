@@ -144,10 +144,10 @@ pub fn with_routes(mut config: route::RouteConfiguration, routes: Vec<Vec<Vec<u8
     joined(&config, &hosts)
 }
 
-/// A configuration with nothing in it but this route, which is encoded.
-pub fn route_alone(route: &[u8]) -> Vec<u8> {
+/// A configuration with nothing in it but these routes, which are encoded.
+pub fn routes_alone(routes: &[Vec<u8>]) -> Vec<u8> {
     let host = route::VirtualHost { domains: vec!["*".to_owned()], ..Default::default() };
-    let hosts = OwnHosts { own: vec![joined(&host, &OwnRoutes { own: vec![route.to_vec()] })] };
+    let hosts = OwnHosts { own: vec![joined(&host, &OwnRoutes { own: routes.to_vec() })] };
     joined(&route::RouteConfiguration { name: "judged".to_owned(), ..Default::default() }, &hosts)
 }
 

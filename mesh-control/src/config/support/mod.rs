@@ -33,6 +33,8 @@ mod wasm_plugin;
 mod workload_entry;
 mod workload_group;
 
+use std::collections::HashMap;
+
 use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Severity};
 use crate::config::node::{Key, Node, Value};
@@ -244,15 +246,46 @@ pub enum Becomes {
 
 /// Tells of every field in a specification that has a row of its own what becomes of it.
 pub fn walk(kind: ObjectKind, spec: &Node, tell: &mut dyn FnMut(Written<'_>)) {
-    visit(kind, spec, "", "", tell);
+    visit(&mut Known { kind, places: HashMap::new() }, spec, "", "", tell);
 }
 
-fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, tell: &mut dyn FnMut(Written<'_>)) {
+/// What the tables of a kind say of the paths of one object. Each is looked up once: there may be thousands of rules, whose fields
+/// have the same ones.
+struct Known {
+    kind: ObjectKind,
+    places: HashMap<String, Place>,
+}
+
+/// What they say of a path.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Its own row.
+    row: Option<&'static Row>,
+    has_rows_below: bool,
+}
+
+impl Known {
+    fn at(&mut self, path: &str) -> Place {
+        if let Some(place) = self.places.get(path) {
+            return *place;
+        }
+        let row = row(self.kind, path).filter(|row| is_own_row(row, path));
+        let place = Place { row, has_rows_below: has_rows_below(self.kind, path) };
+        self.places.insert(path.to_owned(), place);
+        place
+    }
+}
+
+fn join(parent: &str, name: &str) -> String {
+    if parent.is_empty() { name.to_owned() } else { [parent, ".", name].concat() }
+}
+
+fn visit(known: &mut Known, node: &Node, path: &str, shown: &str, tell: &mut dyn FnMut(Written<'_>)) {
     if let Value::Seq(items) = &node.value
-        && (path.is_empty() || has_rows_below(kind, path))
+        && (path.is_empty() || known.at(path).has_rows_below)
     {
         for (index, item) in items.iter().enumerate() {
-            visit(kind, item, path, &format!("{shown}[{index}]"), tell);
+            visit(known, item, path, &format!("{shown}[{index}]"), tell);
         }
         return;
     }
@@ -260,11 +293,9 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, tell: &mut dyn 
         if value.value == Value::Null {
             continue;
         }
-        let join = |parent: &str| {
-            if parent.is_empty() { key.name.clone() } else { format!("{parent}.{}", key.name) }
-        };
-        let (path, shown) = (join(path), join(shown));
-        if let Some(row) = row(kind, &path).filter(|row| is_own_row(row, &path)) {
+        let (path, shown) = (join(path, &key.name), join(shown, &key.name));
+        let place = known.at(&path);
+        if let Some(row) = place.row {
             let (becomes, is_last) = match row.library {
                 Enforced => (Some(Becomes::Enforced), false),
                 Indifferent => (Some(Becomes::Idle), true),
@@ -278,9 +309,9 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, tell: &mut dyn 
                     None => {
                         // What has rows of its own speaks for itself, and of the rest each field does.
                         for (key, value) in value.entries() {
-                            let (path, shown) = (format!("{path}.{}", key.name), format!("{shown}.{}", key.name));
-                            let has_rows = has_rows_below(kind, &path)
-                                || self::row(kind, &path).is_some_and(|row| is_own_row(row, &path));
+                            let (path, shown) = (join(&path, &key.name), join(&shown, &key.name));
+                            let place = known.at(&path);
+                            let has_rows = place.has_rows_below || place.row.is_some();
                             if !has_rows && value.value != Value::Null {
                                 tell(Written { path: &path, shown: &shown, key, value, becomes: Becomes::Idle });
                             }
@@ -296,8 +327,8 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, tell: &mut dyn 
                 continue;
             }
         }
-        if has_rows_below(kind, &path) {
-            visit(kind, value, &path, &shown, tell);
+        if place.has_rows_below {
+            visit(known, value, &path, &shown, tell);
         }
     }
 }
