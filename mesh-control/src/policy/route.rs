@@ -152,10 +152,7 @@ pub struct Target {
 impl Target {
     /// The cluster that requests go to, by name: with the one that stands in for it, where there is one.
     pub fn cluster_name(&self) -> String {
-        match self.falls_back {
-            true => FallbackName(&self.cluster).to_string(),
-            false => self.cluster.to_string(),
-        }
+        self.cluster.named(if self.falls_back { "fallback" } else { "outbound" })
     }
 }
 
@@ -172,8 +169,7 @@ impl FallbackName<'_> {
 
 impl std::fmt::Display for FallbackName<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ClusterKey { host, port, subset } = self.0;
-        write!(f, "fallback|{port}|{subset}|{host}")
+        f.write_str(&self.0.named("fallback"))
     }
 }
 
@@ -230,11 +226,16 @@ impl ClusterKey {
         }
         Some(ClusterKey { host: host.into(), port, subset: subset.into() })
     }
+
+    /// A name, with what it begins with.
+    fn named(&self, begins: &str) -> String {
+        [begins, "|", &self.port.to_string(), "|", &*self.subset, "|", &*self.host].concat()
+    }
 }
 
 impl std::fmt::Display for ClusterKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "outbound|{}|{}|{}", self.port, self.subset, self.host)
+        f.write_str(&self.named("outbound"))
     }
 }
 
