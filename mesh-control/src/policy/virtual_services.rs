@@ -327,21 +327,23 @@ fn rules(
 ) -> Vec<Rule> {
     let mut rules = Vec::new();
     let mut merged_conditions = 0_usize;
+    let id = object.meta.id();
     for (index, route) in object.spec.http.iter().enumerate() {
         let field: Arc<str> = format!("http[{index}]").into();
         let origin = object.meta.origin.at(route.span);
-        let written = Written { object: object.meta.id(), field: field.clone(), origin };
-        let route = &in_full(route, &object.meta.namespace);
-        let Some(target) = &route.delegate else {
+        let written = Written { object: id.clone(), field: field.clone(), origin };
+        let route = in_full(route, &object.meta.namespace);
+        let Some(target) = route.delegate.clone() else {
             let namespace = object.meta.namespace.clone();
             let extensions = object.meta.extensions.clone();
-            rules.push(Rule { route: route.clone(), namespace, written, refused: None, extensions });
+            rules.push(Rule { route, namespace, written, refused: None, extensions });
             continue;
         };
+        let route = &route;
         let mut report = |severity, code, message: String| {
             let origin = object.meta.origin.at(target.name.span);
             let finding = Diagnostic::at(&origin, severity, code, message);
-            found.push(finding.object(object.meta.id()).field(format!("{field}.delegate")));
+            found.push(finding.object(id.clone()).field(format!("{field}.delegate")));
         };
         let namespace = match target.namespace.as_str() {
             "" => &*object.meta.namespace,
