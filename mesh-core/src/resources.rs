@@ -160,11 +160,9 @@ impl Resources {
         entry.users == 0
     }
 
-    /// Forgets a resource that nobody uses.
-    pub fn forget(&mut self, key: &ResourceKey) {
-        if self.entries.get(key).is_some_and(|entry| entry.users == 0) {
-            self.entries.remove(key);
-        }
+    /// Forgets a resource that nobody uses; `true` if there was one.
+    pub fn forget(&mut self, key: &ResourceKey) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.users == 0) && self.entries.remove(key).is_some()
     }
 
     /// Takes in what was learned; the key if somebody uses the resource and it is news to them.

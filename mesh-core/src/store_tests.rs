@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::balance::PickArgs;
 use crate::model::{
-    ApiListener, Cluster, ClusterKind, Clusters, Endpoints, Forward, HttpManager, Listener, Mirror, Route, RouteAction,
-    RouteConfiguration, RouteMatch, RouteSource, VirtualHost, WeightedCluster,
+    ApiListener, Cluster, ClusterKind, ClusterTls, Clusters, Endpoints, FileTls, Forward, HttpManager, Listener,
+    Mirror, Roots, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Secret, Sni, VirtualHost,
+    WeightedCluster,
 };
 use crate::request::RequestHead;
 use crate::resources::{Change, Resource, ResourceKey, ResourceType};
@@ -134,6 +135,49 @@ async fn no_request_waits_for_a_cluster_that_gets_copies_only() {
     sink.apply(update([eds("m")]));
     sink.apply(update([endpoints("m", &[2])]));
     assert_eq!(copied().unwrap(), "127.0.0.1:2");
+}
+
+#[tokio::test]
+async fn a_secret_is_let_go_with_the_last_who_needs_it_and_not_before_requests_that_may_connect_by_it() {
+    let (store, mut sink) = store();
+    let entry = store.target("t").unwrap();
+    sink.changed().await.unwrap();
+    let secret = |says: &str| {
+        let secret = Resource::Secret(Arc::new(Secret::Unusable(says.into())));
+        Change::Put(key(ResourceType::Secret, "s"), secret)
+    };
+    let mut tls = FileTls::with(Sni::None, Roots::Nobody);
+    tls.files.secret = Some("s".into());
+    let files = tls.files.clone();
+    let mut secured = Cluster::new("a", ClusterKind::Eds { service_name: "a".into() });
+    secured.tls = ClusterTls::Files(Arc::new(tls));
+    let secured = Resource::Cluster(Arc::new(secured));
+    let secured = Change::Put(key(ResourceType::Cluster, "a"), secured);
+    let says = |sink: &Sink| {
+        let read = sink.certificates().files().read(&files, std::time::SystemTime::now());
+        read.expect_err("there is no key in it").to_string()
+    };
+    let gone = "s: this secret is not there, or not for this workload";
+    sink.apply(update([secret("nobody asked")]));
+    assert_eq!(says(&sink), gone);
+
+    sink.apply(update([listener("t", "r")]));
+    sink.apply(update([route("r", &["a"])]));
+    sink.apply(update([secured]));
+    sink.apply(update([endpoints("a", &[1]), secret("first")]));
+    assert_eq!(says(&sink), "s: first");
+    let under_way = entry.view().unwrap();
+
+    sink.apply(update([route("r", &["b"])]));
+    sink.apply(update([eds("b")]));
+    let progress = sink.apply(update([endpoints("b", &[2])]));
+    assert!(progress.unsubscribe.contains(&key(ResourceType::Secret, "s")));
+    assert_eq!(says(&sink), "s: first", "a request is under way that may connect by it");
+    drop(under_way);
+    sink.apply(update([]));
+    assert_eq!(says(&sink), gone);
+    sink.apply(update([secret("too late")]));
+    assert_eq!(says(&sink), gone);
 }
 
 #[tokio::test]

@@ -33,6 +33,8 @@ pub(super) struct Assembly {
     /// Former views that requests still hold. The last of them is not to be the one that frees them, with thousands of
     /// endpoints maybe.
     retired: Vec<Arc<TargetView>>,
+    /// Secrets that nobody needs any more, unless a request holds a view that leads to a cluster which takes them.
+    unneeded: Vec<ResourceKey>,
     /// Where requests of gateways go on to, by their routes.
     pub(super) onward: Arc<Mutex<Onward>>,
     /// Who wants to know which listeners a gateway has.
@@ -105,6 +107,7 @@ impl Assembly {
             needed_by: HashMap::new(),
             compiled: HashMap::new(),
             retired: Vec::new(),
+            unneeded: Vec::new(),
             onward,
             gateway: None,
             progress: Progress::default(),
@@ -162,11 +165,32 @@ impl Assembly {
 
     /// Frees former views that no request holds any more, and what was kept for them only. Whether there are others.
     pub(super) fn free_retired(&mut self) -> bool {
-        if !self.retired.is_empty() {
+        if !self.retired.is_empty() || !self.unneeded.is_empty() {
             self.retired.retain(|view| Arc::strong_count(view) > 1);
             self.forget_unused();
+            self.forget_secrets();
         }
-        !self.retired.is_empty()
+        !self.retired.is_empty() || !self.unneeded.is_empty()
+    }
+
+    /// Lets go of secrets that nobody needs any more. A request that is under way may still connect by those of its view.
+    fn forget_secrets(&mut self) {
+        if self.unneeded.is_empty() {
+            return;
+        }
+        let needed_by = &self.needed_by;
+        self.unneeded.retain(|key| !needed_by.contains_key(key));
+        let former = self.retired.iter().flat_map(|view| view.clusters());
+        let leaves = former.chain(self.compiled.values()).flat_map(|cluster| cluster.leaves());
+        let held: HashSet<&Arc<str>> = leaves.flat_map(|leaf| leaf.cluster.tls.secrets()).collect();
+        let reader = self.states.certificates().files();
+        self.unneeded.retain(|key| {
+            let is_held = held.contains(&key.name);
+            if !is_held {
+                reader.release(&key.name);
+            }
+            is_held
+        });
     }
 
     fn forget_unused(&mut self) {
@@ -197,12 +221,14 @@ impl Assembly {
         self.forget_unused();
     }
 
-    /// Hands on what secrets say, to whoever connects by them.
+    /// Hands on what secrets say, to whoever connects by them. One that nobody needs would stay for good.
     fn note_secrets(&self, changes: &[Change]) {
         let reader = self.states.certificates().files();
         for change in changes {
             match change {
-                Change::Put(key, Resource::Secret(secret)) => reader.deliver(&key.name, Some(Arc::clone(secret))),
+                Change::Put(key, Resource::Secret(secret)) if self.needed_by.contains_key(key) => {
+                    reader.deliver(&key.name, Some(Arc::clone(secret)));
+                }
                 Change::Absent(key, _) if key.kind == ResourceType::Secret => reader.deliver(&key.name, None),
                 _ => {}
             }
@@ -254,7 +280,12 @@ impl Assembly {
     /// What is wanted since the last time this was asked.
     pub(super) fn progress(&mut self) -> Progress {
         let mut progress = std::mem::take(&mut self.progress);
-        progress.unsubscribe.iter().for_each(|key| self.resources.forget(key));
+        for key in &progress.unsubscribe {
+            if self.resources.forget(key) && key.kind == ResourceType::Secret {
+                self.unneeded.push(key.clone());
+            }
+        }
+        self.forget_secrets();
         // Dropped and wanted again, or wanted and dropped again, in between: the source need not know.
         let mut balance: HashMap<ResourceKey, i64> = HashMap::new();
         progress.subscribe.iter().for_each(|key| *balance.entry(key.clone()).or_default() += 1);

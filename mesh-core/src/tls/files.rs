@@ -99,7 +99,8 @@ pub struct FileReader {
 
 struct Last {
     read: SystemTime,
-    trust: Arc<FileTrust>,
+    /// `None`: it was let go, since nobody needs the key in it.
+    trust: Option<Arc<FileTrust>>,
     /// How new its lists of revoked certificates were.
     newest: NewestLists,
     /// Why what came later cannot be used. Told once: the files are read for every connection.
@@ -116,6 +117,21 @@ impl FileReader {
         }
     }
 
+    /// Nobody needs the secret of this name any more: neither it nor a key that was read of it is kept. How new lists of
+    /// revoked certificates were is, so that no older ones count where somebody needs it again.
+    pub fn release(&self, name: &str) {
+        self.secrets.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (_, last) in last.iter_mut().filter(|(files, _)| files.secret.as_deref() == Some(name)) {
+            (last.trust, last.complaint) = (None, None);
+        }
+    }
+
+    /// Whether what was read of these may be kept: a secret may have been let go meanwhile.
+    fn may_keep(&self, files: &TlsFiles) -> bool {
+        files.secret.as_deref().is_none_or(|name| self.secret(name).is_some())
+    }
+
     fn secret(&self, name: &str) -> Option<Arc<Secret>> {
         self.secrets.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(name).cloned()
     }
@@ -128,9 +144,9 @@ impl FileReader {
         let texts = Texts::read(files, |name| self.secret(name));
         let before = {
             let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            last.get_mut(files).map(|last| {
+            last.get_mut(files).and_then(|last| {
                 last.read = now;
-                Arc::clone(&last.trust)
+                last.trust.clone()
             })
         };
         let read =
@@ -148,9 +164,10 @@ impl FileReader {
             _ => Ok(trust),
         });
         match (read, last.get_mut(files)) {
+            (Ok(trust), _) if !self.may_keep(files) => Ok(trust),
             (Ok(trust), Some(present)) => {
                 present.newest.note(&trust.revoked);
-                (present.trust, present.complaint) = (Arc::clone(&trust), None);
+                (present.trust, present.complaint) = (Some(Arc::clone(&trust)), None);
                 Ok(trust)
             }
             (Ok(trust), None) => {
@@ -164,17 +181,22 @@ impl FileReader {
                 }
                 let mut newest = NewestLists::default();
                 newest.note(&trust.revoked);
-                last.insert(files.clone(), Last { read: now, trust: Arc::clone(&trust), newest, complaint: None });
+                let kept = Some(Arc::clone(&trust));
+                last.insert(files.clone(), Last { read: now, trust: kept, newest, complaint: None });
                 Ok(trust)
             }
-            (Err(invalid), Some(present)) => {
-                if present.complaint.as_ref() != Some(&invalid) {
+            (Err(invalid), present) => {
+                let Some((trust, complaint)) =
+                    present.and_then(|last| Some((Arc::clone(last.trust.as_ref()?), &mut last.complaint)))
+                else {
+                    return Err(invalid);
+                };
+                if complaint.as_ref() != Some(&invalid) {
                     tracing::warn!("TLS files cannot be used, what they said before is: {invalid}");
-                    present.complaint = Some(invalid);
+                    *complaint = Some(invalid);
                 }
-                Ok(Arc::clone(&present.trust))
+                Ok(trust)
             }
-            (Err(invalid), None) => Err(invalid),
         }
     }
 
@@ -183,7 +205,7 @@ impl FileReader {
     pub fn problems(&self, now: SystemTime) -> Vec<Invalid> {
         let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let ended = |files: &TlsFiles, last: &Last| {
-            let (path, ended) = files.lists().zip(last.trust.revoked.check(now).err())?;
+            let (path, ended) = files.lists().zip(last.trust.as_ref()?.revoked.check(now).err())?;
             Some(within(path, &ended.reason))
         };
         let problems = last.iter().filter_map(|(files, last)| last.complaint.clone().or_else(|| ended(files, last)));
@@ -200,8 +222,8 @@ impl FileReader {
     pub fn recent(&self, files: &TlsFiles, age: Duration, now: SystemTime) -> Result<Arc<FileTrust>, Invalid> {
         let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let is_recent = |last: &&Last| now.duration_since(last.read).is_ok_and(|since| since < age);
-        if let Some(last) = last.get(files).filter(is_recent) {
-            return Ok(Arc::clone(&last.trust));
+        if let Some(trust) = last.get(files).filter(is_recent).and_then(|last| last.trust.as_ref()) {
+            return Ok(Arc::clone(trust));
         }
         drop(last);
         self.read(files, now)

@@ -346,6 +346,46 @@ fn what_a_secret_said_goes_on_where_a_newer_one_is_no_good_or_none_is_there() {
 }
 
 #[test]
+fn a_key_that_nobody_needs_is_let_go_with_its_secret_and_older_lists_do_not_come_back_with_it() {
+    use crate::model::{FileTls, Roots, Secret, Sni};
+    let ours = Authority::named("ours");
+    let dir = tempfile::tempdir().expect("a directory");
+    let (roots, lists) = (dir.path().join("ca.pem"), dir.path().join("crl.pem"));
+    std::fs::write(&roots, &ours.pem).expect("written");
+    let put = |number: u64| {
+        let list = revoked(&ours, &[7], |it| it.crl_number = SerialNumber::from(number));
+        std::fs::write(&lists, crl_pem(&list)).expect("written");
+    };
+    put(5);
+    let name: Arc<str> = "kubernetes://shop/api".into();
+    let mut files = FileTls::with(Sni::None, Roots::File(roots)).files;
+    (files.revoked, files.secret) = (Some(lists.clone()), Some(Arc::clone(&name)));
+    let (chain, key) = ours.sign(&leaf(&[WEB]));
+    let secret = Arc::new(Secret::Certificate { chain: chain.into_bytes(), key: key.into_bytes() });
+    let (reader, now) = (FileReader::default(), SystemTime::now());
+    reader.deliver(&name, Some(Arc::clone(&secret)));
+    let trust = reader.read(&files, now).expect("good");
+    let (kept, pair) = (Arc::downgrade(&trust), Arc::downgrade(&secret));
+    drop((trust, secret));
+    assert!(kept.upgrade().is_some() && pair.upgrade().is_some(), "for the next connection");
+
+    reader.release(&name);
+    assert!(kept.upgrade().is_none() && pair.upgrade().is_none());
+    let why = reader.read(&files, now).expect_err("it is not there");
+    assert!(why.to_string().contains("this secret is not there"), "{why}");
+    assert!(reader.recent(&files, Duration::from_secs(60), now).is_err());
+    assert!(reader.problems(now).is_empty(), "nobody has a problem with what nobody needs");
+
+    let (chain, key) = ours.sign(&leaf(&[WEB]));
+    reader.deliver(&name, Some(Arc::new(Secret::Certificate { chain: chain.into_bytes(), key: key.into_bytes() })));
+    put(4);
+    let why = reader.read(&files, now).expect_err("older than what was in force");
+    assert!(why.to_string().contains("goes back"), "{why}");
+    put(6);
+    reader.read(&files, now).expect("good");
+}
+
+#[test]
 fn m18_what_no_reader_of_pem_knows_is_an_error_beside_lists_and_roots() {
     let ours = Authority::named("ours");
     let list = crl_pem(&revoked(&ours, &[7], |_| {}));
