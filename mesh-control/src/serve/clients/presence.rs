@@ -9,7 +9,8 @@
 //! address, while it is there; one that nobody has proven to be theirs gives way to one that somebody has. Of two that
 //! nobody has proven to be theirs, the one whose stream is there stays as it is. Of two that are as well proven, the one whose
 //! stream comes from the address itself has it: anybody can write an address down. A registration that the configuration no
-//! longer allows ends, and its streams with it. Whenever one ends, those are told who wait for an address ([`Presence::freed`]).
+//! longer allows ends, and its streams with it. Whenever one ends, whoever had its address before and is still there is registered
+//! again, and those are told who were refused it ([`Presence::freed`]).
 //!
 //! How a workload is, says who asks it by the probe of its WorkloadGroup: the same client, on a stream of its own. It changes no more
 //! often than once in a while, since everybody is told; and whoever is not heard of any more is not known to be well.
@@ -173,7 +174,12 @@ impl Report {
 
 /// Who is there: the decisions, without clock and registry.
 #[derive(Debug, Default)]
-struct Roll(BTreeMap<WorkloadKey, Entry>);
+struct Roll {
+    entries: BTreeMap<WorkloadKey, Entry>,
+    /// Workloads that were registered by these streams before somebody else came to have their address. They are registered
+    /// again once it is free.
+    waiting: Vec<(u64, Workload)>,
+}
 
 /// Somebody else holds the registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,15 +243,17 @@ fn is_outdone(holder: &Workload, claimant: &Workload) -> bool {
 impl Roll {
     fn join(&mut self, stream: u64, workload: Workload) -> Result<Vec<Change>, Taken> {
         let key = workload.key();
-        let mut others = self.0.values().filter(|entry| entry.workload.address == key.address);
+        let mut others = self.entries.values().filter(|entry| entry.workload.address == key.address);
         if let Some(held) = others.find(|held| !gives_way(held, &workload)) {
             return Err(Taken { address: key.address, holder: held.workload.client.node_id.clone() });
         }
         let mut changes = Vec::new();
-        match self.0.get_mut(&key) {
+        self.stop_waiting(stream, &key);
+        match self.entries.get_mut(&key) {
             Some(entry) => {
                 if is_outdone(&entry.workload, &workload) {
-                    entry.streams.clear();
+                    let displaced = std::mem::take(&mut entry.streams).into_iter();
+                    self.waiting.extend(displaced.map(|stream| (stream, entry.workload.clone())));
                 }
                 entry.streams.insert(stream);
                 entry.expires = None;
@@ -260,37 +268,72 @@ impl Roll {
                 changes.push(Change::Register(Box::new(workload.clone())));
                 let entry =
                     Entry { workload: workload.clone(), streams: [stream].into(), expires: None, reported: None };
-                self.0.insert(key.clone(), entry);
+                self.entries.insert(key.clone(), entry);
             }
         }
         // A process that was started again at the same address under a new id: the old one is not there
         // any more. Make before break: the new one is registered first.
-        let replaced = self.0.iter().filter(|(other, entry)| {
+        let replaced = self.entries.iter().filter(|(other, entry)| {
             let is_lost = entry.streams.is_empty() || is_outdone(&entry.workload, &workload);
             other.address == key.address && **other != key && is_lost
         });
         let replaced: Vec<WorkloadKey> = replaced.map(|(key, _)| key.clone()).collect();
         for key in replaced {
-            self.0.remove(&key);
+            if let Some(Entry { workload, streams, .. }) = self.entries.remove(&key) {
+                self.waiting.extend(streams.into_iter().map(|stream| (stream, workload.clone())));
+            }
             changes.push(Change::Unregister(key));
         }
         Ok(changes)
     }
 
+    /// A registration at this address has ended: registers again who had it before and is still there.
+    fn readmit(&mut self, address: SocketAddr) -> Vec<Change> {
+        let waiting: Vec<_> = self.waiting.extract_if(.., |(_, workload)| workload.address == address).collect();
+        let mut changes = Vec::new();
+        for (stream, workload) in waiting {
+            match self.join(stream, workload.clone()) {
+                Ok(more) => changes.extend(more),
+                Err(_) => self.waiting.push((stream, workload)),
+            }
+        }
+        changes
+    }
+
+    fn stop_waiting(&mut self, stream: u64, key: &WorkloadKey) {
+        self.waiting.retain(|(other, workload)| *other != stream || workload.key() != *key);
+    }
+
+    /// Takes out those who wait for their address and that there is an objection to: the streams that are to be told, and why.
+    fn turn_away(&mut self, objection: impl Fn(&Workload) -> Option<String>) -> Vec<(u64, String)> {
+        let mut told = Vec::new();
+        self.waiting.retain(|(stream, workload)| {
+            let why = objection(workload);
+            let is_welcome = why.is_none();
+            told.extend(why.map(|why| (*stream, why)));
+            is_welcome
+        });
+        told
+    }
+
     fn leave(&mut self, stream: u64, key: &WorkloadKey) -> Vec<Change> {
-        let Some(entry) = self.0.get_mut(key) else {
+        self.stop_waiting(stream, key);
+        let Some(entry) = self.entries.get_mut(key) else {
             return Vec::new();
         };
         // It may be somebody else's by now.
         if !entry.streams.remove(&stream) || !entry.streams.is_empty() {
             return Vec::new();
         }
-        self.0.remove(key);
-        vec![Change::Unregister(key.clone())]
+        self.entries.remove(key);
+        let mut changes = vec![Change::Unregister(key.clone())];
+        changes.extend(self.readmit(key.address));
+        changes
     }
 
     fn lose(&mut self, stream: u64, expires: Instant) {
-        for entry in self.0.values_mut() {
+        self.waiting.retain(|(other, _)| *other != stream);
+        for entry in self.entries.values_mut() {
             if entry.streams.remove(&stream) && entry.streams.is_empty() {
                 entry.expires = Some(expires);
             }
@@ -300,7 +343,7 @@ impl Roll {
     /// A client says how its workload is, which counts until then. Also whether something is to be told later that was not before.
     fn report(&mut self, reporter: &Client, is_well: bool, expires: Instant, now: Instant) -> (Vec<Change>, bool) {
         let (mut changes, mut is_sooner) = (Vec::new(), false);
-        let of_node = self.0.range_mut(first_of(&reporter.node_id)..);
+        let of_node = self.entries.range_mut(first_of(&reporter.node_id)..);
         let of_node = of_node.take_while(|(key, _)| key.node_id == reporter.node_id);
         for (key, entry) in of_node.filter(|(_, entry)| is_of(reporter, &entry.workload.client)) {
             let news = match &mut entry.reported {
@@ -325,21 +368,22 @@ impl Roll {
 
     /// Takes out those that there is an objection to: why, and the streams that are to be told.
     fn evict(&mut self, objection: impl Fn(&Workload) -> Option<String>) -> Vec<(WorkloadKey, String, BTreeSet<u64>)> {
-        let due = self.0.iter().filter_map(|(key, entry)| Some((key.clone(), objection(&entry.workload)?)));
+        let due = self.entries.iter().filter_map(|(key, entry)| Some((key.clone(), objection(&entry.workload)?)));
         let due: Vec<(WorkloadKey, String)> = due.collect();
         let evicted = due.into_iter().filter_map(|(key, why)| {
-            let streams = self.0.remove(&key)?.streams;
+            let streams = self.entries.remove(&key)?.streams;
             Some((key, why, streams))
         });
         evicted.collect()
     }
 
     fn expire(&mut self, now: Instant) -> Vec<Change> {
-        let due = self.0.iter().filter(|(_, entry)| entry.expires.is_some_and(|at| at <= now));
+        let due = self.entries.iter().filter(|(_, entry)| entry.expires.is_some_and(|at| at <= now));
         let due: Vec<WorkloadKey> = due.map(|(key, _)| key.clone()).collect();
-        due.iter().for_each(|key| drop(self.0.remove(key)));
-        let mut changes: Vec<Change> = due.into_iter().map(Change::Unregister).collect();
-        for (key, entry) in &mut self.0 {
+        due.iter().for_each(|key| drop(self.entries.remove(key)));
+        let mut changes: Vec<Change> = due.iter().cloned().map(Change::Unregister).collect();
+        changes.extend(due.iter().flat_map(|key| self.readmit(key.address)));
+        for (key, entry) in &mut self.entries {
             let news = entry.reported.as_mut().and_then(|report| report.turn(now));
             changes.extend(news.map(|is_well| Change::Report(key.clone(), is_well)));
         }
@@ -348,7 +392,7 @@ impl Roll {
 
     fn next_expiry(&self) -> Option<Instant> {
         let of = |entry: &Entry| [entry.expires, entry.reported.as_ref().and_then(Report::wakes_at)];
-        self.0.values().flat_map(of).flatten().min()
+        self.entries.values().flat_map(of).flatten().min()
     }
 }
 
@@ -408,13 +452,14 @@ impl Presence {
 
     /// Whether a workload is registered by this stream: another one at its address may have come before it since.
     pub(crate) fn holds(&self, stream: u64, key: &WorkloadKey) -> bool {
-        self.roll().0.get(key).is_some_and(|entry| entry.streams.contains(&stream))
+        self.roll().entries.get(key).is_some_and(|entry| entry.streams.contains(&stream))
     }
 
     /// Whether a workload of this client is registered.
     pub(crate) fn knows(&self, client: &Client) -> bool {
         let roll = self.roll();
-        let of_node = roll.0.range(first_of(&client.node_id)..).take_while(|(key, _)| key.node_id == client.node_id);
+        let of_node =
+            roll.entries.range(first_of(&client.node_id)..).take_while(|(key, _)| key.node_id == client.node_id);
         of_node.map(|(_, entry)| entry).any(|entry| is_of(client, &entry.workload.client))
     }
 
@@ -432,12 +477,14 @@ impl Presence {
     /// and why.
     pub(crate) fn reconsider(&self) -> Vec<(u64, String)> {
         let mut roll = self.roll();
+        let mut told = roll.turn_away(|workload| self.workloads.objection(workload));
         let evicted = roll.evict(|workload| self.workloads.objection(workload));
-        let mut told = Vec::new();
         for (key, why, streams) in evicted {
             tracing::warn!(node = &*key.node_id, address = %key.address, "a registration ends: {why}");
             told.extend(streams.into_iter().map(|stream| (stream, why.clone())));
-            self.apply(vec![Change::Unregister(key)], &roll);
+            let mut changes = vec![Change::Unregister(key.clone())];
+            changes.extend(roll.readmit(key.address));
+            self.apply(changes, &roll);
         }
         told
     }
@@ -468,7 +515,7 @@ impl Presence {
     /// Everybody who is registered now.
     pub(crate) fn registered(&self) -> Vec<Registered> {
         let roll = self.roll();
-        let entries = roll.0.values();
+        let entries = roll.entries.values();
         entries
             .map(|entry| Registered {
                 workload: entry.workload.clone(),
@@ -665,6 +712,49 @@ mod tests {
         let mut roll = Roll::default();
         roll.join(1, from(&local(&of(&evil, "evil")), [10, 0, 0, 9])).expect("free");
         assert!(roll.join(2, local(&of(&web, "web"))).is_err());
+    }
+
+    #[test]
+    fn x10_who_has_lost_an_address_to_another_is_registered_again_when_that_one_is_gone() {
+        let now = Instant::now();
+        let (mut roll, web, evil) = (Roll::default(), workload("web", 80), of(&workload("evil", 80), "evil"));
+        let came = || vec![register(&evil), Change::Unregister(web.key())];
+        let is_back = || vec![Change::Unregister(evil.key()), register(&web)];
+        roll.join(1, web.clone()).expect("free");
+        // It says goodbye, it is lost for good, or the configuration does not want it any more.
+        assert_eq!(roll.join(2, evil.clone()), Ok(came()));
+        assert_eq!(roll.leave(2, &evil.key()), is_back());
+        assert_eq!(roll.join(3, evil.clone()), Ok(came()));
+        roll.lose(3, now);
+        assert_eq!(roll.expire(now), is_back());
+        roll.join(4, evil.clone()).expect("it is better proven");
+        assert_eq!(roll.evict(|workload| (*workload == evil).then(|| "no".to_owned())).len(), 1);
+        assert_eq!(roll.readmit(web.address), [register(&web)]);
+        // Whoever is not there any more, or does not serve there, is not waited for.
+        for is_lost in [false, true] {
+            roll.join(5, evil.clone()).expect("it is better proven");
+            if is_lost {
+                roll.lose(1, now);
+            } else {
+                assert!(roll.leave(1, &web.key()).is_empty());
+            }
+            assert_eq!(roll.leave(5, &evil.key()), [Change::Unregister(evil.key())]);
+            roll.join(1, web.clone()).expect("free");
+        }
+        // Nor whom the configuration does not want.
+        roll.join(6, evil.clone()).expect("it is better proven");
+        assert_eq!(roll.turn_away(|_| Some("no".to_owned())), [(1, "no".to_owned())]);
+        assert_eq!(roll.leave(6, &evil.key()), [Change::Unregister(evil.key())]);
+    }
+
+    #[test]
+    fn x10_a_node_id_that_somebody_else_had_for_a_while_is_its_own_again() {
+        let (mut roll, web) = (Roll::default(), workload("web", 80));
+        let evil = of(&web, "evil");
+        roll.join(1, web.clone()).expect("free");
+        assert_eq!(roll.join(2, evil.clone()), Ok(vec![register(&evil)]));
+        assert_eq!(roll.leave(2, &evil.key()), [Change::Unregister(evil.key()), register(&web)]);
+        assert_eq!(roll.leave(1, &web.key()).len(), 1, "it is registered by its own stream");
     }
 
     fn relabelled(workload: &Workload) -> Workload {

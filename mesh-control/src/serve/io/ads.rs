@@ -433,7 +433,6 @@ impl Stay<'_> {
         let workload = |address: SocketAddr| Workload::at(&client, &self.stream.about, address);
         let mut served_at = served_at.lock().unwrap_or_else(PoisonError::into_inner);
         let ServedAt { all, refused } = &mut *served_at;
-        refused.retain(|address| wanted.contains(address));
         // Who is better proven may have an address by now: this one waits for it.
         all.retain(|address| {
             let is_held = self.state.presence.holds(self.stream.id, &workload(*address).key());
@@ -442,7 +441,8 @@ impl Stay<'_> {
             }
             is_held
         });
-        let gone: Vec<SocketAddr> = all.difference(&wanted).copied().collect();
+        // It may wait for an address that it does not want any more.
+        let gone: Vec<SocketAddr> = all.union(refused).filter(|address| !wanted.contains(*address)).copied().collect();
         let new = wanted.difference(all).copied().filter(|address| has_taken || refused.contains(address));
         let new: Vec<SocketAddr> = new.collect();
         if gone.is_empty() && new.is_empty() {
@@ -450,6 +450,7 @@ impl Stay<'_> {
         }
         for address in gone {
             all.remove(&address);
+            refused.remove(&address);
             self.state.presence.leave(self.stream.id, &workload(address).key());
         }
         for address in new {
