@@ -29,6 +29,8 @@ const KEPT: usize = 50;
 /// What the ConfigMaps of the history are known by, and called.
 const LABEL: &str = "policy.mesh-control/history";
 const NAME: &str = "mesh-control-change-";
+/// A version that no object has: the first one of an etcd is that of nothing.
+const NO_VERSION: i64 = 1;
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -131,11 +133,12 @@ impl ClusterObjects {
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             // The cluster says when it was made.
             metadata.remove("creationTimestamp");
-            if let (Some(stored), false) = (present, is_dry) {
-                metadata.insert("resourceVersion".to_owned(), stored.version.to_string().into());
+            if !is_dry {
+                // What was not there when it was looked at, and is by now, is somebody else's: it has to be looked at again.
+                let version = present.map_or(NO_VERSION, |stored| stored.version);
+                metadata.insert("resourceVersion".to_owned(), version.to_string().into());
             }
         }
-        // What was not there when it was looked at is nobody's to take over: somebody has made it meanwhile.
         let force = if self.forces && present.is_some() { "&force=true" } else { "" };
         let path = format!(
             "{}/{}?fieldManager={MANAGER}&fieldValidation=Strict{force}{}",

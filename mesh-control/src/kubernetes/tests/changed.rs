@@ -108,6 +108,34 @@ async fn what_somebody_else_has_applied_is_not_written_over_unless_that_is_asked
 }
 
 #[tokio::test]
+async fn what_somebody_else_makes_in_the_same_moment_is_looked_at_again() {
+    let fake = Fake::start().await;
+    let objects = objects(&fake);
+    fake.apply(WEB);
+    let rival = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+        "metadata": {"name": "a", "namespace": "shop", "labels": {"by": "somebody"}},
+        "spec": {"hosts": ["web"], "http": [{"directResponse": {"status": 500}}]},
+    });
+    fake.world().rival = Some(rival.clone());
+    fake.world().is_others = "a";
+    let Err(Refusal::Conflict(why)) = apply(&objects, &rule("a", GOOD_RULE)).await else { panic!("it is another's") };
+    assert!(why.contains("VirtualService shop/a") && why.contains("--force-conflicts"), "{why}");
+    let there = fake.world().object("virtualservices", "a");
+    assert_eq!(there["spec"], rival["spec"], "nothing was mixed into it");
+    assert!(history(&objects).await.is_empty());
+
+    // Where its fields may be changed it is known for what it is: an object that was there.
+    let rival = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+        "metadata": {"name": "b", "namespace": "shop"}, "spec": {"hosts": ["web"]},
+    });
+    fake.world().rival = Some(rival);
+    let done = apply(&objects, &rule("b", GOOD_RULE)).await.expect("good");
+    assert_eq!((verbs(&done), done.number), (vec![("VirtualService shop/b", "configured")], Some(1)));
+}
+
+#[tokio::test]
 async fn a_change_that_breaks_off_is_told_and_can_be_taken_back() {
     let fake = Fake::start().await;
     let objects = objects(&fake);

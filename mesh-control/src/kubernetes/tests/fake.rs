@@ -58,6 +58,8 @@ pub(super) struct World {
     pub(super) too_late: u32,
     /// Whether somebody else takes every status away again.
     pub(super) has_rival: bool,
+    /// What somebody else makes just before the next object is applied, under its name.
+    pub(super) rival: Option<Value>,
     /// What was applied of each object's specification.
     applied: BTreeMap<Key, Value>,
     /// The names of objects: one whose fields are somebody else's, one that is refused, and one that cannot be stored.

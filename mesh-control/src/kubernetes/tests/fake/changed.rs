@@ -71,6 +71,9 @@ impl World {
         if key.2 == self.is_broken && !is_dry {
             return Err(StatusCode::INTERNAL_SERVER_ERROR);
         }
+        if !is_dry && let Some(rival) = self.rival.take() {
+            self.store(key, rival);
+        }
         let mut object = self.objects.get(key).cloned();
         if let (Some(late), true, false) = (&mut object, self.too_late > 0, is_dry) {
             self.too_late -= 1;
@@ -79,7 +82,8 @@ impl World {
         }
         let version = &written["metadata"]["resourceVersion"];
         let known = object.as_ref().map(|object| &object["metadata"]["resourceVersion"]);
-        if !version.is_null() && known != Some(version) {
+        // What is not there is made, whatever its version was to be.
+        if known.is_some_and(|known| !version.is_null() && known != version) {
             return Err(StatusCode::CONFLICT);
         }
         let is_new = object.is_none();
