@@ -30,7 +30,7 @@ use crate::resources::{Progress, Update};
 use crate::state::{Decided, HealthNews, Limited, Subchannels, Traffic, lock};
 use crate::tls::Certificates;
 use crate::view::{Extensions, TargetView};
-use crate::workload::{Introductions, Workload};
+use crate::workload::{Introductions, OwnWorkload, Workload};
 
 pub use server::{ChainView, Edge, Secured, ServerState, ServerView};
 
@@ -95,6 +95,7 @@ struct StoreState {
     closed: AtomicBool,
     source: Arc<dyn Source>,
     certificates: Arc<Certificates>,
+    own: Arc<OwnWorkload>,
     calls: Arc<Recorder>,
     live_traces: Arc<LiveTraces>,
     traffic: Arc<Traffic>,
@@ -287,9 +288,12 @@ impl Store {
         let news = Arc::new(Notify::new());
         let health = Arc::new(HealthNews::new(Arc::clone(&news)));
         let onward = Arc::<Mutex<Onward>>::default();
-        let assembly = Assembly::new(extensions, Arc::clone(&certificates), health, Arc::clone(&onward));
+        let own = Arc::new(OwnWorkload::new(source.workload()));
+        let (of_certificates, of_own) = (Arc::clone(&certificates), Arc::clone(&own));
+        let assembly = Assembly::new(extensions, of_certificates, of_own, health, Arc::clone(&onward));
         let shared = Arc::new(StoreState {
             certificates,
+            own,
             calls: Arc::default(),
             live_traces: Arc::default(),
             traffic: Arc::clone(assembly.traffic()),
@@ -330,6 +334,11 @@ impl Store {
     /// What this process shows of itself where TLS is asked for.
     pub fn certificates(&self) -> &Arc<Certificates> {
         &self.shared.certificates
+    }
+
+    /// Who this process is to telemetry.
+    pub fn own(&self) -> &Arc<OwnWorkload> {
+        &self.shared.own
     }
 
     /// Who called the servers of this process, where the control plane wants to know.

@@ -529,6 +529,25 @@ async fn a_server_serves_once_its_listener_is_for_the_address_that_it_is_bound_t
 }
 
 #[tokio::test]
+async fn a_process_is_who_its_listener_says_by_labels() {
+    let (store, mut sink) = store();
+    let address: SocketAddr = "127.0.0.1:80".parse().unwrap();
+    let server = store.server(address).unwrap();
+    let name = server.listener().clone();
+    sink.changed().await.unwrap();
+    assert_eq!(store.own().get().app, None);
+    for (labels, app) in [(vec![("app", "legacy".into())], Some("legacy")), (Vec::new(), None)] {
+        let http = HttpManager::new(RouteSource::Inline(Arc::default()));
+        let mut listener = crate::model::ServerListener::new(name.clone(), address);
+        listener.default_filter_chain = Some(crate::model::FilterChain::new("c", http));
+        listener.labels = labels;
+        let listener = Resource::Listener(Arc::new(Listener::Server(listener)));
+        sink.apply(update([Change::Put(key(ResourceType::Listener, name.as_str()), listener)]));
+        assert_eq!(store.own().get().app.as_deref(), app);
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_no_gateway_believes_nobody_in_front_of_it() {
     let (store, mut sink) = store();
     let address: SocketAddr = "127.0.0.1:80".parse().unwrap();

@@ -1,7 +1,9 @@
 //! Who a workload is to telemetry: Istio's names of it, and where they come from.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 
 use crate::identity::SpiffeId;
@@ -13,6 +15,12 @@ const LONGEST: usize = 253;
 const NAMES: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
 /// The same of the revision.
 const REVISIONS: [&str; 3] = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+
+/// All labels that something of a [`Workload`] is made of.
+pub const LABELS: [&str; 6] = {
+    let ([canonical, name, app], [revision, kubernetes, version]) = (NAMES, REVISIONS);
+    [canonical, name, app, revision, kubernetes, version]
+};
 
 /// A workload, as the labels of Istio's metrics have it. What is not known is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -91,6 +99,47 @@ impl Workload {
             namespace,
             cluster,
             node: None,
+        }
+    }
+}
+
+/// Who this process is: by what its node says, or by the labels that the control plane knows it by, those of its WorkloadGroup
+/// among them.
+#[derive(Debug, Default)]
+pub struct OwnWorkload {
+    said: Workload,
+    known: ArcSwap<Workload>,
+    version: AtomicU32,
+}
+
+impl OwnWorkload {
+    /// By what its node says.
+    pub fn new(said: Workload) -> OwnWorkload {
+        OwnWorkload { known: ArcSwap::from_pointee(said.clone()), said, version: AtomicU32::new(0) }
+    }
+
+    /// Who it is by now.
+    pub fn get(&self) -> Arc<Workload> {
+        self.known.load_full()
+    }
+
+    /// Another number for each time that it is somebody else, for who keeps what was made of it.
+    #[inline]
+    pub fn version(&self) -> u32 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The control plane knows it by these of the [`LABELS`]; where it says none, what the node says is in force.
+    pub fn note_labels(&self, labels: &[(&'static str, Arc<str>)]) {
+        let Workload { node, name, namespace, cluster, .. } = self.said.clone();
+        let label = |key: &str| labels.iter().find(|(name, _)| *name == key).map(|(_, value)| Arc::clone(value));
+        let now = match labels {
+            [] => self.said.clone(),
+            _ => Workload { node, ..Workload::of_parts(name, namespace, cluster, label) },
+        };
+        if *self.known.load_full() != now {
+            self.known.store(Arc::new(now));
+            self.version.fetch_add(1, Ordering::Release);
         }
     }
 }
@@ -186,6 +235,24 @@ mod tests {
         assert_eq!(texts, ["web-1", "shop", "web-1"]);
         assert_eq!((bare.app, bare.canonical_revision), (None, None));
         assert_eq!(Workload::of_node("", &Map::new()), Workload::default());
+    }
+
+    #[test]
+    fn the_labels_that_the_control_plane_knows_count_until_it_knows_none() {
+        let metadata = json!({"WORKLOAD_NAME": "vm-1", "NAMESPACE": "shop", "LABELS": {"version": "v1"}});
+        let said = Workload::of_node("vm~1", metadata.as_object().unwrap());
+        let own = OwnWorkload::new(said.clone());
+        assert_eq!((*own.get() == said, own.version()), (true, 0));
+        own.note_labels(&[("app", "legacy".into()), ("version", "v2".into())]);
+        let known = own.get();
+        let texts = [&known.name, &known.namespace, &known.app, &known.version, &known.canonical_name, &known.node];
+        let texts = texts.map(|text| text.as_deref().unwrap());
+        assert_eq!(texts, ["vm-1", "shop", "legacy", "v2", "legacy", "vm~1"]);
+        assert_eq!((known.canonical_revision.as_deref(), own.version()), (Some("v2"), 1));
+        own.note_labels(&[("app", "legacy".into()), ("version", "v2".into())]);
+        assert_eq!(own.version(), 1, "it is who it was");
+        own.note_labels(&[]);
+        assert_eq!((*own.get() == said, own.version()), (true, 2));
     }
 
     #[test]

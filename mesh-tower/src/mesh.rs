@@ -679,8 +679,8 @@ impl MeshBuilder {
             store.certificates().set(Arc::new(credentials));
         }
         let telemetry = self.keeps_metrics.then(|| {
-            let (own, node) = (source.workload(), source.node_metadata());
-            let telemetry = Telemetry::new(own, source.introductions(), store.certificates(), node);
+            let introductions = source.introductions();
+            let telemetry = Telemetry::new(store.own(), introductions, store.certificates(), source.node_metadata());
             Arc::new(if self.keeps_grpc_metrics {
                 store.subchannels().keep();
                 telemetry.of_grpc()
@@ -689,7 +689,7 @@ impl MeshBuilder {
             })
         });
         observers.extend(telemetry.iter().map(|telemetry| Arc::clone(telemetry.metrics()) as Arc<dyn Observer>));
-        let tracer = self.spans.map(|sink| Arc::new(Tracer::new(sink, source.workload())));
+        let tracer = self.spans.map(|sink| Arc::new(Tracer::new(sink, Arc::clone(store.own()))));
         observers.extend(tracer.iter().map(|tracer| Arc::clone(tracer) as Arc<dyn Observer>));
         #[cfg_attr(not(feature = "otel"), expect(unused_mut, reason = "nobody collects them"))]
         let mut access_logs = self.access_logs.of_node(source.node_metadata());
@@ -732,7 +732,7 @@ impl MeshBuilder {
             }
             let weak = mesh.downgrade();
             let read = move |to: &mut dyn MetricsWriter| weak.upgrade().map(|mesh| mesh.write_metrics(to)).is_some();
-            reader.begin(telemetry.metrics().own(), Box::new(read));
+            reader.begin(&telemetry.metrics().own().get(), Box::new(read));
         }
         Ok(mesh)
     }

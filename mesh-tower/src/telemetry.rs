@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh_core::model::{MetricRules, MetricSet, ServiceNames};
 use mesh_core::state::EndpointState;
 use mesh_core::telemetry::{Ends, GrpcMetrics, Metrics, Peers, Reporter, Series};
 use mesh_core::tls::Certificates;
-use mesh_core::workload::{Introductions, Peer, Workload};
+use mesh_core::workload::{Introductions, OwnWorkload, Peer, Workload};
 use serde_json::{Map, Value};
 use smallvec::SmallVec;
 
@@ -32,16 +33,31 @@ const METADATA_ID: HeaderName = HeaderName::from_static("x-envoy-peer-metadata-i
 pub(crate) struct Telemetry {
     metrics: Arc<Metrics>,
     peers: Peers,
+    introductions: Option<Introductions>,
     decode: fn(&[u8]) -> Option<Workload>,
     /// Where calls count by the names of gRPC, too.
     grpc: Option<Arc<GrpcMetrics>>,
-    /// What this process tells of itself, where it knows who it is.
-    own: Option<[HeaderValue; 2]>,
+    told: ArcSwap<Told>,
+}
+
+/// What this process tells of itself.
+struct Told {
+    /// The version of who it is.
+    version: u32,
+    /// Where it knows who it is.
+    headers: Option<[HeaderValue; 2]>,
+}
+
+impl Told {
+    fn of(own: &OwnWorkload, introductions: Option<Introductions>) -> Arc<Told> {
+        let version = own.version();
+        Arc::new(Told { version, headers: headers_of(&own.get(), introductions) })
+    }
 }
 
 impl Telemetry {
     pub(crate) fn new(
-        own: Workload,
+        own: &Arc<OwnWorkload>,
         introductions: Option<Introductions>,
         certificates: &Arc<Certificates>,
         node: Map<String, Value>,
@@ -49,9 +65,10 @@ impl Telemetry {
         // Nothing is to be read where nobody says who he is.
         let decode = introductions.map_or((|_| None) as fn(&[u8]) -> Option<Workload>, |known| known.decode);
         Telemetry {
-            own: headers_of(&own, introductions),
+            told: ArcSwap::new(Told::of(own, introductions)),
+            introductions,
             decode,
-            metrics: Arc::new(Metrics::new(own, Arc::clone(certificates), Instant::now()).of_node(node)),
+            metrics: Arc::new(Metrics::new(Arc::clone(own), Arc::clone(certificates), Instant::now()).of_node(node)),
             peers: Peers::new(decode),
             grpc: None,
         }
@@ -75,7 +92,12 @@ impl Telemetry {
     /// Tells who this process is.
     #[inline]
     pub(crate) fn introduce(&self, headers: &mut HeaderMap) {
-        if let Some([metadata, id]) = &self.own {
+        let mut told = self.told.load();
+        if told.version != self.metrics.own().version() {
+            self.told.store(Told::of(self.metrics.own(), self.introductions));
+            told = self.told.load();
+        }
+        if let Some([metadata, id]) = &told.headers {
             headers.insert(METADATA, metadata.clone());
             headers.insert(METADATA_ID, id.clone());
         }

@@ -8,7 +8,7 @@ use mesh_core::model::Tracing;
 use mesh_core::request_info::{Interest, Observer, RequestInfo};
 use mesh_core::telemetry::{SpanSink, spans_of};
 use mesh_core::trace::TraceContext;
-use mesh_core::workload::Workload;
+use mesh_core::workload::OwnWorkload;
 
 use crate::inherited;
 
@@ -33,13 +33,13 @@ pub fn current() -> Option<TraceContext> {
 #[derive(Debug)]
 pub(crate) struct Tracer {
     sink: Box<dyn SpanSink>,
-    own: Workload,
+    own: Arc<OwnWorkload>,
     tracing: Arc<Tracing>,
 }
 
 impl Tracer {
-    pub(crate) fn new(sink: Box<dyn SpanSink>, own: Workload) -> Self {
-        sink.begin(&own);
+    pub(crate) fn new(sink: Box<dyn SpanSink>, own: Arc<OwnWorkload>) -> Self {
+        sink.begin(&own.get());
         Tracer { tracing: Arc::new(sink.tracing()), sink, own }
     }
 
@@ -64,7 +64,7 @@ impl Observer for Tracer {
     fn on_end(&self, request: &RequestInfo) {
         if request.spans().is_some() {
             let now = (request.ended(), SystemTime::now());
-            spans_of(request, &self.own, now).into_iter().for_each(|span| self.sink.take(span));
+            spans_of(request, &self.own.get(), now).into_iter().for_each(|span| self.sink.take(span));
         }
     }
 

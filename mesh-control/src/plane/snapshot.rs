@@ -412,7 +412,8 @@ impl Snapshot {
         let applied = self.compiled.policy.telemetries.of(&client.namespace, &labels, services);
         let telemetry = render::telemetry(&self.compiled.policy, applied, Side::Server);
         let (limits, filters) = (self.limits_of(client, served), self.filters_of(client, served));
-        let serving = render::Serving { paths: *paths, tls, service, telemetry, limits, filters };
+        let of_group = client.group.is_some().then_some(&labels);
+        let serving = render::Serving { paths: *paths, tls, service, labels: of_group, telemetry, limits, filters };
         render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, serving)
     }
 

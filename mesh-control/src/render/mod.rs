@@ -29,7 +29,7 @@ mod tls;
 mod tokens;
 pub mod tracing;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -223,6 +223,8 @@ pub struct Serving<'a> {
     pub tls: ServerTls,
     /// The service that it serves.
     pub service: Option<&'a Service>,
+    /// Its labels, where its group adds to those that it says itself.
+    pub labels: Option<&'a BTreeMap<String, String>>,
     /// What is told of its requests.
     pub telemetry: Telemetry,
     /// How many there may be.
@@ -239,7 +241,7 @@ pub fn render_server(
     name: &str,
     refusal: Option<String>,
     (access, tokens, keys): (&Access<'_>, &[&TokenRule], &FetchedKeys),
-    Serving { paths, tls, service, telemetry, limits, filters: own }: Serving<'_>,
+    Serving { paths, tls, service, labels, telemetry, limits, filters: own }: Serving<'_>,
 ) -> Option<Encoded> {
     use envoy_types::pb::envoy::config::route::v3::NonForwardingAction;
     use envoy_types::pb::envoy::config::route::v3::route::Action;
@@ -250,8 +252,8 @@ pub fn render_server(
         ClientClass::Grpc | ClientClass::Envoy => PathNormalization::None.of(false),
     };
     // Others have no use for it.
-    let (service, telemetry) = match class {
-        ClientClass::Library => (service, telemetry),
+    let (about, telemetry) = match class {
+        ClientClass::Library => (proto::server_metadata(service, labels), telemetry),
         ClientClass::Grpc | ClientClass::Envoy => (None, Telemetry::default()),
     };
     let refusal = match (class, refusal) {
@@ -261,11 +263,8 @@ pub fn render_server(
             Err(reason) => reason,
             Ok(filters) => {
                 let action = Action::NonForwardingAction(NonForwardingAction {});
-                let encoded = with_service(
-                    name,
-                    &listener::server(name, bound, action, filters, paths, (tls, &telemetry)),
-                    service,
-                );
+                let listener = listener::server(name, bound, action, filters, paths, (tls, &telemetry));
+                let encoded = with_metadata(name, &listener, about.clone());
                 match judge.verdict(ResourceType::Listener, &encoded.body) {
                     Ok(()) => return Some(encoded),
                     Err(invalid) => format!("refused by the data plane: {}: {}", invalid.field, invalid.reason),
@@ -279,7 +278,7 @@ pub fn render_server(
         ClientClass::Grpc => Action::Route(grpc::to_nowhere()),
         ClientClass::Library | ClientClass::Envoy => Action::DirectResponse(library::unavailable(&refusal)),
     };
-    Some(with_service(name, &listener::server(name, bound, action, Vec::new(), paths, (tls, &telemetry)), service))
+    Some(with_metadata(name, &listener::server(name, bound, action, Vec::new(), paths, (tls, &telemetry)), about))
 }
 
 /// Who may do what to a server, as JSON for an Envoy that is configured by hand.
@@ -661,10 +660,10 @@ struct ListenerMetadata {
     metadata: Option<proto::OrderedMetadata>,
 }
 
-/// A server's listener with the service that it serves, for telemetry.
-fn with_service(name: &str, listener: &impl Message, service: Option<&Service>) -> Encoded {
+/// A server's listener with what telemetry has to know of it.
+fn with_metadata(name: &str, listener: &impl Message, metadata: Option<proto::OrderedMetadata>) -> Encoded {
     let mut bytes = listener.encode_to_vec();
-    let metadata = ListenerMetadata { metadata: service.map(proto::service_metadata) };
+    let metadata = ListenerMetadata { metadata };
     bytes.extend(metadata.encode_to_vec());
     encoded(name, bytes)
 }

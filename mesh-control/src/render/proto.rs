@@ -15,6 +15,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher;
 use envoy_types::pb::google::protobuf;
 use envoy_types::pb::google::protobuf::value::Kind;
+use mesh_core::workload::LABELS;
 use prost::{Message, Name};
 
 use crate::policy::route::{Body, Response};
@@ -295,4 +296,21 @@ pub(super) fn service_metadata(service: &Service) -> OrderedMetadata {
     let external = (!is_internal).then(|| ("external".to_owned(), value(OrderedKind::Bool(true))));
     let istio = OrderedStruct { fields: external.into_iter().chain([("services".to_owned(), services)]).collect() };
     OrderedMetadata { filter_metadata: [("istio".to_owned(), istio)].into() }
+}
+
+/// What a server is told for telemetry: the service that it serves, and the labels by which it is known, of those that anything
+/// is made of there.
+pub(super) fn server_metadata(
+    service: Option<&Service>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> Option<OrderedMetadata> {
+    let known: Vec<(&str, &String)> = LABELS.into_iter().filter_map(|key| Some((key, labels?.get(key)?))).collect();
+    if service.is_none() && known.is_empty() {
+        return None;
+    }
+    let mut metadata = service.map(service_metadata).unwrap_or_default();
+    for (key, value) in known {
+        metadata.add_own(&format!("label.{key}"), value.clone());
+    }
+    Some(metadata)
 }

@@ -12,6 +12,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::telemetry::LABELS;
+use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
 use serde_json::json;
@@ -56,6 +57,10 @@ impl Workload {
             .metadata("SERVICE_ACCOUNT", app)
             .metadata("WORKLOAD_NAME", format!("{app}-v1"))
             .metadata("CLUSTER_ID", "east");
+        Workload::of(control, bootstrap)
+    }
+
+    fn of(control: &Embedded, bootstrap: Bootstrap) -> Workload {
         let builder = Mesh::builder().source(control.source(bootstrap)).metrics();
         let mesh = builder.cold_start_wait(PATIENCE).start().unwrap();
         let admin = mesh.serve_admin("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -215,6 +220,49 @@ async fn both_sides_count_a_request_with_all_labels_of_both_workloads() {
         side.until("istio_request_duration_milliseconds_count", &labels, 3.0).await;
         side.until("istio_response_bytes_count", &labels, 3.0).await;
         side.until("istio_request_bytes_sum", &labels, 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_member_of_a_group_counts_by_the_labels_of_its_group() {
+    let group = "
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {name: vms, namespace: shop}
+spec: {template: {labels: {app: reviews, version: v3}}}
+";
+    let control = Embedded::start(Config::yaml(format!("{SERVICES}{group}")), Options::default()).await.unwrap();
+    let member = introduced("vm-7", json!({})).metadata("WORKLOAD_NAME", "vm").metadata("AUTO_REGISTER_GROUP", "vms");
+    let server = Workload::of(&control, member).serve().await;
+    let client = Workload::start(&control, "web");
+    for caller in [&client, &server] {
+        assert_eq!(caller.get("http://reviews.shop/").await.unwrap().0, 200);
+    }
+    let of = |end: &str, reporter: &'static str| {
+        let labels = [
+            ("workload", "vm"),
+            ("app", "reviews"),
+            ("version", "v3"),
+            ("canonical_service", "reviews"),
+            ("canonical_revision", "v3"),
+        ];
+        let mut labels = labels.map(|(label, value)| (format!("{end}_{label}"), value)).to_vec();
+        labels.push(("reporter".to_owned(), reporter));
+        labels
+    };
+    for (side, end, reporter) in [
+        (&server, "destination", "destination"),
+        (&server, "source", "source"),
+        // What it tells others of itself in headers.
+        (&client, "destination", "source"),
+    ] {
+        let labels = of(end, reporter);
+        let mut labels: Vec<(&str, &str)> = labels.iter().map(|(label, value)| (label.as_str(), *value)).collect();
+        if reporter == "destination" {
+            labels.push(("source_workload", "web-v1"));
+        }
+        side.until("istio_requests_total", &labels, 1.0).await;
     }
 }
 

@@ -228,6 +228,9 @@ pub struct ServerListener {
     pub default_filter_chain: Option<FilterChain>,
     /// The service that it serves, for telemetry (`metadata.filter_metadata["istio"].services[0]`).
     pub service: Option<Arc<ServiceNames>>,
+    /// The labels by which the control plane knows the workload, where it knows more of them than that says
+    /// (`metadata.filter_metadata["mesh-control"]`): those that telemetry has a use for.
+    pub labels: Vec<(&'static str, Arc<str>)>,
     /// Whether every connection begins with a header of the PROXY protocol, which says whose it is. For gateways.
     pub proxy_protocol: bool,
 }
@@ -255,6 +258,7 @@ impl ServerListener {
             filter_chains: Vec::new(),
             default_filter_chain: None,
             service: None,
+            labels: Vec::new(),
             proxy_protocol: false,
         }
     }

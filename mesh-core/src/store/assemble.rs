@@ -17,6 +17,7 @@ use crate::resources::{Change, Known, Progress, Resource, ResourceKey, ResourceT
 use crate::state::{HealthNews, Limited, States, Subchannels, Traffic};
 use crate::tls::Certificates;
 use crate::view::{ClusterView, Extensions, Leaf, RouteTable, TargetView};
+use crate::workload::OwnWorkload;
 
 /// How deep aggregate clusters may nest (gRFC A37).
 const MAX_DEPTH: usize = 16;
@@ -26,6 +27,8 @@ pub(super) struct Assembly {
     pub(super) resources: Resources,
     extensions: Extensions,
     states: States,
+    /// Who this process is to telemetry.
+    own: Arc<OwnWorkload>,
     users: HashMap<UserId, User>,
     /// Who needs a resource.
     needed_by: HashMap<ResourceKey, HashSet<UserId>>,
@@ -96,6 +99,7 @@ impl Assembly {
     pub(super) fn new(
         extensions: Extensions,
         certificates: Arc<Certificates>,
+        own: Arc<OwnWorkload>,
         news: Arc<HealthNews>,
         onward: Arc<Mutex<Onward>>,
     ) -> Self {
@@ -103,6 +107,7 @@ impl Assembly {
             resources: Resources::default(),
             extensions,
             states: States::new(certificates, news),
+            own,
             users: HashMap::new(),
             needed_by: HashMap::new(),
             compiled: HashMap::new(),
@@ -629,6 +634,9 @@ impl Assembly {
         }
         match self.chains(listener, is_gateway, previous, walk)? {
             Ok(chains) => {
+                if !is_gateway {
+                    self.own.note_labels(&listener.labels);
+                }
                 if chains.iter().any(|chain| chain.tls == ServerTls::Mutual) {
                     self.states.certificates().want();
                 }

@@ -17,7 +17,7 @@ use crate::model::{
 use crate::request_info::{Direction, Observer, RequestInfo};
 use crate::state::{EndpointState, lock};
 use crate::tls::Certificates;
-use crate::workload::{Peer, Workload};
+use crate::workload::{OwnWorkload, Peer, Workload};
 
 use super::facts::Ended;
 use super::labels::{LabelChanges, Labels, Nothing, Told};
@@ -81,7 +81,7 @@ impl<'a> Ends<'a> {
 
 /// Istio's standard metrics of this process. Register it as an observer of the mesh.
 pub struct Metrics {
-    own: Workload,
+    own: Arc<OwnWorkload>,
     certificates: Arc<Certificates>,
     began: Instant,
     hashing: RandomState,
@@ -110,6 +110,8 @@ struct Way {
     code: u16,
     grpc_status: u8,
     flags: u32,
+    /// Who this process was.
+    own: u32,
     /// What is otherwise than usual of its labels, and of which metrics.
     changes: u64,
     metrics: u16,
@@ -167,7 +169,7 @@ enum Protocol {
 
 impl Metrics {
     /// The metrics of this workload, which shows who it is by these certificates.
-    pub fn new(own: Workload, certificates: Arc<Certificates>, now: Instant) -> Metrics {
+    pub fn new(own: Arc<OwnWorkload>, certificates: Arc<Certificates>, now: Instant) -> Metrics {
         Metrics {
             own,
             certificates,
@@ -195,7 +197,7 @@ impl Metrics {
     }
 
     /// Whose metrics they are.
-    pub fn own(&self) -> &Workload {
+    pub fn own(&self) -> &Arc<OwnWorkload> {
         &self.own
     }
 
@@ -365,6 +367,7 @@ impl Metrics {
             code: outcome.code,
             grpc_status: outcome.grpc_status.map_or(u8::MAX, |status| u8::try_from(status).unwrap_or(2)),
             flags: outcome.request.map_or(0, |request| request.response_flags().bits()),
+            own: self.own.version(),
             changes: by.hash,
             metrics: by.metrics.bits(),
             kind: u8::from(ends.reporter == Reporter::Source)
@@ -407,7 +410,7 @@ impl Metrics {
         changes: &LabelChanges,
     ) -> Arc<Series> {
         let principal = self.certificates.current().filter(|_| ends.is_secured).map(|own| own.id().clone());
-        let own = Peer::new(self.own.clone(), principal);
+        let own = Peer::new(Workload::clone(&self.own.get()), principal);
         let nobody = Peer::default();
         let mut peer = peer.cloned().unwrap_or(nobody);
         if !ends.is_secured {

@@ -14,7 +14,7 @@ use crate::telemetry::{BoundHistograms, Exposition, LABELS, write_standard};
 fn metrics(now: Instant) -> Metrics {
     let mut own = Workload::of_endpoint("web-v1;shop;web;v1;east");
     own.app = Some("web".into());
-    Metrics::new(own, Arc::default(), now)
+    Metrics::new(Arc::new(OwnWorkload::new(own)), Arc::default(), now)
 }
 
 fn reviews() -> Arc<ServiceNames> {
@@ -41,6 +41,23 @@ fn endpoint(cluster: &ClusterState, at: &str, workload: &str) -> Arc<EndpointSta
     let endpoint = cluster.endpoint(&EndpointId::new(at.parse::<std::net::SocketAddr>().unwrap()), false);
     endpoint.note_workload(&workload.into());
     endpoint
+}
+
+#[test]
+fn requests_count_by_the_labels_that_the_process_has_when_they_end() {
+    let now = Instant::now();
+    let (metrics, cluster, service) = (metrics(now), ClusterState::default(), reviews());
+    let reviews = endpoint(&cluster, "10.0.0.1:80", "reviews-v2;shop;reviews;v2;");
+    metrics.record(&answered(now, &reviews, &service, 200), now);
+    metrics.own().note_labels(&[("app", "legacy".into())]);
+    metrics.record(&answered(now, &reviews, &service, 200), now);
+    let of_app = |app: &str| {
+        let all = metrics.gather(now);
+        let found = all.iter().find(|series| series.labels.get("source_app") == Some(app)).expect("a series");
+        (found.labels.get("source_workload").map(str::to_owned), found.requests.load(Ordering::Relaxed))
+    };
+    assert_eq!(of_app("web"), (Some("web-v1".to_owned()), 1));
+    assert_eq!(of_app("legacy"), (Some("web-v1".to_owned()), 1));
 }
 
 #[test]

@@ -9,11 +9,11 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::extensions::clusters::{aggregate::v3 as aggregate, dns::v3 as dns};
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
-use envoy_types::pb::google::protobuf::{Any, value::Kind};
+use envoy_types::pb::google::protobuf::Any;
 
 use super::common::{duration, holds, parse, percent, positive, same_stream, type_name, unpack};
 use super::endpoint::{self, assignment};
-use super::metadata::istio_service;
+use super::metadata::{istio_service, own_text};
 use super::notes::{Notes, ignored};
 use super::{balancer, health_check, limits, route::cluster_name, tls};
 use crate::error::Invalid;
@@ -483,14 +483,6 @@ fn common_lb(notes: &mut Notes<'_>, value: pb::cluster::CommonLbConfig) -> Resul
         Some(panic) => PriorityPolicy { panic_percent: panic.round() as u8, ignores_unchecked },
         None => PriorityPolicy { ignores_unchecked, ..PriorityPolicy::default() },
     })
-}
-
-/// A text that `mesh-control` says to this library, and others pass over.
-fn own_text<'m>(metadata: &'m core::Metadata, key: &str) -> Option<&'m str> {
-    match &metadata.filter_metadata.get("mesh-control")?.fields.get(key)?.kind {
-        Some(Kind::StringValue(text)) => Some(text),
-        _ => None,
-    }
 }
 
 /// The answer where there is no healthy endpoint.

@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 
 use super::common::{address, filled, holds, parse, type_name, unpack};
 use super::http_manager::http_manager;
-use super::metadata::istio_service;
+use super::metadata::{istio_service, own_text};
 use super::notes::{Notes, ignored};
 use super::{tcp, tls};
 use crate::error::Invalid;
@@ -22,6 +22,7 @@ use crate::model::{
     ServerListener,
 };
 use crate::resources::{Resource, ResourceType};
+use crate::workload::{LABELS, said};
 use crate::xds::names;
 
 /// How many combinations of match criteria one listener may spell out.
@@ -128,7 +129,17 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
         return Err(Invalid::new("no supported filter chain and no default one").at("filter_chains"));
     }
     let service = metadata.as_ref().and_then(istio_service).map(Arc::new);
-    Ok(Listener::Server(ServerListener { name, address, filter_chains, default_filter_chain, service, proxy_protocol }))
+    let labels = metadata.as_ref().map(workload_labels).unwrap_or_default();
+    let mut listener = ServerListener::new(name, address);
+    (listener.filter_chains, listener.default_filter_chain) = (filter_chains, default_filter_chain);
+    (listener.service, listener.labels, listener.proxy_protocol) = (service, labels, proxy_protocol);
+    Ok(Listener::Server(listener))
+}
+
+/// The labels by which the control plane knows the workload, where it says any.
+fn workload_labels(metadata: &core::Metadata) -> Vec<(&'static str, Arc<str>)> {
+    let label = |key: &'static str| Some((key, said(own_text(metadata, &format!("label.{key}"))?)?));
+    LABELS.into_iter().filter_map(label).collect()
 }
 
 fn is_tls_inspector(filter: &pb::ListenerFilter) -> bool {

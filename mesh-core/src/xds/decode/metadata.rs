@@ -77,6 +77,14 @@ fn claim_test(notes: &mut Notes<'_>, value: matcher::ValueMatcher) -> Result<Cla
     }
 }
 
+/// A text that `mesh-control` says to this library, and others pass over.
+pub(super) fn own_text<'m>(metadata: &'m Metadata, key: &str) -> Option<&'m str> {
+    match &metadata.filter_metadata.get("mesh-control")?.fields.get(key)?.kind {
+        Some(Kind::StringValue(text)) => Some(text),
+        _ => None,
+    }
+}
+
 /// How Istio calls the service behind a cluster or a listener: `filter_metadata.istio.services`, of which the first counts.
 pub(super) fn istio_service(metadata: &Metadata) -> Option<ServiceNames> {
     let istio = &metadata.filter_metadata.get("istio")?.fields;

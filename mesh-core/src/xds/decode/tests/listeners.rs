@@ -53,6 +53,22 @@ fn decoded_server(listener: &pb::Listener) -> ServerListener {
 }
 
 #[test]
+fn labels_that_telemetry_has_no_use_for_are_passed_over() {
+    let text = |text: &str| protobuf::Value { kind: Some(protobuf::value::Kind::StringValue(text.to_owned())) };
+    let told =
+        [("label.version", text("v2")), ("label.app", text("web")), ("label.tier", text("gold")), ("app", text("x"))];
+    let fields = told.map(|(key, value)| (key.to_owned(), value)).into();
+    let mut listener = server();
+    listener.metadata = Some(core::Metadata {
+        filter_metadata: [("mesh-control".to_owned(), protobuf::Struct { fields })].into(),
+        ..Default::default()
+    });
+    let expected: Vec<(&str, Arc<str>)> = vec![("app", "web".into()), ("version", "v2".into())];
+    assert_eq!(decoded_server(&listener).labels, expected);
+    assert!(decoded_server(&server()).labels.is_empty());
+}
+
+#[test]
 fn client_rule_39_managers_that_are_rejected() {
     let cases: &[Case<hcm::HttpConnectionManager>] = &[
         ("rds.config_source: must be ads or self", |manager| {
