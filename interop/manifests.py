@@ -53,6 +53,7 @@ class Manifests:
             ({"revision": "blue", "replicas": 3}, ["--revision", "blue", "--replicas", "3"]),
             ({"resources": resources}, ["--cpu", "2", "--memory", "1Gi", "--memory-limit", "2Gi"]),
             ({"redisSecret": "redis", "statusNamespaces": ["monitoring", "ops"]}, ["--redis-secret", "redis", "--status-namespaces", "monitoring,ops"]),
+            ({"gatewayController": "istio.io/gateway-controller"}, ["--gateway-controller", "istio.io/gateway-controller"]),
             ({"kubernetesNamespaces": ["shop", "pay"]}, ["--kubernetes-namespaces", "shop,pay"]),
             ({"kubernetesNamespaces": ["istio-system", "shop"], "webhook": {"ca": pem}}, ["--kubernetes-namespaces", "istio-system,shop", "--webhook-ca", ca]),
             ({"webhook": {"ca": pem, "clientCa": pem}}, ["--webhook-ca", ca, "--webhook-client-ca", ca]),

@@ -20,6 +20,7 @@ use super::serve::namespace;
 use super::{Format, Printing};
 use crate::config::schemas::custom_resource;
 use crate::config::support::ObjectKind;
+use crate::kubernetes::ControllerName;
 use crate::kubernetes::kinds::{CLASS, RESOURCES, Resource, SETTINGS, Use};
 use crate::policy::mesh::ROOT_NAMESPACE;
 
@@ -63,6 +64,9 @@ pub(super) struct Args {
     /// objects of istio-system, which are for the whole mesh, and for nodes. May be given several times, or as a list with commas.
     #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', value_parser = namespace)]
     kubernetes_namespaces: Vec<String>,
+    /// As which controller of Gateway API it says what became of objects (`serve --gateway-controller`).
+    #[arg(long, value_name = "DOMAIN/PATH")]
+    gateway_controller: Option<ControllerName>,
     /// Has the API server ask whether objects may be stored: who vouches for the certificate in mesh-control-tls, as PEM.
     #[arg(long, value_name = "FILE")]
     webhook_ca: Option<PathBuf>,
@@ -288,6 +292,9 @@ fn deployment(args: &Args, has_webhook: bool, has_clients: bool) -> String {
     let mut options = String::new();
     if !only.is_empty() {
         let _ = writeln!(options, "        - --kubernetes-namespaces={}", only.join(","));
+    }
+    if let Some(controller) = &args.gateway_controller {
+        let _ = writeln!(options, "        - --gateway-controller={}", controller.as_str());
     }
     if has_webhook {
         options += "        - --admission-addr=0.0.0.0:15017\n";

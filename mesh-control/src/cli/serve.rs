@@ -20,7 +20,7 @@ use crate::config::file::is_namespace;
 use crate::config::{Code, Diagnostic};
 use crate::etcd;
 use crate::jwks::KeyFetching;
-use crate::kubernetes::{self, Access, Cluster, Elected, LeaseName};
+use crate::kubernetes::{self, Access, Cluster, ControllerName, Elected, LeaseName};
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions, Synced};
 use crate::policy::mesh::ROOT_NAMESPACE;
 use crate::quota::{self, Quotas};
@@ -56,6 +56,11 @@ pub(super) struct Args {
     /// where there is none. Replicas stand for the same one, and one of them writes. Without it, nothing is written.
     #[arg(long, value_name = "NAMESPACE/NAME", requires = "kubernetes")]
     kubernetes_lease: Option<LeaseName>,
+    /// As which controller of Gateway API it says what became of GatewayClasses, routes and policies; without it, as
+    /// policy.mesh-control/mesh. After a move from Istio, istio.io/gateway-controller takes over the GatewayClass `istio`, and what its
+    /// controller said of routes: where no istiod runs any more.
+    #[arg(long, value_name = "DOMAIN/PATH", requires = "kubernetes_lease")]
+    gateway_controller: Option<ControllerName>,
     /// Keeps the last good state of the configuration's objects in this directory, so that it survives a restart. It is for
     /// one server and one configuration, and not inside it.
     #[arg(long, value_name = "DIR")]
@@ -419,7 +424,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     // Who serves already, and only then writes.
     let elected = cluster.zip(args.kubernetes_lease.clone());
-    let elected = elected.map(|(cluster, lease)| Elected::start(&cluster, &plane, lease));
+    let controller = args.gateway_controller.clone().unwrap_or_default();
+    let elected = elected.map(|(cluster, lease)| Elected::start(&cluster, &plane, lease, controller));
     let webhook = match (args.admission_addr, tls_files(args)) {
         (Some(address), Some(files)) => {
             let (files, domain) = (files.client_ca(args.admission_client_ca.clone()), plane.trust_domain());

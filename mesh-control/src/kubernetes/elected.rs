@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::client::{Client, Failure};
 use super::hub::Cluster;
 use super::lease::{Election, Lease, Step, Timing};
+use super::status::CONTROLLER;
 use super::write::{GATHERED, write};
 use crate::config::file::is_namespace;
 use crate::plane::Plane;
@@ -50,6 +51,38 @@ impl LeaseName {
     }
 }
 
+/// As which controller of Gateway API it is said what became of objects (`controllerName`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ControllerName(String);
+
+impl Default for ControllerName {
+    fn default() -> ControllerName {
+        ControllerName(CONTROLLER.to_owned())
+    }
+}
+
+impl FromStr for ControllerName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ControllerName, String> {
+        let is_path = |path: &str| {
+            !path.is_empty() && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte))
+        };
+        match text.split_once('/') {
+            Some((domain, path)) if text.len() <= 253 && domain.split('.').all(is_namespace) && is_path(path) => {
+                Ok(ControllerName(text.to_owned()))
+            }
+            _ => Err("expected DOMAIN/PATH, such as istio.io/gateway-controller".to_owned()),
+        }
+    }
+}
+
+impl ControllerName {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// Stands for election, and writes while it is elected.
 #[derive(Debug)]
 pub(crate) struct Elected {
@@ -58,15 +91,15 @@ pub(crate) struct Elected {
 }
 
 impl Elected {
-    /// Begins. What a plane makes of the objects of a cluster is written into their status by whoever holds the Lease.
-    pub(crate) fn start(cluster: &Cluster, plane: &Plane, lease: LeaseName) -> Elected {
-        Elected::start_at(cluster, plane, lease, Timing::default(), GATHERED)
+    /// Begins. What a plane makes of the objects of a cluster is written into their status by whoever holds the Lease, as this controller.
+    pub(crate) fn start(cluster: &Cluster, plane: &Plane, lease: LeaseName, controller: ControllerName) -> Elected {
+        Elected::start_at(cluster, plane, (lease, controller), Timing::default(), GATHERED)
     }
 
     pub(super) fn start_at(
         cluster: &Cluster,
         plane: &Plane,
-        lease: LeaseName,
+        (lease, controller): (LeaseName, ControllerName),
         timing: Timing,
         gathered: Duration,
     ) -> Elected {
@@ -79,7 +112,7 @@ impl Elected {
                 // It ends with whoever asked for it, too.
                 () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {}
                 () = stand(cluster.client(), &lease, &mut election, timing, &held) => {}
-                () = write(&cluster, &plane, holds, gathered) => {}
+                () = write(&cluster, &plane, holds, &controller, gathered) => {}
             }
             release(cluster.client(), &lease, &mut election).await;
         });

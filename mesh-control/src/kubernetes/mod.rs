@@ -33,6 +33,6 @@ mod write;
 
 pub(crate) use access::Access;
 pub(crate) use client::{Client, Failure};
-pub(crate) use elected::{Elected, LeaseName};
+pub(crate) use elected::{ControllerName, Elected, LeaseName};
 pub(crate) use hub::Cluster;
 pub(crate) use list::{list, list_any};

@@ -18,7 +18,7 @@ use crate::config::{Code, Diagnostic, Severity};
 use crate::plane::Verdict;
 use crate::policy::gateway_api::Condition;
 
-/// Who says what we say of routes (`controllerName`).
+/// Who says what we say of routes (`controllerName`), unless it is to be said in another's place.
 pub(super) const CONTROLLER: &str = "policy.mesh-control/mesh";
 /// The condition that we say of all other objects.
 const RECONCILED: &str = "Reconciled";
@@ -63,12 +63,12 @@ pub(super) struct Wanted {
     pub(super) words: Value,
 }
 
-/// What is to be written of an object, unless it is there: since this time, where it was not so before.
-pub(super) fn wanted(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
+/// What is to be written of an object by this controller, unless it is there: since this time, where it was not so before.
+pub(super) fn wanted(fact: &Fact, verdict: &Verdict, controller: &str, now: &str) -> Option<Wanted> {
     match ObjectKind::ALL.into_iter().find(|kind| kind.title() == fact.resource.title) {
-        Some(kind) if kind.is_gateway_route() => route(fact, verdict, now),
+        Some(kind) if kind.is_gateway_route() => route(fact, verdict, controller, now),
         Some(ObjectKind::KubernetesGateway | ObjectKind::ListenerSet) => gateway(fact, verdict, now),
-        Some(ObjectKind::BackendTlsPolicy | ObjectKind::BackendTrafficPolicy) => policy(fact, verdict, now),
+        Some(ObjectKind::BackendTlsPolicy | ObjectKind::BackendTrafficPolicy) => policy(fact, verdict, controller, now),
         _ => istio(fact, verdict, now),
     }
 }
@@ -236,11 +236,25 @@ fn not_accepted(standing: Standing, reason: &'static str, fact: &Fact, verdict: 
     Condition { name: "Accepted", holds: false, reason, message }
 }
 
-/// Of a GatewayClass of ours; others are nobody's business here. Whether Gateways are served goes by the names of their classes.
-pub(super) fn class(fact: &Fact, now: &str) -> Option<Wanted> {
+/// Whether a controller of this name is this one: what it said by its own name is its to take back, too.
+fn is_said_by(name: &str, controller: &str) -> bool {
+    name == controller || name == CONTROLLER
+}
+
+/// The controller of a GatewayClass whose Gateways are served here, where that is somebody else: nobody here says so in its status.
+pub(super) fn foreign_controller(fact: &Fact, controller: &str) -> Option<String> {
+    let object: Value = serde_json::from_str(&fact.text).ok()?;
+    let name = text(object.get("spec")?, "controllerName");
+    let is_served = CLASSES.contains(&text(object.get("metadata")?, "name"));
+    (is_served && !is_said_by(name, controller)).then(|| name.to_owned())
+}
+
+/// Of a GatewayClass of this controller; others are nobody's business here. Whether Gateways are served goes by the names of their
+/// classes.
+pub(super) fn class(fact: &Fact, controller: &str, now: &str) -> Option<Wanted> {
     let object: Value = serde_json::from_str(&fact.text).ok()?;
     let (metadata, spec) = (object.get("metadata")?, object.get("spec")?);
-    if text(spec, "controllerName") != CONTROLLER {
+    if !is_said_by(text(spec, "controllerName"), controller) {
         return None;
     }
     let is_served = CLASSES.contains(&text(metadata, "name"));
@@ -316,15 +330,16 @@ fn at_each(
     fact: &Fact,
     (all, one, most): (&str, &str, usize),
     said: &[(Value, Vec<Condition>)],
+    controller: &str,
     now: &str,
 ) -> Option<Wanted> {
     let before = list(fact.status.as_ref(), all);
     let (known, others): (Vec<&Value>, Vec<&Value>) =
-        before.iter().partition(|entry| text(entry, "controllerName") == CONTROLLER);
+        before.iter().partition(|entry| is_said_by(text(entry, "controllerName"), controller));
     let entry = |(reference, said): &(Value, Vec<Condition>)| {
         let before = known.iter().find(|entry| entry.get(one) == Some(reference));
         let before = by_type(list(before.copied(), "conditions"));
-        json!({one: reference, "controllerName": CONTROLLER, "conditions": conditions(said, &before, fact, now)})
+        json!({one: reference, "controllerName": controller, "conditions": conditions(said, &before, fact, now)})
     };
     let ours: Vec<Value> = said.iter().map(entry).collect();
     let words = timeless(&json!(ours));
@@ -335,7 +350,7 @@ fn at_each(
     Some(Wanted { patch: json!({all: entries}), words })
 }
 
-fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
+fn route(fact: &Fact, verdict: &Verdict, controller: &str, now: &str) -> Option<Wanted> {
     let object: Value = serde_json::from_str(&fact.text).ok()?;
     let references = list(object.get("spec"), "parentRefs");
     let said: Vec<(Value, Vec<Condition>)> = match verdict.standing {
@@ -350,11 +365,11 @@ fn route(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
             references.iter().filter(is_meant).map(|one| (one.clone(), vec![said.clone()])).collect()
         }
     };
-    at_each(fact, ("parents", "parentRef", MOST_PARENTS), &said, now)
+    at_each(fact, ("parents", "parentRef", MOST_PARENTS), &said, controller, now)
 }
 
 /// Of a policy of Gateway API: what became of it at each of its targets, which stand for all that is in front of them.
-fn policy(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
+fn policy(fact: &Fact, verdict: &Verdict, controller: &str, now: &str) -> Option<Wanted> {
     let object: Value = serde_json::from_str(&fact.text).ok()?;
     let targets = list(object.get("spec"), "targetRefs");
     let at = |target: &Value| {
@@ -374,7 +389,7 @@ fn policy(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
             targets.iter().map(|one| (at(one), vec![said.clone()])).collect()
         }
     };
-    at_each(fact, ("ancestors", "ancestorRef", MOST_ANCESTORS), &said, now)
+    at_each(fact, ("ancestors", "ancestorRef", MOST_ANCESTORS), &said, controller, now)
 }
 
 /// Whether a parent of a route of this namespace is something of the mesh, or a Gateway of ours or a ListenerSet of one.
@@ -397,6 +412,12 @@ mod tests {
 
     const T1: &str = "2026-11-30T01:00:00Z";
     const T2: &str = "2026-11-30T02:00:00Z";
+    const ISTIOS: &str = "istio.io/gateway-controller";
+
+    /// As the controller that this is where nothing else is said.
+    fn wanted(fact: &Fact, verdict: &Verdict, now: &str) -> Option<Wanted> {
+        super::wanted(fact, verdict, CONTROLLER, now)
+    }
 
     fn fact(kind: &str, object: &Value) -> Fact {
         let resource = RESOURCES.iter().find(|one| one.kind == kind).expect("a kind");
@@ -666,7 +687,7 @@ spec: {gatewayClassName: other, listeners: [{name: tls, port: 443, protocol: TLS
     #[test]
     fn a_class_of_ours_says_whether_its_gateways_are_served_and_with_what_and_anothers_nothing() {
         let parameters = json!({"group": "", "kind": "ConfigMap", "name": "a"});
-        let asked = |name: &str, controller: &str, parameters: &Value, status: &Value| {
+        let fact_of = |name: &str, controller: &str, parameters: &Value, status: &Value| {
             let mut spec = json!({"controllerName": controller});
             if !parameters.is_null() {
                 spec["parametersRef"] = parameters.clone();
@@ -676,7 +697,10 @@ spec: {gatewayClassName: other, listeners: [{name: tls, port: 443, protocol: TLS
             });
             let known = ("".into(), name.into());
             let text = objects::text(&CLASS, "v1", &object);
-            class(&Fact::of(&CLASS, "v1", &known, objects::text_name(&CLASS, &known), text, &object), T1)
+            Fact::of(&CLASS, "v1", &known, objects::text_name(&CLASS, &known), text, &object)
+        };
+        let asked = |name: &str, controller: &str, parameters: &Value, status: &Value| {
+            class(&fact_of(name, controller, parameters, status), CONTROLLER, T1)
         };
         let (none, pending) = (Value::Null, json!({"type": "Accepted", "status": "Unknown", "lastTransitionTime": T2}));
         let foreign = json!({"type": "SupportedVersion", "status": "True", "lastTransitionTime": T2});
@@ -696,7 +720,16 @@ spec: {gatewayClassName: other, listeners: [{name: tls, port: 443, protocol: TLS
             assert_eq!((said.as_str(), list(Some(&wanted.patch), "supportedFeatures").len()), (expected, features));
             assert_eq!(asked(name, CONTROLLER, parameters, &patched(&before, &wanted)), None, "it is there");
         }
-        assert_eq!(asked("istio", "istio.io/gateway-controller", &none, &before), None);
+        assert_eq!(asked("istio", ISTIOS, &none, &before), None);
+        // Whose status nobody writes is known, and it is written in another's place where that is asked for.
+        for (name, controller, expected) in
+            [("istio", ISTIOS, Some(ISTIOS)), ("other", ISTIOS, None), ("istio", CONTROLLER, None)]
+        {
+            let fact = fact_of(name, controller, &none, &before);
+            assert_eq!(foreign_controller(&fact, CONTROLLER).as_deref(), expected, "{name} {controller}");
+            assert_eq!(foreign_controller(&fact, ISTIOS), None, "{name} {controller}");
+            assert!(class(&fact, ISTIOS, T1).is_some(), "{name} {controller}");
+        }
         assert!(FEATURES.is_sorted());
     }
 

@@ -14,13 +14,13 @@ use tracing::{debug, warn};
 
 use super::attempts::{Attempts, May};
 use super::client::Failure;
-use super::elected::clock;
+use super::elected::{ControllerName, clock};
 use super::facts::Fact;
 use super::follow::Pace;
 use super::hub::Cluster;
 use super::kinds::CLASS;
 use super::objects::{text, text_name};
-use super::status::{Wanted, class, wanted};
+use super::status::{Wanted, class, foreign_controller, wanted};
 use crate::period::date;
 use crate::plane::{Asked, Plane};
 
@@ -41,10 +41,11 @@ pub(super) async fn write(
     cluster: &Cluster,
     plane: &Plane,
     mut holds: watch::Receiver<Option<Instant>>,
+    controller: &ControllerName,
     gathered: Duration,
 ) {
     let (mut attempts, mut failures) = (Attempts::default(), 0);
-    let (mut of_classes, mut looked) = (Attempts::default(), None::<Instant>);
+    let (mut of_classes, mut looked, mut told) = (Attempts::default(), None::<Instant>, HashSet::new());
     let mut snapshots = plane.subscribe();
     loop {
         // It is there for as long as this is.
@@ -52,9 +53,9 @@ pub(super) async fn write(
             return;
         }
         snapshots.mark_unchanged();
-        let (facts, asked) = (cluster.clone(), plane.clone());
+        let (facts, asked, own) = (cluster.clone(), plane.clone(), controller.clone());
         // What is there to compare is as much as the cluster holds.
-        let Ok((names, due)) = spawn_blocking(move || look(&facts, &asked)).await else { return };
+        let Ok((names, due)) = spawn_blocking(move || look(&facts, &asked, &own)).await else { return };
         attempts.retain(&names.iter().map(|name| &**name).collect());
         match write_all(cluster, &mut attempts, due, &holds).await {
             Ok(()) => failures = 0,
@@ -69,7 +70,7 @@ pub(super) async fn write(
         }
         if looked.is_none_or(|at| at.elapsed() >= AGAIN) {
             looked = Some(Instant::now());
-            if let Err(why) = write_classes(cluster, &mut of_classes, &holds).await {
+            if let Err(why) = write_classes(cluster, controller, (&mut of_classes, &mut told), &holds).await {
                 debug!("the status of GatewayClasses is not written: {why}");
             }
         }
@@ -87,25 +88,26 @@ fn is_held(until: Option<Instant>) -> bool {
 }
 
 /// What belongs into every status, and is not there; and the names of all objects that have one.
-fn look(cluster: &Cluster, plane: &Plane) -> (HashSet<Arc<str>>, Due) {
+fn look(cluster: &Cluster, plane: &Plane, controller: &ControllerName) -> (HashSet<Arc<str>>, Due) {
     let facts = cluster.facts();
     let asked: Vec<Asked> = facts.iter().map(|fact| fact.asked()).collect();
     let names = facts.iter().map(|fact| fact.text_name.clone()).collect();
     let (verdicts, now) = (plane.verdicts(&asked), date(clock().as_secs()));
     let due = facts.into_iter().zip(verdicts).filter_map(|(fact, verdict)| {
-        let wanted = wanted(&fact, &verdict?, &now)?;
+        let wanted = wanted(&fact, &verdict?, controller.as_str(), &now)?;
         Some((fact, wanted))
     });
     (names, due.collect())
 }
 
-/// Writes what became of GatewayClasses, as they are now: they are not followed.
+/// Writes what became of GatewayClasses, as they are now: they are not followed. Of which of ours nobody says that here is `told` once.
 ///
 /// # Errors
 /// Why nothing can be written now.
 async fn write_classes(
     cluster: &Cluster,
-    attempts: &mut Attempts,
+    controller: &ControllerName,
+    (attempts, told): (&mut Attempts, &mut HashSet<Arc<str>>),
     holds: &watch::Receiver<Option<Instant>>,
 ) -> Result<(), Failure> {
     const VERSION: &str = "v1";
@@ -118,9 +120,20 @@ async fn write_classes(
     let items = listed.get("items").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let facts: Vec<Arc<Fact>> = items.iter().filter_map(|item| class_fact(item, VERSION)).map(Arc::new).collect();
     attempts.retain(&facts.iter().map(|fact| &*fact.text_name).collect());
+    for fact in &facts {
+        if let Some(other) = foreign_controller(fact, controller.as_str())
+            && told.insert(fact.text_name.clone())
+        {
+            warn!(
+                "{} is of the controller {other}: its Gateways are served, and whether they are is for that one to say in its status; where \
+                 it does not run any more, `--gateway-controller {other}` has it said in its place",
+                fact.id()
+            );
+        }
+    }
     let now = date(clock().as_secs());
     let due = facts.into_iter().filter_map(|fact| {
-        let wanted = class(&fact, &now)?;
+        let wanted = class(&fact, controller.as_str(), &now)?;
         Some((fact, wanted))
     });
     write_all(cluster, attempts, due.collect(), holds).await

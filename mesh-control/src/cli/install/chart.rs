@@ -20,6 +20,7 @@ const NAMESPACE: &str = "chart-namespace";
 const REVISION: &str = "chart-revision";
 const WATCHED: &str = "chart-watched";
 const CA: &str = "chart-ca";
+const CONTROLLER: &str = "chart/controller";
 const REPLICAS: u16 = 60_999;
 
 /// What may be set, and the condition that it is.
@@ -30,14 +31,16 @@ enum Set {
     Redis,
     StatusNamespaces,
     Namespaces,
+    GatewayController,
 }
 
-const OPTIONS: [(Set, &str); 5] = [
+const OPTIONS: [(Set, &str); 6] = [
     (Set::Webhook, "$.Values.webhook.ca"),
     (Set::WebhookClients, "$.Values.webhook.clientCa"),
     (Set::Redis, "$.Values.redisSecret"),
     (Set::StatusNamespaces, "$.Values.statusNamespaces"),
     (Set::Namespaces, "$.Values.kubernetesNamespaces"),
+    (Set::GatewayController, "$.Values.gatewayController"),
 ];
 
 /// What is printed with everything set but this.
@@ -55,6 +58,7 @@ fn printed(without: &[Set], watched: &str) -> Vec<(Key, String)> {
         redis_secret: has(Set::Redis).then(|| "chart-redis".to_owned()),
         status_namespaces: listed(Set::StatusNamespaces, "chart-status"),
         kubernetes_namespaces: listed(Set::Namespaces, watched),
+        gateway_controller: has(Set::GatewayController).then(|| CONTROLLER.parse().expect("a name")),
         ..defaults()
     };
     let clients = has(Set::WebhookClients).then(|| "chart-clients\n".to_owned());
@@ -181,6 +185,7 @@ fn filled(text: &str) -> String {
         ("chart-memory".to_owned(), "$.Values.resources.requests.memory".to_owned()),
         ("chart-limit".to_owned(), "$.Values.resources.limits.memory".to_owned()),
         ("chart-redis".to_owned(), "$.Values.redisSecret".to_owned()),
+        (CONTROLLER.to_owned(), "$.Values.gatewayController".to_owned()),
         ("chart-status".to_owned(), "join \", \" $.Values.statusNamespaces".to_owned()),
         (ca, "$.Values.webhook.ca | b64enc".to_owned()),
         (
@@ -224,7 +229,7 @@ fn the_values_of_the_chart_are_the_defaults_of_install() {
     assert_eq!(values["replicas"], replicas);
     let resources = serde_json::json!({"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory_limit}});
     assert_eq!(values["resources"], resources);
-    for unset in ["image", "revision", "redisSecret"] {
+    for unset in ["image", "revision", "redisSecret", "gatewayController"] {
         assert_eq!(values[unset], "", "{unset}");
     }
     for unset in ["kubernetesNamespaces", "statusNamespaces"] {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::super::elected::{Elected, LeaseName};
+use super::super::elected::{ControllerName, Elected, LeaseName};
 use super::super::lease::Timing;
 use super::super::status::CONTROLLER;
 use super::fake::Fake;
@@ -19,10 +19,15 @@ spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{backendRefs
 
 /// One that stands for election, and looks at once whether it is its turn.
 fn stand(follower: &Follower) -> Elected {
+    stand_as(follower, ControllerName::default())
+}
+
+/// The same, which says it in the place of another controller.
+fn stand_as(follower: &Follower, controller: ControllerName) -> Elected {
     let ms = Duration::from_millis;
     let timing = Timing { lease: ms(1000), held: ms(600), look: ms(20) };
     let lease: LeaseName = "mesh/control".parse().expect("a name");
-    Elected::start_at(&follower.cluster, &follower.plane, lease, timing, ms(10))
+    Elected::start_at(&follower.cluster, &follower.plane, (lease, controller), timing, ms(10))
 }
 
 fn reconciled(status: &Value) -> (String, String, i64) {
@@ -98,6 +103,31 @@ async fn classes_of_ours_say_whether_their_gateways_are_served_and_those_of_othe
         let class = fake.world().class(name);
         assert_eq!(class["status"]["conditions"][0]["reason"].as_str(), expected, "{name}");
     }
+    elected.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_istiod_wrote_is_taken_over_where_its_controller_is_this_one() {
+    const ISTIOS: &str = "istio.io/gateway-controller";
+    let fake = Fake::start().await;
+    fake.apply(WEB);
+    fake.apply(&format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: istio}}\n\
+         spec: {{controllerName: {ISTIOS}}}\n---\n{ROUTE}"
+    ));
+    let parent = json!({"group": "", "kind": "Service", "name": "web"});
+    let old = |controller: &str| json!({"parentRef": parent, "controllerName": controller, "conditions": []});
+    let mut route = fake.world().object("httproutes", "r");
+    route["status"] = json!({"parents": [old(ISTIOS), old("other.example/controller"), old(CONTROLLER)]});
+    fake.put(route);
+    let follower = follow(&fake).await;
+    let elected = stand_as(&follower, ISTIOS.parse().expect("a name"));
+    fake.until("both", |fake| fake.count("written gatewayclasses") == 1 && fake.count("written httproutes") == 1).await;
+    let class = fake.world().class("istio");
+    assert_eq!(class["status"]["conditions"][0]["reason"], "Accepted");
+    let parents = fake.status("httproutes", "r")["parents"].clone();
+    let names: Vec<_> = parents.as_array().expect("parents").iter().map(|one| one["controllerName"].clone()).collect();
+    assert_eq!(names, ["other.example/controller", ISTIOS]);
     elected.stop().await;
 }
 
