@@ -216,8 +216,6 @@ impl ServerContext {
                     Some(facts) => trace.begin(tracing, request.headers(), &mut facts.info.random),
                     None => trace.begin(tracing, request.headers(), &mut fastrand::Rng::new()),
                 };
-                let is_logged =
-                    !access_logs.is_empty() || facts.as_ref().is_some_and(|facts| facts.info.head().is_some());
                 if begun.is_some() || is_logged {
                     self.trace(begun.map(|begun| (begun, tracing)), trace, facts, request);
                     RequestHead::received(request)
