@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::balance::PickArgs;
 use crate::model::{
-    ApiListener, Cluster, ClusterKind, ClusterTls, Clusters, Endpoints, FileTls, Forward, HttpManager, Listener,
+    ApiListener, Cluster, ClusterKind, ClusterTls, Clusters, Endpoints, ForeignTls, Forward, HttpManager, Listener,
     Mirror, Roots, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Secret, Sni, VirtualHost,
     WeightedCluster,
 };
@@ -146,15 +146,15 @@ async fn a_secret_is_let_go_with_the_last_who_needs_it_and_not_before_requests_t
         let secret = Resource::Secret(Arc::new(Secret::Unusable(says.into())));
         Change::Put(key(ResourceType::Secret, "s"), secret)
     };
-    let mut tls = FileTls::with(Sni::None, Roots::Nobody);
-    tls.files.secret = Some("s".into());
-    let files = tls.files.clone();
+    let mut tls = ForeignTls::with(Sni::None, Roots::Nobody);
+    tls.material.secret = Some("s".into());
+    let files = tls.material.clone();
     let mut secured = Cluster::new("a", ClusterKind::Eds { service_name: "a".into() });
-    secured.tls = ClusterTls::Files(Arc::new(tls));
+    secured.tls = ClusterTls::Foreign(Arc::new(tls));
     let secured = Resource::Cluster(Arc::new(secured));
     let secured = Change::Put(key(ResourceType::Cluster, "a"), secured);
     let says = |sink: &Sink| {
-        let read = sink.certificates().files().read(&files, std::time::SystemTime::now());
+        let read = sink.certificates().material().read(&files, std::time::SystemTime::now());
         read.expect_err("there is no key in it").to_string()
     };
     let gone = "s: this secret is not there, or not for this workload";

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use mesh_core::state::ConnectionPermit;
 use mesh_core::store::TargetEntry;
-use mesh_core::tls::{Certificates, FileReader, ForeignPeer, Peer};
+use mesh_core::tls::{Certificates, ForeignPeer, MaterialReader, Peer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -240,13 +240,13 @@ pub(crate) async fn distrusted(mut peer: Peer, certificates: Arc<Certificates>) 
 const LOOK: Duration = Duration::from_secs(2);
 
 /// The same of a server outside of the mesh: files say who vouches for it, and who is revoked.
-pub(crate) async fn outdated(mut peer: ForeignPeer, reader: Arc<FileReader>) -> Arc<str> {
+pub(crate) async fn outdated(mut peer: ForeignPeer, reader: Arc<MaterialReader>) -> Arc<str> {
     loop {
         tokio::time::sleep(LOOK).await;
         let (reader, tls) = (Arc::clone(&reader), Arc::clone(peer.tls()));
         let now = SystemTime::now();
         // All connections share a look.
-        let looked = tokio::task::spawn_blocking(move || reader.recent(&tls.files, LOOK / 2, now)).await;
+        let looked = tokio::task::spawn_blocking(move || reader.recent(&tls.material, LOOK / 2, now)).await;
         // What cannot be read any more was good when the connection was made.
         let Ok(Ok(trust)) = looked else { continue };
         if let Err(invalid) = peer.check(&trust, now) {

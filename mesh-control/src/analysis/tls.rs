@@ -18,7 +18,7 @@ use crate::config::locate::locate;
 use crate::policy::destination_rules::Around;
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
-use crate::policy::traffic::{FileTls, Roots, ServerTls, Tls};
+use crate::policy::traffic::{ForeignTls, Roots, ServerTls, Tls};
 use crate::policy::view::View;
 use crate::policy::{Cluster, Policy};
 use crate::registry::host::{covers, in_namespace};
@@ -219,23 +219,23 @@ fn why_fails(asked: &Tls, server: ServerTls, protocol: Protocol) -> Option<Strin
         (Tls::Mesh { .. }, ServerTls::Plaintext) => {
             Some("it asks for mutual TLS, and the workloads speak plaintext (@)".to_owned())
         }
-        (Tls::ByFiles(_), ServerTls::Plaintext) if !is_opaque => {
+        (Tls::Foreign(_), ServerTls::Plaintext) if !is_opaque => {
             Some("it asks for TLS, and the workloads speak plaintext (@)".to_owned())
         }
-        (Tls::ByFiles(files), ServerTls::Strict | ServerTls::Permissive) => by_files(files),
+        (Tls::Foreign(tls), ServerTls::Strict | ServerTls::Permissive) => foreign(tls),
         _ => None,
     }
 }
 
-/// Why workloads of the mesh do not take a client that has its TLS by files.
-fn by_files(files: &FileTls) -> Option<String> {
+/// Why workloads of the mesh do not take a client that has TLS of its own.
+fn foreign(tls: &ForeignTls) -> Option<String> {
     const INSTEAD: &str = "ISTIO_MUTUAL asks for the mesh's own";
-    if files.identity.is_none() {
+    if tls.identity.is_none() {
         return Some(format!(
             "it shows no certificate, and the workloads take TLS only from those who show one of the mesh (@); {INSTEAD}"
         ));
     }
-    let is_proven = files.roots == Roots::Nobody || files.names.iter().any(|name| name.starts_with("spiffe://"));
+    let is_proven = tls.roots == Roots::Nobody || tls.names.iter().any(|name| name.starts_with("spiffe://"));
     (!is_proven).then(|| {
         format!(
             "the server has to prove a name, and the workloads prove identities (spiffe://...) only (@): write theirs in \

@@ -11,10 +11,10 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use http::Uri;
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
-use mesh_core::model::{FileTls, Roots, Sni};
+use mesh_core::model::{ForeignTls, Roots, Sni};
 use mesh_core::printable::printable;
 use mesh_core::request::is_this_machine;
-use mesh_core::tls::{FileReader, foreign_config, foreign_name};
+use mesh_core::tls::{MaterialReader, foreign_config, foreign_name};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -102,7 +102,7 @@ pub(crate) struct Client {
 #[derive(Debug)]
 struct Shared {
     access: Access,
-    reader: Arc<FileReader>,
+    reader: Arc<MaterialReader>,
     /// The member that is asked, once it is known.
     present: Mutex<Option<Member>>,
     /// Whose turn it is, counted on without an end.
@@ -276,10 +276,10 @@ impl Client {
             return Ok(Box::new(stream));
         }
         let roots = self.shared.access.ca.clone().map_or(Roots::System, Roots::File);
-        let mut tls = FileTls::with(Sni::Fixed(host.into()), roots);
-        tls.files.identity.clone_from(&self.shared.access.identity);
+        let mut tls = ForeignTls::with(Sni::Fixed(host.into()), roots);
+        tls.material.identity.clone_from(&self.shared.access.identity);
         let (tls, reader) = (Arc::new(tls), self.shared.reader.clone());
-        let files = tls.files.clone();
+        let files = tls.material.clone();
         let trust =
             spawn_blocking(move || reader.read(&files, SystemTime::now())).await?.map_err(|it| anyhow!("{it}"))?;
         let config = foreign_config(&tls, &trust, Some(b"h2")).map_err(|invalid| anyhow!("{invalid}"))?;

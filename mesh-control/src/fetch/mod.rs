@@ -17,8 +17,8 @@ use http::{Request, Response, StatusCode, Uri};
 use http_body_util::Empty;
 use hyper::body::{Bytes, Incoming};
 use mesh_core::error::Invalid;
-use mesh_core::model::{FileTls, Roots, Sni};
-use mesh_core::tls::{FileTrust, foreign_config, foreign_name};
+use mesh_core::model::{ForeignTls, Roots, Sni};
+use mesh_core::tls::{ForeignTrust, foreign_config, foreign_name};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
@@ -163,12 +163,12 @@ impl Trust {
             Trust::Web(None) | Trust::By(_) => Roots::System,
             Trust::Web(Some(path)) => Roots::File(path.clone()),
         };
-        let tls = Arc::new(FileTls::with(Sni::Fixed(host.into()), roots));
+        let tls = Arc::new(ForeignTls::with(Sni::Fixed(host.into()), roots));
         let name = foreign_name(&tls, None)?;
         if let Trust::By(config) = self {
             return Ok((config.clone(), name));
         }
-        let trust = Arc::new(FileTrust::read(&tls.files, SystemTime::now())?);
+        let trust = Arc::new(ForeignTrust::read(&tls.material, SystemTime::now())?);
         Ok((Arc::new(foreign_config(&tls, &trust, None)?), name))
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::gateway_api::{Condition, Fault, INVALID, TargetStatus, by_age, own_service};
-use super::traffic::{FileTls, Roots};
+use super::traffic::{ForeignTls, Roots};
 use crate::config::diagnostic::Origin;
 use crate::config::file::{Governs, Object, Objects, Refused};
 use crate::config::gateway_api::LocalReference;
@@ -37,7 +37,7 @@ struct OfService {
     /// Where that is written.
     origin: Origin,
     /// How; or why nobody can.
-    says: Result<FileTls, Arc<str>>,
+    says: Result<ForeignTls, Arc<str>>,
 }
 
 /// What policies refer to: the authorities of ConfigMaps, by namespace and name.
@@ -78,7 +78,7 @@ impl BackendTls {
         &mut self,
         object: &Object<BackendTlsPolicy>,
         target: &PolicyTarget,
-        says: &Result<FileTls, Fault>,
+        says: &Result<ForeignTls, Fault>,
         services: &Services,
     ) -> Result<(), Fault> {
         let own = &*object.meta.namespace;
@@ -130,7 +130,7 @@ impl BackendTls {
         &mut self,
         object: &Object<BackendTlsPolicy>,
         index: usize,
-        (fault, says): (Option<Fault>, &Result<FileTls, Fault>),
+        (fault, says): (Option<Fault>, &Result<ForeignTls, Fault>),
         services: &Services,
         found: &mut Vec<Diagnostic>,
     ) {
@@ -175,7 +175,7 @@ impl BackendTls {
 
     /// How a port of a Service is called, or why it is not; `None` where no policy says so. What is for the port alone counts before
     /// what is for all of them.
-    pub fn of(&self, host: &str, port: &str) -> Option<Result<&FileTls, &Arc<str>>> {
+    pub fn of(&self, host: &str, port: &str) -> Option<Result<&ForeignTls, &Arc<str>>> {
         Some(self.for_port(host, port)?.says.as_ref())
     }
 
@@ -210,7 +210,7 @@ fn missed(object: &Object<BackendTlsPolicy>, target: &PolicyTarget, services: &S
 }
 
 impl Lookup<'_> {
-    fn compile(&self, object: &Object<BackendTlsPolicy>) -> Result<FileTls, Fault> {
+    fn compile(&self, object: &Object<BackendTlsPolicy>) -> Result<ForeignTls, Fault> {
         let (validation, own) = (&object.spec.validation, &*object.meta.namespace);
         if let Some(option) = object.spec.options.keys().next() {
             return Err((INVALID, format!("option {option} is not known")));
@@ -223,7 +223,7 @@ impl Lookup<'_> {
                 Roots::Text(texts.collect::<Result<Vec<String>, Fault>>()?.join("\n").into())
             }
         };
-        Ok(FileTls {
+        Ok(ForeignTls {
             sni: Some(validation.hostname.value.clone()),
             roots,
             revoked: None,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::locality::{self, LocalitySetting};
 use super::mesh::MeshSettings;
 use super::route::ClusterKey;
-use super::traffic::{self, Balancer, Bound, FileTls, HashedBy, LocalOrigin, Roots, SecretTls, Tls, Warmup};
+use super::traffic::{self, Balancer, Bound, ForeignTls, HashedBy, LocalOrigin, Roots, SecretTls, Tls, Warmup};
 use super::view::View;
 use crate::config::diagnostic::{Origin, Span};
 use crate::config::file::{Governs, Meta, Object, Refused};
@@ -543,7 +543,7 @@ impl From<&ClientTls> for Tls {
                     names: written.subject_alt_names.clone(),
                 }))
             }
-            TlsMode::Simple | TlsMode::Mutual => Tls::ByFiles(Box::new(FileTls {
+            TlsMode::Simple | TlsMode::Mutual => Tls::Foreign(Box::new(ForeignTls {
                 sni: text(&written.sni),
                 roots: match text(&written.ca_certificates) {
                     _ if written.insecure_skip_verify == Some(true) => Roots::Nobody,

@@ -729,16 +729,16 @@ impl Policy {
             traffic.tls = Tls::Plaintext;
         }
         // Where the rule names nobody, the service does (Istio: cluster_tls.go).
-        if let Tls::ByFiles(files) = &mut traffic.tls
-            && files.names.is_empty()
-            && files.roots != Roots::Nobody
+        if let Tls::Foreign(tls) = &mut traffic.tls
+            && tls.names.is_empty()
+            && tls.roots != Roots::Nobody
         {
-            files.names.clone_from(&service.names);
+            tls.names.clone_from(&service.names);
         }
         // What no rule says, policies of Gateway API do.
         let mut tls_policy = None;
-        if !is_said && let Some(Ok(files)) = self.backend_tls.of(&service.host, &port.name) {
-            traffic.tls = Tls::ByFiles(Box::new(files.clone()));
+        if !is_said && let Some(Ok(tls)) = self.backend_tls.of(&service.host, &port.name) {
+            traffic.tls = Tls::Foreign(Box::new(tls.clone()));
             tls_policy = self.backend_tls.place_of(&service.host, &port.name);
         }
         let mut budget_policy = None;

@@ -243,8 +243,8 @@ pub enum Tls {
     Automatic,
     /// A rule wants them in plaintext.
     Plaintext,
-    /// A rule wants TLS by files of the client.
-    ByFiles(Box<FileTls>),
+    /// A rule wants TLS with a server that need not be of the mesh: by files of the client, or by authorities that are told.
+    Foreign(Box<ForeignTls>),
     /// A rule wants TLS by a Secret.
     BySecret(Box<SecretTls>),
     /// A rule wants mutual TLS with the mesh's certificates.
@@ -256,9 +256,9 @@ pub enum Tls {
     },
 }
 
-/// TLS with a server that need not be of the mesh, by files that the client reads.
+/// TLS with a server that need not be of the mesh, by files that the client reads, or by authorities that it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileTls {
+pub struct ForeignTls {
     /// The name to ask for, if a rule says so.
     pub sni: Option<String>,
     /// Who vouches for the server.

@@ -21,7 +21,7 @@ use super::proto::{ads, any};
 use super::{is_marked, secrets};
 use crate::policy::Cluster;
 use crate::policy::route::ServerName;
-use crate::policy::traffic::{FileTls, Roots, SecretTls, Tls};
+use crate::policy::traffic::{ForeignTls, Roots, SecretTls, Tls};
 use crate::registry::WrittenEndpoint;
 
 /// How a client is to secure its connections to a cluster.
@@ -57,7 +57,7 @@ pub(super) fn upstream(
             let peers = if peers.is_empty() { of_identities() } else { peers.clone() };
             for_all(mutual(sni.clone().unwrap_or_else(|| own_sni(seen)), peers, has_certificates))
         }
-        Tls::ByFiles(files) => for_all(by_files(seen, files)),
+        Tls::Foreign(tls) => for_all(foreign(seen, tls)),
         Tls::BySecret(by) => match seen.rule.filter(|_| seen.has_secret) {
             Some(rule) => for_all(by_secret(seen, &rule.meta.namespace, by, over_same_stream)),
             // It is for nobody. A client that is told of it refuses to call rather than call in plaintext.
@@ -78,7 +78,7 @@ pub(super) fn is_by_endpoints(seen: &Cluster<'_>) -> bool {
     let is_written = match &seen.traffic.tls {
         Tls::Automatic => false,
         Tls::Mesh { peers, .. } => !peers.is_empty(),
-        Tls::Plaintext | Tls::ByFiles(_) | Tls::BySecret(_) => true,
+        Tls::Plaintext | Tls::Foreign(_) | Tls::BySecret(_) => true,
     };
     !is_written && seen.service.peers.is_empty()
 }
@@ -113,7 +113,7 @@ pub(super) fn of_grpc(
             // Without anybody to name, gRPC would take anybody.
             if peers.is_empty() { None } else { mutual(sni.clone().unwrap_or_else(|| own_sni(seen)), peers) }
         }
-        Tls::Mesh { .. } | Tls::ByFiles(_) | Tls::BySecret(_) => None,
+        Tls::Mesh { .. } | Tls::Foreign(_) | Tls::BySecret(_) => None,
     }
 }
 
@@ -161,13 +161,13 @@ pub(super) fn of_files(certificate: &str, key: &str) -> pb::TlsCertificate {
     }
 }
 
-/// TLS by files. The server has to prove the name that it is asked for, unless a rule names others: Istio, which lets the
-/// name of each request take its place, asks no proof of an `sni` that is written.
-pub(super) fn by_files(seen: &Cluster<'_>, files: &FileTls) -> pb::UpstreamTlsContext {
-    let certificates = files.identity.iter().map(|(certificate, key)| of_files(certificate, key));
-    let accepts_any = files.roots == Roots::Nobody;
+/// TLS with a server that need not be of the mesh. It has to prove the name that it is asked for, unless a rule names others: Istio,
+/// which lets the name of each request take its place, asks no proof of an `sni` that is written.
+pub(super) fn foreign(seen: &Cluster<'_>, tls: &ForeignTls) -> pb::UpstreamTlsContext {
+    let certificates = tls.identity.iter().map(|(certificate, key)| of_files(certificate, key));
+    let accepts_any = tls.roots == Roots::Nobody;
     let context = pb::CertificateValidationContext {
-        trusted_ca: match &files.roots {
+        trusted_ca: match &tls.roots {
             Roots::File(path) => Some(file(path)),
             Roots::Text(text) => Some(core::DataSource {
                 specifier: Some(core::data_source::Specifier::InlineString(text.to_string())),
@@ -175,18 +175,18 @@ pub(super) fn by_files(seen: &Cluster<'_>, files: &FileTls) -> pb::UpstreamTlsCo
             }),
             Roots::System | Roots::Nobody => None,
         },
-        system_root_certs: (files.roots == Roots::System).then(Default::default),
+        system_root_certs: (tls.roots == Roots::System).then(Default::default),
         trust_chain_verification: match accepts_any {
             true => TrustChainVerification::AcceptUntrusted.into(),
             false => TrustChainVerification::VerifyTrustChain.into(),
         },
-        crl: files.revoked.as_deref().map(file),
-        match_typed_subject_alt_names: files.names.iter().map(|name| exact(kind_of(name), name.clone())).collect(),
+        crl: tls.revoked.as_deref().map(file),
+        match_typed_subject_alt_names: tls.names.iter().map(|name| exact(kind_of(name), name.clone())).collect(),
         ..Default::default()
     };
     // Of a host that stands for many, only the call knows which it is.
     let is_of_many = seen.key.host.starts_with('*');
-    let sni = files.sni.clone().or_else(|| (!is_of_many).then(|| seen.key.host.to_string())).unwrap_or_default();
+    let sni = tls.sni.clone().or_else(|| (!is_of_many).then(|| seen.key.host.to_string())).unwrap_or_default();
     pb::UpstreamTlsContext {
         common_tls_context: Some(pb::CommonTlsContext {
             tls_certificates: certificates.collect(),
@@ -195,7 +195,7 @@ pub(super) fn by_files(seen: &Cluster<'_>, files: &FileTls) -> pb::UpstreamTlsCo
         }),
         auto_host_sni: sni.is_empty(),
         sni,
-        auto_sni_san_validation: files.names.is_empty() && !accepts_any,
+        auto_sni_san_validation: tls.names.is_empty() && !accepts_any,
         ..Default::default()
     }
 }
@@ -207,14 +207,14 @@ pub(super) fn by_secret(
     by: &SecretTls,
     told: impl Fn(String) -> pb::SdsSecretConfig,
 ) -> pb::UpstreamTlsContext {
-    let files = FileTls {
+    let tls = ForeignTls {
         sni: by.sni.clone(),
         roots: if by.verifies { Roots::System } else { Roots::Nobody },
         revoked: None,
         identity: None,
         names: by.names.clone(),
     };
-    let mut context = by_files(seen, &files);
+    let mut context = foreign(seen, &tls);
     if let Some(common) = &mut context.common_tls_context {
         if by.is_mutual {
             common.tls_certificate_sds_secret_configs = vec![told(secrets::certificate_name(namespace, &by.name))];

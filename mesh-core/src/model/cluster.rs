@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::id::ClusterName;
 use crate::identity::SpiffeId;
 use crate::model::{
-    BLACK_HOLE_CLUSTER, CircuitBreakers, DirectResponse, Endpoints, FileTls, Health, HealthCheck, OutlierDetection,
-    TlsFiles,
+    BLACK_HOLE_CLUSTER, CircuitBreakers, DirectResponse, Endpoints, ForeignTls, Health, HealthCheck, OutlierDetection,
+    TlsMaterial,
 };
 
 /// A validated Cluster.
@@ -323,7 +323,7 @@ pub enum ClusterTls {
     /// with the others: Istio's automatic mTLS.
     MutualWhereMarked(Arc<UpstreamTls>),
     /// TLS by files or secrets, with servers that need not be of the mesh.
-    Files(Arc<FileTls>),
+    Foreign(Arc<ForeignTls>),
     /// TLS is asked for and this build cannot provide it: every dial fails with this reason, and nothing is
     /// ever sent in plaintext.
     Unusable(Arc<str>),
@@ -354,25 +354,25 @@ impl ClusterTls {
     pub fn upstream(&self) -> Option<&Arc<UpstreamTls>> {
         match self {
             ClusterTls::Mutual(tls) | ClusterTls::MutualWhereMarked(tls) => Some(tls),
-            ClusterTls::None | ClusterTls::Files(_) | ClusterTls::Unusable(_) => None,
+            ClusterTls::None | ClusterTls::Foreign(_) | ClusterTls::Unusable(_) => None,
         }
     }
 
     /// The names of the secrets that it takes.
     pub fn secrets(&self) -> impl Iterator<Item = &Arc<str>> {
-        let files = match self {
-            ClusterTls::Files(tls) => Some(&tls.files),
+        let material = match self {
+            ClusterTls::Foreign(tls) => Some(&tls.material),
             ClusterTls::None | ClusterTls::Mutual(_) | ClusterTls::MutualWhereMarked(_) | ClusterTls::Unusable(_) => {
                 None
             }
         };
-        files.into_iter().flat_map(TlsFiles::secrets)
+        material.into_iter().flat_map(TlsMaterial::secrets)
     }
 
     /// Whether it has plaintext that a later version does not want any more.
     pub(crate) fn has_plaintext_beyond(&self, later: &ClusterTls) -> bool {
         match (self, later) {
-            (_, ClusterTls::None) | (ClusterTls::Mutual(_) | ClusterTls::Files(_) | ClusterTls::Unusable(_), _) => {
+            (_, ClusterTls::None) | (ClusterTls::Mutual(_) | ClusterTls::Foreign(_) | ClusterTls::Unusable(_), _) => {
                 false
             }
             // To those that are not marked, the later one sends it, too.

@@ -208,7 +208,7 @@ impl ClusterState {
             let is_secured = match &cluster.tls {
                 ClusterTls::Mutual(_) => true,
                 ClusterTls::MutualWhereMarked(_) => endpoint.mutual_tls,
-                ClusterTls::None | ClusterTls::Files(_) | ClusterTls::Unusable(_) => false,
+                ClusterTls::None | ClusterTls::Foreign(_) | ClusterTls::Unusable(_) => false,
             };
             self.report(cluster, state, locality, is_secured);
         }

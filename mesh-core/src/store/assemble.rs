@@ -188,7 +188,7 @@ impl Assembly {
         let former = self.retired.iter().flat_map(|view| view.clusters());
         let leaves = former.chain(self.compiled.values()).flat_map(|cluster| cluster.leaves());
         let held: HashSet<&Arc<str>> = leaves.flat_map(|leaf| leaf.cluster.tls.secrets()).collect();
-        let reader = self.states.certificates().files();
+        let reader = self.states.certificates().material();
         self.unneeded.retain(|key| {
             let is_held = held.contains(&key.name);
             if !is_held {
@@ -228,7 +228,7 @@ impl Assembly {
 
     /// Hands on what secrets say, to whoever connects by them. One that nobody needs would stay for good.
     fn note_secrets(&self, changes: &[Change]) {
-        let reader = self.states.certificates().files();
+        let reader = self.states.certificates().material();
         for change in changes {
             match change {
                 Change::Put(key, Resource::Secret(secret)) if self.needed_by.contains_key(key) => {

@@ -22,9 +22,9 @@ use webpki::RevocationCheckDepth;
 
 use super::chain::{Side, Trust};
 use super::credentials::{PROVIDER, parsed};
-use super::files::{anchors_of, revoked_of};
 use super::foreign::has_one_of;
 use super::handshake::{refused, signatures};
+use super::material::{anchors_of, revoked_of};
 use super::revoked::Revoked;
 use super::svid;
 use crate::error::Invalid;

@@ -20,11 +20,11 @@ use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificat
 
 use super::chain::{Side, Trust, reason};
 use super::credentials::PROVIDER;
-use super::files::FileTrust;
 use super::handshake::{refused, signatures};
+use super::material::ForeignTrust;
 use super::peer::Shown;
 use crate::error::Invalid;
-use crate::model::{FileTls, NameKind, NameTest, Roots, Sni, StringTest, TlsVersions};
+use crate::model::{ForeignTls, NameKind, NameTest, Roots, Sni, StringTest, TlsVersions};
 
 /// How a client shakes hands with a server outside of the mesh, by what its files say. `alpn` is what it will speak, where
 /// that is known.
@@ -32,8 +32,8 @@ use crate::model::{FileTls, NameKind, NameTest, Roots, Sni, StringTest, TlsVersi
 /// # Errors
 /// Where rustls refuses the configuration.
 pub fn foreign_config(
-    tls: &Arc<FileTls>,
-    trust: &Arc<FileTrust>,
+    tls: &Arc<ForeignTls>,
+    trust: &Arc<ForeignTrust>,
     alpn: Option<&[u8]>,
 ) -> Result<ClientConfig, Invalid> {
     let versions: &[&SupportedProtocolVersion] = match tls.versions {
@@ -60,7 +60,7 @@ pub fn foreign_config(
 ///
 /// # Errors
 /// Where there is none, and the server has to prove it; or it is no name.
-pub fn foreign_name(tls: &FileTls, host: Option<&str>) -> Result<ServerName<'static>, Invalid> {
+pub fn foreign_name(tls: &ForeignTls, host: Option<&str>) -> Result<ServerName<'static>, Invalid> {
     let name = match &tls.sni {
         Sni::Fixed(name) => Some(&**name),
         Sni::OfEndpoint => host,
@@ -86,8 +86,8 @@ impl ForeignPeer {
     /// The server of a connection that was made by these files, asking for this name.
     pub fn server(
         connection: &CommonState,
-        tls: &Arc<FileTls>,
-        trust: &Arc<FileTrust>,
+        tls: &Arc<ForeignTls>,
+        trust: &Arc<ForeignTrust>,
         name: ServerName<'static>,
     ) -> Option<Self> {
         let shown = Shown::new(connection.peer_certificates()?);
@@ -98,7 +98,7 @@ impl ForeignPeer {
     ///
     /// # Errors
     /// Why it would not.
-    pub fn check(&mut self, trust: &Arc<FileTrust>, now: SystemTime) -> Result<(), Invalid> {
+    pub fn check(&mut self, trust: &Arc<ForeignTrust>, now: SystemTime) -> Result<(), Invalid> {
         if self.accepts_any() {
             return Ok(());
         }
@@ -119,11 +119,11 @@ impl ForeignPeer {
     }
 
     fn accepts_any(&self) -> bool {
-        self.verifier.tls.files.roots == Roots::Nobody
+        self.verifier.tls.material.roots == Roots::Nobody
     }
 
     /// By which files.
-    pub fn tls(&self) -> &Arc<FileTls> {
+    pub fn tls(&self) -> &Arc<ForeignTls> {
         &self.verifier.tls
     }
 }
@@ -136,8 +136,8 @@ impl fmt::Debug for ForeignPeer {
 
 #[derive(Debug)]
 struct Verifier {
-    tls: Arc<FileTls>,
-    trust: Arc<FileTrust>,
+    tls: Arc<ForeignTls>,
+    trust: Arc<ForeignTrust>,
 }
 
 impl Verifier {

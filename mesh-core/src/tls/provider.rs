@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use tokio::sync::{Notify, watch};
 
-use super::{Credentials, FileReader, TrustBundles};
+use super::{Credentials, MaterialReader, TrustBundles};
 use crate::error::{ErrorKind, MeshError};
 
 /// The present credentials of a mesh. Whoever shakes hands asks here; whoever has an authority to ask puts them here.
@@ -20,8 +20,8 @@ pub struct Certificates {
     problem: watch::Sender<Option<Arc<str>>>,
     /// Told that the present ones may not be good any more.
     doubt: Notify,
-    /// What clusters have in files.
-    files: Arc<FileReader>,
+    /// What clusters go by for TLS with servers outside of the mesh.
+    material: Arc<MaterialReader>,
 }
 
 impl Default for Certificates {
@@ -32,7 +32,7 @@ impl Default for Certificates {
             wanted: watch::Sender::new(false),
             problem: watch::Sender::new(None),
             doubt: Notify::new(),
-            files: Arc::default(),
+            material: Arc::default(),
         }
     }
 }
@@ -71,9 +71,9 @@ impl Certificates {
         let _ = self.current.subscribe().wait_for(another).await;
     }
 
-    /// The reader of files that clusters name for TLS with servers outside of the mesh.
-    pub fn files(&self) -> &Arc<FileReader> {
-        &self.files
+    /// The reader of what clusters go by for TLS with servers outside of the mesh: files and secrets.
+    pub fn material(&self) -> &Arc<MaterialReader> {
+        &self.material
     }
 
     /// Whom the present ones trust; nobody, where there are none. Tells of changes of that and of nothing else.
@@ -99,8 +99,8 @@ impl Certificates {
     pub fn problems(&self, now: SystemTime) -> Vec<String> {
         let renewal = self.problem().map(|why| format!("no new certificate: {why}"));
         let revoked = self.trusted.borrow().check(now).err().map(|expired| expired.to_string());
-        let files = self.files.problems(now).into_iter().map(|invalid| invalid.to_string());
-        renewal.into_iter().chain(revoked).chain(files).collect()
+        let material = self.material.problems(now).into_iter().map(|invalid| invalid.to_string());
+        renewal.into_iter().chain(revoked).chain(material).collect()
     }
 
     /// Says that the present ones may not be good any more, because the authority is another one: whoever keeps them asks it

@@ -308,9 +308,9 @@ fn m18_no_list_takes_the_place_of_a_newer_one_of_its_issuer() {
     let put = |text: &str| std::fs::write(&path, text).expect("written");
     std::fs::write(&roots, &ours.pem).expect("written");
     put(&list(&ours, 5, 10, None));
-    let mut files = crate::model::FileTls::with(crate::model::Sni::None, crate::model::Roots::File(roots)).files;
+    let mut files = crate::model::ForeignTls::with(crate::model::Sni::None, crate::model::Roots::File(roots)).material;
     files.revoked = Some(path.clone());
-    let (reader, now) = (FileReader::default(), std::time::SystemTime::now());
+    let (reader, now) = (MaterialReader::default(), std::time::SystemTime::now());
     let good = reader.read(&files, now).expect("good");
     put(&list(&ours, 4, 11, None));
     assert!(reader.read(&files, now).expect("what it said before").is_same(&good));
@@ -320,11 +320,11 @@ fn m18_no_list_takes_the_place_of_a_newer_one_of_its_issuer() {
 
 #[test]
 fn what_a_secret_said_goes_on_where_a_newer_one_is_no_good_or_none_is_there() {
-    use crate::model::{FileTls, Roots, Secret, Sni};
+    use crate::model::{ForeignTls, Roots, Secret, Sni};
     let ours = Authority::named("ours");
     let name: Arc<str> = "kubernetes://shop/api-cacert".into();
-    let files = FileTls::with(Sni::None, Roots::Secret(Arc::clone(&name))).files;
-    let (reader, now) = (FileReader::default(), std::time::SystemTime::now());
+    let files = ForeignTls::with(Sni::None, Roots::Secret(Arc::clone(&name))).material;
+    let (reader, now) = (MaterialReader::default(), std::time::SystemTime::now());
     let why = reader.read(&files, now).expect_err("it is not known yet");
     assert!(why.to_string().starts_with("kubernetes://shop/api-cacert: this secret is not there"), "{why}");
     let with = |revoked: Option<String>| {
@@ -347,7 +347,7 @@ fn what_a_secret_said_goes_on_where_a_newer_one_is_no_good_or_none_is_there() {
 
 #[test]
 fn a_key_that_nobody_needs_is_let_go_with_its_secret_and_older_lists_do_not_come_back_with_it() {
-    use crate::model::{FileTls, Roots, Secret, Sni};
+    use crate::model::{ForeignTls, Roots, Secret, Sni};
     let ours = Authority::named("ours");
     let dir = tempfile::tempdir().expect("a directory");
     let (roots, lists) = (dir.path().join("ca.pem"), dir.path().join("crl.pem"));
@@ -358,11 +358,11 @@ fn a_key_that_nobody_needs_is_let_go_with_its_secret_and_older_lists_do_not_come
     };
     put(5);
     let name: Arc<str> = "kubernetes://shop/api".into();
-    let mut files = FileTls::with(Sni::None, Roots::File(roots)).files;
+    let mut files = ForeignTls::with(Sni::None, Roots::File(roots)).material;
     (files.revoked, files.secret) = (Some(lists.clone()), Some(Arc::clone(&name)));
     let (chain, key) = ours.sign(&leaf(&[WEB]));
     let secret = Arc::new(Secret::Certificate { chain: chain.into_bytes(), key: key.into_bytes() });
-    let (reader, now) = (FileReader::default(), SystemTime::now());
+    let (reader, now) = (MaterialReader::default(), SystemTime::now());
     reader.deliver(&name, Some(Arc::clone(&secret)));
     let trust = reader.read(&files, now).expect("good");
     let (kept, pair) = (Arc::downgrade(&trust), Arc::downgrade(&secret));

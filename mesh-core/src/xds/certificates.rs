@@ -17,7 +17,7 @@ use tonic_prost::ProstCodec;
 use crate::error::Invalid;
 use crate::request::{is_this_machine, split_authority};
 use crate::tls::{
-    CertificateRequest, Certificates, Credentials, NewestBundles, NewestLists, Revoked, SpiffeBundleMap, files,
+    CertificateRequest, Certificates, Credentials, NewestBundles, NewestLists, Revoked, SpiffeBundleMap, material,
 };
 use crate::xds::backoff::pause;
 use crate::xds::bootstrap::{Bootstrap, CertificateProvider, ChannelCredentials, Node, Server};
@@ -238,7 +238,7 @@ impl Token {
         match self {
             Token::Once(token) => Ok(token.clone()),
             Token::File(path) => {
-                let bytes = files::bytes(path).map_err(|invalid| invalid.to_string())?;
+                let bytes = material::bytes(path).map_err(|invalid| invalid.to_string())?;
                 let text = String::from_utf8(bytes).map_err(|_| format!("{} is no token", path.display()))?;
                 Ok(text.trim().to_owned())
             }
@@ -297,7 +297,7 @@ impl Provider {
     ) -> Result<Credentials, String> {
         match self {
             Provider::Files { certificate, key, roots, bundles, .. } => {
-                let read = |path: &PathBuf| files::bytes(path).map_err(|invalid| invalid.to_string());
+                let read = |path: &PathBuf| material::bytes(path).map_err(|invalid| invalid.to_string());
                 let within = |path: &PathBuf, invalid: Invalid| format!("{}: {invalid}", path.display());
                 let (certificate, key) = (read(certificate)?, read(key)?);
                 let authority = roots.as_ref().map(read).transpose()?.unwrap_or_default();

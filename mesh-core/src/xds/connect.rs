@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-use crate::tls::{Credentials, FileReader};
+use crate::tls::{Credentials, MaterialReader};
 use crate::xds::bootstrap::{ChannelCredentials, Server};
 use crate::xds::place::Place;
 use crate::xds::tls::{self, Io};
@@ -24,7 +24,7 @@ pub struct Connector(Way);
 
 #[derive(Clone)]
 enum Way {
-    Sockets(Arc<FileReader>),
+    Sockets(Arc<MaterialReader>),
     Custom(Arc<dyn Fn(&Server) -> Connecting + Send + Sync>),
 }
 

@@ -11,8 +11,8 @@ use tokio_rustls::TlsConnector;
 
 use crate::error::Invalid;
 use crate::identity::{SpiffeId, TrustDomain};
-use crate::model::{FileTls, Roots, Sni, UpstreamTls};
-use crate::tls::{self as mutual, Credentials, FileReader};
+use crate::model::{ForeignTls, Roots, Sni, UpstreamTls};
+use crate::tls::{self as mutual, Credentials, MaterialReader};
 use crate::xds::bootstrap::ClientTlsFiles;
 
 /// What is spoken over it.
@@ -25,17 +25,17 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// TLS over a connection to `host`, with the workload's own certificate where there is one and the files name none.
 pub(crate) async fn by_files(
-    reader: &Arc<FileReader>,
+    reader: &Arc<MaterialReader>,
     files: &ClientTlsFiles,
     host: &str,
     io: Box<dyn Io>,
     workload: Option<Arc<Credentials>>,
 ) -> io::Result<Box<dyn Io>> {
-    let mut tls = FileTls::with(Sni::Fixed(host.into()), Roots::File(files.ca_certificate.clone()));
-    tls.files.identity.clone_from(&files.identity);
+    let mut tls = ForeignTls::with(Sni::Fixed(host.into()), Roots::File(files.ca_certificate.clone()));
+    tls.material.identity.clone_from(&files.identity);
     let (tls, reader) = (Arc::new(tls), Arc::clone(reader));
     let own = Arc::clone(&tls);
-    let trust = tokio::task::spawn_blocking(move || reader.read(&own.files, SystemTime::now())).await;
+    let trust = tokio::task::spawn_blocking(move || reader.read(&own.material, SystemTime::now())).await;
     let failed = |invalid: Invalid| io::Error::other(format!("TLS with {host}: {invalid}"));
     let trust = trust.map_err(io::Error::other)?.map_err(failed)?;
     let mut config = mutual::foreign_config(&tls, &trust, Some(HTTP2)).map_err(failed)?;
@@ -81,7 +81,7 @@ mod tests {
         server.alpn_protocols = vec![HTTP2.to_vec()];
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let accepting = TlsAcceptor::from(Arc::new(server)).accept(theirs);
-        let (reader, files) = (Arc::<FileReader>::default(), ClientTlsFiles::new(authority));
+        let (reader, files) = (Arc::<MaterialReader>::default(), ClientTlsFiles::new(authority));
         let (dialled, _) = tokio::join!(by_files(&reader, &files, host, Box::new(ours), None), accepting);
         dialled.map(|_| ())
     }

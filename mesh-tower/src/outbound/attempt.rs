@@ -425,7 +425,7 @@ impl<T: Transport> ActiveRequest<T> {
         let service = cluster.and_then(|cluster| cluster.service.as_ref());
         // Who proves itself to an authority of files, or of a Secret, is none of the mesh.
         let is_outside = service.is_some_and(|service| service.is_external)
-            || cluster.is_some_and(|cluster| matches!(cluster.tls, ClusterTls::Files(_)));
+            || cluster.is_some_and(|cluster| matches!(cluster.tls, ClusterTls::Foreign(_)));
         if is_followed
             && !is_outside
             && let Some(mark) = self.info.hop().and_then(|hop| hop.mark(self.info.attempts).to_header())

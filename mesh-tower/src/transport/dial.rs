@@ -8,10 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 use mesh_core::error::{ErrorKind, Invalid, MeshError};
 use mesh_core::id::Address;
 use mesh_core::identity::SpiffeId;
-use mesh_core::model::{Cluster, ClusterTls, FileTls, UpstreamTls};
+use mesh_core::model::{Cluster, ClusterTls, ForeignTls, UpstreamTls};
 use mesh_core::state::{ConnectionPermit, EndpointState, TlsChanges};
 use mesh_core::tls::{
-    Credentials, FileTrust, ForeignPeer, Peer, client_config, foreign_config, foreign_name, server_name,
+    Credentials, ForeignPeer, ForeignTrust, Peer, client_config, foreign_config, foreign_name, server_name,
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -109,9 +109,9 @@ async fn open(
             let credentials = credentials.map_err(|_| Failed::Here(certificates.missing()))?;
             Ok(within(timeout, secure(cluster, endpoint, tls, &credentials, alpn)).await?)
         }
-        ClusterTls::Files(tls) => {
+        ClusterTls::Foreign(tls) => {
             let trust = within(timeout, read(endpoint, tls)).await.map_err(Failed::Here)?;
-            Ok(within(timeout, secure_by_files(cluster, endpoint, tls, &trust, alpn)).await?)
+            Ok(within(timeout, secure_foreign(cluster, endpoint, tls, &trust, alpn)).await?)
         }
         ClusterTls::None | ClusterTls::Unusable(_) => {
             Err(Failed::Here(MeshError::new(ErrorKind::Security, "TLS is wanted, and nothing says how")))
@@ -206,18 +206,18 @@ async fn secure(
 }
 
 /// What the files of a cluster say now.
-async fn read(endpoint: &EndpointState, tls: &Arc<FileTls>) -> Result<Arc<FileTrust>, MeshError> {
-    let (reader, own) = (Arc::clone(endpoint.certificates().files()), Arc::clone(tls));
-    let read = tokio::task::spawn_blocking(move || reader.read(&own.files, SystemTime::now())).await;
+async fn read(endpoint: &EndpointState, tls: &Arc<ForeignTls>) -> Result<Arc<ForeignTrust>, MeshError> {
+    let (reader, own) = (Arc::clone(endpoint.certificates().material()), Arc::clone(tls));
+    let read = tokio::task::spawn_blocking(move || reader.read(&own.material, SystemTime::now())).await;
     let read = read.map_err(|error| failed("TLS files were not read".into()).caused_by(error))?;
     read.map_err(unusable)
 }
 
-async fn secure_by_files(
+async fn secure_foreign(
     cluster: &Cluster,
     endpoint: &EndpointState,
-    tls: &Arc<FileTls>,
-    trust: &Arc<FileTrust>,
+    tls: &Arc<ForeignTls>,
+    trust: &Arc<ForeignTrust>,
     alpn: Option<&'static [u8]>,
 ) -> Result<Io, MeshError> {
     let config = foreign_config(tls, trust, alpn).map_err(unusable)?;
@@ -230,7 +230,7 @@ async fn secure_by_files(
     let stream = shaken.map_err(|error| failed("TLS".into()).caused_by(error))?;
     let peer = ForeignPeer::server(stream.get_ref().1, tls, trust, name);
     let peer = peer.ok_or_else(|| failed("TLS: the server has not shown who it is".into()))?;
-    let unwanted = forbidden(endpoint.tls_changes(), Secured::Files(Arc::clone(tls)));
+    let unwanted = forbidden(endpoint.tls_changes(), Secured::Foreign(Arc::clone(tls)));
     let end = peer.next_check();
     let replaceable = async move {
         match end {
@@ -238,7 +238,7 @@ async fn secure_by_files(
             None => std::future::pending().await,
         }
     };
-    let outdated = outdated(peer, Arc::clone(endpoint.certificates().files()));
+    let outdated = outdated(peer, Arc::clone(endpoint.certificates().material()));
     Ok(Io::of_client(Bytes::Tls(Box::new(stream.into())), replaceable, outdated, unwanted))
 }
 

@@ -110,7 +110,7 @@ where
             HttpVersion::Http2 => {
                 to_http2(head)?;
                 // What a server outside of the mesh is asked for, it is asked for by TLS (RFC 9113, 8.3.1).
-                let scheme = if matches!(cluster.tls, ClusterTls::Files(_)) { Scheme::HTTPS } else { Scheme::HTTP };
+                let scheme = if matches!(cluster.tls, ClusterTls::Foreign(_)) { Scheme::HTTPS } else { Scheme::HTTP };
                 if head.uri.scheme().is_some_and(|present| *present != scheme) {
                     edit(&mut head.uri, |uri| uri.scheme = Some(scheme));
                 }

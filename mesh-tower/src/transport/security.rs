@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::identity::SpiffeId;
-use mesh_core::model::{Cluster, ClusterTls, FileTls};
+use mesh_core::model::{Cluster, ClusterTls, ForeignTls};
 
 /// How the configuration wants connections to an endpoint secured. Every way to a connection asks for it, and only
 /// [`Security::of`] makes one.
@@ -24,8 +24,8 @@ pub(super) enum Secured {
     No,
     /// By mutual TLS with this peer, who was named the last time for being an endpoint, or by a rule.
     Mutual { peer: SpiffeId, by_endpoints: bool },
-    /// By TLS by files.
-    Files(Arc<FileTls>),
+    /// By TLS with a server that need not be of the mesh.
+    Foreign(Arc<ForeignTls>),
 }
 
 impl Secured {
@@ -48,7 +48,7 @@ impl Security {
     pub(crate) fn of(cluster: &Cluster, is_marked: bool) -> Result<Security, MeshError> {
         match &cluster.tls {
             ClusterTls::None => Ok(Security(Kind::Plaintext)),
-            ClusterTls::Mutual(_) | ClusterTls::Files(_) => Ok(Security(Kind::Tls)),
+            ClusterTls::Mutual(_) | ClusterTls::Foreign(_) => Ok(Security(Kind::Tls)),
             ClusterTls::MutualWhereMarked(_) if is_marked => Ok(Security(Kind::Tls)),
             ClusterTls::MutualWhereMarked(_) => Ok(Security(Kind::Plaintext)),
             ClusterTls::Unusable(reason) => Err(unusable(cluster, reason)),
@@ -84,8 +84,10 @@ impl Security {
             (ClusterTls::Mutual(_) | ClusterTls::MutualWhereMarked(_), _) => {
                 Err("mutual TLS is required by now".into())
             }
-            (ClusterTls::Files(wanted), Secured::Files(made)) if wanted == made => Ok(()),
-            (ClusterTls::Files(_), _) => Err("TLS by other files, or with another name, is required by now".into()),
+            (ClusterTls::Foreign(wanted), Secured::Foreign(made)) if wanted == made => Ok(()),
+            (ClusterTls::Foreign(_), _) => {
+                Err("TLS by other files or secrets, or with another name, is required by now".into())
+            }
         }
     }
 
@@ -114,15 +116,15 @@ mod tests {
         let mutual = |peers: &[&SpiffeId]| ClusterTls::Mutual(of(peers));
         let marked = |peers: &[&SpiffeId]| ClusterTls::MutualWhereMarked(of(peers));
         let by_rule = |peer: &SpiffeId| Secured::Mutual { peer: peer.clone(), by_endpoints: false };
-        let files = |name: &str| Arc::new(FileTls::with(Sni::Fixed(name.into()), Roots::System));
+        let foreign = |name: &str| Arc::new(ForeignTls::with(Sni::Fixed(name.into()), Roots::System));
         for (tls, secured, expected) in [
-            (ClusterTls::Files(files("a")), Secured::Files(files("a")), true),
-            (ClusterTls::Files(files("a")), Secured::Files(files("b")), false),
-            (ClusterTls::Files(files("a")), Secured::No, false),
-            (ClusterTls::Files(files("a")), by_rule(&a), false),
-            (mutual(&[&a]), Secured::Files(files("a")), false),
-            (marked(&[&a]), Secured::Files(files("a")), false),
-            (ClusterTls::None, Secured::Files(files("a")), true),
+            (ClusterTls::Foreign(foreign("a")), Secured::Foreign(foreign("a")), true),
+            (ClusterTls::Foreign(foreign("a")), Secured::Foreign(foreign("b")), false),
+            (ClusterTls::Foreign(foreign("a")), Secured::No, false),
+            (ClusterTls::Foreign(foreign("a")), by_rule(&a), false),
+            (mutual(&[&a]), Secured::Foreign(foreign("a")), false),
+            (marked(&[&a]), Secured::Foreign(foreign("a")), false),
+            (ClusterTls::None, Secured::Foreign(foreign("a")), true),
         ] {
             assert_eq!(Security::allows(&tls, false, &secured).is_ok(), expected, "{tls:?} {secured:?}");
         }

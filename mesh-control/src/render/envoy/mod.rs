@@ -108,8 +108,8 @@ pub(super) fn cluster(
             say("mesh-control/load-balancer", "reports of load count only where they come with answers");
         }
     }
-    if let (Some(rule), Tls::ByFiles(files)) = (seen.rule, &seen.traffic.tls)
-        && (files.identity.is_some() || matches!(files.roots, Roots::File(_)) || files.revoked.is_some())
+    if let (Some(rule), Tls::Foreign(tls)) = (seen.rule, &seen.traffic.tls)
+        && (tls.identity.is_some() || matches!(tls.roots, Roots::File(_)) || tls.revoked.is_some())
     {
         let what = "it refuses a cluster whose files it cannot read, and calls fail then until the rule changes or it comes back; \
             they have to be there before the rule is";

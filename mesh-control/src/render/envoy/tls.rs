@@ -16,9 +16,9 @@ use mesh_core::identity::SpiffeId;
 
 use super::super::is_marked;
 use super::super::proto::{ads, duration};
-use super::super::tls::{Security, by_files, by_secret, exact, own_sni, socket, where_marked};
+use super::super::tls::{Security, by_secret, exact, foreign, own_sni, socket, where_marked};
 use crate::policy::Cluster;
-use crate::policy::traffic::{FileTls, Roots, SecretTls, Tls};
+use crate::policy::traffic::{ForeignTls, Roots, SecretTls, Tls};
 use crate::registry::WrittenEndpoint;
 
 /// The static cluster of a bootstrap that serves secrets, by Istio's name.
@@ -54,8 +54,8 @@ pub(super) fn upstream(
             let context = mutual(sni.clone().unwrap_or_else(|| own_sni(seen)), peers, is_http2);
             Some(Security { socket: Some(socket(&context)), ..Security::default() })
         }
-        Tls::ByFiles(files) => {
-            let context = of_files(seen, files, is_http2);
+        Tls::Foreign(tls) => {
+            let context = foreign_server(seen, tls, is_http2);
             Some(Security { socket: Some(socket(&context)), ..Security::default() })
         }
         // It proves who it is to be given the Secret, which is for those that the rule names, or a gateway.
@@ -69,11 +69,11 @@ pub(super) fn upstream(
 }
 
 /// Envoy's own words where it has others than the library: the roots of the system are a file.
-fn of_files(seen: &Cluster<'_>, files: &FileTls, is_http2: bool) -> pb::UpstreamTlsContext {
-    let mut context = by_files(seen, files);
+fn foreign_server(seen: &Cluster<'_>, tls: &ForeignTls, is_http2: bool) -> pb::UpstreamTlsContext {
+    let mut context = foreign(seen, tls);
     if let Some(common) = &mut context.common_tls_context {
         common.alpn_protocols = is_http2.then(|| "h2".to_owned()).into_iter().collect();
-        if files.roots == Roots::System
+        if tls.roots == Roots::System
             && let Some(ValidationContextType::ValidationContext(validation)) = &mut common.validation_context_type
         {
             validation.system_root_certs = None;

@@ -12,7 +12,7 @@ use crate::matcher::string;
 use crate::model::{
     BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Consecutive, CorsPolicy, Fault,
     Fraction, HashKey, HashPolicy, HashedHeader, HeaderChange, HeaderMutations, HeaderTarget, HeaderText, HealthCheck,
-    OutlierDetection, PathChange, RetryLimit, RetryPolicy, Roots, TlsFiles,
+    OutlierDetection, PathChange, RetryLimit, RetryPolicy, Roots, TlsMaterial,
 };
 
 /// Settings with their names, and where each is written.
@@ -137,7 +137,7 @@ pub fn plain_weights(weights: &[u32]) -> Vec<u32> {
 }
 
 /// Whether who vouches for servers, or what the client shows, stands in files of this process.
-fn reads_files(tls: &TlsFiles) -> bool {
+fn reads_files(tls: &TlsMaterial) -> bool {
     matches!(tls.roots, Roots::File(_)) || tls.revoked.is_some() || tls.identity.is_some()
 }
 
@@ -159,9 +159,9 @@ pub(super) fn settings(cluster: &Cluster) -> Settings {
         ClusterTls::None => "plaintext".to_owned(),
         ClusterTls::Mutual(_) => "mutual TLS".to_owned(),
         ClusterTls::MutualWhereMarked(_) => "mutual TLS with those that speak it".to_owned(),
-        ClusterTls::Files(_) if cluster.tls.secrets().next().is_some() => "TLS by a secret".to_owned(),
-        ClusterTls::Files(tls) if reads_files(&tls.files) => "TLS by files".to_owned(),
-        ClusterTls::Files(_) => "TLS".to_owned(),
+        ClusterTls::Foreign(_) if cluster.tls.secrets().next().is_some() => "TLS by a secret".to_owned(),
+        ClusterTls::Foreign(tls) if reads_files(&tls.material) => "TLS by files".to_owned(),
+        ClusterTls::Foreign(_) => "TLS".to_owned(),
         ClusterTls::Unusable(why) => format!("no connection: {why}"),
     };
     let probes = cluster.tcp_keepalive.unwrap_or_default();

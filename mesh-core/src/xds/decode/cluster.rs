@@ -170,7 +170,7 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
         }
         matches => notes.field("transport_socket_matches", |notes| tls::of_endpoints(notes, matches, by_endpoints))?,
     };
-    if asks_by_request && matches!(cluster.tls, ClusterTls::Files(_)) {
+    if asks_by_request && matches!(cluster.tls, ClusterTls::Foreign(_)) {
         cluster.tls = ClusterTls::Unusable(BY_REQUEST.into());
     }
     if let Some(metadata) = metadata {

@@ -51,7 +51,7 @@ mod tcp;
 mod tests;
 mod tls;
 mod tls_edge;
-mod tls_files;
+mod tls_foreign;
 mod tracing;
 
 use std::collections::BTreeSet;

@@ -42,7 +42,7 @@ fn secures_cluster(present: &ClusterTls, refused: cluster::Cluster) -> bool {
     let asks = of_endpoints.chain([transport_socket.as_ref()]).flatten().any(tls::is_asked_for);
     let by_mark = |matches| tls::of_endpoints(&mut Notes::new(&Options::default()), matches, false);
     match present {
-        ClusterTls::Mutual(_) | ClusterTls::Files(_) | ClusterTls::Unusable(_) => false,
+        ClusterTls::Mutual(_) | ClusterTls::Foreign(_) | ClusterTls::Unusable(_) => false,
         ClusterTls::None => asks,
         // Plaintext to those that are not marked is what the refused one wants, too.
         ClusterTls::MutualWhereMarked(_) => {

@@ -1,5 +1,5 @@
 //! Transport sockets: TLS with a certificate of the mesh's own, as gRPC has it (gRFC A29): certificates never come over
-//! xDS, a resource names where they come from. TLS by files, with anybody else, is in `tls_files.rs`.
+//! xDS, a resource names where they come from. TLS by files, with anybody else, is in `tls_foreign.rs`.
 //!
 //! What asks for TLS in a way that cannot be provided is not refused but kept, unusable: a refused resource would leave its
 //! predecessor in use, in plaintext.
@@ -19,7 +19,7 @@ use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::common::{holds, type_name, unpack};
 use super::notes::Notes;
-use super::{tls_edge, tls_files};
+use super::{tls_edge, tls_foreign};
 use crate::error::Invalid;
 use crate::identity::SpiffeId;
 use crate::model::{ClusterTls, ServerTls, UpstreamTls};
@@ -52,11 +52,11 @@ pub(super) fn of_cluster(
         return Ok(unusable(&socket, &format!("{:?} is not supported", type_name(&any.type_url))));
     }
     let context: pb::UpstreamTlsContext = notes.field("typed_config", |_| unpack(any))?;
-    if tls_files::names_no_provider(&context) {
+    if tls_foreign::names_no_provider(&context) {
         return notes.field("typed_config", |notes| {
             check_sni(&context.sni)?;
-            Ok(match tls_files::upstream(notes, context) {
-                Ok(tls) => ClusterTls::Files(Arc::new(tls)),
+            Ok(match tls_foreign::upstream(notes, context) {
+                Ok(tls) => ClusterTls::Foreign(Arc::new(tls)),
                 Err(reason) => unusable(&socket, &reason),
             })
         });

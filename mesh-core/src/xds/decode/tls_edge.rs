@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_c
 use super::common::same_stream;
 use super::notes::Notes;
 use super::tls::{Unusable, unset};
-use super::{tls_files, tls_files::names};
+use super::{tls_foreign, tls_foreign::names};
 use crate::error::Invalid;
 use crate::model::{EdgeTls, ServerTls};
 
@@ -81,7 +81,7 @@ pub(super) fn of_secrets(
         return Ok(Err("it does not say whose certificates clients have to show".to_owned()));
     }
     Ok((|| {
-        tls.versions = tls_files::versions(tls_params.unwrap_or_default())?;
+        tls.versions = tls_foreign::versions(tls_params.unwrap_or_default())?;
         if let Some(context) = context {
             tls.names = of_clients(notes, context)?;
         }

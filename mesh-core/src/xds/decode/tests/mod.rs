@@ -20,7 +20,7 @@ mod rbac;
 mod retries;
 mod routes;
 mod splits;
-mod tls_files;
+mod tls_foreign;
 mod wild;
 
 use prost::Message;

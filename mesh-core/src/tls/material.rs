@@ -1,4 +1,5 @@
-//! TLS files: the one reader of them, for servers outside of the mesh and for the control plane.
+//! What TLS with servers that need not be of the mesh goes by, and the control plane is such a server: the one reader of files, and of
+//! what is told in their place.
 //!
 //! Whoever replaces files need not tell anybody. They are read anew for each connection; if they cannot be used, perhaps
 //! because only one of two was replaced yet, what they said before is. Secrets of a control plane stand in for files.
@@ -22,7 +23,7 @@ use super::credentials::PROVIDER;
 use super::pem_error;
 use super::revoked::{NewestLists, Revoked};
 use crate::error::Invalid;
-use crate::model::{Roots, Secret, TlsFiles};
+use crate::model::{Roots, Secret, TlsMaterial};
 
 /// Where systems keep the authorities that they trust.
 const SYSTEM_ROOTS: [&str; 5] = [
@@ -39,11 +40,11 @@ const TOLD: &str = "what is told of authorities";
 /// The largest file that is read. Lists of revoked certificates may be long.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// Of how many sets of files is remembered what they said. The one that nobody has read for the longest time makes room.
+/// Of how much material is remembered what it said. The one that nobody has read for the longest time makes room.
 const MOST: usize = 1000;
 
-/// What files say. Immutable: what is read later is another one.
-pub struct FileTrust {
+/// What TLS material says. Immutable: what is read later is another one.
+pub struct ForeignTrust {
     /// Who vouches for servers; `None` = nobody has to.
     pub(super) anchors: Option<Vec<TrustAnchor<'static>>>,
     pub(super) revoked: Revoked,
@@ -52,18 +53,18 @@ pub struct FileTrust {
     digest: Digest,
 }
 
-impl FileTrust {
+impl ForeignTrust {
     /// Whether both have been read from the same bytes.
-    pub(super) fn is_same(&self, other: &FileTrust) -> bool {
+    pub(super) fn is_same(&self, other: &ForeignTrust) -> bool {
         self.digest.as_ref() == other.digest.as_ref()
     }
 
-    /// Reads the files. They are small, but this blocks.
+    /// Reads files. They are small, but this blocks.
     ///
     /// # Errors
     /// Which file cannot be used, and why.
-    pub fn read(files: &TlsFiles, now: SystemTime) -> Result<Self, Invalid> {
-        Self::parse(Texts::read(files, |_| None)?, now)
+    pub fn read(material: &TlsMaterial, now: SystemTime) -> Result<Self, Invalid> {
+        Self::parse(Texts::read(material, |_| None)?, now)
     }
 
     fn parse(texts: Texts<'_>, now: SystemTime) -> Result<Self, Invalid> {
@@ -74,25 +75,25 @@ impl FileTrust {
             None => Revoked::default(),
             Some((path, pem)) => revoked_of(&pem, now).map_err(|invalid| within(path, &invalid))?,
         };
-        Ok(FileTrust { anchors, revoked, key, digest })
+        Ok(ForeignTrust { anchors, revoked, key, digest })
     }
 }
 
 /// Without a byte of the key.
-impl fmt::Debug for FileTrust {
+impl fmt::Debug for ForeignTrust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.anchors.as_ref().map(Vec::len);
-        f.debug_struct("FileTrust")
+        f.debug_struct("ForeignTrust")
             .field("anchors", &count)
             .field("has_key", &self.key.is_some())
             .finish_non_exhaustive()
     }
 }
 
-/// What was last read well of each set of files.
+/// What was last read well of all material.
 #[derive(Default)]
-pub struct FileReader {
-    last: Mutex<HashMap<TlsFiles, Last>>,
+pub struct MaterialReader {
+    last: Mutex<HashMap<TlsMaterial, Last>>,
     /// What was delivered in the place of files.
     secrets: Mutex<HashMap<Arc<str>, Arc<Secret>>>,
 }
@@ -100,14 +101,14 @@ pub struct FileReader {
 struct Last {
     read: SystemTime,
     /// `None`: it was let go, since nobody needs the key in it.
-    trust: Option<Arc<FileTrust>>,
+    trust: Option<Arc<ForeignTrust>>,
     /// How new its lists of revoked certificates were.
     newest: NewestLists,
     /// Why what came later cannot be used. Told once: the files are read for every connection.
     complaint: Option<Invalid>,
 }
 
-impl FileReader {
+impl MaterialReader {
     /// From now on the secret of this name says this; `None`: it is gone. What is in force of it then goes on.
     pub fn deliver(&self, name: &Arc<str>, secret: Option<Arc<Secret>>) {
         let mut secrets = self.secrets.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -122,14 +123,14 @@ impl FileReader {
     pub fn release(&self, name: &str) {
         self.secrets.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (_, last) in last.iter_mut().filter(|(files, _)| files.secret.as_deref() == Some(name)) {
+        for (_, last) in last.iter_mut().filter(|(material, _)| material.secret.as_deref() == Some(name)) {
             (last.trust, last.complaint) = (None, None);
         }
     }
 
     /// Whether what was read of these may be kept: a secret may have been let go meanwhile.
-    fn may_keep(&self, files: &TlsFiles) -> bool {
-        files.secret.as_deref().is_none_or(|name| self.secret(name).is_some())
+    fn may_keep(&self, material: &TlsMaterial) -> bool {
+        material.secret.as_deref().is_none_or(|name| self.secret(name).is_some())
     }
 
     fn secret(&self, name: &str) -> Option<Arc<Secret>> {
@@ -140,11 +141,11 @@ impl FileReader {
     ///
     /// # Errors
     /// Where they never could be used: which of them cannot, and why.
-    pub fn read(&self, files: &TlsFiles, now: SystemTime) -> Result<Arc<FileTrust>, Invalid> {
-        let texts = Texts::read(files, |name| self.secret(name));
+    pub fn read(&self, material: &TlsMaterial, now: SystemTime) -> Result<Arc<ForeignTrust>, Invalid> {
+        let texts = Texts::read(material, |name| self.secret(name));
         let before = {
             let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            last.get_mut(files).and_then(|last| {
+            last.get_mut(material).and_then(|last| {
                 last.read = now;
                 last.trust.clone()
             })
@@ -153,18 +154,18 @@ impl FileReader {
             texts.and_then(|texts| match before.filter(|before| before.digest.as_ref() == texts.digest().as_ref()) {
                 // Nothing to parse.
                 Some(before) => Ok(before),
-                None => FileTrust::parse(texts, now).map(Arc::new),
+                None => ForeignTrust::parse(texts, now).map(Arc::new),
             });
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let read = read.and_then(|trust| match (last.get(files), files.lists()) {
+        let read = read.and_then(|trust| match (last.get(material), material.lists()) {
             (Some(present), Some(path)) => match present.newest.check(&trust.revoked) {
                 Ok(()) => Ok(trust),
                 Err(older) => Err(within(path, &older.reason)),
             },
             _ => Ok(trust),
         });
-        match (read, last.get_mut(files)) {
-            (Ok(trust), _) if !self.may_keep(files) => Ok(trust),
+        match (read, last.get_mut(material)) {
+            (Ok(trust), _) if !self.may_keep(material) => Ok(trust),
             (Ok(trust), Some(present)) => {
                 present.newest.note(&trust.revoked);
                 (present.trust, present.complaint) = (Some(Arc::clone(&trust)), None);
@@ -172,17 +173,18 @@ impl FileReader {
             }
             (Ok(trust), None) => {
                 if last.len() >= MOST
-                    && let Some(oldest) = last.iter().min_by_key(|(_, last)| last.read).map(|(files, _)| files.clone())
+                    && let Some(oldest) =
+                        last.iter().min_by_key(|(_, last)| last.read).map(|(material, _)| material.clone())
                 {
                     last.remove(&oldest);
                 }
-                if files.roots == Roots::Nobody {
+                if material.roots == Roots::Nobody {
                     tracing::warn!("servers are called whose certificates nobody verifies (insecureSkipVerify)");
                 }
                 let mut newest = NewestLists::default();
                 newest.note(&trust.revoked);
                 let kept = Some(Arc::clone(&trust));
-                last.insert(files.clone(), Last { read: now, trust: kept, newest, complaint: None });
+                last.insert(material.clone(), Last { read: now, trust: kept, newest, complaint: None });
                 Ok(trust)
             }
             (Err(invalid), present) => {
@@ -192,7 +194,7 @@ impl FileReader {
                     return Err(invalid);
                 };
                 if complaint.as_ref() != Some(&invalid) {
-                    tracing::warn!("TLS files cannot be used, what they said before is: {invalid}");
+                    tracing::warn!("TLS material cannot be used, what it said before is: {invalid}");
                     *complaint = Some(invalid);
                 }
                 Ok(trust)
@@ -204,11 +206,12 @@ impl FileReader {
     /// expired since they were read.
     pub fn problems(&self, now: SystemTime) -> Vec<Invalid> {
         let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let ended = |files: &TlsFiles, last: &Last| {
-            let (path, ended) = files.lists().zip(last.trust.as_ref()?.revoked.check(now).err())?;
+        let ended = |material: &TlsMaterial, last: &Last| {
+            let (path, ended) = material.lists().zip(last.trust.as_ref()?.revoked.check(now).err())?;
             Some(within(path, &ended.reason))
         };
-        let problems = last.iter().filter_map(|(files, last)| last.complaint.clone().or_else(|| ended(files, last)));
+        let problems =
+            last.iter().filter_map(|(material, last)| last.complaint.clone().or_else(|| ended(material, last)));
         let mut problems: Vec<Invalid> = problems.collect();
         problems.sort_by_key(ToString::to_string);
         problems.dedup();
@@ -219,20 +222,20 @@ impl FileReader {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn recent(&self, files: &TlsFiles, age: Duration, now: SystemTime) -> Result<Arc<FileTrust>, Invalid> {
+    pub fn recent(&self, material: &TlsMaterial, age: Duration, now: SystemTime) -> Result<Arc<ForeignTrust>, Invalid> {
         let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let is_recent = |last: &&Last| now.duration_since(last.read).is_ok_and(|since| since < age);
-        if let Some(trust) = last.get(files).filter(is_recent).and_then(|last| last.trust.as_ref()) {
+        if let Some(trust) = last.get(material).filter(is_recent).and_then(|last| last.trust.as_ref()) {
             return Ok(Arc::clone(trust));
         }
         drop(last);
-        self.read(files, now)
+        self.read(material, now)
     }
 }
 
-impl fmt::Debug for FileReader {
+impl fmt::Debug for MaterialReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FileReader")
+        f.write_str("MaterialReader")
     }
 }
 
@@ -246,14 +249,14 @@ struct Texts<'f> {
 }
 
 impl<'f> Texts<'f> {
-    fn read(files: &'f TlsFiles, secret: impl Fn(&str) -> Option<Arc<Secret>>) -> Result<Self, Invalid> {
+    fn read(material: &'f TlsMaterial, secret: impl Fn(&str) -> Option<Arc<Secret>>) -> Result<Self, Invalid> {
         let text = |path: &'f Path| -> Result<Text<'f>, Invalid> { Ok((path, bytes(path)?)) };
         let system = || {
             let found = SYSTEM_ROOTS.iter().map(Path::new).find(|path| path.is_file());
             found.ok_or_else(|| Invalid::new("this system has no file of authorities: name one"))
         };
-        let mut revoked = files.revoked.as_deref().map(text).transpose()?;
-        let roots = match &files.roots {
+        let mut revoked = material.revoked.as_deref().map(text).transpose()?;
+        let roots = match &material.roots {
             Roots::System => Some(text(system()?)?),
             Roots::File(path) => Some(text(path)?),
             Roots::Text(told) => Some((Path::new(TOLD), told.as_bytes().to_vec())),
@@ -265,7 +268,7 @@ impl<'f> Texts<'f> {
             }
             Roots::Nobody => None,
         };
-        let identity = match (&files.identity, &files.secret) {
+        let identity = match (&material.identity, &material.secret) {
             (Some((certificate, key)), _) => Some((text(certificate)?, text(key)?)),
             (None, Some(name)) => {
                 let place = Path::new(&**name);

@@ -18,7 +18,7 @@ use super::common::string_test;
 use super::notes::Notes;
 use super::tls::{Unusable, unset};
 use super::tls_edge;
-use crate::model::{FileTls, NameKind, NameTest, Roots, Sni, TlsVersions};
+use crate::model::{ForeignTls, NameKind, NameTest, Roots, Sni, TlsVersions};
 
 /// Whether a context says nothing of certificate providers.
 pub(super) fn names_no_provider(context: &pb::UpstreamTlsContext) -> bool {
@@ -46,7 +46,7 @@ pub(super) fn names_no_provider(context: &pb::UpstreamTlsContext) -> bool {
 }
 
 /// How servers are called that are in files.
-pub(super) fn upstream(notes: &mut Notes<'_>, value: pb::UpstreamTlsContext) -> Result<FileTls, Unusable> {
+pub(super) fn upstream(notes: &mut Notes<'_>, value: pb::UpstreamTlsContext) -> Result<ForeignTls, Unusable> {
     let pb::UpstreamTlsContext {
         common_tls_context,
         sni,
@@ -104,17 +104,17 @@ pub(super) fn upstream(notes: &mut Notes<'_>, value: pb::UpstreamTlsContext) -> 
                 .to_owned(),
         );
     }
-    let mut tls = FileTls::with(sni, roots);
+    let mut tls = ForeignTls::with(sni, roots);
     tls.proves_sni = auto_sni_san_validation;
     // Envoy: validation by the name that was asked for takes the place of the others.
     tls.names = if auto_sni_san_validation { Vec::new() } else { names };
     tls.only_leaf_may_be_revoked = is_leaf_only;
-    tls.files.revoked = revoked;
-    tls.files.identity = identity(tls_certificates)?;
-    if shown.is_some() && tls.files.identity.is_some() {
+    tls.material.revoked = revoked;
+    tls.material.identity = identity(tls_certificates)?;
+    if shown.is_some() && tls.material.identity.is_some() {
         return Err("tls_certificates beside tls_certificate_sds_secret_configs is not supported".to_owned());
     }
-    tls.files.secret = shown;
+    tls.material.secret = shown;
     tls.versions = versions(tls_params.unwrap_or_default())?;
     Ok(tls)
 }

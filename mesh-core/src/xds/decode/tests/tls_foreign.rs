@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 
 use super::clusters::{tls, with};
-use crate::model::{ClusterTls, FileTls, NameKind, Roots, Sni, StringTest, TlsVersions};
+use crate::model::{ClusterTls, ForeignTls, NameKind, Roots, Sni, StringTest, TlsVersions};
 use crate::testing::resources::{pack, same_stream};
 
 fn file(name: &str) -> core::DataSource {
@@ -30,9 +30,9 @@ fn context(
     upstream
 }
 
-fn decoded(context: &pb::UpstreamTlsContext) -> Result<FileTls, String> {
+fn decoded(context: &pb::UpstreamTlsContext) -> Result<ForeignTls, String> {
     match with(|cluster| cluster.transport_socket = Some(tls("tls", pack(context)))).tls {
-        ClusterTls::Files(tls) => Ok(FileTls::clone(&tls)),
+        ClusterTls::Foreign(tls) => Ok(ForeignTls::clone(&tls)),
         ClusterTls::Unusable(reason) => Err(reason.to_string()),
         other => panic!("{other:?}"),
     }
@@ -42,7 +42,7 @@ fn decoded(context: &pb::UpstreamTlsContext) -> Result<FileTls, String> {
 fn files_are_named_and_everything_that_is_set_counts() {
     let plain = decoded(&context(|_, _, _| {})).unwrap();
     assert_eq!(plain.sni, Sni::Fixed("a.example".into()));
-    assert_eq!((&plain.files.roots, plain.proves_sni), (&Roots::File("ca.pem".into()), false));
+    assert_eq!((&plain.material.roots, plain.proves_sni), (&Roots::File("ca.pem".into()), false));
     let full = decoded(&context(|upstream, common, validation| {
         (upstream.sni, upstream.auto_host_sni, upstream.auto_sni_san_validation) = (String::new(), true, true);
         common.tls_certificates = vec![pb::TlsCertificate {
@@ -59,9 +59,9 @@ fn files_are_named_and_everything_that_is_set_counts() {
     }))
     .unwrap();
     assert_eq!((full.sni, full.proves_sni, full.versions), (Sni::OfEndpoint, true, TlsVersions::Tls13));
-    assert_eq!((full.files.roots, full.only_leaf_may_be_revoked), (Roots::System, true));
-    assert_eq!(full.files.identity, Some((PathBuf::from("chain.pem"), PathBuf::from("key.pem"))));
-    assert_eq!(full.files.revoked, Some(PathBuf::from("crl.pem")));
+    assert_eq!((full.material.roots, full.only_leaf_may_be_revoked), (Roots::System, true));
+    assert_eq!(full.material.identity, Some((PathBuf::from("chain.pem"), PathBuf::from("key.pem"))));
+    assert_eq!(full.material.revoked, Some(PathBuf::from("crl.pem")));
     let named = decoded(&context(|_, _, validation| {
         let matcher = StringMatcher { match_pattern: Some(MatchPattern::Suffix(".b".into())), ignore_case: true };
         validation.match_typed_subject_alt_names = vec![pb::SubjectAltNameMatcher {
@@ -74,7 +74,7 @@ fn files_are_named_and_everything_that_is_set_counts() {
     let [name] = named.names.as_slice() else { panic!("{:?}", named.names) };
     assert_eq!((name.kind, &name.test), (NameKind::Dns, &StringTest::Suffix { value: ".b".into(), ignore_case: true }));
     let any = decoded(&context(|_, _, validation| validation.trust_chain_verification = 1)).unwrap();
-    assert_eq!(any.files.roots, Roots::Nobody);
+    assert_eq!(any.material.roots, Roots::Nobody);
 }
 
 #[test]
@@ -94,10 +94,10 @@ fn secrets_of_the_same_stream_stand_in_for_files() {
     };
     let none = pb::CertificateValidationContext::default;
     let both = by(vec![named("own")], named("roots"), none()).unwrap();
-    assert_eq!((both.files.secret.as_deref(), &both.files.roots), (Some("own"), &Roots::Secret("roots".into())));
-    assert_eq!(both.files.secrets().map(|name| &**name).collect::<Vec<_>>(), ["own", "roots"]);
+    assert_eq!((both.material.secret.as_deref(), &both.material.roots), (Some("own"), &Roots::Secret("roots".into())));
+    assert_eq!(both.material.secrets().map(|name| &**name).collect::<Vec<_>>(), ["own", "roots"]);
     let server = by(vec![], named("roots"), none()).unwrap();
-    assert_eq!((server.files.secret, server.files.identity), (None, None));
+    assert_eq!((server.material.secret, server.material.identity), (None, None));
     let system = pb::CertificateValidationContext { system_root_certs: Some(Default::default()), ..none() };
     for (shown, trusted, own, reason) in [
         (vec![named("a"), named("b")], named("roots"), none(), "more than one"),
@@ -150,7 +150,7 @@ fn what_cannot_be_done_makes_the_cluster_unusable() {
         assert!(said.contains(reason), "{reason}: {said}");
     }
     let told = decoded(&context(|_, _, it| it.trusted_ca = Some(inline("a")))).unwrap();
-    assert_eq!(told.files.roots, Roots::Text("a".into()));
+    assert_eq!(told.material.roots, Roots::Text("a".into()));
     for nothing in [inline(""), core::DataSource::default()] {
         let said = decoded(&context(|_, _, it| it.trusted_ca = Some(nothing.clone()))).unwrap_err();
         assert!(said.contains("trusted_ca is supported by filename, or inline"), "{said}");

@@ -9,9 +9,9 @@ use super::StringTest;
 /// TLS with the endpoints of a cluster, by files that this process reads, or by secrets that it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct FileTls {
+pub struct ForeignTls {
     /// What is read.
-    pub files: TlsFiles,
+    pub material: TlsMaterial,
     /// The certificate has to have one of these names; where there are none, any will do that `proves_sni` lets pass.
     pub names: Vec<NameTest>,
     /// The certificate has to be that of the name that is asked for.
@@ -24,11 +24,11 @@ pub struct FileTls {
     pub versions: TlsVersions,
 }
 
-impl FileTls {
+impl ForeignTls {
     /// With the server of this name, whose certificate has to be its own and of one of these authorities.
     pub fn with(sni: Sni, roots: Roots) -> Self {
-        FileTls {
-            files: TlsFiles { roots, revoked: None, identity: None, secret: None },
+        ForeignTls {
+            material: TlsMaterial { roots, revoked: None, identity: None, secret: None },
             names: Vec::new(),
             proves_sni: true,
             only_leaf_may_be_revoked: false,
@@ -38,10 +38,10 @@ impl FileTls {
     }
 }
 
-/// The files of a [`FileTls`], what is told in the place of one, all of them PEM, or the secrets in their place.
+/// What a [`ForeignTls`] goes by: files, what is told in the place of one, all of them PEM, or secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub struct TlsFiles {
+pub struct TlsMaterial {
     /// Who vouches for servers.
     pub roots: Roots,
     /// Lists of revoked certificates. With them, every authority of a chain needs one.
@@ -52,7 +52,7 @@ pub struct TlsFiles {
     pub secret: Option<Arc<str>>,
 }
 
-impl TlsFiles {
+impl TlsMaterial {
     /// The names of all secrets.
     pub fn secrets(&self) -> impl Iterator<Item = &Arc<str>> {
         let roots = match &self.roots {
