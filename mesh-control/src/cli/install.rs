@@ -164,7 +164,7 @@ metadata:
 }
 
 /// What is watched may be listed and watched, where it is watched, and of what has a status that may be changed; classes of Gateways may
-/// be listed. One thing may be made: the question whose a token is.
+/// be listed. Two things may be made: the question whose a token is, and WorkloadEntries, for members of WorkloadGroups.
 fn permissions(args: &Args) -> String {
     let mut places: BTreeMap<Option<&str>, Vec<&Resource>> = BTreeMap::from([(None, Vec::new())]);
     for resource in &RESOURCES {
@@ -201,6 +201,13 @@ fn role(kind: &str, name: &str, place: &str, watched: &[&Resource]) -> String {
     for (group, plurals) in statuses {
         let plurals = plurals.join(", ");
         let _ = write!(text, "- apiGroups: [{group:?}]\n  resources: [{plurals}]\n  verbs: [patch]\n");
+    }
+    let is_watched = |kind: ObjectKind| watched.iter().any(|resource| resource.title == kind.title());
+    for (kind, verbs) in [(ObjectKind::WorkloadEntry, "create, delete, update"), (ObjectKind::WorkloadGroup, "get")] {
+        if is_watched(kind) {
+            let (group, plural) = (kind.group(), kind.plural());
+            let _ = write!(text, "- apiGroups: [{group:?}]\n  resources: [{plural}]\n  verbs: [{verbs}]\n");
+        }
     }
     for settings in watched.iter().filter(|resource| resource.use_ == Use::Settings) {
         let _ = write!(
@@ -354,6 +361,7 @@ spec:
         - serve
         - --kubernetes
         - --kubernetes-lease={namespace}/{name}
+        - --kubernetes-workload-entries
 {options}        - --kubernetes-tokens=https://kubernetes.default.svc
         - --ca-dir=/etc/mesh-control/ca
         - --tls-cert=/etc/mesh-control/tls/tls.crt
@@ -536,6 +544,7 @@ mod tests {
         let mut expected: Vec<&str> = RESOURCES.iter().map(|resource| resource.plural).collect();
         expected.extend(statuses.iter().map(String::as_str));
         expected.extend(["tokenreviews", "gatewayclasses", "gatewayclasses/status"]);
+        expected.extend(["workloadentries", "workloadgroups"]);
         allowed.sort_unstable();
         expected.sort_unstable();
         assert_eq!(allowed, expected);
@@ -544,6 +553,8 @@ mod tests {
             let expected: &[&str] = match resources[0] {
                 "tokenreviews" => &["create"],
                 "gatewayclasses" => &["list"],
+                "workloadentries" => &["create", "delete", "update"],
+                "workloadgroups" => &["get"],
                 // And of those nothing else.
                 one if one.ends_with("/status") => &["patch"],
                 _ => &["list", "watch"],
@@ -572,6 +583,7 @@ mod tests {
             ("mesh-system", "leases", true),
             ("shop", "leases", false),
             ("shop", "services", true),
+            ("shop", "workloadentries", true),
             ("shop", "configmaps", false),
             ("istio-system", "peerauthentications", true),
             ("istio-system", "configmaps", true),

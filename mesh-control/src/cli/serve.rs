@@ -20,7 +20,7 @@ use crate::config::file::is_namespace;
 use crate::config::{Code, Diagnostic};
 use crate::etcd;
 use crate::jwks::KeyFetching;
-use crate::kubernetes::{self, Access, Cluster, ControllerName, Elected, LeaseName};
+use crate::kubernetes::{self, Access, Cluster, ControllerName, Elected, LeaseName, Members};
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions, Synced};
 use crate::policy::mesh::ROOT_NAMESPACE;
 use crate::quota::{self, Quotas};
@@ -56,6 +56,10 @@ pub(super) struct Args {
     /// where there is none. Replicas stand for the same one, and one of them writes. Without it, nothing is written.
     #[arg(long, value_name = "NAMESPACE/NAME", requires = "kubernetes")]
     kubernetes_lease: Option<LeaseName>,
+    /// Writes members of WorkloadGroups that register with this process into that cluster as WorkloadEntries, as Istio does, so that
+    /// other replicas know them. Without it, those that others have written are known here, and nothing is written.
+    #[arg(long, requires = "kubernetes")]
+    kubernetes_workload_entries: bool,
     /// As which controller of Gateway API it says what became of GatewayClasses, routes and policies; without it, as
     /// policy.mesh-control/mesh. After a move from Istio, istio.io/gateway-controller takes over the GatewayClass `istio`, and what its
     /// controller said of routes: where no istiod runs any more.
@@ -339,6 +343,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         None => None,
     };
     let _telling = cluster.as_ref().map(|cluster| Following(tokio::spawn(cluster.tell(&plane))));
+    let writes = args.kubernetes_workload_entries;
+    let _members = cluster.as_ref().map(|cluster| Members::start(cluster, &plane, writes));
     if args.strict {
         let faults: String = strict_faults(&plane).iter().map(|fault| format!("\n  {fault}")).collect();
         if !faults.is_empty() {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
+use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -13,11 +14,13 @@ use super::client::Client;
 use super::facts::Fact;
 use super::follow::{Follower, News, Pace, What};
 use super::kinds::{RESOURCES, Resource, Use};
-use super::known::Change;
+use super::known::{Change, Name};
+use super::members::is_member;
 use super::objects::{text, text_name};
 use super::places::Places;
 use crate::config::source::{ConfigStore, LONGEST_WAIT, QUIET};
 use crate::config::store::{Resources, Update};
+use crate::config::support::ObjectKind;
 use crate::plane::Plane;
 use crate::registry::ServiceName;
 
@@ -42,6 +45,8 @@ struct Shared {
     services: Notify,
     /// An object that has a status has changed.
     facts: Notify,
+    /// A WorkloadEntry has changed.
+    entries: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +63,10 @@ struct State {
     touched: BTreeSet<ServiceName>,
     /// Of every object that has a status, by the name of its text.
     facts: BTreeMap<Arc<str>, Arc<Fact>>,
+    /// The members of groups that replicas have written down. They are no objects of the configuration: who is registered is not.
+    entries: BTreeMap<Name, Value>,
+    /// In which version WorkloadEntries are served.
+    entry_version: Option<&'static str>,
 }
 
 impl Shared {
@@ -105,6 +114,17 @@ impl Cluster {
     /// Waits until one of them has changed since this was asked the last time. For one who asks.
     pub(super) async fn facts_changed(&self) {
         self.shared.facts.notified().await;
+    }
+
+    /// The members of groups that replicas have written down, and in which version such entries are served.
+    pub(super) fn entries(&self) -> (BTreeMap<Name, Value>, Option<&'static str>) {
+        let state = self.shared.state();
+        (state.entries.clone(), state.entry_version)
+    }
+
+    /// Waits until one of them has changed since this was asked the last time. For one who asks.
+    pub(super) async fn entries_changed(&self) {
+        self.shared.entries.notified().await;
     }
 
     /// Tells a plane who serves which service, from now on: at once what is known by now, and every change of it. Ends when the
@@ -161,6 +181,9 @@ async fn gather(shared: Arc<Shared>, followed: Vec<&'static Resource>, mut told:
         let (was_known, before) = (state.unknown.is_empty(), (state.untold, state.touched.len()));
         match what {
             What::Listed(changes, version) => {
+                if is_entry(resource) {
+                    state.entry_version = Some(version);
+                }
                 changes.iter().for_each(|change| state.take(resource, version, change));
                 state.unknown.remove(&of);
                 state.found(of);
@@ -185,7 +208,14 @@ async fn gather(shared: Arc<Shared>, followed: Vec<&'static Resource>, mut told:
         if is_change && resource.has_status() {
             shared.facts.notify_one();
         }
+        if is_change && is_entry(resource) {
+            shared.entries.notify_one();
+        }
     }
+}
+
+fn is_entry(resource: &Resource) -> bool {
+    resource.title == ObjectKind::WorkloadEntry.title()
 }
 
 impl State {
@@ -194,6 +224,24 @@ impl State {
     }
 
     fn take(&mut self, resource: &'static Resource, version: &'static str, change: &Change) {
+        let gone;
+        let mut change = change;
+        if is_entry(resource) {
+            let was_member = self.entries.remove(&change.name).is_some();
+            let member = change.object.as_ref().filter(|object| is_member(object));
+            if let Some(object) = member {
+                self.entries.insert(change.name.clone(), object.clone());
+            }
+            let is_known = self.facts.contains_key(&text_name(resource, &change.name));
+            if !is_known && (member.is_some() || was_member && change.object.is_none()) {
+                return;
+            }
+            if member.is_some() {
+                // Somebody has made a member of what was an object of the configuration.
+                gone = Change { name: change.name.clone(), object: None };
+                change = &gone;
+            }
+        }
         if matches!(resource.use_, Use::Object | Use::Service | Use::Settings) {
             let name = text_name(resource, &change.name);
             let mut text = change.object.as_ref().map(|object| text(resource, version, object));

@@ -6,7 +6,8 @@
 //! endpoints, and `hub` gathers it all. `webhook` says whether an object may be stored.
 //!
 //! Of several replicas one writes: `lease` decides which (`elected` asks for it), `status` what belongs into an object's status, of
-//! which `facts` are known, and `write` writes it, never more often than `attempts` lets it.
+//! which `facts` are known, and `write` writes it, never more often than `attempts` lets it. Which members of WorkloadGroups are
+//! registered they tell each other by WorkloadEntries (`members`).
 //!
 //! Objects are read as JSON by the reader of files: there is one meaning of an object, wherever it is written.
 
@@ -23,6 +24,7 @@ pub(crate) mod kinds;
 mod known;
 mod lease;
 mod list;
+mod members;
 pub(crate) mod objects;
 mod places;
 mod status;
@@ -36,3 +38,4 @@ pub(crate) use client::{Client, Failure};
 pub(crate) use elected::{ControllerName, Elected, LeaseName};
 pub(crate) use hub::Cluster;
 pub(crate) use list::{list, list_any};
+pub(crate) use members::Members;

@@ -2,6 +2,7 @@
 
 mod changed;
 mod fake;
+mod members;
 mod written;
 
 use std::collections::BTreeMap;

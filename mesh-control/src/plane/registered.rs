@@ -10,6 +10,7 @@ use super::{Plane, WorkloadSummary};
 use crate::catalog::Client;
 use crate::config::Meta;
 use crate::policy::Policy;
+use crate::registry::told::is_own;
 use crate::registry::{Services, Workload};
 
 impl Plane {
@@ -87,6 +88,20 @@ impl Plane {
     /// Everyone who is registered now, in the order of their keys.
     pub(crate) fn registered(&self) -> Vec<Arc<Workload>> {
         self.inner.live().endpoints.workloads()
+    }
+
+    /// The members of groups that are registered with this replica and may get requests, but for gateways: each as it registered, and
+    /// with what its group adds.
+    pub(crate) fn members(&self) -> Vec<(Arc<Workload>, Arc<Workload>)> {
+        let live = self.inner.live();
+        let services = &live.compiled.policy.services;
+        let own = live.endpoints.workloads().into_iter();
+        let own = own.filter(|workload| workload.group.is_some() && !workload.is_gateway && is_own(&workload.key));
+        let members = own.map(|workload| {
+            let placed = services.with_group(&workload);
+            (workload, placed)
+        });
+        members.filter(|(_, placed)| !placed.is_unwell).collect()
     }
 
     /// Forgets a workload.

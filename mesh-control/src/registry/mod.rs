@@ -12,6 +12,7 @@ pub mod probe;
 pub mod protocol;
 pub mod service;
 pub mod services;
+pub(crate) mod told;
 pub mod workload;
 
 pub use discovered::{Discovered, ServiceName};

@@ -491,7 +491,7 @@ impl Services {
     }
 
     /// A workload with what its group adds to it.
-    pub(super) fn with_group(&self, workload: &Arc<Workload>) -> Arc<Workload> {
+    pub(crate) fn with_group(&self, workload: &Arc<Workload>) -> Arc<Workload> {
         let group =
             workload.group.as_ref().and_then(|group| self.groups.get(&(workload.namespace.clone(), group.clone())));
         match group {

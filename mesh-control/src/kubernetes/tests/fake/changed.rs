@@ -1,4 +1,4 @@
-//! Objects that somebody changes: server-side apply of specifications key by key, deletion, ConfigMaps, and who asks.
+//! Objects that somebody changes: server-side apply of specifications key by key, deletion, ConfigMaps, WorkloadEntries, and who asks.
 
 use std::collections::BTreeMap;
 
@@ -36,6 +36,28 @@ impl World {
                 let is_there = self.objects.contains_key(&key);
                 let made = if is_there { Err(StatusCode::CONFLICT) } else { Ok(self.store(&key, object)) };
                 Some(("make configmaps".to_owned(), made))
+            }
+            ("POST", [.., plural @ "workloadentries"]) => {
+                let object = json();
+                let key = key(plural, object["metadata"]["name"].as_str().expect("a name"));
+                let is_there = self.objects.contains_key(&key);
+                let made = if is_there { Err(StatusCode::CONFLICT) } else { Ok(self.store(&key, object)) };
+                Some(("make workloadentries".to_owned(), made))
+            }
+            ("PUT", [.., plural @ "workloadentries", name]) => {
+                let (key, object) = (key(plural, name), json());
+                let put = match self.objects.get(&key) {
+                    None => Err(StatusCode::NOT_FOUND),
+                    Some(known) if known["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] => {
+                        Err(StatusCode::CONFLICT)
+                    }
+                    Some(_) => Ok(self.store(&key, object)),
+                };
+                Some(("put workloadentries".to_owned(), put))
+            }
+            ("GET", [.., plural @ "workloadgroups", name]) => {
+                let group = self.objects.get(&key(plural, name)).cloned();
+                Some(("get workloadgroups".to_owned(), group.ok_or(StatusCode::NOT_FOUND)))
             }
             ("PATCH", [.., "configmaps", name]) if headers["content-type"] == "application/merge-patch+json" => {
                 let key = key("configmaps", name);

@@ -1,0 +1,532 @@
+//! Members of WorkloadGroups as WorkloadEntries of a cluster, under Istio's names (auto-registration): by them replicas tell each other
+//! who is registered.
+//!
+//! A replica that may write makes an entry for each address at which members of a group are registered with it, and takes it away when
+//! they are gone. To others, such as istiod, the entry says what any WorkloadEntry says; to replicas it says what each workload has
+//! told, so that a member is to their clients what it is to those of its own. An entry of ours has our label: nothing else is changed,
+//! or taken away. Where a replica goes down its members come back to others, which take their entries over; what nobody takes over
+//! counts no more after a while, and is taken away.
+//!
+//! Who may write WorkloadEntries of a namespace may say who its endpoints are, and of an entry no more than that is believed: its
+//! workloads are of its namespace, its group and its address, and no gateways.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use mesh_core::identity::{SpiffeId, TrustDomain};
+use serde_json::{Map, Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use super::client::{Client, Failure};
+use super::elected::clock;
+use super::hub::Cluster;
+use super::kinds::{RESOURCES, Resource};
+use super::known::Name;
+use crate::catalog::TLS_MODE;
+use crate::config::support::ObjectKind;
+use crate::period::{comparable, date};
+use crate::plane::Plane;
+use crate::registry::Workload;
+use crate::registry::told::{Told, elsewhere};
+
+/// What entries of ours are known by.
+const LABEL: &str = "policy.mesh-control/registered";
+/// Istio's annotations: of which group the workload is, with which control plane it is registered, and since when.
+const GROUP: &str = "istio.io/autoRegistrationGroup";
+const CONTROLLER: &str = "istio.io/workloadController";
+const CONNECTED: &str = "istio.io/connectedAt";
+/// What the workloads at the address have told, by their keys, and when they were seen to be registered last.
+const TOLD: &str = "policy.mesh-control/workloads";
+const SEEN: &str = "policy.mesh-control/seen-at";
+/// What the names of replicas begin with.
+const REPLICA: &str = "mesh-control-";
+
+/// How often an entry says that it is still so, and after which time it counts no more, in seconds. Each is a write.
+const SEEN_AGAIN: u64 = 120;
+const STALE: u64 = 360;
+/// How often is looked where nothing has happened, and how long changes are gathered.
+const AGAIN: Duration = Duration::from_secs(15);
+const GATHER: Duration = Duration::from_millis(200);
+/// How long what was written has to come back, before it is written again; how long one is left alone that cannot be made.
+const COMES_BACK: Duration = Duration::from_secs(2);
+const LEFT_ALONE: Duration = Duration::from_secs(600);
+/// How long one write may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest name of an object.
+const LONGEST: usize = 253;
+
+/// Whether an object is an entry of ours.
+pub(super) fn is_member(object: &Value) -> bool {
+    object.pointer("/metadata/labels").and_then(|labels| labels.get(LABEL)).is_some()
+}
+
+/// Hears of members that are registered at other replicas, and tells them of those of this one, for as long as it is there.
+pub(crate) struct Members(JoinHandle<()>);
+
+impl Members {
+    /// Begins. Without `writes` nobody is told.
+    pub(crate) fn start(cluster: &Cluster, plane: &Plane, writes: bool) -> Members {
+        Members(tokio::spawn(run(cluster.clone(), plane.clone(), writes)))
+    }
+}
+
+impl Drop for Members {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn run(cluster: Cluster, plane: Plane, writes: bool) {
+    let replica = format!("{REPLICA}{:016x}", fastrand::u64(..));
+    let mut registrations = plane.registrations();
+    let (mut known, mut doubted) = (BTreeMap::new(), Vec::new());
+    let (mut teller, mut complaint) = (Teller::new(cluster.client().clone(), replica.clone()), String::new());
+    loop {
+        registrations.mark_unchanged();
+        let ((there, version), now) = (cluster.entries(), clock().as_secs());
+        let (others, doubts) = heard(&there, &replica, now, &plane.trust_domain());
+        known = hear(&plane, known, others);
+        for doubt in doubts.iter().filter(|doubt| !doubted.contains(*doubt)) {
+            warn!("{doubt}");
+        }
+        doubted = doubts;
+        if let Some(version) = version.filter(|_| writes) {
+            let told = teller.tell(version, &wanted(&plane.members()), &there, now).await;
+            let why = told.err().map(|failure| failure.to_string()).unwrap_or_default();
+            if !why.is_empty() && why != complaint {
+                warn!("members of WorkloadGroups cannot be written down: {why}");
+            }
+            complaint = why;
+        }
+        let again = if teller.waits.is_empty() { AGAIN } else { COMES_BACK };
+        tokio::select! {
+            // The plane is here as well.
+            _ = registrations.changed() => {}
+            () = cluster.entries_changed() => {}
+            () = sleep(again) => {}
+        }
+        sleep(GATHER).await;
+    }
+}
+
+/// Registers who is new at others, and forgets who is gone there.
+fn hear(
+    plane: &Plane,
+    known: BTreeMap<Arc<str>, Workload>,
+    now: BTreeMap<Arc<str>, Workload>,
+) -> BTreeMap<Arc<str>, Workload> {
+    for (key, workload) in &now {
+        if known.get(key) != Some(workload) {
+            plane.register(workload.clone());
+        }
+    }
+    for key in known.keys().filter(|key| !now.contains_key(*key)) {
+        plane.unregister(key);
+    }
+    now
+}
+
+/// What an entry is to say.
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    group: Arc<str>,
+    spec: Value,
+    told: String,
+}
+
+/// The entries of these members: each as it registered, and with what its group adds.
+fn wanted(members: &[(Arc<Workload>, Arc<Workload>)]) -> BTreeMap<Name, Entry> {
+    let mut at: BTreeMap<Name, (&Arc<str>, &Workload, BTreeMap<&str, Told>)> = BTreeMap::new();
+    for (own, placed) in members {
+        let Some(group) = &own.group else { continue };
+        let Some(name) = entry_name(group, own.address.ip()) else { continue };
+        let (_, _, told) =
+            at.entry((own.namespace.clone(), name.into())).or_insert_with(|| (group, &**placed, BTreeMap::new()));
+        told.insert(&own.key, Told::of(own));
+    }
+    let entries = at.into_iter().map(|(name, (group, placed, told))| {
+        // Plain data, which is always JSON.
+        let told = serde_json::to_string(&told).unwrap_or_default();
+        (name, Entry { group: group.clone(), spec: spec(placed), told })
+    });
+    entries.collect()
+}
+
+/// Istio's name of an entry; `None` where it is too long for one.
+fn entry_name(group: &str, address: IpAddr) -> Option<String> {
+    let mut name = format!("{group}-{address}").replace(':', "-");
+    if name.ends_with('-') {
+        // `fe80::`
+        name.push('0');
+    }
+    (name.len() <= LONGEST).then_some(name)
+}
+
+fn spec(workload: &Workload) -> Value {
+    let mut labels: BTreeMap<&str, &str> =
+        workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    if workload.identity.is_some() {
+        labels.insert(TLS_MODE, "istio");
+    }
+    let mut spec = Map::new();
+    spec.insert("address".to_owned(), workload.address.ip().to_string().into());
+    spec.insert("labels".to_owned(), json!(labels));
+    if let Some((_, account)) = workload.identity.as_ref().and_then(SpiffeId::workload) {
+        spec.insert("serviceAccount".to_owned(), account.into());
+    }
+    if workload.weight > 1 {
+        spec.insert("weight".to_owned(), workload.weight.into());
+    }
+    if workload.locality.iter().any(|part| !part.is_empty()) {
+        spec.insert("locality".to_owned(), workload.locality.join("/").trim_end_matches('/').into());
+    }
+    if !workload.ports.is_empty() {
+        let ports: BTreeMap<&str, u16> = workload.ports.iter().map(|(name, port)| (name.as_str(), *port)).collect();
+        spec.insert("ports".to_owned(), json!(ports));
+    }
+    spec.into()
+}
+
+fn annotation<'v>(object: &'v Value, key: &str) -> &'v str {
+    let annotations = object.pointer("/metadata/annotations");
+    annotations.and_then(|all| all.get(key)).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Whether nobody has seen to an entry for that long.
+fn is_older(object: &Value, seconds: u64, now: u64) -> bool {
+    let seen = comparable(annotation(object, SEEN));
+    seen.is_none() || seen < comparable(&date(now.saturating_sub(seconds)))
+}
+
+/// The workloads that other replicas have registered, by their keys here, and what is told that does not count.
+fn heard(
+    there: &BTreeMap<Name, Value>,
+    own: &str,
+    now: u64,
+    domain: &TrustDomain,
+) -> (BTreeMap<Arc<str>, Workload>, Vec<String>) {
+    let (mut all, mut doubts) = (BTreeMap::new(), Vec::new());
+    for ((namespace, name), object) in there {
+        let replica = annotation(object, CONTROLLER);
+        // A key that is made of it must not be one that a workload has which registers here.
+        let is_replica =
+            replica.strip_prefix(REPLICA).is_some_and(|id| id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        if !is_replica || replica == own || is_older(object, STALE, now) {
+            continue;
+        }
+        let told: BTreeMap<Arc<str>, Told> = match serde_json::from_str(annotation(object, TOLD)) {
+            Ok(told) => told,
+            Err(why) => {
+                doubts.push(format!(
+                    "WorkloadEntry {namespace}/{name}: what another replica tells cannot be read: {why}"
+                ));
+                continue;
+            }
+        };
+        for (registered, told) in told {
+            let key: Arc<str> = elsewhere(&registered, replica).into();
+            match told.workload(&key).and_then(|workload| believed(workload, namespace, object, domain)) {
+                Ok(workload) => _ = all.insert(key, workload),
+                Err(why) => {
+                    doubts.push(format!("WorkloadEntry {namespace}/{name}: a workload of it does not count: {why}"));
+                }
+            }
+        }
+    }
+    (all, doubts)
+}
+
+/// A workload of an entry, if it is one that whoever may write the entry may speak of.
+fn believed(workload: Workload, namespace: &str, object: &Value, domain: &TrustDomain) -> Result<Workload, String> {
+    let address = object.pointer("/spec/address").and_then(Value::as_str).unwrap_or_default();
+    let is_of_namespace =
+        |id: &SpiffeId| id.trust_domain() == domain.as_str() && id.workload().is_some_and(|(of, _)| of == namespace);
+    if *workload.namespace != *namespace || !workload.identity.as_ref().is_none_or(is_of_namespace) {
+        return Err("it is of another namespace".to_owned());
+    }
+    if workload.group.as_deref() != Some(annotation(object, GROUP)) {
+        return Err("it is of another group".to_owned());
+    }
+    if workload.address.ip().to_string() != address || workload.is_gateway {
+        return Err("it is not at the address of the entry, or is a gateway".to_owned());
+    }
+    Ok(workload)
+}
+
+/// Something to be written.
+#[derive(Debug, PartialEq)]
+enum Step<'a> {
+    Make(&'a Name, &'a Entry),
+    Put(&'a Name, &'a Entry, &'a Value),
+    Remove(&'a Name, &'a Value),
+}
+
+/// What is to be written so that these are the entries of this replica, of those that are there.
+fn steps<'a>(
+    wanted: &'a BTreeMap<Name, Entry>,
+    there: &'a BTreeMap<Name, Value>,
+    own: &str,
+    now: u64,
+) -> Vec<Step<'a>> {
+    let is_own = |object: &Value| annotation(object, CONTROLLER) == own;
+    let is_so = |entry: &Entry, object: &Value| {
+        is_own(object)
+            && annotation(object, GROUP) == &*entry.group
+            && annotation(object, TOLD) == entry.told
+            && object.get("spec") == Some(&entry.spec)
+            && !is_older(object, SEEN_AGAIN, now)
+    };
+    let needed = wanted.iter().filter_map(|(name, entry)| match there.get(name) {
+        None => Some(Step::Make(name, entry)),
+        Some(object) => (!is_so(entry, object)).then_some(Step::Put(name, entry, object)),
+    });
+    let is_over = |object: &Value| is_own(object) || is_older(object, STALE, now);
+    let over = there.iter().filter(|(name, object)| !wanted.contains_key(*name) && is_over(object));
+    needed.chain(over.map(|(name, object)| Step::Remove(name, object))).collect()
+}
+
+/// Tells other replicas of the members of this one.
+struct Teller {
+    client: Client,
+    replica: String,
+    /// Which entries are not to be written again before that.
+    waits: BTreeMap<Name, Instant>,
+}
+
+impl Teller {
+    fn new(client: Client, replica: String) -> Teller {
+        Teller { client, replica, waits: BTreeMap::new() }
+    }
+
+    /// # Errors
+    /// Why nothing can be written now.
+    async fn tell(
+        &mut self,
+        version: &'static str,
+        wanted: &BTreeMap<Name, Entry>,
+        there: &BTreeMap<Name, Value>,
+        now: u64,
+    ) -> Result<(), Failure> {
+        self.waits.retain(|_, until| Instant::now() < *until);
+        for step in steps(wanted, there, &self.replica, now) {
+            let (Step::Make(name, _) | Step::Put(name, ..) | Step::Remove(name, _)) = &step;
+            if self.waits.contains_key(*name) {
+                continue;
+            }
+            let wait = match self.write(version, &step, now).await {
+                Ok(()) => COMES_BACK,
+                // The newest is on its way here.
+                Err(Failure::Status(StatusCode::CONFLICT, _)) if !matches!(step, Step::Make(..)) => COMES_BACK,
+                Err(Failure::Status(StatusCode::NOT_FOUND, _)) => COMES_BACK,
+                Err(Failure::Status(status, why)) if status.is_client_error() => {
+                    let (namespace, name) = name;
+                    warn!("WorkloadEntry {namespace}/{name}: it is not written, and stays what it is: {status}: {why}");
+                    LEFT_ALONE
+                }
+                Err(failure) => return Err(failure),
+            };
+            self.waits.insert((*name).clone(), Instant::now() + wait);
+        }
+        Ok(())
+    }
+
+    async fn write(&self, version: &'static str, step: &Step<'_>, now: u64) -> Result<(), Failure> {
+        let of =
+            |namespace: &str| resource(ObjectKind::WorkloadEntry).map(|entry| entry.path(version, Some(namespace)));
+        match step {
+            Step::Make((namespace, name), entry) => {
+                let Some((path, owner)) = of(namespace).zip(self.owner(version, namespace, &entry.group).await?) else {
+                    return Ok(());
+                };
+                let mut object =
+                    json!({"metadata": {"name": name, "namespace": namespace, "ownerReferences": [owner]}});
+                self.say(version, &mut object, entry, now);
+                self.client.post(&path, object.to_string().into(), PATIENCE).await.map(drop)
+            }
+            Step::Put((namespace, name), entry, present) => {
+                let Some(path) = of(namespace) else { return Ok(()) };
+                let mut object = (*present).clone();
+                self.say(version, &mut object, entry, now);
+                self.client.put(&format!("{path}/{name}"), object.to_string().into(), PATIENCE).await.map(drop)
+            }
+            Step::Remove((namespace, name), present) => {
+                let Some(path) = of(namespace) else { return Ok(()) };
+                let only = json!({"resourceVersion": present.pointer("/metadata/resourceVersion")});
+                let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": only});
+                debug!("WorkloadEntry {namespace}/{name}: its workloads are gone");
+                self.client.delete(&format!("{path}/{name}"), options.to_string().into(), PATIENCE).await.map(drop)
+            }
+        }
+    }
+
+    /// Makes an object say what an entry is to say, and leaves whatever else others have written there.
+    fn say(&self, version: &str, object: &mut Value, entry: &Entry, now: u64) {
+        let is_own = annotation(object, CONTROLLER) == self.replica;
+        let since = annotation(object, CONNECTED).to_owned();
+        let connected = if is_own && !since.is_empty() { since } else { date(now) };
+        let of = |value: &Value, key: &str| value.get(key).and_then(Value::as_object).cloned().unwrap_or_default();
+        let mut metadata = of(&*object, "metadata");
+        let before = Value::from(metadata.clone());
+        let (mut labels, mut annotations) = (of(&before, "labels"), of(&before, "annotations"));
+        labels.insert(LABEL.to_owned(), "true".into());
+        for (key, value) in [
+            (GROUP, entry.group.to_string()),
+            (CONTROLLER, self.replica.clone()),
+            (CONNECTED, connected),
+            (TOLD, entry.told.clone()),
+            (SEEN, date(now)),
+        ] {
+            annotations.insert(key.to_owned(), value.into());
+        }
+        metadata.insert("labels".to_owned(), labels.into());
+        metadata.insert("annotations".to_owned(), annotations.into());
+        let version = format!("{}/{version}", ObjectKind::WorkloadEntry.group());
+        if let Some(object) = object.as_object_mut() {
+            object.insert("apiVersion".to_owned(), version.into());
+            object.insert("kind".to_owned(), ObjectKind::WorkloadEntry.name().into());
+            object.insert("metadata".to_owned(), metadata.into());
+            object.insert("spec".to_owned(), entry.spec.clone());
+        }
+    }
+
+    /// What says that an entry is its group's, and gone with it; `None` where there is no such group any more.
+    async fn owner(&self, version: &str, namespace: &str, group: &str) -> Result<Option<Value>, Failure> {
+        let Some(groups) = resource(ObjectKind::WorkloadGroup) else { return Ok(None) };
+        let path = format!("{}/{group}", groups.path(version, Some(namespace)));
+        let object = match self.client.get(&path, PATIENCE).await {
+            Err(Failure::Status(StatusCode::NOT_FOUND, _)) => return Ok(None),
+            object => object?,
+        };
+        let object: Value = serde_json::from_slice(&object).map_err(|error| Failure::Lost(error.into()))?;
+        let uid = object.pointer("/metadata/uid").cloned().unwrap_or_default();
+        let version = format!("{}/{version}", groups.group);
+        Ok(Some(json!({"apiVersion": version, "kind": groups.kind, "name": group, "uid": uid, "controller": true})))
+    }
+}
+
+fn resource(kind: ObjectKind) -> Option<&'static Resource> {
+    RESOURCES.iter().find(|resource| resource.title == kind.title())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: &str = "mesh-control-1";
+    const OTHER: &str = "mesh-control-2";
+    const NOW: u64 = 1_800_000_000;
+
+    fn member(key: &str, address: &str) -> (Arc<Workload>, Arc<Workload>) {
+        let mut own = Workload::new(key, "shop", "vm", address.parse().expect("an address"));
+        (own.group, own.weight) = (Some("vms".into()), 3);
+        own.identity = Some("spiffe://cluster.local/ns/shop/sa/web".parse().expect("an id"));
+        own.ports = vec![("http".to_owned(), 8080)];
+        let placed = own.clone().labelled([("app", "web")]);
+        (Arc::new(own), Arc::new(placed))
+    }
+
+    fn name(name: &str) -> Name {
+        ("shop".into(), name.into())
+    }
+
+    /// An entry as a replica has written it at a time.
+    fn written(entry: &Entry, replica: &str, at: u64) -> Value {
+        let access = super::super::Access::of_test("127.0.0.1:1".parse().expect("an address"));
+        let mut object = json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"}});
+        Teller::new(Client::new(access), replica.to_owned()).say("v1", &mut object, entry, at);
+        object
+    }
+
+    #[test]
+    fn an_entry_says_what_istios_does_and_its_workloads_are_to_others_what_they_are_here() {
+        let members = [member("vm@10.0.0.7:8080", "10.0.0.7:8080"), member("vm@10.0.0.7:9090", "10.0.0.7:9090")];
+        let wanted = wanted(&members);
+        assert_eq!(wanted.keys().collect::<Vec<_>>(), [&name("vms-10.0.0.7")], "one for an address");
+        let entry = &wanted[&name("vms-10.0.0.7")];
+        let spec = json!({
+            "address": "10.0.0.7", "labels": {"app": "web", "security.istio.io/tlsMode": "istio"},
+            "serviceAccount": "web", "weight": 3, "ports": {"http": 8080},
+        });
+        assert_eq!(entry.spec, spec);
+        let object = written(entry, OTHER, NOW);
+        let said = [GROUP, CONTROLLER, CONNECTED].map(|key| annotation(&object, key));
+        assert_eq!(said, ["vms", OTHER, "2027-01-15T08:00:00Z"]);
+        assert!(is_member(&object));
+
+        let there = BTreeMap::from([(name("vms-10.0.0.7"), object.clone())]);
+        let domain = TrustDomain::default();
+        let (all, doubts) = heard(&there, OWN, NOW, &domain);
+        assert!(doubts.is_empty(), "{doubts:?}");
+        let expected: Vec<Workload> = members.iter().map(|(own, _)| Workload::clone(own)).collect();
+        let all: Vec<Workload> = all.into_values().collect();
+        assert_eq!(all.len(), 2);
+        for (there, here) in all.iter().zip(&expected) {
+            assert!(there.key.ends_with(" at replica mesh-control-2"), "{}", there.key);
+            assert_eq!(*there, Workload { key: there.key.clone(), ..here.clone() });
+        }
+        assert!(heard(&there, OTHER, NOW, &domain).0.is_empty(), "it is its own");
+        assert!(heard(&there, OWN, NOW + STALE + 1, &domain).0.is_empty(), "nobody has seen to it");
+    }
+
+    #[test]
+    fn of_an_entry_no_more_is_believed_than_who_may_write_it_may_say() {
+        let wanted = wanted(&[member("vm@10.0.0.7:8080", "10.0.0.7:8080")]);
+        let entry = &wanted[&name("vms-10.0.0.7")];
+        let domain = TrustDomain::default();
+        let count = |namespace: &str, entry: &Entry, replica: &str| {
+            let there = BTreeMap::from([((namespace.into(), "a".into()), written(entry, replica, NOW))]);
+            heard(&there, OWN, NOW, &domain).0.len()
+        };
+        assert_eq!(count("shop", entry, OTHER), 1);
+        assert_eq!(count("pay", entry, OTHER), 0);
+        assert_eq!(count("shop", entry, "mesh-control-x@10.0.0.7:8080"), 0);
+        let told = |from: &str, to: &str| Entry { told: entry.told.replace(from, to), ..entry.clone() };
+        for other in [
+            told("\"is_gateway\":false", "\"is_gateway\":true"),
+            told("10.0.0.7:8080\",\"ports", "10.0.0.8:8080\",\"ports"),
+            told("/ns/shop/", "/ns/pay/"),
+            told("cluster.local", "elsewhere"),
+            told("\"group\":\"vms\"", "\"group\":\"others\""),
+            told("{", "["),
+        ] {
+            assert_ne!(other.told, entry.told);
+            assert_eq!(count("shop", &other, OTHER), 0, "{}", other.told);
+        }
+    }
+
+    #[test]
+    fn a_replica_writes_its_own_entries_and_takes_away_those_and_what_nobody_sees_to() {
+        let wanted = wanted(&[member("vm@10.0.0.7:8080", "10.0.0.7:8080")]);
+        let (own, other) = (name("vms-10.0.0.7"), name("vms-10.0.0.9"));
+        let entry = &wanted[&own];
+        let with = |all: &[(&Name, Value)]| -> BTreeMap<Name, Value> {
+            all.iter().map(|(name, object)| ((*name).clone(), object.clone())).collect()
+        };
+        assert_eq!(steps(&wanted, &BTreeMap::new(), OWN, NOW), [Step::Make(&own, entry)]);
+        let there = with(&[(&own, written(entry, OWN, NOW)), (&other, written(entry, OTHER, NOW))]);
+        assert!(steps(&wanted, &there, OWN, NOW + 1).is_empty(), "another's is its own affair");
+        assert_eq!(steps(&wanted, &there, OWN, NOW + SEEN_AGAIN + 1), [Step::Put(&own, entry, &there[&own])]);
+        let stale = [Step::Put(&own, entry, &there[&own]), Step::Remove(&other, &there[&other])];
+        assert_eq!(steps(&wanted, &there, OWN, NOW + STALE + 1), stale);
+        // It came here from another replica, and goes.
+        let there = with(&[(&own, written(entry, OTHER, NOW))]);
+        assert_eq!(steps(&wanted, &there, OWN, NOW), [Step::Put(&own, entry, &there[&own])]);
+        let (none, there) = (BTreeMap::new(), with(&[(&own, written(entry, OWN, NOW))]));
+        assert_eq!(steps(&none, &there, OWN, NOW), [Step::Remove(&own, &there[&own])]);
+        assert!(steps(&none, &there, OTHER, NOW).is_empty());
+    }
+
+    #[test]
+    fn a_name_is_one_that_an_object_can_have() {
+        let of = |group: &str, address: &str| entry_name(group, address.parse().expect("an address"));
+        assert_eq!(of("vms", "10.0.0.7").as_deref(), Some("vms-10.0.0.7"));
+        assert_eq!(of("vms", "fe80::1").as_deref(), Some("vms-fe80--1"));
+        assert_eq!(of("vms", "fe80::").as_deref(), Some("vms-fe80--0"));
+        assert_eq!(of(&"g".repeat(250), "10.0.0.7"), None);
+    }
+}

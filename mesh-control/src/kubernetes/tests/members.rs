@@ -1,0 +1,84 @@
+//! Members of WorkloadGroups that replicas tell each other of, on the wire.
+
+use serde_json::json;
+
+use super::super::members::Members;
+use super::fake::Fake;
+use super::{WEB, addresses, follow, outside};
+use crate::registry::Workload;
+
+const GROUP: &str = "
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {name: vms, namespace: shop}
+spec: {template: {labels: {app: web}}}
+";
+const KEY: &str = "vm@10.0.0.7:8080";
+
+fn member() -> Workload {
+    outside(KEY, "shop", "web", "10.0.0.7:8080".parse().expect("an address"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_of_a_group_is_known_to_all_replicas_while_it_is_registered_with_one() {
+    let fake = Fake::start().await;
+    fake.apply(WEB);
+    fake.apply(GROUP);
+    let (first, second) = (follow(&fake).await, follow(&fake).await);
+    let _telling = [&first, &second].map(|one| Members::start(&one.cluster, &one.plane, true));
+    first.plane.register(member());
+    second.until("it is heard of", |snapshot| addresses(snapshot) == ["10.0.0.7:8080"]).await;
+    let entry = fake.world().object("workloadentries", "vms-10.0.0.7");
+    let owner = json!([{
+        "apiVersion": "networking.istio.io/v1", "kind": "WorkloadGroup", "name": "vms", "uid": "u", "controller": true,
+    }]);
+    assert_eq!(entry["metadata"]["ownerReferences"], owner);
+    assert_eq!(entry["metadata"]["annotations"]["istio.io/autoRegistrationGroup"], "vms");
+    assert_eq!(entry["spec"]["labels"]["app"], "web");
+
+    // It goes to the other replica, and is gone from the first.
+    second.plane.register(member());
+    first.plane.unregister(KEY);
+    let controller = entry["metadata"]["annotations"]["istio.io/workloadController"].clone();
+    fake.until("it is taken over", |fake| {
+        let now = fake.world().object("workloadentries", "vms-10.0.0.7");
+        let now = &now["metadata"]["annotations"]["istio.io/workloadController"];
+        now.is_string() && *now != controller
+    })
+    .await;
+    first.until("it is heard of", |snapshot| addresses(snapshot) == ["10.0.0.7:8080"]).await;
+    second.plane.unregister(KEY);
+    first.until("it is gone", |snapshot| addresses(snapshot).is_empty()).await;
+    fake.until("its entry is gone", |fake| fake.world().object("workloadentries", "vms-10.0.0.7").is_null()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_of_somebody_else_is_left_alone_and_who_may_not_write_hears() {
+    let fake = Fake::start().await;
+    fake.apply(WEB);
+    fake.apply(GROUP);
+    // By chance it has the name.
+    fake.apply(
+        "
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vms-10.0.0.7, namespace: shop}
+spec: {address: 10.0.0.8, labels: {app: web}}
+",
+    );
+    let (first, second) = (follow(&fake).await, follow(&fake).await);
+    let _telling =
+        [(&first, true), (&second, false)].map(|(one, writes)| Members::start(&one.cluster, &one.plane, writes));
+    let before = fake.world().object("workloadentries", "vms-10.0.0.7");
+    first.plane.register(member());
+    fake.until("it is tried", |fake| fake.count("make workloadentries") == 1).await;
+    assert_eq!(fake.world().object("workloadentries", "vms-10.0.0.7")["spec"], before["spec"]);
+    let other = outside("vm@10.0.0.9:8080", "shop", "web", "10.0.0.9:8080".parse().expect("an address"));
+    first.plane.register(other);
+    let both = ["10.0.0.8:8080", "10.0.0.9:8080"];
+    second.until("the other one is heard of", |snapshot| addresses(snapshot) == both).await;
+    second.plane.register(outside("vm@10.0.0.6:8080", "shop", "web", "10.0.0.6:8080".parse().expect("an address")));
+    first.plane.unregister("vm@10.0.0.9:8080");
+    fake.until("its entry is gone", |fake| fake.world().object("workloadentries", "vms-10.0.0.9").is_null()).await;
+    assert_eq!(fake.count("make workloadentries"), 2, "one of them may not write");
+}
