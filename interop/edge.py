@@ -52,6 +52,7 @@ class Edge:
         check("edge", "requests of every kind are answered alike, and go on alike",
             lambda: self.alike(edge_kinds.kinds((self.client, self.stranger))))
         check("edge", "and where policies decide", self.policies)
+        check("edge", "and where they decide on connections that nobody looks into", self.connections)
         check("edge", "sslyze has nothing against mesh-gateway, which speaks TLS 1.2 and 1.3", self.scanned)
         check("edge", "every difference that is known of is one", self.unused)
 
@@ -134,6 +135,20 @@ class Edge:
 
         self.when_both("a policy", decides)
         return self.alike(edge_policies.guarded(issuer))
+
+    def connections(self):
+        for asked, (spec, *let_in) in edge_policies.CONNECTIONS.items():
+            self.write("policies.yaml", edge_objects.POLICY % spec)
+            self.when_both(f"a policy {asked}", lambda plane, expected=let_in: self.let_in(plane) == expected)
+            self.alike(edge_policies.connections(asked))
+        return f"{len(edge_policies.CONNECTIONS)} policies"
+
+    def let_in(self, plane):
+        """By TCP, and by TLS that passes."""
+        ports = self.ports[plane]
+        last = edge_kinds.get("/", "plain.example", "connection: close")
+        heard = [raw.http1(ports["tcp"], last), raw.http1(ports["https"], last, raw.Tls("raw.example"))]
+        return [bool(one["answers"]) for one in heard]
 
     def alike(self, kinds):
         """Asks both, many kinds at once since an Envoy takes a second to close a connection, and compares."""

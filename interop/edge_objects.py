@@ -269,6 +269,14 @@ spec:
     limit: {requests: 2, per: 3600s}
 """
 
+# One that decides by this.
+POLICY = """\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: connections, namespace: istio-system}
+spec: {selector: {matchLabels: {istio: ingressgateway}}, %s}
+"""
+
 
 def objects(echo, dead):
     """All but policies, and what has ports of its own."""

@@ -5,6 +5,7 @@ import json
 import time
 
 import edge_objects
+import raw
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from edge_kinds import MESSAGE, Kind, fields, get, grpc
@@ -93,3 +94,24 @@ def guarded(issuer):
     three = b"".join(get("/", "limited.example", "x-limited: yes", "x-user: a") for _ in range(3))
     yield Kind("limited", three, answers=3)
     yield Kind("limited, without", get("/", "limited.example", "x-user: a"))
+
+
+# What a policy asks of connections, and by which ways one is let in then: by TCP, and by TLS that passes.
+CONNECTIONS = {
+    "of the client's address": ("rules: [{from: [{source: {ipBlocks: [127.0.0.2/32]}}]}]", True, True),
+    "of another address": ("rules: [{from: [{source: {ipBlocks: [10.0.0.0/8]}}]}]", False, False),
+    "that refuses the client's address": ("action: DENY, rules: [{from: [{source: {remoteIpBlocks: [127.0.0.2]}}]}]", False, False),
+    "of a name": ("rules: [{when: [{key: connection.sni, values: [raw.example]}]}]", False, True),
+    "that refuses a name": ("action: DENY, rules: [{when: [{key: connection.sni, values: [raw.example]}]}]", True, False),
+    "of workloads": ("rules: [{from: [{source: {namespaces: [shop]}}]}]", False, False),
+    "that only tells": ("action: AUDIT, rules: [{}]", True, True),
+    "of requests": ("rules: [{to: [{operation: {methods: [GET]}}]}]", False, False),
+    "that refuses requests": ("action: DENY, rules: [{to: [{operation: {paths: [/nowhere]}}]}]", False, False),
+}
+
+
+def connections(asked):
+    """Where a policy decides on connections."""
+    yield Kind(f"tcp by a policy {asked}", get("/", "whatever"), "tcp")
+    yield Kind(f"tls that passes by a policy {asked}", get("/", "plain.example"), "https", raw.Tls("raw.example"))
+    yield Kind(f"http by a policy {asked}", get("/", "plain.example"))

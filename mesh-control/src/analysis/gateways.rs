@@ -8,9 +8,11 @@ use crate::config::file::{Object, Objects, Refused};
 use crate::config::istio::gateway::{Gateway, Server, ServerTls, lets_in, split_host};
 use crate::config::istio::secret::Secret;
 use crate::config::istio::virtual_service::{AnyMatch, AnyRoute, MESH, VirtualService};
+use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
 use crate::policy::Policy;
+use crate::policy::access::{AccessPolicy, Effect};
 use crate::policy::secrets::AUTHORITIES;
 use crate::policy::virtual_services::gateway_name;
 use crate::registry::Discovery;
@@ -22,7 +24,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     conflicts(policy, found);
     credentials(objects, policy, found);
     selectors(objects, policy, found);
-    shut(policy, found);
+    unseen(policy, found);
 }
 
 /// Rules for gateways that there are not, or that have none of their hosts.
@@ -247,10 +249,11 @@ fn selectors(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Servers that close every connection, for what guards their gateway decides on requests, and nobody sees any there.
-fn shut(policy: &Policy, found: &mut Vec<Diagnostic>) {
+/// What guards a gateway by requests, for the servers where nobody sees any.
+fn unseen(policy: &Policy, found: &mut Vec<Diagnostic>) {
     let root = &*policy.mesh.fixed.root_namespace;
-    for (meta, workloads) in policy.security.on_requests() {
+    for (meta, workloads, access) in policy.security.deciding() {
+        let said = of_bytes(access);
         let gateways = policy.gateways.among(workloads, (&*meta.namespace, root), &policy.services);
         for (gateway, index, server) in gateways
             .flat_map(|gateway| gateway.spec.servers.iter().enumerate().map(move |(at, one)| (gateway, at, one)))
@@ -262,15 +265,60 @@ fn shut(policy: &Policy, found: &mut Vec<Diagnostic>) {
                 ObjectKind::Gateway => format!("servers[{index}]"),
                 _ => format!("listener {}", quoted(&server.name)),
             };
-            let message = format!(
-                "{place} of {} ({}, port {}) closes every connection: a gateway decides on requests, and sees none there; what is to \
-                 pass as bytes goes by a gateway of its own that this is not for",
-                gateway.meta.id(),
-                server.port.protocol.value,
-                server.port.number.0
-            );
-            let finding = Diagnostic::at(&meta.origin, Severity::Error, Code::NotSupportedYet, message);
-            found.push(finding.object(meta.id()).field("spec"));
+            let (id, protocol, port) = (gateway.meta.id(), &server.port.protocol.value, server.port.number.0);
+            for (field, severity, code, what) in &said {
+                let message = format!("{place} of {id} ({protocol}, port {port}) {what}");
+                let finding = Diagnostic::at(&locate(&meta.origin, field), *severity, *code, message);
+                found.push(finding.object(meta.id()).field(field.clone()));
+            }
         }
+    }
+}
+
+/// What is said of an object at such a server, with the field; nothing where it asks about connections alone.
+fn of_bytes(access: Option<&AccessPolicy>) -> Vec<(String, Severity, Code, &'static str)> {
+    let closed = |why: &'static str| vec![("spec".to_owned(), Severity::Error, Code::NotSupportedYet, why)];
+    let Some(AccessPolicy { effect, rules, .. }) = access else {
+        return closed(
+            "closes every connection: tokens are those of requests, and nobody sees any there; what is to pass as bytes goes by a \
+             gateway of its own that this is not for",
+        );
+    };
+    let asking = || rules.iter().enumerate().filter(|(_, rule)| rule.conditions.ask_about_requests());
+    let of_rule = |index: usize, severity: Severity, what: &'static str| {
+        let code = if severity == Severity::Error { Code::Conflict } else { Code::Ignored };
+        (format!("rules[{index}]"), severity, code, what)
+    };
+    match effect {
+        Effect::Ask => closed(
+            "closes every connection: somebody is asked about requests, and nobody sees any there; what is to pass as bytes goes \
+             by a gateway of its own that this is not for",
+        ),
+        Effect::Audit => Vec::new(),
+        Effect::Allow if !rules.is_empty() && asking().count() == rules.len() => vec![(
+            "rules".to_owned(),
+            Severity::Error,
+            Code::Conflict,
+            "lets no connection in by this policy: all of its rules ask about requests, and nobody sees any there",
+        )],
+        Effect::Allow => asking()
+            .map(|(index, _)| {
+                let what = "lets no connection in by this rule: it asks about requests, and nobody sees any there";
+                of_rule(index, Severity::Warning, what)
+            })
+            .collect(),
+        Effect::Deny => asking()
+            .map(|(index, rule)| match rule.conditions.fit_every_connection() {
+                true => {
+                    let what =
+                        "closes every connection: this rule asks about requests alone, and nobody sees any there";
+                    of_rule(index, Severity::Error, what)
+                }
+                false => {
+                    let what = "refuses connections by the rest of this rule: nobody sees requests there";
+                    of_rule(index, Severity::Warning, what)
+                }
+            })
+            .collect(),
     }
 }

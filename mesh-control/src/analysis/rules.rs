@@ -49,11 +49,7 @@ fn check_bytes(
         return;
     }
     let conditions = written(rule);
-    let is_of_requests = |fact: &Fact| {
-        use Fact::{Claim, Header, Host, Method, Path, RequestPrincipal};
-        matches!(fact, Claim(_) | Header(_) | Host | Method | Path | RequestPrincipal)
-    };
-    let Some((path, _)) = conditions.iter().find(|(_, condition)| is_of_requests(&condition.fact)) else { return };
+    let Some((path, _)) = conditions.iter().find(|(_, condition)| condition.fact.is_of_requests()) else { return };
     let meant: Vec<u16> = conditions
         .iter()
         .filter(|(_, condition)| condition.fact == Fact::Port && !condition.is_negated)

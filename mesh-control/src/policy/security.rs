@@ -253,12 +253,12 @@ impl Security {
         self.access.iter().map(|(selection, policy)| (&selection.meta, policy))
     }
 
-    /// The objects that decide on requests, with whom each is for: where nobody sees requests, nothing is let in.
-    pub(crate) fn on_requests(&self) -> impl Iterator<Item = (&Meta, &Workloads)> {
+    /// The objects that decide who is let in, with whom each is for. Those that say which tokens are good have no policy.
+    pub(crate) fn deciding(&self) -> impl Iterator<Item = (&Meta, &Workloads, Option<&AccessPolicy>)> {
         let enforced = self.access.iter().filter(|(_, policy)| !policy.is_dry_run && policy.effect != Effect::Audit);
-        let selections =
-            enforced.map(|(selection, _)| selection).chain(self.tokens.iter().map(|(selection, _)| selection));
-        selections.map(|selection| (&selection.meta, &selection.workloads))
+        let enforced = enforced.map(|(selection, policy)| (selection, Some(policy)));
+        let all = enforced.chain(self.tokens.iter().map(|(selection, _)| (selection, None)));
+        all.map(|(selection, policy)| (&selection.meta, &selection.workloads, policy))
     }
 
     /// The objects that say which tokens are good.

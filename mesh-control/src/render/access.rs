@@ -1,6 +1,7 @@
 //! Who may do what, as Envoy's RBAC filters (`envoy.config.rbac.v3`, gRFC A41): one that refuses, one that lets in, and for
 //! the library one that only tells. The library's own decoder reads them for the data plane, and decides on them for
-//! `mesh-control authz test`.
+//! `mesh-control authz test`. Of a gateway's connections that nobody looks into they are network filters
+//! (`envoy.extensions.filters.network.rbac.v3`), which say what is left of the same policies there.
 //!
 //! The library compares hosts, repeated headers and the parts of identities as they have to be (`mesh_core::authz`); for
 //! others the same is said by expressions. What they cannot decide is a reason not to serve. Envoy's filters are written for
@@ -11,11 +12,13 @@ mod token;
 use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, permission, principal};
 use envoy_types::pb::envoy::config::route::v3::HeaderMatcher;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3 as network;
 use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{
@@ -45,6 +48,28 @@ struct Filter {
     shadow_rules_stat_prefix: String,
 }
 
+/// `envoy.extensions.filters.network.rbac.v3.RBAC`, in the same way.
+#[derive(Clone, PartialEq, Message)]
+struct NetworkFilter {
+    #[prost(message, optional, tag = "1")]
+    rules: Option<Rules>,
+    #[prost(message, optional, tag = "2")]
+    shadow_rules: Option<Rules>,
+    #[prost(string, tag = "3")]
+    stat_prefix: String,
+}
+
+/// What a filter decides on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Requests,
+    /// Connections that nobody looks into.
+    Connections,
+}
+
+/// A filter by its name: what it enforces, and what it only tries.
+type Named = (&'static str, Option<Rules>, Option<Rules>);
+
 #[derive(Clone, PartialEq, Message)]
 struct Rules {
     /// ALLOW is 0, DENY 1, LOG 2.
@@ -56,13 +81,6 @@ struct Rules {
 
 /// The filters of a server; `Err` says what the client cannot enforce.
 pub(super) fn filters(access: &Access<'_>, class: ClientClass) -> Result<Vec<hcm::HttpFilter>, String> {
-    let rules = |rules: &[&AccessRule], effect| rules_of(rules, effect, access, class);
-    let by_effect = |of: &RulesByEffect<'_>, effect: Effect| match effect {
-        Effect::Deny => (!of.deny.is_empty()).then(|| rules(&of.deny, effect)).transpose(),
-        _ => of.allow.as_ref().map(|allow| rules(allow, effect)).transpose(),
-    };
-    // gRPC's servers have no use for what refuses nobody.
-    let tells = class != ClientClass::Grpc;
     if let Some((authorizer, _)) = access.asks.first().filter(|_| class == ClientClass::Grpc) {
         let name = &authorizer.name;
         return Err(format!("{name}: nobody is asked by gRPC's servers; every call fails until it is taken out"));
@@ -70,28 +88,58 @@ pub(super) fn filters(access: &Access<'_>, class: ClientClass) -> Result<Vec<hcm
     let mut asks = Vec::new();
     for (number, (authorizer, asked)) in access.asks.iter().enumerate() {
         let prefix = format!("mesh_custom_{number}_");
-        let shadow_rules = Some(rules(asked, Effect::Ask)?);
+        let shadow_rules = Some(rules_of(asked, Effect::Ask, access, (class, Subject::Requests))?);
         let noted = Filter { rules: None, shadow_rules, shadow_rules_stat_prefix: prefix.clone() };
         asks.push(filter(format!("mesh.rbac.custom.{number}"), Rbac::type_url(), noted.encode_to_vec()));
         asks.push(authorizer::filter(format!("mesh.ext_authz.{number}"), authorizer, &prefix));
     }
-    let mut filters = Vec::new();
-    if tells && !access.audit.is_empty() {
-        filters.push(("mesh.rbac.audit", Some(rules(&access.audit, Effect::Audit)?), None));
-    }
-    for (name, effect) in [("mesh.rbac.deny", Effect::Deny), ("mesh.rbac.allow", Effect::Allow)] {
-        let enforced = by_effect(&access.enforced, effect)?;
-        let tried = if tells { by_effect(&access.tried, effect)? } else { None };
-        if enforced.is_some() || tried.is_some() {
-            filters.push((name, enforced, tried));
-        }
-    }
-    let filters = filters.into_iter().map(|(name, rules, shadow_rules)| {
+    let filters = by_effect(access, (class, Subject::Requests))?.into_iter().map(|(name, rules, shadow_rules)| {
         let value = Filter { rules, shadow_rules, ..Filter::default() }.encode_to_vec();
         filter(name.to_owned(), Rbac::type_url(), value)
     });
     // CUSTOM, then DENY, then ALLOW.
     Ok(asks.into_iter().chain(filters).collect())
+}
+
+/// What is told of, then what refuses, then what lets in.
+fn by_effect(access: &Access<'_>, (class, subject): (ClientClass, Subject)) -> Result<Vec<Named>, String> {
+    let rules = |rules: &[&AccessRule], effect| rules_of(rules, effect, access, (class, subject));
+    let of_effect = |of: &RulesByEffect<'_>, effect: Effect| match effect {
+        Effect::Deny => (!of.deny.is_empty()).then(|| rules(&of.deny, effect)).transpose(),
+        _ => of.allow.as_ref().map(|allow| rules(allow, effect)).transpose(),
+    };
+    // gRPC's servers have no use for what refuses nobody.
+    let tells = class != ClientClass::Grpc;
+    let mut filters = Vec::new();
+    if tells && !access.audit.is_empty() {
+        filters.push(("mesh.rbac.audit", Some(rules(&access.audit, Effect::Audit)?), None));
+    }
+    for (name, effect) in [("mesh.rbac.deny", Effect::Deny), ("mesh.rbac.allow", Effect::Allow)] {
+        let enforced = of_effect(&access.enforced, effect)?;
+        let tried = if tells { of_effect(&access.tried, effect)? } else { None };
+        if enforced.is_some() || tried.is_some() {
+            filters.push((name, enforced, tried));
+        }
+    }
+    Ok(filters)
+}
+
+/// The filters of a gateway's connections that nobody looks into; `Err` says what has no form. As Istio has it of TCP: a rule that
+/// lets in, or tells, by anything of a request is for no connection, and one that refuses is for all that the rest of it is for.
+pub(super) fn of_connections(access: &Access<'_>, class: ClientClass) -> Result<Vec<listener::Filter>, String> {
+    let filters = by_effect(access, (class, Subject::Connections))?;
+    Ok(filters.into_iter().map(|(name, rules, tried)| network_filter(name, rules, tried)).collect())
+}
+
+/// The filter that lets no connection in.
+pub(super) fn no_connections() -> listener::Filter {
+    network_filter("mesh.rbac.allow", Some(Rules::default()), None)
+}
+
+fn network_filter(name: &str, rules: Option<Rules>, shadow_rules: Option<Rules>) -> listener::Filter {
+    let value = NetworkFilter { rules, shadow_rules, stat_prefix: "tcp.".to_owned() }.encode_to_vec();
+    let config = Any { type_url: network::Rbac::type_url(), value };
+    listener::Filter { name: name.to_owned(), config_type: Some(listener::filter::ConfigType::TypedConfig(config)) }
 }
 
 fn filter(name: String, type_url: String, value: Vec<u8>) -> hcm::HttpFilter {
@@ -102,7 +150,8 @@ fn filter(name: String, type_url: String, value: Vec<u8>) -> hcm::HttpFilter {
 /// What servers of this class cannot do of a rule, whoever it is for.
 pub fn not_for(class: ClientClass, rule: &AccessRule, effect: Effect) -> Option<&'static str> {
     let access = Access::default();
-    let render = Renderer { access: &access, class, refuses: matches!(effect, Effect::Deny | Effect::Ask) };
+    let (refuses, subject) = (matches!(effect, Effect::Deny | Effect::Ask), Subject::Requests);
+    let render = Renderer { access: &access, class, refuses, subject };
     render.policy(rule).err()
 }
 
@@ -129,15 +178,23 @@ pub(super) fn not_by_hand(access: &Access<'_>) -> Option<String> {
     Some(format!("{}: a condition on tokens has no form here", rule.id))
 }
 
-fn rules_of(rules: &[&AccessRule], effect: Effect, access: &Access<'_>, class: ClientClass) -> Result<Rules, String> {
+fn rules_of(
+    rules: &[&AccessRule],
+    effect: Effect,
+    access: &Access<'_>,
+    (class, subject): (ClientClass, Subject),
+) -> Result<Rules, String> {
     let action = match effect {
         Effect::Allow => 0,
         // Shadow rules that somebody is asked by note what DENY would be for.
         Effect::Deny | Effect::Ask => 1,
         Effect::Audit => 2,
     };
-    let render = Renderer { access, class, refuses: matches!(effect, Effect::Deny | Effect::Ask) };
-    let policies = rules.iter().map(|rule| {
+    let refuses = matches!(effect, Effect::Deny | Effect::Ask);
+    let render = Renderer { access, class, refuses, subject };
+    let sees_all = refuses || subject == Subject::Requests;
+    let rules = rules.iter().filter(|rule| sees_all || !rule.conditions.ask_about_requests());
+    let policies = rules.map(|rule| {
         let policy = render.policy(rule).map_err(|what| match class {
             ClientClass::Envoy => format!("{}: {what} has no form for an Envoy", rule.id),
             _ => format!(
@@ -161,6 +218,7 @@ struct Renderer<'a> {
     class: ClientClass,
     /// Whether the rules refuse those that they are for.
     refuses: bool,
+    subject: Subject,
 }
 
 impl Renderer<'_> {
@@ -198,6 +256,10 @@ impl Renderer<'_> {
     }
 
     fn condition(&self, condition: &Condition) -> Result<Either, &'static str> {
+        // What lets in by it is left out as a whole.
+        if self.subject == Subject::Connections && condition.fact.is_of_requests() {
+            return Ok(Either::What(what(Rule::Any(true))));
+        }
         let values = condition.values.iter();
         let is_peer =
             matches!(condition.fact, Fact::Principal | Fact::Namespace | Fact::ServiceAccount | Fact::TrustDomain);

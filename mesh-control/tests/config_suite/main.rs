@@ -14,6 +14,7 @@ mod fields;
 mod filters;
 mod foreign;
 mod gateway_api;
+mod gateway_bytes;
 mod gateway_targets;
 mod gateways;
 mod grpc;

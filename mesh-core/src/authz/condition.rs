@@ -64,6 +64,22 @@ impl Condition {
         })
     }
 
+    /// Whether it looks at requests: of bytes that nobody looks into, it cannot be told.
+    pub(super) fn is_on_requests(&self) -> bool {
+        match self {
+            Condition::All(conditions) | Condition::Any(conditions) => conditions.iter().any(Self::is_on_requests),
+            Condition::Not(condition) => condition.is_on_requests(),
+            Condition::Header(..) | Condition::Path(_) | Condition::PathTemplate(_) | Condition::Token(_) => true,
+            Condition::Always
+            | Condition::DestinationIp(_)
+            | Condition::DestinationPort(..)
+            | Condition::SourceIp(_)
+            | Condition::RemoteIp(_)
+            | Condition::ServerName(_)
+            | Condition::Peer(_) => false,
+        }
+    }
+
     /// Whether it holds. `doubt` is what is taken for true where nobody can tell; behind a `not` it is the other way
     /// round. `refuses` says whether the policy is one that refuses, which a `not` does not change.
     pub(super) fn holds(&self, seen: &Seen<'_>, doubt: bool, refuses: bool) -> bool {

@@ -169,6 +169,8 @@ struct Policy {
     name: Arc<str>,
     permissions: Condition,
     principals: Condition,
+    /// Whether any of its conditions looks at requests.
+    is_on_requests: bool,
 }
 
 impl RuleSet {
@@ -176,11 +178,10 @@ impl RuleSet {
         let mut policies = Vec::with_capacity(rules.policies.len());
         for (name, policy) in &rules.policies {
             let at = |field: &str| format!("policies[{name:?}].{field}");
-            policies.push(Policy {
-                name: Arc::clone(name),
-                permissions: Condition::any(&policy.permissions).map_err(|invalid| invalid.at(at("permissions")))?,
-                principals: Condition::any(&policy.principals).map_err(|invalid| invalid.at(at("principals")))?,
-            });
+            let permissions = Condition::any(&policy.permissions).map_err(|invalid| invalid.at(at("permissions")))?;
+            let principals = Condition::any(&policy.principals).map_err(|invalid| invalid.at(at("principals")))?;
+            let is_on_requests = permissions.is_on_requests() || principals.is_on_requests();
+            policies.push(Policy { name: Arc::clone(name), permissions, principals, is_on_requests });
         }
         let index = Index::new(policies.iter().map(|policy| [&policy.principals, &policy.permissions]));
         Ok(RuleSet { action: rules.action, policies, index })
@@ -201,7 +202,10 @@ impl RuleSet {
         let doubt = self.action == RbacAction::Deny;
         let holds = |position: &usize| {
             self.policies.get(*position).is_some_and(|policy| {
-                policy.principals.holds(seen, doubt, doubt) && policy.permissions.holds(seen, doubt, doubt)
+                // Where nobody sees requests, what lets in by them lets nobody in, by its other conditions neither (Istio).
+                (doubt || seen.head.is_some() || !policy.is_on_requests)
+                    && policy.principals.holds(seen, doubt, doubt)
+                    && policy.permissions.holds(seen, doubt, doubt)
             })
         };
         let first = match (&seen.head, &seen.connection) {

@@ -358,6 +358,24 @@ fn a15_what_nobody_knows_lets_nobody_in() {
 }
 
 #[test]
+fn of_bytes_a_policy_that_lets_in_by_requests_lets_nobody_in_by_its_other_conditions_either() {
+    let policy = RbacPolicy::new([Path(exact("/")), DestinationPort(8080, 8080)], [Always]);
+    let [allow, log] = [RbacAction::Allow, RbacAction::Log].map(|action| [filter(action, &[("p", policy.clone())])]);
+    // What refuses by them refuses by the rest.
+    let of_port = RbacPolicy::new([All(vec![not(Path(exact("/"))), DestinationPort(8080, 8080)])], [Always]);
+    let deny = [filter(RbacAction::Deny, &[("p", of_port)])];
+    let mut elsewhere = Asked::get("http://h/");
+    elsewhere.destination.set_port(81);
+    Asked::get("http://h/").ask(|request| {
+        let bytes = AccessRequest { head: None, ..*request };
+        assert!(verdict(&allow, request).is_allowed && !verdict(&allow, &bytes).is_allowed);
+        assert_eq!((verdict(&log, request).logged, verdict(&log, &bytes).logged), (Some("p"), None));
+        assert!(verdict(&deny, request).is_allowed && !verdict(&deny, &bytes).is_allowed);
+    });
+    elsewhere.ask(|request| assert!(verdict(&deny, &AccessRequest { head: None, ..*request }).is_allowed));
+}
+
+#[test]
 fn of_many_policies_those_are_looked_at_that_name_what_few_others_do() {
     let part = |value: &str, starts: bool| match starts {
         true => StringTest::Prefix { value: value.to_owned(), ignore_case: false },

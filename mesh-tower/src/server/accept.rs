@@ -356,7 +356,7 @@ impl MeshListener {
         _ = stream.set_nodelay(true);
         let connection = Arc::new(ConnectionInfo::accepted(local, peer, direct));
         let state = match asks_for_tls {
-            false => State::Open(handshake::plaintext(stream, listener, &connection, self.carries).going_to(onward)),
+            false => State::Open(handshake::plaintext(stream, listener, &connection, self.carries, onward)),
             true => {
                 let handshake = Handshake {
                     listener: Arc::clone(listener),

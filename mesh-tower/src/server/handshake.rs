@@ -20,7 +20,7 @@ use tokio_rustls::{StartHandshake, TlsAcceptor};
 use crate::connection::{ConnectionInfo, TlsInfo};
 use crate::io::{Bytes, Io, distrusted};
 use crate::listeners::ListenerState;
-use crate::server::tcp::lets_in;
+use crate::server::tcp::{lets_in, lets_on};
 
 /// How long it may take from the client's first byte to the end of the handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,6 +42,15 @@ pub(super) enum Carries {
     Http,
     /// What nobody looks into: policies decide on the connection.
     Bytes,
+    /// The same, of a connection that a gateway sends on as it is.
+    Onward,
+}
+
+impl Carries {
+    /// The same of one connection, which a gateway may send on as it is.
+    fn of(self, onward: Option<&Arc<TargetEntry>>) -> Carries {
+        if onward.is_some() { Carries::Onward } else { self }
+    }
 }
 
 /// A connection about which it is not known yet how its bytes travel.
@@ -92,13 +101,13 @@ impl Handshake {
                     // Its TLS is somebody else's, and the name is all that is known of it.
                     self.connection.passes_by(hello.as_ref().and_then(Hello::server_name));
                 }
-                let io = plaintext(stream, &self.listener, &self.connection, self.carries).going_to(onward);
+                let io = plaintext(stream, &self.listener, &self.connection, self.carries, onward);
                 Ok(io.begun_with(hello.map(|hello| hello.bytes).unwrap_or_default()))
             }
             Way::Mutual(onward) => {
                 let credentials = self.certificates.get().await;
                 let stream = shake_hands(stream, hello, credentials.server_config()).await?;
-                Ok(self.mutual(stream, &credentials)?.going_to(onward))
+                self.mutual(stream, &credentials, onward)
             }
             Way::Edge(rules, config, edge, onward) => {
                 let stream = shake_hands(stream, hello, config).await?;
@@ -112,7 +121,7 @@ impl Handshake {
                     identity.filter(|id| own.as_ref().is_some_and(|own| !own.trusts_domain(id.trust_domain())));
                 self.connection.secured(TlsInfo { identity, fingerprint, rules: Some(rules), ..info(session) });
                 let bytes = Bytes::Tls(Box::new(stream.into()));
-                let forbidden = forbidden(Arc::clone(&self.listener), Arc::clone(&self.connection), self.carries);
+                let forbidden = self.forbidden(onward.as_ref());
                 let Some(client) = client else { return Ok(Io::new(bytes, forbidden).going_to(onward)) };
                 let disowned = disowned(Arc::clone(&self.listener), Arc::clone(&self.connection), client, edge);
                 let over = async move {
@@ -127,20 +136,30 @@ impl Handshake {
     }
 
     /// The bytes of a connection whose client has shown that it is of the mesh, for as long as it would be let in again.
-    fn mutual(&self, stream: TlsStream<TcpStream>, credentials: &Credentials) -> io::Result<Io> {
+    fn mutual(
+        &self,
+        stream: TlsStream<TcpStream>,
+        credentials: &Credentials,
+        onward: Option<Arc<TargetEntry>>,
+    ) -> io::Result<Io> {
         let session = stream.get_ref().1;
         let peer = Peer::client(session, credentials);
         let peer = peer.ok_or_else(|| io::Error::other("the client has not shown who it is"))?;
         let (identity, fingerprint) = (Some(peer.id().clone()), peer.fingerprint());
         self.connection.secured(TlsInfo { identity, fingerprint, ..info(session) });
-        let forbidden = forbidden(Arc::clone(&self.listener), Arc::clone(&self.connection), self.carries);
+        let forbidden = self.forbidden(onward.as_ref());
         let distrusted = distrusted(peer, Arc::clone(&self.certificates));
-        Ok(Io::new(Bytes::Tls(Box::new(stream.into())), async move {
+        let over = async move {
             tokio::select! {
                 reason = forbidden => reason,
                 reason = distrusted => reason,
             }
-        }))
+        };
+        Ok(Io::new(Bytes::Tls(Box::new(stream.into())), over).going_to(onward))
+    }
+
+    fn forbidden(&self, onward: Option<&Arc<TargetEntry>>) -> impl Future<Output = Arc<str>> + Send + use<> {
+        forbidden(Arc::clone(&self.listener), Arc::clone(&self.connection), self.carries.of(onward))
     }
 
     /// How the connection is to be secured, by what the configuration says now; or why it is not, with what a client that speaks
@@ -250,20 +269,23 @@ pub(super) fn plaintext(
     listener: &Arc<ListenerState>,
     connection: &Arc<ConnectionInfo>,
     carries: Carries,
+    onward: Option<Arc<TargetEntry>>,
 ) -> Io {
-    Io::new(Bytes::Plaintext(stream), forbidden(Arc::clone(listener), Arc::clone(connection), carries))
+    let forbidden = forbidden(Arc::clone(listener), Arc::clone(connection), carries.of(onward.as_ref()));
+    Io::new(Bytes::Plaintext(stream), forbidden).going_to(onward)
 }
 
 /// Waits until the listener would not let a connection in any more, and tells why.
 async fn forbidden(listener: Arc<ListenerState>, connection: Arc<ConnectionInfo>, carries: Carries) -> Arc<str> {
     let mut changes = match carries {
         Carries::Http => listener.security_changes(),
-        Carries::Bytes => listener.news(),
+        Carries::Bytes | Carries::Onward => listener.news(),
     };
     loop {
         let allowed = match carries {
             Carries::Http => allows(&listener.state(), &connection),
             Carries::Bytes => lets_in(&listener.state(), &connection),
+            Carries::Onward => lets_on(&listener.state(), &connection),
         };
         if let Err(reason) = allowed {
             return reason;

@@ -621,7 +621,7 @@ pub(super) fn ends(connection: &ConnectionInfo) -> Connection<'_> {
         source: connection.direct,
         remote: connection.peer,
         destination: connection.local,
-        server_name: connection.tls().and_then(|tls| tls.sni.as_deref()),
+        server_name: connection.server_name(),
     }
 }
 

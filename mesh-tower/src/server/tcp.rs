@@ -12,7 +12,7 @@ use std::sync::Arc;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::ListenerName;
 use mesh_core::request_info::Direction;
-use mesh_core::store::ServerState;
+use mesh_core::store::{ChainView, ServerState};
 use mesh_core::workload::{Peer, Workload};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -119,7 +119,18 @@ async fn next(
 async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<MeshIo> {
     // Why a handshake fails is told there.
     poll_fn(|cx| io.poll_open(cx, Half::Reader).map_ok(drop)).await.ok()?;
-    let connection = io.connection();
+    if !decides_for(io.connection(), listener, mesh) {
+        return None;
+    }
+    counted(&mut io, listener, mesh);
+    let mut log = log_of(io.connection(), listener, mesh);
+    log.info.note_complete();
+    io.logs(Box::new(log));
+    Some(io)
+}
+
+/// Asks the policies about a connection, and tells what they say. One that is not let in has its line all the same.
+pub(super) fn decides_for(connection: &ConnectionInfo, listener: &ListenerState, mesh: &Mesh) -> bool {
     let mut denied = None;
     if let ServerState::Serving(view) = &**listener.state()
         && let Some(chain) = connection.chain(view)
@@ -138,13 +149,9 @@ async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<M
             }
             None => log.info.note_error(ErrorKind::NotServing),
         }
-        return None;
+        return false;
     }
-    counted(&mut io, listener, mesh);
-    let mut log = log_of(io.connection(), listener, mesh);
-    log.info.note_complete();
-    io.logs(Box::new(log));
-    Some(io)
+    true
 }
 
 /// The line of a connection, which it has once it is over.
@@ -191,9 +198,22 @@ pub(super) fn lets_in(state: &ServerState, connection: &ConnectionInfo) -> Resul
     };
     let chain = connection.chain(view).ok_or("no filter chain matches")?;
     chain.admits(connection.security())?;
-    if let Some(reason) = chain.routes.why_no_bytes() {
+    // What a gateway sends on as it is has its routes apart.
+    if let Some(reason) = chain.routes.why_no_bytes().filter(|_| !chain.is_opaque) {
         return Err(reason);
     }
+    policies_let_in(chain, connection)
+}
+
+/// Whether a connection that a gateway sends on as it is may go on. While the listener does not serve, what was let in stays.
+pub(super) fn lets_on(state: &ServerState, connection: &ConnectionInfo) -> Result<(), Arc<str>> {
+    let ServerState::Serving(view) = state else { return Ok(()) };
+    let chain = connection.chain(view).ok_or("no filter chain matches it any more")?;
+    chain.admits(connection.security())?;
+    if chain.is_opaque { policies_let_in(chain, connection) } else { Ok(()) }
+}
+
+fn policies_let_in(chain: &ChainView, connection: &ConnectionInfo) -> Result<(), Arc<str>> {
     let verdict = chain.routes.verdict_on_bytes(ends(connection));
     match verdict.is_allowed {
         true => Ok(()),

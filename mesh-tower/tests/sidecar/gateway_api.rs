@@ -10,7 +10,7 @@ use super::limits_support;
 use super::tls_support::{ANY, Authority, Foreign, Pair, tls as tls_of};
 use super::*;
 
-const EDGE: [&str; 2] = ["--label", "gateway.networking.k8s.io/gateway-name=edge"];
+pub(super) const EDGE: [&str; 2] = ["--label", "gateway.networking.k8s.io/gateway-name=edge"];
 
 /// A port that nobody has.
 pub(super) async fn free_port() -> u16 {
@@ -18,7 +18,7 @@ pub(super) async fn free_port() -> u16 {
 }
 
 /// A service whose only endpoint is there.
-fn service(name: &str, at: SocketAddr) -> String {
+pub(super) fn service(name: &str, at: SocketAddr) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {name}}}, ports: [{{name: http, port: 80}}]}}\n---\n\
          apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}}}\n\
@@ -28,7 +28,7 @@ fn service(name: &str, at: SocketAddr) -> String {
     )
 }
 
-fn secret(name: &str, pair: &Pair) -> String {
+pub(super) fn secret(name: &str, pair: &Pair) -> String {
     let of = |pem: &str| pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
     let (chain, key) = (of(&pair.chain), of(&pair.key));
     format!(
@@ -36,7 +36,7 @@ fn secret(name: &str, pair: &Pair) -> String {
     )
 }
 
-fn object(kind: &str, name: &str, spec: &str) -> String {
+pub(super) fn object(kind: &str, name: &str, spec: &str) -> String {
     format!("apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n")
 }
 
@@ -44,7 +44,7 @@ async fn control(text: &str) -> Embedded {
     Embedded::start(Config::yaml(text), Options::default().dev()).await.unwrap()
 }
 
-fn local(port: u16) -> SocketAddr {
+pub(super) fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 

@@ -5,6 +5,7 @@
 mod egress;
 mod gateway;
 mod gateway_api;
+mod gateway_bytes;
 mod gateway_tls;
 mod gateway_web;
 mod inbound;
@@ -24,7 +25,7 @@ use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::xds::Bootstrap;
 use mesh_tower::{Mesh, MeshBuilder};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 /// What a machine with much to do may take.

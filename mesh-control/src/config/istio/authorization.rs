@@ -57,6 +57,14 @@ pub enum Fact {
     Unknown(String),
 }
 
+impl Fact {
+    /// Whether it is one of requests, and not of their connections: where bytes are not looked into, nobody knows it.
+    pub fn is_of_requests(&self) -> bool {
+        use Fact::{Claim, Header, Host, Method, Path, RequestPrincipal};
+        matches!(self, Claim(_) | Header(_) | Host | Method | Path | RequestPrincipal)
+    }
+}
+
 /// A value that a fact is compared with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
@@ -94,6 +102,19 @@ impl Conditions {
     pub fn asks_for_tokens(&self) -> bool {
         let all = self.from.iter().flatten().chain(&self.when);
         all.into_iter().any(|condition| matches!(condition.fact, Fact::RequestPrincipal | Fact::Claim(_)))
+    }
+
+    /// Whether it takes anything of a request to fit, or not to.
+    pub fn ask_about_requests(&self) -> bool {
+        let mut all = self.from.iter().chain(&self.to).flatten().chain(&self.when);
+        all.any(|condition| condition.fact.is_of_requests())
+    }
+
+    /// Whether every connection fits, of whose requests nothing is known.
+    pub fn fit_every_connection(&self) -> bool {
+        let is_left_out = |conditions: &[Condition]| conditions.iter().all(|one| one.fact.is_of_requests());
+        let fits = |lists: &[Vec<Condition>]| lists.is_empty() || lists.iter().any(|list| is_left_out(list));
+        fits(&self.from) && fits(&self.to) && is_left_out(&self.when)
     }
 }
 

@@ -16,6 +16,7 @@ use tls_pb::common_tls_context::{CombinedCertificateValidationContext, Validatio
 use tls_pb::subject_alt_name_matcher::SanType;
 use tls_pb::tls_parameters::TlsProtocol;
 
+use super::super::access;
 use super::super::judge::Judge;
 use super::super::listener::Telemetry;
 use super::super::proto::{duration, number};
@@ -358,12 +359,12 @@ fn secured(
         return vec![chain(&name, names, requests(&name, edge, paths), socket)];
     }
     let mut chains = bytes(policy, view, (served, owners), edge);
-    if !edge.guarded.is_shut() {
+    if let Some(guards) = guards_of_bytes(edge) {
         // Each goes to the cluster of its name.
         let passed_on = policy.passed_on_at(served, view).into_iter();
         chains.extend(passed_on.map(|name| {
             let filter = proxy::bytes(name.clone(), edge.guarded.logs.clone());
-            chain(&name, vec![name.clone()], filter, None)
+            guarded(chain(&name, vec![name.clone()], filter, None), &guards)
         }));
     }
     if let Some(socket) = socket {
@@ -398,17 +399,31 @@ fn bytes(
     (served, owners): (&ServerAt, &Owners),
     edge: &Edge<'_>,
 ) -> Vec<pb::FilterChain> {
-    let shut = edge.guarded.is_shut();
+    let open = guards_of_bytes(edge);
+    let (is_shut, guards) = (open.is_none(), open.unwrap_or_else(|| vec![access::no_connections()]));
     let ways = ways(policy, view, served, owners).into_iter();
-    let ways = ways.map(|way| if shut { Connections { targets: Vec::new(), ..way } } else { way });
+    let ways = ways.map(|way| if is_shut { Connections { targets: Vec::new(), ..way } } else { way });
     ways.map(|way| {
         let rendered = connections::filter_chain(&way, edge.guarded.logs.clone());
         let matched = rendered
             .filter_chain_match
             .map(|matched| pb::FilterChainMatch { transport_protocol: String::new(), ..matched });
-        pb::FilterChain { filter_chain_match: matched, ..rendered }
+        guarded(pb::FilterChain { filter_chain_match: matched, ..rendered }, &guards)
     })
     .collect()
+}
+
+/// Who is let in where nobody looks into connections; `None` where nobody is, since what guards the gateway has to see requests.
+fn guards_of_bytes(edge: &Edge<'_>) -> Option<Vec<pb::Filter>> {
+    let Inbound { refusal, access: policies, tokens, .. } = edge.guarded;
+    let has_to_see_requests = refusal.is_some() || !policies.asks.is_empty() || !tokens.is_empty();
+    (!has_to_see_requests).then(|| access::of_connections(policies, edge.class).ok()).flatten()
+}
+
+/// The same chain, behind these filters.
+fn guarded(mut chain: pb::FilterChain, guards: &[pb::Filter]) -> pb::FilterChain {
+    chain.filters.splice(0..0, guards.iter().cloned());
+    chain
 }
 
 /// The filter of requests.

@@ -14,7 +14,8 @@ use super::common::{address, filled, holds, parse, type_name, unpack};
 use super::http_manager::http_manager;
 use super::metadata::{istio_service, own_text};
 use super::notes::{Notes, ignored};
-use super::{tcp, tls};
+use super::tcp::{self, Proxied};
+use super::tls;
 use crate::error::Invalid;
 use crate::id::{Address, ListenerName};
 use crate::model::{
@@ -200,19 +201,17 @@ fn filter_chain(notes: &mut Notes<'_>, value: pb::FilterChain) -> Result<Option<
     Ok(matches.map(|matches| FilterChain { name: Arc::from(name), matches, http, tls, connections }))
 }
 
-/// Requests, or connections that nobody looks into: the last filter is the HttpConnectionManager or a TcpProxy, and others are not
-/// supported.
+/// Requests, or connections that nobody looks into: the last filter is the HttpConnectionManager or a TcpProxy. Before a TcpProxy
+/// there may be RBAC; others are not supported.
 fn network_filters(
     notes: &mut Notes<'_>,
     filters: Vec<pb::Filter>,
 ) -> Result<(HttpManager, Option<Arc<RouteConfiguration>>), Invalid> {
     use pb::filter::ConfigType;
-    if let [only] = filters.as_slice()
-        && tcp::is_proxy(only)
-    {
-        let (connections, logs) = tcp::proxied(notes, filters)?;
+    if filters.last().is_some_and(tcp::is_proxy) {
+        let Proxied { connections, guards, logs } = tcp::proxied(notes, filters)?;
         let mut told = HttpManager::new(RouteSource::Inline(Arc::default()));
-        told.access_logs = logs;
+        (told.filters, told.access_logs) = (guards, logs);
         return Ok((told, Some(connections)));
     }
     let mut managers = notes.each("filters", filters, |notes, filter| {

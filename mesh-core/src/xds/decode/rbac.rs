@@ -1,4 +1,5 @@
-//! RBAC (`envoy.extensions.filters.http.rbac.v3`, `envoy.config.rbac.v3`, gRFC A41).
+//! RBAC (`envoy.extensions.filters.http.rbac.v3`, `envoy.config.rbac.v3`, gRFC A41), of requests and of connections
+//! (`envoy.extensions.filters.network.rbac.v3`).
 //!
 //! What is not known here, or cannot be decided here, makes the resource invalid, whatever it is: a policy that was
 //! understood by halves lets somebody in who was meant to stay out, or keeps nobody out.
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::rbac::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3 as http;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3 as network;
 use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::google::protobuf::Any;
@@ -32,6 +34,24 @@ const SERVICE_ACCOUNT: &str = "mesh.peer.service_account";
 /// A listener's filter.
 pub(super) fn rbac(notes: &mut Notes<'_>, any: &Any) -> Result<FilterConfig, Invalid> {
     filter(notes, complete(any)?)
+}
+
+/// A filter of connections. What it asks about requests is in doubt ([`verdict_on_bytes`](crate::view::RouteTable::verdict_on_bytes)).
+pub(super) fn of_connections(notes: &mut Notes<'_>, any: &Any) -> Result<FilterConfig, Invalid> {
+    let network::Rbac {
+        rules,
+        matcher,
+        shadow_rules,
+        shadow_matcher,
+        shadow_rules_stat_prefix,
+        stat_prefix: _,
+        // Nothing that is decided by changes with the bytes.
+        enforcement_type: _,
+        delay_deny,
+    } = complete(any)?;
+    not_by_matchers(&matcher, &shadow_matcher)?;
+    ignored!(notes; delay_deny);
+    built(notes, rules, shadow_rules, shadow_rules_stat_prefix)
 }
 
 /// What a virtual host, a route or a weighted cluster has in its place; without a filter, it is turned off.
@@ -61,16 +81,30 @@ fn filter(notes: &mut Notes<'_>, value: http::Rbac) -> Result<FilterConfig, Inva
         shadow_rules_stat_prefix,
         track_per_rule_stats,
     } = value;
+    not_by_matchers(&matcher, &shadow_matcher)?;
+    ignored!(notes; track_per_rule_stats);
+    built(notes, rules, shadow_rules, shadow_rules_stat_prefix)
+}
+
+fn not_by_matchers<M>(matcher: &Option<M>, shadow_matcher: &Option<M>) -> Result<(), Invalid> {
     for (name, is_set) in [("matcher", matcher.is_some()), ("shadow_matcher", shadow_matcher.is_some())] {
         if is_set {
             return Err(Invalid::new("not supported").at(name));
         }
     }
-    ignored!(notes; track_per_rule_stats);
+    Ok(())
+}
+
+fn built(
+    notes: &mut Notes<'_>,
+    rules: Option<pb::Rbac>,
+    shadow_rules: Option<pb::Rbac>,
+    shadow_prefix: String,
+) -> Result<FilterConfig, Invalid> {
     let rbac = Rbac {
         rules: notes.optional("rules", rules, self::rules)?,
         shadow_rules: notes.optional("shadow_rules", shadow_rules, self::rules)?,
-        shadow_prefix: shadow_rules_stat_prefix.into(),
+        shadow_prefix: shadow_prefix.into(),
     };
     Authorizer::new(&rbac)?;
     Ok(FilterConfig::Rbac(Arc::new(rbac)))

@@ -5,17 +5,19 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as proxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 
 use super::access_log;
 use super::common::{duration, filled, holds, type_name, unpack};
 use super::notes::{Notes, ignored};
+use super::rbac;
 use super::route::cluster_name;
 use crate::error::Invalid;
 use crate::model::{
-    AccessLog, Clusters, Forward, RetryCondition, RetryConditions, RetryPolicy, Route, RouteAction, RouteConfiguration,
-    RouteMatch, Tunnel, VirtualHost, WeightedCluster,
+    AccessLog, Clusters, Forward, NamedFilter, RetryCondition, RetryConditions, RetryPolicy, Route, RouteAction,
+    RouteConfiguration, RouteMatch, Tunnel, VirtualHost, WeightedCluster,
 };
 
 /// The routes of connections, a host for each chain; `None` where there is no chain.
@@ -44,15 +46,51 @@ pub(super) fn is_proxy(filter: &pb::Filter) -> bool {
     matches!(&filter.config_type, Some(ConfigType::TypedConfig(any)) if holds::<proxy::TcpProxy>(any))
 }
 
-/// Where the connections of a server's chain go, as the one route of the one host, and where they are logged.
-pub(super) fn proxied(
-    notes: &mut Notes<'_>,
-    filters: Vec<pb::Filter>,
-) -> Result<(Arc<RouteConfiguration>, Arc<[AccessLog]>), Invalid> {
-    let (forwards, logs): (Vec<_>, Vec<_>) = notes.each("filters", filters, filter)?.into_iter().unzip();
-    let routes = forwards.into_iter().map(|it| Route::new(RouteMatch::any(), RouteAction::Forward(it))).collect();
-    let table = RouteConfiguration::new(vec![VirtualHost::new(["*"], routes)]);
-    Ok((Arc::new(table), logs.into_iter().flatten().collect()))
+/// What becomes of the connections of a server's chain that nobody looks into.
+pub(super) struct Proxied {
+    /// Where they go, as the one route of the one host.
+    pub(super) connections: Arc<RouteConfiguration>,
+    /// Who is let in.
+    pub(super) guards: Vec<NamedFilter>,
+    /// Where they are logged.
+    pub(super) logs: Arc<[AccessLog]>,
+}
+
+/// The filters of such a chain: RBAC, and one TcpProxy.
+pub(super) fn proxied(notes: &mut Notes<'_>, filters: Vec<pb::Filter>) -> Result<Proxied, Invalid> {
+    let (mut guards, mut routes, mut logs) = (Vec::<NamedFilter>::new(), Vec::new(), Vec::new());
+    notes.each("filters", filters, |notes, value| {
+        match guard(notes, &value)? {
+            Some(guard) if guards.iter().any(|other| other.name == guard.name) => {
+                return Err(Invalid::new(format!("the name {:?} is used twice", guard.name)).at("name"));
+            }
+            Some(guard) => guards.push(guard),
+            None => {
+                let (forward, of_proxy) = filter(notes, value)?;
+                routes.push(Route::new(RouteMatch::any(), RouteAction::Forward(forward)));
+                logs.extend(of_proxy);
+            }
+        }
+        Ok(())
+    })?;
+    if routes.len() != 1 {
+        return Err(Invalid::new("exactly one TcpProxy is needed").at("filters"));
+    }
+    let connections = Arc::new(RouteConfiguration::new(vec![VirtualHost::new(["*"], routes)]));
+    Ok(Proxied { connections, guards, logs: logs.into() })
+}
+
+/// A filter that says who is let in.
+fn guard(notes: &mut Notes<'_>, value: &pb::Filter) -> Result<Option<NamedFilter>, Invalid> {
+    use pb::filter::ConfigType;
+    match &value.config_type {
+        Some(ConfigType::TypedConfig(any)) if holds::<Rbac>(any) => {
+            let name = filled("name", value.name.clone())?;
+            let config = notes.field("typed_config", |notes| rbac::of_connections(notes, any))?;
+            Ok(Some(NamedFilter::new(name, config)))
+        }
+        _ => Ok(None),
+    }
 }
 
 fn chain(notes: &mut Notes<'_>, value: pb::FilterChain) -> Result<VirtualHost, Invalid> {

@@ -10,6 +10,8 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3 as network;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier};
 use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
@@ -427,4 +429,63 @@ fn a_plugin_that_stands_before_a_guard_comes_first_and_closes_the_server_to_byte
     let early = first.early().expect("it comes before RBAC");
     assert_eq!((early[0].len(), early[1].len(), first.has_filters()), (0, 1, false));
     assert!(first.why_no_bytes().is_some());
+}
+
+/// A server whose chain has these filters, and then a TcpProxy.
+fn of_bytes(guards: Vec<(&str, Any)>) -> listener::Listener {
+    let proxy = TcpProxy { cluster_specifier: Some(ClusterSpecifier::Cluster("c".to_owned())), ..Default::default() };
+    let named = |(name, config): (&str, Any)| listener::Filter {
+        name: name.to_owned(),
+        config_type: Some(listener::filter::ConfigType::TypedConfig(config)),
+    };
+    let filters = guards.into_iter().chain([("tcp", pack(&proxy))]).map(named).collect();
+    let filter_chains = vec![listener::FilterChain { filters, ..Default::default() }];
+    let server = server(pack(&Rbac::default()), None, None);
+    listener::Listener { filter_chains, default_filter_chain: None, ..server }
+}
+
+#[test]
+fn rbac_before_a_tcp_proxy_decides_on_connections_and_nothing_else_may_stand_there() {
+    let network = |of_requests: Rbac| network::Rbac {
+        rules: of_requests.rules,
+        stat_prefix: "tcp.".to_owned(),
+        ..Default::default()
+    };
+    let from = |length| network(deny(Rule::Any(true), Identifier::DirectRemoteIp(cidr("10.0.0.0", length))));
+    let of_requests = |action| network(rules(action, [policy(Rule::Header(header("x-a")), Identifier::Any(true))]));
+    let is_let_in = |guards: Vec<(&str, Any)>| {
+        let server = decoded(&of_bytes(guards)).unwrap_or_else(|invalid| panic!("{invalid}"));
+        let chain = &server.filter_chains[0];
+        assert!(chain.connections.is_some(), "{chain:?}");
+        let (registry, states) = (FilterRegistry::default(), States::default());
+        let table = RouteTable::compile(Arc::default(), &chain.http, &registry, &states, "in").expect("filters");
+        let source = "10.0.0.1:5000".parse().expect("an address");
+        let destination = "10.0.0.2:80".parse().expect("an address");
+        let connection = Connection { peer: None, source, remote: source, destination, server_name: None };
+        table.verdict_on_bytes(connection).is_allowed
+    };
+    assert!(is_let_in(Vec::new()));
+    assert!(is_let_in(vec![("a", pack(&from(32)))]));
+    assert!(!is_let_in(vec![("a", pack(&from(32))), ("b", pack(&from(8)))]));
+    // Nobody sees requests there.
+    for action in [pb::rbac::Action::Allow, pb::rbac::Action::Deny] {
+        assert!(!is_let_in(vec![("a", pack(&of_requests(action)))]), "{action:?}");
+    }
+    let matched = network::Rbac { shadow_matcher: Some(Default::default()), ..from(8) };
+    for (guards, expected) in [
+        (vec![("a", pack(&from(8))), ("a", pack(&from(32)))], "filters[1].name: the name \"a\" is used twice"),
+        (vec![("", pack(&from(8)))], "filters[0].name: must not be empty"),
+        (vec![("a", pack(&matched))], "filters[0].typed_config.shadow_matcher: not supported"),
+        (vec![("a", pack(&Rbac::default()))], "is not supported"),
+        (vec![("a", pack(&TcpProxy::default()))], "cluster_specifier: missing"),
+    ] {
+        let refused = decoded(&of_bytes(guards)).expect_err("it is refused").to_string();
+        assert!(refused.contains(expected), "{refused}");
+    }
+    // A guard of connections is none of requests.
+    let mut before_http = server(pack(&Rbac::default()), None, None);
+    let guard = of_bytes(vec![("a", pack(&from(8)))]).filter_chains.remove(0).filters.remove(0);
+    before_http.filter_chains[0].filters.insert(0, guard);
+    let refused = decoded(&before_http).expect_err("it is refused").to_string();
+    assert!(refused.contains("network.rbac.v3.RBAC") && refused.contains("is not supported"), "{refused}");
 }
