@@ -595,11 +595,11 @@ fn a_route_of_connections_with_more_backends_than_the_schema_lets_it_have_is_wro
 }
 
 /// The Service whose workloads a gateway is.
-const WORKLOADS: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, namespace: shop}\n\
+pub(crate) const WORKLOADS: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, namespace: shop}\n\
     spec: {selector: {istio: ingressgateway}, ports: [{name: http, port: 80}, {name: tls, port: 443}]}\n---\n";
 
 /// A Gateway that is these.
-fn at_address(name: &str, listeners: &str) -> String {
+pub(crate) fn at_address(name: &str, listeners: &str) -> String {
     let address = "{type: Hostname, value: edge.shop.svc.cluster.local}";
     let spec = format!("{{gatewayClassName: istio, addresses: [{address}], listeners: [{listeners}]}}");
     object("Gateway", "shop", name, &spec)

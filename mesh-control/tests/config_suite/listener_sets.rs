@@ -7,9 +7,10 @@ use mesh_control::config::store::Standing;
 use mesh_control::plane::Plane;
 use mesh_control::policy::gateway_api::GatewayStatus;
 
-use crate::gateways::{WEB, chains, clusters_of, hosts, names, plane, secret};
+use crate::gateways::{WEB, chains, clusters_of, edge, hosts, names, plane, secret};
 use crate::kubernetes_gateways::{
-    RULES, accepted, aged, gateway_of_shop, http, https, is_strangers, object, route, stranger, told, with_wrong,
+    RULES, WORKLOADS, accepted, aged, at_address, gateway_of_shop, http, https, is_strangers, object, route, stranger,
+    told, with_wrong,
 };
 
 /// A Gateway that lets ListenerSets in, from there.
@@ -235,4 +236,50 @@ async fn a_wrong_listener_set_keeps_its_hosts_and_serves_nothing_there() {
     let (_dir, plane) = of(", hostname: [{a: 1}]");
     let said = plane.diagnostics();
     assert!(said.iter().any(|one| one.message.contains("others may have its hosts")), "{said:#?}");
+}
+
+#[tokio::test]
+async fn the_listener_sets_that_a_wrong_gateway_lets_in_keep_their_hosts_as_it_keeps_its_own() {
+    let certificate = "certificateRefs: [{name: c}]";
+    let of_set = [http("http", ", hostname: a.example"), https("s", "a.example", certificate)];
+    let wide = [http("wide", ", hostname: '*.example'"), https("s", "*.example", certificate)];
+    let good = [
+        WEB.to_owned(),
+        WORKLOADS.to_owned(),
+        secret("shop", "c", "*.example"),
+        secret("guest", "c", "a.example"),
+        at_address("other", &wide.join(", ")),
+        route("HTTPRoute", "shop", "other", "{name: other}", "a.example, b.example", "/"),
+        set("guest", "more", &of_set.join(", ")),
+        route("HTTPRoute", "guest", "own", "{kind: ListenerSet, name: more}", "", "/own"),
+    ]
+    .concat();
+    let of = |allowed: &str| {
+        let wrong = at_address("edge", &http("own", ", hostname: own.example, allowdRoutes: {}"));
+        with_wrong(&good, &wrong.replace("gatewayClassName: istio,", &format!("gatewayClassName: istio, {allowed}")))
+    };
+    let client = edge().namespace("shop");
+    let found = |plane: &Plane, host: &str| clusters_of(&hosts(plane, &client, "http.80")[host]);
+    let by_tls = |plane: &Plane| {
+        let closed = |(names, is_tls): &(Vec<String>, bool)| names.as_slice() == ["a.example"] && !is_tls;
+        chains(plane, &client, "0.0.0.0_443").iter().any(closed)
+    };
+    for (allowed, is_kept, is_told) in [
+        ("allowedListeners: {namespaces: {from: All}},", true, false),
+        // It lets nobody in, or nobody can tell whom.
+        ("allowedListeners: {namespaces: {from: Same}},", false, false),
+        ("", false, false),
+        ("allowedListeners: {namespaces: {from: Everybody}},", false, true),
+    ] {
+        let (_dir, plane) = of(allowed);
+        assert_eq!(found(&plane, "own.example:80"), ["503"], "{allowed}");
+        assert_ne!(found(&plane, "b.example:80"), ["503"], "{allowed}");
+        assert_eq!(found(&plane, "a.example:80") == ["503"], is_kept, "{allowed}");
+        assert_eq!(by_tls(&plane), is_kept, "{allowed}");
+        let said: Vec<String> = plane.diagnostics().iter().map(ToString::to_string).collect();
+        let has = |text: &str| said.iter().any(|line| line.contains(text));
+        assert!(has("ListenerSet guest/more: parentRef: Gateway shop/edge is wrong"), "{allowed}: {said:#?}");
+        assert_eq!(has("others may have its hosts"), is_told, "{allowed}: {said:#?}");
+        assert!(status(&plane, "ListenerSet guest/more").is_none());
+    }
 }

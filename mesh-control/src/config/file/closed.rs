@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::spec::{Spec, labels, like, plain, texts};
 use super::{Meta, Object};
-use crate::config::decode::{PortNumber, Text};
+use crate::config::decode::{Decode, Decoder, PortNumber, Text};
 use crate::config::gateway_api::CLASSES;
-use crate::config::gateway_api::gateway::{GatewayAddress, KubernetesGateway, Listener};
+use crate::config::gateway_api::gateway::{AllowedListeners, GatewayAddress, KubernetesGateway, Listener};
 use crate::config::gateway_api::listener_set::{ListenerSet, ParentGateway};
 use crate::config::istio::gateway::{Gateway, Port, Server, split_host};
 use crate::config::istio::names::host_fault;
@@ -56,12 +56,16 @@ pub(super) fn read(spec: &Spec<'_>, meta: &Meta) -> Option<Closes> {
             let written = spec.get("gatewayClassName")?;
             let class = plain(written)?;
             let class = nearest(&class, &CLASSES).map_or(class, str::to_owned);
-            let (listeners, is_whole) = each(spec.get("listeners")?, listeners)?;
+            let (listeners, has_all) = each(spec.get("listeners")?, listeners)?;
+            let allowed = spec.get("allowedListeners");
+            let allowed_listeners = allowed.and_then(|written| allowed_by(written, &meta));
+            let is_whole = has_all && allowed.is_some() == allowed_listeners.is_some();
             let addresses = spec.get("addresses").map(Node::items).unwrap_or_default();
             let spec = KubernetesGateway {
                 span,
                 gateway_class_name: text(class, written),
                 listeners,
+                allowed_listeners,
                 addresses: addresses.iter().filter_map(address).collect(),
                 ..KubernetesGateway::default()
             };
@@ -147,6 +151,12 @@ fn listeners(node: &Node) -> Option<Vec<Listener>> {
         ..Listener::default()
     };
     Some(hosts.into_iter().map(of).collect())
+}
+
+/// Whose ListenerSets a Gateway lets in, where nothing is wrong with that.
+fn allowed_by(node: &Node, meta: &Meta) -> Option<AllowedListeners> {
+    let mut d = Decoder::new(&meta.origin.source);
+    AllowedListeners::decode(node, &mut d).filter(|_| !d.is_rejected())
 }
 
 fn address(node: &Node) -> Option<GatewayAddress> {

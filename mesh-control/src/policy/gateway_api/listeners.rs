@@ -125,14 +125,7 @@ pub(super) fn own_gateways<'o>(
         if *object.meta.namespace != *root && gateway.is_elsewhere(services) {
             gateway.fault = gateway.fault.or(guards::unenforced(&object.meta, objects, found));
         }
-        let mut sets = Vec::new();
-        for (set, closed) in sets_of(objects, &object.meta) {
-            let next = OwnGateway { closed, ..OwnGateway::of_set(set, &gateway, &sets, &lookup) };
-            sets.push(next);
-        }
-        let mut of_gateway = vec![gateway];
-        of_gateway.extend(sets);
-        merge(&mut of_gateway);
+        let of_gateway = with_sets(gateway, objects, &lookup);
         of_gateway.iter().filter(|one| !one.is_closed()).for_each(|one| one.report(found));
         all.extend(of_gateway);
     }
@@ -140,11 +133,26 @@ pub(super) fn own_gateways<'o>(
         let Some(Listens::Gateway(gateway)) = object.closes.as_ref().map(|closes| &closes.listens) else { continue };
         if CLASSES.contains(&gateway.spec.gateway_class_name.as_str()) {
             let closed = Some(object.answer());
-            all.push(OwnGateway { closed, ..OwnGateway::new(gateway, services, &lookup) });
+            let gateway = OwnGateway { closed, ..OwnGateway::new(gateway, services, &lookup) };
+            all.extend(with_sets(gateway, objects, &lookup));
         }
     }
     report_apart(objects, &all, found);
     all
+}
+
+/// A Gateway, and the ListenerSets behind it. While it is wrong they keep their hosts, and serve nothing there either.
+fn with_sets<'o>(gateway: OwnGateway<'o>, objects: &'o Objects, lookup: &Lookup<'_>) -> Vec<OwnGateway<'o>> {
+    let mut sets = Vec::new();
+    for (set, closed) in sets_of(objects, gateway.meta) {
+        let closed = closed.or_else(|| gateway.closed.clone());
+        let next = OwnGateway { closed, ..OwnGateway::of_set(set, &gateway, &sets, lookup) };
+        sets.push(next);
+    }
+    let mut of_gateway = vec![gateway];
+    of_gateway.extend(sets);
+    merge(&mut of_gateway);
+    of_gateway
 }
 
 /// The ListenerSets that are to be attached to a Gateway, in the order in which they compete: the oldest first, and those that say
@@ -177,15 +185,16 @@ fn merge(of_gateway: &mut [OwnGateway<'_>]) {
     }
 }
 
-/// ListenerSets whose Gateway is none of ours. Whose it is nobody knows: no condition is ours.
+/// ListenerSets whose Gateway is wrong, or none of ours: whose that is nobody knows, and no condition is ours.
 fn report_apart(objects: &Objects, all: &[OwnGateway<'_>], found: &mut Vec<Diagnostic>) {
-    for set in &objects.listener_sets {
+    for set in objects.listener_sets.iter().filter(|set| set.spec.parent_ref.is_gateway()) {
         let parent = &set.spec.parent_ref;
-        if !parent.is_gateway() || all.iter().any(|one| one.meta.key() == set.meta.key()) {
-            continue;
-        }
         let (namespace, name) = (parent.namespace(&set.meta.namespace), &parent.name.value);
-        let message = format!("there is no Gateway {namespace}/{name} of a class of ours: nobody listens there");
+        let message = match all.iter().find(|one| one.meta.key() == set.meta.key()) {
+            Some(own) if !own.is_closed() => continue,
+            Some(_) => format!("Gateway {namespace}/{name} is wrong: nothing is served there until it is right"),
+            None => format!("there is no Gateway {namespace}/{name} of a class of ours: nobody listens there"),
+        };
         let origin = set.meta.origin.at(parent.span);
         let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
         found.push(finding.object(set.meta.id()).field("parentRef"));
@@ -253,7 +262,10 @@ impl<'o> OwnGateway<'o> {
             () if !parent.spec.allows_listeners(&parent.meta.namespace, &meta.namespace) => {
                 Some(("NotAllowed", format!("{named} lets no ListenerSet of namespace {} in", meta.namespace)))
             }
-            () if gateway.good() == 0 => Some(("ParentNotAccepted", format!("{named} has no valid listener"))),
+            // Of one that is wrong not all of its listeners are known.
+            () if gateway.good() == 0 && !gateway.is_closed() => {
+                Some(("ParentNotAccepted", format!("{named} has no valid listener")))
+            }
             () => None,
         };
         let fault = gateway.fault.as_ref().map(|_| ("ParentNotProgrammed", format!("{named} is not served")));
