@@ -88,18 +88,23 @@ impl Meta {
         format!("{} {}/{}", self.kind.title(), self.namespace, self.name).into()
     }
 
-    /// Objects that compete are taken in this order: the oldest first, then by name, then by namespace
-    /// (Istio: virtualservice_controller.go, config.go). Files have no age, so the name decides. Beside objects that have one, they
-    /// come first: in Istio, no time is before any other.
-    pub fn order(&self) -> (&str, &str, &str) {
-        (&self.created, &self.name, &self.namespace)
+    /// What the older of two has less of: whether nothing is said of its age, and since when it is there. The only order by age that
+    /// there is. What has none, or a time that is none, is younger than all that have one, and takes nothing away from them: it is what a
+    /// file says that a cluster does not have yet. (In Istio, no time is before any other.) Of two of the same age, the specification of
+    /// their kind says which goes first.
+    pub fn age(&self) -> Age<'_> {
+        (self.created.is_empty(), &self.created)
     }
 
-    /// What the older of two has less of: whether nothing is said of its age, and since when it is there. It decides who has what only
-    /// one can have, such as a port or a target. So what has no age comes last, unlike in [`order`](Self::order): it takes nothing away
-    /// from what has one. Of two of the same age, the specification of their kind says which goes first.
-    pub fn age(&self) -> (bool, &str) {
-        (self.created.is_empty(), &self.created)
+    /// Objects of Istio that compete are taken in this order: the oldest first, then by name, then by namespace
+    /// (virtualservice_controller.go, config.go).
+    pub fn order(&self) -> (Age<'_>, &str, &str) {
+        (self.age(), &self.name, &self.namespace)
+    }
+
+    /// The same of Gateway API's: the oldest first, then by namespace, then by name.
+    pub fn order_by_namespace(&self) -> (Age<'_>, &str, &str) {
+        (self.age(), &self.namespace, &self.name)
     }
 
     /// What tells it from every other object.
@@ -107,6 +112,9 @@ impl Meta {
         (self.kind, self.namespace.clone(), self.name.clone())
     }
 }
+
+/// How old an object is: see [`Meta::age`].
+pub type Age<'m> = (bool, &'m str);
 
 /// What tells an object from every other: kind, namespace, name.
 pub type ObjectKey = (ObjectKind, Arc<str>, Arc<str>);

@@ -16,7 +16,7 @@ use super::view::View;
 use super::virtual_services::Entry;
 use super::workloads::is_gateway;
 use crate::config::decode::Text;
-use crate::config::file::{self, Listens, Meta, Object, Objects, Workloads};
+use crate::config::file::{self, Age, Listens, Meta, Object, Objects, Workloads};
 use crate::config::gateway_api::GATEWAY_NAME;
 use crate::config::istio::gateway::{Gateway, lets_in, split_host};
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
@@ -367,7 +367,7 @@ impl Selecting {
     }
 
     /// [`Meta::age`]; a part is no older than the whole.
-    fn age(&self) -> (bool, &str) {
+    fn age(&self) -> Age<'_> {
         self.whole().age().max(self.gateway.meta.age())
     }
 

@@ -118,9 +118,7 @@ impl Security {
                 Err(lacks) => security.guards.push(Guard { selection, lacks, refused: None }),
             }
         }
-        security.tokens.sort_by(|(a, _), (b, _)| {
-            a.meta.created.cmp(&b.meta.created).then_with(|| a.meta.order().cmp(&b.meta.order()))
-        });
+        security.tokens.sort_by(|(a, _), (b, _)| a.meta.order().cmp(&b.meta.order()));
         for object in &objects.refused {
             if let Some(workloads) = object.guards() {
                 let selection = Selection { meta: object.meta.clone(), workloads };
@@ -142,8 +140,8 @@ impl Security {
         security.peers = peers.collect();
         // The oldest counts. Files have no age: of two that are as old, the one that asks for more does.
         security.peers.sort_by(|a, b| {
-            let rank = |peers: &Peers| (peers.meta.created.clone(), !peers.is_strict());
-            rank(a).cmp(&rank(b)).then_with(|| a.meta.order().cmp(&b.meta.order()))
+            let by_age = a.meta.age().cmp(&b.meta.age());
+            by_age.then(b.is_strict().cmp(&a.is_strict())).then_with(|| a.meta.order().cmp(&b.meta.order()))
         });
         security
     }

@@ -261,6 +261,36 @@ fn the_oldest_goes_first_where_ages_are_known() {
 }
 
 #[test]
+fn what_has_no_age_or_a_time_that_is_none_is_younger_than_all_that_have_one() {
+    let at = |text: &str, time: &str| match time {
+        "" => text.to_owned(),
+        time => text.replace("namespace: shop}", &format!("namespace: shop, creationTimestamp: '{time}'}}")),
+    };
+    let rules = |name: &str, path: &str| vs(name, &format!("  hosts: [web]\n  http: [{{redirect: {{uri: {path}}}}}]"));
+    let route = |name: &str, path: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+             parentRefs: [{{group: '', kind: Service, name: web}}]\n  rules: [{{filters: [{{type: RequestRedirect, \
+             requestRedirect: {{path: {{type: ReplaceFullPath, replaceFullPath: {path}}}}}}}]}}]\n"
+        )
+    };
+    for time in ["", "yesterday", "2019-13-01T00:00:00Z"] {
+        for young in [rules("a", "/young"), route("a", "/young")] {
+            for old in [rules("b", "/old"), route("b", "/old")] {
+                let text = [SERVICES, &at(&young, time), &at(&old, "2025-01-01T00:00:00Z")].concat();
+                let plane = plane_from(&text);
+                let routes = told(&Seen::new(&plane, client("shop")).routes_of("web:80"));
+                assert!(routes[0].contains("/old"), "{text}: {routes:?}");
+                let said: Vec<String> = plane.diagnostics().iter().map(ToString::to_string).collect();
+                let is_of_it =
+                    |line: &String| line.contains("metadata.creationTimestamp") && line.contains("is no time");
+                assert_eq!(said.iter().any(is_of_it), !time.is_empty(), "{said:#?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_not_exported_to_a_client_does_not_exist_for_it() {
     let private = vs("private", "  hosts: [web]\n  exportTo: ['.']\n  http: [{redirect: {uri: /private}}]");
     let public = vs("public", "  hosts: [web]\n  http: [{redirect: {uri: /public}}]");

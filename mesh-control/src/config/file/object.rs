@@ -224,7 +224,10 @@ pub(super) fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &
     }
     let created = comparable(&metadata.created);
     if created.is_none() && !metadata.created.is_empty() {
-        let message = format!("{} is no time (RFC 3339): the object has no age", quoted(&metadata.created));
+        let message = format!(
+            "{} is no time (RFC 3339): the object is younger than all that have one",
+            quoted(&metadata.created)
+        );
         d.report_at(metadata.span, "metadata.creationTimestamp", Severity::Warning, Code::InvalidValue, message);
     }
     Some(Meta {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::compile::{self, Compiled, Problem, Rules};
 use super::listeners::{Attachment, OwnGateway};
 use super::status::Fault;
-use super::{GatewayRoutes, ParentStatus, in_order, order, report_idle, routes};
+use super::{GatewayRoutes, ParentStatus, in_order, report_idle, routes};
 use crate::config::decode::Text;
 use crate::config::file::{Meta, Refused};
 use crate::config::gateway_api::{DefaultGateways, ParentReference, Placement};
@@ -101,7 +101,7 @@ impl GatewayRoutes {
         gateways: &mut [OwnGateway<'_>],
         found: &mut Vec<Diagnostic>,
     ) {
-        incoming.sort_by(|a, b| order(&a.meta).cmp(&order(&b.meta)));
+        incoming.sort_by(|a, b| a.meta.order_by_namespace().cmp(&b.meta.order_by_namespace()));
         for route in &incoming {
             let mut been = BTreeSet::new();
             for (index, reference) in route.parents.iter().enumerate() {
@@ -220,7 +220,7 @@ impl GatewayRoutes {
         for (listener, at) in wrong {
             let there = self.by_listener.entry(listener).or_default();
             there.push(at);
-            there.sort_by(|a, b| order(&a.meta).cmp(&order(&b.meta)));
+            there.sort_by(|a, b| a.meta.order_by_namespace().cmp(&b.meta.order_by_namespace()));
         }
     }
 
@@ -249,7 +249,7 @@ impl GatewayRoutes {
                 let there = self.by_listener.get(&name).map(Vec::as_slice).unwrap_or_default();
                 let is_taken = |host: &String| {
                     there.iter().any(|good| {
-                        let goes_first = is_for_any || order(&good.meta) < order(&meta);
+                        let goes_first = is_for_any || good.meta.order_by_namespace() < meta.order_by_namespace();
                         let has = |own: &String| match good.meta.kind == kind {
                             true => own == host,
                             false => covers(own, host) || covers(host, own),

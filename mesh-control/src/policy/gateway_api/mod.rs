@@ -218,7 +218,7 @@ impl GatewayRoutes {
             if own.iter().any(|attached| attached.meta.kind == ObjectKind::GrpcRoute) {
                 own.retain(|attached| attached.meta.kind == ObjectKind::GrpcRoute);
             }
-            own.sort_by(|a, b| order(&a.meta).cmp(&order(&b.meta)));
+            own.sort_by(|a, b| a.meta.order_by_namespace().cmp(&b.meta.order_by_namespace()));
             own
         };
         let consumers = of(true);
@@ -316,7 +316,10 @@ fn report_unread(objects: &Objects, found: &mut Vec<Diagnostic>) {
 /// Conditions in the order in which they are tried.
 fn in_order<'a>(all: impl Iterator<Item = (&'a Meta, &'a Compiled)>) -> Vec<(&'a Meta, &'a Compiled)> {
     let mut all: Vec<(&Meta, &Compiled)> = all.collect();
-    all.sort_by(|(a, x), (b, y)| (Reverse(x.rank), order(a), x.position).cmp(&(Reverse(y.rank), order(b), y.position)));
+    all.sort_by(|(a, x), (b, y)| {
+        let of_b = (Reverse(y.rank), b.order_by_namespace(), y.position);
+        (Reverse(x.rank), a.order_by_namespace(), x.position).cmp(&of_b)
+    });
     all
 }
 
@@ -338,12 +341,6 @@ fn routes(all: Vec<(&Meta, &Compiled)>, port: u16) -> Vec<Route> {
         }
     }
     routes
-}
-
-/// The oldest first, then by namespace and name, as Gateway API has it. Those without an age come first, as in [`Meta::order`], which
-/// decides between a route and a VirtualService.
-fn order(meta: &Meta) -> (&str, &str, &str) {
-    (&meta.created, &meta.namespace, &meta.name)
 }
 
 /// Whether a VirtualService with this host counts and a producer's route does not, as in Istio (push_context.go): if only some

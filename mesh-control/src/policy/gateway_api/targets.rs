@@ -14,10 +14,7 @@ pub(in crate::policy) const INVALID: &str = "Invalid";
 /// API has it.
 pub(in crate::policy) fn by_age<S>(objects: &[Arc<Object<S>>]) -> Vec<Arc<Object<S>>> {
     let mut sorted = objects.to_vec();
-    sorted.sort_by(|a, b| {
-        let (a, b) = (&a.meta, &b.meta);
-        (a.age(), &a.namespace, &a.name).cmp(&(b.age(), &b.namespace, &b.name))
-    });
+    sorted.sort_by(|a, b| a.meta.order_by_namespace().cmp(&b.meta.order_by_namespace()));
     sorted
 }
 
