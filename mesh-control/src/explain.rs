@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use http::request::Parts;
 use http::{Method, Request, Uri};
+use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::ClusterName;
 use mesh_core::matcher::conditions;
 use mesh_core::model::{Clusters, Forward, RouteAction, RouteConfiguration, SplitBy};
@@ -48,7 +49,7 @@ pub(crate) fn asker(snapshot: &Snapshot, from: &str) -> anyhow::Result<(Client, 
     Ok((client(&workload), note))
 }
 
-/// Why a client's request goes where it goes.
+/// Why a client's request goes where it goes; of a gateway, a request that comes to it.
 pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'_>) -> anyhow::Result<Explanation> {
     if !["http", "https"].contains(&head.scheme) {
         return Err(anyhow!(
@@ -57,42 +58,26 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
         ));
     }
     let target = host_and_port(head.authority, head.scheme)?;
-    let failed = |error| {
-        let request = format!("{} {}{}", head.method, head.authority, head.path_and_query);
-        Ok(Explanation::failed(request, error))
+    let decided = match client.is_gateway {
+        true => at_gateway(snapshot, client, head, &target),
+        false => from_workload(snapshot, client, head, &target),
     };
-    let mut seen = match Seen::of_target(snapshot, client, &target) {
-        Ok(seen) => seen,
-        Err(error) => return failed(error),
+    let decided = decided.and_then(|mut decided| {
+        let names = decided.explained.clusters.iter().map(|choice| &choice.name);
+        decided.seen.learn(snapshot, client, names)?;
+        Ok(decided)
+    });
+    let Decided { seen, mut explained, rules, is_by_connection, bound } = match decided {
+        Ok(decided) => decided,
+        Err(error) => {
+            let request = format!("{} {}{}", head.method, head.authority, head.path_and_query);
+            return Ok(Explanation::failed(request, error));
+        }
     };
-    if head.scheme == "https"
-        && let Err(error) = seen.learn_all(snapshot, client)
-    {
-        return failed(error);
-    }
-    // TLS that the application makes itself is looked at by the name of its server.
-    let connections = seen.connections.as_ref().filter(|_| head.scheme == "https");
-    let name = split_authority(head.authority).map_or(head.authority, |(host, _)| host);
-    let mut by_name = *head;
-    by_name.authority = name;
-    let mut explained = match connections {
-        Some(connections) => connections.explain(&by_name, &mut fastrand::Rng::new()),
-        None => seen.table.explain(head, &mut fastrand::Rng::new()),
-    };
-    if head.scheme == "https" && connections.is_none() && !explained.is_failure() && !seen.passes_through(&seen.table) {
-        explained.error = Some(not_by_tls());
-    }
-    explained.notes.extend(seen.hidden.clone());
-    let is_by_connection = connections.is_some();
-    if let Err(error) = seen.learn(snapshot, client, explained.clusters.iter().map(|choice| &choice.name)) {
-        return failed(error);
-    }
     tell_known(&seen, head, &mut explained);
     for choice in &mut explained.clusters {
         choice.origins = shared(snapshot.settings_of_cluster(client, choice.name.as_str()));
     }
-    let rules = explained.route_configuration.as_deref().map(|name| snapshot.rules_of(client, name));
-    let rules = rules.unwrap_or_default();
     let rule_at = |position: usize| rules.get(position).and_then(Option::as_ref);
     for over in &mut explained.passed_over {
         over.origin = rule_at(over.position).map(origin);
@@ -100,8 +85,13 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
     if let Some(choice) = &mut explained.route {
         let rule = rule_at(choice.position);
         let of_connection = || snapshot.rule_on_connections(client, &target, &choice.route.name).map(Arc::from);
-        choice.origin = rule.map(origin).or_else(|| is_by_connection.then(of_connection).flatten());
-        choice.passes.iter_mut().for_each(|passed| place(snapshot, passed));
+        let is_of_workload = is_by_connection && !client.is_gateway;
+        choice.origin = rule.map(origin).or_else(|| is_of_workload.then(of_connection).flatten());
+        for passed in &mut choice.passes {
+            place(snapshot, passed);
+            let guard = |port| snapshot.guard_origin(client, port, passed.kind).map(Arc::from);
+            passed.origin = passed.origin.take().or_else(|| bound.and_then(guard));
+        }
         choice.origins = match (rule, &choice.route.action) {
             (Some(rule), _) => shared(snapshot.settings_of_rule(rule)),
             (None, RouteAction::Forward(Forward { retry: Some(_), .. })) if !rules.is_empty() => {
@@ -123,6 +113,92 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
         explained.servers.dedup();
     }
     Ok(explained)
+}
+
+/// What was decided of a request, and by what.
+struct Decided {
+    seen: Seen,
+    explained: Explanation,
+    /// The rules that the routes of its host are made of.
+    rules: Vec<Option<Written>>,
+    /// Whether nobody looks into it: it goes by its connection.
+    is_by_connection: bool,
+    /// Of a gateway, the port that it came in at.
+    bound: Option<u16>,
+}
+
+/// Where a workload sends a request.
+fn from_workload(
+    snapshot: &Snapshot,
+    client: &Client,
+    head: &RequestHead<'_>,
+    target: &str,
+) -> Result<Decided, MeshError> {
+    let is_tls = head.scheme == "https";
+    let mut seen = Seen::of_target(snapshot, client, target)?;
+    if is_tls {
+        seen.learn_all(snapshot, client)?;
+    }
+    // TLS that the application makes itself is looked at by the name of its server.
+    let connections = seen.connections.as_ref().filter(|_| is_tls);
+    let mut by_name = *head;
+    by_name.authority = split_authority(head.authority).map_or(head.authority, |(host, _)| host);
+    let mut explained = match connections {
+        Some(connections) => connections.explain(&by_name, &mut fastrand::Rng::new()),
+        None => seen.table.explain(head, &mut fastrand::Rng::new()),
+    };
+    let is_by_connection = connections.is_some();
+    if is_tls && !is_by_connection && !explained.is_failure() && !seen.passes_through(&seen.table) {
+        explained.error = Some(not_by_tls());
+    }
+    explained.notes.extend(seen.hidden.clone());
+    let rules = explained.route_configuration.as_deref().map(|name| snapshot.rules_of(client, name));
+    let rules = rules.unwrap_or_default();
+    Ok(Decided { seen, explained, rules, is_by_connection, bound: None })
+}
+
+/// Where a gateway sends a request of somebody outside, who has asked for this host and port.
+fn at_gateway(
+    snapshot: &Snapshot,
+    client: &Client,
+    head: &RequestHead<'_>,
+    target: &str,
+) -> Result<Decided, MeshError> {
+    let (host, port) = split_authority(target).unwrap_or((target, None));
+    let port = port.and_then(|port| port.parse::<u16>().ok()).unwrap_or_default();
+    let Some((listener, bound)) = snapshot.gateway_listener(client, port) else {
+        return Err(MeshError::new(ErrorKind::UnknownTarget, format!("the gateway does not listen for port {port}")));
+    };
+    let seen = Seen::of_gateway(snapshot, client, &listener, (head.scheme == "https").then_some(host))?;
+    let mut explained = match &seen.connections {
+        Some(connections) => {
+            let mut explained = connections.explain(head, &mut fastrand::Rng::new());
+            // There are no hosts in bytes.
+            (explained.virtual_host, explained.route_configuration) = (None, None);
+            if let Some(choice) = &mut explained.route {
+                choice.passes = seen.table.passed();
+            }
+            explained.notes.push("nobody looks into what comes in here: it goes on as it is".to_owned());
+            explained
+        }
+        None => {
+            // As its server sees it.
+            let path = seen.paths.canonical(head.path(), seen.table.is_guarded())?;
+            let whole = head.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
+            let mut canonical = *head;
+            canonical.path_and_query = &whole;
+            seen.table.explain(&canonical, &mut fastrand::Rng::new())
+        }
+    };
+    let labels: Vec<String> = client.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let named = format!("{} with {}", client.namespace, labels.join(","));
+    explained.notes.push(format!("it comes in at {listener}, of gateways of namespace {named}"));
+    let rules = match (&explained.route_configuration, &explained.virtual_host) {
+        (Some(table), Some(host)) => snapshot.gateway_rules(client, table, &host.name),
+        _ => Vec::new(),
+    };
+    let is_by_connection = seen.connections.is_some();
+    Ok(Decided { seen, explained, rules, is_by_connection, bound: Some(bound) })
 }
 
 /// What the clusters of a request are that are known, and how long it may take.

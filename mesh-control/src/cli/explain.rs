@@ -2,17 +2,19 @@
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use http::{Method, Uri};
 use mesh_core::request::RequestHead;
 
 use super::directory::Configuration;
 use super::{Format, Printing, tell};
-use crate::explain::seen::client;
+use crate::explain::seen::{client, gateway};
 use crate::explain::workload::{Workload, WorkloadName};
 use crate::explain::{explain, request};
 
-/// Says why a request goes where it goes: the route that it takes, the first condition that each route before does not hold by,
-/// the clusters with their weights, and the settings in force, each with the file and the line that it comes from.
+/// Says why a request goes where it goes, from a workload or at a gateway: the route that it takes, the first condition that each
+/// route before does not hold by, the clusters with their weights, and the settings in force, each with the file and the line that it
+/// comes from.
 ///
 /// It is what is published, decided on by the library's own matcher. Endpoints are not looked at. The exit code is 1 where the
 /// request fails.
@@ -22,8 +24,12 @@ pub(super) struct Args {
     configuration: Configuration,
     /// Who asks: NAMESPACE/NAME. Its labels are those that the service of its name selects, those of the WorkloadGroup of its
     /// name, or `app: NAME` where an object selects that.
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    from: WorkloadName,
+    #[arg(long, value_name = "NAMESPACE/NAME", required_unless_present = "gateway")]
+    from: Option<WorkloadName>,
+    /// The gateway that somebody outside asks, in place of --from: NAMESPACE/NAME of a Gateway, of Istio's or of Gateway API, or of a
+    /// workload that is one. What is asked for is said by the port that clients know.
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "from")]
+    gateway: Option<WorkloadName>,
     /// A label of the workload, in place of those: KEY=VALUE. May be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<String>,
@@ -44,11 +50,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = super::runtime()?;
     let _entered = runtime.enter();
     let plane = args.configuration.plane()?;
-    let workload = tell(Workload::caller("--from", &args.from, &args.label, &plane.snapshot())?).workload;
+    let snapshot = plane.snapshot();
+    let asked = match (&args.gateway, &args.from) {
+        (Some(name), _) => gateway(&Workload::gateway("--gateway", name, &args.label, &snapshot)?),
+        (None, Some(from)) => client(&tell(Workload::caller("--from", from, &args.label, &snapshot)?).workload),
+        (None, None) => bail!("--from or --gateway is needed"),
+    };
     let head = request(&args.method, &args.url, &args.header)?;
     let head = RequestHead::of(&head)?;
     // As for the plane: it may be about thousands of routes, and the process ends.
-    let explained = &*Box::leak(Box::new(explain(&plane.snapshot(), &client(&workload), &head)?));
+    let explained = &*Box::leak(Box::new(explain(&snapshot, &asked, &head)?));
     super::say(&match args.printing.format() {
         Format::Text => explained.to_string(),
         Format::Json => serde_json::to_string_pretty(explained)? + "\n",

@@ -9,10 +9,11 @@ use std::time::Duration;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::FilterRegistry;
 use mesh_core::id::{ClusterName, RouteName};
-use mesh_core::model::{Cluster, ClusterKind, HttpManager, Listener, RouteConfiguration, RouteSource};
+use mesh_core::model::{Cluster, ClusterKind, HttpManager, Listener, RouteConfiguration, RouteSource, ServerTls};
 use mesh_core::path::PathNormalization;
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::state::States;
+use mesh_core::store::{ChainView, ServerView};
 use mesh_core::view::RouteTable;
 use mesh_core::xds::decode::{Options, decode};
 
@@ -69,6 +70,14 @@ pub(crate) fn client(workload: &Workload) -> Client {
         .labels(labels)
 }
 
+/// A gateway, in the same way.
+pub(crate) fn gateway(workload: &Workload) -> Client {
+    client(workload).gateway()
+}
+
+/// Somebody outside, of whom nothing is known (RFC 5737).
+const OUTSIDE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0);
+
 impl Seen {
     /// What a client is told of `host:port`.
     pub(crate) fn of_target(snapshot: &Snapshot, client: &Client, target: &str) -> Result<Seen, MeshError> {
@@ -124,6 +133,44 @@ impl Seen {
         let Listener::Server(server) = &*listener else { return Err(other(&name)) };
         let chain = server.chains().next().ok_or_else(|| other(&name))?;
         Seen::of(snapshot, client, &chain.http, &name)
+    }
+
+    /// What a gateway is told of a listener, where a client comes in: in plaintext, or by TLS for this name.
+    pub(crate) fn of_gateway(
+        snapshot: &Snapshot,
+        client: &Client,
+        name: &str,
+        server_name: Option<&str>,
+    ) -> Result<Seen, MeshError> {
+        let refused = |what: &str| Err(MeshError::new(ErrorKind::Security, format!("listener {name}: {what}")));
+        let Some(Resource::Listener(listener)) = resource(snapshot, client, Kind::Listener, name)? else {
+            return Err(MeshError::new(ErrorKind::UnknownTarget, format!("there is no listener {name}")));
+        };
+        let Listener::Server(server) = &*listener else { return Err(other(name)) };
+        // Which chain takes a client has nothing to do with what is in it.
+        let http = HttpManager::new(RouteSource::Inline(Arc::default()));
+        let nothing = Arc::new(compile(Arc::default(), &http, name)?);
+        let views = server.chains().map(|_| ChainView::new(Arc::clone(&nothing))).collect();
+        let view = ServerView::new(Arc::new(server.clone()), views);
+        let found = view.chain(server.address, OUTSIDE, server_name.is_some(), server_name);
+        let place = found.and_then(|found| view.chains.iter().position(|one| std::ptr::eq(one, found)));
+        let chain = match (place.and_then(|place| server.chains().nth(place)), server_name) {
+            (Some(chain), _) => chain,
+            (None, Some(server_name)) => return refused(&format!("TLS is refused for the name {server_name:?}")),
+            (None, None) => return refused("connections in plaintext are closed"),
+        };
+        match (&chain.tls, server_name) {
+            (ServerTls::Unusable(reason), _) => return refused(reason),
+            (ServerTls::None, Some(_)) if chain.connections.is_none() => return refused("it takes no TLS"),
+            (ServerTls::Mutual | ServerTls::Edge(_), None) => return refused("TLS is required"),
+            _ => {}
+        }
+        let mut seen = Seen::of(snapshot, client, &chain.http, name)?;
+        if let Some(connections) = &chain.connections {
+            let http = HttpManager::new(RouteSource::Inline(Arc::clone(connections)));
+            seen.connections = Some(compile(Arc::clone(connections), &http, name)?);
+        }
+        Ok(seen)
     }
 
     fn of(snapshot: &Snapshot, client: &Client, http: &HttpManager, name: &str) -> Result<Seen, MeshError> {

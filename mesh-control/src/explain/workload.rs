@@ -102,11 +102,35 @@ impl Workload {
         if let Some(gateway) = snapshot.gateway_of(namespace, &named.name, labels) {
             // What it does by the routes of its Gateways is not what a client of its labels would.
             bail!(
-                "{option} {from} is a gateway ({gateway}): what gateways do with requests is not explained, only what workloads \
-                 call; `mesh-control trace` follows a live request through it"
+                "{option} {from} is a gateway ({gateway}), which calls nobody of itself: `mesh-control explain --gateway` says what \
+                 it does with a request, and `mesh-control trace` follows a live one through it"
             );
         }
         Ok(named)
+    }
+
+    /// The gateway of a name: that of a Gateway, or of a workload that Gateways select; with labels, the one that has them.
+    pub(crate) fn gateway(
+        option: &str,
+        of: &WorkloadName,
+        labels: &[String],
+        snapshot: &Snapshot,
+    ) -> anyhow::Result<Workload> {
+        let WorkloadName { namespace, name } = of;
+        let given: BTreeMap<_, _> = labels.iter().map(|text| pair(text, '=')).collect::<Result<_, _>>()?;
+        if !given.is_empty() {
+            if snapshot.gateway_of(namespace, name, &given).is_none() {
+                bail!("{option} {of}: no Gateway selects these labels in namespace {namespace}");
+            }
+            return Ok(Workload { namespace: namespace.clone(), labels: given });
+        }
+        match snapshot.gateway_named(namespace, name) {
+            Some((namespace, labels)) => Ok(Workload { namespace: namespace.to_string(), labels }),
+            None => bail!(
+                "{option} {of}: no Gateway is called so, and none selects a workload of this name; its labels can be given by \
+                 --label KEY=VALUE"
+            ),
+        }
     }
 
     fn known(option: &str, to: &WorkloadName, labels: &[String], snapshot: &Snapshot) -> anyhow::Result<Option<Named>> {

@@ -17,6 +17,7 @@ use crate::policy::security::Served;
 use crate::policy::telemetry::Side;
 use crate::policy::traffic::ServerTls;
 use crate::registry::protocol::Protocol;
+use crate::registry::service::Target;
 use crate::render::envoy::{self, Edge, EdgeRoutes, Inbound};
 use crate::render::{self, BLACK_HOLE};
 
@@ -70,13 +71,29 @@ impl Snapshot {
     }
 
     /// Of each route of a host in a table of a gateway's routes, in its order, the rule that it is made of.
-    pub(super) fn gateway_rules(&self, client: &Client, table: &str, host: &str) -> Vec<Option<Written>> {
+    pub(crate) fn gateway_rules(&self, client: &Client, table: &str, host: &str) -> Vec<Option<Written>> {
         let policy = &self.compiled.policy;
         let view = policy.gateway_view(&client.namespace, &client.labels);
         let told = self.gateway(client);
         let mut all = told.listening.values();
         let found = all.find_map(|(address, at)| envoy::edge_rules(policy, &view, *address, at, (table, host)));
         found.unwrap_or_default()
+    }
+
+    /// The listener of a gateway that takes what clients send to this port: one that a Gateway calls so, or a Service that leads to the
+    /// gateway, or else the one that is bound there. With the port that it is bound to.
+    pub(crate) fn gateway_listener(&self, client: &Client, port: u16) -> Option<(String, u16)> {
+        let (told, labels) = (self.gateway(client), self.labels(client));
+        let find = |is_it: &dyn Fn(Address, &Listening) -> bool| {
+            let found = told.listening.iter().find(|(_, (address, at))| is_it(*address, at));
+            found.map(|(name, (address, _))| (name.clone(), address.1))
+        };
+        let services = self.compiled.policy.services.iter().map(|(_, service)| service);
+        let mut leading = services.filter(|service| service.namespace == client.namespace && service.selects(&labels));
+        let target = leading.find_map(|service| service.port(port)).map(|port| &port.target);
+        find(&|_, at| at.servers.iter().any(|served| served.port == port))
+            .or_else(|| find(&|(_, bound), _| target == Some(&Target::Number(bound))))
+            .or_else(|| find(&|(_, bound), _| bound == port))
     }
 
     pub(super) fn gateway_names(&self, client: &Client, kind: Kind) -> Vec<Arc<str>> {

@@ -345,6 +345,17 @@ impl Snapshot {
         gateways.selecting((namespace, name), labels, services).map(Meta::id)
     }
 
+    /// The gateway that is called so: that of a Gateway of this name, or else a workload that Gateways select. Its namespace and its
+    /// labels.
+    pub(crate) fn gateway_named(&self, namespace: &str, name: &str) -> Option<(Arc<str>, BTreeMap<String, String>)> {
+        let Policy { gateways, services, .. } = &self.compiled.policy;
+        gateways.workload_of((namespace, name), services).or_else(|| {
+            let labels = self.labels_of(namespace, name)?;
+            gateways.selecting((namespace, name), &labels, services)?;
+            Some((namespace.into(), labels))
+        })
+    }
+
     /// The labels of a client, with those of its group.
     pub(crate) fn labels(&self, client: &Client) -> BTreeMap<String, String> {
         self.compiled.policy.services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels)

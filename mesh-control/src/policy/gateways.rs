@@ -272,6 +272,23 @@ impl Gateways {
         self.0.iter().find(is_it).map(Selecting::whole)
     }
 
+    /// The workload that a Gateway of this name is, as far as that is said: that of a Service which leads to it, or else what the Gateway
+    /// says of it itself.
+    pub(crate) fn workload_of(
+        &self,
+        (namespace, name): (&str, &str),
+        services: &Services,
+    ) -> Option<(Arc<str>, BTreeMap<String, String>)> {
+        let mut named = self.0.iter().map(|one| (one, one.whole()));
+        let (one, whole) = named.find(|(_, whole)| *whole.namespace == *namespace && *whole.name == *name)?;
+        let selector = &one.gateway.spec.selector;
+        let leading = services.iter().filter_map(|(_, service)| Some((&service.namespace, service.selector.as_ref()?)));
+        let mut leading = leading.filter(|(namespace, labels)| one.selects(namespace, labels, services));
+        let found = leading.next().filter(|_| !selector.is_empty());
+        let (namespace, labels) = found.unwrap_or((&whole.namespace, selector));
+        Some((namespace.clone(), labels.clone()))
+    }
+
     /// Those whose gateways are for certain among these workloads, which an object of the namespace `own` is for.
     pub(crate) fn among<'a>(
         &'a self,

@@ -459,6 +459,107 @@ spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTT
 }
 
 #[test]
+fn explain_says_what_a_gateway_does_with_a_request_of_somebody_outside() {
+    let edge = "---
+apiVersion: v1
+kind: Service
+metadata: {name: edge, namespace: edges}
+spec: {selector: {istio: edge}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: public, namespace: shop}
+spec:
+  selector: {istio: edge}
+  servers:
+  - {port: {number: 80, name: http, protocol: HTTP}, hosts: [shop.example]}
+  - {port: {number: 80, name: to-https, protocol: HTTP}, hosts: [secure.example], tls: {httpsRedirect: true}}
+  - {port: {number: 443, name: https, protocol: HTTPS}, hosts: [shop.example], tls: {mode: SIMPLE, credentialName: shop}}
+  - {port: {number: 443, name: tls, protocol: TLS}, hosts: [raw.example], tls: {mode: PASSTHROUGH}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop, namespace: shop}
+spec:
+  hosts: [shop.example, secure.example, raw.example]
+  gateways: [public]
+  http:
+  - {name: gold, match: [{headers: {x-tier: {exact: gold}}}], route: [{destination: {host: ratings}}]}
+  - {name: all, route: [{destination: {host: reviews}}]}
+  tls: [{match: [{sniHosts: [raw.example]}], route: [{destination: {host: reviews}}]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: partners, namespace: edges}
+spec: {selector: {matchLabels: {istio: edge}}, rules: [{from: [{source: {remoteIpBlocks: [192.0.2.0/24]}}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: front, namespace: shop}
+spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: front, namespace: shop}
+spec: {parentRefs: [{name: front}], rules: [{backendRefs: [{name: reviews, port: 80}]}]}
+";
+    let dir = dir_of(&format!("{SHOP}{edge}"));
+    let explained = |gateway: &[&str], url: &str| {
+        let arguments = [&["explain", "--config", ".", "-o", "json", "GET", url, "--gateway"], gateway].concat();
+        let output = run(&arguments, dir.path(), "");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (serde_json::from_slice::<Value>(&output.stdout).unwrap_or_else(|_| panic!("{url}: {said}")), output.status)
+    };
+    let reviews = "outbound|80||reviews.shop.svc.cluster.local";
+    for gateway in [&["shop/public"][..], &["edges/edge"], &["edges/any", "--label", "istio=edge"]] {
+        let (told, status) = explained(gateway, "http://shop.example/1");
+        assert!(status.success(), "{told}");
+        assert_eq!((&told["outcome"], &told["clusters"][0]["name"]), (&json!("forward"), &json!(reviews)), "{told}");
+        let ends = |place: &Value, end: &str| place.as_str().is_some_and(|place| place.ends_with(end));
+        assert!(ends(&told["route"]["origin"], ", VirtualService shop/shop http[1]"), "{told}");
+        assert!(ends(&told["passed_over"][0]["origin"], ", VirtualService shop/shop http[0]"), "{told}");
+        assert!(ends(&told["clusters"][0]["origins"]["service"], ", Service shop/reviews"), "{told}");
+        let policies = &told["route"]["passes"][0];
+        assert_eq!(policies["kind"], "policies", "{told}");
+        assert!(ends(&policies["origin"], ", AuthorizationPolicy edges/partners"), "{told}");
+        let note = "it comes in at 0.0.0.0_8080, of gateways of namespace edges with istio=edge";
+        assert_eq!(told["notes"], json!([note]), "{told}");
+    }
+    let of_public = |url: &str| explained(&["shop/public"], url).0;
+    assert_eq!(of_public("https://shop.example/1")["clusters"][0]["name"], reviews);
+    assert_eq!(of_public("http://secure.example/1")["outcome"], "redirect");
+    // The port that the Service leads to is one that a gateway may be asked at, too.
+    assert_eq!(of_public("http://shop.example:8080/1")["outcome"], "forward");
+    let raw = of_public("https://raw.example/");
+    assert_eq!(raw["clusters"][0]["name"], reviews, "{raw}");
+    assert_eq!(raw["route"]["passes"][0]["kind"], "policies", "{raw}");
+    assert!(raw["notes"][0].as_str().is_some_and(|note| note.contains("nobody looks into")), "{raw}");
+    for (url, why) in [
+        ("http://other.example/", "no virtual host for"),
+        ("https://other.example/", "TLS is refused for the name"),
+        ("http://shop.example:443/", "connections in plaintext are closed"),
+        ("https://shop.example:80/", "it takes no TLS"),
+        ("http://shop.example:81/", "does not listen for port 81"),
+    ] {
+        let (told, status) = explained(&["shop/public"], url);
+        assert!(told["error"].as_str().is_some_and(|error| error.contains(why)), "{url}: {told}");
+        assert!(told["outcome"] == "error" && status.code() == Some(1), "{url}: {told}");
+    }
+    let (front, _) = explained(&["shop/front"], "http://any.example/");
+    let origin = front["route"]["origin"].as_str().unwrap_or_default();
+    assert!(front["outcome"] == "forward" && origin.contains(", HTTPRoute shop/front rules[0]"), "{front}");
+    for (arguments, why) in [
+        (&["--gateway", "shop/reviews"][..], "no Gateway is called so"),
+        (&["--gateway", "shop/public", "--from", "shop/reviews"], "cannot be used with"),
+        (&[], "--from <NAMESPACE/NAME>"),
+    ] {
+        let output = run(&[&["explain", "--config", ".", "GET", "http://a/"], arguments].concat(), dir.path(), "");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(why), "{said}");
+    }
+}
+
+#[test]
 fn explain_names_the_policy_by_which_a_service_is_called_by_tls() {
     let policy = "---
 apiVersion: gateway.networking.k8s.io/v1

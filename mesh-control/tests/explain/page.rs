@@ -56,5 +56,5 @@ fn the_examples_of_the_page_print_what_it_says() {
             }
         }
     }
-    assert_eq!(seen.len(), 11, "{seen:?}");
+    assert_eq!(seen.len(), 12, "{seen:?}");
 }
