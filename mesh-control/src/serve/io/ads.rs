@@ -24,7 +24,7 @@ use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tonic::body::Body;
 use tonic::server::NamedService;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::catalog::{Catalog, Client, Kind};
 use crate::serve::clients::clock::now;
@@ -36,7 +36,7 @@ use crate::serve::clients::refusals::Reason;
 use crate::serve::clients::state::ServerState;
 use crate::serve::io::guest::{FAR, FIRST, certificate_ends, identify, still_holds};
 use crate::serve::io::server::Peer;
-use crate::serve::io::wire;
+use crate::serve::io::wire::{self, Requests};
 use crate::serve::protocol::session::{Answer, Heard, Opening, Response, Session, Variant};
 use crate::serve::protocol::{delta, sotw};
 
@@ -127,7 +127,7 @@ fn answer<M: Method>(state: Arc<ServerState>, request: http::Request<Body>) -> R
         return Err(Status::unavailable("too many streams began at once; try again later"));
     };
     state.settling.on_stream(wait, now());
-    let requests = wire::requests(request.into_body(), MAX_REQUEST);
+    let requests = Requests::new(request.into_body(), MAX_REQUEST);
     // One response of room: what a slow client has not taken is not made yet.
     let (sender, receiver) = mpsc::channel(1);
     let mut response = http::Response::new(wire::responses(receiver));
@@ -144,7 +144,8 @@ fn answer<M: Method>(state: Arc<ServerState>, request: http::Request<Body>) -> R
     Ok(response)
 }
 
-type Sender = mpsc::Sender<Result<Response, Status>>;
+// A channel has memory for more than it may hold: 32 at a time.
+type Sender = mpsc::Sender<Result<Box<Response>, Status>>;
 
 /// The life of one stream. It ends when the client goes, when the connection breaks (both ends of the
 /// channels then close), by age, or when the server stops.
@@ -152,7 +153,7 @@ async fn converse<M: Method>(
     state: Arc<ServerState>,
     peer: Peer,
     wait: Duration,
-    mut requests: Streaming<M::Request>,
+    mut requests: Requests<M::Request>,
     sender: Sender,
 ) {
     let mut stop = state.stop.clone();
@@ -303,7 +304,7 @@ enum End {
 async fn exchange<M: Method>(
     stay: &Stay<'_>,
     first: M::Request,
-    requests: &mut Streaming<M::Request>,
+    requests: &mut Requests<M::Request>,
     sender: &Sender,
     mut revoked: watch::Receiver<()>,
     mut stop: watch::Receiver<bool>,
@@ -320,6 +321,8 @@ async fn exchange<M: Method>(
     let mut freed = state.presence.freed();
     stay.attend_proxy(false)?;
     let mut has_registered = stay.hear::<M>(&first)?;
+    // Thousands of names may be in it, and the stream may last for weeks.
+    drop(first);
     let mut room = None;
     loop {
         if std::mem::take(&mut has_registered) {
@@ -334,7 +337,7 @@ async fn exchange<M: Method>(
                     Some(response) => {
                         let bytes = response.resources.iter().map(|one| one.body.len()).sum();
                         state.metrics.pushed(response.kind, bytes, now().saturating_duration_since(began));
-                        mpsc::Permit::send(permit, Ok(response));
+                        mpsc::Permit::send(permit, Ok(Box::new(response)));
                         continue;
                     }
                     None => {

@@ -1,19 +1,19 @@
-//! Responses as bytes. The resources were encoded when the catalog was made and are shared by all streams;
-//! here they are only copied into the frame, between the few fields that differ per stream.
+//! Requests and responses as bytes. The resources were encoded when the catalog was made and are shared by all streams;
+//! here they are only copied into the frame, between the few fields that differ per stream. A stream that is idle keeps no buffer
+//! of either, which is why this is not tonic's `Streaming` and its encoder: they keep those of the largest message.
 
 use std::marker::PhantomData;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::stream;
 use http::HeaderMap;
-use http_body_util::StreamBody;
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use tokio::sync::mpsc;
 use tonic::body::Body;
-use tonic::codec::{BufferSettings, DecodeBuf, Decoder};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::serve::protocol::session::{Response, Variant};
 
@@ -23,14 +23,82 @@ const MAX_RESPONSE: usize = 64 << 20;
 /// What gRPC puts in front of each message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
-/// The requests in a body, none larger than this.
-pub(crate) fn requests<Q: Message + Default + Send + 'static>(body: Body, max: usize) -> Streaming<Q> {
-    Streaming::new_request(RequestDecoder { last: Bytes::new(), of: PhantomData }, body, None, Some(max))
+/// The requests in a body.
+#[derive(Debug)]
+pub(crate) struct Requests<Q> {
+    /// None, once there are no more.
+    body: Option<Body>,
+    /// What has come of the next one.
+    buffer: BytesMut,
+    max: usize,
+    of: PhantomData<fn() -> Q>,
+}
+
+impl<Q: Message + Default> Requests<Q> {
+    /// None of them is larger than this.
+    pub(crate) fn new(body: Body, max: usize) -> Requests<Q> {
+        Requests { body: Some(body), buffer: BytesMut::new(), max, of: PhantomData }
+    }
+
+    /// The next one, until the client sends no more or one of them is an error. Nothing is lost where it is not waited for.
+    pub(crate) async fn message(&mut self) -> Result<Option<Q>, Status> {
+        let next = self.next().await;
+        if !matches!(next, Ok(Some(_))) {
+            self.body = None;
+            self.buffer = BytesMut::new();
+        }
+        next
+    }
+
+    async fn next(&mut self) -> Result<Option<Q>, Status> {
+        loop {
+            if let Some(request) = self.take()? {
+                return Ok(Some(request));
+            }
+            let Some(body) = &mut self.body else { return Ok(None) };
+            match body.frame().await {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.buffer.extend_from_slice(&data),
+                    // Trailers end them.
+                    Err(_) => return Ok(None),
+                },
+                // The client has gone.
+                Some(Err(status)) if status.code() == Code::Cancelled => return Ok(None),
+                Some(Err(status)) => return Err(status),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(Status::internal("the stream ends within a request")),
+            }
+        }
+    }
+
+    /// The next one, if all of it has come.
+    fn take(&mut self) -> Result<Option<Q>, Status> {
+        let Some((prefix, rest)) = self.buffer.split_first_chunk::<PREFIX>() else { return Ok(None) };
+        let [compressed, length @ ..] = *prefix;
+        let length = u32::from_be_bytes(length) as usize;
+        if compressed != 0 {
+            return Err(Status::internal("a request is compressed, and no encoding was named"));
+        }
+        if length > self.max {
+            return Err(Status::out_of_range(format!(
+                "a request of {length} bytes is too large: {} are allowed",
+                self.max
+            )));
+        }
+        let Some(message) = rest.get(..length) else { return Ok(None) };
+        let request = Q::decode(message).map_err(|error| Status::invalid_argument(format!("request: {error}")))?;
+        self.buffer.advance(PREFIX + length);
+        if self.buffer.is_empty() {
+            // What is left of it would be kept for as long as the stream is there.
+            self.buffer = BytesMut::new();
+        }
+        Ok(Some(request))
+    }
 }
 
 /// The body that responses are sent in, until there are no more or one of them is an error. Each has a buffer of its own, which goes
-/// with it: tonic's encoder would keep that of the largest one for as long as the stream is there.
-pub(crate) fn responses(responses: mpsc::Receiver<Result<Response, Status>>) -> Body {
+/// with it.
+pub(crate) fn responses(responses: mpsc::Receiver<Result<Box<Response>, Status>>) -> Body {
     let frames = stream::unfold(Some(responses), |responses| async move {
         let mut responses = responses?;
         let next = responses.recv().await.unwrap_or_else(|| Err(Status::ok("")));
@@ -57,31 +125,6 @@ fn trailers(status: &Status) -> Result<HeaderMap, Status> {
     let mut trailers = HeaderMap::new();
     status.add_header(&mut trailers)?;
     Ok(trailers)
-}
-
-/// Reads requests of type `Q`.
-#[derive(Debug)]
-struct RequestDecoder<Q> {
-    /// The bytes of the last request. While they are held, the buffer that they are a part of is not used again: the next
-    /// request has one of its own size, and that of a list of thousands of names is not kept for as long as the stream is there.
-    last: Bytes,
-    of: PhantomData<fn() -> Q>,
-}
-
-impl<Q: Message + Default> Decoder for RequestDecoder<Q> {
-    type Item = Q;
-    type Error = Status;
-
-    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<Q>, Status> {
-        self.last = buf.copy_to_bytes(buf.remaining());
-        let request = Q::decode(self.last.clone());
-        request.map(Some).map_err(|error| Status::invalid_argument(format!("request: {error}")))
-    }
-
-    // An idle stream keeps this much.
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(1024, 32 * 1024)
-    }
 }
 
 /// `google.rpc.Code.NOT_FOUND`
@@ -220,7 +263,8 @@ fn field_len(tag: u32, len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+    use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
+    use futures_util::FutureExt;
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -250,6 +294,63 @@ mod tests {
                 absent: absent.into_iter().map(Into::into).collect(),
             },
         )
+    }
+
+    /// A request for names that take so many bytes, as a client sends it.
+    fn sent(bytes: usize) -> Vec<u8> {
+        let request = DiscoveryRequest { resource_names: vec!["n".repeat(bytes)], ..DiscoveryRequest::default() };
+        let mut sent = vec![0];
+        sent.put_u32(u32::try_from(request.encoded_len()).unwrap());
+        request.encode(&mut sent).unwrap();
+        sent
+    }
+
+    /// The requests of a body that comes in these pieces.
+    fn requests<D: Into<Bytes>>(pieces: impl IntoIterator<Item = D>) -> Requests<DiscoveryRequest> {
+        let frames: Vec<_> = pieces.into_iter().map(|piece| Ok::<_, Status>(Frame::data(piece.into()))).collect();
+        Requests::new(Body::new(StreamBody::new(stream::iter(frames))), 100_000)
+    }
+
+    /// How long the names of the next request are.
+    fn next(requests: &mut Requests<DiscoveryRequest>) -> Result<Option<usize>, Code> {
+        let next = requests.message().now_or_never().expect("it does not wait");
+        next.map(|request| request.map(|request| request.resource_names[0].len())).map_err(|status| status.code())
+    }
+
+    #[test]
+    fn requests_are_read_however_their_bytes_come_and_leave_no_buffer_behind() {
+        let all = [sent(50_000), sent(7), sent(0), sent(30_000), sent(7)].concat();
+        for size in [1, 4, 5, 6, 1_000, 16_384, all.len()] {
+            let mut requests = requests(all.chunks(size).map(Bytes::copy_from_slice));
+            for expected in [50_000, 7, 0, 30_000, 7] {
+                assert_eq!(next(&mut requests), Ok(Some(expected)), "in pieces of {size}");
+            }
+            assert_eq!(requests.buffer.capacity(), 0, "in pieces of {size}");
+            assert_eq!(next(&mut requests), Ok(None));
+            assert_eq!(next(&mut requests), Ok(None));
+        }
+        let mut requests = requests([sent(50_000), sent(7)]);
+        assert_eq!(next(&mut requests), Ok(Some(50_000)));
+        assert_eq!(requests.buffer.capacity(), 0);
+        assert_eq!(next(&mut requests), Ok(Some(7)));
+    }
+
+    #[test]
+    fn what_is_no_request_ends_them() {
+        let mut compressed = sent(7);
+        compressed[0] = 1;
+        let (cut, garbage) = (sent(7)[..9].to_vec(), vec![0, 0, 0, 0, 2, 0xff, 0xff]);
+        for (pieces, code) in [
+            (vec![compressed, sent(3)], Code::Internal),
+            (vec![cut], Code::Internal),
+            (vec![sent(100_000), sent(3)], Code::OutOfRange),
+            (vec![garbage, sent(3)], Code::InvalidArgument),
+        ] {
+            let mut requests = requests([vec![sent(3)], pieces].concat());
+            assert_eq!(next(&mut requests), Ok(Some(3)));
+            assert_eq!(next(&mut requests), Err(code));
+            assert_eq!(next(&mut requests), Ok(None), "{code:?}");
+        }
     }
 
     proptest! {

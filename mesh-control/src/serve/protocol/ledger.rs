@@ -205,14 +205,18 @@ impl Ledger {
     /// subscription; but what it leaves out the client has dropped, and if the next list that counts has it
     /// again, it must be sent again.
     pub(crate) fn doubt(&mut self, names: &BTreeSet<&str>) {
-        for (name, state) in self.entries.states() {
-            state.forgotten |= state.explicit && !names.contains(name);
+        let dropped = self.entries.iter().filter(|entry| entry.state.explicit && !names.contains(&**entry.name));
+        let dropped: Vec<_> = dropped.map(|entry| (entry.name.clone(), entry.state)).collect();
+        for (name, state) in dropped {
+            self.entries.set(&name, State { forgotten: true, ..state });
         }
     }
 
     /// The client may have dropped the name since it was told. Asking clears it.
     pub(crate) fn take_forgotten(&mut self, name: &str) -> bool {
-        self.entries.state(name).is_some_and(|state| mem::take(&mut state.forgotten))
+        let Some(state) = self.state(name) else { return false };
+        self.entries.set(name, State { forgotten: false, ..state });
+        state.forgotten
     }
 
     /// `cached`: the client has it from another stream, in this version if it says which.
@@ -221,8 +225,11 @@ impl Ledger {
         if self.parting.remove(&name) {
             self.name_bytes = self.name_bytes.saturating_sub(weight(&name));
         }
-        let is_new = match self.entries.state(&name) {
-            Some(state) => !mem::replace(&mut state.explicit, true),
+        let is_new = match self.state(&name) {
+            Some(state) => {
+                self.entries.set(&name, State { explicit: true, ..state });
+                !state.explicit
+            }
             None => {
                 self.name_bytes += weight(&name);
                 let told = if cached.is_some() { Told::Cached } else { Told::Nothing };
@@ -249,21 +256,19 @@ impl Ledger {
             let Some(entry) = self.entries.get(name) else {
                 continue;
             };
-            let (own, was_explicit) = (entry.name.clone(), entry.state.explicit);
+            let (own, state) = (entry.name.clone(), entry.state);
             if covered.contains(name) {
                 let (name, found) = intern(name, self.kind, view);
-                if let Some(state) = self.entries.state(&name) {
-                    state.explicit = false;
-                }
+                self.entries.set(&name, State { explicit: false, ..state });
                 self.place(&name, found.as_ref(), true, view.settled);
             } else {
                 self.forget(name);
-                if self.wildcard && was_explicit {
+                if self.wildcard && state.explicit {
                     self.name_bytes += weight(name);
                     self.parting.insert(own.clone());
                 }
             }
-            if was_explicit {
+            if state.explicit {
                 given_up.push(own);
             }
         }
@@ -324,8 +329,8 @@ impl Ledger {
     }
 
     fn place(&mut self, name: &Arc<str>, found: Option<&Encoded>, owed: bool, settled: bool) {
-        if let Some(state) = self.entries.state(name) {
-            state.asked |= owed;
+        if owed && let Some(state) = self.state(name) {
+            self.entries.set(name, State { asked: true, ..state });
         }
         if let Some(entry) = self.entries.get(name) {
             self.sets.put(duty(&entry, found, settled), &entry);
@@ -335,12 +340,12 @@ impl Ledger {
     /// Has these names sent once more if the client has them from this stream: it waits for them.
     pub(crate) fn repeat<'a>(&mut self, names: impl Iterator<Item = &'a Arc<str>>) {
         for name in names {
-            if let Some(state) = self.entries.state(name)
+            if let Some(state) = self.state(name)
                 && state.told == Told::Sent
                 && !self.sets.leaving.contains(name)
                 && !self.sets.owed.contains(name)
             {
-                state.again = true;
+                self.entries.set(name, State { again: true, ..state });
                 self.sets.changed.remove(name);
                 self.sets.awaited.insert(name.clone());
             }
@@ -484,19 +489,17 @@ impl Ledger {
     }
 
     fn give(&mut self, name: Arc<str>, view: &View<'_>, parcel: &mut Parcel) -> usize {
-        let Some(state) = self.entries.state(&name) else {
+        let Some(state) = self.state(&name) else {
             return 0;
         };
-        state.asked = false;
-        state.again = false;
-        let told = State { told: Told::Sent, ..*state };
+        let state = State { asked: false, again: false, ..state };
         match view.find(self.kind, &name) {
             Some(found) => {
                 match view.given_up.contains_key(&name) {
                     true => self.given_up.insert(name.clone()),
                     false => self.given_up.remove(&name),
                 };
-                self.entries.put(&name, Some(&found.version), told);
+                self.entries.put(&name, Some(&found.version), State { told: Told::Sent, ..state });
                 if self.whole {
                     self.bodies.insert(name.clone(), found.body.clone());
                 }
@@ -506,6 +509,7 @@ impl Ledger {
                 bytes
             }
             None => {
+                self.entries.set(&name, state);
                 self.withdraw(name, parcel);
                 0
             }
@@ -522,6 +526,15 @@ impl Ledger {
             None => return,
         }
         parcel.absent.push(name);
+    }
+
+    /// Has with other streams in common what it holds like them; see [`Entries::share`].
+    pub(crate) fn share(&mut self) {
+        self.entries.share();
+    }
+
+    fn state(&self, name: &str) -> Option<State> {
+        self.entries.get(name).map(|entry| entry.state)
     }
 
     /// Notes a response as sent and returns its nonce: nonces of a kind only grow.

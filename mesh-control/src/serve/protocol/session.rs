@@ -211,6 +211,7 @@ impl Session {
 
     /// What remains to be said about a request once its variant has read it.
     pub(crate) fn conclude(&mut self, kind: Kind, mut heard: Heard, now: Instant) -> Heard {
+        self.ledgers[kind as usize].share();
         if kind != Kind::Listener {
             heard.joined.clear();
             heard.left.clear();

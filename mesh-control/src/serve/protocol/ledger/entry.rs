@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::catalog::Encoded;
 
 /// What the client was last told about a name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) enum Told {
     /// Nothing yet.
     #[default]
@@ -20,7 +20,7 @@ pub(super) enum Told {
 }
 
 /// What there is to know of a name besides the version.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct State {
     pub(super) told: Told,
     /// Asked for by name, rather than by the wildcard.

@@ -143,12 +143,23 @@ fn a_client_of_the_service_that_changed_looks_at_everything_since_zones_go_by_it
     assert_eq!(asked.load(Ordering::Relaxed), 10);
 }
 
-/// What many clients hold alike is there once: what each has of it is a pointer and a few bits.
+/// What many clients hold alike is there once, and still is when it has changed for all of them. That holds for names too of
+/// which there is nothing.
 #[test]
 fn what_clients_hold_alike_is_shared() {
     let (plane, asked, stamps) = (plane(), Arc::<AtomicUsize>::default(), Arc::<Stamps>::default());
-    let sessions: Vec<Session> =
-        (0..50).map(|_| open(counted(&plane, &asked), client(ClientClass::Library), 0..SERVICES, &stamps)).collect();
-    assert_eq!(stamps.count(), SERVICES);
-    drop(sessions);
+    let session = || open(counted(&plane, &asked), client(ClientClass::Library), 0..SERVICES + 50, &stamps);
+    let first = session();
+    let leaves = stamps.leaves();
+    assert!(leaves > 0);
+    let mut sessions: Vec<Session> = (0..50).map(|_| session()).chain([first]).collect();
+    assert_eq!(stamps.leaves(), leaves);
+    plane.register(endpoint(3, 2));
+    for session in &mut sessions {
+        session.on_catalog(counted(&plane, &asked), Instant::now());
+        assert_eq!(drain(session).len(), 1);
+    }
+    assert_eq!(stamps.leaves(), leaves);
+    // Of a name there may be what was told of it before, until the next sweep.
+    assert!(stamps.count() <= 2 * (SERVICES + 50) + 1, "{}", stamps.count());
 }
