@@ -34,6 +34,7 @@ use crate::serve::clients::node::About;
 use crate::serve::clients::presence::Workload;
 use crate::serve::clients::refusals::Reason;
 use crate::serve::clients::state::ServerState;
+use crate::serve::io::blocks::Blocks;
 use crate::serve::io::guest::{FAR, FIRST, certificate_ends, identify, still_holds};
 use crate::serve::io::server::Peer;
 use crate::serve::io::wire::{self, Requests};
@@ -83,7 +84,16 @@ impl Method for Delta {
 
 /// The `AggregatedDiscoveryService` as a tower service.
 #[derive(Clone)]
-pub(crate) struct Ads(pub(crate) Arc<ServerState>);
+pub(crate) struct Ads {
+    state: Arc<ServerState>,
+    blocks: Arc<Blocks>,
+}
+
+impl Ads {
+    pub(crate) fn new(state: Arc<ServerState>) -> Ads {
+        Ads { state, blocks: Arc::default() }
+    }
+}
 
 impl NamedService for Ads {
     const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
@@ -99,11 +109,11 @@ impl tonic::codegen::Service<http::Request<Body>> for Ads {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let state = self.0.clone();
+        let ads = self.clone();
         Box::pin(async move {
             Ok(match request.uri().path().rsplit('/').next() {
-                Some("StreamAggregatedResources") => answer::<Sotw>(state, request),
-                Some("DeltaAggregatedResources") => answer::<Delta>(state, request),
+                Some("StreamAggregatedResources") => answer::<Sotw>(ads, request),
+                Some("DeltaAggregatedResources") => answer::<Delta>(ads, request),
                 _ => Err(Status::unimplemented("no such method")),
             }
             .unwrap_or_else(Status::into_http))
@@ -112,7 +122,8 @@ impl tonic::codegen::Service<http::Request<Body>> for Ads {
 }
 
 /// Begins a stream, unless too many do.
-fn answer<M: Method>(state: Arc<ServerState>, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+fn answer<M: Method>(ads: Ads, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+    let Ads { state, blocks } = ads;
     let peer = request.extensions().get::<Peer>().cloned();
     let peer = peer.ok_or_else(|| Status::internal("a connection without an address"))?;
     if request.headers().get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
@@ -130,7 +141,7 @@ fn answer<M: Method>(state: Arc<ServerState>, request: http::Request<Body>) -> R
     let requests = Requests::new(request.into_body(), MAX_REQUEST);
     // One response of room: what a slow client has not taken is not made yet.
     let (sender, receiver) = mpsc::channel(1);
-    let mut response = http::Response::new(wire::responses(receiver));
+    let mut response = http::Response::new(wire::responses(receiver, blocks));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     if let Some(roots) = state.desk.as_ref().and_then(|desk| desk.authority().roots_name().parse().ok()) {

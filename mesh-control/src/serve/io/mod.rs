@@ -4,6 +4,7 @@ pub(crate) mod access_log;
 pub(crate) mod admin;
 pub(crate) mod ads;
 pub(crate) mod api;
+mod blocks;
 pub(crate) mod bundle;
 pub(crate) mod certificates;
 mod console;

@@ -276,7 +276,7 @@ impl Server {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
-            .add_service(Ads(state.clone()))
+            .add_service(Ads::new(state.clone()))
             .add_service(InterceptedService::new(Csds::service(state.clone()), certified))
             .add_service(InterceptedService::new(LiveTraces(state.clone()), certified))
             .add_service(InterceptedService::new(LoadReports::service(&state), certified))

@@ -3,6 +3,7 @@
 //! of either, which is why this is not tonic's `Streaming` and its encoder: they keep those of the largest message.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::stream;
@@ -15,6 +16,8 @@ use tokio::sync::mpsc;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use crate::catalog::{Encoded, Kind};
+use crate::serve::io::blocks::Blocks;
 use crate::serve::protocol::session::{Response, Variant};
 
 /// The largest response: one resource that is larger is an error on our side, not a reason to run the
@@ -22,6 +25,8 @@ use crate::serve::protocol::session::{Response, Variant};
 const MAX_RESPONSE: usize = 64 << 20;
 /// What gRPC puts in front of each message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
+/// Resources of so many bytes are shared with other streams.
+const LARGE: usize = 16 << 10;
 
 /// The requests in a body.
 #[derive(Debug)]
@@ -97,28 +102,48 @@ impl<Q: Message + Default> Requests<Q> {
 }
 
 /// The body that responses are sent in, until there are no more or one of them is an error. Each has a buffer of its own, which goes
-/// with it.
-pub(crate) fn responses(responses: mpsc::Receiver<Result<Box<Response>, Status>>) -> Body {
-    let frames = stream::unfold(Some(responses), |responses| async move {
-        let mut responses = responses?;
-        let next = responses.recv().await.unwrap_or_else(|| Err(Status::ok("")));
-        Some(match next.and_then(|response| message(&response)) {
-            Ok(message) => (Ok::<_, Status>(Frame::data(message)), Some(responses)),
-            Err(status) => (trailers(&status).map(Frame::trailers), None),
-        })
+/// with it, but for the resources of a large one, which is shared.
+pub(crate) fn responses(responses: mpsc::Receiver<Result<Box<Response>, Status>>, blocks: Arc<Blocks>) -> Body {
+    let frames = stream::unfold(Some((responses, None)), move |state| {
+        let blocks = Arc::clone(&blocks);
+        async move {
+            let (mut responses, rest) = state?;
+            if let Some(rest) = rest {
+                return Some((Ok(Frame::data(rest)), Some((responses, None))));
+            }
+            let next = responses.recv().await.unwrap_or_else(|| Err(Status::ok("")));
+            Some(match next.and_then(|response| message(*response, &blocks)) {
+                Ok((own, rest)) => (Ok::<_, Status>(Frame::data(own)), Some((responses, rest))),
+                Err(status) => (trailers(&status).map(Frame::trailers), None),
+            })
+        }
     });
     Body::new(StreamBody::new(frames))
 }
 
-fn message(response: &Response) -> Result<Bytes, Status> {
-    let length = encoded_len(response);
+/// A response as a message of gRPC; where it is large, its resources by themselves, behind the rest.
+fn message(response: Response, blocks: &Blocks) -> Result<(Bytes, Option<Bytes>), Status> {
+    let length = encoded_len(&response);
     let told = u32::try_from(length).ok().filter(|_| length <= MAX_RESPONSE);
     let told = told.ok_or_else(|| Status::out_of_range(format!("a response of {length} bytes is too large")))?;
-    let mut buf = BytesMut::with_capacity(PREFIX + length);
+    let Response { variant, kind, .. } = response;
+    let resources = resources_len(variant, kind, &response.resources);
+    let is_shared = resources >= LARGE;
+    let own = if is_shared { length - resources } else { length };
+    let mut buf = BytesMut::with_capacity(PREFIX + own);
     buf.put_u8(0);
     buf.put_u32(told);
-    encode(response, &mut buf);
-    Ok(buf.freeze())
+    encode_own(&response, &mut buf);
+    if !is_shared {
+        encode_resources(variant, kind, &response.resources, &mut buf);
+        return Ok((buf.freeze(), None));
+    }
+    let rest = blocks.of(variant, kind, response.resources, |all| {
+        let mut bytes = Vec::with_capacity(resources);
+        encode_resources(variant, kind, all, &mut bytes);
+        bytes
+    });
+    Ok((buf.freeze(), Some(rest)))
 }
 
 fn trailers(status: &Status) -> Result<HeaderMap, Status> {
@@ -141,12 +166,27 @@ const REMOVED_RESOURCES: u32 = 6;
 const RESOURCE_ERRORS: u32 = 7;
 const DELTA_RESOURCE_ERRORS: u32 = 9;
 
-fn encode(response: &Response, buf: &mut impl BufMut) {
-    let type_url = response.kind.type_url();
+/// What differs per stream. The order of fields is free: the resources come last.
+fn encode_own(response: &Response, buf: &mut impl BufMut) {
     text(VERSION, &response.version, buf);
-    for resource in &response.resources {
-        let any = any_len(type_url, &resource.body);
+    text(TYPE_URL, response.kind.type_url(), buf);
+    text(NONCE, &response.nonce, buf);
+    for name in &response.absent {
         match response.variant {
+            Variant::Sotw => put_error(RESOURCE_ERRORS, name, reason(response, name), buf),
+            Variant::Delta => text(REMOVED_RESOURCES, name, buf),
+        }
+    }
+    if response.variant == Variant::Delta {
+        response.reasons.iter().for_each(|(name, reason)| put_error(DELTA_RESOURCE_ERRORS, name, reason, buf));
+    }
+}
+
+fn encode_resources(variant: Variant, kind: Kind, resources: &[Encoded], buf: &mut impl BufMut) {
+    let type_url = kind.type_url();
+    for resource in resources {
+        let any = any_len(type_url, &resource.body);
+        match variant {
             Variant::Sotw => {
                 head(RESOURCES, any, buf);
                 put_any(type_url, &resource.body, buf);
@@ -160,31 +200,24 @@ fn encode(response: &Response, buf: &mut impl BufMut) {
             }
         }
     }
-    text(TYPE_URL, type_url, buf);
-    text(NONCE, &response.nonce, buf);
-    for name in &response.absent {
-        match response.variant {
-            Variant::Sotw => put_error(RESOURCE_ERRORS, name, reason(response, name), buf),
-            Variant::Delta => text(REMOVED_RESOURCES, name, buf),
-        }
-    }
-    if response.variant == Variant::Delta {
-        response.reasons.iter().for_each(|(name, reason)| put_error(DELTA_RESOURCE_ERRORS, name, reason, buf));
-    }
 }
 
-fn encoded_len(response: &Response) -> usize {
-    let type_url = response.kind.type_url();
-    let resources = response.resources.iter().map(|resource| {
+fn resources_len(variant: Variant, kind: Kind, resources: &[Encoded]) -> usize {
+    let type_url = kind.type_url();
+    let length = |resource: &Encoded| {
         let any = any_len(type_url, &resource.body);
         field_len(
             RESOURCES,
-            match response.variant {
+            match variant {
                 Variant::Sotw => any,
                 Variant::Delta => text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name),
             },
         )
-    });
+    };
+    resources.iter().map(length).sum()
+}
+
+fn encoded_len(response: &Response) -> usize {
     let absent = response.absent.iter().map(|name| match response.variant {
         Variant::Sotw => field_len(RESOURCE_ERRORS, error_len(name, reason(response, name))),
         Variant::Delta => text_len(REMOVED_RESOURCES, name),
@@ -192,8 +225,8 @@ fn encoded_len(response: &Response) -> usize {
     let reasons = response.reasons.iter().filter(|_| response.variant == Variant::Delta);
     let reasons = reasons.map(|(name, reason)| field_len(DELTA_RESOURCE_ERRORS, error_len(name, reason)));
     text_len(VERSION, &response.version)
-        + resources.sum::<usize>()
-        + text_len(TYPE_URL, type_url)
+        + resources_len(response.variant, response.kind, &response.resources)
+        + text_len(TYPE_URL, response.kind.type_url())
         + text_len(NONCE, &response.nonce)
         + absent.sum::<usize>()
         + reasons.sum::<usize>()
@@ -269,7 +302,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::catalog::{Encoded, Kind};
 
     fn responses() -> impl Strategy<Value = Response> {
         let resource = ("[a-z|:./]{0,200}", "[0-9a-f]{0,16}", vec(any::<u8>(), 0..300));
@@ -294,6 +326,37 @@ mod tests {
                 absent: absent.into_iter().map(Into::into).collect(),
             },
         )
+    }
+
+    #[test]
+    fn a_large_response_is_the_same_message_in_two_pieces_of_which_streams_share_the_second() {
+        let response = |nonce: &str, large: usize| Response {
+            variant: Variant::Delta,
+            kind: Kind::Cluster,
+            version: "1".to_owned(),
+            nonce: nonce.to_owned(),
+            resources: vec![Encoded::new("a", "1", vec![7_u8; large]), Encoded::new("b", "1", vec![8_u8; 9])],
+            absent: vec!["c".into()],
+            reasons: [("c".into(), "why".to_owned())].into(),
+        };
+        let blocks = Arc::<Blocks>::default();
+        for large in [LARGE, 1] {
+            let (own, rest) = message(response("7-1", large), &blocks).expect("a message");
+            let (_, other) = message(response("9-1", large), &blocks).expect("a message");
+            assert_eq!(rest.as_ref().map(|rest| rest.as_ptr()), other.as_ref().map(|other| other.as_ptr()));
+            assert_eq!(rest.is_some(), large == LARGE);
+            // As it is sent.
+            let (sender, receiver) = mpsc::channel(1);
+            sender.try_send(Ok(Box::new(response("7-1", large)))).expect("there is room");
+            drop(sender);
+            let body = super::responses(receiver, Arc::clone(&blocks)).collect().now_or_never().expect("all is there");
+            let sent = body.expect("no error").to_bytes();
+            assert_eq!(sent, [&own[..], &rest.unwrap_or_default()[..]].concat());
+            assert_eq!(u32::from_be_bytes([sent[1], sent[2], sent[3], sent[4]]) as usize, sent.len() - PREFIX);
+            let read = DeltaDiscoveryResponse::decode(&sent[PREFIX..]).expect("a DeltaDiscoveryResponse");
+            let names: Vec<&str> = read.resources.iter().map(|resource| &*resource.name).collect();
+            assert_eq!((&*read.nonce, names, read.removed_resources), ("7-1", vec!["a", "b"], vec!["c".to_owned()]));
+        }
     }
 
     /// A request for names that take so many bytes, as a client sends it.
@@ -357,7 +420,8 @@ mod tests {
         #[test]
         fn what_is_written_reads_as_the_message_it_stands_for(response in responses()) {
             let mut buf = Vec::new();
-            encode(&response, &mut buf);
+            encode_own(&response, &mut buf);
+            encode_resources(response.variant, response.kind, &response.resources, &mut buf);
             prop_assert_eq!(buf.len(), encoded_len(&response));
             match response.variant {
                 Variant::Sotw => {
