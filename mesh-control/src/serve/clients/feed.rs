@@ -43,6 +43,11 @@ impl Feed {
         (self.latest)()
     }
 
+    /// Whether no newer one comes any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.pulse.has_changed().is_err()
+    }
+
     /// Changes when there is a newer one.
     pub(crate) fn pulse(&self) -> watch::Receiver<()> {
         self.pulse.clone()

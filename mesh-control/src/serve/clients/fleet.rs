@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::catalog::Client;
+use crate::serve::clients::feed::Feed;
 use crate::serve::clients::metrics::short;
 use crate::serve::clients::node::About;
 use crate::serve::clients::traffic::Caller;
@@ -29,11 +30,33 @@ pub(crate) struct ClientStream {
     session: Mutex<Session>,
     /// Why it is to end, once it is.
     dismissed: watch::Sender<Option<String>>,
+    /// Changes when it is to look at the newest catalog.
+    news: watch::Sender<()>,
 }
 
 impl ClientStream {
     pub(crate) fn session(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes when there is a newer catalog that may concern the stream, or none comes any more.
+    pub(crate) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
+    }
+
+    /// Has it look at the newest catalog. Where nothing in that concerns it, it is not woken, and just has that one from now on.
+    fn tell(&self, feed: &Feed) {
+        let passes_over = {
+            let mut session = self.session();
+            // Under its lock: it never goes back to an older one.
+            let catalog = feed.latest();
+            // Where a proxy serves may have changed.
+            let is_proxy = session.client().sidecar.is_some() || session.client().is_gateway;
+            !is_proxy && session.passes_over(&catalog)
+        };
+        if !passes_over {
+            self.news.send_replace(());
+        }
     }
 
     /// Waits until the stream is to end. Returns why.
@@ -148,6 +171,7 @@ impl Fleet {
             certificate,
             session: Mutex::new(session),
             dismissed: watch::Sender::default(),
+            news: watch::Sender::default(),
         });
         self.streams().insert(id, stream.clone());
         Ok(stream)
@@ -207,6 +231,27 @@ impl Fleet {
     pub(crate) fn dismiss(&self, id: u64, why: String) {
         if let Some(stream) = self.streams().get(&id) {
             stream.dismissed.send_replace(Some(why));
+        }
+    }
+
+    /// Tells the streams of newer catalogs, for as long as it is polled.
+    pub(crate) async fn follow(&self, feed: &Feed) {
+        let mut pulse = feed.pulse();
+        while pulse.changed().await.is_ok() {
+            self.tell(feed).await;
+        }
+        // They see for themselves that none comes any more.
+        for stream in self.all() {
+            stream.news.send_replace(());
+        }
+    }
+
+    /// Tells all streams of the newest catalog.
+    pub(crate) async fn tell(&self, feed: &Feed) {
+        for stream in self.all() {
+            stream.tell(feed);
+            // There may be thousands of them, and others who wait.
+            tokio::task::coop::consume_budget().await;
         }
     }
 

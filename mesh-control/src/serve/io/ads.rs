@@ -321,8 +321,9 @@ async fn exchange<M: Method>(
     mut stop: watch::Receiver<bool>,
 ) -> Result<End, Status> {
     let state = stay.state;
-    let mut pulse = state.feed.pulse();
-    pulse.mark_changed();
+    let mut news = stay.stream.news();
+    // There may be a newer catalog than it began with.
+    news.mark_changed();
     let age = state.max_stream_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
     let mut old = std::pin::pin!(tokio::time::sleep(age.unwrap_or(FAR)));
     // A client is who its certificate says for as long as that holds: it comes back with the next one.
@@ -368,13 +369,13 @@ async fn exchange<M: Method>(
                 Some(request) => has_registered = stay.hear::<M>(&request)?,
                 None => return Ok(End::ClientLeft),
             },
-            changed = pulse.changed() => match changed {
-                Ok(()) => {
-                    stay.refresh();
-                    stay.attend_proxy(false)?;
+            Ok(()) = news.changed() => {
+                if state.feed.has_ended() {
+                    return Ok(End::Stop);
                 }
-                Err(_) => return Ok(End::Stop),
-            },
+                stay.refresh();
+                stay.attend_proxy(false)?;
+            }
             Ok(()) = freed.changed(), if stay.waits_for_address() => stay.attend_proxy(false)?,
             () = sleep_until(wake), if wake.is_some() => {}
             () = sender.closed() => return Ok(End::ClientLeft),
@@ -534,7 +535,10 @@ impl Stay<'_> {
     }
 
     fn refresh(&self) {
-        self.stream.session().on_catalog(self.state.feed.latest(), now());
+        let mut session = self.stream.session();
+        // Under its lock: it never goes back to an older one.
+        let catalog = self.state.feed.latest();
+        session.on_catalog(catalog, now());
     }
 }
 

@@ -290,6 +290,7 @@ impl Server {
         let expiry = tokio::spawn(async move {
             tokio::join!(
                 expiring.presence.expire(),
+                expiring.fleet.follow(&expiring.feed),
                 reconsider(&expiring),
                 expiring.follow_revoked(),
                 expiring.fetch_bundles()

@@ -313,6 +313,11 @@ impl Ledger {
         self.refused.remove(name);
     }
 
+    /// Whether any of what changes is, or may become, a part of the subscription.
+    pub(crate) fn is_concerned(&self, changes: &Changes<'_>) -> bool {
+        self.wildcard || self.entries.iter().any(|entry| changes.may_concern(entry.name))
+    }
+
     /// Compares what may have changed with a new catalog. Whether something came up for removal that was not before.
     pub(crate) fn compare(&mut self, changes: &Changes<'_>, view: &View<'_>) -> bool {
         let mut leaves = false;

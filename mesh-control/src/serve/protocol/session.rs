@@ -231,6 +231,25 @@ impl Session {
         heard
     }
 
+    /// Takes a newer catalog if there is nothing to do about it: none of what may be different concerns this stream. Whether that is
+    /// so; otherwise it is for [`on_catalog`](Self::on_catalog).
+    pub(crate) fn passes_over(&mut self, catalog: &Arc<dyn Catalog>) -> bool {
+        let revisions = Kind::ALL.map(|kind| catalog.revision(kind));
+        let is_concerned = |kind: Kind| {
+            let (known, revision) = (self.revisions[kind as usize], revisions[kind as usize]);
+            (revision.is_none() || revision != known) && {
+                let changes = known.map_or(Changes::Any, |since| catalog.changes(&self.client, kind, since));
+                self.ledgers[kind as usize].is_concerned(&changes)
+            }
+        };
+        if !self.given_up.is_empty() || Kind::ALL.into_iter().any(is_concerned) {
+            return false;
+        }
+        self.revisions = revisions;
+        self.catalog = Arc::clone(catalog);
+        true
+    }
+
     /// Takes a newer catalog. Nothing is queued: what differs is marked, and sent as it then is.
     pub(crate) fn on_catalog(&mut self, catalog: Arc<dyn Catalog>, now: Instant) {
         if Arc::ptr_eq(&self.catalog, &catalog) {

@@ -164,7 +164,10 @@ impl World {
                 }
             }
         }
-        self.session.on_catalog(self.shelf.arc(), self.now);
+        let catalog = self.shelf.arc();
+        if !self.session.passes_over(&catalog) {
+            self.session.on_catalog(catalog, self.now);
+        }
     }
 
     fn reconnect(&mut self, restarted: bool) {

@@ -4,9 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use envoy_types::pb::envoy::config::core::v3::Node;
+use tokio::sync::watch;
+
 use crate::catalog::{Catalog, Changes, Client, ClientClass, Encoded, Kind};
 use crate::plane::{Plane, Snapshot};
 use crate::registry::Workload;
+use crate::serve::clients::feed::Feed;
+use crate::serve::clients::fleet::{ClientStream, Fleet, Limits};
+use crate::serve::clients::node::About;
 use crate::serve::protocol::delta;
 use crate::serve::protocol::ledger::Stamps;
 use crate::serve::protocol::session::{Opening, Response, Session, Variant};
@@ -91,6 +97,52 @@ fn drain(session: &mut Session) -> Vec<Response> {
         all.push(response);
     }
     all
+}
+
+#[test]
+fn a_change_that_concerns_three_clients_wakes_three_streams() {
+    let (plane, asked, stamps) = (plane(), Arc::<AtomicUsize>::default(), Arc::<Stamps>::default());
+    let first = counted(&plane, &asked);
+    let (source, catalogs) = watch::channel(first.clone());
+    // Outside of a runtime, a plane makes its catalogs at once.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let feed = runtime.block_on(async { Feed::new(catalogs, Arc::clone) });
+    let fleet = Fleet::new(Limits { streams: CLIENTS, name_bytes: usize::MAX });
+    // The last service is called by three alone.
+    let streams: Vec<Arc<ClientStream>> = (0..CLIENTS)
+        .map(|number| {
+            let called = (0..CALLED).map(|call| (number * CALLED + call) % (SERVICES - 1));
+            let more = (number < 3).then_some(SERVICES - 1);
+            let session = open(first.clone(), client(ClientClass::Library), called.chain(more), &stamps);
+            fleet.enter(session, About::read(&Node::default()), None).unwrap()
+        })
+        .collect();
+    let mut news: Vec<_> = streams.iter().map(|stream| stream.news()).collect();
+    let mut woken = || {
+        let woken = news.iter_mut().map(|one| (one.has_changed().unwrap(), one.mark_unchanged()).0);
+        woken.filter(|is_woken| *is_woken).count()
+    };
+    plane.register(endpoint(SERVICES - 1, 2));
+    asked.store(0, Ordering::Relaxed);
+    source.send_replace(counted(&plane, &asked));
+    runtime.block_on(fleet.tell(&feed));
+    assert_eq!((woken(), asked.load(Ordering::Relaxed)), (3, 0));
+    // The others have the new catalog all the same, and are owed nothing.
+    assert_eq!(Arc::strong_count(&first), 1 + 3);
+    let told: usize = streams.iter().map(|stream| drain(&mut stream.session()).len()).sum();
+    assert_eq!(told, 0);
+    for stream in &streams[..3] {
+        stream.session().on_catalog(feed.latest(), Instant::now());
+        assert_eq!(drain(&mut stream.session()).len(), 1);
+    }
+    assert_eq!(Arc::strong_count(&first), 1);
+    // A change of the configuration may concern all.
+    plane
+        .set_yaml("more.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: more}\nspec: {ports: [{port: 80}]}\n")
+        .unwrap();
+    source.send_replace(counted(&plane, &asked));
+    runtime.block_on(fleet.tell(&feed));
+    assert_eq!(woken(), CLIENTS);
 }
 
 #[test]
