@@ -96,16 +96,18 @@ def guarded(issuer):
     yield Kind("limited, without", get("/", "limited.example", "x-user: a"))
 
 
-# What a policy asks of connections, and by which ways one is let in then: by TCP, and by TLS that passes.
+# What a policy asks of connections, and by which ways one is let in then: by TCP, and by TLS that passes. No two in a row let in the
+# same, so that each is seen to be in force.
 CONNECTIONS = {
     "of the client's address": ("rules: [{from: [{source: {ipBlocks: [127.0.0.2/32]}}]}]", True, True),
     "of another address": ("rules: [{from: [{source: {ipBlocks: [10.0.0.0/8]}}]}]", False, False),
-    "that refuses the client's address": ("action: DENY, rules: [{from: [{source: {remoteIpBlocks: [127.0.0.2]}}]}]", False, False),
     "of a name": ("rules: [{when: [{key: connection.sni, values: [raw.example]}]}]", False, True),
+    "that refuses the client's address": ("action: DENY, rules: [{from: [{source: {remoteIpBlocks: [127.0.0.2]}}]}]", False, False),
     "that refuses a name": ("action: DENY, rules: [{when: [{key: connection.sni, values: [raw.example]}]}]", True, False),
     "of workloads": ("rules: [{from: [{source: {namespaces: [shop]}}]}]", False, False),
     "that only tells": ("action: AUDIT, rules: [{}]", True, True),
     "of requests": ("rules: [{to: [{operation: {methods: [GET]}}]}]", False, False),
+    "of nothing": ("rules: [{}]", True, True),
     "that refuses requests": ("action: DENY, rules: [{to: [{operation: {paths: [/nowhere]}}]}]", False, False),
 }
 

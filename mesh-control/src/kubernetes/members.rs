@@ -139,9 +139,12 @@ struct Entry {
     told: String,
 }
 
+/// Members at one address: their group, one of them as its group places it, and what each says.
+type Together<'m> = (&'m Arc<str>, &'m Workload, BTreeMap<&'m str, Told>);
+
 /// The entries of these members: each as it registered, and with what its group adds.
 fn wanted(members: &[(Arc<Workload>, Arc<Workload>)]) -> BTreeMap<Name, Entry> {
-    let mut at: BTreeMap<Name, (&Arc<str>, &Workload, BTreeMap<&str, Told>)> = BTreeMap::new();
+    let mut at: BTreeMap<Name, Together<'_>> = BTreeMap::new();
     for (own, placed) in members {
         let Some(group) = &own.group else { continue };
         let Some(name) = entry_name(group, own.address.ip()) else { continue };

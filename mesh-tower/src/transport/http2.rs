@@ -285,11 +285,10 @@ struct Tasks;
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
     fn execute(&self, task: F) {
-        // In a box: that of a stream is as large as that of the connection, and would be moved four times more.
-        let task = Box::pin(task);
         match body::started() {
             Some(upload) => drop(tokio::spawn(upload.bound(task))),
-            None => drop(tokio::spawn(task)),
+            // In a box: it is as large as the task of the connection, and would be moved four times more.
+            None => drop(tokio::spawn(Box::pin(task))),
         }
     }
 }
