@@ -26,8 +26,12 @@ impl Beside {
             let mut command = Command::new(binary);
             command.args(["--control", &control.to_string(), "--namespace", "bench"]);
             command.args(["--name", name, "--service-account", name]).args(options);
-            // What both begin has nothing to do: the client and the server are there.
-            command.args(["--", "sleep", "infinity"]).env("RUST_LOG", "warn,mesh_sidecar=info").env("NO_COLOR", "1");
+            // What both begin has nothing to do: the client and the server are there. Workers are as many as Envoy's.
+            command
+                .args(["--", "sleep", "infinity"])
+                .env("TOKIO_WORKER_THREADS", "2")
+                .env("RUST_LOG", "warn,mesh_sidecar=info")
+                .env("NO_COLOR", "1");
             Process::saying(&mut command, says)
         };
         let port = server.port().to_string();

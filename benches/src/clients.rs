@@ -25,12 +25,14 @@ use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_core::telemetry::{Span, SpanSink};
 use mesh_core::trace::{Tables, Trace};
 use mesh_tower::{Client, Mesh, MeshBuilder};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tonic::body::Body as GrpcBody;
 use tower::Service;
 
 use crate::Result;
 use crate::exchange::{FRAME_BYTES, FRAMES, Frames, STREAM_PATH, plain, plain_path};
+use crate::load::Caller;
 
 /// Which HTTP is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +58,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// One kind of request, made once. Everybody who is measured clones it.
 #[derive(Clone, Debug)]
 pub struct Job<B> {
+    host: HeaderValue,
     path: Uri,
     uri: Uri,
     body: B,
@@ -65,32 +68,37 @@ pub struct Job<B> {
 impl Job<Full<Bytes>> {
     /// Bodies of this many bytes, each way; the URI is for those who know the server as `host`.
     pub fn plain(host: &str, bytes: usize) -> Result<Self> {
-        Job::new(host, &plain_path(bytes), plain(bytes), bytes)
+        Job::new("http", host, &plain_path(bytes), plain(bytes), bytes)
     }
-}
 
-impl Job<Full<Bytes>> {
-    /// The same, with the query that the last route of [`routed_mesh`] is for.
+    /// The same over TLS.
+    pub fn secured(host: &str, bytes: usize) -> Result<Self> {
+        Job::new("https", host, &plain_path(bytes), plain(bytes), bytes)
+    }
+
+    /// Plain, with the query that the last route of [`routed_mesh`] is for.
     pub fn routed(host: &str, bytes: usize) -> Result<Self> {
         let path = format!("{}?tenant=t{}", plain_path(bytes), ROUTES - 1);
-        Job::new(host, &path, plain(bytes), bytes)
+        Job::new("http", host, &path, plain(bytes), bytes)
     }
 }
 
 impl Job<Frames> {
     /// A stream each way.
     pub fn streamed(host: &str) -> Result<Self> {
-        Job::new(host, STREAM_PATH, Frames::default(), FRAMES * FRAME_BYTES)
+        Job::new("http", host, STREAM_PATH, Frames::default(), FRAMES * FRAME_BYTES)
     }
 }
 
 impl<B: Payload> Job<B> {
-    fn new(host: &str, path: &str, body: B, answer: usize) -> Result<Self> {
+    fn new(scheme: &str, host: &str, path: &str, body: B, answer: usize) -> Result<Self> {
         // For as long as the program runs, as a literal would be.
-        let uri: &'static str = String::leak(format!("http://{host}{path}"));
-        let path = uri.get("http://".len() + host.len()..).unwrap_or("/");
-        let parse = |text: &'static str| Uri::from_maybe_shared(Bytes::from_static(text.as_bytes()));
-        Ok(Job { path: parse(path)?, uri: parse(uri)?, body, answer })
+        let whole: &'static str = String::leak(format!("{scheme}://{host}{path}"));
+        let behind = whole.get(scheme.len() + "://".len()..).unwrap_or_default();
+        let (host, path) = behind.split_at_checked(host.len()).unwrap_or((behind, "/"));
+        let bytes = |text: &'static str| Bytes::from_static(text.as_bytes());
+        let (path, uri) = (Uri::from_maybe_shared(bytes(path))?, Uri::from_maybe_shared(bytes(whole))?);
+        Ok(Job { host: HeaderValue::from_maybe_shared(bytes(host))?, path, uri, body, answer })
     }
 
     fn request(&self, uri: &Uri) -> Result<Request<B>> {
@@ -126,6 +134,14 @@ impl<B: Payload> Raw<B> {
     pub async fn connect(address: SocketAddr, version: Version) -> Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
+        Raw::over(stream, version).await
+    }
+
+    /// The same over a connection that is there.
+    pub async fn over<S>(stream: S, version: Version) -> Result<Self>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let io = TokioIo::new(stream);
         Ok(match version {
             Version::Http1 => {
@@ -164,7 +180,7 @@ impl<B: Payload> Raw<B> {
         let response = match self {
             Raw::Http1(sender) => {
                 let mut request = job.request(&job.path)?;
-                request.headers_mut().insert(HOST_HEADER, const { HeaderValue::from_static(HOST) });
+                request.headers_mut().insert(HOST_HEADER, job.host.clone());
                 change(request.headers_mut());
                 sender.ready().await?;
                 sender.send_request(request).await?
@@ -177,6 +193,20 @@ impl<B: Payload> Raw<B> {
             }
         };
         job.read(response).await
+    }
+}
+
+/// A caller over a bare connection.
+pub struct RawCaller<B> {
+    /// The connection.
+    pub sender: Raw<B>,
+    /// What is sent.
+    pub job: Job<B>,
+}
+
+impl<B: Payload> Caller for RawCaller<B> {
+    async fn call(&mut self) -> Result {
+        self.sender.send(&self.job).await
     }
 }
 

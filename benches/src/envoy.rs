@@ -42,10 +42,7 @@ impl Sidecar {
         let files = TempDir::new()?;
         let (config, admin) = (files.path().join("envoy.json"), files.path().join("admin"));
         std::fs::write(&config, configuration(upstream, policy).to_string())?;
-        let mut command = Command::new(binary);
-        command.arg("--config-path").arg(&config).arg("--admin-address-path").arg(&admin);
-        command.args(["--use-dynamic-base-id", "--concurrency", "2", "--log-level", "error"]).stdout(Stdio::null());
-        let process = Process::start(&mut command)?;
+        let process = Process::start(command(binary, &config).arg("--admin-address-path").arg(&admin))?;
         let listens = tokio::time::timeout(Duration::from_secs(30), listening(&admin)).await;
         let listens = listens.context("envoy does not answer")??;
         Ok(Sidecar { process, listens, _files: files })
@@ -60,6 +57,14 @@ impl Sidecar {
     pub fn id(&self) -> u32 {
         self.process.id()
     }
+}
+
+/// One with this configuration: two workers, and nothing said but what is wrong.
+pub fn command(binary: &Path, config: &Path) -> Command {
+    let mut command = Command::new(binary);
+    command.arg("--config-path").arg(config);
+    command.args(["--use-dynamic-base-id", "--concurrency", "2", "--log-level", "error"]).stdout(Stdio::null());
+    command
 }
 
 /// Asks the administration page for the ports, until both are there.

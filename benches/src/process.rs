@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -22,14 +24,17 @@ impl Process {
 
     /// Starts this very program with other arguments, and reads the first line that it prints.
     pub fn again(arguments: &[&str]) -> Result<(Self, String)> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(arguments).stdout(Stdio::piped()).env("RUST_LOG", "warn");
-        let mut process = Process::start(&mut command)?;
+        Process::printing(Command::new(std::env::current_exe()?).args(arguments))
+    }
+
+    /// Starts a command, and reads the first line that it prints. Of its log there are warnings, and what is worse.
+    pub fn printing(command: &mut Command) -> Result<(Self, String)> {
+        let mut process = Process::start(command.stdout(Stdio::piped()).env("RUST_LOG", "warn"))?;
         let mut line = String::new();
         let output = process.0.stdout.take().context("no standard output")?;
         let mut output = BufReader::new(output);
         output.read_line(&mut line)?;
-        anyhow::ensure!(!line.is_empty(), "{arguments:?} ended before it said anything");
+        anyhow::ensure!(!line.is_empty(), "{command:?} ended before it said anything");
         // Kept open, so that the process can go on printing.
         std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         Ok((process, line.trim().to_owned()))
@@ -65,6 +70,32 @@ impl Drop for Process {
 /// For a process started by [`Process::again`]: waits until whoever started it is gone.
 pub fn until_orphaned() {
     _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+/// The program of this name beside this one; `built_by` is the command that makes it.
+pub fn program_beside(name: &str, built_by: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    anyhow::ensure!(path.is_file(), "there is no {}: {built_by}", path.display());
+    Ok(path)
+}
+
+/// So many ports of this machine that nobody listens on.
+pub fn free_ports(count: usize) -> Result<Vec<u16>> {
+    // All at once, so that they are different ones.
+    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    listeners.iter().map(|listener| anyhow::Ok(listener.local_addr()?.port())).collect()
+}
+
+/// A process with those that it has started, and that these have.
+pub fn family(process: u32) -> Result<Vec<u32>> {
+    let mut all = vec![process];
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
+        let Ok(children) = fs::read_to_string(task?.path().join("children")) else { continue };
+        for child in children.split_whitespace() {
+            all.extend(family(child.parse::<u32>().context("/proc: children")?)?);
+        }
+    }
+    Ok(all)
 }
 
 /// CPU time that a process has used so far, of threads that are alive.

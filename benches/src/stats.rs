@@ -45,14 +45,14 @@ impl Ratio {
         Ratio { median: middle, noise }
     }
 
-    /// Whether it may be at least 1: below by no more than two standard errors.
-    pub fn may_reach_one(self) -> bool {
-        self.median + 2.0 * self.noise >= 1.0
+    /// Whether it may be at least this: below by no more than two standard errors.
+    pub fn may_reach(self, bar: f64) -> bool {
+        self.median + 2.0 * self.noise >= bar
     }
 
-    /// Whether it may be at most 1.
-    pub fn may_stay_at_one(self) -> bool {
-        self.median - 2.0 * self.noise <= 1.0
+    /// Whether it may be at most this.
+    pub fn may_stay_at(self, bar: f64) -> bool {
+        self.median - 2.0 * self.noise <= bar
     }
 }
 
@@ -72,9 +72,10 @@ mod tests {
     fn a_ratio_is_judged_within_its_noise() {
         let others = [100.0; 5];
         let steady = Ratio::of(&[90.0; 5], &others);
-        assert!(!steady.may_reach_one() && steady.may_stay_at_one());
+        assert!(!steady.may_reach(1.0) && steady.may_stay_at(1.0));
+        assert!(steady.may_reach(0.9) && !steady.may_stay_at(0.89));
         let noisy = Ratio::of(&[80.0, 85.0, 97.0, 110.0, 115.0], &others);
-        assert!(noisy.may_reach_one() && noisy.may_stay_at_one(), "{noisy:?}");
+        assert!(noisy.may_reach(1.0) && noisy.may_stay_at(1.0), "{noisy:?}");
         assert_eq!(median(&[1.0, 4.0, 2.0, 3.0]), 2.5);
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use http_body_util::Full;
 use mesh_benches::beside::Beside;
-use mesh_benches::clients::{self, HOST, Job, Payload, Pooled, Raw, RawGrpc, Version};
+use mesh_benches::clients::{self, HOST, Job, Payload, Pooled, Raw, RawCaller, RawGrpc, Version};
 use mesh_benches::envoy::{Policy, Sidecar};
 use mesh_benches::exchange::{Frames, bytes};
 use mesh_benches::load::{Caller, Crew, Figures};
@@ -279,17 +279,6 @@ async fn unary(list: &mut List<'_>, sides: &Sides, meshes: &Meshes, case: &Case,
         list.add(case, "sidecars", crew, Some(near_client.id()), &server);
     }
     Ok(())
-}
-
-struct RawCaller<B> {
-    sender: Raw<B>,
-    job: Job<B>,
-}
-
-impl<B: Payload> Caller for RawCaller<B> {
-    async fn call(&mut self) -> Result {
-        self.sender.send(&self.job).await
-    }
 }
 
 #[derive(Clone)]

@@ -121,7 +121,7 @@ fn compare(contenders: &[Contender]) -> Vec<Comparison<'_>> {
 fn comparison<'a>(mesh: &'a Contender, other: &'a Contender) -> Comparison<'a> {
     let ratio = |field: fn(&Figures) -> f64| Ratio::of(&values(mesh, field), &values(other, field));
     let (rate, p99) = (ratio(|it| it.rate), ratio(|it| it.p99));
-    let kept = rate.may_reach_one() && p99.may_stay_at_one();
+    let kept = rate.may_reach(1.0) && p99.may_stay_at(1.0);
     Comparison {
         case: &mesh.case,
         mesh: mesh.name,

@@ -7,26 +7,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use mesh_benches::Result;
+use mesh_benches::envoy::command;
 use mesh_benches::process::Process;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 /// Whether there is one.
 pub(crate) fn is_there(binary: &Path) -> bool {
     let version = Command::new(binary).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     version.is_ok_and(|status| status.success())
-}
-
-/// So many ports that nobody listens on.
-pub(crate) async fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let (mut listeners, mut ports) = (Vec::new(), Vec::new());
-    for _ in 0..count {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        ports.push(listener.local_addr()?.port());
-        listeners.push(listener);
-    }
-    Ok(ports)
 }
 
 /// An Envoy at work.
@@ -40,10 +30,7 @@ pub(crate) async fn start(binary: &Path, upstreams: &[(u16, SocketAddr)], retrie
     let files = TempDir::new()?;
     let config = files.path().join("envoy.json");
     std::fs::write(&config, configuration(upstreams, retries).to_string())?;
-    let mut command = Command::new(binary);
-    command.arg("--config-path").arg(&config);
-    command.args(["--use-dynamic-base-id", "--concurrency", "2", "--log-level", "error"]).stdout(Stdio::null());
-    let envoy = Envoy { _process: Process::start(&mut command)?, _files: files };
+    let envoy = Envoy { _process: Process::start(&mut command(binary, &config))?, _files: files };
     let started = Instant::now();
     for (port, _) in upstreams {
         while TcpStream::connect(("127.0.0.1", *port)).await.is_err() {

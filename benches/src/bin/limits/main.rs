@@ -22,7 +22,7 @@ use envoy_types::pb::envoy::service::ratelimit::v3::RateLimitRequest;
 use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_service_client::RateLimitServiceClient;
 use mesh_benches::Result;
-use mesh_benches::process::{Process, cpu, machine};
+use mesh_benches::process::{Process, cpu, machine, program_beside};
 use mesh_benches::stats::{judge, median};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -143,7 +143,7 @@ fn redis(program: &Path, folder: &Path) -> Result<(Process, SocketAddr)> {
 }
 
 fn ours(name: &'static str, args: &Args, folder: &Path, redis: Option<&str>) -> Result<Service> {
-    let beside = || Ok::<_, anyhow::Error>(std::env::current_exe()?.with_file_name("mesh-control"));
+    let beside = || program_beside("mesh-control", "cargo build --release --bin mesh-control");
     let program = args.control.clone().map_or_else(beside, Ok)?;
     let address = free_port()?;
     let mut command = Command::new(program);
