@@ -109,6 +109,16 @@ pub fn cpu(process: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds))
 }
 
+/// The same of all threads that it ever had, to a hundredth of a second: for a process whose threads come and go.
+pub fn cpu_ever(process: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name of the program, in brackets, may have anything in it. Behind it, the time of its own and the system's for it are the
+    // twelfth and the thirteenth word.
+    let (_, behind) = stat.rsplit_once(')').context("/proc: stat")?;
+    let ticks = behind.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>();
+    Ok(Duration::from_millis(10 * ticks.context("/proc: stat")?))
+}
+
 /// Memory of a process, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {

@@ -16,7 +16,7 @@ use mesh_benches::clients::Version;
 use mesh_benches::exchange::plain_path;
 use mesh_benches::fixtures::random;
 use mesh_benches::load::{self, Caller, Figures};
-use mesh_benches::process::{cpu, family, free_ports};
+use mesh_benches::process::{cpu_ever, family, free_ports};
 use mesh_benches::stats::{Ratio, judge, median};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::rustls::ClientConfig;
@@ -37,9 +37,11 @@ const HANDSHAKES_BAR: f64 = 1.0;
 const SHAKERS: usize = 16;
 /// Nothing takes longer.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Between two looks whether a change is in use, and between two changes.
+/// Between two looks whether a change is in use.
 const LOOK: Duration = Duration::from_millis(2);
-const PAUSE: Duration = Duration::from_secs(1);
+/// mesh-control is idle when it needs less processor time than that in such a time.
+const IDLE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(500);
 
 struct Gateway {
     name: &'static str,
@@ -146,13 +148,13 @@ async fn routes(
 ) -> Result<Changes> {
     let (mut changes, mut random) = (Changes::default(), random());
     for revision in 1..=count {
-        tokio::time::sleep(PAUSE).await;
+        idle(world).await?;
         let first = random.usize(..HOSTS / OF_A_FILE) * OF_A_FILE;
         let (text, host) = (objects::many_routes(first, BEHIND, revision), objects::host(first));
         let [ours, envoy] = gateways;
         let mut ours = Visitor::open(ours.address, &host, client).await?;
         let mut envoy = Visitor::open(envoy.address, &host, client).await?;
-        let (before, since) = (cpu(world.control.id())?, Instant::now());
+        let (before, since) = (cpu_ever(world.control.id())?, Instant::now());
         world.write(&routes_file(first), &text)?;
         let until = tokio::try_join!(ours.until(revision, since), envoy.until(revision, since))?;
         changes.took(world, until, before).await?;
@@ -170,10 +172,10 @@ async fn certificates(
 ) -> Result<Changes> {
     let mut changes = Changes::default();
     for change in 0..count {
-        tokio::time::sleep(PAUSE).await;
+        idle(world).await?;
         let server = change % (HOSTS / OF_A_SERVER);
         let (new, host) = (authority.issue(&any_host(server))?, objects::host(server * OF_A_SERVER));
-        let (before, since) = (cpu(world.control.id())?, Instant::now());
+        let (before, since) = (cpu_ever(world.control.id())?, Instant::now());
         world.write(&secret_file(server), &objects::secret(&objects::credential(server), &new))?;
         let [ours, envoy] = gateways.each_ref().map(|it| until_shown(it.address, &host, client, &new.der, since));
         let until = tokio::try_join!(ours, envoy)?;
@@ -188,9 +190,23 @@ impl Changes {
         self.until[0].push(until.0);
         self.until[1].push(until.1);
         // What it does after the gateways are told is a part of the change, too.
-        tokio::time::sleep(PAUSE).await;
-        self.work.push(cpu(world.control.id())?.saturating_sub(before).as_secs_f64() * 1000.0);
+        idle(world).await?;
+        self.work.push(cpu_ever(world.control.id())?.saturating_sub(before).as_secs_f64() * 1000.0);
         Ok(())
+    }
+}
+
+/// Waits until mesh-control has nothing left to do.
+async fn idle(world: &World<'_>) -> Result {
+    let (start, mut before) = (Instant::now(), cpu_ever(world.control.id())?);
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        let now = cpu_ever(world.control.id())?;
+        if now.saturating_sub(before) < IDLE {
+            return Ok(());
+        }
+        anyhow::ensure!(start.elapsed() < PATIENCE, "mesh-control is busy after {} s", PATIENCE.as_secs());
+        before = now;
     }
 }
 
