@@ -165,3 +165,33 @@ pub fn machine() -> String {
         memory.unwrap_or(0).div_ceil(1 << 20)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_has_those_that_a_process_has_started() {
+        // The child ends with its parent's standard input.
+        let script = "exec 3<&0; cat <&3 >/dev/null & echo started; wait";
+        let (process, line) = Process::printing(Command::new("sh").args(["-c", script])).unwrap();
+        assert_eq!(line, "started");
+        let all = family(process.id()).unwrap();
+        assert_eq!((all.len(), all[0]), (2, process.id()));
+    }
+
+    #[test]
+    fn what_threads_used_that_have_ended_counts() {
+        let own = std::process::id();
+        let until = cpu_ever(own).unwrap() + Duration::from_millis(50);
+        let work = std::thread::spawn(move || while cpu_ever(own).unwrap() < until {});
+        work.join().unwrap();
+        assert!(cpu_ever(own).unwrap() >= until);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_says_how_it_is_built() {
+        let error = program_beside("no-such-program", "cargo build").unwrap_err().to_string();
+        assert!(error.ends_with("no-such-program: cargo build"), "{error}");
+    }
+}

@@ -1,5 +1,7 @@
 //! A pair of `mesh-sidecar`, beside the client and beside the server, and a pair of Envoys in their place: mutual TLS between the two.
 
+use std::net::SocketAddr;
+
 use mesh_benches::Result;
 use mesh_benches::clients::{HOST, Version};
 use mesh_benches::process::free_ports;
@@ -29,7 +31,7 @@ pub(crate) async fn run(programs: &Programs, args: &Args) -> Result<bool> {
     let near_client = world.envoy_sidecar("caller", CLIENT[0], CLIENT[1], None)?;
     let ours = Edge {
         name: "mesh-sidecars",
-        processes: [pair.ids().0, pair.ids().1].into(),
+        processes: <[u32; 2]>::from(pair.ids()).into(),
         doors: vec![door(pair.listens(), pair.listens().to_string())],
     };
     let theirs = Edge {
@@ -42,6 +44,6 @@ pub(crate) async fn run(programs: &Programs, args: &Args) -> Result<bool> {
 }
 
 /// The client speaks HTTP/1.1 with its sidecar, and so do the sidecars with each other and with the server.
-fn door(address: std::net::SocketAddr, host: String) -> Door {
+fn door(address: SocketAddr, host: String) -> Door {
     Door { address, host, version: Version::Http1, tls: None }
 }

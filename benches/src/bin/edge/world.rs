@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use mesh_benches::Result;
+use mesh_benches::beside::Beside;
 use mesh_benches::load::Caller;
 use mesh_benches::process::{Process, free_ports, program_beside};
-use mesh_benches::{beside::Beside, envoy};
+use mesh_benches::{Result, envoy};
 use tempfile::TempDir;
 
 use crate::Args;
@@ -167,11 +167,8 @@ pub(crate) async fn answered(door: &Door) -> Result {
             }
             Ok::<_, anyhow::Error>(())
         };
-        let asked = match tokio::time::timeout(Duration::from_secs(5), asked).await {
-            Ok(asked) => asked,
-            Err(_) => Err(anyhow::anyhow!("no answer")),
-        };
-        match asked {
+        let asked = tokio::time::timeout(Duration::from_secs(5), asked).await;
+        match asked.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer"))) {
             Ok(()) => return Ok(()),
             Err(error) => anyhow::ensure!(Instant::now() < end, "{} at {}: {error:#}", door.host, door.address),
         }
