@@ -350,6 +350,19 @@ mod tests {
 
     use super::*;
 
+    /// What a change allocates with so many services, in the case of this name.
+    fn change(name: &str, services: usize) -> u64 {
+        let case = CASES.iter().find(|case| case.name == name).unwrap();
+        let of = Generation::new(&Case { services, ..*case }).unwrap();
+        allocation_counter::measure(|| drop(of.renew(0).unwrap())).count_total
+    }
+
+    #[test]
+    fn a_change_among_twice_as_many_gateways_costs_no_more_than_three_times_as_much() {
+        let (few, many) = (change("gateways", 150), change("gateways", 300));
+        assert!(many <= few * 3, "{few} {many}");
+    }
+
     #[test]
     fn every_case_makes_what_it_says_without_an_error_and_the_same_again() {
         for case in CASES {

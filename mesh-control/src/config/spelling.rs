@@ -2,15 +2,18 @@
 
 /// Nobody mistypes more than this.
 const LONGEST: usize = 64;
+/// Nor makes more edits of a word.
+const MOST_EDITS: usize = 2;
 
-fn plain(text: &str) -> String {
-    text.replace(['_', '-'], "").to_ascii_lowercase()
+/// The characters of a word that count.
+fn plain(text: &str) -> impl Iterator<Item = char> {
+    text.chars().filter(|c| !matches!(c, '_' | '-')).map(|c| c.to_ascii_lowercase())
 }
 
 /// Whether a long word most likely means this one: with an edit for every five of its characters at most.
 pub(crate) fn is_like(name: &str, word: &str) -> bool {
     let is_as_long = name.len() <= word.len() * 2 && name.len() * 5 >= word.len() * 4;
-    is_as_long && distance(&plain(name), &plain(word)) * 5 <= word.len()
+    is_as_long && distance(name, word, word.len() / 5).is_some()
 }
 
 /// The known name that a mistyped one most likely means.
@@ -18,22 +21,25 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a &'a st
     if name.len() > LONGEST {
         return None;
     }
-    let typed = plain(name);
     known
         .into_iter()
-        .map(|candidate| (distance(&typed, &plain(candidate)), *candidate))
-        .filter(|(distance, candidate)| *distance <= 2 && *distance * 2 <= candidate.len())
+        .filter_map(|candidate| Some((distance(name, candidate, MOST_EDITS)?, *candidate)))
+        .filter(|(distance, candidate)| *distance * 2 <= candidate.len())
         .min()
         .map(|(_, candidate)| candidate)
 }
 
-/// How many edits apart two words are: a character more, less or different, or two neighbours that changed places.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
+/// How many edits apart two words are: a character more, less or different, or two neighbours that changed places. `None` where that
+/// is more than `most`, which most words are: one by its length, another by its first characters.
+fn distance(a: &str, b: &str, most: usize) -> Option<usize> {
+    if plain(a).count().abs_diff(plain(b).count()) > most {
+        return None;
+    }
+    let b: Vec<char> = plain(b).collect();
     let mut before = Vec::new();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     let mut last = None;
-    for (i, from) in a.chars().enumerate() {
+    for (i, from) in plain(a).enumerate() {
         let mut next = vec![i + 1];
         for (j, to) in b.iter().enumerate() {
             let at = |row: &[usize], column: usize| row.get(column).copied().unwrap_or(usize::MAX - 1);
@@ -44,10 +50,14 @@ fn distance(a: &str, b: &str) -> usize {
             }
             next.push(edits);
         }
+        // What follows makes none of these fewer.
+        if next.iter().all(|edits| *edits > most) {
+            return None;
+        }
         before = std::mem::replace(&mut row, next);
         last = Some(from);
     }
-    row.last().copied().unwrap_or(0)
+    row.last().copied().filter(|edits| *edits <= most)
 }
 
 /// The method that is meant by one in another case: methods are told apart by it (RFC 9110, 9.1).
@@ -63,9 +73,10 @@ mod tests {
     #[test]
     fn edits_are_counted() {
         for (a, b, edits) in [("", "", 0), ("web", "web", 0), ("wbe", "web", 1), ("we", "web", 1), ("xweb", "web", 1)] {
-            assert_eq!((distance(a, b), distance(b, a)), (edits, edits), "{a} {b}");
+            assert_eq!((distance(a, b, 9), distance(b, a, 9)), (Some(edits), Some(edits)), "{a} {b}");
         }
-        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!((distance("kitten", "sitting", 3), distance("kitten", "sitting", 2)), (Some(3), None));
+        assert_eq!((distance("Re-views", "reviwes", 1), distance("a_-b", "ab", 0)), (Some(1), Some(0)));
         assert_eq!(nearest("wbe", &["cart", "web"]), Some("web"));
         assert_eq!(nearest("other", &["cart", "web"]), None);
         assert!(

@@ -303,7 +303,7 @@ impl Gateways {
         self.0.iter().filter(among).map(|one| &one.gateway)
     }
 
-    /// Who may be a gateway, as far as Gateways say: a namespace and labels for each whom they select.
+    /// Who may be a gateway, as far as Gateways say: a namespace and labels for each whom they select, once.
     pub fn described(&self, services: &Services) -> Vec<(Arc<str>, BTreeMap<String, String>)> {
         let of = |one: &Selecting| {
             let Meta { namespace, .. } = one.whole();
@@ -313,7 +313,8 @@ impl Gateways {
             let own = one.services.is_empty().then_some(own);
             own.into_iter().chain(named).collect::<Vec<_>>()
         };
-        self.0.iter().flat_map(of).collect()
+        let mut seen = BTreeSet::new();
+        self.0.iter().flat_map(of).filter(|one| seen.insert(one.clone())).collect()
     }
 
     /// What the gateway with these labels listens for, and what is left out of that. The Gateways that select it may be of any
@@ -327,13 +328,16 @@ impl Gateways {
     ) -> (BTreeMap<Address, Listening>, Vec<LeftOut>) {
         let (mut listening, mut left_out) = (BTreeMap::new(), Vec::new());
         let mut hosts: BTreeMap<Address, BTreeMap<String, bool>> = BTreeMap::new();
+        // Most servers have a port in common.
+        let mut targets: BTreeMap<u16, u16> = BTreeMap::new();
         let selecting = self.0.iter().filter(|one| one.selects(namespace, labels, services));
         for Selecting { gateway, closed, .. } in selecting {
             for (index, server) in gateway.spec.servers.iter().enumerate() {
                 let port = server.port.number.0;
                 let served = ServerAt { gateway: gateway.clone(), index, port, closed: closed.clone() };
                 let ip = server.bind.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-                let address = (ip, target(namespace, labels, ports, services, port));
+                let own = targets.entry(port).or_insert_with(|| target(namespace, labels, ports, services, port));
+                let address = (ip, *own);
                 if let Err(why) = add(&mut listening, hosts.entry(address).or_default(), address, &served)
                     && served.closed.is_none()
                 {
