@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 
-from authority import self_signed
+from authority import self_signed, signed
 from ports import free_port
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -35,6 +35,7 @@ SYSTEM = "mesh-system"
 LEASE = PATHS["Lease"].format(SYSTEM) + "/mesh-control"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
 RULES = "/apis/networking.istio.io/v1/namespaces/default/virtualservices"
+GROUPS = "/apis/networking.istio.io/v1/namespaces/default/workloadgroups"
 ROUTES = "/apis/gateway.networking.k8s.io/v1/namespaces/default/httproutes"
 PORT = 9080
 # Who serves bookinfo: services and their versions.
@@ -66,7 +67,7 @@ class Caller:
     """Gets the product page without pause, and looks at whether anything is missing from it."""
 
     def __init__(self, process):
-        self.process, self.pages, self.lost = process, 0, []
+        self.process, self.pages, self.requests, self.lost = process, 0, 0, []
         # Who wrote the reviews of the last pages.
         self.last = collections.deque(maxlen=40)
         threading.Thread(target=self.read, daemon=True).start()
@@ -83,6 +84,7 @@ class Caller:
                 calls.append(stars)
             states = [call.get("status") for call in calls]
             self.pages += 1
+            self.requests += 1 + len(calls)
             if set(states) <= {"200", "OK"}:
                 self.last.append(calls[1]["backend"].split("-")[1])
             else:
@@ -102,6 +104,7 @@ class Cluster:
         check("cluster", "what `install` prints is taken, and its permissions are enough for two replicas", self.prepare)
         check("cluster", "bookinfo's services call each other by mutual TLS, by the tokens of their pods", self.bookinfo)
         check("cluster", "who is not ready gets no request, and who is gets them", self.endpoints)
+        check("cluster", "a member of a WorkloadGroup gets requests beside Pods, and none once the group is gone", self.group)
         check("cluster", "a rule that comes into force says so in its status", self.rules)
         check("cluster", "a wrong one is refused, and one that gets in all the same keeps its last good state and says so", self.wrong)
         check("cluster", "a route of Gateway API says what became of it at its service", self.route)
@@ -115,7 +118,7 @@ class Cluster:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("192.0.2.1", 9))
             self.ip = probe.getsockname()[0]
-        tls = self_signed(self.folder, "webhook", "-addext", "subjectAltName=IP:127.0.0.1")
+        tls, self.tls_ca = signed(self.folder, "served", "-addext", "subjectAltName=IP:127.0.0.1")
         usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
         root = self_signed(self.folder, "root", *usage)
         authority = self.folder / "authority"
@@ -126,7 +129,7 @@ class Cluster:
         key.touch(0o600)
         key.write_text(root[1].read_text())
         command = [self.suite.args.bin / "mesh-control", "install", "--image", "registry.example/mesh-control:1"]
-        done = subprocess.run([*command, "--webhook-ca", tls[0], "-o", "json"], check=True, capture_output=True, timeout=30)
+        done = subprocess.run([*command, "--webhook-ca", self.tls_ca, "-o", "json"], check=True, capture_output=True, timeout=30)
         manifests = json.loads(done.stdout)["items"]
         self.kubernetes.make("/api/v1/namespaces", "Namespace", "istio-system")
         webhooks = [free_port(), free_port()]
@@ -137,6 +140,7 @@ class Cluster:
                 config["url"] = f"https://127.0.0.1:{webhooks[0]}/validate"
             self.ask("POST", PATHS[manifest["kind"]].format(manifest["metadata"].get("namespace")), manifest)
         self.crd("networking.istio.io", "virtualservices", "VirtualService", ISTIO_STATUS)
+        self.crd("networking.istio.io", "workloadgroups", "WorkloadGroup", ISTIO_STATUS)
         self.crd("gateway.networking.k8s.io", "httproutes", "HTTPRoute", ROUTE_STATUS)
         token = self.folder / "cluster-token"
         token.write_text(self.kubernetes.token("mesh-control", audience=self.kubernetes.api, namespace=SYSTEM))
@@ -152,11 +156,11 @@ class Cluster:
         command = [self.suite.args.bin / "mesh-control", "serve", "--kubernetes", "--kubeconfig", kubeconfig]
         command += ["--kubernetes-lease", f"{SYSTEM}/mesh-control", "--ca-dir", authority]
         command += ["--kubernetes-tokens", self.kubernetes.api, "--kubernetes-token-file", token, "--kubernetes-ca", ca]
-        command += ["--secure-addr", "127.0.0.1:0", "--tls-cert", tls[0], "--tls-key", tls[1]]
+        command += ["--tls-cert", tls[0], "--tls-key", tls[1]]
         self.replicas = []
         for webhook in webhooks:
             # It comes back where it was.
-            addresses = ["--xds-addr", f"127.0.0.1:{free_port()}", "--status-addr", f"127.0.0.1:{free_port()}"]
+            addresses = ["--xds-addr", "none", "--secure-addr", f"127.0.0.1:{free_port()}", "--status-addr", f"127.0.0.1:{free_port()}"]
             self.replicas.append(self.replica([*command, *addresses, "--admission-addr", f"127.0.0.1:{webhook}"]))
         self.suite.until("one of them holds the Lease", self.holder)
         return f"{len(manifests)} objects"
@@ -165,7 +169,7 @@ class Cluster:
         # Who leads says so.
         log = {"RUST_LOG": "warn,mesh_control::kubernetes::elected=info"}
         process = self.suite.start("mesh-control of a cluster", command, log)
-        xds = process.wait_for_line("xds listening on ")
+        xds = process.wait_for_line("secured xds listening on ")
         return {"process": process, "command": command, "xds": xds, "status": process.wait_for_line("status listening on ")}
 
     def crd(self, group, plural, kind, status):
@@ -186,8 +190,13 @@ class Cluster:
     def holder(self):
         return self.ask("GET", LEASE).get("spec", {}).get("holderIdentity")
 
-    def bootstrap(self, app, version, account):
-        """What a workload has: who it is, and the token of its pod."""
+    def apply(self, path, body):
+        """As `kubectl apply --server-side` does."""
+        to = f"{path}/{body['metadata']['name']}?fieldManager=kubectl"
+        return self.ask("PATCH", to, body, content="application/apply-patch+yaml")
+
+    def bootstrap(self, app, version, account, group=None):
+        """What a workload has: who it is, and the token of its pod. A member of a group has its labels of that."""
         name = f"{app}-{version}"
         spec = {"serviceAccountName": account, "containers": [{"name": "c", "image": "i"}]}
         labels = {"app": app, "version": version, "security.istio.io/tlsMode": "istio"}
@@ -195,10 +204,12 @@ class Cluster:
         uid = self.ask("POST", "/api/v1/namespaces/default/pods", pod)["metadata"]["uid"]
         token = self.folder / f"token-{name}"
         token.write_text(self.kubernetes.token(account, pod=(name, uid), namespace="default"))
-        plain = {"channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
-        metadata = {"NAMESPACE": "default", "SERVICE_ACCOUNT": account, "LABELS": labels, "NAME": name}
+        tls = [{"type": "tls", "config": {"ca_certificate_file": str(self.tls_ca)}}]
+        served = {"channel_creds": tls, "server_features": ["xds_v3"]}
+        metadata = {"NAMESPACE": "default", "SERVICE_ACCOUNT": account, "NAME": name}
+        metadata |= {"AUTO_REGISTER_GROUP": group} if group else {"LABELS": labels}
         bootstrap = {
-            "xds_servers": [{"server_uri": replica["xds"], **plain} for replica in self.replicas],
+            "xds_servers": [{"server_uri": replica["xds"], **served} for replica in self.replicas],
             "node": {"id": f"mesh~{self.ip}~{name}.default~default.svc.cluster.local", "metadata": metadata},
             "certificate_providers": {"default": {"plugin_name": "mesh_ca", "config": {"token_file": str(token)}}},
             "server_listener_resource_name_template": "xds.istio.io/grpc/lds/inbound/%s",
@@ -268,11 +279,11 @@ class Cluster:
         kind = {"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": name}}
         return {**kind, "spec": {"hosts": ["reviews"], **spec}}
 
-    def says(self, name, status, reason):
-        """Waits until a rule says this of the generation that it is in."""
+    def says(self, name, status, reason, path=RULES):
+        """Waits until an object, a rule unless told otherwise, says this of the generation that it is in."""
 
         def is_said():
-            found = self.ask("GET", f"{RULES}/{name}")
+            found = self.ask("GET", f"{path}/{name}")
             state = found.get("status", {})
             of = {one["type"]: one for one in state.get("conditions", [])}.get("Reconciled", {})
             is_it = (of.get("status"), of.get("reason")) == (status, reason)
@@ -280,10 +291,24 @@ class Cluster:
 
         return self.suite.until(f"{name}: {status} {reason}", is_said)
 
+    def group(self):
+        name, account = "reviews-vms", "bookinfo-reviews"
+        spec = {"metadata": {"labels": {"app": "reviews", "version": "v3"}}, "template": {"serviceAccount": account}}
+        group = {"apiVersion": "networking.istio.io/v1", "kind": "WorkloadGroup", "metadata": {"name": name}, "spec": spec}
+        self.apply(GROUPS, group)
+        self.says(name, "True", "InForce", GROUPS)
+        program = [self.suite.args.bin / "bookinfo", "service", "reviews", "--version", "v3", "--listen", f"{self.ip}:0"]
+        member = self.suite.start("reviews v3 of a group", program, self.bootstrap("reviews", "v3", account, group=name))
+        member.wait_for_line(" serving on ")
+        self.shown("v1", "v2", "v3")
+        self.ask("DELETE", f"{GROUPS}/{name}")
+        self.shown("v1", "v2")
+        member.end()
+
     def rules(self):
         to = lambda seconds: [{"timeout": f"{seconds}s", "route": [{"destination": {"host": "reviews"}}]}]
         self.good = self.rule("reviews", http=to(9))
-        self.ask("POST", RULES, self.good)
+        self.apply(RULES, self.good)
         said = self.says("reviews", "True", "InForce")
         before = said["metadata"]["resourceVersion"]
         # What is there is not written again.
@@ -294,7 +319,7 @@ class Cluster:
 
     def wrong(self):
         try:
-            self.ask("POST", RULES, self.rule("other", htpp=[]))
+            self.apply(RULES, self.rule("other", htpp=[]))
             raise self.failure("the webhook lets anything in")
         except urllib.error.HTTPError as error:
             said = json.loads(error.read())["message"]
@@ -485,4 +510,4 @@ class Cluster:
     def unfailing(self):
         if self.caller.lost:
             raise self.failure(f"{len(self.caller.lost)} of {self.caller.pages}: {self.caller.lost[:5]}")
-        return f"{self.caller.pages} pages, 0 lost"
+        return f"{self.caller.pages} pages, {self.caller.requests} requests, 0 lost"

@@ -39,14 +39,15 @@ class Kubernetes:
         self.config.mkdir(parents=True)
         self.program = suite.args.peers / "kubernetes" / "kube-apiserver"
 
-    def run(self):
+    def run(self, with_chart=False):
         check = self.suite.check
         check("kubernetes", "a pod's token gives the certificate of its account, again and again", self.prepare)
         check("kubernetes", "a token for somebody else, forged, too old or bound to no pod gives none", self.refused)
         check("kubernetes", "a pod that is deleted: its token gives none any more", self.deleted)
         check("kubernetes", "where mesh-control may not ask, nobody is given one", self.forbidden)
         cluster.Cluster(self).run()
-        manifests.Manifests(self).run()
+        if with_chart:
+            manifests.Manifests(self).run()
 
     def start(self):
         """The API server, and how to ask it."""

@@ -9,6 +9,7 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import copy
 import json
 import os
 import pathlib
@@ -268,8 +269,17 @@ class Suite:
         self.control = None
         self.xds = "127.0.0.1:0"
         self.here = HERE
-        self.passed = 0
-        self.failed = 0
+        # Shared by its parts.
+        self.verdicts = collections.Counter()
+        self.telling = threading.Lock()
+
+    @contextlib.contextmanager
+    def part(self):
+        """The same suite, but what is started by it is ended with it."""
+        with contextlib.ExitStack() as stack:
+            part = copy.copy(self)
+            part.stack = stack
+            yield part
 
     def write(self, name, text):
         """Replaces a file of the configuration at once, as an editor or a deployment does."""
@@ -342,16 +352,15 @@ class Suite:
         """One line for one promise."""
         started = time.monotonic()
         try:
-            detail = run()
-            self.passed += 1
-            verdict = "ok    "
+            detail, verdict = run(), "ok    "
         except Failure as failure:
-            detail = failure
-            self.failed += 1
-            verdict = "FAILED"
-        print(f"{verdict} {client:<8} {what} ({time.monotonic() - started:.1f} s)", flush=True)
+            detail, verdict = failure, "FAILED"
+        told = f"{verdict} {client:<8} {what} ({time.monotonic() - started:.1f} s)"
         if detail:
-            print(f"       {'':<8} {detail}", flush=True)
+            told += f"\n       {'':<8} {detail}"
+        with self.telling:
+            self.verdicts[verdict.strip()] += 1
+            print(told, flush=True)
 
     def each(self, clients, what, holds, window=WINDOW):
         """The same promise for every client, waited for side by side."""
@@ -432,7 +441,7 @@ class Suite:
         self.gateways()
         beside.Beside(self, Failure).run()
         prometheus.Metrics(self, Failure).run()
-        hashing.Hashing(self, Failure).run()
+        self.hashing_beside_kubernetes()
         limited = limits.Limits(self, Failure)
         limited.run()
         quotas.Quotas(self, Failure, f"redis://127.0.0.1:{limited.port}").run()
@@ -443,6 +452,12 @@ class Suite:
         for client in clients:
             self.check(client.name, "no call failed that should not", lambda client=client: unfailing(client))
             self.check(client.name, "it ends when told", lambda client=client: ended(client))
+
+    def hashing_beside_kubernetes(self):
+        """The one waits for the processors, the other for elections and watches, and neither minds the other."""
+        with self.part() as part, concurrent.futures.ThreadPoolExecutor() as pool:
+            parts = [hashing.Hashing(self, Failure), kubernetes.Kubernetes(part, Failure)]
+            list(pool.map(lambda one: one.run(), parts))
 
     def gateways(self):
         for by in ("envoy", "mesh-gateway"):
@@ -547,9 +562,11 @@ class Suite:
             "go": [peers / "go" / "corpus"],
             "java": ["java", "-cp", peers / "java" / "lib" / "*", HERE / "java" / "Corpus.java"],
         }
-        for name, command in commands.items():
-            what = "whatever validate passes is accepted"
-            self.check(name, what, lambda name=name, command=command: self.accepts(name, command, xds, status))
+        # Side by side: each of them mostly waits for itself.
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            accepted = {name: pool.submit(self.accepts, name, command, xds, status) for name, command in commands.items()}
+            for name, running in accepted.items():
+                self.check(name, "whatever validate passes is accepted", running.result)
         control.end()
 
     def accepts(self, name, command, xds, status):
@@ -647,7 +664,7 @@ def main():
             elif args.large:
                 large.Large(suite, Failure).run()
             elif args.kubernetes:
-                kubernetes.Kubernetes(suite, Failure).run()
+                kubernetes.Kubernetes(suite, Failure).run(with_chart=True)
             elif args.etcd:
                 etcd.Etcd(suite, Failure).run()
             elif args.opa:
@@ -657,10 +674,11 @@ def main():
             else:
                 suite.run()
         except Failure as failure:
-            suite.failed += 1
+            suite.verdicts["FAILED"] += 1
             print(f"FAILED {failure}", flush=True)
-    print(f"interop: {suite.passed} passed, {suite.failed} failed", flush=True)
-    sys.exit(1 if suite.failed else 0)
+    passed, failed = suite.verdicts["ok"], suite.verdicts["FAILED"]
+    print(f"interop: {passed} passed, {failed} failed", flush=True)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
