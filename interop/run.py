@@ -22,6 +22,7 @@ import threading
 import time
 
 import beside
+import cluster_large
 import console
 import corpus
 import decisions
@@ -636,7 +637,7 @@ def main():
     parser.add_argument("--egress", action="store_true", help="only calls that leave the mesh through an Envoy")
     parser.add_argument("--beside", action="store_true", help="only programs of other languages by mesh-sidecar")
     parser.add_argument("--gateway", action="store_true", help="only gateways: an Envoy, our own, and both asked the same")
-    parser.add_argument("--large", action="store_true", help="only the console, with 500 services and 2,000 workloads: what it costs")
+    parser.add_argument("--large", action="store_true", help="only the console, with 500 services and 2,000 workloads: what it costs; with --kubernetes what 500 Services of a cluster do")
     parser.add_argument("--kubernetes", action="store_true", help="only what there is with the API server of Kubernetes: tokens, and a cluster as the configuration")
     parser.add_argument("--etcd", action="store_true", help="only what there is with an etcd of three members")
     parser.add_argument("--opa", action="store_true", help="only a policy of Open Policy Agent")
@@ -661,6 +662,8 @@ def main():
                 egress.Egress(suite, Failure).run()
             elif args.gateway:
                 suite.gateways()
+            elif args.kubernetes and args.large:
+                cluster_large.Large(suite, Failure).run()
             elif args.large:
                 large.Large(suite, Failure).run()
             elif args.kubernetes:
