@@ -14,7 +14,7 @@ use mesh_control::calls::Record;
 use mesh_control::live_trace::Traced;
 use mesh_control::ratelimit::{RateLimits, Store};
 use mesh_core::authz::Connection;
-use mesh_core::authz::external::is_fixed;
+use mesh_core::authz::external::{Answer, is_fixed};
 use mesh_core::filter::{Decision, Filter, FilterRegistry, Processed, RequestRulesFilter};
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::jwt::Authenticator;
@@ -41,8 +41,9 @@ use mesh_core::trace::{Tables, Trace};
 use mesh_core::view::RouteTable;
 use mesh_core::xds::Bootstrap;
 use mesh_core::xds::access_log::{self, Entry};
+use mesh_core::xds::check::grpc_answer;
 use mesh_core::xds::decode::{Options, decode};
-use mesh_core::xds::ext_proc;
+use mesh_core::xds::{ext_proc, rate_limit};
 use mesh_core::{calls, grpc_timeout, request};
 use prost::Message;
 
@@ -52,6 +53,7 @@ pub type Target = fn(&[u8]);
 /// Every target by its name, which is that of its file in `fuzz_targets/` and of its directory in `corpus/`.
 pub const TARGETS: &[(&str, Target)] = &[
     ("api_change", api_change),
+    ("authorizer", authorizer),
     ("bootstrap", bootstrap),
     ("calls", calls),
     ("cel", cel),
@@ -74,6 +76,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("load_report", load_report),
     ("path", path),
     ("proxy_protocol", proxy_protocol),
+    ("rate_limit_answer", rate_limit_answer),
     ("rate_limits", rate_limits),
     ("rbac_filter", rbac_filter),
     ("regex", regex),
@@ -165,6 +168,36 @@ pub fn processor(data: &[u8]) {
             }
         }
     }
+}
+
+/// What an authorizer says of a request: it lets in with one status only, and sets and takes off nothing that is fixed.
+pub fn authorizer(data: &[u8]) {
+    use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
+    let Ok(answer) = grpc_answer(data) else { return };
+    let said = CheckResponse::decode(data).expect("it was read");
+    let is_ok = said.status.is_some_and(|status| status.code == 0);
+    match answer {
+        Answer::Allow(changes) => {
+            let mut all = changes.request.iter().chain(&changes.response);
+            assert!(is_ok && !all.any(|change| is_fixed(change.name())), "{changes:?}");
+        }
+        Answer::Deny(denial) => {
+            assert!(!is_ok && (300..=599).contains(&denial.status.as_u16()), "{denial:?}");
+            assert!(!denial.headers.keys().any(is_fixed), "{denial:?}");
+        }
+    }
+}
+
+/// What a rate limit service says of a request: nothing that is fixed is set, and no window is over after its end.
+pub fn rate_limit_answer(data: &[u8]) {
+    use envoy_types::pb::envoy::service::ratelimit::v3::RateLimitResponse;
+    use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_response::Code;
+    let Ok(answer) = rate_limit::decode(data) else { return };
+    let said = RateLimitResponse::decode(data).expect("it was read");
+    assert_eq!(answer.is_over, said.overall_code() == Code::OverLimit);
+    assert!(answer.left.iter().all(|left| left.full_in <= left.window), "{answer:?}");
+    let mut names = answer.request_headers.keys().chain(answer.response_headers.keys());
+    assert!(!names.any(is_fixed), "{answer:?}");
 }
 
 /// What a request is counted by: its path and query in the first line, headers in the others. Whatever comes, a bucket of one for
