@@ -472,7 +472,7 @@ mod tests {
                 &format!("    headers: {{request: {{set: {{x-a: '{value}'}}, remove: [x-b]}}}}\n"),
                 "    route: [{destination: {host: s0}, weight: 60}, {destination: {host: s1}, weight: 40, headers: {response: {add: {x-c: d}}}}]\n",
                 "  - match: [{uri: {prefix: /old}}]\n    redirect: {uri: /new, redirectCode: 302}\n",
-                "  - match: [{uri: {prefix: /tea}}]\n    directResponse: {status: 418, body: {string: no}}\n",
+                "  - match: [{uri: {prefix: /tea}}]\n    directResponse: {status: 418, body: {string: tea}}\n",
             ]
             .concat()
         };

@@ -23,7 +23,7 @@ pub(crate) use copied::{CopyOf, Growing, NoCopy, Whole};
 use copied::Copied;
 use upload::{Reader, Upload};
 
-pub(crate) use upload::{started, while_starting};
+pub(crate) use upload::{Started, started, while_starting};
 
 /// An error of somebody else's body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -112,8 +112,16 @@ impl Kept {
 
 thread_local! {
     static IS_STARTING: Cell<bool> = const { Cell::new(false) };
-    /// The upload that was read from last, and not to its end.
-    static STARTED: RefCell<Option<Upload>> = const { RefCell::new(None) };
+    /// What was read last.
+    static STARTED: RefCell<Option<Started>> = const { RefCell::new(None) };
+}
+
+/// What the first frames were read of that a task is made to send.
+pub(crate) enum Started {
+    /// This upload, of which there may be more.
+    Begun(Upload),
+    /// An upload that is over.
+    Over,
 }
 
 /// Polls what sends the first frames of uploads, and makes tasks for the rest: [`started`] says for which.
@@ -129,8 +137,8 @@ pub(crate) fn while_starting<R>(poll: impl FnOnce() -> R) -> R {
     poll()
 }
 
-/// The upload that a task is made for, if it is made for one.
-pub(crate) fn started() -> Option<Upload> {
+/// What a task is made for, if it is made for an upload.
+pub(crate) fn started() -> Option<Started> {
     if IS_STARTING.get() { STARTED.take() } else { None }
 }
 
@@ -434,10 +442,11 @@ impl Reader {
 
     /// Notes that whoever starts to send it makes a task for the rest, if there is a rest.
     fn note_start(&self, state: &mut State) {
-        if !state.is_over && !state.has_task && IS_STARTING.get() {
-            state.has_task = true;
-            STARTED.set(Some(self.0.clone()));
+        if state.has_task || !IS_STARTING.get() {
+            return;
         }
+        state.has_task = !state.is_over;
+        STARTED.set(Some(if state.is_over { Started::Over } else { Started::Begun(self.0.clone()) }));
     }
 
     pub(super) fn is_end_stream(&self) -> bool {

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::Security;
 use super::dial::HTTP2;
 use super::interim::{Heads, Limited};
-use crate::body::{self, Body};
+use crate::body::{self, Body, Started};
 use crate::io::Retired;
 
 /// Until the peer says otherwise, the first connection is taken to carry this many streams.
@@ -286,7 +286,9 @@ struct Tasks;
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
     fn execute(&self, task: F) {
         match body::started() {
-            Some(upload) => drop(tokio::spawn(upload.bound(task))),
+            Some(Started::Begun(upload)) => drop(tokio::spawn(upload.bound(task))),
+            // An upload has cost allocations by now.
+            Some(Started::Over) => drop(tokio::spawn(task)),
             // In a box: it is as large as the task of the connection, and would be moved four times more.
             None => drop(tokio::spawn(Box::pin(task))),
         }
