@@ -118,7 +118,7 @@ impl DomainIndex {
 }
 
 /// So many headers are looked through faster than a name is hashed.
-const FEW_HEADERS: usize = 8;
+const FEW_HEADERS: usize = 6;
 
 /// Where a header condition looks.
 #[derive(Clone, Debug)]

@@ -43,12 +43,17 @@ pub(super) fn is_hit(share: Fraction, request: &mut RequestInfo) -> bool {
 }
 
 /// What is known of a request that is to be counted, with what expressions find out about it.
-#[inline]
 pub(super) fn seen<'r>(request: &'r RequestInfo, head: &'r Parts, tells: &'r Known<'r>) -> LimitedRequest<'r> {
     // Where it is known already, it is not worked out again.
     let seen = tells.head().copied();
     let seen = seen.unwrap_or_else(|| RequestHead::of_parts(&head.method, &head.uri, &head.headers));
-    let mut limited = LimitedRequest::new(seen);
+    seen_as(request, seen, tells)
+}
+
+/// The same of one whose head is at hand: a processor waits where what was written a moment ago is read in larger pieces.
+#[inline]
+pub(super) fn seen_as<'r>(request: &'r RequestInfo, head: RequestHead<'r>, tells: &'r Known<'r>) -> LimitedRequest<'r> {
+    let mut limited = LimitedRequest::new(head);
     limited.remote = request.peer().map(|peer| peer.ip());
     limited.destination_cluster = request.cluster().map_or("", |cluster| cluster.as_str());
     limited.client = request.client();

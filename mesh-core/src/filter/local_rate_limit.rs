@@ -14,6 +14,7 @@ use super::{Decision, Filter, Reply};
 use crate::error::Invalid;
 use crate::limits::{DescriptorMaker, LocalBuckets, LocalLimiter, LocalPlan, LocalVerdict, RATE_LIMITED};
 use crate::model::{Fraction, LocalRateLimit, RateLimit, RestHeaders};
+use crate::request::RequestHead;
 use crate::request_info::{LimitNote, RequestInfo};
 use crate::response_flags::ResponseFlags;
 use crate::rewrite::{apply_to_request, apply_to_response};
@@ -70,8 +71,13 @@ pub struct LocalRateLimitFilter {
 impl LocalRateLimitFilter {
     /// What the limit says of a request that began at `now`.
     pub fn check<'l>(&'l self, request: &RequestInfo, head: &Parts) -> Option<LocalVerdict<'l>> {
-        let known = Known::now(request, head);
-        self.limit.limiter.take(&self.plan, &counted::seen(request, head, &known), request.peer(), request.started)
+        let seen = match self.plan.needs_authority() {
+            true => RequestHead::of_parts(&head.method, &head.uri, &head.headers),
+            false => RequestHead::with_authority(head, ""),
+        };
+        let known = Known::of(request, seen, head.version);
+        let limited = counted::seen_as(request, seen, &known);
+        self.limit.limiter.take(&self.plan, &limited, request.peer(), request.started)
     }
 
     /// The answer to a request that is over.
@@ -139,4 +145,46 @@ fn note(request: &mut RequestInfo, verdict: &LocalVerdict<'_>) {
     let (left, bucket) = (verdict.taken.left, &verdict.rule.bucket);
     let (max, window, full_in) = (bucket.max(), bucket.window(), verdict.taken.full_in);
     counted::note(request, LimitNote { rule: Arc::clone(&verdict.rule.name), max, left, window, full_in });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::{DescriptorAction, HeaderTest, LocalRule, TokenBucket};
+    use crate::state::States;
+
+    #[test]
+    fn whom_a_request_is_for_is_known_to_a_limit_that_asks_for_it() {
+        let header =
+            |name: &str| DescriptorAction::Header { key: "k".into(), name: name.into(), skip_if_absent: false };
+        let tests = vec![HeaderTest::Present { name: "host".into(), present: true }];
+        let has_host = DescriptorAction::HeaderMatch { key: "has".into(), value: "host".into(), expects: true, tests };
+        let (now, once) = (Instant::now(), TokenBucket::new(1, 1, Duration::from_secs(60)).unwrap());
+        let cases = [
+            (vec![header("host")], [true, true, false]),
+            (vec![header(":authority"), header("x")], [true, true, false]),
+            (vec![has_host, header("host")], [true, true, false]),
+            (vec![header("x")], [true, false, false]),
+            (vec![header(":path"), header(":method")], [true, false, false]),
+        ];
+        for (actions, expected) in cases {
+            let shown = format!("{actions:?}");
+            let mut config = LocalRateLimit::new("limit", None);
+            let entries = actions.iter().map(|action| (action.key().into(), "".into())).collect();
+            config.rules = vec![LocalRule::new("rule", entries, once)];
+            config.rate_limits = vec![Arc::new(RateLimit::by(actions))];
+            let (states, name) = (States::default(), Arc::from("limit"));
+            let limit = LocalLimit::new(&Arc::new(config), &states.filter("listener", &name), now);
+            let filter = limit.filter((&[], false), &[]).unwrap();
+            let info = RequestInfo::new(now, fastrand::Rng::with_seed(1));
+            let is_within = ["a", "b", "a"].map(|host| {
+                let request = http::Request::get(format!("http://{host}/")).header("x", "1");
+                let head = request.body(()).unwrap().into_parts().0;
+                filter.check(&info, &head).is_some_and(|verdict| verdict.is_within)
+            });
+            assert_eq!(is_within, expected, "{shown}");
+        }
+    }
 }

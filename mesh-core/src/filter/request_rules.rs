@@ -88,8 +88,13 @@ pub(super) struct Known<'r> {
 impl<'r> Known<'r> {
     /// Of one that is decided on.
     pub(super) fn now(info: &'r RequestInfo, head: &'r request::Parts) -> Self {
-        let seen = RequestHead::of_parts(&head.method, &head.uri, &head.headers);
-        Known { info, head: Some((seen, head.version)), answer: None, is_in_doubt: Cell::new(false) }
+        Self::of(info, RequestHead::of_parts(&head.method, &head.uri, &head.headers), head.version)
+    }
+
+    /// The same of one whose head is at hand.
+    #[inline]
+    pub(super) fn of(info: &'r RequestInfo, seen: RequestHead<'r>, version: http::Version) -> Self {
+        Known { info, head: Some((seen, version)), answer: None, is_in_doubt: Cell::new(false) }
     }
 
     /// Whether an expression holds; `None` where nobody can tell.

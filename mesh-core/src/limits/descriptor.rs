@@ -210,6 +210,18 @@ impl DescriptorMaker {
         self.actions.len()
     }
 
+    /// Whether it may ask whom a request is for: it does, unless it is known not to.
+    pub(super) fn needs_authority(&self) -> bool {
+        let does_not = |action: &Action| {
+            matches!(
+                action,
+                Action::Header(_, Field::Header(_) | Field::Method | Field::Path, _)
+                    | Action::Other(DescriptorAction::Constant { .. })
+            )
+        };
+        !self.actions.iter().all(does_not)
+    }
+
     /// The value of a request's descriptor, of a plain one with one entry.
     #[inline]
     pub(super) fn value<'r>(&'r self, request: &LimitedRequest<'r>) -> Option<&'r [u8]> {

@@ -118,7 +118,18 @@ struct Rule {
 
 /// What descriptors of a route's requests are made of, and which rules those may find.
 #[derive(Debug)]
-pub struct LocalPlan(Box<[Planned]>);
+pub struct LocalPlan {
+    planned: Box<[Planned]>,
+    needs_authority: bool,
+}
+
+impl LocalPlan {
+    /// Whether whom a request is for is asked for. Else nobody has to find it out.
+    #[inline]
+    pub fn needs_authority(&self) -> bool {
+        self.needs_authority
+    }
+}
 
 #[derive(Debug)]
 struct Planned {
@@ -223,7 +234,8 @@ impl LocalLimiter {
             };
             Some(Planned { maker, hits, group, values })
         });
-        LocalPlan(planned.collect())
+        let planned: Box<[Planned]> = planned.collect();
+        LocalPlan { needs_authority: planned.iter().any(|planned| planned.maker.needs_authority()), planned }
     }
 
     /// Takes from the buckets that are for a request, which came over this connection; `None` where no bucket is.
@@ -239,7 +251,7 @@ impl LocalLimiter {
         let connection =
             connection.filter(|_| self.per_connection).map_or(0, |peer| self.buckets.hasher.hash_one(peer));
         let mut found: SmallVec<[Found<'_>; 4]> = SmallVec::new();
-        for planned in &plan.0 {
+        for planned in &plan.planned {
             if let Some((rule, bucket)) = self.find(planned, request, connection) {
                 found.push(Found { rule, bucket, hits: planned.hits, is_taken: false });
             }
@@ -256,6 +268,7 @@ impl LocalLimiter {
             let taken = drawn.told(&rule.rate, hits, now);
             LocalVerdict { is_within: drawn.is_within, rule: &rule.config, taken }
         };
+        let found = found.as_mut_slice();
         // What it has left, and what is told of it if none has less.
         let mut strictest = None::<(u32, Drawn, &'l Rule, u64)>;
         for at in 0..found.len() {
@@ -379,15 +392,15 @@ impl Group {
         buckets: &LocalBuckets,
     ) -> Option<(&Rule, &Bucket)> {
         let is_for = |rule: &&Rule| rule.is_for(values.clone());
-        if self.rules.len() <= FEW_RULES {
-            let rule = self.rules.iter().find(is_for)?;
-            return Some((rule, rule.bucket(values, connection, buckets, None)));
-        }
-        let hash = buckets.hash(values.clone());
-        let places = self.exact.get(&hash).map_or(&[][..], SmallVec::as_slice);
-        let exact = places.iter().filter_map(|place| self.rules.get(*place as usize)).find(is_for);
-        let rule = exact.or_else(|| self.rules.iter().skip(self.fixed).find(is_for))?;
-        Some((rule, rule.bucket(values, connection, buckets, Some(hash))))
+        let (rule, hash) = if self.rules.len() <= FEW_RULES {
+            (self.rules.iter().find(is_for)?, None)
+        } else {
+            let hash = buckets.hash(values.clone());
+            let places = self.exact.get(&hash).map_or(&[][..], SmallVec::as_slice);
+            let exact = places.iter().filter_map(|place| self.rules.get(*place as usize)).find(is_for);
+            (exact.or_else(|| self.rules.iter().skip(self.fixed).find(is_for))?, Some(hash))
+        };
+        Some((rule, rule.bucket(values, connection, buckets, hash)))
     }
 }
 
