@@ -9,7 +9,9 @@ use std::time::Duration;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::FilterRegistry;
 use mesh_core::id::{ClusterName, RouteName};
-use mesh_core::model::{Cluster, ClusterKind, HttpManager, Listener, RouteConfiguration, RouteSource, ServerTls};
+use mesh_core::model::{
+    Cluster, ClusterKind, FilterConfig, HttpManager, Listener, RouteConfiguration, RouteSource, ServerTls,
+};
 use mesh_core::path::PathNormalization;
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::state::States;
@@ -142,35 +144,9 @@ impl Seen {
         name: &str,
         server_name: Option<&str>,
     ) -> Result<Seen, MeshError> {
-        let refused = |what: &str| Err(MeshError::new(ErrorKind::Security, format!("listener {name}: {what}")));
-        let Some(Resource::Listener(listener)) = resource(snapshot, client, Kind::Listener, name)? else {
-            return Err(MeshError::new(ErrorKind::UnknownTarget, format!("there is no listener {name}")));
-        };
-        let Listener::Server(server) = &*listener else { return Err(other(name)) };
-        // Which chain takes a client has nothing to do with what is in it.
-        let http = HttpManager::new(RouteSource::Inline(Arc::default()));
-        let nothing = Arc::new(compile(Arc::default(), &http, name)?);
-        let views = server.chains().map(|_| ChainView::new(Arc::clone(&nothing))).collect();
-        let view = ServerView::new(Arc::new(server.clone()), views);
-        let found = view.chain(server.address, OUTSIDE, server_name.is_some(), server_name);
-        let place = found.and_then(|found| view.chains.iter().position(|one| std::ptr::eq(one, found)));
-        let chain = match (place.and_then(|place| server.chains().nth(place)), server_name) {
-            (Some(chain), _) => chain,
-            (None, Some(server_name)) => return refused(&format!("TLS is refused for the name {server_name:?}")),
-            (None, None) => return refused("connections in plaintext are closed"),
-        };
-        match (&chain.tls, server_name) {
-            (ServerTls::Unusable(reason), _) => return refused(reason),
-            (ServerTls::None, Some(_)) if chain.connections.is_none() => return refused("it takes no TLS"),
-            (ServerTls::Mutual | ServerTls::Edge(_), None) => return refused("TLS is required"),
-            _ => {}
-        }
-        let mut seen = Seen::of(snapshot, client, &chain.http, name)?;
-        if let Some(connections) = &chain.connections {
-            let http = HttpManager::new(RouteSource::Inline(Arc::clone(connections)));
-            seen.connections = Some(compile(Arc::clone(connections), &http, name)?);
-        }
-        Ok(seen)
+        let entrance = Entrance::of(snapshot, client, name)?;
+        let place = entrance.place(server_name.is_some(), server_name)?;
+        entrance.seen(snapshot, client, place)
     }
 
     fn of(snapshot: &Snapshot, client: &Client, http: &HttpManager, name: &str) -> Result<Seen, MeshError> {
@@ -208,6 +184,82 @@ impl Seen {
             Some(Told::Nowhere(why)) => Some(why),
             _ => None,
         }
+    }
+}
+
+/// A listener of a gateway, and which of its chains a client comes in by.
+pub(crate) struct Entrance {
+    name: String,
+    /// Which chain takes a client has nothing to do with what is in it: there is nothing in these.
+    view: ServerView,
+}
+
+impl Entrance {
+    pub(crate) fn of(snapshot: &Snapshot, client: &Client, name: &str) -> Result<Entrance, MeshError> {
+        let Some(Resource::Listener(listener)) = resource(snapshot, client, Kind::Listener, name)? else {
+            return Err(MeshError::new(ErrorKind::UnknownTarget, format!("there is no listener {name}")));
+        };
+        let Listener::Server(server) = &*listener else { return Err(other(name)) };
+        let http = HttpManager::new(RouteSource::Inline(Arc::default()));
+        let nothing = Arc::new(compile(Arc::default(), &http, name)?);
+        let views = server.chains().map(|_| ChainView::new(Arc::clone(&nothing))).collect();
+        Ok(Entrance { name: name.to_owned(), view: ServerView::new(Arc::new(server.clone()), views) })
+    }
+
+    /// The place of the chain that takes a client, in plaintext or by TLS for a name.
+    pub(crate) fn place(&self, is_tls: bool, server_name: Option<&str>) -> Result<usize, MeshError> {
+        let refused = |what: &str| MeshError::new(ErrorKind::Security, format!("listener {}: {what}", self.name));
+        let found = self.chain(is_tls, server_name);
+        let Some((place, chain)) = found.and_then(|place| Some((place, self.view.listener.chains().nth(place)?)))
+        else {
+            return Err(match (is_tls, server_name) {
+                (true, Some(name)) => refused(&format!("TLS is refused for the name {name:?}")),
+                (true, None) => refused("TLS is refused without the name of a server"),
+                (false, _) => refused("connections in plaintext are closed"),
+            });
+        };
+        match &chain.tls {
+            ServerTls::Unusable(reason) => Err(refused(reason)),
+            ServerTls::None if is_tls && chain.connections.is_none() => Err(refused("it takes no TLS")),
+            ServerTls::Mutual | ServerTls::Edge(_) if !is_tls => Err(refused("TLS is required")),
+            _ => Ok(place),
+        }
+    }
+
+    /// Whether the chain at a place, which has no route for a host, is not that for the host: there is another one.
+    pub(crate) fn is_misdirected(&self, place: usize, is_tls: bool, host: &str) -> bool {
+        self.view.asks_for_names() && self.chain(is_tls, Some(host)).is_some_and(|other| other != place)
+    }
+
+    fn chain(&self, is_tls: bool, server_name: Option<&str>) -> Option<usize> {
+        let found = self.view.chain(self.view.listener.address, OUTSIDE, is_tls, server_name)?;
+        self.view.chains.iter().position(|one| std::ptr::eq(one, found))
+    }
+
+    /// What the gateway is told of the chain at a place.
+    pub(crate) fn seen(&self, snapshot: &Snapshot, client: &Client, place: usize) -> Result<Seen, MeshError> {
+        let chain = self.view.listener.chains().nth(place).ok_or_else(|| other(&self.name))?;
+        let mut seen = Seen::of(snapshot, client, &chain.http, &self.name)?;
+        if let Some(connections) = &chain.connections {
+            let http = HttpManager::new(RouteSource::Inline(Arc::clone(connections)));
+            seen.connections = Some(compile(Arc::clone(connections), &http, &self.name)?);
+        }
+        Ok(seen)
+    }
+
+    /// The routes of what is seen at a place without what lets requests in or not, by who asks or by how many there are: with what
+    /// the routes say themselves. And whether that leaves anything out.
+    pub(crate) fn routes_alone(&self, seen: &Seen, place: usize) -> Result<(RouteTable, bool), MeshError> {
+        let chain = self.view.listener.chains().nth(place).ok_or_else(|| other(&self.name))?;
+        let mut http = chain.http.clone();
+        http.filters.retain(|filter| {
+            // One that is off is there for what routes say in its place.
+            let config = &filter.config;
+            matches!(config, FilterConfig::Fault(_) | FilterConfig::Cors(_) | FilterConfig::StatefulSession(_))
+                || *config == FilterConfig::Disabled
+        });
+        let is_less = http.filters.len() < chain.http.filters.len();
+        Ok((compile(Arc::clone(seen.table.config()), &http, &self.name)?, is_less))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{SHOP, answers, dir_of, has, rules, run};
+use crate::support::{EDGE, SHOP, answers, dir_of, has, rules, run};
 
 fn check(yaml: &str, cases: &[(&str, Value)]) {
     let dir = dir_of(yaml);
@@ -257,11 +257,99 @@ fn what_reaches_a_server_goes_to_its_application_with_the_path_that_this_sees() 
 }
 
 #[test]
-fn a_gateway_is_an_error_that_says_so() {
-    let request =
-        r#"{"id": "g", "kind": "gateway", "gateway": "shop/public", "host": "shop.example.com", "scheme": "https"}"#;
-    let why = "gateways are not looked at here: nothing is known of what shop/public does with a request";
-    check(SHOP, &[(request, json!({"id": "g", "outcome": "error", "reason": why}))]);
+fn what_comes_to_a_gateway_goes_where_its_listeners_and_its_routes_send_it() {
+    let policies = "---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: partners, namespace: edges}
+spec: {selector: {matchLabels: {istio: edge}}, rules: [{from: [{source: {remoteIpBlocks: [198.51.100.0/24]}}]}]}
+---
+apiVersion: policy.mesh-control/v1alpha1
+kind: RateLimit
+metadata: {name: few, namespace: edges}
+spec: {selector: {matchLabels: {istio: edge}}, rules: [{name: all, limit: {requests: 1, per: 1h}}]}
+";
+    let of = |line: &str| format!(r#"{{"kind": "gateway", "gateway": "shop/public", {line}}}"#);
+    let (reviews, ratings) =
+        ("outbound|80||reviews.shop.svc.cluster.local", "outbound|9080||ratings.shop.svc.cluster.local");
+    let unlooked = "policies, limits and other filters of the gateway are not looked at here";
+    let opaque = "nobody looks into what comes in here: it goes on as it is";
+    let refused = |why: &str| json!({"outcome": "error", "status": null, "reason": why});
+    let cases = [
+        (
+            r#""host": "shop.example", "path": "/a/../1", "headers": {"x-tier": "gold"}"#,
+            json!({"outcome": "forward", "clusters": [{"name": ratings, "service": "ratings", "weight": 1}], "route": "gold",
+                   "virtual_host": "shop.example:80", "notes": [unlooked],
+                   "request": {"path": "/gold/1", "host": "shop.example", "headers": {"x-tier": "gold"}}}),
+        ),
+        // The limit is one, and nobody may come in: that is not asked here.
+        (r#""host": "shop.example""#, json!({"outcome": "forward", "clusters": [{"name": reviews}], "route": "all"})),
+        (
+            r#""host": "secure.example", "path": "/1?a""#,
+            json!({"outcome": "redirect", "status": 301, "location": "https://secure.example/1?a"}),
+        ),
+        (
+            r#""host": "shop.example", "scheme": "https""#,
+            json!({"outcome": "forward", "clusters": [{"name": reviews}]}),
+        ),
+        (r#""host": "shop.example:443""#, json!({"outcome": "forward", "request": {"host": "shop.example:443"}})),
+        (r#""host": "shop.example", "tls": true"#, json!({"outcome": "forward"})),
+        (
+            r#""host": "own.example", "sni": "shop.example""#,
+            json!({"outcome": "error", "status": 421,
+                   "reason": "own.example has TLS of its own, and the connection is for another name"}),
+        ),
+        (r#""host": "nobody.example", "sni": "shop.example""#, json!({"outcome": "error", "status": 404})),
+        (r#""host": "nobody.example""#, json!({"outcome": "error", "status": 404})),
+        (
+            r#""host": "raw.example", "protocol": "tcp", "port": 443, "sni": "raw.example""#,
+            json!({"outcome": "forward", "clusters": [{"name": ratings}], "request": null, "virtual_host": null,
+                   "notes": [opaque, unlooked]}),
+        ),
+        (r#""host": "raw.example", "scheme": "https""#, json!({"outcome": "forward", "clusters": [{"name": ratings}]})),
+        (
+            r#""host": "db.example", "protocol": "tcp", "port": 5432"#,
+            json!({"outcome": "forward", "clusters": [{"name": ratings}], "notes": [opaque, unlooked]}),
+        ),
+        (
+            r#""host": "other.example", "scheme": "https""#,
+            refused(r#"listener 0.0.0.0_443: TLS is refused for the name "other.example""#),
+        ),
+        (
+            r#""host": "shop.example:443", "tls": false"#,
+            refused("listener 0.0.0.0_443: connections in plaintext are closed"),
+        ),
+        (
+            r#""host": "shop.example", "protocol": "tcp""#,
+            refused("the gateway takes requests here, and no other bytes"),
+        ),
+        (r#""host": "shop.example:81""#, refused("the gateway does not listen for port 81")),
+    ];
+    let cases: Vec<(String, Value)> = cases.into_iter().map(|(line, expected)| (of(line), expected)).collect();
+    let cases: Vec<(&str, Value)> = cases.iter().map(|(line, expected)| (line.as_str(), expected.clone())).collect();
+    check(&[SHOP, EDGE, policies].concat(), &cases);
+    // By other names, and of Gateway API.
+    let unknown = "gateway shop/reviews: no Gateway is called so, and none selects a workload of this name";
+    let cases = [
+        (
+            r#"{"kind": "gateway", "gateway": "edges/edge", "host": "shop.example"}"#,
+            json!({"outcome": "forward", "clusters": [{"name": reviews}], "notes": null}),
+        ),
+        (
+            r#"{"kind": "gateway", "gateway": "shop/front", "host": "any.example"}"#,
+            json!({"outcome": "forward", "clusters": [{"name": reviews}]}),
+        ),
+        (r#"{"kind": "gateway", "gateway": "shop/reviews", "host": "shop.example"}"#, refused(unknown)),
+        (
+            r#"{"kind": "gateway", "gateway": "public", "host": "shop.example"}"#,
+            refused("gateway public: NAMESPACE/NAME is needed"),
+        ),
+        (
+            r#"{"id": "g", "kind": "gateway", "host": "shop.example"}"#,
+            json!({"id": "g", "outcome": "error", "reason": "gateway: missing; it is the NAMESPACE/NAME of one"}),
+        ),
+    ];
+    check(&[SHOP, EDGE].concat(), &cases);
 }
 
 #[test]

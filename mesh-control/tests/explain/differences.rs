@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::support::{SHOP, answers, dir_of, rules, run};
+use crate::support::{EDGE, SHOP, answers, dir_of, rules, run};
 
 const REQUESTS: [&str; 2] = [
     r#"{"id": "a", "source": {"namespace": "shop"}, "host": "reviews"}"#,
@@ -31,6 +31,22 @@ fn an_answer_that_changes_is_shown_with_both_of_its_forms_and_the_exit_code_says
         + route: new\n\
         1 of 2 answers change\n";
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
+#[test]
+fn what_a_gateway_does_otherwise_is_shown_too() {
+    let request = [
+        r#"{"id": "a", "kind": "gateway", "gateway": "shop/public", "host": "shop.example"}"#,
+        r#"{"id": "b", "kind": "gateway", "gateway": "shop/public", "host": "secure.example"}"#,
+    ];
+    let before = dir_of(&format!("{SHOP}{EDGE}"));
+    let all = "  - name: all\n";
+    let after = dir_of(&format!("{SHOP}{}", EDGE.replace(all, &format!("{all}    timeout: 3s\n"))));
+    let against = ["--against", before.path().to_str().unwrap()];
+    let (changes, code) = answers(after.path(), &request, &against);
+    assert_eq!((changes.len(), code), (1, Some(1)), "{changes:?}");
+    assert_eq!(changes[0]["request"], "GET shop.example/ at shop/public");
+    assert_eq!((&changes[0]["changed"], &changes[0]["after"]["timeout"]), (&json!(["timeout"]), &json!("3s")));
 }
 
 /// Each of them changes no route.

@@ -30,6 +30,60 @@ metadata: {name: reviews, namespace: shop}
 spec: {host: reviews, subsets: [{name: v1, labels: {v: v1}}, {name: v2, labels: {v: v2}}]}
 ";
 
+/// Gateways to that: one of Istio's with a server of each kind, and one of Gateway API.
+pub(crate) const EDGE: &str = r"---
+apiVersion: v1
+kind: Service
+metadata: {name: edge, namespace: edges}
+spec: {selector: {istio: edge}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: public, namespace: shop}
+spec:
+  selector: {istio: edge}
+  servers:
+  - {port: {number: 80, name: http, protocol: HTTP}, hosts: [shop.example]}
+  - {port: {number: 80, name: to-https, protocol: HTTP}, hosts: [secure.example], tls: {httpsRedirect: true}}
+  - {port: {number: 443, name: https, protocol: HTTPS}, hosts: [shop.example], tls: {mode: SIMPLE, credentialName: shop}}
+  - {port: {number: 443, name: https-own, protocol: HTTPS}, hosts: [own.example], tls: {mode: SIMPLE, credentialName: own}}
+  - {port: {number: 443, name: tls, protocol: TLS}, hosts: [raw.example], tls: {mode: PASSTHROUGH}}
+  - {port: {number: 5432, name: db, protocol: TCP}, hosts: ['*']}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop, namespace: shop}
+spec:
+  hosts: [shop.example, secure.example, own.example, raw.example]
+  gateways: [public]
+  http:
+  - name: gold
+    match: [{headers: {x-tier: {exact: gold}}}]
+    rewrite: {uri: /gold/}
+    route: [{destination: {host: ratings}}]
+  - name: all
+    route: [{destination: {host: reviews}}]
+  tls: [{match: [{sniHosts: [raw.example]}], route: [{destination: {host: ratings}}]}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: db, namespace: shop}
+spec:
+  hosts: [db.example]
+  gateways: [public]
+  tcp: [{match: [{port: 5432}], route: [{destination: {host: ratings}}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: front, namespace: shop}
+spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: front, namespace: shop}
+spec: {parentRefs: [{name: front}], rules: [{backendRefs: [{name: reviews, port: 80}]}]}
+";
+
 /// A VirtualService of `shop/reviews` with these rules.
 pub(crate) fn rules(http: &str) -> String {
     format!(

@@ -22,12 +22,14 @@ use mesh_core::view::{Destination, RoutePosition, RouteTable, plain_weights};
 use serde::Serialize;
 
 use super::request::{Asked, Kind, Protocol};
+use crate::catalog::Client;
 use crate::cli::input::Values;
-use crate::explain::seen::{Seen, Told, client, not_by_tls};
-use crate::explain::workload::{self, Workload};
+use crate::explain::seen::{Entrance, Seen, Told, client, gateway, not_by_tls};
+use crate::explain::workload::{self, Workload, WorkloadName};
 use crate::explain::{treatment, treatment_of_server};
 use crate::plane::Snapshot;
 use crate::policy::route::{ClusterKey, FallbackName};
+use crate::render::BLACK_HOLE;
 
 /// What becomes of a request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -142,6 +144,8 @@ pub(super) struct Deciders {
     /// By workload, then by target.
     targets: HashMap<Workload, HashMap<String, Result<Seen, MeshError>>>,
     servers: HashMap<(Workload, SocketAddr), Result<Seen, MeshError>>,
+    /// By what lines call them.
+    gateways: HashMap<String, Result<Gateway, MeshError>>,
 }
 
 /// How many targets are remembered: a file may ask for any number.
@@ -150,7 +154,14 @@ const MOST_REMEMBERED: usize = 10_000;
 impl Deciders {
     pub(super) fn of(snapshot: Arc<Snapshot>) -> Deciders {
         let namespaces = snapshot.namespaces();
-        Deciders { namespaces, snapshot, compares: false, targets: HashMap::new(), servers: HashMap::new() }
+        Deciders {
+            namespaces,
+            snapshot,
+            compares: false,
+            targets: HashMap::new(),
+            servers: HashMap::new(),
+            gateways: HashMap::new(),
+        }
     }
 
     /// The same, for answers that are compared.
@@ -161,12 +172,7 @@ impl Deciders {
     /// What becomes of a request.
     pub(super) fn answer(&mut self, asked: &Asked) -> Answer {
         let mut answer = match asked.kind {
-            Kind::Gateway => {
-                let gateway = asked.gateway.as_deref().unwrap_or("one");
-                let why =
-                    format!("gateways are not looked at here: nothing is known of what {gateway} does with a request");
-                Answer { reason: Some(why), ..Answer::default() }
-            }
+            Kind::Gateway => self.at_gateway(asked),
             Kind::Mesh => self.outbound(asked).unwrap_or_else(|error| Answer::failed(&error)),
             Kind::Inbound => self.inbound(asked).unwrap_or_else(|error| Answer::failed(&error)),
         };
@@ -186,23 +192,18 @@ impl Deciders {
         let mut answer = match seen.connections.as_ref().filter(|_| is_bytes) {
             Some(table) => {
                 // What of the library takes the connection knows the name that the application asks for.
-                let name = match (&asked.sni, asked.protocol) {
-                    _ if !asked.is_tls => "",
-                    (Some(sni), _) => sni,
-                    (None, Protocol::Tcp) => "",
-                    (None, _) => &asked.name,
-                };
+                let name = asked.server_name().unwrap_or_default();
                 let head = RequestHead::with_authority(&asked.head, name);
                 let found = table.find(&head, &mut fastrand::Rng::with_seed(0));
                 let (position, route, chosen) = found.map_err(|error| no_connection(error, name))?;
-                let mut answer = Decided { asked, seen, table, position, route }.answer(chosen);
+                let mut answer = Decided { asked, head: &asked.head, seen, table, position, route }.answer(chosen);
                 answer.request = None;
                 answer
             }
             None => {
                 let head = RequestHead::with_authority(&asked.head, &asked.host);
                 let (position, route, chosen) = seen.table.find(&head, &mut fastrand::Rng::with_seed(0))?;
-                let decided = Decided { asked, seen, table: &seen.table, position, route };
+                let decided = Decided { asked, head: &asked.head, seen, table: &seen.table, position, route };
                 let mut answer = decided.answer(chosen);
                 if asked.protocol == Protocol::Tcp && answer.outcome == Outcome::Forward {
                     answer.request = None;
@@ -218,15 +219,7 @@ impl Deciders {
             }
         };
         answer.notes.extend(seen.hidden.clone());
-        if asked.address.is_some() {
-            answer.notes.push("address has no effect: the library goes by the host".to_owned());
-        }
-        if asked.alpn {
-            answer.notes.push("alpn has no effect: no rule goes by it".to_owned());
-        }
-        if asked.sni.is_some() && !asked.is_tls {
-            answer.notes.push("sni has no effect without tls".to_owned());
-        }
+        answer.note_ineffective(asked, "the library goes by the host");
         Ok(answer)
     }
 
@@ -255,6 +248,43 @@ impl Deciders {
         targets.insert(target.to_owned(), seen);
     }
 
+    /// What becomes of a request that comes to a gateway. Where no connection comes about, there is no status.
+    fn at_gateway(&mut self, asked: &Asked) -> Answer {
+        let refused = |why: &str| Answer { reason: Some(why.to_owned()), ..Answer::default() };
+        let Some(called) = asked.gateway.as_deref() else {
+            return refused("gateway: missing; it is the NAMESPACE/NAME of one");
+        };
+        let (snapshot, compares) = (Arc::clone(&self.snapshot), self.compares);
+        let arrived = match self.gateway(called).and_then(|gateway| gateway.arrive(&snapshot, asked)) {
+            Ok(arrived) => arrived,
+            Err(error) => return refused(error.detail()),
+        };
+        let mut answer = match &arrived.chain.seen.connections {
+            Some(table) => arrived.connection(asked, table),
+            None if asked.protocol == Protocol::Tcp => refused("the gateway takes requests here, and no other bytes"),
+            None => {
+                let answer = arrived.request(asked, compares.then_some(&*snapshot));
+                answer.unwrap_or_else(|error| Answer::failed(&error))
+            }
+        };
+        if arrived.chain.is_filtered {
+            answer.notes.push("policies, limits and other filters of the gateway are not looked at here".to_owned());
+        }
+        answer.note_ineffective(asked, "a gateway goes by the port");
+        answer
+    }
+
+    fn gateway(&mut self, called: &str) -> Result<&mut Gateway, MeshError> {
+        if !self.gateways.contains_key(called) {
+            if self.gateways.len() >= MOST_REMEMBERED {
+                self.gateways.clear();
+            }
+            self.gateways.insert(called.to_owned(), Gateway::of(&self.snapshot, called));
+        }
+        let known = self.gateways.get_mut(called).expect("what was not known was learned");
+        known.as_mut().map_err(|error| error.clone())
+    }
+
     fn inbound(&mut self, asked: &Asked) -> Result<Answer, MeshError> {
         let bad = |what: String| MeshError::new(ErrorKind::BadRequest, what);
         let bound = match asked.address.as_deref() {
@@ -274,15 +304,7 @@ impl Deciders {
             Entry::Vacant(first) => first.insert(Seen::of_server(&self.snapshot, &client(&asked.source), bound)),
         };
         let seen = seen.as_ref().map_err(MeshError::clone)?;
-        let mut head = asked.head.clone();
-        if head.method != Method::CONNECT {
-            let before = RequestHead::with_authority(&asked.head, &asked.host);
-            let path = seen.paths.canonical(before.path(), seen.table.is_guarded())?;
-            let whole = before.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
-            let mut uri = std::mem::take(&mut head.uri).into_parts();
-            uri.path_and_query = Some(PathAndQuery::try_from(whole).map_err(|error| bad(error.to_string()))?);
-            head.uri = Uri::from_parts(uri).map_err(|error| bad(error.to_string()))?;
-        }
+        let head = as_its_server_sees_it(asked, seen)?;
         let explained =
             seen.table.explain(&RequestHead::with_authority(&head, &asked.host), &mut fastrand::Rng::with_seed(0));
         let Some(choice) = explained.route else {
@@ -316,6 +338,147 @@ impl Deciders {
     }
 }
 
+/// The head of a request with the path that rules decide by, and the application gets.
+fn as_its_server_sees_it(asked: &Asked, seen: &Seen) -> Result<Parts, MeshError> {
+    let bad = |what: String| MeshError::new(ErrorKind::BadRequest, what);
+    let mut head = asked.head.clone();
+    if head.method != Method::CONNECT {
+        let before = RequestHead::with_authority(&asked.head, &asked.host);
+        let path = seen.paths.canonical(before.path(), seen.table.is_guarded())?;
+        let whole = before.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
+        let mut uri = std::mem::take(&mut head.uri).into_parts();
+        uri.path_and_query = Some(PathAndQuery::try_from(whole).map_err(|error| bad(error.to_string()))?);
+        head.uri = Uri::from_parts(uri).map_err(|error| bad(error.to_string()))?;
+    }
+    Ok(head)
+}
+
+/// A gateway, as far as it was asked about.
+struct Gateway {
+    client: Client,
+    /// By the port that clients know.
+    listeners: HashMap<u16, Result<GatewayListener, MeshError>>,
+}
+
+/// A listener of a gateway, and the chains that clients came in by, by their places.
+struct GatewayListener {
+    entrance: Entrance,
+    chains: HashMap<usize, Result<GatewayChain, MeshError>>,
+}
+
+/// A chain of a gateway.
+struct GatewayChain {
+    seen: Seen,
+    /// Its routes without what lets requests in or not.
+    routes: RouteTable,
+    /// Whether that leaves anything out.
+    is_filtered: bool,
+}
+
+/// Where a client has come in.
+struct Arrived<'g> {
+    client: &'g Client,
+    entrance: &'g Entrance,
+    place: usize,
+    chain: &'g GatewayChain,
+}
+
+impl Gateway {
+    fn of(snapshot: &Snapshot, called: &str) -> Result<Gateway, MeshError> {
+        let unknown = |why: &str| MeshError::new(ErrorKind::UnknownTarget, format!("gateway {called}: {why}"));
+        let WorkloadName { namespace, name } = called.parse::<WorkloadName>().map_err(|why| unknown(&why))?;
+        let Some((namespace, labels)) = snapshot.gateway_named(&namespace, &name) else {
+            return Err(unknown("no Gateway is called so, and none selects a workload of this name"));
+        };
+        let workload = Workload { namespace: namespace.to_string(), labels };
+        Ok(Gateway { client: gateway(&workload), listeners: HashMap::new() })
+    }
+
+    fn arrive(&mut self, snapshot: &Snapshot, asked: &Asked) -> Result<Arrived<'_>, MeshError> {
+        let client = &self.client;
+        let listener = self.listeners.entry(asked.port);
+        let listener = listener.or_insert_with(|| GatewayListener::of(snapshot, client, asked.port));
+        let GatewayListener { entrance, chains } = match listener {
+            Ok(listener) => listener,
+            Err(error) => return Err(error.clone()),
+        };
+        let entrance = &*entrance;
+        // Nobody asks for an address by name (RFC 6066, 3).
+        let is_address = |name: &str| name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        let place = entrance.place(asked.is_tls, asked.server_name().filter(|name| !is_address(name)))?;
+        let chain = chains.entry(place).or_insert_with(|| GatewayChain::of(snapshot, client, entrance, place));
+        let chain = chain.as_ref().map_err(MeshError::clone)?;
+        Ok(Arrived { client, entrance, place, chain })
+    }
+}
+
+impl GatewayListener {
+    fn of(snapshot: &Snapshot, client: &Client, port: u16) -> Result<GatewayListener, MeshError> {
+        let Some((name, _)) = snapshot.gateway_listener(client, port) else {
+            let why = format!("the gateway does not listen for port {port}");
+            return Err(MeshError::new(ErrorKind::UnknownTarget, why));
+        };
+        Ok(GatewayListener { entrance: Entrance::of(snapshot, client, &name)?, chains: HashMap::new() })
+    }
+}
+
+impl GatewayChain {
+    fn of(snapshot: &Snapshot, client: &Client, entrance: &Entrance, place: usize) -> Result<GatewayChain, MeshError> {
+        let mut seen = entrance.seen(snapshot, client, place)?;
+        seen.learn_all(snapshot, client)?;
+        let (routes, is_filtered) = entrance.routes_alone(&seen, place)?;
+        Ok(GatewayChain { seen, routes, is_filtered })
+    }
+}
+
+impl Arrived<'_> {
+    /// What becomes of a request; `compared_in` is where it is looked up how it is treated, if that is of interest.
+    fn request(&self, asked: &Asked, compared_in: Option<&Snapshot>) -> Result<Answer, MeshError> {
+        let GatewayChain { seen, routes, .. } = self.chain;
+        let head = as_its_server_sees_it(asked, seen)?;
+        let view = RequestHead::with_authority(&head, &asked.host);
+        let (position, route, chosen) = match routes.find(&view, &mut fastrand::Rng::with_seed(0)) {
+            Err(error)
+                if error.kind() == ErrorKind::NoRoute
+                    && self.entrance.is_misdirected(self.place, asked.is_tls, &asked.name) =>
+            {
+                let why = format!("{} has TLS of its own, and the connection is for another name", asked.name);
+                let status = Some(StatusCode::MISDIRECTED_REQUEST.as_u16());
+                return Ok(Answer { status, reason: Some(why), ..Answer::default() });
+            }
+            found => found?,
+        };
+        let mut answer = Decided { asked, head: &head, seen, table: routes, position, route }.answer(chosen);
+        if let Some(snapshot) = compared_in.filter(|_| answer.outcome == Outcome::Forward) {
+            answer.treatment = treatment(snapshot, self.client, seen, &view);
+        }
+        Ok(answer)
+    }
+
+    /// What becomes of a connection that nobody looks into.
+    fn connection(&self, asked: &Asked, table: &RouteTable) -> Answer {
+        let head = RequestHead::with_authority(&asked.head, &asked.host);
+        let mut answer = match table.find(&head, &mut fastrand::Rng::with_seed(0)) {
+            Ok((position, route, chosen)) => {
+                let seen = &self.chain.seen;
+                Decided { asked, head: &asked.head, seen, table, position, route }.answer(chosen)
+            }
+            Err(error) => Answer::failed(&error),
+        };
+        // There are no hosts in bytes, and nobody answers them.
+        (answer.request, answer.status, answer.virtual_host) = (None, None, None);
+        if answer.clusters.iter().any(|to| to.service.name == BLACK_HOLE) {
+            answer.clusters.clear();
+            answer.reason =
+                Some("such connections are closed: no rule takes them, or what they need is missing".to_owned());
+        }
+        if answer.outcome == Outcome::Forward {
+            answer.notes.push("nobody looks into what comes in here: it goes on as it is".to_owned());
+        }
+        answer
+    }
+}
+
 /// Why no rule on connections takes one.
 fn no_connection(error: MeshError, name: &str) -> MeshError {
     if error.kind() != ErrorKind::NoRoute {
@@ -343,6 +506,8 @@ const DRAWS: u64 = 256;
 /// A request whose route is known.
 struct Decided<'d> {
     asked: &'d Asked,
+    /// Its head, as it is decided by.
+    head: &'d Parts,
     seen: &'d Seen,
     table: &'d RouteTable,
     position: RoutePosition,
@@ -365,7 +530,7 @@ impl Decided<'_> {
             (answer.response_headers, answer.response_headers_removed) = effects;
             return answer;
         }
-        let head = RequestHead::with_authority(&asked.head, &asked.host);
+        let head = RequestHead::with_authority(self.head, &asked.host);
         match &route.action {
             RouteAction::Forward(forward) => self.forward(forward, &passed, &mut answer),
             RouteAction::Redirect(redirect) => match location(redirect, &route.matches, &head) {
@@ -407,7 +572,7 @@ impl Decided<'_> {
         loop {
             let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(draw));
             info.is_grpc = self.asked.protocol == Protocol::Grpc;
-            let (mut head, mut reply, mut entered) = (self.asked.head.clone(), None, 0);
+            let (mut head, mut reply, mut entered) = (self.head.clone(), None, 0);
             for filter in filters {
                 entered += 1;
                 match filter.on_request(&mut info, &mut head) {
@@ -564,6 +729,19 @@ impl Answer {
         let (one, two) = (self.treatment.clone(), &mut other.treatment);
         self.treatment.retain(|name, value| two.get(name) != Some(&*value));
         two.retain(|name, value| one.get(name) != Some(&*value));
+    }
+
+    /// Notes what of a line has no effect, as an address has not for this reason.
+    fn note_ineffective(&mut self, asked: &Asked, why_no_address: &str) {
+        if asked.address.is_some() {
+            self.notes.push(format!("address has no effect: {why_no_address}"));
+        }
+        if asked.alpn {
+            self.notes.push("alpn has no effect: no rule goes by it".to_owned());
+        }
+        if asked.sni.is_some() && !asked.is_tls {
+            self.notes.push("sni has no effect without tls".to_owned());
+        }
     }
 
     fn fails(&mut self, error: &MeshError) {

@@ -39,12 +39,13 @@ impl Difference {
         let changed = all.into_iter().filter(|field| one.get(field) != other.get(field)).collect();
         let method = &asked.head.method;
         let path = asked.head.uri.path_and_query().map_or("/", |path| path.as_str());
-        let from = match asked.kind {
-            Kind::Mesh => "from",
-            Kind::Inbound => "at",
-            Kind::Gateway => "beside",
+        let namespace = &asked.source.namespace;
+        let place = match (asked.kind, &asked.gateway) {
+            (Kind::Mesh, _) => format!("from {namespace}"),
+            (Kind::Gateway, Some(gateway)) => format!("at {gateway}"),
+            (Kind::Inbound | Kind::Gateway, _) => format!("at {namespace}"),
         };
-        let request = format!("{method} {}{path} {from} {}", asked.host, asked.source.namespace);
+        let request = format!("{method} {}{path} {place}", asked.host);
         Ok(Some(Difference { id: asked.id.clone(), request, changed, before, after }))
     }
 }

@@ -138,21 +138,21 @@ impl Asked {
         if let Some(other) = scheme.as_deref().filter(|scheme| !["http", "https"].contains(scheme)) {
             bail!("scheme: {other:?} is neither http nor https");
         }
-        let is_https = scheme.as_deref() == Some("https");
         let Some(host) = given(line.host) else { bail!("host: missing") };
         let (name, of_host) = split_authority(&host).with_context(|| format!("host: {host:?} is no host"))?;
         let of_host = of_host.filter(|port| !port.is_empty()).map(|port| port.parse::<u16>()).transpose()?;
         let port = match (of_host, line.port) {
             (Some(host), Some(port)) if host != port => bail!("port: {port}, and the host says {host}"),
-            (Some(port), _) | (None, Some(port)) => port,
-            (None, None) => {
-                if is_https {
-                    443
-                } else {
-                    80
-                }
-            }
+            (of_host, port) => of_host.or(port),
         };
+        // What reaches a gateway in TLS is https there. A port is enough to say so, as long as nothing else does.
+        let is_gateway = line.kind == Kind::Gateway;
+        let is_said = scheme.is_some() || line.tls.is_some();
+        let is_usual = line.sni.is_some() || (port == Some(443) && protocol != Protocol::Tcp);
+        let is_tls =
+            scheme.as_deref() == Some("https") || line.tls == Some(true) || (is_gateway && !is_said && is_usual);
+        let is_https = scheme.as_deref() == Some("https") || (is_gateway && is_tls);
+        let port = port.unwrap_or(if is_https { 443 } else { 80 });
         if port == 0 {
             bail!("port: 0 is none");
         }
@@ -210,11 +210,22 @@ impl Asked {
             name: name.to_owned(),
             host,
             port,
-            is_tls: is_https || line.tls == Some(true),
+            is_tls,
             sni: line.sni,
             alpn: line.alpn.is_some(),
             address: given(line.address),
             head,
         })
+    }
+
+    /// The server that TLS asks for: the host, unless another is given. Of bytes nobody knows that.
+    pub(super) fn server_name(&self) -> Option<&str> {
+        let name = match (&self.sni, self.protocol) {
+            _ if !self.is_tls => None,
+            (Some(sni), _) => Some(sni.as_str()),
+            (None, Protocol::Tcp) => None,
+            (None, _) => Some(self.name.as_str()),
+        };
+        name.filter(|name| !name.is_empty())
     }
 }
