@@ -233,6 +233,9 @@ pub struct ServerListener {
     pub labels: Vec<(&'static str, Arc<str>)>,
     /// Whether every connection begins with a header of the PROXY protocol, which says whose it is. For gateways.
     pub proxy_protocol: bool,
+    /// Whether what clients ask for by TLS that is not ended here is looked at (SNI), even where no chain depends on it: policies and
+    /// logs may. For gateways.
+    pub inspects_tls: bool,
 }
 
 impl ServerListener {
@@ -260,6 +263,7 @@ impl ServerListener {
             service: None,
             labels: Vec::new(),
             proxy_protocol: false,
+            inspects_tls: false,
         }
     }
 

@@ -38,6 +38,7 @@ pub struct ServerView {
     /// Its chains, the default one last.
     pub chains: Vec<ChainView>,
     asks_for_tls: bool,
+    reads_names: bool,
     names: Names,
 }
 
@@ -215,7 +216,9 @@ impl ServerView {
         let asks_for_tls = chains.iter().any(|chain| chain.tls != ServerTls::None)
             || listener.chains().any(|chain| chain.matches.is_tls.is_some())
             || !names.are_none();
-        ServerView { listener, chains, asks_for_tls, names }
+        let passes_tls = chains.iter().any(|chain| chain.is_opaque && chain.tls == ServerTls::None);
+        let reads_names = !names.are_none() || (listener.inspects_tls && passes_tls);
+        ServerView { listener, chains, asks_for_tls, reads_names, names }
     }
 
     /// What becomes of it while a later version of its listener is not complete; `None` where it may stay as it is. Plaintext
@@ -246,6 +249,12 @@ impl ServerView {
     /// Whether anything of it depends on whether a client speaks TLS.
     pub fn asks_for_tls(&self) -> bool {
         self.asks_for_tls
+    }
+
+    /// Whether the name that a client asks for is read before there is a handshake: which chain takes it depends on that, or there is
+    /// no handshake here, and policies may be about the name.
+    pub fn reads_names(&self) -> bool {
+        self.reads_names
     }
 
     /// Whether which chain takes a client depends on the name that it asks for.

@@ -339,7 +339,7 @@ impl MeshListener {
                 let ways = ways.map(|(is_tls, how)| view.chain(local, peer, is_tls, None).map(|it| it.admits(how)));
                 match ways {
                     // By which name it asks is seen with its first message.
-                    _ if view.asks_for_names() => true,
+                    _ if view.reads_names() => true,
                     [None, None] => return refused("no filter chain matches"),
                     [Some(Ok(())), _] | [_, Some(Ok(()))] => {
                         let chain = view.chain(local, peer, false, None).filter(|chain| chain.is_opaque);

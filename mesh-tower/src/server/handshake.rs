@@ -78,7 +78,7 @@ impl Handshake {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let is_tls = first == [HANDSHAKE_RECORD];
-        let reads_hello = is_tls && asks_for_names(&self.listener.state());
+        let reads_hello = is_tls && reads_names(&self.listener.state());
         let hello = match reads_hello {
             true => Some(Hello::read(&mut stream).await?),
             false => None,
@@ -196,8 +196,8 @@ enum Way {
     Edge(Arc<mesh_core::model::EdgeTls>, Arc<ServerConfig>, Arc<Edge>, Option<Arc<TargetEntry>>),
 }
 
-fn asks_for_names(state: &ServerState) -> bool {
-    matches!(state, ServerState::Serving(view) if view.asks_for_names())
+fn reads_names(state: &ServerState) -> bool {
+    matches!(state, ServerState::Serving(view) if view.reads_names())
 }
 
 /// The first message of a client, as it came and as it is understood.

@@ -139,3 +139,45 @@ async fn policies_decide_on_connections_before_who_is_behind_hears_of_them_and_e
     assert!(!matches!(end, Ok(1..)), "{end:?}");
     assert!(echoes(&mut other).await);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_decide_by_the_name_that_a_client_asks_for_where_any_name_is_passed_on() {
+    let raw = Authority::named("raw");
+    let outside = Foreign::start(tls_of(&raw.leaf(&["a.example", "b.example"]), None, ANY)).await;
+    let port = free_port().await;
+    let listeners = format!(
+        "{{gatewayClassName: istio, listeners: [{{name: any, port: {port}, protocol: TLS, tls: {{mode: Passthrough}}}}]}}"
+    );
+    let route = "{parentRefs: [{name: edge}], rules: [{backendRefs: [{name: raw, port: 80}]}]}";
+    let text = [
+        service("raw", local(outside.port)).replace("name: http, port", "name: tcp, port").replace("{http:", "{tcp:"),
+        object("Gateway", "edge", &listeners),
+        object("TLSRoute", "any", route),
+    ];
+    let control = Embedded::start(Config::yaml(text.concat()), Options::default().dev()).await.unwrap();
+    let mut gateway = Gateway::of(control, &EDGE);
+    gateway.bound().await;
+
+    let let_in = async || {
+        let by_name = async |name: &str| Caller::new(&raw).ask(local(port), name, name).await.is_ok();
+        [by_name("a.example").await, by_name("b.example").await]
+    };
+    for (action, values, expected) in [
+        ("DENY", "values", [true, false]),
+        ("DENY", "notValues", [false, true]),
+        ("ALLOW", "values", [false, true]),
+        ("ALLOW", "notValues", [true, false]),
+    ] {
+        let spec = format!("action: {action}, rules: [{{when: [{{key: connection.sni, {values}: [b.example]}}]}}]");
+        // Each from nothing: what the one before has closed proves nothing of this one.
+        for (text, expected) in [(String::new(), [true; 2]), (policy(&spec), expected)] {
+            gateway.control.set_yaml("guard.yaml", &text).unwrap();
+            within(Box::pin(async {
+                while let_in().await != expected {
+                    tokio::task::yield_now().await;
+                }
+            }))
+            .await;
+        }
+    }
+}

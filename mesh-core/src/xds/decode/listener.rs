@@ -95,7 +95,8 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
         let connections = tcp::connections(notes, filter_chains, default_filter_chain)?;
         return Ok(Listener::Api(ApiListener { name, http, connections }));
     }
-    // Whether a client speaks TLS is looked at wherever that matters.
+    // Whether a client speaks TLS is looked at wherever that matters to the chains.
+    let inspects_tls = listener_filters.iter().any(is_tls_inspector);
     let mut listener_filters = listener_filters.into_iter().filter(|filter| !is_tls_inspector(filter));
     let proxy_protocol = match listener_filters.next() {
         Some(filter) => {
@@ -133,7 +134,8 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
     let labels = metadata.as_ref().map(workload_labels).unwrap_or_default();
     let mut listener = ServerListener::new(name, address);
     (listener.filter_chains, listener.default_filter_chain) = (filter_chains, default_filter_chain);
-    (listener.service, listener.labels, listener.proxy_protocol) = (service, labels, proxy_protocol);
+    (listener.service, listener.labels) = (service, labels);
+    (listener.proxy_protocol, listener.inspects_tls) = (proxy_protocol, inspects_tls);
     Ok(Listener::Server(listener))
 }
 

@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{DownstreamTlsContext, downstream_tls_context};
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
@@ -139,6 +140,16 @@ fn who_is_in_front_of_an_edge_is_believed_as_the_configuration_says_and_elsewher
     manager.xff_num_trusted_hops = 2;
     assert_eq!(decoded(&manager), EdgeTrust { proxies: 2, client_cert: ForwardedClientCert::ForwardOnly });
     assert!(!decoded_server(&server()).proxy_protocol);
+}
+
+#[test]
+fn a_listener_that_inspects_tls_says_so() {
+    let mut listener = server();
+    assert!(!decoded_server(&listener).inspects_tls);
+    let config_type = Some(pb::listener_filter::ConfigType::TypedConfig(pack(&TlsInspector::default())));
+    listener.listener_filters.push(pb::ListenerFilter { name: "inspector".into(), config_type, ..Default::default() });
+    let server = decoded_server(&listener);
+    assert!(server.inspects_tls && !server.proxy_protocol);
 }
 
 #[test]
