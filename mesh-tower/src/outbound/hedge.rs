@@ -12,7 +12,7 @@ use mesh_core::request_info::{AttemptEnd, grpc_status};
 use mesh_core::retry::{self, TryOutcome};
 
 use super::attempt::policy;
-use super::request::{ActiveRequest, Rival, Step};
+use super::request::{ActiveRequest, Rival, Rivals, Step};
 use crate::body::Body;
 use crate::transport::Transport;
 
@@ -33,14 +33,15 @@ impl<T: Transport> ActiveRequest<T> {
         let next = self.attempt.as_ref()?.beside(&selected.get(), &mut self.info)?;
         let (whole, sending) = self.replay.beside()?;
         let (connection, _retry) = (self.connection.take(), self.retry.take());
-        self.rivals.push(Rival {
-            exchange: exchange.take()?,
-            connection,
-            sending,
-            attempt: self.attempt.take()?,
-            _retry,
-        });
+        let rival = Rival { exchange: exchange.take()?, connection, sending, attempt: self.attempt.take()?, _retry };
+        self.rivals.get_or_insert_with(|| Box::new(Rivals(Vec::new()))).0.push(rival);
         Some((self.pause(next), whole))
+    }
+
+    /// Whether tries go on beside the present one.
+    #[inline]
+    pub(super) fn has_rivals(&self) -> bool {
+        self.rivals.as_ref().is_some_and(|rivals| !rivals.0.is_empty())
     }
 
     /// What the request comes to by one of the tries beside the present one, which `is_over` where there is none any more.
@@ -51,13 +52,15 @@ impl<T: Transport> ActiveRequest<T> {
         cx: &mut Context<'_>,
     ) -> Option<Result<Response<T::Body>, MeshError>> {
         let mut at = 0;
-        while let Some(rival) = self.rivals.get_mut(at) {
+        while let Some(rivals) = &mut self.rivals
+            && let Some(rival) = rivals.0.get_mut(at)
+        {
             let Poll::Ready(answer) = rival.exchange.as_mut().poll(cx) else {
                 at += 1;
                 continue;
             };
-            let rival = self.rivals.remove(at);
-            let is_last = is_over && self.rivals.is_empty();
+            let rival = rivals.0.remove(at);
+            let is_last = is_over && rivals.0.is_empty();
             let ended = match answer {
                 Ok(response) => self.rival_answered(rival, response, is_last).map(Ok),
                 Err(error) => self.rival_failed(rival, error, is_last).map(Err),
@@ -111,7 +114,7 @@ impl<T: Transport> ActiveRequest<T> {
     /// The answer is there: tries beside it are given up.
     #[cold]
     pub(super) fn give_up_rivals(&mut self) {
-        for rival in self.rivals.drain(..) {
+        for rival in self.rivals.take().into_iter().flat_map(|rivals| rivals.0) {
             self.info.note_attempt_end(rival.attempt.number, AttemptEnd::GivenUp);
         }
     }
@@ -119,7 +122,7 @@ impl<T: Transport> ActiveRequest<T> {
     /// Whether the present answer is not the request's as long as there may be a better one.
     #[cold]
     pub(super) fn waits_for_a_better(&self, response: &Response<T::Body>) -> bool {
-        let Some(route) = self.route.as_ref().filter(|_| !self.rivals.is_empty()) else { return false };
+        let Some(route) = self.route.as_ref().filter(|_| self.has_rivals()) else { return false };
         let outcome = TryOutcome::Answered(response.status(), response.headers());
         retry::wants(policy(&route.get()), outcome, &self.info)
     }

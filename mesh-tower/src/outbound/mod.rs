@@ -86,7 +86,7 @@ pub(crate) fn send<T: Transport>(
                 paid: 0,
                 retry: None,
                 try_until: None,
-                rivals: Vec::new(),
+                rivals: None,
                 timer: None,
             },
             flight: Flight::Here { request: None },
@@ -206,7 +206,7 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
     fn poll_response(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Concluded<T::Body>> {
         loop {
             let mut this = self.as_mut().project();
-            if !this.request.rivals.is_empty() {
+            if this.request.has_rivals() {
                 let is_over = this.wait.is_none() && this.request.attempt.is_none();
                 if let Some(ended) = this.request.poll_rivals(is_over, cx) {
                     this.flight.set(Flight::Here { request: None });
@@ -272,7 +272,7 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                         self.as_mut().step_after(request, step)
                     }
                 }
-            } else if !this.request.rivals.is_empty() {
+            } else if this.request.has_rivals() {
                 match ready!(this.request.poll_limits(cx)) {
                     Expired::Request(error) => return Poll::Ready(Err(error)),
                     // There is no present try that could be late.
@@ -337,7 +337,7 @@ impl<T: Transport> ActiveRequest<T> {
         self.replay.forget();
         self.retry = None;
         // They are given up before the answer is read.
-        if !self.rivals.is_empty() {
+        if self.has_rivals() {
             self.give_up_rivals();
         }
         // A look at a stream of HTTP/2 takes its connection's lock.

@@ -96,7 +96,7 @@ pub(super) struct ActiveRequest<T: Transport> {
     /// When the present try has taken too long.
     pub(super) try_until: Option<Instant>,
     /// Tries that took too long, and go on beside the present one.
-    pub(super) rivals: Vec<Rival<T>>,
+    pub(super) rivals: Option<Box<Rivals<T>>>,
     /// For the deadline or the end of the try, whichever comes first. Runs from when there is something to wait for.
     pub(super) timer: Option<Pin<Box<Sleep>>>,
 }
@@ -145,6 +145,9 @@ pub(super) struct Rival<T: Transport> {
     /// It counts as a retry until it is over.
     pub(super) _retry: Option<RetryPermit>,
 }
+
+/// Tries that go on beside the present one.
+pub(super) struct Rivals<T: Transport>(pub(super) Vec<Rival<T>>);
 
 /// One try: the endpoint that it goes to, counted among its requests in flight.
 pub(crate) struct Attempt {
@@ -299,7 +302,7 @@ impl<T: Transport> ActiveRequest<T> {
     /// The present try came to nothing, and there is none after it: what the request fails with, unless others go on.
     #[cold]
     pub(super) fn lost(&mut self, error: MeshError) -> Option<MeshError> {
-        if self.rivals.is_empty() {
+        if !self.has_rivals() {
             return Some(self.fail(error));
         }
         self.end_attempt();
