@@ -105,6 +105,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     /// A master that is killed leaves its workers behind.
+    #[allow(clippy::disallowed_methods, reason = "nothing is measured any more")]
     fn drop(&mut self) {
         _ = nginx(&self.binary, self.folder.path()).args(["-s", "stop"]).stderr(Stdio::null()).status();
         for _ in 0..100 {

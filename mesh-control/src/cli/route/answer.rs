@@ -603,7 +603,7 @@ impl Decided<'_> {
     }
 
     fn forward(&self, forward: &Forward, passed: &Passed, answer: &mut Answer) {
-        let Decided { asked, seen, table, position, route } = self;
+        let Decided { asked, seen, table, position, route, .. } = self;
         let names = table.clusters();
         let mut all: Vec<(&str, u32, Effects)> = Vec::new();
         for destination in table.destinations(*position) {
