@@ -103,12 +103,12 @@ async fn run(cluster: Cluster, plane: Plane, writes: bool) {
             }
             complaint = why;
         }
-        let again = if teller.waits.is_empty() { AGAIN } else { COMES_BACK };
+        let next = teller.waits.values().map(|(until, _)| until.saturating_duration_since(Instant::now())).min();
         tokio::select! {
             // The plane is here as well.
             _ = registrations.changed() => {}
             () = cluster.entries_changed() => {}
-            () = sleep(again) => {}
+            () = sleep(next.map_or(AGAIN, |next| next.min(AGAIN))) => {}
         }
         sleep(GATHER).await;
     }
@@ -232,7 +232,8 @@ fn heard(
             }
         };
         for (registered, told) in told {
-            let key: Arc<str> = elsewhere(&registered, replica).into();
+            // Nobody takes the place of a workload of another namespace, whatever he calls his own.
+            let key: Arc<str> = elsewhere(&registered, &format!("{replica} in {namespace}")).into();
             match told.workload(&key).and_then(|workload| believed(workload, namespace, object, domain)) {
                 Ok(workload) => _ = all.insert(key, workload),
                 Err(why) => {
@@ -297,8 +298,9 @@ fn steps<'a>(
 struct Teller {
     client: Client,
     replica: String,
-    /// Which entries are not to be written again before that.
-    waits: BTreeMap<Name, Instant>,
+    /// Which entries are not to be written again before that, and whether only not to be made: where another replica has made it
+    /// meanwhile, it is taken over.
+    waits: BTreeMap<Name, (Instant, bool)>,
 }
 
 impl Teller {
@@ -315,25 +317,29 @@ impl Teller {
         there: &BTreeMap<Name, Value>,
         now: u64,
     ) -> Result<(), Failure> {
-        self.waits.retain(|_, until| Instant::now() < *until);
+        self.waits.retain(|_, (until, _)| Instant::now() < *until);
         for step in steps(wanted, there, &self.replica, now) {
             let (Step::Make(name, _) | Step::Put(name, ..) | Step::Remove(name, _)) = &step;
-            if self.waits.contains_key(*name) {
+            let is_new = matches!(step, Step::Make(..));
+            if self.waits.get(*name).is_some_and(|(_, only_made)| is_new || !only_made) {
                 continue;
             }
-            let wait = match self.write(version, &step, now).await {
-                Ok(()) => COMES_BACK,
+            let (wait, only_made) = match self.write(version, &step, now).await {
+                Ok(()) => (COMES_BACK, false),
                 // The newest is on its way here.
-                Err(Failure::Status(StatusCode::CONFLICT, _)) if !matches!(step, Step::Make(..)) => COMES_BACK,
-                Err(Failure::Status(StatusCode::NOT_FOUND, _)) => COMES_BACK,
-                Err(Failure::Status(status, why)) if status.is_client_error() => {
+                Err(Failure::Status(StatusCode::CONFLICT | StatusCode::NOT_FOUND, _)) if !is_new => (COMES_BACK, false),
+                // Its group is not there.
+                Err(Failure::Status(StatusCode::NOT_FOUND, _)) => (AGAIN, true),
+                Err(Failure::Status(status, why))
+                    if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS =>
+                {
                     let (namespace, name) = name;
                     warn!("WorkloadEntry {namespace}/{name}: it is not written, and stays what it is: {status}: {why}");
-                    LEFT_ALONE
+                    (LEFT_ALONE, is_new)
                 }
                 Err(failure) => return Err(failure),
             };
-            self.waits.insert((*name).clone(), Instant::now() + wait);
+            self.waits.insert((*name).clone(), (Instant::now() + wait, only_made));
         }
         Ok(())
     }
@@ -397,14 +403,11 @@ impl Teller {
         }
     }
 
-    /// What says that an entry is its group's, and gone with it; `None` where there is no such group any more.
+    /// What says that an entry is its group's, and gone with it.
     async fn owner(&self, version: &str, namespace: &str, group: &str) -> Result<Option<Value>, Failure> {
         let Some(groups) = resource(ObjectKind::WorkloadGroup) else { return Ok(None) };
         let path = format!("{}/{group}", groups.path(version, Some(namespace)));
-        let object = match self.client.get(&path, PATIENCE).await {
-            Err(Failure::Status(StatusCode::NOT_FOUND, _)) => return Ok(None),
-            object => object?,
-        };
+        let object = self.client.get(&path, PATIENCE).await?;
         let object: Value = serde_json::from_slice(&object).map_err(|error| Failure::Lost(error.into()))?;
         let uid = object.pointer("/metadata/uid").cloned().unwrap_or_default();
         let version = format!("{}/{version}", groups.group);
@@ -469,7 +472,7 @@ mod tests {
         let all: Vec<Workload> = all.into_values().collect();
         assert_eq!(all.len(), 2);
         for (there, here) in all.iter().zip(&expected) {
-            assert!(there.key.ends_with(" at replica mesh-control-2"), "{}", there.key);
+            assert!(there.key.ends_with(" at replica mesh-control-2 in shop"), "{}", there.key);
             assert_eq!(*there, Workload { key: there.key.clone(), ..here.clone() });
         }
         assert!(heard(&there, OTHER, NOW, &domain).0.is_empty(), "it is its own");
@@ -500,6 +503,24 @@ mod tests {
             assert_ne!(other.told, entry.told);
             assert_eq!(count("shop", &other, OTHER), 0, "{}", other.told);
         }
+    }
+
+    #[test]
+    fn nobody_takes_the_place_of_a_workload_of_another_namespace() {
+        let told = |namespace: &str| {
+            let (own, placed) = member("vm@10.0.0.7:8080", "10.0.0.7:8080");
+            let of = |workload: &Workload| {
+                Arc::new(Workload { namespace: namespace.into(), identity: None, ..workload.clone() })
+            };
+            let wanted = wanted(&[(of(&own), of(&placed))]);
+            let (name, entry) = wanted.first_key_value().expect("an entry");
+            (name.clone(), written(entry, OTHER, NOW))
+        };
+        let there = BTreeMap::from([told("shop"), told("zoo")]);
+        let (all, doubts) = heard(&there, OWN, NOW, &TrustDomain::default());
+        assert!(doubts.is_empty(), "{doubts:?}");
+        let namespaces: Vec<&str> = all.values().map(|workload| &*workload.namespace).collect();
+        assert_eq!(namespaces, ["shop", "zoo"]);
     }
 
     #[test]

@@ -82,3 +82,29 @@ spec: {address: 10.0.0.8, labels: {app: web}}
     fake.until("its entry is gone", |fake| fake.world().object("workloadentries", "vms-10.0.0.9").is_null()).await;
     assert_eq!(fake.count("make workloadentries"), 2, "one of them may not write");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_could_not_be_made_since_another_replica_was_first_is_taken_over() {
+    let fake = Fake::start().await;
+    fake.apply(WEB);
+    fake.apply(GROUP);
+    let entry = "
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vms-10.0.0.7, namespace: shop}
+spec: {address: 10.0.0.7, labels: {app: web}}
+";
+    fake.apply(entry);
+    let first = follow(&fake).await;
+    let _telling = Members::start(&first.cluster, &first.plane, true);
+    first.plane.register(member());
+    fake.until("it is tried", |fake| fake.count("make workloadentries") == 1).await;
+    // Only now it is heard that it is one of another replica.
+    let label = "namespace: shop, labels: {policy.mesh-control/registered: 'true'}";
+    fake.apply(&entry.replace("namespace: shop", label));
+    fake.until("it is taken over", |fake| {
+        let now = fake.world().object("workloadentries", "vms-10.0.0.7");
+        now["metadata"]["annotations"]["istio.io/workloadController"].is_string()
+    })
+    .await;
+}
