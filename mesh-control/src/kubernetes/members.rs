@@ -2,7 +2,7 @@
 //! who is registered.
 //!
 //! A replica that may write makes an entry for each address at which members of a group are registered with it, and takes it away when
-//! they are gone. To others, such as istiod, the entry says what any WorkloadEntry says; to replicas it says what each workload has
+//! they are gone. Where others at the same address are registered with another replica, there is one of each. To others, such as istiod, the entry says what any WorkloadEntry says; to replicas it says what each workload has
 //! told, so that a member is to their clients what it is to those of its own. An entry of ours has our label: nothing else is changed,
 //! or taken away. Where a replica goes down its members come back to others, which take their entries over; what nobody takes over
 //! counts no more after a while, and is taken away.
@@ -96,7 +96,8 @@ async fn run(cluster: Cluster, plane: Plane, writes: bool) {
         }
         doubted = doubts;
         if let Some(version) = version.filter(|_| writes) {
-            let told = teller.tell(version, &wanted(&plane.members()), &there, now).await;
+            let wanted = beside(wanted(&plane.members()), &there, &replica, now);
+            let told = teller.tell(version, &wanted, &there, now).await;
             let why = told.err().map(|failure| failure.to_string()).unwrap_or_default();
             if !why.is_empty() && why != complaint {
                 warn!("members of WorkloadGroups cannot be written down: {why}");
@@ -158,6 +159,29 @@ fn wanted(members: &[(Arc<Workload>, Arc<Workload>)]) -> BTreeMap<Name, Entry> {
         (name, Entry { group: group.clone(), spec: spec(placed), told })
     });
     entries.collect()
+}
+
+/// The same under the names that this replica has for them. Where another one has other workloads at an address, what is of these is
+/// beside its entry: two that wrote over each other would not come to an end.
+fn beside(wanted: BTreeMap<Name, Entry>, there: &BTreeMap<Name, Value>, own: &str, now: u64) -> BTreeMap<Name, Entry> {
+    let id = own.strip_prefix(REPLICA).unwrap_or(own);
+    let places = wanted.into_iter().map(|(name, entry)| {
+        let beside: Name = (name.0.clone(), format!("{}-{id}", name.1).into());
+        let is_beside = match there.get(&name) {
+            Some(object) => is_of_others(object, &entry, own, now),
+            None => there.contains_key(&beside),
+        };
+        (if is_beside && beside.1.len() <= LONGEST { beside } else { name }, entry)
+    });
+    places.collect()
+}
+
+/// Whether an entry is one that another replica sees to, of none of these workloads.
+fn is_of_others(object: &Value, entry: &Entry, own: &str, now: u64) -> bool {
+    let told = |text: &str| serde_json::from_str::<BTreeMap<String, Value>>(text).unwrap_or_default();
+    let (theirs, these) = (told(annotation(object, TOLD)), told(&entry.told));
+    let is_apart = !theirs.is_empty() && theirs.keys().all(|key| !these.contains_key(key));
+    is_apart && annotation(object, CONTROLLER) != own && !is_older(object, STALE, now)
 }
 
 /// Istio's name of an entry; `None` where it is too long for one.
@@ -503,6 +527,25 @@ mod tests {
             assert_ne!(other.told, entry.told);
             assert_eq!(count("shop", &other, OTHER), 0, "{}", other.told);
         }
+    }
+
+    #[test]
+    fn workloads_of_one_address_that_are_at_two_replicas_have_an_entry_each() {
+        let first = wanted(&[member("vm@10.0.0.7:8080", "10.0.0.7:8080")]);
+        let second = wanted(&[member("vm@10.0.0.7:9090", "10.0.0.7:9090")]);
+        let (usual, other) = (name("vms-10.0.0.7"), name("vms-10.0.0.7-1"));
+        let names = |wanted: &BTreeMap<Name, Entry>, there: (&Name, &Value), now: u64| -> Vec<Name> {
+            let there = BTreeMap::from([(there.0.clone(), there.1.clone())]);
+            beside(wanted.clone(), &there, OWN, now).into_keys().collect()
+        };
+        let others = written(&first[&usual], OTHER, NOW);
+        assert_eq!(names(&second, (&usual, &others), NOW), [other.clone()]);
+        let own = written(&second[&usual], OWN, NOW);
+        assert_eq!(names(&second, (&other, &own), NOW), [other.clone()], "it stays where it is");
+        assert_eq!(names(&second, (&usual, &own), NOW), [usual.clone()]);
+        // It came here from there, or nobody sees to it any more.
+        assert_eq!(names(&first, (&usual, &others), NOW), [usual.clone()]);
+        assert_eq!(names(&second, (&usual, &others), NOW + STALE + 1), [usual]);
     }
 
     #[test]

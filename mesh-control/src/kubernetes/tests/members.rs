@@ -108,3 +108,17 @@ spec: {address: 10.0.0.7, labels: {app: web}}
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_with_members_at_one_address_do_not_write_over_each_other() {
+    let fake = Fake::start().await;
+    fake.apply(WEB);
+    fake.apply(GROUP);
+    let (first, second) = (follow(&fake).await, follow(&fake).await);
+    let _telling = [&first, &second].map(|one| Members::start(&one.cluster, &one.plane, true));
+    first.plane.register(member());
+    second.until("it is heard of", |snapshot| addresses(snapshot) == ["10.0.0.7:8080"]).await;
+    second.plane.register(outside("vm@10.0.0.7:9090", "shop", "web", "10.0.0.7:9090".parse().expect("an address")));
+    fake.until("there is another entry", |fake| fake.count("make workloadentries") == 2).await;
+    assert_eq!(fake.count("put workloadentries"), 0);
+}
