@@ -193,6 +193,22 @@ fn what_has_to_see_requests_closes_every_connection() {
 }
 
 #[test]
+fn connections_that_are_passed_on_by_their_own_name_end_where_requests_have_to_be_seen() {
+    let server = "{port: {number: 443, name: tls, protocol: TLS}, hosts: ['*.local'], tls: {mode: AUTO_PASSTHROUGH}}";
+    let plane = plane(&[WEB.to_owned(), gateway("a", server)].concat());
+    const PROXY: &str = "envoy.filters.network.tcp_proxy";
+    for client in both() {
+        let open = filters(&plane, &client, 443);
+        assert!(open.iter().all(|names| names == PROXY), "{open:?}");
+    }
+    let asked = policy("p", "action: CUSTOM, provider: {name: nobody}, rules: [{}]");
+    plane.set_yaml("p.yaml", &asked).unwrap();
+    for client in both() {
+        assert_eq!(filters(&plane, &client, 443), [format!("mesh.rbac.allow {PROXY}")]);
+    }
+}
+
+#[test]
 fn a_policy_says_at_which_servers_of_its_gateway_nobody_sees_what_it_asks_for() {
     let servers = "{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}, \
         {port: {number: 81, name: tcp, protocol: TCP}, hosts: ['*']}, \

@@ -359,12 +359,13 @@ fn secured(
         return vec![chain(&name, names, requests(&name, edge, paths), socket)];
     }
     let mut chains = bytes(policy, view, (served, owners), edge);
-    if let Some(guards) = guards_of_bytes(edge) {
+    let guards = guards_of_bytes(edge);
+    if let Some(guards) = &guards {
         // Each goes to the cluster of its name.
         let passed_on = policy.passed_on_at(served, view).into_iter();
         chains.extend(passed_on.map(|name| {
             let filter = proxy::bytes(name.clone(), edge.guarded.logs.clone());
-            guarded(chain(&name, vec![name.clone()], filter, None), &guards)
+            guarded(chain(&name, vec![name.clone()], filter, None), guards)
         }));
     }
     if let Some(socket) = socket {
@@ -380,8 +381,9 @@ fn secured(
             }
         });
     }
-    // A name that no rule has is nobody else's.
-    chains.push(closed(&name, names, edge));
+    // A name that no rule has is nobody else's. Where nobody is let in, that ends connections of such names, too.
+    let closed = closed(&name, names, edge);
+    chains.push(if guards.is_some() { closed } else { guarded(closed, &[access::no_connections()]) });
     let mut told = HashSet::new();
     chains.iter_mut().for_each(|chain| {
         if let Some(matched) = &mut chain.filter_chain_match {
