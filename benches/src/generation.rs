@@ -363,6 +363,33 @@ mod tests {
         assert!(many <= few * 3, "{few} {many}");
     }
 
+    /// One server that names the host of each service.
+    fn named_hosts(case: &Case) -> String {
+        let host = |number: usize| format!("service-{number}.example.com");
+        let hosts = (0..case.services).map(host).collect::<Vec<_>>().join("', '");
+        let rules = (0..case.services).map(|number| {
+            let (name, host) = (name(number), host(number));
+            let to = "http: [{route: [{destination: {host: service-0}}]}]";
+            let rule = format!("{{hosts: [{host}], gateways: [gateway], {to}}}");
+            networking("VirtualService", &name, &rule)
+        });
+        of_http(0) + &gateway_object("gateway", &hosts) + &rules.collect::<String>()
+    }
+
+    #[test]
+    fn a_change_among_twice_as_many_hosts_of_a_gateway_costs_hardly_more_than_twice_as_much() {
+        let change = |services: usize| {
+            let of = Generation::new(&gateway("hosts", services, &[], named_hosts)).unwrap();
+            let routes = || of.push(&of.renew(0).unwrap(), Kind::Route).len();
+            let mut made = 0;
+            let allocated = allocation_counter::measure(|| made = routes()).count_total;
+            assert_eq!(made, 1);
+            allocated
+        };
+        let (few, many) = (change(500), change(1000));
+        assert!(many * 2 <= few * 5, "{few} {many}");
+    }
+
     #[test]
     fn every_case_makes_what_it_says_without_an_error_and_the_same_again() {
         for case in CASES {

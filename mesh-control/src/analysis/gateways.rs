@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Topic, quoted};
-use crate::config::file::{Object, Objects, Refused};
-use crate::config::istio::gateway::{Gateway, Server, ServerTls, lets_in, split_host};
+use crate::config::file::{Meta, Object, Objects, Refused};
+use crate::config::istio::gateway::{Gateway, Server, ServerTls, split_host};
 use crate::config::istio::secret::Secret;
 use crate::config::istio::virtual_service::{AnyMatch, AnyRoute, MESH, VirtualService};
 use crate::config::locate::locate;
@@ -13,10 +13,11 @@ use crate::config::spelling::nearest;
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
 use crate::policy::Policy;
 use crate::policy::access::{AccessPolicy, Effect};
+use crate::policy::gateways::Allowed;
 use crate::policy::secrets::AUTHORITIES;
 use crate::policy::virtual_services::gateway_name;
 use crate::registry::Discovery;
-use crate::registry::host::{covers, in_namespace};
+use crate::registry::host::in_namespace;
 use crate::registry::service::is_subset;
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
@@ -29,9 +30,14 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
 
 /// Rules for gateways that there are not, or that have none of their hosts.
 fn rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    let all =
-        || policy.gateways.of_istio().map(|object| (format!("{}/{}", object.meta.namespace, object.meta.name), object));
-    let by_name: BTreeMap<String, _> = all().collect();
+    let by_name: BTreeMap<String, Allowed<'_>> = policy
+        .gateways
+        .of_istio()
+        .map(|gateway| {
+            let Meta { namespace, name, .. } = &gateway.meta;
+            (format!("{namespace}/{name}"), Allowed::of(&gateway.spec.servers, namespace))
+        })
+        .collect();
     let is_wrong = |name: &str| {
         let is_it = |object: &Refused| {
             object.meta.kind == ObjectKind::Gateway && format!("{}/{}", object.meta.namespace, object.meta.name) == name
@@ -54,20 +60,14 @@ fn rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
                 let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
                 found.push(finding.istio(istio).object(rule.meta.id()).field(field));
             };
-            let Some(gateway) = by_name.get(&name) else {
+            let Some(allowed) = by_name.get(&name) else {
                 let meant = nearest(&name, &known).map(|meant| format!("; did you mean {}?", quoted(meant)));
                 let message =
                     format!("there is no Gateway {name}: the rules apply nowhere there{}", meant.unwrap_or_default());
                 say("IST0101", format!("gateways[{index}]"), message);
                 continue;
             };
-            let servers = gateway.spec.servers.iter().flat_map(|server| &server.hosts);
-            let is_shared = servers.map(|host| split_host(host)).any(|(namespace, host)| {
-                let host = in_namespace(host, &gateway.meta.namespace);
-                lets_in(namespace, &gateway.meta.namespace, own)
-                    && hosts.iter().any(|own| covers(&host, own) || covers(own, &host))
-            });
-            if !is_shared {
+            if allowed.shared(&hosts, own).is_empty() {
                 let message = format!(
                     "Gateway {name} has none of these hosts for namespace {own}: the rules apply nowhere there"
                 );

@@ -2,7 +2,7 @@
 //! (pilot/pkg/model/gateway.go), and which rules are in force there.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::config::file::{self, Age, Listens, Meta, Object, Objects, Workloads};
 use crate::config::gateway_api::GATEWAY_NAME;
 use crate::config::istio::gateway::{Gateway, lets_in, split_host};
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
-use crate::registry::host::{covers, in_namespace, plain, specificity};
+use crate::registry::host::{Hosts, covers, in_namespace, plain, specificity};
 use crate::registry::service::{Target, is_subset};
 use crate::registry::{Discovery, Service, Services};
 
@@ -105,6 +105,15 @@ pub struct LeftOut {
 #[derive(Debug, Default)]
 pub struct Owners(Vec<Owned>);
 
+/// The hosts of servers of a Gateway, each for the objects of some namespaces.
+pub(crate) struct Allowed<'a> {
+    /// The namespace of the Gateway.
+    own: &'a str,
+    /// Of each host, which namespaces it is for, as it is written.
+    namespaces: Vec<&'a str>,
+    hosts: Hosts,
+}
+
 /// A host of a server.
 #[derive(Debug)]
 struct Owned {
@@ -177,32 +186,26 @@ impl ServerAt {
         };
         hosts.map(of).collect()
     }
+}
 
-    /// Of the hosts of an object, those that it serves.
-    fn shared(&self, entry: &Entry) -> Vec<String> {
-        let own = &self.gateway.meta.namespace;
-        let written = self.server().into_iter().flat_map(|server| &server.hosts);
-        let allowed = written.filter_map(|written| {
-            let (namespace, host) = split_host(written);
-            lets_in(namespace, own, &entry.meta.namespace).then(|| in_namespace(host, own))
-        });
-        let mut shared = Vec::new();
-        for allowed in allowed {
-            for host in &entry.hosts {
-                // The narrower of the two.
-                let both = if covers(&allowed, host) {
-                    host
-                } else if covers(host, &allowed) {
-                    &allowed
-                } else {
-                    continue;
-                };
-                if !shared.contains(both) {
-                    shared.push(both.clone());
-                }
-            }
-        }
-        shared
+impl<'a> Allowed<'a> {
+    /// Those of these servers of a Gateway of the namespace `own`.
+    pub(crate) fn of(servers: &'a [Server], own: &'a str) -> Allowed<'a> {
+        let written = || servers.iter().flat_map(|server| &server.hosts).map(|host| split_host(host));
+        let hosts = written().map(|(_, host)| in_namespace(host, own)).collect();
+        Allowed { own, namespaces: written().map(|(namespace, _)| namespace).collect(), hosts }
+    }
+
+    /// Of these hosts of an object of a namespace, those that it lets in: of a host and what covers it, the narrower one. In the order
+    /// of its own.
+    pub(crate) fn shared(&self, hosts: &[String], namespace: &str) -> Vec<String> {
+        let lets_it_in = |place: usize| self.namespaces.get(place).is_some_and(|of| lets_in(of, self.own, namespace));
+        let of_each = hosts.iter().flat_map(|host| self.hosts.shared(host));
+        let mut found: Vec<(usize, &str)> = of_each.filter(|(place, _)| lets_it_in(*place)).collect();
+        // Those of one place stay in the order of the object's.
+        found.sort_by_key(|(place, _)| *place);
+        let mut seen = HashSet::new();
+        found.into_iter().filter(|(_, host)| seen.insert(*host)).map(|(_, host)| host.to_owned()).collect()
     }
 }
 
@@ -420,6 +423,9 @@ impl Owners {
     /// Whether a host that a server with these hosts has is another's: a listener gives way to every server that has it more closely,
     /// another server to those that keep their hosts.
     fn is_anothers(&self, own: &[String], is_listener: bool, host: &str) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
         let own = own.iter().filter(|own| covers(own, host)).max_by_key(|own| specificity(own));
         own.is_some_and(|own| {
             let mut others = self.0.iter().filter(|other| is_listener || other.is_kept);
@@ -568,7 +574,10 @@ impl Policy {
         let name = served.name();
         let entries = self.virtual_services.at_gateways(&served.hosts()).into_iter();
         let entries = entries.filter(move |entry| entry.is_at(&name) && entry.visibility.includes(&view.namespace));
-        entries.map(|entry| (entry, served.shared(entry))).filter(|(_, hosts)| !hosts.is_empty())
+        let allowed =
+            Allowed::of(served.server().map(std::slice::from_ref).unwrap_or_default(), &served.gateway.meta.namespace);
+        let shared = move |entry: &'a Entry| (entry, allowed.shared(&entry.hosts, &entry.meta.namespace));
+        entries.map(shared).filter(|(_, hosts)| !hosts.is_empty())
     }
 
     /// The hosts of these servers, which are one table of routes, in order, but for those of others at their address.

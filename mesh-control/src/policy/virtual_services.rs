@@ -62,7 +62,8 @@ impl VirtualServices {
         let mut found = Vec::new();
         let of_kind = refused.iter().filter(|object| object.meta.kind == ObjectKind::VirtualService);
         let refused: Vec<&Refused> = of_kind.map(AsRef::as_ref).collect();
-        let mut entries: Vec<Entry> = refused.iter().filter_map(|object| refused_entry(object)).collect();
+        let of_mesh = refused.iter().filter_map(|object| refused_entry(object));
+        let mut entries: Vec<Arc<Entry>> = of_mesh.map(Arc::new).collect();
         let of_gateways = refused.iter().filter_map(|object| refused_at_gateways(object));
         let mut at_gateways: Vec<Arc<Entry>> = of_gateways.map(Arc::new).collect();
         for object in &sorted {
@@ -72,16 +73,16 @@ impl VirtualServices {
             if object.spec.hosts.is_empty() {
                 continue;
             }
-            let entry = Entry {
+            let entry = Arc::new(Entry {
                 hosts: object.spec.hosts.iter().map(|host| in_namespace(host, &object.meta.namespace)).collect(),
                 visibility: visibility(object),
                 rules: rules(object, &sorted, &refused, &mut found),
                 meta: object.meta.clone(),
                 object: Some(Arc::clone(object)),
                 gateways,
-            };
+            });
             if !entry.gateways.is_empty() {
-                at_gateways.push(Arc::new(entry.clone()));
+                at_gateways.push(Arc::clone(&entry));
             }
             if in_mesh {
                 entries.push(entry);
@@ -103,7 +104,7 @@ impl VirtualServices {
         (all, found)
     }
 
-    fn add(&mut self, entry: Entry) {
+    fn add(&mut self, entry: Arc<Entry>) {
         let index = self.entries.len();
         for host in &entry.hosts {
             if host.starts_with('*') {
@@ -116,7 +117,7 @@ impl VirtualServices {
             }
         }
         self.note_labels(&entry);
-        self.entries.push(Arc::new(entry));
+        self.entries.push(entry);
     }
 
     /// Notes the labels of clients that its rules ask for.

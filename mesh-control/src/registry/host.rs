@@ -1,5 +1,6 @@
 //! Host names: short and full, exact and with a wildcard.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 /// The domain under which Kubernetes services have their names.
@@ -66,6 +67,51 @@ pub fn name_in_cluster(host: &str) -> Option<&str> {
 pub fn covers(pattern: &str, host: &str) -> bool {
     pattern == host
         || pattern.strip_prefix('*').is_some_and(|suffix| host.len() > suffix.len() && host.ends_with(suffix))
+}
+
+/// Hosts among which those are found that have something in common with another one, without looking at all of them.
+#[derive(Debug, Default)]
+pub struct Hosts {
+    all: Vec<String>,
+    /// The places of those without a wildcard.
+    exact: HashMap<String, Vec<usize>>,
+    /// The places of those with one.
+    wildcards: Vec<usize>,
+}
+
+impl Hosts {
+    /// The places of those that cover this host, or that it covers, with what both have: the narrower of the two. In their order.
+    pub fn shared<'a>(&'a self, host: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
+        let is_wide = host.starts_with('*');
+        // Without a wildcard, nothing but the same host is covered.
+        let exact = self.exact.get(host).filter(|_| !is_wide);
+        let some = exact.into_iter().chain((!is_wide).then_some(&self.wildcards)).flatten().copied();
+        let mut places: Vec<usize> = some.chain((0..self.all.len()).filter(|_| is_wide)).collect();
+        places.sort_unstable();
+        places.into_iter().filter_map(move |place| {
+            let own = self.all.get(place)?.as_str();
+            let both = match () {
+                () if covers(own, host) => host,
+                () if covers(host, own) => own,
+                () => return None,
+            };
+            Some((place, both))
+        })
+    }
+}
+
+impl FromIterator<String> for Hosts {
+    fn from_iter<I: IntoIterator<Item = String>>(hosts: I) -> Hosts {
+        let mut known = Hosts::default();
+        for (place, host) in hosts.into_iter().enumerate() {
+            match host.starts_with('*') {
+                true => known.wildcards.push(place),
+                false => known.exact.entry(host.clone()).or_default().push(place),
+            }
+            known.all.push(host);
+        }
+        known
+    }
 }
 
 /// How specific a pattern is: exact before wildcard, longer before shorter.
@@ -151,6 +197,23 @@ mod tests {
         assert!(!covers("a", "b"));
         assert!(specificity("a.x") > specificity("*.very.long"));
         assert!(specificity("*.a.x") > specificity("*.x"));
+    }
+
+    #[test]
+    fn hosts_are_found_as_by_looking_at_all_of_them() {
+        let names = ["*.x.com", "a.x.com", "*", "b", "*.a.x.com", "a.x.com", "x.com", "*.org"];
+        let hosts: Hosts = names.iter().map(|name| (*name).to_owned()).collect();
+        for host in names.iter().chain(&["c.a.x.com", "c.org", "*.com", "*com", "org", ""]) {
+            let narrower = |own: &&'static str| match () {
+                () if covers(own, host) => Some(*host),
+                () => Some(*own).filter(|own| covers(host, own)),
+            };
+            let each = names.iter().enumerate();
+            let expected: Vec<_> = each.filter_map(|(place, own)| Some((place, narrower(own)?))).collect();
+            assert_eq!(hosts.shared(host).collect::<Vec<_>>(), expected, "{host}");
+        }
+        let found: Vec<_> = hosts.shared("a.x.com").collect();
+        assert_eq!(found, [(0, "a.x.com"), (1, "a.x.com"), (2, "a.x.com"), (5, "a.x.com")]);
     }
 
     #[test]
