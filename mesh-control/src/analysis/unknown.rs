@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::config::diagnostic::quoted;
-use crate::config::spelling::nearest;
+use crate::config::spelling::{Names, nearest};
 use crate::policy::Policy;
-use crate::registry::Service;
 use crate::registry::host::{CLUSTER_DOMAIN, candidates};
 
 /// Why a full host name is nobody's, for clients of this namespace.
@@ -53,24 +52,45 @@ pub(super) fn entry_of_short_name(policy: &Policy, host: &str, client_namespace:
 
 /// The name that was probably meant, as the object would write it.
 pub(super) fn nearby(policy: &Policy, host: &str, client_namespace: &str) -> Option<String> {
-    let services = policy.services.iter().map(|(_, service)| &**service);
-    let seen: Vec<&Service> = services.filter(|service| service.visibility.includes(client_namespace)).collect();
-    let parts = |host: &'_ str| {
-        let (name, namespace) = host.strip_suffix(CLUSTER_DOMAIN)?.strip_suffix(".svc.")?.split_once('.')?;
-        Some((name.to_owned(), namespace.to_owned()))
-    };
-    let Some((name, namespace)) = parts(host) else {
-        let hosts: BTreeSet<&str> = seen.iter().map(|service| &*service.host).collect();
-        return nearest(host, &hosts).map(str::to_owned);
-    };
-    let all: BTreeSet<(String, String)> = seen.iter().filter_map(|service| parts(&service.host)).collect();
-    let written = |name: &str, namespace: &str| match namespace == client_namespace {
-        true => name.to_owned(),
-        false => format!("{name}.{namespace}.svc.{CLUSTER_DOMAIN}"),
-    };
-    let beside: BTreeSet<&str> = all.iter().filter(|(_, other)| *other == namespace).map(|(name, _)| &**name).collect();
-    let elsewhere: BTreeSet<&str> = all.iter().filter(|(other, _)| *other == name).map(|(_, other)| &**other).collect();
-    let typed = nearest(&name, &beside).map(|name| written(name, &namespace));
-    let moved = || nearest(&namespace, &elsewhere).or(elsewhere.first().copied());
-    typed.or_else(|| moved().map(|namespace| written(&name, namespace)))
+    Known::new(policy, client_namespace).nearby(host)
+}
+
+/// The hosts that clients of a namespace see, to look for several that were meant.
+pub(super) struct Known<'a> {
+    client_namespace: &'a str,
+    hosts: Names<'a>,
+    /// The services of the cluster among them: name and namespace.
+    in_cluster: BTreeSet<(&'a str, &'a str)>,
+}
+
+impl<'a> Known<'a> {
+    pub(super) fn new(policy: &'a Policy, client_namespace: &'a str) -> Known<'a> {
+        let services = policy.services.iter().map(|(_, service)| &**service);
+        let seen = services.filter(|service| service.visibility.includes(client_namespace));
+        let hosts: BTreeSet<&str> = seen.map(|service| &*service.host).collect();
+        let in_cluster = hosts.iter().filter_map(|host| parts(host)).collect();
+        Known { client_namespace, hosts: Names::new(hosts), in_cluster }
+    }
+
+    /// See [`nearby`].
+    pub(super) fn nearby(&self, host: &str) -> Option<String> {
+        let Some((name, namespace)) = parts(host) else {
+            return self.hosts.nearest(host).map(str::to_owned);
+        };
+        let written = |name: &str, namespace: &str| match namespace == self.client_namespace {
+            true => name.to_owned(),
+            false => format!("{name}.{namespace}.svc.{CLUSTER_DOMAIN}"),
+        };
+        let all = || self.in_cluster.iter().copied();
+        let beside: BTreeSet<&str> = all().filter(|(_, other)| *other == namespace).map(|(name, _)| name).collect();
+        let elsewhere: BTreeSet<&str> = all().filter(|(other, _)| *other == name).map(|(_, other)| other).collect();
+        let typed = nearest(name, &beside).map(|name| written(name, namespace));
+        let moved = || nearest(namespace, &elsewhere).or(elsewhere.first().copied());
+        typed.or_else(|| moved().map(|namespace| written(name, namespace)))
+    }
+}
+
+/// Name and namespace of a service of the cluster, out of its full name.
+fn parts(host: &str) -> Option<(&str, &str)> {
+    host.strip_suffix(CLUSTER_DOMAIN)?.strip_suffix(".svc.")?.split_once('.')
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::unknown::{entry_of_short_name, nearby, unknown_host};
+use super::unknown::{Known, entry_of_short_name, unknown_host};
 use super::{alias_finding, unmet};
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::extensions::Extensions;
@@ -32,9 +32,12 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
     check_delegates(objects, found);
     check_sessions(objects, policy, found);
+    let mut known: HashMap<&str, Known<'_>> = HashMap::new();
     for object in &objects.virtual_services {
+        let own = &*object.meta.namespace;
         for (index, host) in object.spec.hosts.iter().enumerate() {
-            if let Some(message) = misspelt(policy, host, &object.meta.namespace) {
+            let nearby = |host: &str| known.entry(own).or_insert_with(|| Known::new(policy, own)).nearby(host);
+            if let Some(message) = misspelt(policy, host, own, nearby) {
                 let origin = object.meta.origin.at(host.span);
                 let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
                 found.push(finding.object(object.meta.id()).field(format!("hosts[{index}]")));
@@ -48,8 +51,13 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
 }
 
-/// A host that exists by its rule alone, if it is nearly the name of a service.
-fn misspelt(policy: &Policy, host: &str, namespace: &str) -> Option<String> {
+/// A host that exists by its rule alone, if it is nearly the name of a service: `nearby` says which one.
+fn misspelt(
+    policy: &Policy,
+    host: &str,
+    namespace: &str,
+    nearby: impl FnOnce(&str) -> Option<String>,
+) -> Option<String> {
     let host = in_namespace(host, namespace);
     let is_known = host.contains('*')
         || policy.services.find(&host, namespace).is_some()
@@ -59,7 +67,7 @@ fn misspelt(policy: &Policy, host: &str, namespace: &str) -> Option<String> {
         return None;
     }
     let meant = entry_of_short_name(policy, &host, namespace)
-        .or_else(|| Some(format!("did you mean {}?", quoted(&nearby(policy, &host, namespace)?))))?;
+        .or_else(|| Some(format!("did you mean {}?", quoted(&nearby(&host)?))))?;
     Some(format!("no service is called {host}, which is here by this rule alone; {meant}"))
 }
 

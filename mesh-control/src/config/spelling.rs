@@ -1,5 +1,7 @@
 //! Which word was meant by one that nobody knows.
 
+use std::collections::BTreeMap;
+
 /// Nobody mistypes more than this.
 const LONGEST: usize = 64;
 /// Nor makes more edits of a word.
@@ -27,6 +29,25 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a &'a st
         .filter(|(distance, candidate)| *distance * 2 <= candidate.len())
         .min()
         .map(|(_, candidate)| candidate)
+}
+
+/// Known names by how many of their characters count: one that is far longer or shorter than another is never meant by it.
+#[derive(Debug)]
+pub(crate) struct Names<'a>(BTreeMap<usize, Vec<&'a str>>);
+
+impl<'a> Names<'a> {
+    pub(crate) fn new(known: impl IntoIterator<Item = &'a str>) -> Names<'a> {
+        let mut names = BTreeMap::<usize, Vec<&str>>::new();
+        known.into_iter().for_each(|name| names.entry(plain(name).count()).or_default().push(name));
+        Names(names)
+    }
+
+    /// [`nearest`] among them.
+    pub(crate) fn nearest(&self, name: &str) -> Option<&str> {
+        let length = plain(name).count();
+        let like = self.0.range(length.saturating_sub(MOST_EDITS)..=length.saturating_add(MOST_EDITS));
+        nearest(name, like.flat_map(|(_, names)| names))
+    }
 }
 
 /// How many edits apart two words are: a character more, less or different, or two neighbours that changed places. `None` where that
@@ -79,6 +100,11 @@ mod tests {
         assert_eq!((distance("Re-views", "reviwes", 1), distance("a_-b", "ab", 0)), (Some(1), Some(0)));
         assert_eq!(nearest("wbe", &["cart", "web"]), Some("web"));
         assert_eq!(nearest("other", &["cart", "web"]), None);
+        let known = ["cart", "web", "reviews", "review-s-v2"];
+        for name in ["wbe", "reviews-v", "re_views", "catr", "reviewsv", "revie", "other", "we", "", "reviews-v2x"] {
+            assert_eq!(Names::new(known).nearest(name), nearest(name, &known), "{name}");
+        }
+        assert_eq!(Names::new(known).nearest("re_view"), Some("reviews"));
         assert!(
             is_like("authorizationpolicies", "AuthorizationPolicy") && !is_like("NetworkPolicy", "AuthorizationPolicy")
         );
