@@ -539,12 +539,12 @@ mod tests {
             beside(wanted.clone(), &there, OWN, now).into_keys().collect()
         };
         let others = written(&first[&usual], OTHER, NOW);
-        assert_eq!(names(&second, (&usual, &others), NOW), [other.clone()]);
+        assert_eq!(names(&second, (&usual, &others), NOW), std::slice::from_ref(&other));
         let own = written(&second[&usual], OWN, NOW);
-        assert_eq!(names(&second, (&other, &own), NOW), [other.clone()], "it stays where it is");
-        assert_eq!(names(&second, (&usual, &own), NOW), [usual.clone()]);
+        assert_eq!(names(&second, (&other, &own), NOW), std::slice::from_ref(&other), "it stays where it is");
+        assert_eq!(names(&second, (&usual, &own), NOW), std::slice::from_ref(&usual));
         // It came here from there, or nobody sees to it any more.
-        assert_eq!(names(&first, (&usual, &others), NOW), [usual.clone()]);
+        assert_eq!(names(&first, (&usual, &others), NOW), std::slice::from_ref(&usual));
         assert_eq!(names(&second, (&usual, &others), NOW + STALE + 1), [usual]);
     }
 

@@ -233,7 +233,8 @@ pub struct Server {
     goaway: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     acceptors: Mutex<Vec<JoinHandle<()>>>,
-    expiry: JoinHandle<()>,
+    /// What goes on as long as the server does.
+    upkeep: Vec<JoinHandle<()>>,
     serving: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -286,16 +287,15 @@ impl Server {
             .add_optional_service(desk.as_ref().map(|_| Secrets::service(&state)))
             .add_optional_service(desk.clone().map(CertificateService));
         let serving = tokio::spawn(serve(router, incoming, leaving));
-        let expiring = state.clone();
-        let expiry = tokio::spawn(async move {
-            tokio::join!(
-                expiring.presence.expire(),
-                expiring.fleet.follow(&expiring.feed),
-                reconsider(&expiring),
-                expiring.follow_revoked(),
-                expiring.fetch_bundles()
-            );
-        });
+        // Each by itself: the end of one is not that of the others.
+        let [expiring, telling, reconsidering, revoking, fetching] = std::array::from_fn(|_| state.clone());
+        let upkeep = vec![
+            tokio::spawn(async move { expiring.presence.expire().await }),
+            tokio::spawn(async move { telling.fleet.follow(&telling.feed).await }),
+            tokio::spawn(async move { reconsider(&reconsidering).await }),
+            tokio::spawn(async move { revoking.follow_revoked().await }),
+            tokio::spawn(async move { fetching.fetch_bundles().await }),
+        ];
         Server {
             state,
             trust_domain: desk
@@ -306,7 +306,7 @@ impl Server {
             goaway,
             stop,
             acceptors: Mutex::default(),
-            expiry,
+            upkeep,
             serving: Mutex::new(vec![serving]),
         }
     }
@@ -454,7 +454,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.goaway.send_replace(true);
         self.stop.send_replace(true);
-        self.expiry.abort();
+        self.upkeep.iter().for_each(JoinHandle::abort);
         self.acceptors().drain(..).for_each(|task| task.abort());
         self.serving().drain(..).for_each(|task| task.abort());
     }
