@@ -37,6 +37,29 @@ async fn echoes(stream: &mut TcpStream) -> bool {
     stream.write_all(b"again").await.is_ok() && within(stream.read_exact(&mut back)).await.is_ok()
 }
 
+/// One look at how a connection fares: that nothing comes of it for so long is an answer, too.
+async fn soon<F: Future>(look: F) -> Option<F::Output> {
+    tokio::time::timeout(Duration::from_secs(5), look).await.ok()
+}
+
+/// Waits until these are let in, and no others, by a policy.
+async fn until<const N: usize>(policy: &str, expected: [bool; N], let_in: &impl AsyncFn() -> [bool; N]) {
+    let mut seen = None;
+    let comes = Box::pin(async {
+        loop {
+            let now = let_in().await;
+            if now == expected {
+                return;
+            }
+            seen = Some(now);
+            tokio::task::yield_now().await;
+        }
+    });
+    if tokio::time::timeout(Duration::from_secs(60), comes).await.is_err() {
+        panic!("{seen:?} at last, and not {expected:?}, by {policy:?}");
+    }
+}
+
 fn policy(spec: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: guard}}\n\
@@ -78,8 +101,10 @@ async fn policies_decide_on_connections_before_who_is_behind_hears_of_them_and_e
 
     // By TCP from two addresses, and by TLS from the first: two names that pass, and one where it ends.
     let let_in = async || {
-        let by_tcp = async |client: &str| heard(client, local(tcp)).await.is_some();
-        let by_name = async |ca: &Authority, name: &str| Caller::new(ca).ask(local(tls), name, name).await.is_ok();
+        let by_tcp = async |client: &str| soon(Box::pin(heard(client, local(tcp)))).await.flatten().is_some();
+        let by_name = async |ca: &Authority, name: &str| {
+            soon(Box::pin(Caller::new(ca).ask(local(tls), name, name))).await.is_some_and(|said| said.is_ok())
+        };
         [
             by_tcp("127.0.0.1").await,
             by_tcp("127.0.0.2").await,
@@ -121,12 +146,7 @@ async fn policies_decide_on_connections_before_who_is_behind_hears_of_them_and_e
         // Each from nothing: what the one before has closed proves nothing of this one.
         for (text, expected) in [(String::new(), ALL), (policy(&spec), expected)] {
             gateway.control.set_yaml("guard.yaml", &text).unwrap();
-            within(Box::pin(async {
-                while let_in().await != expected {
-                    tokio::task::yield_now().await;
-                }
-            }))
-            .await;
+            until(&text, expected, &let_in).await;
         }
     }
 
@@ -159,7 +179,9 @@ async fn policies_decide_by_the_name_that_a_client_asks_for_where_any_name_is_pa
     gateway.bound().await;
 
     let let_in = async || {
-        let by_name = async |name: &str| Caller::new(&raw).ask(local(port), name, name).await.is_ok();
+        let by_name = async |name: &str| {
+            soon(Box::pin(Caller::new(&raw).ask(local(port), name, name))).await.is_some_and(|said| said.is_ok())
+        };
         [by_name("a.example").await, by_name("b.example").await]
     };
     for (action, values, expected) in [
@@ -172,12 +194,7 @@ async fn policies_decide_by_the_name_that_a_client_asks_for_where_any_name_is_pa
         // Each from nothing: what the one before has closed proves nothing of this one.
         for (text, expected) in [(String::new(), [true; 2]), (policy(&spec), expected)] {
             gateway.control.set_yaml("guard.yaml", &text).unwrap();
-            within(Box::pin(async {
-                while let_in().await != expected {
-                    tokio::task::yield_now().await;
-                }
-            }))
-            .await;
+            until(&text, expected, &let_in).await;
         }
     }
 }
