@@ -19,6 +19,7 @@ use mesh_core::testing::resources::{
     routes_to, virtual_host,
 };
 use prost::Message;
+use tokio::sync::mpsc::{Receiver, channel};
 
 use super::*;
 
@@ -27,7 +28,7 @@ pub(super) struct Gateway<C = ManagementServer> {
     pub(super) control: C,
     child: Child,
     stdout: Lines<BufReader<ChildStdout>>,
-    stderr: Lines<BufReader<ChildStderr>>,
+    stderr: Receiver<String>,
     /// What it said, and nobody waited for.
     said: Vec<String>,
 }
@@ -39,7 +40,15 @@ impl<C> Gateway<C> {
         command.args(["--control", server, "--name", "edge"]).args(options);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.env("RUST_LOG", "warn,mesh_gateway=debug,mesh_tower=debug").spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (told, stderr) = channel(1 << 16);
+        // Whether or not somebody waits for a line: a process whose lines nobody takes stands still once the pipe is full.
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                // Nobody waits for so many.
+                _ = told.try_send(line);
+            }
+        });
         let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
         Gateway { control, child, stdout, stderr, said: Vec::new() }
     }
@@ -51,7 +60,7 @@ impl<C> Gateway<C> {
                 let line = self.said.remove(place);
                 return line.split_once(what).unwrap().1.to_owned();
             }
-            let line = within(self.stderr.next_line()).await.unwrap();
+            let line = within(self.stderr.recv()).await;
             self.said.push(line.unwrap_or_else(|| panic!("it never said {what:?}: {:?}", self.said)));
         }
     }
