@@ -353,14 +353,14 @@ class Suite:
         """One line for one promise."""
         started = time.monotonic()
         try:
-            detail, verdict = run(), "ok    "
+            detail, verdict = run(), "ok"
         except Failure as failure:
             detail, verdict = failure, "FAILED"
-        told = f"{verdict} {client:<8} {what} ({time.monotonic() - started:.1f} s)"
+        told = f"{verdict:<6} {client:<8} {what} ({time.monotonic() - started:.1f} s)"
         if detail:
             told += f"\n       {'':<8} {detail}"
         with self.telling:
-            self.verdicts[verdict.strip()] += 1
+            self.verdicts[verdict] += 1
             print(told, flush=True)
 
     def each(self, clients, what, holds, window=WINDOW):
