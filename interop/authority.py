@@ -28,3 +28,16 @@ def signed(folder, name, *extensions):
     make += ["-addext", "basicConstraints=critical,CA:FALSE", *extensions, "-CA", root[0], "-CAkey", root[1], "-out", files[0], "-keyout", files[1]]
     subprocess.run(make, check=True, capture_output=True, timeout=60)
     return files, root[0]
+
+
+def plugged_in(folder):
+    """An authority to plug in with `serve --ca-dir`: the directory of its files."""
+    root, secret = self_signed(folder, "root", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    authority = folder / "authority"
+    authority.mkdir()
+    for name in ("ca-cert", "cert-chain", "root-cert"):
+        (authority / f"{name}.pem").write_text(root.read_text())
+    key = authority / "ca-key.pem"
+    key.touch(0o600)
+    key.write_text(secret.read_text())
+    return authority

@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 
-from authority import self_signed, signed
+from authority import plugged_in, signed
 from ports import free_port
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -121,15 +121,6 @@ class Cluster:
             probe.connect(("192.0.2.1", 9))
             self.ip = probe.getsockname()[0]
         tls, self.tls_ca = signed(self.folder, "served", "-addext", "subjectAltName=IP:127.0.0.1")
-        usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
-        root = self_signed(self.folder, "root", *usage)
-        authority = self.folder / "authority"
-        authority.mkdir()
-        for name in ("ca-cert", "cert-chain", "root-cert"):
-            (authority / f"{name}.pem").write_text(root[0].read_text())
-        key = authority / "ca-key.pem"
-        key.touch(0o600)
-        key.write_text(root[1].read_text())
         command = [self.suite.args.bin / "mesh-control", "install", "--image", "registry.example/mesh-control:1"]
         done = subprocess.run([*command, "--webhook-ca", self.tls_ca, "-o", "json"], check=True, capture_output=True, timeout=30)
         manifests = json.loads(done.stdout)["items"]
@@ -146,18 +137,10 @@ class Cluster:
         self.crd("gateway.networking.k8s.io", "httproutes", "HTTPRoute", ROUTE_STATUS)
         token = self.folder / "cluster-token"
         token.write_text(self.kubernetes.token("mesh-control", audience=self.kubernetes.api, namespace=SYSTEM))
-        ca = self.folder / "certs" / "apiserver.crt"
-        config = {
-            "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": {"server": self.kubernetes.api, "certificate-authority": str(ca)}}],
-            "users": [{"name": "u", "user": {"tokenFile": token.name}}],
-        }
-        kubeconfig = self.folder / "kubeconfig"
-        kubeconfig.write_text(json.dumps(config))
+        kubeconfig = self.kubernetes.kubeconfig("kubeconfig", {"tokenFile": token.name})
         command = [self.suite.args.bin / "mesh-control", "serve", "--kubernetes", "--kubeconfig", kubeconfig]
-        command += ["--kubernetes-lease", f"{SYSTEM}/mesh-control", "--ca-dir", authority]
-        command += ["--kubernetes-tokens", self.kubernetes.api, "--kubernetes-token-file", token, "--kubernetes-ca", ca]
+        command += ["--kubernetes-lease", f"{SYSTEM}/mesh-control", "--ca-dir", plugged_in(self.folder)]
+        command += ["--kubernetes-tokens", self.kubernetes.api, "--kubernetes-token-file", token, "--kubernetes-ca", self.kubernetes.ca]
         command += ["--tls-cert", tls[0], "--tls-key", tls[1]]
         self.replicas = []
         for webhook in webhooks:
@@ -407,11 +390,7 @@ class Cluster:
             make(PATHS["RoleBinding"].format(namespace), "RoleBinding", name, version, roleRef=role("Role"), subjects=subjects)
         token = self.folder / "editor-token"
         token.write_text(self.kubernetes.token(name, audience=self.kubernetes.api, namespace=SYSTEM))
-        config = json.loads((self.folder / "kubeconfig").read_text())
-        config["users"] = [{"name": "u", "user": {"tokenFile": token.name}}]
-        kubeconfig = self.folder / "editor-kubeconfig"
-        kubeconfig.write_text(json.dumps(config))
-        return kubeconfig
+        return self.kubernetes.kubeconfig("editor-kubeconfig", {"tokenFile": token.name})
 
     def commands(self):
         kubeconfig = self.editor()

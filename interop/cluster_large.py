@@ -3,7 +3,6 @@ for everything as an Envoy beside a workload does, says when it has it.
 """
 
 import concurrent.futures
-import json
 import pathlib
 import queue
 import threading
@@ -12,7 +11,7 @@ import time
 import grpc
 
 import kubernetes
-from authority import self_signed
+from authority import plugged_in
 from large import ADS, cpu, struct
 from protobuf import field, fields
 
@@ -149,24 +148,8 @@ class Large:
         )
 
     def hold(self):
-        folder = self.kubernetes.folder
-        authority = folder / "authority"
-        authority.mkdir()
-        root = self_signed(folder, "root", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
-        for name in ("ca-cert", "cert-chain", "root-cert"):
-            (authority / f"{name}.pem").write_text(root[0].read_text())
-        key = authority / "ca-key.pem"
-        key.touch(0o600)
-        key.write_text(root[1].read_text())
-        cluster = {"server": self.kubernetes.api, "certificate-authority": str(folder / "certs" / "apiserver.crt")}
-        config = {
-            "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": cluster}],
-            "users": [{"name": "u", "user": {"token": kubernetes.ADMIN}}],
-        }
-        kubeconfig = folder / "kubeconfig"
-        kubeconfig.write_text(json.dumps(config))
+        authority = plugged_in(self.kubernetes.folder)
+        kubeconfig = self.kubernetes.kubeconfig("kubeconfig", {"token": kubernetes.ADMIN})
         command = [self.suite.args.bin / "mesh-control", "serve", "--kubernetes", "--kubeconfig", kubeconfig, "--ca-dir", authority]
         command += ["--xds-addr", "127.0.0.1:0", "--secure-addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0"]
         began = time.monotonic()

@@ -38,6 +38,8 @@ class Kubernetes:
         self.config = self.folder / "config"
         self.config.mkdir(parents=True)
         self.program = suite.args.peers / "kubernetes" / "kube-apiserver"
+        # The server's own certificate, once it has started.
+        self.ca = self.folder / "certs" / "apiserver.crt"
 
     def run(self, with_chart=False):
         check = self.suite.check
@@ -91,6 +93,18 @@ class Kubernetes:
             text = answer.read()
         return text if raw else json.loads(text)
 
+    def kubeconfig(self, name, user):
+        """A file of this name, by which programs reach the API server as this user."""
+        config = {
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {"server": self.api, "certificate-authority": str(self.ca)}}],
+            "users": [{"name": "u", "user": user}],
+        }
+        file = self.folder / name
+        file.write_text(json.dumps(config))
+        return file
+
     def make(self, path, kind, name, version="v1", **more):
         return self.ask("POST", path, {"apiVersion": version, "kind": kind, "metadata": {"name": name}, **more})
 
@@ -131,7 +145,7 @@ class Kubernetes:
         own.write_text(self.token("mesh-control", audience=self.api, namespace="default"))
         command = [*self.suite.serve(self.config, "127.0.0.1:0"), "--state-dir", self.folder / "state"]
         command += ["--kubernetes-tokens", self.api, "--kubernetes-token-file", own]
-        command += ["--kubernetes-ca", self.folder / "certs" / "apiserver.crt"]
+        command += ["--kubernetes-ca", self.ca]
         self.xds = self.suite.start("mesh-control of pods", command).wait_for_line("xds listening on ")
         csr = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/"]
         csr += ["-keyout", os.devnull]
