@@ -9,9 +9,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::balance::PickArgs;
 use crate::model::{
-    ApiListener, Cluster, ClusterKind, ClusterTls, Clusters, Endpoints, ForeignTls, Forward, HttpManager, Listener,
-    Mirror, Roots, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Secret, Sni, VirtualHost,
-    WeightedCluster,
+    ApiListener, Cluster, ClusterKind, ClusterTls, Clusters, Endpoints, FilterChain, ForeignTls, Forward, HttpManager,
+    Listener, Mirror, Roots, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Secret, ServerListener,
+    Sni, VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
 use crate::resources::{Change, Resource, ResourceKey, ResourceType};
@@ -47,6 +47,16 @@ fn listener(name: &str, route: &str) -> Change {
     let http = HttpManager::new(RouteSource::Named(route.into()));
     let listener = Listener::Api(ApiListener::new(name, http));
     Change::Put(key(ResourceType::Listener, name), Resource::Listener(Arc::new(listener)))
+}
+
+/// The listener of a server at this address, which may say more.
+fn server_listener(name: &ListenerName, address: SocketAddr, more: impl FnOnce(&mut ServerListener)) -> Change {
+    let mut listener = ServerListener::new(name.clone(), address);
+    let http = HttpManager::new(RouteSource::Inline(Arc::default()));
+    listener.default_filter_chain = Some(FilterChain::new("c", http));
+    more(&mut listener);
+    let listener = Resource::Listener(Arc::new(Listener::Server(listener)));
+    Change::Put(key(ResourceType::Listener, name.as_str()), listener)
 }
 
 fn route(name: &str, clusters: &[&str]) -> Change {
@@ -511,13 +521,7 @@ async fn a_server_serves_once_its_listener_is_for_the_address_that_it_is_bound_t
     let name = server.listener().clone();
     let progress = sink.changed().await.unwrap();
     assert_eq!(progress.subscribe, [key(ResourceType::Listener, name.as_str())]);
-    let listen = |address| {
-        let http = HttpManager::new(RouteSource::Inline(Arc::default()));
-        let mut listener = crate::model::ServerListener::new(name.clone(), address);
-        listener.default_filter_chain = Some(crate::model::FilterChain::new("c", http));
-        let listener = Listener::Server(listener);
-        update([Change::Put(key(ResourceType::Listener, name.as_str()), Resource::Listener(Arc::new(listener)))])
-    };
+    let listen = |address| update([server_listener(&name, address, |_| {})]);
     sink.apply(listen("127.0.0.2:80".parse().unwrap()));
     assert!(matches!(&*server.state().borrow(), ServerState::NotServing(_)));
     sink.apply(listen(address));
@@ -537,12 +541,7 @@ async fn a_process_is_who_its_listener_says_by_labels() {
     sink.changed().await.unwrap();
     assert_eq!(store.own().get().app, None);
     for (labels, app) in [(vec![("app", "legacy".into())], Some("legacy")), (Vec::new(), None)] {
-        let http = HttpManager::new(RouteSource::Inline(Arc::default()));
-        let mut listener = crate::model::ServerListener::new(name.clone(), address);
-        listener.default_filter_chain = Some(crate::model::FilterChain::new("c", http));
-        listener.labels = labels;
-        let listener = Resource::Listener(Arc::new(Listener::Server(listener)));
-        sink.apply(update([Change::Put(key(ResourceType::Listener, name.as_str()), listener)]));
+        sink.apply(update([server_listener(&name, address, |listener| listener.labels = labels)]));
         assert_eq!(store.own().get().app.as_deref(), app);
     }
 }
@@ -555,13 +554,11 @@ async fn a_server_that_is_no_gateway_believes_nobody_in_front_of_it() {
     let name = server.listener().clone();
     sink.changed().await.unwrap();
     let listen = |proxy_protocol, proxies| {
-        let mut http = HttpManager::new(RouteSource::Inline(Arc::default()));
-        http.trust.proxies = proxies;
-        let mut listener = crate::model::ServerListener::new(name.clone(), address);
-        listener.default_filter_chain = Some(crate::model::FilterChain::new("c", http));
-        listener.proxy_protocol = proxy_protocol;
-        let listener = Listener::Server(listener);
-        update([Change::Put(key(ResourceType::Listener, name.as_str()), Resource::Listener(Arc::new(listener)))])
+        let more = |listener: &mut ServerListener| {
+            listener.proxy_protocol = proxy_protocol;
+            listener.default_filter_chain.as_mut().unwrap().http.trust.proxies = proxies;
+        };
+        update([server_listener(&name, address, more)])
     };
     sink.apply(listen(true, 0));
     assert!(matches!(&*server.state().borrow(), ServerState::NotServing(_)));
