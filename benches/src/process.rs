@@ -79,8 +79,14 @@ pub fn program_beside(name: &str, built_by: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Ports of this machine that nobody listens on: as many as the array has.
+pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    let ports = many_free_ports(N)?;
+    ports.try_into().map_err(|ports: Vec<u16>| anyhow::anyhow!("{} ports, and not {N}", ports.len()))
+}
+
 /// So many ports of this machine that nobody listens on.
-pub fn free_ports(count: usize) -> Result<Vec<u16>> {
+pub fn many_free_ports(count: usize) -> Result<Vec<u16>> {
     // All at once, so that they are different ones.
     let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
     listeners.iter().map(|listener| anyhow::Ok(listener.local_addr()?.port())).collect()

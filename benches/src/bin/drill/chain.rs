@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy;
 use hyper_util::rt::TokioExecutor;
 use mesh_benches::Result;
-use mesh_benches::process::free_ports;
+use mesh_benches::process::many_free_ports;
 use mesh_benches::stats::judge;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::fixed::Fixed;
@@ -283,7 +283,7 @@ type Pooled = legacy::Client<legacy::connect::HttpConnector, Empty<Bytes>>;
 async fn of_envoy(hops: usize, args: &ChainArgs) -> Result<Run> {
     let leaf = Leaf::start().await?;
     let client: Pooled = legacy::Client::builder(TokioExecutor::new()).build_http();
-    let ports = free_ports(hops)?;
+    let ports = many_free_ports(hops)?;
     let mut services = vec![leaf.at];
     // What comes to service number n is passed on to the port of the one after it.
     for port in ports.iter().skip(1).rev() {

@@ -153,10 +153,9 @@ fn report(cases: &[Case<'_>], bars: &Bars, args: &Args) -> bool {
         let (rate, cpu) = (ratio(|it| it.figures.rate), ratio(|it| per_cpu(&it.figures)));
         let (p99, memory) = (ratio(|it| it.figures.p99), ratio(|it| it.memory));
         let at_least = format!("≥ {:.2}", bars.per_cpu);
-        let cpu = judged(cpu, Some((at_least.as_str(), cpu.may_reach(bars.per_cpu))), &mut is_met);
+        let cpu = judged(cpu, Some((at_least, cpu.may_reach(bars.per_cpu))), &mut is_met);
         let [p99, memory] = [(p99, bars.p99), (memory, bars.memory)].map(|(ratio, bar)| {
-            let bar = bar.map(|bar| (format!("≤ {bar:.2}"), ratio.may_stay_at(bar)));
-            judged(ratio, bar.as_ref().map(|(text, kept)| (text.as_str(), *kept)), &mut is_met)
+            judged(ratio, bar.map(|bar| (format!("≤ {bar:.2}"), ratio.may_stay_at(bar))), &mut is_met)
         });
         println!("| {} | {} | {cpu} | {p99} | {memory} |", case.name, judged(rate, None, &mut is_met));
     }
@@ -164,7 +163,7 @@ fn report(cases: &[Case<'_>], bars: &Bars, args: &Args) -> bool {
 }
 
 /// A ratio, and its bar with whether it is met.
-pub(crate) fn judged(ratio: Ratio, bar: Option<(&str, bool)>, is_met: &mut bool) -> String {
+pub(crate) fn judged(ratio: Ratio, bar: Option<(String, bool)>, is_met: &mut bool) -> String {
     let shown = format!("{:.3} ± {:.3}", ratio.median, ratio.noise);
     match bar {
         None => shown,

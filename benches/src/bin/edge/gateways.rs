@@ -33,8 +33,7 @@ pub(crate) fn at(port: u16) -> SocketAddr {
 pub(crate) async fn beside_envoy(programs: &Programs, args: &Args) -> Result<bool> {
     println!("\n## mesh-gateway beside Envoy: TLS in, mutual TLS out");
     let authority = Authority::new()?;
-    let ports = free_ports(4)?;
-    let [our_http, our_https, http, https] = ports[..] else { anyhow::bail!("four ports: {ports:?}") };
+    let [our_http, our_https, http, https] = free_ports()?;
     let objects = objects::listens(OURS, our_http, our_https)
         + &objects::listens(ENVOY, http, https)
         + &objects::service("server", BEHIND.1, None)
@@ -63,8 +62,7 @@ pub(crate) async fn beside_nginx(programs: &Programs, args: &Args) -> Result<boo
         programs.nginx.display()
     );
     let (_server, behind) = server(None)?;
-    let ports = free_ports(4)?;
-    let [our_http, our_https, http1, http2] = ports[..] else { anyhow::bail!("four ports: {ports:?}") };
+    let [our_http, our_https, http1, http2] = free_ports()?;
     let objects = objects::listens(OURS, our_http, our_https)
         + &objects::outside(behind.port())
         + &objects::gateway(false)

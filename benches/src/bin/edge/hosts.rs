@@ -60,8 +60,7 @@ struct Changes {
 pub(crate) async fn run(programs: &Programs, args: &Args) -> Result<bool> {
     println!("\n## {HOSTS} hosts on one gateway, and {} certificates", HOSTS / OF_A_SERVER);
     let authority = Authority::new()?;
-    let ports = free_ports(4)?;
-    let [our_http, our_https, http, https] = ports[..] else { anyhow::bail!("four ports: {ports:?}") };
+    let [our_http, our_https, http, https] = free_ports()?;
     let objects = objects::listens(OURS, our_http, our_https)
         + &objects::listens(ENVOY, http, https)
         + &objects::service("server", BEHIND.1, None)
@@ -118,7 +117,7 @@ pub(crate) async fn run(programs: &Programs, args: &Args) -> Result<bool> {
     }
     let ratio = Ratio::of(&values(0, per_cpu), &values(1, per_cpu));
     let bar = format!("≥ {HANDSHAKES_BAR:.2}");
-    let shown = judged(ratio, Some((bar.as_str(), ratio.may_reach(HANDSHAKES_BAR))), &mut is_met);
+    let shown = judged(ratio, Some((bar, ratio.may_reach(HANDSHAKES_BAR))), &mut is_met);
     println!("\nHandshakes per CPU-second, ours beside Envoy's: {shown}.");
     Ok(is_met)
 }

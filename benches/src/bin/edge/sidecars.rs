@@ -21,8 +21,7 @@ const CLIENT: [&str; 2] = ["127.0.0.3", "127.0.1.3"];
 pub(crate) async fn run(programs: &Programs, args: &Args) -> Result<bool> {
     println!("\n## A pair of mesh-sidecar beside a pair of Envoys: mutual TLS between them");
     let (_server, behind) = server(None)?;
-    let ports = free_ports(1)?;
-    let [port] = ports[..] else { anyhow::bail!("one port: {ports:?}") };
+    let [port] = free_ports()?;
     let (_, our_port) = HOST.split_once(':').unwrap_or((HOST, "8080"));
     let objects = objects::service("server", our_port.parse()?, None) + &objects::service(ENVOYED, port, Some("http"));
     let world = World::start(programs, &[("objects.yaml".into(), objects)])?;

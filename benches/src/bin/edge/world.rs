@@ -128,9 +128,10 @@ impl<'p> World<'p> {
         let mut command = Command::new(&self.programs.control);
         command.args(["ca", "issue", "--identity", &identity, "--state-dir"]).arg(folder.join("state"));
         done(command.arg("--out").arg(&certificates))?;
-        let admin = free_ports(1)?.first().context("a port")?.to_string();
+        let [admin] = free_ports()?;
         let mut command = Command::new(&self.programs.control);
-        command.args(["bootstrap", "--envoy", kind, "--server", &self.xds.to_string(), "--admin-port", &admin]);
+        command.args(["bootstrap", "--envoy", kind, "--server", &self.xds.to_string()]);
+        command.args(["--admin-port", &admin.to_string()]);
         command.args(["--name", name, "--namespace", namespace, "--service-account", account]).args(options);
         done(command.arg("--certificates").arg(&certificates).arg("--out").arg(&config))?;
         Process::start(&mut envoy::command(binary, &config))

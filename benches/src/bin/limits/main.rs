@@ -22,7 +22,7 @@ use envoy_types::pb::envoy::service::ratelimit::v3::RateLimitRequest;
 use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_service_client::RateLimitServiceClient;
 use mesh_benches::Result;
-use mesh_benches::process::{Process, cpu, machine, program_beside};
+use mesh_benches::process::{Process, cpu, free_ports, machine, program_beside};
 use mesh_benches::stats::{judge, median};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -130,12 +130,13 @@ async fn run(args: &Args) -> Result<bool> {
     Ok(exact(&replicas).await? && is_met)
 }
 
-fn free_port() -> Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+/// Addresses of this machine that nobody listens on.
+fn free<const N: usize>() -> Result<[SocketAddr; N]> {
+    Ok(free_ports::<N>()?.map(|port| SocketAddr::from(([127, 0, 0, 1], port))))
 }
 
 fn redis(program: &Path, folder: &Path) -> Result<(Process, SocketAddr)> {
-    let address = free_port()?;
+    let [address] = free()?;
     let mut command = Command::new(program);
     command.args(["--bind", "127.0.0.1", "--save", "", "--port", &address.port().to_string()]);
     command.arg("--dir").arg(folder).stdout(Stdio::null());
@@ -145,7 +146,7 @@ fn redis(program: &Path, folder: &Path) -> Result<(Process, SocketAddr)> {
 fn ours(name: &'static str, args: &Args, folder: &Path, redis: Option<&str>) -> Result<Service> {
     let beside = || program_beside("mesh-control", "cargo build --release --bin mesh-control");
     let program = args.control.clone().map_or_else(beside, Ok)?;
-    let address = free_port()?;
+    let [address] = free()?;
     let mut command = Command::new(program);
     command.args([
         "serve",
@@ -165,7 +166,7 @@ fn ours(name: &'static str, args: &Args, folder: &Path, redis: Option<&str>) -> 
 }
 
 fn theirs(program: &Path, folder: &Path, redis: SocketAddr) -> Result<Service> {
-    let [address, http, debug] = [free_port()?, free_port()?, free_port()?];
+    let [address, http, debug] = free()?;
     let mut command = Command::new(program);
     command.env("RUNTIME_ROOT", folder.join("runtime")).stdout(Stdio::null()).stderr(Stdio::null());
     command.envs([
