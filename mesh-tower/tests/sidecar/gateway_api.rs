@@ -28,6 +28,29 @@ pub(super) fn service(name: &str, at: SocketAddr) -> String {
     )
 }
 
+/// The same of a service whose connections nobody looks into.
+pub(super) fn service_of_bytes(name: &str, at: SocketAddr) -> String {
+    service(name, at).replace("name: http, port", "name: tcp, port").replace("{http:", "{tcp:")
+}
+
+/// A Gateway where bytes come in: by TCP at a port, and at another by TLS, which passes or, for one name, ends there.
+pub(super) fn gateway_of_bytes(tcp: u16, tls: u16) -> String {
+    let listeners = format!(
+        "{{gatewayClassName: istio, listeners: [{{name: tcp, port: {tcp}, protocol: TCP}}, \
+         {{name: passes, port: {tls}, protocol: TLS, hostname: '*.example', tls: {{mode: Passthrough}}}}, \
+         {{name: ends, port: {tls}, protocol: TLS, hostname: ends.example, tls: {{certificateRefs: [{{name: ends}}]}}}}]}}"
+    );
+    object("Gateway", "edge", &listeners)
+}
+
+/// A route from one of its listeners to a service.
+pub(super) fn route_of_bytes(kind: &str, listener: &str, hosts: &str, to: &str) -> String {
+    let spec = format!(
+        "{{parentRefs: [{{name: edge, sectionName: {listener}}}], {hosts}rules: [{{backendRefs: [{{name: {to}, port: 80}}]}}]}}"
+    );
+    object(kind, listener, &spec)
+}
+
 pub(super) fn secret(name: &str, pair: &Pair) -> String {
     let of = |pem: &str| pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
     let (chain, key) = (of(&pair.chain), of(&pair.key));
@@ -40,7 +63,7 @@ pub(super) fn object(kind: &str, name: &str, spec: &str) -> String {
     format!("apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n")
 }
 
-async fn control(text: &str) -> Embedded {
+pub(super) async fn control(text: &str) -> Embedded {
     Embedded::start(Config::yaml(text), Options::default().dev()).await.unwrap()
 }
 
@@ -323,27 +346,14 @@ async fn connections_come_in_by_tcp_and_by_the_name_that_tls_asks_for() {
     let (ca, raw) = (Authority::named("root"), Authority::named("raw"));
     let outside = Foreign::start(tls_of(&raw.leaf(&["raw.example"]), None, ANY)).await;
     let (tcp, tls) = (free_port().await, free_port().await);
-    let listeners = format!(
-        "{{gatewayClassName: istio, listeners: [{{name: tcp, port: {tcp}, protocol: TCP}}, \
-         {{name: passes, port: {tls}, protocol: TLS, hostname: '*.example', tls: {{mode: Passthrough}}}}, \
-         {{name: ends, port: {tls}, protocol: TLS, hostname: ends.example, tls: {{certificateRefs: [{{name: ends}}]}}}}]}}"
-    );
-    let route = |kind: &str, section: &str, hosts: &str, to: &str| {
-        let spec = format!(
-            "{{parentRefs: [{{name: edge, sectionName: {section}}}], {hosts}rules: [{{backendRefs: [{{name: {to}, port: 80}}]}}]}}"
-        );
-        object(kind, section, &spec)
-    };
-    let services = (service("bytes", bytes) + &service("raw", local(outside.port)))
-        .replace("name: http, port", "name: tcp, port")
-        .replace("{http:", "{tcp:");
     let text = [
-        services,
+        service_of_bytes("bytes", bytes),
+        service_of_bytes("raw", local(outside.port)),
         secret("ends", &ca.leaf(&["ends.example"])),
-        object("Gateway", "edge", &listeners),
-        route("TCPRoute", "tcp", "", "bytes"),
-        route("TLSRoute", "passes", "hostnames: [raw.example], ", "raw"),
-        route("TLSRoute", "ends", "", "bytes"),
+        gateway_of_bytes(tcp, tls),
+        route_of_bytes("TCPRoute", "tcp", "", "bytes"),
+        route_of_bytes("TLSRoute", "passes", "hostnames: [raw.example], ", "raw"),
+        route_of_bytes("TLSRoute", "ends", "", "bytes"),
     ];
     let control = control(&text.concat()).await;
     let mut gateway = Gateway::of(control, &EDGE);

@@ -1,7 +1,9 @@
 //! Who is let in where `mesh-gateway` looks into nothing: policies decide on the connection alone, from YAML to sockets.
 
 use super::gateway::Gateway;
-use super::gateway_api::{EDGE, free_port, local, object, secret, service};
+use super::gateway_api::{
+    EDGE, control, free_port, gateway_of_bytes, local, object, route_of_bytes, secret, service_of_bytes,
+};
 use super::gateway_tls::Caller;
 use super::tls_support::{ANY, Authority, Foreign, tls as tls_of};
 use super::*;
@@ -72,30 +74,17 @@ async fn policies_decide_on_connections_before_who_is_behind_hears_of_them_and_e
     let (ca, raw) = (Authority::named("root"), Authority::named("raw"));
     let outside = Foreign::start(tls_of(&raw.leaf(&["a.example", "b.example"]), None, ANY)).await;
     let (tcp, tls) = (free_port().await, free_port().await);
-    let listeners = format!(
-        "{{gatewayClassName: istio, listeners: [{{name: tcp, port: {tcp}, protocol: TCP}}, \
-         {{name: passes, port: {tls}, protocol: TLS, hostname: '*.example', tls: {{mode: Passthrough}}}}, \
-         {{name: ends, port: {tls}, protocol: TLS, hostname: ends.example, tls: {{certificateRefs: [{{name: ends}}]}}}}]}}"
-    );
-    let route = |kind: &str, section: &str, hosts: &str, to: &str| {
-        let spec = format!(
-            "{{parentRefs: [{{name: edge, sectionName: {section}}}], {hosts}rules: [{{backendRefs: [{{name: {to}, port: 80}}]}}]}}"
-        );
-        object(kind, section, &spec)
-    };
-    let bytes = program(|_| ok("bytes")).await;
-    let services =
-        [service("teller", teller().await), service("bytes", bytes), service("raw", local(outside.port))].concat();
     let text = [
-        services.replace("name: http, port", "name: tcp, port").replace("{http:", "{tcp:"),
+        service_of_bytes("teller", teller().await),
+        service_of_bytes("bytes", program(|_| ok("bytes")).await),
+        service_of_bytes("raw", local(outside.port)),
         secret("ends", &ca.leaf(&["ends.example"])),
-        object("Gateway", "edge", &listeners),
-        route("TCPRoute", "tcp", "", "teller"),
-        route("TLSRoute", "passes", "hostnames: [a.example, b.example], ", "raw"),
-        route("TLSRoute", "ends", "", "bytes"),
+        gateway_of_bytes(tcp, tls),
+        route_of_bytes("TCPRoute", "tcp", "", "teller"),
+        route_of_bytes("TLSRoute", "passes", "hostnames: [a.example, b.example], ", "raw"),
+        route_of_bytes("TLSRoute", "ends", "", "bytes"),
     ];
-    let control = Embedded::start(Config::yaml(text.concat()), Options::default().dev()).await.unwrap();
-    let mut gateway = Gateway::of(control, &EDGE);
+    let mut gateway = Gateway::of(control(&text.concat()).await, &EDGE);
     gateway.bound().await;
     gateway.bound().await;
 
@@ -170,12 +159,11 @@ async fn policies_decide_by_the_name_that_a_client_asks_for_where_any_name_is_pa
     );
     let route = "{parentRefs: [{name: edge}], rules: [{backendRefs: [{name: raw, port: 80}]}]}";
     let text = [
-        service("raw", local(outside.port)).replace("name: http, port", "name: tcp, port").replace("{http:", "{tcp:"),
+        service_of_bytes("raw", local(outside.port)),
         object("Gateway", "edge", &listeners),
         object("TLSRoute", "any", route),
     ];
-    let control = Embedded::start(Config::yaml(text.concat()), Options::default().dev()).await.unwrap();
-    let mut gateway = Gateway::of(control, &EDGE);
+    let mut gateway = Gateway::of(control(&text.concat()).await, &EDGE);
     gateway.bound().await;
 
     let let_in = async || {
