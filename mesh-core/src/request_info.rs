@@ -217,7 +217,7 @@ pub struct RequestInfo {
     spans: Option<Box<SpanNotes>>,
 }
 
-/// What a request holds to its end.
+/// What a request holds to its end. In a box, it makes those that hold nothing no larger.
 #[derive(Default)]
 struct Held(Vec<Box<dyn Any + Send + Sync>>);
 

@@ -50,7 +50,8 @@ pub(super) fn seen<'r>(request: &'r RequestInfo, head: &'r Parts, tells: &'r Kno
     seen_as(request, seen, tells)
 }
 
-/// The same of one whose head is at hand: a processor waits where what was written a moment ago is read in larger pieces.
+/// The same of one whose head is at hand. Copied out of what was made of it a moment ago, it would be read in larger pieces than it
+/// was written in, for which a processor waits (store forwarding fails).
 #[inline]
 pub(super) fn seen_as<'r>(request: &'r RequestInfo, head: RequestHead<'r>, tells: &'r Known<'r>) -> LimitedRequest<'r> {
     let mut limited = LimitedRequest::new(head);

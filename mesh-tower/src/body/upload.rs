@@ -112,15 +112,15 @@ impl Kept {
 
 thread_local! {
     static IS_STARTING: Cell<bool> = const { Cell::new(false) };
-    /// What was read last.
+    /// The upload that was read from last, unless a task was made for it.
     static STARTED: RefCell<Option<Started>> = const { RefCell::new(None) };
 }
 
-/// What the first frames were read of that a task is made to send.
+/// The upload whose first frames a task is made to send.
 pub(crate) enum Started {
-    /// This upload, of which there may be more.
+    /// There may be more of it.
     Begun(Upload),
-    /// An upload that is over.
+    /// All of it was read.
     Over,
 }
 
@@ -137,7 +137,7 @@ pub(crate) fn while_starting<R>(poll: impl FnOnce() -> R) -> R {
     poll()
 }
 
-/// What a task is made for, if it is made for an upload.
+/// The upload that a task is made for, if it is made for one.
 pub(crate) fn started() -> Option<Started> {
     if IS_STARTING.get() { STARTED.take() } else { None }
 }
@@ -440,7 +440,7 @@ impl Reader {
         polled
     }
 
-    /// Notes that whoever starts to send it makes a task for the rest, if there is a rest.
+    /// Notes it for the task that is made by whoever starts to send it. It has a task from then on if there is more to read.
     fn note_start(&self, state: &mut State) {
         if state.has_task || !IS_STARTING.get() {
             return;

@@ -146,7 +146,7 @@ pub(super) struct Rival<T: Transport> {
     pub(super) _retry: Option<RetryPermit>,
 }
 
-/// Tries that go on beside the present one.
+/// Tries that go on beside the present one. Few requests have any: in a box, they make the others no larger.
 pub(super) struct Rivals<T: Transport>(pub(super) Vec<Rival<T>>);
 
 /// One try: the endpoint that it goes to, counted among its requests in flight.

@@ -287,7 +287,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
     fn execute(&self, task: F) {
         match body::started() {
             Some(Started::Begun(upload)) => drop(tokio::spawn(upload.bound(task))),
-            // An upload has cost allocations by now.
+            // In no box, which would be one allocation more: the upload has cost some already.
             Some(Started::Over) => drop(tokio::spawn(task)),
             // In a box: it is as large as the task of the connection, and would be moved four times more.
             None => drop(tokio::spawn(Box::pin(task))),
