@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use crate::listeners::ListenerState;
 use crate::mesh::Mesh;
 use crate::server::accept::MeshIo;
-use crate::server::tcp::{counted, decides_for, log_of};
+use crate::server::tcp::{counted, is_let_in, log_of};
 
 /// How many connections may be carried at once.
 const MOST_CARRIED: usize = 50_000;
@@ -32,7 +32,7 @@ impl Carry {
     pub(crate) async fn carry(&self, mut io: MeshIo, listener: &ListenerState, onward: Arc<TargetEntry>) {
         let peer = io.connection().peer;
         // Before anything is said to whoever is behind.
-        if !decides_for(io.connection(), listener, &self.mesh) {
+        if !is_let_in(io.connection(), listener, &self.mesh) {
             return;
         }
         let Ok(_room) = self.room.try_acquire() else {

@@ -119,7 +119,7 @@ async fn next(
 async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<MeshIo> {
     // Why a handshake fails is told there.
     poll_fn(|cx| io.poll_open(cx, Half::Reader).map_ok(drop)).await.ok()?;
-    if !decides_for(io.connection(), listener, mesh) {
+    if !is_let_in(io.connection(), listener, mesh) {
         return None;
     }
     counted(&mut io, listener, mesh);
@@ -129,8 +129,8 @@ async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<M
     Some(io)
 }
 
-/// Asks the policies about a connection, and tells what they say. One that is not let in has its line all the same.
-pub(super) fn decides_for(connection: &ConnectionInfo, listener: &ListenerState, mesh: &Mesh) -> bool {
+/// Whether a connection is let in, with what policies say of it told and counted. One that is not has its line all the same.
+pub(super) fn is_let_in(connection: &ConnectionInfo, listener: &ListenerState, mesh: &Mesh) -> bool {
     let mut denied = None;
     if let ServerState::Serving(view) = &**listener.state()
         && let Some(chain) = connection.chain(view)
