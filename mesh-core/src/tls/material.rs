@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, Digest, SHA256};
@@ -111,7 +111,7 @@ struct Last {
 impl MaterialReader {
     /// From now on the secret of this name says this; `None`: it is gone. What is in force of it then goes on.
     pub fn deliver(&self, name: &Arc<str>, secret: Option<Arc<Secret>>) {
-        let mut secrets = self.secrets.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut secrets = self.secrets();
         match secret {
             Some(secret) => _ = secrets.insert(Arc::clone(name), secret),
             None => _ = secrets.remove(name),
@@ -121,11 +121,19 @@ impl MaterialReader {
     /// Nobody needs the secret of this name any more: neither it nor a key that was read of it is kept. How new lists of
     /// revoked certificates were is, so that no older ones count where somebody needs it again.
     pub fn release(&self, name: &str) {
-        self.secrets.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
-        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.secrets().remove(name);
+        let mut last = self.last();
         for (_, last) in last.iter_mut().filter(|(material, _)| material.secret.as_deref() == Some(name)) {
             (last.trust, last.complaint) = (None, None);
         }
+    }
+
+    fn last(&self) -> MutexGuard<'_, HashMap<TlsMaterial, Last>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn secrets(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Secret>>> {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether what was read of these may be kept: a secret may have been let go meanwhile.
@@ -134,7 +142,7 @@ impl MaterialReader {
     }
 
     fn secret(&self, name: &str) -> Option<Arc<Secret>> {
-        self.secrets.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(name).cloned()
+        self.secrets().get(name).cloned()
     }
 
     /// What the files say now, or said last if they cannot be used. Blocks, for it reads them.
@@ -144,7 +152,7 @@ impl MaterialReader {
     pub fn read(&self, material: &TlsMaterial, now: SystemTime) -> Result<Arc<ForeignTrust>, Invalid> {
         let texts = Texts::read(material, |name| self.secret(name));
         let before = {
-            let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut last = self.last();
             last.get_mut(material).and_then(|last| {
                 last.read = now;
                 last.trust.clone()
@@ -156,7 +164,7 @@ impl MaterialReader {
                 Some(before) => Ok(before),
                 None => ForeignTrust::parse(texts, now).map(Arc::new),
             });
-        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = self.last();
         let read = read.and_then(|trust| match (last.get(material), material.lists()) {
             (Some(present), Some(path)) => match present.newest.check(&trust.revoked) {
                 Ok(()) => Ok(trust),
@@ -205,7 +213,7 @@ impl MaterialReader {
     /// Which files cannot be used, so that what they said before is in force, and which lists of revoked certificates have
     /// expired since they were read.
     pub fn problems(&self, now: SystemTime) -> Vec<Invalid> {
-        let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let last = self.last();
         let ended = |material: &TlsMaterial, last: &Last| {
             let (path, ended) = material.lists().zip(last.trust.as_ref()?.revoked.check(now).err())?;
             Some(within(path, &ended.reason))
@@ -223,7 +231,7 @@ impl MaterialReader {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn recent(&self, material: &TlsMaterial, age: Duration, now: SystemTime) -> Result<Arc<ForeignTrust>, Invalid> {
-        let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let last = self.last();
         let is_recent = |last: &&Last| now.duration_since(last.read).is_ok_and(|since| since < age);
         if let Some(trust) = last.get(material).filter(is_recent).and_then(|last| last.trust.as_ref()) {
             return Ok(Arc::clone(trust));

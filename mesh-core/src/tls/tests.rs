@@ -16,6 +16,7 @@ use super::credentials::PROVIDER;
 use super::*;
 use crate::error::Invalid;
 use crate::identity::SpiffeId;
+use crate::model::{ForeignTls, Roots, Secret, Sni};
 
 /// An authority, and what it signs.
 struct Authority {
@@ -308,7 +309,7 @@ fn m18_no_list_takes_the_place_of_a_newer_one_of_its_issuer() {
     let put = |text: &str| std::fs::write(&path, text).expect("written");
     std::fs::write(&roots, &ours.pem).expect("written");
     put(&list(&ours, 5, 10, None));
-    let mut files = crate::model::ForeignTls::with(crate::model::Sni::None, crate::model::Roots::File(roots)).material;
+    let mut files = ForeignTls::with(Sni::None, Roots::File(roots)).material;
     files.revoked = Some(path.clone());
     let (reader, now) = (MaterialReader::default(), std::time::SystemTime::now());
     let good = reader.read(&files, now).expect("good");
@@ -320,7 +321,6 @@ fn m18_no_list_takes_the_place_of_a_newer_one_of_its_issuer() {
 
 #[test]
 fn what_a_secret_said_goes_on_where_a_newer_one_is_no_good_or_none_is_there() {
-    use crate::model::{ForeignTls, Roots, Secret, Sni};
     let ours = Authority::named("ours");
     let name: Arc<str> = "kubernetes://shop/api-cacert".into();
     let files = ForeignTls::with(Sni::None, Roots::Secret(Arc::clone(&name))).material;
@@ -347,7 +347,6 @@ fn what_a_secret_said_goes_on_where_a_newer_one_is_no_good_or_none_is_there() {
 
 #[test]
 fn a_key_that_nobody_needs_is_let_go_with_its_secret_and_older_lists_do_not_come_back_with_it() {
-    use crate::model::{ForeignTls, Roots, Secret, Sni};
     let ours = Authority::named("ours");
     let dir = tempfile::tempdir().expect("a directory");
     let (roots, lists) = (dir.path().join("ca.pem"), dir.path().join("crl.pem"));
