@@ -124,6 +124,9 @@ pub struct Decoded {
 /// let invalid = decode(ResourceType::Cluster, b"\x0a\x01a", &Options::default()).unwrap_err();
 /// assert_eq!(invalid.to_string(), "\"a\": load_assignment: missing");
 /// ```
+///
+/// # Errors
+/// Why a client refuses it, with the field.
 pub fn decode(kind: ResourceType, bytes: &[u8], options: &Options) -> Result<Decoded, Invalid> {
     let mut notes = Notes::new(options);
     let (name, resource) = match kind {
@@ -139,6 +142,9 @@ pub fn decode(kind: ResourceType, bytes: &[u8], options: &Options) -> Result<Dec
 
 /// The same of a route configuration that is no bytes yet, for whoever makes it and wants to know what clients read in it: its one
 /// virtual host has these routes. Each is made when it is decoded, since there may be thousands.
+///
+/// # Errors
+/// Why a client refuses it, with the field.
 pub fn decode_routes(
     config: pb::RouteConfiguration,
     routes: impl ExactSizeIterator<Item = pb::Route>,
@@ -151,6 +157,9 @@ pub fn decode_routes(
 }
 
 /// The same where a version of the resource is known: what is as it was there is shared with it, and not decoded again.
+///
+/// # Errors
+/// As [`decode`].
 pub fn decode_after(
     kind: ResourceType,
     bytes: &[u8],
