@@ -123,14 +123,13 @@ pub(crate) fn responses(responses: mpsc::Receiver<Result<Box<Response>, Status>>
 
 /// A response as a message of gRPC; where it is large, its resources by themselves, behind the rest.
 fn message(response: Response, blocks: &Blocks) -> Result<(Bytes, Option<Bytes>), Status> {
-    let length = encoded_len(&response);
+    let Response { variant, kind, .. } = response;
+    let (own, resources) = (own_len(&response), resources_len(variant, kind, &response.resources));
+    let length = own + resources;
     let told = u32::try_from(length).ok().filter(|_| length <= MAX_RESPONSE);
     let told = told.ok_or_else(|| Status::out_of_range(format!("a response of {length} bytes is too large")))?;
-    let Response { variant, kind, .. } = response;
-    let resources = resources_len(variant, kind, &response.resources);
     let is_shared = resources >= LARGE;
-    let own = if is_shared { length - resources } else { length };
-    let mut buf = BytesMut::with_capacity(PREFIX + own);
+    let mut buf = BytesMut::with_capacity(PREFIX + if is_shared { own } else { length });
     buf.put_u8(0);
     buf.put_u32(told);
     encode_own(&response, &mut buf);
@@ -217,7 +216,7 @@ fn resources_len(variant: Variant, kind: Kind, resources: &[Encoded]) -> usize {
     resources.iter().map(length).sum()
 }
 
-fn encoded_len(response: &Response) -> usize {
+fn own_len(response: &Response) -> usize {
     let absent = response.absent.iter().map(|name| match response.variant {
         Variant::Sotw => field_len(RESOURCE_ERRORS, error_len(name, reason(response, name))),
         Variant::Delta => text_len(REMOVED_RESOURCES, name),
@@ -225,7 +224,6 @@ fn encoded_len(response: &Response) -> usize {
     let reasons = response.reasons.iter().filter(|_| response.variant == Variant::Delta);
     let reasons = reasons.map(|(name, reason)| field_len(DELTA_RESOURCE_ERRORS, error_len(name, reason)));
     text_len(VERSION, &response.version)
-        + resources_len(response.variant, response.kind, &response.resources)
         + text_len(TYPE_URL, response.kind.type_url())
         + text_len(NONCE, &response.nonce)
         + absent.sum::<usize>()
@@ -421,8 +419,11 @@ mod tests {
         fn what_is_written_reads_as_the_message_it_stands_for(response in responses()) {
             let mut buf = Vec::new();
             encode_own(&response, &mut buf);
+            let own = own_len(&response);
+            prop_assert_eq!(buf.len(), own);
             encode_resources(response.variant, response.kind, &response.resources, &mut buf);
-            prop_assert_eq!(buf.len(), encoded_len(&response));
+            let resources = resources_len(response.variant, response.kind, &response.resources);
+            prop_assert_eq!(buf.len(), own + resources);
             match response.variant {
                 Variant::Sotw => {
                     let read = DiscoveryResponse::decode(&*buf).expect("a DiscoveryResponse");
