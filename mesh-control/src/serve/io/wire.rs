@@ -104,19 +104,16 @@ impl<Q: Message + Default> Requests<Q> {
 /// The body that responses are sent in, until there are no more or one of them is an error. Each has a buffer of its own, which goes
 /// with it, but for the resources of a large one, which is shared.
 pub(crate) fn responses(responses: mpsc::Receiver<Result<Box<Response>, Status>>, blocks: Arc<Blocks>) -> Body {
-    let frames = stream::unfold(Some((responses, None)), move |state| {
-        let blocks = Arc::clone(&blocks);
-        async move {
-            let (mut responses, rest) = state?;
-            if let Some(rest) = rest {
-                return Some((Ok(Frame::data(rest)), Some((responses, None))));
-            }
-            let next = responses.recv().await.unwrap_or_else(|| Err(Status::ok("")));
-            Some(match next.and_then(|response| message(*response, &blocks)) {
-                Ok((own, rest)) => (Ok::<_, Status>(Frame::data(own)), Some((responses, rest))),
-                Err(status) => (trailers(&status).map(Frame::trailers), None),
-            })
+    let frames = stream::unfold(Some((responses, blocks, None)), |state| async move {
+        let (mut responses, blocks, rest) = state?;
+        if let Some(rest) = rest {
+            return Some((Ok(Frame::data(rest)), Some((responses, blocks, None))));
         }
+        let next = responses.recv().await.unwrap_or_else(|| Err(Status::ok("")));
+        Some(match next.and_then(|response| message(*response, &blocks)) {
+            Ok((own, rest)) => (Ok::<_, Status>(Frame::data(own)), Some((responses, blocks, rest))),
+            Err(status) => (trailers(&status).map(Frame::trailers), None),
+        })
     });
     Body::new(StreamBody::new(frames))
 }
