@@ -181,16 +181,12 @@ fn encode_own(response: &Response, buf: &mut impl BufMut) {
 fn encode_resources(variant: Variant, kind: Kind, resources: &[Encoded], buf: &mut impl BufMut) {
     let type_url = kind.type_url();
     for resource in resources {
-        let any = any_len(type_url, &resource.body);
+        head(RESOURCES, resource_len(variant, type_url, resource), buf);
         match variant {
-            Variant::Sotw => {
-                head(RESOURCES, any, buf);
-                put_any(type_url, &resource.body, buf);
-            }
+            Variant::Sotw => put_any(type_url, &resource.body, buf),
             Variant::Delta => {
-                head(RESOURCES, text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name), buf);
                 text(1, &resource.version, buf);
-                head(2, any, buf);
+                head(2, any_len(type_url, &resource.body), buf);
                 put_any(type_url, &resource.body, buf);
                 text(3, &resource.name, buf);
             }
@@ -200,17 +196,15 @@ fn encode_resources(variant: Variant, kind: Kind, resources: &[Encoded], buf: &m
 
 fn resources_len(variant: Variant, kind: Kind, resources: &[Encoded]) -> usize {
     let type_url = kind.type_url();
-    let length = |resource: &Encoded| {
-        let any = any_len(type_url, &resource.body);
-        field_len(
-            RESOURCES,
-            match variant {
-                Variant::Sotw => any,
-                Variant::Delta => text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name),
-            },
-        )
-    };
-    resources.iter().map(length).sum()
+    resources.iter().map(|resource| field_len(RESOURCES, resource_len(variant, type_url, resource))).sum()
+}
+
+fn resource_len(variant: Variant, type_url: &str, resource: &Encoded) -> usize {
+    let any = any_len(type_url, &resource.body);
+    match variant {
+        Variant::Sotw => any,
+        Variant::Delta => text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name),
+    }
 }
 
 fn own_len(response: &Response) -> usize {
