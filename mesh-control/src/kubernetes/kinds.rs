@@ -44,7 +44,8 @@ const fn read(kind: ObjectKind, use_: Use) -> Resource {
     Resource { group, versions, plural, kind: kind.name(), title: kind.title(), use_ }
 }
 
-const fn object(kind: ObjectKind) -> Resource {
+/// A kind of objects of the configuration.
+pub(super) const fn object(kind: ObjectKind) -> Resource {
     read(kind, Use::Object)
 }
 

@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 use super::client::{Client, Failure};
 use super::elected::clock;
 use super::hub::Cluster;
-use super::kinds::{RESOURCES, Resource};
+use super::kinds::{self, Resource};
 use super::known::Name;
 use crate::catalog::TLS_MODE;
 use crate::config::support::ObjectKind;
@@ -34,6 +34,8 @@ use crate::plane::Plane;
 use crate::registry::Workload;
 use crate::registry::told::{Told, elsewhere};
 
+const WORKLOAD_ENTRY: Resource = kinds::object(ObjectKind::WorkloadEntry);
+const WORKLOAD_GROUP: Resource = kinds::object(ObjectKind::WorkloadGroup);
 /// What entries of ours are known by.
 const LABEL: &str = "policy.mesh-control/registered";
 /// Istio's annotations: of which group the workload is, with which control plane it is registered, and since when.
@@ -369,30 +371,27 @@ impl Teller {
     }
 
     async fn write(&self, version: &'static str, step: &Step<'_>, now: u64) -> Result<(), Failure> {
-        let of =
-            |namespace: &str| resource(ObjectKind::WorkloadEntry).map(|entry| entry.path(version, Some(namespace)));
+        let of = |namespace: &str| WORKLOAD_ENTRY.path(version, Some(namespace));
         match step {
             Step::Make((namespace, name), entry) => {
-                let Some((path, owner)) = of(namespace).zip(self.owner(version, namespace, &entry.group).await?) else {
-                    return Ok(());
-                };
+                let owner = self.owner(version, namespace, &entry.group).await?;
                 let mut object =
                     json!({"metadata": {"name": name, "namespace": namespace, "ownerReferences": [owner]}});
                 self.say(version, &mut object, entry, now);
-                self.client.post(&path, object.to_string().into(), PATIENCE).await.map(drop)
+                self.client.post(&of(namespace), object.to_string().into(), PATIENCE).await.map(drop)
             }
             Step::Put((namespace, name), entry, present) => {
-                let Some(path) = of(namespace) else { return Ok(()) };
                 let mut object = (*present).clone();
                 self.say(version, &mut object, entry, now);
-                self.client.put(&format!("{path}/{name}"), object.to_string().into(), PATIENCE).await.map(drop)
+                let path = format!("{}/{name}", of(namespace));
+                self.client.put(&path, object.to_string().into(), PATIENCE).await.map(drop)
             }
             Step::Remove((namespace, name), present) => {
-                let Some(path) = of(namespace) else { return Ok(()) };
                 let only = json!({"resourceVersion": present.pointer("/metadata/resourceVersion")});
                 let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": only});
                 debug!("WorkloadEntry {namespace}/{name}: its workloads are gone");
-                self.client.delete(&format!("{path}/{name}"), options.to_string().into(), PATIENCE).await.map(drop)
+                let path = format!("{}/{name}", of(namespace));
+                self.client.delete(&path, options.to_string().into(), PATIENCE).await.map(drop)
             }
         }
     }
@@ -418,29 +417,24 @@ impl Teller {
         }
         metadata.insert("labels".to_owned(), labels.into());
         metadata.insert("annotations".to_owned(), annotations.into());
-        let version = format!("{}/{version}", ObjectKind::WorkloadEntry.group());
+        let version = format!("{}/{version}", WORKLOAD_ENTRY.group);
         if let Some(object) = object.as_object_mut() {
             object.insert("apiVersion".to_owned(), version.into());
-            object.insert("kind".to_owned(), ObjectKind::WorkloadEntry.name().into());
+            object.insert("kind".to_owned(), WORKLOAD_ENTRY.kind.into());
             object.insert("metadata".to_owned(), metadata.into());
             object.insert("spec".to_owned(), entry.spec.clone());
         }
     }
 
     /// What says that an entry is its group's, and gone with it.
-    async fn owner(&self, version: &str, namespace: &str, group: &str) -> Result<Option<Value>, Failure> {
-        let Some(groups) = resource(ObjectKind::WorkloadGroup) else { return Ok(None) };
-        let path = format!("{}/{group}", groups.path(version, Some(namespace)));
+    async fn owner(&self, version: &str, namespace: &str, group: &str) -> Result<Value, Failure> {
+        let path = format!("{}/{group}", WORKLOAD_GROUP.path(version, Some(namespace)));
         let object = self.client.get(&path, PATIENCE).await?;
         let object: Value = serde_json::from_slice(&object).map_err(|error| Failure::Lost(error.into()))?;
         let uid = object.pointer("/metadata/uid").cloned().unwrap_or_default();
-        let version = format!("{}/{version}", groups.group);
-        Ok(Some(json!({"apiVersion": version, "kind": groups.kind, "name": group, "uid": uid, "controller": true})))
+        let version = format!("{}/{version}", WORKLOAD_GROUP.group);
+        Ok(json!({"apiVersion": version, "kind": WORKLOAD_GROUP.kind, "name": group, "uid": uid, "controller": true}))
     }
-}
-
-fn resource(kind: ObjectKind) -> Option<&'static Resource> {
-    RESOURCES.iter().find(|resource| resource.title == kind.title())
 }
 
 #[cfg(test)]
