@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::super::members::Members;
 use super::fake::Fake;
-use super::{WEB, addresses, follow, outside};
+use super::{Follower, WEB, addresses, follow, outside};
 use crate::registry::Workload;
 
 const GROUP: &str = "
@@ -15,19 +15,36 @@ spec: {template: {labels: {app: web}}}
 ";
 const KEY: &str = "vm@10.0.0.7:8080";
 
+/// One that registers for `web` at this address.
+fn member_at(address: &str) -> Workload {
+    outside(&format!("vm@{address}"), "shop", "web", address.parse().expect("an address"))
+}
+
 fn member() -> Workload {
-    outside(KEY, "shop", "web", "10.0.0.7:8080".parse().expect("an address"))
+    member_at("10.0.0.7:8080")
+}
+
+/// A cluster with the service and the group.
+async fn shop() -> Fake {
+    let fake = Fake::start().await;
+    fake.apply(WEB);
+    fake.apply(GROUP);
+    fake
+}
+
+/// Two replicas that follow it and tell each other, and a member that the first one has told the second of.
+async fn two_replicas_of_a_member(fake: &Fake) -> (Follower, Follower, [Members; 2]) {
+    let (first, second) = (follow(fake).await, follow(fake).await);
+    let telling = [&first, &second].map(|one| Members::start(&one.cluster, &one.plane, true));
+    first.plane.register(member());
+    second.until("it is heard of", |snapshot| addresses(snapshot) == ["10.0.0.7:8080"]).await;
+    (first, second, telling)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_of_a_group_is_known_to_all_replicas_while_it_is_registered_with_one() {
-    let fake = Fake::start().await;
-    fake.apply(WEB);
-    fake.apply(GROUP);
-    let (first, second) = (follow(&fake).await, follow(&fake).await);
-    let _telling = [&first, &second].map(|one| Members::start(&one.cluster, &one.plane, true));
-    first.plane.register(member());
-    second.until("it is heard of", |snapshot| addresses(snapshot) == ["10.0.0.7:8080"]).await;
+    let fake = shop().await;
+    let (first, second, _telling) = two_replicas_of_a_member(&fake).await;
     let entry = fake.world().object("workloadentries", "vms-10.0.0.7");
     let owner = json!([{
         "apiVersion": "networking.istio.io/v1", "kind": "WorkloadGroup", "name": "vms", "uid": "u", "controller": true,
@@ -54,9 +71,7 @@ async fn a_member_of_a_group_is_known_to_all_replicas_while_it_is_registered_wit
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_of_somebody_else_is_left_alone_and_who_may_not_write_hears() {
-    let fake = Fake::start().await;
-    fake.apply(WEB);
-    fake.apply(GROUP);
+    let fake = shop().await;
     // By chance it has the name.
     fake.apply(
         "
@@ -73,11 +88,10 @@ spec: {address: 10.0.0.8, labels: {app: web}}
     first.plane.register(member());
     fake.until("it is tried", |fake| fake.count("make workloadentries") == 1).await;
     assert_eq!(fake.world().object("workloadentries", "vms-10.0.0.7")["spec"], before["spec"]);
-    let other = outside("vm@10.0.0.9:8080", "shop", "web", "10.0.0.9:8080".parse().expect("an address"));
-    first.plane.register(other);
+    first.plane.register(member_at("10.0.0.9:8080"));
     let both = ["10.0.0.8:8080", "10.0.0.9:8080"];
     second.until("the other one is heard of", |snapshot| addresses(snapshot) == both).await;
-    second.plane.register(outside("vm@10.0.0.6:8080", "shop", "web", "10.0.0.6:8080".parse().expect("an address")));
+    second.plane.register(member_at("10.0.0.6:8080"));
     first.plane.unregister("vm@10.0.0.9:8080");
     fake.until("its entry is gone", |fake| fake.world().object("workloadentries", "vms-10.0.0.9").is_null()).await;
     assert_eq!(fake.count("make workloadentries"), 2, "one of them may not write");
@@ -85,9 +99,7 @@ spec: {address: 10.0.0.8, labels: {app: web}}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_that_could_not_be_made_since_another_replica_was_first_is_taken_over() {
-    let fake = Fake::start().await;
-    fake.apply(WEB);
-    fake.apply(GROUP);
+    let fake = shop().await;
     let entry = "
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
@@ -111,14 +123,9 @@ spec: {address: 10.0.0.7, labels: {app: web}}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_replicas_with_members_at_one_address_do_not_write_over_each_other() {
-    let fake = Fake::start().await;
-    fake.apply(WEB);
-    fake.apply(GROUP);
-    let (first, second) = (follow(&fake).await, follow(&fake).await);
-    let _telling = [&first, &second].map(|one| Members::start(&one.cluster, &one.plane, true));
-    first.plane.register(member());
-    second.until("it is heard of", |snapshot| addresses(snapshot) == ["10.0.0.7:8080"]).await;
-    second.plane.register(outside("vm@10.0.0.7:9090", "shop", "web", "10.0.0.7:9090".parse().expect("an address")));
+    let fake = shop().await;
+    let (first, second, _telling) = two_replicas_of_a_member(&fake).await;
+    second.plane.register(member_at("10.0.0.7:9090"));
     fake.until("there is another entry", |fake| fake.count("make workloadentries") == 2).await;
     assert_eq!(fake.count("put workloadentries"), 0);
 }

@@ -29,20 +29,13 @@ impl World {
             ("POST", [.., "selfsubjectreviews"]) => {
                 Some(("who".to_owned(), Ok(json!({"status": {"userInfo": {"username": "ann"}}}))))
             }
-            ("POST", [.., "configmaps"]) => {
+            ("POST", [.., plural @ ("configmaps" | "workloadentries")]) => {
                 let mut object = json();
-                let key = key("configmaps", object["metadata"]["name"].as_str().expect("a name"));
+                let key = key(plural, object["metadata"]["name"].as_str().expect("a name"));
                 object["metadata"]["namespace"] = key.1.as_str().into();
                 let is_there = self.objects.contains_key(&key);
                 let made = if is_there { Err(StatusCode::CONFLICT) } else { Ok(self.store(&key, object)) };
-                Some(("make configmaps".to_owned(), made))
-            }
-            ("POST", [.., plural @ "workloadentries"]) => {
-                let object = json();
-                let key = key(plural, object["metadata"]["name"].as_str().expect("a name"));
-                let is_there = self.objects.contains_key(&key);
-                let made = if is_there { Err(StatusCode::CONFLICT) } else { Ok(self.store(&key, object)) };
-                Some(("make workloadentries".to_owned(), made))
+                Some((format!("make {plural}"), made))
             }
             ("PUT", [.., plural @ "workloadentries", name]) => {
                 let (key, object) = (key(plural, name), json());
