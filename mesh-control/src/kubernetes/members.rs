@@ -2,10 +2,10 @@
 //! who is registered.
 //!
 //! A replica that may write makes an entry for each address at which members of a group are registered with it, and takes it away when
-//! they are gone. Where others at the same address are registered with another replica, there is one of each. To others, such as istiod, the entry says what any WorkloadEntry says; to replicas it says what each workload has
-//! told, so that a member is to their clients what it is to those of its own. An entry of ours has our label: nothing else is changed,
-//! or taken away. Where a replica goes down its members come back to others, which take their entries over; what nobody takes over
-//! counts no more after a while, and is taken away.
+//! they are gone. Where others at the same address are registered with another replica, there is one of each. To others, such as istiod,
+//! the entry says what any WorkloadEntry says; to replicas it says what each workload has told, so that a member is to their clients what
+//! it is to those of its own. An entry of ours has our label: nothing else is changed, or taken away. Where a replica goes down its
+//! members come back to others, which take their entries over; what nobody takes over counts no more after a while, and is taken away.
 //!
 //! Who may write WorkloadEntries of a namespace may say who its endpoints are, and of an entry no more than that is believed: its
 //! workloads are of its namespace, its group and its address, and no gateways.
