@@ -142,6 +142,38 @@ struct Entry {
     told: String,
 }
 
+impl Entry {
+    /// Makes an object say it in the name of this replica, and leaves whatever else others have written there.
+    fn say(&self, version: &str, object: &mut Value, replica: &str, now: u64) {
+        let is_own = annotation(object, CONTROLLER) == replica;
+        let since = annotation(object, CONNECTED).to_owned();
+        let connected = if is_own && !since.is_empty() { since } else { date(now) };
+        let of = |value: &Value, key: &str| value.get(key).and_then(Value::as_object).cloned().unwrap_or_default();
+        let mut metadata = of(&*object, "metadata");
+        let before = Value::from(metadata.clone());
+        let (mut labels, mut annotations) = (of(&before, "labels"), of(&before, "annotations"));
+        labels.insert(LABEL.to_owned(), "true".into());
+        for (key, value) in [
+            (GROUP, self.group.to_string()),
+            (CONTROLLER, replica.to_owned()),
+            (CONNECTED, connected),
+            (TOLD, self.told.clone()),
+            (SEEN, date(now)),
+        ] {
+            annotations.insert(key.to_owned(), value.into());
+        }
+        metadata.insert("labels".to_owned(), labels.into());
+        metadata.insert("annotations".to_owned(), annotations.into());
+        let version = format!("{}/{version}", WORKLOAD_ENTRY.group);
+        if let Some(object) = object.as_object_mut() {
+            object.insert("apiVersion".to_owned(), version.into());
+            object.insert("kind".to_owned(), WORKLOAD_ENTRY.kind.into());
+            object.insert("metadata".to_owned(), metadata.into());
+            object.insert("spec".to_owned(), self.spec.clone());
+        }
+    }
+}
+
 /// Members at one address: their group, one of them as its group places it, and what each says.
 type Together<'m> = (&'m Arc<str>, &'m Workload, BTreeMap<&'m str, Told>);
 
@@ -377,12 +409,12 @@ impl Teller {
                 let owner = self.owner(version, namespace, &entry.group).await?;
                 let mut object =
                     json!({"metadata": {"name": name, "namespace": namespace, "ownerReferences": [owner]}});
-                self.say(version, &mut object, entry, now);
+                entry.say(version, &mut object, &self.replica, now);
                 self.client.post(&of(namespace), object.to_string().into(), PATIENCE).await.map(drop)
             }
             Step::Put((namespace, name), entry, present) => {
                 let mut object = (*present).clone();
-                self.say(version, &mut object, entry, now);
+                entry.say(version, &mut object, &self.replica, now);
                 let path = format!("{}/{name}", of(namespace));
                 self.client.put(&path, object.to_string().into(), PATIENCE).await.map(drop)
             }
@@ -393,36 +425,6 @@ impl Teller {
                 let path = format!("{}/{name}", of(namespace));
                 self.client.delete(&path, options.to_string().into(), PATIENCE).await.map(drop)
             }
-        }
-    }
-
-    /// Makes an object say what an entry is to say, and leaves whatever else others have written there.
-    fn say(&self, version: &str, object: &mut Value, entry: &Entry, now: u64) {
-        let is_own = annotation(object, CONTROLLER) == self.replica;
-        let since = annotation(object, CONNECTED).to_owned();
-        let connected = if is_own && !since.is_empty() { since } else { date(now) };
-        let of = |value: &Value, key: &str| value.get(key).and_then(Value::as_object).cloned().unwrap_or_default();
-        let mut metadata = of(&*object, "metadata");
-        let before = Value::from(metadata.clone());
-        let (mut labels, mut annotations) = (of(&before, "labels"), of(&before, "annotations"));
-        labels.insert(LABEL.to_owned(), "true".into());
-        for (key, value) in [
-            (GROUP, entry.group.to_string()),
-            (CONTROLLER, self.replica.clone()),
-            (CONNECTED, connected),
-            (TOLD, entry.told.clone()),
-            (SEEN, date(now)),
-        ] {
-            annotations.insert(key.to_owned(), value.into());
-        }
-        metadata.insert("labels".to_owned(), labels.into());
-        metadata.insert("annotations".to_owned(), annotations.into());
-        let version = format!("{}/{version}", WORKLOAD_ENTRY.group);
-        if let Some(object) = object.as_object_mut() {
-            object.insert("apiVersion".to_owned(), version.into());
-            object.insert("kind".to_owned(), WORKLOAD_ENTRY.kind.into());
-            object.insert("metadata".to_owned(), metadata.into());
-            object.insert("spec".to_owned(), entry.spec.clone());
         }
     }
 
@@ -460,9 +462,8 @@ mod tests {
 
     /// An entry as a replica has written it at a time.
     fn written(entry: &Entry, replica: &str, at: u64) -> Value {
-        let access = super::super::Access::of_test("127.0.0.1:1".parse().expect("an address"));
         let mut object = json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"}});
-        Teller::new(Client::new(access), replica.to_owned()).say("v1", &mut object, entry, at);
+        entry.say("v1", &mut object, replica, at);
         object
     }
 
