@@ -224,24 +224,27 @@ impl State {
     }
 
     fn take(&mut self, resource: &'static Resource, version: &'static str, change: &Change) {
-        let gone;
-        let mut change = change;
-        if is_entry(resource) {
-            let was_member = self.entries.remove(&change.name).is_some();
-            let member = change.object.as_ref().filter(|object| is_member(object));
-            if let Some(object) = member {
-                self.entries.insert(change.name.clone(), object.clone());
-            }
-            let is_known = self.facts.contains_key(&text_name(resource, &change.name));
-            if !is_known && (member.is_some() || was_member && change.object.is_none()) {
-                return;
-            }
-            if member.is_some() {
-                // Somebody has made a member of what was an object of the configuration.
-                gone = Change { name: change.name.clone(), object: None };
-                change = &gone;
-            }
+        if !is_entry(resource) {
+            return self.take_object(resource, version, change);
         }
+        let was_member = self.entries.remove(&change.name).is_some();
+        let member = change.object.as_ref().filter(|object| is_member(object));
+        if let Some(object) = member {
+            self.entries.insert(change.name.clone(), object.clone());
+        }
+        let is_known = self.facts.contains_key(&text_name(resource, &change.name));
+        let is_gone = was_member && change.object.is_none();
+        if member.is_some() && is_known {
+            // Somebody has made a member of what was an object of the configuration.
+            let gone = Change { name: change.name.clone(), object: None };
+            self.take_object(resource, version, &gone);
+        } else if member.is_none() && (is_known || !is_gone) {
+            self.take_object(resource, version, change);
+        }
+    }
+
+    /// Takes what is no member.
+    fn take_object(&mut self, resource: &'static Resource, version: &'static str, change: &Change) {
         if matches!(resource.use_, Use::Object | Use::Service | Use::Settings) {
             let name = text_name(resource, &change.name);
             let mut text = change.object.as_ref().map(|object| text(resource, version, object));
