@@ -93,13 +93,14 @@ pub(crate) struct Elected {
 impl Elected {
     /// Begins. What a plane makes of the objects of a cluster is written into their status by whoever holds the Lease, as this controller.
     pub(crate) fn start(cluster: &Cluster, plane: &Plane, lease: LeaseName, controller: ControllerName) -> Elected {
-        Elected::start_at(cluster, plane, (lease, controller), Timing::default(), GATHERED)
+        Elected::start_at(cluster, plane, lease, controller, Timing::default(), GATHERED)
     }
 
     pub(super) fn start_at(
         cluster: &Cluster,
         plane: &Plane,
-        (lease, controller): (LeaseName, ControllerName),
+        lease: LeaseName,
+        controller: ControllerName,
         timing: Timing,
         gathered: Duration,
     ) -> Elected {

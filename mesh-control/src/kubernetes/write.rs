@@ -70,7 +70,7 @@ pub(super) async fn write(
         }
         if looked.is_none_or(|at| at.elapsed() >= AGAIN) {
             looked = Some(Instant::now());
-            if let Err(why) = write_classes(cluster, controller, (&mut of_classes, &mut told), &holds).await {
+            if let Err(why) = write_classes(cluster, controller, &mut of_classes, &mut told, &holds).await {
                 debug!("the status of GatewayClasses is not written: {why}");
             }
         }
@@ -107,7 +107,8 @@ fn look(cluster: &Cluster, plane: &Plane, controller: &ControllerName) -> (HashS
 async fn write_classes(
     cluster: &Cluster,
     controller: &ControllerName,
-    (attempts, told): (&mut Attempts, &mut HashSet<Arc<str>>),
+    attempts: &mut Attempts,
+    told: &mut HashSet<Arc<str>>,
     holds: &watch::Receiver<Option<Instant>>,
 ) -> Result<(), Failure> {
     const VERSION: &str = "v1";

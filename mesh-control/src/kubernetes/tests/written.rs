@@ -27,7 +27,7 @@ fn stand_as(follower: &Follower, controller: ControllerName) -> Elected {
     let ms = Duration::from_millis;
     let timing = Timing { lease: ms(1000), held: ms(600), look: ms(20) };
     let lease: LeaseName = "mesh/control".parse().expect("a name");
-    Elected::start_at(&follower.cluster, &follower.plane, (lease, controller), timing, ms(10))
+    Elected::start_at(&follower.cluster, &follower.plane, lease, controller, timing, ms(10))
 }
 
 fn reconciled(status: &Value) -> (String, String, i64) {
