@@ -20,7 +20,7 @@ use crate::serve::clients::presence::Presence;
 use crate::serve::clients::refusals::Refusals;
 use crate::serve::clients::settling::Settling;
 use crate::serve::clients::traffic::Traffic;
-use crate::serve::protocol::ledger::Stamps;
+use crate::serve::protocol::ledger::Interner;
 use crate::serve::protocol::push::Pace;
 
 /// See the [module](self).
@@ -37,7 +37,7 @@ pub(crate) struct ServerState {
     pub(crate) feed: Feed,
     pub(crate) presence: Presence,
     pub(crate) fleet: Fleet,
-    pub(crate) stamps: Arc<Stamps>,
+    pub(crate) interner: Arc<Interner>,
     /// Which live requests are followed.
     pub(crate) following: Arc<Following>,
     pub(crate) metrics: Metrics,

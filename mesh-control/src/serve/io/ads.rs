@@ -208,7 +208,7 @@ async fn converse<M: Method>(
         pace: state.pace,
         settles_at: state.settling.ends_at(),
         tag: fastrand::u32(..),
-        stamps: state.stamps.clone(),
+        interner: state.interner.clone(),
     };
     let session = Session::new(M::VARIANT, opening, now());
     let mut about = About::read(node);

@@ -259,7 +259,7 @@ impl Server {
             feed,
             presence: Presence::new(workloads, options.grace),
             fleet: Fleet::new(limits),
-            stamps: Arc::default(),
+            interner: Arc::default(),
             following: Arc::default(),
             metrics: Metrics::default(),
             load: Load::default(),

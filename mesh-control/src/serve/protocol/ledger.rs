@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::catalog::{Catalog, Changes, Client, Encoded, Kind};
 use entries::Entries;
-pub(crate) use entries::Stamps;
+pub(crate) use entries::Interner;
 use entry::{Duty, Sets, State, Told, duty};
 pub(crate) use report::{NameReport, Report};
 
@@ -146,12 +146,12 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// `whole`: every response of this kind repeats the whole subscribed set, since what is left out
     /// counts as deleted. `window`: how many responses may be unanswered while requests are answered.
-    pub(crate) fn new(kind: Kind, whole: bool, window: usize, stamps: Arc<Stamps>) -> Ledger {
+    pub(crate) fn new(kind: Kind, whole: bool, window: usize, interner: Arc<Interner>) -> Ledger {
         Ledger {
             kind,
             whole,
             window,
-            entries: Entries::new(stamps),
+            entries: Entries::new(interner),
             bodies: BTreeMap::new(),
             name_bytes: 0,
             opened: false,

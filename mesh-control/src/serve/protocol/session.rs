@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::catalog::{Catalog, Changes, Client, ClientClass, Encoded, Kind};
-use crate::serve::protocol::ledger::{Ledger, Pushes, Report, Scope, Stamps, View};
+use crate::serve::protocol::ledger::{Interner, Ledger, Pushes, Report, Scope, View};
 use crate::serve::protocol::push::{self, Gate, Lane, Lanes, Pace, Turn};
 
 /// The listener names that a server asks for to become part of the mesh; the address follows.
@@ -51,7 +51,7 @@ pub(crate) struct Opening {
     /// Distinguishes the nonces of this stream from those of every other.
     pub(crate) tag: u32,
     /// What streams hold alike.
-    pub(crate) stamps: Arc<Stamps>,
+    pub(crate) interner: Arc<Interner>,
 }
 
 /// One response, ready to be written.
@@ -128,7 +128,7 @@ impl Session {
                 Variant::Sotw => (matches!(kind, Kind::Listener | Kind::Cluster), 1),
                 Variant::Delta => (false, 4),
             };
-            Ledger::new(kind, whole, window, opening.stamps.clone())
+            Ledger::new(kind, whole, window, opening.interner.clone())
         });
         Session {
             variant,

@@ -1,7 +1,7 @@
 //! The names of one subscription, each with what the client was told.
 //!
 //! Many clients hold the same versions of the same resources, and were told the same of them. So a name and its version are one
-//! shared [`Stamp`], and what a stream has is in leaves, of some [`LEAF`] names each, which are shared as well: a [`Stamps`] has
+//! shared [`Stamp`], and what a stream has is in leaves, of some [`LEAF`] names each, which are shared as well: an [`Interner`] has
 //! either once for all streams of a server. Where a leaf ends depends on nothing but the name that it ends with, so that two
 //! streams with the same names have the same leaves, in whatever order they asked. A stream that is told something new has a
 //! leaf of its own, until it is [shared](Entries::share).
@@ -59,7 +59,7 @@ impl Hash for Leaf {
 
 /// What streams have in common.
 #[derive(Debug, Default)]
-pub(crate) struct Stamps {
+pub(crate) struct Interner {
     pool: Mutex<Pool>,
     /// Decides which names end a leaf. No client knows: one could ask for thousands of names without any that does.
     ends: RandomState,
@@ -104,7 +104,7 @@ impl<T: Eq + Hash> Pooled<T> {
     }
 }
 
-impl Stamps {
+impl Interner {
     fn stamp(&self, name: &Arc<str>, version: Option<&Arc<str>>) -> Arc<Stamp> {
         self.pool().stamps.of(Stamp { name: name.clone(), version: version.cloned() })
     }
@@ -138,7 +138,7 @@ impl Stamps {
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Entries {
-    stamps: Arc<Stamps>,
+    interner: Arc<Interner>,
     /// In the order of names, none of them empty. All but the last one end with a name that ends a leaf, and have no other.
     leaves: Vec<Arc<Leaf>>,
     /// All of them are those of the pool.
@@ -146,8 +146,8 @@ pub(super) struct Entries {
 }
 
 impl Entries {
-    pub(super) fn new(stamps: Arc<Stamps>) -> Entries {
-        Entries { stamps, leaves: Vec::new(), is_shared: true }
+    pub(super) fn new(interner: Arc<Interner>) -> Entries {
+        Entries { interner, leaves: Vec::new(), is_shared: true }
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
@@ -183,7 +183,7 @@ impl Entries {
         if known.is_some_and(|(stamp, _)| stamp.version.as_ref() == version) {
             return self.set(name, state);
         }
-        let stamp = self.stamps.stamp(name, version);
+        let stamp = self.interner.stamp(name, version);
         match place {
             Ok(at) => {
                 if let Some(known) = self.own(leaf).and_then(|own| own.get_mut(at)) {
@@ -195,7 +195,7 @@ impl Entries {
     }
 
     fn insert(&mut self, leaf: usize, at: usize, entry: (Arc<Stamp>, State)) {
-        let ends = self.stamps.ends(&entry.0.name);
+        let ends = self.interner.ends(&entry.0.name);
         if leaf == self.leaves.len() {
             self.leaves.push(Arc::default());
         }
@@ -230,7 +230,7 @@ impl Entries {
         for leaf in &mut self.leaves {
             // The pool has the others.
             if Arc::strong_count(leaf) == 1 {
-                *leaf = self.stamps.leaf(mem::take(Arc::make_mut(leaf)));
+                *leaf = self.interner.leaf(mem::take(Arc::make_mut(leaf)));
             }
         }
         self.leaves.shrink_to_fit();
@@ -243,7 +243,7 @@ impl Entries {
             return (leaf, found.find(name));
         }
         match self.leaves.split_last() {
-            Some((last, before)) if last.last().is_some_and(|name| !self.stamps.ends(name)) => {
+            Some((last, before)) if last.last().is_some_and(|name| !self.interner.ends(name)) => {
                 (before.len(), Err(last.0.len()))
             }
             _ => (leaf, Err(0)),
@@ -275,8 +275,8 @@ mod tests {
         entries.put(&name.into(), Some(&version.into()), State { told: Told::Sent, ..State::default() });
     }
 
-    fn hold<'a>(stamps: &Arc<Stamps>, names: impl Iterator<Item = &'a String>) -> Entries {
-        let mut entries = Entries::new(stamps.clone());
+    fn hold<'a>(interner: &Arc<Interner>, names: impl Iterator<Item = &'a String>) -> Entries {
+        let mut entries = Entries::new(interner.clone());
         names.for_each(|name| put(&mut entries, name, "1"));
         entries.share();
         entries
@@ -284,35 +284,35 @@ mod tests {
 
     #[test]
     fn what_two_streams_hold_alike_is_there_once_and_goes_with_the_last_of_them() {
-        let stamps = Arc::<Stamps>::default();
-        let mut streams = [0, 1].map(|_| Entries::new(stamps.clone()));
+        let interner = Arc::<Interner>::default();
+        let mut streams = [0, 1].map(|_| Entries::new(interner.clone()));
         for entries in &mut streams {
             (0..2 * FEW).for_each(|n| put(entries, &format!("name-{n}"), "1"));
         }
-        assert_eq!(stamps.count(), 2 * FEW);
+        assert_eq!(interner.count(), 2 * FEW);
         put(&mut streams[0], "name-7", "2");
         assert_eq!(streams[0].get("name-7").and_then(|entry| entry.version).map(|version| &**version), Some("2"));
         assert_eq!(streams[1].get("name-7").and_then(|entry| entry.version).map(|version| &**version), Some("1"));
         let [first, _] = streams;
         drop(first);
-        let mut other = Entries::new(stamps.clone());
+        let mut other = Entries::new(interner.clone());
         (0..8 * FEW).for_each(|n| put(&mut other, &format!("other-{n}"), "1"));
         drop(other);
-        let mut other = Entries::new(stamps.clone());
+        let mut other = Entries::new(interner.clone());
         (0..8 * FEW).for_each(|n| put(&mut other, &format!("another-{n}"), "1"));
-        assert!(stamps.count() <= 16 * FEW, "{}", stamps.count());
+        assert!(interner.count() <= 16 * FEW, "{}", interner.count());
     }
 
     #[test]
     fn streams_with_the_same_names_have_the_same_leaves_and_one_that_differs_has_one_of_its_own() {
-        let stamps = Arc::<Stamps>::default();
+        let interner = Arc::<Interner>::default();
         let names: Vec<String> = (0..2_000).map(|n| format!("name-{n}")).collect();
-        let first = hold(&stamps, names.iter());
-        let leaves = stamps.leaves();
+        let first = hold(&interner, names.iter());
+        let leaves = interner.leaves();
         // One in 32 names ends a leaf: that it is so many is as good as certain.
         assert!((20..200).contains(&leaves), "{leaves}");
-        let mut others: Vec<Entries> = (0..50).map(|_| hold(&stamps, names.iter().rev())).collect();
-        assert_eq!(stamps.leaves(), leaves);
+        let mut others: Vec<Entries> = (0..50).map(|_| hold(&interner, names.iter().rev())).collect();
+        assert_eq!(interner.leaves(), leaves);
         let is_first =
             |leaves: &[Arc<Leaf>]| leaves.iter().zip(&first.leaves).all(|(own, first)| Arc::ptr_eq(own, first));
         assert!(others.iter().all(|other| is_first(&other.leaves)));
@@ -320,14 +320,14 @@ mod tests {
         put(&mut others[0], "name-7", "2");
         assert_eq!(first.get("name-7").and_then(|entry| entry.version).map(|version| &**version), Some("1"));
         others[0].share();
-        assert_eq!(stamps.leaves(), leaves + 1);
+        assert_eq!(interner.leaves(), leaves + 1);
         for other in &mut others {
             put(other, "name-7", "2");
             other.share();
         }
-        assert_eq!(stamps.leaves(), leaves + 1);
+        assert_eq!(interner.leaves(), leaves + 1);
         drop((first, others));
-        assert_eq!(stamps.leaves(), 0);
+        assert_eq!(interner.leaves(), 0);
     }
 
     #[derive(Clone, Debug)]
@@ -387,7 +387,7 @@ mod tests {
             }
             let last = entries.leaves.len().saturating_sub(1);
             for (number, leaf) in entries.leaves.iter().enumerate() {
-                let ends: Vec<bool> = leaf.0.iter().map(|(stamp, _)| entries.stamps.ends(&stamp.name)).collect();
+                let ends: Vec<bool> = leaf.0.iter().map(|(stamp, _)| entries.interner.ends(&stamp.name)).collect();
                 prop_assert!(!ends.is_empty());
                 prop_assert!(number == last || ends[ends.len() - 1]);
                 prop_assert!(ends[..ends.len() - 1].iter().all(|ends| !ends));

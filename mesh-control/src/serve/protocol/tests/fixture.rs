@@ -125,7 +125,7 @@ impl Talk {
             pace: PACE,
             settles_at: now + settle,
             tag: 0xbeef,
-            stamps: Arc::default(),
+            interner: Arc::default(),
         };
         Talk { session: Session::new(variant, opening, now), now }
     }

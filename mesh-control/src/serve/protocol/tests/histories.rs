@@ -442,7 +442,7 @@ fn open(variant: Variant, shelf: &Shelf, now: Instant, settles_at: Instant, tag:
         pace: PACE,
         settles_at,
         tag,
-        stamps: Default::default(),
+        interner: Default::default(),
     };
     Session::new(variant, opening, now)
 }

@@ -14,7 +14,7 @@ use crate::serve::clients::feed::Feed;
 use crate::serve::clients::fleet::{ClientStream, Fleet, Limits};
 use crate::serve::clients::node::About;
 use crate::serve::protocol::delta;
-use crate::serve::protocol::ledger::Stamps;
+use crate::serve::protocol::ledger::Interner;
 use crate::serve::protocol::session::{Opening, Response, Session, Variant};
 use crate::serve::protocol::tests::fixture::{PACE, client, delta_request};
 
@@ -74,10 +74,10 @@ fn open(
     catalog: Arc<dyn Catalog>,
     who: Client,
     services: impl Iterator<Item = usize>,
-    stamps: &Arc<Stamps>,
+    interner: &Arc<Interner>,
 ) -> Session {
     let now = Instant::now();
-    let opening = Opening { client: who, catalog, pace: PACE, settles_at: now, tag: 7, stamps: stamps.clone() };
+    let opening = Opening { client: who, catalog, pace: PACE, settles_at: now, tag: 7, interner: interner.clone() };
     let mut session = Session::new(Variant::Delta, opening, now);
     let names: Vec<String> = services.map(|n| format!("outbound|80||s{n}.shop.svc.cluster.local")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -101,7 +101,7 @@ fn drain(session: &mut Session) -> Vec<Response> {
 
 #[test]
 fn a_change_that_concerns_three_clients_wakes_three_streams() {
-    let (plane, asked, stamps) = (plane(), Arc::<AtomicUsize>::default(), Arc::<Stamps>::default());
+    let (plane, asked, interner) = (plane(), Arc::<AtomicUsize>::default(), Arc::<Interner>::default());
     let first = counted(&plane, &asked);
     let (source, catalogs) = watch::channel(first.clone());
     // Outside of a runtime, a plane makes its catalogs at once.
@@ -113,7 +113,7 @@ fn a_change_that_concerns_three_clients_wakes_three_streams() {
         .map(|number| {
             let called = (0..CALLED).map(|call| (number * CALLED + call) % (SERVICES - 1));
             let more = (number < 3).then_some(SERVICES - 1);
-            let session = open(first.clone(), client(ClientClass::Library), called.chain(more), &stamps);
+            let session = open(first.clone(), client(ClientClass::Library), called.chain(more), &interner);
             fleet.enter(session, About::read(&Node::default()), None).unwrap()
         })
         .collect();
@@ -147,13 +147,13 @@ fn a_change_that_concerns_three_clients_wakes_three_streams() {
 
 #[test]
 fn a_change_that_concerns_three_clients_costs_work_for_three() {
-    let (plane, asked, stamps) = (plane(), Arc::<AtomicUsize>::default(), Arc::<Stamps>::default());
+    let (plane, asked, interner) = (plane(), Arc::<AtomicUsize>::default(), Arc::<Interner>::default());
     // The last service is called by three alone.
     let mut sessions: Vec<Session> = (0..CLIENTS)
         .map(|number| {
             let called = (0..CALLED).map(|call| (number * CALLED + call) % (SERVICES - 1));
             let more = (number < 3).then_some(SERVICES - 1);
-            open(counted(&plane, &asked), client(ClientClass::Library), called.chain(more), &stamps)
+            open(counted(&plane, &asked), client(ClientClass::Library), called.chain(more), &interner)
         })
         .collect();
     for number in 2..5 {
@@ -186,9 +186,9 @@ fn a_change_that_concerns_three_clients_costs_work_for_three() {
 
 #[test]
 fn a_client_of_the_service_that_changed_looks_at_everything_since_zones_go_by_it() {
-    let (plane, asked, stamps) = (plane(), Arc::<AtomicUsize>::default(), Arc::<Stamps>::default());
+    let (plane, asked, interner) = (plane(), Arc::<AtomicUsize>::default(), Arc::<Interner>::default());
     let own = client(ClientClass::Library).labels([("app", "s3")]);
-    let mut session = open(counted(&plane, &asked), own, 10..20, &stamps);
+    let mut session = open(counted(&plane, &asked), own, 10..20, &interner);
     plane.register(endpoint(3, 2));
     asked.store(0, Ordering::Relaxed);
     session.on_catalog(counted(&plane, &asked), Instant::now());
@@ -199,19 +199,19 @@ fn a_client_of_the_service_that_changed_looks_at_everything_since_zones_go_by_it
 /// which there is nothing.
 #[test]
 fn what_clients_hold_alike_is_shared() {
-    let (plane, asked, stamps) = (plane(), Arc::<AtomicUsize>::default(), Arc::<Stamps>::default());
-    let session = || open(counted(&plane, &asked), client(ClientClass::Library), 0..SERVICES + 50, &stamps);
+    let (plane, asked, interner) = (plane(), Arc::<AtomicUsize>::default(), Arc::<Interner>::default());
+    let session = || open(counted(&plane, &asked), client(ClientClass::Library), 0..SERVICES + 50, &interner);
     let first = session();
-    let leaves = stamps.leaves();
+    let leaves = interner.leaves();
     assert!(leaves > 0);
     let mut sessions: Vec<Session> = (0..50).map(|_| session()).chain([first]).collect();
-    assert_eq!(stamps.leaves(), leaves);
+    assert_eq!(interner.leaves(), leaves);
     plane.register(endpoint(3, 2));
     for session in &mut sessions {
         session.on_catalog(counted(&plane, &asked), Instant::now());
         assert_eq!(drain(session).len(), 1);
     }
-    assert_eq!(stamps.leaves(), leaves);
+    assert_eq!(interner.leaves(), leaves);
     // Of a name there may be what was told of it before, until the next sweep.
-    assert!(stamps.count() <= 2 * (SERVICES + 50) + 1, "{}", stamps.count());
+    assert!(interner.count() <= 2 * (SERVICES + 50) + 1, "{}", interner.count());
 }
