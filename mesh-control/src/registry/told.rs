@@ -36,7 +36,8 @@ pub(crate) struct Told {
 
 impl Told {
     pub(crate) fn of(workload: &Workload) -> Told {
-        let Workload { node, name, namespace, labels, address, ports, locality, cluster, .. } = workload.clone();
+        let Workload { node, name, namespace, labels, address, ports, locality, cluster, group, identity, .. } =
+            workload.clone();
         let health = match workload.health {
             Health::Healthy => "healthy",
             Health::Draining => "draining",
@@ -51,10 +52,10 @@ impl Told {
             ports,
             locality,
             cluster,
-            group: workload.group.clone(),
+            group,
             weight: workload.weight,
             health: health.to_owned(),
-            identity: workload.identity.as_ref().map(ToString::to_string),
+            identity: identity.map(|id| id.to_string()),
             is_proxied: workload.is_proxied,
             class: workload.class.name().to_owned(),
             reported: workload.reported,
@@ -71,15 +72,23 @@ impl Told {
             other => return Err(format!("{other:?} is no health")),
         };
         let identity = self.identity.map(|id| id.parse().map_err(|why| format!("{id:?}: {why}"))).transpose()?;
-        let mut workload = Workload::new(key, &self.namespace, &self.name, self.address);
-        (workload.node, workload.labels, workload.ports) = (self.node, self.labels, self.ports);
-        (workload.locality, workload.cluster, workload.group) = (self.locality, self.cluster, self.group);
-        (workload.weight, workload.health) = (self.weight, health);
-        workload.identity = identity;
-        (workload.is_proxied, workload.is_gateway) = (self.is_proxied, self.is_gateway);
         let class = ClientClass::ALL.into_iter().find(|class| class.name() == self.class);
-        (workload.class, workload.reported) = (class.unwrap_or(ClientClass::Grpc), self.reported);
-        Ok(workload)
+        Ok(Workload {
+            node: self.node,
+            labels: self.labels,
+            ports: self.ports,
+            locality: self.locality,
+            cluster: self.cluster,
+            group: self.group,
+            weight: self.weight,
+            health,
+            identity,
+            is_proxied: self.is_proxied,
+            class: class.unwrap_or(ClientClass::Grpc),
+            reported: self.reported,
+            is_gateway: self.is_gateway,
+            ..Workload::new(key, &self.namespace, &self.name, self.address)
+        })
     }
 }
 
