@@ -82,12 +82,15 @@ pub struct Hosts {
 impl Hosts {
     /// The places of those that cover this host, or that it covers, with what both have: the narrower of the two. In their order.
     pub fn shared<'a>(&'a self, host: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
-        let is_wide = host.starts_with('*');
-        // Without a wildcard, nothing but the same host is covered.
-        let exact = self.exact.get(host).filter(|_| !is_wide);
-        let some = exact.into_iter().chain((!is_wide).then_some(&self.wildcards)).flatten().copied();
-        let mut places: Vec<usize> = some.chain((0..self.all.len()).filter(|_| is_wide)).collect();
-        places.sort_unstable();
+        let places: Vec<usize> = if host.starts_with('*') {
+            (0..self.all.len()).collect()
+        } else {
+            // Without a wildcard, nothing but the same host is covered.
+            let exact = self.exact.get(host).into_iter().flatten();
+            let mut some: Vec<usize> = exact.chain(&self.wildcards).copied().collect();
+            some.sort_unstable();
+            some
+        };
         places.into_iter().filter_map(move |place| {
             let own = self.all.get(place)?.as_str();
             let both = match () {
