@@ -403,14 +403,17 @@ impl Snapshot {
     /// at: there is nothing that could be sent as it is meant, or other clients than this project's library are told otherwise.
     pub(crate) fn read_routes(&self, client: &Client, name: &str) -> Option<Arc<RouteConfiguration>> {
         let is_other = client.class != ClientClass::Library || client.is_gateway || client.sidecar.is_some();
-        let view = || self.compiled.policy.view(&client.namespace, &client.labels);
-        if is_other { None } else { self.compiled.read_routes(view(), name) }
+        if is_other {
+            return None;
+        }
+        let view = self.compiled.policy.view(&client.namespace, &client.labels);
+        self.compiled.read_routes(view, name)
     }
 
     /// The listener of a server: who may do what to it, or why nobody may.
     fn server(&self, client: &Client, listener: &str) -> Option<Encoded> {
         let Policy { services, security, paths, .. } = &self.compiled.policy;
-        let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
+        let labels = self.labels(client);
         let port = render::listener::bound_address(listener)?.port();
         let served = Served { namespace: &client.namespace, labels: &labels, port };
         let (refusal, tls) = (self.not_served(client, served), self.taken_by(client, served));
