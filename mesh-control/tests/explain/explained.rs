@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{SHOP, answers, dir_of, has, rules, run};
+use crate::support::{EDGE, SHOP, answers, dir_of, has, rules, run};
 
 #[test]
 fn explain_shows_what_happens_to_headers_and_pages_of_other_origins_with_their_lines() {
@@ -460,57 +460,21 @@ spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTT
 
 #[test]
 fn explain_says_what_a_gateway_does_with_a_request_of_somebody_outside() {
-    let edge = "---
-apiVersion: v1
-kind: Service
-metadata: {name: edge, namespace: edges}
-spec: {selector: {istio: edge}, ports: [{name: http, port: 80, targetPort: 8080}]}
----
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: public, namespace: shop}
-spec:
-  selector: {istio: edge}
-  servers:
-  - {port: {number: 80, name: http, protocol: HTTP}, hosts: [shop.example]}
-  - {port: {number: 80, name: to-https, protocol: HTTP}, hosts: [secure.example], tls: {httpsRedirect: true}}
-  - {port: {number: 443, name: https, protocol: HTTPS}, hosts: [shop.example], tls: {mode: SIMPLE, credentialName: shop}}
-  - {port: {number: 443, name: tls, protocol: TLS}, hosts: [raw.example], tls: {mode: PASSTHROUGH}}
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: shop, namespace: shop}
-spec:
-  hosts: [shop.example, secure.example, raw.example]
-  gateways: [public]
-  http:
-  - {name: gold, match: [{headers: {x-tier: {exact: gold}}}], route: [{destination: {host: ratings}}]}
-  - {name: all, route: [{destination: {host: reviews}}]}
-  tls: [{match: [{sniHosts: [raw.example]}], route: [{destination: {host: reviews}}]}]
----
+    let policy = "---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: partners, namespace: edges}
 spec: {selector: {matchLabels: {istio: edge}}, rules: [{from: [{source: {remoteIpBlocks: [192.0.2.0/24]}}]}]}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: front, namespace: shop}
-spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {name: front, namespace: shop}
-spec: {parentRefs: [{name: front}], rules: [{backendRefs: [{name: reviews, port: 80}]}]}
 ";
-    let dir = dir_of(&format!("{SHOP}{edge}"));
+    let dir = dir_of(&[SHOP, EDGE, policy].concat());
     let explained = |gateway: &[&str], url: &str| {
         let arguments = [&["explain", "--config", ".", "-o", "json", "GET", url, "--gateway"], gateway].concat();
         let output = run(&arguments, dir.path(), "");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         (serde_json::from_slice::<Value>(&output.stdout).unwrap_or_else(|_| panic!("{url}: {said}")), output.status)
     };
-    let reviews = "outbound|80||reviews.shop.svc.cluster.local";
+    let (reviews, ratings) =
+        ("outbound|80||reviews.shop.svc.cluster.local", "outbound|9080||ratings.shop.svc.cluster.local");
     for gateway in [&["shop/public"][..], &["edges/edge"], &["edges/any", "--label", "istio=edge"]] {
         let (told, status) = explained(gateway, "http://shop.example/1");
         assert!(status.success(), "{told}");
@@ -531,7 +495,7 @@ spec: {parentRefs: [{name: front}], rules: [{backendRefs: [{name: reviews, port:
     // The port that the Service leads to is one that a gateway may be asked at, too.
     assert_eq!(of_public("http://shop.example:8080/1")["outcome"], "forward");
     let raw = of_public("https://raw.example/");
-    assert_eq!(raw["clusters"][0]["name"], reviews, "{raw}");
+    assert_eq!(raw["clusters"][0]["name"], ratings, "{raw}");
     assert_eq!(raw["route"]["passes"][0]["kind"], "policies", "{raw}");
     assert!(raw["notes"][0].as_str().is_some_and(|note| note.contains("nobody looks into")), "{raw}");
     for (url, why) in [
