@@ -23,9 +23,12 @@ struct Stamp {
     version: Option<Arc<str>>,
 }
 
+/// A name, and what the client was told of it.
+type Held = (Arc<Stamp>, State);
+
 /// Some names, in order.
 #[derive(Clone, Debug, Default)]
-struct Leaf(Vec<(Arc<Stamp>, State)>);
+struct Leaf(Vec<Held>);
 
 impl Leaf {
     fn last(&self) -> Option<&str> {
@@ -39,7 +42,7 @@ impl Leaf {
 }
 
 // Stamps of a pool are the same if they are one.
-fn key((stamp, state): &(Arc<Stamp>, State)) -> (*const Stamp, State) {
+fn key((stamp, state): &Held) -> (*const Stamp, State) {
     (Arc::as_ptr(stamp), *state)
 }
 
@@ -194,7 +197,7 @@ impl Entries {
         }
     }
 
-    fn insert(&mut self, leaf: usize, at: usize, entry: (Arc<Stamp>, State)) {
+    fn insert(&mut self, leaf: usize, at: usize, entry: Held) {
         let ends = self.interner.ends(&entry.0.name);
         if leaf == self.leaves.len() {
             self.leaves.push(Arc::default());
@@ -251,13 +254,13 @@ impl Entries {
     }
 
     /// A leaf as this stream's own, which may be changed.
-    fn own(&mut self, leaf: usize) -> Option<&mut Vec<(Arc<Stamp>, State)>> {
+    fn own(&mut self, leaf: usize) -> Option<&mut Vec<Held>> {
         self.is_shared = false;
         self.leaves.get_mut(leaf).map(|leaf| &mut Arc::make_mut(leaf).0)
     }
 }
 
-fn entry((stamp, state): &(Arc<Stamp>, State)) -> Entry<'_> {
+fn entry((stamp, state): &Held) -> Entry<'_> {
     Entry { name: &stamp.name, version: stamp.version.as_ref(), state: *state }
 }
 
@@ -397,6 +400,6 @@ mod tests {
 
     #[test]
     fn a_name_costs_a_leaf_a_pointer_and_a_few_bits() {
-        assert!(size_of::<(Arc<Stamp>, State)>() <= 2 * size_of::<usize>());
+        assert!(size_of::<Held>() <= 2 * size_of::<usize>());
     }
 }
