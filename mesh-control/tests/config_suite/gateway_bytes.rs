@@ -21,6 +21,8 @@ use prost::Message;
 use super::gateways::{WEB, edge, gateway, listener, plane, rules, secret};
 
 const SELECTED: &str = "selector: {matchLabels: {istio: ingressgateway}}";
+/// The filter that passes connections on.
+const PROXY: &str = "envoy.filters.network.tcp_proxy";
 
 fn policy(name: &str, spec: &str) -> String {
     format!(
@@ -143,7 +145,6 @@ fn every_chain_that_is_not_looked_into_is_behind_the_filters_of_policies_and_no_
         rules("t", "a", "'*', b.example, c.example", routes),
     ];
     let plane = plane(&text.concat());
-    const PROXY: &str = "envoy.filters.network.tcp_proxy";
     let all = |client: &Client| [81, 443, 444].map(|port| filters(&plane, client, port));
     for client in both() {
         assert!(all(&client).iter().flatten().all(|names| names == PROXY), "{:?}", all(&client));
@@ -196,7 +197,6 @@ fn what_has_to_see_requests_closes_every_connection() {
 fn connections_that_are_passed_on_by_their_own_name_end_where_requests_have_to_be_seen() {
     let server = "{port: {number: 443, name: tls, protocol: TLS}, hosts: ['*.local'], tls: {mode: AUTO_PASSTHROUGH}}";
     let plane = plane(&[WEB.to_owned(), gateway("a", server)].concat());
-    const PROXY: &str = "envoy.filters.network.tcp_proxy";
     for client in both() {
         let open = filters(&plane, &client, 443);
         assert!(open.iter().all(|names| names == PROXY), "{open:?}");
