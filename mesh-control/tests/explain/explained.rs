@@ -423,23 +423,7 @@ spec:
 
 #[test]
 fn a_gateway_is_no_client_and_explain_says_so() {
-    let gateways = "---
-apiVersion: v1
-kind: Service
-metadata: {name: edge, namespace: edges}
-spec: {selector: {istio: edge}, ports: [{name: http, port: 80}]}
----
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: public, namespace: shop}
-spec: {selector: {istio: edge}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: front, namespace: shop}
-spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}
-";
-    let dir = dir_of(&format!("{SHOP}{gateways}"));
+    let dir = dir_of(&[SHOP, EDGE].concat());
     let explain = |from: &[&str]| {
         run(&[&["explain", "--config", ".", "GET", "http://reviews.shop/", "--from"], from].concat(), dir.path(), "")
     };
