@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{EDGE, SHOP, answers, dir_of, has, rules, run};
+use crate::support::{EDGE, SHOP, answers, dir_of, explained, has, rules, run};
 
 fn check(yaml: &str, cases: &[(&str, Value)]) {
     let dir = dir_of(yaml);
@@ -137,18 +137,7 @@ spec:
     let cases: Vec<(&str, Value)> = requests.iter().map(String::as_str).zip(expected).collect();
     check(&format!("{SHOP}{db}"), &cases);
     let dir = dir_of(&format!("{SHOP}{db}"));
-    let arguments = [
-        "explain",
-        "--config",
-        ".",
-        "--from",
-        "shop/reviews",
-        "GET",
-        "https://replica.db.example.com:5433/",
-        "-o",
-        "json",
-    ];
-    let said: Value = serde_json::from_slice(&run(&arguments, dir.path(), "").stdout).unwrap();
+    let said = explained(dir.path(), &["GET", "https://replica.db.example.com:5433/"]);
     assert_eq!(said["route"]["origin"], "config.yaml:33, VirtualService shop/db tls[0].match[0]", "{said:#}");
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{EDGE, SHOP, answers, dir_of, has, rules, run};
+use crate::support::{EDGE, SHOP, answers, dir_of, explained, has, rules, run};
 
 #[test]
 fn explain_shows_what_happens_to_headers_and_pages_of_other_origins_with_their_lines() {
@@ -43,8 +43,7 @@ fn explain_shows_what_happens_to_headers_and_pages_of_other_origins_with_their_l
     - {destination: {host: ratings}, weight: 1, headers: {request: {set: {x-v: '2'}}}}
 ";
     let dir = dir_of(&format!("{SHOP}{}", rules(two)));
-    let arguments = ["explain", "--config", ".", "--from", "shop/reviews", "GET", "http://reviews/", "-o", "json"];
-    let said: Value = serde_json::from_slice(&run(&arguments, dir.path(), "").stdout).unwrap();
+    let said = explained(dir.path(), &["GET", "http://reviews/"]);
     let of = |at: usize| said["clusters"][at]["request_headers"].clone();
     assert_eq!((of(0), of(1)), (Value::Null, json!(["set x-v: 2"])), "{said:#}");
 }
@@ -157,8 +156,7 @@ fn the_time_of_a_try_is_where_it_is_written() {
         ),
     ] {
         let dir = dir_of(&format!("{SHOP}{yaml}"));
-        let arguments = ["explain", "--config", ".", "--from", "shop/reviews", "GET", "http://reviews/", "-o", "json"];
-        let said: Value = serde_json::from_slice(&run(&arguments, dir.path(), "").stdout).unwrap();
+        let said = explained(dir.path(), &["GET", "http://reviews/"]);
         let route = &said["route"];
         assert_eq!(route["per_try_timeout"].as_str(), time, "{said:#}");
         if line.is_some() {
@@ -174,9 +172,7 @@ fn a_retry_budget_is_where_the_policy_says_it_unless_a_rule_does() {
     let lines = SHOP.lines().count();
     for (yaml, line) in [(policy.to_owned(), 7), (format!("{policy}{rule}"), 7 + 8)] {
         let dir = dir_of(&format!("{SHOP}{yaml}"));
-        let arguments =
-            ["explain", "--config", ".", "--from", "shop/reviews", "GET", "http://ratings:9080/", "-o", "json"];
-        let said: Value = serde_json::from_slice(&run(&arguments, dir.path(), "").stdout).unwrap();
+        let said = explained(dir.path(), &["GET", "http://ratings:9080/"]);
         let place = format!("config.yaml:{}", lines + line);
         let places: Vec<_> =
             said["clusters"].as_array().unwrap().iter().map(|one| &one["origins"]["circuit_breakers"]).collect();
@@ -209,12 +205,8 @@ outboundTrafficPolicy: {mode: ALLOW_ANY}
     let origins = |yaml: &str, of_file: bool, url: &str| {
         let dir = dir_of(&format!("{SHOP}{yaml}"));
         std::fs::write(dir.path().join("settings"), settings).unwrap();
-        let mut arguments = vec!["explain", "--config", ".", "--from", "shop/reviews", "-o", "json", "GET", url];
-        arguments.extend(["--mesh-config", "settings"].iter().filter(|_| of_file));
-        let output = run(&arguments, dir.path(), "");
-        let said: Value = serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
-        said["clusters"][0]["origins"].clone()
+        let file: &[&str] = if of_file { &["--mesh-config", "settings"] } else { &[] };
+        explained(dir.path(), &[&["GET", url], file].concat())["clusters"][0]["origins"].clone()
     };
     let ratings = "http://ratings:9080/";
     let of_mesh = |connections: &str, name: &str, first: usize| {
@@ -300,22 +292,7 @@ fn explain_as_json_has_what_a_program_needs_with_files_and_lines() {
     route: [{destination: {host: reviews, subset: v1}}]
 ";
     let dir = dir_of(&format!("{SHOP}{}", rules(http)));
-    let arguments = [
-        "explain",
-        "--config",
-        ".",
-        "--from",
-        "shop/reviews",
-        "GET",
-        "http://reviews/",
-        "-H",
-        "x-tier: silver",
-        "-o",
-        "json",
-    ];
-    let output = run(&arguments, dir.path(), "");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let said = explained(dir.path(), &["GET", "http://reviews/", "-H", "x-tier: silver"]);
     let expected = json!({
         "request": "GET reviews/",
         "outcome": "forward",
@@ -451,7 +428,7 @@ metadata: {name: partners, namespace: edges}
 spec: {selector: {matchLabels: {istio: edge}}, rules: [{from: [{source: {remoteIpBlocks: [192.0.2.0/24]}}]}]}
 ";
     let dir = dir_of(&[SHOP, EDGE, policy].concat());
-    let explained = |gateway: &[&str], url: &str| {
+    let at_gateway = |gateway: &[&str], url: &str| {
         let arguments = [&["explain", "--config", ".", "-o", "json", "GET", url, "--gateway"], gateway].concat();
         let output = run(&arguments, dir.path(), "");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -460,7 +437,7 @@ spec: {selector: {matchLabels: {istio: edge}}, rules: [{from: [{source: {remoteI
     let (reviews, ratings) =
         ("outbound|80||reviews.shop.svc.cluster.local", "outbound|9080||ratings.shop.svc.cluster.local");
     for gateway in [&["shop/public"][..], &["edges/edge"], &["edges/any", "--label", "istio=edge"]] {
-        let (told, status) = explained(gateway, "http://shop.example/1");
+        let (told, status) = at_gateway(gateway, "http://shop.example/1");
         assert!(status.success(), "{told}");
         assert_eq!((&told["outcome"], &told["clusters"][0]["name"]), (&json!("forward"), &json!(reviews)), "{told}");
         let ends = |place: &Value, end: &str| place.as_str().is_some_and(|place| place.ends_with(end));
@@ -473,7 +450,7 @@ spec: {selector: {matchLabels: {istio: edge}}, rules: [{from: [{source: {remoteI
         let note = "it comes in at 0.0.0.0_8080, of gateways of namespace edges with istio=edge";
         assert_eq!(told["notes"], json!([note]), "{told}");
     }
-    let of_public = |url: &str| explained(&["shop/public"], url).0;
+    let of_public = |url: &str| at_gateway(&["shop/public"], url).0;
     assert_eq!(of_public("https://shop.example/1")["clusters"][0]["name"], reviews);
     assert_eq!(of_public("http://secure.example/1")["outcome"], "redirect");
     // The port that the Service leads to is one that a gateway may be asked at, too.
@@ -489,11 +466,11 @@ spec: {selector: {matchLabels: {istio: edge}}, rules: [{from: [{source: {remoteI
         ("https://shop.example:80/", "it takes no TLS"),
         ("http://shop.example:81/", "does not listen for port 81"),
     ] {
-        let (told, status) = explained(&["shop/public"], url);
+        let (told, status) = at_gateway(&["shop/public"], url);
         assert!(told["error"].as_str().is_some_and(|error| error.contains(why)), "{url}: {told}");
         assert!(told["outcome"] == "error" && status.code() == Some(1), "{url}: {told}");
     }
-    let (front, _) = explained(&["shop/front"], "http://any.example/");
+    let (front, _) = at_gateway(&["shop/front"], "http://any.example/");
     let origin = front["route"]["origin"].as_str().unwrap_or_default();
     assert!(front["outcome"] == "forward" && origin.contains(", HTTPRoute shop/front rules[0]"), "{front}");
     for (arguments, why) in [

@@ -118,6 +118,14 @@ pub(crate) fn answers(dir: &Path, requests: &[&str], more: &[&str]) -> (Vec<Valu
     (answers, output.status.code())
 }
 
+/// What `explain` says, as JSON, of a request of `shop/reviews` that goes somewhere: METHOD and URL, with more options.
+pub(crate) fn explained(dir: &Path, request: &[&str]) -> Value {
+    let arguments = [&["explain", "--config", ".", "--from", "shop/reviews", "-o", "json"], request].concat();
+    let output = run(&arguments, dir, "");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 /// Whether an answer has all of this; what else it has is not looked at.
 pub(crate) fn has(answer: &Value, expected: &Value) -> bool {
     match (answer, expected) {
