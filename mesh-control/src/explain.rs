@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use crate::catalog::Client;
 use crate::plane::Snapshot;
 use crate::policy::route::{ClusterKey, FallbackName, Written};
-use seen::{Seen, client, not_by_tls};
+use seen::{Seen, canonical, client, not_by_tls};
 use workload::{Named, Workload, WorkloadName, pair};
 
 /// A request that is asked about, of headers `NAME:VALUE`.
@@ -183,11 +183,10 @@ fn at_gateway(
         }
         None => {
             // As its server sees it.
-            let path = seen.paths.canonical(head.path(), seen.table.is_guarded())?;
-            let whole = head.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
-            let mut canonical = *head;
-            canonical.path_and_query = &whole;
-            seen.table.explain(&canonical, &mut fastrand::Rng::new())
+            let path = canonical(head, seen.paths, &seen.table)?;
+            let mut head = *head;
+            head.path_and_query = &path;
+            seen.table.explain(&head, &mut fastrand::Rng::new())
         }
     };
     let labels: Vec<String> = client.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();

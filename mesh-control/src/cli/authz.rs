@@ -35,6 +35,7 @@ use super::directory::Directory;
 use super::input::{Lines, Values, object};
 use super::{Format, Printing, tell};
 use crate::catalog::{Catalog, Client, ClientClass, Kind};
+use crate::explain::seen;
 use crate::explain::workload::{self, Named, Workload, WorkloadName, pair};
 use crate::plane::{Plane, PlaneOptions};
 use crate::render::listener::SERVER_PREFIX;
@@ -379,8 +380,7 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
 fn canonical(asked: &Asked, table: &RouteTable, paths: PathNormalization) -> anyhow::Result<Request<()>> {
     let mut request = request(asked)?;
     let head = RequestHead::received(&request)?;
-    let path = paths.canonical(head.path(), table.is_guarded())?;
-    let target = head.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
+    let target = seen::canonical(&head, paths, table)?;
     let mut uri = request.uri().clone().into_parts();
     // That of CONNECT is an authority alone, and has no path to set; that of an absolute one goes before the Host.
     if uri.authority.is_none() || uri.scheme.is_some() {

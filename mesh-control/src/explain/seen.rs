@@ -13,6 +13,7 @@ use mesh_core::model::{
     Cluster, ClusterKind, FilterConfig, HttpManager, Listener, RouteConfiguration, RouteSource, ServerTls,
 };
 use mesh_core::path::PathNormalization;
+use mesh_core::request::RequestHead;
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::state::States;
 use mesh_core::store::{ChainView, ServerView};
@@ -261,6 +262,16 @@ impl Entrance {
         let is_less = http.filters.len() < chain.http.filters.len();
         Ok((compile(Arc::clone(seen.table.config()), &http, &self.name)?, is_less))
     }
+}
+
+/// The path of a request, with its query, in the form that a server decides by.
+pub(crate) fn canonical(
+    head: &RequestHead<'_>,
+    paths: PathNormalization,
+    table: &RouteTable,
+) -> Result<String, MeshError> {
+    let path = paths.canonical(head.path(), table.is_guarded())?;
+    Ok(head.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}")))
 }
 
 /// That a client which speaks TLS over the mesh is for hosts that nothing describes.

@@ -24,7 +24,7 @@ use serde::Serialize;
 use super::request::{Asked, Kind, Protocol};
 use crate::catalog::Client;
 use crate::cli::input::Values;
-use crate::explain::seen::{Entrance, Seen, Told, client, gateway, not_by_tls};
+use crate::explain::seen::{Entrance, Seen, Told, canonical, client, gateway, not_by_tls};
 use crate::explain::workload::{self, Workload, WorkloadName};
 use crate::explain::{treatment, treatment_of_server};
 use crate::plane::Snapshot;
@@ -344,10 +344,9 @@ fn as_its_server_sees_it(asked: &Asked, seen: &Seen) -> Result<Parts, MeshError>
     let mut head = asked.head.clone();
     if head.method != Method::CONNECT {
         let before = RequestHead::with_authority(&asked.head, &asked.host);
-        let path = seen.paths.canonical(before.path(), seen.table.is_guarded())?;
-        let whole = before.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
+        let path = canonical(&before, seen.paths, &seen.table)?;
         let mut uri = std::mem::take(&mut head.uri).into_parts();
-        uri.path_and_query = Some(PathAndQuery::try_from(whole).map_err(|error| bad(error.to_string()))?);
+        uri.path_and_query = Some(PathAndQuery::try_from(path).map_err(|error| bad(error.to_string()))?);
         head.uri = Uri::from_parts(uri).map_err(|error| bad(error.to_string()))?;
     }
     Ok(head)
