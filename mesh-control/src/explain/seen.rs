@@ -97,10 +97,7 @@ impl Seen {
             return Err(MeshError::new(ErrorKind::UnknownTarget, format!("listener {target}: {why}")));
         }
         let mut seen = Seen::of(snapshot, client, &listener.http, target)?;
-        if let Some(connections) = &listener.connections {
-            let http = HttpManager::new(RouteSource::Inline(Arc::clone(connections)));
-            seen.connections = Some(compile(Arc::clone(connections), &http, target)?);
-        }
+        seen.connections = listener.connections.as_ref().map(|routes| unfiltered(routes, target)).transpose()?;
         seen.hidden = snapshot.hidden(client, target);
         Ok(seen)
     }
@@ -201,8 +198,7 @@ impl Entrance {
             return Err(MeshError::new(ErrorKind::UnknownTarget, format!("there is no listener {name}")));
         };
         let Listener::Server(server) = &*listener else { return Err(other(name)) };
-        let http = HttpManager::new(RouteSource::Inline(Arc::default()));
-        let nothing = Arc::new(compile(Arc::default(), &http, name)?);
+        let nothing = Arc::new(unfiltered(&Arc::default(), name)?);
         let views = server.chains().map(|_| ChainView::new(Arc::clone(&nothing))).collect();
         Ok(Entrance { name: name.to_owned(), view: ServerView::new(Arc::new(server.clone()), views) })
     }
@@ -241,10 +237,7 @@ impl Entrance {
     pub(crate) fn seen(&self, snapshot: &Snapshot, client: &Client, place: usize) -> Result<Seen, MeshError> {
         let chain = self.view.listener.chains().nth(place).ok_or_else(|| other(&self.name))?;
         let mut seen = Seen::of(snapshot, client, &chain.http, &self.name)?;
-        if let Some(connections) = &chain.connections {
-            let http = HttpManager::new(RouteSource::Inline(Arc::clone(connections)));
-            seen.connections = Some(compile(Arc::clone(connections), &http, &self.name)?);
-        }
+        seen.connections = chain.connections.as_ref().map(|routes| unfiltered(routes, &self.name)).transpose()?;
         Ok(seen)
     }
 
@@ -279,6 +272,11 @@ pub(crate) fn not_by_tls() -> MeshError {
     let why = "https is not for the mesh, which secures connections itself: ask for http. Rules on TLS connections (tls) hold at \
                ports whose protocol is TLS or HTTPS, or is not said";
     MeshError::new(ErrorKind::Security, why)
+}
+
+/// Routes that are behind no filters.
+fn unfiltered(routes: &Arc<RouteConfiguration>, name: &str) -> Result<RouteTable, MeshError> {
+    compile(Arc::clone(routes), &HttpManager::new(RouteSource::Inline(Arc::clone(routes))), name)
 }
 
 fn compile(routes: Arc<RouteConfiguration>, http: &HttpManager, name: &str) -> Result<RouteTable, MeshError> {
