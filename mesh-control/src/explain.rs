@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use http::request::Parts;
 use http::{Method, Request, Uri};
-use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::error::MeshError;
 use mesh_core::id::ClusterName;
 use mesh_core::matcher::conditions;
 use mesh_core::model::{Clusters, Forward, RouteAction, RouteConfiguration, SplitBy};
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use crate::catalog::Client;
 use crate::plane::Snapshot;
 use crate::policy::route::{ClusterKey, FallbackName, Written};
-use seen::{Seen, canonical, client, not_by_tls};
+use seen::{OPAQUE, Seen, canonical, client, listener_for, not_by_tls};
 use workload::{Named, Workload, WorkloadName, pair};
 
 /// A request that is asked about, of headers `NAME:VALUE`.
@@ -166,9 +166,7 @@ fn at_gateway(
 ) -> Result<Decided, MeshError> {
     let (host, port) = split_authority(target).unwrap_or((target, None));
     let port = port.and_then(|port| port.parse::<u16>().ok()).unwrap_or_default();
-    let Some((listener, bound)) = snapshot.gateway_listener(client, port) else {
-        return Err(MeshError::new(ErrorKind::UnknownTarget, format!("the gateway does not listen for port {port}")));
-    };
+    let (listener, bound) = listener_for(snapshot, client, port)?;
     let seen = Seen::of_gateway(snapshot, client, &listener, (head.scheme == "https").then_some(host))?;
     let mut explained = match &seen.connections {
         Some(connections) => {
@@ -178,7 +176,7 @@ fn at_gateway(
             if let Some(choice) = &mut explained.route {
                 choice.passes = seen.table.passed();
             }
-            explained.notes.push("nobody looks into what comes in here: it goes on as it is".to_owned());
+            explained.notes.push(OPAQUE.to_owned());
             explained
         }
         None => {

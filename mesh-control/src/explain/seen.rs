@@ -185,6 +185,15 @@ impl Seen {
     }
 }
 
+/// What is to be said of a connection that comes to a gateway which passes it on.
+pub(crate) const OPAQUE: &str = "nobody looks into what comes in here: it goes on as it is";
+
+/// The listener of a gateway that takes what clients send to this port, and the port that it is bound to.
+pub(crate) fn listener_for(snapshot: &Snapshot, client: &Client, port: u16) -> Result<(String, u16), MeshError> {
+    let unknown = || MeshError::new(ErrorKind::UnknownTarget, format!("the gateway does not listen for port {port}"));
+    snapshot.gateway_listener(client, port).ok_or_else(unknown)
+}
+
 /// A listener of a gateway, and which of its chains a client comes in by.
 pub(crate) struct Entrance {
     name: String,

@@ -24,7 +24,7 @@ use serde::Serialize;
 use super::request::{Asked, Kind, Protocol};
 use crate::catalog::Client;
 use crate::cli::input::Values;
-use crate::explain::seen::{Entrance, Seen, Told, canonical, client, gateway, not_by_tls};
+use crate::explain::seen::{Entrance, OPAQUE, Seen, Told, canonical, client, gateway, listener_for, not_by_tls};
 use crate::explain::workload::{self, Workload, WorkloadName};
 use crate::explain::{treatment, treatment_of_server};
 use crate::plane::Snapshot;
@@ -413,10 +413,7 @@ impl Gateway {
 
 impl GatewayListener {
     fn of(snapshot: &Snapshot, client: &Client, port: u16) -> Result<GatewayListener, MeshError> {
-        let Some((name, _)) = snapshot.gateway_listener(client, port) else {
-            let why = format!("the gateway does not listen for port {port}");
-            return Err(MeshError::new(ErrorKind::UnknownTarget, why));
-        };
+        let (name, _) = listener_for(snapshot, client, port)?;
         Ok(GatewayListener { entrance: Entrance::of(snapshot, client, &name)?, chains: HashMap::new() })
     }
 }
@@ -472,7 +469,7 @@ impl Arrived<'_> {
                 Some("such connections are closed: no rule takes them, or what they need is missing".to_owned());
         }
         if answer.outcome == Outcome::Forward {
-            answer.notes.push("nobody looks into what comes in here: it goes on as it is".to_owned());
+            answer.notes.push(OPAQUE.to_owned());
         }
         answer
     }
