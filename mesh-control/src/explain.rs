@@ -17,7 +17,7 @@ use mesh_core::matcher::conditions;
 use mesh_core::model::{Clusters, Forward, RouteAction, RouteConfiguration, SplitBy};
 use mesh_core::request::{RequestHead, host_and_port, split_authority};
 use mesh_core::rewrite::complete_path;
-use mesh_core::view::{Explanation, Passed, RouteChoice, ServerChoice};
+use mesh_core::view::{ClusterChoice, Explanation, Passed, RouteChoice, ServerChoice};
 use serde_json::{Value, json};
 
 use crate::catalog::Client;
@@ -108,9 +108,7 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
     }
     // Of bytes, nobody there looks at requests.
     if !is_by_connection {
-        let names = explained.clusters.iter().map(|choice| choice.name.as_str());
-        explained.servers = names.filter_map(|name| server(snapshot, client, name)).collect();
-        explained.servers.dedup();
+        explained.servers = servers(snapshot, client, &explained.clusters);
     }
     Ok(explained)
 }
@@ -224,9 +222,7 @@ pub(crate) fn treatment(
     if let Some(choice) = &mut explained.route {
         choice.passes.iter_mut().for_each(|passed| place(snapshot, passed));
     }
-    let names = explained.clusters.iter().map(|choice| choice.name.as_str());
-    explained.servers = names.filter_map(|name| server(snapshot, client, name)).collect();
-    explained.servers.dedup();
+    explained.servers = servers(snapshot, client, &explained.clusters);
     let told = explained.to_json();
     let mut all: BTreeMap<&'static str, Value> = BTreeMap::new();
     let route = ["timeout", "retry", "per_try_timeout", "split_by", "coalesce", "cors"];
@@ -282,6 +278,14 @@ fn place(snapshot: &Snapshot, passed: &mut Passed) {
     if let Some((limit, settings)) = snapshot.quota_of_filter(&passed.name).zip(passed.settings.as_object_mut()) {
         settings.insert("limit".to_owned(), limit.into());
     }
+}
+
+/// The servers that clusters lead to: the same ones in a row once.
+fn servers(snapshot: &Snapshot, caller: &Client, clusters: &[ClusterChoice]) -> Vec<ServerChoice> {
+    let mut servers: Vec<ServerChoice> =
+        clusters.iter().filter_map(|choice| server(snapshot, caller, choice.name.as_str())).collect();
+    servers.dedup();
+    servers
 }
 
 /// The servers that a cluster leads to, where anything is known of what they do to requests. They are taken to have what
