@@ -222,7 +222,6 @@ pub(crate) fn treatment(
     if let Some(choice) = &mut explained.route {
         choice.passes.iter_mut().for_each(|passed| place(snapshot, passed));
     }
-    explained.servers = servers(snapshot, client, &explained.clusters);
     let told = explained.to_json();
     let mut all: BTreeMap<&'static str, Value> = BTreeMap::new();
     let route = ["timeout", "retry", "per_try_timeout", "split_by", "coalesce", "cors"];
@@ -247,12 +246,12 @@ pub(crate) fn treatment(
             several => _ = all.insert(name, several.iter().copied().cloned().collect()),
         }
     }
-    all.insert("passes", treated(told.get("route").and_then(|route| route.get("passes"))));
-    let servers = told.get("servers").and_then(Value::as_array).into_iter().flatten();
-    let servers: Vec<Value> = servers
-        .map(|server| json!({ "passes": treated(server.get("passes")), "problem": server.get("problem") }))
-        .collect();
-    all.insert("servers", servers.into());
+    let passes = explained.route.as_ref().map(|choice| choice.passes.as_slice()).unwrap_or_default();
+    all.insert("passes", treated(passes));
+    let servers = servers(snapshot, client, &explained.clusters);
+    let treated_by =
+        |server: &ServerChoice| json!({ "passes": treated(&server.passes), "problem": server.problem.as_deref() });
+    all.insert("servers", servers.iter().map(treated_by).collect());
     all.retain(|_, value| !value.is_null() && *value != json!([]));
     all
 }
@@ -261,15 +260,12 @@ pub(crate) fn treatment(
 pub(crate) fn treatment_of_server(snapshot: &Snapshot, seen: &Seen) -> BTreeMap<&'static str, Value> {
     let mut passes = seen.table.passed();
     passes.iter_mut().for_each(|passed| place(snapshot, passed));
-    let passes: Vec<Value> =
-        passes.iter().map(|passed| json!({ "kind": passed.kind, "settings": passed.settings })).collect();
-    [("passes", passes)].into_iter().filter(|(_, all)| !all.is_empty()).map(|(name, all)| (name, all.into())).collect()
+    if passes.is_empty() { BTreeMap::new() } else { [("passes", treated(&passes))].into() }
 }
 
 /// Limits, rules and policies without the names of their filters, which say in which order they are written.
-fn treated(passes: Option<&Value>) -> Value {
-    let passes = passes.and_then(Value::as_array).into_iter().flatten();
-    passes.map(|passed| json!({ "kind": passed.get("kind"), "settings": passed.get("settings") })).collect()
+fn treated(passes: &[Passed]) -> Value {
+    passes.iter().map(|passed| json!({ "kind": passed.kind, "settings": passed.settings })).collect()
 }
 
 /// Says where a filter is written, and what of it processes are not told.
