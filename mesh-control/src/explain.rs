@@ -87,11 +87,7 @@ pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'
         let of_connection = || snapshot.rule_on_connections(client, &target, &choice.route.name).map(Arc::from);
         let is_of_workload = is_by_connection && !client.is_gateway;
         choice.origin = rule.map(origin).or_else(|| is_of_workload.then(of_connection).flatten());
-        for passed in &mut choice.passes {
-            place(snapshot, passed);
-            let guard = |port| snapshot.guard_origin(client, port, passed.kind).map(Arc::from);
-            passed.origin = passed.origin.take().or_else(|| bound.and_then(guard));
-        }
+        place(snapshot, &mut choice.passes, bound.map(|port| (client, port)));
         choice.origins = match (rule, &choice.route.action) {
             (Some(rule), _) => shared(snapshot.settings_of_rule(rule)),
             (None, RouteAction::Forward(Forward { retry: Some(_), .. })) if !rules.is_empty() => {
@@ -220,7 +216,7 @@ pub(crate) fn treatment(
     let mut explained = seen.table.explain(head, &mut fastrand::Rng::with_seed(0));
     tell_known(seen, head, &mut explained);
     if let Some(choice) = &mut explained.route {
-        choice.passes.iter_mut().for_each(|passed| place(snapshot, passed));
+        place(snapshot, &mut choice.passes, None);
     }
     let told = explained.to_json();
     let mut all: BTreeMap<&'static str, Value> = BTreeMap::new();
@@ -259,7 +255,7 @@ pub(crate) fn treatment(
 /// What a server makes of requests, as [`treatment`].
 pub(crate) fn treatment_of_server(snapshot: &Snapshot, seen: &Seen) -> BTreeMap<&'static str, Value> {
     let mut passes = seen.table.passed();
-    passes.iter_mut().for_each(|passed| place(snapshot, passed));
+    place(snapshot, &mut passes, None);
     if passes.is_empty() { BTreeMap::new() } else { [("passes", treated(&passes))].into() }
 }
 
@@ -268,11 +264,17 @@ fn treated(passes: &[Passed]) -> Value {
     passes.iter().map(|passed| json!({ "kind": passed.kind, "settings": passed.settings })).collect()
 }
 
-/// Says where a filter is written, and what of it processes are not told.
-fn place(snapshot: &Snapshot, passed: &mut Passed) {
-    passed.origin = snapshot.filter_origin(&passed.name).map(Arc::from);
-    if let Some((limit, settings)) = snapshot.quota_of_filter(&passed.name).zip(passed.settings.as_object_mut()) {
-        settings.insert("limit".to_owned(), limit.into());
+/// Says where filters are written, with those by which a server at a port is guarded, and what of them processes are not told.
+fn place(snapshot: &Snapshot, passes: &mut [Passed], guarded: Option<(&Client, u16)>) {
+    for passed in passes {
+        let guard = || {
+            let (client, port) = guarded?;
+            snapshot.guard_origin(client, port, passed.kind)
+        };
+        passed.origin = snapshot.filter_origin(&passed.name).or_else(guard).map(Arc::from);
+        if let Some((limit, settings)) = snapshot.quota_of_filter(&passed.name).zip(passed.settings.as_object_mut()) {
+            settings.insert("limit".to_owned(), limit.into());
+        }
     }
 }
 
@@ -294,11 +296,7 @@ fn server(snapshot: &Snapshot, caller: &Client, cluster: &str) -> Option<ServerC
     match Seen::of_server(snapshot, &client, bound) {
         Ok(seen) => {
             choice.passes = seen.table.passed();
-            for passed in &mut choice.passes {
-                place(snapshot, passed);
-                let guard = || snapshot.guard_origin(&client, bound.port(), passed.kind).map(Arc::from);
-                passed.origin = passed.origin.take().or_else(guard);
-            }
+            place(snapshot, &mut choice.passes, Some((&client, bound.port())));
             choice.problem = refusal(seen.table.config());
         }
         Err(error) => choice.problem = Some(error.to_string().into()),
@@ -333,7 +331,7 @@ pub(crate) fn routes(snapshot: &Snapshot, client: &Client, target: &str) -> Valu
     let routes =
         seen.table.choices().map(|choice| shown(&seen, &choice, rules.get(choice.position).and_then(Option::as_ref)));
     let mut passes = seen.table.passed();
-    passes.iter_mut().for_each(|passed| place(snapshot, passed));
+    place(snapshot, &mut passes, None);
     // Routes are called as the cluster of the whole service is.
     let server = name.as_deref().and_then(|name| server(snapshot, client, name));
     json!({
