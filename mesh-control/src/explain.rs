@@ -362,7 +362,7 @@ fn shown(seen: &Seen, choice: &RouteChoice, rule: Option<&Written>) -> Value {
     };
     json!({
         "name": &*route.name,
-        "origin": rule.map(|rule| origin(rule).to_string()),
+        "origin": rule.map(Written::place),
         "conditions": conditions(&route.matches),
         "action": action,
         "clusters": clusters,
@@ -399,8 +399,7 @@ fn shares(seen: &Seen, forward: &Forward) -> Vec<Value> {
 }
 
 fn origin(rule: &Written) -> Arc<str> {
-    let place = rule.origin.to_string();
-    [&*place, ", ", &*rule.object, " ", &*rule.field].concat().into()
+    rule.place().into()
 }
 
 fn shared(origins: Vec<(&'static str, String)>) -> Vec<(&'static str, Arc<str>)> {

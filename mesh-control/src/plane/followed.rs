@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::Snapshot;
 use crate::catalog::Client;
-use crate::policy::route::{ClusterKey, Written};
+use crate::policy::route::ClusterKey;
 use crate::policy::security::NamedRule;
 
 impl Snapshot {
@@ -50,17 +50,16 @@ impl Snapshot {
             let position = usize::try_from(of.get("position")?.as_u64()?).ok()?;
             rules.get(position)?.as_ref()
         };
-        let place = |rule: &Written| format!("{}, {} {}", rule.origin, rule.object, rule.field);
         let passed_over = explained.get_mut("passed_over").and_then(Value::as_array_mut);
         for over in passed_over.into_iter().flatten().filter(|over| over.is_object()) {
             if let Some(rule) = rule_of(over) {
-                over["origin"] = place(rule).into();
+                over["origin"] = rule.place().into();
             }
         }
         if let Some(route) = explained.get_mut("route").filter(|route| route.is_object())
             && let Some(rule) = rule_of(route)
         {
-            route["origin"] = place(rule).into();
+            route["origin"] = rule.place().into();
             let split =
                 route.get("split_by").is_some_and(Value::is_string).then(|| self.origin_of_split(rule)).flatten();
             route["origins"] = origins(self.settings_of_rule(rule).into_iter().chain(split).collect());

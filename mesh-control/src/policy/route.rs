@@ -42,6 +42,13 @@ pub struct Written {
     pub origin: Origin,
 }
 
+impl Written {
+    /// All of that in words: `file:line, VirtualService namespace/name http[2]`.
+    pub(crate) fn place(&self) -> String {
+        [&*self.origin.to_string(), ", ", &*self.object, " ", &*self.field].concat()
+    }
+}
+
 /// Conditions on a request that must all hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
