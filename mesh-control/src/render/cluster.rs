@@ -61,7 +61,7 @@ pub fn render_cluster(
         // A client waits for what it is not told of, and with it for every route beside: gRPC's clients for 15 s. Told
         // that there is no endpoint, it fails what this route takes, and nothing else. An Envoy waits for nothing.
         let whole = policy.cluster(whole, view);
-        let encoded = encoded(name, nowhere_of(name, class, whole.map(|seen| seen.service)));
+        let encoded = nowhere_of(name, class, whole.map(|seen| seen.service));
         let is_good = is_destination
             && class != ClientClass::Envoy
             && judge.verdict(ResourceType::Cluster, &encoded.body).is_ok();
@@ -69,7 +69,7 @@ pub fn render_cluster(
     };
     let (written, unknown) = dns_endpoints(policy, &seen, identities);
     if written.is_empty() && unknown > 0 {
-        return Some(plain(encoded(name, nowhere_of(name, class, Some(seen.service)))));
+        return Some(plain(nowhere_of(name, class, Some(seen.service))));
     }
     let mut degraded = Vec::new();
     let peers = policy.mesh.with_aliases(identities);
@@ -100,11 +100,7 @@ pub fn render_cluster(
         metadata.add_own("peers", "endpoints".to_owned());
     }
     let metadata = ClusterMetadata { metadata: Some(metadata) };
-    let with_metadata = |rendered: &cluster::Cluster| {
-        let mut bytes = rendered.encode_to_vec();
-        bytes.extend(metadata.encode_to_vec());
-        encoded(name, bytes)
-    };
+    let with_metadata = |rendered: &cluster::Cluster| encode_with(name, rendered, &metadata);
     let mut encoded = with_metadata(&rendered);
     if may_have_certificate && seen.service.takes_registrations() {
         // Who may answer is known when the workloads are: until they have come back, nobody is told of fewer. One more than
@@ -177,9 +173,7 @@ fn render_passed_on(
         rendered.lrs_server = None;
     }
     let metadata = ClusterMetadata { metadata: Some(proto::service_metadata(seen.service)) };
-    let mut bytes = rendered.encode_to_vec();
-    bytes.extend(metadata.encode_to_vec());
-    let encoded = encoded(name, bytes);
+    let encoded = encode_with(name, &rendered, &metadata);
     judge.verdict(ResourceType::Cluster, &encoded.body).is_ok().then(|| plain(encoded))
 }
 
@@ -232,16 +226,13 @@ pub(super) fn nowhere(name: &str) -> cluster::Cluster {
 }
 
 /// The same, of which it is known whose it would be: calls that fail there are reported as failures of its service.
-fn nowhere_of(name: &str, class: ClientClass, service: Option<&Arc<Service>>) -> Vec<u8> {
+fn nowhere_of(name: &str, class: ClientClass, service: Option<&Arc<Service>>) -> Encoded {
     let mut rendered = nowhere(name);
     if class != ClientClass::Envoy {
         rendered.lrs_server = Some(proto::its_own_server());
     }
-    let mut bytes = rendered.encode_to_vec();
-    if let Some(service) = service {
-        bytes.extend(ClusterMetadata { metadata: Some(proto::service_metadata(service)) }.encode_to_vec());
-    }
-    bytes
+    let metadata = service.map(|service| proto::service_metadata(service));
+    encode_with(name, &rendered, &ClusterMetadata { metadata })
 }
 
 /// A cluster of which nothing can be called.
@@ -254,4 +245,10 @@ pub fn leads_nowhere(name: &str) -> Encoded {
 struct ClusterMetadata {
     #[prost(message, optional, tag = "25")]
     metadata: Option<proto::OrderedMetadata>,
+}
+
+fn encode_with(name: &str, rendered: &cluster::Cluster, metadata: &ClusterMetadata) -> Encoded {
+    let mut bytes = rendered.encode_to_vec();
+    bytes.extend(metadata.encode_to_vec());
+    encoded(name, bytes)
 }
