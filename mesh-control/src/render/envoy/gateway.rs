@@ -266,13 +266,16 @@ pub fn edge_listener(
             vec![pb::FilterChain { filters: vec![requests(&routes, edge, paths)], ..Default::default() }]
         }
         Speaks::Tls => {
-            let of = |served| secured(policy, view, (served, &owners), address, edge, paths);
+            let guards = guards_of_bytes(edge);
+            let of = |served| secured(policy, view, (served, &owners), address, (edge, guards.as_deref()), paths);
             let chains = at.servers.iter().flat_map(of);
             // Envoy refuses all of them where two have a name in common.
             chains.filter(|chain| is_new(chain, &mut told)).collect()
         }
         Speaks::Bytes => {
-            at.servers.iter().flat_map(|served| bytes(policy, view, (served, &owners), edge)).take(1).collect()
+            let guards = guards_of_bytes(edge);
+            let of = |served| bytes(policy, view, (served, &owners), (edge, guards.as_deref()));
+            at.servers.iter().flat_map(of).take(1).collect()
         }
     };
     if rendered.filter_chains.is_empty() {
@@ -338,7 +341,7 @@ fn secured(
     view: &View,
     (served, owners): (&ServerAt, &Owners),
     address: Address,
-    edge: &Edge<'_>,
+    (edge, guards): (&Edge<'_>, Option<&[pb::Filter]>),
     paths: PathNormalization,
 ) -> Vec<pb::FilterChain> {
     let (Some(server), Some(names)) = (served.server(), server_names(served)) else { return Vec::new() };
@@ -358,9 +361,8 @@ fn secured(
     if takes_requests {
         return vec![chain(&name, names, requests(&name, edge, paths), socket)];
     }
-    let mut chains = bytes(policy, view, (served, owners), edge);
-    let guards = guards_of_bytes(edge);
-    if let Some(guards) = &guards {
+    let mut chains = bytes(policy, view, (served, owners), (edge, guards));
+    if let Some(guards) = guards {
         // Each goes to the cluster of its name.
         let passed_on = policy.passed_on_at(served, view).into_iter();
         chains.extend(passed_on.map(|name| {
@@ -399,10 +401,11 @@ fn bytes(
     policy: &Policy,
     view: &View,
     (served, owners): (&ServerAt, &Owners),
-    edge: &Edge<'_>,
+    (edge, guards): (&Edge<'_>, Option<&[pb::Filter]>),
 ) -> Vec<pb::FilterChain> {
-    let open = guards_of_bytes(edge);
-    let (is_shut, guards) = (open.is_none(), open.unwrap_or_else(|| vec![access::no_connections()]));
+    let is_shut = guards.is_none();
+    let closing = [access::no_connections()];
+    let guards = guards.unwrap_or(&closing);
     let ways = ways(policy, view, served, owners).into_iter();
     let ways = ways.map(|way| if is_shut { Connections { targets: Vec::new(), ..way } } else { way });
     ways.map(|way| {
@@ -410,7 +413,7 @@ fn bytes(
         let matched = rendered
             .filter_chain_match
             .map(|matched| pb::FilterChainMatch { transport_protocol: String::new(), ..matched });
-        guarded(pb::FilterChain { filter_chain_match: matched, ..rendered }, &guards)
+        guarded(pb::FilterChain { filter_chain_match: matched, ..rendered }, guards)
     })
     .collect()
 }
