@@ -18,7 +18,7 @@ use crate::config::file::Meta;
 use crate::config::store::Wrong;
 use crate::plane::gateway;
 use crate::plane::recent::Recent;
-use crate::policy::access::{Condition, Conditions, RulesByEffect};
+use crate::policy::access::{Condition, RulesByEffect};
 use crate::policy::filters::{self, FilterInForce, Passing};
 use crate::policy::gateway_api::{GatewayStatus, ParentStatus, TargetStatus};
 use crate::policy::gateways::Taken;
@@ -392,10 +392,7 @@ impl Snapshot {
         let RulesByEffect { allow, deny } = &access.enforced;
         let asks = access.asks.iter().flat_map(|(_, rules)| rules);
         let rules = allow.iter().flatten().chain(deny).chain(asks);
-        let asked = rules.filter(|rule| {
-            let Conditions { from, to, when } = &rule.conditions;
-            from.iter().chain(to).flatten().chain(when).any(&is_meant)
-        });
+        let asked = rules.filter(|rule| rule.conditions.all().any(&is_meant));
         asked.map(|rule| rule.id.clone()).collect()
     }
 

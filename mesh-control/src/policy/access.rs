@@ -220,10 +220,8 @@ fn principals(value: &Value, domains: &[&str]) -> Vec<Value> {
 
 /// What a rule asks for that nobody looks at.
 fn unknown(conditions: &Conditions) -> Option<&str> {
-    let all = conditions.from.iter().chain(&conditions.to).flatten().chain(&conditions.when);
-    all.filter_map(|condition| match &condition.fact {
+    conditions.all().find_map(|condition| match &condition.fact {
         Fact::Unknown(name) => Some(name.as_str()),
         _ => None,
     })
-    .next()
 }

@@ -169,12 +169,7 @@ pub(super) fn not_by_hand(access: &Access<'_>) -> Option<String> {
     };
     let all =
         [rules(&access.enforced), rules(&access.tried), access.audit.iter().map(|rule| (*rule).clone()).collect()];
-    let is_on_tokens = |rule: &AccessRule| {
-        let conditions = &rule.conditions;
-        let mut all = conditions.from.iter().chain(&conditions.to).flatten().chain(&conditions.when);
-        all.any(|condition| matches!(condition.fact, Fact::RequestPrincipal | Fact::Claim(_)))
-    };
-    let rule = all.into_iter().flatten().find(is_on_tokens)?;
+    let rule = all.into_iter().flatten().find(|rule| rule.conditions.asks_for_tokens())?;
     Some(format!("{}: a condition on tokens has no form here", rule.id))
 }
 

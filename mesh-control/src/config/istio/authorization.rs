@@ -98,16 +98,19 @@ pub struct Conditions {
 }
 
 impl Conditions {
+    /// Each of them, wherever it stands.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Condition> {
+        self.from.iter().chain(&self.to).flatten().chain(&self.when)
+    }
+
     /// Whether it takes a token to fit, or not to.
     pub fn asks_for_tokens(&self) -> bool {
-        let all = self.from.iter().flatten().chain(&self.when);
-        all.into_iter().any(|condition| matches!(condition.fact, Fact::RequestPrincipal | Fact::Claim(_)))
+        self.all().any(|condition| matches!(condition.fact, Fact::RequestPrincipal | Fact::Claim(_)))
     }
 
     /// Whether it takes anything of a request to fit, or not to.
     pub fn ask_about_requests(&self) -> bool {
-        let mut all = self.from.iter().chain(&self.to).flatten().chain(&self.when);
-        all.any(|condition| condition.fact.is_of_requests())
+        self.all().any(|condition| condition.fact.is_of_requests())
     }
 
     /// Whether every connection fits, of whose requests nothing is known.
