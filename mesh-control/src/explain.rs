@@ -317,11 +317,7 @@ fn refusal(routes: &RouteConfiguration) -> Option<Arc<str>> {
 
 /// The routes of a client to `HOST:PORT`, in the order in which they are looked at.
 pub(crate) fn routes(snapshot: &Snapshot, client: &Client, target: &str) -> Value {
-    let known = Seen::of_target(snapshot, client, target).and_then(|mut seen| {
-        seen.learn_all(snapshot, client)?;
-        Ok(seen)
-    });
-    let seen = match known {
+    let seen = match Seen::whole_of_target(snapshot, client, target) {
         Ok(seen) => seen,
         Err(error) => return json!({ "target": target, "error": error.to_string(), "routes": [] }),
     };

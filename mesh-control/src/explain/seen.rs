@@ -102,6 +102,13 @@ impl Seen {
         Ok(seen)
     }
 
+    /// The same, with what all clusters are made of that its routes name.
+    pub(crate) fn whole_of_target(snapshot: &Snapshot, client: &Client, target: &str) -> Result<Seen, MeshError> {
+        let mut seen = Seen::of_target(snapshot, client, target)?;
+        seen.learn_all(snapshot, client)?;
+        Ok(seen)
+    }
+
     /// Finds out what clusters are made of: there may be thousands, of which a request goes to one.
     pub(crate) fn learn<'n>(
         &mut self,

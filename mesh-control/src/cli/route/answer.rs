@@ -233,11 +233,7 @@ impl Deciders {
     }
 
     fn learn(&mut self, source: &Workload, target: &str) {
-        let client = client(source);
-        let seen = Seen::of_target(&self.snapshot, &client, target).and_then(|mut seen| {
-            seen.learn_all(&self.snapshot, &client)?;
-            Ok(seen)
-        });
+        let seen = Seen::whole_of_target(&self.snapshot, &client(source), target);
         if !self.targets.contains_key(source) && self.targets.len() >= MOST_REMEMBERED {
             self.targets.clear();
         }
