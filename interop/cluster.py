@@ -108,7 +108,7 @@ class Cluster:
         check("cluster", "a rule that comes into force says so in its status", self.rules)
         check("cluster", "a wrong one is refused, and one that gets in all the same keeps its last good state and says so", self.wrong)
         check("cluster", "a route of Gateway API says what became of it at its service", self.route)
-        # Not yet seen to pass: by itself, and in `.ci/nightly`.
+        # By itself alone, and in `.ci/nightly`: here it has not passed yet.
         if self.suite.args.kubernetes:
             check("cluster", "objects are applied, compared, refused and taken back by commands, with the rights that are documented", self.commands)
         check("cluster", "the replica that writes is killed: the other one does", self.leader)
