@@ -124,7 +124,7 @@ spec: {address: 10.0.0.7, labels: {app: web}}
 #[tokio::test(flavor = "multi_thread")]
 async fn two_replicas_with_members_at_one_address_do_not_write_over_each_other() {
     let fake = shop().await;
-    let (first, second, _telling) = two_replicas_of_a_member(&fake).await;
+    let (_first, second, _telling) = two_replicas_of_a_member(&fake).await;
     second.plane.register(member_at("10.0.0.7:9090"));
     fake.until("there is another entry", |fake| fake.count("make workloadentries") == 2).await;
     assert_eq!(fake.count("put workloadentries"), 0);
