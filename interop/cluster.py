@@ -108,9 +108,7 @@ class Cluster:
         check("cluster", "a rule that comes into force says so in its status", self.rules)
         check("cluster", "a wrong one is refused, and one that gets in all the same keeps its last good state and says so", self.wrong)
         check("cluster", "a route of Gateway API says what became of it at its service", self.route)
-        # By itself alone, and in `.ci/nightly`: here it has not passed yet.
-        if self.suite.args.kubernetes:
-            check("cluster", "objects are applied, compared, refused and taken back by commands, with the rights that are documented", self.commands)
+        check("cluster", "objects are applied, compared, refused and taken back by commands, with the rights that are documented", self.commands)
         check("cluster", "the replica that writes is killed: the other one does", self.leader)
         check("cluster", "the API server is killed: what changed afterwards is known, and written", self.killed)
         check("cluster", "all of that while pages were looked at: nothing was missing from any", self.unfailing)
@@ -374,7 +372,7 @@ class Cluster:
         make(PATHS["ServiceAccount"].format(SYSTEM), "ServiceAccount", name)
         changes = ["list", "create", "patch", "delete"]
         groups = ["networking.istio.io", "security.istio.io", "telemetry.istio.io", "extensions.istio.io"]
-        groups += ["gateway.networking.k8s.io", "policy.mesh-control"]
+        groups += ["gateway.networking.k8s.io", "gateway.networking.x-k8s.io", "policy.mesh-control"]
         rules = [
             {"apiGroups": groups, "resources": ["*"], "verbs": changes},
             {"apiGroups": [""], "resources": ["services"], "verbs": changes},
@@ -416,8 +414,13 @@ class Cluster:
             return f"{json.dumps(service)}\n---\n{json.dumps(rule)}\n"
 
         # Rights are known a moment after they are given.
-        look = [self.suite.args.bin / "mesh-control", "get", *place]
-        self.suite.until("it may look", lambda: subprocess.run(look, capture_output=True, timeout=120).returncode == 0)
+        def look():
+            done = subprocess.run([self.suite.args.bin / "mesh-control", "get", *place], capture_output=True, text=True, timeout=120)
+            if done.returncode != 0:
+                raise ValueError(done.stderr)
+            return True
+
+        self.suite.until("it may look", look)
         path = f"{RULES}/applied"
         timeout = lambda: self.ask("GET", path)["spec"]["http"][0]["timeout"]
         said = command(0, "apply", "-f", "-", "--dry-run", text=files(3))

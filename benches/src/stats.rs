@@ -24,10 +24,10 @@ pub fn judge(what: &str, is_met: bool) -> bool {
     is_met
 }
 
-/// A ratio over several rounds: its median, and how far it may be off.
+/// A ratio, or a difference, over several rounds: its median, and how far it may be off.
 #[derive(Clone, Copy, Debug)]
 pub struct Ratio {
-    /// The median of the rounds' own ratios.
+    /// The median of the rounds' own ratios, or differences.
     pub median: f64,
     /// The standard error of the median, from the rounds' median deviation: what one more series of rounds
     /// would differ by.
@@ -37,7 +37,15 @@ pub struct Ratio {
 impl Ratio {
     /// Of values to others, measured in the same rounds.
     pub fn of(values: &[f64], others: &[f64]) -> Self {
-        let ratios: Vec<f64> = values.iter().zip(others).map(|(value, other)| value / other).collect();
+        Ratio::over(values.iter().zip(others).map(|(value, other)| value / other).collect())
+    }
+
+    /// Of values beyond others, measured in the same rounds.
+    pub fn beyond(values: &[f64], others: &[f64]) -> Self {
+        Ratio::over(values.iter().zip(others).map(|(value, other)| value - other).collect())
+    }
+
+    fn over(ratios: Vec<f64>) -> Self {
         let middle = median(&ratios);
         let deviations: Vec<f64> = ratios.iter().map(|ratio| (ratio - middle).abs()).collect();
         // 1.4826 median deviations are a standard deviation; the median of n has an error of 1.2533/√n of that.
@@ -77,5 +85,10 @@ mod tests {
         let noisy = Ratio::of(&[80.0, 85.0, 97.0, 110.0, 115.0], &others);
         assert!(noisy.may_reach(1.0) && noisy.may_stay_at(1.0), "{noisy:?}");
         assert_eq!(median(&[1.0, 4.0, 2.0, 3.0]), 2.5);
+        let beyond = Ratio::beyond(&[8.2, 8.3, 8.7], &[8.0, 8.0, 8.0]);
+        assert!(
+            (beyond.median - 0.3).abs() < 1e-9 && beyond.may_stay_at(0.3) && !beyond.may_stay_at(0.0),
+            "{beyond:?}"
+        );
     }
 }

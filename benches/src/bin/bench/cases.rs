@@ -48,6 +48,8 @@ pub(crate) struct Side {
 pub(crate) struct Sides {
     pub(crate) bare: Side,
     pub(crate) mesh: Side,
+    /// The same, with all of its telemetry on.
+    pub(crate) observed: Side,
     /// By mutual TLS, and the control plane that it follows.
     pub(crate) mutual: (Side, Embedded),
     /// The same in plaintext.
@@ -92,6 +94,8 @@ pub(crate) async fn all(sides: &Sides, only: &Regex) -> Result<Vec<Contender>> {
         routed: clients::routed_mesh([sides.bare.served.http])?,
         grpc_to_bare: clients::mesh([sides.bare.served.grpc])?,
         grpc_to_mesh: clients::mesh([sides.mesh.served.grpc])?,
+        observed: clients::observed_mesh([sides.bare.served.http])?,
+        grpc_observed: clients::observed_mesh([sides.bare.served.grpc])?,
     };
     for (version, protocol) in [(Version::Http1, "http1"), (Version::Http2, "http2")] {
         for (size, body) in BODIES {
@@ -104,6 +108,7 @@ pub(crate) async fn all(sides: &Sides, only: &Regex) -> Result<Vec<Contender>> {
             let case = Case { name: format!("{protocol}/c{callers}/routed"), callers };
             routed(&mut list, sides, &meshes, &case, version)?;
         }
+        telemetry(&mut list, sides, &meshes, &Case::telemetry(protocol), version).await?;
         for callers in CALLERS {
             let case = Case { name: format!("{protocol}/c{callers}/stream"), callers };
             http(&mut list, sides, &meshes, &case, version, Job::<Frames>::streamed).await?;
@@ -115,6 +120,7 @@ pub(crate) async fn all(sides: &Sides, only: &Regex) -> Result<Vec<Contender>> {
             unary(&mut list, sides, &meshes, &case, bytes(size)).await?;
         }
     }
+    grpc_telemetry(&mut list, sides, &meshes, &Case::telemetry("grpc")).await?;
     Ok(list.contenders)
 }
 
@@ -126,11 +132,20 @@ struct Meshes {
     open: Mesh,
     grpc_to_bare: Mesh,
     grpc_to_mesh: Mesh,
+    observed: Mesh,
+    grpc_observed: Mesh,
 }
 
 struct Case {
     name: String,
     callers: usize,
+}
+
+impl Case {
+    fn telemetry(protocol: &str) -> Self {
+        let [_, callers] = CALLERS;
+        Case { name: format!("{protocol}/c{callers}/telemetry"), callers }
+    }
 }
 
 struct List<'a> {
@@ -237,6 +252,43 @@ fn routed(list: &mut List<'_>, sides: &Sides, meshes: &Meshes, case: &Case, vers
         let caller = PooledCaller { client: clients::pooled(version), job };
         let server = [near_server.id(), bare_process[0]];
         list.add(case, "sidecars", crew(case, caller), Some(near_client.id()), &server);
+    }
+    Ok(())
+}
+
+/// What telemetry costs each side: the mesh on one of them, with telemetry and without, and a bare one on the other.
+async fn telemetry(list: &mut List<'_>, sides: &Sides, meshes: &Meshes, case: &Case, version: Version) -> Result {
+    let job = Job::<Full<Bytes>>::plain(HOST, BODIES[0].0)?;
+    for (name, mesh) in [("mesh", &meshes.to_bare), ("observed", &meshes.observed)] {
+        if list.wants(case, name) {
+            let caller = MeshCaller { client: mesh.client(), version, job: job.clone() };
+            list.add(case, name, crew(case, caller), None, &[sides.bare.process.id()]);
+        }
+    }
+    for (name, side) in [("server", &sides.mesh), ("observed server", &sides.observed)] {
+        if list.wants(case, name) {
+            let raw = Raw::several(side.served.http, version, case.callers).await?;
+            let crew = raw.into_iter().map(|sender| RawCaller { sender, job: job.clone() }).collect();
+            list.add::<RawCaller<Full<Bytes>>>(case, name, crew, None, &[side.process.id()]);
+        }
+    }
+    Ok(())
+}
+
+/// The same of unary calls.
+async fn grpc_telemetry(list: &mut List<'_>, sides: &Sides, meshes: &Meshes, case: &Case) -> Result {
+    let body = bytes(BODIES[0].0);
+    for (name, mesh) in [("mesh", &meshes.grpc_to_bare), ("observed", &meshes.grpc_observed)] {
+        if list.wants(case, name) {
+            let caller = GrpcCaller { service: mesh_tonic::channel(mesh, HOST), body: body.clone() };
+            list.add(case, name, crew(case, caller), None, &[sides.bare.process.id()]);
+        }
+    }
+    for (name, side) in [("server", &sides.mesh), ("observed server", &sides.observed)] {
+        if list.wants(case, name) {
+            let caller = GrpcCaller { service: RawGrpc::connect(side.served.grpc).await?, body: body.clone() };
+            list.add(case, name, crew(case, caller), None, &[side.process.id()]);
+        }
     }
     Ok(())
 }

@@ -91,6 +91,7 @@ async fn compare(args: &Args) -> Result {
         control: xds::control(bare.served.grpc).await?,
         bare,
         mesh: server("mesh", args.threads, None)?,
+        observed: server("observed", args.threads, None)?,
         mutual: (server("mesh", args.threads, Some(secret.xds_addr()))?, secret),
         open: (server("mesh", args.threads, Some(open.xds_addr()))?, open),
         envoy: None,
