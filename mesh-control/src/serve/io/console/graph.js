@@ -48,7 +48,8 @@ export function graphView(root) {
     for (const edge of edges) update(drawn.edges.get(name(edge)), edge, splits.get(edge));
     const quiet = data.nodes.filter((node) => node.kind === 'service').length;
     if (chosen) detail(chosen, false);
-    count.textContent = `${nodes.length} nodes, ${edges.length} edges; ${quiet} services are known`;
+    const counted = `${nodes.length} nodes, ${edges.length} edges; ${quiet} services are known`;
+    if (count.textContent !== counted) count.textContent = counted;
     if (edges.length > DENSE && Date.now() < listed + 8000 && key === before) return;
     listed = Date.now();
     list.replaceChildren(edges.length ? rows(edges, splits) : h('p', { class: 'dim' },
@@ -102,14 +103,17 @@ export function graphView(root) {
 
   function update(parts, edge, part) {
     parts.edge = edge;
+    const idle_now = edge.requests_per_second === 0;
+    const look = `edge ${idle_now ? 'idle' : badness(edge.error_rate)}`;
+    // In quarters: whatever changes is painted anew with all that lies over it, and rates never stand still.
+    const width = Math.round(4 * (1.2 + Math.min(4, Math.log10(1 + edge.requests_per_second)))) / 4;
+    if (parts.look !== look) parts.group.setAttribute('class', look);
+    if (parts.width !== width) parts.way.setAttribute('stroke-width', width);
+    Object.assign(parts, { look, width });
+    if (drawn.edges.size > DENSE) return;
     const what = `${edge.requests_per_second} ${edge.error_rate} ${edge.mutual_tls} ${part}`;
-    // Most edges of a large mesh are as they were.
     if (parts.what === what) return;
     parts.what = what;
-    const idle_now = edge.requests_per_second === 0;
-    parts.group.setAttribute('class', `edge ${idle_now ? 'idle' : badness(edge.error_rate)}`);
-    parts.way.setAttribute('stroke-width', (1.2 + Math.min(4, Math.log10(1 + edge.requests_per_second))).toFixed(2));
-    if (drawn.edges.size > DENSE) return;
     const errors = edge.error_rate > 0 ? `, ${share(edge.error_rate)} fail` : '';
     parts.text.textContent = `${rate(edge.requests_per_second)}/s${part === null ? '' : ` (${share(part)})`}${errors}`;
     const { x, y } = parts.middle;
