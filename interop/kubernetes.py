@@ -62,7 +62,7 @@ class Kubernetes:
         command += ["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", f"--cert-dir={self.folder / 'certs'}"]
         command += [f"--service-account-issuer={self.api}", f"--service-account-key-file={key}"]
         command += [f"--service-account-signing-key-file={key}", f"--token-auth-file={self.folder / 'tokens.csv'}"]
-        command += ["--authorization-mode=RBAC", "--service-cluster-ip-range=10.0.0.0/24"]
+        command += ["--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16"]
         command += ["--endpoint-reconciler-type=none", "--disable-admission-plugins=ServiceAccount"]
         env = {"ETCD_DIR": str(self.folder / "etcd"), "ETCD_URL": f"http://127.0.0.1:{etcd}"}
         self.launch = lambda: self.begin(command, env)
