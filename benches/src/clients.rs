@@ -244,7 +244,7 @@ fn armed() -> Route {
     let mut retry = RetryPolicy::default();
     retry.retries = 3;
     let mut forward = Forward::to(HOST);
-    forward.retry = Some(Box::new(retry));
+    forward.retry = Some(Arc::new(retry));
     let mut route = route_to(HOST);
     route.action = RouteAction::Forward(forward);
     route

@@ -254,8 +254,8 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Limits of streams.
     pub max_stream_duration: Option<MaxStreamDuration>,
-    /// When to try again.
-    pub retry: Option<Box<RetryPolicy>>,
+    /// When to try again: one policy of all routes that say the same.
+    pub retry: Option<Arc<RetryPolicy>>,
     /// What requests are hashed by, for clusters that choose by hash.
     pub hash_policies: Vec<HashPolicy>,
     /// Who else gets a copy.

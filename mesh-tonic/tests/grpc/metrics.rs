@@ -55,7 +55,7 @@ async fn calls_and_their_tries_count_by_the_names_of_grpc() {
     let mut retry = RetryPolicy::default();
     (retry.on, retry.retries) = (RetryConditions::NONE.with(RetryCondition::Unavailable), 1);
     let mut forward = Forward::to("calculator:50051");
-    forward.retry = Some(Box::new(retry));
+    forward.retry = Some(Arc::new(retry));
     let route = Route::new(RouteMatch::any(), RouteAction::Forward(forward));
     let source = Fixed::new().service("calculator:50051", [address]).routes("calculator:50051", vec![route]);
     let mesh = Mesh::builder().source(source).grpc_metrics().start().unwrap();

@@ -169,7 +169,7 @@ async fn only_requests_that_the_policy_names_are_tried_again() {
         missing_is_empty: false,
     };
     policy.request_headers = vec![is(":method", "GET"), is("x-again", "yes")];
-    let route = forwarding(|forward| forward.retry = Some(Box::new(policy)));
+    let route = forwarding(|forward| forward.retry = Some(Arc::new(policy)));
     let cluster = Cluster::new("c", ClusterKind::Static(Endpoints::fixed([gone(), gone()])));
     let source = Fixed::new().routes("s:80", vec![route]).cluster(cluster);
     let client = Mesh::builder().source(source).observer(tries.clone()).start().unwrap().client();

@@ -14,7 +14,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use super::common::{duration, filled, fraction};
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
-use super::{filter, hashing, rate_limits, retry, route::cluster_name};
+use super::{filter, hashing, rate_limits, retry};
 use crate::error::Invalid;
 use crate::model::{
     Clusters, DirectResponse, Forward, Fraction, HashKey, HashPolicy, MaxStreamDuration, Mirror, MirrorHost,
@@ -29,7 +29,7 @@ pub(super) struct Inherited {
     /// Cluster specifier plugins by name; the value says whether they are optional. None is supported.
     pub(super) plugins: HashMap<String, bool>,
     /// The retry policy of the virtual host; a route's own replaces it.
-    pub(super) retry: Option<Box<RetryPolicy>>,
+    pub(super) retry: Option<Arc<RetryPolicy>>,
     /// Whether requests are hedged; what a route says of it goes before.
     pub(super) hedges: bool,
 }
@@ -109,7 +109,8 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
     let mut retry = notes.optional("retry_policy", retry_policy, retry::policy)?.or_else(|| inherited.retry.clone());
     let hedges = notes.optional("hedge_policy", hedge_policy, retry::hedges)?.unwrap_or(inherited.hedges);
     match &mut retry {
-        Some(policy) if policy.per_try_timeout.is_some() => policy.hedges = hedges,
+        // Those who share it may not be hedged.
+        Some(policy) if hedges && policy.per_try_timeout.is_some() => Arc::make_mut(policy).hedges = true,
         // Without the time of a try, nothing is ever late.
         _ if hedges => notes.ignore("hedge_policy (without per_try_timeout)"),
         _ => {}
@@ -181,7 +182,7 @@ fn mirror(notes: &mut Notes<'_>, value: pb::route_action::RequestMirrorPolicy) -
     Ok(Some(Mirror {
         fraction: share.unwrap_or(Fraction::ALL),
         host,
-        ..Mirror::to(notes.field("cluster", |_| cluster_name(&cluster))?)
+        ..Mirror::to(notes.field("cluster", |notes| notes.cluster(&cluster))?)
     }))
 }
 
@@ -217,7 +218,7 @@ fn clusters(
     let plugin = "cluster specifier plugins are not supported";
     Ok(match value {
         Some(Kind::Cluster(name)) => {
-            Ok((Clusters::One(notes.field("cluster", |_| cluster_name(&name))?), SplitBy::Chance))
+            Ok((Clusters::One(notes.field("cluster", |notes| notes.cluster(&name))?), SplitBy::Chance))
         }
         Some(Kind::WeightedClusters(value)) => {
             return notes.field("weighted_clusters", |notes| weighted(notes, value));
@@ -295,7 +296,7 @@ fn weighted_cluster(
     }
     let authority = host_rewrite_specifier.map(|HostRewriteSpecifier::HostRewriteLiteral(host)| literal_host(host));
     Ok(Ok(WeightedCluster {
-        name: notes.field("name", |_| cluster_name(&name))?,
+        name: notes.field("name", |notes| notes.cluster(&name))?,
         weight: weight.map_or(0, |weight| weight.value),
         mutations: mutations(
             notes,

@@ -15,7 +15,7 @@ use super::common::{duration, holds, parse, percent, positive, same_stream, type
 use super::endpoint::{self, assignment};
 use super::metadata::{istio_service, own_text};
 use super::notes::{Notes, ignored};
-use super::{balancer, health_check, limits, route::cluster_name, tls};
+use super::{balancer, health_check, limits, tls};
 use crate::error::Invalid;
 use crate::id::{Address, ClusterName};
 use crate::model::{
@@ -250,7 +250,7 @@ impl Kinds<'_> {
         if holds::<aggregate::ClusterConfig>(&any) {
             return notes.field("cluster_type", |notes| {
                 let config: aggregate::ClusterConfig = unpack(&any)?;
-                let clusters = notes.each("clusters", config.clusters, |_, name| cluster_name(&name))?;
+                let clusters = notes.each("clusters", config.clusters, |notes, name| notes.cluster(&name))?;
                 if clusters.is_empty() {
                     return Err(Invalid::new("an aggregate needs at least one").at("clusters"));
                 }

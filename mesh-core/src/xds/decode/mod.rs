@@ -46,6 +46,7 @@ mod route;
 mod route_match;
 mod secret;
 mod session;
+mod shared;
 mod tcp;
 #[cfg(test)]
 mod tests;

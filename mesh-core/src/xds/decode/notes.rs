@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::shared::Shared;
 use crate::error::Invalid;
 use crate::xds::decode::Options;
 
@@ -12,6 +13,8 @@ const NAMED: usize = 64;
 /// The decoder's place and findings.
 pub(super) struct Notes<'a> {
     pub(super) options: &'a Options,
+    /// What was decoded, and may be said again.
+    pub(super) shared: Shared,
     path: Vec<Step>,
     ignored: Vec<String>,
     unnamed: usize,
@@ -43,8 +46,8 @@ enum Step {
 
 impl<'a> Notes<'a> {
     pub(super) fn new(options: &'a Options) -> Self {
-        let (path, ignored, noted) = (Vec::new(), Vec::new(), Noted::default());
-        Notes { options, path, ignored, unnamed: 0, lists: 0, item: None, noted }
+        let (shared, path, ignored, noted) = (Shared::default(), Vec::new(), Vec::new(), Noted::default());
+        Notes { options, shared, path, ignored, unnamed: 0, lists: 0, item: None, noted }
     }
 
     /// Decodes inside a field.
@@ -161,6 +164,11 @@ impl<'a> Notes<'a> {
             return;
         }
         self.ignored.push(text(&self.path, name));
+    }
+
+    /// How many fields without effect there were.
+    pub(super) fn count(&self) -> usize {
+        self.ignored.len() + self.unnamed
     }
 
     /// Notes that a field has no effect, if it is set. Its name may be an identifier of Rust's.

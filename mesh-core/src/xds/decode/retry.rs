@@ -1,6 +1,7 @@
 //! When a route tries again (`envoy.config.route.v3.RetryPolicy`), and how many retries a cluster allows.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
@@ -19,7 +20,11 @@ use crate::model::{Fraction, RateLimitedBackOff, RetryBackOff, RetryConditions, 
 const RATE_LIMITED_MAX: Duration = Duration::from_secs(300);
 
 /// A retry policy (gRFC A44's rules on its numbers).
-pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Box<RetryPolicy>, Invalid> {
+pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Arc<RetryPolicy>, Invalid> {
+    notes.retry(value, own_policy)
+}
+
+fn own_policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<RetryPolicy, Invalid> {
     let pb::RetryPolicy {
         retry_on,
         num_retries,
@@ -52,7 +57,7 @@ pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Bo
         }
         Ok(is_previous_hosts)
     })?;
-    Ok(Box::new(RetryPolicy {
+    Ok(RetryPolicy {
         on: RetryConditions::parse(&retry_on),
         retries,
         statuses: notes.each("retriable_status_codes", retriable_status_codes, |_, code| status(code))?,
@@ -66,7 +71,7 @@ pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Bo
         previous_priorities: notes.optional("retry_priority", retry_priority, priorities)?.flatten(),
         back_off,
         rate_limited: notes.optional("rate_limited_retry_back_off", rate_limited_retry_back_off, rate_limited)?,
-    }))
+    })
 }
 
 /// Whether tries that take too long go on beside the next ones.

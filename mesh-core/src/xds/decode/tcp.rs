@@ -13,7 +13,6 @@ use super::access_log;
 use super::common::{duration, filled, holds, type_name, unpack};
 use super::notes::{Notes, ignored};
 use super::rbac;
-use super::route::cluster_name;
 use crate::error::Invalid;
 use crate::model::{
     AccessLog, Clusters, Forward, NamedFilter, RetryCondition, RetryConditions, RetryPolicy, Route, RouteAction,
@@ -227,7 +226,7 @@ fn tcp_proxy(notes: &mut Notes<'_>, value: proxy::TcpProxy) -> Result<(Forward, 
         max_early_data_bytes, check_drain_close);
     let logs = notes.each("access_log", access_log, access_log::decode)?.into_iter().flatten().collect();
     let clusters = match cluster_specifier {
-        Some(ClusterSpecifier::Cluster(name)) => Clusters::One(notes.field("cluster", |_| cluster_name(&name))?),
+        Some(ClusterSpecifier::Cluster(name)) => Clusters::One(notes.field("cluster", |notes| notes.cluster(&name))?),
         Some(ClusterSpecifier::WeightedClusters(value)) => {
             let clusters =
                 notes.field("weighted_clusters", |notes| notes.each("clusters", value.clusters, weighted))?;
@@ -252,7 +251,7 @@ fn tcp_proxy(notes: &mut Notes<'_>, value: proxy::TcpProxy) -> Result<(Forward, 
         notes.optional("idle_timeout", idle_timeout, |_, value| duration(&value))?.filter(|idle| !idle.is_zero());
     forward.tunnel = tunnel.map(Arc::new);
     forward.retry = (attempts > 1).then(|| {
-        Box::new(RetryPolicy {
+        Arc::new(RetryPolicy {
             on: RetryConditions::NONE.with(RetryCondition::ConnectFailure),
             retries: attempts - 1,
             ..RetryPolicy::default()
@@ -298,5 +297,5 @@ fn weighted(
     if weight == 0 {
         return Err(Invalid::new("must be at least 1").at("weight"));
     }
-    Ok(WeightedCluster::new(notes.field("name", |_| cluster_name(&name))?, weight))
+    Ok(WeightedCluster::new(notes.field("name", |notes| notes.cluster(&name))?, weight))
 }

@@ -45,7 +45,7 @@ fn decoded(policy: pb::RetryPolicy) -> (RetryPolicy, Vec<String>) {
     let decoded = accept(ResourceType::Route, &routes(policy));
     let Resource::Route(routes) = decoded.resource else { panic!("it is a route configuration") };
     let RouteAction::Forward(forward) = &routes.virtual_hosts[0].routes[0].action else { panic!("it forwards") };
-    (*forward.retry.clone().expect("a policy"), decoded.ignored)
+    (RetryPolicy::clone(forward.retry.as_ref().expect("a policy")), decoded.ignored)
 }
 
 #[test]

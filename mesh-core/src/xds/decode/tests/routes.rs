@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -450,6 +451,56 @@ fn rewrites_limits_and_retries_are_kept() {
     assert_eq!(retry.on, RetryConditions::parse("connect-failure,unavailable"));
     let (base, max) = (Duration::from_millis(25), Duration::from_millis(250));
     assert_eq!((retry.retries, retry.back_off), (1, RetryBackOff { base, max }));
+}
+
+#[test]
+fn what_routes_say_alike_is_decoded_once_and_each_is_what_it_is_by_itself() {
+    let policy = |change: fn(&mut pb::RetryPolicy)| {
+        let mut policy = pb::RetryPolicy { per_try_timeout: seconds(1), ..Default::default() };
+        change(&mut policy);
+        policy
+    };
+    let (plain, idle) = (policy(|_| {}), policy(|policy| policy.per_try_idle_timeout = seconds(2)));
+    let hedged = pb::HedgePolicy { hedge_on_per_try_timeout: true, ..Default::default() };
+    let said = [
+        ("a", &plain, None),
+        ("xdstp://x/envoy.config.cluster.v3.Cluster/b?z=1&a=2", &plain, None),
+        ("xdstp://x/envoy.config.cluster.v3.Cluster/b?a=2&z=1", &plain, Some(hedged)),
+        ("a", &plain, None),
+        ("a", &idle, None),
+        ("a", &idle, None),
+    ];
+    let made = said.iter().map(|(cluster, retry, hedge)| {
+        let mut route = route("/", cluster);
+        let Some(Action::Route(action)) = &mut route.action else { panic!("it forwards") };
+        (action.retry_policy, action.hedge_policy) = (Some((*retry).clone()), hedge.clone());
+        route
+    });
+    let all = |made: Vec<pb::Route>| routes("r", vec![virtual_host("all", &["*"], made)]);
+    let made: Vec<pb::Route> = made.collect();
+    let together = decoded(&all(made.clone()));
+    let together = &together.virtual_hosts[0].routes;
+    for (one, route) in made.iter().zip(together) {
+        assert_eq!(decoded(&all(vec![one.clone()])).virtual_hosts[0].routes[0], *route);
+    }
+    let forwards: Vec<&Forward> = together
+        .iter()
+        .map(|route| match &route.action {
+            RouteAction::Forward(forward) => forward,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let retry = |at: usize| forwards[at].retry.as_ref().unwrap();
+    for (at, is_shared) in [(1, true), (2, false), (3, true), (4, false)] {
+        assert_eq!(Arc::ptr_eq(retry(0), retry(at)), is_shared, "{at}");
+    }
+    assert!(retry(2).hedges && !retry(1).hedges && !retry(3).hedges);
+    let name = |at: usize| forwards[at].clusters.names().next().unwrap().as_str();
+    assert!(std::ptr::eq(name(0), name(3)) && std::ptr::eq(name(1), name(2)) && name(0) != name(1));
+    // What has no effect is told of each.
+    let ignored = accept(ResourceType::Route, &all(made)).ignored;
+    let at = |route: usize| format!("virtual_hosts[0].routes[{route}].route.retry_policy.per_try_idle_timeout");
+    assert_eq!(ignored, [at(4), at(5)]);
 }
 
 #[test]
