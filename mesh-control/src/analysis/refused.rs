@@ -12,10 +12,10 @@ use crate::render::{self, judge::Judge};
 
 pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for entry in policy.virtual_services.iter() {
-        render::publishable(judge, policy.routes_of_anybody(entry), found);
+        render::publishable(judge, policy, policy.routes_of_anybody(entry), found);
     }
     for routes in policy.gateway_routes.all_routes() {
-        render::publishable(judge, routes, found);
+        render::publishable(judge, policy, routes, found);
     }
     for (_, service) in policy.services.iter() {
         let view = View::of_namespace(&service.namespace);

@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{library, proto};
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::policy::Cluster;
+use crate::policy::mesh::MeshSettings;
 use crate::policy::route::{Action, Condition, Faults, HeaderChanges, Route};
 
 const MOST_REMEMBERED: usize = 65_536;
@@ -64,9 +65,9 @@ impl Judge {
     }
 
     /// What the decoder says of routes, in the form that the library gets.
-    pub(super) fn verdict_on_routes(&self, routes: &[Route]) -> Result<(), Invalid> {
+    pub(super) fn verdict_on_routes(&self, routes: &[Route], mesh: &MeshSettings) -> Result<(), Invalid> {
         routes.chunks(TOGETHER).try_for_each(|routes| {
-            let encoded = routes.iter().map(|route| proto::ordered_route(library::render_route(route)));
+            let encoded = routes.iter().map(|route| proto::ordered_route(library::render_route(route, mesh)));
             let new: Vec<Vec<u8>> = encoded.filter(|route| !self.remembered().contains(&key_of_route(route))).collect();
             match self.verdict_on_encoded(&new) {
                 // Which of them it is.
@@ -223,9 +224,9 @@ mod tests {
     }
 
     fn published(routes: Vec<Route>) -> Vec<Route> {
-        let judge = Judge::default();
-        let (published, _) = publishable(routes, |routes| judge.verdict_on_routes(routes));
-        judge.verdict_on_routes(&published).expect("what is published is accepted");
+        let (judge, mesh) = (Judge::default(), MeshSettings::default());
+        let (published, _) = publishable(routes, |routes| judge.verdict_on_routes(routes, &mesh));
+        judge.verdict_on_routes(&published, &mesh).expect("what is published is accepted");
         published
     }
 
@@ -258,7 +259,7 @@ mod tests {
             .collect();
         for (routes, expected) in [(&routes[..TOGETHER + 1], 2), (&routes[..], 1), (&routes[..], 0)] {
             JUDGED.set(0);
-            judge.verdict_on_routes(routes).expect("they are accepted");
+            judge.verdict_on_routes(routes, &MeshSettings::default()).expect("they are accepted");
             assert_eq!(JUDGED.get(), expected);
         }
     }

@@ -39,6 +39,7 @@ use super::proto::{CORS_FILTER, FAULT_FILTER, ads, any, duration, its_own_server
 use super::tls::Security;
 use super::{Found, PASSTHROUGH, fault, found_by, hash_policy, http, share};
 use crate::policy::Cluster;
+use crate::policy::mesh::MeshSettings;
 use crate::policy::route::{
     Action, Body, Changes, ClusterKey, Condition, Cors, Forward, HeaderChanges, PathRewrite, RedirectTo, Response,
     Retry, Route, StickySplit, Target,
@@ -53,8 +54,14 @@ use crate::registry::WrittenEndpoint;
 const LARGEST_BODY: u32 = 1 << 20;
 
 /// What the routes of one address stand in.
-pub(super) fn route_configuration(name: &str, domains: Vec<String>) -> route::RouteConfiguration {
-    configuration(name, vec![route::VirtualHost { name: name.to_owned(), domains, ..Default::default() }])
+pub(super) fn route_configuration(name: &str, domains: Vec<String>, mesh: &MeshSettings) -> route::RouteConfiguration {
+    let host = route::VirtualHost {
+        name: name.to_owned(),
+        domains,
+        retry_policy: Some(retries(mesh.retry.as_ref())),
+        ..Default::default()
+    };
+    configuration(name, vec![host])
 }
 
 /// Virtual hosts under this name.
@@ -67,18 +74,19 @@ pub(super) fn configuration(name: &str, virtual_hosts: Vec<route::VirtualHost>) 
     }
 }
 
-pub(super) fn render_routes(routes: &[Route]) -> Vec<route::Route> {
-    routes.iter().map(render_route).collect()
+pub(super) fn render_routes(routes: &[Route], mesh: &MeshSettings) -> Vec<route::Route> {
+    routes.iter().map(|route| render_route(route, mesh)).collect()
 }
 
-pub(super) fn render_route(rendered: &Route) -> route::Route {
+/// A route of a virtual host that says of [`retries`] what the mesh does.
+pub(super) fn render_route(rendered: &Route, mesh: &MeshSettings) -> route::Route {
     #[cfg(test)]
     RENDERED.with(|rendered| rendered.set(rendered.get() + 1));
     let mut own = HeaderOptions::default();
     own.extend(&rendered.headers);
     let action = match &rendered.action {
         Action::Forward(forward) => {
-            let (action, of_target) = render_forward(forward);
+            let (action, of_target) = render_forward(forward, mesh);
             // The last change wins (Istio: processDestination).
             own.extend(&of_target);
             route::route::Action::Route(action)
@@ -163,7 +171,7 @@ fn query_matcher(name: &str, value: &TextMatch) -> route::QueryParameterMatcher 
 }
 
 /// The action, and the changes to headers of its only destination; several destinations have their own.
-fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
+fn render_forward(forward: &Forward, mesh: &MeshSettings) -> (route::RouteAction, HeaderChanges) {
     let literal = |authority: &String| HostRewriteSpecifier::HostRewriteLiteral(authority.clone());
     let mut host_rewrite = forward.authority.as_ref().map(literal);
     let (specifier, of_target) = match forward.targets.as_slice() {
@@ -207,8 +215,8 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
         host_rewrite_specifier: host_rewrite,
         // Without a value Envoy's own default of 15 s would hold; Istio's is none, which is written 0.
         timeout: Some(duration(forward.timeout.unwrap_or_default())),
-        // Without a policy, the client would do as it thinks best; one without conditions tries nothing again.
-        retry_policy: Some(forward.retry.as_ref().map(render_retry).unwrap_or_default()),
+        // What most of thousands of routes say is said once, by their virtual host.
+        retry_policy: (forward.retry != mesh.retry).then(|| retries(forward.retry.as_ref())),
         hedge_policy: forward
             .retry
             .as_ref()
@@ -253,6 +261,11 @@ fn mirror((cluster, millionths): &(ClusterKey, u32)) -> RequestMirrorPolicy {
         disable_shadow_host_suffix_append: true,
         ..Default::default()
     }
+}
+
+/// Without a policy, the client would do as it thinks best; one without conditions tries nothing again.
+pub(super) fn retries(retry: Option<&Retry>) -> route::RetryPolicy {
+    retry.map(render_retry).unwrap_or_default()
 }
 
 fn render_retry(retry: &Retry) -> route::RetryPolicy {

@@ -419,8 +419,8 @@ fn named_routes(policy: &Policy, view: &View, name: &str) -> Option<(Arc<Vec<Rou
 /// [`render_routes`] encodes, for whoever looks at what is published and sends it to nobody.
 pub fn read_routes(policy: &Policy, view: &View, name: &str) -> Option<Arc<RouteConfiguration>> {
     let (routes, domains) = named_routes(policy, view, name)?;
-    let routes = routes.iter().map(library::render_route);
-    let read = decode_routes(library::route_configuration(name, domains), routes, &Options::default());
+    let routes = routes.iter().map(|route| library::render_route(route, &policy.mesh));
+    let read = decode_routes(library::route_configuration(name, domains, &policy.mesh), routes, &Options::default());
     match read.ok()?.resource {
         Resource::Route(routes) => Some(routes),
         _ => None,
@@ -435,8 +435,8 @@ pub fn render_routes(judge: &Judge, policy: &Policy, class: ClientClass, view: &
             judge.accepted(grpc::route_configuration(name, domains.clone()), grpc::render_routes(routes, degraded))
         }
         ClientClass::Library | ClientClass::Envoy => {
-            let routes = routes.iter().map(library::render_route);
-            judge.accepted(library::route_configuration(name, domains.clone()), routes)
+            let routes = routes.iter().map(|route| library::render_route(route, &policy.mesh));
+            judge.accepted(library::route_configuration(name, domains.clone(), &policy.mesh), routes)
         }
     };
     let mut degraded = Vec::new();
@@ -452,8 +452,13 @@ pub fn render_routes(judge: &Judge, policy: &Policy, class: ClientClass, view: &
 
 /// Routes as they can be published, in the form that the library and Envoys get: the data plane's own decoder finds what Envoy
 /// would refuse for the same reason.
-pub(crate) fn publishable(judge: &Judge, routes: Vec<Route>, refused: &mut Vec<Diagnostic>) -> Vec<Route> {
-    let verdict = |routes: &[Route]| judge.verdict_on_routes(routes);
+pub(crate) fn publishable(
+    judge: &Judge,
+    policy: &Policy,
+    routes: Vec<Route>,
+    refused: &mut Vec<Diagnostic>,
+) -> Vec<Route> {
+    let verdict = |routes: &[Route]| judge.verdict_on_routes(routes, &policy.mesh);
     if verdict(&routes).is_ok() {
         return routes;
     }

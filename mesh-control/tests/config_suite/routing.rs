@@ -1,5 +1,7 @@
 //! VirtualService, rule by rule (`istio.md` 1.1 and 2.1).
 
+use envoy_types::pb::envoy::config::route::v3::RetryPolicy;
+use envoy_types::pb::envoy::config::route::v3::route::Action;
 use mesh_control::catalog::ClientClass;
 
 use crate::support::{Seen, client, client_of, plane_from, told};
@@ -52,16 +54,48 @@ fn without_rules_everything_goes_to_the_service() {
     let seen = Seen::new(&plane, client("shop"));
     let routes = seen.routes_of("web:80");
     assert_eq!(told(&routes), [format!("default: /* -> {WEB}")]);
-    let Some(envoy_types::pb::envoy::config::route::v3::route::Action::Route(action)) =
-        &routes.virtual_hosts[0].routes[0].action
-    else {
-        panic!("a route")
-    };
-    // None is written 0, since Envoy's own default is 15 s; Istio retries twice.
+    let Some(Action::Route(action)) = &routes.virtual_hosts[0].routes[0].action else { panic!("a route") };
+    // None is written 0, since Envoy's own default is 15 s; Istio retries twice, which is said once for all routes.
     assert_eq!(action.timeout.as_ref().map(|timeout| timeout.seconds), Some(0));
-    let retry = action.retry_policy.as_ref().unwrap();
+    assert_eq!(action.retry_policy, None);
+    let retry = routes.virtual_hosts[0].retry_policy.as_ref().unwrap();
     assert_eq!(retry.num_retries.as_ref().unwrap().value, 2);
     assert!(!retry.retry_on.contains("5xx"));
+}
+
+#[test]
+fn a_rule_that_says_something_of_retries_says_it_for_itself_and_the_others_have_what_their_virtual_host_has() {
+    let rule = |path: &str, retries: &str| {
+        format!("  - match: [{{uri: {{exact: {path}}}}}]\n{retries}    route: [{{destination: {{host: web}}}}]\n")
+    };
+    let rules = [
+        rule("/as-the-mesh", ""),
+        rule("/never", "    retries: {attempts: 0}\n"),
+        rule("/often", "    retries: {attempts: 5}\n"),
+        rule("/as-the-mesh-too", "    retries: {attempts: 2}\n"),
+    ];
+    let of_mesh = |attempts: u32| {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |-\n    defaultHttpRetryPolicy: {{attempts: {attempts}}}\n"
+        )
+    };
+    let policy =
+        |retry: &RetryPolicy| (retry.num_retries.as_ref().map(|number| number.value), !retry.retry_on.is_empty());
+    for (attempts, of_host, expected) in [
+        (2, (Some(2), true), [None, Some((None, false)), Some((Some(5), true)), None]),
+        (0, (None, false), [None, None, Some((Some(5), true)), Some((Some(2), true))]),
+    ] {
+        let rules = vs("web", &format!("  hosts: [web]\n  http:\n{}", rules.concat()));
+        let plane = plane_from(&[SERVICES, &rules, &of_mesh(attempts)].concat());
+        let routes = Seen::new(&plane, client("shop")).routes_of("web:80");
+        let host = &routes.virtual_hosts[0];
+        assert_eq!(host.retry_policy.as_ref().map(policy), Some(of_host), "{attempts}");
+        let own = host.routes.iter().map(|route| match &route.action {
+            Some(Action::Route(action)) => action.retry_policy.as_ref().map(policy),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(own.collect::<Vec<_>>(), expected, "{attempts}");
+    }
 }
 
 #[test]

@@ -136,7 +136,7 @@ pub fn edge_routes(judge: &Judge, policy: &Policy, view: &View, address: Address
         for host in policy.virtual_hosts(&servers, &owners, view) {
             told.clusters.extend(clusters_of(policy, view, &host.routes));
             grpc_web = grpc_web || leads_to_grpc_web(policy, view, &host.routes);
-            let routes = publishable(judge, host.routes.clone(), &mut refused);
+            let routes = publishable(judge, policy, host.routes.clone(), &mut refused);
             hosts.push(virtual_host(policy, view, &host, &routes, known_port(&servers, address)));
         }
         if hosts.is_empty() {
@@ -194,7 +194,7 @@ fn host_name(host: &str, port: u16) -> String {
 }
 
 fn virtual_host(policy: &Policy, view: &View, host: &VirtualHost, routes: &[Route], port: u16) -> route::VirtualHost {
-    let mut rendered = library::render_routes(routes);
+    let mut rendered = library::render_routes(routes, &policy.mesh);
     for (rendered, route) in rendered.iter_mut().zip(routes) {
         let Action::Forward(forward) = &route.action else { continue };
         let first = forward.targets.first().and_then(|target| policy.cluster(target.cluster.clone(), view));
@@ -218,6 +218,7 @@ fn virtual_host(policy: &Policy, view: &View, host: &VirtualHost, routes: &[Rout
         domains,
         routes: rendered,
         require_tls: require_tls.into(),
+        retry_policy: Some(library::retries(policy.mesh.retry.as_ref())),
         include_request_attempt_count: true,
         ..Default::default()
     }

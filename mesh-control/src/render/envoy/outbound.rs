@@ -266,7 +266,7 @@ pub fn routes(judge: &Judge, policy: &Policy, view: &View, outbound: &Outbound, 
     let (mut degraded, mut refused) = (Vec::new(), Vec::new());
     let (mut hosts, mut told) = (Vec::new(), HashSet::new());
     for address in &at.http {
-        let routes = publishable(judge, policy.compiled_routes(address, view), &mut refused);
+        let routes = publishable(judge, policy, policy.compiled_routes(address, view), &mut refused);
         for (route, written) in routes.iter().filter_map(|route| Some((route, route.written.as_ref()?))) {
             if matches!(&route.action, Action::Forward(forward) if forward.coalesces) {
                 let what = "identical requests are sent one by one".to_owned();
@@ -286,7 +286,8 @@ pub fn routes(judge: &Judge, policy: &Policy, view: &View, outbound: &Outbound, 
         hosts.push(route::VirtualHost {
             name: join(&address.host, port),
             domains,
-            routes: library::render_routes(&routes),
+            routes: library::render_routes(&routes, &policy.mesh),
+            retry_policy: Some(library::retries(policy.mesh.retry.as_ref())),
             include_request_attempt_count: true,
             typed_per_filter_config: session.iter().map(of_session).collect(),
             ..Default::default()
