@@ -60,9 +60,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let head = RequestHead::of(&head)?;
     // As for the plane: it may be about thousands of routes, and the process ends.
     let explained = &*Box::leak(Box::new(explain(&snapshot, &asked, &head)?));
-    super::say(&match args.printing.format() {
-        Format::Text => explained.to_string(),
-        Format::Json => serde_json::to_string_pretty(explained)? + "\n",
-    })?;
+    match args.printing.format() {
+        Format::Text => super::say(&explained.to_string())?,
+        Format::Json => super::say_json(explained)?,
+    }
     Ok(if explained.is_failure() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -211,6 +211,13 @@ fn say(text: &str) -> io::Result<()> {
     unless_unread(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
 
+/// The same of JSON that people read, too. It is written as it is made: it may be about thousands of routes.
+fn say_json(value: &impl Serialize) -> io::Result<()> {
+    let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
+    let written = serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from);
+    unless_unread(written.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()))
+}
+
 /// What became of writing, where it matters: nobody misses what they do not read.
 fn unless_unread(said: io::Result<()>) -> io::Result<()> {
     match said {

@@ -106,10 +106,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let import = import(scan, values);
     let is_fine = import.findings.iter().all(|finding| finding.severity < Severity::Error);
-    super::say(&match args.printing.format() {
-        Format::Json => format!("{}\n", serde_json::to_string_pretty(&import)?),
-        Format::Text => text(&import),
-    })?;
+    match args.printing.format() {
+        Format::Json => super::say_json(&import)?,
+        Format::Text => super::say(&text(&import))?,
+    }
     Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
