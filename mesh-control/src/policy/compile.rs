@@ -60,8 +60,8 @@ pub struct Surroundings<'a> {
 pub fn routes(rules: &[Rule], view: &View, port: u16, around: &Surroundings<'_>) -> Vec<Route> {
     // Mostly each is one, and thousands of them are not moved while they are made.
     let mut routes: Vec<Route> = Vec::with_capacity(rules.len());
+    let unconditional = [HttpMatch::default()];
     for rule in rules {
-        let unconditional = [HttpMatch::default()];
         let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };
         for condition in matches {
             if !applies(condition, view, port, around.gateway) {
@@ -83,8 +83,8 @@ pub fn routes(rules: &[Rule], view: &View, port: u16, around: &Surroundings<'_>)
 /// Every route that these rules can be, whoever the client is.
 pub fn routes_of_anybody(rules: &[Rule], port: u16, around: &Surroundings<'_>) -> Vec<Route> {
     let mut routes = Vec::with_capacity(rules.len());
+    let unconditional = [HttpMatch::default()];
     for rule in rules {
-        let unconditional = [HttpMatch::default()];
         let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };
         routes.extend(matches.iter().filter_map(|condition| compile_one(rule, condition, port, around)));
     }
