@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -85,10 +86,18 @@ pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
     ports.try_into().map_err(|ports: Vec<u16>| anyhow::anyhow!("{} ports, and not {N}", ports.len()))
 }
 
+/// Below the ports that the kernel gives to connections that go out (32768 and up): one of those would be taken before somebody
+/// listens there.
+const PORTS: Range<u16> = 15_000..32_000;
+
 /// So many ports of this machine that nobody listens on.
 pub fn many_free_ports(count: usize) -> Result<Vec<u16>> {
+    let mut tries: Vec<u16> = PORTS.collect();
+    fastrand::shuffle(&mut tries);
     // All at once, so that they are different ones.
-    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let listening = tries.into_iter().filter_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    let listeners: Vec<TcpListener> = listening.take(count).collect();
+    anyhow::ensure!(listeners.len() == count, "{} ports are free, and not {count}", listeners.len());
     listeners.iter().map(|listener| anyhow::Ok(listener.local_addr()?.port())).collect()
 }
 
@@ -174,6 +183,8 @@ pub fn machine() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -193,6 +204,17 @@ mod tests {
         let work = std::thread::spawn(move || while cpu_ever(own).unwrap() < until {});
         work.join().unwrap();
         assert!(cpu_ever(own).unwrap() >= until);
+    }
+
+    #[test]
+    fn a_free_port_is_none_that_a_connection_which_goes_out_may_be_given() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, many_free_ports(1).unwrap()[0])).unwrap();
+        let ports: [u16; 50] = free_ports().unwrap();
+        assert!(
+            ports.iter().all(|port| PORTS.contains(port) && *port != taken.local_addr().unwrap().port()),
+            "{ports:?}"
+        );
+        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), ports.len());
     }
 
     #[test]
