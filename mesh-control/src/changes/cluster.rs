@@ -45,9 +45,11 @@ pub(crate) struct ClusterObjects {
 }
 
 /// All of them, as they were seen.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) objects: All,
+    /// What tells each from another one of its name.
+    uids: BTreeMap<Id, String>,
     /// What is none of a name that it could be changed by.
     pub(crate) strange: Vec<String>,
     /// In which version each kind was listed, by its title.
@@ -137,6 +139,10 @@ impl ClusterObjects {
                 // What was not there when it was looked at, and is by now, is somebody else's: it has to be looked at again.
                 let version = present.map_or(NO_VERSION, |stored| stored.version);
                 metadata.insert("resourceVersion".to_owned(), version.to_string().into());
+                // And what was there then, and is gone by now: by its version alone it would be made anew.
+                if let Some(uid) = seen.uids.get(id) {
+                    metadata.insert("uid".to_owned(), uid.as_str().into());
+                }
             }
         }
         let force = if self.forces && present.is_some() { "&force=true" } else { "" };
@@ -190,7 +196,7 @@ impl VersionedStore for ClusterObjects {
     async fn read(&self) -> Result<Seen, Refusal> {
         // First: who commits what was found later is told if anything came between.
         let numbers = self.changes().await?.into_iter().map(|(number, _)| number).collect();
-        let mut seen = Seen { objects: All::new(), strange: Vec::new(), versions: BTreeMap::new(), numbers };
+        let mut seen = Seen { numbers, ..Seen::default() };
         let everywhere: Vec<String> = Vec::new();
         let mut lists = Vec::new();
         for resource in kept() {
@@ -320,6 +326,10 @@ impl Seen {
         let number = number
             .parse::<i64>()
             .map_err(|_| Refusal::Store(format!("Kubernetes: {id}: its resourceVersion {number:?} is no number")))?;
+        let uid = metadata("uid");
+        if !uid.is_empty() {
+            self.uids.insert(id.clone(), uid.to_owned());
+        }
         self.objects.insert(id, Stored { text: text(resource, version, item), version: number });
         Ok(())
     }

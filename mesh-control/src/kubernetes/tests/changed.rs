@@ -136,6 +136,28 @@ async fn what_somebody_else_makes_in_the_same_moment_is_looked_at_again() {
 }
 
 #[tokio::test]
+async fn what_somebody_else_deletes_in_the_same_moment_is_looked_at_again() {
+    let fake = Fake::start().await;
+    let objects = objects(&fake);
+    let text = format!("{WEB}---{}", rule("a", GOOD_RULE));
+    apply(&objects, &text).await.expect("good");
+    fake.world().is_deleted = "a";
+    let done = apply(&objects, &rule("a", OTHER_RULE)).await.expect("good");
+    assert_eq!((verbs(&done), done.number), (vec![("VirtualService shop/a", "created")], Some(2)));
+    let past = history(&objects).await.remove(0).entry;
+    assert_eq!((past.objects[0].verb.as_str(), &past.objects[0].before), ("created", &None), "it is what it became");
+
+    // What is to be of a version that somebody has seen is not made anew.
+    let held = objects.read().await.expect("readable").objects;
+    let version = held.iter().find(|(id, _)| &*id.name == "a").map(|(_, stored)| stored.version).expect("it is there");
+    let seen =
+        rule("a", GOOD_RULE).replace("namespace: shop", &format!("namespace: shop, resourceVersion: '{version}'"));
+    fake.world().is_deleted = "a";
+    let Err(Refusal::Conflict(why)) = apply(&objects, &seen).await else { panic!("it is gone") };
+    assert!(why.contains("there is none") && !is_there(&fake, "a"), "{why}");
+}
+
+#[tokio::test]
 async fn a_change_that_breaks_off_is_told_and_can_be_taken_back() {
     let fake = Fake::start().await;
     let objects = objects(&fake);

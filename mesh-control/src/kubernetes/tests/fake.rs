@@ -60,6 +60,8 @@ pub(super) struct World {
     pub(super) has_rival: bool,
     /// What somebody else makes just before the next object is applied, under its name.
     pub(super) rival: Option<Value>,
+    /// The name of an object that somebody else deletes just before it is applied.
+    pub(super) is_deleted: &'static str,
     /// What was applied of each object's specification.
     applied: BTreeMap<Key, Value>,
     /// The names of objects: one whose fields are somebody else's, one that is refused, and one that cannot be stored.

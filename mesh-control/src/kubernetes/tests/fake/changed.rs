@@ -89,6 +89,10 @@ impl World {
         if !is_dry && let Some(rival) = self.rival.take() {
             self.store(key, rival);
         }
+        if !is_dry && key.2 == self.is_deleted {
+            self.is_deleted = "";
+            self.remove(key, &Value::Null, false)?;
+        }
         let mut object = self.objects.get(key).cloned();
         if let (Some(late), true, false) = (&mut object, self.too_late > 0, is_dry) {
             self.too_late -= 1;
@@ -97,8 +101,9 @@ impl World {
         }
         let version = &written["metadata"]["resourceVersion"];
         let known = object.as_ref().map(|object| &object["metadata"]["resourceVersion"]);
-        // What is not there is made, whatever its version was to be.
-        if known.is_some_and(|known| !version.is_null() && known != version) {
+        // What is not there is made, whatever its version was to be, unless it is to be one that was there.
+        let is_gone = known.is_none() && !written["metadata"]["uid"].is_null();
+        if is_gone || known.is_some_and(|known| !version.is_null() && known != version) {
             return Err(StatusCode::CONFLICT);
         }
         let is_new = object.is_none();
