@@ -128,9 +128,18 @@ fn is_of_others(object: &Value, entry: &Entry, own: &str, now: u64) -> bool {
     is_apart && annotation(object, CONTROLLER) != own && !is_older(object, STALE, now)
 }
 
-/// Istio's name of an entry; `None` where it is too long for one.
+/// Istio's name of an entry; `None` where it is too long for one. Where the end of the group's name may be taken for the beginning of
+/// an address of IPv6, that is written in full: `vms-2001` at `db8::1` is not `vms` at `2001:db8::1`. So is one with dots, which another
+/// one of IPv4 may end with.
 fn entry_name(group: &str, address: IpAddr) -> Option<String> {
-    let mut name = format!("{group}-{address}").replace(':', "-");
+    let is_part = |text: &str| text.len() <= 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_open = group.rsplit_once('-').is_some_and(|(_, last)| is_part(last));
+    let mut name = match address {
+        IpAddr::V6(address) if is_open || address.to_ipv4_mapped().is_some() => {
+            address.segments().iter().fold(group.to_owned(), |name, part| format!("{name}-{part:04x}"))
+        }
+        _ => format!("{group}-{address}").replace(':', "-"),
+    };
     if name.ends_with('-') {
         // `fe80::`
         name.push('0');
@@ -264,6 +273,8 @@ pub(super) fn steps<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const OWN: &str = "mesh-control-1";
@@ -413,5 +424,29 @@ mod tests {
         assert_eq!(of("vms", "fe80::1").as_deref(), Some("vms-fe80--1"));
         assert_eq!(of("vms", "fe80::").as_deref(), Some("vms-fe80--0"));
         assert_eq!(of(&"g".repeat(250), "10.0.0.7"), None);
+        assert_eq!(of("vms-v2", "2001:db8::1").as_deref(), Some("vms-v2-2001-db8--1"));
+    }
+
+    #[test]
+    fn entries_of_two_groups_never_have_one_name() {
+        let full = "vms-2001-0db8-0000-0000-0000-0000-0000-0001";
+        let of = |group: &str, address: &str| entry_name(group, address.parse().expect("an address"));
+        assert_eq!(of("vms-2001", "db8::1").as_deref(), Some("vms-2001-0db8-0000-0000-0000-0000-0000-0000-0001"));
+        let groups = ["vms", "vms-2001", "vms-2001-db8", "vms-2001-db8--1", "vms---ffff", "vms-10.0.0.7", full];
+        let addresses = [
+            "2001:db8::1",
+            "db8::1",
+            "1::",
+            "::1",
+            "::",
+            "0:1::",
+            "::ffff:10.0.0.7",
+            "::10.0.0.7",
+            "10.0.0.7",
+            "1:2:3:4:5:6:7:8",
+        ];
+        let names = groups.iter().flat_map(|group| addresses.iter().map(|address| of(group, address)));
+        let (all, different): (Vec<_>, BTreeSet<_>) = names.map(|name| (name.clone(), name)).unzip();
+        assert_eq!(different.len(), all.len(), "{all:?}");
     }
 }
