@@ -1,6 +1,6 @@
-//! How often the status of an object is written: once over each version of it, until another one is seen; and the same words a few
-//! times at most, for where they are gone again each time, somebody else takes them for its own. Plain decisions, with `now` as an
-//! argument.
+//! How often the status of an object is written, or an entry of ours: once over each version of it, until another one is seen; and the
+//! same words a few times at most, for where they are gone again each time, somebody else takes them for its own. Plain decisions,
+//! with `now` as an argument.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

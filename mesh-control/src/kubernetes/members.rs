@@ -27,7 +27,7 @@ use crate::plane::Plane;
 use crate::registry::Workload;
 pub(super) use entries::is_member;
 use entries::{REPLICA, beside, heard, wanted};
-use teller::Teller;
+use teller::{COMES_BACK, Teller};
 
 /// How often is looked where nothing has happened, and how long changes are gathered.
 const AGAIN: Duration = Duration::from_secs(15);
@@ -39,7 +39,12 @@ pub(crate) struct Members(JoinHandle<()>);
 impl Members {
     /// Begins. Without `writes` nobody is told.
     pub(crate) fn start(cluster: &Cluster, plane: &Plane, writes: bool) -> Members {
-        Members(tokio::spawn(run(cluster.clone(), plane.clone(), writes)))
+        Members::start_at(cluster, plane, writes, COMES_BACK)
+    }
+
+    /// Begins. What was written has so long to come back, before it is written again.
+    pub(super) fn start_at(cluster: &Cluster, plane: &Plane, writes: bool, comes_back: Duration) -> Members {
+        Members(tokio::spawn(run(cluster.clone(), plane.clone(), writes, comes_back)))
     }
 }
 
@@ -49,11 +54,12 @@ impl Drop for Members {
     }
 }
 
-async fn run(cluster: Cluster, plane: Plane, writes: bool) {
+async fn run(cluster: Cluster, plane: Plane, writes: bool, comes_back: Duration) {
     let replica = format!("{REPLICA}{:016x}", fastrand::u64(..));
     let mut registrations = plane.registrations();
     let (mut known, mut doubted) = (BTreeMap::new(), Vec::new());
-    let (mut teller, mut complaint) = (Teller::new(cluster.client().clone(), replica.clone()), String::new());
+    let (mut teller, mut complaint) =
+        (Teller::new(cluster.client().clone(), replica.clone(), comes_back), String::new());
     loop {
         registrations.mark_unchanged();
         let ((there, version), now) = (cluster.entries(), clock().as_secs());

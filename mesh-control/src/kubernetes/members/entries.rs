@@ -48,6 +48,11 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// What it says, however that is written.
+    pub(super) fn words(&self) -> Value {
+        json!([self.group, self.spec, self.told])
+    }
+
     /// Makes an object say it in the name of this replica, and leaves whatever else others have written there.
     pub(super) fn say(&self, version: &str, object: &mut Value, replica: &str, now: u64) {
         let is_own = annotation(object, CONTROLLER) == replica;
@@ -239,6 +244,11 @@ fn believed(workload: Workload, namespace: &str, object: &Value, domain: &TrustD
     Ok(workload)
 }
 
+/// Whether this replica has seen to an entry not long ago: if it is to be put again, it says something else by now.
+pub(super) fn is_seen_to(object: &Value, own: &str, now: u64) -> bool {
+    annotation(object, CONTROLLER) == own && !is_older(object, SEEN_AGAIN, now)
+}
+
 /// Something to be written.
 #[derive(Debug, PartialEq)]
 pub(super) enum Step<'a> {
@@ -256,11 +266,10 @@ pub(super) fn steps<'a>(
 ) -> Vec<Step<'a>> {
     let is_own = |object: &Value| annotation(object, CONTROLLER) == own;
     let is_so = |entry: &Entry, object: &Value| {
-        is_own(object)
+        is_seen_to(object, own, now)
             && annotation(object, GROUP) == &*entry.group
             && annotation(object, TOLD) == entry.told
             && object.get("spec") == Some(&entry.spec)
-            && !is_older(object, SEEN_AGAIN, now)
     };
     let needed = wanted.iter().filter_map(|(name, entry)| match there.get(name) {
         None => Some(Step::Make(name, entry)),

@@ -58,6 +58,8 @@ pub(super) struct World {
     pub(super) too_late: u32,
     /// Whether somebody else takes every status away again.
     pub(super) has_rival: bool,
+    /// Whether a webhook changes every WorkloadEntry that is written.
+    pub(super) has_webhook: bool,
     /// What somebody else makes just before the next object is applied, under its name.
     pub(super) rival: Option<Value>,
     /// The name of an object that somebody else deletes just before it is applied.

@@ -1,5 +1,7 @@
 //! Members of WorkloadGroups that replicas tell each other of, on the wire.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::super::members::Members;
@@ -128,4 +130,26 @@ async fn two_replicas_with_members_at_one_address_do_not_write_over_each_other()
     second.plane.register(member_at("10.0.0.7:9090"));
     fake.until("there is another entry", |fake| fake.count("make workloadentries") == 2).await;
     assert_eq!(fake.count("put workloadentries"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_a_webhook_changes_is_written_again_a_few_times_and_for_what_its_workloads_say() {
+    let fake = shop().await;
+    fake.world().has_webhook = true;
+    let first = follow(&fake).await;
+    let _telling = Members::start_at(&first.cluster, &first.plane, true, Duration::from_millis(20));
+    let entry = |fake: &Fake| fake.world().object("workloadentries", "vms-10.0.0.7")["metadata"].clone();
+    first.plane.register(member());
+    fake.until("it is put", |fake| fake.count("put workloadentries") == 3).await;
+    let left = entry(&fake)["resourceVersion"].clone();
+    first.plane.register(member_at("10.0.0.9:8080"));
+    fake.until("so is the other one", |fake| fake.count("put workloadentries") == 6).await;
+    assert_eq!(entry(&fake)["resourceVersion"], left, "it is left as the webhook has it");
+
+    first.plane.register(Workload { weight: 7, ..member() });
+    fake.until("what is new is written", |fake| {
+        let told = entry(fake)["annotations"]["policy.mesh-control/workloads"].clone();
+        told.as_str().is_some_and(|told| told.contains("\"weight\":7"))
+    })
+    .await;
 }
