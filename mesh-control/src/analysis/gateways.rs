@@ -279,10 +279,9 @@ fn unseen(policy: &Policy, found: &mut Vec<Diagnostic>) {
 fn of_bytes(access: Option<&AccessPolicy>) -> Vec<(String, Severity, Code, &'static str)> {
     let closed = |why: &'static str| vec![("spec".to_owned(), Severity::Error, Code::NotSupportedYet, why)];
     let Some(AccessPolicy { effect, rules, .. }) = access else {
-        return closed(
-            "closes every connection: tokens are those of requests, and nobody sees any there; what is to pass as bytes goes by a \
-             gateway of its own that this is not for",
-        );
+        let why = "looks at no token, so that this has no effect: nobody sees requests there; who may connect is for \
+            AuthorizationPolicies to say";
+        return vec![("jwtRules".to_owned(), Severity::Warning, Code::Ignored, why)];
     };
     let asking = || rules.iter().enumerate().filter(|(_, rule)| rule.conditions.ask_about_requests());
     let of_rule = |index: usize, severity: Severity, what: &'static str| {

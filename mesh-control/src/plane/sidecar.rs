@@ -195,7 +195,7 @@ impl Snapshot {
             self.note_ports(client, sidecar, port.port, what);
         }
         // A port that no service has is guarded by what guards any port, unless a PeerAuthentication names it.
-        let any = self.inbound(client, &labels, 0, Protocol::Tcp);
+        let any = Inbound { is_of_service: false, ..self.inbound(client, &labels, 0, Protocol::Tcp) };
         let passes = !any.is_shut() && any.tls != ServerTls::Strict;
         Some(envoy::inbound_listener(name, sidecar, &ports, &self.keys, policy.paths, passes))
     }

@@ -176,20 +176,43 @@ fn every_chain_that_is_not_looked_into_is_behind_the_filters_of_policies_and_no_
 #[test]
 fn what_has_to_see_requests_closes_every_connection() {
     let plane = plane(&tcp());
+    let asked = policy("p", "action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {ports: ['80']}}]}]");
+    plane.set_yaml("p.yaml", &asked).unwrap();
+    for client in both() {
+        assert!(!is_let_in(&plane, &client, ("10.1.1.1", None)));
+        let told = listener(&plane, &client, "0.0.0.0_81").encode_to_vec();
+        assert!(String::from_utf8_lossy(&told).contains("BlackHoleCluster"));
+    }
+    plane.set_yaml("p.yaml", "").unwrap();
+    assert!(is_let_in(&plane, &edge(), ("10.1.1.1", None)));
+}
+
+#[test]
+fn a_request_authentication_closes_no_connection_and_who_asks_for_its_tokens_lets_nobody_in() {
+    let plane = plane(&tcp());
     let tokens = format!(
         "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: t, namespace: edges}}\n\
-         spec: {{{SELECTED}, jwtRules: [{{issuer: me, jwksUri: 'https://me.example/keys'}}]}}\n"
+         spec: {{{SELECTED}, jwtRules: [{{issuer: me, jwksUri: 'https://me.example/keys'}}]}}\n---\n"
     );
-    let asked = policy("p", "action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {ports: ['80']}}]}]");
-    for text in [tokens, asked] {
-        plane.set_yaml("p.yaml", &text).unwrap();
+    for (policies, expected) in [
+        (String::new(), true),
+        (policy("p", "rules: [{to: [{operation: {ports: ['81']}}]}]"), true),
+        (policy("p", "rules: [{to: [{operation: {ports: ['80']}}]}]"), false),
+        (policy("p", "rules: [{from: [{source: {requestPrincipals: ['*']}}]}]"), false),
+        (policy("p", "rules: [{from: [{source: {notRequestPrincipals: [me/you]}}]}]"), false),
+        (policy("p", "rules: [{when: [{key: 'request.auth.claims[group]', values: [staff]}]}]"), false),
+        (policy("p", "action: DENY, rules: [{from: [{source: {requestPrincipals: ['*']}}]}]"), false),
+        (policy("p", "action: DENY, rules: [{from: [{source: {notRequestPrincipals: ['*']}}]}]"), false),
+        (policy("p", "action: DENY, rules: [{when: [{key: 'request.auth.claims[group]', values: [guest]}]}]"), false),
+        (policy("p", "action: CUSTOM, provider: {name: nobody}, rules: [{}]"), false),
+    ] {
+        plane.set_yaml("p.yaml", &(tokens.clone() + &policies)).unwrap();
         for client in both() {
-            assert!(!is_let_in(&plane, &client, ("10.1.1.1", None)), "{text}");
+            assert_eq!(is_let_in(&plane, &client, ("10.1.1.1", None)), expected, "{policies} {:?}", client.class);
             let told = listener(&plane, &client, "0.0.0.0_81").encode_to_vec();
-            assert!(String::from_utf8_lossy(&told).contains("BlackHoleCluster"), "{text}");
+            let is_led = String::from_utf8_lossy(&told).contains("outbound|80||web.shop");
+            assert_eq!(is_led, !policies.contains("CUSTOM"), "{policies}");
         }
-        plane.set_yaml("p.yaml", "").unwrap();
-        assert!(is_let_in(&plane, &edge(), ("10.1.1.1", None)));
     }
 }
 
@@ -252,7 +275,7 @@ fn a_policy_says_at_which_servers_of_its_gateway_nobody_sees_what_it_asks_for() 
         (POLICY, "edges", format!("{{{SELECTED}, action: DENY, {paths}}}"), at_all(error, "rules[0]")),
         (POLICY, "edges", format!("{{{SELECTED}, {some}}}"), at_all(warning, "rules[1]")),
         (POLICY, "edges", format!("{{{SELECTED}, action: DENY, {some}}}"), at_all(warning, "rules[1]")),
-        ("RequestAuthentication", "edges", format!("{{{SELECTED}, {tokens}}}"), at_all(error, "spec")),
+        ("RequestAuthentication", "edges", format!("{{{SELECTED}, {tokens}}}"), at_all(warning, "jwtRules")),
         // It only tells of requests, is for others, or for those of another namespace.
         (POLICY, "edges", format!("{{{SELECTED}, action: AUDIT, {paths}}}"), Vec::new()),
         (POLICY, "edges", format!("{{selector: {{matchLabels: {{app: web}}}}, {paths}}}"), Vec::new()),

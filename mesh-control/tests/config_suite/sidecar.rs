@@ -192,6 +192,21 @@ spec: {selector: {matchLabels: {app: alone}}, mtls: {mode: MODE}, portLevelMtls:
 }
 
 #[test]
+fn a_request_authentication_closes_no_port_of_a_service_that_carries_no_requests() {
+    let tokens = "
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: t, namespace: shop}
+spec: {jwtRules: [{issuer: me, jwksUri: 'https://me.example/keys'}]}
+";
+    let plane = plane(&format!("{tokens}---{}", MODE.replace("MODE", "DISABLE")));
+    let all = chains(&listener(&plane, &sidecar(true), "virtualInbound"));
+    let leads: Vec<(&str, bool)> = all.iter().map(|(what, _, leads)| (&**what, *leads)).collect();
+    // What is HTTP at a port that no service has is nobody's to tell.
+    assert_eq!(leads, [("9080", true), ("9090", true), ("9100", true), ("", false)]);
+}
+
+#[test]
 fn calls_are_mutual_tls_with_who_serves_and_with_nobody_where_that_is_not_known() {
     let plane = plane("");
     let name = "outbound|9090||reviews.shop.svc.cluster.local";

@@ -1,5 +1,7 @@
 //! Who is let in where `mesh-gateway` looks into nothing: policies decide on the connection alone, from YAML to sockets.
 
+use mesh_core::testing::TokenIssuer;
+
 use super::gateway::Gateway;
 use super::gateway_api::{
     EDGE, control, free_port, gateway_of_bytes, local, object, route_of_bytes, secret, service_of_bytes,
@@ -138,6 +140,23 @@ async fn policies_decide_on_connections_before_who_is_behind_hears_of_them_and_e
             until(&text, expected, &let_in).await;
         }
     }
+
+    // No token is looked at there, and who asks for one lets nobody in.
+    let tokens = format!(
+        "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: tokens}}\n\
+         spec: {{targetRefs: [{{group: gateway.networking.k8s.io, kind: Gateway, name: edge}}], \
+         jwtRules: [{{issuer: me, jwks: '{}'}}]}}\n",
+        TokenIssuer::new("k").jwks()
+    );
+    let second = format!("action: DENY, rules: [{{{}}}]", from("ipBlocks: [127.0.0.2/32]"));
+    let known = format!("rules: [{{{}}}]", from("requestPrincipals: ['*']"));
+    for (spec, expected) in [(&second, [true, false, true, true, true]), (&known, NONE)] {
+        let text = policy(spec) + &tokens;
+        gateway.control.set_yaml("guard.yaml", &text).unwrap();
+        until(&text, expected, &let_in).await;
+    }
+    gateway.control.set_yaml("guard.yaml", &tokens).unwrap();
+    until(&tokens, ALL, &let_in).await;
 
     let mut kept = heard("127.0.0.1", local(tcp)).await.unwrap();
     let mut other = heard("127.0.0.2", local(tcp)).await.unwrap();

@@ -420,9 +420,10 @@ fn bytes(
 }
 
 /// Who is let in where nobody looks into connections; `None` where nobody is, since what guards the gateway has to see requests.
+/// Which tokens are good is no matter there (Istio: a RequestAuthentication is an HTTP filter): policies that ask for one let nobody in.
 fn guards_of_bytes(edge: &Edge<'_>) -> Option<Vec<pb::Filter>> {
-    let Inbound { refusal, access: policies, tokens, .. } = edge.guarded;
-    let has_to_see_requests = refusal.is_some() || !policies.asks.is_empty() || !tokens.is_empty();
+    let Inbound { refusal, access: policies, .. } = edge.guarded;
+    let has_to_see_requests = refusal.is_some() || !policies.asks.is_empty();
     (!has_to_see_requests).then(|| access::of_connections(policies, edge.class).ok()).flatten()
 }
 

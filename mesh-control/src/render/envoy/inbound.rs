@@ -151,9 +151,11 @@ fn filter(port: &Inbound<'_>, keys: &FetchedKeys, paths: PathNormalization) -> p
 }
 
 impl Inbound<'_> {
-    /// Whether no connection is let in that is not HTTP: policies decide on requests.
+    /// Whether no connection is let in that is not HTTP: policies decide on requests. Tokens are those of requests, and there are none
+    /// where a service says so; at a port that no service has there may be.
     pub fn is_shut(&self) -> bool {
-        self.refusal.is_some() || self.access.is_guarded() || !self.tokens.is_empty()
+        let has_tokens = !self.tokens.is_empty() && !self.is_of_service;
+        self.refusal.is_some() || self.access.is_guarded() || has_tokens
     }
 
     /// Whether it is shut, and connections here are not HTTP, so that nobody is told why.
