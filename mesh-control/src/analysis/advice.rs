@@ -83,8 +83,8 @@ fn check_tokens(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>)
     for object in objects.request_authentications.iter().filter(|object| !object.spec.jwt_rules.is_empty()) {
         let labels = selected(object.spec.selector.as_ref());
         let ports = TargetPorts::new(policy, &object.meta.namespace, &labels, &object.spec.targets());
-        if let Some((target, service)) = ports.of_bytes() {
-            let message = format!("port {target} of {service} carries no requests: no token is looked at there");
+        if let Some(port) = ports.of_bytes() {
+            let message = format!("{port} carries no requests: no token is looked at there");
             say(&object.meta, "jwtRules", (Severity::Info, "IST0119"), message, found);
         }
     }

@@ -1,24 +1,27 @@
 //! Gateways: servers that cannot be where they are to be, certificates that there are not, and rules of VirtualServices that are for
 //! none of them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::rules::nobody_by;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Topic, quoted};
 use crate::config::file::{Meta, Object, Objects, Refused};
-use crate::config::istio::gateway::{Gateway, Server, ServerTls, split_host};
+use crate::config::istio::authorization::Unseen;
+use crate::config::istio::gateway::{Gateway, Server, ServerTls, TlsMode, split_host};
 use crate::config::istio::secret::Secret;
 use crate::config::istio::virtual_service::{AnyMatch, AnyRoute, MESH, VirtualService};
 use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::config::support::{ObjectKind, is_foreign_to_gateways};
 use crate::policy::Policy;
-use crate::policy::access::{AccessPolicy, Effect};
+use crate::policy::access::{AccessPolicy, AccessRule, Effect};
 use crate::policy::gateways::Allowed;
 use crate::policy::secrets::AUTHORITIES;
 use crate::policy::virtual_services::gateway_name;
 use crate::registry::Discovery;
 use crate::registry::host::in_namespace;
-use crate::registry::service::is_subset;
+use crate::registry::service::{Target, is_subset};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     rules(objects, policy, found);
@@ -249,16 +252,34 @@ fn selectors(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     }
 }
 
-/// What guards a gateway by requests, for the servers where nobody sees any.
+/// What guards a gateway by what nobody knows at a server of it: requests, where nobody sees any, names that clients ask for, and who they
+/// are.
 fn unseen(policy: &Policy, found: &mut Vec<Diagnostic>) {
     let root = &*policy.mesh.fixed.root_namespace;
     for (meta, workloads, access) in policy.security.deciding() {
-        let said = of_bytes(access);
+        let of_bytes = of_bytes(access);
+        let by_tls = access.filter(|access| lost(access, Unseen::ALL).next().is_some());
+        let mut places = BTreeMap::new();
         let gateways = policy.gateways.among(workloads, (&*meta.namespace, root), &policy.services);
         for (gateway, index, server) in gateways
             .flat_map(|gateway| gateway.spec.servers.iter().enumerate().map(move |(at, one)| (gateway, at, one)))
         {
-            if server.takes_requests() || is_foreign_to_gateways(&server.port.protocol) {
+            if is_foreign_to_gateways(&server.port.protocol) {
+                continue;
+            }
+            let mut said = if server.takes_requests() { Vec::new() } else { of_bytes.clone() };
+            // Where nobody is let in at all, that is said.
+            let by_tls = by_tls.filter(|_| said.iter().all(|(field, ..)| field.starts_with("rules[")));
+            if let Some(access) = by_tls {
+                let lost = lost(access, unseen_at(server)).filter(|(_, rule, _)| is_for(rule, gateway, server, policy));
+                for (number, _, why) in lost {
+                    let field = format!("rules[{number}]");
+                    said.retain(|(of, ..)| *of != field);
+                    let what = format!("{} by this rule: {why}", does(access.effect)).into();
+                    said.push((field, Severity::Warning, Code::Ignored, what));
+                }
+            }
+            if said.is_empty() {
                 continue;
             }
             let place = match gateway.meta.kind {
@@ -266,27 +287,64 @@ fn unseen(policy: &Policy, found: &mut Vec<Diagnostic>) {
                 _ => format!("listener {}", quoted(&server.name)),
             };
             let (id, protocol, port) = (gateway.meta.id(), &server.port.protocol.value, server.port.number.0);
-            for (field, severity, code, what) in &said {
+            for (field, severity, code, what) in said {
                 let message = format!("{place} of {id} ({protocol}, port {port}) {what}");
-                let finding = Diagnostic::at(&locate(&meta.origin, field), *severity, *code, message);
-                found.push(finding.object(meta.id()).field(field.clone()));
+                let origin = places.entry(field.clone()).or_insert_with(|| locate(&meta.origin, &field));
+                found.push(Diagnostic::at(origin, severity, code, message).object(meta.id()).field(field));
             }
         }
     }
 }
 
-/// What is said of an object at such a server, with the field; nothing where it asks about connections alone.
-fn of_bytes(access: Option<&AccessPolicy>) -> Vec<(String, Severity, Code, &'static str)> {
-    let closed = |why: &'static str| vec![("spec".to_owned(), Severity::Error, Code::NotSupportedYet, why)];
+/// The rules that nobody fits where this is unknown, and why.
+fn lost(access: &AccessPolicy, unseen: Unseen) -> impl Iterator<Item = (usize, &AccessRule, &'static str)> {
+    let lets_in = matches!(access.effect, Effect::Allow | Effect::Audit);
+    let rules = access.rules.iter().enumerate();
+    rules.filter_map(move |(index, rule)| Some((index, rule, nobody_by(rule.conditions.lost(unseen, lets_in)?))))
+}
+
+/// What nobody knows of the connections to a server.
+fn unseen_at(server: &Server) -> Unseen {
+    let tls = server.tls.as_ref().filter(|_| server.port.is_tls());
+    let is_shown = |tls: &ServerTls| tls.mode.asks_clients() || tls.mode == TlsMode::IstioMutual;
+    Unseen { names: !server.port.is_tls(), peers: !tls.is_some_and(is_shown) }
+}
+
+/// Whether a rule may be for a server, by its own port, or by the target ports of Services that lead to it.
+fn is_for(rule: &AccessRule, gateway: &Object<Gateway>, server: &Server, policy: &Policy) -> bool {
+    let number = server.port.number.0;
+    if rule.conditions.may_be_at(&[number]) {
+        return true;
+    }
+    let services = policy.services.iter().map(|(_, service)| service);
+    let leading = services
+        .filter(|service| service.selector.as_ref().is_some_and(|labels| is_subset(&gateway.spec.selector, labels)));
+    let mut there = leading.flat_map(|service| &service.ports).filter(|port| port.number == number);
+    there.any(|port| matches!(port.target, Target::Number(target) if rule.conditions.may_be_at(&[target])))
+}
+
+/// What becomes of those whom no rule of a policy fits.
+fn does(effect: Effect) -> &'static str {
+    match effect {
+        Effect::Allow => "lets nobody in",
+        Effect::Deny => "refuses nobody",
+        Effect::Audit => "tells of nobody",
+        Effect::Ask => "has nobody asked",
+    }
+}
+
+/// What is said of an object at a server where nobody sees requests, with the field; nothing where it asks about connections alone.
+fn of_bytes(access: Option<&AccessPolicy>) -> Vec<(String, Severity, Code, Cow<'static, str>)> {
+    let closed = |why: &'static str| vec![("spec".to_owned(), Severity::Error, Code::NotSupportedYet, why.into())];
     let Some(AccessPolicy { effect, rules, .. }) = access else {
         let why = "looks at no token, so that this has no effect: nobody sees requests there; who may connect is for \
             AuthorizationPolicies to say";
-        return vec![("jwtRules".to_owned(), Severity::Warning, Code::Ignored, why)];
+        return vec![("jwtRules".to_owned(), Severity::Warning, Code::Ignored, why.into())];
     };
     let asking = || rules.iter().enumerate().filter(|(_, rule)| rule.conditions.ask_about_requests());
     let of_rule = |index: usize, severity: Severity, what: &'static str| {
         let code = if severity == Severity::Error { Code::Conflict } else { Code::Ignored };
-        (format!("rules[{index}]"), severity, code, what)
+        (format!("rules[{index}]"), severity, code, what.into())
     };
     match effect {
         Effect::Ask => closed(
@@ -298,7 +356,8 @@ fn of_bytes(access: Option<&AccessPolicy>) -> Vec<(String, Severity, Code, &'sta
             "rules".to_owned(),
             Severity::Error,
             Code::Conflict,
-            "lets no connection in by this policy: all of its rules ask about requests, and nobody sees any there",
+            "lets no connection in by this policy: all of its rules ask about requests, and nobody sees any there"
+                .into(),
         )],
         Effect::Allow => asking()
             .map(|(index, _)| {

@@ -1,19 +1,22 @@
-//! What rules of AuthorizationPolicies ask for that nobody has: ports that no workload listens on by its services, and callers
-//! that the mesh does not know.
+//! What rules of AuthorizationPolicies ask for that nobody has: ports that no workload listens on by its services, callers that the mesh
+//! does not know, and requests and TLS where there are none.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use mesh_core::identity::SpiffeId;
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
-use crate::config::file::{Object, Objects};
-use crate::config::istio::authorization::{Condition, Fact, Value, written};
+use crate::config::file::{Meta, Object, Objects};
+use crate::config::istio::authorization::{Condition, Conditions, Fact, Unseen, Value, conditions, written};
 use crate::config::istio::security::{Action, AuthorizationPolicy, Rule, TargetRef, is_gateway_target, selected};
 use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
+use crate::policy::security::Served;
+use crate::policy::traffic::ServerTls;
 use crate::registry::protocol::Protocol;
-use crate::registry::service::Target;
+use crate::registry::service::{Service, Target};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     if objects.authorization_policies.is_empty() {
@@ -27,6 +30,8 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             &selected(object.spec.selector.as_ref()),
             &object.spec.targets(),
         );
+        check_let_in(object, (&ports, policy), found);
+        check_plaintext(object, (&ports, policy), found);
         for (index, rule) in object.spec.rules.iter().enumerate() {
             check_bytes(object, index, rule, &ports, found);
             for (path, condition) in written(rule) {
@@ -42,39 +47,96 @@ fn check_bytes(
     object: &Object<AuthorizationPolicy>,
     index: usize,
     rule: &Rule,
-    ports: &TargetPorts,
+    ports: &TargetPorts<'_>,
     found: &mut Vec<Diagnostic>,
 ) {
     if object.spec.action != Action::Deny {
         return;
     }
-    let conditions = written(rule);
-    let Some((path, _)) = conditions.iter().find(|(_, condition)| condition.fact.is_of_requests()) else { return };
-    let meant: Vec<u16> = conditions
-        .iter()
-        .filter(|(_, condition)| condition.fact == Fact::Port && !condition.is_negated)
-        .flat_map(|(_, condition)| &condition.values)
-        .filter_map(|value| if let Value::Port(port) = value { Some(*port) } else { None })
-        .collect();
-    let is_meant = |target: &u16| meant.is_empty() || meant.contains(target);
-    let raw = ports.known.iter().find(|port| is_meant(&port.target) && port.carries_bytes);
-    if let Some(KnownPort { target, service, .. }) = raw {
-        let path = format!("rules[{index}].{path}");
+    let (written, Some(read)) = (written(rule), conditions(rule)) else { return };
+    let Some((path, _)) = written.iter().find(|(_, condition)| condition.fact.is_of_requests()) else { return };
+    if let Some(port) = ports.known.iter().find(|port| port.carries_bytes && read.may_be_at(&[port.target])) {
         let message = format!(
-            "port {target} of {service} carries no requests: this is taken to hold there, so that the rule refuses \
-             connections by the rest of it"
+            "{port} carries no requests: this is taken to hold there, so that the rule refuses connections by the rest of it"
         );
-        let origin = locate(&object.meta.origin, &path);
-        let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
-        found.push(finding.object(object.meta.id()).field(path));
+        say(object, format!("rules[{index}].{path}"), message, found);
     }
+}
+
+/// A policy that lets in by what only requests have, for a port that carries none.
+fn check_let_in(
+    object: &Object<AuthorizationPolicy>,
+    (ports, policy): (&TargetPorts<'_>, &Policy),
+    found: &mut Vec<Diagnostic>,
+) {
+    if object.spec.action != Action::Allow || !ports.known.iter().any(|port| port.carries_bytes) {
+        return;
+    }
+    let rules: Option<Vec<Conditions>> = object.spec.rules.iter().map(conditions).collect();
+    let rules = rules.filter(|rules| !rules.is_empty() && rules.iter().all(Conditions::ask_about_requests));
+    let is_meant = |port: &&KnownPort<'_>| {
+        rules.iter().flatten().any(|rule| rule.may_be_at(&[port.target])) && !port.is_of_gateways(policy)
+    };
+    if let Some(port) = ports.known.iter().filter(|port| port.carries_bytes).find(is_meant) {
+        let message =
+            format!("{port} carries no requests: all of these rules ask about some, and let no connection in there");
+        say(object, "rules".to_owned(), message, found);
+    }
+}
+
+/// Rules that go by what TLS tells, for a port that takes plaintext alone.
+fn check_plaintext(
+    object: &Object<AuthorizationPolicy>,
+    (ports, policy): (&TargetPorts<'_>, &Policy),
+    found: &mut Vec<Diagnostic>,
+) {
+    let lets_in = matches!(object.spec.action, Action::Allow | Action::Audit);
+    let read = object.spec.rules.iter().enumerate().filter_map(|(index, rule)| Some((index, conditions(rule)?)));
+    let lost = read.filter_map(|(index, read)| {
+        let why = nobody_by(read.lost(Unseen::ALL, lets_in)?);
+        Some((index, read, why))
+    });
+    let lost: Vec<_> = lost.collect();
+    if lost.is_empty() || !policy.security.has_plaintext() {
+        return;
+    }
+    let plain: Vec<_> = ports.known.iter().filter_map(|port| Some((port, port.in_plaintext_by(policy)?))).collect();
+    for (index, read, why) in lost {
+        let Some((port, peers)) = plain.iter().find(|(port, _)| read.may_be_at(&[port.target])) else { continue };
+        let follows = as_it_is(object.spec.action, false);
+        let message = format!("{port} takes plaintext by {} ({}): {why}; {follows} there", peers.id(), peers.origin);
+        say(object, format!("rules[{index}]"), message, found);
+    }
+}
+
+/// Why nobody fits a condition on what TLS tells, where it tells nothing.
+pub(super) fn nobody_by(lost: &Condition) -> &'static str {
+    match lost.fact {
+        Fact::ServerName => "no client asks for a name there (`connection.sni`)",
+        _ => "no client shows there who it is",
+    }
+}
+
+fn as_it_is(action: Action, is_negated: bool) -> &'static str {
+    match (is_negated, action) {
+        (true, _) => "as it is, it excludes nobody",
+        (false, Action::Allow) => "as it is, it lets nobody in",
+        (false, Action::Deny) => "as it is, it refuses nobody",
+        (false, Action::Audit | Action::Custom) => "as it is, it is for nobody",
+    }
+}
+
+fn say(object: &Object<AuthorizationPolicy>, field: String, message: String, found: &mut Vec<Diagnostic>) {
+    let origin = locate(&object.meta.origin, &field);
+    let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+    found.push(finding.object(object.meta.id()).field(field));
 }
 
 fn check_condition(
     object: &Object<AuthorizationPolicy>,
     path: &str,
     condition: &Condition,
-    (known, ports): (&Known<'_>, &TargetPorts),
+    (known, ports): (&Known<'_>, &TargetPorts<'_>),
     found: &mut Vec<Diagnostic>,
 ) {
     for (index, value) in condition.values.iter().enumerate() {
@@ -89,12 +151,7 @@ fn check_condition(
             _ => None,
         };
         let Some(unmet) = unmet else { continue };
-        let follows = match (condition.is_negated, object.spec.action) {
-            (true, _) => "as it is, it excludes nobody",
-            (false, Action::Allow) => "as it is, it lets nobody in",
-            (false, Action::Deny) => "as it is, it refuses nobody",
-            (false, Action::Audit | Action::Custom) => "as it is, it is for nobody",
-        };
+        let follows = as_it_is(object.spec.action, condition.is_negated);
         let field = format!("{path}[{index}]");
         let origin = locate(&object.meta.origin, &field);
         let message = format!("{unmet}; {follows}");
@@ -104,29 +161,52 @@ fn check_condition(
 }
 
 /// The ports that the workloads of an object listen on, as far as their services tell.
-pub(super) struct TargetPorts {
+pub(super) struct TargetPorts<'p> {
     /// None where any of them is a name.
-    known: Vec<KnownPort>,
+    known: Vec<KnownPort<'p>>,
 }
 
 /// A port that workloads listen on.
-struct KnownPort {
+struct KnownPort<'p> {
     target: u16,
     /// The port that it stands behind, and its service.
     number: u16,
-    service: String,
+    service: &'p Service,
     /// Whether what is spoken there is not HTTP.
     carries_bytes: bool,
 }
 
-impl TargetPorts {
+impl KnownPort<'_> {
+    /// Whether its workloads are gateways, which listen where their Gateways say.
+    fn is_of_gateways(&self, policy: &Policy) -> bool {
+        let Service { namespace, selector, .. } = self.service;
+        selector.as_ref().is_some_and(|labels| policy.gateways.select(namespace, labels, &policy.services))
+    }
+
+    /// The PeerAuthentication by which no TLS is taken there, if there is one.
+    fn in_plaintext_by<'m>(&self, policy: &'m Policy) -> Option<&'m Meta> {
+        let Service { namespace, selector, .. } = self.service;
+        let served = Served { namespace, labels: selector.as_ref()?, port: self.target };
+        let (meta, tls) = policy.security.mode_of(served, &policy.services)?;
+        (tls == ServerTls::Plaintext && !self.is_of_gateways(policy)).then_some(meta)
+    }
+}
+
+impl fmt::Display for KnownPort<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Service { namespace, name, .. } = self.service;
+        write!(f, "port {} of {namespace}/{name}", self.target)
+    }
+}
+
+impl<'p> TargetPorts<'p> {
     /// Those of the workloads that an object in this namespace selects, by labels or by its targets.
     pub(super) fn new(
-        policy: &Policy,
+        policy: &'p Policy,
         namespace: &str,
         labels: &BTreeMap<String, String>,
         targets: &[&TargetRef],
-    ) -> TargetPorts {
+    ) -> TargetPorts<'p> {
         // A gateway listens where its Gateways say, whatever Services lead to it.
         if targets.iter().any(|target| is_gateway_target(&target.kind)) {
             return TargetPorts { known: Vec::new() };
@@ -147,7 +227,7 @@ impl TargetPorts {
                 Target::Number(target) => Some(KnownPort {
                     target,
                     number: port.number,
-                    service: format!("{}/{}", service.namespace, service.name),
+                    service,
                     carries_bytes: matches!(port.protocol, Protocol::Tcp | Protocol::Tls | Protocol::Https),
                 }),
                 // It stands for whatever number the workload says.
@@ -157,10 +237,9 @@ impl TargetPorts {
         TargetPorts { known: ports.unwrap_or_default() }
     }
 
-    /// A port that carries no requests, and its service.
-    pub(super) fn of_bytes(&self) -> Option<(u16, &str)> {
-        let raw = self.known.iter().find(|port| port.carries_bytes)?;
-        Some((raw.target, &raw.service))
+    /// A port that carries no requests, in words.
+    pub(super) fn of_bytes(&self) -> Option<String> {
+        self.known.iter().find(|port| port.carries_bytes).map(ToString::to_string)
     }
 
     /// Why none of the workloads listens on a port, as far as that can be told, and which port was meant.
@@ -174,8 +253,8 @@ impl TargetPorts {
         let more = if targets.len() > MOST { ", ..." } else { "" };
         let targets: Vec<String> = targets.iter().take(MOST).map(u16::to_string).collect();
         let meant = self.known.iter().find(|known| known.number == port);
-        let meant = meant.map(|KnownPort { target, service, .. }| {
-            format!("; did you mean `{target}`, the target port of port {port} of {service}?")
+        let meant = meant.map(|KnownPort { target, service: Service { namespace, name, .. }, .. }| {
+            format!("; did you mean `{target}`, the target port of port {port} of {namespace}/{name}?")
         });
         Some(format!(
             "no service of these workloads has the target port {port}, only {}{more}{}",

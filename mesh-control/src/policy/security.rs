@@ -293,6 +293,12 @@ impl Security {
         self.peers.iter().filter(is_permissive).map(|peers| &peers.meta)
     }
 
+    /// Whether some PeerAuthentication has servers take plaintext alone.
+    pub fn has_plaintext(&self) -> bool {
+        let mut modes = self.peers.iter().flat_map(|peers| peers.ports.values().chain([&peers.mode]));
+        modes.any(|mode| *mode == MtlsMode::Disable)
+    }
+
     /// The PeerAuthentication that is in force for a server, and what it says; none where all leave it to the mesh. That of
     /// the workload counts, else that of its namespace, else that of the mesh; UNSET leaves it to the next one (Istio:
     /// policy_applier.go).

@@ -256,8 +256,7 @@ impl Renderer<'_> {
             return Ok(Either::What(what(Rule::Any(true))));
         }
         let values = condition.values.iter();
-        let is_peer =
-            matches!(condition.fact, Fact::Principal | Fact::Namespace | Fact::ServiceAccount | Fact::TrustDomain);
+        let is_peer = condition.fact.is_of_peers();
         let is_token = matches!(condition.fact, Fact::RequestPrincipal | Fact::Claim(_));
         // What of a token is no text may be meant all the same, and only the library refuses in such a doubt.
         let may_refuse = self.refuses != condition.is_negated;

@@ -238,7 +238,7 @@ fn a_policy_says_at_which_servers_of_its_gateway_nobody_sees_what_it_asks_for() 
         {port: {number: 443, name: tls, protocol: TLS}, hosts: [b.example], tls: {mode: PASSTHROUGH}}, \
         {port: {number: 444, name: mesh, protocol: TLS}, hosts: [c.example], tls: {mode: ISTIO_MUTUAL}}";
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, namespace: edges}\n\
-        spec: {selector: {istio: ingressgateway}, ports: [{name: http, port: 80}]}\n---\n";
+        spec: {selector: {istio: ingressgateway}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\n";
     let text = [gateway("a", servers), service.to_owned()].concat();
     let said = |kind: &str, namespace: &str, spec: &str| {
         let object = format!(
@@ -259,15 +259,43 @@ fn a_policy_says_at_which_servers_of_its_gateway_nobody_sees_what_it_asks_for() 
             .to_vec()
     };
     let (error, warning) = (Severity::Error, Severity::Warning);
+    let at = |servers: &[usize]| {
+        let of = |index: &usize| (format!("servers[{index}]"), warning, "rules[0]".to_owned());
+        servers.iter().map(of).collect::<Vec<_>>()
+    };
+    let peers = "from: [{source: {namespaces: [shop]}}, {source: {notPrincipals: ['*'], ipBlocks: [10.0.0.1]}}]";
+    let asks_peers = format!("rules: [{{{peers}}}]");
     let sni = "rules: [{when: [{key: connection.sni, values: [b.example]}]}]";
     let paths = "rules: [{to: [{operation: {paths: [/x]}}]}]";
     let some = "rules: [{to: [{operation: {ports: ['81']}}]}, {to: [{operation: {paths: [/x], ports: ['80']}}]}]";
     let tokens = "jwtRules: [{issuer: me, jwksUri: 'https://me.example/keys'}]";
     const POLICY: &str = "AuthorizationPolicy";
     for (kind, namespace, spec, expected) in [
-        // What is known of connections is enforced.
-        (POLICY, "edges", format!("{{{SELECTED}, {sni}}}"), Vec::new()),
-        (POLICY, "edges", format!("{{{SELECTED}, action: DENY, {sni}}}"), Vec::new()),
+        // What is known of connections is enforced, and what is not known of any is for none.
+        (POLICY, "edges", format!("{{{SELECTED}, {sni}}}"), at(&[0, 1])),
+        (POLICY, "edges", format!("{{{SELECTED}, action: DENY, {sni}}}"), at(&[0, 1])),
+        (POLICY, "edges", format!("{{{SELECTED}, {}}}", sni.replace("values", "notValues")), Vec::new()),
+        (
+            POLICY,
+            "edges",
+            format!("{{{SELECTED}, {}}}", sni.replace("{when", "{to: [{operation: {ports: ['81']}}], when")),
+            at(&[1]),
+        ),
+        (
+            POLICY,
+            "edges",
+            format!("{{{SELECTED}, {}}}", sni.replace("{when", "{to: [{operation: {ports: ['8080']}}], when")),
+            at(&[0]),
+        ),
+        (POLICY, "edges", format!("{{{SELECTED}, {asks_peers}}}"), at(&[0, 1, 2])),
+        (POLICY, "edges", format!("{{{SELECTED}, action: DENY, {asks_peers}}}"), Vec::new()),
+        (
+            POLICY,
+            "edges",
+            format!("{{{SELECTED}, action: DENY, {}}}", asks_peers.replace("notPrincipals", "principals")),
+            at(&[0, 1, 2]),
+        ),
+        (POLICY, "edges", format!("{{{SELECTED}, {}}}", asks_peers.replace("notPrincipals: ['*'], ", "")), Vec::new()),
         (POLICY, "edges", format!("{{{SELECTED}}}"), Vec::new()),
         (POLICY, "edges", format!("{{{SELECTED}, {paths}}}"), at_all(error, "rules")),
         (POLICY, "edges", format!("{{{paths}}}"), at_all(error, "rules")),

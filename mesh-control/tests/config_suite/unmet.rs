@@ -111,6 +111,62 @@ fn a_port_of_a_peer_authentication_is_told_at_its_own_line() {
 }
 
 #[test]
+fn what_a_rule_asks_of_tls_or_of_requests_is_told_where_a_port_has_none() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\n\
+        spec: {selector: {app: db}, ports: [{name: http, port: 80}, {name: tcp, port: 5432, targetPort: 5433}]}\n";
+    let plaintext = |port: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: off, namespace: shop}}\n\
+             spec: {{selector: {{matchLabels: {{app: db}}}}, portLevelMtls: {{{port}: {{mode: DISABLE}}}}}}\n"
+        )
+    };
+    let told = |more: &str, action: &str, rules: &str| {
+        let rules =
+            policy(&format!("  selector: {{matchLabels: {{app: db}}}}\n  action: {action}\n  rules: [{rules}]"));
+        let found = said(&format!("{service}{more}{rules}")).into_iter().map(|(_, message)| message);
+        found.filter(|message| message.contains("warning[ignored]")).collect::<Vec<_>>()
+    };
+    let sni = "{when: [{key: connection.sni, values: [db]}]}";
+    let known = "{from: [{source: {namespaces: [shop]}}]}";
+    let unknown = "{from: [{source: {notNamespaces: [shop]}}]}";
+    let at_http = "{to: [{operation: {ports: ['80']}}], when: [{key: connection.sni, values: [db]}]}";
+    let paths = "{to: [{operation: {paths: [/x]}}]}";
+    let here = "port 5433 of shop/db takes plaintext by PeerAuthentication shop/off (t.yaml";
+    let raw = "port 5433 of shop/db carries no requests: ";
+    for (more, action, rules, expected) in [
+        (
+            plaintext("5433"),
+            "ALLOW",
+            sni,
+            &[here, "no client asks for a name there (`connection.sni`); as it is, it lets nobody in"][..],
+        ),
+        (plaintext("5433"), "DENY", sni, &[here, "it refuses nobody there"]),
+        (
+            plaintext("5433"),
+            "DENY",
+            known,
+            &[here, "no client shows there who it is; as it is, it refuses nobody there"],
+        ),
+        (plaintext("5433"), "ALLOW", unknown, &[here]),
+        (plaintext("5433"), "DENY", unknown, &[]),
+        (plaintext("5433"), "DENY", at_http, &[]),
+        (plaintext("80"), "DENY", at_http, &["port 80 of shop/db takes plaintext"]),
+        (String::new(), "DENY", sni, &[]),
+        (String::new(), "ALLOW", paths, &[raw, "all of these rules ask about some, and let no connection in there"]),
+        (String::new(), "ALLOW", &format!("{paths}, {known}"), &[]),
+        (String::new(), "DENY", paths, &[raw, "this is taken to hold there"]),
+    ] {
+        match (&told(&more, action, rules)[..], expected) {
+            ([], []) => {}
+            ([message], parts) if !parts.is_empty() => {
+                assert!(parts.iter().all(|part| message.contains(part)), "{action} {rules}: {message}");
+            }
+            (found, _) => panic!("{action} {rules}: {found:?}"),
+        }
+    }
+}
+
+#[test]
 fn callers_that_nobody_is_are_told_with_those_who_were_meant() {
     let group = "\n---\napiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {name: web, namespace: shop}\nspec: {template: {serviceAccount: frontend}}\n";
     let of = |source: &str| {

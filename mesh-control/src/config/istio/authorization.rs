@@ -63,6 +63,36 @@ impl Fact {
         use Fact::{Claim, Header, Host, Method, Path, RequestPrincipal};
         matches!(self, Claim(_) | Header(_) | Host | Method | Path | RequestPrincipal)
     }
+
+    /// Whether it is one of who the client has proven to be.
+    pub fn is_of_peers(&self) -> bool {
+        matches!(self, Fact::Principal | Fact::Namespace | Fact::ServiceAccount | Fact::TrustDomain)
+    }
+}
+
+/// What nobody knows of the connections to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unseen {
+    /// The names that clients ask for: no TLS is spoken.
+    pub names: bool,
+    /// Who clients are: none shows a certificate.
+    pub peers: bool,
+}
+
+impl Unseen {
+    /// Of plaintext.
+    pub const ALL: Unseen = Unseen { names: true, peers: true };
+}
+
+impl Condition {
+    /// Whether it never holds there: of who is not known, nothing does that lets in.
+    fn is_lost(&self, unseen: Unseen, lets_in: bool) -> bool {
+        match &self.fact {
+            Fact::ServerName => unseen.names && !self.is_negated,
+            fact if fact.is_of_peers() => unseen.peers && (lets_in || !self.is_negated),
+            _ => false,
+        }
+    }
 }
 
 /// A value that a fact is compared with.
@@ -113,12 +143,29 @@ impl Conditions {
         self.all().any(|condition| condition.fact.is_of_requests())
     }
 
+    /// The condition by which nobody fits a rule, which lets in or does not, where this is unknown; `None` where somebody may.
+    pub fn lost(&self, unseen: Unseen, lets_in: bool) -> Option<&Condition> {
+        let of_sources: Option<Vec<_>> = self.from.iter().map(|list| lost(list, unseen, lets_in)).collect();
+        lost(&self.when, unseen, lets_in).or_else(|| of_sources?.first().copied())
+    }
+
+    /// Whether it may be for a server with one of these ports: it names one of them, or none at all.
+    pub fn may_be_at(&self, ports: &[u16]) -> bool {
+        let named = self.all().filter(|condition| condition.fact == Fact::Port && !condition.is_negated);
+        let mut named = named.flat_map(|condition| &condition.values).peekable();
+        named.peek().is_none() || named.any(|value| matches!(value, Value::Port(port) if ports.contains(port)))
+    }
+
     /// Whether every connection fits, of whose requests nothing is known.
     pub fn fit_every_connection(&self) -> bool {
         let is_left_out = |conditions: &[Condition]| conditions.iter().all(|one| one.fact.is_of_requests());
         let fits = |lists: &[Vec<Condition>]| lists.is_empty() || lists.iter().any(|list| is_left_out(list));
         fits(&self.from) && fits(&self.to) && is_left_out(&self.when)
     }
+}
+
+fn lost(all: &[Condition], unseen: Unseen, lets_in: bool) -> Option<&Condition> {
+    all.iter().find(|condition| condition.is_lost(unseen, lets_in))
 }
 
 /// The longest list of values: more are a mistake, and cost every request.
