@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use http::HeaderName;
 
-use super::LogFilter;
 use super::command::{Command, Piece, pieces};
+use super::{LogFilter, TimeFormat};
 use crate::error::Invalid;
 
 /// Istio's default line.
@@ -214,6 +214,8 @@ pub enum LogPart {
 pub enum LogFact {
     /// `START_TIME`
     StartTime,
+    /// `START_TIME(%Y-%m-%d)`
+    StartTimeAs(TimeFormat),
     /// `REQ(X?Y)`: the first of these that the request has.
     Request(Vec<LogHeader>),
     /// `RESP(X?Y)`
@@ -260,8 +262,12 @@ pub enum LogFact {
     RequestedServerName,
     /// `ROUTE_NAME`
     RouteName,
-    /// `GRPC_STATUS_NUMBER`
+    /// `GRPC_STATUS_NUMBER`, `GRPC_STATUS(NUMBER)`
     GrpcStatus,
+    /// `GRPC_STATUS`, `GRPC_STATUS(CAMEL_STRING)`: `InvalidArgument`
+    GrpcStatusName,
+    /// `GRPC_STATUS(SNAKE_STRING)`: `INVALID_ARGUMENT`
+    GrpcStatusInCapitals,
     /// `UPSTREAM_REQUEST_ATTEMPT_COUNT`
     Attempts,
     /// `TRACE_ID`
@@ -323,11 +329,23 @@ fn part(&Command { name, arguments, length }: &Command<'_>) -> Result<LogPart, I
         let all = arguments.unwrap_or_default().split('?').map(header).collect::<Option<Vec<_>>>();
         all.ok_or_else(|| Invalid::new(format!("%{name}%: not the name of a header")))
     };
+    // A part that is not known is told with its command: written as if it were not there, it would be a lie.
+    let other = || LogFact::Other(arguments.map_or_else(|| name.to_owned(), |part| format!("{name}({part})")));
     let fact = match name {
-        "START_TIME" => LogFact::StartTime,
+        "START_TIME" => match arguments.unwrap_or_default() {
+            "" => LogFact::StartTime,
+            format => TimeFormat::parse(format).map_or_else(other, LogFact::StartTimeAs),
+        },
+        "GRPC_STATUS" => match arguments.unwrap_or_default() {
+            "" | "CAMEL_STRING" => LogFact::GrpcStatusName,
+            "SNAKE_STRING" => LogFact::GrpcStatusInCapitals,
+            "NUMBER" => LogFact::GrpcStatus,
+            _ => other(),
+        },
         "REQ" => LogFact::Request(headers()?),
         "RESP" => LogFact::Response(headers()?),
         "TRAILER" => LogFact::Trailer(headers()?),
+        _ if arguments.is_some() => other(),
         "PROTOCOL" => LogFact::Protocol,
         "RESPONSE_CODE" => LogFact::ResponseCode,
         "RESPONSE_FLAGS" => LogFact::ResponseFlags,
@@ -348,10 +366,10 @@ fn part(&Command { name, arguments, length }: &Command<'_>) -> Result<LogPart, I
         "DOWNSTREAM_PEER_URI_SAN" => LogFact::PeerIdentity,
         "REQUESTED_SERVER_NAME" => LogFact::RequestedServerName,
         "ROUTE_NAME" => LogFact::RouteName,
-        "GRPC_STATUS" | "GRPC_STATUS_NUMBER" => LogFact::GrpcStatus,
+        "GRPC_STATUS_NUMBER" => LogFact::GrpcStatus,
         "UPSTREAM_REQUEST_ATTEMPT_COUNT" => LogFact::Attempts,
         "TRACE_ID" => LogFact::TraceId,
-        other => LogFact::Other(other.to_owned()),
+        _ => other(),
     };
     Ok(LogPart::Fact(fact, length))
 }
@@ -397,5 +415,8 @@ mod tests {
         }
         let all = LogText::parse("%START_TIME(%Y-%m)% %UPSTREAM_TLS_CIPHER% %%").unwrap();
         assert_eq!(all.without_effect().collect::<Vec<_>>(), ["UPSTREAM_TLS_CIPHER"]);
+        let parts = LogText::parse("%START_TIME(%Q)% %GRPC_STATUS(ROMAN)% %RESPONSE_CODE(x)% %START_TIME()%").unwrap();
+        let expected = ["START_TIME(%Q)", "GRPC_STATUS(ROMAN)", "RESPONSE_CODE(x)"];
+        assert_eq!(parts.without_effect().collect::<Vec<_>>(), expected);
     }
 }

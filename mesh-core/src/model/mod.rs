@@ -56,6 +56,7 @@ mod route;
 mod secret;
 mod session;
 mod strings;
+mod time_format;
 mod tracing;
 mod tunnel;
 
@@ -109,5 +110,6 @@ pub use route::{
 pub use secret::{EdgeTls, Secret};
 pub use session::{SessionCarrier, StatefulSession};
 pub use strings::{FullRegex, StringTest};
+pub use time_format::TimeFormat;
 pub use tracing::{CustomTag, TagValue, TraceHeaders, Tracing};
 pub use tunnel::Tunnel;

@@ -4,11 +4,12 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method, Version};
 
-use crate::model::{LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText};
+use crate::error::GRPC_STATUSES;
+use crate::model::{LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText, TimeFormat};
 use crate::printable::is_unseen;
 use crate::request_info::{Heads, RequestInfo};
 
@@ -96,7 +97,8 @@ impl Entry<'_> {
         let text = |text: String| Some(Cow::Owned(text));
         let known = |text: &str| (!text.is_empty()).then(|| Cow::Owned(text.to_owned()));
         match fact {
-            LogFact::StartTime => text(time(self.now.checked_sub(self.took).unwrap_or(self.now))),
+            LogFact::StartTime => text(TimeFormat::usual(self.began())),
+            LogFact::StartTimeAs(format) => text(format.write(self.began())),
             LogFact::Request(headers) => headers.iter().find_map(|header| self.header(header, |heads| &heads.request)),
             LogFact::Response(headers) => {
                 headers.iter().find_map(|header| self.header(header, |heads| &heads.response))
@@ -129,10 +131,18 @@ impl Entry<'_> {
             LogFact::RequestedServerName => self.heads?.server_name.as_ref().and_then(|name| text(name.to_string())),
             LogFact::RouteName => request.route().and_then(known),
             LogFact::GrpcStatus => request.grpc_response_status().and_then(|status| text(status.to_string())),
+            LogFact::GrpcStatusName => request.grpc_response_status().and_then(|status| text(grpc_name(status, true))),
+            LogFact::GrpcStatusInCapitals => {
+                request.grpc_response_status().and_then(|status| text(grpc_name(status, false)))
+            }
             LogFact::Attempts => text(request.attempts.to_string()),
             LogFact::TraceId => request.inherited.trace.context().and_then(|trace| text(trace.trace_id.to_string())),
             LogFact::Other(_) => None,
         }
+    }
+
+    fn began(&self) -> SystemTime {
+        self.now.checked_sub(self.took).unwrap_or(self.now)
     }
 
     fn header(&self, header: &LogHeader, of: impl Fn(&Heads) -> &HeaderMap) -> Option<Cow<'_, str>> {
@@ -164,9 +174,30 @@ impl LogFact {
     fn is_number(&self) -> bool {
         matches!(
             self,
-            LogFact::ResponseCode | LogFact::BytesReceived | LogFact::BytesSent | LogFact::Duration | LogFact::Attempts
+            LogFact::ResponseCode
+                | LogFact::BytesReceived
+                | LogFact::BytesSent
+                | LogFact::Duration
+                | LogFact::GrpcStatus
+                | LogFact::Attempts
         )
     }
+}
+
+/// gRPC's name of a status; the number, where it has none. In Envoy's words `CANCELLED` is `Canceled`.
+fn grpc_name(status: u32, is_camel: bool) -> String {
+    let name = usize::try_from(status).ok().and_then(|status| GRPC_STATUSES.get(status));
+    match (name, is_camel) {
+        (None, _) => status.to_string(),
+        (Some(&"CANCELLED"), true) => "Canceled".to_owned(),
+        (Some(name), true) if name.len() > 2 => name.split('_').map(capitalised).collect(),
+        (Some(name), _) => (*name).to_owned(),
+    }
+}
+
+fn capitalised(word: &str) -> String {
+    let (first, rest) = word.split_at_checked(1).unwrap_or((word, ""));
+    [first, &rest.to_ascii_lowercase()].concat()
 }
 
 fn shortened(text: &str, length: Option<usize>) -> &str {
@@ -195,26 +226,9 @@ fn escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// `2026-11-29T08:00:00.123Z`
-fn time(at: SystemTime) -> String {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Howard Hinnant's days to a civil date, for the years from 1970 on.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Instant, UNIX_EPOCH};
 
     use http::StatusCode;
 
@@ -352,15 +366,25 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_a_date_of_the_calendar() {
-        for (seconds, expected) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+    fn a_time_and_a_status_are_written_in_the_form_that_is_asked_for() {
+        let mut call = request(Direction::Outbound);
+        call.is_grpc = true;
+        let status = |status: &str| [("grpc-status".parse().unwrap(), status.parse().unwrap())].into_iter().collect();
+        let all = "%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS(NUMBER)% %GRPC_STATUS_NUMBER%";
+        let all = LogFormat::Text(LogText::parse(all).unwrap());
+        for (code, expected) in [
+            ("0", "OK OK 0 0\n"),
+            ("1", "Canceled CANCELLED 1 1\n"),
+            ("3", "InvalidArgument INVALID_ARGUMENT 3 3\n"),
+            ("16", "Unauthenticated UNAUTHENTICATED 16 16\n"),
+            ("99", "99 99 99 99\n"),
         ] {
-            assert_eq!(time(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+            call.note_response(StatusCode::OK, &status(code), true);
+            assert_eq!(line(&all, &call, Duration::ZERO, at()).to_string(), expected);
         }
+        let format = serde_json::json!({"code": "%GRPC_STATUS_NUMBER%", "at": "%START_TIME(%s.%3f)%"});
+        let shown = line(&LogFormat::of_json(&format).unwrap(), &call, Duration::from_millis(100), at()).to_string();
+        assert_eq!(shown, "{\"at\":\"1795939200.023\",\"code\":99}\n");
     }
 
     #[test]
