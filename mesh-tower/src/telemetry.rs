@@ -129,11 +129,12 @@ impl Telemetry {
         (self.peers.find(told, principal, self.metrics.second(now)), principal.is_some(), wants)
     }
 
-    /// Takes in what an endpoint tells of itself in an answer, which is no business of the application's.
+    /// Takes in what an endpoint tells of itself in an answer, which is no business of the application's. Of one that was told nothing,
+    /// such as a server outside of the mesh, it is `None`: whatever it says would be a name that it makes up.
     #[inline]
     pub(crate) fn answered(&self, headers: &mut HeaderMap, endpoint: Option<&Arc<EndpointState>>) {
         if let ((Some(told), _), Some(endpoint)) = (Self::take(headers), endpoint) {
-            endpoint.note_said(&told, self.decode);
+            endpoint.note_said(&told, Instant::now, self.decode);
         }
     }
 

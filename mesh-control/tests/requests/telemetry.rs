@@ -402,6 +402,29 @@ async fn a_service_outside_of_the_mesh_is_not_told_who_calls_it() {
 }
 
 #[tokio::test]
+async fn what_a_service_outside_of_the_mesh_says_of_itself_is_in_no_label() {
+    use mesh_core::workload::Workload as Claimed;
+    let numbers = std::sync::Arc::<std::sync::atomic::AtomicUsize>::default();
+    let app = axum::Router::new().fallback(move || {
+        let number = numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let claimed = Claimed::of_endpoint(&format!("payments-{number};shop;payments;v1;"));
+        let claim = mesh_core::xds::peer_metadata::encode(&claimed);
+        async move { ([("x-envoy-peer-metadata", claim)], "outside") }
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let outside = listener.local_addr().unwrap();
+    tokio::spawn(axum::serve(listener, app).into_future());
+    let control = control(&crate::support::service("web", &[("v1", outside)])).await;
+    let client = Workload::start(&control, "web");
+    for _ in 0..3 {
+        let (_, headers, _) = client.get("http://web.example.com/").await.unwrap();
+        assert!(!headers.contains_key("x-envoy-peer-metadata"), "it is no business of applications");
+    }
+    // Each name that it makes up would be a series.
+    client.until("istio_requests_total", &[("destination_service", "web.example.com")], 3.0).await;
+}
+
+#[tokio::test]
 async fn what_a_stranger_says_of_himself_cannot_break_a_label_and_is_only_a_claim() {
     use mesh_core::workload::Workload as Claimed;
     let control = control(

@@ -72,6 +72,7 @@ impl Attempt {
             version: HttpVersion::Http1,
             stale: 0,
             is_reusable: false,
+            is_told: false,
             watch: Watch::of(pick.cluster, endpoint),
             in_flight: pick.in_flight,
         };
@@ -438,6 +439,7 @@ impl<T: Transport> ActiveRequest<T> {
         let is_of_mesh = service.is_some() && !is_outside && attempt.endpoint().has_peer();
         if is_of_mesh {
             telemetry.introduce(&mut head.headers);
+            self.attempt.as_mut().expect(PICKED).is_told = true;
         }
     }
 

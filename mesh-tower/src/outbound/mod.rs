@@ -326,7 +326,8 @@ impl<T: Transport> ActiveRequest<T> {
         }
         let (mut head, body) = response.into_parts();
         if let Some(telemetry) = &self.context.telemetry {
-            telemetry.answered(&mut head.headers, self.attempt.as_ref().map(Attempt::endpoint));
+            let told = self.attempt.as_ref().filter(|attempt| attempt.is_told).map(Attempt::endpoint);
+            telemetry.answered(&mut head.headers, told);
         }
         if self.policy_is_paid {
             self.earn(head.status, &head.headers);

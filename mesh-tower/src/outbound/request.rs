@@ -165,6 +165,8 @@ pub(crate) struct Attempt {
     pub(super) stale: u8,
     /// Whether the connection may carry another request after this one.
     pub(super) is_reusable: bool,
+    /// Whether its endpoint was told who this process is.
+    pub(super) is_told: bool,
     /// What the cluster wants to know of it.
     pub(super) watch: Watch,
 }
