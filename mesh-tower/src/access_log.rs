@@ -72,8 +72,9 @@ pub(crate) struct AccessLogs {
     collector: Mutex<Option<Begin>>,
     /// What the node of this process says of itself.
     node: Map<String, Value>,
-    /// `None` for those that are not to be written.
-    writers: Mutex<HashMap<LogDestination, Option<Writer>>>,
+    /// By where they write, and whether that is a file which the application names and the configuration may not: neither has the
+    /// other's. `None` for those that are not to be written.
+    writers: Mutex<HashMap<(LogDestination, bool), Option<Writer>>>,
     lost: Arc<AtomicU64>,
 }
 
@@ -122,8 +123,9 @@ impl AccessLogs {
     }
 
     fn send(&self, to: &LogDestination, is_own: bool, entry: Entry) {
+        let is_private = is_own && matches!(to, LogDestination::File(path) if !self.is_allowed(path));
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        let writer = writers.entry(to.clone()).or_insert_with(|| self.open(to, is_own));
+        let writer = writers.entry((to.clone(), is_private)).or_insert_with(|| self.open(to, is_own));
         let is_sent = writer.as_ref().is_some_and(|writer| writer.entries.try_send(Sent::Entry(entry)).is_ok());
         if !is_sent {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -375,6 +377,21 @@ mod tests {
             logs.flush();
         }
         assert_eq!(logs.lost(), 3);
+    }
+
+    #[test]
+    fn a_file_that_the_application_names_is_its_own_whatever_the_configuration_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("own.log");
+        let log = LogDestination::File(path.display().to_string().into());
+        for is_own_first in [false, true] {
+            let logs = AccessLogs::default();
+            for is_own in [is_own_first, !is_own_first] {
+                logs.send(&log, is_own, entry(if is_own { "own" } else { "forged" }));
+            }
+            assert_eq!(logs.lost(), 1);
+        }
+        assert_eq!(read(&path), "own\nown\n");
     }
 
     #[test]
