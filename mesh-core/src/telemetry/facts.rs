@@ -59,8 +59,11 @@ impl<'a> Ended<'a> {
     }
 }
 
+/// All values of a header, as Envoy's attributes have them: who says a thing after another one does not get around a filter.
 fn text_of<'h>(headers: &'h HeaderMap, name: &str) -> Option<Cow<'h, str>> {
-    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()))
+    let mut values = headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let first = values.next()?;
+    Some(values.fold(first, |all, value| format!("{all},{value}").into()))
 }
 
 fn nanos(duration: Duration) -> i64 {
@@ -137,7 +140,7 @@ impl Facts for Ended<'_> {
             (CelAttribute::RequestHeaders, ":path") => {
                 Some(&*self.heads()?.path).filter(|path| !path.is_empty()).map(Cow::Borrowed)
             }
-            (CelAttribute::RequestHeaders, ":authority") => Some(self.request.authority().to_owned().into()),
+            (CelAttribute::RequestHeaders, ":authority" | "host") => Some(self.request.authority().to_owned().into()),
             (CelAttribute::RequestHeaders, name) => self.header(name),
             (CelAttribute::ResponseHeaders, name) => text_of(&self.heads()?.response, name),
             (CelAttribute::ResponseTrailers, name) => text_of(&self.heads()?.trailers, name),
@@ -179,7 +182,9 @@ mod tests {
         let mut request = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
         request.observe(&Observers::from([]), Direction::Inbound, &Method::POST);
         request.note_authority("reviews:9080");
-        let headers = [("x-user".parse().unwrap(), "jason".parse().unwrap())].into_iter().collect();
+        let headers = [("x-user", "jason"), ("x-twice", "a"), ("x-twice", "b")];
+        let headers =
+            headers.into_iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
         request.note_head("/a?b=1", Version::HTTP_2, &headers);
         request.note_peer("10.0.0.1:5".parse().unwrap());
         request.note_source(None, true);
@@ -202,6 +207,7 @@ mod tests {
             "request.method == 'POST' && request.host == 'reviews:9080'",
             "request.path == '/a?b=1' && request.url_path == '/a' && request.query == 'b=1'",
             "request.headers['x-user'] == 'jason' && request.headers['X-User'] == 'jason'",
+            "request.headers['x-twice'] == 'a,b' && request.headers['host'] == request.host",
             "request.headers[':path'] == request.path && request.headers[':method'] == request.method",
             "request.protocol == 'HTTP/2' && request.size == 7",
             "request.duration == duration('1.5s') && int(request.time) == 7",
