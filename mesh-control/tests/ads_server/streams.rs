@@ -334,6 +334,27 @@ async fn x23_a_page_that_lets_its_name_point_here_reads_nothing_and_no_request_c
     assert_eq!(client.take().await, ["a=2"], "the client's stream is as it was");
 }
 
+#[tokio::test]
+async fn connections_to_the_status_that_say_nothing_take_nothing_from_others() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let fixture = Fixture::plain(Shelf::default()).await;
+    let (_stop, stopped) = tokio::sync::watch::channel(false);
+    let bound =
+        status::listen(([127, 0, 0, 1], 0).into(), Vec::new(), fixture.server.clone(), Arc::new(Quiet), stopped);
+    let (address, _task) = bound.await.unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..140 {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /status HTTP/1.1\r\nhost: loc").await.unwrap();
+        silent.push(stream);
+    }
+    assert!(http(address, "GET /healthz").await.starts_with("HTTP/1.0 200"));
+    // Who came first of those that are too many is let go, so that no file is held for them.
+    let mut first = silent.swap_remove(0);
+    let ended = tokio::time::timeout(Duration::from_secs(5), first.read_to_end(&mut Vec::new())).await;
+    _ = ended.expect("it ends");
+}
+
 async fn http(address: std::net::SocketAddr, request: &str) -> String {
     asked(address, &format!("{request} HTTP/1.0\r\nhost: {address}\r\n\r\n")).await
 }

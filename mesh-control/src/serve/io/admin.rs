@@ -18,10 +18,9 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::{console, process};
+use super::{console, https, process};
 use crate::live_trace::Wanted;
 use crate::quota::QuotaStatus;
 use crate::ratelimit::WITHOUT_RULES;
@@ -68,10 +67,8 @@ pub async fn listen(
     names: Vec<String>,
     server: Arc<Server>,
     inspect: Arc<dyn Inspect>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) -> io::Result<(SocketAddr, tokio::task::JoinHandle<()>)> {
-    let listener = TcpListener::bind(address).await?;
-    let bound = listener.local_addr()?;
     let router = axum::Router::new()
         .merge(console::routes())
         .route("/status", get(status_page))
@@ -90,16 +87,8 @@ pub async fn listen(
         .with_state(Sources { server, inspect })
         .layer(middleware::from_fn_with_state(Arc::<[String]>::from(names), for_us))
         .layer(middleware::map_response(console::guarded));
-    let task = tokio::spawn(async move {
-        // Reports are read and gone: nothing is worth waiting for.
-        tokio::select! {
-            served = axum::serve(listener, router) => if let Err(error) = served {
-                tracing::error!(%error, "the status page stopped");
-            },
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
-    });
-    Ok((bound, task))
+    // Reports are read and gone: nothing is worth waiting for.
+    https::listen_plaintext(address, router, stop).await
 }
 
 async fn for_us(State(names): State<Arc<[String]>>, request: Request, next: Next) -> Response {

@@ -1,9 +1,11 @@
-//! Ports of HTTPS that whoever reaches them may connect to: the validating webhook, the API, and the endpoint of the mesh's bundle.
+//! Ports of HTTPS that whoever reaches them may connect to: the validating webhook, the API, and the endpoint of the mesh's bundle;
+//! and that of the status, which is plaintext.
 //!
 //! Nobody can hold such a port shut: who says nothing waits at the [`Door`], and of connections that are open, the newest is always
 //! one.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
@@ -39,8 +41,21 @@ const HEAD: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How old a connection may become. An API server makes another one then.
 const AGE: Duration = Duration::from_secs(300);
+/// What a port of HTTPS has room for.
+const ROOM: Room = Room { connections: CONNECTIONS, age: AGE };
+/// What the status has: browsers have several connections each, and a live request may be waited for for an hour.
+const ROOM_OF_STATUS: Room = Room { connections: 128, age: Duration::from_secs(7200) };
 /// How long a connection that has to go may take for what it has in hand.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// What a port has room for.
+#[derive(Clone, Copy)]
+struct Room {
+    /// Connections that are open at a time.
+    connections: usize,
+    /// How old one may become.
+    age: Duration,
+}
 
 /// A connection, for as long as nobody else needs its place: it ends with this.
 struct Place {
@@ -78,7 +93,35 @@ where
         };
         tokio::select! {
             () = accepting => {}
-            () = serve(incoming, router) => {}
+            () = serve(incoming, router, ROOM) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    });
+    Ok((bound, task))
+}
+
+/// Serves these routes at an address in plaintext, until `stop` turns true or its sender is gone. Returns the address bound.
+///
+/// # Errors
+/// The address is taken.
+pub(super) async fn listen_plaintext(
+    address: SocketAddr,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) -> io::Result<(SocketAddr, JoinHandle<()>)> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    let (connections, incoming) = mpsc::channel(CONNECTIONS);
+    let task = tokio::spawn(async move {
+        let accepting = async {
+            while let Some((stream, peer)) = accept(&listener, &connections).await {
+                // It is gone with the task.
+                _ = connections.send(Conn::plaintext(stream, peer)).await;
+            }
+        };
+        tokio::select! {
+            () = accepting => {}
+            () = serve(incoming, router, ROOM_OF_STATUS) => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
     });
@@ -96,7 +139,7 @@ fn with_http1(acceptor: &TlsAcceptor) -> TlsAcceptor {
 }
 
 /// Serves connections, of which each has its place.
-async fn serve(mut incoming: mpsc::Receiver<Conn>, router: Router) {
+async fn serve(mut incoming: mpsc::Receiver<Conn>, router: Router, room: Room) {
     let (mut serving, mut places) = (JoinSet::new(), Vec::<Place>::new());
     while let Some(connection) = incoming.recv().await {
         while serving.try_join_next().is_some() {}
@@ -104,21 +147,21 @@ async fn serve(mut incoming: mpsc::Receiver<Conn>, router: Router) {
         let client = client_of(connection.peer.ip);
         let (held, ended) = oneshot::channel();
         places.push(Place { client, held });
-        if places.len() > CONNECTIONS
+        if places.len() > room.connections
             && let Some(at) = gives_way(places.iter().map(|place| place.client))
         {
             places.remove(at);
         }
         // Those that linger are no more than those that do not.
-        if serving.len() >= 2 * CONNECTIONS {
+        if serving.len() >= 2 * room.connections {
             serving.join_next().await;
         }
-        serving.spawn(serve_one(connection, ended, router.clone()));
+        serving.spawn(serve_one(connection, ended, router.clone(), room.age));
     }
 }
 
 /// Serves a connection until its place is given to another one.
-async fn serve_one(connection: Conn, ended: oneshot::Receiver<()>, router: Router) {
+async fn serve_one(connection: Conn, ended: oneshot::Receiver<()>, router: Router, age: Duration) {
     let router = router.layer(Extension(connection.peer.clone()));
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
@@ -132,7 +175,7 @@ async fn serve_one(connection: Conn, ended: oneshot::Receiver<()>, router: Route
     tokio::select! {
         _ = served.as_mut() => return,
         _ = ended => {}
-        () = sleep(AGE) => {}
+        () = sleep(age) => {}
     }
     served.as_mut().graceful_shutdown();
     drop(timeout(LINGER, served).await);
