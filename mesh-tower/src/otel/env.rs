@@ -59,6 +59,11 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
 
     fn endpoint(&self, names: [&'static str; 2]) -> Result<Option<(&'static str, String)>, String> {
         let Some((name, endpoint)) = self.first(names) else { return Ok(None) };
+        // What is before the host is not told: it is a credential, and nobody would send it.
+        if endpoint.split_once("://").is_some_and(|(_, rest)| rest.split('/').next().unwrap_or_default().contains('@'))
+        {
+            return Err(format!("{name}: a user in it has no effect; credentials are for OTEL_EXPORTER_OTLP_HEADERS"));
+        }
         let scheme = endpoint.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
         if scheme.as_deref() != Some("http") {
             return Err(format!(
@@ -192,6 +197,8 @@ struct Signal {
     compression: &'static str,
     grpc: &'static str,
     http: &'static str,
+    /// What OpenTelemetry's own exporters go by, and these do not.
+    unread: &'static [&'static str],
 }
 
 const TRACES: Signal = Signal {
@@ -202,6 +209,15 @@ const TRACES: Signal = Signal {
     compression: "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
     grpc: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     http: "/v1/traces",
+    unread: &[
+        "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
+        "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+        "OTEL_ATTRIBUTE_COUNT_LIMIT",
+        "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+        "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+        "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    ],
 };
 
 const METRICS: Signal = Signal {
@@ -212,6 +228,13 @@ const METRICS: Signal = Signal {
     compression: "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION",
     grpc: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
     http: "/v1/metrics",
+    unread: &[
+        "OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY",
+        "OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+        "OTEL_METRICS_EXEMPLAR_FILTER",
+    ],
 };
 
 const LOGS: Signal = Signal {
@@ -222,15 +245,52 @@ const LOGS: Signal = Signal {
     compression: "OTEL_EXPORTER_OTLP_LOGS_COMPRESSION",
     grpc: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
     http: "/v1/logs",
+    unread: &[
+        "OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_LOGS_CLIENT_KEY",
+        "OTEL_EXPORTER_OTLP_LOGS_CLIENT_CERTIFICATE",
+        "OTEL_BLRP_SCHEDULE_DELAY",
+        "OTEL_BLRP_EXPORT_TIMEOUT",
+        "OTEL_BLRP_MAX_QUEUE_SIZE",
+        "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
+        "OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT",
+        "OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    ],
 };
+
+/// The same of all three.
+const UNREAD: [&str; 4] = [
+    "OTEL_CONFIG_FILE",
+    "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+];
+/// What requests are told of a trace in, whatever is asked for.
+const PROPAGATED: [&str; 4] = ["tracecontext", "baggage", "b3", "b3multi"];
 
 impl Signal {
     fn endpoints(&self) -> [&'static str; 2] {
         [self.endpoint, "OTEL_EXPORTER_OTLP_ENDPOINT"]
     }
 
+    /// Variables that are set and have no effect.
+    fn without_effect(&self, variables: &Variables<impl Fn(&str) -> Option<String>>) -> Vec<&'static str> {
+        let is_set = |name: &&&str| variables.said(name).is_some();
+        let unread = UNREAD.iter().chain(self.unread).filter(is_set).copied();
+        let propagators = variables.said("OTEL_PROPAGATORS").unwrap_or_default();
+        let is_known = |one: &str| one.is_empty() || PROPAGATED.contains(&one);
+        let others = propagators.split(',').any(|one| !is_known(one.trim()));
+        unread.chain(others.then_some("OTEL_PROPAGATORS")).collect()
+    }
+
     /// Who takes it.
     fn collector(&self, variables: &Variables<impl Fn(&str) -> Option<String>>) -> Result<Collector, String> {
+        for variable in self.without_effect(variables) {
+            tracing::warn!(variable, "has no effect on what the mesh sends to {}", self.http);
+        }
+        if variables.said(RESOURCE_ATTRIBUTES).is_some_and(|text| attributes(&text).is_none()) {
+            return Err(format!("{RESOURCE_ATTRIBUTES}: not a list of NAME=VALUE, both escaped as in URLs"));
+        }
         for name in [self.compression, "OTEL_EXPORTER_OTLP_COMPRESSION"] {
             if let Some(other) = variables.said(name).filter(|said| said != "none") {
                 return Err(format!("{name}={other}: not supported; there is none"));
@@ -264,20 +324,38 @@ fn headers(text: &str) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     for one in text.split(',').map(str::trim).filter(|one| !one.is_empty()) {
         let (name, value) = one.split_once('=')?;
-        let mut decoded = Vec::new();
-        let mut bytes = value.trim().bytes();
-        while let Some(byte) = bytes.next() {
-            decoded.push(match byte {
-                b'%' => {
-                    let mut digit = || char::from(bytes.next()?).to_digit(16);
-                    u8::try_from(digit()? << 4 | digit()?).ok()?
-                }
-                byte => byte,
-            });
-        }
+        let decoded = unescaped(value.trim())?;
         headers.try_append(HeaderName::try_from(name.trim()).ok()?, HeaderValue::from_bytes(&decoded).ok()?).ok()?;
     }
     Some(headers)
+}
+
+/// A text without the escapes of a URL.
+fn unescaped(text: &str) -> Option<Vec<u8>> {
+    let (mut decoded, mut bytes) = (Vec::with_capacity(text.len()), text.bytes());
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                u8::try_from(digit()? << 4 | digit()?).ok()?
+            }
+            byte => byte,
+        });
+    }
+    Some(decoded)
+}
+
+/// Of whom everything is that is sent.
+pub(super) const RESOURCE_ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";
+
+/// `NAME=VALUE,...`, both as in URLs.
+pub(super) fn attributes(text: &str) -> Option<Vec<(String, String)>> {
+    let part = |text: &str| String::from_utf8(unescaped(text.trim())?).ok();
+    let pair = |one: &str| {
+        let (name, value) = one.split_once('=')?;
+        Some((part(name).filter(|name| !name.is_empty())?, part(value)?))
+    };
+    text.split(',').map(str::trim).filter(|one| !one.is_empty()).map(pair).collect()
 }
 
 /// How many traces begin here, of which the configuration says nothing. A parent's decision counts in any case.
@@ -335,6 +413,14 @@ mod tests {
         check(&[AT, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")], Err("there are grpc and http/protobuf"));
         check(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318")], Err("only http://"));
         check(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")], Ok(None));
+        for endpoint in ["http://user:secret@collector:4318", "https://secret@collector/v1"] {
+            let why =
+                wanted(&Variables(|name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| endpoint.to_owned())));
+            let why = why.unwrap_err();
+            assert!(why.contains("OTEL_EXPORTER_OTLP_HEADERS") && !why.contains("secret"), "{why}");
+        }
+        check(&[AT, ("OTEL_RESOURCE_ATTRIBUTES", "a=%zz")], Err("OTEL_RESOURCE_ATTRIBUTES: not a list"));
+        check(&[AT, ("OTEL_RESOURCE_ATTRIBUTES", "a=b%20c")], Ok(Some(10_000)));
         check(&[AT, ("OTEL_TRACES_SAMPLER", "always_on")], Ok(Some(1_000_000)));
         check(&[AT, ("OTEL_TRACES_SAMPLER", "parentbased_always_off")], Ok(Some(0)));
         let ratio = ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio");
@@ -342,6 +428,42 @@ mod tests {
         check(&[AT, ratio, ("OTEL_TRACES_SAMPLER_ARG", "25")], Err("from 0 to 1"));
         check(&[AT, ("OTEL_TRACES_SAMPLER", "jaeger_remote")], Err("there are always_on"));
         check(&[AT, ("OTEL_BSP_MAX_QUEUE_SIZE", "0")], Err("OTEL_BSP_MAX_QUEUE_SIZE=0"));
+    }
+
+    #[test]
+    fn attributes_of_the_resource_are_read_without_their_escapes() {
+        for (text, expected) in [
+            ("", Some(vec![])),
+            ("team=shop, k8s.pod.name = web-1 ,", Some(vec![("team", "shop"), ("k8s.pod.name", "web-1")])),
+            ("a=b%20c%2Cd%3D,%C3%A9=%E2%82%AC", Some(vec![("a", "b c,d="), ("é", "€")])),
+            ("a=Zm8=", Some(vec![("a", "Zm8=")])),
+            ("a=", Some(vec![("a", "")])),
+            ("a", None),
+            ("=b", None),
+            ("a=%", None),
+            ("a=%ff", None),
+        ] {
+            let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+            let expected = expected.map(|all: Vec<_>| all.into_iter().map(owned).collect::<Vec<_>>());
+            assert_eq!(attributes(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_effect_is_named() {
+        for (name, value, is_named) in [
+            ("OTEL_BLRP_MAX_QUEUE_SIZE", "1", true),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem", true),
+            ("OTEL_PROPAGATORS", "tracecontext, baggage,b3", false),
+            ("OTEL_PROPAGATORS", "tracecontext,jaeger", true),
+            ("OTEL_PROPAGATORS", "none", true),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "1", false),
+            ("OTEL_CONFIG_FILE", "", false),
+        ] {
+            let variables = Variables(|asked: &str| (asked == name).then(|| value.to_owned()));
+            let expected = if is_named { vec![name] } else { Vec::new() };
+            assert_eq!(LOGS.without_effect(&variables), expected, "{name}={value}");
+        }
     }
 
     #[test]

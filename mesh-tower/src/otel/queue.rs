@@ -9,12 +9,12 @@ use mesh_core::workload::Workload;
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind as Kind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue, Value};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::resource::{EnvResourceDetector, ResourceDetector, TelemetryResourceDetector};
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter, SpanLinks};
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
-use super::Limits;
+use super::{Limits, env};
 
 pub(super) struct Queue {
     pub(super) spans: Receiver<Span>,
@@ -118,8 +118,13 @@ pub(super) fn resource(own: Workload) -> Resource {
         ("k8s.namespace.name", own.namespace.as_deref().map(ToOwned::to_owned)),
     ];
     let known = pairs.into_iter().filter_map(|(key, value)| Some(KeyValue::new(key, value?)));
-    let written = EnvResourceDetector::new().detect();
-    let written = written.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+    // OpenTelemetry's own detector leaves the escapes in.
+    let written = env::attributes(&std::env::var(env::RESOURCE_ATTRIBUTES).unwrap_or_default()).unwrap_or_else(|| {
+        // Where the environment asks for the exporter, the mesh has not started.
+        tracing::warn!(variable = env::RESOURCE_ATTRIBUTES, "is no list of NAME=VALUE, both escaped as in URLs");
+        Vec::new()
+    });
+    let written = written.into_iter().map(|(key, value)| KeyValue::new(key, value));
     let named = std::env::var("OTEL_SERVICE_NAME").ok().filter(|name| !name.is_empty());
     let named = named.map(|name| KeyValue::new("service.name", name));
     Resource::builder_empty()
