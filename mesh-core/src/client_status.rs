@@ -74,7 +74,8 @@ impl ClientStatus {
 pub struct ServerStatus {
     /// Where it is.
     pub uri: String,
-    /// Whether a stream to it is open and has had a response (gRFC A78, `grpc.xds_client.connected`).
+    /// Whether a stream to it is open and has had a response (gRFC A78, `grpc.xds_client.connected`), or was taken by a server that has
+    /// nothing new to tell.
     pub connected: bool,
     /// When a response of it was last acknowledged or rejected.
     pub last_ack: Option<Instant>,

@@ -376,6 +376,7 @@ impl<C: Consumer> Client<C> {
                 let outcome = running.session.opened(server, now);
                 self.settle(session, outcome);
             }
+            Event::Taken => running.session.taken(server),
             Event::Response(response, dealt_with) => {
                 let outcome = running.session.response(server, response, now);
                 self.settle(session, outcome);

@@ -26,6 +26,8 @@ use crate::xds::sotw::Sotw;
 /// How long no server can be reached before those who wait for a first answer are told. An application may be
 /// started a moment before its control plane: its requests wait, within their own limits, instead of failing.
 const GRACE: Duration = Duration::from_secs(15);
+/// How long a stream has to last of a server that says nothing, so that its end is none of the server's failures.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// What is to be done.
 #[derive(Debug)]
@@ -97,6 +99,8 @@ struct Link {
     backoff: Backoff,
     started: Instant,
     responded: bool,
+    /// Whether the server has taken the stream that is open.
+    is_taken: bool,
     error: Option<String>,
     last_ack: Option<Instant>,
     failures: u64,
@@ -142,6 +146,7 @@ impl Session {
             backoff: Backoff::default(),
             started: now,
             responded: false,
+            is_taken: false,
             error: None,
             last_ack: None,
             failures: 0,
@@ -204,6 +209,13 @@ impl Session {
         outcome
     }
 
+    /// The server has taken the stream. To who knows everything already it may say nothing more (incremental).
+    pub(crate) fn taken(&mut self, index: usize) {
+        if let Some(link) = self.links.get_mut(index).filter(|link| link.phase == Phase::Open) {
+            link.is_taken = true;
+        }
+    }
+
     /// A stream, or the attempt at one, has ended.
     pub(crate) fn closed(&mut self, index: usize, end: End, now: Instant) -> Outcome {
         let mut outcome = Outcome::default();
@@ -212,7 +224,8 @@ impl Session {
             return outcome;
         }
         link.variant.closed();
-        let served = std::mem::take(&mut link.responded);
+        let was_quiet = link.is_quiet() && now.saturating_duration_since(link.started) >= QUIET;
+        let served = std::mem::take(&mut link.responded) || was_quiet;
         let (attempt, error) = match end {
             // gRFC A57: a stream that ends after a response is how servers balance their clients.
             End::Closed(_) if served => (Attempt::Served, None),
@@ -307,7 +320,7 @@ impl Session {
     pub(crate) fn servers(&self) -> impl Iterator<Item = ServerStatus> {
         self.links.iter().map(|link| ServerStatus {
             uri: link.server.uri.clone(),
-            connected: link.phase == Phase::Open && link.responded,
+            connected: link.phase == Phase::Open && (link.responded || link.is_quiet()),
             last_ack: link.last_ack,
             failures: link.failures,
             accepted: link.accepted,
@@ -376,7 +389,13 @@ impl Link {
         self.phase = Phase::Connecting;
         self.started = now;
         self.responded = false;
+        self.is_taken = false;
         outcome.actions.push(Action::Connect(index));
+    }
+
+    /// Whether the server has taken the stream of one whom it has told before what there is.
+    fn is_quiet(&self) -> bool {
+        self.is_taken && self.last_ack.is_some()
     }
 }
 

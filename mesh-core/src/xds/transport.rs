@@ -68,6 +68,8 @@ impl Keepalive {
 pub(crate) enum Event {
     /// It is open; requests go here.
     Opened(Requests),
+    /// The server has taken it, and may have nothing to say.
+    Taken,
     /// A response; drop the sender when it has been dealt with.
     Response(Response, oneshot::Sender<()>),
     /// It has ended. The last event.
@@ -238,7 +240,10 @@ async fn delta(channel: Channel, told: &Told, events: &impl AsyncFn(Event) -> bo
     }
     let mut client = Client::new(channel.clone()).max_decoding_message_size(MAX_RESPONSE);
     match client.delta_aggregated_resources(ReceiverStream::new(pending)).await {
-        Ok(responses) => read(told.hear(responses, &channel), Response::Delta, events).await,
+        Ok(responses) => match events(Event::Taken).await {
+            true => read(told.hear(responses, &channel), Response::Delta, events).await,
+            false => None,
+        },
         Err(status) => Some(ended(&status)),
     }
 }

@@ -142,6 +142,29 @@ fn client_rule_09_failures_back_off_and_a_response_resets_it() {
 }
 
 #[test]
+fn a_server_that_has_nothing_new_to_tell_is_connected_and_does_not_fail_when_its_stream_ends() {
+    let mut bench = bench(&["a:1"]);
+    let stands = |bench: &Bench| bench.session.servers().next().map(|server| (server.connected, server.failures));
+    bench.want(&[(Listener, "l")]);
+    bench.opened(0);
+    bench.session.taken(0);
+    assert_eq!(stands(&bench), Some((false, 0)), "it has told nothing yet");
+    bench.responds(0, Listener, "1", vec![good(Listener, "l", 1)]);
+    assert_eq!(stands(&bench), Some((true, 0)));
+    bench.closed(0);
+    for (after, failures) in [(1, 1), (60, 1), (1, 2)] {
+        bench.reconnect();
+        bench.opened(0);
+        assert_eq!(stands(&bench).map(|(connected, _)| connected), Some(false));
+        bench.session.taken(0);
+        assert_eq!(stands(&bench).map(|(connected, _)| connected), Some(true));
+        bench.now += Duration::from_secs(after);
+        bench.closed(0);
+        assert_eq!(stands(&bench), Some((false, failures)), "after {after} s");
+    }
+}
+
+#[test]
 fn client_rule_09_a_message_that_cannot_be_read_backs_off_although_others_were_answered() {
     let mut bench = bench(&["a:1"]);
     bench.want(&[(Listener, "l")]);
