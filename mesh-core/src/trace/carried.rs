@@ -138,16 +138,21 @@ impl Trace {
 
     /// Keeps what is handed on as it came.
     fn keep_rest(&mut self, headers: &HeaderMap) {
-        let is_handed_on = |name: &HeaderName| match name.as_str() {
-            "tracestate" => self.is_w3c,
-            "baggage" => true,
-            "b3" => self.is_b3_single,
-            name => self.is_b3_multi && name.starts_with("x-b3-"),
-        };
-        let rest = || headers.iter().filter(|(name, _)| is_handed_on(name));
-        let (bytes, count) = rest().fold((0, 0), |(bytes, count), (_, value)| (bytes + value.len(), count + 1));
-        if count > 0 && count <= MOST_HEADERS && bytes <= MOST_BYTES {
-            self.rest = Some(rest().map(|(name, value)| (name.clone(), value.clone())).collect());
+        // Where it is too much, a trace goes on without its baggage, or without that and its state.
+        for (has_baggage, has_state) in [(true, true), (false, true), (false, false)] {
+            let is_handed_on = |name: &HeaderName| match name.as_str() {
+                "tracestate" => has_state && self.is_w3c,
+                "baggage" => has_baggage,
+                "b3" => self.is_b3_single,
+                name => self.is_b3_multi && name.starts_with("x-b3-"),
+            };
+            let rest = || headers.iter().filter(|(name, _)| is_handed_on(name));
+            let (bytes, count) = rest().fold((0, 0), |(bytes, count), (_, value)| (bytes + value.len(), count + 1));
+            if count <= MOST_HEADERS && bytes <= MOST_BYTES {
+                let rest: Arc<[_]> = rest().map(|(name, value)| (name.clone(), value.clone())).collect();
+                self.rest = (count > 0).then_some(rest);
+                return;
+            }
         }
     }
 
@@ -409,6 +414,13 @@ mod tests {
             vec![("baggage", long.as_str())],
         ] {
             assert!(told(&Trace::of_headers(&headers(&fields)), None, &[]).is_empty(), "{fields:?}");
+        }
+        // Somebody else's baggage is no end of a trace.
+        for trace in [vec![("b3", B3)], vec![("traceparent", W3C), ("tracestate", "a=b")], vec![("x-b3-sampled", "0")]]
+        {
+            let came = [trace.clone(), vec![("baggage", long.as_str())]].concat();
+            let expected: Vec<_> = trace.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            assert_eq!(told(&Trace::of_headers(&headers(&came)), None, &[]), expected, "{trace:?}");
         }
         let mut two = headers(&[("traceparent", W3C)]);
         two.append("traceparent", UNSAMPLED.parse().unwrap());
