@@ -22,6 +22,8 @@ struct Told {
     endpoint: Option<Arc<EndpointState>>,
     attempts: u32,
     flags: ResponseFlags,
+    /// Of gRPC.
+    grpc_status: Option<u32>,
     /// Only where the mesh answered itself.
     details: Option<String>,
     time: Option<Duration>,
@@ -69,6 +71,7 @@ impl RequestInfo {
             endpoint: record.endpoint.clone(),
             attempts: self.attempts,
             flags: record.flags | error.map_or(ResponseFlags::NONE, ErrorKind::response_flags),
+            grpc_status: self.grpc_response_status(),
             details: is_own.then(|| self.response_details().to_owned()),
             time: record.heads.as_ref().and_then(|heads| heads.upstream_time),
             transport_failure: record.heads.as_ref().and_then(|heads| heads.transport_failure.clone()),
@@ -77,11 +80,14 @@ impl RequestInfo {
 
     fn take_in(&mut self, told: &Told) {
         self.attempts = told.attempts;
+        // Browsers speak it in a form of their own (gRPC-Web), of which nothing but the answer's body has the status.
+        self.is_grpc |= told.grpc_status.is_some();
         let Some(record) = &mut self.record else { return };
         record.route = told.route.clone().or(record.route.take());
         record.cluster.clone_from(&told.cluster);
         record.endpoint.clone_from(&told.endpoint);
         record.flags |= told.flags;
+        record.grpc_status = record.grpc_status.or(told.grpc_status);
         if record.error.is_none() && record.details.is_none() {
             record.details = told.details.clone().map(Cow::Owned);
         }
@@ -97,7 +103,7 @@ mod tests {
     use std::sync::Mutex;
     use std::time::Instant;
 
-    use http::{HeaderMap, Method, StatusCode};
+    use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
     use super::*;
     use crate::request_info::{Observer, Observers};
@@ -109,11 +115,12 @@ mod tests {
         fn on_end(&self, request: &RequestInfo) {
             let (cluster, flags) = (request.cluster(), request.response_flags());
             let told = format!(
-                "{:?} {cluster:?} {} {flags} {} {}",
+                "{:?} {cluster:?} {} {flags} {} {} {:?}",
                 request.route(),
                 request.attempts,
                 request.response_details(),
-                request.was_sent_on()
+                request.was_sent_on(),
+                request.grpc_response_status()
             );
             self.0.lock().unwrap().push(told);
         }
@@ -129,15 +136,22 @@ mod tests {
 
     #[test]
     fn the_half_that_came_ends_with_what_the_other_one_came_to() {
-        for (error, expected) in [
-            (None, "Some(\"r\") Some(\"c\") 2 - via_upstream true"),
-            (Some(ErrorKind::NoHealthyEndpoint), "Some(\"r\") Some(\"c\") 2 UH no_healthy_upstream true"),
+        const UNHEALTHY: Option<ErrorKind> = Some(ErrorKind::NoHealthyEndpoint);
+        for (error, grpc_status, expected) in [
+            (None, None, "Some(\"r\") Some(\"c\") 2 - via_upstream true None"),
+            (UNHEALTHY, None, "Some(\"r\") Some(\"c\") 2 UH no_healthy_upstream true None"),
+            // As of gRPC-Web.
+            (None, Some(5), "Some(\"r\") Some(\"c\") 2 - via_upstream true Some(5)"),
         ] {
             let (ended, upstream) = (Arc::new(Ended::default()), Upstream::default());
             let mut came = half(&ended, Direction::Inbound, &upstream);
             let mut on = half(&Arc::default(), Direction::Outbound, &upstream);
             on.note_route(&"r".into(), Some(&"c".into()));
             on.attempts = 2;
+            if let Some(status) = grpc_status {
+                on.is_grpc = true;
+                on.note_trailers(&[("grpc-status".parse().unwrap(), HeaderValue::from(status))].into_iter().collect());
+            }
             if let Some(error) = error {
                 on.note_error(error);
             }
@@ -154,6 +168,6 @@ mod tests {
         alone.note_details("direct_response");
         alone.note_complete();
         drop(alone);
-        assert_eq!(*ended.0.lock().unwrap(), ["None None 0 - direct_response false"]);
+        assert_eq!(*ended.0.lock().unwrap(), ["None None 0 - direct_response false None"]);
     }
 }
