@@ -5,10 +5,12 @@
 //! otherwise. A web page must not be a way around that, with a name of its own that it lets point at this machine (DNS
 //! rebinding): requests are for an address or for `localhost`, or are refused.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -27,12 +29,20 @@ use mesh_core::view::EndpointStatus;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use crate::health::Health;
 use crate::mesh::{Mesh, StartError, WeakMesh};
 
 /// How long a client may take for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that are open at a time. The oldest gives way to a new one: nobody holds the port shut, and pages that nobody reads take
+/// no more memory than so many.
+const CONNECTIONS: usize = 32;
+/// Pages that are made at a time: with many series, each is long.
+const PAGES: usize = 2;
+const READY: &str = "/ready";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
@@ -153,19 +163,33 @@ where
         Ok(accept) => accept,
         Err(error) => return tracing::error!(%error, "the admin port is not served"),
     };
+    let (pages, mut open) = (Arc::new(Semaphore::new(PAGES)), VecDeque::<AbortHandle>::new());
     loop {
         let Ok(stream) = accept().await else {
             // Out of descriptors, as a rule: they come back.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let mesh = mesh.clone();
-        tokio::spawn(async move {
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
+        let (mesh, pages) = (mesh.clone(), Arc::clone(&pages));
+        let connection = tokio::spawn(async move {
             let answer = service_fn(|request: Request<_>| {
-                let (request, mesh) = (request.into_parts().0, mesh.clone());
-                // Pages are long, and this thread is the one that configuration is taken in by.
-                let answer = tokio::task::spawn_blocking(move || answer(&Request::from_parts(request, ()), &mesh));
-                async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|_| no_page())) }
+                let (request, mesh, pages) = (request.into_parts().0, mesh.clone(), Arc::clone(&pages));
+                async move {
+                    // A probe is answered, whatever else is asked for.
+                    let turn = if request.uri.path() == READY { None } else { pages.acquire_owned().await.ok() };
+                    // Pages are long, and this thread is the one that configuration is taken in by.
+                    let page = tokio::task::spawn_blocking(move || {
+                        let _turn = turn;
+                        answer(&Request::from_parts(request, ()), &mesh)
+                    });
+                    Ok::<_, Infallible>(page.await.unwrap_or_else(|_| no_page()))
+                }
             });
             let mut server = hyper::server::conn::http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -173,6 +197,7 @@ where
                 tracing::debug!(%error, "a connection to the admin port failed");
             }
         });
+        open.push_back(connection.abort_handle());
     }
 }
 
@@ -189,7 +214,7 @@ fn answer<B>(request: &Request<B>, mesh: &WeakMesh) -> Response<Full<Bytes>> {
     };
     match request.uri().path() {
         "/stats/prometheus" | "/metrics" => page(StatusCode::OK, Exposition::CONTENT_TYPE, mesh.prometheus()),
-        "/ready" => match mesh.health().now() {
+        READY => match mesh.health().now() {
             // A process that only calls others is ready as soon as it is there.
             Health::Serving => page(StatusCode::OK, TEXT, ready(&mesh)),
             Health::Starting if mesh.listeners().load().is_empty() => page(StatusCode::OK, TEXT, ready(&mesh)),
@@ -432,7 +457,30 @@ fn told(resource: &ResourceStatus, key: &str, content: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use mesh_core::fixed::Fixed;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
     use super::*;
+
+    #[tokio::test]
+    async fn the_oldest_connection_gives_way_to_a_new_one() {
+        let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+        let address = mesh.serve_admin("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut open = Vec::new();
+        for _ in 0..=CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /ready HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200");
+            open.push(stream);
+        }
+        // Long before it would have asked for too little.
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(HEAD_TIMEOUT / 2, open.swap_remove(0).read_to_end(&mut rest)).await;
+        _ = ended.expect("it ends");
+    }
 
     #[test]
     fn what_a_url_says_is_read_without_its_escapes() {
