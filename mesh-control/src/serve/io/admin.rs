@@ -135,18 +135,18 @@ struct Detail {
     names: String,
 }
 
-async fn status_page(State(sources): State<Sources>, Query(detail): Query<Detail>) -> impl IntoResponse {
+async fn status_page(State(sources): State<Sources>, Query(detail): Query<Detail>) -> Response {
     let names = match &*detail.names {
         "all" => usize::MAX,
         "none" => 0,
         _ => NAMES,
     };
-    Json(status::report(sources.server.state(), &*sources.inspect, names))
+    console::told(move || Json(status::report(sources.server.state(), &*sources.inspect, names))).await
 }
 
-async fn metrics_page(State(sources): State<Sources>) -> impl IntoResponse {
+async fn metrics_page(State(sources): State<Sources>) -> Response {
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (content_type, metrics(&sources.server, &*sources.inspect))
+    console::told(move || (content_type, metrics(&sources.server, &*sources.inspect))).await
 }
 
 #[derive(Deserialize)]
@@ -162,14 +162,11 @@ async fn calls_page(State(sources): State<Sources>, Query(whose): Query<Whose>) 
     };
     let calls = Arc::clone(calls);
     // There may be many, and a report may be written to the disk meanwhile.
-    let lines = tokio::task::spawn_blocking(move || {
+    console::told(move || {
         let workload = whose.workload.as_deref().map(|text| text.split_once('/').unwrap_or(("", text)));
-        calls.lines(workload)
-    });
-    match lines.await {
-        Ok(lines) => ([(header::CONTENT_TYPE, "application/jsonl")], lines).into_response(),
-        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
-    }
+        ([(header::CONTENT_TYPE, "application/jsonl")], calls.lines(workload))
+    })
+    .await
 }
 
 /// Follows live requests for as long as somebody reads. It takes JSON alone, so that no page of a browser can ask for it.
@@ -218,14 +215,17 @@ struct Synced {
     kinds: BTreeMap<String, String>,
 }
 
-async fn syncz(State(sources): State<Sources>) -> impl IntoResponse {
-    let status = report(&sources.server, &*sources.inspect, false);
-    let syncs = status.clients.into_iter().map(|client| Synced {
-        proxy: client.node,
-        istio_version: client.user_agent,
-        kinds: client.kinds.into_iter().flat_map(versions).collect(),
-    });
-    Json(syncs.collect::<Vec<_>>())
+async fn syncz(State(sources): State<Sources>) -> Response {
+    console::told(move || {
+        let status = report(&sources.server, &*sources.inspect, false);
+        let syncs = status.clients.into_iter().map(|client| Synced {
+            proxy: client.node,
+            istio_version: client.user_agent,
+            kinds: client.kinds.into_iter().flat_map(versions).collect(),
+        });
+        Json(syncs.collect::<Vec<_>>())
+    })
+    .await
 }
 
 fn versions(kind: KindStatus) -> [(String, String); 2] {

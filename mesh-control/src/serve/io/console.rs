@@ -16,7 +16,6 @@ use tokio::sync::Semaphore;
 
 use super::admin::{self, Sources};
 use crate::quota::QuotaStatus;
-use crate::serve::clients::graph::Graph;
 use crate::serve::clients::status::{Inspect, Question};
 
 /// Every file: its path, its type, what is in it.
@@ -51,6 +50,8 @@ pub(super) const HEADERS: [(HeaderName, &str); 5] = [
 
 /// Questions that are worked out at a time: each renders resources, and whoever reaches the port may ask.
 static ASKED: Semaphore = Semaphore::const_new(2);
+/// The same of what is told of all that is known.
+static TOLD: Semaphore = Semaphore::const_new(2);
 
 /// The pages, and what they ask for.
 pub(super) fn routes() -> Router<Sources> {
@@ -75,8 +76,8 @@ pub(super) async fn guarded(mut answer: Response) -> Response {
     answer
 }
 
-async fn graph(State(sources): State<Sources>) -> Json<Graph> {
-    Json(admin::graph(&sources.server, &*sources.inspect))
+async fn graph(State(sources): State<Sources>) -> Response {
+    told(move || Json(admin::graph(&sources.server, &*sources.inspect))).await
 }
 
 async fn quotas(State(sources): State<Sources>) -> Json<Option<QuotaStatus>> {
@@ -87,15 +88,19 @@ async fn quotas(State(sources): State<Sources>) -> Json<Option<QuotaStatus>> {
 const LIMITS: [&str; 4] = ["RateLimit ", "Quota ", "Overload ", "EnvoyFilter "];
 
 /// What limits requests, and how that is used as far as this server sees it: what it counts as a service, and quotas.
-async fn limits(State(sources): State<Sources>) -> Json<Value> {
-    let mut objects = sources.inspect.objects();
-    objects.retain(|one| LIMITS.iter().any(|kind| one.object.starts_with(kind)));
-    let service = sources.server.state().rate_limits.as_ref().map(|limits| limits.status());
-    Json(json!({ "objects": objects, "service": service, "quotas": admin::quotas(&sources.server) }))
+async fn limits(State(sources): State<Sources>) -> Response {
+    told(move || {
+        let mut objects = sources.inspect.objects();
+        objects.retain(|one| LIMITS.iter().any(|kind| one.object.starts_with(kind)));
+        let service = sources.server.state().rate_limits.as_ref().map(|limits| limits.status());
+        Json(json!({ "objects": objects, "service": service, "quotas": admin::quotas(&sources.server) }))
+    })
+    .await
 }
 
-async fn objects(State(sources): State<Sources>) -> Json<Value> {
-    Json(json!({ "objects": sources.inspect.objects(), "services": sources.inspect.service_list() }))
+async fn objects(State(sources): State<Sources>) -> Response {
+    told(move || Json(json!({ "objects": sources.inspect.objects(), "services": sources.inspect.service_list() })))
+        .await
 }
 
 #[derive(Deserialize)]
@@ -119,11 +124,52 @@ async fn work_out(
     answer: impl FnOnce(&dyn Inspect) -> Result<Value, String> + Send + 'static,
 ) -> Response {
     let inspect = Arc::clone(&sources.inspect);
-    let Ok(_turn) = ASKED.acquire().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
-    // It takes as long as it takes, and streams must not wait for it.
-    match tokio::task::spawn_blocking(move || answer(&*inspect)).await {
-        Ok(Ok(answer)) => Json(answer).into_response(),
-        Ok(Err(why)) => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
-        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    match in_turn(&ASKED, move || answer(&*inspect)).await {
+        Some(Ok(answer)) => Json(answer).into_response(),
+        Some(Err(why)) => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+/// A page of what is known, which may be much.
+pub(super) async fn told<P: IntoResponse>(make: impl FnOnce() -> P + Send + 'static) -> Response {
+    let page = in_turn(&TOLD, move || make().into_response()).await;
+    page.unwrap_or_else(|| StatusCode::SERVICE_UNAVAILABLE.into_response())
+}
+
+/// Makes something when it is its turn, which takes as long as it takes: streams must not wait for it. It has its turn until it is made,
+/// whether somebody still waits for it or not: others could ask and leave, again and again.
+async fn in_turn<T: Send + 'static>(turns: &'static Semaphore, make: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let turn = turns.acquire().await.ok()?;
+    let made = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        make()
+    });
+    made.await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_and_leaves_keeps_his_turn_until_what_he_asked_for_is_made() {
+        static TURNS: Semaphore = Semaphore::const_new(1);
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let (end, ends) = sync_channel::<()>(0);
+        let asked = tokio::spawn(in_turn(&TURNS, move || {
+            _ = begin.send(());
+            _ = ends.recv();
+        }));
+        begun.await.unwrap();
+        asked.abort();
+        _ = asked.await;
+        let next = tokio::time::timeout(Duration::from_millis(50), in_turn(&TURNS, || ())).await;
+        assert!(next.is_err(), "it is made still");
+        drop(end);
+        assert_eq!(in_turn(&TURNS, || 7).await, Some(7));
     }
 }
