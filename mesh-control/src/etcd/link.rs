@@ -58,7 +58,14 @@ impl Access {
     /// One of them is no such URL, or would be spoken to in plaintext by way of a network.
     pub(crate) fn new(endpoints: &[String]) -> anyhow::Result<Access> {
         ensure!(!endpoints.is_empty(), "no member of etcd is named");
-        let endpoints = endpoints.iter().map(|text| member_url(text).with_context(|| text.clone()));
+        let endpoints = endpoints.iter().map(|text| {
+            // It is not told: it is a credential, and would be in every line of the log about this member.
+            ensure!(
+                !text.contains('@'),
+                "a user in the URL of a member has no effect: --etcd-user and --etcd-password-file say who asks"
+            );
+            member_url(text).with_context(|| text.clone())
+        });
         Ok(Access { endpoints: endpoints.collect::<Result<_, _>>()?, ca: None, identity: None, user: None })
     }
 
@@ -394,5 +401,7 @@ mod tests {
         {
             assert!(member_url(wrong).is_err(), "{wrong}");
         }
+        let why = format!("{:#}", Access::new(&["http://user:secret@127.0.0.1:2379".to_owned()]).unwrap_err());
+        assert!(why.contains("--etcd-user") && !why.contains("secret"), "{why}");
     }
 }
