@@ -206,7 +206,9 @@ fn withheld(refused: &Refused, root: &str) -> Option<Diagnostic> {
         true => "of every namespace".to_owned(),
         false => format!("of namespace {namespace}"),
     };
-    let message = format!("until it is right, no access log of {whom}workloads {place} is written");
+    let message = format!(
+        "until it is right, no access log of {whom}workloads {place} is written; metrics and traces are told as if it were not there"
+    );
     let origin = refused.meta.origin.at(refused.place);
     Some(Diagnostic::at(&origin, Severity::Warning, Code::Unenforced, message).object(refused.id()))
 }

@@ -370,7 +370,8 @@ async fn a_telemetry_that_is_wrong_keeps_the_access_logs_of_its_scope_from_being
     }
     let yaml = format!("{SERVICE}{}", telemetry("shop", "t", &format!("{{{wrong}}}")));
     let found: Vec<_> = validate([("t.yaml", yaml.as_str())]).iter().map(ToString::to_string).collect();
-    let expected = "Telemetry shop/t: until it is right, no access log of workloads of namespace shop is written";
+    let expected = "Telemetry shop/t: until it is right, no access log of workloads of namespace shop is written; metrics and \
+        traces are told as if it were not there";
     assert!(found.iter().any(|one| one.contains(expected)), "{found:#?}");
 }
 
