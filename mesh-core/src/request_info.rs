@@ -151,8 +151,8 @@ pub struct Heads {
     pub direct: Option<SocketAddr>,
     /// The name that the client asked for in TLS, on a server.
     pub server_name: Option<Arc<str>>,
-    /// When the last try began.
-    attempt: Option<Instant>,
+    /// When each try began, by its number, whose answer may be the request's.
+    attempts: SmallVec<[(u32, Instant); 1]>,
     /// How long the endpoint took until the head of its answer was here.
     pub upstream_time: Option<Duration>,
     /// Why the last try got no connection, in one word.
@@ -698,6 +698,27 @@ mod tests {
         fn on_end(&self, request: &RequestInfo) {
             self.0.lock().unwrap().push(format!("{request:?} {} {}", request.response_bytes(), request.is_complete()));
         }
+    }
+
+    #[test]
+    fn how_long_an_endpoint_took_is_counted_from_when_its_own_try_began() {
+        let cluster = crate::state::ClusterState::default();
+        let endpoint = |port| {
+            let at = std::net::SocketAddr::from(([10, 0, 0, 1], port));
+            cluster.endpoint(&crate::id::EndpointId::new(at), false)
+        };
+        let mut request = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
+        request.observe(&Observers::from([]), Direction::Outbound, &Method::GET);
+        request.note_head("/", Version::HTTP_11, &HeaderMap::new());
+        let (first, second) = (endpoint(1), endpoint(2));
+        request.note_attempt(&first);
+        std::thread::sleep(Duration::from_millis(30));
+        request.note_attempt(&second);
+        // The first one goes on beside it, and is answered.
+        request.note_winner(1, &first);
+        request.note_response(StatusCode::OK, &HeaderMap::new(), true);
+        let took = request.head().and_then(|head| head.upstream_time).unwrap();
+        assert!(took >= Duration::from_millis(30), "{took:?}");
     }
 
     #[test]

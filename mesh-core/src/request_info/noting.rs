@@ -218,7 +218,7 @@ impl RequestInfo {
                 place.goes_to(endpoint.id());
             }
             if let Some(heads) = &mut record.heads {
-                heads.attempt = Some(Instant::now());
+                heads.attempts.push((self.attempts, Instant::now()));
                 heads.transport_failure = None;
                 if let Some(hop) = &mut record.hop {
                     hop.note("picked", json!({"attempt": self.attempts, "endpoint": endpoint.id().to_string()}));
@@ -250,6 +250,9 @@ impl RequestInfo {
         }
         if let Some(record) = &mut self.record {
             record.endpoint = Some(Arc::clone(endpoint));
+            if let Some(heads) = &mut record.heads {
+                heads.attempts.retain(|(begun, _)| *begun == number);
+            }
         }
     }
 
@@ -267,7 +270,7 @@ impl RequestInfo {
             }
             if let Some(heads) = &mut record.heads {
                 heads.response = headers.clone();
-                heads.upstream_time = heads.attempt.map(|attempt| attempt.elapsed());
+                heads.upstream_time = heads.attempts.last().map(|(_, began)| began.elapsed());
                 if let Some(hop) = &mut record.hop {
                     hop.note("answered", json!({"status": status.as_u16()}));
                 }
