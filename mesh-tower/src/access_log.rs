@@ -10,7 +10,7 @@ use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -25,6 +25,8 @@ pub(crate) use connection::ConnectionLog;
 
 /// How many lines wait for a log at most, and how many are written at a time.
 const WAITING: usize = 4096;
+/// How much of them waits at most, in bytes: a client may make each line as long as its headers may be.
+const WAITING_BYTES: usize = 16 << 20;
 const TOGETHER: usize = 512;
 /// How long the end of a mesh waits for lines that are under way, at most.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -81,6 +83,8 @@ pub(crate) struct AccessLogs {
 /// The thread that writes to a destination.
 struct Writer {
     entries: SyncSender<Sent>,
+    /// How much waits.
+    bytes: Arc<AtomicUsize>,
     /// Ends with the thread that writes.
     done: Receiver<()>,
 }
@@ -126,8 +130,7 @@ impl AccessLogs {
         let is_private = is_own && matches!(to, LogDestination::File(path) if !self.is_allowed(path));
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         let writer = writers.entry((to.clone(), is_private)).or_insert_with(|| self.open(to, is_own));
-        let is_sent = writer.as_ref().is_some_and(|writer| writer.entries.try_send(Sent::Entry(entry)).is_ok());
-        if !is_sent {
+        if !writer.as_ref().is_some_and(|writer| writer.take(entry)) {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -181,6 +184,20 @@ impl AccessLogs {
         let is_below =
             |directory: &PathBuf| Path::new(path).components().all(plain) && Path::new(path).starts_with(directory);
         path == STDOUT || path == STDERR || self.directory.as_ref().is_some_and(is_below)
+    }
+}
+
+impl Writer {
+    /// Whether there is room for an entry: then it waits.
+    fn take(&self, entry: Entry) -> bool {
+        let size = entry.line.size();
+        // Whoever is beside it is added, too: nobody gets what is beyond the bound.
+        let has_room = self.bytes.fetch_add(size, Ordering::Relaxed).saturating_add(size) <= WAITING_BYTES;
+        let is_sent = has_room && self.entries.try_send(Sent::Entry(entry)).is_ok();
+        if !is_sent {
+            self.bytes.fetch_sub(size, Ordering::Relaxed);
+        }
+        is_sent
     }
 }
 
@@ -244,16 +261,17 @@ impl fmt::Debug for AccessLogs {
 fn writer(to: &str, lost: &Arc<AtomicU64>, begin: Begin) -> Option<Writer> {
     let (sender, entries) = sync_channel(WAITING);
     let (ends, done) = sync_channel(0);
-    let (to, lost) = (to.to_owned(), Arc::clone(lost));
+    let (to, lost, bytes) = (to.to_owned(), Arc::clone(lost), Arc::<AtomicUsize>::default());
+    let waiting = Arc::clone(&bytes);
     let write = move || {
-        write_all(&to, &entries, &lost, begin);
+        write_all(&to, &entries, (&waiting, &lost), begin);
         drop(ends);
     };
     let spawned = std::thread::Builder::new().name("access-log".into()).spawn(write);
-    spawned.is_ok().then_some(Writer { entries: sender, done })
+    spawned.is_ok().then_some(Writer { entries: sender, bytes, done })
 }
 
-fn write_all(to: &str, sent: &Receiver<Sent>, lost: &AtomicU64, begin: Begin) {
+fn write_all(to: &str, sent: &Receiver<Sent>, (bytes, lost): (&AtomicUsize, &AtomicU64), begin: Begin) {
     // What cannot begin loses whatever it is given.
     let mut write = begin().unwrap_or_else(|why| Box::new(move |_| Err(io::Error::new(why.kind(), why.to_string()))));
     let mut has_told = false;
@@ -267,7 +285,9 @@ fn write_all(to: &str, sent: &Receiver<Sent>, lost: &AtomicU64, begin: Begin) {
             }
         }
         let count = entries.len() as u64;
+        let size: usize = entries.iter().map(|entry| entry.line.size()).sum();
         let written = if entries.is_empty() { Ok(0) } else { write(entries) };
+        bytes.fetch_sub(size, Ordering::Relaxed);
         lost.fetch_add(*written.as_ref().unwrap_or(&count), Ordering::Relaxed);
         if let Err(error) = written
             && !std::mem::replace(&mut has_told, true)
@@ -358,6 +378,32 @@ mod tests {
         drop(release);
         drop(logs);
         assert_eq!(taken.load(Ordering::Relaxed) + lost, ALL);
+    }
+
+    #[cfg(feature = "otel")]
+    #[test]
+    fn what_waits_for_a_collector_that_hangs_is_bounded_however_long_a_line_is() {
+        const LONG: usize = 100_000;
+        let (release, hangs) = sync_channel::<()>(0);
+        let taken = Arc::new(AtomicU64::new(0));
+        let mut logs = AccessLogs::default();
+        logs.collect_by(Box::new({
+            let taken = Arc::clone(&taken);
+            move || {
+                Ok(Box::new(move |entries: Vec<Entry>| {
+                    _ = hangs.recv();
+                    taken.fetch_add(entries.len() as u64, Ordering::Relaxed);
+                    Ok(0)
+                }))
+            }
+        }));
+        let long = "x".repeat(LONG);
+        (0..1000).for_each(|_| logs.send(&LogDestination::Collector, false, entry(&long)));
+        let most = (WAITING_BYTES / LONG) as u64;
+        assert_eq!(logs.lost(), 1000 - most);
+        drop(release);
+        drop(logs);
+        assert_eq!(taken.load(Ordering::Relaxed), most);
     }
 
     #[test]

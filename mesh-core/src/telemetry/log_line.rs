@@ -22,6 +22,34 @@ pub enum LogLine {
     Json(serde_json::Map<String, serde_json::Value>),
 }
 
+impl LogLine {
+    /// About how many bytes it takes: whoever makes requests makes it long.
+    ///
+    /// ```
+    /// use mesh_core::telemetry::LogLine;
+    ///
+    /// assert_eq!(LogLine::Text("GET /\n".to_owned()).size(), 6);
+    /// ```
+    pub fn size(&self) -> usize {
+        use serde_json::{Map, Value};
+        fn of(value: &Value) -> usize {
+            match value {
+                Value::String(text) => text.len(),
+                Value::Array(items) => items.iter().map(of).sum(),
+                Value::Object(fields) => of_fields(fields),
+                Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+            }
+        }
+        fn of_fields(fields: &Map<String, Value>) -> usize {
+            fields.iter().map(|(key, value)| key.len() + of(value)).sum()
+        }
+        match self {
+            LogLine::Text(line) => line.len(),
+            LogLine::Json(fields) => of_fields(fields),
+        }
+    }
+}
+
 impl fmt::Display for LogLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
