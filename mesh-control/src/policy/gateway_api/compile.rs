@@ -183,11 +183,14 @@ fn http_rank(condition: &HttpRouteMatch) -> Rank {
     ]
 }
 
-/// The longest service, then the longest method, then more headers.
+/// What is compared as it is written before expressions, whose characters are no measure (Istio: conversion.go); then the
+/// longest service, then the longest method, then more headers.
 fn grpc_rank(condition: &GrpcRouteMatch) -> Rank {
     let method = condition.method.clone().unwrap_or_default();
     let length = |part: &Option<_>| part.as_ref().map_or(0, |part: &crate::config::decode::Text| part.chars().count());
-    [length(&method.service), length(&method.method), first_of_each(&condition.headers, true).len(), 0, 0]
+    let (service, name) = (length(&method.service), length(&method.method));
+    let kind = usize::from(method.kind == MatchType::Exact && service > 0);
+    [kind, service, name, first_of_each(&condition.headers, true).len(), 0]
 }
 
 fn http_cases(condition: &HttpRouteMatch) -> Vec<PathCase> {

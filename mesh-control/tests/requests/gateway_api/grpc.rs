@@ -17,6 +17,10 @@ async fn calls_are_told_apart_by_service_method_and_headers() {
         rule("method: {type: RegularExpression, method: 'Get.*|List'}", "echo-v2"),
         rule("method: {service: pkg.A}, headers: [{name: version, value: two}]", "echo-v2"),
         rule("headers: [{name: X-Only, type: RegularExpression, value: 'a+'}]", "echo-v1"),
+        // An expression is longer than the name that it stands for, and goes behind it.
+        rule("method: {type: RegularExpression, service: 'pkg\\.[D-F]', method: '[A-Z][a-z]+'}", "echo-v1"),
+        rule("method: {service: pkg.D, method: One}", "echo-v2"),
+        rule("method: {service: pkg.E}", "echo-v2"),
     ]
     .concat();
     let world = world(&(echo().await + &grpc_route("calls", "echo", &rules))).await;
@@ -33,6 +37,9 @@ async fn calls_are_told_apart_by_service_method_and_headers() {
         ("pkg.C/GetAll", &[], Some("v2")),
         ("pkg.C/Lists", &[], None),
         ("pkg.C/X", &[("x-only", "aa")], Some("v1")),
+        ("pkg.D/One", &[], Some("v2")),
+        ("pkg.D/Two", &[], Some("v1")),
+        ("pkg.E/One", &[], Some("v2")),
     ] {
         let answer = world.ask(call(&format!("http://echo:7070/{path}"), headers)).await;
         match expected {
