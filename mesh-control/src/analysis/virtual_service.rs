@@ -5,10 +5,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::unknown::{Known, entry_of_short_name, unknown_host};
 use super::{alias_finding, unmet};
+use crate::config::decode::Text;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::extensions::Extensions;
-use crate::config::file::Objects;
-use crate::config::istio::virtual_service::{AnyMatch, AnyRoute, Destination, HttpDestination, HttpMatch, HttpRoute};
+use crate::config::file::{Object, Objects};
+use crate::config::istio::virtual_service::{
+    AnyMatch, AnyRoute, Destination, HttpDestination, HttpMatch, HttpRoute, VirtualService, is_for_mesh,
+};
 use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
@@ -22,7 +25,7 @@ use crate::policy::traffic::HashedBy;
 use crate::policy::view::View;
 use crate::policy::virtual_services::{Entry, gateway_name};
 use crate::registry::Service;
-use crate::registry::host::in_namespace;
+use crate::registry::host::{covers, in_namespace};
 use crate::registry::protocol::Protocol;
 use crate::registry::service::is_subset;
 
@@ -34,6 +37,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     check_sessions(objects, policy, found);
     let mut known: HashMap<&str, Known<'_>> = HashMap::new();
     for object in &objects.virtual_services {
+        check_called(object, policy, found);
         let own = &*object.meta.namespace;
         for (index, host) in object.spec.hosts.iter().enumerate() {
             let nearby = |host: &str| known.entry(own).or_insert_with(|| Known::new(policy, own)).nearby(host);
@@ -47,6 +51,40 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
                 let finding = Diagnostic::at(&origin, Severity::Warning, Code::Conflict, message);
                 found.push(finding.object(object.meta.id()).field(format!("hosts[{index}]")));
             }
+        }
+    }
+}
+
+/// Destinations with a wildcard that are whatever is called (`resolution: NONE`, `DYNAMIC_DNS`), for calls of other hosts: their name
+/// is none that anybody could look up.
+fn check_called(object: &Object<VirtualService>, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let own = &*object.meta.namespace;
+    if !is_for_mesh(object.spec.gateways.iter().map(|gateway| gateway.value.as_str())) {
+        return;
+    }
+    for (index, route) in object.spec.routes() {
+        let matches = route.matches();
+        if !matches.is_empty() && !matches.iter().any(|one| is_for_mesh(one.gateways.iter().copied())) {
+            continue;
+        }
+        for (at, to) in route.destinations().enumerate().filter(|(_, to)| to.host.starts_with('*')) {
+            let service = policy.services.find(&in_namespace(&to.host, own), own);
+            let Some((_, service)) = service.filter(|(_, service)| service.discovery.is_of_caller()) else { continue };
+            let is_other = |host: &&Text| {
+                let host = in_namespace(host, own);
+                !covers(&service.host, &host) && !covers(&host, &service.host)
+            };
+            let Some(other) = object.spec.hosts.iter().find(is_other) else { continue };
+            let message = format!(
+                "{} is the host that is called, and {} is none of its hosts: calls of that one fail, but an Envoy's; name the \
+                 host that is meant",
+                quoted(&to.host),
+                quoted(other)
+            );
+            let origin = object.meta.origin.at(to.host.span);
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::Conflict, message);
+            let field = format!("{}.route[{at}].destination.host", route.path(index));
+            found.push(finding.object(object.meta.id()).field(field));
         }
     }
 }

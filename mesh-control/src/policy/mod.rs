@@ -406,7 +406,29 @@ impl Policy {
         if routes.is_empty() && (is_refused() || self.has_cluster(address, view)) {
             routes = vec![default_route(address, self.mesh.retry.clone())];
         }
+        for route in &mut routes {
+            let Action::Forward(forward) = &mut route.action else { continue };
+            let targets = forward.targets.iter_mut().map(|target| &mut target.cluster);
+            for key in targets.chain(forward.mirrors.iter_mut().map(|(key, _)| key)) {
+                self.as_called(key, address, view);
+            }
+        }
         self.finished(routes, view)
+    }
+
+    /// A destination with a wildcard whose calls go to what they ask for is the address that is called, where that is one
+    /// of its hosts: nobody can look a wildcard up.
+    fn as_called(&self, key: &mut ClusterKey, address: &Address, view: &View) {
+        if !key.host.starts_with('*') {
+            return;
+        }
+        let of = |host: &str| self.services.find(host, &view.namespace);
+        if let (Some((id, service)), Some((called, _))) = (of(&key.host), of(&address.host))
+            && service.discovery.is_of_caller()
+            && id == called
+        {
+            key.host.clone_from(&address.host);
+        }
     }
 
     /// Routes, with what the rest of the configuration says of where they lead.
@@ -476,6 +498,9 @@ impl Policy {
             ways.push(Connections { name, server_names, targets: vec![(key, 1)], idle_timeout: None, tunnel: None });
         }
         for way in &mut ways {
+            for (key, _) in &mut way.targets {
+                self.as_called(key, address, view);
+            }
             // As for Istio's weighted clusters, the first one decides.
             let first = way.targets.first().and_then(|(key, _)| self.cluster(key.clone(), view));
             way.idle_timeout = first.as_ref().and_then(|seen| seen.traffic.connection_pool.tcp_idle_timeout);

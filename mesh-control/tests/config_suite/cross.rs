@@ -1,6 +1,7 @@
 //! What is said of objects that do not fit together, with its place.
 
 use mesh_control::analysis::validate;
+use mesh_control::config::diagnostic::Severity;
 use mesh_control::config::{Source, file};
 
 const SERVICES: &str = "
@@ -703,5 +704,37 @@ fn a_preference_for_localities_of_names_that_are_looked_up_is_told_not_to_count(
         let field = Some("trafficPolicy.loadBalancer.localityLbSetting");
         let told = said.iter().filter(|one| one.field.as_deref() == field && one.message.contains("look the names"));
         assert_eq!(told.count(), expected, "{resolution} {setting}: {said:?}");
+    }
+}
+
+#[test]
+fn a_destination_that_is_whatever_is_called_is_told_of_hosts_that_are_none_of_it() {
+    let entry = |resolution: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: apis}}\nspec: {{hosts: ['*.apis.example'], ports: \
+             [{{number: 80, name: http, protocol: HTTP}}], resolution: {resolution}}}\n---\n"
+        )
+    };
+    let rule = |host: &str, rest: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: r}}\nspec:\n  hosts: ['{host}']\n  \
+             gateways: [mesh, edge]\n  http:\n  - {rest}route: [{{destination: {{host: '*.apis.example'}}}}]\n"
+        )
+    };
+    for (resolution, host, rest, is_told) in [
+        ("NONE", "ext.example", "", true),
+        ("DYNAMIC_DNS", "ext.example", "", true),
+        ("STATIC", "ext.example", "", false),
+        ("NONE", "*.apis.example", "", false),
+        ("NONE", "maps.apis.example", "", false),
+        ("NONE", "*.example", "", false),
+        ("NONE", "ext.example", "match: [{gateways: [edge]}]\n    ", false),
+    ] {
+        let text = entry(resolution) + &rule(host, rest);
+        let found = validate([("t.yaml", text.as_str())]);
+        let told = found.iter().find(|finding| finding.message.contains("is the host that is called"));
+        let place = told.map(|finding| (finding.severity, finding.line, finding.field.as_deref()));
+        let expected = (Severity::Warning, 13, Some("http[0].route[0].destination.host"));
+        assert_eq!(place, is_told.then_some(expected), "{text}");
     }
 }

@@ -433,3 +433,55 @@ fn a_namespace_that_nothing_is_in_and_a_host_that_a_sidecar_hides_are_noted() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains("note: Sidecar shop/few does not have reviews.shop"), "{said}");
 }
+
+#[test]
+fn a_destination_that_is_whatever_is_called_is_the_host_that_is_called() {
+    for resolution in ["NONE", "DYNAMIC_DNS"] {
+        let entry = |name: &str, host: &str| {
+            format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+                 hosts: ['{host}']\n  ports: [{{number: 443, name: tls, protocol: TLS}}, {{number: 80, name: http, protocol: HTTP}}]\n  \
+                 resolution: {resolution}\n"
+            )
+        };
+        let rules = |name: &str, host: &str| {
+            format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+                 hosts: ['{host}']\n  http:\n  - mirrors: [{{destination: {{host: '*.apis.example'}}}}]\n    \
+                 route: [{{destination: {{host: '*.apis.example'}}}}]\n  tls:\n  - match: [{{port: 443, sniHosts: ['{host}']}}]\n    \
+                 route: [{{destination: {{host: '*.apis.example', port: {{number: 443}}}}}}]\n"
+            )
+        };
+        let yaml = [
+            SHOP.to_owned(),
+            entry("apis", "*.apis.example"),
+            entry("own", "own.apis.example"),
+            rules("apis", "*.apis.example"),
+            rules("maps", "maps.apis.example"),
+            rules("own", "own.apis.example"),
+        ];
+        let to =
+            |host: &str, port: u16| json!([{"host": host, "port": port, "name": format!("outbound|{port}||{host}")}]);
+        let cases = [
+            (
+                r#"{"source": {"namespace": "shop"}, "host": "a.apis.example"}"#,
+                json!({"outcome": "forward", "clusters": to("a.apis.example", 80),
+                    "mirrors": [{"name": "outbound|80||a.apis.example"}]}),
+            ),
+            (
+                r#"{"source": {"namespace": "shop"}, "host": "maps.apis.example"}"#,
+                json!({"outcome": "forward", "clusters": to("maps.apis.example", 80)}),
+            ),
+            (
+                r#"{"source": {"namespace": "shop"}, "protocol": "tcp", "tls": true, "sni": "a.apis.example", "host": "a.apis.example", "port": 443}"#,
+                json!({"outcome": "forward", "clusters": to("a.apis.example", 443)}),
+            ),
+            // It is a service of its own, and no host of the wildcard's.
+            (
+                r#"{"source": {"namespace": "shop"}, "host": "own.apis.example"}"#,
+                json!({"outcome": "error", "clusters": to("*.apis.example", 80)}),
+            ),
+        ];
+        check(&yaml.concat(), &cases);
+    }
+}
