@@ -113,22 +113,16 @@ impl Comparison {
 }
 
 impl Node {
-    /// The text that a test of texts is about.
-    fn text<'a>(&'a self, facts: &'a dyn Facts) -> Option<CelValue<'a>> {
-        match self {
-            Node::Text(_, nodes) => nodes[0].value(facts),
-            Node::Matches(node, _) => node.value(facts),
-            _ => None,
-        }
-    }
-
-    /// `None` where a fact is missing, or a number is too large.
+    /// `None` where a fact is missing, or a number is too large. Each part is asked once at most: one that is asked twice is asked
+    /// for twice as long with each bracket around it.
     pub(super) fn value<'a>(&'a self, facts: &'a dyn Facts) -> Option<CelValue<'a>> {
         let is_so = |node: &'a Node| match node.value(facts) {
             Some(CelValue::Bool(is_so)) => Some(is_so),
             _ => None,
         };
         let both = |nodes: &'a [Node; 2]| Some((nodes[0].value(facts)?, nodes[1].value(facts)?));
+        // A text that is not there passes no test.
+        let no_text = || facts.are_total().then_some(CelValue::Bool(false));
         Some(match self {
             Node::Literal(value) => value.clone(),
             Node::Attribute(attribute) => facts.get(*attribute)?,
@@ -203,20 +197,19 @@ impl Node {
                 (CelValue::Text(item), CelValue::Text(key)) => CelValue::Bool(facts.has_item(*map, &key, &item)?),
                 _ => return None,
             },
-            Node::Text(..) | Node::Matches(..) if facts.are_total() && self.text(facts).is_none() => {
-                CelValue::Bool(false)
-            }
             Node::Text(test, nodes) => {
-                let (CelValue::Text(text), CelValue::Text(part)) = both(nodes)? else { return None };
+                let Some(text) = nodes[0].value(facts) else { return no_text() };
+                let (CelValue::Text(text), CelValue::Text(part)) = (text, nodes[1].value(facts)?) else { return None };
                 CelValue::Bool(match test {
                     TextTest::Contains => text.contains(&*part),
                     TextTest::StartsWith => text.starts_with(&*part),
                     TextTest::EndsWith => text.ends_with(&*part),
                 })
             }
-            Node::Matches(node, regex) => match node.value(facts)? {
-                CelValue::Text(text) => CelValue::Bool(regex.is_match(text.as_bytes())),
-                _ => return None,
+            Node::Matches(node, regex) => match node.value(facts) {
+                Some(CelValue::Text(text)) => CelValue::Bool(regex.is_match(text.as_bytes())),
+                Some(_) => return None,
+                None => return no_text(),
             },
             Node::Size(node) => match node.value(facts)? {
                 CelValue::Text(text) => CelValue::Int(i64::try_from(text.chars().count()).ok()?),

@@ -147,3 +147,35 @@ fn what_a_client_has_anew_whenever_it_likes_tells_no_requests_apart() {
     CelExpression::key("has(request.headers['x-plan']) ? request.headers['x-plan'] : 'none'").unwrap();
     CelExpression::rule("source.address == '10.0.0.1:80'").unwrap();
 }
+
+/// Facts that count how often they are asked for.
+struct Asked(std::cell::Cell<usize>);
+
+impl Facts for Asked {
+    fn get(&self, _: CelAttribute) -> Option<CelValue<'_>> {
+        self.0.set(self.0.get() + 1);
+        Some(CelValue::Text("/a".into()))
+    }
+
+    fn entry(&self, _: CelAttribute, _: &str) -> Option<Cow<'_, str>> {
+        self.0.set(self.0.get() + 1);
+        None
+    }
+
+    fn are_total(&self) -> bool {
+        true
+    }
+}
+
+/// Such an expression once took twice as long with each bracket.
+#[test]
+fn each_part_of_an_expression_is_asked_once_however_deep_it_stands() {
+    for test in ["contains('z')", "startsWith('z')", "matches('z')"] {
+        for start in ["request.url_path", "request.headers['none']"] {
+            let nested = (0..20).fold(start.to_owned(), |text, _| format!("({text}.{test} ? 'y' : 'x')"));
+            let asked = Asked(std::cell::Cell::new(0));
+            let expression = CelExpression::rule(&format!("{nested} == 'x'")).unwrap();
+            assert_eq!((expression.is_true(&asked), asked.0.get()), (Some(true), 1), "{nested}");
+        }
+    }
+}
