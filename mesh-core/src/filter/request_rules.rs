@@ -183,7 +183,8 @@ impl Facts for Known<'_> {
         match (map, key) {
             (CelAttribute::RequestHeaders, ":method") => Some(self.head()?.method.as_str().into()),
             (CelAttribute::RequestHeaders, ":path") => Some(self.head()?.path_and_query.into()),
-            (CelAttribute::RequestHeaders, ":authority" | "host") => Some(self.head()?.authority.into()),
+            (CelAttribute::RequestHeaders, ":scheme") => Some(self.head()?.scheme.into()),
+            (CelAttribute::RequestHeaders, name) if is_authority(name) => Some(self.head()?.authority.into()),
             (CelAttribute::RequestHeaders, name) => self.of_request(name),
             (CelAttribute::ResponseHeaders, name) => self.header(self.answer?.1, name),
             (CelAttribute::RequestClaims, name) => self.said(jwt::claim_text(self.info.tokens(), name))?,
@@ -193,7 +194,7 @@ impl Facts for Known<'_> {
 
     fn has_entry(&self, map: CelAttribute, key: &str) -> bool {
         match map {
-            CelAttribute::RequestHeaders if !key.starts_with(':') => {
+            CelAttribute::RequestHeaders if !key.starts_with(':') && !is_authority(key) => {
                 self.head().is_some_and(|head| head.headers.contains_key(key))
             }
             CelAttribute::ResponseHeaders => self.answer.is_some_and(|(_, headers)| headers.contains_key(key)),
@@ -212,6 +213,11 @@ impl Facts for Known<'_> {
     fn are_total(&self) -> bool {
         true
     }
+}
+
+/// HTTP/2 need not have it as a header.
+fn is_authority(name: &str) -> bool {
+    name == ":authority" || name.eq_ignore_ascii_case("host")
 }
 
 #[cfg(test)]

@@ -45,6 +45,8 @@ fn a_condition_knows_the_request_its_client_and_its_tokens() {
         ("request.path == '/items/7?debug=1' && request.host == 'web:80'", true),
         ("request.headers['x-user'] == 'jason' && request.headers['X-User'] == 'jason'", true),
         ("request.headers[':path'] == request.path && request.headers[':authority'] == 'web:80'", true),
+        ("request.headers['Host'] == 'web:80' && has(request.headers['host'])", true),
+        ("request.headers[':scheme'] == 'http' && ':scheme' in request.headers", true),
         ("source.principal == 'cluster.local/ns/shop/sa/caller' && source.namespace == 'shop'", true),
         ("connection.mtls && source.address == '10.0.0.1:5' && source.port == 5", true),
         ("request.auth.principal == 'https://issuer/me'", true),
@@ -93,6 +95,10 @@ fn what_a_rule_cannot_know_is_refused_with_its_place() {
         ("request.headers['a'] == response.headers['b']", 1, "request.headers is not known any more"),
         ("request.auth.claim['a'] == 'b'", 1, "there are request.method"),
         ("'a' in request.headers['b']", 8, "expected a list in brackets"),
+        ("request.headers[':protocol'] == 'websocket'", 1, "\":protocol\" is no name of a header"),
+        ("!has(request.headers['x user'])", 6, "\"x user\" is no name of a header"),
+        ("'x:user' in request.headers", 1, "\"x:user\" is no name of a header"),
+        ("response.headers[':status'] == '200'", 1, "besides these there are response.code"),
     ] {
         let fault = CelExpression::rule(when).expect_err(when);
         assert!(fault.message.contains(expected) && fault.column == column, "{when}: {fault}");

@@ -8,6 +8,8 @@ use crate::model::FullRegex;
 
 /// How deep brackets may stand in each other.
 const DEEPEST: usize = 32;
+/// What request.headers has besides headers.
+const REQUEST_PSEUDO_HEADERS: [&str; 4] = [":method", ":path", ":authority", ":scheme"];
 /// Of how many parts an expression may be.
 const MOST_PARTS: usize = 256;
 
@@ -255,6 +257,7 @@ impl Parser<'_> {
             return match (map.kind, map.node) {
                 (Kind::Map, Node::Attribute(attribute)) => {
                     let left = self.of_kind(left, Kind::Text)?;
+                    self.header_is_known(left.at, attribute, &left.node)?;
                     self.made(left.at, Kind::Bool, Node::Has(Node::Entry(attribute, left.node.into()).into()))
                 }
                 // A claim may be a list.
@@ -367,9 +370,29 @@ impl Parser<'_> {
     fn entry(&mut self, map: Typed, key: Node) -> Read {
         match (map.kind, map.node) {
             (Kind::Map, Node::Attribute(attribute)) => {
+                self.header_is_known(map.at, attribute, &key)?;
                 self.made(map.at, Kind::Text, Node::Entry(attribute, key.into()))
             }
             (kind, _) => self.wrong(map.at, format!("{} has no fields and no keys", kind.name())),
+        }
+    }
+
+    /// A rule that asks for a header by a name that none can have would be for nobody, or for all.
+    fn header_is_known(&self, at: usize, map: CelAttribute, key: &Node) -> Result<(), CelFault> {
+        let of_request = match map {
+            CelAttribute::RequestHeaders => true,
+            CelAttribute::ResponseHeaders => false,
+            _ => return Ok(()),
+        };
+        let Node::Literal(CelValue::Text(name)) = key else { return Ok(()) };
+        let is_pseudo = of_request && REQUEST_PSEUDO_HEADERS.contains(&&**name);
+        let is_of_rules = matches!(self.reader, Reader::Rule | Reader::Key);
+        match is_pseudo || !is_of_rules || http::HeaderName::from_bytes(name.as_bytes()).is_ok() {
+            true => Ok(()),
+            false => {
+                let known = if of_request { REQUEST_PSEUDO_HEADERS.join(", ") } else { "response.code".to_owned() };
+                self.wrong(at, format!("{name:?} is no name of a header; besides these there are {known}"))
+            }
         }
     }
 
