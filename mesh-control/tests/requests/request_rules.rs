@@ -114,7 +114,11 @@ fn a_rule_that_makes_no_sense_is_an_error_with_its_place() {
         ("{name: a, when: 'true', allow: true}", "rules[0].allow: there is no rule after it"),
         ("{name: a, allow: true}\n  - {name: b, deny: {}}", "rules[0].allow: without a condition, no rule after it"),
         (
-            "{name: a, when: 'true', allow: true, deny: {}}\n  - {name: b, deny: {}}",
+            "{name: a, when: \"1 + 1 == 2\", allow: true}\n  - {name: b, deny: {}}",
+            "rules[0].allow: without a condition, no rule after it",
+        ),
+        (
+            "{name: a, when: request.method == 'GET', allow: true, deny: {}}\n  - {name: b, deny: {}}",
             "rules[0].deny: who is refused does not pass",
         ),
         (
@@ -142,6 +146,30 @@ fn a_rule_that_makes_no_sense_is_an_error_with_its_place() {
     let long = format!("{{name: a, when: \"{}\", deny: {{}}}}", vec!["true"; 200].join(" && "));
     let found = validate([("t.yaml", served(&format!("  - {long}")).as_str())]);
     assert!(found.iter().any(|finding| finding.message.contains("256 parts at most")), "{found:?}");
+    // What it says is done, and was hardly meant.
+    for (list, expected) in [
+        (
+            "{name: a, when: 'false', deny: {}}",
+            "info[advice]: RequestRules shop/served: rules[0]: it is for no request, whatever comes",
+        ),
+        (
+            "{name: a, deny: {}}\n  - {name: b, when: request.method == 'PUT', deny: {status: 400}}",
+            "warning[conflict]: RequestRules shop/served: rules[1]: never asked: `a` refuses every request",
+        ),
+        (
+            "{name: a, when: 'true', deny: {}}\n  - {name: b, headers: {request: {remove: [x]}}}",
+            "rules[1]: never asked",
+        ),
+    ] {
+        let found = validate([("t.yaml", served(&format!("  - {list}")).as_str())]);
+        let found: Vec<String> = found.iter().map(ToString::to_string).filter(|one| one.contains("rules[")).collect();
+        assert!(matches!(&found[..], [one] if one.contains(expected)), "{list}: {found:#?}");
+    }
+    let text = served(
+        "  - {name: a, deny: {}}\n  - {name: b, when: response.code == 403, headers: {response: {remove: [x]}}}",
+    );
+    let found = validate([("t.yaml", text.as_str())]);
+    assert!(!found.iter().any(|one| one.message.contains("never asked")), "{found:#?}");
     // What is only for calls stops no server, and fails the calls.
     let found = validate([("t.yaml", rules("calls", "  mode: CLIENT\n  rules: []").as_str())]);
     let found: Vec<String> = found.iter().map(ToString::to_string).collect();

@@ -13,6 +13,7 @@ mod parse;
 use std::fmt;
 use std::sync::Arc;
 
+pub(crate) use attributes::Nothing;
 pub use attributes::{CelAttribute, Facts};
 pub use eval::CelValue;
 
@@ -30,6 +31,7 @@ pub struct CelExpression {
     needs_head: bool,
     looks_at_answer: bool,
     needs_token: bool,
+    is_constant: bool,
 }
 
 /// Why an expression cannot be read, and where.
@@ -140,9 +142,14 @@ impl CelExpression {
         self.needs_token
     }
 
-    /// Whether it is a value that is written out, and so the same for every request.
+    /// Whether it asks nothing, and so is the same for every request.
     pub fn is_constant(&self) -> bool {
-        matches!(*self.root, Node::Literal(_))
+        self.is_constant
+    }
+
+    /// Whether it is true of every request, or of none; `None` where it depends on that.
+    pub fn always(&self) -> Option<bool> {
+        self.is_constant.then(|| self.is_true(&Nothing)).flatten()
     }
 
     /// Whether it holds. Where a fact is missing that decides it, it does not (as in Envoy).

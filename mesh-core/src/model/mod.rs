@@ -63,6 +63,7 @@ mod tunnel;
 pub use access_log::{
     AccessLog, DEFAULT_JSON, DEFAULT_LINE, LogDestination, LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText,
 };
+pub(crate) use cel::Nothing;
 pub use cel::{CelAttribute, CelExpression, CelFault, CelValue, Facts, LONGEST_EXPRESSION};
 pub use circuit_breakers::{CircuitBreakers, RetryLimit};
 pub use cluster::{

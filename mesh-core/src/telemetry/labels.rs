@@ -1,10 +1,9 @@
 //! The 25 labels of Istio's standard metrics.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::identity::SpiffeId;
-use crate::model::{CelAttribute, CelExpression, CelValue, Facts, LabelRule};
+use crate::model::{CelExpression, LabelRule, Nothing};
 use crate::workload::Peer;
 
 use super::registry::Reporter;
@@ -76,20 +75,6 @@ impl LabelChanges {
     pub(super) fn unknown(rules: &[LabelRule]) -> LabelChanges {
         let constant = |rule: &CelExpression| rule.is_constant().then(|| rule.show(&Nothing)).flatten();
         LabelChanges::of(rules, constant)
-    }
-}
-
-/// What expressions find out where there is no request.
-#[derive(Debug)]
-pub(super) struct Nothing;
-
-impl Facts for Nothing {
-    fn get(&self, _: CelAttribute) -> Option<CelValue<'_>> {
-        None
-    }
-
-    fn entry(&self, _: CelAttribute, _: &str) -> Option<Cow<'_, str>> {
-        None
     }
 }
 

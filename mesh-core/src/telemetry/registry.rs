@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use smallvec::SmallVec;
 
 use crate::model::{
-    BLACK_HOLE_CLUSTER, CelExpression, LabelRule, MetricRules, MetricSet, PASSTHROUGH_CLUSTER, ServiceNames,
+    BLACK_HOLE_CLUSTER, CelExpression, LabelRule, MetricRules, MetricSet, Nothing, PASSTHROUGH_CLUSTER, ServiceNames,
 };
 use crate::request_info::{Direction, Observer, RequestInfo};
 use crate::state::{EndpointState, lock};
@@ -20,7 +20,7 @@ use crate::tls::Certificates;
 use crate::workload::{OwnWorkload, Peer, Workload};
 
 use super::facts::Ended;
-use super::labels::{LabelChanges, Labels, Nothing, Told};
+use super::labels::{LabelChanges, Labels, Told};
 use super::series::{Histograms, Sample, Series};
 
 /// How many series there are at most. What there is no room for counts as one, whose labels are `unknown`.

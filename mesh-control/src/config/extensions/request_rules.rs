@@ -141,6 +141,7 @@ impl Decode for RequestRules {
         }
         let processor = spec.processor.as_ref().map(|processor| Arc::new(processor.read(&mut faults)));
         let (mut rules, mut of_tokens) = (Vec::new(), Vec::new());
+        let mut refused_by: Option<&Rule> = None;
         for (index, rule) in spec.rules.iter().enumerate() {
             let at = format!("rules[{index}]");
             if spec.rules.iter().take(index).any(|other| other.name.value == rule.name.value) {
@@ -151,7 +152,29 @@ impl Decode for RequestRules {
                 faults.push((allow.span, format!("{at}.allow"), "there is no rule after it".to_owned()));
             }
             let json = rule.json();
-            match request_rule(&json) {
+            let read = request_rule(&json);
+            if let Ok(read) = &read {
+                let always = read.when.as_ref().map_or(Some(true), CelExpression::always);
+                let idle = match (refused_by, always) {
+                    _ if read.looks_at_answer() => None,
+                    (Some(first), _) => {
+                        let message = format!("never asked: {} refuses every request", quoted(&first.name));
+                        Some((Severity::Warning, Code::Conflict, message))
+                    }
+                    // As a rule, somebody has taken it out of force so.
+                    (None, Some(false)) => {
+                        Some((Severity::Info, Code::Advice, "it is for no request, whatever comes".to_owned()))
+                    }
+                    (None, _) => None,
+                };
+                if let Some((severity, code, message)) = idle {
+                    d.report_at(rule.place("when"), at.clone(), severity, code, message);
+                }
+                if read.deny.is_some() && always == Some(true) {
+                    refused_by = refused_by.or(Some(rule));
+                }
+            }
+            match read {
                 Ok(read) if !read.when.as_ref().is_some_and(CelExpression::needs_token) => {}
                 Ok(_) if spec.mode == RulesMode::Client => {
                     let message = "claims are known of requests that come in, and so for mode SERVER: of one that is made \

@@ -29,6 +29,20 @@ pub trait Facts {
     }
 }
 
+/// What expressions find out where there is no request.
+#[derive(Debug)]
+pub(crate) struct Nothing;
+
+impl Facts for Nothing {
+    fn get(&self, _: CelAttribute) -> Option<CelValue<'_>> {
+        None
+    }
+
+    fn entry(&self, _: CelAttribute, _: &str) -> Option<Cow<'_, str>> {
+        None
+    }
+}
+
 /// Of which kind a value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {

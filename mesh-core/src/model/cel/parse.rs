@@ -57,9 +57,20 @@ fn whole(text: &str, reader: Reader) -> Result<(CelExpression, Kind), CelFault> 
     }
     let tokens = lex(text)?;
     let (rewrites, moments) = (Vec::new(), [None, None]);
-    let (needs_head, needs_token) = (false, false);
-    let mut parser =
-        Parser { text, tokens, at: 0, depth: 0, parts: 0, needs_head, needs_token, reader, moments, rewrites };
+    let (needs_head, needs_token, is_constant) = (false, false, true);
+    let mut parser = Parser {
+        text,
+        tokens,
+        at: 0,
+        depth: 0,
+        parts: 0,
+        needs_head,
+        needs_token,
+        is_constant,
+        reader,
+        moments,
+        rewrites,
+    };
     let typed = parser.expression()?;
     let next = parser.peek();
     if next.token != Token::End {
@@ -78,6 +89,7 @@ fn whole(text: &str, reader: Reader) -> Result<(CelExpression, Kind), CelFault> 
         needs_head: parser.needs_head,
         looks_at_answer: of_answer.is_some(),
         needs_token: parser.needs_token,
+        is_constant: parser.is_constant,
     };
     Ok((expression, typed.kind))
 }
@@ -103,6 +115,7 @@ struct Parser<'t> {
     parts: usize,
     needs_head: bool,
     needs_token: bool,
+    is_constant: bool,
     reader: Reader,
     /// What rules know of a request only while it is decided on, and what only when there is an answer: the first of each.
     moments: [Option<(usize, CelAttribute)>; 2],
@@ -466,6 +479,7 @@ impl Parser<'_> {
                 self.known_here(attribute, at)?;
                 self.needs_head |= attribute.needs_head();
                 self.needs_token |= attribute.is_of_token();
+                self.is_constant = false;
                 return self.made(at, attribute.kind(), Node::Attribute(attribute));
             }
             let is_part = CelAttribute::ALL

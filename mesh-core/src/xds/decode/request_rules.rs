@@ -47,7 +47,7 @@ pub fn request_rule(json: &Value) -> Result<RequestRule, Invalid> {
     }
     rule.allow = match fields.get("allow") {
         None | Some(Value::Bool(false)) => false,
-        Some(Value::Bool(true)) if rule.when.is_some() => true,
+        Some(Value::Bool(true)) if rule.when.as_ref().is_some_and(|when| when.always() != Some(true)) => true,
         Some(Value::Bool(true)) => {
             return Err(Invalid::new("without a condition, no rule after it would be asked").at("allow"));
         }
@@ -134,8 +134,30 @@ fn changes(fields: Option<&Map<String, Value>>) -> Result<Changes, Invalid> {
             ..Default::default()
         })
     });
-    let removed = fields.get("remove").and_then(Value::as_array).into_iter().flatten();
+    let removed = fields
+        .get("remove")
+        .map(|names| names.as_array().ok_or_else(|| Invalid::new("a list is expected").at("remove")));
+    let removed = removed.transpose()?.into_iter().flatten();
     let removed = removed
         .map(|name| name.as_str().map(str::to_owned).ok_or_else(|| Invalid::new("a text is expected").at("remove")));
     Ok((set.collect::<Result<_, Invalid>>()?, removed.collect::<Result<_, _>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_off_is_a_list_of_names() {
+        for (removed, expected) in [
+            (serde_json::json!("x-debug"), Some("a list is expected")),
+            (serde_json::json!([1]), Some("a text is expected")),
+            (serde_json::json!(["x-debug"]), None),
+        ] {
+            let rule = serde_json::json!({"name": "a", "request": {"set": {"a": "b"}, "remove": removed}});
+            let wrong = request_rule(&rule).err();
+            assert_eq!(wrong.as_ref().map(|invalid| &*invalid.reason), expected, "{rule}");
+            assert!(wrong.is_none_or(|invalid| invalid.field == "request.remove"), "{rule}");
+        }
+    }
 }
