@@ -77,6 +77,30 @@ async fn requests_are_told_apart_by_what_an_expression_comes_to() {
     assert_eq!((ask(address, "/", &twice("a")).await.0, ask(address, "/", &twice("b")).await.0), (200, 429));
 }
 
+/// The one for one value once stood in the place of the one for each value, and its bucket was taken from twice.
+#[tokio::test]
+async fn a_request_has_to_be_within_a_rule_for_each_value_and_within_one_for_this_value() {
+    let rules = "rules: [\
+        {name: each-path, by: [{pathTemplates: ['/a', '/b']}], limit: {requests: 2, per: 1h}}, \
+        {name: a, match: {path: /a}, limit: {requests: 3, per: 1h}}, \
+        {name: c, match: {path: /c}, limit: {requests: 3, per: 1h}}, \
+        {name: put, match: {method: PUT}, limit: {requests: 9, per: 1h}}, \
+        {name: each-method, by: [{method: true}], limit: {requests: 6, per: 1h}}, \
+        {name: forged, by: [{header: method}], limit: {requests: 1, per: 1h}}]";
+    let (_control, _mesh, address) = serve(&limit(rules)).await;
+    let passed = async |path: &str, headers: &str| {
+        let mut passed = 0;
+        for _ in 0..5 {
+            passed += usize::from(ask(address, path, headers).await.0 == 200);
+        }
+        passed
+    };
+    assert_eq!(passed("/a", "").await, 2);
+    assert_eq!(passed("/c", "").await, 3);
+    assert_eq!(passed("/", "").await, 1, "six of each method");
+    assert_eq!(passed("/", "method: PUT\r\n").await, 0);
+}
+
 #[tokio::test]
 async fn a_bucket_is_as_full_as_it_was_after_a_push_and_at_another_limit() {
     let rule = |requests: u32| limit(&format!("rules: [{{name: all, limit: {{requests: {requests}, per: 1h}}}}]"));

@@ -297,9 +297,14 @@ impl RateLimitSpec {
         }
         limit.tells = self.answer.headers.tells();
         limit.status = self.answer.status(faults);
+        let mut ways = Vec::new();
         for (index, rule) in self.rules.iter().enumerate() {
             let at = format!("rules[{index}]");
-            let Some((actions, read)) = rule.read(&at, faults) else { continue };
+            let Some((mut actions, mut read)) = rule.read(&at, faults) else { continue };
+            if let Some((key, value)) = mark(&mut ways, &actions, &read) {
+                actions.push(DescriptorAction::Constant { key: Arc::clone(&key), value: Arc::clone(&value) });
+                read.entries.push((key, value));
+            }
             if let Some(other) = limit.rules.iter().find(|other| other.name == read.name) {
                 let message = format!("another rule is named {}", quoted(&other.name));
                 faults.push((rule.name.span, format!("{at}.name"), message));
@@ -327,6 +332,24 @@ impl RateLimitSpec {
         let keys = self.rules.iter().map(|rule| &*rule.by);
         check_whose((self.span, self.mode, &self.hosts), keys, faults);
     }
+}
+
+/// How rules tell requests apart: what they ask of one, and of which answers they say the value; and an entry of their own.
+type Way = (Vec<DescriptorAction>, Vec<bool>, Option<(Arc<str>, Arc<str>)>);
+
+/// What a rule adds to its descriptors, so that they are not those of rules that tell requests apart by the same keys in another
+/// way. Of such, only the rule with the very values would count, and for both of its descriptors.
+fn mark(ways: &mut Vec<Way>, actions: &[DescriptorAction], rule: &LocalRule) -> Option<(Arc<str>, Arc<str>)> {
+    let are_said: Vec<bool> = rule.entries.iter().map(|(_, value)| !value.is_empty()).collect();
+    if let Some((.., mark)) = ways.iter().find(|(known, said, _)| known == actions && *said == are_said) {
+        return mark.clone();
+    }
+    let keys = |of: &[DescriptorAction]| of.iter().map(|action| action.key().to_owned()).collect::<Vec<_>>();
+    let is_met = ways.iter().any(|(known, ..)| keys(known) == keys(actions));
+    // No header, parameter or claim has a key like this.
+    let mark = is_met.then(|| (format!("rule={}", rule.name).into(), Arc::clone(&rule.name)));
+    ways.push((actions.to_vec(), are_said, mark.clone()));
+    mark
 }
 
 /// What is said of a rule that an earlier one stands in the way of.
