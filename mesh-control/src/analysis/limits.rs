@@ -69,6 +69,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     for object in policy.limits.rate_limits() {
         check_descriptors(object, policy, found);
         check_methods(object, found);
+        check_doubled(object, found);
         let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }
@@ -227,6 +228,44 @@ fn makes(action: &DescriptorAction, (key, value): &(Arc<str>, Arc<str>)) -> bool
         Action::PathTemplate { key: own, templates } => {
             own == key && (is_any || templates.iter().any(|(text, _)| text == value))
         }
+    }
+}
+
+/// Rules that make one descriptor of some requests, which a service counts by its keys and values alone, and so twice.
+fn check_doubled(object: &Object<RateLimit>, found: &mut Vec<Diagnostic>) {
+    let services = object.spec.limits.iter().filter_map(|(_, counter)| match counter {
+        Counter::Service(limit) if object.meta.kind != ObjectKind::EnvoyFilter => Some(limit),
+        _ => None,
+    });
+    for limit in services {
+        for (index, counted) in limit.rate_limits.iter().enumerate() {
+            let earlier = limit.rate_limits.iter().take(index).position(|earlier| may_be_one(earlier, counted));
+            let Some(earlier) = earlier else { continue };
+            let message = format!(
+                "of some requests it makes the same descriptor as rules[{earlier}], and the service counts them twice; \
+                 a limit beside another one has another unit of time, or a domain of its own"
+            );
+            say(&object.meta, &format!("rules[{index}]"), Code::Conflict, message, found);
+        }
+    }
+}
+
+/// Whether both may make the same descriptor, under one counter: those of two units are apart.
+fn may_be_one(one: &Counted, other: &Counted) -> bool {
+    let is_apart = one.limit.zip(other.limit).is_some_and(|(one, other)| one.unit != other.unit);
+    let meet = |(one, other): (&DescriptorAction, &DescriptorAction)| {
+        let (mine, theirs) = (values(one), values(other));
+        one.key() == other.key() && mine.zip(theirs).is_none_or(|(a, b)| a.iter().any(|value| b.contains(value)))
+    };
+    !is_apart && one.actions.len() == other.actions.len() && one.actions.iter().zip(&other.actions).all(meet)
+}
+
+/// The values that an action can yield; `None` where they are those of requests.
+fn values(action: &DescriptorAction) -> Option<Vec<&str>> {
+    match action {
+        DescriptorAction::Constant { value, .. } | DescriptorAction::HeaderMatch { value, .. } => Some(vec![&**value]),
+        DescriptorAction::PathTemplate { templates, .. } => Some(templates.iter().map(|(text, _)| &**text).collect()),
+        _ => None,
     }
 }
 

@@ -49,6 +49,25 @@ fn what_has_no_effect_beside_a_service_is_an_error_and_one_that_cannot_be_asked_
     ] {
         check(&rate_limit(SERVICE, rules), &[expected]);
     }
+    // What a service takes for one is told, and what it tells apart is not.
+    let twice =
+        "warning[conflict]: RateLimit shop/calls: rules[1]: of some requests it makes the same descriptor as rules[0]";
+    for (rules, expected) in [
+        ("{name: a, match: {method: PUT}}, {name: b, by: [{method: true}]}", Some(twice)),
+        ("{name: a, by: [{pathTemplates: [/a, /b]}]}, {name: b, match: {path: /a}}", Some(twice)),
+        ("{name: a, match: {path: /a}}, {name: b, match: {path: /b}}", None),
+        ("{name: a, by: [{header: u}]}, {name: b, by: [{header: u}, {method: true}]}", None),
+        (
+            "{name: a, match: {method: PUT}, limit: {requests: 1, per: 1s}}, {name: b, by: [{method: true}], limit: {requests: 5, per: 1h}}",
+            None,
+        ),
+        (
+            "{name: a, match: {method: PUT}, limit: {requests: 1, per: 1h}}, {name: b, by: [{method: true}], limit: {requests: 5, per: 1h}}",
+            Some(twice),
+        ),
+    ] {
+        check(&rate_limit(SERVICE, rules), &Vec::from_iter(expected));
+    }
     let keys = rate_limit(SERVICE, all).replace("rules:", "maxKeys: 5\n  perConnection: true\n  rules:");
     check(&keys, &["perConnection: without effect", "maxKeys: without effect"]);
     check(&rate_limit(&SERVICE.replace("limits.shop", "-"), all), &["t.yaml:6:19: error[invalid-value]"]);
