@@ -320,9 +320,9 @@ fn other<'r>(action: &'r DescriptorAction, request: &LimitedRequest<'r>) -> Yiel
             if passes == *expects { Yield::of(key, value.as_bytes()) } else { Yield::Nothing }
         }
         DescriptorAction::Claim { key, path, default, skip_if_absent } => {
-            let claim = request.tokens.iter().find_map(|claims| claims.find(path)?.as_str());
-            let claim = claim.filter(|claim| !claim.is_empty()).or(default.as_deref());
-            Yield::of_optional(key, claim.map(str::as_bytes), *skip_if_absent)
+            let claim = request.tokens.iter().find_map(|claims| claimed(claims.find(path)?));
+            let claim = claim.or_else(|| Some(Value::Borrowed(default.as_deref()?.as_bytes())));
+            claim.map_or_else(|| Yield::absent(*skip_if_absent), |value| Yield::Entry(Entry { key, value }))
         }
         DescriptorAction::Client { key, part } => {
             let workload = request.client.and_then(SpiffeId::workload);
@@ -368,6 +368,17 @@ impl<'r> Yield<'r> {
         // It takes everything.
         _ = bytes.write_fmt(text);
         Yield::Entry(Entry { key, value: Value::Made(bytes.0) })
+    }
+}
+
+/// What a claim says. Unlike Envoy's, limits count by what is no text, too, as JSON has it: who has a number for a name is not to be
+/// without a limit.
+fn claimed(claim: &serde_json::Value) -> Option<Value<'_>> {
+    use serde_json::Value as Json;
+    match claim {
+        Json::Null => None,
+        Json::String(text) => (!text.is_empty()).then_some(Value::Borrowed(text.as_bytes())),
+        other => Some(Value::Made(other.to_string().into_bytes().into())),
     }
 }
 
@@ -513,7 +524,9 @@ mod tests {
     fn clients_are_known_by_their_addresses_identities_and_tokens() {
         let parts = head("http://h/users/7", &[]);
         let client = "spiffe://cluster.local/ns/shop/sa/web".parse::<SpiffeId>().unwrap();
-        let claims = json!({"sub": "me", "level": 3, "none": "", "org": {"team": "red"}});
+        let claims = json!({
+            "sub": "me", "level": 3, "none": "", "nothing": null, "groups": ["a", "b"], "org": {"team": "red"}
+        });
         let tokens = [Claims::unverified(claims.as_object().unwrap().clone(), &[].into())];
         let request = LimitedRequest {
             source_cluster: "web.shop",
@@ -552,7 +565,10 @@ mod tests {
             (near(true), None),
             (claim(&["sub"], None), Some("c=me")),
             (claim(&["org", "team"], None), Some("c=red")),
-            (claim(&["level"], None), None),
+            (claim(&["level"], Some("anybody")), Some("c=3")),
+            (claim(&["org"], None), Some("c={\"team\":\"red\"}")),
+            (claim(&["groups"], None), Some("c=[\"a\",\"b\"]")),
+            (claim(&["nothing"], None), None),
             (claim(&["none"], None), None),
             (claim(&["absent"], Some("anybody")), Some("c=anybody")),
             (of(ClientPart::Principal), Some("w=spiffe://cluster.local/ns/shop/sa/web")),
