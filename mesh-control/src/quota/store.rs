@@ -353,7 +353,7 @@ impl InRedis {
         let now = millis(now);
         // Beyond its period and all of its leases.
         let kept = ask.period.end.saturating_mul(1000).max(ask.until).saturating_sub(now).saturating_add(60_000);
-        let (used, leased, granted): (i64, u64, u64) = self
+        let (used, leased, granted): (i64, i64, i64) = self
             .redis
             .run(async |link, script| {
                 let mut script = script.prepare_invoke();
@@ -363,7 +363,11 @@ impl InRedis {
                 link.invoke(&script).await
             })
             .await?;
-        match u64::try_from(used) {
+        let number = |said: i64| u64::try_from(said);
+        let (Ok(leased), Ok(granted)) = (number(leased), number(granted)) else {
+            return Err(NotCounted::Away("Redis answered something else than was asked".to_owned()));
+        };
+        match number(used) {
             Ok(used) => Ok(Settled { used, leased, granted }),
             Err(_) => {
                 self.go_by(leased);

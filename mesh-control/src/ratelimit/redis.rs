@@ -134,10 +134,10 @@ impl Line {
 
 impl Scripted {
     /// Dials in the background, for as long as there is this. `what` is what is counted there. To be called inside a runtime.
-    pub(crate) fn new(url: RedisUrl, script: &str, what: &'static str) -> Scripted {
-        let (line, script) = (Arc::<Line>::default(), Script::new(script));
-        let keeper = tokio::spawn(keep(url, line.clone(), script.clone(), what));
-        Scripted { line, script, waiting: Semaphore::new(MOST_WAITING), keeper }
+    pub(crate) fn new(url: RedisUrl, script: &'static str, what: &'static str) -> Scripted {
+        let line = Arc::<Line>::default();
+        let keeper = tokio::spawn(keep(url, line.clone(), script, what));
+        Scripted { line, script: Script::new(script), waiting: Semaphore::new(MOST_WAITING), keeper }
     }
 
     pub(crate) fn is_connected(&self) -> bool {

@@ -295,6 +295,8 @@ struct FakeRedis {
     counters: Arc<Mutex<HashMap<String, i64>>>,
     calls: Arc<AtomicUsize>,
     is_silent: Arc<AtomicBool>,
+    /// Whether it says something that has nothing to do with the question.
+    is_mad: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -307,16 +309,17 @@ impl FakeRedis {
             }
         };
         let address = listener.local_addr().unwrap();
-        let (calls, is_silent) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
-        let (kept, counted, silent) = (counters.clone(), calls.clone(), is_silent.clone());
+        let (calls, is_silent, is_mad) =
+            (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (kept, counted, silent, mad) = (counters.clone(), calls.clone(), is_silent.clone(), is_mad.clone());
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                connections.spawn(answer(stream, kept.clone(), counted.clone(), silent.clone()));
+                connections.spawn(answer(stream, kept.clone(), counted.clone(), silent.clone(), mad.clone()));
             }
         });
-        FakeRedis { address, counters, calls, is_silent, task }
+        FakeRedis { address, counters, calls, is_silent, is_mad, task }
     }
 
     async fn kill(self) -> (SocketAddr, Arc<Mutex<HashMap<String, i64>>>) {
@@ -331,6 +334,7 @@ async fn answer(
     counters: Arc<Mutex<HashMap<String, i64>>>,
     calls: Arc<AtomicUsize>,
     is_silent: Arc<AtomicBool>,
+    is_mad: Arc<AtomicBool>,
 ) {
     let mut stream = BufReader::new(stream);
     loop {
@@ -350,6 +354,8 @@ async fn answer(
         }
         let said = match words[0].to_ascii_uppercase().as_str() {
             "EVALSHA" if is_silent.load(Ordering::Relaxed) => continue,
+            "EVALSHA" if is_mad.load(Ordering::Relaxed) => "*1\r\n:-5\r\n".to_owned(),
+            "SCRIPT" if is_mad.load(Ordering::Relaxed) => format!("$40\r\n{}\r\n", "a".repeat(40)),
             "EVALSHA" => {
                 calls.fetch_add(1, Ordering::Relaxed);
                 let keys: usize = words[2].parse().unwrap();
@@ -430,4 +436,22 @@ async fn while_redis_is_away_there_is_no_verdict_and_when_it_is_back_there_is_on
         "{decided:?}"
     );
     assert!(limits.status().not_counted > 0);
+}
+
+/// It once panicked at the name of another script, and was not dialled any more; and a number below nothing was a very large one.
+#[tokio::test]
+async fn a_redis_that_answers_nonsense_is_away_until_it_makes_sense() {
+    let redis = FakeRedis::start(([127, 0, 0, 1], 0).into(), Arc::default()).await;
+    let limits = replica(redis.address).await;
+    let eve = request(&[descriptor("user", "eve")]);
+    redis.is_mad.store(true, Ordering::Relaxed);
+    let decided = limits.decide(&eve, NOW).await;
+    assert!(matches!(decided, Err(Refusal::NotCounted(NotCounted::Away(_)))), "{decided:?}");
+    let late = RateLimits::new(Store::in_redis(format!("redis://{}", redis.address).parse().unwrap(), 1000));
+    assert!(late.apply_texts([("shop.yaml", RULES)]).is_empty());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!late.status().reached);
+    redis.is_mad.store(false, Ordering::Relaxed);
+    until("it is connected", || late.status().reached).await;
+    assert_eq!(verdict(&late.decide(&eve, NOW).await.unwrap()), "OK 1");
 }

@@ -27,10 +27,10 @@ pub(crate) enum Link {
 }
 
 /// Keeps a connection; for ever.
-pub(super) async fn keep(url: RedisUrl, line: Arc<Line>, script: Script, what: &'static str) {
+pub(super) async fn keep(url: RedisUrl, line: Arc<Line>, script: &'static str, what: &'static str) {
     let (mut pause, mut complaint) = (FIRST_PAUSE, String::new());
     loop {
-        let dialled = match timeout(DIAL, dial(&url, &script)).await {
+        let dialled = match timeout(DIAL, dial(&url, script)).await {
             Ok(Ok(link)) => Ok(link),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("no connection within {DIAL:?}")),
@@ -59,14 +59,25 @@ pub(super) async fn keep(url: RedisUrl, line: Arc<Line>, script: Script, what: &
     }
 }
 
-async fn dial(url: &RedisUrl, script: &Script) -> RedisResult<Link> {
+async fn dial(url: &RedisUrl, script: &str) -> RedisResult<Link> {
     let mut link = url.dial().await?;
-    // So that no request has to; and a server that is still loading its data is no server yet.
-    match &mut link {
-        Link::One(link) => script.load_async(link).await?,
-        Link::Cluster(link) => script.load_async(link).await?,
+    // So that no request has to; and a server that is still loading its data is no server yet. `Script::load_async` would panic
+    // where the answer is the name of another script, and nobody would dial again.
+    let mut load = redis::cmd("SCRIPT");
+    load.arg("LOAD").arg(script);
+    let name: String = match &mut link {
+        Link::One(link) => load.query_async(link).await?,
+        Link::Cluster(link) => load.query_async(link).await?,
     };
-    Ok(link)
+    match name == Script::new(script).get_hash() {
+        true => Ok(link),
+        false => Err(nonsense()),
+    }
+}
+
+/// What Redis says that has nothing to do with the question.
+fn nonsense() -> RedisError {
+    (ErrorKind::UnexpectedReturnType, "Redis answered something else than was asked").into()
 }
 
 /// Whether an error says that the connection is of no use any more. After a failover, that to the former master is not.
@@ -116,7 +127,8 @@ async fn run(
             }
         };
     }
-    invocation.invoke_async(&mut link).await
+    let counts: Vec<i64> = invocation.invoke_async(&mut link).await?;
+    counts.into_iter().map(|count| u64::try_from(count).map_err(|_| nonsense())).collect()
 }
 
 /// The name of a window's counter. What is in braces decides where it lies in a cluster: windows of one limit lie together.
