@@ -385,9 +385,16 @@ fn a_filter_is_counted_where_the_routes_of_one_port_say_by_what() {
     let of_port = "context: SIDECAR_INBOUND, listener: {portNumber: 8081}";
     let own = process.replace("context: SIDECAR_INBOUND", of_port);
     check(
-        &envoy_filter("a", &format!("{process}, {}, {own}", by("user"))),
+        &envoy_filter("a", &format!("{}, {own}", by("user"))),
         &["configPatches: nothing says what requests are counted by"],
     );
+    // Envoy has both filters there. The first one of them was once of no effect.
+    let twice = "patch: not supported, and so nothing of this EnvoyFilter is in force: a second filter of this name in the chain of one port";
+    for (first, second) in [(&process, &own), (&own, &process), (&own, &own), (&process, &process)] {
+        let told = format!("configPatches[2].{twice}");
+        check(&envoy_filter("a", &format!("{first}, {}, {second}", by("user"))), &[&told]);
+    }
+    check(&format!("{one}{}", envoy_filter("b", &local(&format!("{SHARES}{BUCKET}")))), &[]);
     check(
         &envoy_filter("a", &format!("{process}, {}", by("usr"))),
         &["configPatches: no action makes the descriptor `user`"],

@@ -9,6 +9,7 @@ mod counted;
 mod global;
 mod written;
 
+use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -285,6 +286,16 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
             let value = &patch.patch.value;
             let config = value.typed_config.as_ref().or(value.per_filter.local.as_ref());
             let counter = config.map(|config| config.counter(&format!("{at}.patch.value"), &mut faults));
+            // Envoy passes requests through both, and here the first one would be of no effect.
+            let is_second = level == Level::Filter
+                && levels.iter().any(|(of, here, known, _): &(Level, Option<u16>, Option<Counter>, _)| {
+                    let is_alike = known.as_ref().map(discriminant) == counter.as_ref().map(discriminant);
+                    *of == Level::Filter && is_alike && (here.is_none() || port.is_none() || *here == port)
+                });
+            if is_second {
+                let message = "a second filter of this name in the chain of one port: write two EnvoyFilters";
+                faults.push((patch.span, format!("{at}.patch"), message.to_owned()));
+            }
             let mut counted = shared(&value.rate_limits, &at, &mut faults);
             counted.extend(shared(&value.route.rate_limits, &at, &mut faults));
             levels.push((level, port, counter, counted));
