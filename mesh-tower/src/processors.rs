@@ -1,9 +1,8 @@
 //! Carries heads to external processors by the mesh's own client: a stream of gRPC for each request, which ends with it. So many
 //! heads for each processor wait for a word at a time; waiting for a turn is waiting for a word, and there is a time for that.
 
-use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use crate::body::{Body, BoxError};
 use crate::grpc_wire::{framed, take_message};
 use crate::outbound::{self, ResponseBody};
 use crate::transport::pooled;
-use crate::unary::{self, MeshClient};
+use crate::unary::{self, MeshClient, Turns};
 
 /// Heads that wait for a word of one processor at a time.
 const MOST_SHOWN: usize = 1000;
@@ -31,33 +30,19 @@ pub(crate) struct Processors(Arc<Shared>);
 
 struct Shared {
     client: MeshClient,
-    /// Of each processor that requests wait for: one that hangs takes the turns of no other.
-    turns: Mutex<HashMap<Arc<str>, Weak<Semaphore>>>,
-}
-
-impl Shared {
-    fn turns(&self, target: &Arc<str>) -> Arc<Semaphore> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = turns.get(target).and_then(Weak::upgrade) {
-            return known;
-        }
-        turns.retain(|_, of| of.strong_count() > 0);
-        let new = Arc::new(Semaphore::new(MOST_SHOWN));
-        turns.insert(Arc::clone(target), Arc::downgrade(&new));
-        new
-    }
+    turns: Turns,
 }
 
 impl Processors {
     /// Calls processors so.
     pub(crate) fn new(client: MeshClient) -> Processors {
-        Processors(Arc::new(Shared { client, turns: Mutex::default() }))
+        Processors(Arc::new(Shared { client, turns: Turns::new(MOST_SHOWN) }))
     }
 }
 
 impl ProcessorService for Processors {
     fn begin(&self, target: &Arc<str>) -> Box<dyn Exchange> {
-        let turns = self.0.turns(target);
+        let turns = self.0.turns.of(target);
         Box::new(OfRequest {
             shared: Arc::clone(&self.0),
             target: Arc::clone(target),
@@ -184,20 +169,5 @@ impl http_body::Body for Messages {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.0.poll_recv(cx).map(|message| message.map(|message| Ok(Frame::data(message))))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_processor_that_hangs_takes_the_turns_of_no_other() {
-        let shared = Shared { client: MeshClient::default(), turns: Mutex::default() };
-        let [slow, quick]: [Arc<str>; 2] = ["slow:9000".into(), "quick:9000".into()];
-        let of_slow = shared.turns(&slow);
-        let _all = of_slow.try_acquire_many(MOST_SHOWN as u32).expect("there are so many");
-        assert_eq!(shared.turns(&slow).available_permits(), 0, "they are those of all requests");
-        assert_eq!(shared.turns(&quick).available_permits(), MOST_SHOWN);
     }
 }

@@ -1,5 +1,5 @@
-//! Carries questions to rate limit services by the mesh's own client, so as their services are to be called. So many are under
-//! way at most; waiting for a turn is waiting for an answer, and there is a time for that.
+//! Carries questions to rate limit services by the mesh's own client, so as their services are to be called. To each so many are
+//! under way at most; waiting for a turn is waiting for an answer, and there is a time for that.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,13 +7,12 @@ use std::time::{Duration, Instant};
 use mesh_core::limits::{Answer, Answering, Question, RateLimitService};
 use mesh_core::request_info::Deadline;
 use mesh_core::xds::rate_limit::{SHOULD_RATE_LIMIT, decode, encode};
-use tokio::sync::Semaphore;
 
 use crate::outbound;
 use crate::transport::pooled;
-use crate::unary::{self, MeshClient};
+use crate::unary::{self, MeshClient, Turns};
 
-/// Questions that are under way at a time.
+/// Questions to one service that are under way at a time.
 const MOST_ASKED: usize = 1000;
 /// The longest answer: more is not read.
 const MOST_BYTES: usize = 64 << 10;
@@ -28,13 +27,13 @@ pub(crate) struct RateLimits(Arc<Shared>);
 
 struct Shared {
     client: MeshClient,
-    turns: Semaphore,
+    turns: Turns,
 }
 
 impl RateLimits {
     /// Calls services so.
     pub(crate) fn new(client: MeshClient) -> RateLimits {
-        RateLimits(Arc::new(Shared { client, turns: Semaphore::new(MOST_ASKED) }))
+        RateLimits(Arc::new(Shared { client, turns: Turns::new(MOST_ASKED) }))
     }
 }
 
@@ -54,8 +53,9 @@ impl RateLimitService for RateLimits {
 }
 
 impl Shared {
-    async fn ask(&self, target: &str, question: &Question, timeout: Duration) -> Result<Answer, String> {
-        let _turn = self.turns.acquire().await.map_err(|error| error.to_string())?;
+    async fn ask(&self, target: &Arc<str>, question: &Question, timeout: Duration) -> Result<Answer, String> {
+        let turns = self.turns.of(target);
+        let _turn = turns.acquire().await.map_err(|error| error.to_string())?;
         let context = self.client.to(target)?;
         let mut call = unary::call(target, SHOULD_RATE_LIMIT, &encode(question))?;
         if let Some(deadline) = Instant::now().checked_add(timeout) {

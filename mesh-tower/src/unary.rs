@@ -1,13 +1,15 @@
 //! Calls of gRPC by the mesh's own client, with one message each way unless somebody goes on: what it asks authorizers, rate limit
 //! services and external processors by.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Limited};
 use mesh_core::error::MeshError;
 use mesh_core::request_info::grpc_status;
+use tokio::sync::Semaphore;
 
 use crate::body::Body;
 use crate::grpc_wire::{framed, note_call, only_message};
@@ -37,6 +39,32 @@ impl MeshClient {
     pub(crate) fn to(&self, target: &str) -> Result<Arc<OutboundContext>, String> {
         let context = self.0.get().and_then(|to| to(target));
         context.ok_or("the mesh is gone")?.map_err(|error| format!("{error:#}"))
+    }
+}
+
+/// How many calls to one target wait for a word at a time: one that hangs takes the turns of no other.
+pub(crate) struct Turns {
+    most: usize,
+    /// Of each target that requests wait for.
+    of: Mutex<HashMap<Arc<str>, Weak<Semaphore>>>,
+}
+
+impl Turns {
+    /// So many of each.
+    pub(crate) fn new(most: usize) -> Turns {
+        Turns { most, of: Mutex::default() }
+    }
+
+    /// Those of a target.
+    pub(crate) fn of(&self, target: &Arc<str>) -> Arc<Semaphore> {
+        let mut turns = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = turns.get(target).and_then(Weak::upgrade) {
+            return known;
+        }
+        turns.retain(|_, of| of.strong_count() > 0);
+        let new = Arc::new(Semaphore::new(self.most));
+        turns.insert(Arc::clone(target), Arc::downgrade(&new));
+        new
     }
 }
 
@@ -86,5 +114,20 @@ pub(crate) fn ended(trailers: Option<&http::HeaderMap>, head: &http::HeaderMap) 
         Some(true) => Ok(()),
         Some(false) => Err("the call failed".to_owned()),
         None => Err("the answer has no gRPC status".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_that_hangs_takes_the_turns_of_no_other() {
+        let turns = Turns::new(3);
+        let [slow, quick]: [Arc<str>; 2] = ["slow:9000".into(), "quick:9000".into()];
+        let of_slow = turns.of(&slow);
+        let _all = of_slow.try_acquire_many(3).expect("there are so many");
+        assert_eq!(turns.of(&slow).available_permits(), 0, "they are those of all requests");
+        assert_eq!(turns.of(&quick).available_permits(), 3);
     }
 }
