@@ -4,7 +4,7 @@
 //! A share is a token bucket that is filled no more before it is over. It takes the place of the one before, and until the client
 //! has said that it goes by it, both are held for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,13 +19,12 @@ use envoy_types::pb::google::protobuf;
 use mesh_core::xds::quota::Usage;
 
 use super::account::{Ask, Settled};
-use super::store::Question;
+use super::store::{PART_OF_RULE, Question, Taken};
 use super::{Identity, Key};
 use crate::catalog::QuotaLimit;
 
 /// Buckets of one stream, and bytes of their names.
-const MOST_BUCKETS: usize = 100_000;
-const MOST_BYTES: usize = 16 << 20;
+const ROOM: Taken = Taken { accounts: 100_000, bytes: 16 << 20 };
 /// Whoever used so much of a share shows that he could use one that is so many times as large.
 const GROWTH: u64 = 4;
 /// No report has more requests.
@@ -44,8 +43,9 @@ const REFILL_DAYS: u64 = 1000;
 #[derive(Debug, Default)]
 pub(crate) struct Session {
     buckets: BTreeMap<Key, Bucket>,
-    /// Of the names of all.
-    bytes: usize,
+    /// What is taken by all, and by each rule, by its quota and its name.
+    taken: Taken,
+    of_rules: HashMap<(String, String), Taken>,
     seed: u64,
 }
 
@@ -113,10 +113,12 @@ impl Session {
         let key = identity.key();
         let limit = limit(&identity)?;
         if !self.buckets.contains_key(&key) {
-            if self.buckets.len() >= MOST_BUCKETS || self.bytes >= MOST_BYTES {
+            let of_rule = self.of_rules.entry((identity.quota.clone(), identity.rule.clone())).or_default();
+            if self.taken.is_full(ROOM, 1) || of_rule.is_full(ROOM, PART_OF_RULE) {
                 return None;
             }
-            self.bytes += identity.bytes();
+            self.taken.add(&identity);
+            of_rule.add(&identity);
         }
         let seed = &mut self.seed;
         let bucket = self.buckets.entry(key).or_insert_with(|| {
@@ -136,10 +138,12 @@ impl Session {
         now: Duration,
     ) -> (Vec<Question>, Vec<BucketAction>) {
         let (mut asked, mut abandoned) = (Vec::new(), Vec::new());
-        let bytes = &mut self.bytes;
+        let (taken, of_rules) = (&mut self.taken, &mut self.of_rules);
         self.buckets.retain(|key, bucket| {
             let mut forget = |bucket: &Bucket| {
-                *bytes = bytes.saturating_sub(bucket.identity.bytes());
+                taken.take_out(&bucket.identity);
+                let rule = (bucket.identity.quota.clone(), bucket.identity.rule.clone());
+                of_rules.entry(rule).and_modify(|of_rule| of_rule.take_out(&bucket.identity));
                 abandoned.push(bucket.action(Kind::AbandonAction(AbandonAction {})));
             };
             let Some(limit) = limit(&bucket.identity) else {
@@ -167,7 +171,7 @@ impl Session {
 
     /// The client has told all and leaves: its leases are given back.
     pub(crate) fn leave(&mut self, now: Duration) -> Vec<Question> {
-        self.bytes = 0;
+        (self.taken, self.of_rules) = Default::default();
         let buckets = std::mem::take(&mut self.buckets).into_iter();
         buckets
             .map(|(key, bucket)| {
@@ -179,7 +183,7 @@ impl Session {
 
     /// The stream broke: what the client has told and what is not settled yet. What it may use stays with it until that is over.
     pub(crate) fn rest(&mut self, now: Duration) -> Vec<Question> {
-        self.bytes = 0;
+        (self.taken, self.of_rules) = Default::default();
         let told = std::mem::take(&mut self.buckets).into_iter().filter(|(_, bucket)| bucket.unsettled > 0);
         told.map(|(key, bucket)| {
             let (_, identity, ask) = bucket.question(key, now);

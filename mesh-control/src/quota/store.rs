@@ -53,9 +53,9 @@ struct Accounts {
 
 /// How many accounts there are, and how many bytes of names.
 #[derive(Clone, Copy, Debug, Default)]
-struct Taken {
-    accounts: usize,
-    bytes: usize,
+pub(super) struct Taken {
+    pub(super) accounts: usize,
+    pub(super) bytes: usize,
 }
 
 #[derive(Debug)]
@@ -70,7 +70,7 @@ struct Entry {
 /// How many identities are kept, and how many bytes of names. When there are more, those whose time is over make room; else no more come.
 const ROOM: Taken = Taken { accounts: 1_000_000, bytes: 256 << 20 };
 /// The part of either that one rule has at most: whoever makes identities up for it takes nothing from other quotas.
-const PART_OF_RULE: usize = 2;
+pub(super) const PART_OF_RULE: usize = 2;
 /// Looking for room is looking at all of them, so it is done so often at most, in milliseconds.
 const SWEEP: u64 = 10_000;
 /// How far the clocks of a replica and of Redis may be apart before what the replica says is put off, in milliseconds.
@@ -303,13 +303,18 @@ impl Accounts {
 }
 
 impl Taken {
-    fn add(&mut self, identity: &Identity) {
+    pub(super) fn add(&mut self, identity: &Identity) {
         self.accounts += 1;
         self.bytes += identity.bytes();
     }
 
+    pub(super) fn take_out(&mut self, identity: &Identity) {
+        self.accounts = self.accounts.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(identity.bytes());
+    }
+
     /// Whether there is no more room in one of so many parts of all.
-    fn is_full(self, room: Taken, parts: usize) -> bool {
+    pub(super) fn is_full(self, room: Taken, parts: usize) -> bool {
         self.accounts >= room.accounts / parts || self.bytes >= room.bytes / parts
     }
 }

@@ -552,3 +552,19 @@ fn no_two_identities_have_one_key_and_an_id_is_read_within_bounds() {
     let long = BTreeMap::from([("x".to_owned(), "y".repeat(10_000))]);
     assert_eq!(Identity::of(bucket.iter().chain(&long)), None);
 }
+
+#[test]
+fn identities_that_are_made_up_for_one_rule_leave_room_in_a_stream_for_those_of_others() {
+    let mut session = Session::new(1);
+    let limit = QuotaLimit::new(10, Unit::Day, Duration::from_secs(1));
+    let mut is_heard = |rule: &str, user: usize| {
+        let entries =
+            [(QUOTA, "Quota shop/all".to_owned()), (RULE, rule.to_owned()), ("user", format!("{user:01000}"))];
+        let bucket = entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let usage = Usage { bucket_id: Some(BucketId { bucket }), allowed: 1, ..Usage::default() };
+        session.hear(&usage, |_| Some(limit), Duration::from_secs(1_800_000_000)).is_some()
+    };
+    let flooded = (0..20_000).filter(|user| is_heard("flooded", *user)).count();
+    assert!((5_000..10_000).contains(&flooded), "{flooded}");
+    assert!(is_heard("other", 1));
+}

@@ -53,6 +53,9 @@ impl Quotas {
 /// is not counted.
 pub const MOST_BUCKETS: usize = 100_000;
 
+/// The part of them that one rule has at most: whoever makes identities up for it leaves room for those of others.
+const PART_OF_RULE: usize = 2;
+
 /// Into how many parts they are divided, each with a lock of its own.
 const PARTS: usize = 32;
 
@@ -63,6 +66,8 @@ pub struct QuotaDomain {
     hasher: RandomState,
     parts: [Mutex<HashMap<u64, Arc<Kept>>>; PARTS],
     count: AtomicUsize,
+    /// How many there are of each rule.
+    of_rules: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<AtomicUsize>>>,
     /// Those that the service should hear of before they are due; each is there once, since it asks once.
     urgent: Mutex<Vec<Arc<Kept>>>,
     news: Notify,
@@ -73,6 +78,8 @@ pub struct QuotaDomain {
 pub struct Kept {
     id: Box<[(Arc<str>, Box<str>)]>,
     bucket: Mutex<QuotaBucket>,
+    /// How many there are of its rule.
+    of_rule: Arc<AtomicUsize>,
 }
 
 impl Kept {
@@ -97,6 +104,7 @@ impl QuotaDomain {
             hasher: RandomState::default(),
             parts: Default::default(),
             count: AtomicUsize::new(0),
+            of_rules: Mutex::default(),
             urgent: Mutex::default(),
             news: Notify::new(),
         }
@@ -127,12 +135,9 @@ impl QuotaDomain {
             match part.get(&hash) {
                 Some(kept) => Arc::clone(kept),
                 None => {
-                    if self.count.fetch_add(1, Ordering::Relaxed) >= MOST_BUCKETS {
-                        self.count.fetch_sub(1, Ordering::Relaxed);
-                        return None;
-                    }
+                    let of_rule = self.admit(settings)?;
                     let id = texts.iter().map(|(key, value)| ((*key).into(), Box::from(&**value))).collect();
-                    let kept = Arc::new(Kept { id, bucket: Mutex::new(QuotaBucket::new(settings, now)) });
+                    let kept = Arc::new(Kept { id, bucket: Mutex::new(QuotaBucket::new(settings, now)), of_rule });
                     part.insert(hash, Arc::clone(&kept));
                     kept
                 }
@@ -148,6 +153,21 @@ impl QuotaDomain {
             self.news.notify_one();
         }
         Some(verdict)
+    }
+
+    /// Counts one more bucket, where there is room for it; how many there are of its rule.
+    fn admit(&self, settings: &QuotaSettings) -> Option<Arc<AtomicUsize>> {
+        let of_rule = Arc::clone(lock(&self.of_rules).entry(settings.name.clone()).or_default());
+        if of_rule.fetch_add(1, Ordering::Relaxed) >= MOST_BUCKETS / PART_OF_RULE {
+            of_rule.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        if self.count.fetch_add(1, Ordering::Relaxed) >= MOST_BUCKETS {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            of_rule.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(of_rule)
     }
 
     /// The bucket of an ID, in whichever order its keys are.
@@ -213,7 +233,13 @@ impl QuotaDomain {
         for part in &self.parts {
             let mut part = lock(part);
             let before = part.len();
-            part.retain(|_, kept| look(kept, &mut lock(&kept.bucket)));
+            part.retain(|_, kept| {
+                let is_kept = look(kept, &mut lock(&kept.bucket));
+                if !is_kept {
+                    kept.of_rule.fetch_sub(1, Ordering::Relaxed);
+                }
+                is_kept
+            });
             self.count.fetch_sub(before - part.len(), Ordering::Relaxed);
         }
     }
@@ -278,10 +304,23 @@ mod tests {
     }
 
     #[test]
-    fn there_are_so_many_at_most() {
-        let (domain, settings, now) = (Quotas::default().domain(&"shop".into()), settings(), Instant::now());
-        let counted =
-            (0..MOST_BUCKETS + 10).filter(|user| domain.take(&id(&user.to_string()), &settings, now).is_some()).count();
-        assert_eq!((counted, domain.len()), (MOST_BUCKETS, MOST_BUCKETS));
+    fn there_are_so_many_at_most_and_those_of_one_rule_leave_room_for_others() {
+        let (domain, now) = (Quotas::default().domain(&"shop".into()), Instant::now());
+        let of = |rule: &str| Arc::new(QuotaSettings { name: ("shop".into(), rule.into()), ..(*settings()).clone() });
+        let counted = |rule: &str, count: usize, now: Instant| {
+            let settings = of(rule);
+            let users = (0..count).map(|user| format!("{rule}-{user}"));
+            users.filter(|user| domain.take(&id(user), &settings, now).is_some()).count()
+        };
+        assert_eq!(counted("flooded", MOST_BUCKETS, now), MOST_BUCKETS / PART_OF_RULE);
+        assert_eq!(counted("other", 10, now), 10);
+        assert_eq!(counted("third", MOST_BUCKETS, now), MOST_BUCKETS / PART_OF_RULE - 10);
+        assert_eq!(domain.len(), MOST_BUCKETS);
+        // Those that are forgotten make room again.
+        let later = now + Duration::from_secs(61);
+        domain.due(later);
+        domain.due(later);
+        assert!(domain.is_empty());
+        assert_eq!(counted("flooded", 10, later), 10);
     }
 }
