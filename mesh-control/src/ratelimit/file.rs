@@ -130,9 +130,16 @@ pub(super) fn read(files: &[Source], stats: &Stats) -> (Rules, Vec<Diagnostic>) 
                 decoder.report_at(file.span, "descriptors", Severity::Info, Code::MissingField, message);
             }
             let name: Arc<str> = domain.into();
-            let mut compiler =
-                Compiler { d: &mut decoder, stats, domain: &name, names: BTreeSet::new(), replaced: BTreeMap::new() };
+            let mut compiler = Compiler {
+                d: &mut decoder,
+                stats,
+                domain: &name,
+                names: BTreeSet::new(),
+                replaced: BTreeMap::new(),
+                replaces: BTreeMap::new(),
+            };
             let root = compiler.level(&file.descriptors, "");
+            compiler.rings();
             compiler.unknown_names();
             let overrides = stats.of_rule(&(name.clone(), "(limits of requests)".into()));
             rules.domains.insert(domain.into(), Domain { name, root, overrides });
@@ -151,6 +158,8 @@ struct Compiler<'a, 's> {
     names: BTreeSet<String>,
     /// Names that rules replace, and where the first of them says so.
     replaced: BTreeMap<String, Span>,
+    /// By the names of rules, the names that they replace.
+    replaces: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Compiler<'_, '_> {
@@ -232,6 +241,9 @@ impl Compiler<'_, '_> {
                 own if own == name => self.error(replaced.span, path, Code::InvalidValue, "replaces itself"),
                 other => {
                     self.replaced.entry(other.to_owned()).or_insert(replaced.span);
+                    if !name.is_empty() {
+                        self.replaces.entry(name.to_owned()).or_default().insert(other.to_owned());
+                    }
                 }
             }
         }
@@ -276,6 +288,30 @@ impl Compiler<'_, '_> {
         }
         let algorithm = algorithm.as_ref().map(|algorithm| algorithm.value).unwrap_or_default();
         Some(Some(Limit { requests: requests.value, unit: unit.value, algorithm }))
+    }
+
+    /// Rules of which each is replaced by another one of them: none would count a request that has them all.
+    fn rings(&mut self) {
+        let is_in_ring = |name: &&String| {
+            let (mut seen, mut next) = (BTreeSet::new(), vec![*name]);
+            while let Some(one) = next.pop() {
+                next.extend(self.replaces.get(one).into_iter().flatten().filter(|other| seen.insert(*other)));
+            }
+            seen.contains(name)
+        };
+        let found: Vec<(String, Span)> = self
+            .replaces
+            .keys()
+            .filter(is_in_ring)
+            .filter_map(|name| Some((name.clone(), *self.replaced.get(name)?)))
+            .collect();
+        for (name, span) in found {
+            let message = format!(
+                "{} and those that it replaces replace each other: a request with all of them is counted by none",
+                quoted(&name)
+            );
+            self.warning(span, "replaces", Code::Conflict, message);
+        }
     }
 
     fn unknown_names(&mut self) {
@@ -449,5 +485,22 @@ descriptors:
             assert_eq!(said(text), [expected], "{text}");
         }
         assert!(said("domain: [\n")[0].contains("error[syntax]"));
+    }
+
+    /// Such rules were once taken in silence, and each of them was replaced.
+    #[test]
+    fn rules_that_replace_each_other_are_told() {
+        let with = |replaced: [&str; 3]| {
+            let rules = ["x", "v", "w"].iter().zip(replaced).map(|(name, other)| {
+                format!(
+                    "- {{key: {name}, rate_limit: {{name: {name}, unit: day, requests_per_unit: 1, replaces: [{{name: {other}}}]}}}}\n"
+                )
+            });
+            said(&format!("domain: d\ndescriptors:\n{}", rules.collect::<String>()))
+        };
+        assert!(with(["v", "w", "none"]).iter().all(|one| one.contains("no rule of this domain")));
+        let told = with(["v", "w", "x"]);
+        assert!(told.len() == 3 && told.iter().all(|one| one.contains("warning[conflict]: replaces: ")), "{told:?}");
+        assert_eq!(with(["v", "x", "v"]).len(), 2);
     }
 }
