@@ -286,6 +286,16 @@ const BUCKET: &str = "token_bucket: {max_tokens: 5, fill_interval: 60s}";
 #[test]
 fn local_limits_of_envoy_filters_that_can_never_count_are_told() {
     check(&envoy_filter("a", &local(&format!("{SHARES}{BUCKET}"))), &[]);
+    // It was once taken for a million, and memory for those was taken for each of them.
+    let keyed = |key: &str| format!("{{entries: [{{key: {key}}}], {BUCKET}}}");
+    let many = |most: u32| {
+        format!("{SHARES}{BUCKET}, max_dynamic_descriptors: {most}, descriptors: [{}, {}]", keyed("a"), keyed("b"))
+    };
+    let by = "{request_headers: {header_name: a, descriptor_key: a}}]}, {actions: [{request_headers: {header_name: b, descriptor_key: b}}";
+    let by = merged("VIRTUAL_HOST", &format!("{{rate_limits: [{{actions: [{by}]}}]}}"));
+    check(&envoy_filter("a", &format!("{}, {by}", local(&many(500_000)))), &[]);
+    let told = "max_dynamic_descriptors: not supported, and so nothing of this EnvoyFilter is in force: 2 rules with keys, and 600000 values";
+    check(&envoy_filter("a", &format!("{}, {by}", local(&many(600_000)))), &[told]);
     // 0 %, as in Envoy.
     let none = "patch.value.filter_enabled: filter_enabled is not set, which is 0 % of requests, as in Envoy: no request is counted";
     check(&envoy_filter("a", &local(BUCKET)), &[none]);
@@ -519,4 +529,22 @@ fn a_quota_that_cannot_count_is_told_with_its_place() {
         &quota("mode: CLIENT\n  hosts: [gone.example.com]", &good),
         &["warning[unknown-reference]: Quota shop/calls: hosts: nothing has the host \"gone.example.com\""],
     );
+}
+
+#[test]
+fn a_weight_of_a_caller_that_there_can_never_be_is_told() {
+    let queue = |by: &str, caller: &str| {
+        let text = own(&format!("concurrency: {{max: 10, queue: {{max: 5, by: [{by}], weights: {{'{caller}': 2}}}}}}"));
+        text.replace("kind: RateLimit", "kind: Overload")
+    };
+    for (by, known, unknown, what) in [
+        ("{client: NAMESPACE}", "shop", "shop/sa", "namespace"),
+        ("{method: true}", "GET", "get", "method"),
+        ("{pathTemplates: [/a, '/b/*']}", "/b/*", "/b/c", "template of `by`"),
+    ] {
+        check(&queue(by, known), &[]);
+        let told =
+            format!("concurrency.queue.weights[{unknown}]: `{unknown}` is no {what}, and no caller is called so");
+        check(&queue(by, unknown), &[&told]);
+    }
 }

@@ -20,7 +20,7 @@ use mesh_core::model::{
 
 use self::counted::{RateLimitEntry, shared};
 use self::global::Global;
-use super::rate_limit::{Counter, LimitMode, RateLimit, refusal};
+use super::rate_limit::{Counter, LimitMode, RateLimit, refusal, too_many_buckets};
 use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, check_selector};
@@ -492,6 +492,9 @@ impl Local {
         limit.tells = if self.rest == RestWord::Draft { RestHeaders::XRateLimit } else { RestHeaders::None };
         if let Some(most) = &self.max_dynamic {
             limit.most_keys = most.value;
+            if let Some(message) = too_many_buckets(&limit) {
+                faults.push((most.span, format!("{at}.max_dynamic_descriptors"), message));
+            }
         }
         if let Some(Code16(code)) = self.status.code {
             limit.status = refusal(code).unwrap_or(StatusCode::TOO_MANY_REQUESTS);

@@ -17,6 +17,7 @@ use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
+use crate::config::spelling::miscased_method;
 
 message! {
     /// The specification.
@@ -270,13 +271,23 @@ impl QueueSpec {
 
 /// What a caller of this name would have to be, and is not.
 fn is_none_of(by: &DescriptorAction, caller: &str) -> Option<&'static str> {
-    let DescriptorAction::Client { part, .. } = by else { return None };
-    let (is_one, what) = match part {
-        ClientPart::Principal => (caller.parse::<SpiffeId>().is_ok(), "SPIFFE ID (spiffe://...)"),
-        ClientPart::Namespace => (!caller.is_empty() && !caller.contains('/'), "namespace"),
-        ClientPart::ServiceAccount => {
+    let (is_one, what) = match by {
+        DescriptorAction::Client { part: ClientPart::Principal, .. } => {
+            (caller.parse::<SpiffeId>().is_ok(), "SPIFFE ID (spiffe://...)")
+        }
+        DescriptorAction::Client { part: ClientPart::Namespace, .. } => {
+            (!caller.is_empty() && !caller.contains('/'), "namespace")
+        }
+        DescriptorAction::Client { part: ClientPart::ServiceAccount, .. } => {
             (caller.split('/').filter(|part| !part.is_empty()).count() == 2, "namespace/account")
         }
+        DescriptorAction::Header { name, .. } if &**name == ":method" => {
+            (http::Method::from_bytes(caller.as_bytes()).is_ok() && miscased_method(caller).is_none(), "method")
+        }
+        DescriptorAction::PathTemplate { templates, .. } => {
+            (templates.iter().any(|(text, _)| **text == *caller), "template of `by`")
+        }
+        _ => return None,
     };
     (!is_one).then_some(what)
 }

@@ -318,10 +318,7 @@ impl RateLimitSpec {
             }
             limit.rules.push(read);
         }
-        let keyed = limit.rules.iter().filter(|rule| limit.per_connection || rule.is_keyed()).count();
-        if u64::from(limit.most_keys) * keyed as u64 > u64::from(KeyedBuckets::MOST) {
-            let message =
-                format!("{keyed} rules with keys, and {} values of each, are too many buckets", limit.most_keys);
+        if let Some(message) = too_many_buckets(&limit) {
             faults.push((self.max_keys.as_ref().map_or(self.span, |keys| keys.span), "maxKeys".to_owned(), message));
         }
         limit
@@ -332,6 +329,14 @@ impl RateLimitSpec {
         let keys = self.rules.iter().map(|rule| &*rule.by);
         check_whose((self.span, self.mode, &self.hosts), keys, faults);
     }
+}
+
+/// What is said of a limit that would keep more buckets than a process has room for.
+pub(super) fn too_many_buckets(limit: &LocalRateLimit) -> Option<String> {
+    let keyed = limit.rules.iter().filter(|rule| limit.per_connection || rule.is_keyed()).count();
+    let keyed = keyed + usize::from(limit.per_connection && limit.bucket.is_some());
+    let are_many = u64::from(limit.most_keys) * keyed as u64 > u64::from(KeyedBuckets::MOST);
+    are_many.then(|| format!("{keyed} rules with keys, and {} values of each, are too many buckets", limit.most_keys))
 }
 
 /// How rules tell requests apart: what they ask of one, and of which answers they say the value; and an entry of their own.
