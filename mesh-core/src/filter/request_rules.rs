@@ -13,7 +13,7 @@ use http::{HeaderMap, StatusCode, request, response};
 use super::{Decision, Filter, Reply};
 use crate::jwt::{self, InDoubt};
 use crate::limits::Tells;
-use crate::model::{CelAttribute, CelExpression, CelValue, Facts, RequestRule, RequestRules};
+use crate::model::{CelAttribute, CelExpression, CelValue, Facts, RequestRule, RequestRules, protocol};
 use crate::request::RequestHead;
 use crate::request_info::{Direction, RequestInfo};
 use crate::rewrite;
@@ -163,7 +163,7 @@ impl Facts for Known<'_> {
             CelAttribute::RequestId => CelValue::Text(self.of_request("x-request-id")?),
             CelAttribute::RequestProtocol => {
                 let (_, version) = self.head.as_ref()?;
-                CelValue::Text(if *version == http::Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" }.into())
+                CelValue::Text(protocol(*version).into())
             }
             CelAttribute::ResponseCode => CelValue::Int(self.answer?.0.as_u16().into()),
             CelAttribute::SourceAddress => text(&self.info.peer()?.to_string())?,

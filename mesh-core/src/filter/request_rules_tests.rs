@@ -143,3 +143,16 @@ fn headers_change_where_a_condition_holds_and_later_rules_see_it() {
         assert_eq!((answer.headers.contains_key("x-failed"), !answer.headers.contains_key("server")), (failed, failed));
     }
 }
+
+#[test]
+fn a_request_of_an_old_version_is_known_as_such() {
+    let (mut info, mut head) = (info(), head());
+    for (version, shown) in [(http::Version::HTTP_10, "HTTP/1.0"), (http::Version::HTTP_2, "HTTP/2")] {
+        let mut rule = RequestRule::new("r");
+        rule.when = Some(CelExpression::rule(&format!("request.protocol == '{shown}'")).unwrap());
+        rule.deny = Some(Refusal::new(StatusCode::FORBIDDEN, "no"));
+        let filter = RequestRulesFilter::new(&Arc::new(RequestRules::new(vec![rule])));
+        head.version = version;
+        assert!(matches!(filter.on_request(&mut info, &mut head), Decision::Reply(_)), "{shown}");
+    }
+}

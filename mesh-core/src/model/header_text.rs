@@ -199,7 +199,7 @@ impl HeaderFormat {
                 Name::Scheme => push(head.scheme.as_bytes(), into),
                 Name::Status => false,
             }),
-            Fact::Protocol => push(protocol(version), into),
+            Fact::Protocol => push(protocol(version).as_bytes(), into),
             Fact::ResponseCode => false,
         })
     }
@@ -255,12 +255,13 @@ fn push_first(headers: &HeaderMap, name: &HeaderName, into: &mut Vec<u8>) -> boo
     headers.get(name).is_some_and(|value| push(value.as_bytes(), into))
 }
 
-fn protocol(version: Version) -> &'static [u8] {
+/// In Envoy's words.
+pub(crate) fn protocol(version: Version) -> &'static str {
     match version {
-        Version::HTTP_10 => b"HTTP/1.0",
-        Version::HTTP_2 => b"HTTP/2",
-        Version::HTTP_3 => b"HTTP/3",
-        _ => b"HTTP/1.1",
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_3 => "HTTP/3",
+        _ => "HTTP/1.1",
     }
 }
 

@@ -77,6 +77,7 @@ pub use ext_proc::ExtProc;
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
 pub use foreign_tls::{ForeignTls, NameKind, NameTest, Roots, Sni, TlsMaterial, TlsVersions};
 pub use hash_policy::{CookieKey, HashKey, HashPolicy, HashedHeader};
+pub(crate) use header_text::protocol;
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
 pub use health_check::{GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe};
 pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWKS_KEYS};

@@ -7,10 +7,8 @@ use http::HeaderMap;
 use serde_json::{Map, Value};
 
 use crate::jwt;
-use crate::model::{CelAttribute, CelValue, Facts, LogFilter};
+use crate::model::{CelAttribute, CelValue, Facts, LogFilter, protocol};
 use crate::request_info::{Direction, Heads, RequestInfo};
-
-use super::log_line::protocol;
 
 /// A request that ended now.
 #[derive(Clone, Copy, Debug)]

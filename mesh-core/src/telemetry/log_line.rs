@@ -6,10 +6,10 @@ use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, Method};
 
 use crate::error::GRPC_STATUSES;
-use crate::model::{LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText, TimeFormat};
+use crate::model::{LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText, TimeFormat, protocol};
 use crate::printable::is_unseen;
 use crate::request_info::{Heads, RequestInfo};
 
@@ -189,15 +189,6 @@ impl Entry<'_> {
     }
 }
 
-/// In Envoy's words.
-pub(super) fn protocol(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_10 => "HTTP/1.0",
-        Version::HTTP_2 => "HTTP/2",
-        _ => "HTTP/1.1",
-    }
-}
-
 impl LogFact {
     fn is_number(&self) -> bool {
         matches!(
@@ -258,7 +249,7 @@ fn escaped(text: &str) -> Cow<'_, str> {
 mod tests {
     use std::time::{Instant, UNIX_EPOCH};
 
-    use http::StatusCode;
+    use http::{StatusCode, Version};
 
     use super::*;
     use crate::error::{ErrorKind, MeshError};

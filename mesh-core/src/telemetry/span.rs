@@ -9,13 +9,11 @@ use std::time::{Instant, SystemTime};
 use http::{HeaderName, Version};
 
 use crate::id::Address;
-use crate::model::{TagValue, Tracing};
+use crate::model::{TagValue, Tracing, protocol};
 use crate::request::split_authority;
 use crate::request_info::{AttemptEnd, AttemptNotes, Direction, RequestInfo, SpanNotes};
 use crate::trace::{REQUEST_ID, SpanId, TraceContext};
 use crate::workload::Workload;
-
-use super::log_line::protocol;
 
 /// Who takes spans.
 ///
