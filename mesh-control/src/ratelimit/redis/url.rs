@@ -62,11 +62,18 @@ impl FromStr for RedisUrl {
         }
         let (user, rest) = rest.rsplit_once('@').map_or(("", rest), |(user, rest)| (user, rest));
         let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
+        // What stands behind these would be passed over.
+        if rest.contains(['?', '#']) {
+            return Err(EXPECTED.to_owned());
+        }
         let shown = format!("{scheme}://{rest}");
         let user = if user.is_empty() { String::new() } else { format!("{user}@") };
         let info = |user: &str, host: &str, db: &str| {
             let url = format!("{tls}://{user}{host}/{db}");
-            url.into_connection_info().map_err(|error| format!("{host}: {}: {EXPECTED}", error.category()))
+            let info =
+                url.into_connection_info().map_err(|error| format!("{host}: {}: {EXPECTED}", error.category()))?;
+            let is_database = info.redis_settings().db() >= 0;
+            is_database.then_some(info).ok_or_else(|| format!("{host}: {db} is no database: {EXPECTED}"))
         };
         let infos = |user: &str| hosts.split(',').map(|host| info(user, host, "")).collect::<Result<Vec<_>, _>>();
         let kind = match kind {
@@ -142,6 +149,11 @@ mod tests {
             "redis+other://127.0.0.1:6379",
             "redis://:secret@127.0.0.1:nonsense",
             "redis://:secret@127.0.0.1:6379/notanumber",
+            "redis://:secret@127.0.0.1:6379/-1",
+            "redis://:secret@127.0.0.1:6379?db=5",
+            "redis://:secret@127.0.0.1:6379/0?db=5",
+            "rediss://:secret@127.0.0.1:6379/0#insecure",
+            "redis+sentinel://:secret@127.0.0.1:26379/main/-1",
             "redis+sentinel://:secret@127.0.0.1:26379",
             "redis+cluster://:secret@127.0.0.1:6379/1",
         ] {
