@@ -2,7 +2,7 @@
 //!
 //! One connection carries all requests ([`Scripted`]). A task of its own dials it, and dials again when it is lost; meanwhile requests
 //! fail at once, and whoever asks decides what that means. What is known to be over its limit until a window ends is not asked
-//! again.
+//! again. A Redis that is full, or lets nobody write, keeps its connection: that it does not count is told in the log.
 //!
 //! In a cluster, limits of one request may lie on several machines, so each is a script of its own, and all are under way at once.
 //! Nothing is lost by it: what a limit says has nothing to do with the others.
@@ -11,14 +11,15 @@ mod link;
 mod url;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use redis::{RedisResult, Script};
+use redis::{RedisError, RedisResult, Script};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 pub(crate) use self::link::Link;
 use self::link::keep;
@@ -29,6 +30,8 @@ use crate::ratelimit::window::{Algorithm, Charge};
 
 /// How long Redis has for an answer. Envoy waits 20 ms for ours unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// That it does not count is told so often at most.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 /// Requests that wait for Redis at a time.
 const MOST_WAITING: usize = 4096;
 
@@ -44,6 +47,7 @@ pub(super) struct RedisStore {
 pub(crate) struct Scripted {
     line: Arc<Line>,
     script: Script,
+    what: &'static str,
     waiting: Semaphore,
     keeper: JoinHandle<()>,
 }
@@ -53,6 +57,9 @@ pub(crate) struct Scripted {
 struct Line {
     link: ArcSwapOption<Link>,
     lost: Notify,
+    /// Whether the last answer was that it does not count, and when that was told.
+    refuses: AtomicBool,
+    told: Mutex<Option<Instant>>,
 }
 
 /// In which window a counter is over which limit. Where the limit is raised meanwhile, that says nothing.
@@ -130,6 +137,17 @@ impl Line {
             self.lost.notify_one();
         }
     }
+
+    /// It answered, and did not count.
+    #[cold]
+    fn note_refusal(&self, error: &RedisError, what: &str) {
+        self.refuses.store(true, Ordering::Relaxed);
+        let (mut told, now) = (self.told.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        if told.is_none_or(|at| now.duration_since(at) >= BETWEEN_WARNINGS) {
+            *told = Some(now);
+            tracing::warn!("Redis answers, and {what} are not counted: {error}");
+        }
+    }
 }
 
 impl Scripted {
@@ -137,11 +155,12 @@ impl Scripted {
     pub(crate) fn new(url: RedisUrl, script: &'static str, what: &'static str) -> Scripted {
         let line = Arc::<Line>::default();
         let keeper = tokio::spawn(keep(url, line.clone(), script, what));
-        Scripted { line, script: Script::new(script), waiting: Semaphore::new(MOST_WAITING), keeper }
+        Scripted { line, script: Script::new(script), what, waiting: Semaphore::new(MOST_WAITING), keeper }
     }
 
+    /// Whether there is a Redis that counts, as far as it was asked.
     pub(crate) fn is_connected(&self) -> bool {
-        self.line.link.load().is_some()
+        self.line.link.load().is_some() && !self.line.refuses.load(Ordering::Relaxed)
     }
 
     /// Runs the script, within the time that an answer may take.
@@ -152,12 +171,17 @@ impl Scripted {
         let _turn = self.waiting.try_acquire().map_err(|_| NotCounted::Busy)?;
         let link = self.line.link.load_full().ok_or_else(|| NotCounted::Away("no connection to Redis".to_owned()))?;
         match timeout(PATIENCE, run(&link, &self.script)).await {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => {
+                self.line.refuses.store(false, Ordering::Relaxed);
+                Ok(answer)
+            }
             Ok(Err(error)) => {
-                if link::is_lost(&error) {
-                    self.line.lose(&link);
+                match link::is_lost(&error) {
+                    true => self.line.lose(&link),
+                    false => self.line.note_refusal(&error, self.what),
                 }
-                Err(NotCounted::Away(error.category().to_owned()))
+                let code = error.code().map(|code| format!("Redis says {code}"));
+                Err(NotCounted::Away(code.unwrap_or_else(|| error.category().to_owned())))
             }
             Err(_) => {
                 // It may hang for good: where the other end has vanished, nothing says so.

@@ -294,10 +294,17 @@ struct FakeRedis {
     address: SocketAddr,
     counters: Arc<Mutex<HashMap<String, i64>>>,
     calls: Arc<AtomicUsize>,
-    is_silent: Arc<AtomicBool>,
-    /// Whether it says something that has nothing to do with the question.
-    is_mad: Arc<AtomicBool>,
+    manner: Arc<Manner>,
     task: tokio::task::JoinHandle<()>,
+}
+
+/// How it answers.
+#[derive(Default)]
+struct Manner {
+    is_silent: AtomicBool,
+    /// With what has nothing to do with the question.
+    is_mad: AtomicBool,
+    is_full: AtomicBool,
 }
 
 impl FakeRedis {
@@ -309,17 +316,16 @@ impl FakeRedis {
             }
         };
         let address = listener.local_addr().unwrap();
-        let (calls, is_silent, is_mad) =
-            (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let (kept, counted, silent, mad) = (counters.clone(), calls.clone(), is_silent.clone(), is_mad.clone());
+        let (calls, manner) = (Arc::<AtomicUsize>::default(), Arc::<Manner>::default());
+        let (kept, counted, own) = (counters.clone(), calls.clone(), manner.clone());
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                connections.spawn(answer(stream, kept.clone(), counted.clone(), silent.clone(), mad.clone()));
+                connections.spawn(answer(stream, kept.clone(), counted.clone(), own.clone()));
             }
         });
-        FakeRedis { address, counters, calls, is_silent, is_mad, task }
+        FakeRedis { address, counters, calls, manner, task }
     }
 
     async fn kill(self) -> (SocketAddr, Arc<Mutex<HashMap<String, i64>>>) {
@@ -333,8 +339,7 @@ async fn answer(
     stream: tokio::net::TcpStream,
     counters: Arc<Mutex<HashMap<String, i64>>>,
     calls: Arc<AtomicUsize>,
-    is_silent: Arc<AtomicBool>,
-    is_mad: Arc<AtomicBool>,
+    manner: Arc<Manner>,
 ) {
     let mut stream = BufReader::new(stream);
     loop {
@@ -353,9 +358,12 @@ async fn answer(
             words.push(String::from_utf8_lossy(&word).into_owned());
         }
         let said = match words[0].to_ascii_uppercase().as_str() {
-            "EVALSHA" if is_silent.load(Ordering::Relaxed) => continue,
-            "EVALSHA" if is_mad.load(Ordering::Relaxed) => "*1\r\n:-5\r\n".to_owned(),
-            "SCRIPT" if is_mad.load(Ordering::Relaxed) => format!("$40\r\n{}\r\n", "a".repeat(40)),
+            "EVALSHA" if manner.is_silent.load(Ordering::Relaxed) => continue,
+            "EVALSHA" if manner.is_full.load(Ordering::Relaxed) => {
+                "-OOM command not allowed when used memory > 'maxmemory'.\r\n".to_owned()
+            }
+            "EVALSHA" if manner.is_mad.load(Ordering::Relaxed) => "*1\r\n:-5\r\n".to_owned(),
+            "SCRIPT" if manner.is_mad.load(Ordering::Relaxed) => format!("$40\r\n{}\r\n", "a".repeat(40)),
             "EVALSHA" => {
                 calls.fetch_add(1, Ordering::Relaxed);
                 let keys: usize = words[2].parse().unwrap();
@@ -429,7 +437,7 @@ async fn while_redis_is_away_there_is_no_verdict_and_when_it_is_back_there_is_on
     assert_eq!(verdict(&limits.decide(&eve, NOW).await.unwrap()), "OK 0");
 
     // One that takes questions and says nothing.
-    redis.is_silent.store(true, Ordering::Relaxed);
+    redis.manner.is_silent.store(true, Ordering::Relaxed);
     let decided = limits.decide(&eve, NOW).await;
     assert!(
         matches!(&decided, Err(Refusal::NotCounted(NotCounted::Away(why))) if why.contains("did not answer")),
@@ -444,14 +452,30 @@ async fn a_redis_that_answers_nonsense_is_away_until_it_makes_sense() {
     let redis = FakeRedis::start(([127, 0, 0, 1], 0).into(), Arc::default()).await;
     let limits = replica(redis.address).await;
     let eve = request(&[descriptor("user", "eve")]);
-    redis.is_mad.store(true, Ordering::Relaxed);
+    redis.manner.is_mad.store(true, Ordering::Relaxed);
     let decided = limits.decide(&eve, NOW).await;
     assert!(matches!(decided, Err(Refusal::NotCounted(NotCounted::Away(_)))), "{decided:?}");
     let late = RateLimits::new(Store::in_redis(format!("redis://{}", redis.address).parse().unwrap(), 1000));
     assert!(late.apply_texts([("shop.yaml", RULES)]).is_empty());
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!late.status().reached);
-    redis.is_mad.store(false, Ordering::Relaxed);
+    redis.manner.is_mad.store(false, Ordering::Relaxed);
     until("it is connected", || late.status().reached).await;
     assert_eq!(verdict(&late.decide(&eve, NOW).await.unwrap()), "OK 1");
+}
+
+/// Its connection is as good as ever: nobody was told.
+#[tokio::test]
+async fn a_redis_that_is_full_is_away_until_it_has_room() {
+    let redis = FakeRedis::start(([127, 0, 0, 1], 0).into(), Arc::default()).await;
+    let limits = replica(redis.address).await;
+    let eve = request(&[descriptor("user", "eve")]);
+    redis.manner.is_full.store(true, Ordering::Relaxed);
+    let decided = limits.decide(&eve, NOW).await;
+    let is_full = |why: &str| why == "Redis says OOM";
+    assert!(matches!(&decided, Err(Refusal::NotCounted(NotCounted::Away(why))) if is_full(why)), "{decided:?}");
+    assert!(!limits.status().reached);
+    redis.manner.is_full.store(false, Ordering::Relaxed);
+    assert_eq!(verdict(&limits.decide(&eve, NOW).await.unwrap()), "OK 1");
+    assert!(limits.status().reached);
 }

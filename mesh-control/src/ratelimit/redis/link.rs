@@ -1,6 +1,7 @@
 //! The connection to Redis: how it is dialled and kept, and what is said over it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -40,6 +41,7 @@ pub(super) async fn keep(url: RedisUrl, line: Arc<Line>, script: &'static str, w
                 tracing::info!(redis = %url, "{what} are counted in Redis");
                 complaint.clear();
                 let since = Instant::now();
+                line.refuses.store(false, Ordering::Relaxed);
                 line.link.store(Some(Arc::new(link)));
                 line.lost.notified().await;
                 tracing::warn!(redis = %url, "the connection to Redis is lost: {what} are not counted");
