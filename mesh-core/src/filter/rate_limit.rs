@@ -88,11 +88,15 @@ impl GlobalLimit {
             }
             Err(why) => {
                 self.failures.note_within();
-                tracing::debug!(
-                    limit = &*config.name,
-                    why,
-                    "the rate limit service gave no answer, and the request passes"
-                );
+                if self.failures.is_told(request.started) {
+                    let passed = self.failures.within();
+                    tracing::warn!(
+                        limit = &*config.name,
+                        why,
+                        passed,
+                        "the rate limit service gave no answer, and the request passes"
+                    );
+                }
                 request.note_event("rate limit", || serde_json::json!({"limit": &*config.name, "no answer": why}));
                 return Decision::Continue;
             }

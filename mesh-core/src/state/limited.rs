@@ -31,7 +31,7 @@ impl LimitCounts {
         self.over.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether the log is to have one that is refused.
+    /// Whether the log is to have one that is refused, or passes as it cannot be decided about.
     pub fn is_told(&self, now: Instant) -> bool {
         self.told.is_due(now)
     }

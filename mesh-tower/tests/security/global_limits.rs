@@ -11,6 +11,7 @@ use mesh_tower::body::Body;
 use tokio::net::TcpListener;
 
 use crate::limits_support::limits;
+use crate::server_support::Log;
 use crate::shop::{self, workload};
 
 /// Every limit comes along with the question.
@@ -122,6 +123,27 @@ async fn rules_without_a_limit_go_by_those_of_the_service_for_what_a_client_call
         assert_eq!(call(&web, user).await, status, "{user}");
     }
     assert_eq!(ask(address, "/", &[("x-user", "jo")]).await.0, 200, "the server limits nobody");
+}
+
+/// Only refusals were told of once: limits may be without effect for long, and nobody knows.
+#[tokio::test]
+async fn without_an_answer_the_log_says_what_becomes_of_requests() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_max_level(tracing::Level::WARN);
+    let _default = tracing::subscriber::set_default(subscriber.finish());
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for (mode, status, becomes) in [("ALLOW", 200, "the request passes"), ("DENY", 500, "the request is refused")] {
+        let service = format!("{PATIENT}, failureMode: {mode}");
+        let rest = "rules: [{name: all, limit: {requests: 1, per: 1s}}]";
+        let control = control(format!("{}{}", services(gone), limit("reviews", &service, rest))).await;
+        let (_mesh, address) = serve(&control).await;
+        for _ in 0..3 {
+            assert_eq!(ask(address, "/", &[]).await.0, status, "{mode}");
+        }
+        let told = String::from_utf8_lossy(&log.0.lock().unwrap()).matches(becomes).count();
+        assert_eq!(told, 1, "once in a while");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
