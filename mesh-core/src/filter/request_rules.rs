@@ -133,8 +133,8 @@ impl<'r> Known<'r> {
     }
 }
 
-/// What requests are told apart by. What can be read in two ways counts as one, so that nobody gets around a limit who says a thing
-/// twice.
+/// What requests are told apart by. What can be read in two ways, or not be calculated, counts as one, so that nobody gets around a
+/// limit who says a thing twice, or no number where one is asked for.
 impl Tells for Known<'_> {
     fn tell(&self, expression: &CelExpression) -> Option<String> {
         self.is_in_doubt.set(false);
@@ -208,6 +208,10 @@ impl Facts for Known<'_> {
             return None;
         }
         self.said(jwt::claim_has(self.info.tokens(), key, item))
+    }
+
+    fn note_doubt(&self) {
+        self.is_in_doubt.set(true);
     }
 
     fn are_total(&self) -> bool {

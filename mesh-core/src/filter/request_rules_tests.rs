@@ -75,6 +75,8 @@ fn a_condition_knows_the_request_its_client_and_its_tokens() {
         ("request.headers['bytes'] != 'c'", true),
         ("request.auth.claims['groups'] == 'c'", true),
         ("int(request.headers['x-user']) > 5", true),
+        ("int(request.headers['x-user']) == 5", true),
+        ("9223372036854775807 + int(request.headers['n']) in [5]", true),
         // What is not asked leaves none.
         ("request.method == 'GET' && request.headers['twice'] == 'c'", false),
     ] {

@@ -23,6 +23,9 @@ pub trait Facts {
         None
     }
 
+    /// What is there cannot be calculated with: it is no number, or too large.
+    fn note_doubt(&self) {}
+
     /// Whether what is not there is unequal to everything, instead of leaving all undecided that asks for it.
     fn are_total(&self) -> bool {
         false

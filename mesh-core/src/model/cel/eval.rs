@@ -121,6 +121,10 @@ impl Node {
             _ => None,
         };
         let both = |nodes: &'a [Node; 2]| Some((nodes[0].value(facts)?, nodes[1].value(facts)?));
+        let in_doubt = || {
+            facts.note_doubt();
+            None
+        };
         // A text that is not there passes no test.
         let no_text = || facts.are_total().then_some(CelValue::Bool(false));
         Some(match self {
@@ -176,10 +180,10 @@ impl Node {
             }
             Node::Calculate(arithmetic, nodes) => {
                 let (a, b) = both(nodes)?;
-                calculate(*arithmetic, a, b)?
+                calculate(*arithmetic, a, b).or_else(in_doubt)?
             }
             Node::Negate(node) => match node.value(facts)? {
-                CelValue::Int(number) => CelValue::Int(number.checked_neg()?),
+                CelValue::Int(number) => number.checked_neg().map(CelValue::Int).or_else(in_doubt)?,
                 CelValue::Double(number) => CelValue::Double(-number),
                 _ => return None,
             },
@@ -219,9 +223,9 @@ impl Node {
             Node::ToInt(node) => match node.value(facts)? {
                 CelValue::Int(number) => CelValue::Int(number),
                 CelValue::Double(number) if number.abs() < 9e18 => CelValue::Int(number as i64),
-                CelValue::Text(text) => CelValue::Int(text.parse().ok()?),
+                CelValue::Text(text) => text.parse().ok().map(CelValue::Int).or_else(in_doubt)?,
                 CelValue::Time(nanos) => CelValue::Int(nanos / 1_000_000_000),
-                _ => return None,
+                _ => return in_doubt(),
             },
         })
     }
