@@ -25,6 +25,9 @@ use crate::state::{FilterState, States};
 /// A filter that panics on every request is not made anew for each of them.
 const BETWEEN_RESTARTS: Duration = Duration::from_secs(1);
 
+/// Kept by a request that is refused, whose answer passes no filter.
+struct Refused;
+
 /// A filter that is watched over.
 #[derive(Debug)]
 pub struct PluginFilter(Arc<Watched>);
@@ -131,6 +134,7 @@ impl Watched {
             OnFailure::Pass => Decision::Continue,
             OnFailure::Refuse | OnFailure::Restart => {
                 info.note_details("filter_failed");
+                info.hold(Refused);
                 let body = format!("the filter {:?}, which requests have to pass, does not run", self.plugin.name);
                 Decision::Reply(Reply::new(StatusCode::INTERNAL_SERVER_ERROR, body))
             }
@@ -175,8 +179,21 @@ impl Filter for PluginFilter {
 
     /// A panic that is not passed over ends the answer: what the filter may have had to take out of it is not sent.
     fn on_response(&self, info: &mut RequestInfo, head: &mut response::Parts) {
+        let restarted;
         let running = self.0.running.load();
-        let Some(filter) = &*running else { return };
+        let filter = match &*running {
+            Some(filter) => filter,
+            // Nobody has seen the answer to a request that had passed it before it panicked.
+            None => {
+                restarted = self.0.restart(Instant::now());
+                match &restarted {
+                    Some(filter) => filter,
+                    None if self.0.plugin.on_failure == OnFailure::Pass => return,
+                    None if info.held::<Refused>().next().is_some() => return,
+                    None => resume_unwind(Box::new("the filter that an answer has to pass does not run")),
+                }
+            }
+        };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| filter.on_response(info, head)))
             && let Decision::Reply(_) = self.0.has_panicked(info)
         {

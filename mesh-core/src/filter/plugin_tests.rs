@@ -137,3 +137,25 @@ fn an_answer_that_it_panics_at_is_sent_only_where_that_is_allowed() {
     assert!(answer(OnFailure::Pass));
     assert!(!answer(OnFailure::Refuse) && !answer(OnFailure::Restart));
 }
+
+/// The one that panicked was ended, and those that were under way with it were once sent as they were.
+#[test]
+fn an_answer_is_not_sent_past_a_filter_that_does_not_run_any_more() {
+    let filter = built("fragile", "{}", OnFailure::Restart).unwrap();
+    let is_sent = |panics: bool, is_refused: bool| {
+        let answer = http::Response::builder();
+        let answer = if panics { answer.header("panic", "1") } else { answer };
+        let (mut head, ()) = answer.body(()).unwrap().into_parts();
+        let mut info = info(Instant::now());
+        if is_refused {
+            let (mut head, ()) = http::Request::new(()).into_parts();
+            assert!(matches!(filter.on_request(&mut info, &mut head), Decision::Reply(_)));
+        }
+        catch_unwind(AssertUnwindSafe(|| filter.on_response(&mut info, &mut head))).is_ok()
+    };
+    assert!(!is_sent(true, false));
+    assert!(is_sent(false, false), "it is made anew, and sees it");
+    assert!(!is_sent(true, false));
+    assert!(!is_sent(false, false), "too soon to be made anew");
+    assert!(is_sent(false, true), "its own answer");
+}
