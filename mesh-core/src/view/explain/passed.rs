@@ -11,8 +11,8 @@ use super::settings::{fields, header_change, percent, said, time};
 use super::written;
 use crate::model::{
     AdaptiveConcurrency, AdmissionControl, DescriptorAction, ExtProc, FilterConfig, Fraction, GlobalRateLimit,
-    HeaderTarget, JwtAuthentication, LocalRateLimit, OnFailure, Plugin, QuotaRule, QuotaStrategy, RateLimit,
-    RateLimitQuota, Rbac, RbacAction, RbacRules, RequestRule, RequestRules, SessionCarrier, StatefulSession,
+    HeaderTarget, JwtAuthentication, LimitOverride, LocalRateLimit, OnFailure, Plugin, QuotaRule, QuotaStrategy,
+    RateLimit, RateLimitQuota, Rbac, RbacAction, RbacRules, RequestRule, RequestRules, SessionCarrier, StatefulSession,
     TokenBucket,
 };
 
@@ -133,10 +133,19 @@ fn listed(all: Vec<Value>) -> Option<Vec<Value>> {
 }
 
 fn global_rate_limit(limit: &GlobalRateLimit, domain: &str, counted: &[Arc<RateLimit>]) -> Value {
+    let rules = counted.iter().map(|one| {
+        let limit = match one.limit {
+            Some(LimitOverride { requests, unit }) => {
+                json!({"requests": requests, "per": time(Duration::from_secs(unit.seconds().into()))})
+            }
+            None => json!("as the service has it"),
+        };
+        json!({"by": counted_by(one), "limit": limit})
+    });
     json!({
         "asks": &*limit.target,
         "domain": domain,
-        "by": listed(counted.iter().map(|one| counted_by(one).into()).collect()),
+        "rules": listed(rules.collect()),
         "without_an_answer": if limit.fails_closed { "refused" } else { "passes" },
         "enforced_percent": part(limit.enforced),
     })
@@ -170,13 +179,16 @@ fn counted_by(counted: &RateLimit) -> String {
         DescriptorAction::DestinationCluster => "destination cluster".to_owned(),
         DescriptorAction::Header { name, .. } => format!("header {name}"),
         DescriptorAction::Query { name, .. } => format!("query {name}"),
-        DescriptorAction::RemoteAddress | DescriptorAction::MaskedRemoteAddress { .. } => "remote address".to_owned(),
+        DescriptorAction::RemoteAddress => "remote address".to_owned(),
+        DescriptorAction::MaskedRemoteAddress { v4_bits, v6_bits } => {
+            format!("remote address /{v4_bits} or /{v6_bits}")
+        }
         DescriptorAction::RemoteAddressMatch { key, value, .. }
         | DescriptorAction::Constant { key, value }
         | DescriptorAction::HeaderMatch { key, value, .. }
         | DescriptorAction::QueryMatch { key, value, .. } => format!("{key}={value}"),
         DescriptorAction::Claim { path, .. } => format!("claim {}", path.join(".")),
-        DescriptorAction::Client { .. } => "client".to_owned(),
+        DescriptorAction::Client { part, .. } => format!("client {}", part.name()),
         DescriptorAction::PathTemplate { templates, .. } => {
             let templates: Vec<&str> = templates.iter().map(|(text, _)| &**text).collect();
             format!("path {}", templates.join(" or "))
@@ -238,10 +250,60 @@ fn request_rules(rules: &RequestRules) -> Value {
         fields(json!({
             "name": &*rule.name,
             "when": rule.when.as_ref().map(|condition| condition.text()),
+            "allowed": rule.allow.then_some(true),
             "refused_with": rule.deny.as_ref().map(|refusal| refusal.status.as_u16()),
             "request_headers": changes(HeaderTarget::Request, &rule.request),
             "response_headers": changes(HeaderTarget::Response, &rule.response),
         }))
     };
     json!({"rules": rules.rules.iter().map(rule).collect::<Vec<_>>()})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{CelExpression, ClientPart, ConcurrencyQueue, LimitUnit};
+
+    fn told(config: &FilterConfig) -> String {
+        Passed::of(&"filter".into(), config, None).expect("it is passed").to_string()
+    }
+
+    #[test]
+    fn each_rule_of_a_service_is_told_by_itself_with_its_limit() {
+        let header = DescriptorAction::Header { key: "x-user".into(), name: "x-user".into(), skip_if_absent: false };
+        let mut users = RateLimit::by(vec![header]);
+        users.limit = Some(LimitOverride { requests: 100, unit: LimitUnit::Hour });
+        let networks = RateLimit::by(vec![DescriptorAction::MaskedRemoteAddress { v4_bits: 24, v6_bits: 64 }]);
+        let mut limit = GlobalRateLimit::new("shop", "ratelimit:8081");
+        limit.rate_limits = vec![Arc::new(users), Arc::new(networks)];
+        let expected = "rate limit (filter): asks ratelimit:8081, domain shop, \
+                        rules (by header x-user, limit per 3600s, requests 100) and \
+                        (by remote address /24 or /64, limit as the service has it), without an answer passes";
+        assert_eq!(told(&FilterConfig::RateLimit(Arc::new(limit))), expected);
+    }
+
+    #[test]
+    fn what_a_rule_makes_of_its_requests_is_told_also_where_it_lets_them_pass() {
+        let mut health = RequestRule::new("health");
+        (health.when, health.allow) = (CelExpression::rule("request.url_path == '/healthz'").ok(), true);
+        let expected = "rules (filter): rules (name health, allowed, when request.url_path == '/healthz')";
+        assert_eq!(told(&FilterConfig::RequestRules(Arc::new(RequestRules::new(vec![health])))), expected);
+    }
+
+    #[test]
+    fn whose_turns_callers_take_is_told() {
+        let by = [
+            (ClientPart::Principal, "principal"),
+            (ClientPart::Namespace, "namespace"),
+            (ClientPart::ServiceAccount, "serviceAccount"),
+        ];
+        for (part, name) in by {
+            let mut queue = ConcurrencyQueue::new(10);
+            queue.by = Arc::new(RateLimit::by(vec![DescriptorAction::Client { key: "client".into(), part }]));
+            let mut limit = AdaptiveConcurrency::fixed(5);
+            limit.queue = Some(Arc::new(queue));
+            let text = told(&FilterConfig::AdaptiveConcurrency(Arc::new(limit)));
+            assert!(text.contains(&format!("turns by client {name}, ")), "{text}");
+        }
+    }
 }
