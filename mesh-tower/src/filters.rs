@@ -6,7 +6,7 @@ use http::{request, response};
 use mesh_core::filter::{Callout, Decision, Filter, Reply, ResponseCallout, Resume};
 use mesh_core::live_trace::Stage;
 use mesh_core::request_info::RequestInfo;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// How far a request came in its chain.
 pub(crate) enum Passage {
@@ -52,8 +52,13 @@ fn told(passage: Passage, filter: &Arc<dyn Filter>, info: &mut RequestInfo) -> P
             "held back"
         }
     };
-    info.note_event("filter", || json!({"outcome": outcome, "filter": filter.name()}));
+    info.note_event("filter", || event(outcome, &**filter));
     passage
+}
+
+/// What is told of a filter that did not pass a request on. One that is built in has no name: what it notes says which it was.
+fn event(outcome: &str, filter: &dyn Filter) -> Value {
+    json!({"outcome": outcome, "filter": Some(filter.name()).filter(|name| !name.is_empty())})
 }
 
 /// The filter that held the request back decides; then the chain goes on.
@@ -119,5 +124,29 @@ pub(crate) fn on_response(
 pub(crate) fn on_end(filters: &[Arc<dyn Filter>], entered: usize, info: &RequestInfo) {
     for filter in filters.iter().take(entered) {
         filter.on_end(info);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Called(&'static str);
+
+    impl Filter for Called {
+        fn on_request(&self, _: &mut RequestInfo, _: &mut request::Parts) -> Decision {
+            Decision::Continue
+        }
+
+        fn name(&self) -> &str {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_filter_without_a_name_is_told_without_one() {
+        assert_eq!(event("answered", &Called("acme.guard")), json!({"outcome": "answered", "filter": "acme.guard"}));
+        assert_eq!(event("held back", &Called("")), json!({"outcome": "held back", "filter": null}));
     }
 }

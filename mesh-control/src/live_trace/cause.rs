@@ -106,8 +106,7 @@ fn client_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
             causes.push(format!("the route answers {} itself{body}: {route}", answer(hop)));
             return;
         }
-        if events(hop, "filter").any(|filter| text(filter, "outcome") == "answered") {
-            let by = limit(hop).or_else(|| filter(hop)).unwrap_or_else(|| "a filter of the route".to_owned());
+        if let Some(by) = answered_by(hop) {
             causes.push(format!("{by} answered {}: {route}", answer(hop)));
             return;
         }
@@ -191,13 +190,7 @@ fn server_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
         causes.push(format!("a fault that {} injects answered {}", who(hop), answer(hop)));
         return;
     }
-    if events(hop, "filter").next_back().is_some_and(|filter| text(filter, "outcome") == "answered") {
-        // The application was never asked.
-        let by = match text(hop, "details") {
-            "" => "a filter",
-            details => details,
-        };
-        let by = limit(hop).or_else(|| filter(hop)).unwrap_or_else(|| by.to_owned());
+    if let Some(by) = answered_by(hop) {
         causes.push(format!("{} answered {} before its application: {by}", who(hop), answer(hop)));
         return;
     }
@@ -209,9 +202,21 @@ fn server_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
     causes.push(format!("the application of {} answered {} after {}{rewritten}", who(hop), answer(hop), took(hop)));
 }
 
-/// The limit that a request was over, by its name and its rule's.
+/// What answered a request on its way, so that nobody further on was asked: a limit, or a filter by its name, or by what it noted.
+fn answered_by(hop: &Value) -> Option<String> {
+    events(hop, "filter").find(|filter| text(filter, "outcome") == "answered")?;
+    let noted = || match text(hop, "details") {
+        // That one did is all that it says.
+        "" | "filter_response" => "a filter".to_owned(),
+        details => details.to_owned(),
+    };
+    Some(limit(hop).or_else(|| filter(hop)).unwrap_or_else(noted))
+}
+
+/// The limit that refused a request, by its name and its rule's. One that only counts does not.
 fn limit(hop: &Value) -> Option<String> {
-    let is_over = |limit: &&Value| limit.get("is_within").and_then(Value::as_bool) == Some(false);
+    let is = |limit: &Value, what: &str| limit.get(what).and_then(Value::as_bool);
+    let is_over = |limit: &&Value| is(limit, "is_within") == Some(false) && is(limit, "is_enforced") == Some(true);
     let found =
         ["rate limit", "quota"].into_iter().find_map(|what| Some((what, events(hop, what).rev().find(is_over)?)));
     let (what, limit) = found?;
@@ -507,5 +512,33 @@ mod tests {
         let expected = ["3 attempts; before the last: status 503; a"];
         assert_eq!(said(tries.to_vec()), expected);
         assert_eq!(said(tries.into_iter().chain(last).collect()), expected);
+    }
+
+    #[test]
+    fn what_refused_a_request_is_named_on_both_sides() {
+        let over = |what: &str, is_enforced: bool| json!({"what": what, "limit": "shop/users", "rule": "each", "is_within": false, "is_enforced": is_enforced});
+        let answered = json!({"what": "filter", "outcome": "answered"});
+        let named = json!({"what": "filter", "outcome": "answered", "filter": "acme.guard"});
+        let cases = [
+            ("request_rule[own]", vec![answered.clone()], "request_rule[own]"),
+            ("filter_response", vec![answered.clone()], "a filter"),
+            ("filter_response", vec![named], "the filter acme.guard"),
+            ("request_rate_limited", vec![over("quota", true), answered.clone()], "the quota shop/users, rule each"),
+            // A limit that only counts let it pass.
+            ("concurrency_queue_full", vec![over("rate limit", false), answered], "concurrency_queue_full"),
+        ];
+        for (details, events, expected) in cases {
+            for side in ["client", "server"] {
+                let hop =
+                    json!({"side": side, "workload": "shop/a", "status": 403, "details": details, "events": events});
+                let mut causes = Vec::new();
+                failed(std::slice::from_ref(&hop), &hop, &mut causes, 0);
+                let said = match side {
+                    "client" => format!("{expected} answered 403: "),
+                    _ => format!("shop/a answered 403 before its application: {expected}"),
+                };
+                assert!(causes.iter().any(|cause| cause.starts_with(&said)), "{side} {details}: {causes:?}");
+            }
+        }
     }
 }
