@@ -75,7 +75,15 @@ fn one(rest: &str) -> Result<(Token, usize), (usize, String)> {
     }
     match MARKS.iter().find(|mark| rest.starts_with(**mark)) {
         Some(mark) => Ok((Token::Mark(mark), mark.len())),
-        None => Err((0, format!("{first:?} is not expected in an expression"))),
+        None => {
+            let meant = match first {
+                '=' => "; did you mean `==`?",
+                '&' => "; did you mean `&&`?",
+                '|' => "; did you mean `||`?",
+                _ => "",
+            };
+            Err((0, format!("{first:?} is not expected in an expression{meant}")))
+        }
     }
 }
 

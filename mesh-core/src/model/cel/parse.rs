@@ -1,5 +1,7 @@
 //! From words to an expression whose every part is of the right kind.
 
+use std::collections::BTreeSet;
+
 use super::attributes::{CelAttribute, Kind, Moment};
 use super::eval::{Arithmetic, CelValue, Comparison, Node, TextTest};
 use super::lex::{Placed, Token, fault, lex};
@@ -530,12 +532,16 @@ impl Parser<'_> {
             Reader::Label => true,
             Reader::Rule | Reader::Key => one.in_rules().is_some(),
         };
-        let known = CelAttribute::ALL.iter().filter(|(_, one)| is_here(*one)).map(|(known, _)| *known);
-        let known: Vec<&str> = known.filter(is_like).collect();
-        match known.is_empty() {
-            true => format!("there is no attribute {path} here"),
-            false => format!("there is no attribute {path} here, there are {}", known.join(", ")),
+        let here = CelAttribute::ALL.iter().filter(|(_, one)| is_here(*one)).map(|(known, _)| *known);
+        let known: Vec<&str> = here.clone().filter(is_like).collect();
+        if known.is_empty() {
+            let parents: BTreeSet<&str> = here.filter_map(|known| known.split('.').next()).collect();
+            let parents = parents.into_iter().collect::<Vec<_>>().join(", ");
+            return format!(
+                "there is no attribute {path} here; they are of {parents}, and a text is in quotes: '{path}'"
+            );
         }
+        format!("there is no attribute {path} here, there are {}", known.join(", "))
     }
 
     /// A function; its arguments are to come.
