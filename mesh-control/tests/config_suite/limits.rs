@@ -170,6 +170,19 @@ fn a_rule_of_our_own_that_can_never_count_is_told() {
 }
 
 #[test]
+fn an_item_tells_requests_apart_by_one_thing() {
+    let rule = |by: &str| own(&format!("rules: [{{name: a, by: [{by}], limit: {{requests: 1, per: 1s}}}}]"));
+    let several =
+        "rules[0].by[0]: it has one of `header`, `method: true`: each tells requests apart as an item of its own";
+    check(&rule("{header: u, method: true}"), &[several]);
+    let none = "rules[0].by[0]: it has one of header, query, claim, client, remoteAddress, pathTemplates, method: true, expression";
+    check(&rule("{method: false}"), &[none]);
+    // What is wrong with the one thing is all that is told.
+    check(&rule("{header: 'a b'}"), &["rules[0].by[0].header: `a b` is no name of a header"]);
+    check(&rule("{expression: request.id}"), &["rules[0].by[0].expression: line 1, column 1: request.id is new"]);
+}
+
+#[test]
 fn what_goes_by_a_claim_is_told_where_nobody_looks_at_tokens() {
     let looks = |namespace: &str, selector: &str| {
         format!(

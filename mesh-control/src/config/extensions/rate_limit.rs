@@ -496,16 +496,34 @@ pub(super) fn keyed(by: &[Key], at: &str, faults: &mut Vec<Fault>) -> Vec<Descri
     let mut found = Vec::new();
     for (index, key) in by.iter().enumerate() {
         let at = format!("{at}[{index}]");
-        let mut actions = key.actions(&at, faults).into_iter();
-        match (actions.next(), actions.next()) {
-            (Some(action), None) => found.push(action),
-            _ => faults.push((key.span, at, "one thing to tell requests apart by is expected".to_owned())),
-        }
+        found.extend(key.actions(&at, faults));
+        let parts = key.parts();
+        let said: Vec<String> = parts.iter().filter(|(_, is_said)| *is_said).map(|(part, _)| quoted(part)).collect();
+        let message = match said.as_slice() {
+            [_] => continue,
+            [] => format!("it has one of {}", parts.map(|(part, _)| part).join(", ")),
+            several => format!("it has one of {}: each tells requests apart as an item of its own", several.join(", ")),
+        };
+        faults.push((key.span, at, message));
     }
     found
 }
 
 impl Key {
+    /// What it may have, of which it has one thing, and whether it does.
+    fn parts(&self) -> [(&'static str, bool); 8] {
+        [
+            ("header", self.header.is_some()),
+            ("query", self.query.is_some()),
+            ("claim", self.claim.is_some()),
+            ("client", self.client.is_some()),
+            ("remoteAddress", self.remote_address.is_some()),
+            ("pathTemplates", !self.path_templates.is_empty()),
+            ("method: true", self.method == Some(true)),
+            ("expression", self.expression.is_some()),
+        ]
+    }
+
     /// Which field of it says something that only a server knows of a request.
     fn of_servers(&self) -> Option<&'static str> {
         let said = [
