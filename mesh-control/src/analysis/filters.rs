@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mesh_core::model::OnFailure;
 
-use super::limits::{not_answering, say};
+use super::limits::{check_hosts, not_answering, say};
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::extensions::request_rules::{RequestRules, RulesMode};
@@ -76,18 +76,11 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
 /// Hosts that there are not.
 fn check_rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.filters.rules() {
-        for host in &object.spec.hosts {
-            if policy.services.exact(host, &object.meta.namespace).is_none() {
-                let message = format!("nothing has the host {host:?}, so that its rules are for no call");
-                let at = locate(&object.meta.origin, "hosts");
-                let finding = Diagnostic::at(&at, Severity::Warning, Code::UnknownReference, message);
-                found.push(finding.object(object.meta.id()).field("hosts"));
-            }
-        }
-        let target = object.spec.processor.as_ref().map(|processor| &processor.target);
-        let not_answering = target.and_then(|at| Some((at, not_answering(at, &object.meta.namespace, policy)?)));
-        if let Some((target, why)) = not_answering {
-            let message = format!("{target:?} has no word on any request, since {why}: the failure mode decides");
+        check_hosts(&object.meta, &object.spec.hosts, ("hosts", "its rules are for no call"), policy, found);
+        let silent = object.spec.processor.as_ref().and_then(|processor| {
+            not_answering(&processor.target, "has no word on any request", &object.meta.namespace, policy)
+        });
+        if let Some(message) = silent {
             say(&object.meta, "processor.host", Code::UnknownReference, message, found);
         }
         let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);

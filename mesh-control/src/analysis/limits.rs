@@ -43,22 +43,11 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             }
         }
     }
-    let mut check = |meta: &Meta, hosts: &[String], field: &str| {
-        for host in hosts {
-            if policy.services.exact(host, &meta.namespace).is_none() {
-                let meant = meant_in_full(policy, host, &meta.namespace);
-                let message = format!("nothing has the host {host:?}, so that no call is counted for it{meant}");
-                say(meta, field, Code::UnknownReference, message, found);
-            }
-        }
-    };
     for object in policy.limits.rate_limits() {
-        check(&object.meta, &object.spec.hosts, "hosts");
+        check_hosts(&object.meta, &object.spec.hosts, ("hosts", NOT_COUNTED), policy, found);
     }
     for object in policy.limits.overloads() {
-        check(&object.meta, &object.spec.hosts, "throttle.hosts");
-    }
-    for object in policy.limits.overloads() {
+        check_hosts(&object.meta, &object.spec.hosts, ("throttle.hosts", NOT_COUNTED), policy, found);
         let queue = object.spec.concurrency.as_ref().and_then(|limit| limit.queue.as_ref());
         let field = queue.filter(|queue| needs_token(&queue.by)).map(|_| "concurrency.queue.by".to_owned());
         let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
@@ -75,17 +64,37 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
 }
 
-/// Why nobody answers calls of gRPC at `HOST:PORT`, where that is known.
-pub(super) fn not_answering(target: &str, namespace: &str, policy: &Policy) -> Option<&'static str> {
+/// What it means that nothing has the host of a limit.
+pub(super) const NOT_COUNTED: &str = "no call is counted for it";
+
+/// Hosts of calls that nothing has: in which field, and what it means.
+pub(super) fn check_hosts(
+    meta: &Meta,
+    hosts: &[String],
+    (field, becomes): (&str, &str),
+    policy: &Policy,
+    found: &mut Vec<Diagnostic>,
+) {
+    for host in hosts.iter().filter(|host| policy.services.exact(host, &meta.namespace).is_none()) {
+        let meant = meant_in_full(policy, host, &meta.namespace);
+        let message = format!("nothing has the host {host:?}, so that {becomes}{meant}");
+        say(meta, field, Code::UnknownReference, message, found);
+    }
+}
+
+/// What is said of somebody at `HOST:PORT` who is asked about requests over gRPC, and is known not to answer.
+pub(super) fn not_answering(target: &str, does: &str, namespace: &str, policy: &Policy) -> Option<String> {
     let (host, port) = target.rsplit_once(':').unwrap_or((target, ""));
     let service = policy.services.exact(host, namespace);
+    let meant = if service.is_none() { meant_in_full(policy, host, namespace) } else { String::new() };
     let port = service.and_then(|(_, service)| service.ports.iter().find(|known| port.parse() == Ok(known.number)));
-    match port.map(|port| port.protocol) {
-        None => Some("nothing has it"),
-        Some(Protocol::Unspecified) => None,
-        Some(protocol) if protocol.is_http2() => None,
-        Some(_) => Some("it speaks no gRPC, by the name of its port"),
-    }
+    let why = match port.map(|port| port.protocol) {
+        None => "nothing has it",
+        Some(Protocol::Unspecified) => return None,
+        Some(protocol) if protocol.is_http2() => return None,
+        Some(_) => "it speaks no gRPC, by the name of its port",
+    };
+    Some(format!("{target:?} {does}, since {why}: the failure mode decides{meant}"))
 }
 
 /// Services that cannot be asked.
@@ -97,9 +106,9 @@ fn check_services(policy: &Policy, found: &mut Vec<Diagnostic>) {
         });
         // Those of an EnvoyFilter may differ by port.
         for target in counters.collect::<BTreeSet<_>>() {
-            let Some(why) = not_answering(target, &object.meta.namespace, policy) else { continue };
-            let message = format!("{target:?} gives no answers, since {why}: the failure mode decides");
-            say(&object.meta, service(&object.meta), Code::UnknownReference, message, found);
+            if let Some(message) = not_answering(target, "gives no answers", &object.meta.namespace, policy) {
+                say(&object.meta, service(&object.meta), Code::UnknownReference, message, found);
+            }
         }
     }
 }
@@ -292,7 +301,7 @@ fn check_methods(object: &Object<RateLimit>, found: &mut Vec<Diagnostic>) {
 }
 
 /// Whether a claim is needed.
-fn needs_token(counted: &Counted) -> bool {
+pub(super) fn needs_token(counted: &Counted) -> bool {
     counted.actions.iter().any(|action| match action {
         DescriptorAction::Claim { default, .. } => default.is_none(),
         DescriptorAction::Expression { expression, .. } => expression.needs_token(),

@@ -28,7 +28,8 @@ pub(super) fn check(
         looks(&other.meta, &objects.workloads(&other.meta, other.spec.selector.as_ref(), &other.spec.targets()))
     });
     for field in fields.filter(|_| !is_known) {
-        let message = "no RequestAuthentication is for these workloads: no token is looked at, and every request counts as one without a token";
+        let message =
+            "no RequestAuthentication is for these workloads: no token is looked at, and no request has a claim";
         say(meta, &field, Code::UnknownReference, message.to_owned(), found);
     }
 }

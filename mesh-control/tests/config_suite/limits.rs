@@ -140,6 +140,15 @@ fn a_host_that_is_not_written_in_full_is_told_with_what_was_meant() {
         let throttle = own(&format!("throttle: {{hosts: [{host}]}}")).replace("kind: RateLimit", "kind: Overload");
         check(&throttle, &[&told]);
     }
+    let called =
+        own("mode: CLIENT\n  hosts: [web]\n  rules: [{name: a, deny: {}}]").replace("RateLimit", "RequestRules");
+    let told =
+        "nothing has the host \"web\", so that its rules are for no call; did you mean `web.shop.svc.cluster.local`?";
+    check(&called, &[told]);
+    let meant = "since nothing has it: the failure mode decides; did you mean `limits.shop.svc.cluster.local`?";
+    check(&rate_limit(&SERVICE.replace(".shop.svc.cluster.local", ""), "{name: a}"), &[meant]);
+    let asked = own("processor: {host: limits.shop, port: 8081}").replace("RateLimit", "RequestRules");
+    check(&asked, &[meant]);
     check(
         &own(&format!("mode: CLIENT\n  hosts: [nothing.like.it]\n  {rules}")),
         &["so that no call is counted for it"],
@@ -193,6 +202,12 @@ fn what_goes_by_a_claim_is_told_where_nobody_looks_at_tokens() {
     for (kind, rule, field) in [
         ("RateLimit", "{name: a, by: [{claim: sub}], limit: {requests: 1, per: 1s}}", "rules"),
         ("Quota", "{name: a, by: [{claim: sub}], limit: {requests: 1, per: DAY}}", "rules[0].by"),
+        ("RateLimit", "{name: a, by: [{expression: request.auth.claims.sub}], limit: {requests: 1, per: 1s}}", "rules"),
+        (
+            "Quota",
+            "{name: a, by: [{expression: request.auth.claims.sub}], limit: {requests: 1, per: DAY}}",
+            "rules[0].by",
+        ),
         ("RequestRules", "{name: a, when: 'request.auth.claims.sub == \"me\"', deny: {}}", "rules[0].when"),
         ("RequestRules", "{name: a, when: '!has(request.auth.principal)', deny: {}}", "rules[0].when"),
         ("AuthorizationPolicy", "{when: [{key: 'request.auth.claims[sub]', values: [me]}]}", "rules"),
