@@ -141,7 +141,12 @@ fn the_name_of_a_rule_is_explained_with_its_place_and_its_words() {
     assert!(text(command("none", &[])).starts_with("none: no rule is for the request"));
     let unknown = command("AuthorizationPolicy/shop/alow-web#1", &[]);
     assert_eq!(unknown.status.code(), Some(1));
-    assert!(text(unknown).contains("did you mean `AuthorizationPolicy/shop/allow-web#1`?"));
+    assert!(text(unknown).contains("; did you mean `AuthorizationPolicy/shop/allow-web#1`?"));
+    let other = text(command("request_rule[no-tenant]", &[]));
+    assert!(
+        other.contains("; the names are AuthorizationPolicy/NAMESPACE/NAME#INDEX and `none`; where limits"),
+        "{other}"
+    );
 }
 
 #[test]

@@ -33,6 +33,10 @@ pub(super) struct Args {
 const NOBODY: &str =
     "no rule is for the request, and its server has policies that let in (ALLOW): whom none of them is for, is refused";
 
+/// What is said where no name is like the one that is asked for.
+const NAMES: &str = "the names are AuthorizationPolicy/NAMESPACE/NAME#INDEX and `none`; where limits and rules on requests are \
+                     written, `mesh-control explain` tells for a request";
+
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = super::runtime()?;
     let _entered = runtime.enter();
@@ -44,8 +48,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None if id == NO_RULE => (format!("{id}: {NOBODY}\n"), json!({"id": id, "effect": "DENY", "reason": NOBODY})),
         None => {
             let known: Vec<&str> = snapshot.rule_ids().collect();
-            let meant = nearest(id, &known).map(|meant| format!("; did you mean {}?", quoted(meant)));
-            return Err(anyhow!("no rule that is in force is called {}{}", quoted(id), meant.unwrap_or_default()));
+            let meant = nearest(id, &known).map(|meant| format!("did you mean {}?", quoted(meant)));
+            return Err(anyhow!(
+                "no rule that is in force is called {}; {}",
+                quoted(id),
+                meant.unwrap_or_else(|| NAMES.to_owned())
+            ));
         }
     };
     match args.printing.format() {
