@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::{QUOTA, QuotaLimit, RULE};
 use crate::hex::hex;
 use crate::period::Period;
-use crate::ratelimit::NotCounted;
+use crate::ratelimit::{NotCounted, label};
 
 use self::account::Settled;
 pub(crate) use self::session::Session;
@@ -386,9 +386,4 @@ impl AllSeen {
             denied: 0,
         }))
     }
-}
-
-/// The value of a label: what a caller sends may be in it.
-fn label(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

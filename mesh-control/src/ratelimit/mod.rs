@@ -39,6 +39,7 @@ use crate::config::watch::Watcher;
 pub use self::redis::RedisUrl;
 pub(crate) use self::redis::Scripted;
 pub use self::rules::{Limit, Mode, Rule, Rules};
+pub(crate) use self::stats::label;
 pub use self::stats::{RuleStats, RuleStatus};
 pub use self::store::{NotCounted, Store};
 pub use self::window::{Algorithm, Charge, Counter, Key, Unit};

@@ -138,8 +138,8 @@ pub(super) fn write(rules: &[RuleStatus], out: &mut String) {
     }
 }
 
-/// The value of a label: what a caller sends may be in it.
-fn label(value: &str) -> String {
+/// The value of a label in Prometheus' text: what a caller sends may be in it.
+pub(crate) fn label(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 

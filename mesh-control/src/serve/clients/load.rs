@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
 
+use crate::ratelimit::label;
 use crate::serve::clients::metrics::family;
 
 /// How many clusters are counted.
@@ -137,7 +138,7 @@ impl Load {
         let name = "mesh_reported_requests_total";
         family(out, name, "counter", "Requests that clients reported, by cluster and what became of them.");
         for (cluster, totals) in clusters {
-            let cluster = cluster.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let cluster = label(cluster);
             let Totals { issued, succeeded, failed, dropped, .. } = *totals;
             let outcomes = [("issued", issued), ("succeeded", succeeded), ("failed", failed), ("dropped", dropped)];
             for (outcome, count) in outcomes {
