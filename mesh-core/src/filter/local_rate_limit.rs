@@ -29,8 +29,8 @@ const UNAVAILABLE: u32 = 14;
 pub struct LocalLimit {
     config: Arc<LocalRateLimit>,
     limiter: Arc<LocalLimiter>,
-    /// Those over the limit that are not refused.
-    passed: Arc<LimitCounts>,
+    /// Those over the limit that are not refused, where not all are.
+    passed: Option<Arc<LimitCounts>>,
 }
 
 impl LocalLimit {
@@ -39,7 +39,8 @@ impl LocalLimit {
         let buckets = state.get(|| LocalBuckets::new(now));
         let counts = |rule: &str| state.limited().counts(&config.name, rule);
         let limiter = Arc::new(LocalLimiter::new(config, &buckets, counts, now));
-        LocalLimit { limiter, passed: counts("not_enforced"), config: Arc::clone(config) }
+        let passed = (config.enforced != Fraction::ALL).then(|| counts("not_enforced"));
+        LocalLimit { limiter, passed, config: Arc::clone(config) }
     }
 
     /// Whether it counts nothing, whatever comes.
@@ -120,7 +121,9 @@ impl Filter for LocalRateLimitFilter {
             (true, _) => Decision::Continue,
             (false, true) => self.refuse(request, &verdict),
             (false, false) => {
-                self.limit.passed.note_shadow();
+                if let Some(passed) = &self.limit.passed {
+                    passed.note_shadow();
+                }
                 apply_to_request(std::slice::from_ref(&config.request_changes), head);
                 Decision::Continue
             }
@@ -154,6 +157,29 @@ mod tests {
     use super::*;
     use crate::model::{DescriptorAction, HeaderTest, LocalRule, TokenBucket};
     use crate::state::States;
+
+    #[test]
+    fn what_passes_over_a_limit_is_counted_where_not_all_are_refused() {
+        let (now, once) = (Instant::now(), TokenBucket::new(1, 1, Duration::from_secs(60)).unwrap());
+        for (enforced, expected) in [(Fraction::ALL, None), (Fraction::default(), Some(2))] {
+            let mut config = LocalRateLimit::new("limit", Some(once));
+            config.enforced = enforced;
+            let (states, name) = (States::default(), Arc::from("limit"));
+            let limit = LocalLimit::new(&Arc::new(config), &states.filter("listener", &name), now);
+            let filter = limit.filter((&[], false), &[]).unwrap();
+            for _ in 0..3 {
+                let mut head = http::Request::get("/").body(()).unwrap().into_parts().0;
+                _ = filter.on_request(&mut RequestInfo::new(now, fastrand::Rng::with_seed(1)), &mut head);
+            }
+            let mut passed = None;
+            states.limited().each(|_, rule, counts| {
+                if rule == "not_enforced" {
+                    passed = Some(counts.shadow());
+                }
+            });
+            assert_eq!(passed, expected);
+        }
+    }
 
     #[test]
     fn whom_a_request_is_for_is_known_to_a_limit_that_asks_for_it() {
