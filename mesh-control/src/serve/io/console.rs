@@ -173,3 +173,15 @@ mod tests {
         assert_eq!(in_turn(&TURNS, || 7).await, Some(7));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_answer_in_json_is_in_the_documentation() {
+        let (source, page) = (include_str!("console.rs"), include_str!("../../../../docs/console.md"));
+        let mut paths = source.split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next());
+        assert!(paths.clone().any(|path| path == "/api/limits"));
+        let missing = paths.find(|path| !page.contains(&format!("`{path}`")) && !page.contains(&format!("`{path}?")));
+        assert_eq!(missing, None);
+    }
+}
