@@ -495,6 +495,11 @@ async fn metrics_have_the_quotas_of_identities_and_what_a_caller_sends_breaks_no
     ] {
         assert!(out.lines().any(|one| one == line), "{line}: {out}");
     }
+    let page = include_str!("../../../docs/quotas.md");
+    for name in out.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        let is_told = name.ends_with("_requests") || page.contains(&format!("`{name}`"));
+        assert!(is_told, "{name} is not in the documentation");
+    }
     // Of a quota that is gone nothing is told.
     assert!(quotas.status(|_, _| None, NOW).identities.is_empty());
 }

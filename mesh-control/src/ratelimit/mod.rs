@@ -425,6 +425,16 @@ impl fmt::Debug for RateLimits {
 mod tests {
     use super::*;
 
+    #[test]
+    fn every_metric_is_in_the_documentation() {
+        let mut out = String::new();
+        RateLimits::new(Store::in_memory(10)).write(&mut out);
+        let page = include_str!("../../../docs/ratelimit.md");
+        for name in out.lines().filter_map(|line| line.strip_prefix("# TYPE mesh_ratelimit")?.split(' ').next()) {
+            assert!(page.contains(&format!("`{name}`")) || page.contains(&format!("`mesh_ratelimit{name}`")), "{name}");
+        }
+    }
+
     /// Each poll looks at the files again; who reads the log wants to know of changes.
     #[test]
     fn what_is_wrong_with_rules_is_news_once_a_change() {

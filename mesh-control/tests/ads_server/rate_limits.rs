@@ -22,6 +22,20 @@ use tonic::transport::Channel;
 use crate::process::{Control, gone, output, page, text};
 use crate::support::until;
 
+#[tokio::test]
+async fn what_the_page_asks_a_service_about_has_a_limit_there() {
+    let page = include_str!("../../../docs/rate-limits.md");
+    let mut blocks = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let rules = blocks.find(|block| block.starts_with("domain: shop\n")).expect("a rule file");
+    let limits = RateLimits::new(Store::in_memory(10));
+    assert!(limits.apply_texts([("shop.yaml", rules)]).is_empty());
+    let entry = |key: &str, value: &str| Entry { key: key.to_owned(), value: value.to_owned() };
+    let entries = vec![entry("method", "POST"), entry("path", "/export/**")];
+    let asked = request(&[RateLimitDescriptor { entries, ..RateLimitDescriptor::default() }]);
+    let answer = limits.decide(&asked, Duration::from_secs(1_800_000_000)).await.unwrap();
+    assert_eq!(answer.statuses[0].current_limit.as_ref().map(|limit| limit.requests_per_unit), Some(20));
+}
+
 /// A year has no end while a test runs, but for once.
 const RULES: &str = "
 domain: shop
