@@ -7,7 +7,8 @@ use super::notes::Notes;
 use crate::error::Invalid;
 use crate::model::{HeaderChange, HeaderMutations, HeaderTarget, HeaderText};
 
-/// The four lists that routes, virtual hosts and weighted clusters all have.
+/// The four lists that routes, virtual hosts and weighted clusters all have, and limits one or two of.
+#[derive(Default)]
 pub(super) struct Lists {
     pub(super) request_headers_to_add: Vec<core::HeaderValueOption>,
     pub(super) request_headers_to_remove: Vec<String>,

@@ -90,9 +90,8 @@ pub(super) fn local_rate_limit(notes: &mut Notes<'_>, any: &Any, is_override: bo
         notes,
         headers::Lists {
             request_headers_to_add: request_headers_to_add_when_not_enforced,
-            request_headers_to_remove: Vec::new(),
             response_headers_to_add,
-            response_headers_to_remove: Vec::new(),
+            ..headers::Lists::default()
         },
     )?;
     Ok(LocalRateLimit {

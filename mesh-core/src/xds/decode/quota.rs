@@ -12,8 +12,8 @@ use envoy_types::pb::envoy::config::route::v3::RateLimit as RateLimitProto;
 use envoy_types::pb::envoy::extensions::filters::http::rate_limit_quota::v3 as pb;
 use envoy_types::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_response::bucket_action::QuotaAssignmentAction;
 use envoy_types::pb::envoy::r#type::matcher::v3::HttpRequestHeaderMatchInput;
+use envoy_types::pb::envoy::r#type::v3::RateLimitStrategy;
 use envoy_types::pb::envoy::r#type::v3::rate_limit_strategy::{BlanketRule, RequestsPerTimeUnit, Strategy};
-use envoy_types::pb::envoy::r#type::v3::{RateLimitStrategy, RateLimitUnit};
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::xds::r#type::matcher::v3 as xds;
 use http::StatusCode;
@@ -22,7 +22,7 @@ use prost::Message;
 use super::common::{duration, filled, parse, positive, runtime_share, status_from, string_test, unpack};
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
-use super::rate_limits::rate_limits;
+use super::rate_limits::{rate_limits, unit};
 use super::route_match::header_name;
 use crate::error::Invalid;
 use crate::model::{
@@ -72,9 +72,7 @@ pub(super) fn quota(notes: &mut Notes<'_>, any: &Any) -> Result<RateLimitQuota, 
         notes,
         headers::Lists {
             request_headers_to_add: request_headers_to_add_when_not_enforced,
-            request_headers_to_remove: Vec::new(),
-            response_headers_to_add: Vec::new(),
-            response_headers_to_remove: Vec::new(),
+            ..headers::Lists::default()
         },
     )?;
     quota.request_changes = changes.request;
@@ -287,15 +285,7 @@ fn refusal(
             u32::try_from(status.code).map_err(|_| Invalid::new("no code of gRPC").at("grpc_status.code"))?;
     }
     settings.body = http_body.map(|body| body.value.into()).unwrap_or_default();
-    let changes = mutations(
-        notes,
-        headers::Lists {
-            request_headers_to_add: Vec::new(),
-            request_headers_to_remove: Vec::new(),
-            response_headers_to_add,
-            response_headers_to_remove: Vec::new(),
-        },
-    )?;
+    let changes = mutations(notes, headers::Lists { response_headers_to_add, ..headers::Lists::default() })?;
     settings.response_changes = changes.response;
     Ok(())
 }
@@ -334,19 +324,8 @@ fn strategy(value: &RateLimitStrategy) -> Result<QuotaStrategy, Invalid> {
             QuotaStrategy::DenyAll
         }
         Some(Strategy::RequestsPerTimeUnit(RequestsPerTimeUnit { requests_per_time_unit: max, time_unit })) => {
-            const DAY: u64 = 24 * 60 * 60;
-            let seconds = match RateLimitUnit::try_from(*time_unit) {
-                Ok(RateLimitUnit::Second) => 1,
-                Ok(RateLimitUnit::Minute) => 60,
-                Ok(RateLimitUnit::Hour) => 60 * 60,
-                Ok(RateLimitUnit::Day) => DAY,
-                Ok(RateLimitUnit::Month) => 30 * DAY,
-                Ok(RateLimitUnit::Year) => 365 * DAY,
-                Ok(RateLimitUnit::Unknown) | Err(_) => {
-                    return Err(Invalid::new("not a known unit").at("requests_per_time_unit.time_unit"));
-                }
-            };
-            QuotaStrategy::Tokens { max: *max, per_fill: *max, interval: Duration::from_secs(seconds) }
+            let unit = unit(*time_unit).map_err(|invalid| invalid.at("requests_per_time_unit.time_unit"))?;
+            QuotaStrategy::Tokens { max: *max, per_fill: *max, interval: Duration::from_secs(unit.seconds().into()) }
         }
         Some(Strategy::TokenBucket(bucket)) => {
             let interval = bucket.fill_interval.as_ref().ok_or_else(|| Invalid::new("missing"));

@@ -67,15 +67,7 @@ pub(super) fn rate_limit_service(notes: &mut Notes<'_>, any: &Any) -> Result<Glo
     let (target, of_service) =
         grpc_service(notes, service).map_err(|invalid| invalid.at("rate_limit_service.grpc_service"))?;
     let timeout = timeout.as_ref().map(positive).transpose().map_err(|invalid| invalid.at("timeout"))?;
-    let changes = mutations(
-        notes,
-        headers::Lists {
-            request_headers_to_add: Vec::new(),
-            request_headers_to_remove: Vec::new(),
-            response_headers_to_add,
-            response_headers_to_remove: Vec::new(),
-        },
-    )?;
+    let changes = mutations(notes, headers::Lists { response_headers_to_add, ..headers::Lists::default() })?;
     let mut config = GlobalRateLimit::new(filled("domain", domain)?, target);
     if !stat_prefix.is_empty() {
         config.name = stat_prefix.into();

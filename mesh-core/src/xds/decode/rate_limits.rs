@@ -91,15 +91,7 @@ fn hits(notes: &mut Notes<'_>, value: HitsAddend) -> Result<Option<(Option<u64>,
 fn limit_override(notes: &mut Notes<'_>, value: Override) -> Result<Option<LimitOverride>, Invalid> {
     match value.override_specifier {
         Some(OverrideSpecifier::RateLimit(value)) => {
-            let unit = match RateLimitUnit::try_from(value.unit) {
-                Ok(RateLimitUnit::Second) => LimitUnit::Second,
-                Ok(RateLimitUnit::Minute) => LimitUnit::Minute,
-                Ok(RateLimitUnit::Hour) => LimitUnit::Hour,
-                Ok(RateLimitUnit::Day) => LimitUnit::Day,
-                Ok(RateLimitUnit::Month) => LimitUnit::Month,
-                Ok(RateLimitUnit::Year) => LimitUnit::Year,
-                Ok(RateLimitUnit::Unknown) | Err(_) => return Err(Invalid::new("not a known value").at("unit")),
-            };
+            let unit = unit(value.unit).map_err(|invalid| invalid.at("unit"))?;
             Ok(Some(LimitOverride { requests: value.requests_per_unit, unit }))
         }
         Some(OverrideSpecifier::DynamicMetadata(_)) => {
@@ -107,6 +99,19 @@ fn limit_override(notes: &mut Notes<'_>, value: Override) -> Result<Option<Limit
             Ok(None)
         }
         None => Err(Invalid::new("no known kind of override")),
+    }
+}
+
+/// A unit of time in which requests are counted.
+pub(super) fn unit(value: i32) -> Result<LimitUnit, Invalid> {
+    match RateLimitUnit::try_from(value) {
+        Ok(RateLimitUnit::Second) => Ok(LimitUnit::Second),
+        Ok(RateLimitUnit::Minute) => Ok(LimitUnit::Minute),
+        Ok(RateLimitUnit::Hour) => Ok(LimitUnit::Hour),
+        Ok(RateLimitUnit::Day) => Ok(LimitUnit::Day),
+        Ok(RateLimitUnit::Month) => Ok(LimitUnit::Month),
+        Ok(RateLimitUnit::Year) => Ok(LimitUnit::Year),
+        Ok(RateLimitUnit::Unknown) | Err(_) => Err(Invalid::new("not a known unit")),
     }
 }
 
