@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mesh_core::model::{DescriptorAction, HeaderTest, RateLimit as Counted, StringTest};
+use mesh_core::model::{DescriptorAction, HeaderTest, LocalRule, RateLimit as Counted, StringTest};
 
 use super::tokens;
 use super::unknown::meant_in_full;
@@ -171,11 +171,7 @@ fn check_descriptors(object: &Object<RateLimit>, policy: &Policy, found: &mut Ve
         // Where nobody says it, that is told.
         for rule in limit.rules.iter().filter(|_| !counted.is_empty()) {
             if !counted.iter().any(|counted| may_make(&counted.actions, &rule.entries)) {
-                let entries = rule.entries.iter().map(|(key, value)| match value.is_empty() {
-                    true => key.to_string(),
-                    false => format!("{key}={value}"),
-                });
-                let entries = entries.collect::<Vec<_>>().join(", ");
+                let entries = LocalRule::in_words(&rule.entries).join(", ");
                 let message =
                     format!("no action makes the descriptor {}, so that its limit never counts", quoted(&entries));
                 say(&object.meta, "configPatches", Code::UnknownReference, message, found);
@@ -190,7 +186,7 @@ fn may_make(actions: &[DescriptorAction], entries: &[(Arc<str>, Arc<str>)]) -> b
     let mut so_far: Vec<bool> = (0..=entries.len()).map(|count| count == 0).collect();
     for action in actions {
         let after = |count: usize| {
-            let is_skipped = is_skippable(action) && so_far.get(count) == Some(&true);
+            let is_skipped = action.may_be_absent() && so_far.get(count) == Some(&true);
             let before = count.checked_sub(1);
             let is_made = before.is_some_and(|before| {
                 so_far.get(before) == Some(&true) && entries.get(before).is_some_and(|entry| makes(action, entry))
@@ -200,18 +196,6 @@ fn may_make(actions: &[DescriptorAction], entries: &[(Arc<str>, Arc<str>)]) -> b
         so_far = (0..so_far.len()).map(after).collect();
     }
     so_far.last() == Some(&true)
-}
-
-fn is_skippable(action: &DescriptorAction) -> bool {
-    use DescriptorAction::{Claim, Expression, Header, Query};
-    let (Header { skip_if_absent, .. }
-    | Query { skip_if_absent, .. }
-    | Claim { skip_if_absent, .. }
-    | Expression { skip_if_absent, .. }) = action
-    else {
-        return false;
-    };
-    *skip_if_absent
 }
 
 /// Whether an action may come to an entry; an empty value is any.

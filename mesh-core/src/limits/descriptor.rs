@@ -242,18 +242,8 @@ impl DescriptorMaker {
 
     /// The keys that every descriptor has; `None` where they differ from request to request.
     pub(super) fn keys(&self) -> Option<impl Iterator<Item = &str> + Clone> {
-        let may_be_absent = |action: &DescriptorAction| {
-            let (DescriptorAction::Header { skip_if_absent, .. }
-            | DescriptorAction::Query { skip_if_absent, .. }
-            | DescriptorAction::Claim { skip_if_absent, .. }
-            | DescriptorAction::Expression { skip_if_absent, .. }) = action
-            else {
-                return false;
-            };
-            *skip_if_absent
-        };
         let actions = &self.limit.actions;
-        (!actions.iter().any(may_be_absent)).then(|| actions.iter().map(DescriptorAction::key))
+        (!actions.iter().any(DescriptorAction::may_be_absent)).then(|| actions.iter().map(DescriptorAction::key))
     }
 }
 

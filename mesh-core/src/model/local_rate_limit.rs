@@ -94,6 +94,15 @@ impl LocalRule {
         LocalRule { name: name.into(), entries, bucket, is_shadow: false }
     }
 
+    /// Entries in words: `key=value`, and `key` where any value is meant.
+    pub fn in_words(entries: &[(Arc<str>, Arc<str>)]) -> Vec<String> {
+        let word = |(key, value): &(Arc<str>, Arc<str>)| match &**value {
+            "" => key.to_string(),
+            value => format!("{key}={value}"),
+        };
+        entries.iter().map(word).collect()
+    }
+
     /// Whether it has a bucket for each of some values.
     pub fn is_keyed(&self) -> bool {
         self.entries.iter().any(|(_, value)| value.is_empty())

@@ -147,6 +147,26 @@ pub enum DescriptorAction {
 }
 
 impl DescriptorAction {
+    /// Whether a request that has nothing of it has the other entries all the same.
+    pub fn may_be_absent(&self) -> bool {
+        match self {
+            DescriptorAction::Header { skip_if_absent, .. }
+            | DescriptorAction::Query { skip_if_absent, .. }
+            | DescriptorAction::Claim { skip_if_absent, .. }
+            | DescriptorAction::Expression { skip_if_absent, .. } => *skip_if_absent,
+            DescriptorAction::SourceCluster
+            | DescriptorAction::DestinationCluster
+            | DescriptorAction::RemoteAddress
+            | DescriptorAction::MaskedRemoteAddress { .. }
+            | DescriptorAction::RemoteAddressMatch { .. }
+            | DescriptorAction::Constant { .. }
+            | DescriptorAction::HeaderMatch { .. }
+            | DescriptorAction::QueryMatch { .. }
+            | DescriptorAction::Client { .. }
+            | DescriptorAction::PathTemplate { .. } => false,
+        }
+    }
+
     /// The key of its entry.
     pub fn key(&self) -> &str {
         match self {

@@ -11,9 +11,9 @@ use super::settings::{fields, header_change, percent, said, time};
 use super::written;
 use crate::model::{
     AdaptiveConcurrency, AdmissionControl, DescriptorAction, ExtProc, FilterConfig, Fraction, GlobalRateLimit,
-    HeaderTarget, JwtAuthentication, LimitOverride, LocalRateLimit, OnFailure, Plugin, QuotaRule, QuotaStrategy,
-    RateLimit, RateLimitQuota, Rbac, RbacAction, RbacRules, RequestRule, RequestRules, SessionCarrier, StatefulSession,
-    TokenBucket,
+    HeaderTarget, JwtAuthentication, LimitOverride, LocalRateLimit, LocalRule, OnFailure, Plugin, QuotaRule,
+    QuotaStrategy, RateLimit, RateLimitQuota, Rbac, RbacAction, RbacRules, RequestRule, RequestRules, SessionCarrier,
+    StatefulSession, TokenBucket,
 };
 
 /// Something that a request passes: a limit, rules, policies, or a filter of the application's.
@@ -111,11 +111,7 @@ fn part(share: Fraction) -> Option<f64> {
 
 fn local_rate_limit(limit: &LocalRateLimit) -> Value {
     let rules = limit.rules.iter().map(|rule| {
-        let by = rule.entries.iter().map(|(key, value)| match &**value {
-            "" => key.to_string(),
-            value => format!("{key}={value}"),
-        });
-        let by: Vec<String> = by.collect();
+        let by = LocalRule::in_words(&rule.entries);
         let shadow = rule.is_shadow.then_some(true);
         fields(json!({"name": &*rule.name, "by": by, "limit": bucket(&rule.bucket), "shadow": shadow}))
     });

@@ -135,13 +135,7 @@ fn rule(notes: &mut Notes<'_>, value: LocalRateLimitDescriptor, name: Option<Str
         Ok((Arc::<str>::from(filled("key", entry.key)?), Arc::<str>::from(entry.value)))
     })?;
     let bucket = notes.required("token_bucket", token_bucket, |_, value| bucket(&value))?;
-    let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| {
-        let texts = entries.iter().map(|(key, value)| match &**value {
-            "" => key.to_string(),
-            value => format!("{key}={value}"),
-        });
-        texts.collect::<Vec<_>>().join(",")
-    });
+    let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| LocalRule::in_words(&entries).join(","));
     Ok(LocalRule { is_shadow: shadow_mode, ..LocalRule::new(name, entries, bucket) })
 }
 
