@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::RETRY_AFTER;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 
@@ -11,6 +12,7 @@ use crate::limits::LimitedRequest;
 use crate::model::{Fraction, OfHost, RateLimit, RestHeaders};
 use crate::request::RequestHead;
 use crate::request_info::{LimitNote, RequestInfo};
+use crate::response_flags::ResponseFlags;
 
 /// What a route says that its requests are counted by, with whether its virtual host counts besides; and what that says.
 pub(super) type RouteLimits<'c> = ((&'c [Arc<RateLimit>], bool), &'c [Arc<RateLimit>]);
@@ -63,6 +65,24 @@ pub(super) fn seen_as<'r>(request: &'r RequestInfo, head: RequestHead<'r>, tells
     limited
 }
 
+/// What gRPC's callers are told who are over a limit.
+pub(super) fn grpc_code(is_exhaustion: bool) -> u32 {
+    const RESOURCE_EXHAUSTED: u32 = 8;
+    const UNAVAILABLE: u32 = 14;
+    if is_exhaustion { RESOURCE_EXHAUSTED } else { UNAVAILABLE }
+}
+
+/// Notes that a request is over a limit, and is refused.
+pub(super) fn note_refused(request: &mut RequestInfo) {
+    request.note_flags(ResponseFlags::RATE_LIMITED);
+    request.note_details("request_rate_limited");
+}
+
+/// Tells who is refused when to come back.
+pub(super) fn tell_when(headers: &mut HeaderMap, then: Duration) {
+    headers.insert(RETRY_AFTER, HeaderValue::from(seconds(then).max(1)));
+}
+
 /// Notes what is left, where less is than is known.
 pub(super) fn note(request: &mut RequestInfo, note: LimitNote) {
     if request.limit_note.as_ref().is_none_or(|known| note.left <= known.left) {
@@ -108,7 +128,7 @@ fn policy(rule: &str) -> String {
 }
 
 /// In whole seconds, and rather too long.
-pub(super) fn seconds(time: Duration) -> u64 {
+fn seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 

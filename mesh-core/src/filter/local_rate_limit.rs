@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::RETRY_AFTER;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, response};
 
-use super::counted::{self, seconds};
+use super::counted;
 use super::request_rules::Known;
 use super::{Decision, Filter, Reply};
 use crate::error::Invalid;
@@ -19,10 +18,6 @@ use crate::request_info::{LimitNote, RequestInfo};
 use crate::response_flags::ResponseFlags;
 use crate::rewrite::{apply_to_request, apply_to_response};
 use crate::state::{FilterState, LimitCounts};
-
-/// gRPC's codes.
-const RESOURCE_EXHAUSTED: u32 = 8;
-const UNAVAILABLE: u32 = 14;
 
 /// A limit as it is configured in one place, with what is kept of it: routes share it.
 #[derive(Clone, Debug)]
@@ -85,14 +80,13 @@ impl LocalRateLimitFilter {
     #[cold]
     fn refuse(&self, request: &mut RequestInfo, verdict: &LocalVerdict<'_>) -> Decision {
         let config = &self.limit.config;
-        request.note_flags(ResponseFlags::RATE_LIMITED);
-        request.note_details("request_rate_limited");
-        let code = if config.is_exhaustion { RESOURCE_EXHAUSTED } else { UNAVAILABLE };
+        counted::note_refused(request);
+        let code = counted::grpc_code(config.is_exhaustion);
         let mut reply = Reply::new(config.status, Bytes::from_static(b"local_rate_limited")).grpc_code(code);
         let mut headers = HeaderMap::new();
         headers.insert(RATE_LIMITED, HeaderValue::from_static("true"));
         if config.tells_when {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds(verdict.taken.enough_in).max(1)));
+            counted::tell_when(&mut headers, verdict.taken.enough_in);
         }
         reply.headers = Some(Box::new(headers));
         Decision::Reply(reply)

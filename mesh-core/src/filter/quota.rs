@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use http::header::RETRY_AFTER;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 
-use super::counted::{self, seconds};
+use super::counted;
 use super::request_rules::Known;
 use super::{Decision, Filter, Reply};
 use crate::error::Invalid;
@@ -17,7 +16,6 @@ use crate::model::{
 };
 use crate::request::RequestHead;
 use crate::request_info::RequestInfo;
-use crate::response_flags::ResponseFlags;
 use crate::rewrite::{apply_to_request, apply_to_response};
 use crate::state::{FilterState, LimitCounts};
 
@@ -154,12 +152,11 @@ impl Rule {
     fn refuse(&self, request: &mut RequestInfo, verdict: &QuotaVerdict) -> Decision {
         let settings = &self.settings;
         self.counts.note_over();
-        request.note_flags(ResponseFlags::RATE_LIMITED);
-        request.note_details("request_rate_limited");
+        counted::note_refused(request);
         let mut headers = HeaderMap::new();
         headers.insert(RATE_LIMITED, HeaderValue::from_static("true"));
         if settings.tells_when {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds(verdict.retry_in).max(1)));
+            counted::tell_when(&mut headers, verdict.retry_in);
         }
         if !settings.response_changes.is_empty() {
             let mut head = http::Response::new(()).into_parts().0;
@@ -178,6 +175,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use http::Request;
+    use http::header::RETRY_AFTER;
 
     use super::*;
     use crate::model::{DescriptorAction, RateLimit, StringTest};

@@ -4,11 +4,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::RETRY_AFTER;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, response};
 
-use super::counted::{self, RouteLimits, seconds};
+use super::counted::{self, RouteLimits};
 use super::request_rules::Known;
 use super::{Decision, Filter, Reply, Resume};
 use crate::error::Invalid;
@@ -18,10 +17,6 @@ use crate::request_info::{LimitNote, RequestInfo};
 use crate::response_flags::ResponseFlags;
 use crate::rewrite::apply_to_response;
 use crate::state::{FilterState, LimitCounts};
-
-/// gRPC's codes.
-const RESOURCE_EXHAUSTED: u32 = 8;
-const UNAVAILABLE: u32 = 14;
 
 /// A limit as a listener has it: its routes share it.
 #[derive(Clone)]
@@ -132,16 +127,14 @@ impl GlobalLimit {
     fn refuse(&self, answer: Answer, request: &mut RequestInfo) -> Decision {
         let config = &self.config;
         self.counts.note_over();
-        request.note_flags(ResponseFlags::RATE_LIMITED);
-        request.note_details("request_rate_limited");
-        let code = if config.is_exhaustion { RESOURCE_EXHAUSTED } else { UNAVAILABLE };
-        let mut reply = Reply::new(config.status, answer.body).grpc_code(code);
+        counted::note_refused(request);
+        let mut reply = Reply::new(config.status, answer.body).grpc_code(counted::grpc_code(config.is_exhaustion));
         let mut headers: HeaderMap = answer.response_headers;
         if config.tells_why {
             headers.insert(RATE_LIMITED, HeaderValue::from_static("true"));
         }
         if let Some(left) = answer.left.filter(|_| config.tells_when) {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds(left.full_in).max(1)));
+            counted::tell_when(&mut headers, left.full_in);
         }
         reply.headers = Some(Box::new(headers));
         Decision::Reply(reply)
