@@ -10,8 +10,7 @@ use super::filters::{AT_ENVOY, becomes, plugin_name};
 use super::limits::say;
 use super::{filters, limits, quotas};
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Topic};
-use crate::config::extensions::rate_limit::LimitMode;
-use crate::config::extensions::request_rules::RulesMode;
+use crate::config::extensions::rate_limit::WhoseRequests;
 use crate::config::file::{Meta, Objects, Target, Workloads};
 use crate::config::gateway_api::GATEWAY_NAME;
 use crate::config::istio::telemetry::WorkloadMode;
@@ -135,12 +134,12 @@ fn all<'p>(objects: &Objects, policy: &'p Policy) -> Vec<ForWhom<'p>> {
     for object in policy.limits.rate_limits() {
         let (meta, spec) = (&object.meta, &object.spec);
         let whom = workloads(objects, meta, spec.selector.as_ref(), &spec.target_refs);
-        all.push(of(meta, whom, of_calls(spec.mode == LimitMode::Client, true)));
+        all.push(of(meta, whom, of_calls(spec.mode == WhoseRequests::Client, true)));
     }
     for object in policy.limits.quotas() {
         let (meta, spec) = (&object.meta, &object.spec);
         let whom = workloads(objects, meta, spec.selector.as_ref(), &spec.target_refs);
-        all.push(of(meta, whom, of_calls(spec.mode == LimitMode::Client, true)));
+        all.push(of(meta, whom, of_calls(spec.mode == WhoseRequests::Client, true)));
     }
     for object in policy.limits.overloads() {
         let (meta, spec) = (&object.meta, &object.spec);
@@ -151,7 +150,7 @@ fn all<'p>(objects: &Objects, policy: &'p Policy) -> Vec<ForWhom<'p>> {
     for object in policy.filters.rules() {
         let (meta, spec) = (&object.meta, &object.spec);
         let whom = workloads(objects, meta, spec.selector.as_ref(), &spec.target_refs);
-        all.push(of(meta, whom, of_calls(spec.mode == RulesMode::Client, spec.refuses)));
+        all.push(of(meta, whom, of_calls(spec.mode == WhoseRequests::Client, spec.refuses)));
     }
     for object in policy.filters.plugins() {
         let (meta, spec) = (&object.meta, &object.spec);

@@ -7,7 +7,8 @@ use mesh_core::model::OnFailure;
 use super::limits::{check_hosts, not_answering, say};
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
-use crate::config::extensions::request_rules::{RequestRules, RulesMode};
+use crate::config::extensions::rate_limit::WhoseRequests;
+use crate::config::extensions::request_rules::RequestRules;
 use crate::config::file::{Object, Objects};
 use crate::config::istio::wasm_plugin::{TrafficSelector, WasmPlugin, WorkloadMode};
 use crate::config::locate::locate;
@@ -131,9 +132,9 @@ fn check_others(policy: &Policy, who: &str, refused: &str, found: &mut Vec<Diagn
     }
     for object in policy.filters.rules() {
         let effect = match (object.spec.mode, object.spec.refuses) {
-            (RulesMode::Server, true) => format!("{refused} that it is for fails"),
-            (RulesMode::Server, false) => "requests to servers pass unchanged".to_owned(),
-            (RulesMode::Client, _) => "what clients call does not go by it".to_owned(),
+            (WhoseRequests::Server, true) => format!("{refused} that it is for fails"),
+            (WhoseRequests::Server, false) => "requests to servers pass unchanged".to_owned(),
+            (WhoseRequests::Client, _) => "what clients call does not go by it".to_owned(),
         };
         let message = format!("{who}: it knows no such rules; {effect}");
         say(&object.meta, said_in(&object.spec), Code::Degraded, message, found);

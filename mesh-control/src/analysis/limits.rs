@@ -9,7 +9,7 @@ use super::tokens;
 use super::unknown::meant_in_full;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions::overload::Overload;
-use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
+use crate::config::extensions::rate_limit::{Counter, RateLimit, WhoseRequests};
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::locate::locate;
 use crate::config::spelling::miscased_method;
@@ -310,7 +310,7 @@ pub(super) fn uncounted(is_closed: bool) -> &'static str {
 /// Whether servers refuse what nobody counts.
 fn is_closed(limit: &RateLimit) -> bool {
     let mut counters = limit.limits.iter().map(|(_, counter)| counter);
-    limit.mode == LimitMode::Server
+    limit.mode == WhoseRequests::Server
         && counters.any(|counter| matches!(counter, Counter::Service(limit) if needs_answer(limit)))
 }
 
@@ -339,7 +339,7 @@ fn of_overload(overload: &Overload) -> [(&'static str, bool); 2] {
 /// What an Envoy beside a workload does not do of them.
 pub(super) fn check_envoy(policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.limits.rate_limits() {
-        if object.spec.mode == LimitMode::Client {
+        if object.spec.mode == WhoseRequests::Client {
             let message = "an Envoy is not told of this: what its workload calls is not limited".to_owned();
             say(&object.meta, "mode", Code::Degraded, message, found);
             continue;

@@ -4,7 +4,7 @@ use super::limits::{NOT_COUNTED, check_hosts, needs_token, say, uncounted};
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic};
 use crate::config::extensions::quota::Quota;
-use crate::config::extensions::rate_limit::LimitMode;
+use crate::config::extensions::rate_limit::WhoseRequests;
 use crate::config::file::Objects;
 use crate::policy::Policy;
 use crate::policy::limits::{needs_share, workloads};
@@ -35,7 +35,7 @@ pub(super) fn check_grpc(policy: &Policy, found: &mut Vec<Diagnostic>) {
 
 /// What becomes of requests where nobody counts them.
 fn becomes(quota: &Quota) -> &'static str {
-    uncounted(quota.mode == LimitMode::Server && quota.rules.iter().any(|rule| needs_share(&rule.quota)))
+    uncounted(quota.mode == WhoseRequests::Server && quota.rules.iter().any(|rule| needs_share(&rule.quota)))
 }
 
 /// What an Envoy does of them: nothing.

@@ -6,8 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
-use crate::config::extensions::rate_limit::LimitMode;
-use crate::config::extensions::request_rules::RulesMode;
+use crate::config::extensions::rate_limit::WhoseRequests;
 use crate::config::file::{Meta, Objects};
 use crate::config::gateway_api::GATEWAY_NAME;
 use crate::config::istio::security::selected;
@@ -119,7 +118,7 @@ fn selectors(objects: &Objects) -> Vec<(&Meta, &'static str, BTreeMap<String, St
     let limits = objects
         .rate_limits
         .iter()
-        .map(|object| (&object.meta, object.spec.selector.as_ref(), object.spec.mode == LimitMode::Server));
+        .map(|object| (&object.meta, object.spec.selector.as_ref(), object.spec.mode == WhoseRequests::Server));
     let overloads = objects
         .overloads
         .iter()
@@ -127,11 +126,11 @@ fn selectors(objects: &Objects) -> Vec<(&Meta, &'static str, BTreeMap<String, St
     let quotas = objects
         .quotas
         .iter()
-        .map(|object| (&object.meta, object.spec.selector.as_ref(), object.spec.mode == LimitMode::Server));
+        .map(|object| (&object.meta, object.spec.selector.as_ref(), object.spec.mode == WhoseRequests::Server));
     let request_rules = objects
         .request_rules
         .iter()
-        .map(|object| (&object.meta, object.spec.selector.as_ref(), object.spec.mode == RulesMode::Server));
+        .map(|object| (&object.meta, object.spec.selector.as_ref(), object.spec.mode == WhoseRequests::Server));
     let plugins = objects.wasm_plugins.iter().map(|object| {
         let sides = &object.spec.matches;
         let is_for_servers = !sides.is_empty() && sides.iter().all(|side| side.mode == WorkloadMode::Server);

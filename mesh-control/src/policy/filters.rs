@@ -11,7 +11,8 @@ use super::telemetry::Side;
 use super::workloads::{is_for, is_one_of};
 use crate::config::diagnostic::Span;
 use crate::config::extensions::filter_schema::FilterSchema;
-use crate::config::extensions::request_rules::{RequestRules, RulesMode};
+use crate::config::extensions::rate_limit::WhoseRequests;
+use crate::config::extensions::request_rules::RequestRules;
 use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::istio::wasm_plugin::{Phase, WasmPlugin};
 use crate::config::node::{Node, Value};
@@ -308,7 +309,7 @@ impl Entry {
     fn is_of(&self, side: Side) -> bool {
         match &self.said {
             Said::Plugin(object) => object.spec.is_of(side.is_client()),
-            Said::Rules(object) => (object.spec.mode == RulesMode::Client) == (side == Side::Client),
+            Said::Rules(object) => (object.spec.mode == WhoseRequests::Client) == (side == Side::Client),
             Said::Refused(object) => match side {
                 Side::Client => true,
                 // Servers do not serve at all where one is for them.

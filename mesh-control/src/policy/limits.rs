@@ -13,7 +13,7 @@ use super::workloads;
 use crate::catalog::QuotaLimit;
 use crate::config::extensions::overload::Overload;
 use crate::config::extensions::quota::Quota;
-use crate::config::extensions::rate_limit::{Counter, LimitMode, RateLimit};
+use crate::config::extensions::rate_limit::{Counter, RateLimit, WhoseRequests};
 use crate::config::file::{Meta, Object, Objects, Workloads};
 use crate::config::istio::security::{Selector, TargetRef};
 use crate::registry::Services;
@@ -114,7 +114,7 @@ impl Limits {
                 id: object.meta.id(),
                 namespace: Arc::clone(&object.meta.namespace),
                 workloads: workloads(objects, &object.meta, spec.selector.as_ref(), &spec.target_refs),
-                is_of_client: spec.mode == LimitMode::Client,
+                is_of_client: spec.mode == WhoseRequests::Client,
                 hosts: spec.hosts.clone(),
                 limits: limits.collect(),
                 counted: spec.counted.clone(),
@@ -126,7 +126,7 @@ impl Limits {
                 id: object.meta.id(),
                 namespace: Arc::clone(&object.meta.namespace),
                 workloads: workloads(objects, &object.meta, spec.selector.as_ref(), &spec.target_refs),
-                is_of_client: spec.mode == LimitMode::Client,
+                is_of_client: spec.mode == WhoseRequests::Client,
                 hosts: spec.hosts.clone(),
                 limits: vec![(
                     None,

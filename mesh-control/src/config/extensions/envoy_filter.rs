@@ -20,7 +20,7 @@ use mesh_core::model::{
 
 use self::counted::{RateLimitEntry, shared};
 use self::global::Global;
-use super::rate_limit::{Counter, LimitMode, RateLimit, refusal, too_many_buckets};
+use super::rate_limit::{Counter, RateLimit, WhoseRequests, refusal, too_many_buckets};
 use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, check_selector};
@@ -346,7 +346,7 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
         span: read.span,
         selector: Some(selector).filter(|selector| !selector.match_labels.is_empty()),
         target_refs: Vec::new(),
-        mode: LimitMode::Server,
+        mode: WhoseRequests::Server,
         hosts: Vec::new(),
         limits: ports.iter().filter_map(|port| in_force(*port)).collect(),
         counted: if has_filter { Vec::new() } else { ports.iter().map(|port| (*port, counted(*port))).collect() },

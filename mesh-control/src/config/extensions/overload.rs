@@ -11,9 +11,9 @@ use mesh_core::model::{
     UnloadedTime,
 };
 
-use super::rate_limit::{Key, keyed, refusal};
+use super::rate_limit::{Fault, Key, keyed, report, status_of};
 use crate::config::decode::{At, Decode, Decoder, Text, message};
-use crate::config::diagnostic::{Code, Severity, Span, quoted};
+use crate::config::diagnostic::{Span, quoted};
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
@@ -116,13 +116,14 @@ pub struct Overload {
 impl Decode for Overload {
     fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
         let spec = OverloadSpec::decode(node, d)?;
-        let mut check = Check { d, is_wrong: false };
+        let mut check = Check::default();
         let concurrency = spec.concurrency.as_ref().map(|spec| Arc::new(spec.read(&mut check)));
         let throttle = spec.throttle.as_ref().map(|spec| Arc::new(spec.read(&mut check)));
         if concurrency.is_none() && throttle.is_none() {
             check.fault(spec.span, "concurrency", "neither concurrency nor throttle is said");
         }
-        if check.is_wrong {
+        report(&check.faults, d);
+        if !check.faults.is_empty() {
             return None;
         }
         let hosts = spec.throttle.into_iter().flat_map(|throttle| throttle.hosts);
@@ -154,15 +155,14 @@ impl Overload {
 }
 
 /// Reads values within their ranges, and says which are not.
-struct Check<'c, 'd> {
-    d: &'c mut Decoder<'d>,
-    is_wrong: bool,
+#[derive(Default)]
+struct Check {
+    faults: Vec<Fault>,
 }
 
-impl Check<'_, '_> {
+impl Check {
     fn fault(&mut self, span: Span, field: &str, message: impl Into<String>) {
-        self.is_wrong = true;
-        self.d.report_at(span, field.to_owned(), Severity::Error, Code::InvalidValue, message.into());
+        self.faults.push((span, field.to_owned(), message.into()));
     }
 
     /// From 1; the usual one where nothing is said.
@@ -213,7 +213,7 @@ const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 impl ConcurrencySpec {
-    fn read(&self, check: &mut Check<'_, '_>) -> AdaptiveConcurrency {
+    fn read(&self, check: &mut Check) -> AdaptiveConcurrency {
         let most = check.count(Some(&self.max), "concurrency.max", 0);
         let mut limit = match &self.adaptive {
             Some(adaptive) => adaptive.read(most, check),
@@ -221,49 +221,34 @@ impl ConcurrencySpec {
         };
         let field = "concurrency.sheddablePercent";
         limit.sheddable = check.percent(self.sheddable_percent.as_ref(), 0.0, field, limit.sheddable);
-        if let Some(status) = &self.status {
-            match refusal(status.value) {
-                Ok(code) => limit.status = code,
-                Err(message) => check.fault(status.span, "concurrency.status", message),
-            }
-        }
+        limit.status = status_of(self.status.as_ref(), "concurrency.status", limit.status, &mut check.faults);
         limit.queue = self.queue.as_ref().map(|queue| Arc::new(queue.read(check)));
         limit
     }
 }
 
 impl QueueSpec {
-    fn read(&self, check: &mut Check<'_, '_>) -> ConcurrencyQueue {
+    fn read(&self, check: &mut Check) -> ConcurrencyQueue {
         const AT: &str = "concurrency.queue";
         let most = check.up_to(&self.max, ConcurrencyQueue::MOST, &format!("{AT}.max"));
         let mut queue = ConcurrencyQueue::new(most);
         let range = (MILLI, ConcurrencyQueue::LONGEST);
         queue.wait = check.time(self.timeout.as_ref(), range, &format!("{AT}.timeout"), queue.wait);
-        let mut faults = Vec::new();
-        let by = keyed(&self.by, &format!("{AT}.by"), &mut faults);
+        let by = keyed(&self.by, &format!("{AT}.by"), &mut check.faults);
         if !by.is_empty() {
             queue.by = Arc::new(RateLimit::by(by));
         }
         if self.by.len() > 1 && !self.weights.is_empty() {
-            faults.push((
-                self.span,
-                format!("{AT}.weights"),
-                "callers that are told apart by several things have none".to_owned(),
-            ));
+            let message = "callers that are told apart by several things have none";
+            check.fault(self.span, &format!("{AT}.weights"), message);
         }
         for (caller, weight) in &self.weights {
             let field = format!("{AT}.weights[{caller}]");
             queue.weights.insert(caller.clone(), check.up_to(weight, ConcurrencyQueue::HEAVIEST, &field));
             if let Some(what) = queue.by.actions.first().and_then(|action| is_none_of(action, caller)) {
-                faults.push((
-                    weight.span,
-                    field,
-                    format!("{} is no {what}, and no caller is called so", quoted(caller)),
-                ));
+                let message = format!("{} is no {what}, and no caller is called so", quoted(caller));
+                check.fault(weight.span, &field, message);
             }
-        }
-        for (span, field, message) in faults {
-            check.fault(span, &field, message);
         }
         queue
     }
@@ -293,7 +278,7 @@ fn is_none_of(by: &DescriptorAction, caller: &str) -> Option<&'static str> {
 }
 
 impl AdaptiveSpec {
-    fn read(&self, most: u32, check: &mut Check<'_, '_>) -> AdaptiveConcurrency {
+    fn read(&self, most: u32, check: &mut Check) -> AdaptiveConcurrency {
         let mut limit = AdaptiveConcurrency::default();
         limit.most = most;
         limit.least = check.count(self.min.as_ref(), "concurrency.adaptive.min", limit.least.min(most));
@@ -313,7 +298,7 @@ impl AdaptiveSpec {
 }
 
 impl UnloadedSpec {
-    fn read(&self, usual: UnloadedTime, check: &mut Check<'_, '_>) -> UnloadedTime {
+    fn read(&self, usual: UnloadedTime, check: &mut Check) -> UnloadedTime {
         const AT: &str = "concurrency.adaptive.unloaded";
         let measured = [
             self.every.as_ref().map(|every| (every.span, "every")),
@@ -338,7 +323,7 @@ impl UnloadedSpec {
 }
 
 impl ThrottleSpec {
-    fn read(&self, check: &mut Check<'_, '_>) -> AdmissionControl {
+    fn read(&self, check: &mut Check) -> AdmissionControl {
         let mut throttle = AdmissionControl::default();
         let window = check.time(self.window.as_ref(), (SECOND, HOUR), "throttle.window", throttle.window);
         // It is counted in whole seconds.

@@ -9,7 +9,7 @@ use mesh_core::model::{
     ExpiredQuota, Fraction, QuotaRule as Counted, QuotaSettings, QuotaStrategy, RateLimit, RateLimitQuota,
 };
 
-use super::rate_limit::{Fault, Key, LimitMode, Match, Rule, check_whose, refusal, report};
+use super::rate_limit::{Fault, Key, Match, Rule, WhoseRequests, check_whose, is_named_again, report, status_of};
 use super::rate_limit_service::{FailureMode, asked};
 use crate::catalog::QuotaLimit;
 use crate::config::decode::{At, Decode, Decoder, Text, keywords, message};
@@ -41,7 +41,7 @@ message! {
         /// The objects whose workloads are meant.
         target_refs: Vec<TargetRef> = "targetRefs",
         /// Which of their requests.
-        mode: LimitMode = "mode",
+        mode: WhoseRequests = "mode",
         /// Of those that they make, which: those to these hosts; absent means all.
         hosts: Vec<Text> = "hosts",
         /// What is counted, and how much of it there may be. A request has to be within all of them that are for it.
@@ -106,7 +106,7 @@ pub struct Quota {
     /// The objects whose workloads are meant.
     pub target_refs: Vec<TargetRef>,
     /// Whose requests.
-    pub mode: LimitMode,
+    pub mode: WhoseRequests,
     /// Of a client's, those to these hosts; none for all.
     pub hosts: Vec<String>,
     /// The rules, in order.
@@ -193,19 +193,10 @@ impl QuotaSpec {
                 (first, Some((ExpiredQuota::Fallback(QuotaStrategy::DenyAll), CLOSED)))
             }
         };
-        if let Some(status) = &self.answer.status {
-            match refusal(status.value) {
-                Ok(status) => settings.status = status,
-                Err(message) => faults.push((status.span, "answer.status".to_owned(), message)),
-            }
-        }
+        settings.status = status_of(self.answer.status.as_ref(), "answer.status", settings.status, faults);
         let rules = self.rules.iter().enumerate().filter_map(|(index, rule)| {
             let at = format!("rules[{index}]");
-            let others = self.rules.get(..index).unwrap_or_default();
-            if let Some(other) = others.iter().find(|other| other.name.value == rule.name.value) {
-                let message = format!("another rule is named {}", quoted(&other.name));
-                faults.push((rule.name.span, format!("{at}.name"), message));
-            }
+            is_named_again(&rule.name, self.rules.iter().take(index).map(|other| &other.name), &at, faults);
             rule.read(&settings, &at, faults).map(Arc::new)
         });
         rules.collect()

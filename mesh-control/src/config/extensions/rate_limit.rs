@@ -35,7 +35,7 @@ message! {
         /// The objects whose workloads are meant.
         target_refs: Vec<TargetRef> = "targetRefs",
         /// Which of their requests.
-        mode: LimitMode = "mode",
+        mode: WhoseRequests = "mode",
         /// Of those that they make, which: those to these hosts; absent means all.
         hosts: Vec<Text> = "hosts",
         /// What is counted, and how much of it there may be. A request has to be within all of them that are for it.
@@ -116,8 +116,8 @@ message! {
 }
 
 keywords! {
-    /// Whose requests are counted.
-    pub enum LimitMode {
+    /// Whose requests are meant, of a limit, a quota or rules.
+    pub enum WhoseRequests {
         /// Those that workloads serve.
         Server = "SERVER",
         /// Those that they make.
@@ -153,7 +153,7 @@ pub struct RateLimit {
     /// The objects whose workloads are meant.
     pub target_refs: Vec<TargetRef>,
     /// Whose requests.
-    pub mode: LimitMode,
+    pub mode: WhoseRequests,
     /// Of a client's, those to these hosts; none for all.
     pub hosts: Vec<String>,
     /// What is to be done, on all ports or on one.
@@ -257,20 +257,39 @@ pub(super) fn report(faults: &[Fault], d: &mut Decoder<'_>) {
     }
 }
 
+/// Hosts are those of calls.
+pub(super) fn check_mode(mode: WhoseRequests, hosts: &[Text], faults: &mut Vec<Fault>) {
+    if let (WhoseRequests::Server, Some(host)) = (mode, hosts.first()) {
+        faults.push((host.span, "hosts".to_owned(), "hosts are for mode CLIENT".to_owned()));
+    }
+}
+
+/// Whether an earlier rule has the name of one, which is told.
+pub(super) fn is_named_again<'r>(
+    name: &Text,
+    mut earlier: impl Iterator<Item = &'r Text>,
+    at: &str,
+    faults: &mut Vec<Fault>,
+) -> bool {
+    let is_again = earlier.any(|other| other.value == name.value);
+    if is_again {
+        faults.push((name.span, format!("{at}.name"), format!("another rule is named {}", quoted(name))));
+    }
+    is_again
+}
+
 /// What is wrong with whose requests are counted, and with what each rule tells them apart by.
 pub(super) fn check_whose<'r>(
-    (span, mode, hosts): (Span, LimitMode, &[Text]),
+    (span, mode, hosts): (Span, WhoseRequests, &[Text]),
     rules: impl ExactSizeIterator<Item = &'r [Key]>,
     faults: &mut Vec<Fault>,
 ) {
-    if let (LimitMode::Server, Some(host)) = (mode, hosts.first()) {
-        faults.push((host.span, "hosts".to_owned(), "hosts are for mode CLIENT".to_owned()));
-    }
+    check_mode(mode, hosts, faults);
     if rules.len() == 0 {
         faults.push((span, "rules".to_owned(), "there is no rule".to_owned()));
     }
     let keys = rules.enumerate().flat_map(|(rule, by)| by.iter().enumerate().map(move |at| (rule, at)));
-    for (rule, (index, key)) in keys.filter(|_| mode == LimitMode::Client) {
+    for (rule, (index, key)) in keys.filter(|_| mode == WhoseRequests::Client) {
         if let Some(field) = key.of_servers() {
             let message =
                 "known of requests that come in, and so for mode SERVER: no request that is made would be counted";
@@ -285,7 +304,7 @@ impl RateLimitSpec {
         let mut limit = LocalRateLimit::new("", None);
         (limit.is_exhaustion, limit.tells_when) = (true, true);
         limit.per_connection = self.per_connection.unwrap_or(false);
-        if limit.per_connection && self.mode == LimitMode::Client {
+        if limit.per_connection && self.mode == WhoseRequests::Client {
             let message = "a client has no connection that its requests come by".to_owned();
             faults.push((self.span, "perConnection".to_owned(), message));
         }
@@ -305,10 +324,10 @@ impl RateLimitSpec {
                 actions.push(DescriptorAction::Constant { key: Arc::clone(&key), value: Arc::clone(&value) });
                 read.entries.push((key, value));
             }
-            if let Some(other) = limit.rules.iter().find(|other| other.name == read.name) {
-                let message = format!("another rule is named {}", quoted(&other.name));
-                faults.push((rule.name.span, format!("{at}.name"), message));
-            } else if let Some(other) = limit.rules.iter().find(|other| other.entries == read.entries) {
+            let earlier = self.rules.iter().take(index).map(|other| &other.name);
+            if !is_named_again(&rule.name, earlier, &at, faults)
+                && let Some(other) = limit.rules.iter().find(|other| other.entries == read.entries)
+            {
                 faults.push((rule.span, at, counts_the_same(&other.name)));
             }
             // Rules that ask the same of requests share what is found out: only values differ.
@@ -368,12 +387,17 @@ pub(super) fn counts_the_same(earlier: &str) -> String {
 impl Answer {
     /// The status of those that are over.
     pub(super) fn status(&self, faults: &mut Vec<Fault>) -> StatusCode {
-        let Some(status) = &self.status else { return StatusCode::TOO_MANY_REQUESTS };
-        refusal(status.value).unwrap_or_else(|message| {
-            faults.push((status.span, "answer.status".to_owned(), message));
-            StatusCode::TOO_MANY_REQUESTS
-        })
+        status_of(self.status.as_ref(), "answer.status", StatusCode::TOO_MANY_REQUESTS, faults)
     }
+}
+
+/// The status of who is refused, as a field says it; the usual one where it says nothing.
+pub(super) fn status_of(said: Option<&At<u16>>, field: &str, usual: StatusCode, faults: &mut Vec<Fault>) -> StatusCode {
+    let Some(said) = said else { return usual };
+    refusal(said.value).unwrap_or_else(|message| {
+        faults.push((said.span, field.to_owned(), message));
+        usual
+    })
 }
 
 /// The status of who is refused.

@@ -8,7 +8,7 @@ use mesh_core::model::{
     DescriptorAction, GlobalRateLimit, HeaderTest, LimitOverride, LimitUnit, RateLimit as Counted, StringTest,
 };
 
-use super::rate_limit::{Fault, Limit, RateLimitSpec, counts_the_same};
+use super::rate_limit::{Fault, Limit, RateLimitSpec, counts_the_same, is_named_again};
 use crate::config::decode::{At, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::quoted;
 use crate::config::istio::names::is_domain;
@@ -90,10 +90,9 @@ impl Service {
             let mut counted = Counted::by(actions.collect());
             counted.limit = rule.limit.as_ref().and_then(|limit| at_most(limit, &format!("{at}.limit"), faults));
             let others = spec.rules.get(..index).unwrap_or_default();
-            if let Some(other) = others.iter().find(|other| other.name.value == rule.name.value) {
-                let message = format!("another rule is named {}", quoted(&other.name));
-                faults.push((rule.name.span, format!("{at}.name"), message));
-            } else if let Some(place) = limit.rate_limits.iter().position(|other| other.actions == counted.actions) {
+            if !is_named_again(&rule.name, others.iter().map(|other| &other.name), &at, faults)
+                && let Some(place) = limit.rate_limits.iter().position(|other| other.actions == counted.actions)
+            {
                 let earlier = others.get(place).map_or("", |other| other.name.as_str());
                 faults.push((rule.span, at, counts_the_same(earlier)));
             }

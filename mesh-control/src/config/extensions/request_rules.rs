@@ -10,10 +10,10 @@ use mesh_core::model::{CelExpression, ExtProc};
 use mesh_core::xds::decode::request_rule;
 use serde_json::{Map, Value as Json, json};
 
-use super::rate_limit::Fault;
+use super::rate_limit::{Fault, WhoseRequests, check_mode, is_named_again, report};
 use super::rate_limit_service::{FailureMode, called_at};
-use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, keywords, message};
-use crate::config::diagnostic::{Code, Severity, Span, quoted};
+use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, message};
+use crate::config::diagnostic::Span;
 use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
@@ -26,7 +26,7 @@ message! {
         /// The objects whose workloads are meant.
         target_refs: Vec<TargetRef> = "targetRefs",
         /// Which of their requests.
-        mode: RulesMode = "mode",
+        mode: WhoseRequests = "mode",
         /// Of those that they make, which: those to these hosts; absent means all.
         hosts: Vec<Text> = "hosts",
         /// The rules, in the order in which requests pass them.
@@ -85,16 +85,6 @@ message! {
     }
 }
 
-keywords! {
-    /// Whose requests are meant.
-    pub enum RulesMode {
-        /// Those that workloads serve.
-        Server = "SERVER",
-        /// Those that they make.
-        Client = "CLIENT",
-    }
-}
-
 /// Rules on requests.
 #[derive(Clone, Debug, Default)]
 pub struct RequestRules {
@@ -105,7 +95,7 @@ pub struct RequestRules {
     /// The objects whose workloads are meant.
     pub target_refs: Vec<TargetRef>,
     /// Whose requests.
-    pub mode: RulesMode,
+    pub mode: WhoseRequests,
     /// Of a client's, those to these hosts; none for all.
     pub hosts: Vec<String>,
     /// The rules, as the data plane reads them.
@@ -122,9 +112,7 @@ impl Decode for RequestRules {
     fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
         let spec = RequestRulesSpec::decode(node, d)?;
         let mut faults = Vec::new();
-        if let (RulesMode::Server, Some(host)) = (spec.mode, spec.hosts.first()) {
-            faults.push((host.span, "hosts".to_owned(), "hosts are for mode CLIENT".to_owned()));
-        }
+        check_mode(spec.mode, &spec.hosts, &mut faults);
         match &spec.processor {
             None if spec.rules.is_empty() => {
                 faults.push((spec.span, "rules".to_owned(), "there is no rule".to_owned()));
@@ -133,7 +121,7 @@ impl Decode for RequestRules {
                 let message = "beside rules: an object of its own says it, and their names in which order they come";
                 faults.push((processor.span, "processor".to_owned(), message.to_owned()));
             }
-            Some(processor) if spec.mode == RulesMode::Client => {
+            Some(processor) if spec.mode == WhoseRequests::Client => {
                 let message = "a processor is shown requests that come in, and so for mode SERVER";
                 faults.push((processor.span, "processor".to_owned(), message.to_owned()));
             }
@@ -144,10 +132,7 @@ impl Decode for RequestRules {
         let mut refused_by: Option<&Rule> = None;
         for (index, rule) in spec.rules.iter().enumerate() {
             let at = format!("rules[{index}]");
-            if spec.rules.iter().take(index).any(|other| other.name.value == rule.name.value) {
-                let message = format!("another rule is named {}", quoted(&rule.name));
-                faults.push((rule.name.span, format!("{at}.name"), message));
-            }
+            is_named_again(&rule.name, spec.rules.iter().take(index).map(|other| &other.name), &at, &mut faults);
             if let Some(allow) = rule.allows().filter(|_| index + 1 == spec.rules.len()) {
                 faults.push((allow.span, format!("{at}.allow"), "there is no rule after it".to_owned()));
             }
@@ -176,7 +161,7 @@ impl Decode for RequestRules {
             }
             match read {
                 Ok(read) if !read.when.as_ref().is_some_and(CelExpression::needs_token) => {}
-                Ok(_) if spec.mode == RulesMode::Client => {
+                Ok(_) if spec.mode == WhoseRequests::Client => {
                     let message = "claims are known of requests that come in, and so for mode SERVER: of one that is made \
                                    nobody has looked at a token";
                     faults.push((rule.place("when"), format!("{at}.when"), message.to_owned()));
@@ -188,9 +173,7 @@ impl Decode for RequestRules {
             }
             rules.push(json);
         }
-        for (span, field, message) in &faults {
-            d.report_at(*span, field.clone(), Severity::Error, Code::InvalidValue, message.clone());
-        }
+        report(&faults, d);
         faults.is_empty().then(|| RequestRules {
             span: spec.span,
             selector: spec.selector,
