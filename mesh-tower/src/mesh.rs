@@ -407,9 +407,12 @@ impl MeshBuilder {
         }
     }
 
-    /// An HTTP filter of the application's own, by the name that configuration uses for it: over xDS, the type of a
-    /// `TypedStruct`. A name that is not registered, or a configuration that `factory` refuses, is rejected with
-    /// the resource that has it, and the last good one stays in force.
+    /// An HTTP filter of the application's own, by the name that configuration uses for it: `pluginName` of a `WasmPlugin`, whose
+    /// `failStrategy` says what becomes of requests where `factory` has not taken any configuration yet; the last one that it took
+    /// stays in force. Over xDS of others it is the type of a `TypedStruct`: a name that is not registered, or a configuration
+    /// that `factory` refuses, is rejected with the resource that has it, and the last good one stays in force.
+    ///
+    /// [`filter_with_schema`](Self::filter_with_schema) has `mesh-control validate` check configurations, too.
     pub fn filter(mut self, name: &str, factory: FilterFactory) -> Self {
         self.extensions.filters.register(name, factory);
         self
