@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::status::{StatusServer, get, section};
 use super::{Format, Printing};
+use crate::config::diagnostic::quoted;
 use crate::quota::{QuotaStatus, QuotaUse};
 
 /// Shows how much of its quota each identity has used, and what is left: as far as this server was told, which other replicas
@@ -26,18 +27,19 @@ pub(super) struct Args {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let status = get(&args.server.status_addr, "/api/quotas").await?;
     let mut status: QuotaStatus = serde_json::from_str(&status).context("no quotas")?;
-    if let Some(text) = &args.filter {
-        status.identities.retain(|one| one.quota.contains(text.as_str()) || one.identity().contains(text.as_str()));
+    let filter = args.filter.as_deref().filter(|_| !status.identities.is_empty());
+    if let Some(text) = filter {
+        status.identities.retain(|one| one.quota.contains(text) || one.identity().contains(text));
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Ok(super::say(&match args.printing.format() {
         Format::Json => format!("{:#}\n", json!(status)),
-        Format::Text => table(&status, now),
+        Format::Text => table(&status, filter, now),
     })?)
 }
 
-/// What is read on a terminal.
-fn table(status: &QuotaStatus, now: Duration) -> String {
+/// What is read on a terminal; `filter` is what left out some.
+fn table(status: &QuotaStatus, filter: Option<&str>, now: Duration) -> String {
     let mut out = String::new();
     if !status.reached {
         let _ = writeln!(out, "quotas are kept in {}, which is away: no shares are assigned", status.store);
@@ -46,7 +48,10 @@ fn table(status: &QuotaStatus, now: Duration) -> String {
         let _ = writeln!(out, "{} reports could not be settled when they came", status.not_settled);
     }
     if status.identities.is_empty() {
-        out += "no quota is in use\n";
+        out += &match filter {
+            Some(text) => format!("no quota that is in use has {} in its name or its identity\n", quoted(text)),
+            None => "no quota is in use\n".to_owned(),
+        };
         return out;
     }
     let mut rows =
@@ -94,7 +99,10 @@ mod tests {
                 "limit": 100, "unit": "day", "used": 70, "leased": 10, "left": 20, "denied": 3, "resets": 11_000,
             }],
         });
-        let table = table(&serde_json::from_value(status.clone()).unwrap(), Duration::from_secs(3));
+        let said = |status: &serde_json::Value, filter| {
+            table(&serde_json::from_value(status.clone()).unwrap(), filter, Duration::from_secs(3))
+        };
+        let table = said(&status, None);
         let lines: Vec<&str> = table.lines().collect();
         assert!(lines[0].starts_with("quotas are kept in redis, which is away"), "{table}");
         assert!(lines[1].starts_with("2 reports could not be settled"), "{table}");
@@ -107,8 +115,12 @@ mod tests {
         );
         let mut hourly = status.clone();
         hourly["identities"][0]["unit"] = json!("hour");
-        let hourly = super::table(&serde_json::from_value(hourly).unwrap(), Duration::from_secs(3));
+        let hourly = said(&hourly, None);
         assert!(hourly.contains("100 an hour"), "{hourly}");
+        let mut none = status.clone();
+        (none["identities"], none["reached"], none["not_settled"]) = (json!([]), json!(true), json!(0));
+        assert_eq!(said(&none, None), "no quota is in use\n");
+        assert_eq!(said(&none, Some("bob")), "no quota that is in use has `bob` in its name or its identity\n");
         assert_eq!([7, 187, 90_000].map(in_words), ["7s", "3m 7s", "1d 1h"]);
     }
 }

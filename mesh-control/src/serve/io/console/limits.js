@@ -18,7 +18,7 @@ export function limitsView(root) {
     const share = (one) => one.used / Math.max(one.limit, 1);
     const rows = [...told.identities].sort((a, b) => share(b) - share(a)).slice(0, ROWS).map((one) => ({
       attributes: { 'data-quota': `${one.quota} ${one.rule} ${identity(one.by)}` },
-      cells: [one.quota, one.rule, identity(one.by), used(one), one.leased, one.left, `${one.limit} a ${one.unit}`, one.denied, ago(Math.max(one.resets - now, 0))],
+      cells: [one.quota, one.rule, identity(one.by), used(one), one.leased, one.left, `${one.limit} ${one.unit === 'hour' ? 'an' : 'a'} ${one.unit}`, one.denied, ago(Math.max(one.resets - now, 0))],
     }));
     const away = told.reached ? [] : [h('p', { class: 'bad' }, `Quotas are kept in ${told.store}, which is away: no shares are assigned.`)];
     const more = told.identities.length > ROWS ? [h('p', { class: 'dim' }, `Those ${ROWS} of ${told.identities.length} that have least left.`)] : [];
