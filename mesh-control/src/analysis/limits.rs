@@ -44,10 +44,10 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         }
     }
     for object in policy.limits.rate_limits() {
-        check_hosts(&object.meta, &object.spec.hosts, ("hosts", NOT_COUNTED), policy, found);
+        check_hosts(&object.meta, &object.spec.hosts, "hosts", policy, found);
     }
     for object in policy.limits.overloads() {
-        check_hosts(&object.meta, &object.spec.hosts, ("throttle.hosts", NOT_COUNTED), policy, found);
+        check_hosts(&object.meta, &object.spec.hosts, "throttle.hosts", policy, found);
         let queue = object.spec.concurrency.as_ref().and_then(|limit| limit.queue.as_ref());
         let field = queue.filter(|queue| needs_token(&queue.by)).map(|_| "concurrency.queue.by".to_owned());
         let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
@@ -64,20 +64,13 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
 }
 
-/// What it means that nothing has the host of a limit.
-pub(super) const NOT_COUNTED: &str = "no call is counted for it";
-
-/// Hosts of calls that nothing has: in which field, and what it means.
-pub(super) fn check_hosts(
-    meta: &Meta,
-    hosts: &[String],
-    (field, becomes): (&str, &str),
-    policy: &Policy,
-    found: &mut Vec<Diagnostic>,
-) {
+/// Hosts of calls that nothing has. Clients may call them all the same, by the very name.
+pub(super) fn check_hosts(meta: &Meta, hosts: &[String], field: &str, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for host in hosts.iter().filter(|host| policy.services.exact(host, &meta.namespace).is_none()) {
         let meant = meant_in_full(policy, host, &meta.namespace);
-        let message = format!("nothing has the host {host:?}, so that {becomes}{meant}");
+        let message = format!(
+            "nothing has the host {host:?}: it is for calls to exactly that name outside of the mesh alone{meant}"
+        );
         say(meta, field, Code::UnknownReference, message, found);
     }
 }

@@ -1,6 +1,6 @@
 //! Quotas against other objects, and what others than the library cannot do of them.
 
-use super::limits::{NOT_COUNTED, check_hosts, needs_token, say, uncounted};
+use super::limits::{check_hosts, needs_token, say, uncounted};
 use super::tokens;
 use crate::config::diagnostic::{Code, Diagnostic};
 use crate::config::extensions::quota::Quota;
@@ -12,7 +12,7 @@ use crate::policy::limits::{needs_share, workloads};
 /// Hosts and tokens that there are not.
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.limits.quotas() {
-        check_hosts(&object.meta, &object.spec.hosts, ("hosts", NOT_COUNTED), policy, found);
+        check_hosts(&object.meta, &object.spec.hosts, "hosts", policy, found);
         let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }

@@ -22,7 +22,7 @@ pub fn at(filters: &[FilterInForce], stage: Stage) -> impl Iterator<Item = hcm::
 }
 
 /// One of them.
-pub fn filter(FilterInForce { id, kind, .. }: &FilterInForce) -> hcm::HttpFilter {
+fn filter(FilterInForce { id, kind, .. }: &FilterInForce) -> hcm::HttpFilter {
     let config = match kind {
         FilterKind::Plugin(plugin) => any(plugin),
         FilterKind::Processor(processor) => external_processor(processor),

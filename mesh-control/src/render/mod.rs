@@ -316,11 +316,16 @@ fn passed(
     all.extend(tokens::filter(tokens, keys, class)?);
     all.extend(filters::at(own, Stage::BeforePolicies));
     all.extend(access::filters(access, class)?);
+    limited(&mut all, own, limits, class);
+    Ok(all)
+}
+
+/// What requests pass once policies have let them in, on either side: limits count what rules let pass, as they have made it.
+fn limited(all: &mut Vec<hcm::HttpFilter>, own: &[FilterInForce], limits: &[LimitInForce], class: ClientClass) {
     all.extend(filters::at(own, Stage::Rules));
     all.extend(filters::at(own, Stage::BeforeMetrics));
     all.extend(limits::filters(limits, class));
     all.extend(filters::at(own, Stage::Last));
-    Ok(all)
 }
 
 /// Others run none of them.
@@ -331,10 +336,14 @@ fn of_library(class: ClientClass, own: &[FilterInForce]) -> &[FilterInForce] {
     }
 }
 
-/// Those that a client's requests to a port pass.
-fn own_filters(policy: &Policy, class: ClientClass, view: &View, host: &str, port: u16) -> Vec<hcm::HttpFilter> {
+/// What a client's requests to a port pass, whether or not anything describes the host.
+fn passed_by_calls(policy: &Policy, class: ClientClass, view: &View, host: &str, port: u16) -> Vec<hcm::HttpFilter> {
     let own = policy.filters.at(&view.filters, Passing { side: Side::Client, ports: &[port], host });
-    of_library(class, &own).iter().map(filters::filter).collect()
+    let own = of_library(class, &own);
+    let mut all: Vec<_> =
+        [Stage::BeforeTokens, Stage::BeforePolicies].into_iter().flat_map(|stage| filters::at(own, stage)).collect();
+    limited(&mut all, own, &policy.limits.to_host(&view.limits, host), class);
+    all
 }
 
 /// What a sidecar cannot do for a port of its own workload.
@@ -381,7 +390,7 @@ pub fn render_listener(
         let listener = match outside {
             OutboundTrafficPolicy::AllowAny => {
                 let (host, port) = name.rsplit_once(':').unwrap_or((name, ""));
-                let filters = own_filters(policy, class, view, host, port.parse().unwrap_or_default());
+                let filters = passed_by_calls(policy, class, view, host, port.parse().unwrap_or_default());
                 listener::passing_by(name, telemetry, filters)
             }
             OutboundTrafficPolicy::RegistryOnly => listener::blocked(name, policy.why_blocked(name, view), telemetry),
@@ -397,8 +406,7 @@ pub fn render_listener(
     let service = policy.cluster(key, view).map(|seen| Arc::clone(seen.service));
     let session = service.as_ref().and_then(|service| service.session.as_ref());
     let session = session.filter(|_| class == ClientClass::Library);
-    let mut filters = limits::filters(&policy.limits.to_host(&view.limits, &address.host), class);
-    filters.extend(own_filters(policy, class, view, &address.host, address.port));
+    let filters = passed_by_calls(policy, class, view, &address.host, address.port);
     let mut listener = listener::client(name, &routes_name(&address), of_routes, session, telemetry, filters);
     if class == ClientClass::Library {
         listener.filter_chains = connections::filter_chains(policy.connections(&address, view));

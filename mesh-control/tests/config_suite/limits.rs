@@ -134,7 +134,7 @@ fn a_host_that_is_not_written_in_full_is_told_with_what_was_meant() {
     let rules = "rules: [{name: a, limit: {requests: 1, per: 1s}}]";
     for host in ["web", "web.shop", "wbe.shop.svc.cluster.local"] {
         let told = format!(
-            "nothing has the host \"{host}\", so that no call is counted for it; did you mean `web.shop.svc.cluster.local`?"
+            "nothing has the host \"{host}\": it is for calls to exactly that name outside of the mesh alone; did you mean `web.shop.svc.cluster.local`?"
         );
         check(&own(&format!("mode: CLIENT\n  hosts: [{host}]\n  {rules}")), &[&told]);
         let throttle = own(&format!("throttle: {{hosts: [{host}]}}")).replace("kind: RateLimit", "kind: Overload");
@@ -142,8 +142,7 @@ fn a_host_that_is_not_written_in_full_is_told_with_what_was_meant() {
     }
     let called =
         own("mode: CLIENT\n  hosts: [web]\n  rules: [{name: a, deny: {}}]").replace("RateLimit", "RequestRules");
-    let told =
-        "nothing has the host \"web\", so that its rules are for no call; did you mean `web.shop.svc.cluster.local`?";
+    let told = "nothing has the host \"web\": it is for calls to exactly that name outside of the mesh alone; did you mean `web.shop.svc.cluster.local`?";
     check(&called, &[told]);
     let meant = "since nothing has it: the failure mode decides; did you mean `limits.shop.svc.cluster.local`?";
     check(&rate_limit(&SERVICE.replace(".shop.svc.cluster.local", ""), "{name: a}"), &[meant]);
@@ -151,7 +150,7 @@ fn a_host_that_is_not_written_in_full_is_told_with_what_was_meant() {
     check(&asked, &[meant]);
     check(
         &own(&format!("mode: CLIENT\n  hosts: [nothing.like.it]\n  {rules}")),
-        &["so that no call is counted for it"],
+        &["it is for calls to exactly that name outside of the mesh alone"],
     );
 }
 

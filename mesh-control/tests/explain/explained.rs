@@ -128,10 +128,19 @@ fn explain_shows_what_a_request_passes_at_the_client_and_at_the_server_with_file
     assert_eq!(server.lines().collect::<Vec<_>>(), expected, "{text}");
     let said: Value = serde_json::from_str(&explain("http://reviews/", &["-o", "json"])).unwrap();
     let expected = json!({
-        "route": {"passes": [{"kind": "local rate limit"}, {"kind": "rules"}]},
+        "route": {"passes": [{"kind": "rules"}, {"kind": "local rate limit"}]},
         "servers": [{"name": "app=reviews in shop, port 80", "problem": null}],
     });
     assert!(has(&said, &expected), "{said:#}");
+    // A host that nothing describes is one of all.
+    let anywhere = "mode: CLIENT\n  rules: [{name: all, limit: {requests: 7, per: 1s}}]";
+    std::fs::write(dir.path().join("more.yaml"), own("RateLimit", "anywhere", anywhere)).unwrap();
+    let text = explain("http://outside.example.com/", &[]);
+    let (rules, limit) = (
+        "  rules (config.yaml:30, RequestRules shop/tell): ",
+        "  local rate limit (more.yaml:2, RateLimit shop/anywhere): ",
+    );
+    assert!(text.find(rules).zip(text.find(limit)).is_some_and(|(rules, limit)| rules < limit), "{text}");
     // Nobody knows what an object would have said that is wrong.
     let wrong = istio("security.istio.io/v1", "AuthorizationPolicy", "wrong", &format!("{reviews}rulez: []"));
     std::fs::write(dir.path().join("wrong.yaml"), wrong).unwrap();

@@ -131,7 +131,11 @@ impl World {
     }
 
     pub(crate) async fn ask(&self, headers: &[(&str, &str)]) -> Answer {
-        let mut request = http::Request::get("http://web.shop/path");
+        self.ask_at("http://web.shop/path", headers).await
+    }
+
+    pub(crate) async fn ask_at(&self, uri: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = http::Request::get(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

@@ -89,6 +89,38 @@ async fn rules_of_a_client_are_for_what_it_calls() {
     }
 }
 
+fn limit(spec: &str) -> String {
+    rules("limit", spec).replace("RequestRules", "RateLimit")
+}
+
+#[tokio::test]
+async fn on_either_side_limits_count_what_rules_let_pass_as_they_have_made_it() {
+    for (mode, app) in [("SERVER", "web"), ("CLIENT", "caller")] {
+        let whose = format!("  mode: {mode}\n  selector: {{matchLabels: {{app: {app}}}}}\n  rules:\n");
+        let list = "  - {name: bad, when: \"has(request.headers['x-bad'])\", deny: {}}\n  \
+                    - {name: all, headers: {request: {set: {x-user: ada}}}}";
+        let each = "  - {name: each, by: [{header: x-user}], limit: {requests: 1, per: 1h}}";
+        let world =
+            World::new(&[rules("made", &format!("{whose}{list}")), limit(&format!("{whose}{each}"))].concat()).await;
+        for (headers, expected) in [(&[("x-bad", "1")][..], 403), (&[("x-bad", "1")], 403), (&[], 200), (&[], 429)] {
+            assert_eq!(world.ask(headers).await.status, expected, "{mode} {headers:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn limits_of_calls_are_for_hosts_that_nothing_describes_too() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://localhost:{}/", listener.local_addr().unwrap().port());
+    tokio::spawn(axum::serve(listener, axum::Router::new().fallback(async || "outside")).into_future());
+    for (hosts, expected) in [("", 429), ("  hosts: [localhost]\n", 429), ("  hosts: [other.example.com]\n", 200)] {
+        let spec = format!("  mode: CLIENT\n{hosts}  rules: [{{name: all, limit: {{requests: 1, per: 1h}}}}]");
+        let world = World::new(&limit(&spec)).await;
+        assert_eq!(world.ask_at(&uri, &[]).await.status, 200, "{hosts}");
+        assert_eq!(world.ask_at(&uri, &[]).await.status, expected, "{hosts}");
+    }
+}
+
 #[test]
 fn a_rule_that_makes_no_sense_is_an_error_with_its_place() {
     for (rule, expected) in [
