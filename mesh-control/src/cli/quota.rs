@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use serde_json::json;
 
-use super::status::{StatusServer, get, section};
+use super::status::{StatusServer, get, quotas_away, section};
 use super::{Format, Printing};
 use crate::config::diagnostic::quoted;
 use crate::quota::{QuotaStatus, QuotaUse};
@@ -42,7 +42,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 fn table(status: &QuotaStatus, filter: Option<&str>, now: Duration) -> String {
     let mut out = String::new();
     if !status.reached {
-        let _ = writeln!(out, "quotas are kept in {}, which is away: no shares are assigned", status.store);
+        let _ = writeln!(out, "{}", quotas_away(&status.store));
     }
     if status.not_settled > 0 {
         let _ = writeln!(out, "{} reports could not be settled when they came", status.not_settled);

@@ -116,6 +116,9 @@ fn table(status: &Status, now: SystemTime) -> String {
     workloads(status, &mut out);
     wrong(status, &mut out);
     rate_limits(status, &mut out);
+    if let Some(store) = &status.quotas_away {
+        let _ = writeln!(out, "\n{}", quotas_away(store));
+    }
     diagnostics(status, &mut out);
     out
 }
@@ -296,6 +299,11 @@ pub(super) fn short(node: &str) -> String {
     if name.is_empty() { "(no id)".to_owned() } else { name.to_owned() }
 }
 
+/// What is said where the quotas are kept in something that is away.
+pub(super) fn quotas_away(store: &str) -> String {
+    format!("quotas are kept in {store}, which is away: no shares are assigned")
+}
+
 /// Columns as wide as their widest cell; nothing at all without a row.
 pub(super) fn section<const N: usize>(rows: Vec<[String; N]>, out: &mut String) {
     if rows.len() < 2 {
@@ -373,6 +381,7 @@ mod tests {
             diagnostics: Vec::new(),
             wrong: Vec::new(),
             rate_limits: None,
+            quotas_away: Some("redis".to_owned()),
         };
         let table = table(&status, SystemTime::UNIX_EPOCH);
         let lines: Vec<&str> = table.lines().collect();
@@ -383,6 +392,7 @@ mod tests {
         );
         assert!(lines[6].contains("web-1.shop") && lines[6].contains("no such [2Jpolicy"), "{table}");
         assert!(!table.contains('\u{1b}'));
+        assert!(table.ends_with("\nquotas are kept in redis, which is away: no shares are assigned\n"), "{table}");
         let turned_away = lines[9].split_whitespace().collect::<Vec<_>>();
         assert_eq!(turned_away[..5], ["-", "10.0.0.2", "no-certificate", "7", "2s"], "{table}");
     }

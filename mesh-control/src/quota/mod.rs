@@ -311,6 +311,11 @@ impl Quotas {
         }
     }
 
+    /// Where they are kept, while that is away.
+    pub(crate) fn away(&self) -> Option<&'static str> {
+        (!self.store.is_reached()).then(|| self.store.name())
+    }
+
     /// Appends metrics as Prometheus text.
     pub fn write(&self, limit: impl Fn(&str, &str) -> Option<QuotaLimit>, now: Duration, out: &mut String) {
         let mut status = self.status(limit, now);

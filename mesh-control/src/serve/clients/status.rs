@@ -206,6 +206,9 @@ pub struct Status {
     /// The rate limit service, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limits: Option<RateLimitStatus>,
+    /// Where quotas are kept, while that is away: no shares are assigned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quotas_away: Option<String>,
 }
 
 /// An object or a text that is wrong, and what is in force instead.
@@ -360,6 +363,7 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, names: usize) -
         diagnostics: inspect.diagnostics(),
         wrong: inspect.wrong(),
         rate_limits: state.rate_limits.as_ref().map(|limits| limits.status()),
+        quotas_away: state.quotas.as_ref().and_then(|quotas| quotas.away()).map(str::to_owned),
     }
 }
 
