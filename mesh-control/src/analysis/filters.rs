@@ -77,7 +77,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
 /// Hosts that there are not.
 fn check_rules(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.filters.rules() {
-        check_hosts(&object.meta, &object.spec.hosts, "hosts", policy, found);
+        check_hosts(&object.meta, &object.spec.hosts, "hosts", (objects, policy), found);
         let silent = object.spec.processor.as_ref().and_then(|processor| {
             not_answering(&processor.target, "has no word on any request", &object.meta.namespace, policy)
         });

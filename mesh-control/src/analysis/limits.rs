@@ -44,10 +44,10 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         }
     }
     for object in policy.limits.rate_limits() {
-        check_hosts(&object.meta, &object.spec.hosts, "hosts", policy, found);
+        check_hosts(&object.meta, &object.spec.hosts, "hosts", (objects, policy), found);
     }
     for object in policy.limits.overloads() {
-        check_hosts(&object.meta, &object.spec.hosts, "throttle.hosts", policy, found);
+        check_hosts(&object.meta, &object.spec.hosts, "throttle.hosts", (objects, policy), found);
         let queue = object.spec.concurrency.as_ref().and_then(|limit| limit.queue.as_ref());
         let field = queue.filter(|queue| needs_token(&queue.by)).map(|_| "concurrency.queue.by".to_owned());
         let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
@@ -65,8 +65,19 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
 }
 
 /// Hosts of calls that nothing has. Clients may call them all the same, by the very name.
-pub(super) fn check_hosts(meta: &Meta, hosts: &[String], field: &str, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for host in hosts.iter().filter(|host| policy.services.exact(host, &meta.namespace).is_none()) {
+pub(super) fn check_hosts(
+    meta: &Meta,
+    hosts: &[String],
+    field: &str,
+    (objects, policy): (&Objects, &Policy),
+    found: &mut Vec<Diagnostic>,
+) {
+    let is_routed = |host: &str| {
+        let mut routed = objects.virtual_services.iter().flat_map(|object| &object.spec.hosts);
+        routed.any(|known| *known.value == *host)
+    };
+    let has = |host: &str| policy.services.exact(host, &meta.namespace).is_some() || is_routed(host);
+    for host in hosts.iter().filter(|host| !has(host)) {
         let meant = meant_in_full(policy, host, &meta.namespace);
         let message = format!(
             "nothing has the host {host:?}: it is for calls to exactly that name outside of the mesh alone{meant}"

@@ -12,7 +12,7 @@ use crate::policy::limits::{needs_share, workloads};
 /// Hosts and tokens that there are not.
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in policy.limits.quotas() {
-        check_hosts(&object.meta, &object.spec.hosts, "hosts", policy, found);
+        check_hosts(&object.meta, &object.spec.hosts, "hosts", (objects, policy), found);
         let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
         tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
     }

@@ -144,6 +144,9 @@ fn a_host_that_is_not_written_in_full_is_told_with_what_was_meant() {
         own("mode: CLIENT\n  hosts: [web]\n  rules: [{name: a, deny: {}}]").replace("RateLimit", "RequestRules");
     let told = "nothing has the host \"web\": it is for calls to exactly that name outside of the mesh alone; did you mean `web.shop.svc.cluster.local`?";
     check(&called, &[told]);
+    let routed = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: shop}\n\
+                  spec: {hosts: [shop.example.com], http: [{route: [{destination: {host: web}}]}]}\n";
+    check(&format!("{}{routed}", own(&format!("mode: CLIENT\n  hosts: [shop.example.com]\n  {rules}"))), &[]);
     let meant = "since nothing has it: the failure mode decides; did you mean `limits.shop.svc.cluster.local`?";
     check(&rate_limit(&SERVICE.replace(".shop.svc.cluster.local", ""), "{name: a}"), &[meant]);
     let asked = own("processor: {host: limits.shop, port: 8081}").replace("RateLimit", "RequestRules");
