@@ -14,7 +14,7 @@ use mesh_core::model::{
 use super::rate_limit::{Fault, Key, keyed, report, status_of};
 use crate::config::decode::{At, Decode, Decoder, Text, message};
 use crate::config::diagnostic::{Span, quoted};
-use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
+use crate::config::istio::security::{Selector, TargetRef, check_whom};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
 use crate::config::spelling::miscased_method;
@@ -149,8 +149,7 @@ impl Decode for Overload {
 impl Overload {
     /// What is wrong with whom it is for.
     pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
-        check_selector(self.span, self.selector.as_ref(), d);
-        check_targets(self.span, namespace, self.selector.as_ref(), &self.target_refs.iter().collect::<Vec<_>>(), d);
+        check_whom(self.span, namespace, self.selector.as_ref(), &self.target_refs, d);
     }
 }
 

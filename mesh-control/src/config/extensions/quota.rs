@@ -14,7 +14,7 @@ use super::rate_limit_service::{FailureMode, asked};
 use crate::catalog::QuotaLimit;
 use crate::config::decode::{At, Decode, Decoder, Text, keywords, message};
 use crate::config::diagnostic::{Span, quoted};
-use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
+use crate::config::istio::security::{Selector, TargetRef, check_whom};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
 use crate::period::Unit;
@@ -162,8 +162,7 @@ impl Decode for Quota {
 impl Quota {
     /// What is wrong with whom it is for.
     pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
-        check_selector(self.span, self.selector.as_ref(), d);
-        check_targets(self.span, namespace, self.selector.as_ref(), &self.target_refs.iter().collect::<Vec<_>>(), d);
+        check_whom(self.span, namespace, self.selector.as_ref(), &self.target_refs, d);
     }
 }
 

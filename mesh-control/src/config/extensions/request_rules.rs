@@ -14,7 +14,7 @@ use super::rate_limit::{Fault, WhoseRequests, check_mode, is_named_again, report
 use super::rate_limit_service::{FailureMode, called_at};
 use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, message};
 use crate::config::diagnostic::Span;
-use crate::config::istio::security::{Selector, TargetRef, check_selector, check_targets};
+use crate::config::istio::security::{Selector, TargetRef, check_whom};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
 
@@ -200,8 +200,7 @@ impl Decode for RequestRules {
 impl RequestRules {
     /// What is wrong with whom it is for.
     pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
-        check_selector(self.span, self.selector.as_ref(), d);
-        check_targets(self.span, namespace, self.selector.as_ref(), &self.target_refs.iter().collect::<Vec<_>>(), d);
+        check_whom(self.span, namespace, self.selector.as_ref(), &self.target_refs, d);
     }
 }
 

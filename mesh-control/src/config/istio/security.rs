@@ -250,8 +250,7 @@ impl PeerAuthentication {
 impl RequestAuthentication {
     /// What Istio's own validation refuses of one in this namespace.
     pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
-        check_selector(self.span, self.selector.as_ref(), d);
-        check_targets(self.span, namespace, self.selector.as_ref(), &self.targets(), d);
+        check_whom(self.span, namespace, self.selector.as_ref(), self.targets(), d);
         self.jwt_rules.iter().for_each(|rule| rule.check(d));
     }
 
@@ -349,8 +348,7 @@ impl JwtRule {
 impl AuthorizationPolicy {
     /// What Istio's own validation refuses of one in this namespace, and rules that cannot mean what they say.
     pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
-        check_selector(self.span, self.selector.as_ref(), d);
-        check_targets(self.span, namespace, self.selector.as_ref(), &self.targets(), d);
+        check_whom(self.span, namespace, self.selector.as_ref(), self.targets(), d);
         self.check_action(d);
         authorization::check(self, d);
     }
@@ -407,14 +405,17 @@ pub fn is_gateway_target(kind: &str) -> bool {
     matches!(kind, "Gateway" | "GatewayClass")
 }
 
-pub(crate) fn check_targets(
+/// What is wrong with whom an object is for.
+pub(crate) fn check_whom<'t>(
     span: Span,
     namespace: &str,
     selector: Option<&Selector>,
-    targets: &[&TargetRef],
+    targets: impl IntoIterator<Item = &'t TargetRef>,
     d: &mut Decoder<'_>,
 ) {
-    if selector.is_some() && !targets.is_empty() {
+    check_selector(span, selector, d);
+    let mut targets = targets.into_iter().peekable();
+    if selector.is_some() && targets.peek().is_some() {
         let message = "only one of `selector` and `targetRefs` can be set";
         d.report_at(span, "selector", Severity::Error, Code::InvalidValue, message);
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mesh_core::model::{CelExpression, METRIC_NAMES, is_metric_label};
 
 use super::mesh_config::CustomTag;
-use super::security::{Selector, TargetRef, check_selector, check_targets};
+use super::security::{Selector, TargetRef, check_whom};
 use crate::config::decode::{At, Decoder, Opaque, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 
@@ -206,8 +206,7 @@ impl Telemetry {
 
     /// What Istio's own validation refuses of one in this namespace, and expressions that cannot be evaluated.
     pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
-        check_selector(self.span, self.selector.as_ref(), d);
-        check_targets(self.span, namespace, self.selector.as_ref(), &self.targets(), d);
+        check_whom(self.span, namespace, self.selector.as_ref(), self.targets(), d);
         let mut wrong = |span: Span, field: String, message: String| {
             d.report_at(span, field, Severity::Error, Code::InvalidValue, message);
         };

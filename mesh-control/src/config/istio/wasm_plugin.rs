@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mesh_core::model::{OnFailure, Plugin};
 
-use super::security::{Selector, TargetRef, check_selector, check_targets};
+use super::security::{Selector, TargetRef, check_whom};
 use crate::config::decode::{At, Decoder, Opaque, PortNumber, Raw, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity};
 
@@ -134,8 +134,7 @@ impl WasmPlugin {
 
     /// What is wrong with it.
     pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
-        check_selector(self.span, self.selector.as_ref(), d);
-        check_targets(self.span, namespace, self.selector.as_ref(), &self.targets(), d);
+        check_whom(self.span, namespace, self.selector.as_ref(), self.targets(), d);
         let mut error = |span, field: &'static str, message: &str| {
             d.report_at(span, field, Severity::Error, Code::InvalidValue, message);
         };
