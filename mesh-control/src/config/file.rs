@@ -375,7 +375,10 @@ impl Reader<'_> {
         d.object("".into());
         let identity = (document.get("apiVersion"), document.get("kind"));
         let (Some(api_version), Some(kind_node)) = identity else {
-            let message = "not an object: `apiVersion` and `kind` are needed";
+            let message = match (document.get("domain"), document.get("descriptors")) {
+                (Some(_), Some(_)) => "not an object: rules of a rate limit service are for `--ratelimit-config`",
+                _ => "not an object: `apiVersion` and `kind` are needed",
+            };
             d.error(document.span, Code::MissingField, message);
             return self.unidentified(document, d);
         };

@@ -76,6 +76,12 @@ fn what_has_no_effect_beside_a_service_is_an_error_and_one_that_cannot_be_asked_
     check(&rate_limit(&SERVICE.replace("limits", "web").replace("8081", "80"), all), &["speaks no gRPC"]);
 }
 
+#[test]
+fn a_rule_file_of_a_service_among_objects_is_told_where_it_belongs() {
+    let rules = "domain: shop\ndescriptors:\n- key: user\n  rate_limit: {unit: minute, requests_per_unit: 5}\n";
+    check(rules, &["not an object: rules of a rate limit service are for `--ratelimit-config`"]);
+}
+
 fn envoy_filter(name: &str, patches: &str) -> String {
     format!(
         "---\napiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {{name: {name}, namespace: shop}}\n\
