@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use crate::error::Invalid;
 use crate::model::{HeaderTest, PathTest, QueryTest, SegmentTemplate, StringTest, TemplatePart, VirtualHost};
-use crate::request::RequestHead;
+use crate::request::{RequestHead, is_authority};
 
 pub use index::RouteIndex;
 pub(crate) use unmet::string;
@@ -127,7 +127,7 @@ pub enum Field {
     Method,
     /// `:path`
     Path,
-    /// `:authority`, also written `host`
+    /// `:authority`, also written `host`, in any case
     Authority,
     /// `:scheme`
     Scheme,
@@ -149,8 +149,8 @@ impl Field {
         Ok(match name {
             ":method" => Field::Method,
             ":path" => Field::Path,
-            ":authority" | "host" | "Host" => Field::Authority,
             ":scheme" => Field::Scheme,
+            name if is_authority(name) => Field::Authority,
             name => Field::Header(
                 HeaderName::from_bytes(name.as_bytes())
                     .map_err(|_| Invalid::new(format!("{name:?} is no header name")).at("name"))?,

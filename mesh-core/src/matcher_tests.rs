@@ -203,6 +203,7 @@ fn the_first_value_of_a_header_is_found_among_few_and_among_many() {
         assert_eq!(first("X-User"), Some(&b"jo"[..]), "{more} more");
         assert_eq!(first("content-type"), Some(&b"text/plain"[..]), "{more} more");
         assert_eq!(first("x-none"), None, "{more} more");
+        assert_eq!([":authority", "host", "HOST"].map(first), [Some(&b"h"[..]); 3], "{more} more");
         for name in &names {
             assert_eq!(first(name), Some(name.as_bytes()));
         }

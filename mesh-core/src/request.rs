@@ -11,6 +11,17 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, request::Parts
 
 use crate::error::{ErrorKind, MeshError};
 
+/// Whether a header of this name says whom a request is for: in HTTP/2 `Host` is `:authority`, and it is one thing here.
+pub(crate) fn is_authority(name: &str) -> bool {
+    name == ":authority" || name.eq_ignore_ascii_case("host")
+}
+
+/// The method that is meant by one in another case: methods are told apart by it (RFC 9110, 9.1).
+pub fn miscased_method(text: &str) -> Option<&'static str> {
+    const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+    METHODS.into_iter().find(|known| *known != text && known.eq_ignore_ascii_case(text))
+}
+
 /// A borrowed view of a request's head.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mesh_core::model::{DescriptorAction, HeaderTest, LocalRule, RateLimit as Counted, StringTest};
+use mesh_core::request::miscased_method;
 
 use super::tokens;
 use super::unknown::meant_in_full;
@@ -12,7 +13,6 @@ use crate::config::extensions::overload::Overload;
 use crate::config::extensions::rate_limit::{Counter, RateLimit, WhoseRequests};
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::locate::locate;
-use crate::config::spelling::miscased_method;
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 use crate::policy::limits::{needs_answer, workloads};

@@ -81,12 +81,6 @@ fn distance(a: &str, b: &str, most: usize) -> Option<usize> {
     row.last().copied().filter(|edits| *edits <= most)
 }
 
-/// The method that is meant by one in another case: methods are told apart by it (RFC 9110, 9.1).
-pub(crate) fn miscased_method(text: &str) -> Option<&'static str> {
-    const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
-    METHODS.into_iter().find(|known| *known != text && known.eq_ignore_ascii_case(text))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ use super::{Decision, Filter, Reply};
 use crate::jwt::{self, InDoubt};
 use crate::limits::Tells;
 use crate::model::{CelAttribute, CelExpression, CelValue, Facts, RequestRule, RequestRules, protocol};
-use crate::request::RequestHead;
+use crate::request::{RequestHead, is_authority};
 use crate::request_info::{Direction, RequestInfo};
 use crate::rewrite;
 
@@ -184,7 +184,9 @@ impl Facts for Known<'_> {
             (CelAttribute::RequestHeaders, ":method") => Some(self.head()?.method.as_str().into()),
             (CelAttribute::RequestHeaders, ":path") => Some(self.head()?.path_and_query.into()),
             (CelAttribute::RequestHeaders, ":scheme") => Some(self.head()?.scheme.into()),
-            (CelAttribute::RequestHeaders, name) if is_authority(name) => Some(self.head()?.authority.into()),
+            (CelAttribute::RequestHeaders, name) if is_authority(name) => {
+                Some(self.head()?.authority).filter(|authority| !authority.is_empty()).map(Cow::Borrowed)
+            }
             (CelAttribute::RequestHeaders, name) => self.of_request(name),
             (CelAttribute::ResponseHeaders, name) => self.header(self.answer?.1, name),
             (CelAttribute::RequestClaims, name) => self.said(jwt::claim_text(self.info.tokens(), name))?,

@@ -29,13 +29,70 @@ fn head() -> request::Parts {
     request.body(()).unwrap().into_parts().0
 }
 
-/// The status that refuses the request, if the condition of a rule does.
+/// The same over HTTP/2, where no header says whom it is for.
+fn head_of_http2() -> request::Parts {
+    let mut head = head();
+    head.headers.remove("host");
+    (head.uri, head.version) = ("http://web:80/items/7?debug=1".parse().unwrap(), http::Version::HTTP_2);
+    head
+}
+
+/// Whether the request is refused, if the condition of a rule does that.
 fn refused(when: &str) -> bool {
+    refuses(when, head())
+}
+
+fn refuses(when: &str, mut head: request::Parts) -> bool {
     let mut rule = RequestRule::new("r");
     rule.when = Some(CelExpression::rule(when).unwrap_or_else(|fault| panic!("{when}: {fault}")));
     rule.deny = Some(Refusal::new(StatusCode::FORBIDDEN, "no"));
     let filter = RequestRulesFilter::new(&Arc::new(RequestRules::new(vec![rule])));
-    matches!(filter.on_request(&mut info(), &mut head()), Decision::Reply(_))
+    matches!(filter.on_request(&mut info(), &mut head), Decision::Reply(_))
+}
+
+/// It was not over HTTP/2, so that a client chose whether a rule was for it.
+#[test]
+fn whom_a_request_is_for_is_known_by_every_name_in_every_protocol() {
+    for name in [":authority", "host", "Host", "HOST"] {
+        for head in [head, head_of_http2] {
+            assert!(refuses(&format!("request.headers['{name}'] == 'web:80'"), head()), "{name}");
+            assert!(refuses(&format!("'{name}' in request.headers"), head()), "{name}");
+        }
+    }
+    assert!(refuses("has(request.headers.host) && request.headers[':scheme'] == 'http'", head_of_http2()));
+    // One that nobody is named in has none.
+    let mut nobody = head();
+    nobody.headers.remove("host");
+    assert!(!refuses("'host' in request.headers || request.headers['host'] == ''", nobody));
+}
+
+#[test]
+fn what_is_never_so_is_told_with_its_place() {
+    for (when, column, expected) in [
+        ("request.headers[':scheme2'] == 'a'", 1, "there is no header :scheme2 in request.headers"),
+        ("true || 'a b' in request.headers", 9, "there is no header a b in request.headers"),
+        ("response.headers[':status'] == '500'", 1, "there is no header :status in response.headers"),
+        ("request.method == 'post'", 19, "no request has the method post; did you mean POST?"),
+        ("request.method in ['PUT', 'Delete']", 27, "no request has the method Delete; did you mean DELETE?"),
+        ("request.headers[':method'] != 'get'", 31, "did you mean GET?"),
+        ("'spiffe://td/ns/a/sa/b' == source.principal", 1, "a principal is written without spiffe://"),
+        ("connection.uri_san_peer_certificate == 'td/ns/a/sa/b'", 40, "it begins with spiffe://"),
+        ("request.url_path == '/a?b=1'", 21, "it has no query: request.path has"),
+        ("request.protocol == 'HTTP/2.0'", 21, "it is HTTP/1.1 or HTTP/2"),
+    ] {
+        let fault = CelExpression::rule(when).expect_err(when);
+        assert!(fault.message.contains(expected) && fault.column == column, "{when}: {fault}");
+    }
+    for when in [
+        "request.method == 'PURGE' && connection.uri_san_peer_certificate != ''",
+        "request.method == request.headers['x-method']",
+        "request.url_path.startsWith('/a?')",
+    ] {
+        CelExpression::rule(when).unwrap_or_else(|fault| panic!("{when}: {fault}"));
+    }
+    // A log decides about nothing, and is for Envoys, too; a scheme is not kept for it.
+    CelExpression::condition("request.method == 'get'").unwrap();
+    CelExpression::condition("request.headers[':scheme'] == 'http'").unwrap_err();
 }
 
 #[test]
@@ -97,9 +154,9 @@ fn what_a_rule_cannot_know_is_refused_with_its_place() {
         ("request.headers['a'] == response.headers['b']", 1, "request.headers is not known any more"),
         ("request.auth.claim['a'] == 'b'", 1, "there are request.method"),
         ("'a' in request.headers['b']", 8, "expected a list in brackets"),
-        ("request.headers[':protocol'] == 'websocket'", 1, "\":protocol\" is no name of a header"),
-        ("!has(request.headers['x user'])", 6, "\"x user\" is no name of a header"),
-        ("'x:user' in request.headers", 1, "\"x:user\" is no name of a header"),
+        ("request.headers[':protocol'] == 'websocket'", 1, "there is no header :protocol in request.headers"),
+        ("!has(request.headers['x user'])", 6, "there is no header x user in request.headers"),
+        ("'x:user' in request.headers", 1, "there is no header x:user in request.headers"),
         ("response.headers[':status'] == '200'", 1, "besides these there are response.code"),
     ] {
         let fault = CelExpression::rule(when).expect_err(when);

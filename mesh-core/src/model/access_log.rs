@@ -7,6 +7,7 @@ use http::HeaderName;
 use super::command::{Command, Piece, pieces};
 use super::{LogFilter, TimeFormat};
 use crate::error::Invalid;
+use crate::request::is_authority;
 
 /// Istio's default line.
 pub const DEFAULT_LINE: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
@@ -379,7 +380,7 @@ fn header(name: &str) -> Option<LogHeader> {
     Some(match name.as_str() {
         ":method" => LogHeader::Method,
         ":path" | "x-envoy-original-path" => LogHeader::Path,
-        ":authority" => LogHeader::Authority,
+        name if is_authority(name) => LogHeader::Authority,
         "x-envoy-upstream-service-time" => LogHeader::UpstreamTime,
         _ => LogHeader::Named(HeaderName::try_from(&name).ok()?.as_str().to_owned()),
     })

@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::error::Invalid;
 use crate::model::PathRewrite;
+use crate::request::is_authority;
 
 /// One of the things that a request is hashed by. A route's policies are all counted, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +58,8 @@ impl HashedHeader {
         Ok(match name {
             ":method" => HashedHeader::Method,
             ":path" => HashedHeader::Path,
-            ":authority" | "host" | "Host" => HashedHeader::Authority,
             ":scheme" => HashedHeader::Scheme,
+            name if is_authority(name) => HashedHeader::Authority,
             name => HashedHeader::Real(
                 HeaderName::from_bytes(name.as_bytes())
                     .map_err(|_| Invalid::new(format!("{name:?} is no header name")))?,

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::jwt;
 use crate::model::{CelAttribute, CelValue, Facts, LogFilter, protocol};
+use crate::request::is_authority;
 use crate::request_info::{Direction, Heads, RequestInfo};
 
 /// A request that ended now.
@@ -138,7 +139,9 @@ impl Facts for Ended<'_> {
             (CelAttribute::RequestHeaders, ":path") => {
                 Some(&*self.heads()?.path).filter(|path| !path.is_empty()).map(Cow::Borrowed)
             }
-            (CelAttribute::RequestHeaders, ":authority" | "host") => Some(self.request.authority().to_owned().into()),
+            (CelAttribute::RequestHeaders, name) if is_authority(name) => {
+                Some(self.request.authority()).filter(|authority| !authority.is_empty()).map(Cow::Borrowed)
+            }
             (CelAttribute::RequestHeaders, name) => self.header(name),
             (CelAttribute::ResponseHeaders, name) => text_of(&self.heads()?.response, name),
             (CelAttribute::ResponseTrailers, name) => text_of(&self.heads()?.trailers, name),
@@ -207,6 +210,8 @@ mod tests {
             "request.headers['x-user'] == 'jason' && request.headers['X-User'] == 'jason'",
             "request.headers['x-twice'] == 'a,b' && request.headers['host'] == request.host",
             "request.headers[':path'] == request.path && request.headers[':method'] == request.method",
+            "request.headers[':authority'] == request.host && request.headers['Host'] == request.host",
+            "has(request.headers.host) && 'host' in request.headers",
             "request.protocol == 'HTTP/2' && request.size == 7",
             "request.duration == duration('1.5s') && int(request.time) == 7",
             "response.code == 503 && response.flags == 2 && response.code_details == 'no_healthy_upstream'",

@@ -12,6 +12,7 @@ use mesh_core::model::{
     CelExpression, CelFault, ClientPart, DescriptorAction, GlobalRateLimit, LocalRateLimit, LocalRule,
     RateLimit as Counted, RestHeaders, SegmentTemplate, TokenBucket,
 };
+use mesh_core::request::miscased_method;
 
 use super::rate_limit_service::Service;
 use crate::config::decode::{At, Decode, Decoder, Text, keywords, message};
@@ -19,7 +20,6 @@ use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, TargetRef, check_whom};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
-use crate::config::spelling::miscased_method;
 
 /// How many values of keys are kept apart where nobody says it.
 const KEYS: u32 = 10_000;

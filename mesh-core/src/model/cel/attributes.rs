@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::eval::CelValue;
+use crate::request::miscased_method;
 
 /// Who knows the attributes of one request.
 pub trait Facts {
@@ -198,6 +199,30 @@ impl CelAttribute {
     /// Whether it is what a token says.
     pub(super) fn is_of_token(self) -> bool {
         matches!(self, CelAttribute::RequestClaims | CelAttribute::RequestPrincipal)
+    }
+
+    /// Why it is never this text, where it is not: whoever compares the two means something else.
+    pub(super) fn never(self, text: &str) -> Option<String> {
+        const SCHEME: &str = "spiffe://";
+        match self {
+            // Whether it is there at all.
+            _ if text.is_empty() => None,
+            CelAttribute::RequestMethod => {
+                let meant = miscased_method(text)?;
+                Some(format!("no request has the method {text}; did you mean {meant}?"))
+            }
+            CelAttribute::RequestUrlPath if text.contains('?') => Some("it has no query: request.path has".to_owned()),
+            CelAttribute::RequestProtocol if !["HTTP/1.1", "HTTP/2"].contains(&text) => {
+                Some("it is HTTP/1.1 or HTTP/2".to_owned())
+            }
+            CelAttribute::SourcePrincipal if text.starts_with(SCHEME) => {
+                Some(format!("a principal is written without {SCHEME}"))
+            }
+            CelAttribute::ConnectionPeer if !text.starts_with(SCHEME) => {
+                Some(format!("it begins with {SCHEME}: source.principal does not"))
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn path(self) -> &'static str {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use http::HeaderName;
+
 use super::attributes::{CelAttribute, Kind, Moment};
 use super::eval::{Arithmetic, CelValue, Comparison, Node, TextTest};
 use super::lex::{Placed, Token, fault, lex};
@@ -10,8 +12,6 @@ use crate::model::FullRegex;
 
 /// How deep brackets may stand in each other.
 const DEEPEST: usize = 32;
-/// What request.headers has besides headers.
-const REQUEST_PSEUDO_HEADERS: [&str; 4] = [":method", ":path", ":authority", ":scheme"];
 /// Of how many parts an expression may be.
 const MOST_PARTS: usize = 256;
 
@@ -249,6 +249,10 @@ impl Parser<'_> {
             let message = format!("{} and {} cannot be compared", left.kind.name(), right.kind.name());
             return self.wrong(left.at, message);
         }
+        if matches!(mark, "==" | "!=") {
+            self.may_be(&left.node, &right.node, right.at)?;
+            self.may_be(&right.node, &left.node, left.at)?;
+        }
         let comparison = match mark {
             "==" => Comparison::Equal,
             "!=" => Comparison::Unequal,
@@ -272,8 +276,8 @@ impl Parser<'_> {
             return match (map.kind, map.node) {
                 (Kind::Map, Node::Attribute(attribute)) => {
                     let left = self.of_kind(left, Kind::Text)?;
-                    self.header_is_known(left.at, attribute, &left.node)?;
-                    self.made(left.at, Kind::Bool, Node::Has(Node::Entry(attribute, left.node.into()).into()))
+                    let entry = self.under(attribute, left.node, left.at)?;
+                    self.made(left.at, Kind::Bool, Node::Has(entry.into()))
                 }
                 // A claim may be a list.
                 (_, Node::Entry(CelAttribute::RequestClaims, key)) => {
@@ -294,6 +298,7 @@ impl Parser<'_> {
                 let message = format!("{} is looked for, and this is {}", left.kind.name(), item.kind.name());
                 return self.wrong(item.at, message);
             }
+            self.may_be(&left.node, &item.node, item.at)?;
             list.push(item.node);
         }
         self.made(left.at, Kind::Bool, Node::In(left.node.into(), list))
@@ -385,29 +390,44 @@ impl Parser<'_> {
     fn entry(&mut self, map: Typed, key: Node) -> Read {
         match (map.kind, map.node) {
             (Kind::Map, Node::Attribute(attribute)) => {
-                self.header_is_known(map.at, attribute, &key)?;
-                self.made(map.at, Kind::Text, Node::Entry(attribute, key.into()))
+                let entry = self.under(attribute, key, map.at)?;
+                self.made(map.at, Kind::Text, entry)
             }
             (kind, _) => self.wrong(map.at, format!("{} has no fields and no keys", kind.name())),
         }
     }
 
-    /// A rule that asks for a header by a name that none can have would be for nobody, or for all.
-    fn header_is_known(&self, at: usize, map: CelAttribute, key: &Node) -> Result<(), CelFault> {
-        let of_request = match map {
-            CelAttribute::RequestHeaders => true,
-            CelAttribute::ResponseHeaders => false,
+    /// What a map has under a key. A name that no header has would be missed in every request.
+    fn under(&self, map: CelAttribute, key: Node, at: usize) -> Result<Node, CelFault> {
+        if let Node::Literal(CelValue::Text(name)) = &key {
+            let is_header = HeaderName::from_bytes(name.as_bytes()).is_ok();
+            let is_known = match (map, &**name) {
+                (CelAttribute::RequestHeaders, ":method" | ":path" | ":authority") => true,
+                (CelAttribute::RequestHeaders, ":scheme") => matches!(self.reader, Reader::Rule | Reader::Key),
+                (CelAttribute::RequestHeaders | CelAttribute::ResponseHeaders | CelAttribute::ResponseTrailers, _) => {
+                    is_header
+                }
+                _ => true,
+            };
+            if !is_known {
+                return self.wrong(at, format!("there is no header {name} in {}", map.path()));
+            }
+        }
+        Ok(Node::Entry(map, key.into()))
+    }
+
+    /// Tells of a text that an attribute never is, where that decides about requests.
+    fn may_be(&self, left: &Node, right: &Node, at: usize) -> Result<(), CelFault> {
+        let attribute = match left {
+            Node::Attribute(attribute) => *attribute,
+            Node::Entry(CelAttribute::RequestHeaders, key) if is_text(key, ":method") => CelAttribute::RequestMethod,
             _ => return Ok(()),
         };
-        let Node::Literal(CelValue::Text(name)) = key else { return Ok(()) };
-        let is_pseudo = of_request && REQUEST_PSEUDO_HEADERS.contains(&&**name);
-        let is_of_rules = matches!(self.reader, Reader::Rule | Reader::Key);
-        match is_pseudo || !is_of_rules || http::HeaderName::from_bytes(name.as_bytes()).is_ok() {
-            true => Ok(()),
-            false => {
-                let known = if of_request { REQUEST_PSEUDO_HEADERS.join(", ") } else { "response.code".to_owned() };
-                self.wrong(at, format!("{name:?} is no name of a header; besides these there are {known}"))
+        match (self.reader, right) {
+            (Reader::Rule | Reader::Key, Node::Literal(CelValue::Text(text))) => {
+                attribute.never(text).map_or(Ok(()), |why| self.wrong(at, why))
             }
+            _ => Ok(()),
         }
     }
 
@@ -608,6 +628,10 @@ impl Parser<'_> {
         }
         standard + self.text.get(at..).unwrap_or_default()
     }
+}
+
+fn is_text(node: &Node, text: &str) -> bool {
+    matches!(node, Node::Literal(CelValue::Text(own)) if own == text)
 }
 
 /// `1h30m`, `1.5s`, `-2ms`, in nanoseconds.
