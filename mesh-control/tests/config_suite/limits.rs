@@ -337,6 +337,20 @@ fn local_limits_of_envoy_filters_that_can_never_count_are_told() {
     check(&envoy_filter("a", &local(BUCKET)), &[none]);
     let (enabled, _) = SHARES.split_at(SHARES.find("filter_enforced").unwrap());
     check(&envoy_filter("a", &local(&format!("{enabled}{BUCKET}"))), &["filter_enforced is not set, which is 0 %"]);
+    // A key of what runs, and nothing that it is: Envoy knows of no other value.
+    for (said, told) in [
+        ("{runtime_key: a}", "error[missing-field]: EnvoyFilter shop/a: configPatches[0].patch.value.typed_config.filter_enabled: field `default_value` is missing"),
+        ("{runtime_key: a, default_value: {denominator: HUNDRED}}", "filter_enabled.default_value.numerator is not set, which is 0 %"),
+        ("{default_value: {}}", "filter_enabled.default_value.numerator is not set, which is 0 %"),
+    ] {
+        let all = "filter_enabled: {default_value: {numerator: 100}}";
+        let shares = SHARES.replace(all, &format!("filter_enabled: {said}"));
+        assert_ne!(shares, SHARES);
+        check(&envoy_filter("a", &local(&format!("{shares}{BUCKET}"))), &[told]);
+    }
+    // None on purpose.
+    let tried = SHARES.replace("filter_enforced: {default_value: {numerator: 100}}", "filter_enforced: {default_value: {numerator: 0}}");
+    check(&envoy_filter("a", &local(&format!("{tried}{BUCKET}"))), &[]);
     // The documented shape: the filter is there for what routes say.
     let of_route = format!(
         "{{typed_per_filter_config: {{envoy.filters.http.local_ratelimit: {{\

@@ -125,10 +125,10 @@ message! {
     }
     pub struct Share {
         runtime_key: Option<Text> = "runtime_key",
-        default_value: Percent = "default_value",
+        default_value: Percent = "default_value" required,
     }
     pub struct Percent {
-        numerator: u32 = "numerator",
+        numerator: Option<u32> = "numerator",
         denominator: Denominator = "denominator",
     }
     pub struct AddedHeader {
@@ -454,10 +454,15 @@ impl Patched {
 impl Local {
     /// Limits of no request: what is not said of shares is none, as in Envoy.
     fn check_shares(&self, at: &str, d: &mut Decoder<'_>) {
-        let (field, what) = match (&self.filter_enabled, &self.filter_enforced) {
-            (None, _) => ("filter_enabled", "no request is counted"),
-            (Some(_), None) => ("filter_enforced", "requests over the limit are counted, and none is refused"),
-            (Some(_), Some(_)) => return,
+        let unset = |share: &Option<Share>, field: &str| match share {
+            None => Some(field.to_owned()),
+            Some(share) => share.default_value.numerator.is_none().then(|| format!("{field}.default_value.numerator")),
+        };
+        let enabled = unset(&self.filter_enabled, "filter_enabled");
+        let (field, what) = match (enabled, unset(&self.filter_enforced, "filter_enforced")) {
+            (Some(field), _) => (field, "no request is counted"),
+            (None, Some(field)) => (field, "requests over the limit are counted, and none is refused"),
+            (None, None) => return,
         };
         // Without a bucket it is there for what virtual hosts and routes say.
         if self.token_bucket.is_some() || !self.descriptors.is_empty() {
@@ -525,7 +530,7 @@ impl Share {
             Denominator::TenThousand => 10_000,
             Denominator::Million => 1_000_000,
         };
-        Fraction::new(share.default_value.numerator, denominator)
+        Fraction::new(share.default_value.numerator.unwrap_or(0), denominator)
     }
 }
 
