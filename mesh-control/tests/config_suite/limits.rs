@@ -339,8 +339,14 @@ fn local_limits_of_envoy_filters_that_can_never_count_are_told() {
     check(&envoy_filter("a", &local(&format!("{enabled}{BUCKET}"))), &["filter_enforced is not set, which is 0 %"]);
     // A key of what runs, and nothing that it is: Envoy knows of no other value.
     for (said, told) in [
-        ("{runtime_key: a}", "error[missing-field]: EnvoyFilter shop/a: configPatches[0].patch.value.typed_config.filter_enabled: field `default_value` is missing"),
-        ("{runtime_key: a, default_value: {denominator: HUNDRED}}", "filter_enabled.default_value.numerator is not set, which is 0 %"),
+        (
+            "{runtime_key: a}",
+            "error[missing-field]: EnvoyFilter shop/a: configPatches[0].patch.value.typed_config.filter_enabled: field `default_value` is missing",
+        ),
+        (
+            "{runtime_key: a, default_value: {denominator: HUNDRED}}",
+            "filter_enabled.default_value.numerator is not set, which is 0 %",
+        ),
         ("{default_value: {}}", "filter_enabled.default_value.numerator is not set, which is 0 %"),
     ] {
         let all = "filter_enabled: {default_value: {numerator: 100}}";
@@ -349,7 +355,10 @@ fn local_limits_of_envoy_filters_that_can_never_count_are_told() {
         check(&envoy_filter("a", &local(&format!("{shares}{BUCKET}"))), &[told]);
     }
     // None on purpose.
-    let tried = SHARES.replace("filter_enforced: {default_value: {numerator: 100}}", "filter_enforced: {default_value: {numerator: 0}}");
+    let tried = SHARES.replace(
+        "filter_enforced: {default_value: {numerator: 100}}",
+        "filter_enforced: {default_value: {numerator: 0}}",
+    );
     check(&envoy_filter("a", &local(&format!("{tried}{BUCKET}"))), &[]);
     // The documented shape: the filter is there for what routes say.
     let of_route = format!(
@@ -361,6 +370,22 @@ fn local_limits_of_envoy_filters_that_can_never_count_are_told() {
     let unset = of_route.replace(SHARES, "");
     let told = format!("configPatches[1].{none}");
     check(&envoy_filter("a", &format!("{}, {}", local(""), merged("HTTP_ROUTE", &unset))), &[&told]);
+}
+
+#[test]
+fn a_status_of_an_envoy_filter_that_is_not_the_one_in_force_is_told() {
+    let of = |status: &str| envoy_filter("a", &local(&format!("{SHARES}{BUCKET}, status: {{code: {status}}}")));
+    for good in ["503", "599", "TooManyRequests"] {
+        check(&of(good), &[]);
+    }
+    check(&of("200"), &["configPatches[0].patch.value.status.code: 200 is below 400: it is 429, as in Envoy"]);
+    check(&of("999"), &["configPatches[0].patch.value.typed_config.status.code: 999 is no status"]);
+    let [filter, counted] = patches("SIDECAR_INBOUND", "outbound|8081||limits.shop.svc.cluster.local");
+    let statuses = "rate_limited_status: {code: 302}, status_on_error: {code: 100}, domain:";
+    check(
+        &envoy_filter("a", &format!("{}, {counted}", filter.replace("domain:", statuses))),
+        &["rate_limited_status.code: 302 is below 400: it is 429", "status_on_error.code: 100 is below 200: it is 500"],
+    );
 }
 
 #[test]

@@ -20,7 +20,7 @@ use mesh_core::model::{
 
 use self::counted::{RateLimitEntry, shared};
 use self::global::Global;
-use super::rate_limit::{Counter, RateLimit, WhoseRequests, refusal, too_many_buckets};
+use super::rate_limit::{Counter, RateLimit, WhoseRequests, too_many_buckets};
 use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, check_selector};
@@ -178,7 +178,13 @@ impl Decode for Code16 {
         match node.as_str() {
             Some("TooManyRequests") => Some(Code16(429)),
             Some("ServiceUnavailable") => Some(Code16(503)),
-            _ => u16::decode(node, d).map(Code16),
+            _ => match u16::decode(node, d)? {
+                code @ 100..=599 => Some(Code16(code)),
+                code => {
+                    d.error(node.span, Code::InvalidValue, format!("{code} is no status"));
+                    None
+                }
+            },
         }
     }
 }
@@ -220,6 +226,20 @@ impl Config {
         match self {
             Config::Local(_) => LOCAL,
             Config::Global(_) => GLOBAL,
+        }
+    }
+
+    /// What is taken as in Envoy, and hardly meant.
+    fn check(&self, at: &str, d: &mut Decoder<'_>) {
+        match self {
+            Config::Local(local) => {
+                local.check_shares(at, d);
+                local.status.check(400, 429, &format!("{at}.status"), d);
+            }
+            Config::Global(global) => {
+                global.status.check(400, 429, &format!("{at}.rate_limited_status"), d);
+                global.status_on_error.check(200, 500, &format!("{at}.status_on_error"), d);
+            }
         }
     }
 
@@ -315,8 +335,8 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
     }
     for (index, patch) in read.config_patches.iter().enumerate() {
         let value = &patch.patch.value;
-        if let Some(Config::Local(local)) = value.typed_config.as_ref().or(value.per_filter.local.as_ref()) {
-            local.check_shares(&format!("configPatches[{index}].patch.value"), d);
+        if let Some(config) = value.typed_config.as_ref().or(value.per_filter.local.as_ref()) {
+            config.check(&format!("configPatches[{index}].patch.value"), d);
         }
     }
     tell(&faults, d);
@@ -501,12 +521,25 @@ impl Local {
                 faults.push((most.span, format!("{at}.max_dynamic_descriptors"), message));
             }
         }
-        if let Some(Code16(code)) = self.status.code {
-            limit.status = refusal(code).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
-        }
+        limit.status = self.status.at_least(400).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
         limit.response_changes = added(&self.response_headers, HeaderTarget::Response, at, faults);
         limit.request_changes = added(&self.request_headers, HeaderTarget::Request, at, faults);
         limit
+    }
+}
+
+impl HttpStatus {
+    /// The status; as in Envoy, what is below the least that makes sense is as none.
+    fn at_least(&self, least: u16) -> Option<StatusCode> {
+        let Code16(code) = self.code.filter(|Code16(code)| *code >= least)?;
+        StatusCode::from_u16(code).ok()
+    }
+
+    fn check(&self, least: u16, default: u16, at: &str, d: &mut Decoder<'_>) {
+        if let Some(Code16(code)) = self.code.filter(|_| self.at_least(least).is_none()) {
+            let message = format!("{code} is below {least}: it is {default}, as in Envoy");
+            d.report_at(self.span, format!("{at}.code"), Severity::Warning, Code::Ignored, message);
+        }
     }
 }
 

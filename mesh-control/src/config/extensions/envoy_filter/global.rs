@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
 use mesh_core::model::{Fraction, GlobalRateLimit, HeaderTarget, RestHeaders};
 use mesh_core::request::split_authority;
 
 use super::counted::{RateLimitEntry, shared};
-use super::{AddedHeader, Code16, Fault, HttpStatus, RestWord, Share};
+use super::{AddedHeader, Fault, HttpStatus, RestWord, Share};
 use crate::config::decode::{At, Opaque, Text, keywords, message};
 use crate::config::diagnostic::quoted;
 
@@ -82,8 +81,8 @@ impl Global {
         limit.tells = if self.rest == RestWord::Draft { RestHeaders::XRateLimit } else { RestHeaders::None };
         limit.tells_why = !self.hides_why.unwrap_or(false);
         limit.tells_when = self.retry_after.unwrap_or(false);
-        limit.status = status(&self.status, 400).unwrap_or(limit.status);
-        limit.status_on_error = status(&self.status_on_error, 200).unwrap_or(limit.status_on_error);
+        limit.status = self.status.at_least(400).unwrap_or(limit.status);
+        limit.status_on_error = self.status_on_error.at_least(200).unwrap_or(limit.status_on_error);
         limit.response_changes = super::added(&self.response_headers, HeaderTarget::Response, at, faults);
         limit.rate_limits = shared(&self.rate_limits, at, faults);
         // Unset is all, other than of local limits.
@@ -102,10 +101,4 @@ fn target(cluster: &str) -> Option<String> {
         Some((_, Some(port))) if !port.is_empty() => Some(target),
         _ => None,
     }
-}
-
-/// As in Envoy, what is no such status is the default.
-fn status(status: &HttpStatus, least: u16) -> Option<StatusCode> {
-    let Code16(code) = status.code?;
-    StatusCode::from_u16(code).ok().filter(|_| (least..=599).contains(&code))
 }
