@@ -562,6 +562,14 @@ fn what_stands_at_another_level_of_a_patch_is_told() {
         let patch = merged("VIRTUAL_HOST", &format!("{{rate_limits: [{{actions: [{action}]}}]}}"));
         check(&envoy_filter("a", &format!("{filter}, {patch}")), &[told]);
     }
+    for action in [
+        "request_headers: {header_name: ':status', descriptor_key: x}",
+        "header_value_match: {descriptor_value: x, headers: [{name: ':status', exact_match: a}]}",
+        "header_value_match: {descriptor_value: x, headers: [{name: a b, present_match: false}]}",
+    ] {
+        let patch = merged("VIRTUAL_HOST", &format!("{{rate_limits: [{{actions: [{{{action}}}]}}]}}"));
+        check(&envoy_filter("a", &format!("{filter}, {patch}")), &["in force: what is no name of a header"]);
+    }
 }
 
 fn quota(rest: &str, rule: &str) -> String {

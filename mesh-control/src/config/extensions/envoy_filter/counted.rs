@@ -94,14 +94,12 @@ impl Action {
         let key = |key: &Option<String>, default: &str| Arc::from(key.as_deref().unwrap_or(default));
         let mut found = Vec::new();
         if let Some(header) = request_headers {
-            let is_known = matches!(header.header_name.as_str(), ":method" | ":path" | ":authority" | ":scheme")
-                || HeaderName::from_bytes(header.header_name.as_bytes()).is_ok();
             let action = DescriptorAction::Header {
                 key: header.descriptor_key.as_str().into(),
                 name: header.header_name.to_ascii_lowercase().into(),
                 skip_if_absent: header.skip_if_absent.unwrap_or(false),
             };
-            found.push(is_known.then_some(action).ok_or("request_headers with what is no name of a header"));
+            found.push(named(&header.header_name).map(|()| action));
         }
         if let Some(query) = query_parameters {
             found.push(Ok(DescriptorAction::Query {
@@ -142,6 +140,13 @@ impl Action {
     }
 }
 
+/// Whether requests may have such a header.
+fn named(name: &str) -> Result<(), &'static str> {
+    let is_pseudo = matches!(name, ":method" | ":path" | ":authority" | ":scheme");
+    let is_known = is_pseudo || HeaderName::from_bytes(name.as_bytes()).is_ok();
+    is_known.then_some(()).ok_or("what is no name of a header")
+}
+
 impl HeaderMatcher {
     fn read(&self) -> Result<HeaderTest, &'static str> {
         let StringMatcher { exact, prefix, suffix, contains, .. } = &self.string;
@@ -151,6 +156,7 @@ impl HeaderMatcher {
             1 => {}
             _ => return Err("two matches in one header matcher, of which one would not count"),
         }
+        named(&self.name)?;
         let name: Arc<str> = self.name.to_ascii_lowercase().into();
         let invert = self.invert.unwrap_or(false);
         if let Some(present) = self.present {
