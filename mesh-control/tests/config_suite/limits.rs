@@ -447,6 +447,41 @@ fn fields_of_envoy_are_read_by_either_of_their_names() {
     check(&envoy_filter("a", &format!("{}, {}", local(&limit), merged("HTTP_ROUTE", by))), &[told]);
 }
 
+#[test]
+fn values_of_envoy_that_are_messages_are_read_as_such_too() {
+    let bucket = |fill: &str| {
+        format!("{SHARES}token_bucket: {{maxTokens: 5, tokensPerFill: {{value: 5}}, fillInterval: {fill}}}")
+    };
+    for fill in ["{seconds: 60}", "{seconds: 1, nanos: 500000000}", "{nanos: 50000000}"] {
+        check(&envoy_filter("a", &local(&bucket(fill))), &[]);
+    }
+    for (fill, told) in [
+        ("{seconds: 60, minutes: 1}", "fill_interval: expected a duration"),
+        ("{nanos: 1000000000}", "fill_interval: expected a duration"),
+        ("{seconds: -1}", "fill_interval: expected a duration"),
+        ("{}", "fill_interval: expected a duration"),
+        ("{nanos: 49000000}", "fill_interval: shorter than 50ms"),
+    ] {
+        check(&envoy_filter("a", &local(&bucket(fill))), &[told]);
+    }
+    let more = bucket("60s").replace("{value: 5}", "{value: 5, more: 1}");
+    check(&envoy_filter("a", &local(&more)), &["tokens_per_fill: expected"]);
+}
+
+/// Whatever comes in is handed on, so that Istio's two words for it are one.
+#[test]
+fn every_route_of_what_comes_in_is_one_that_hands_on() {
+    let [filter, counted] = patches("SIDECAR_INBOUND", "outbound|8081||limits.shop.svc.cluster.local");
+    let of = |action: &str| {
+        let routes =
+            format!("context: SIDECAR_INBOUND, routeConfiguration: {{vhost: {{route: {{action: {action}}}}}}}");
+        envoy_filter("a", &format!("{filter}, {}", counted.replace("context: SIDECAR_INBOUND", &routes)))
+    };
+    check(&of("ANY"), &[]);
+    check(&of("ROUTE"), &[]);
+    check(&of("REDIRECT"), &["match.routeConfiguration.vhost.route.action: not supported"]);
+}
+
 /// The documented shape: one filter for every port, and the routes of one port that say what it counts by.
 #[test]
 fn a_filter_is_counted_where_the_routes_of_one_port_say_by_what() {

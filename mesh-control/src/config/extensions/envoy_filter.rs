@@ -422,7 +422,9 @@ impl Patch {
             let message = format!("a place before {}", quoted(name));
             wrong(name.span, "match.listener.filterChain.filter.subFilter.name", message);
         }
-        if let Some(action) = self.matches.routes.vhost.route.action.as_ref().filter(|action| action.value != "ANY") {
+        // Whatever comes in is handed to the workload.
+        let is_every = |action: &&Text| ["ANY", "ROUTE"].contains(&action.as_str());
+        if let Some(action) = self.matches.routes.vhost.route.action.as_ref().filter(|action| !is_every(action)) {
             wrong(action.span, "match.routeConfiguration.vhost.route.action", format!("action {}", action.value));
         }
         let mut port = self.matches.listener.port.or(self.matches.routes.port).map(|port| port.0);

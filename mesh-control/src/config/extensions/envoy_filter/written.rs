@@ -52,6 +52,11 @@ const NOT_SUPPORTED: &[(&str, &[&str], &str)] = &[
     ("envoy_grpc", &["retry_policy", "max_receive_message_length"], "the mesh's own client asks"),
 ];
 
+/// Durations, and values that may be absent: Envoy reads them as the messages that they are, too (`{seconds: 60}`, `{value: 5}`).
+const DURATIONS: [&str; 2] = ["fill_interval", "timeout"];
+const WRAPPED: [&str; 5] =
+    ["tokens_per_fill", "append", "expect_match", "always_consume_default_token_bucket", "max_dynamic_descriptors"];
+
 /// The same with names as Envoy writes them, and without what is not supported, which is told.
 pub(super) fn read(spec: &Node, faults: &mut Vec<Fault>) -> Node {
     Walk { faults }.node(spec, "spec", "", false)
@@ -105,11 +110,33 @@ impl Walk<'_> {
             }
             return None;
         }
+        if let Some(plain) = is_envoys.then(|| plain(&name, value)).flatten() {
+            return Some((Key { name, span: key.span }, plain));
+        }
         // The configuration of a filter, in each of its forms.
         let is_config = is_envoys && (name.starts_with("envoy.filters.") || (of == "typed_config" && name == "value"));
         let parent = if is_config { "typed_config" } else { name.as_str() };
         let value = self.node(value, parent, &at, is_envoys || (of == "patch" && name == "value"));
         Some((Key { name, span: key.span }, value))
+    }
+}
+
+/// What is written as a message, as it is written else.
+fn plain(name: &str, value: &Node) -> Option<Node> {
+    match value.entries() {
+        [(key, only)] if key.name == "value" && WRAPPED.contains(&name) => Some(only.clone()),
+        parts if !parts.is_empty() && DURATIONS.contains(&name) => {
+            let part = |of: &str| match value.get(of).map(|part| &part.value) {
+                None => Some(0),
+                Some(Value::Int(number)) => u64::try_from(*number).ok(),
+                Some(_) => None,
+            };
+            let (seconds, nanos) = (part("seconds")?, part("nanos")?);
+            let is_one = parts.iter().all(|(key, _)| ["seconds", "nanos"].contains(&key.name.as_str()));
+            let text = format!("{seconds}.{nanos:09}s");
+            (is_one && nanos < 1_000_000_000).then(|| Node { span: value.span, value: Value::Str(text) })
+        }
+        _ => None,
     }
 }
 
