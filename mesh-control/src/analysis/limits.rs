@@ -1,23 +1,23 @@
 //! Limits against other objects, and what others than the library cannot do of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mesh_core::model::{DescriptorAction, HeaderTest, LocalRule, RateLimit as Counted, StringTest};
 use mesh_core::request::miscased_method;
 
-use super::tokens;
+use super::tokens::{self, may_be_same};
 use super::unknown::meant_in_full;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::extensions::overload::Overload;
 use crate::config::extensions::rate_limit::{Counter, RateLimit, WhoseRequests};
-use crate::config::file::{Meta, Object, Objects};
+use crate::config::file::{Meta, Object, Objects, Workloads};
 use crate::config::locate::locate;
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 use crate::policy::limits::{needs_answer, workloads};
 use crate::registry::protocol::Protocol;
-use crate::registry::service::Target;
+use crate::registry::service::{Service, Target};
 use crate::render::limits::is_for_envoy;
 
 pub(super) fn say(meta: &Meta, field: &str, code: Code, message: String, found: &mut Vec<Diagnostic>) {
@@ -32,14 +32,22 @@ fn service(meta: &Meta) -> &'static str {
 
 /// Targets and hosts that there are not.
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for object in policy.limits.rate_limits() {
-        let limited = object.spec.limits.iter().filter_map(|(port, _)| *port);
-        let ports = limited.chain(object.spec.counted.iter().filter_map(|(port, _)| *port));
+    let limits = policy.limits.rate_limits().iter().map(|object| {
+        let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
+        Meant { object, whom }
+    });
+    let limits: Vec<Meant<'_>> = limits.collect();
+    for limit in &limits {
+        let spec = &limit.object.spec;
+        let limited = spec.limits.iter().filter_map(|(port, _)| *port);
+        let ports = limited.chain(spec.counted.iter().filter_map(|(port, _)| *port));
         for port in ports.collect::<BTreeSet<_>>() {
-            let mut known = policy.services.iter().flat_map(|(_, service)| &service.ports);
+            let services = policy.services.iter().filter(|(_, service)| limit.may_be_behind(service, policy));
+            let mut known = services.flat_map(|(_, service)| &service.ports);
             if !known.any(|known| known.number == port || known.target == Target::Number(port)) {
-                let message = format!("no service has a port {port}, so that nothing is counted there");
-                say(&object.meta, "configPatches", Code::UnknownReference, message, found);
+                let message =
+                    format!("no service of these workloads has a port {port}, so that nothing is counted there");
+                say(&limit.object.meta, "configPatches", Code::UnknownReference, message, found);
             }
         }
     }
@@ -54,13 +62,34 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         tokens::check(&object.meta, &whom, field, (objects, policy), found);
     }
     check_services(policy, found);
-    check_counted(policy, found);
-    for object in policy.limits.rate_limits() {
-        check_descriptors(object, policy, found);
-        check_methods(object, found);
-        check_doubled(object, found);
-        let whom = workloads(objects, &object.meta, object.spec.selector.as_ref(), &object.spec.target_refs);
-        tokens::check(&object.meta, &whom, of_tokens(&object.spec), (objects, policy), found);
+    check_counted(&limits, policy, found);
+    for limit in &limits {
+        check_descriptors(limit, &limits, policy, found);
+        check_methods(limit.object, found);
+        check_doubled(limit.object, found);
+        let meta = &limit.object.meta;
+        tokens::check(meta, &limit.whom, of_tokens(&limit.object.spec), (objects, policy), found);
+    }
+}
+
+/// A limit, and the workloads that it is for.
+struct Meant<'a> {
+    object: &'a Object<RateLimit>,
+    whom: Workloads,
+}
+
+impl Meant<'_> {
+    /// Whether both may be for the same workload.
+    fn may_meet(&self, other: &Meant<'_>, policy: &Policy) -> bool {
+        policy.limits.may_meet(&self.object.meta.namespace, &other.object.meta.namespace)
+            && may_be_same(&self.whom, &other.whom)
+    }
+
+    /// Whether its workloads may be endpoints of a service, as far as that says whose labels they have.
+    fn may_be_behind(&self, service: &Service, policy: &Policy) -> bool {
+        let is_selected = |labels: &BTreeMap<_, _>| may_be_same(&self.whom, &Workloads::Labelled(labels.clone()));
+        policy.limits.may_meet(&self.object.meta.namespace, &service.namespace)
+            && service.selector.as_ref().is_none_or(is_selected)
     }
 }
 
@@ -118,17 +147,14 @@ fn check_services(policy: &Policy, found: &mut Vec<Diagnostic>) {
 }
 
 /// Limits that no object says what to count by, and what is to be counted by that no limit takes up.
-fn check_counted(policy: &Policy, found: &mut Vec<Diagnostic>) {
-    let objects = policy.limits.rate_limits();
+fn check_counted(limits: &[Meant<'_>], policy: &Policy, found: &mut Vec<Diagnostic>) {
     let is_open = |limit: &RateLimit| limit.limits.iter().any(|(_, counter)| counter.is_open());
     let is_idle = |limit: &RateLimit| counters(limit).any(Counter::is_open);
     let says = |limit: &RateLimit| !limit.counted.is_empty();
-    for object in objects {
-        let meets = |other: &RateLimit, namespace: &str, wanted: &dyn Fn(&RateLimit) -> bool| {
-            wanted(other) && policy.limits.may_meet(&object.meta.namespace, namespace)
-        };
+    for limit in limits {
+        let object = limit.object;
         let has = |wanted: &dyn Fn(&RateLimit) -> bool| {
-            objects.iter().any(|other| meets(&other.spec, &other.meta.namespace, wanted))
+            limits.iter().any(|other| wanted(&other.object.spec) && limit.may_meet(other, policy))
         };
         let is_asked = object.spec.limits.iter().any(|(_, counter)| matches!(counter, Counter::Service(_)));
         let message = if is_idle(&object.spec) && !has(&says) {
@@ -158,27 +184,26 @@ fn counters(limit: &RateLimit) -> impl Iterator<Item = &Counter> {
 }
 
 /// What requests are counted by where an object has its effect: as it says, or as others do that may be for the same workloads.
-fn counted_by<'a>(object: &'a Object<RateLimit>, counter: &'a Counter, policy: &'a Policy) -> Vec<&'a Counted> {
+fn counted_by<'a>(limit: &Meant<'a>, counter: &'a Counter, limits: &[Meant<'a>], policy: &Policy) -> Vec<&'a Counted> {
     if !counter.is_open() {
         return counter.counted().iter().map(|counted| &**counted).collect();
     }
-    let others = policy.limits.rate_limits().iter();
-    let others = others.filter(|other| policy.limits.may_meet(&object.meta.namespace, &other.meta.namespace));
+    let others = limits.iter().filter(|other| limit.may_meet(other, policy)).map(|other| other.object);
     others.flat_map(|other| &other.spec.counted).flat_map(|(_, counted)| counted).map(|counted| &**counted).collect()
 }
 
 /// Limits for descriptors that nothing makes.
-fn check_descriptors(object: &Object<RateLimit>, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for counter in counters(&object.spec) {
-        let Counter::Process(limit) = counter else { continue };
-        let counted = counted_by(object, counter, policy);
+fn check_descriptors(limit: &Meant<'_>, limits: &[Meant<'_>], policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for counter in counters(&limit.object.spec) {
+        let Counter::Process(counting) = counter else { continue };
+        let counted = counted_by(limit, counter, limits, policy);
         // Where nobody says it, that is told.
-        for rule in limit.rules.iter().filter(|_| !counted.is_empty()) {
+        for rule in counting.rules.iter().filter(|_| !counted.is_empty()) {
             if !counted.iter().any(|counted| may_make(&counted.actions, &rule.entries)) {
                 let entries = LocalRule::in_words(&rule.entries).join(", ");
                 let message =
                     format!("no action makes the descriptor {}, so that its limit never counts", quoted(&entries));
-                say(&object.meta, "configPatches", Code::UnknownReference, message, found);
+                say(&limit.object.meta, "configPatches", Code::UnknownReference, message, found);
             }
         }
     }

@@ -35,7 +35,7 @@ pub(super) fn check(
 }
 
 /// Whether some workload may be one of both.
-fn may_be_same(one: &Workloads, other: &Workloads) -> bool {
+pub(super) fn may_be_same(one: &Workloads, other: &Workloads) -> bool {
     match (one, other) {
         (Workloads::Labelled(one), Workloads::Labelled(other)) => {
             one.iter().all(|(key, value)| other.get(key).is_none_or(|wanted| wanted == value))

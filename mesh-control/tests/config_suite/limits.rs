@@ -447,6 +447,37 @@ fn fields_of_envoy_are_read_by_either_of_their_names() {
     check(&envoy_filter("a", &format!("{}, {}", local(&limit), merged("HTTP_ROUTE", by))), &[told]);
 }
 
+/// The usual slip: the port of the container, or of a proxy, in the place of that of the Service.
+#[test]
+fn what_other_workloads_have_is_nothing_for_a_limit() {
+    let at = |port: u16, patch: String| {
+        let host = format!("context: SIDECAR_INBOUND, routeConfiguration: {{vhost: {{name: 'inbound|http|{port}'}}}}");
+        patch.replace("context: SIDECAR_INBOUND", &host)
+    };
+    let limit = format!(
+        "{{typed_per_filter_config: {{envoy.filters.http.local_ratelimit: {{\
+         \"@type\": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: l, \
+         {SHARES}{BUCKET}}}}}}}"
+    );
+    let of = |port: u16| envoy_filter("a", &format!("{}, {}", local(""), at(port, merged("HTTP_ROUTE", &limit))));
+    check(&of(80), &[]);
+    // It is the port of `limits`.
+    let told = "configPatches: no service of these workloads has a port 8081, so that nothing is counted there";
+    check(&of(8081), &[told]);
+    check(&of(8081).replace("app: web", "tier: back"), &[]);
+    check(&of(8081).replace("workloadSelector: {labels: {app: web}}", "priority: 0"), &[]);
+    // What requests are counted by is said for others.
+    let filter = local(&format!("{SHARES}{BUCKET}, descriptors: [{{entries: [{{key: user}}], {BUCKET}}}]"));
+    let by = "{rate_limits: [{actions: [{request_headers: {header_name: x-user, descriptor_key: user}}]}]}";
+    let counted = envoy_filter("b", &merged("VIRTUAL_HOST", by));
+    let filter = envoy_filter("a", &filter);
+    check(&format!("{filter}{counted}"), &[]);
+    check(
+        &format!("{filter}{}", counted.replace("app: web", "app: limits")),
+        &["nothing says what requests are counted by", "no rate limit is counted by this"],
+    );
+}
+
 #[test]
 fn values_of_envoy_that_are_messages_are_read_as_such_too() {
     let bucket = |fill: &str| {
