@@ -416,6 +416,11 @@ fn fields_that_istio_and_envoy_know_are_not_called_unknown() {
         ),
         (
             "{remote_address: {}}",
+            "{remote_address: {}}, {remote_address_match: {descriptor_value: a}}",
+            "configPatches[1].patch.value.rate_limits[0].actions[1].remote_address_match",
+        ),
+        (
+            "{remote_address: {}}",
             "{remote_address: {}}, {metadata: {descriptor_key: a}}",
             "configPatches[1].patch.value.rate_limits[0].actions[1].metadata",
         ),

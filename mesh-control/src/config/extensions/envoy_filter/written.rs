@@ -33,6 +33,7 @@ const NOT_SUPPORTED: &[(&str, &[&str], &str)] = &[
             "masked_remote_address",
             "extension",
             "query_parameter_value_match",
+            "remote_address_match",
         ],
         "not among the actions that are read of an EnvoyFilter; a RateLimit has more of them",
     ),
