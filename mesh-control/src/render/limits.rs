@@ -34,7 +34,7 @@ use serde_json::json;
 
 use super::extensions::typed_struct;
 use super::overload;
-use super::proto::{any, duration, number};
+use super::proto::{any, duration, number, regex};
 use crate::catalog::ClientClass;
 use crate::policy::limits::{Limit, LimitInForce};
 
@@ -328,6 +328,7 @@ fn header_matcher(test: &HeaderTest) -> Option<HeaderMatcher> {
                 StringTest::Prefix { value, ignore_case } => (MatchPattern::Prefix(value.clone()), *ignore_case),
                 StringTest::Suffix { value, ignore_case } => (MatchPattern::Suffix(value.clone()), *ignore_case),
                 StringTest::Contains { value, ignore_case } => (MatchPattern::Contains(value.clone()), *ignore_case),
+                StringTest::Regex(expression) => (MatchPattern::SafeRegex(regex(expression.as_str())), false),
                 _ => return None,
             };
             let test = StringMatcher { ignore_case, match_pattern: Some(pattern) };

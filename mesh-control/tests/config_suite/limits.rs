@@ -627,7 +627,10 @@ fn what_stands_at_another_level_of_a_patch_is_told() {
         ("exact_match: a, prefix_match: b", "two matches in one header matcher"),
         ("string_match: {exact: a, suffix: b}", "two matches in one header matcher"),
         ("present_match: true, exact_match: a", "two matches in one header matcher"),
+        ("safe_regex_match: {regex: a}, string_match: {safe_regex: {regex: a}}", "two matches in one header matcher"),
         ("invert_match: true", "a header matcher that says no match"),
+        ("safe_regex_match: {regex: '('}", "what is no expression of RE2"),
+        ("safe_regex_match: {google_re2: {}}", "safe_regex_match: field `regex` is missing"),
     ] {
         let action = format!("{{header_value_match: {{descriptor_value: x, headers: [{{name: h, {matcher}}}]}}}}");
         let patch = merged("VIRTUAL_HOST", &format!("{{rate_limits: [{{actions: [{action}]}}]}}"));
@@ -640,6 +643,47 @@ fn what_stands_at_another_level_of_a_patch_is_told() {
     ] {
         let patch = merged("VIRTUAL_HOST", &format!("{{rate_limits: [{{actions: [{{{action}}}]}}]}}"));
         check(&envoy_filter("a", &format!("{filter}, {patch}")), &["in force: what is no name of a header"]);
+    }
+}
+
+/// The data plane refuses each of these, with all of the server that it is for.
+#[test]
+fn what_the_data_plane_would_refuse_of_an_envoy_filter_is_told_before() {
+    let by = |action: &str| {
+        let limits =
+            format!("rate_limits: [{{actions: [{action}]}}], descriptors: [{{entries: [{{key: k}}], {BUCKET}}}]");
+        envoy_filter("a", &local(&format!("{SHARES}{BUCKET}, {limits}")))
+    };
+    check(&by("{request_headers: {header_name: x, descriptor_key: k}}"), &[]);
+    for action in [
+        "{request_headers: {header_name: x, descriptor_key: ''}}",
+        "{query_parameters: {query_parameter_name: '', descriptor_key: k}}",
+        "{query_parameters: {query_parameter_name: x, descriptor_key: ''}}",
+        "{generic_key: {descriptor_value: ''}}",
+        "{header_value_match: {descriptor_value: '', headers: [{name: x, exact_match: a}]}}",
+        "{header_value_match: {descriptor_value: a, headers: [{name: x, prefix_match: ''}]}}",
+        "{header_value_match: {descriptor_value: a, headers: [{name: x, string_match: {contains: ''}}]}}",
+    ] {
+        check(&by(action), &["in force: an empty name, key or value"]);
+    }
+    // As in protobuf: it is `generic_key`.
+    let unsaid = by("{generic_key: {descriptor_key: '', descriptor_value: a}}")
+        .replace("{key: k}", "{key: generic_key, value: a}");
+    check(&unsaid, &[]);
+    let limit = |rest: &str| envoy_filter("a", &local(&format!("{SHARES}{BUCKET}, {rest}")));
+    check(&limit(&format!("descriptors: [{{entries: [{{key: '', value: v}}], {BUCKET}}}]")), &["or without a key"]);
+    for most in ["0", "1048577", "4294967295"] {
+        check(
+            &limit(&format!("max_dynamic_descriptors: {most}")),
+            &[&format!(
+                "max_dynamic_descriptors: not supported, and so nothing of this EnvoyFilter is in force: {most} buckets"
+            )],
+        );
+    }
+    check(&limit("max_dynamic_descriptors: 1048576"), &[]);
+    for name in ["content-length", "Connection", "host"] {
+        let header = format!("response_headers_to_add: [{{header: {{key: {name}, value: a}}}}]");
+        check(&limit(&header), &[&format!("in force: the header `{name}`, with this value")]);
     }
 }
 

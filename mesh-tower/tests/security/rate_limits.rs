@@ -266,4 +266,14 @@ spec:
         assert_eq!((ask(address, "/limited", "").await.0, ask(address, "/limited", "").await.0), (200, 429), "{vhost}");
         assert_eq!((ask(address, "/free", "").await.0, ask(address, "/free", "").await.0), (200, 200));
     }
+    // By an expression, in either form that Envoy has for one.
+    for test in ["safe_regex_match: {google_re2: {}, regex: '/li.*'}", "string_match: {safe_regex: {regex: '/li.*'}}"] {
+        let action = format!(
+            "header_value_match: {{descriptor_key: path, descriptor_value: /limited, headers: [{{name: ':path', {test}}}]}}"
+        );
+        let by_path = by_path.replace("request_headers: {header_name: ':path', descriptor_key: path}", &action);
+        let (_control, _mesh, address) = serve(&format!("{REVIEWS}{by_path}")).await;
+        assert_eq!((ask(address, "/limited", "").await.0, ask(address, "/lines", "").await.0), (200, 429), "{test}");
+        assert_eq!((ask(address, "/free", "").await.0, ask(address, "/free", "").await.0), (200, 200));
+    }
 }

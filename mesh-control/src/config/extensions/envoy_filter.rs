@@ -13,10 +13,12 @@ use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode};
+use mesh_core::limits::KeyedBuckets;
 use mesh_core::model::{
     Fraction, HeaderChange, HeaderTarget, HeaderText, LocalRateLimit, LocalRule, OfHost, RestHeaders, TokenBucket,
 };
+use mesh_core::xds::decode::changeable;
 
 use self::counted::{RateLimitEntry, shared};
 use self::global::Global;
@@ -501,9 +503,10 @@ impl Local {
                 descriptor.entries.iter().map(|entry| (entry.key.as_str().into(), entry.value.as_str().into()));
             let entries: Vec<(Arc<str>, Arc<str>)> = entries.collect();
             let Some(bucket) = descriptor.token_bucket.read(&format!("{at}.descriptors"), faults) else { continue };
-            if entries.is_empty() || limit.rules.iter().any(|rule| rule.entries == entries) {
-                let message = "a descriptor without entries, or with those of another one".to_owned();
-                faults.push((descriptor.span, format!("{at}.descriptors"), message));
+            let is_same = |rule: &LocalRule| rule.entries == entries;
+            if entries.is_empty() || entries.iter().any(|(key, _)| key.is_empty()) || limit.rules.iter().any(is_same) {
+                let message = "a descriptor without entries, or without a key, or with the entries of another one";
+                faults.push((descriptor.span, format!("{at}.descriptors"), message.to_owned()));
             }
             let mut rule = LocalRule::new("", entries, bucket);
             rule.is_shadow = descriptor.shadow.unwrap_or(false);
@@ -522,6 +525,13 @@ impl Local {
             if let Some(message) = too_many_buckets(&limit) {
                 faults.push((most.span, format!("{at}.max_dynamic_descriptors"), message));
             }
+        }
+        let (most, all) = (limit.most_keys, KeyedBuckets::MOST);
+        let keyed = limit.rules.iter().filter(|rule| limit.per_connection || rule.is_keyed()).count();
+        if !(1..=all).contains(&most) || u64::from(most) * keyed as u64 > u64::from(all) {
+            let message = format!("{most} buckets for each of {keyed} descriptors of any value: 1 to {all} in all");
+            let span = self.max_dynamic.as_ref().map_or(self.span, |most| most.span);
+            faults.push((span, format!("{at}.max_dynamic_descriptors"), message));
         }
         limit.status = self.status.at_least(400).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
         limit.response_changes = added(&self.response_headers, HeaderTarget::Response, at, faults);
@@ -572,7 +582,7 @@ impl Share {
 impl AddedHeader {
     fn change(&self, at: &str, target: HeaderTarget, faults: &mut Vec<Fault>) -> Option<HeaderChange> {
         let HeaderPair { key, value, .. } = &self.header;
-        let name = HeaderName::from_bytes(key.as_bytes()).ok().filter(|_| HeaderValue::from_str(value).is_ok());
+        let name = changeable(key).ok().filter(|_| HeaderValue::from_str(value).is_ok());
         let text = HeaderText::parse(value.as_bytes(), target, true);
         let (Some(name), Ok(text)) = (name, text) else {
             faults.push((key.span, at.to_owned(), format!("the header {}, with this value", quoted(key))));

@@ -98,7 +98,7 @@ const OF_THE_CONNECTION: [&str; 8] =
     ["connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
 /// The name of a header that configuration may change: Envoy keeps pseudo-headers and `host` out of reach.
-fn changeable(name: &str) -> Result<HeaderName, Invalid> {
+pub fn changeable(name: &str) -> Result<HeaderName, Invalid> {
     if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
         return Err(Invalid::new(format!("{name:?} cannot be changed")));
     }

@@ -69,6 +69,7 @@ use crate::view::Extensions;
 use crate::xds::names;
 
 pub use after::Before;
+pub use headers::changeable;
 pub(crate) use health_check::health_check_alone;
 pub use local_rate_limit::LocalRateLimitBesides;
 pub use notes::Noted;

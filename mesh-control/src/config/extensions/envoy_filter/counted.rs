@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::HeaderName;
-use mesh_core::model::{DescriptorAction, HeaderTest, RateLimit as Counted, StringTest};
+use mesh_core::model::{DescriptorAction, FullRegex, HeaderTest, RateLimit as Counted, StringTest};
 
 use super::Fault;
 use crate::config::decode::{Opaque, Text, message};
@@ -45,6 +45,9 @@ message! {
         name: Text = "name" required,
         exact: Option<String> = "exact_match",
         prefix: Option<String> = "prefix_match",
+        suffix: Option<String> = "suffix_match",
+        contains: Option<String> = "contains_match",
+        regex: Option<Regex> = "safe_regex_match",
         present: Option<bool> = "present_match",
         string: StringMatcher = "string_match",
         invert: Option<bool> = "invert_match",
@@ -54,7 +57,12 @@ message! {
         prefix: Option<String> = "prefix",
         suffix: Option<String> = "suffix",
         contains: Option<String> = "contains",
+        regex: Option<Regex> = "safe_regex",
         ignore_case: Option<bool> = "ignore_case",
+    }
+    pub struct Regex {
+        regex: String = "regex" required,
+        engine: Opaque = "google_re2",
     }
 }
 
@@ -91,7 +99,10 @@ impl Action {
             header_value_match,
             ..
         } = self;
-        let key = |key: &Option<String>, default: &str| Arc::from(key.as_deref().unwrap_or(default));
+        // As in protobuf, what is empty is not said.
+        let key = |key: &Option<String>, default: &str| {
+            Arc::from(key.as_deref().filter(|key| !key.is_empty()).unwrap_or(default))
+        };
         let mut found = Vec::new();
         if let Some(header) = request_headers {
             let action = DescriptorAction::Header {
@@ -99,14 +110,15 @@ impl Action {
                 name: header.header_name.to_ascii_lowercase().into(),
                 skip_if_absent: header.skip_if_absent.unwrap_or(false),
             };
-            found.push(named(&header.header_name).map(|()| action));
+            found.push(named(&header.header_name).and(filled(&header.descriptor_key)).map(|()| action));
         }
         if let Some(query) = query_parameters {
-            found.push(Ok(DescriptorAction::Query {
+            let action = DescriptorAction::Query {
                 key: query.descriptor_key.as_str().into(),
                 name: query.name.as_str().into(),
                 skip_if_absent: query.skip_if_absent.unwrap_or(false),
-            }));
+            };
+            found.push(filled(&query.name).and(filled(&query.descriptor_key)).map(|()| action));
         }
         found.extend(remote_address.as_ref().map(|_| Ok(DescriptorAction::RemoteAddress)));
         // Of a request that comes in, that is a name of the proxy's, which nobody has here.
@@ -114,10 +126,11 @@ impl Action {
             destination_cluster.as_ref().map(|_| Err("destination_cluster, which a request that comes in has none of")),
         );
         if let Some(constant) = generic_key {
-            found.push(Ok(DescriptorAction::Constant {
+            let action = DescriptorAction::Constant {
                 key: key(&constant.descriptor_key, "generic_key"),
                 value: constant.descriptor_value.as_str().into(),
-            }));
+            };
+            found.push(filled(&constant.descriptor_value).map(|()| action));
         }
         if let Some(matched) = header_value_match {
             let tests: Result<Vec<_>, _> = matched.headers.iter().map(HeaderMatcher::read).collect();
@@ -125,6 +138,7 @@ impl Action {
                 true => Err("header_value_match without headers"),
                 false => Ok(tests),
             });
+            let tests = filled(&matched.descriptor_value).and(tests);
             found.push(tests.map(|tests| DescriptorAction::HeaderMatch {
                 key: key(&matched.descriptor_key, "header_match"),
                 value: matched.descriptor_value.as_str().into(),
@@ -140,6 +154,11 @@ impl Action {
     }
 }
 
+/// Whether something is said: the data plane takes nothing that is empty.
+fn filled(text: &str) -> Result<(), &'static str> {
+    if text.is_empty() { Err("an empty name, key or value") } else { Ok(()) }
+}
+
 /// Whether requests may have such a header.
 fn named(name: &str) -> Result<(), &'static str> {
     let is_pseudo = matches!(name, ":method" | ":path" | ":authority" | ":scheme");
@@ -149,34 +168,40 @@ fn named(name: &str) -> Result<(), &'static str> {
 
 impl HeaderMatcher {
     fn read(&self) -> Result<HeaderTest, &'static str> {
-        let StringMatcher { exact, prefix, suffix, contains, .. } = &self.string;
-        let texts = [&self.exact, &self.prefix, exact, prefix, suffix, contains];
-        match texts.into_iter().flatten().count() + usize::from(self.present.is_some()) {
-            0 => return Err("a header matcher that says no match"),
-            1 => {}
-            _ => return Err("two matches in one header matcher, of which one would not count"),
-        }
+        type Make = fn(String, bool) -> StringTest;
+        let exact: Make = |value, ignore_case| StringTest::Exact { value, ignore_case };
+        let prefix: Make = |value, ignore_case| StringTest::Prefix { value, ignore_case };
+        let suffix: Make = |value, ignore_case| StringTest::Suffix { value, ignore_case };
+        let contains: Make = |value, ignore_case| StringTest::Contains { value, ignore_case };
+        let string = &self.string;
+        let ignore_case = string.ignore_case.unwrap_or(false);
+        let parts = [
+            (&self.prefix, prefix, false),
+            (&self.suffix, suffix, false),
+            (&self.contains, contains, false),
+            (&string.prefix, prefix, ignore_case),
+            (&string.suffix, suffix, ignore_case),
+            (&string.contains, contains, ignore_case),
+        ];
+        let whole = [(&self.exact, false), (&string.exact, ignore_case)];
+        let whole = whole.into_iter().filter_map(|(text, ignore_case)| Some(Ok(exact(text.clone()?, ignore_case))));
+        let parts = parts.into_iter().filter_map(|(text, make, ignore_case)| {
+            let text = text.clone()?;
+            Some(filled(&text).map(|()| make(text, ignore_case)))
+        });
+        let regexes = [&self.regex, &string.regex].into_iter().flatten().map(|written| {
+            let regex = FullRegex::new(&written.regex).map(StringTest::Regex);
+            regex.map_err(|_| "what is no expression of RE2")
+        });
+        let mut tests: Vec<_> = whole.chain(parts).chain(regexes).collect();
         named(&self.name)?;
         let name: Arc<str> = self.name.to_ascii_lowercase().into();
         let invert = self.invert.unwrap_or(false);
-        if let Some(present) = self.present {
-            return Ok(HeaderTest::Present { name, present: present != invert });
+        match (tests.pop(), tests.is_empty(), self.present) {
+            (None, _, None) => Err("a header matcher that says no match"),
+            (None, _, Some(present)) => Ok(HeaderTest::Present { name, present: present != invert }),
+            (Some(test), true, None) => Ok(HeaderTest::Value { name, test: test?, invert, missing_is_empty: false }),
+            (Some(_), _, _) => Err("two matches in one header matcher, of which one would not count"),
         }
-        let ignore_case = self.string.ignore_case.unwrap_or(false);
-        let value = |text: &Option<String>| text.clone();
-        let test = if let Some(value) = value(&self.exact) {
-            StringTest::Exact { value, ignore_case: false }
-        } else if let Some(value) = value(&self.prefix) {
-            StringTest::Prefix { value, ignore_case: false }
-        } else if let Some(value) = value(&self.string.exact) {
-            StringTest::Exact { value, ignore_case }
-        } else if let Some(value) = value(&self.string.prefix) {
-            StringTest::Prefix { value, ignore_case }
-        } else if let Some(value) = value(&self.string.suffix) {
-            StringTest::Suffix { value, ignore_case }
-        } else {
-            StringTest::Contains { value: value(&self.string.contains).unwrap_or_default(), ignore_case }
-        };
-        Ok(HeaderTest::Value { name, test, invert, missing_is_empty: false })
     }
 }
