@@ -398,7 +398,7 @@ fn fields_that_istio_and_envoy_know_are_not_called_unknown() {
         ("context: S", "listener: {name: virtualInbound}, context: S", "configPatches[0].match.listener.name"),
         (
             "context: S",
-            "routeConfiguration: {vhost: {route: {name: default}}}, context: S",
+            "routeConfiguration: {vhost: {route: {name: first}}}, context: S",
             "configPatches[0].match.routeConfiguration.vhost.route.name",
         ),
         ("domain:", "stage: 1, domain:", "configPatches[0].patch.value.typed_config.stage"),
@@ -504,18 +504,18 @@ fn values_of_envoy_that_are_messages_are_read_as_such_too() {
     check(&envoy_filter("a", &local(&more)), &["tokens_per_fill: expected"]);
 }
 
-/// Whatever comes in is handed on, so that Istio's two words for it are one.
+/// Whatever comes in is handed on, by the one route `default`.
 #[test]
 fn every_route_of_what_comes_in_is_one_that_hands_on() {
     let [filter, counted] = patches("SIDECAR_INBOUND", "outbound|8081||limits.shop.svc.cluster.local");
-    let of = |action: &str| {
-        let routes =
-            format!("context: SIDECAR_INBOUND, routeConfiguration: {{vhost: {{route: {{action: {action}}}}}}}");
+    let of = |route: &str| {
+        let routes = format!("context: SIDECAR_INBOUND, routeConfiguration: {{vhost: {{route: {{{route}}}}}}}");
         envoy_filter("a", &format!("{filter}, {}", counted.replace("context: SIDECAR_INBOUND", &routes)))
     };
-    check(&of("ANY"), &[]);
-    check(&of("ROUTE"), &[]);
-    check(&of("REDIRECT"), &["match.routeConfiguration.vhost.route.action: not supported"]);
+    for route in ["action: ANY", "action: ROUTE", "name: default", "name: default, action: ROUTE"] {
+        check(&of(route), &[]);
+    }
+    check(&of("action: REDIRECT"), &["match.routeConfiguration.vhost.route.action: not supported"]);
 }
 
 /// The documented shape: one filter for every port, and the routes of one port that say what it counts by.

@@ -79,6 +79,7 @@ message! {
         route: RouteMatch = "route",
     }
     pub struct RouteMatch {
+        name: Option<Text> = "name",
         action: Option<Text> = "action",
     }
     pub struct Change {
@@ -423,6 +424,10 @@ impl Patch {
         {
             let message = format!("a place before {}", quoted(name));
             wrong(name.span, "match.listener.filterChain.filter.subFilter.name", message);
+        }
+        if let Some(name) = self.matches.routes.vhost.route.name.as_ref().filter(|name| name.value != "default") {
+            let message = format!("the route {}: a port has one, `default`", quoted(name));
+            wrong(name.span, "match.routeConfiguration.vhost.route.name", message);
         }
         // Whatever comes in is handed to the workload.
         let is_every = |action: &&Text| ["ANY", "ROUTE"].contains(&action.as_str());

@@ -20,7 +20,6 @@ const NOT_SUPPORTED: &[(&str, &[&str], &str)] = &[
     ),
     ("routeConfiguration", &["name", "portName", "gateway"], "`portNumber` or `vhost.name` names a port"),
     ("vhost", &["domainName"], "a port has one virtual host"),
-    ("route", &["name"], "a port has one route, without a name"),
     ("patch", &["filterClass"], "limits come after authorization"),
     ("rate_limits", &["stage"], ONE_STAGE),
     ("rate_limits", &["disable_key", "limit", "hits_addend", "apply_on_stream_done"], ONCE),
