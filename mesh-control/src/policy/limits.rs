@@ -164,6 +164,15 @@ impl Limits {
         rates.chain(others).chain(self.quotas.iter().map(|object| &object.meta))
     }
 
+    /// What they say of servers, whomever it is for.
+    pub fn of_servers(&self) -> impl Iterator<Item = LimitInForce> {
+        let entries = self.entries.iter().filter(|entry| !entry.is_of_client);
+        entries.flat_map(|entry| {
+            let limits = entry.limits.iter().map(|(_, limit)| limit.clone());
+            limits.map(|limit| LimitInForce { id: Arc::clone(&entry.id), limit })
+        })
+    }
+
     /// Whether objects of two namespaces may be for the same workload.
     pub fn may_meet(&self, one: &str, other: &str) -> bool {
         one == other || [one, other].contains(&&*self.root)

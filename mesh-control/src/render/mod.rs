@@ -30,6 +30,7 @@ mod tokens;
 pub mod tracing;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -43,6 +44,7 @@ use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault_pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
+use mesh_core::error::Invalid;
 use mesh_core::model::RouteConfiguration;
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::xds::decode::{Options, decode_routes};
@@ -279,6 +281,22 @@ pub fn render_server(
         ClientClass::Library | ClientClass::Envoy => Action::DirectResponse(library::unavailable(&refusal)),
     };
     Some(with_metadata(name, &listener::server(name, bound, action, Vec::new(), paths, (tls, &telemetry)), about))
+}
+
+/// What the data plane says of a limit of a server.
+///
+/// # Errors
+/// Why it refuses the server, and with it every request.
+pub fn verdict_on_limit(judge: &Judge, limit: &LimitInForce) -> Result<(), Invalid> {
+    use envoy_types::pb::envoy::config::route::v3::NonForwardingAction;
+    use envoy_types::pb::envoy::config::route::v3::route::Action;
+    let bound = SocketAddr::from(([127, 0, 0, 1], 1));
+    let filters = limits::filters(std::slice::from_ref(limit), ClientClass::Library);
+    let action = Action::NonForwardingAction(NonForwardingAction {});
+    let (name, paths) = (format!("{}{bound}", listener::SERVER_PREFIX), PathNormalization::None.of(false));
+    let listener =
+        listener::server(&name, bound, action, filters, paths, (ServerTls::Plaintext, &Telemetry::default()));
+    judge.verdict(ResourceType::Listener, &listener.encode_to_vec())
 }
 
 /// Who may do what to a server, as JSON for an Envoy that is configured by hand.

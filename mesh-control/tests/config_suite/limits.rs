@@ -707,6 +707,7 @@ fn a_quota_that_cannot_count_is_told_with_its_place() {
         ),
         ("mode: SERVER", rule("", "requests: 1, per: YEAR"), "rules[0].limit.per: "),
         ("mode: SERVER", rule("", "requests: 1"), "rules[0].limit: field `per` is missing"),
+        ("mode: SERVER", rule("{query: ''}", "requests: 1, per: DAY"), "rules[0].by[0].query: a parameter has a name"),
         ("mode: SERVER", rule("{header: x}, {header: X}", "requests: 1, per: DAY"), "rules[0].by: `x` is said twice"),
         ("unassigned: 1", good.clone(), "unassigned: without effect"),
         ("reportEvery: 50ms", good.clone(), "reportEvery: not between"),

@@ -573,6 +573,9 @@ impl Key {
             found.push(DescriptorAction::Header { name: Arc::clone(&key), key, skip_if_absent });
         }
         if let Some(query) = &self.query {
+            if query.is_empty() {
+                faults.push((query.span, format!("{at}.query"), "a parameter has a name".to_owned()));
+            }
             let (key, name) = (format!("query.{}", query.value).into(), query.as_str().into());
             found.push(DescriptorAction::Query { key, name, skip_if_absent });
         }

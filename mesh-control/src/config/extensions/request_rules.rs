@@ -132,6 +132,9 @@ impl Decode for RequestRules {
         let mut refused_by: Option<&Rule> = None;
         for (index, rule) in spec.rules.iter().enumerate() {
             let at = format!("rules[{index}]");
+            if rule.name.is_empty() {
+                faults.push((rule.name.span, format!("{at}.name"), "a rule has a name".to_owned()));
+            }
             is_named_again(&rule.name, spec.rules.iter().take(index).map(|other| &other.name), &at, &mut faults);
             if let Some(allow) = rule.allows().filter(|_| index + 1 == spec.rules.len()) {
                 faults.push((allow.span, format!("{at}.allow"), "there is no rule after it".to_owned()));
