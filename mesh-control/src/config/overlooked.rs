@@ -40,13 +40,13 @@ pub(super) fn look_at(path: &Path, own: &str, name: &Arc<str>, looks: &mut usize
     let head = head(path);
     if own.starts_with('.') {
         // Those of editors and of other systems have such names, too, and no object in them.
-        let is_meant = is_config_name(own) && head.as_ref().is_none_or(|head| head.is_object());
-        let message = "not read: it looks like an object, and its name begins with a dot; rename it, or move it to another directory";
+        let is_meant = is_config_name(own) && head.as_ref().is_none_or(|head| head.is_configuration());
+        let message = "not read: it looks like configuration, and its name begins with a dot; rename it, or move it to another directory";
         return is_meant.then(|| warn(message)).flatten();
     }
     match head {
-        Some(head) if head.is_object() => warn(
-            "not read: it looks like an object, and its name does not end in .yaml, .yml or .json; rename it, or move it to \
+        Some(head) if head.is_configuration() => warn(
+            "not read: it looks like configuration, and its name does not end in .yaml, .yml or .json; rename it, or move it to \
              another directory",
         ),
         Some(head) if !head.is_text && is_nearly_one(own) => warn(
@@ -121,8 +121,10 @@ fn find(dir: &Path, depth: usize, is_hidden: bool, left: &mut usize) -> Inside {
         if name.starts_with('.') && !is_hidden {
             continue;
         }
-        let is_object =
-            || kind.as_ref().is_ok_and(|kind| kind.is_file()) && head(&entry.path()).is_some_and(|it| it.is_object());
+        let is_object = || {
+            kind.as_ref().is_ok_and(|kind| kind.is_file())
+                && head(&entry.path()).is_some_and(|it| it.is_configuration())
+        };
         if is_config_name(&name) && (!is_hidden || is_object()) {
             return Inside::File(name);
         }
@@ -154,8 +156,8 @@ struct Head {
 }
 
 impl Head {
-    fn is_object(&self) -> bool {
-        self.is_text && is_like_object(&self.text)
+    fn is_configuration(&self) -> bool {
+        self.is_text && is_like_configuration(&self.text)
     }
 }
 
@@ -169,14 +171,17 @@ fn head(path: &Path) -> Option<Head> {
     Some(Head { text: String::from_utf8_lossy(&bytes).into_owned(), is_text })
 }
 
-/// Whether a text begins as objects do and has their words: a manual that shows objects begins otherwise.
-fn is_like_object(text: &str) -> bool {
+/// Whether a text begins as objects do, or rules of rate limits, and has their words: a manual that shows some begins otherwise.
+fn is_like_configuration(text: &str) -> bool {
     let key = |line: &str| line.split_once(':').map(|(key, _)| key.trim_matches(['"', '\'', ' ']).to_owned());
     let is_said = |line: &&str| !line.trim().is_empty() && !line.starts_with(['#', '%']) && !line.starts_with("---");
     let first = text.trim_start_matches('\u{feff}').lines().find(is_said).unwrap_or_default();
-    let begins = first.trim_start().starts_with('{')
-        || key(first).is_some_and(|key| ["apiVersion", "kind", "metadata", "spec"].contains(&key.as_str()));
-    begins && text.contains("apiVersion") && text.contains("kind")
+    let begins_with = |keys: &[&str]| key(first).is_some_and(|key| keys.contains(&key.as_str()));
+    let has = |words: &[&str]| words.iter().all(|word| text.contains(word));
+    let is_json = first.trim_start().starts_with('{');
+    let is_object =
+        (is_json || begins_with(&["apiVersion", "kind", "metadata", "spec"])) && has(&["apiVersion", "kind"]);
+    is_object || (is_json || begins_with(&["domain", "descriptors"])) && has(&["domain", "descriptors"])
 }
 
 /// Whether a name has an ending that is read, or one nearly like it, somewhere: `a.ymal`, `a.yaml.txt`, `a.yml~`.
@@ -212,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_like_an_object_by_how_it_begins() {
+    fn a_text_is_like_configuration_by_how_it_begins() {
         for (text, expected) in [
             ("# a policy\n---\napiVersion: v1\nkind: Service\n", true),
             ("kind: Service\napiVersion: v1\n", true),
@@ -220,9 +225,12 @@ mod tests {
             ("\u{feff}\"apiVersion\": v1\n\"kind\": Service\n", true),
             ("# How to\n\nWrite this:\n\napiVersion: v1\nkind: Service\n", false),
             ("kind: of\n", false),
+            ("# limits\n---\ndomain: shop\ndescriptors:\n- key: user\n", true),
+            ("{\"domain\": \"shop\", \"descriptors\": []}", true),
+            ("domain: shop\n", false),
             ("", false),
         ] {
-            assert_eq!(is_like_object(text), expected, "{text}");
+            assert_eq!(is_like_configuration(text), expected, "{text}");
         }
         for (name, expected) in
             [("a.ymal", true), ("a.yaml.txt", true), ("a.YML~", true), ("a.txt", false), ("yaml", false)]
