@@ -436,6 +436,12 @@ impl Reader<'_> {
                 );
                 d.report(span, Severity::Warning, Code::NotSupportedYet, message);
             }
+            Class::Elsewhere(_) if let Some((span, target)) = attached_to(document) => {
+                let message = format!(
+                    "{kind} of {api_version_text} has no effect here: it is for another controller of {target}"
+                );
+                d.report(span, Severity::Warning, Code::NotSupportedYet, message);
+            }
             Class::Elsewhere(why) => {
                 let message = format!("{kind} of {api_version_text} {why}");
                 d.report(kind_node.span, Severity::Info, Code::Ignored, message);
@@ -593,6 +599,17 @@ fn topology_of(document: &Node) -> Option<Span> {
         entries.iter().find(|(key, value)| value.as_str().is_some_and(|value| is_topology(&key.name, value)))
     });
     found.map(|(key, _)| key.span)
+}
+
+/// What an object of another controller is attached to of Gateway API, as its policies are: it may guard or limit what is served here.
+fn attached_to(document: &Node) -> Option<(Span, String)> {
+    let spec = document.get("spec")?;
+    let targets = spec.get("targetRefs").map_or(&[][..], Node::items);
+    targets.iter().chain(spec.get("targetRef")).find_map(|target| {
+        let word = |name: &str| target.get(name).and_then(Node::as_str);
+        let is_of_it = word("group") == Some(ObjectKind::HttpRoute.group());
+        is_of_it.then(|| (target.span, quoted(&[word("kind"), word("name")].map(Option::unwrap_or_default).join(" "))))
+    })
 }
 
 /// What Istio reads of a Namespace for the services in it, where it has that.

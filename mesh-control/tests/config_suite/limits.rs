@@ -687,6 +687,24 @@ fn what_the_data_plane_would_refuse_of_an_envoy_filter_is_told_before() {
     }
 }
 
+/// As those of Envoy Gateway and of Kuadrant, which are written for routes and gateways that may be served here.
+#[test]
+fn what_another_controller_attaches_to_gateway_api_is_a_warning() {
+    let policy = |targets: &str| {
+        format!(
+            "apiVersion: gateway.envoyproxy.io/v1alpha1\nkind: BackendTrafficPolicy\nmetadata: {{name: a, namespace: shop}}\nspec: {{{targets}}}\n"
+        )
+    };
+    let route = "group: gateway.networking.k8s.io, kind: HTTPRoute, name: web";
+    let told = "warning[not-supported-yet]: BackendTrafficPolicy shop/a: BackendTrafficPolicy of gateway.envoyproxy.io/v1alpha1 has no effect here: it is for another controller of `HTTPRoute web`";
+    check(&policy(&format!("targetRefs: [{{{route}}}]")), &[&format!("t.yaml:4:21: {told}")]);
+    check(&policy(&format!("targetRef: {{{route}}}")), &[told]);
+    check(&policy(&format!("targetRefs: [{{group: '', kind: Service, name: web}}, {{{route}}}]")), &[told]);
+    for other in ["targetRefs: [{group: apps, kind: Deployment, name: web}]", "targetRef: web", "a: 1"] {
+        check(&policy(other), &["info[ignored]"]);
+    }
+}
+
 fn quota(rest: &str, rule: &str) -> String {
     format!(
         "apiVersion: policy.mesh-control/v1alpha1\nkind: Quota\nmetadata: {{name: calls, namespace: shop}}\nspec:\n  \
