@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use mesh_core::request::is_this_machine;
 use serde_json::{Map, Value, json};
 
+use super::secret::Secret;
 use crate::catalog::TLS_MODE;
 
 mod envoy;
@@ -54,7 +55,7 @@ pub(super) struct Args {
     tls_key: Option<String>,
     /// The one-time token of `mesh-control token create`, for the workload's first certificate. The file is then a secret.
     /// The environment may have it, where other people's `ps` does not show it.
-    #[arg(long, value_name = "TOKEN", value_parser = token, env = "MESH_CONTROL_TOKEN", hide_env_values = true)]
+    #[arg(long, value_name = "TOKEN", value_parser = Secret(token), env = "MESH_CONTROL_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Where the workload's key, certificate and roots are, as `mesh-control ca issue` writes them, and the bundles of trust domains
     /// where it wrote some: for gRPC's own programs, which do not ask for a certificate. The workload gets the label `security.istio.io/tlsMode: istio`, which says that it

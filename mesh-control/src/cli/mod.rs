@@ -19,6 +19,7 @@ mod install;
 mod quota;
 mod route;
 mod schema;
+mod secret;
 mod serve;
 mod shift;
 mod status;

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 
 use super::Printing;
 use super::etcd::Etcd;
+use super::secret::Secret;
 use crate::ca::{BundleEndpoint, CertificateAuthority, MAX_TTL, Tokens};
 use crate::calls::Calls;
 use crate::config::file::is_namespace;
@@ -224,7 +226,7 @@ pub(super) struct Args {
     /// Counts in this Redis, which replicas share: redis://, redis+sentinel:// or redis+cluster://, or rediss for TLS. While it
     /// is away requests are not decided about, and no shares of quotas are assigned; those who ask have a failure mode for that.
     /// Without it, counters are in memory, and quotas in --state-dir, where there is one.
-    #[arg(long, value_name = "URL", env = "MESH_CONTROL_REDIS_URL", hide_env_values = true)]
+    #[arg(long, value_name = "URL", value_parser = Secret(RedisUrl::from_str), env = "MESH_CONTROL_REDIS_URL", hide_env_values = true)]
     redis_url: Option<RedisUrl>,
     /// How many counters are kept in memory, of which the least used go first; with --redis-url, how many of those that are
     /// over their limits.

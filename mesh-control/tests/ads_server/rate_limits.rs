@@ -291,7 +291,7 @@ fn addresses_and_options_that_do_not_go_together_are_refused() {
         (&["--ratelimit-addr", "0.0.0.0:0", "--ratelimit-config", dir], "reachable from other machines"),
         (&["--ratelimit-addr", "127.0.0.1:0", "--ratelimit-config", "/nowhere"], "cannot read --ratelimit-config"),
         (
-            &["--ratelimit-addr", "127.0.0.1:0", "--ratelimit-config", dir, "--redis-url", "http://:pw@a"],
+            &["--ratelimit-addr", "127.0.0.1:0", "--ratelimit-config", dir, "--redis-url", "http://:s3cr3t@a"],
             "expected redis://",
         ),
     ] {
@@ -299,8 +299,11 @@ fn addresses_and_options_that_do_not_go_together_are_refused() {
         let output = output(&[&free, more].concat());
         assert!(!output.status.success());
         let why = text(&output.stderr);
-        assert!(why.contains(expected), "{more:?}: {why}");
+        // It stands in the log.
+        assert!(why.contains(expected) && !why.contains("s3cr3t"), "{more:?}: {why}");
     }
+    let why = output(&["bootstrap", "--token", "s3cr3t"]).stderr;
+    assert!(text(&why).contains("64 hexadecimal digits") && !text(&why).contains("s3cr3t"), "{}", text(&why));
 }
 
 /// What speaks Redis's protocol, and counts as the script does in fixed windows.
