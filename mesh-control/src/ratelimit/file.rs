@@ -134,6 +134,7 @@ pub(super) fn read(files: &[Source], stats: &Stats) -> (Rules, Vec<Diagnostic>) 
                 d: &mut decoder,
                 stats,
                 domain: &name,
+                paths: BTreeSet::new(),
                 names: BTreeSet::new(),
                 replaced: BTreeMap::new(),
                 replaces: BTreeMap::new(),
@@ -154,6 +155,8 @@ struct Compiler<'a, 's> {
     d: &'a mut Decoder<'s>,
     stats: &'a Stats,
     domain: &'a Arc<str>,
+    /// What rules are called by their keys and values.
+    paths: BTreeSet<String>,
     /// Names of rules.
     names: BTreeSet<String>,
     /// Names that rules replace, and where the first of them says so.
@@ -217,6 +220,9 @@ impl Compiler<'_, '_> {
             };
             if is_twice {
                 self.error(one.span, &path, Code::Duplicate, "the same key and value twice");
+            } else if one.rate_limit.is_some() && !self.paths.insert(path.clone()) {
+                let message = "another rule is called so, too: metrics and status have both in one row, and envoyproxy/ratelimit takes no such file";
+                self.warning(one.span, &path, Code::Duplicate, message);
             }
         }
         level
@@ -420,6 +426,10 @@ descriptors:
             (
                 "domain: d\ndescriptors:\n- key: a\n- key: a\n",
                 "a.yaml:4:3: error[duplicate]: a: the same key and value twice",
+            ),
+            (
+                "domain: d\ndescriptors:\n- {key: a, value: b, rate_limit: {unit: day, requests_per_unit: 1}}\n- {key: a_b, rate_limit: {unit: day, requests_per_unit: 1}}\n",
+                "a.yaml:4:3: warning[duplicate]: a_b: another rule is called so, too: metrics and status have both in one row, and envoyproxy/ratelimit takes no such file",
             ),
             (
                 "domain: d\ndescriptors:\n- {key: a, value: b*}\n- {key: a, value: b*}\n",
