@@ -17,6 +17,13 @@ pub(crate) fn is_authority(name: &str) -> bool {
 }
 
 /// The method that is meant by one in another case: methods are told apart by it (RFC 9110, 9.1).
+///
+/// ```
+/// use mesh_core::request::miscased_method;
+///
+/// assert_eq!(miscased_method("post"), Some("POST"));
+/// assert!(miscased_method("POST").is_none() && miscased_method("purge").is_none());
+/// ```
 pub fn miscased_method(text: &str) -> Option<&'static str> {
     const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     METHODS.into_iter().find(|known| *known != text && known.eq_ignore_ascii_case(text))

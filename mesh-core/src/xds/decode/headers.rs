@@ -98,6 +98,16 @@ const OF_THE_CONNECTION: [&str; 8] =
     ["connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
 /// The name of a header that configuration may change: Envoy keeps pseudo-headers and `host` out of reach.
+///
+/// # Errors
+/// Why it may not.
+///
+/// ```
+/// use mesh_core::xds::decode::changeable;
+///
+/// assert!(changeable("x-tenant").is_ok());
+/// assert!(changeable("host").is_err() && changeable("content-length").is_err());
+/// ```
 pub fn changeable(name: &str) -> Result<HeaderName, Invalid> {
     if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
         return Err(Invalid::new(format!("{name:?} cannot be changed")));
