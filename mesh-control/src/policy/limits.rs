@@ -169,7 +169,7 @@ impl Limits {
         let entries = self.entries.iter().filter(|entry| !entry.is_of_client);
         entries.flat_map(|entry| {
             let limits = entry.limits.iter().map(|(_, limit)| limit.clone());
-            limits.map(|limit| LimitInForce { id: Arc::clone(&entry.id), limit })
+            limits.map(move |limit| LimitInForce { id: Arc::clone(&entry.id), limit })
         })
     }
 
