@@ -423,6 +423,10 @@ impl Reader<'_> {
                 let refused = refused::foreign(document, foreign, self.source, &finding);
                 self.items.push(Item::Refused(Arc::new(refused)));
             }
+            Class::Foreign(_) if let Some(instead) = envoy_filter::instead(document) => {
+                let message = format!("not supported yet: {kind} of {api_version_text} has no effect; {instead}");
+                d.report(kind_node.span, Severity::Warning, Code::NotSupportedYet, message);
+            }
             Class::Foreign(_) => self.not_yet((kind, api_version_text), kind_node.span, Severity::Warning, d),
             Class::NotYet(severity) => self.not_yet((kind, api_version_text), kind_node.span, severity, d),
             Class::Elsewhere(_) if let Some(span) = topology_of(document) => {

@@ -687,6 +687,30 @@ fn what_the_data_plane_would_refuse_of_an_envoy_filter_is_told_before() {
     }
 }
 
+#[test]
+fn a_limit_that_no_envoy_filter_is_read_for_is_told_with_what_says_it() {
+    let inserted = |name: &str| {
+        envoy_filter(
+            "a",
+            &format!(
+                "{{applyTo: HTTP_FILTER, match: {{context: GATEWAY}}, patch: {{operation: INSERT_BEFORE, value: {{name: {name}}}}}}}"
+            ),
+        )
+    };
+    for (name, told) in [
+        ("ratelimit", "a RateLimit with a `service` is for what envoy.filters.http.ratelimit does"),
+        (
+            "adaptive_concurrency",
+            "an Overload with a `concurrency` is for what envoy.filters.http.adaptive_concurrency does",
+        ),
+        ("admission_control", "an Overload with a `throttle` is for what envoy.filters.http.admission_control does"),
+        ("rate_limit_quota", "a Quota is for what envoy.filters.http.rate_limit_quota does"),
+        ("compressor", "not supported yet: EnvoyFilter of networking.istio.io/v1alpha3 has no effect"),
+    ] {
+        check(&inserted(&format!("envoy.filters.http.{name}")), &[told]);
+    }
+}
+
 /// As those of Envoy Gateway and of Kuadrant, which are written for routes and gateways that may be served here.
 #[test]
 fn what_another_controller_attaches_to_gateway_api_is_a_warning() {

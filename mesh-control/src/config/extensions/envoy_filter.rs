@@ -272,6 +272,20 @@ pub fn is_limit(document: &Node) -> bool {
     patches.iter().any(is_of_it) && patches.iter().any(is_meant)
 }
 
+/// Limits that no `EnvoyFilter` is read for, and the objects of our own that say them, at gateways too.
+const INSTEAD: [(&str, &str); 4] = [
+    (GLOBAL, "a RateLimit with a `service`"),
+    ("envoy.filters.http.adaptive_concurrency", "an Overload with a `concurrency`"),
+    ("envoy.filters.http.admission_control", "an Overload with a `throttle`"),
+    ("envoy.filters.http.rate_limit_quota", "a Quota"),
+];
+
+/// What is said in the place of one that is reported as a whole.
+pub fn instead(document: &Node) -> Option<String> {
+    let (filter, object) = INSTEAD.into_iter().find(|(filter, _)| says(document, filter))?;
+    Some(format!("{object} is for what {filter} does"))
+}
+
 fn says(node: &Node, filter: &str) -> bool {
     match &node.value {
         Value::Map(entries) => entries.iter().any(|(key, value)| key.name == filter || says(value, filter)),
