@@ -701,6 +701,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "there is no runtime here")]
     fn how_long_an_endpoint_took_is_counted_from_when_its_own_try_began() {
         let cluster = crate::state::ClusterState::default();
         let endpoint = |port| {

@@ -221,11 +221,6 @@ impl Facts for Known<'_> {
     }
 }
 
-/// HTTP/2 need not have it as a header.
-fn is_authority(name: &str) -> bool {
-    name == ":authority" || name.eq_ignore_ascii_case("host")
-}
-
 #[cfg(test)]
 #[path = "request_rules_tests.rs"]
 mod tests;

@@ -59,6 +59,9 @@ const PART_OF_RULE: usize = 2;
 /// Into how many parts they are divided, each with a lock of its own.
 const PARTS: usize = 32;
 
+/// The object and the rule of a quota.
+type RuleName = (Arc<str>, Arc<str>);
+
 /// The buckets of a domain.
 #[derive(Debug)]
 pub struct QuotaDomain {
@@ -67,7 +70,7 @@ pub struct QuotaDomain {
     parts: [Mutex<HashMap<u64, Arc<Kept>>>; PARTS],
     count: AtomicUsize,
     /// How many there are of each rule.
-    of_rules: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<AtomicUsize>>>,
+    of_rules: Mutex<HashMap<RuleName, Arc<AtomicUsize>>>,
     /// Those that the service should hear of before they are due; each is there once, since it asks once.
     urgent: Mutex<Vec<Arc<Kept>>>,
     news: Notify,

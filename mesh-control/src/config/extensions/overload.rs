@@ -10,6 +10,7 @@ use mesh_core::model::{
     AdaptiveConcurrency, AdmissionControl, ClientPart, ConcurrencyQueue, DescriptorAction, Fraction, RateLimit,
     UnloadedTime,
 };
+use mesh_core::request::miscased_method;
 
 use super::rate_limit::{Fault, Key, keyed, report, status_of};
 use crate::config::decode::{At, Decode, Decoder, Text, message};
@@ -17,7 +18,6 @@ use crate::config::diagnostic::{Span, quoted};
 use crate::config::istio::security::{Selector, TargetRef, check_whom};
 use crate::config::node::Node;
 use crate::config::schema::Schema;
-use crate::config::spelling::miscased_method;
 
 message! {
     /// The specification.

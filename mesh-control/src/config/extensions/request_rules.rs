@@ -13,7 +13,7 @@ use serde_json::{Map, Value as Json, json};
 use super::rate_limit::{Fault, WhoseRequests, check_mode, is_named_again, report};
 use super::rate_limit_service::{FailureMode, called_at};
 use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, message};
-use crate::config::diagnostic::Span;
+use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, TargetRef, check_whom};
 use crate::config::node::Node;
 use crate::config::schema::Schema;

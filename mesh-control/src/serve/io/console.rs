@@ -172,10 +172,7 @@ mod tests {
         drop(end);
         assert_eq!(in_turn(&TURNS, || 7).await, Some(7));
     }
-}
 
-#[cfg(test)]
-mod tests {
     #[test]
     fn every_answer_in_json_is_in_the_documentation() {
         let (source, page) = (include_str!("console.rs"), include_str!("../../../../docs/console.md"));

@@ -134,7 +134,7 @@ fn plain(name: &str, value: &Node) -> Option<Node> {
             let (seconds, nanos) = (part("seconds")?, part("nanos")?);
             let is_one = parts.iter().all(|(key, _)| ["seconds", "nanos"].contains(&key.name.as_str()));
             let text = format!("{seconds}.{nanos:09}s");
-            (is_one && nanos < 1_000_000_000).then(|| Node { span: value.span, value: Value::Str(text) })
+            (is_one && nanos < 1_000_000_000).then_some(Node { span: value.span, value: Value::Str(text) })
         }
         _ => None,
     }

@@ -473,7 +473,7 @@ fn what_routes_say_alike_is_decoded_once_and_each_is_what_it_is_by_itself() {
     let made = said.iter().map(|(cluster, retry, hedge)| {
         let mut route = route("/", cluster);
         let Some(Action::Route(action)) = &mut route.action else { panic!("it forwards") };
-        (action.retry_policy, action.hedge_policy) = (Some((*retry).clone()), hedge.clone());
+        (action.retry_policy, action.hedge_policy) = (Some((*retry).clone()), *hedge);
         route
     });
     let all = |made: Vec<pb::Route>| routes("r", vec![virtual_host("all", &["*"], made)]);
