@@ -542,7 +542,10 @@ fn a_filter_is_counted_where_the_routes_of_one_port_say_by_what() {
     let own = process.replace("context: SIDECAR_INBOUND", of_port);
     check(
         &envoy_filter("a", &format!("{}, {own}", by("user"))),
-        &["configPatches: nothing says what requests are counted by"],
+        &[
+            "configPatches: no service of these workloads has a port 8081",
+            "configPatches: nothing says what requests are counted by",
+        ],
     );
     // Envoy has both filters there. The first one of them was once of no effect.
     let twice = "patch: not supported, and so nothing of this EnvoyFilter is in force: a second filter of this name in the chain of one port";

@@ -116,7 +116,7 @@ fn what_a_rule_asks_of_tls_or_of_requests_is_told_where_a_port_has_none() {
         spec: {selector: {app: db}, ports: [{name: http, port: 80}, {name: tcp, port: 5432, targetPort: 5433}]}\n";
     let plaintext = |port: &str| {
         format!(
-            "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: off, namespace: shop}}\n\
+            "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: plain, namespace: shop}}\n\
              spec: {{selector: {{matchLabels: {{app: db}}}}, portLevelMtls: {{{port}: {{mode: DISABLE}}}}}}\n"
         )
     };
@@ -131,7 +131,7 @@ fn what_a_rule_asks_of_tls_or_of_requests_is_told_where_a_port_has_none() {
     let unknown = "{from: [{source: {notNamespaces: [shop]}}]}";
     let at_http = "{to: [{operation: {ports: ['80']}}], when: [{key: connection.sni, values: [db]}]}";
     let paths = "{to: [{operation: {paths: [/x]}}]}";
-    let here = "port 5433 of shop/db takes plaintext by PeerAuthentication shop/off (t.yaml";
+    let here = "port 5433 of shop/db takes plaintext by PeerAuthentication shop/plain (t.yaml";
     let raw = "port 5433 of shop/db carries no requests: ";
     for (more, action, rules, expected) in [
         (

@@ -541,14 +541,11 @@ impl Local {
         limit.tells = if self.rest == RestWord::Draft { RestHeaders::XRateLimit } else { RestHeaders::None };
         if let Some(most) = &self.max_dynamic {
             limit.most_keys = most.value;
-            if let Some(message) = too_many_buckets(&limit) {
-                faults.push((most.span, format!("{at}.max_dynamic_descriptors"), message));
-            }
         }
         let (most, all) = (limit.most_keys, KeyedBuckets::MOST);
-        let keyed = limit.rules.iter().filter(|rule| limit.per_connection || rule.is_keyed()).count();
-        if !(1..=all).contains(&most) || u64::from(most) * keyed as u64 > u64::from(all) {
-            let message = format!("{most} buckets for each of {keyed} descriptors of any value: 1 to {all} in all");
+        let is_known = (1..=all).contains(&most);
+        let message = if is_known { too_many_buckets(&limit) } else { Some(format!("{most} buckets: 1 to {all}")) };
+        if let Some(message) = message {
             let span = self.max_dynamic.as_ref().map_or(self.span, |most| most.span);
             faults.push((span, format!("{at}.max_dynamic_descriptors"), message));
         }

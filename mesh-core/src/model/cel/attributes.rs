@@ -212,8 +212,8 @@ impl CelAttribute {
                 Some(format!("no request has the method {text}; did you mean {meant}?"))
             }
             CelAttribute::RequestUrlPath if text.contains('?') => Some("it has no query: request.path has".to_owned()),
-            CelAttribute::RequestProtocol if !["HTTP/1.1", "HTTP/2"].contains(&text) => {
-                Some("it is HTTP/1.1 or HTTP/2".to_owned())
+            CelAttribute::RequestProtocol if !["HTTP/1.0", "HTTP/1.1", "HTTP/2"].contains(&text) => {
+                Some("it is HTTP/1.0, HTTP/1.1 or HTTP/2".to_owned())
             }
             CelAttribute::SourcePrincipal if text.starts_with(SCHEME) => {
                 Some(format!("a principal is written without {SCHEME}"))
