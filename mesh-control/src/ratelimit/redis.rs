@@ -172,7 +172,10 @@ impl Scripted {
         let link = self.line.link.load_full().ok_or_else(|| NotCounted::Away("no connection to Redis".to_owned()))?;
         match timeout(PATIENCE, run(&link, &self.script)).await {
             Ok(Ok(answer)) => {
-                self.line.refuses.store(false, Ordering::Relaxed);
+                // Decisions share this, and hardly ever is it another one.
+                if self.line.refuses.load(Ordering::Relaxed) {
+                    self.line.refuses.store(false, Ordering::Relaxed);
+                }
                 Ok(answer)
             }
             Ok(Err(error)) => {
