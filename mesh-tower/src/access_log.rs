@@ -351,10 +351,9 @@ mod tests {
         std::fs::read_to_string(path).unwrap_or_default()
     }
 
+    /// Logs for a collector that hangs until the sender is dropped, and how many lines it has taken.
     #[cfg(feature = "otel")]
-    #[test]
-    fn a_collector_that_hangs_holds_nobody_up_and_what_it_misses_is_counted() {
-        const ALL: u64 = 3 * WAITING as u64;
+    fn hanging() -> (AccessLogs, SyncSender<()>, Arc<AtomicU64>) {
         let (release, hangs) = sync_channel::<()>(0);
         let taken = Arc::new(AtomicU64::new(0));
         let mut logs = AccessLogs::default();
@@ -368,11 +367,18 @@ mod tests {
                 }))
             }
         }));
-        let lost = Arc::clone(&logs.lost);
+        (logs, release, taken)
+    }
+
+    #[cfg(feature = "otel")]
+    #[test]
+    fn a_collector_that_hangs_holds_nobody_up_and_what_it_misses_is_counted() {
+        const ALL: u64 = 3 * WAITING as u64;
+        let (logs, release, taken) = hanging();
         for _ in 0..ALL {
             logs.send(&LogDestination::Collector, false, entry(""));
         }
-        let lost = lost.load(Ordering::Relaxed);
+        let lost = logs.lost();
         assert!((ALL - (WAITING + TOGETHER + 1) as u64..=ALL - WAITING as u64).contains(&lost), "{lost}");
         // It goes on, and is given what waited before its mesh ends.
         drop(release);
@@ -384,19 +390,7 @@ mod tests {
     #[test]
     fn what_waits_for_a_collector_that_hangs_is_bounded_however_long_a_line_is() {
         const LONG: usize = 100_000;
-        let (release, hangs) = sync_channel::<()>(0);
-        let taken = Arc::new(AtomicU64::new(0));
-        let mut logs = AccessLogs::default();
-        logs.collect_by(Box::new({
-            let taken = Arc::clone(&taken);
-            move || {
-                Ok(Box::new(move |entries: Vec<Entry>| {
-                    _ = hangs.recv();
-                    taken.fetch_add(entries.len() as u64, Ordering::Relaxed);
-                    Ok(0)
-                }))
-            }
-        }));
+        let (logs, release, taken) = hanging();
         let long = "x".repeat(LONG);
         (0..1000).for_each(|_| logs.send(&LogDestination::Collector, false, entry(&long)));
         let most = (WAITING_BYTES / LONG) as u64;
