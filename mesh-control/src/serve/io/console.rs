@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::admin::{self, Sources};
-use crate::quota::QuotaStatus;
 use crate::serve::clients::status::{Inspect, Question};
 
 /// Every file: its path, its type, what is in it.
@@ -80,8 +79,8 @@ async fn graph(State(sources): State<Sources>) -> Response {
     told(move || Json(admin::graph(&sources.server, &*sources.inspect))).await
 }
 
-async fn quotas(State(sources): State<Sources>) -> Json<Option<QuotaStatus>> {
-    Json(admin::quotas(&sources.server))
+async fn quotas(State(sources): State<Sources>) -> Response {
+    told(move || Json(admin::quotas(&sources.server))).await
 }
 
 /// The kinds of objects that limit requests.
