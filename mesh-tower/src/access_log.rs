@@ -191,7 +191,7 @@ impl Writer {
     /// Whether there is room for an entry: then it waits.
     fn take(&self, entry: Entry) -> bool {
         let size = entry.line.size();
-        // Whoever is beside it is added, too: nobody gets what is beyond the bound.
+        // Added first: the thread that writes takes it off as soon as it has it.
         let has_room = self.bytes.fetch_add(size, Ordering::Relaxed).saturating_add(size) <= WAITING_BYTES;
         let is_sent = has_room && self.entries.try_send(Sent::Entry(entry)).is_ok();
         if !is_sent {
