@@ -34,6 +34,7 @@ use tokio::task::AbortHandle;
 
 use crate::health::Health;
 use crate::mesh::{Mesh, StartError, WeakMesh};
+use crate::uri::unescaped;
 
 /// How long a client may take for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -282,7 +283,7 @@ fn explain(mesh: &Mesh, query: &str) -> Response<Full<Bytes>> {
     for (name, value) in
         query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
     {
-        let Some(value) = unescaped(value) else { return wrong(format!("{name}: not what a URL can say")) };
+        let Some(value) = value_of(value) else { return wrong(format!("{name}: not what a URL can say")) };
         request = match name {
             "method" => request.method(value.as_str()),
             "url" => {
@@ -315,20 +316,8 @@ fn explain(mesh: &Mesh, query: &str) -> Response<Full<Bytes>> {
 }
 
 /// A value of a query, without the escapes of a URL.
-fn unescaped(value: &str) -> Option<String> {
-    let mut bytes = value.bytes();
-    let mut text = Vec::with_capacity(value.len());
-    while let Some(byte) = bytes.next() {
-        text.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let mut digit = || char::from(bytes.next()?).to_digit(16);
-                u8::try_from(digit()? * 16 + digit()?).ok()?
-            }
-            byte => byte,
-        });
-    }
-    String::from_utf8(text).ok()
+fn value_of(escaped: &str) -> Option<String> {
+    String::from_utf8(unescaped(&escaped.replace('+', " "))?).ok()
 }
 
 /// Whether each host that a request names is an address or `localhost`.
@@ -493,7 +482,7 @@ mod tests {
             ("%zz", None),
             ("%ff", None),
         ] {
-            assert_eq!(unescaped(escaped).as_deref(), expected, "{escaped}");
+            assert_eq!(value_of(escaped).as_deref(), expected, "{escaped}");
         }
     }
 

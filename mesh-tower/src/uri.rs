@@ -1,4 +1,4 @@
-//! A request's URI and authority: their form on the wire.
+//! A request's URI and authority: their form on the wire. And texts with the escapes of URLs.
 
 use http::header::HOST;
 use http::request::Parts;
@@ -110,6 +110,21 @@ pub(crate) fn strip_user(head: &mut Parts) -> Result<(), MeshError> {
     let host = Authority::try_from(host).map_err(malformed)?;
     edit(&mut head.uri, |uri| uri.authority = Some(host));
     Ok(())
+}
+
+/// A text without the escapes of a URL (`%2F`); `None` where one is malformed. `+` is no blank.
+pub(crate) fn unescaped(text: &str) -> Option<Vec<u8>> {
+    let (mut decoded, mut bytes) = (Vec::with_capacity(text.len()), text.bytes());
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                u8::try_from(digit()? << 4 | digit()?).ok()?
+            }
+            byte => byte,
+        });
+    }
+    Some(decoded)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use mesh_core::model::{Fraction, Tracing};
 use super::otlp::{Collector, Spans};
 use super::{Exporter, Limits};
 use crate::mesh::StartError;
+use crate::uri::unescaped;
 
 /// The exporter of spans that the environment asks for, if it asks for one.
 pub(super) fn exporter(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Exporter>, StartError> {
@@ -328,21 +329,6 @@ fn headers(text: &str) -> Option<HeaderMap> {
         headers.try_append(HeaderName::try_from(name.trim()).ok()?, HeaderValue::from_bytes(&decoded).ok()?).ok()?;
     }
     Some(headers)
-}
-
-/// A text without the escapes of a URL.
-fn unescaped(text: &str) -> Option<Vec<u8>> {
-    let (mut decoded, mut bytes) = (Vec::with_capacity(text.len()), text.bytes());
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'%' => {
-                let mut digit = || char::from(bytes.next()?).to_digit(16);
-                u8::try_from(digit()? << 4 | digit()?).ok()?
-            }
-            byte => byte,
-        });
-    }
-    Some(decoded)
 }
 
 /// Of whom everything is that is sent.
