@@ -60,13 +60,12 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
 
     fn endpoint(&self, names: [&'static str; 2]) -> Result<Option<(&'static str, String)>, String> {
         let Some((name, endpoint)) = self.first(names) else { return Ok(None) };
+        let (scheme, rest) = endpoint.split_once("://").unwrap_or(("", endpoint.as_str()));
         // What is before the host is not told: it is a credential, and nobody would send it.
-        if endpoint.split_once("://").is_some_and(|(_, rest)| rest.split('/').next().unwrap_or_default().contains('@'))
-        {
+        if rest.split('/').next().unwrap_or_default().contains('@') {
             return Err(format!("{name}: a user in it has no effect; credentials are for OTEL_EXPORTER_OTLP_HEADERS"));
         }
-        let scheme = endpoint.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
-        if scheme.as_deref() != Some("http") {
+        if !scheme.eq_ignore_ascii_case("http") {
             return Err(format!(
                 "{name}={endpoint}: only http:// is supported; a collector beside the process speaks TLS"
             ));
@@ -399,7 +398,9 @@ mod tests {
         check(&[AT, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")], Err("there are grpc and http/protobuf"));
         check(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318")], Err("only http://"));
         check(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")], Ok(None));
-        for endpoint in ["http://user:secret@collector:4318", "https://secret@collector/v1"] {
+        for endpoint in
+            ["http://user:secret@collector:4318", "https://secret@collector/v1", "user:secret@collector:4318"]
+        {
             let why =
                 wanted(&Variables(|name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| endpoint.to_owned())));
             let why = why.unwrap_err();
