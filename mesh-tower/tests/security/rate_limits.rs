@@ -73,13 +73,14 @@ async fn requests_are_told_apart_by_what_an_expression_comes_to() {
     // Where it comes to nothing, nothing is counted.
     assert_eq!((ask(address, "/", "").await.0, ask(address, "/", "").await.0), (200, 200));
     // Who says a thing twice does not get around it: all who do count together.
+    let twice = |second: &str| format!("{free}x-plan: {second}\r\n");
+    assert_eq!((ask(address, "/", &twice("a")).await.0, ask(address, "/", &twice("b")).await.0), (200, 429));
+    // So do all whose value cannot be calculated.
     let number = r#"by: [{expression: "int(request.headers['x-shard']) % 4"}]"#;
     let shards = serve(&limit(&format!("rules: [{{name: shards, {number}, limit: {{requests: 1, per: 1h}}}}]"))).await;
     let shard = async |value: &str| ask(shards.2, "/", &format!("x-shard: {value}\r\n")).await.0;
     assert_eq!((shard("5").await, shard("9").await, shard("2").await), (200, 429, 200));
     assert_eq!((shard("none").await, shard("x").await, shard("99999999999999999999").await), (200, 429, 429));
-    let twice = |second: &str| format!("{free}x-plan: {second}\r\n");
-    assert_eq!((ask(address, "/", &twice("a")).await.0, ask(address, "/", &twice("b")).await.0), (200, 429));
 }
 
 /// The one for one value once stood in the place of the one for each value, and its bucket was taken from twice.
