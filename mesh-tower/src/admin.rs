@@ -177,28 +177,34 @@ where
         {
             oldest.abort();
         }
-        let (mesh, pages) = (mesh.clone(), Arc::clone(&pages));
-        let connection = tokio::spawn(async move {
-            let answer = service_fn(|request: Request<_>| {
-                let (request, mesh, pages) = (request.into_parts().0, mesh.clone(), Arc::clone(&pages));
-                async move {
-                    // A probe is answered, whatever else is asked for.
-                    let turn = if request.uri.path() == READY { None } else { pages.acquire_owned().await.ok() };
-                    // Pages are long, and this thread is the one that configuration is taken in by.
-                    let page = tokio::task::spawn_blocking(move || {
-                        let _turn = turn;
-                        answer(&Request::from_parts(request, ()), &mesh)
-                    });
-                    Ok::<_, Infallible>(page.await.unwrap_or_else(|_| no_page()))
-                }
-            });
-            let mut server = hyper::server::conn::http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-            if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
-                tracing::debug!(%error, "a connection to the admin port failed");
-            }
-        });
+        let connection = tokio::spawn(serve_one(stream, mesh.clone(), Arc::clone(&pages)));
         open.push_back(connection.abort_handle());
+    }
+}
+
+/// Serves a connection, of whose requests each has a turn of `pages`.
+async fn serve_one<S>(stream: S, mesh: WeakMesh, pages: Arc<Semaphore>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let answer = service_fn(|request: Request<_>| {
+        let (request, mesh, pages) = (request.into_parts().0, mesh.clone(), Arc::clone(&pages));
+        async move {
+            // A probe is answered, whatever else is asked for.
+            let turn = if request.uri.path() == READY { None } else { pages.acquire_owned().await.ok() };
+            // Pages are long, and this thread is the one that configuration is taken in by.
+            let page = tokio::task::spawn_blocking(move || {
+                // Whoever asked and left keeps it until the page is made.
+                let _turn = turn;
+                answer(&Request::from_parts(request, ()), &mesh)
+            });
+            Ok::<_, Infallible>(page.await.unwrap_or_else(|_| no_page()))
+        }
+    });
+    let mut server = hyper::server::conn::http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
+        tracing::debug!(%error, "a connection to the admin port failed");
     }
 }
 
