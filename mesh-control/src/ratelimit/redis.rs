@@ -11,11 +11,12 @@ mod link;
 mod url;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use mesh_core::seldom::Seldom;
 use redis::{RedisError, RedisResult, Script};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
@@ -30,8 +31,6 @@ use crate::ratelimit::window::{Algorithm, Charge};
 
 /// How long Redis has for an answer. Envoy waits 20 ms for ours unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// That it does not count is told so often at most.
-const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 /// Requests that wait for Redis at a time.
 const MOST_WAITING: usize = 4096;
 
@@ -57,9 +56,9 @@ pub(crate) struct Scripted {
 struct Line {
     link: ArcSwapOption<Link>,
     lost: Notify,
-    /// Whether the last answer was that it does not count, and when that was told.
+    /// Whether the last answer was that it does not count.
     refuses: AtomicBool,
-    told: Mutex<Option<Instant>>,
+    told: Seldom,
 }
 
 /// In which window a counter is over which limit. Where the limit is raised meanwhile, that says nothing.
@@ -142,9 +141,7 @@ impl Line {
     #[cold]
     fn note_refusal(&self, error: &RedisError, what: &str) {
         self.refuses.store(true, Ordering::Relaxed);
-        let (mut told, now) = (self.told.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
-        if told.is_none_or(|at| now.duration_since(at) >= BETWEEN_WARNINGS) {
-            *told = Some(now);
+        if self.told.is_due(Instant::now().into_std()) {
             tracing::warn!("Redis answers, and {what} are not counted: {error}");
         }
     }
