@@ -6,11 +6,11 @@ use std::fmt;
 
 use mesh_core::identity::SpiffeId;
 
-use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
+use super::limits::say;
+use crate::config::diagnostic::{Code, Diagnostic, quoted};
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::authorization::{Condition, Conditions, Fact, Unseen, Value, conditions, written};
 use crate::config::istio::security::{Action, AuthorizationPolicy, Rule, TargetRef, is_gateway_target, selected};
-use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
 use crate::policy::security::Served;
@@ -59,7 +59,7 @@ fn check_bytes(
         let message = format!(
             "{port} carries no requests: this is taken to hold there, so that the rule refuses connections by the rest of it"
         );
-        say(object, format!("rules[{index}].{path}"), message, found);
+        say(&object.meta, &format!("rules[{index}].{path}"), Code::Ignored, message, found);
     }
 }
 
@@ -80,7 +80,7 @@ fn check_let_in(
     if let Some(port) = ports.known.iter().filter(|port| port.carries_bytes).find(is_meant) {
         let message =
             format!("{port} carries no requests: all of these rules ask about some, and let no connection in there");
-        say(object, "rules".to_owned(), message, found);
+        say(&object.meta, "rules", Code::Ignored, message, found);
     }
 }
 
@@ -105,7 +105,7 @@ fn check_plaintext(
         let Some((port, peers)) = plain.iter().find(|(port, _)| read.may_be_at(&[port.target])) else { continue };
         let follows = as_it_is(object.spec.action, false);
         let message = format!("{port} takes plaintext by {} ({}): {why}; {follows} there", peers.id(), peers.origin);
-        say(object, format!("rules[{index}]"), message, found);
+        say(&object.meta, &format!("rules[{index}]"), Code::Ignored, message, found);
     }
 }
 
@@ -124,12 +124,6 @@ fn as_it_is(action: Action, is_negated: bool) -> &'static str {
         (false, Action::Deny) => "as it is, it refuses nobody",
         (false, Action::Audit | Action::Custom) => "as it is, it is for nobody",
     }
-}
-
-fn say(object: &Object<AuthorizationPolicy>, field: String, message: String, found: &mut Vec<Diagnostic>) {
-    let origin = locate(&object.meta.origin, &field);
-    let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
-    found.push(finding.object(object.meta.id()).field(field));
 }
 
 fn check_condition(
@@ -152,11 +146,7 @@ fn check_condition(
         };
         let Some(unmet) = unmet else { continue };
         let follows = as_it_is(object.spec.action, condition.is_negated);
-        let field = format!("{path}[{index}]");
-        let origin = locate(&object.meta.origin, &field);
-        let message = format!("{unmet}; {follows}");
-        let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
-        found.push(finding.object(object.meta.id()).field(field));
+        say(&object.meta, &format!("{path}[{index}]"), Code::UnknownReference, format!("{unmet}; {follows}"), found);
     }
 }
 
