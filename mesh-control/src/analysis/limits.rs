@@ -38,21 +38,8 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     });
     let limits: Vec<Meant<'_>> = limits.collect();
     for limit in &limits {
-        let spec = &limit.object.spec;
-        let limited = spec.limits.iter().filter_map(|(port, _)| *port);
-        let ports = limited.chain(spec.counted.iter().filter_map(|(port, _)| *port));
-        for port in ports.collect::<BTreeSet<_>>() {
-            let services = policy.services.iter().filter(|(_, service)| limit.may_be_behind(service, policy));
-            let mut known = services.flat_map(|(_, service)| &service.ports);
-            if !known.any(|known| known.number == port || known.target == Target::Number(port)) {
-                let message =
-                    format!("no service of these workloads has a port {port}, so that nothing is counted there");
-                say(&limit.object.meta, "configPatches", Code::UnknownReference, message, found);
-            }
-        }
-    }
-    for object in policy.limits.rate_limits() {
-        check_hosts(&object.meta, &object.spec.hosts, "hosts", (objects, policy), found);
+        check_ports(limit, policy, found);
+        check_hosts(&limit.object.meta, &limit.object.spec.hosts, "hosts", (objects, policy), found);
     }
     for object in policy.limits.overloads() {
         check_hosts(&object.meta, &object.spec.hosts, "throttle.hosts", (objects, policy), found);
@@ -90,6 +77,21 @@ impl Meant<'_> {
         let is_selected = |labels: &BTreeMap<_, _>| may_be_same(&self.whom, &Workloads::Labelled(labels.clone()));
         policy.limits.may_meet(&self.object.meta.namespace, &service.namespace)
             && service.selector.as_ref().is_none_or(is_selected)
+    }
+}
+
+/// Ports that none of its workloads has by a service.
+fn check_ports(limit: &Meant<'_>, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let spec = &limit.object.spec;
+    let limited = spec.limits.iter().filter_map(|(port, _)| *port);
+    let ports = limited.chain(spec.counted.iter().filter_map(|(port, _)| *port));
+    for port in ports.collect::<BTreeSet<_>>() {
+        let services = policy.services.iter().filter(|(_, service)| limit.may_be_behind(service, policy));
+        let mut known = services.flat_map(|(_, service)| &service.ports);
+        if !known.any(|known| known.number == port || known.target == Target::Number(port)) {
+            let message = format!("no service of these workloads has a port {port}, so that nothing is counted there");
+            say(&limit.object.meta, "configPatches", Code::UnknownReference, message, found);
+        }
     }
 }
 
