@@ -81,6 +81,7 @@ pub use quota::{CONTROL_PLANE, QuotaBesides};
 pub use rate_limit_service::RateLimitBesides;
 pub(crate) use refused::without_plaintext;
 pub use request_rules::request_rule;
+pub use route_match::header_name;
 
 /// What a decoder must know of the application.
 #[derive(Clone, Debug, Default)]

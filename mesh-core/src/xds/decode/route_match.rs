@@ -111,8 +111,18 @@ pub(super) fn header_test(notes: &mut Notes<'_>, value: pb::HeaderMatcher) -> Re
     })
 }
 
-/// The name of a header that is looked at: a real one, or a pseudo-header that a request has.
-pub(super) fn header_name(name: &str) -> Result<Arc<str>, Invalid> {
+/// The name of a header that is looked at, in lower case: a real one, or a pseudo-header that a request has.
+///
+/// # Errors
+/// No request can have such a header.
+///
+/// ```
+/// use mesh_core::xds::decode::header_name;
+///
+/// assert_eq!(header_name("X-Tenant").as_deref(), Ok("x-tenant"));
+/// assert!(header_name(":path").is_ok() && header_name(":status").is_err());
+/// ```
+pub fn header_name(name: &str) -> Result<Arc<str>, Invalid> {
     if matches!(name, ":method" | ":path" | ":authority" | ":scheme") {
         return Ok(Arc::from(name));
     }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use http::HeaderName;
 use mesh_core::model::{DescriptorAction, FullRegex, HeaderTest, RateLimit as Counted, StringTest};
+use mesh_core::xds::decode::header_name;
 
 use super::Fault;
 use crate::config::decode::{Opaque, Text, message};
@@ -105,12 +105,13 @@ impl Action {
         };
         let mut found = Vec::new();
         if let Some(header) = request_headers {
-            let action = DescriptorAction::Header {
+            let action = |name| DescriptorAction::Header {
                 key: header.descriptor_key.as_str().into(),
-                name: header.header_name.to_ascii_lowercase().into(),
+                name,
                 skip_if_absent: header.skip_if_absent.unwrap_or(false),
             };
-            found.push(named(&header.header_name).and(filled(&header.descriptor_key)).map(|()| action));
+            let name = named(&header.header_name);
+            found.push(name.and_then(|name| filled(&header.descriptor_key).map(|()| action(name))));
         }
         if let Some(query) = query_parameters {
             let action = DescriptorAction::Query {
@@ -159,11 +160,9 @@ fn filled(text: &str) -> Result<(), &'static str> {
     if text.is_empty() { Err("an empty name, key or value") } else { Ok(()) }
 }
 
-/// Whether requests may have such a header.
-fn named(name: &str) -> Result<(), &'static str> {
-    let is_pseudo = matches!(name, ":method" | ":path" | ":authority" | ":scheme");
-    let is_known = is_pseudo || HeaderName::from_bytes(name.as_bytes()).is_ok();
-    is_known.then_some(()).ok_or("what is no name of a header")
+/// The name of a header that requests may have.
+fn named(name: &str) -> Result<Arc<str>, &'static str> {
+    header_name(name).map_err(|_| "what is no name of a header")
 }
 
 impl HeaderMatcher {
@@ -194,8 +193,7 @@ impl HeaderMatcher {
             regex.map_err(|_| "what is no expression of RE2")
         });
         let mut tests: Vec<_> = whole.chain(parts).chain(regexes).collect();
-        named(&self.name)?;
-        let name: Arc<str> = self.name.to_ascii_lowercase().into();
+        let name = named(&self.name)?;
         let invert = self.invert.unwrap_or(false);
         match (tests.pop(), tests.is_empty(), self.present) {
             (None, _, None) => Err("a header matcher that says no match"),
