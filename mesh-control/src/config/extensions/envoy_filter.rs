@@ -22,7 +22,7 @@ use mesh_core::xds::decode::changeable;
 
 use self::counted::{RateLimitEntry, shared};
 use self::global::Global;
-use super::rate_limit::{Counter, RateLimit, WhoseRequests, too_many_buckets};
+use super::rate_limit::{Counter, Fault, RateLimit, WhoseRequests, too_many_buckets};
 use crate::config::decode::{At, Decode, Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 use crate::config::istio::security::{Selector, check_selector};
@@ -390,9 +390,7 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
     })
 }
 
-/// Where something has no effect here, in which field, and what.
-type Fault = (Span, String, String);
-
+/// Tells what has no effect here.
 fn tell(faults: &[Fault], d: &mut Decoder<'_>) {
     for (span, field, message) in faults {
         let message = format!("not supported, and so nothing of this EnvoyFilter is in force: {message}");
