@@ -367,8 +367,8 @@ fn mark(ways: &mut Vec<Way>, actions: &[DescriptorAction], rule: &LocalRule) -> 
     if let Some((.., mark)) = ways.iter().find(|(known, said, _)| known == actions && *said == are_said) {
         return mark.clone();
     }
-    let keys = |of: &[DescriptorAction]| of.iter().map(|action| action.key().to_owned()).collect::<Vec<_>>();
-    let is_met = ways.iter().any(|(known, ..)| keys(known) == keys(actions));
+    let keys = || actions.iter().map(DescriptorAction::key);
+    let is_met = ways.iter().any(|(known, ..)| known.iter().map(DescriptorAction::key).eq(keys()));
     // No header, parameter or claim has a key like this.
     let mark = is_met.then(|| (format!("rule={}", rule.name).into(), Arc::clone(&rule.name)));
     ways.push((actions.to_vec(), are_said, mark.clone()));
