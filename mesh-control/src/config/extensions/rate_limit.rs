@@ -390,22 +390,14 @@ impl Answer {
     }
 }
 
-/// The status of who is refused, as a field says it; the usual one where it says nothing.
+/// The status of who is refused, as a field says it; the usual one where it says nothing, or none from 400 to 599, which is told.
 pub(super) fn status_of(said: Option<&At<u16>>, field: &str, usual: StatusCode, faults: &mut Vec<Fault>) -> StatusCode {
     let Some(said) = said else { return usual };
-    refusal(said.value).unwrap_or_else(|message| {
-        faults.push((said.span, field.to_owned(), message));
+    let code = said.value;
+    StatusCode::from_u16(code).ok().filter(|_| (400..=599).contains(&code)).unwrap_or_else(|| {
+        faults.push((said.span, field.to_owned(), format!("{code} is not a status from 400 to 599")));
         usual
     })
-}
-
-/// The status of who is refused.
-///
-/// # Errors
-/// What is wrong with it.
-pub(super) fn refusal(code: u16) -> Result<StatusCode, String> {
-    let status = StatusCode::from_u16(code).ok().filter(|_| (400..=599).contains(&code));
-    status.ok_or_else(|| format!("{code} is not a status from 400 to 599"))
 }
 
 impl RestWord {
