@@ -16,7 +16,8 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode};
 use mesh_core::limits::KeyedBuckets;
 use mesh_core::model::{
-    Fraction, HeaderChange, HeaderTarget, HeaderText, LocalRateLimit, LocalRule, OfHost, RestHeaders, TokenBucket,
+    Fraction, HeaderChange, HeaderTarget, HeaderText, LocalRateLimit, LocalRule, OfHost, RateLimit as Counted,
+    RestHeaders, TokenBucket,
 };
 use mesh_core::xds::decode::changeable;
 
@@ -302,6 +303,25 @@ enum Level {
     Route,
 }
 
+/// A patch that has its effect here, on one port or on all.
+struct Placed {
+    level: Level,
+    port: Option<u16>,
+    /// Who counts requests, where it says that.
+    counter: Option<Counter>,
+    /// What it says that requests are counted by.
+    counted: Vec<Arc<Counted>>,
+}
+
+impl Placed {
+    /// Whether both put a filter of one name into the chain of one port.
+    fn doubles(&self, earlier: &Placed) -> bool {
+        let filter = |one: &Placed| one.counter.as_ref().map(discriminant);
+        let is_same_port = self.port.is_none() || earlier.port.is_none() || self.port == earlier.port;
+        self.level == Level::Filter && earlier.level == Level::Filter && filter(self) == filter(earlier) && is_same_port
+    }
+}
+
 /// Reads one that is about rate limits; `None` where something in it has no effect here, which is said.
 pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
     let mut faults = Vec::new();
@@ -316,43 +336,30 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
     if read.priority.is_some_and(|priority| priority != 0) {
         faults.push((read.span, "priority".to_owned(), "an order among EnvoyFilters is not supported".to_owned()));
     }
-    let mut levels = Vec::new();
+    let mut all: Vec<Placed> = Vec::new();
     for (index, patch) in read.config_patches.iter().enumerate() {
         let at = format!("configPatches[{index}]");
-        if let Some((level, port)) = patch.place(&at, &mut faults) {
-            let value = &patch.patch.value;
-            let config = value.typed_config.as_ref().or(value.per_filter.local.as_ref());
-            let counter = config.map(|config| config.counter(&format!("{at}.patch.value"), &mut faults));
-            // Envoy passes requests through both, and here the first one would be of no effect.
-            let is_second = level == Level::Filter
-                && levels.iter().any(|(of, here, known, _): &(Level, Option<u16>, Option<Counter>, _)| {
-                    let is_alike = known.as_ref().map(discriminant) == counter.as_ref().map(discriminant);
-                    *of == Level::Filter && is_alike && (here.is_none() || port.is_none() || *here == port)
-                });
-            if is_second {
-                let message = "a second filter of this name in the chain of one port: write two EnvoyFilters";
-                faults.push((patch.span, format!("{at}.patch"), message.to_owned()));
-            }
-            let mut counted = shared(&value.rate_limits, &at, &mut faults);
-            counted.extend(shared(&value.route.rate_limits, &at, &mut faults));
-            levels.push((level, port, counter, counted));
+        let Some(placed) = patch.placed(&at, &mut faults) else { continue };
+        // Envoy passes requests through both, and here the first one would be of no effect.
+        if all.iter().any(|earlier| placed.doubles(earlier)) {
+            let message = "a second filter of this name in the chain of one port: write two EnvoyFilters";
+            faults.push((patch.span, format!("{at}.patch"), message.to_owned()));
         }
+        all.push(placed);
     }
-    let says =
-        |is_it: fn(&Counter) -> bool| levels.iter().any(|(_, _, counter, _)| counter.as_ref().is_some_and(is_it));
+    let says = |is_it: fn(&Counter) -> bool| all.iter().any(|one| one.counter.as_ref().is_some_and(is_it));
     let is_local = says(|counter| matches!(counter, Counter::Process(_)));
     if is_local && says(|counter| matches!(counter, Counter::Service(_))) {
         let message = format!("{LOCAL} and {GLOBAL} in one: write two");
         faults.push((read.span, "configPatches".to_owned(), message));
     }
-    let has_filter = levels.iter().any(|(level, ..)| *level == Level::Filter);
+    let has_filter = all.iter().any(|one| one.level == Level::Filter);
     if is_local && !has_filter {
         let message = format!("no patch puts {LOCAL} into a chain, so that nothing is limited");
         faults.push((read.span, "configPatches".to_owned(), message));
     }
     for (index, patch) in read.config_patches.iter().enumerate() {
-        let value = &patch.patch.value;
-        if let Some(config) = value.typed_config.as_ref().or(value.per_filter.local.as_ref()) {
+        if let Some(config) = patch.patch.value.config() {
             config.check(&format!("configPatches[{index}].patch.value"), d);
         }
     }
@@ -361,14 +368,14 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
         return None;
     }
     // For each port that is named, and for all others: what is in force there, the most specific first.
-    let mut ports: Vec<Option<u16>> = levels.iter().map(|(_, port, ..)| *port).chain([None]).collect();
+    let mut ports: Vec<Option<u16>> = all.iter().map(|one| one.port).chain([None]).collect();
     ports.sort_unstable();
     ports.dedup();
     let at = |level: Level, port: Option<u16>| {
-        levels.iter().filter(move |(of, here, ..)| *of == level && (here.is_none() || *here == port))
+        all.iter().filter(move |one| one.level == level && (one.port.is_none() || one.port == port))
     };
     let counted = |port: Option<u16>| {
-        let counted = |level| at(level, port).flat_map(|(.., counted)| counted.iter().cloned()).collect::<Vec<_>>();
+        let counted = |level| at(level, port).flat_map(|one| one.counted.iter().cloned()).collect::<Vec<_>>();
         let of_route = counted(Level::Route);
         if of_route.is_empty() { counted(Level::Host) } else { of_route }
     };
@@ -376,7 +383,7 @@ pub fn read(spec: &Node, d: &mut Decoder<'_>) -> Option<RateLimit> {
         at(Level::Filter, port).next()?;
         let mut counters = [Level::Route, Level::Host, Level::Filter]
             .into_iter()
-            .filter_map(|level| at(level, port).filter_map(|(_, _, counter, _)| counter.as_ref()).next_back());
+            .filter_map(|level| at(level, port).filter_map(|one| one.counter.as_ref()).next_back());
         Some((port, counters.next()?.clone().or_by(&counted(port))))
     };
     Some(RateLimit {
@@ -403,6 +410,16 @@ fn added(headers: &[AddedHeader], target: HeaderTarget, at: &str, faults: &mut V
 }
 
 impl Patch {
+    /// What it does where it has its effect; `None` where that is not known, which is said.
+    fn placed(&self, at: &str, faults: &mut Vec<Fault>) -> Option<Placed> {
+        let (level, port) = self.place(at, faults)?;
+        let value = &self.patch.value;
+        let counter = value.config().map(|config| config.counter(&format!("{at}.patch.value"), faults));
+        let mut counted = shared(&value.rate_limits, at, faults);
+        counted.extend(shared(&value.route.rate_limits, at, faults));
+        Some(Placed { level, port, counter, counted })
+    }
+
     /// Where it has its effect, and on which port; `None` where that is not known, which is said.
     fn place(&self, at: &str, faults: &mut Vec<Fault>) -> Option<(Level, Option<u16>)> {
         let before = faults.len();
@@ -474,6 +491,11 @@ impl Patch {
 }
 
 impl Patched {
+    /// The configuration of a filter, at whichever level.
+    fn config(&self) -> Option<&Config> {
+        self.typed_config.as_ref().or(self.per_filter.local.as_ref())
+    }
+
     /// What of it has its effect at another level, and where it belongs.
     fn misplaced(&self, level: Level) -> Vec<(&'static str, &'static str)> {
         let at_top = (!self.rate_limits.is_empty(), "rate_limits");
