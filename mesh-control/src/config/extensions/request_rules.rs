@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::model::{CelExpression, ExtProc};
+use mesh_core::model::{CelExpression, ExtProc, RequestRule};
 use mesh_core::xds::decode::request_rule;
 use serde_json::{Map, Value as Json, json};
 
@@ -142,23 +142,10 @@ impl Decode for RequestRules {
             let json = rule.json();
             let read = request_rule(&json);
             if let Ok(read) = &read {
-                let always = read.when.as_ref().map_or(Some(true), CelExpression::always);
-                let idle = match (refused_by, always) {
-                    _ if read.looks_at_answer() => None,
-                    (Some(first), _) => {
-                        let message = format!("never asked: {} refuses every request", quoted(&first.name));
-                        Some((Severity::Warning, Code::Conflict, message))
-                    }
-                    // As a rule, somebody has taken it out of force so.
-                    (None, Some(false)) => {
-                        Some((Severity::Info, Code::Advice, "it is for no request, whatever comes".to_owned()))
-                    }
-                    (None, _) => None,
-                };
-                if let Some((severity, code, message)) = idle {
+                if let Some((severity, code, message)) = idle(read, refused_by) {
                     d.report_at(rule.place("when"), at.clone(), severity, code, message);
                 }
-                if read.deny.is_some() && always == Some(true) {
+                if read.deny.is_some() && always(read) == Some(true) {
                     refused_by = refused_by.or(Some(rule));
                 }
             }
@@ -197,6 +184,27 @@ impl Decode for RequestRules {
 
     fn schema() -> Schema {
         RequestRulesSpec::schema()
+    }
+}
+
+/// Whether a rule is for every request, or for none, whatever comes; `None` where that is for requests to say.
+fn always(rule: &RequestRule) -> Option<bool> {
+    rule.when.as_ref().map_or(Some(true), CelExpression::always)
+}
+
+/// What is said of a rule that is for no request: none is left by an earlier one that refuses every request, or it says so itself.
+fn idle(rule: &RequestRule, refused_by: Option<&Rule>) -> Option<(Severity, Code, String)> {
+    if rule.looks_at_answer() {
+        return None;
+    }
+    match (refused_by, always(rule)) {
+        (Some(first), _) => {
+            let message = format!("never asked: {} refuses every request", quoted(&first.name));
+            Some((Severity::Warning, Code::Conflict, message))
+        }
+        // As a rule, somebody has taken it out of force so.
+        (None, Some(false)) => Some((Severity::Info, Code::Advice, "it is for no request, whatever comes".to_owned())),
+        (None, _) => None,
     }
 }
 
