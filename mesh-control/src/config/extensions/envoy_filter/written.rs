@@ -52,8 +52,9 @@ const NOT_SUPPORTED: &[(&str, &[&str], &str)] = &[
     ("envoy_grpc", &["retry_policy", "max_receive_message_length"], "the mesh's own client asks"),
 ];
 
-/// Durations, and values that may be absent: Envoy reads them as the messages that they are, too (`{seconds: 60}`, `{value: 5}`).
+/// Durations. Envoy reads one as the message that it is, too: `{seconds: 60}`.
 const DURATIONS: [&str; 2] = ["fill_interval", "timeout"];
+/// Values that may be absent. Envoy reads one as the message that it is, too: `{value: 5}`.
 const WRAPPED: [&str; 5] =
     ["tokens_per_fill", "append", "expect_match", "always_consume_default_token_bucket", "max_dynamic_descriptors"];
 
