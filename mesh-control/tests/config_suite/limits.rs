@@ -322,7 +322,7 @@ const BUCKET: &str = "token_bucket: {max_tokens: 5, fill_interval: 60s}";
 #[test]
 fn local_limits_of_envoy_filters_that_can_never_count_are_told() {
     check(&envoy_filter("a", &local(&format!("{SHARES}{BUCKET}"))), &[]);
-    // It was once taken for a million, and memory for those was taken for each of them.
+    // The data plane has room for 1,048,576 buckets in all, and refuses more.
     let keyed = |key: &str| format!("{{entries: [{{key: {key}}}], {BUCKET}}}");
     let many = |most: u32| {
         format!("{SHARES}{BUCKET}, max_dynamic_descriptors: {most}, descriptors: [{}, {}]", keyed("a"), keyed("b"))
